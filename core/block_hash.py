@@ -1,0 +1,37 @@
+"""Identity of a full KV block: a chained, keyed hash over everything its content depends on.
+
+Owns the hash. Does not know pools or tensors. Called by `engine` to share blocks, later by the
+prefix index to find them on other workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import NewType
+
+BlockHash = NewType("BlockHash", bytes)
+DIGEST_BYTES = 16
+
+
+def root_hash(content_digest: str, scope: str, key: bytes = b"") -> BlockHash:
+    """Start a chain: the parent of a sequence's first block.
+
+    Args:
+        content_digest: `KVLayout.content_digest`; other models never share blocks.
+        scope: Tenant scope, derived by the server from the credential; tenants never share.
+        key: Cluster secret, so that outsiders cannot craft collisions.
+    """
+    text = f"{content_digest}\x00{scope}".encode()
+    return BlockHash(hashlib.blake2b(text, key=key, digest_size=DIGEST_BYTES).digest())
+
+
+def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
+    """Hash one full block after its parent.
+
+    Source: chained block hashes after PagedAttention, arXiv:2309.06180; keyed after
+    GHSA-rm76-4mrf-v9r8 (predictable prefix hashes).
+    """
+    payload = parent + struct.pack(f"<{len(token_ids)}i", *token_ids)
+    return BlockHash(hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest())

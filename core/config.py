@@ -1,0 +1,233 @@
+"""The frozen configuration tree and its sources: defaults, YAML, `BATON_*`, flags; later wins.
+
+Owns every knob, with unit and meaning, and the only reading of files and environment below the
+command line. Does not know what a component does with its node. Called by `cluster`; every other
+room receives its own node.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from core.errors import ConfigError
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class Node(BaseModel):
+    """A frozen group of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelConfig(Node):
+    """What is served."""
+
+    path: str = Field("", description="Hugging Face folder; empty: the tiny model of the repository")
+    name: str = Field("", description="name in the API; empty: the folder's name")
+    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the weights are stored")
+    max_model_len: int = Field(0, ge=0, description="longest prompt plus output (tokens); 0: the model's own")
+
+
+class EngineConfig(Node):
+    """One worker's engine."""
+
+    block_size_tokens: int = Field(16, ge=1, le=256, description="tokens per KV block")
+    num_blocks: int = Field(512, ge=2, description="blocks in a worker's KV pool")
+    max_step_tokens: int = Field(512, ge=1, description="token budget of one step")
+    max_sequences: int = Field(64, ge=1, description="sequences that run at once")
+    attention: Literal["cpu", "dense"] = Field("cpu", description="attention backend")
+    threads: int = Field(1, ge=1, le=256, description="torch threads per rank")
+    device: str = Field("cpu", description="torch device of the rank")
+    is_prefix_cache_on: bool = Field(default=True, description="share full blocks between requests of one scope")
+
+
+class PoolConfig(Node):
+    """A pool of equal workers."""
+
+    replicas: int = Field(1, ge=0, le=1024, description="workers in the pool")
+    num_cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for one worker")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves for one worker")
+    node_label: str = Field("", description="value of the node label baton.role a worker needs; empty: any node")
+    engine: EngineConfig = Field(default_factory=EngineConfig, description="the engine of each worker")
+
+
+class PoolsConfig(Node):
+    """The pools. With `colocated`, the decode pool does both phases and prefill has none."""
+
+    prefill: PoolConfig = Field(default_factory=PoolConfig, description="workers that compute prompts")
+    decode: PoolConfig = Field(default_factory=PoolConfig, description="workers that compute outputs")
+
+
+class PlacementConfig(Node):
+    """How a request finds its workers."""
+
+    path: Literal["auto", "pd", "local"] = Field("auto", description="force a path, or choose by cost")
+    local_below_tokens: int = Field(32, ge=0, description="auto: uncached prompts shorter than this stay local")
+
+
+class TransferConfig(Node):
+    """The hand-over of KV."""
+
+    transport: Literal["grpc", "inproc"] = Field("grpc", description="how frames travel")
+    frame_bytes: int = Field(1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size")
+    lease_s: Seconds = Field(5.0, description="silence after which source blocks are freed")
+    park_s: Seconds = Field(1.0, description="how long an unknown transfer id may wait for its Submit")
+    reserve_wait_s: Seconds = Field(10.0, description="how long decode lets a transfer wait for free blocks")
+    open_timeout_s: Seconds = Field(5.0, description="longest wait for the sender's first answer")
+
+
+class RouterConfig(Node):
+    """The doors and the orchestrator."""
+
+    replicas: int = Field(1, ge=1, le=64, description="router processes")
+    num_cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for one router")
+    host: str = Field("127.0.0.1", description="address both doors bind")
+    http_port: Port = Field(8000, description="HTTP door; 0: any free port")
+    grpc_port: Port = Field(9000, description="gRPC door; 0: any free port")
+    max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
+    max_running: int = Field(256, ge=1, description="requests in flight per router")
+    max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
+    queue_wait_s: Seconds = Field(30.0, description="longest wait for a permit")
+    deadline_s: Seconds = Field(300.0, description="time limit of a request that names none")
+    max_attempts: int = Field(3, ge=1, le=10, description="attempts caused by faults")
+    credit_positions: int = Field(256, ge=1, description="positions a worker may run ahead of the client")
+    canary_interval_s: Seconds = Field(10.0, description="time between canary requests behind /ready")
+    tokenize_timeout_s: Seconds = Field(5.0, description="longest time for encoding one prompt")
+
+
+class RedisConfig(Node):
+    """The advisory store. Losing it costs cache hits across workers, nothing else."""
+
+    url: str = Field("", description="redis://...; empty: one is started on the head node")
+    is_on: bool = Field(default=True, description="false: run without a store")
+
+
+class BatonConfig(Node):
+    """The whole tree."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="what is served")
+    router: RouterConfig = Field(default_factory=RouterConfig, description="doors and orchestrator")
+    pools: PoolsConfig = Field(default_factory=PoolsConfig, description="workers")
+    placement: PlacementConfig = Field(default_factory=PlacementConfig, description="who serves what")
+    transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
+    redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
+    colocated: bool = Field(default=False, description="one pool does both phases")
+    seed_key: str = Field("baton", description="key of the hash that makes seeds from request ids")
+
+    @model_validator(mode="after")
+    def _pair_fits(self) -> BatonConfig:
+        prefill, decode = self.pools.prefill, self.pools.decode
+        if prefill.replicas + decode.replicas == 0:
+            raise ValueError("pools: prefill.replicas and decode.replicas are both 0; start at least one worker")
+        if self.colocated and self.placement.path == "pd":
+            raise ValueError("placement.path is pd but colocated has one pool; use auto or local")
+        if self.placement.path == "pd" and 0 in (prefill.replicas, decode.replicas):
+            raise ValueError("placement.path is pd but a pool has 0 replicas; give both pools at least 1")
+        if prefill.engine.block_size_tokens != decode.engine.block_size_tokens:
+            raise ValueError(
+                f"pools.prefill.engine.block_size_tokens is {prefill.engine.block_size_tokens}, pools.decode's is "
+                f"{decode.engine.block_size_tokens}; make them equal"
+            )
+        return self
+
+
+def known_keys(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Walk the tree's leaves: dotted key and annotation."""
+    for name, info in node.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from known_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", kind
+
+
+def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Read `BATON_ROUTER__HTTP_PORT=8001` as `router.http_port: 8001`."""
+    tree: dict[str, Any] = {}
+    for name, value in sorted(environment.items()):
+        if name.startswith("BATON_"):
+            set_key(tree, name.removeprefix("BATON_").lower().replace("__", "."), value)
+    return tree
+
+
+def set_key(tree: dict[str, Any], dotted: str, value: object) -> None:
+    """Set one leaf of a nested mapping."""
+    *parents, leaf = dotted.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"config key {dotted}: {parent} is a value, not a group")
+    tree[leaf] = value
+
+
+def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `base` with `over` on top, group by group."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def read_file(path: Path) -> dict[str, Any]:
+    """Read a YAML file with the safe loader.
+
+    Raises:
+        ConfigError: Not readable, not YAML, or not a mapping.
+    """
+    import yaml  # noqa: PLC0415 - only the command line reads files; workers skip the import
+
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config file {path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"config file {path} is not YAML: {error}") from error
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config file {path} holds a {type(tree).__name__}, must be a mapping of groups")
+    return tree
+
+
+def load_config(
+    path: Path | None = None,
+    flags: Mapping[str, object] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> BatonConfig:
+    """Build the tree from its four sources.
+
+    Raises:
+        ConfigError: Names every wrong key, with the nearest known one.
+    """
+    tree = read_file(path) if path is not None else {}
+    tree = merge(tree, from_environment(os.environ if environment is None else environment))
+    for dotted, value in (flags or {}).items():
+        set_key(tree, dotted, value)
+    try:
+        return BatonConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_explain(error)) from error
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    keys = [key for key, _ in known_keys(BatonConfig)]
+    groups = sorted({key.rpartition(".")[0] for key in keys} | {key.partition(".")[0] for key in keys} - {""})
+    for problem in error.errors():
+        dotted = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(dotted, keys + groups, n=1, cutoff=0.5)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            lines.append(f"unknown key {dotted}{hint}")
+        else:
+            lines.append(f"{dotted or 'config'}: {problem['msg']} (got {problem['input']!r})" if dotted else problem["msg"])
+    return "config is not valid: " + "; ".join(lines)

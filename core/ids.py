@@ -1,0 +1,54 @@
+"""Identifiers, each its own type so that the checker catches a swap.
+
+Owns the id types and the making of random ones. Does not know what they name. Called everywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from typing import NewType
+
+RequestId = NewType("RequestId", str)
+WorkerId = NewType("WorkerId", str)
+RouterId = NewType("RouterId", str)
+TransferId = NewType("TransferId", bytes)
+BlockId = NewType("BlockId", int)
+Epoch = NewType("Epoch", int)
+Incarnation = NewType("Incarnation", int)
+
+TRANSFER_ID_BYTES = 16
+
+
+class Ids:
+    """Source of random ids. Production seeds it from the system, a simulation from its seed."""
+
+    def __init__(self, rng: random.Random | None = None) -> None:
+        """Keep the generator; without one, ids come from the operating system."""
+        self._rng = rng or random.SystemRandom()
+
+    def request(self) -> RequestId:
+        """Return a fresh request id, 96 random bits."""
+        return RequestId(f"req-{self._rng.getrandbits(96):024x}")
+
+    def router(self) -> RouterId:
+        """Return a fresh router id."""
+        return RouterId(f"router-{self._rng.getrandbits(48):012x}")
+
+    def worker(self, role: str) -> WorkerId:
+        """Return a fresh worker id that shows its role."""
+        return WorkerId(f"{role}-{self._rng.getrandbits(32):08x}")
+
+    def transfer(self) -> TransferId:
+        """Return an unguessable 128-bit transfer id."""
+        return TransferId(self._rng.getrandbits(128).to_bytes(TRANSFER_ID_BYTES, "big"))
+
+    def incarnation(self) -> Incarnation:
+        """Return the number of one worker start; unequal to any other with overwhelming odds."""
+        return Incarnation(self._rng.getrandbits(63) | 1)
+
+
+def seed_of(request_id: RequestId, key: bytes) -> int:
+    """Derive the sampling seed of a request that named none: a keyed hash, so the same anywhere."""
+    digest = hashlib.blake2b(request_id.encode(), key=key, digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1

@@ -1,0 +1,41 @@
+"""Every metric's name, kind, unit and labels in one table.
+
+Owns the table. Does not know the library that counts. Called by `router.telemetry`, and by a test
+that walks `/metrics`. Labels are bounded: never a request or user id.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+LATENCY_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One family. Counters and histograms are cumulative, gauges are read when scraped."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+
+TTFT = Metric("baton_ttft_seconds", "histogram", "router receipt to first token sent")
+ITL = Metric("baton_itl_seconds", "histogram", "gap between two deliveries of one request")
+E2E = Metric("baton_e2e_seconds", "histogram", "router receipt to end")
+PHASE = Metric("baton_request_phase_seconds", "histogram", "time in one phase", ("phase",))
+REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome",))
+PROMPT_TOKENS = Metric("baton_prompt_tokens_total", "counter", "prompt tokens of ended requests")
+OUTPUT_TOKENS = Metric("baton_generation_tokens_total", "counter", "output tokens delivered")
+CACHED_TOKENS = Metric("baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache")
+KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
+ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
+RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
+RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")
+QUEUED = Metric("baton_requests_queued", "gauge", "requests waiting for a permit")
+WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
+ALL = (TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, ATTEMPTS, RETRIES, RUNNING, QUEUED, WORKERS)  # fmt: skip
+PHASES = ("queue", "prefill", "transfer", "decode")
+OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -1,0 +1,65 @@
+"""One engine step as plain integers: what to compute, and what came out.
+
+Owns the contract between scheduler and runner. Does not know tensors, clocks or requests. Called
+by `engine.scheduler` (makes plans, reads results) and by every runner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core.types import Logprob
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSpec:
+    """How to draw one token. `position` is the output position: 0 for the first token."""
+
+    choice: int
+    position: int
+    seed: int
+    temperature: float
+    top_k: int
+    top_p: float
+    num_logprobs: int | None
+    banned: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StepItem:
+    """One sequence's share of a step: compute KV for `token_ids` at `start`, then maybe sample.
+
+    `block_table` covers every position up to `start + len(token_ids)`. `samples` is empty while
+    prompt tokens remain; several entries draw the first token of several choices.
+    """
+
+    sequence_key: int
+    start: int
+    token_ids: tuple[int, ...]
+    block_table: tuple[int, ...]
+    samples: tuple[SampleSpec, ...] = ()
+    scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. `copies` (source, destination block) are done first. Empty plans are not executed."""
+
+    step_id: int
+    items: tuple[StepItem, ...]
+    copies: tuple[tuple[int, int], ...] = ()
+    report_layers: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed by this step."""
+        return sum(len(item.token_ids) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Sampled tokens by (sequence key, choice), and the sequences that failed, with the reason."""
+
+    step_id: int
+    tokens: dict[tuple[int, int], Logprob] = field(default_factory=dict)
+    failed: dict[int, str] = field(default_factory=dict)

@@ -1,0 +1,136 @@
+"""The ports: every way in which the core touches the world.
+
+Owns the protocols behind which production and simulation stand. Does not know either. Called by
+the rooms that need a clock, a network, an engine, bytes or a member list.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from core.plan import StepPlan, StepResult
+from core.session import WorkerDescriptor
+
+
+class StreamClosed(Exception):
+    """The stream ended: the peer closed or reset it, or the connection was lost."""
+
+
+class Clock(Protocol):
+    """Monotonic seconds."""
+
+    def now_s(self) -> float:
+        """Return the current instant."""
+        ...
+
+
+class LoopClock:
+    """The running event loop's clock: system time in production, virtual time in simulation."""
+
+    def now_s(self) -> float:
+        """Return `loop.time()`."""
+        return asyncio.get_running_loop().time()
+
+
+class MessageStream(Protocol):
+    """An ordered, bidirectional stream of messages: session values or raw transfer bytes."""
+
+    async def send(self, message: Any) -> None:  # noqa: ANN401 - a carrier does not look inside
+        """Send one message; waits while the peer's window is full.
+
+        Raises:
+            StreamClosed: The stream has ended.
+        """
+        ...
+
+    async def recv(self) -> Any:  # noqa: ANN401
+        """Wait for the next message.
+
+        Raises:
+            StreamClosed: The stream has ended and nothing is left to read.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the stream in good order; what was sent still arrives."""
+        ...
+
+    def reset(self) -> None:
+        """Cut the stream at once; both sides see `StreamClosed`."""
+        ...
+
+
+StreamHandler = Callable[[MessageStream], Awaitable[None]]
+
+
+class Network(Protocol):
+    """Makes streams. One object carries one kind of stream (sessions, or transfers)."""
+
+    async def dial(self, address: str) -> MessageStream:
+        """Open a stream.
+
+        Raises:
+            StreamClosed: Nobody listens there.
+        """
+        ...
+
+    async def listen(self, on_stream: StreamHandler) -> str:
+        """Serve on a free port; returns the address to publish."""
+        ...
+
+    async def close(self) -> None:
+        """Stop listening and end every stream."""
+        ...
+
+
+OnLayer = Callable[[int, int], None]
+
+
+class Runner(Protocol):
+    """Executes step plans: rank processes, or the hash model."""
+
+    async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
+        """Run one step. `on_layer(step_id, layer)` is called as each layer's KV is complete.
+
+        Raises:
+            WorkerLost: The rank group died; its KV pool is gone.
+        """
+        ...
+
+
+class KVBytes(Protocol):
+    """The bytes of a KV pool, one shard after another."""
+
+    def view(self, layer: int, block_id: int, shard: int) -> memoryview:
+        """Return one layer of one block, uint8 [layer_block_bytes], writable, not copied."""
+        ...
+
+
+class Membership(Protocol):
+    """Who is alive."""
+
+    def members(self) -> tuple[WorkerDescriptor, ...]:
+        """Return the last known members; never waits."""
+        ...
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` after every change."""
+        ...
+
+    def is_starting(self) -> bool:
+        """True while more workers are expected, so that a request may wait for one."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """Text to token ids, bounded in time and size."""
+
+    async def encode(self, text: str) -> list[int]:
+        """Encode a prompt.
+
+        Raises:
+            InvalidRequest: The text is too long or took too long.
+        """
+        ...

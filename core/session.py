@@ -1,0 +1,191 @@
+"""What a router and a worker say to each other on their one session stream.
+
+    router -> worker   Hello, Submit, Cancel, Credit, RouterBeat
+    worker -> router   Welcome, StepFrame, Progress
+
+Owns the messages as frozen values. Does not know how they are encoded. Called by `router`,
+`worker` and the adapters that carry them. Durations travel, instants never do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from core.errors import ServingError
+from core.ids import Epoch, Incarnation, RequestId, RouterId, TransferId, WorkerId
+from core.types import FinishReason, GenerateRequest, Logprob
+
+
+class Role(StrEnum):
+    """Which pool a worker belongs to. Any worker can execute any task."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Task(StrEnum):
+    """A worker's part in one attempt."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDescriptor:
+    """Who a worker is and what it can hold; constant for one incarnation."""
+
+    worker_id: WorkerId
+    role: Role
+    incarnation: Incarnation
+    session_address: str
+    transfer_address: str
+    model: str
+    content_digest: str
+    block_size_tokens: int
+    num_blocks: int
+    max_model_len: int
+    tier: str = "standard"
+    node: str = ""
+    pid: int = 0
+    rank_pids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """After a reconnect: an attempt the router still wants, and the next position per choice."""
+
+    request_id: RequestId
+    epoch: Epoch
+    next_positions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """Open or re-open a session; attempts not in `wanted` are cancelled."""
+
+    router_id: RouterId
+    wanted: tuple[Wanted, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Take part in one attempt. `emitted[c]` are the tokens of choice c the client already has."""
+
+    request: GenerateRequest
+    epoch: Epoch
+    task: Task
+    emitted: tuple[tuple[int, ...], ...]
+    finished_choices: tuple[int, ...] = ()
+    credit: int = 256
+    transfer_id: TransferId = TransferId(b"")
+    peer_id: WorkerId = WorkerId("")
+    peer_incarnation: Incarnation = Incarnation(0)
+    peer_address: str = ""
+    run_alone: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """The router no longer wants this attempt (and any older one)."""
+
+    request_id: RequestId
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Positions below `limit` may be computed for every choice."""
+
+    request_id: RequestId
+    epoch: Epoch
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class RouterBeat:
+    """Nothing to say; renews the leases of this router's requests."""
+
+
+@dataclass(frozen=True, slots=True)
+class Welcome:
+    """The worker's answer to Hello."""
+
+    descriptor: WorkerDescriptor
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTimings:
+    """Durations (seconds) and sizes of a worker's part, zero where it had none."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    exposed_transfer_s: float = 0.0
+    decode_s: float = 0.0
+    cached_tokens: int = 0
+    kv_bytes: int = 0
+    kv_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenDelta:
+    """New tokens of one choice, numbered; `finish` closes the choice after the last of them."""
+
+    request_id: RequestId
+    epoch: Epoch
+    choice: int
+    position: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[Logprob, ...] = ()
+    finish: FinishReason | None = None
+    stop_token_id: int | None = None
+    timings: PhaseTimings | None = None
+    """With the first delta of an attempt: what this worker's part has cost so far."""
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptEnded:
+    """A worker's part is over: done when `error` is None."""
+
+    request_id: RequestId
+    epoch: Epoch
+    task: Task
+    timings: PhaseTimings
+    error: ServingError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepFrame:
+    """Everything one router needs to hear after an engine step."""
+
+    step_id: int
+    deltas: tuple[TokenDelta, ...] = ()
+    ended: tuple[AttemptEnded, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A worker's load, for placement and for `baton status`."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    waiting_tokens: int = 0
+    free_blocks: int = 0
+    cached_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Counters sent every 500 ms, idle or busy. Work in hand and no movement for 3 s means hung."""
+
+    steps: int
+    layers_done: int
+    work_in_hand: bool
+    load: Load = field(default_factory=Load)
+    rank_pids: tuple[int, ...] = ()
+    is_ready: bool = True
+
+
+ToWorker = Hello | Submit | Cancel | Credit | RouterBeat
+ToRouter = Welcome | StepFrame | Progress

@@ -1,0 +1,180 @@
+"""Requests, sampling parameters and the events that answer them.
+
+Owns the shapes that cross rooms: `GenerateRequest` (frozen, made once at the door) and the token
+events. Does not know how they are carried. Called by every room.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from core.errors import InvalidRequest, ServingError
+from core.ids import RequestId
+
+MAX_CHOICES = 8
+MAX_TOP_LOGPROBS = 20
+MAX_STOP_STRINGS = 16
+MAX_STOP_BYTES = 256
+MAX_SEED = 2**63 - 1
+
+
+class FinishReason(StrEnum):
+    """Why one choice ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+class Path(StrEnum):
+    """How an attempt is placed: prefill and decode apart, or both in one worker's loop."""
+
+    PD = "pd"
+    LOCAL = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How to sample. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    max_tokens: int = 16
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    """None: none. k: the chosen token's and the k most likely ones'."""
+
+    def validate(self, vocabulary_size: int) -> None:
+        """Check every field.
+
+        Raises:
+            InvalidRequest: Names the first field out of range; nothing was changed.
+        """
+        _in_range("temperature", self.temperature, 0.0, 100.0)
+        _in_range("top_p", self.top_p, 0.0, 1.0)
+        if self.top_p == 0.0:
+            raise InvalidRequest("top_p", "is 0, must be above 0 (1 turns it off)")
+        _in_range("top_k", self.top_k, 0, vocabulary_size)
+        _in_range("n", self.n, 1, MAX_CHOICES)
+        _in_range("max_tokens", self.max_tokens, 1, 2**31)
+        _in_range("min_tokens", self.min_tokens, 0, self.max_tokens)
+        if self.seed is not None:
+            _in_range("seed", self.seed, 0, MAX_SEED)
+        if self.logprobs is not None:
+            _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        _in_range("stop", len(self.stop), 0, MAX_STOP_STRINGS)
+        for text in self.stop:
+            _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES)
+        _in_range("stop_token_ids", len(self.stop_token_ids), 0, MAX_STOP_STRINGS)
+        for token_id in self.stop_token_ids:
+            _in_range("stop_token_ids", token_id, 0, vocabulary_size - 1)
+
+
+def _in_range(name: str, value: float, low: float, high: float) -> None:
+    if not math.isfinite(value) or not low <= value <= high:
+        raise InvalidRequest(name, f"is {value}, must be from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    """What was asked, as token ids; frozen from the door on.
+
+    `deadline_at` is in this process's loop time (monotonic seconds); on the wire it travels as the
+    seconds that are left. `scope` is the tenant scope of the prefix cache.
+    """
+
+    request_id: RequestId
+    model: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    seed: int
+    deadline_at: float
+    eos_token_ids: tuple[int, ...] = ()
+    tier: str = "standard"
+    scope: str = ""
+
+    @property
+    def max_total_tokens(self) -> int:
+        """Longest a choice can become, prompt included (tokens)."""
+        return len(self.token_ids) + self.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Logprob:
+    """Natural log probability of a sampled token and of the most likely ones at its position."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Token counts of one request; `cached_tokens` were found in a prefix cache, not recomputed."""
+
+    prompt_tokens: int
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Anatomy:
+    """Where the time of a request went (seconds), who served it, what crossed the wire."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    exposed_transfer_s: float = 0.0
+    decode_s: float = 0.0
+    ttft_s: float = 0.0
+    e2e_s: float = 0.0
+    kv_bytes: int = 0
+    kv_blocks: int = 0
+    path: str = ""
+    prefill_worker: str = ""
+    decode_worker: str = ""
+    prefill_pid: int = 0
+    decode_pid: int = 0
+    attempts: tuple[str, ...] = ()
+
+
+# --- events of a request, in the order a door sees them -----------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New output of one choice: never cumulative. Several tokens may arrive in one delta."""
+
+    choice: int
+    position: int
+    """Output position of the first token in `token_ids`."""
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[Logprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFinished:
+    """One choice ended, with what made it end."""
+
+    choice: int
+    reason: FinishReason
+    stop_match: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnded:
+    """The one terminal event of a request; `error` is None when every choice finished."""
+
+    usage: Usage
+    error: ServingError | None = None
+    anatomy: Anatomy = field(default_factory=Anatomy)
+
+
+RequestEvent = TextDelta | ChoiceFinished | RequestEnded

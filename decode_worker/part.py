@@ -1,0 +1,219 @@
+"""Decode's part in a hand-over.
+
+Owns, per transfer: the arriving sequence, its place in the queue for free blocks, and the pins on
+blocks that the agent may be writing. Does not know frames or streams. Called by `worker.worker` (as
+its `RolePart`) and by the transfer agent (as its host).
+
+    begin (Fetch opened, nothing held) ─▶ Starting ─▶ reserved, all or nothing ─▶ arrived ─▶ attached
+                                              └─ waits its turn for free blocks, at most reserve_wait_s
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from core.errors import InvariantViolation, KVTransferError, PoolExhausted, ServingError
+from core.ids import Incarnation, TransferId, WorkerId
+from core.kv_layout import KVLayout
+from core.plan import StepPlan
+from core.ports import Clock
+from core.session import Task
+from core.types import Logprob
+from engine.sequence import Sequence, Status
+from kv_transfer.agent import TransferAgent
+from kv_transfer.receiver import FetchOrder, Reservation
+from worker.attempt import Attempt
+from kv_transfer.posting import Post, PostedReceiverHost
+from worker.unit import MakeRole, RoleWiring
+from worker.worker import Worker
+
+
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """One transfer into this worker."""
+
+    attempt: Attempt
+    sequence: Sequence
+    wait_until: float | None = None
+
+
+class DecodePart:
+    """The decode role of one worker."""
+
+    task = Task.DECODE
+
+    def __init__(
+        self, worker: Worker, layout: KVLayout, clock: Clock, post: Callable[..., None], reserve_wait_s: float
+    ) -> None:
+        """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
+        self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
+        self._reserve_wait_s = reserve_wait_s
+        self._agent: TransferAgent | None = None
+        self._incoming: dict[TransferId, Incoming] = {}
+        self._reserving: dict[TransferId, Incoming] = {}
+        self._closing: dict[TransferId, list[int]] = {}
+        self.identity: tuple[WorkerId, Incarnation] = (WorkerId(""), Incarnation(0))
+
+    def use_agent(self, agent: TransferAgent, identity: tuple[WorkerId, Incarnation]) -> None:
+        """Complete the circle: the agent needs its host first."""
+        self._agent, self.identity = agent, identity
+
+    @property
+    def agent(self) -> TransferAgent:
+        """The transfer agent."""
+        if self._agent is None:
+            raise InvariantViolation("the decode role has no transfer agent yet")
+        return self._agent
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left; zero at rest."""
+        return len(self._incoming) + len(self._closing)
+
+    # --- told by the worker -------------------------------------------------------------------------
+
+    def begin(self, attempt: Attempt, replaces: Sequence | None) -> None:
+        """Open the Fetch; nothing is held until the prefill worker is ready."""
+        submit = attempt.submit
+        sequence = self._worker.scheduler.new_sequence(
+            submit.request,
+            submit.epoch,
+            attempt.open_choices,
+            submit.emitted[attempt.open_choices[0]],
+            self._clock.now_s(),
+            credit=submit.credit,
+        )
+        sequence.run_alone = submit.run_alone
+        attempt.sequences.append(sequence)
+        self._incoming[submit.transfer_id] = Incoming(attempt, sequence)
+        self._post(self.agent.fetch, FetchOrder(submit.transfer_id, submit.peer_address, *self.identity))
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
+        transfer_id = attempt.submit.transfer_id
+        incoming = self._incoming.pop(transfer_id, None)
+        if incoming is None:
+            return
+        self._reserving.pop(transfer_id, None)
+        self._closing[transfer_id] = self._worker.scheduler.pin(incoming.sequence)
+        self._post(self.agent.end_fetch, transfer_id)
+
+    def layer_done(self, plan: StepPlan, layer: int) -> None:
+        """Nothing leaves a decode worker."""
+
+    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+        """Decode workers promise no KV to anyone."""
+        raise InvariantViolation("a decode worker computed a hand-over")
+
+    def before_plan(self) -> None:
+        """Blocks may have become free: let the first in line reserve; tell those who waited too long."""
+        now_s = self._clock.now_s()
+        for transfer_id, incoming in list(self._reserving.items()):
+            if self._try_reserve(transfer_id, incoming):
+                del self._reserving[transfer_id]
+                continue
+            if incoming.wait_until is not None and now_s >= incoming.wait_until:
+                self._refuse(transfer_id, incoming)
+                continue
+            break  # first come, first served: nobody overtakes the head
+
+    def renew(self, attempts: list[Attempt]) -> None:
+        """Leases are the sender's."""
+
+    # --- told by the agent (on the worker's loop) -----------------------------------------------------
+
+    def transfer_starting(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+        """Reserve now, or wait in line for blocks."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is None:
+            return
+        mine = incoming.sequence.num_tokens
+        if num_tokens != mine or num_blocks != self._layout.blocks_for(mine):
+            error = KVTransferError(f"the prefill worker starts {num_tokens} tokens, the request has {mine}")
+            self._worker.end(incoming.attempt, error)
+            return
+        incoming.wait_until = self._clock.now_s() + self._reserve_wait_s
+        self._reserving[transfer_id] = incoming
+        self.before_plan()
+        if transfer_id in self._reserving:
+            self._clock_in(transfer_id, incoming)
+
+    def _clock_in(self, transfer_id: TransferId, incoming: Incoming) -> None:
+        """Wake this worker when the wait is over, whatever else happens."""
+        asyncio.get_running_loop().call_later(self._reserve_wait_s, self._timed_out, transfer_id, incoming)
+
+    def _timed_out(self, transfer_id: TransferId, incoming: Incoming) -> None:
+        if self._reserving.get(transfer_id) is incoming:
+            self._refuse(transfer_id, incoming)
+
+    def _try_reserve(self, transfer_id: TransferId, incoming: Incoming) -> bool:
+        scheduler, sequence = self._worker.scheduler, incoming.sequence
+        try:
+            have_blocks = scheduler.reserve(sequence, self._clock.now_s())
+        except PoolExhausted:
+            return False
+        table = tuple(sequence.block_table)
+        generations = tuple(scheduler.pool.generation(b) for b in table)
+        self._post(self.agent.reserved, transfer_id, Reservation(table, generations, have_blocks))
+        return True
+
+    def _refuse(self, transfer_id: TransferId, incoming: Incoming) -> None:
+        del self._reserving[transfer_id]
+        pool = self._worker.scheduler.pool
+        error = PoolExhausted(
+            f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within {self._reserve_wait_s:g} s, "
+            f"{pool.num_available} of {pool.num_blocks} are available; raise pools.decode.replicas or engine.num_blocks"
+        )
+        self._post(self.agent.refuse, transfer_id, error)
+        self._worker.end(incoming.attempt, error)
+
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int
+    ) -> None:
+        """KV is complete and verified: attach, acknowledge, decode."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is None or incoming.sequence.status is not Status.ARRIVING:
+            return
+        attempt, sequence = incoming.attempt, incoming.sequence
+        if set(first_tokens) != set(sequence.choices):
+            error = KVTransferError(f"first tokens came for choices {sorted(first_tokens)}, not {sorted(sequence.choices)}")
+            self._worker.end(attempt, error)
+            return
+        del self._incoming[transfer_id]
+        self._closing[transfer_id] = []
+        events = self._worker.scheduler.attach(sequence, first_tokens, self._clock.now_s())
+        attempt.timings = replace(
+            self._worker.phase_timings(sequence), queue_s=0.0, prefill_s=0.0, kv_bytes=num_bytes, kv_blocks=num_blocks
+        )
+        self._worker.deliver(events)
+        self._post(self.agent.ack, transfer_id)
+        self._worker.wake()
+
+    def transfer_finished(self, transfer_id: TransferId) -> None:
+        """Nothing to decode: the first tokens were final, the router has them from prefill."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is not None:
+            self._worker.end(incoming.attempt, None)
+
+    def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
+        """The transfer cannot succeed: the attempt is over here."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is not None:
+            self._worker.end(incoming.attempt, error)
+
+    def transfer_closed(self, transfer_id: TransferId) -> None:
+        """Nothing is written any more: drop the pins."""
+        self._worker.scheduler.unpin(self._closing.pop(transfer_id, []))
+        self._worker.wake()
+
+
+def decode_role(reserve_wait_s: float) -> MakeRole:
+    """Make the decode role, with the longest wait for free blocks."""
+
+    def make(worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post) -> RoleWiring:
+        part = DecodePart(worker, layout, clock, to_agent, reserve_wait_s)
+        return RoleWiring(part, PostedReceiverHost(part, to_worker), part.use_agent, lambda: part.num_live)
+
+    return make

@@ -1,0 +1,179 @@
+"""Paged attention: one protocol, a dense oracle for any device, a compiled kernel for CPU.
+
+Owns reading K and V through block tables. Does not know projections or sampling. Called by
+`engine.model`, once per layer.
+
+Dimension key: T token rows, S sequences, M blocks in the longest table, H query heads, K KV heads,
+G = H / K, D head size, N blocks in the pool, B tokens per block.
+
+The CPU kernel visits KV blocks in ascending order with an online softmax (arXiv:1805.02867), one
+query row at a time. What a row does never depends on other rows, so prefill, chunks, decode and
+re-prefill give bitwise equal results: batch invariance by construction.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+# No `nnan` or `ninf`: scores may be infinite. `reassoc` lets dot products vectorise.
+FASTMATH = {"reassoc", "nsz", "arcp", "contract"}
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionInputs:
+    """Where each row stands: rows of sequence s are `row_starts[s]` to `row_starts[s + 1]`.
+
+    positions int64 [T], row_starts int64 [S + 1], block_tables int64 [S, M].
+    """
+
+    positions: np.ndarray[Any, Any]
+    row_starts: np.ndarray[Any, Any]
+    block_tables: np.ndarray[Any, Any]
+
+
+class AttentionBackend(Protocol):
+    """Attention over one layer of the pool."""
+
+    def __call__(self, q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
+        """Attend causally.
+
+        Args:
+            q: [T, H, D], rotated.
+            kv: One layer of the pool, [N, 2, B, K, D], this step's K and V already written.
+            inputs: Rows, positions, block tables.
+
+        Returns:
+            [T, H, D] in q's dtype.
+        """
+        ...
+
+
+def dense_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
+    """Gather each sequence's whole context and do plain softmax attention in fp32: the oracle."""
+    out = torch.zeros_like(q)
+    _, _, block_size, num_kv_heads, head_size = kv.shape
+    for s in range(len(inputs.row_starts) - 1):
+        begin, end = int(inputs.row_starts[s]), int(inputs.row_starts[s + 1])
+        length = int(inputs.positions[end - 1]) + 1
+        table = torch.as_tensor(inputs.block_tables[s, : -(-length // block_size)], device=q.device)
+        context = kv[table].transpose(0, 1).reshape(2, -1, num_kv_heads, head_size)[:, :length].float()
+        k, v = context.repeat_interleave(q.shape[1] // num_kv_heads, dim=2)
+        scores = torch.einsum("thd,chd->htc", q[begin:end].float(), k) / math.sqrt(head_size)
+        positions = torch.as_tensor(inputs.positions[begin:end], device=q.device)
+        is_future = torch.arange(length, device=q.device)[None, :] > positions[:, None]
+        weights = scores.masked_fill(is_future, -math.inf).softmax(-1)
+        out[begin:end] = torch.einsum("htc,chd->thd", weights, v).to(q.dtype)
+    return out
+
+
+def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
+    """Attend with the compiled kernel; fp32 sums whatever the dtype of the pool."""
+    rows = int(inputs.row_starts[-1])
+    out = np.zeros(tuple(q.shape), dtype=np.float32)
+    pool = kv.view(torch.uint16).numpy() if kv.dtype is torch.bfloat16 else kv.numpy()
+    kernel = _attend_bf16 if kv.dtype is torch.bfloat16 else _attend_fp32
+    kernel(q[:rows].float().numpy(), pool, inputs.positions, inputs.row_starts, inputs.block_tables, out)
+    return torch.from_numpy(out).to(q.dtype)
+
+
+@numba.njit(fastmath=FASTMATH, inline="always")  # type: ignore[untyped-decorator]
+def _attend_block(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+    """Fold one block (k, v: fp32 [B, D]) into one row's output. state = [running max, running sum]."""
+    head_size = q.shape[0]
+    scores = np.empty(k.shape[0], dtype=np.float32)
+    top = state[0]
+    for j in range(valid):
+        dot = np.float32(0.0)
+        for d in range(head_size):
+            dot += q[d] * k[j, d]
+        scores[j] = dot * scale
+        top = max(top, scores[j])
+    fade = np.exp(state[0] - top) if state[1] > 0 else np.float32(0.0)
+    total = state[1] * fade
+    for d in range(head_size):
+        out[d] *= fade
+    for j in range(valid):
+        weight = np.exp(scores[j] - top)
+        total += weight
+        for d in range(head_size):
+            out[d] += weight * v[j, d]
+    state[0] = top
+    state[1] = total
+
+
+@numba.njit(fastmath=FASTMATH, cache=True)  # type: ignore[untyped-decorator]
+def _attend_fp32(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+    _, _, block_size, num_kv_heads, head_size = kv.shape
+    group = q.shape[1] // num_kv_heads
+    scale = np.float32(1.0 / np.sqrt(head_size))
+    state = np.empty((q.shape[0], group, 2), dtype=np.float32)
+    k = np.empty((block_size, head_size), dtype=np.float32)
+    v = np.empty((block_size, head_size), dtype=np.float32)
+    for s in range(row_starts.shape[0] - 1):
+        begin, end = row_starts[s], row_starts[s + 1]
+        num_blocks = positions[end - 1] // block_size + 1
+        for h in range(num_kv_heads):
+            for t in range(begin, end):
+                for g in range(group):
+                    state[t, g, 0] = -np.inf
+                    state[t, g, 1] = 0.0
+            for b in range(num_blocks):
+                block = block_tables[s, b]
+                for j in range(block_size):
+                    for d in range(head_size):
+                        k[j, d] = kv[block, 0, j, h, d]
+                        v[j, d] = kv[block, 1, j, h, d]
+                for t in range(begin, end):
+                    valid = min(block_size, positions[t] + 1 - b * block_size)
+                    if valid > 0:
+                        for g in range(group):
+                            _attend_block(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
+            for t in range(begin, end):
+                for g in range(group):
+                    for d in range(head_size):
+                        out[t, h * group + g, d] /= state[t, g, 1]
+
+
+@numba.njit(fastmath=FASTMATH, cache=True)  # type: ignore[untyped-decorator]
+def _attend_bf16(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+    _, _, block_size, num_kv_heads, head_size = kv.shape
+    group = q.shape[1] // num_kv_heads
+    scale = np.float32(1.0 / np.sqrt(head_size))
+    state = np.empty((q.shape[0], group, 2), dtype=np.float32)
+    k_bits = np.empty((block_size, head_size), dtype=np.uint32)
+    v_bits = np.empty((block_size, head_size), dtype=np.uint32)
+    k = k_bits.view(np.float32)  # bf16 is the upper half of fp32
+    v = v_bits.view(np.float32)
+    for s in range(row_starts.shape[0] - 1):
+        begin, end = row_starts[s], row_starts[s + 1]
+        num_blocks = positions[end - 1] // block_size + 1
+        for h in range(num_kv_heads):
+            for t in range(begin, end):
+                for g in range(group):
+                    state[t, g, 0] = -np.inf
+                    state[t, g, 1] = 0.0
+            for b in range(num_blocks):
+                block = block_tables[s, b]
+                for j in range(block_size):
+                    for d in range(head_size):
+                        k_bits[j, d] = np.uint32(kv[block, 0, j, h, d]) << np.uint32(16)
+                        v_bits[j, d] = np.uint32(kv[block, 1, j, h, d]) << np.uint32(16)
+                for t in range(begin, end):
+                    valid = min(block_size, positions[t] + 1 - b * block_size)
+                    if valid > 0:
+                        for g in range(group):
+                            _attend_block(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
+            for t in range(begin, end):
+                for g in range(group):
+                    for d in range(head_size):
+                        out[t, h * group + g, d] /= state[t, g, 1]
+
+
+BACKENDS: dict[str, AttentionBackend] = {"dense": dense_attention, "cpu": cpu_attention}

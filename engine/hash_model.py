@@ -1,0 +1,112 @@
+"""A model that is a hash: every mistake with KV changes the very next token.
+
+Owns a runner whose KV content is a digest chain and whose next token is a digest of the KV bytes
+it actually reads. A stale, foreign, partial, reordered or flipped block therefore shows at once.
+Does not know torch. Called by `simulation` and by tests, in place of rank processes.
+
+The slot of token i in a layer holds digest(slot i-1 as read, token i, scope, model, layer, shard).
+Generation and epoch are never hashed in: the same tokens give the same content anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from core.kv_layout import KVLayout
+from core.plan import SampleSpec, StepItem, StepPlan, StepResult
+from core.ports import KVBytes, OnLayer
+from core.types import Logprob
+
+
+class MemoryKV:
+    """A KV pool in one bytearray; the simulated side of the `KVBytes` port."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+        """Start zeroed."""
+        self._layout, self._num_blocks = layout, num_blocks
+        self._shards = [memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)]
+
+    def view(self, layer: int, block_id: int, shard: int) -> memoryview:
+        """Return one layer of one block, uint8 [layer_block_bytes], not copied."""
+        start = self._layout.offset_bytes(layer, block_id, self._num_blocks)
+        return self._shards[shard][start : start + self._layout.layer_block_bytes]
+
+
+class HashModel:
+    """A runner over `KVBytes`. `cost_s(plan)` is the virtual duration of a step."""
+
+    def __init__(
+        self,
+        layout: KVLayout,
+        kv: KVBytes,
+        vocabulary_size: int,
+        wait: Callable[[float], Awaitable[None]],
+        cost_s: Callable[[StepPlan], float],
+    ) -> None:
+        """Keep the pool; `wait` sleeps on the caller's clock."""
+        self._layout, self._kv, self._vocabulary_size = layout, kv, vocabulary_size
+        self._wait, self._cost_s = wait, cost_s
+
+    async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
+        """Run one step layer by layer, spreading its cost evenly."""
+        layer_s = self._cost_s(plan) / self._layout.num_layers
+        for source, destination in plan.copies:
+            self._copy(source, destination)
+        for layer in range(self._layout.num_layers):
+            for item in plan.items:
+                self._write(item, layer)
+            await self._wait(layer_s)
+            on_layer(plan.step_id, layer)
+        tokens = {}
+        for item in plan.items:
+            if item.samples:
+                seen = self._read(item)
+                for spec in item.samples:
+                    tokens[item.sequence_key, spec.choice] = self._draw(seen, spec)
+        return StepResult(plan.step_id, tokens)
+
+    def _copy(self, source: int, destination: int) -> None:
+        for layer in range(self._layout.num_layers):
+            for shard in range(self._layout.num_shards):
+                self._kv.view(layer, destination, shard)[:] = self._kv.view(layer, source, shard)
+
+    def _slot(self, item: StepItem, layer: int, shard: int, position: int) -> memoryview:
+        block, offset = divmod(position, self._layout.block_size_tokens)
+        size = self._layout.slot_bytes
+        return self._kv.view(layer, item.block_table[block], shard)[offset * size : (offset + 1) * size]
+
+    def _write(self, item: StepItem, layer: int) -> None:
+        for shard in range(self._layout.num_shards):
+            key = f"{self._layout.model_digest}|{item.scope}|{layer}|{shard}".encode()
+            for index, token_id in enumerate(item.token_ids):
+                position = item.start + index
+                parent = bytes(self._slot(item, layer, shard, position - 1)) if position else b""
+                digest = hashlib.blake2b(
+                    parent + token_id.to_bytes(4, "little") + key, digest_size=min(64, self._layout.slot_bytes)
+                ).digest()
+                slot = self._slot(item, layer, shard, position)
+                slot[:] = (digest * (len(slot) // len(digest) + 1))[: len(slot)]
+
+    def _read(self, item: StepItem) -> bytes:
+        end = item.start + len(item.token_ids)
+        seen = hashlib.blake2b(digest_size=16)
+        for layer in range(self._layout.num_layers):
+            for shard in range(self._layout.num_shards):
+                left = end * self._layout.slot_bytes
+                for block_id in item.block_table:
+                    view = self._kv.view(layer, block_id, shard)
+                    seen.update(view[: min(left, len(view))])
+                    left -= len(view)
+                    if left <= 0:
+                        break
+        return seen.digest()
+
+    def _draw(self, seen: bytes, spec: SampleSpec) -> Logprob:
+        salt = b"" if spec.temperature == 0 else f"{spec.seed}|{spec.choice}|{spec.position}".encode()
+        for attempt in range(64):
+            digest = hashlib.blake2b(seen + salt + bytes([attempt]), digest_size=8).digest()
+            token_id = int.from_bytes(digest, "little") % self._vocabulary_size
+            if token_id not in spec.banned:
+                break
+        return Logprob(token_id, -1.0)

@@ -1,0 +1,87 @@
+"""A rank process: one model, one shard of the KV pool, one pipe.
+
+Owns the process's whole life: hang on the parent, load, say ready, then execute plans one by one.
+Does not know requests, sessions or transfers. Started by `engine.rank_group` as
+`python -m engine.rank CONTROL_FD LIFE_FD KV_FD`; everything else comes as the first message.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from core.errors import ModelLoadError
+from core.lifeline import hang_on
+from engine.rank_wire import PREFIX, pack, plan_from_wire, result_to_wire, unpack
+from engine.shared_kv import map_segment
+
+
+class Pipe:
+    """Blocking messages over the control socket."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the descriptor."""
+        self._socket = socket.socket(fileno=fd)
+        self._file = self._socket.makefile("rb")
+
+    def read(self) -> Any:  # noqa: ANN401
+        """Wait for a message; the worker's end closing ends the process."""
+        prefix = self._file.read(PREFIX.size)
+        if len(prefix) < PREFIX.size:
+            raise SystemExit(0)
+        return unpack(self._file.read(PREFIX.unpack(prefix)[0]))
+
+    def write(self, message: object) -> None:
+        """Send a message."""
+        self._socket.sendall(pack(message))
+
+
+def main() -> None:
+    """Run a rank to its end."""
+    control_fd, life_fd, kv_fd = (int(argument) for argument in sys.argv[1:4])
+    hang_on(life_fd)
+    pipe = Pipe(control_fd)
+    order = pipe.read()
+    try:
+        runner = _load(order, kv_fd)
+    except ModelLoadError as error:
+        pipe.write(["fatal", error.message])
+        raise SystemExit(3) from error
+    pipe.write(["ready"])
+    while True:
+        _step(pipe, runner)
+
+
+def _load(order: dict[str, Any], kv_fd: int) -> Any:  # noqa: ANN401 - torch is imported here and no earlier
+    import torch  # noqa: PLC0415 - after the lifeline: the import takes seconds
+
+    from engine.model import Model  # noqa: PLC0415
+    from engine.model_spec import read_model  # noqa: PLC0415
+    from engine.runner import ModelRunner  # noqa: PLC0415
+
+    torch.set_num_threads(order["threads"])
+    spec = read_model(Path(order["folder"]), order["dtype"], order["max_model_len"])
+    layout = spec.layout(order["block_size_tokens"])
+    memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
+    model = Model(spec, torch.device(order["device"]), order["attention"])
+    runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"])
+    # One step in block 0 compiles the kernels before the first request needs them.
+    runner.execute(plan_from_wire([0, [[0, 0, [0], [0], []]], [], False]), lambda step_id, layer: None)
+    return runner
+
+
+def _step(pipe: Pipe, runner: Any) -> None:  # noqa: ANN401
+    message = pipe.read()
+    plan = plan_from_wire(message[1])
+
+    def on_layer(step_id: int, layer: int) -> None:
+        if plan.report_layers:
+            pipe.write(["layer", step_id, layer])
+
+    pipe.write(["result", result_to_wire(runner.execute(plan, on_layer))])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Executes step plans on one rank: plan to tensors, forward, sample.
+
+Owns the KV tensor and the building of inputs. Does not know processes or the network. Called by
+`engine.rank`, and directly by tests and benchmarks (the bare engine).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from core.plan import StepItem, StepPlan, StepResult
+from core.types import Logprob
+from engine.attention import AttentionInputs
+from engine.model import Model
+from engine.sampling import draw
+from engine.weights import DTYPES
+
+
+class ModelRunner:
+    """A model and its KV cache."""
+
+    def __init__(self, model: Model, memory: memoryview, num_blocks: int, block_size_tokens: int) -> None:
+        """Wrap the pool's bytes as a tensor [layers, N, 2, B, K, D], not copied."""
+        spec = model.spec
+        shape = (spec.num_layers, num_blocks, 2, block_size_tokens, spec.num_kv_heads, spec.head_size)
+        flat = torch.frombuffer(memory, dtype=DTYPES[spec.dtype])
+        self.model = model
+        self.kv: Tensor = flat.view(shape)
+
+    def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
+        """Run one step; a row that cannot be sampled fails alone."""
+        for source, destination in plan.copies:
+            self.kv[:, destination] = self.kv[:, source]
+        token_ids = np.concatenate([np.asarray(item.token_ids, dtype=np.int64) for item in plan.items])
+        inputs = _inputs(plan.items)
+        sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
+        rows = np.asarray([inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64)
+        logits = self.model.forward(token_ids, inputs, self.kv, rows, lambda layer: on_layer(plan.step_id, layer))
+        values = logits.cpu().numpy()
+        tokens: dict[tuple[int, int], Logprob] = {}
+        failed: dict[int, str] = {}
+        for row, (_, item) in enumerate(sampling):
+            try:
+                for spec in item.samples:
+                    tokens[item.sequence_key, spec.choice] = draw(values[row], spec)
+            except ValueError as error:
+                failed[item.sequence_key] = str(error)
+        return StepResult(plan.step_id, tokens, failed)
+
+
+def _inputs(items: tuple[StepItem, ...]) -> AttentionInputs:
+    positions = [np.arange(item.start, item.start + len(item.token_ids), dtype=np.int64) for item in items]
+    row_starts = np.zeros(len(items) + 1, dtype=np.int64)
+    np.cumsum([len(p) for p in positions], out=row_starts[1:])
+    tables = np.zeros((len(items), max(len(item.block_table) for item in items)), dtype=np.int64)
+    for index, item in enumerate(items):
+        tables[index, : len(item.block_table)] = item.block_table
+    return AttentionInputs(np.concatenate(positions), row_starts, tables)

@@ -1,0 +1,66 @@
+"""From logits to a token, with randomness that depends on (seed, choice, position) alone.
+
+Owns the draw and the log probabilities. Does not know sequences or batches: a row is drawn alone,
+in float64, so its token cannot depend on its neighbours. Called by `engine.runner`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from typing import Any
+
+import numpy as np
+
+from core.plan import SampleSpec
+from core.types import Logprob
+
+Row = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def uniform(seed: int, choice: int, position: int) -> float:
+    """The number in [0, 1) for one position of one choice: a counter, not a stream (decision 9)."""
+    digest = hashlib.blake2b(struct.pack("<QII", seed & (2**64 - 1), choice, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
+
+
+def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
+    """Draw one token from logits, fp32 [V].
+
+    Raises:
+        ValueError: A logit is NaN, or nothing is left to draw from.
+    """
+    row: Row = logits.astype(np.float64)
+    if np.isnan(row).any() or not np.isfinite(row.max()):
+        raise ValueError("the model's logits are not finite")
+    raw = row
+    if spec.banned:
+        row = row.copy()
+        row[list(spec.banned)] = -np.inf
+        if not np.isfinite(row.max()):
+            raise ValueError("every token of the vocabulary is banned")
+    token_id = int(row.argmax()) if spec.temperature == 0 else _sample(row, spec)
+    if spec.num_logprobs is None:
+        return Logprob(token_id, 0.0)
+    return _with_logprobs(raw, token_id, spec.num_logprobs)
+
+
+def _sample(row: Row, spec: SampleSpec) -> int:
+    """Inverse of the cumulative distribution over tokens sorted by (logit descending, id)."""
+    order = np.argsort(-row, kind="stable")
+    if 0 < spec.top_k < len(order):
+        order = order[: spec.top_k]
+    scaled = (row[order] - row[order[0]]) / max(spec.temperature, 1e-6)
+    cumulative = np.cumsum(np.exp(scaled))
+    if spec.top_p < 1.0:
+        kept = int(np.searchsorted(cumulative, spec.top_p * cumulative[-1], side="left")) + 1
+        order, cumulative = order[:kept], cumulative[:kept]
+    point = uniform(spec.seed, spec.choice, spec.position) * cumulative[-1]
+    return int(order[min(int(np.searchsorted(cumulative, point, side="right")), len(order) - 1)])
+
+
+def _with_logprobs(row: Row, token_id: int, num_top: int) -> Logprob:
+    top = row.max()
+    logprobs = row - top - np.log(np.exp(row - top).sum())
+    best = np.argsort(-logprobs, kind="stable")[:num_top]
+    return Logprob(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in best))

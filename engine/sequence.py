@@ -1,0 +1,139 @@
+"""One request, or one choice of it, inside one engine.
+
+Owns the mutable state of generation: tokens, counts, block table, status. Does not know blocks'
+meaning or the network. Called by `engine.scheduler` and `worker`, from the event loop only.
+
+    WAITING ──plan──▶ RUNNING ──finish──▶ FINISHED
+       ▲                │ │ prompt computed, KV promised to a peer
+       └───preempt──────┘ └──────────────▶ HOLDING ──release──▶ FINISHED
+    ARRIVING (blocks reserved, KV on its way) ──attach──▶ RUNNING
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum, auto
+
+from core.block_hash import BlockHash, block_hash
+from core.ids import Epoch
+from core.plan import SampleSpec
+from core.types import FinishReason, GenerateRequest, Logprob
+
+
+class Status(Enum):
+    """Where a sequence stands."""
+
+    WAITING = auto()
+    RUNNING = auto()
+    HOLDING = auto()
+    ARRIVING = auto()
+    FINISHED = auto()
+
+
+@dataclass(slots=True)
+class Handover:
+    """A prefill sequence's promise to a decode worker.
+
+    `is_announced`: the partner was told that the request is at the head of the queue.
+    `is_partnered`: the partner has reserved blocks; until then, computed KV may be evicted.
+    """
+
+    is_announced: bool = False
+    is_partnered: bool = False
+    first_block: int = 0
+    first_tokens: dict[int, Logprob] = field(default_factory=dict)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens and blocks of one or several choices; several only until their first token is drawn."""
+
+    key: int
+    request: GenerateRequest
+    epoch: Epoch
+    choices: tuple[int, ...]
+    token_ids: list[int]
+    root_hash: BlockHash
+    block_size_tokens: int
+    credit: int
+    arrived_at: float
+    handover: Handover | None = None
+    status: Status = Status.WAITING
+    num_computed_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    spare_blocks: list[int] = field(default_factory=list)
+    started_at: float | None = None
+    prompt_done_at: float | None = None
+    run_alone: bool = False
+    _hashes: list[BlockHash] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens known so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens after the prompt."""
+        return len(self.token_ids) - len(self.request.token_ids)
+
+    @property
+    def is_finished(self) -> bool:
+        """True once its blocks may be gone."""
+        return self.status is Status.FINISHED
+
+    @property
+    def is_out_of_credit(self) -> bool:
+        """True while the client is too far behind for another position."""
+        return self.num_output_tokens >= self.credit
+
+    def full_block_hash(self, index: int) -> BlockHash:
+        """Chained hash of the full block `index`; needs all its tokens to be known."""
+        size = self.block_size_tokens
+        while len(self._hashes) <= index:
+            at = len(self._hashes)
+            parent = self._hashes[-1] if self._hashes else self.root_hash
+            self._hashes.append(block_hash(parent, self.token_ids[at * size : (at + 1) * size]))
+        return self._hashes[index]
+
+    def block_tokens(self, index: int) -> list[int]:
+        """Tokens of block `index` that are known."""
+        size = self.block_size_tokens
+        return self.token_ids[index * size : (index + 1) * size]
+
+    def sample_specs(self) -> tuple[SampleSpec, ...]:
+        """How to draw the next token of each choice."""
+        sampling, position = self.request.sampling, self.num_output_tokens
+        banned: tuple[int, ...] = ()
+        if position < sampling.min_tokens:
+            banned = self.request.eos_token_ids + sampling.stop_token_ids
+        return tuple(
+            SampleSpec(
+                choice=choice,
+                position=position,
+                seed=self.request.seed,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                num_logprobs=sampling.logprobs,
+                banned=banned,
+            )
+            for choice in self.choices
+        )
+
+    def finish_after(self, token_id: int, num_output_tokens: int) -> tuple[FinishReason, int | None] | None:
+        """Decide whether an output of `num_output_tokens` ending in `token_id` is final.
+
+        Returns:
+            The reason and the stop token that caused it, or None to go on.
+        """
+        sampling = self.request.sampling
+        if num_output_tokens > sampling.min_tokens:
+            if token_id in sampling.stop_token_ids:
+                return FinishReason.STOP, token_id
+            if token_id in self.request.eos_token_ids and not sampling.ignore_eos:
+                return FinishReason.STOP, None
+        if num_output_tokens >= sampling.max_tokens:
+            return FinishReason.LENGTH, None
+        return None

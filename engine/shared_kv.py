@@ -1,0 +1,48 @@
+"""The KV pool as memory that a rank computes in and the transfer agent maps.
+
+Owns an anonymous shared-memory file, never linked into a file system, so nothing can be left
+behind. Does not know tensors: the worker side is bytes, the rank side wraps the same mapping.
+Called by `engine.rank_group` (makes it) and `engine.rank` (maps it).
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+
+from core.kv_layout import KVLayout
+
+
+def create_segment(num_bytes: int) -> int:
+    """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller."""
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("baton-kv")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, num_bytes)
+    return fd
+
+
+def map_segment(fd: int, num_bytes: int) -> memoryview:
+    """Map a segment; writable uint8 [num_bytes]."""
+    return memoryview(mmap.mmap(fd, num_bytes))
+
+
+class SharedKV:
+    """The worker's side of the `KVBytes` port; one segment per shard."""
+
+    def __init__(self, layout: KVLayout, num_blocks: int) -> None:
+        """Nothing is mapped until `use`."""
+        self._layout, self._num_blocks = layout, num_blocks
+        self._shards: list[memoryview] = []
+
+    def use(self, shards: list[memoryview]) -> None:
+        """Switch to a fresh rank group's segments; views into the old ones stay valid memory."""
+        self._shards = shards
+
+    def view(self, layer: int, block_id: int, shard: int) -> memoryview:
+        """Return one layer of one block, uint8 [layer_block_bytes], not copied."""
+        start = self._layout.offset_bytes(layer, block_id, self._num_blocks)
+        return self._shards[shard][start : start + self._layout.layer_block_bytes]

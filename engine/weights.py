@@ -1,0 +1,76 @@
+"""Safetensors to tensors, and linear products whose rows do not depend on the batch.
+
+Owns loading and the two product recipes. Does not know the model's structure. Called by
+`engine.model`, in rank processes only.
+
+Batch invariance on CPU (ADR 2 has the measurements): fp32 products with prepacked oneDNN weights
+are bitwise equal for every number of rows from 2 up; bf16 ones are not on every CPU (AMX changes
+its summation with the number of rows), but are for a fixed number of rows. So fp32 is padded to 4
+rows, bf16 is computed in tiles of exactly 32 rows.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from core.errors import ModelLoadError
+from engine.model_spec import ModelSpec
+
+TILE_ROWS = 32
+MIN_ROWS = 4
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_tensors(spec: ModelSpec, device: torch.device) -> dict[str, Tensor]:
+    """Load every expected tensor in the spec's dtype.
+
+    Raises:
+        ModelLoadError: A file cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    by_file: dict[str, list[str]] = {}
+    for name in spec.expected_tensors():
+        by_file.setdefault(spec.tensor_files[name], []).append(name)
+    for file, names in by_file.items():
+        try:
+            with safe_open(spec.folder / file, framework="pt", device="cpu") as opened:
+                for name in names:
+                    tensors[name] = opened.get_tensor(name).to(device=device, dtype=DTYPES[spec.dtype])
+        except SafetensorError as error:
+            raise ModelLoadError(f"{file} cannot be read: {error}") from error
+    return tensors
+
+
+def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Rows to compute so that products of this dtype are batch-invariant."""
+    if device.type != "cpu":
+        return num_rows
+    if dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        return max(num_rows, MIN_ROWS)
+    return -(-num_rows // TILE_ROWS) * TILE_ROWS
+
+
+class Linear:
+    """y = x @ w.T without bias. Source of the prepacked calls: torch's own inductor lowering."""
+
+    def __init__(self, weight: Tensor) -> None:
+        """Prepack a weight [out, in] for this device."""
+        self._is_packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
+        self._is_tiled = weight.device.type == "cpu" and not (self._is_packed and weight.dtype is torch.float32)
+        # A private copy: prepacking may keep a reference, and the embedding must stay plain.
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), None) if self._is_packed else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Multiply x [rows, in], rows from `padded_rows`, to [rows, out]."""
+        if not self._is_tiled or x.shape[0] == TILE_ROWS:
+            return self._product(x)
+        return torch.cat([self._product(tile) for tile in x.split(TILE_ROWS)])
+
+    def _product(self, x: Tensor) -> Tensor:
+        if self._is_packed:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+            return y
+        return F.linear(x, self._weight)

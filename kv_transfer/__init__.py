@@ -1,0 +1,5 @@
+"""The hand-over of KV blocks between two workers: state machine, leases, frames, transports.
+
+Owns everything on the wire between a prefill and a decode worker. Does not know models, text or
+schedulers; works on `KVBytes`, block ids and byte counts. Called by `worker`. Imports no torch.
+"""

@@ -1,0 +1,285 @@
+"""The transfer agent of a worker: every transfer it sends or receives, on a loop of its own.
+
+Owns the Fetch listener, the tables of live transfers, parked opens, tombstones and leases. It is
+the only one to touch KV on the wire. Does not know scheduling. Called by `worker.worker`, which
+posts commands from its own loop; answers are posted back. In production the agent's loop runs in a
+thread of its own (`AgentThread`); in simulation both loops are one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+from core.config import TransferConfig
+from core.errors import InvariantViolation, KVTransferError, ServingError
+from core.ids import TransferId
+from core.kv_layout import KVLayout
+from core.ports import KVBytes, MessageStream, Network, StreamClosed
+from core.types import Logprob
+from kv_transfer import frames
+from kv_transfer.receiver import FetchOrder, Receiver, ReceiverHost, Reservation
+from kv_transfer.sender import Offer, Part, Sender, SenderHost
+
+T = TypeVar("T")
+TOMBSTONE_S = 10.0
+BEAT_S = 0.5
+MAX_PARKED = 256
+
+
+class TransferAgent:
+    """All transfers of one worker. Every method runs on the agent's loop."""
+
+    def __init__(
+        self,
+        network: Network,
+        host: SenderHost | ReceiverHost,
+        kv: KVBytes,
+        layout: KVLayout,
+        config: TransferConfig,
+        generation_of: Callable[[int], int],
+    ) -> None:
+        """Keep the collaborators; `listen` starts it.
+
+        Args:
+            network: Carries raw bytes.
+            host: The worker's role: a prefill worker sends, a decode worker receives.
+            kv: The pool's bytes.
+            layout: What a block looks like.
+            config: Sizes and times.
+            generation_of: Current generation of a block, to fence late writes.
+        """
+        self._network, self._host, self._kv, self._layout = network, host, kv, layout
+        self._config, self._generation_of = config, generation_of
+        self._senders: dict[TransferId, Sender] = {}
+        self._receivers: dict[TransferId, Receiver] = {}
+        self._tombstones: dict[TransferId, float] = {}
+        self._parked: dict[TransferId, asyncio.Event] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.num_unknown = 0
+        self.num_late_frames = 0
+        self.num_healed = 0
+        self.num_sent_bytes = 0
+
+    async def listen(self) -> str:
+        """Serve Fetch and watch the leases; returns the address to publish."""
+        address = await self._network.listen(self._accept)
+        self._own(self._watch_leases())
+        return address
+
+    async def stop(self) -> None:
+        """End every transfer and every task."""
+        for sender in list(self._senders.values()):
+            sender.end(KVTransferError("the prefill worker is shutting down"))
+        for receiver in list(self._receivers.values()):
+            receiver.end()
+        await self._network.close()
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left, tombstones apart; zero at rest."""
+        return len(self._senders) + len(self._receivers) + len(self._parked)
+
+    @property
+    def _sender_host(self) -> SenderHost:
+        if not isinstance(self._host, SenderHost):
+            raise InvariantViolation("this worker's role sends no KV")
+        return self._host
+
+    @property
+    def _receiver_host(self) -> ReceiverHost:
+        if not isinstance(self._host, ReceiverHost):
+            raise InvariantViolation("this worker's role receives no KV")
+        return self._host
+
+    def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- sending ------------------------------------------------------------------------------------
+
+    def offer(self, offer: Offer) -> None:
+        """Expect a peer's Open; the lease begins now."""
+        sender = Sender(offer, self._sender_host, self._kv, self._layout, self._config.frame_bytes)
+        sender.last_traffic_at = asyncio.get_running_loop().time()
+        self._senders[offer.transfer_id] = sender
+        parked = self._parked.pop(offer.transfer_id, None)
+        if parked is not None:
+            parked.set()
+
+    def start(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+        """Ask the partner to reserve."""
+        if sender := self._sender(transfer_id):
+            sender.start(num_blocks, num_tokens)
+
+    def publish(self, transfer_id: TransferId, sub_attempt: int, parts: list[Part]) -> None:
+        """Let parts go out."""
+        if sender := self._sender(transfer_id):
+            sender.publish(sub_attempt, parts)
+
+    def commit(
+        self, transfer_id: TransferId, sub_attempt: int, first_tokens: dict[int, Logprob], final: frozenset[int]
+    ) -> None:
+        """Everything was published."""
+        if sender := self._sender(transfer_id):
+            sender.commit(sub_attempt, first_tokens, final)
+            if len(final) == len(first_tokens):
+                self._end_sender(sender, None)
+
+    def restart(self, transfer_id: TransferId, sub_attempt: int) -> None:
+        """The sequence was preempted."""
+        if sender := self._sender(transfer_id):
+            sender.restart(sub_attempt)
+        else:
+            self._sender_host.transfer_drained(transfer_id, sub_attempt - 1)
+
+    def end_send(self, transfer_id: TransferId, error: ServingError | None) -> None:
+        """Give a transfer up; `transfer_drained` is the answer, also for an unknown one."""
+        sender = self._senders.get(transfer_id)
+        if sender is None:
+            self._sender_host.transfer_drained(transfer_id, -1)
+        else:
+            self._end_sender(sender, error)
+
+    def renew(self, transfer_ids: list[TransferId]) -> None:
+        """The owning router is alive: its leases go on."""
+        now_s = asyncio.get_running_loop().time()
+        for transfer_id in transfer_ids:
+            if sender := self._senders.get(transfer_id):
+                sender.last_traffic_at = now_s
+
+    def _sender(self, transfer_id: TransferId) -> Sender | None:
+        sender = self._senders.get(transfer_id)
+        if sender is None:
+            self.num_unknown += 1
+        return sender
+
+    def _end_sender(self, sender: Sender, error: ServingError | None) -> None:
+        sender.end(error)
+        self._forget_sender(sender)
+
+    def _forget_sender(self, sender: Sender) -> None:
+        if self._senders.pop(sender.offer.transfer_id, None) is not None:
+            self.num_sent_bytes += sender.num_bytes
+            self._bury(sender.offer.transfer_id)
+
+    def _bury(self, transfer_id: TransferId) -> None:
+        self._tombstones[transfer_id] = asyncio.get_running_loop().time() + TOMBSTONE_S
+
+    async def _accept(self, stream: MessageStream) -> None:
+        """One Fetch stream of a peer, from Open to its end."""
+        try:
+            async with asyncio.timeout(self._config.open_timeout_s):
+                opened = frames.decode(await stream.recv())
+            if not isinstance(opened, frames.Open):
+                raise KVTransferError(f"a fetch stream began with {type(opened).__name__}")
+            sender = await self._find_offer(opened)
+            if sender is None:
+                self.num_unknown += 1
+                await stream.send(frames.encode(frames.NotFound()))
+                await stream.close()
+                return
+        except (StreamClosed, TimeoutError, KVTransferError):
+            stream.reset()
+            return
+        try:
+            await sender.serve(stream, opened)
+        except StreamClosed:
+            pass  # the refusal itself could not be delivered
+        finally:
+            self._forget_sender(sender)
+
+    async def _find_offer(self, opened: frames.Open) -> Sender | None:
+        """Match an Open with its offer, waiting a while for a Submit that is still on its way."""
+        transfer_id = opened.transfer_id
+        if transfer_id not in self._senders and transfer_id not in self._tombstones and len(self._parked) < MAX_PARKED:
+            event = self._parked.setdefault(transfer_id, asyncio.Event())
+            try:
+                async with asyncio.timeout(self._config.park_s):
+                    await event.wait()
+            except TimeoutError:
+                self._parked.pop(transfer_id, None)
+        sender = self._senders.get(transfer_id)
+        if sender is None:
+            return None
+        named = (sender.offer.receiver_id, sender.offer.receiver_incarnation)
+        return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None
+
+    async def _watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            now_s = asyncio.get_running_loop().time()
+            for sender in list(self._senders.values()):
+                if now_s - sender.last_traffic_at > self._config.lease_s:
+                    sender.expire()
+                    self._forget_sender(sender)
+            for transfer_id, until in list(self._tombstones.items()):
+                if now_s >= until:
+                    del self._tombstones[transfer_id]
+
+    # --- receiving ----------------------------------------------------------------------------------
+
+    def fetch(self, order: FetchOrder) -> None:
+        """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
+        receiver = Receiver(order, self._receiver_host, self._kv, self._layout, self._generation_of)
+        self._receivers[order.transfer_id] = receiver
+        self._own(self._receive(receiver))
+
+    async def _receive(self, receiver: Receiver) -> None:
+        try:
+            await receiver.run(self._network, self._config.open_timeout_s)
+        finally:
+            del self._receivers[receiver.order.transfer_id]
+            self.num_late_frames += receiver.num_late_frames
+            self.num_healed += receiver.num_healed
+
+    def reserved(self, transfer_id: TransferId, reservation: Reservation) -> None:
+        """Blocks are reserved: frames may come."""
+        if receiver := self._receivers.get(transfer_id):
+            receiver.reserved(reservation)
+
+    def refuse(self, transfer_id: TransferId, error: ServingError) -> None:
+        """No room."""
+        if receiver := self._receivers.get(transfer_id):
+            receiver.refuse(error)
+
+    def ack(self, transfer_id: TransferId) -> None:
+        """Attached."""
+        if receiver := self._receivers.get(transfer_id):
+            receiver.ack()
+
+    def end_fetch(self, transfer_id: TransferId) -> None:
+        """Stop writing; `transfer_closed` is the answer, also for an unknown one."""
+        if receiver := self._receivers.get(transfer_id):
+            receiver.end()
+        else:
+            self._receiver_host.transfer_closed(transfer_id)
+
+
+class AgentThread:
+    """Runs an agent's loop in a thread, so that payload copies never delay a step."""
+
+    def __init__(self) -> None:
+        """Start the thread; its loop is ready on return."""
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="transfer-agent", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.run_forever()
+
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the agent's loop and wait for it here."""
+        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, self.loop))
+
+    def stop(self) -> None:
+        """End the loop and the thread."""
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(timeout=5)
+        self.loop.close()

@@ -1,0 +1,288 @@
+"""The decode side of one transfer: it alone writes into its own blocks, and only while it lives.
+
+Owns verification (checksum, range, generation), the copy into the pool and the answer. Does not
+know the scheduler: it is told block ids and reports through `ReceiverHost`. Called by
+`kv_transfer.agent`, on the agent's loop.
+
+    DIALLING ─Open─▶ WAITING ─Starting─▶ RESERVING ─Reserved─▶ RECEIVING ─Commit, verified─▶ ARRIVED ─Ack─▶ CLOSED
+        └──────────── not found, failed, stream lost, bad twice, cancelled ─────────────────────────▶ CLOSED
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from core.errors import ChecksumMismatch, KVTransferError, LayoutMismatch, ServingError, TransferNotFound
+from core.ids import Incarnation, TransferId, WorkerId
+from core.kv_layout import KVLayout
+from core.ports import KVBytes, MessageStream, Network, StreamClosed
+from core.types import Logprob
+from kv_transfer import frames
+
+BEAT_S = 0.5
+
+
+@runtime_checkable
+class ReceiverHost(Protocol):
+    """What the worker is told, on the worker's own loop."""
+
+    def transfer_starting(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+        """The prefill worker is about to compute; answer with `reserved` or `refuse`."""
+        ...
+
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int
+    ) -> None:
+        """All KV is here and verified; answer with `ack` after attaching."""
+        ...
+
+    def transfer_finished(self, transfer_id: TransferId) -> None:
+        """Every first token was final; nothing is needed here."""
+        ...
+
+    def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
+        """The transfer cannot succeed any more; `transfer_closed` follows."""
+        ...
+
+    def transfer_closed(self, transfer_id: TransferId) -> None:
+        """Nothing will be written into the reserved blocks any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOrder:
+    """What to fetch, from whom, as whom."""
+
+    transfer_id: TransferId
+    address: str
+    receiver_id: WorkerId
+    receiver_incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """Blocks that await KV, by position in the sequence, with the generation they had when taken."""
+
+    block_ids: tuple[int, ...]
+    generations: tuple[int, ...]
+    have_blocks: int
+
+
+class Receiver:
+    """State of one incoming transfer."""
+
+    def __init__(
+        self,
+        order: FetchOrder,
+        host: ReceiverHost,
+        kv: KVBytes,
+        layout: KVLayout,
+        generation_of: Callable[[int], int],
+    ) -> None:
+        """Nothing is reserved or dialled yet."""
+        self.order = order
+        self.is_closed = False
+        self.num_late_frames = 0
+        self.num_healed = 0
+        self._host, self._kv, self._layout, self._generation_of = host, kv, layout, generation_of
+        self._stream: MessageStream | None = None
+        self._reservation: Reservation | None = None
+        self._starting: frames.Starting | None = None
+        self._sub_attempt = 0
+        self._crcs: dict[tuple[int, int, int], int] = {}
+        self._asked_again: set[tuple[int, int, int]] = set()
+        self._commit: frames.Commit | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._replies: list[bytes] = []
+        self._wake = asyncio.Event()
+        self._is_arrived = False
+        self.num_bytes = 0
+
+    # --- told by the worker -------------------------------------------------------------------------
+
+    def reserved(self, reservation: Reservation) -> None:
+        """Blocks are reserved: frames may come."""
+        if self.is_closed:
+            return
+        self._reservation = reservation
+        self._reply(frames.Reserved(self._sub_attempt, reservation.have_blocks))
+
+    def refuse(self, error: ServingError) -> None:
+        """No room: tell the sender and close."""
+        self._reply(frames.Refused(error.message))
+        self._finish()
+
+    def ack(self) -> None:
+        """The sequence is attached."""
+        self._reply(frames.Ack())
+        self._finish()
+
+    def end(self) -> None:
+        """The worker no longer wants the KV."""
+        self._finish()
+
+    def _reply(self, message: frames.Message) -> None:
+        self._replies.append(frames.encode(message))
+        self._wake.set()
+
+    def _finish(self) -> None:
+        self.is_closed = True
+        self._wake.set()
+
+    # --- the stream ---------------------------------------------------------------------------------
+
+    async def run(self, network: Network, open_timeout_s: float) -> None:
+        """Fetch; whatever happens, the host hears `transfer_closed` last."""
+        try:
+            async with asyncio.timeout(open_timeout_s):
+                stream = await network.dial(self.order.address)
+                await stream.send(self._open_message())
+        except (StreamClosed, TimeoutError):
+            self._fail(KVTransferError("the prefill worker could not be reached for the KV"))
+            self._host.transfer_closed(self.order.transfer_id)
+            return
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(self._read(stream))
+                beats = tasks.create_task(self._beat())
+                await self._write(stream)
+                reader.cancel()
+                beats.cancel()
+        except* StreamClosed:
+            self._fail(KVTransferError("the prefill worker's stream was lost"))
+        except* ServingError as group:
+            first = group.exceptions[0]
+            self._fail(first if isinstance(first, ServingError) else KVTransferError(str(first)))
+        finally:
+            self.is_closed = True
+            stream.reset()
+            self._host.transfer_closed(self.order.transfer_id)
+
+    def _open_message(self) -> bytes:
+        order, (num_shards, block_size) = self.order, self._layout.shape
+        return frames.encode(
+            frames.Open(
+                order.transfer_id, order.receiver_id, order.receiver_incarnation,
+                self._layout.content_digest, num_shards, block_size,
+            )
+        )  # fmt: skip
+
+    def _fail(self, error: ServingError) -> None:
+        if not self.is_closed:
+            self._host.transfer_failed(self.order.transfer_id, error)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._reply(frames.Beat())
+
+    async def _write(self, stream: MessageStream) -> None:
+        while True:
+            while self._replies:
+                await stream.send(self._replies.pop(0))
+            if self.is_closed:
+                await stream.close()
+                return
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _read(self, stream: MessageStream) -> None:
+        while not self.is_closed:
+            message = frames.decode(await stream.recv())
+            match message:
+                case frames.Frame():
+                    self._accept(message)
+                case frames.Starting():
+                    self._starting = message
+                    self._sub_attempt = message.sub_attempt
+                    self._host.transfer_starting(self.order.transfer_id, message.num_blocks, message.num_tokens)
+                case frames.Commit():
+                    self._commit = message
+                    self._verify()
+                case frames.Restart(sub_attempt):
+                    self._sub_attempt = sub_attempt
+                    self._crcs.clear()
+                    self._asked_again.clear()
+                    self._commit = None
+                case frames.Finished():
+                    self._host.transfer_finished(self.order.transfer_id)
+                    self._finish()
+                case frames.Failed(text):
+                    mismatch = "layout" in text and "receiver has" in text
+                    raise (LayoutMismatch if mismatch else KVTransferError)(f"the prefill worker gave up: {text}")
+                case frames.NotFound():
+                    raise TransferNotFound("the prefill worker does not know this transfer")
+                case frames.Beat():
+                    pass
+                case _:
+                    raise KVTransferError(f"the prefill worker sent {type(message).__name__}, which is not its to send")
+
+    def _accept(self, frame: frames.Frame) -> None:
+        """Check a frame's claims, then copy it into the reserved blocks, part by part."""
+        if frame.sub_attempt != self._sub_attempt or self._is_arrived:
+            self.num_late_frames += 1
+            return
+        size, reservation = self._layout.layer_block_bytes, self._reservation
+        if reservation is None or len(frame.payload) != size * len(frame.entries):
+            raise KVTransferError(f"a frame of {len(frame.payload)} bytes for {len(frame.entries)} parts was not expected")
+        bad: list[tuple[int, int, int]] = []
+        for index, entry in enumerate(frame.entries):
+            self._check_range(entry, reservation)
+            part = (entry.layer, entry.shard, entry.block)
+            payload = frame.payload[index * size : (index + 1) * size]
+            identity = (*part, entry.num_valid_tokens)
+            if frames.bound_crc(self.order.transfer_id, frame.sub_attempt, identity, payload) != entry.crc:
+                bad.append(part)
+                continue
+            block_id = reservation.block_ids[entry.block]
+            if self._generation_of(block_id) != reservation.generations[entry.block]:
+                raise KVTransferError(f"block {block_id} has a new owner; the frame for the old one was refused")
+            self._kv.view(entry.layer, block_id, entry.shard)[:] = payload
+            self._crcs[part] = entry.crc
+            self.num_healed += part in self._asked_again
+            self.num_bytes += size
+        if bad:
+            self._ask_again(bad)
+        self._verify()
+
+    def _check_range(self, entry: frames.Entry, reservation: Reservation) -> None:
+        layout = self._layout
+        is_in_range = (
+            entry.layer < layout.num_layers
+            and entry.shard < layout.num_shards
+            and reservation.have_blocks <= entry.block < len(reservation.block_ids)
+            and 0 < entry.num_valid_tokens <= layout.block_size_tokens
+        )
+        if not is_in_range:
+            raise KVTransferError(
+                f"a frame names layer {entry.layer}, shard {entry.shard}, block {entry.block}, which is not in this transfer"
+            )
+
+    def _ask_again(self, bad: list[tuple[int, int, int]]) -> None:
+        twice = [part for part in bad if part in self._asked_again]
+        if twice:
+            raise ChecksumMismatch(f"{len(twice)} parts of the KV came damaged twice, first {twice[0]}")
+        self._asked_again.update(bad)
+        self._reply(frames.Resend(self._sub_attempt, tuple(bad)))
+
+    def _verify(self) -> None:
+        """Once everything the commit counts is here, compare and report."""
+        commit, reservation = self._commit, self._reservation
+        if commit is None or self._is_arrived or commit.sub_attempt != self._sub_attempt:
+            return
+        if len(self._crcs) < commit.num_entries:
+            return  # parts that were asked for again are on their way
+        if reservation is None:
+            raise KVTransferError("the prefill worker committed before blocks were reserved")
+        layout = self._layout
+        expected = (len(reservation.block_ids) - reservation.have_blocks) * layout.num_layers * layout.num_shards
+        if len(self._crcs) != expected or commit.num_entries != expected:
+            raise KVTransferError(f"the transfer has {len(self._crcs)} parts, the reservation needs {expected}")
+        if frames.combined_checksum(self._crcs) != commit.checksum:
+            raise ChecksumMismatch("the checksum over all parts does not match")
+        self._is_arrived = True
+        num_blocks = len(reservation.block_ids) - reservation.have_blocks
+        self._host.transfer_arrived(self.order.transfer_id, commit.first_tokens, self.num_bytes, num_blocks)

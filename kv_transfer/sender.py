@@ -1,0 +1,272 @@
+"""The prefill side of one transfer: from Submit to Ack.
+
+Owns what is sent when, the read references on source blocks (by sub-attempt) and the lease. Does
+not know the scheduler: it is told block ids and reports through `SenderHost`. Called by
+`kv_transfer.agent`, on the agent's loop.
+
+    OFFERED ─Open─▶ OPEN ─Starting/Reserved─▶ SENDING ─Commit─▶ COMMITTED ─Ack─▶ CLOSED
+       └────────────── lease expired, stream lost, cancelled, refused ───────────▶ CLOSED
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError
+from core.ids import Incarnation, TransferId, WorkerId
+from core.kv_layout import KVLayout
+from core.ports import KVBytes, MessageStream, StreamClosed
+from core.types import Logprob
+from kv_transfer import frames
+
+COALESCE_S = 0.002
+MAX_RESENDS = 64
+"""Entries a receiver may ask for again in one transfer before the attempt is given up."""
+
+
+@runtime_checkable
+class SenderHost(Protocol):
+    """What the worker is told, on the worker's own loop."""
+
+    def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
+        """Decode has reserved blocks and has the first `have_blocks`."""
+        ...
+
+    def transfer_sent(self, transfer_id: TransferId) -> None:
+        """Decode has verified and attached everything."""
+        ...
+
+    def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
+        """The transfer cannot succeed any more."""
+        ...
+
+    def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
+        """Nothing of this sub-attempt is being read any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A transfer this worker will serve, and the only peer that may fetch it."""
+
+    transfer_id: TransferId
+    receiver_id: WorkerId
+    receiver_incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One layer of one block, ready to be read from the pool."""
+
+    layer: int
+    shard: int
+    block: int
+    block_id: int
+    num_valid_tokens: int
+
+
+class Sender:
+    """State of one outgoing transfer."""
+
+    def __init__(self, offer: Offer, host: SenderHost, kv: KVBytes, layout: KVLayout, frame_bytes: int) -> None:
+        """Wait for the peer's Open; nothing is held yet."""
+        self.offer = offer
+        self.last_traffic_at = 0.0
+        self.is_closed = False
+        self.num_bytes = 0
+        self._host, self._kv, self._layout = host, kv, layout
+        self._max_entries = max(1, frame_bytes // layout.layer_block_bytes)
+        self._stream: MessageStream | None = None
+        self._sub_attempt = 0
+        self._starting: frames.Starting | None = None
+        self._commit: frames.Commit | None = None
+        self._parts: deque[Part] = deque()
+        self._sent: dict[tuple[int, int, int], Part] = {}
+        self._crcs: dict[tuple[int, int, int], int] = {}
+        self._control: deque[bytes] = deque()
+        self._num_resends = 0
+        self._is_coalescing = True
+        self._wake = asyncio.Event()
+
+    # --- told by the worker -------------------------------------------------------------------------
+
+    def start(self, num_blocks: int, num_tokens: int) -> None:
+        """The request is at the head of its queue: ask the partner to reserve."""
+        self._starting = frames.Starting(self._sub_attempt, num_blocks, num_tokens)
+        if self._stream is not None:
+            self._say(self._starting)
+
+    def publish(self, sub_attempt: int, parts: list[Part]) -> None:
+        """These parts are complete in the pool and may be read until drained."""
+        if sub_attempt == self._sub_attempt and not self.is_closed:
+            self._parts.extend(parts)
+            self._wake.set()
+
+    def commit(self, sub_attempt: int, first_tokens: dict[int, Logprob], final_choices: frozenset[int]) -> None:
+        """Everything was published; all first tokens are drawn."""
+        if sub_attempt != self._sub_attempt or self.is_closed:
+            return
+        if len(final_choices) == len(first_tokens):
+            self._parts.clear()
+            self._say(frames.Finished())
+            return
+        self._commit = frames.Commit(sub_attempt, 0, 0, first_tokens, final_choices)
+        self._wake.set()
+
+    def restart(self, sub_attempt: int) -> None:
+        """The sequence was preempted: stop reading the old blocks, keep the partner's reservation."""
+        drained = self._sub_attempt
+        self._sub_attempt = sub_attempt
+        self._parts.clear()
+        self._sent.clear()
+        self._crcs.clear()
+        self._commit = None
+        self._say(frames.Restart(sub_attempt))
+        # Frames are copied out when they are built, on this loop, so nothing is being read now.
+        self._host.transfer_drained(self.offer.transfer_id, drained)
+
+    def end(self, error: ServingError | None) -> None:
+        """The worker gives the transfer up; the peer is told, blocks may be freed at once."""
+        if self.is_closed:
+            return
+        if error is not None:
+            self._say(frames.Failed(error.message))
+        self._close()
+
+    def _say(self, message: frames.Message) -> None:
+        self._control.append(frames.encode(message))
+        self._wake.set()
+
+    def _close(self) -> None:
+        self.is_closed = True
+        self._parts.clear()
+        self._wake.set()
+        self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)
+
+    def expire(self) -> None:
+        """Nobody renewed the lease."""
+        if not self.is_closed:
+            self._host.transfer_lost(self.offer.transfer_id, LeaseExpired("nobody fetched the KV within the lease"))
+            self.end(LeaseExpired("the lease on the KV expired"))
+
+    # --- the stream ---------------------------------------------------------------------------------
+
+    async def serve(self, stream: MessageStream, opened: frames.Open) -> None:
+        """Carry one accepted stream to its end."""
+        mine = (self._layout.content_digest, *self._layout.shape)
+        theirs = (opened.content_digest, opened.num_shards, opened.block_size_tokens)
+        if mine != theirs or self._stream is not None:
+            error = LayoutMismatch(f"sender has layout {mine}, receiver has {theirs}; run both with the same model and engine settings")  # fmt: skip
+            await stream.send(frames.encode(frames.Failed(error.message)))
+            self._host.transfer_lost(self.offer.transfer_id, error)
+            self._close()
+            return
+        self._stream = stream
+        if self._starting is not None:
+            self._say(self._starting)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                reader = tasks.create_task(self._read(stream))
+                await self._write(stream)
+                reader.cancel()
+        except* StreamClosed:
+            self._lost(KVTransferError("the decode worker's fetch stream was lost"))
+        except* KVTransferError as group:
+            self._lost(KVTransferError(str(group.exceptions[0])))
+        finally:
+            if not self.is_closed:
+                self._close()
+
+    def _lost(self, error: ServingError) -> None:
+        if not self.is_closed:
+            self._host.transfer_lost(self.offer.transfer_id, error)
+
+    async def _read(self, stream: MessageStream) -> None:
+        while not self.is_closed:
+            message = frames.decode(await stream.recv())
+            self.last_traffic_at = asyncio.get_running_loop().time()
+            match message:
+                case frames.Reserved(sub_attempt, have_blocks):
+                    if self._starting is None or have_blocks > self._starting.num_blocks or sub_attempt > self._sub_attempt:
+                        raise KVTransferError(f"the decode worker claims to have {have_blocks} blocks of this transfer")
+                    self._host.transfer_reserved(self.offer.transfer_id, have_blocks)
+                case frames.Refused(text):
+                    raise KVTransferError(f"the decode worker refused the transfer: {text}")
+                case frames.Resend(sub_attempt, parts):
+                    self._resend(sub_attempt, parts)
+                case frames.Ack():
+                    self._host.transfer_sent(self.offer.transfer_id)
+                    self._close()
+                case frames.Beat():
+                    pass
+                case _:
+                    raise KVTransferError(f"the decode worker sent {type(message).__name__}, which is not its to send")
+
+    def _resend(self, sub_attempt: int, parts: tuple[tuple[int, int, int], ...]) -> None:
+        if sub_attempt != self._sub_attempt:
+            return
+        self._num_resends += len(parts)
+        unknown = [part for part in parts if part not in self._sent]
+        if unknown or self._num_resends > MAX_RESENDS:
+            raise KVTransferError(f"the decode worker asked {self._num_resends} times for parts again, the limit is {MAX_RESENDS}")
+        self._parts.extend(self._sent[part] for part in parts)
+        self._wake.set()
+
+    async def _write(self, stream: MessageStream) -> None:
+        while True:
+            while self._control:
+                await stream.send(self._control.popleft())
+            if self.is_closed:
+                await stream.close()
+                return
+            if self._parts:
+                await self._coalesce()
+                frame = self._build_frame()
+                if frame is not None:
+                    await stream.send(frame)
+                continue
+            if self._commit is not None:
+                commit, self._commit = self._commit, None
+                final = frames.Commit(
+                    commit.sub_attempt, len(self._crcs), frames.combined_checksum(self._crcs),
+                    commit.first_tokens, commit.final_choices,
+                )  # fmt: skip
+                await stream.send(frames.encode(final))
+                continue
+            self._wake.clear()
+            await self._wake.wait()
+
+    async def _coalesce(self) -> None:
+        """Wait 2 ms for more parts, unless a frame is full or everything is published."""
+        if len(self._parts) >= self._max_entries or self._commit is not None:
+            return
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(COALESCE_S):
+                while len(self._parts) < self._max_entries and self._commit is None and not self.is_closed:
+                    await self._wake.wait()
+                    self._wake.clear()
+        except TimeoutError:
+            pass
+
+    def _build_frame(self) -> bytes | None:
+        """Copy up to a frame of parts out of the pool; the only reading of source blocks."""
+        entries: list[frames.Entry] = []
+        payloads: list[memoryview] = []
+        while self._parts and len(entries) < self._max_entries:
+            part = self._parts.popleft()
+            payload = self._kv.view(part.layer, part.block_id, part.shard)
+            identity = (part.layer, part.shard, part.block, part.num_valid_tokens)
+            crc = frames.bound_crc(self.offer.transfer_id, self._sub_attempt, identity, payload)
+            entries.append(frames.Entry(*identity, crc))
+            payloads.append(payload)
+            self._sent[identity[:3]] = part
+            self._crcs[identity[:3]] = crc
+        if not entries:
+            return None
+        data = frames.encode_frame(self._sub_attempt, entries, payloads)
+        self.num_bytes += len(entries) * self._layout.layer_block_bytes
+        return data

@@ -1,0 +1,249 @@
+"""Prefill's part in a hand-over.
+
+Owns, per transfer: how many blocks of each layer are computed and published, the sub-attempt, and
+the pins on source blocks that the agent may be reading. Does not know frames or streams. Called by
+`worker.worker` (as its `RolePart`) and by the transfer agent (as its host).
+
+    begin ─▶ announced (Starting) ─▶ Reserved ─▶ computing, layers published ─▶ Commit ─▶ Ack ─▶ ended
+               └─ above the watermark the computing may begin before Reserved ─┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from core.errors import Cancelled, InvariantViolation, ServingError
+from core.ids import TransferId
+from core.kv_layout import KVLayout
+from core.plan import StepPlan
+from core.ports import Clock
+from core.session import Task
+from core.types import Logprob
+from engine.sequence import Handover, Sequence, Status
+from kv_transfer.agent import TransferAgent
+from kv_transfer.sender import Offer, Part
+from worker.attempt import Attempt
+from kv_transfer.posting import Post, PostedSenderHost
+from worker.unit import RoleWiring
+from worker.worker import Worker
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One transfer out of this worker."""
+
+    attempt: Attempt
+    sequence: Sequence
+    done_blocks: list[int]
+    published_blocks: list[int]
+    sub_attempt: int = 0
+    is_committed: bool = False
+    pins: dict[int, list[int]] = field(default_factory=dict)
+
+
+class PrefillPart:
+    """The prefill role of one worker."""
+
+    task = Task.PREFILL
+
+    def __init__(self, worker: Worker, layout: KVLayout, clock: Clock, post: Callable[..., None]) -> None:
+        """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
+        self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
+        self._agent: TransferAgent | None = None
+        self._outgoing: dict[TransferId, Outgoing] = {}
+        self._by_key: dict[int, Outgoing] = {}
+        self._draining: dict[TransferId, list[int]] = {}
+        worker.scheduler.announce = self._announce
+        worker.scheduler.preempted = self._preempted
+
+    def use_agent(self, agent: TransferAgent) -> None:
+        """Complete the circle: the agent needs its host first."""
+        self._agent = agent
+
+    @property
+    def agent(self) -> TransferAgent:
+        """The transfer agent."""
+        if self._agent is None:
+            raise InvariantViolation("the prefill role has no transfer agent yet")
+        return self._agent
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left; zero at rest."""
+        return len(self._outgoing) + len(self._draining)
+
+    # --- told by the worker -------------------------------------------------------------------------
+
+    def begin(self, attempt: Attempt, replaces: Sequence | None) -> None:
+        """Queue the prompt and expect the peer's Fetch."""
+        submit, num_layers = attempt.submit, self._layout.num_layers
+        sequence = self._worker.scheduler.new_sequence(
+            submit.request,
+            submit.epoch,
+            attempt.open_choices,
+            submit.emitted[attempt.open_choices[0]],
+            self._clock.now_s(),
+            handover=Handover(),
+        )
+        sequence.run_alone = submit.run_alone
+        attempt.sequences.append(sequence)
+        outgoing = Outgoing(attempt, sequence, [0] * num_layers, [0] * num_layers)
+        self._outgoing[submit.transfer_id] = outgoing
+        self._by_key[sequence.key] = outgoing
+        self._post(self.agent.offer, Offer(submit.transfer_id, submit.peer_id, submit.peer_incarnation))
+        self._worker.scheduler.submit(sequence, replaces)
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
+        transfer_id = attempt.submit.transfer_id
+        outgoing = self._outgoing.pop(transfer_id, None)
+        if outgoing is None:
+            return
+        del self._by_key[outgoing.sequence.key]
+        pins = self._worker.scheduler.pin(outgoing.sequence)
+        for blocks in outgoing.pins.values():
+            pins += blocks
+        self._draining[transfer_id] = pins
+        self._post(self.agent.end_send, transfer_id, error or Cancelled("the request ended"))
+
+    def layer_done(self, plan: StepPlan, layer: int) -> None:
+        """Publish what this step completed in one layer."""
+        size = self._layout.block_size_tokens
+        for item in plan.items:
+            outgoing = self._by_key.get(item.sequence_key)
+            if outgoing is None or outgoing.sequence.status is not Status.RUNNING:
+                continue
+            end = item.start + len(item.token_ids)
+            is_last = end == outgoing.sequence.num_tokens
+            outgoing.done_blocks[layer] = self._layout.blocks_for(end) if is_last else end // size
+            self._publish(outgoing, layer)
+
+    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+        """First tokens are drawn: send what is left, then commit, if the partner is there."""
+        outgoing = self._by_key[sequence.key]
+        blocks = self._layout.blocks_for(sequence.num_tokens)
+        outgoing.done_blocks = [blocks] * self._layout.num_layers
+        if self._commit_if_ready(outgoing):
+            return
+        # With every first token final there is nothing to hand over, partner or not.
+        if len(self._final(outgoing)) == len(sequence.choices):
+            self._commit(outgoing)
+
+    def before_plan(self) -> None:
+        """Nothing waits for blocks here: the scheduler's own queue does."""
+
+    def renew(self, attempts: list[Attempt]) -> None:
+        """The owning router is alive: leases go on."""
+        ids = [a.submit.transfer_id for a in attempts if a.submit.transfer_id in self._outgoing]
+        if ids:
+            self._post(self.agent.renew, ids)
+
+    # --- told by the scheduler ----------------------------------------------------------------------
+
+    def _announce(self, sequence: Sequence) -> None:
+        outgoing = self._by_key[sequence.key]
+        num_blocks = self._layout.blocks_for(sequence.num_tokens)
+        self._post(self.agent.start, outgoing.attempt.submit.transfer_id, num_blocks, sequence.num_tokens)
+
+    def _preempted(self, sequence: Sequence) -> None:
+        """Blocks are about to go: start a new sub-attempt, pin what may be in flight (rule 9)."""
+        outgoing = self._by_key.get(sequence.key)
+        if outgoing is None:
+            return
+        num_layers = self._layout.num_layers
+        if any(outgoing.published_blocks) or outgoing.is_committed:
+            outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.pin(sequence)
+            outgoing.sub_attempt += 1
+            outgoing.is_committed = False
+            self._post(self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt)
+        outgoing.done_blocks, outgoing.published_blocks = [0] * num_layers, [0] * num_layers
+
+    # --- publishing ---------------------------------------------------------------------------------
+
+    def _publish(self, outgoing: Outgoing, layer: int) -> None:
+        handover = outgoing.sequence.handover
+        if handover is None or not handover.is_partnered:
+            return
+        first = max(outgoing.published_blocks[layer], handover.first_block)
+        last = outgoing.done_blocks[layer]
+        if first >= last:
+            return
+        outgoing.published_blocks[layer] = last
+        parts = [self._part(outgoing.sequence, layer, shard, block)
+                 for shard in range(self._layout.num_shards) for block in range(first, last)]  # fmt: skip
+        self._post(self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, parts)
+
+    def _part(self, sequence: Sequence, layer: int, shard: int, block: int) -> Part:
+        size = self._layout.block_size_tokens
+        num_valid = min(size, sequence.num_tokens - block * size)
+        return Part(layer, shard, block, sequence.block_table[block], num_valid)
+
+    def _final(self, outgoing: Outgoing) -> frozenset[int]:
+        sequence = outgoing.sequence
+        tokens: dict[int, Logprob] = sequence.handover.first_tokens if sequence.handover else {}
+        position = sequence.num_output_tokens
+        return frozenset(c for c, t in tokens.items() if sequence.finish_after(t.token_id, position + 1) is not None)
+
+    def _commit_if_ready(self, outgoing: Outgoing) -> bool:
+        handover = outgoing.sequence.handover
+        if handover is None or not handover.is_partnered or not handover.first_tokens:
+            return False
+        for layer in range(self._layout.num_layers):
+            self._publish(outgoing, layer)
+        self._commit(outgoing)
+        return True
+
+    def _commit(self, outgoing: Outgoing) -> None:
+        sequence, final = outgoing.sequence, self._final(outgoing)
+        tokens = sequence.handover.first_tokens if sequence.handover else {}
+        outgoing.is_committed = True
+        transfer_id = outgoing.attempt.submit.transfer_id
+        self._post(self.agent.commit, transfer_id, outgoing.sub_attempt, tokens, final)
+        if len(final) == len(tokens):
+            self._worker.end(outgoing.attempt, None)
+
+    # --- told by the agent (on the worker's loop) -----------------------------------------------------
+
+    def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
+        """The partner is ready: publish what is computed, let the rest start."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is None:
+            return
+        sequence = outgoing.sequence
+        self._worker.scheduler.partnered(sequence, have_blocks)
+        if sequence.status is Status.HOLDING:
+            self._commit_if_ready(outgoing)
+        elif sequence.status is Status.RUNNING:
+            for layer in range(self._layout.num_layers):
+                self._publish(outgoing, layer)
+        self._worker.wake()
+
+    def transfer_sent(self, transfer_id: TransferId) -> None:
+        """Ack: the blocks become cache, this part is done."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is not None:
+            timings = self._worker.phase_timings(outgoing.sequence)
+            outgoing.attempt.timings = replace(timings, cached_tokens=outgoing.sequence.num_prefix_hit_tokens)
+            self._worker.end(outgoing.attempt, None)
+
+    def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
+        """The transfer cannot succeed: the attempt is over here."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is not None:
+            self._worker.end(outgoing.attempt, error)
+
+    def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
+        """Nothing of this sub-attempt is read any more: drop its pins."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is not None:
+            self._worker.scheduler.unpin(outgoing.pins.pop(sub_attempt, []))
+        else:
+            self._worker.scheduler.unpin(self._draining.pop(transfer_id, []))
+        self._worker.wake()
+
+
+def prefill_role(worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post) -> RoleWiring:
+    """Make the prefill role of a worker."""
+    part = PrefillPart(worker, layout, clock, to_agent)
+    return RoleWiring(part, PostedSenderHost(part, to_worker), lambda agent, _: part.use_agent(agent), lambda: part.num_live)

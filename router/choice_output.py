@@ -1,0 +1,109 @@
+"""The output of one choice: positions in order, tokens to text, stop strings.
+
+Owns which positions the client has, the text not yet sent because it might begin a stop string,
+and the choice's end. Does not know workers. Called by the orchestrator for every delta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from core.errors import InvariantViolation, WorkerLost
+from core.session import TokenDelta
+from core.types import ChoiceFinished, FinishReason, RequestEvent, SamplingParams, TextDelta
+
+
+class TextDecoder(Protocol):
+    """Turns token ids into text, one at a time."""
+
+    def push(self, token_id: int) -> str:
+        """Return the text that became certain with this token; may be empty."""
+        ...
+
+    def flush(self) -> str:
+        """Return what is left when the output ends."""
+        ...
+
+
+NewDecoder = Callable[[tuple[int, ...]], TextDecoder]
+
+
+class ChoiceOutput:
+    """One choice, from its first position to its end."""
+
+    def __init__(self, choice: int, sampling: SamplingParams, decoder: TextDecoder) -> None:
+        """Start at position 0."""
+        self.choice = choice
+        self.token_ids: list[int] = []
+        self.finished: ChoiceFinished | None = None
+        self._stop, self._decoder = sampling.stop, decoder
+        self._held = ""
+
+    def accept(self, delta: TokenDelta) -> list[RequestEvent]:
+        """Take a delta; equal positions that are already here are dropped.
+
+        Raises:
+            InvariantViolation: A position came again with another token.
+            WorkerLost: Positions are missing; the attempt is redone.
+        """
+        if self.finished is not None:
+            return []
+        known = len(self.token_ids)
+        if delta.position > known:
+            raise WorkerLost(f"positions {known} to {delta.position - 1} of choice {self.choice} are missing")
+        overlap = tuple(self.token_ids[delta.position : delta.position + len(delta.token_ids)])
+        if overlap != delta.token_ids[: len(overlap)]:
+            raise InvariantViolation(
+                f"choice {self.choice} position {delta.position}: tokens {overlap} were delivered, now {delta.token_ids} came"
+            )
+        fresh = delta.token_ids[len(overlap) :]
+        text, used = self._decode(fresh)
+        is_cut = self.finished is not None
+        if not is_cut and delta.finish is not None:
+            text += self._release(self._decoder.flush())
+            if self.finished is None:
+                text += self._held
+                self.finished = ChoiceFinished(self.choice, delta.finish, delta.stop_token_id)
+        events: list[RequestEvent] = []
+        if used:
+            logprobs = delta.logprobs[len(overlap) :][: len(used)]
+            events.append(TextDelta(self.choice, known, used, text, logprobs))
+        elif text:
+            events.append(TextDelta(self.choice, known, (), text))
+        if self.finished is not None:
+            events.append(self.finished)
+        return events
+
+    def _decode(self, fresh: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+        text = ""
+        for index, token_id in enumerate(fresh):
+            self.token_ids.append(token_id)
+            text += self._release(self._decoder.push(token_id))
+            if self.finished is not None:
+                return text, fresh[: index + 1]
+        return text, fresh
+
+    def _release(self, piece: str) -> str:
+        """Pass text on, keeping back what could still become a stop string; end at a match."""
+        if not self._stop:
+            return piece
+        self._held += piece
+        matches = [(self._held.find(s), -len(s), s) for s in self._stop if s in self._held]
+        if matches:
+            at, _, stop = min(matches)
+            out, self._held = self._held[:at], ""
+            self.finished = ChoiceFinished(self.choice, FinishReason.STOP, stop)
+            return out
+        keep = max((_overlap(self._held, s) for s in self._stop), default=0)
+        cut = len(self._held) - keep
+        out, self._held = self._held[:cut], self._held[cut:]
+        return out
+
+
+def _overlap(text: str, stop: str) -> int:
+    """Length of the longest end of `text` that begins `stop`."""
+    for size in range(min(len(stop) - 1, len(text)), 0, -1):
+        if text.endswith(stop[:size]):
+            return size
+    return 0

@@ -1,0 +1,384 @@
+"""The story of a request: permit, placement, attempts, one ending.
+
+Owns the order of events, the attempts (epoch, path, reason) and the guarantee of a single terminal
+event. Does not know HTTP, gRPC, tensors or how text is made. Called by the doors through
+`router.service`, and by the simulation; the first file to read.
+
+    run ──▶ permit ──▶ attempt 0 ──────────────▶ all choices finished ──▶ RequestEnded
+                          │ fault                  ▲
+                          └─▶ attempt 1 (epoch+1, tokens emitted so far) ─┘ ... at most max_attempts
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from core.config import PlacementConfig, RouterConfig
+from core.errors import (
+    Cancelled,
+    DeadlineExceeded,
+    DuplicateRequest,
+    InternalError,
+    KVTransferError,
+    NoWorker,
+    Quarantined,
+    ServingError,
+    WorkerLost,
+)
+from core.ids import Epoch, Ids, RequestId, TransferId, WorkerId
+from core.ports import Clock
+from core.session import AttemptEnded, Credit, PhaseTimings, Submit, Task, TokenDelta, Wanted, WorkerDescriptor
+from core.timeline import Timeline
+from core.types import Anatomy, GenerateRequest, Path, RequestEnded, RequestEvent, TextDelta, Usage
+from router.admission import Admission
+from router.choice_output import ChoiceOutput, NewDecoder
+from router.links import Links
+from router.placement import Placement, Wish, choose
+
+Emit = Callable[[RequestEvent], None]
+AFTER_FAULT_WAIT_S = 3.0
+"""How long a request that lost its worker waits for another to appear."""
+FAULT_PAUSE_S = 0.05
+DEATHS_BEFORE_ALONE = 2
+
+
+@dataclass(slots=True)
+class AttemptRun:
+    """One attempt: who serves it and how it ends."""
+
+    run: RequestRun
+    epoch: Epoch
+    placement: Placement
+    finished: asyncio.Future[None]
+    started_at: float
+    decode_spoke: bool = False
+
+    def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
+        """End the attempt with a fault, once; `suspect` is avoided by the next one."""
+        if not self.finished.done():
+            self.finished.set_exception(error)
+            if suspect is not None:
+                self.run.excluded.add(suspect)
+
+    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId:
+        """A broken transfer is blamed on the other side, everything else on who reports it."""
+        pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
+        is_transfer = isinstance(error, KVTransferError)
+        return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]
+
+    def wanted(self) -> Wanted:
+        """What is still missing, for a reconnect."""
+        return Wanted(self.run.request.request_id, self.epoch, tuple(len(c.token_ids) for c in self.run.choices))
+
+    def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
+        """Tokens came: deliver what is new; the attempt is done when every choice is."""
+        if self.finished.done():
+            return
+        is_decode = worker_id == self.placement.decode.worker_id
+        try:
+            self.run.deliver(delta, is_decode=is_decode)
+        except ServingError as error:
+            self.fail(error)
+            return
+        self.decode_spoke = self.decode_spoke or is_decode
+        if self.run.is_whole:
+            self.finished.set_result(None)
+
+    def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
+        """A worker's part is over; after decode has spoken, prefill's troubles are its own."""
+        self.run.note_timings(ended.timings)
+        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        if ended.error is not None and not (is_prefill and self.decode_spoke):
+            self.fail(ended.error, self._suspect(worker_id, ended.error))
+
+    def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
+        """A worker is gone."""
+        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        if not (is_prefill and self.decode_spoke):
+            self.fail(error, worker_id)
+
+
+@dataclass(slots=True)
+class RequestRun:
+    """Everything the router knows of one request while it lives."""
+
+    request: GenerateRequest
+    emit: Emit
+    clock: Clock
+    timeline: Timeline
+    choices: list[ChoiceOutput]
+    credit: int
+    timings: PhaseTimings = field(default_factory=PhaseTimings)
+    excluded: set[WorkerId] = field(default_factory=set)
+    attempts: list[str] = field(default_factory=list)
+    placement: Placement | None = None
+    num_deaths: int = 0
+    prefill_spoke_at: float | None = None
+    exposed_transfer_s: float = 0.0
+    current: AttemptRun | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True when every choice has finished."""
+        return all(c.finished is not None for c in self.choices)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens delivered, over all choices."""
+        return sum(len(c.token_ids) for c in self.choices)
+
+    def deliver(self, delta: TokenDelta, *, is_decode: bool) -> None:
+        """Pass new tokens on and note when each side first spoke."""
+        now_s = self.clock.now_s()
+        if delta.timings is not None:
+            self.note_timings(delta.timings)
+        if is_decode and self.prefill_spoke_at is not None:
+            self.exposed_transfer_s = max(0.0, now_s - self.prefill_spoke_at)
+            self.prefill_spoke_at = None
+        elif not is_decode and self.prefill_spoke_at is None:
+            self.prefill_spoke_at = now_s
+        for event in self.choices[delta.choice].accept(delta):
+            if isinstance(event, TextDelta) and event.token_ids:
+                self.timeline.delivered(now_s, len(event.token_ids))
+            self.emit(event)
+
+    def note_timings(self, t: PhaseTimings) -> None:
+        """Merge a worker's figures: each field is one worker's to report."""
+        old = self.timings
+        self.timings = PhaseTimings(
+            queue_s=old.queue_s or t.queue_s,
+            prefill_s=old.prefill_s or t.prefill_s,
+            decode_s=max(old.decode_s, t.decode_s),
+            cached_tokens=max(old.cached_tokens, t.cached_tokens),
+            kv_bytes=max(old.kv_bytes, t.kv_bytes),
+            kv_blocks=max(old.kv_blocks, t.kv_blocks),
+        )
+
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return Usage(len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens)
+
+    def anatomy(self) -> Anatomy:
+        """Where the time went."""
+        line, t, p = self.timeline, self.timings, self.placement
+        decode_s = (line.token_at[-1] - line.token_at[0]) if len(line.token_at) > 1 else 0.0
+        return Anatomy(
+            queue_s=t.queue_s + ((line.admitted_at or line.received_at) - line.received_at),
+            prefill_s=t.prefill_s,
+            exposed_transfer_s=self.exposed_transfer_s,
+            decode_s=decode_s,
+            ttft_s=line.ttft_s or 0.0,
+            e2e_s=line.e2e_s or 0.0,
+            kv_bytes=t.kv_bytes,
+            kv_blocks=t.kv_blocks,
+            path=p.path.value if p else "",
+            prefill_worker=p.prefill.worker_id if p else "",
+            decode_worker=p.decode.worker_id if p else "",
+            prefill_pid=p.prefill.pid if p else 0,
+            decode_pid=p.decode.pid if p else 0,
+            attempts=tuple(self.attempts),
+        )
+
+
+class Orchestrator:
+    """Carries requests; between them it holds only the table of those in flight."""
+
+    def __init__(
+        self,
+        links: Links,
+        admission: Admission,
+        config: RouterConfig,
+        placement: PlacementConfig,
+        clock: Clock,
+        ids: Ids,
+        new_decoder: NewDecoder,
+    ) -> None:
+        """Keep the collaborators."""
+        self._links, self._admission, self._config, self._placement = links, admission, config, placement
+        self._clock, self._ids, self._new_decoder = clock, ids, new_decoder
+        self._runs: dict[RequestId, RequestRun] = {}
+        self._tasks: dict[RequestId, asyncio.Task[object]] = {}
+        self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
+        self.on_retry: Callable[[ServingError], None] = lambda error: None
+
+    @property
+    def num_running(self) -> int:
+        """Requests in flight; zero at rest."""
+        return len(self._runs)
+
+    async def run(self, request: GenerateRequest, emit: Emit) -> None:
+        """Carry one request from the door to its single terminal event.
+
+        Whatever happens, `emit` gets exactly one `RequestEnded`, and gets it last.
+
+        Args:
+            request: Tokenized; `deadline_at` is in loop time (monotonic seconds).
+            emit: Must not block. Called from the event loop only.
+
+        Raises:
+            asyncio.CancelledError: The caller left; the workers have been told.
+        """
+        request_id = request.request_id
+        if request_id in self._runs:
+            emit(RequestEnded(Usage(0), DuplicateRequest(f"request_id {request_id} is running; choose another")))
+            return
+        sampling = request.sampling
+        run = RequestRun(
+            request=request,
+            emit=emit,
+            clock=self._clock,
+            timeline=Timeline(self._clock.now_s()),
+            choices=[ChoiceOutput(c, sampling, self._new_decoder(request.token_ids)) for c in range(sampling.n)],
+            credit=self._config.credit_positions,
+        )
+        self._runs[request_id] = run
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks[request_id] = task
+        error: ServingError | None = InternalError("the orchestrator itself failed")
+        try:
+            async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
+                run.timeline.admitted_at = self._clock.now_s()
+                await self._attempts(run)
+            error = None
+        except TimeoutError:
+            error = DeadlineExceeded(f"the deadline passed after {run.num_output_tokens} output tokens")
+        except ServingError as failure:
+            error = failure
+        except asyncio.CancelledError:
+            error = Cancelled("the caller left")
+            raise
+        finally:
+            del self._runs[request_id]
+            self._tasks.pop(request_id, None)
+            run.timeline.ended_at = self._clock.now_s()
+            ended = RequestEnded(run.usage(), error, run.anatomy())
+            emit(ended)
+            self.on_ended(run, ended)
+
+    def abort(self, request_id: RequestId) -> bool:
+        """Cancel a request by id.
+
+        Returns:
+            False if it is not running (any more).
+        """
+        run = self._runs.get(request_id)
+        if run is None:
+            return False
+        if run.current is not None:
+            run.current.fail(Cancelled("the request was aborted"))
+        elif (task := self._tasks.get(request_id)) is not None:
+            task.cancel()
+        return True
+
+    def consumed(self, request_id: RequestId, num_positions: int) -> None:
+        """The client has taken `num_positions` of every choice: workers may compute that much further."""
+        run = self._runs.get(request_id)
+        if run is None or run.current is None:
+            return
+        limit = num_positions + self._config.credit_positions
+        if limit - run.credit < self._config.credit_positions // 2:
+            return
+        run.credit = limit
+        attempt = run.current
+        try:
+            self._links.get(attempt.placement.decode).send(Credit(request_id, attempt.epoch, limit))
+        except WorkerLost as error:
+            attempt.fail(error)
+
+    async def _attempts(self, run: RequestRun) -> None:
+        for epoch in range(self._config.max_attempts):
+            try:
+                await self._attempt(run, Epoch(epoch))
+            except ServingError as error:
+                is_last = epoch + 1 == self._config.max_attempts
+                run.attempts.append(f"{epoch}:{error.code}")
+                run.num_deaths += isinstance(error, WorkerLost)
+                if run.num_deaths > DEATHS_BEFORE_ALONE:
+                    raise Quarantined(f"{run.num_deaths} workers died while serving this request; it is not tried again") from error
+                if not error.is_retryable or is_last:
+                    raise
+                self.on_retry(error)
+            else:
+                run.attempts.append(f"{epoch}:ok")
+                return
+
+    async def _attempt(self, run: RequestRun, epoch: Epoch) -> None:
+        """Place, submit to both workers at once, and wait for every choice or the first fault."""
+        placement = await self._place(run, epoch)
+        attempt = AttemptRun(run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s())
+        run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
+        request_id, num_tokens = run.request.request_id, len(run.request.token_ids)
+        links = []
+        try:
+            for descriptor, submit in self._submits(run, epoch, placement):
+                link = self._links.get(descriptor)
+                links.append(link)
+                link.subscribe(request_id, attempt, num_tokens)
+                link.send(submit)
+            await attempt.finished
+        finally:
+            run.current = None
+            attempt.finished.cancel()
+            for link in links:
+                link.forget(request_id, epoch)
+
+    async def _place(self, run: RequestRun, epoch: Epoch) -> Placement:
+        """Choose workers; with none, wait for one to appear: to the deadline, or 3 s after a fault."""
+        emitted = [c for c in run.choices if c.token_ids]
+        wish = Wish(
+            path=self._placement.path,
+            local_below_tokens=self._placement.local_below_tokens,
+            must_be_local=len(run.choices) > 1 and bool(emitted) or run.request.sampling.max_tokens == 1,
+            excluded=frozenset(run.excluded),
+        )
+        give_up_at = self._clock.now_s() + AFTER_FAULT_WAIT_S if epoch else run.request.deadline_at
+        if epoch:  # a peer often reports a death before the dead worker's own stream does
+            await asyncio.sleep(FAULT_PAUSE_S)
+        while True:
+            changed = self._links.changed
+            try:
+                return choose(self._links.candidates(), run.request, wish)
+            except NoWorker:
+                if not self._links.is_starting() and epoch == 0:
+                    raise
+                try:
+                    async with asyncio.timeout_at(min(give_up_at, run.request.deadline_at)):
+                        await changed.wait()
+                except TimeoutError:
+                    if self._clock.now_s() >= run.request.deadline_at:
+                        raise
+                    return choose(self._links.candidates(), run.request, wish)
+
+    def _submits(self, run: RequestRun, epoch: Epoch, placement: Placement) -> list[tuple[WorkerDescriptor, Submit]]:
+        base = Submit(
+            request=run.request,
+            epoch=epoch,
+            task=Task.LOCAL,
+            emitted=tuple(tuple(c.token_ids) for c in run.choices),
+            finished_choices=tuple(c.choice for c in run.choices if c.finished is not None),
+            credit=run.credit,
+            run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
+        )
+        if placement.path is Path.LOCAL:
+            return [(placement.decode, base)]
+        transfer_id: TransferId = self._ids.transfer()
+        prefill, decode = placement.prefill, placement.decode
+        return [
+            (
+                prefill,
+                replace(
+                    base, task=Task.PREFILL, transfer_id=transfer_id, peer_id=decode.worker_id,
+                    peer_incarnation=decode.incarnation, peer_address=decode.transfer_address,
+                ),
+            ),
+            (
+                decode,
+                replace(
+                    base, task=Task.DECODE, transfer_id=transfer_id, peer_id=prefill.worker_id,
+                    peer_incarnation=prefill.incarnation, peer_address=prefill.transfer_address,
+                ),
+            ),
+        ]  # fmt: skip

@@ -1,0 +1,207 @@
+"""Sessions with routers: commands come down, one frame per engine step goes up.
+
+Owns the streams, what each router has not been sent yet, and the patience with a router that is
+gone (5 s). There is no outbox of frames: the next frame is built from unsent positions when the
+stream is writable. Does not know scheduling. Called by `worker.worker`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Protocol
+
+from core.errors import WorkerLost
+from core.ids import RequestId, RouterId
+from core.ports import Clock, MessageStream, Network, StreamClosed
+from core.session import (
+    AttemptEnded,
+    Cancel,
+    Credit,
+    Hello,
+    PhaseTimings,
+    Progress,
+    StepFrame,
+    Submit,
+    Task,
+    TokenDelta,
+    Wanted,
+    Welcome,
+    WorkerDescriptor,
+)
+from worker.attempt import Attempt
+
+BEAT_S = 0.5
+ROUTER_PATIENCE_S = 5.0
+HELLO_TIMEOUT_S = 5.0
+
+
+class SessionHost(Protocol):
+    """What sessions ask of the worker."""
+
+    def submit(self, router_id: RouterId, submit: Submit) -> None:
+        """Take part in an attempt."""
+        ...
+
+    def cancel(self, request_id: RequestId, epoch: int) -> None:
+        """Forget an attempt and older ones."""
+        ...
+
+    def credit(self, message: Credit) -> None:
+        """More positions may be computed."""
+        ...
+
+    def router_alive(self, router_id: RouterId) -> None:
+        """Something came from this router: its leases go on."""
+        ...
+
+    def progress(self) -> Progress:
+        """Current counters."""
+        ...
+
+    def descriptor(self) -> WorkerDescriptor:
+        """Who the worker is."""
+        ...
+
+
+class RouterSession:
+    """One router's side: its attempts, and the stream while there is one."""
+
+    def __init__(self, router_id: RouterId) -> None:
+        """Start without a stream."""
+        self.router_id = router_id
+        self.attempts: dict[RequestId, Attempt] = {}
+        self.stream: MessageStream | None = None
+        self.lost_at: float | None = None
+        self.unknown: list[AttemptEnded] = []
+        self.dirty: dict[RequestId, None] = {}
+        self.wake = asyncio.Event()
+
+    def touch(self, attempt: Attempt) -> None:
+        """Something of this attempt is unsent."""
+        self.dirty[attempt.request_id] = None
+        self.wake.set()
+
+    def build_frame(self, step_id: int) -> StepFrame | None:
+        """Collect everything unsent into one frame; None when there is nothing."""
+        deltas: list[TokenDelta] = []
+        ended: list[AttemptEnded] = self.unknown
+        self.unknown = []
+        for request_id in self.dirty:
+            attempt = self.attempts.get(request_id)
+            if attempt is None:
+                continue
+            deltas += attempt.take_deltas()
+            if attempt.ended is not None and not attempt.is_end_sent:
+                ended.append(attempt.ended)
+                attempt.is_end_sent = True
+        self.dirty.clear()
+        return StepFrame(step_id, tuple(deltas), tuple(ended)) if deltas or ended else None
+
+
+class SessionServer:
+    """All sessions of one worker."""
+
+    def __init__(self, network: Network, host: SessionHost, clock: Clock, step_id: Callable[[], int]) -> None:
+        """Keep the collaborators; `listen` starts it."""
+        self._network, self._host, self._clock, self._step_id = network, host, clock, step_id
+        self._sessions: dict[RouterId, RouterSession] = {}
+        self.num_cut = 0
+
+    async def listen(self) -> str:
+        """Serve sessions; returns the address to publish."""
+        return await self._network.listen(self._serve)
+
+    async def close(self) -> None:
+        """End every stream."""
+        await self._network.close()
+
+    @property
+    def num_sessions(self) -> int:
+        """Routers known, connected or lately lost."""
+        return len(self._sessions)
+
+    def session(self, router_id: RouterId) -> RouterSession:
+        """Find or begin the session with a router."""
+        return self._sessions.setdefault(router_id, RouterSession(router_id))
+
+    async def _serve(self, stream: MessageStream) -> None:
+        try:
+            async with asyncio.timeout(HELLO_TIMEOUT_S):
+                hello = await stream.recv()
+        except (StreamClosed, TimeoutError):
+            stream.reset()
+            return
+        if not isinstance(hello, Hello):
+            stream.reset()
+            return
+        session = self.session(hello.router_id)
+        if session.stream is not None:
+            session.stream.reset()
+        session.stream, session.lost_at = stream, None
+        self._resume(session, hello.wanted)
+        try:
+            await stream.send(Welcome(self._host.descriptor()))
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._read(session, stream))
+                tasks.create_task(self._write(session, stream))
+                tasks.create_task(self._beat(stream))
+        except* StreamClosed:
+            self.num_cut += 1
+        finally:
+            if session.stream is stream:
+                session.stream, session.lost_at = None, self._clock.now_s()
+
+    def _resume(self, session: RouterSession, wanted: tuple[Wanted, ...]) -> None:
+        """Send again from the wanted positions; cancel what is no longer wanted."""
+        wanted_by_id = {w.request_id: w for w in wanted}
+        for request_id, attempt in list(session.attempts.items()):
+            want = wanted_by_id.pop(request_id, None)
+            if want is None or want.epoch != attempt.epoch:
+                self._host.cancel(request_id, attempt.epoch)
+            else:
+                attempt.rewind(want.next_positions)
+                session.touch(attempt)
+        for want in wanted_by_id.values():
+            error = WorkerLost("the worker does not know this attempt (any more)")
+            session.unknown.append(AttemptEnded(want.request_id, want.epoch, Task.LOCAL, PhaseTimings(), error))
+        session.wake.set()
+
+    async def _read(self, session: RouterSession, stream: MessageStream) -> None:
+        while True:
+            message = await stream.recv()
+            self._host.router_alive(session.router_id)
+            match message:
+                case Submit():
+                    self._host.submit(session.router_id, message)
+                case Cancel(request_id, epoch):
+                    self._host.cancel(request_id, epoch)
+                case Credit():
+                    self._host.credit(message)
+                case _:
+                    pass  # a beat, or a message of a newer version
+
+    async def _write(self, session: RouterSession, stream: MessageStream) -> None:
+        while True:
+            session.wake.clear()
+            frame = session.build_frame(self._step_id())
+            if frame is None:
+                await session.wake.wait()
+            else:
+                await stream.send(frame)
+
+    async def _beat(self, stream: MessageStream) -> None:
+        while True:
+            await stream.send(self._host.progress())
+            await asyncio.sleep(BEAT_S)
+
+    async def watch(self) -> None:
+        """Give up on routers that stay away; runs as long as the worker."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            now_s = self._clock.now_s()
+            for session in list(self._sessions.values()):
+                if session.lost_at is not None and now_s - session.lost_at > ROUTER_PATIENCE_S:
+                    for request_id, attempt in list(session.attempts.items()):
+                        self._host.cancel(request_id, attempt.epoch)
+                    del self._sessions[session.router_id]

@@ -1,0 +1,66 @@
+"""The loop: plan, execute, commit.
+
+Owns the order of the three and what happens when a step or the rank group fails. Does not know
+roles, transfers or sessions. Called by `worker.worker`, once per worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from core.errors import WorkerLost
+from core.plan import StepPlan
+from core.ports import Clock, Runner
+from engine.scheduler import Scheduler, SchedulerEvent
+
+
+class StepLoop:
+    """Runs steps while there is work, and waits for `wake` while there is none."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: Runner,
+        clock: Clock,
+        deliver: Callable[[list[SchedulerEvent]], None],
+        rank_lost: Callable[[WorkerLost], Awaitable[None]],
+    ) -> None:
+        """Keep the collaborators; `run` is the loop."""
+        self._scheduler, self._runner, self._clock = scheduler, runner, clock
+        self._deliver, self._rank_lost = deliver, rank_lost
+        self._wake = asyncio.Event()
+        self.plan: StepPlan | None = None
+        self.num_steps = 0
+        self.num_layers = 0
+        self.on_layer: Callable[[StepPlan, int], None] = lambda plan, layer: None
+        self.before_plan: Callable[[], None] = lambda: None
+
+    def wake(self) -> None:
+        """Something changed that may allow a step."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Plan, execute, commit, for ever."""
+        while True:
+            self._wake.clear()
+            self.before_plan()
+            self.plan = plan = self._scheduler.plan(self._clock.now_s())
+            if not plan.items:
+                self.plan = None
+                await self._wake.wait()
+                continue
+            try:
+                result = await self._runner.execute(plan, self._layer_done)
+            except WorkerLost as error:
+                self.plan = None
+                await self._rank_lost(error)
+                continue
+            self.plan = None
+            self.num_steps += 1
+            self._deliver(self._scheduler.commit(plan, result, self._clock.now_s()))
+
+    def _layer_done(self, step_id: int, layer: int) -> None:
+        self.num_layers += 1
+        if self.plan is not None and self.plan.step_id == step_id:
+            self.on_layer(self.plan, layer)

@@ -1,0 +1,132 @@
+"""A worker put together: books, scheduler, role and transfer agent, the same in production and simulation.
+
+Owns the wiring and the order of start and stop. Does not know which role, which network or which
+runner it gets. Called by the composition roots, `cluster` and `simulation`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from core.config import EngineConfig, TransferConfig
+from core.errors import InvariantViolation
+from core.ids import Incarnation, WorkerId
+from core.kv_layout import KVLayout
+from core.ports import Clock, KVBytes, Network
+from core.session import Role, WorkerDescriptor
+from engine.block_pool import BlockPool
+from engine.scheduler import Limits, Scheduler
+from kv_transfer.agent import AgentThread, TransferAgent
+from kv_transfer.posting import Post
+from kv_transfer.receiver import ReceiverHost
+from kv_transfer.sender import SenderHost
+from worker.worker import RestartableRunner, RolePart, Worker
+
+
+@dataclass(frozen=True, slots=True)
+class RoleWiring:
+    """A role's part and the host its agent reports to."""
+
+    part: RolePart
+    host: SenderHost | ReceiverHost
+    use_agent: Callable[[TransferAgent, tuple[WorkerId, Incarnation]], None]
+    num_live: Callable[[], int]
+
+
+MakeRole = Callable[[Worker, KVLayout, Clock, Post, Post], RoleWiring]
+"""(worker, layout, clock, post to the agent's loop, post to the worker's loop) -> role."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerParts:
+    """What a worker is made of, chosen by the composition root."""
+
+    role: Role
+    make_role: MakeRole
+    runner: RestartableRunner
+    kv: KVBytes
+    layout: KVLayout
+    engine: EngineConfig
+    transfer: TransferConfig
+    max_model_len: int
+    session_network: Network
+    transfer_network: Network
+    clock: Clock
+    descriptor: WorkerDescriptor
+    """Addresses are filled in by `start`."""
+
+
+class WorkerUnit:
+    """One worker, whole."""
+
+    def __init__(self, parts: WorkerParts, agent_thread: AgentThread | None) -> None:
+        """Wire everything; nothing listens yet. Without a thread the agent shares the loop."""
+        self._parts, self._thread = parts, agent_thread
+        self.descriptor = parts.descriptor
+        engine = parts.engine
+        limits = Limits(
+            block_size_tokens=engine.block_size_tokens,
+            max_step_tokens=engine.max_step_tokens,
+            max_sequences=engine.max_sequences,
+            max_model_len=parts.max_model_len,
+            is_prefix_cache_on=engine.is_prefix_cache_on,
+        )
+        self.pool = BlockPool(engine.num_blocks)
+        self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest)
+        self.worker = Worker(
+            self.scheduler, parts.runner, parts.clock, parts.session_network, lambda: self.descriptor
+        )
+        loop = asyncio.get_running_loop()
+        agent_loop = agent_thread.loop if agent_thread else loop
+        role = parts.make_role(
+            self.worker, parts.layout, parts.clock, agent_loop.call_soon_threadsafe, loop.call_soon_threadsafe
+        )
+        self.agent = TransferAgent(
+            parts.transfer_network, role.host, parts.kv, parts.layout, parts.transfer, self.pool.generation
+        )
+        role.use_agent(self.agent, (self.descriptor.worker_id, self.descriptor.incarnation))
+        self.worker.use_part(role.part)
+        self._num_live = role.num_live
+
+    async def start(self) -> WorkerDescriptor:
+        """Listen on both ports; returns the descriptor to publish."""
+        if self._thread is None:
+            transfer_address = await self.agent.listen()
+        else:
+            transfer_address = await self._thread.call(self.agent.listen())
+        session_address = await self.worker.start()
+        self.descriptor = replace(
+            self.descriptor, session_address=session_address, transfer_address=transfer_address
+        )
+        return self.descriptor
+
+    async def stop(self) -> None:
+        """Stop the worker, then its agent."""
+        await self.worker.stop()
+        if self._thread is None:
+            await self.agent.stop()
+        else:
+            await self._thread.call(self.agent.stop())
+            self._thread.stop()
+
+    def check_at_rest(self) -> None:
+        """Look for anything a past request left behind.
+
+        Raises:
+            InvariantViolation: Names what is left.
+        """
+        self.pool.check()
+        left = {
+            "held blocks": self.pool.num_held,
+            "attempts": len(self.worker.attempts),
+            "sequences": len(self.scheduler.running) + len(self.scheduler.waiting),
+            "holding": len(self.scheduler.holding),
+            "arriving": len(self.scheduler.arriving),
+            "transfers of the role": self._num_live(),
+            "transfers of the agent": self.agent.num_live,
+        }
+        found = {name: count for name, count in left.items() if count}
+        if found:
+            raise InvariantViolation(f"worker {self.descriptor.worker_id} is not at rest: {found}")

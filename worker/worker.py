@@ -1,0 +1,313 @@
+"""A worker's books: attempts by request, and the wiring of sessions, scheduler and role.
+
+Owns which attempts exist, their epochs and endings, and the tombstones of cancelled ones. Does not
+know how a role sends or receives KV: that is `RolePart`'s. Called by `worker.sessions` (commands),
+`worker.step_loop` (events) and the composition roots (`start`, `stop`).
+
+    Submit ──▶ Attempt ──▶ sequences in the scheduler ──▶ tokens logged ──▶ frame
+       ended (done, failed) ──▶ kept until the router's Cancel acknowledges it
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol
+
+from core.errors import InvariantViolation, ServingError, StepFailed, WorkerLost
+from core.ids import Epoch, RequestId, RouterId
+from core.plan import StepPlan
+from core.ports import Clock, Network, Runner
+from core.session import AttemptEnded, Credit, Load, PhaseTimings, Progress, Submit, Task, WorkerDescriptor
+from engine.scheduler import PromptComputed, Sampled, Scheduler, SchedulerEvent, SequenceFailed
+from engine.sequence import Sequence
+from worker.attempt import Attempt
+from worker.sessions import SessionServer
+from worker.step_loop import StepLoop
+
+MAX_TOMBSTONES = 4096
+
+
+class RolePart(Protocol):
+    """What a role adds: its part in a hand-over."""
+
+    task: Task
+
+    def begin(self, attempt: Attempt, replaces: Sequence | None) -> None:
+        """Start this role's part in an attempt that names a transfer."""
+        ...
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """The attempt is over: close its transfer and give its blocks back, now or when drained."""
+        ...
+
+    def layer_done(self, plan: StepPlan, layer: int) -> None:
+        """A layer of the running step is complete."""
+        ...
+
+    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+        """All KV and the first tokens are there."""
+        ...
+
+    def before_plan(self) -> None:
+        """Blocks may have become free."""
+        ...
+
+    def renew(self, attempts: list[Attempt]) -> None:
+        """The owning router is alive."""
+        ...
+
+
+class RestartableRunner(Runner, Protocol):
+    """A runner whose rank group can be replaced after its death."""
+
+    async def restart(self) -> None:
+        """Start a fresh rank group; its KV pool is empty."""
+        ...
+
+    def rank_pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks."""
+        ...
+
+
+class Worker:
+    """One worker of either role."""
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        runner: RestartableRunner,
+        clock: Clock,
+        session_network: Network,
+        describe: Callable[[], WorkerDescriptor],
+    ) -> None:
+        """Keep the collaborators; `use_part` and `start` complete it."""
+        self.scheduler = scheduler
+        self.attempts: dict[RequestId, Attempt] = {}
+        self.is_ready = True
+        self.fatal: asyncio.Future[None] | None = None
+        self._runner, self._clock, self._describe = runner, clock, describe
+        self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
+        self._sessions = SessionServer(session_network, self, clock, lambda: self._loop.num_steps)
+        self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
+        self._part: RolePart | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self.num_stale = 0
+
+    def use_part(self, part: RolePart) -> None:
+        """Give the worker its role."""
+        self._part = part
+        self._loop.on_layer = part.layer_done
+        self._loop.before_plan = part.before_plan
+
+    async def start(self) -> str:
+        """Begin to serve; returns the session address. Set `fatal` ends with a task that failed."""
+        loop = asyncio.get_running_loop()
+        self.fatal = loop.create_future()
+        address = await self._sessions.listen()
+        for coroutine in (self._loop.run(), self._sessions.watch()):
+            task = loop.create_task(coroutine)
+            task.add_done_callback(self._task_done)
+            self._tasks.append(task)
+        return address
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or self.fatal is None or self.fatal.done():
+            return
+        error = task.exception() or InvariantViolation("a task that never ends has ended")
+        self.is_ready = False
+        self.fatal.set_exception(error)
+
+    async def stop(self) -> None:
+        """End sessions and tasks; open attempts are dropped."""
+        await self._sessions.close()
+        for request_id, attempt in list(self.attempts.items()):
+            self.cancel(request_id, attempt.epoch)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def wake(self) -> None:
+        """Something changed that may allow a step."""
+        self._loop.wake()
+
+    # --- commands from routers ----------------------------------------------------------------------
+
+    def submit(self, router_id: RouterId, submit: Submit) -> None:
+        """Take part in an attempt, if its epoch is news; an older attempt makes room for it."""
+        request_id = submit.request.request_id
+        old = self.attempts.get(request_id)
+        known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
+        if submit.epoch <= known:
+            self.num_stale += 1
+            return
+        replaces = old.sequences[0] if old and old.sequences else None
+        attempt = Attempt(router_id, submit)
+        try:
+            if submit.task is Task.LOCAL:
+                self._begin_local(attempt, replaces)
+            elif self._part is not None and self._part.task is submit.task:
+                self._part.begin(attempt, replaces)
+            else:
+                raise WorkerLost(f"this worker has no part in {submit.task} attempts")
+        except ServingError as error:
+            self._drop_old(old)
+            self._enter(attempt)
+            self.end(attempt, error)
+            return
+        self._drop_old(old)
+        self._enter(attempt)
+        self._loop.wake()
+
+    def _enter(self, attempt: Attempt) -> None:
+        self.attempts[attempt.request_id] = attempt
+        self._sessions.session(attempt.router_id).attempts[attempt.request_id] = attempt
+
+    def _drop_old(self, old: Attempt | None) -> None:
+        if old is not None:
+            self.cancel(old.request_id, old.epoch)
+
+    def _begin_local(self, attempt: Attempt, replaces: Sequence | None) -> None:
+        submit, now_s = attempt.submit, self._clock.now_s()
+        choices = attempt.open_choices
+        # Choices with output of their own are sequences of their own; fresh ones share a prompt.
+        is_fresh = not any(submit.emitted[c] for c in choices)
+        groups = [choices] if is_fresh else [(c,) for c in choices]
+        for group in groups:
+            sequence = self.scheduler.new_sequence(
+                submit.request, submit.epoch, group, submit.emitted[group[0]], now_s, credit=submit.credit
+            )
+            sequence.run_alone = submit.run_alone
+            attempt.sequences.append(sequence)
+        for sequence in attempt.sequences:
+            self.scheduler.submit(sequence, replaces)
+
+    def cancel(self, request_id: RequestId, epoch: int) -> None:
+        """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
+        attempt = self.attempts.get(request_id)
+        if attempt is not None and attempt.epoch <= epoch:
+            self._stop_sequences(attempt, None)
+            del self.attempts[request_id]
+            self._sessions.session(attempt.router_id).attempts.pop(request_id, None)
+        self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))
+        while len(self._tombstones) > MAX_TOMBSTONES:
+            self._tombstones.popitem(last=False)
+        self._loop.wake()
+
+    def credit(self, message: Credit) -> None:
+        """More positions may be computed."""
+        attempt = self.attempts.get(message.request_id)
+        if attempt is None or attempt.epoch != message.epoch:
+            self.num_stale += 1
+            return
+        for sequence in attempt.sequences:
+            sequence.credit = max(sequence.credit, message.limit)
+        self._loop.wake()
+
+    def router_alive(self, router_id: RouterId) -> None:
+        """Renew the leases of this router's transfers."""
+        if self._part is not None:
+            self._part.renew(list(self._sessions.session(router_id).attempts.values()))
+
+    # --- events from the engine ---------------------------------------------------------------------
+
+    def deliver(self, events: list[SchedulerEvent]) -> None:
+        """Log tokens, tell sessions, end attempts that are done."""
+        for event in events:
+            attempt = self._attempt_of(event.sequence)
+            if attempt is None:
+                continue
+            match event:
+                case Sampled():
+                    self._log(attempt, event)
+                case PromptComputed(sequence):
+                    if self._part is None:
+                        raise InvariantViolation("a hand-over was computed on a worker without a role")
+                    self._part.prompt_computed(attempt, sequence)
+                case SequenceFailed(_, message):
+                    self.end(attempt, StepFailed(message))
+
+    def _attempt_of(self, sequence: Sequence) -> Attempt | None:
+        attempt = self.attempts.get(sequence.request.request_id)
+        return attempt if attempt is not None and attempt.epoch == sequence.epoch and attempt.ended is None else None
+
+    def _log(self, attempt: Attempt, event: Sampled) -> None:
+        sequence = event.sequence
+        if sequence not in attempt.sequences:
+            attempt.sequences.append(sequence)
+        if attempt.timings is None:
+            attempt.timings = self.phase_timings(sequence)
+        attempt.append(event.choice, event.position, event.token)
+        log = attempt.logs[event.choice]
+        if event.finish is not None:
+            log.finish, log.stop_token_id = event.finish, event.stop_token_id
+        self._sessions.session(attempt.router_id).touch(attempt)
+        is_whole = all(c in attempt.logs and attempt.logs[c].finish is not None for c in attempt.open_choices)
+        if is_whole and attempt.submit.task is not Task.PREFILL:
+            self.end(attempt, None)
+
+    def phase_timings(self, sequence: Sequence) -> PhaseTimings:
+        """What a sequence has cost so far."""
+        now_s = self._clock.now_s()
+        started = sequence.started_at if sequence.started_at is not None else now_s
+        prompt_done = sequence.prompt_done_at if sequence.prompt_done_at is not None else now_s
+        return PhaseTimings(
+            queue_s=started - sequence.arrived_at,
+            prefill_s=prompt_done - started,
+            cached_tokens=sequence.num_prefix_hit_tokens,
+        )
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """End an attempt, once: stop its sequences and let the router know."""
+        if attempt.ended is not None:
+            return
+        timings = attempt.timings or PhaseTimings()
+        if attempt.sequences and attempt.submit.task is not Task.PREFILL:
+            done_at = attempt.sequences[0].prompt_done_at
+            if done_at is not None:
+                timings = replace(timings, decode_s=self._clock.now_s() - done_at)
+        attempt.ended = AttemptEnded(attempt.request_id, attempt.epoch, attempt.submit.task, timings, error)
+        self._stop_sequences(attempt, error)
+        self._sessions.session(attempt.router_id).touch(attempt)
+        self._loop.wake()
+
+    def _stop_sequences(self, attempt: Attempt, error: ServingError | None) -> None:
+        if self._part is not None and attempt.submit.task is not Task.LOCAL:
+            self._part.end(attempt, error)
+        for sequence in attempt.sequences:
+            self.scheduler.cancel(sequence)
+
+    async def _rank_lost(self, error: WorkerLost) -> None:
+        """Every request in the engine ends with the rank group; a fresh group takes over."""
+        self.is_ready = False
+        for attempt in list(self.attempts.values()):
+            self.end(attempt, error)
+        self.scheduler.fail_all()
+        await self._runner.restart()
+        self.is_ready = True
+
+    # --- what sessions ask ----------------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """Current counters."""
+        pool, scheduler = self.scheduler.pool, self.scheduler
+        return Progress(
+            steps=self._loop.num_steps,
+            layers_done=self._loop.num_layers,
+            work_in_hand=self._loop.plan is not None,
+            load=Load(
+                num_waiting=len(scheduler.waiting),
+                num_running=len(scheduler.running) + len(scheduler.arriving),
+                waiting_tokens=scheduler.num_waiting_tokens,
+                free_blocks=pool.num_free,
+                cached_blocks=pool.num_cached,
+            ),
+            rank_pids=self._runner.rank_pids(),
+            is_ready=self.is_ready,
+        )
+
+    def descriptor(self) -> WorkerDescriptor:
+        """Who this worker is."""
+        return self._describe()
