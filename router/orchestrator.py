@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from core.config import PlacementConfig, RouterConfig
 from core.errors import (
@@ -110,6 +111,7 @@ class RequestRun:
     timeline: Timeline
     choices: list[ChoiceOutput]
     credit: int
+    path: Literal["auto", "pd", "local"]
     timings: PhaseTimings = field(default_factory=PhaseTimings)
     excluded: set[WorkerId] = field(default_factory=set)
     attempts: list[str] = field(default_factory=list)
@@ -208,7 +210,7 @@ class Orchestrator:
         """Requests in flight; zero at rest."""
         return len(self._runs)
 
-    async def run(self, request: GenerateRequest, emit: Emit) -> None:
+    async def run(self, request: GenerateRequest, emit: Emit, forced_path: Path | None = None) -> None:
         """Carry one request from the door to its single terminal event.
 
         Whatever happens, `emit` gets exactly one `RequestEnded`, and gets it last.
@@ -216,6 +218,7 @@ class Orchestrator:
         Args:
             request: Tokenized; `deadline_at` is in loop time (monotonic seconds).
             emit: Must not block. Called from the event loop only.
+            forced_path: Overrides the configured path, for the canary.
 
         Raises:
             asyncio.CancelledError: The caller left; the workers have been told.
@@ -232,6 +235,7 @@ class Orchestrator:
             timeline=Timeline(self._clock.now_s()),
             choices=[ChoiceOutput(c, sampling, self._new_decoder(request.token_ids)) for c in range(sampling.n)],
             credit=self._config.credit_positions,
+            path=forced_path.value if forced_path else self._placement.path,
         )
         self._runs[request_id] = run
         task = asyncio.current_task()
@@ -288,6 +292,17 @@ class Orchestrator:
         except WorkerLost as error:
             attempt.fail(error)
 
+    async def drain(self, grace_s: float) -> None:
+        """Let running requests finish for `grace_s`, then cancel the rest."""
+        tasks = list(self._tasks.values())
+        try:
+            async with asyncio.timeout(grace_s):
+                await asyncio.gather(*tasks, return_exceptions=True)
+        except TimeoutError:
+            for request_id in list(self._runs):
+                self.abort(request_id)
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def _attempts(self, run: RequestRun) -> None:
         for epoch in range(self._config.max_attempts):
             try:
@@ -329,7 +344,7 @@ class Orchestrator:
         """Choose workers; with none, wait for one to appear: to the deadline, or 3 s after a fault."""
         emitted = [c for c in run.choices if c.token_ids]
         wish = Wish(
-            path=self._placement.path,
+            path=run.path,
             local_below_tokens=self._placement.local_below_tokens,
             must_be_local=len(run.choices) > 1 and bool(emitted) or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),

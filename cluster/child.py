@@ -1,0 +1,90 @@
+"""A worker or router as a child process of `baton up --local`.
+
+Owns the child's life: hang on the parent, read the config, say where it listens, run until told to
+stop. Does not know siblings. Started by `cluster.local` as `python -m cluster.child KIND LIFE_FD`;
+config and member lists come on standard input, one JSON line each; the answer goes to standard output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+from typing import Any
+
+from core.config import BatonConfig
+from core.errors import ServingError
+from core.lifeline import hang_on
+from core.session import Role
+
+MAX_LINE_BYTES = 16 << 20
+
+
+def say(message: dict[str, Any]) -> None:
+    """Tell the parent something."""
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+async def _stdin() -> asyncio.StreamReader:
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
+    loop = asyncio.get_running_loop()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
+    return reader
+
+
+async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> None:
+    from cluster.members import to_json  # noqa: PLC0415 - each kind of child loads only its own half
+    from cluster.worker_process import RunningWorker  # noqa: PLC0415
+
+    worker = await RunningWorker.start(config, role, node="local")
+    say({"worker": to_json(worker.descriptor)})
+    if worker.unit.worker.fatal is not None:
+        worker.unit.worker.fatal.add_done_callback(lambda _: stop.set())
+    await stop.wait()
+    await worker.stop()
+    worker.check()
+
+
+async def _run_router(config: BatonConfig, lines: asyncio.StreamReader, stop: asyncio.Event) -> None:
+    from cluster.members import ToldMembership, from_json  # noqa: PLC0415
+    from cluster.router_process import RunningRouter  # noqa: PLC0415
+
+    membership = ToldMembership()
+    router = RunningRouter(config, membership)
+    await router.start()
+    say({"http_port": router.http_port, "grpc_port": router.grpc_port})
+
+    async def listen() -> None:
+        while line := await lines.readline():
+            news = json.loads(line)
+            membership.tell([from_json(m) for m in news["members"]], is_starting=news["is_starting"])
+        stop.set()
+
+    listener = asyncio.get_running_loop().create_task(listen())
+    await stop.wait()
+    listener.cancel()
+    await router.stop()
+
+
+async def _main(kind: str) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    lines = await _stdin()
+    config = BatonConfig.model_validate_json(await lines.readline())
+    try:
+        if kind == "router":
+            await _run_router(config, lines, stop)
+        else:
+            await _run_worker(Role(kind), config, stop)
+    except ServingError as error:
+        say({"error": type(error).__name__, "message": error.message})
+        raise SystemExit(3) from error
+
+
+if __name__ == "__main__":
+    hang_on(int(sys.argv[2]))
+    asyncio.run(_main(sys.argv[1]))

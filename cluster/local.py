@@ -1,0 +1,181 @@
+"""The cluster as child processes, without Ray.
+
+Owns the children: start, watch, restart with a growing pause, tell routers who is there. Does not
+know what they do. Called by `baton up --local` and by tests; the workers and routers are the same
+code as on Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import sys
+from typing import Any
+
+from cluster.members import from_json, to_json
+from core.config import BatonConfig
+from core.errors import ConfigError, ServingError, WorkerLost, from_wire
+from core.session import Role, WorkerDescriptor
+
+START_TIMEOUT_S = 120.0
+STOP_TIMEOUT_S = 12.0
+MAX_PAUSE_S = 30.0
+
+
+class Child:
+    """One child process and the pipe it hangs on."""
+
+    def __init__(self, process: asyncio.subprocess.Process, life_fd: int) -> None:
+        """Made by `spawn`."""
+        self.process, self._life_fd = process, life_fd
+
+    @classmethod
+    async def spawn(cls, kind: str, config: BatonConfig) -> Child:
+        """Start a child and hand it its config."""
+        life_read, life_write = os.pipe()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "cluster.child", kind, str(life_read), pass_fds=(life_read,),
+            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+        os.close(life_read)
+        child = cls(process, life_write)
+        await child.tell(config.model_dump_json())
+        return child
+
+    async def tell(self, line: str) -> None:
+        """Send one line; a dead child's pipe is no error here, its exit is noticed elsewhere."""
+        if self.process.stdin is not None:
+            with contextlib.suppress(ConnectionError):
+                self.process.stdin.write(line.encode() + b"\n")
+                await self.process.stdin.drain()
+
+    async def hear(self) -> dict[str, Any]:
+        """Wait for the child's one line.
+
+        Raises:
+            ServingError: What the child reported, or that it died.
+        """
+        if self.process.stdout is None:
+            raise WorkerLost("the child process has no output pipe")
+        async with asyncio.timeout(START_TIMEOUT_S):
+            line = await self.process.stdout.readline()
+        if not line:
+            code = await self.process.wait()
+            raise WorkerLost(f"a child process ended with code {code} before it was ready")
+        news: dict[str, Any] = json.loads(line)
+        if "error" in news:
+            raise from_wire(news["error"], news["message"])
+        return news
+
+    async def stop(self) -> None:
+        """Ask it to end, then insist."""
+        if self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.terminate()
+            try:
+                async with asyncio.timeout(STOP_TIMEOUT_S):
+                    await self.process.wait()
+            except TimeoutError:
+                with contextlib.suppress(ProcessLookupError):
+                    self.process.kill()
+                await self.process.wait()
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the lifeline."""
+        if self._life_fd >= 0:
+            os.close(self._life_fd)
+            self._life_fd = -1
+
+
+class LocalCluster:
+    """Workers and routers as children of this process."""
+
+    def __init__(self, config: BatonConfig) -> None:
+        """Nothing is started yet."""
+        self.config = config
+        self.http_port = 0
+        self.grpc_port = 0
+        self._members: dict[str, WorkerDescriptor] = {}
+        self._routers: list[Child] = []
+        self._workers: dict[str, Child] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+        self._desired = 0
+        self.failed: asyncio.Future[None] | None = None
+
+    async def start(self) -> None:
+        """Start everything; returns when every worker is known to the routers.
+
+        Raises:
+            ServingError: A child could not start; everything is stopped again.
+        """
+        self.failed = asyncio.get_running_loop().create_future()
+        pools = self.config.pools
+        seats = [f"{Role.PREFILL.value}-{i}" for i in range(0 if self.config.colocated else pools.prefill.replicas)]
+        seats += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
+        self._desired = len(seats)
+        try:
+            await asyncio.gather(*(self._start_worker(seat) for seat in seats), self._start_routers())
+            await self._tell_routers()
+        except (ServingError, TimeoutError) as error:
+            await self.stop()
+            raise error if isinstance(error, ServingError) else ConfigError("a child was not ready in time") from error
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._keep(seat)) for seat in seats]
+        self._tasks += [loop.create_task(self._watch_router(child)) for child in self._routers]
+
+    async def _start_worker(self, seat: str) -> None:
+        child = await Child.spawn(seat.partition("-")[0], self.config)
+        self._workers[seat] = child
+        news = await child.hear()
+        self._members[seat] = from_json(news["worker"])
+
+    async def _start_routers(self) -> None:
+        for _ in range(self.config.router.replicas):
+            child = await Child.spawn("router", self.config)
+            self._routers.append(child)
+            news = await child.hear()
+            self.http_port, self.grpc_port = news["http_port"], news["grpc_port"]
+
+    async def _tell_routers(self) -> None:
+        news = {
+            "members": [to_json(m) for m in self._members.values()],
+            "is_starting": len(self._members) < self._desired,
+        }
+        for router in self._routers:
+            await router.tell(json.dumps(news))
+
+    async def _keep(self, seat: str) -> None:
+        """Restart a worker whenever it ends, pausing longer each time it fails to come up."""
+        pause_s = 0.0
+        while True:
+            child = self._workers.get(seat)
+            if child is not None:
+                await child.process.wait()
+                child.close()
+                self._members.pop(seat, None)
+                await self._tell_routers()
+            await asyncio.sleep(pause_s)
+            try:
+                await self._start_worker(seat)
+                pause_s = 0.0
+                await self._tell_routers()
+            except (ServingError, TimeoutError):
+                pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
+
+    async def _watch_router(self, child: Child) -> None:
+        code = await child.process.wait()
+        if self.failed is not None and not self.failed.done():
+            self.failed.set_exception(WorkerLost(f"a router process ended with code {code}"))
+
+    async def stop(self) -> None:
+        """Stop routers first, so that requests end in good order, then workers."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(child.stop() for child in self._routers))
+        await asyncio.gather(*(child.stop() for child in self._workers.values()))
+        if self.failed is not None and not self.failed.done():
+            self.failed.cancel()

@@ -1,0 +1,102 @@
+"""One real router: links over gRPC, tokenizer process, both doors.
+
+Owns the composition of a router out of real parts. Does not know where members come from. Called by
+`cluster.child` and `cluster.ray_app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import uvicorn
+
+from cluster.session_network import session_network
+from cluster.worker_process import model_of
+from core.config import BatonConfig
+from core.ids import Ids
+from core.ports import LoopClock, Membership
+from router.admission import Admission
+from router.detokenizing import TextModel
+from router.grpc_door import GrpcDoor
+from router.links import Links
+from router.openai_door import make_app
+from router.orchestrator import Orchestrator
+from router.service import GenerationService, ServedModel
+from router.tokenizing import TokenizerProcess
+
+STOP_GRACE_S = 5.0
+HEADER_BYTES = 16 << 10
+
+
+class RunningRouter:
+    """A started router."""
+
+    def __init__(self, config: BatonConfig, membership: Membership) -> None:
+        """Compose; `start` opens the doors."""
+        spec, router = model_of(config), config.router
+        clock, ids = LoopClock(), Ids()
+        self._network = session_network(router.host)
+        self._tokenizer = TokenizerProcess(spec.folder, router.tokenize_timeout_s)
+        text = TextModel(spec.folder)
+        admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
+        self.links = Links(membership, self._network, ids.router(), clock)
+        self.orchestrator = Orchestrator(self.links, admission, router, config.placement, clock, ids, text.decoder)
+        model = ServedModel(spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype)
+        self.service = GenerationService(
+            model, router, self.orchestrator, admission, self.links, self._tokenizer, text, clock, ids,
+            config.seed_key.encode(),
+        )  # fmt: skip
+        self._config = config
+        self._grpc = GrpcDoor(self.service)
+        self._http: uvicorn.Server | None = None
+        self._http_task: asyncio.Task[None] | None = None
+        self.http_port = 0
+
+    async def start(self) -> None:
+        """Follow the members and open both doors."""
+        await self._tokenizer.start()
+        self.links.follow()
+        self.service.start()
+        await self._grpc.start()
+        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind((self._config.router.host, self._config.router.http_port))
+        self.http_port = listener.getsockname()[1]
+        app = make_app(self.service, created=int(time.time()))  # noqa: TID251 - OpenAI's `created` is wall-clock
+        settings = uvicorn.Config(
+            app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60,
+            timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
+        )  # fmt: skip
+        self._http = _Server(settings)
+        self._http_task = asyncio.get_running_loop().create_task(self._http.serve(sockets=[listener]))
+
+    @property
+    def grpc_port(self) -> int:
+        """Port of the gRPC door."""
+        return self._grpc.port
+
+    async def stop(self) -> None:
+        """Take nothing new, let requests finish, close doors and links."""
+        await self.service.stop(STOP_GRACE_S)
+        await self._grpc.stop(STOP_GRACE_S)
+        if self._http is not None and self._http_task is not None:
+            self._http.should_exit = True
+            await asyncio.gather(self._http_task, return_exceptions=True)
+        await self.links.close()
+        await self._network.close()
+        await self._tokenizer.stop()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn without its signal handlers: the process that hosts it has its own."""
+
+    def install_signal_handlers(self) -> None:
+        """Install none."""
+
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+        """Capture none."""
+        return contextlib.nullcontext()

@@ -1,0 +1,110 @@
+"""One real worker: ranks, transfer agent in its thread, sessions over gRPC.
+
+Owns the composition of a worker out of real parts; the same for child processes and Ray replicas.
+Does not know who started it. Called by `cluster.child` and `cluster.ray_app`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from cluster.session_network import session_network
+from core.config import BatonConfig, PoolConfig
+from core.ids import Ids, WorkerId
+from core.ports import LoopClock
+from core.session import Role, WorkerDescriptor
+from decode_worker.part import decode_role
+from engine.model_spec import ModelSpec, read_model
+from engine.rank_group import RankGroup
+from kv_transfer.agent import AgentThread
+from kv_transfer.grpc_network import fetch_network
+from prefill_worker.part import prefill_role
+from worker.unit import WorkerParts, WorkerUnit
+
+TINY_MODEL = Path(__file__).parent.parent / "models" / "baton-tiny"
+
+
+def model_of(config: BatonConfig) -> ModelSpec:
+    """Read the configured model's description.
+
+    Raises:
+        ModelLoadError: It cannot be served.
+    """
+    m = config.model
+    return read_model(Path(m.path).expanduser() if m.path else TINY_MODEL, m.dtype, m.max_model_len, m.name)
+
+
+def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
+    """The pool a role belongs to."""
+    return config.pools.prefill if role is Role.PREFILL else config.pools.decode
+
+
+class RunningWorker:
+    """A started worker."""
+
+    def __init__(self, ranks: RankGroup, unit: WorkerUnit) -> None:
+        """Made by `start`."""
+        self._ranks, self._unit = ranks, unit
+
+    @classmethod
+    async def start(cls, config: BatonConfig, role: Role, node: str, host: str = "127.0.0.1") -> RunningWorker:
+        """Load the model, listen, be ready.
+
+        Raises:
+            ModelLoadError: The model cannot be served.
+            WorkerLost: The rank did not start.
+        """
+        spec, engine = model_of(config), pool_of(config, role).engine
+        ranks = RankGroup(spec, engine)
+        await ranks.start()
+        layout, ids = spec.layout(engine.block_size_tokens), Ids()
+        worker_id = ids.worker(role.value)
+        descriptor = WorkerDescriptor(
+            worker_id=WorkerId(worker_id), role=role, incarnation=ids.incarnation(), session_address="",
+            transfer_address="", model=spec.name, content_digest=layout.content_digest,
+            block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
+            max_model_len=spec.max_model_len, node=node, pid=os.getpid(), rank_pids=ranks.rank_pids(),
+        )  # fmt: skip
+        parts = WorkerParts(
+            role=role,
+            make_role=prefill_role if role is Role.PREFILL else decode_role(config.transfer.reserve_wait_s),
+            runner=ranks,
+            kv=ranks.kv,
+            layout=layout,
+            engine=engine,
+            transfer=config.transfer,
+            max_model_len=spec.max_model_len,
+            session_network=session_network(host),
+            transfer_network=fetch_network(host),
+            clock=LoopClock(),
+            descriptor=descriptor,
+        )
+        unit = WorkerUnit(parts, AgentThread())
+        await unit.start()
+        return cls(ranks, unit)
+
+    @property
+    def descriptor(self) -> WorkerDescriptor:
+        """Who it is and where it listens."""
+        return self._unit.descriptor
+
+    @property
+    def unit(self) -> WorkerUnit:
+        """The worker inside, for health checks and tests."""
+        return self._unit
+
+    def check(self) -> None:
+        """Raise what ended the worker's loop, if it has ended.
+
+        Raises:
+            Exception: The failure, as it was.
+        """
+        fatal = self._unit.worker.fatal
+        if fatal is not None and fatal.done():
+            fatal.result()
+
+    async def stop(self) -> None:
+        """End sessions, agent and ranks."""
+        await self._unit.stop()
+        await self._ranks.stop()
