@@ -15,6 +15,7 @@ import sys
 from typing import Any
 
 from cluster.members import from_json, to_json
+from cluster.redis_server import RedisServer, with_redis
 from core.config import BatonConfig
 from core.errors import ConfigError, ServingError, WorkerLost, from_wire
 from core.session import Role, WorkerDescriptor
@@ -104,6 +105,7 @@ class LocalCluster:
         self._tasks: list[asyncio.Task[None]] = []
         self._desired = 0
         self.failed: asyncio.Future[None] | None = None
+        self._redis: RedisServer | None = None
 
     async def start(self) -> None:
         """Start everything; returns when every worker is known to the routers.
@@ -116,6 +118,9 @@ class LocalCluster:
         seats = [f"{Role.PREFILL.value}-{i}" for i in range(0 if self.config.colocated else pools.prefill.replicas)]
         seats += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
         self._desired = len(seats)
+        if self.config.redis.is_on and not self.config.redis.url:
+            self._redis = RedisServer()
+            self.config = with_redis(self.config, self._redis.url)
         try:
             await asyncio.gather(*(self._start_worker(seat) for seat in seats), self._start_routers())
             await self._tell_routers()
@@ -177,5 +182,7 @@ class LocalCluster:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(child.stop() for child in self._routers))
         await asyncio.gather(*(child.stop() for child in self._workers.values()))
+        if self._redis is not None:
+            self._redis.stop()
         if self.failed is not None and not self.failed.done():
             self.failed.cancel()

@@ -17,7 +17,8 @@ from cluster.session_network import session_network
 from cluster.worker_process import model_of
 from core.config import BatonConfig
 from core.ids import Ids
-from core.ports import LoopClock, Membership
+from core.ports import SystemClock, Membership
+from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
 from router.detokenizing import TextModel
 from router.grpc_door import GrpcDoor
@@ -37,7 +38,7 @@ class RunningRouter:
     def __init__(self, config: BatonConfig, membership: Membership) -> None:
         """Compose; `start` opens the doors."""
         spec, router = model_of(config), config.router
-        clock, ids = LoopClock(), Ids()
+        clock, ids = SystemClock(), Ids()
         self._network = session_network(router.host)
         self._tokenizer = TokenizerProcess(spec.folder, router.tokenize_timeout_s)
         text = TextModel(spec.folder)
@@ -50,6 +51,9 @@ class RunningRouter:
             config.seed_key.encode(),
         )  # fmt: skip
         self._config = config
+        self._mirror = MembershipMirror(config.redis.url, self.service.replicas) if config.redis.url else None
+        self._mirror_task: asyncio.Task[None] | None = None
+        self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
         self._grpc = GrpcDoor(self.service)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
@@ -60,6 +64,8 @@ class RunningRouter:
         await self._tokenizer.start()
         self.links.follow()
         self.service.start()
+        if self._mirror is not None:
+            self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
         await self._grpc.start()
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -86,6 +92,9 @@ class RunningRouter:
         if self._http is not None and self._http_task is not None:
             self._http.should_exit = True
             await asyncio.gather(self._http_task, return_exceptions=True)
+        if self._mirror_task is not None:
+            self._mirror_task.cancel()
+            await asyncio.gather(self._mirror_task, return_exceptions=True)
         await self.links.close()
         await self._network.close()
         await self._tokenizer.stop()

@@ -12,7 +12,7 @@ from pathlib import Path
 from cluster.session_network import session_network
 from core.config import BatonConfig, PoolConfig
 from core.ids import Ids, WorkerId
-from core.ports import LoopClock
+from core.ports import SystemClock
 from core.session import Role, WorkerDescriptor
 from decode_worker.part import decode_role
 from engine.model_spec import ModelSpec, read_model
@@ -77,7 +77,7 @@ class RunningWorker:
             max_model_len=spec.max_model_len,
             session_network=session_network(host),
             transfer_network=fetch_network(host),
-            clock=LoopClock(),
+            clock=SystemClock(),
             descriptor=descriptor,
         )
         unit = WorkerUnit(parts, AgentThread())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,6 +102,7 @@ class GenerationService:
         self._canary_task: asyncio.Task[None] | None = None
         self.canary_s: float | None = None
         self.canary_error = "no canary has run yet"
+        self.read_store_state: Callable[[], str] = lambda: "off"
         self.telemetry = Telemetry(
             {
                 metrics.RUNNING: lambda: {"": admission.num_running},
@@ -241,6 +242,7 @@ class GenerationService:
         canary_ms = None if self.canary_s is None else round(self.canary_s * 1000, 3)
         return {
             "ready": self.is_ready,
+            "store": self.read_store_state(),
             "models": {self.model.name: {**pools, "canary_ms": canary_ms, "canary_error": self.canary_error}},
         }
 

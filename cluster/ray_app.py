@@ -1,0 +1,217 @@
+"""The cluster on Ray Serve: one application, a deployment per pool and one for the routers.
+
+Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor.
+Ray places, heals and scales; no token and no KV ever travels as a Ray object (decision 4). Does not
+know what a worker does. Called by `baton up` and by `make demo`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from cluster.members import ToldMembership, from_json, to_json
+from cluster.redis_server import RedisServer, with_redis
+from cluster.router_process import RunningRouter
+from cluster.worker_process import RunningWorker
+from core.config import BatonConfig, PoolConfig
+from core.errors import ConfigError
+from core.session import Role, WorkerDescriptor
+
+APP = "baton"
+REDIS_ACTOR = "baton-redis"
+NAMESPACE = "baton"
+FOLLOW_S = 0.5
+DESCRIBE_TIMEOUT_S = 2.0
+ROLE_LABEL = "baton.role"
+OBJECT_STORE_BYTES = 80 << 20
+START_TIMEOUT_S = 180.0
+HEALTH = {"health_check_period_s": 1.0, "health_check_timeout_s": 5.0}
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+log = logging.getLogger(__name__)
+
+
+def _node_host(*, is_loopback: bool) -> str:
+    return "127.0.0.1" if is_loopback else str(ray.util.get_node_ip_address())
+
+
+class WorkerReplica:
+    """A worker inside a Serve replica: Serve heals it, the router talks to it directly."""
+
+    async def __init__(self, config_json: str, role: str, is_loopback: bool) -> None:  # noqa: FBT001 - Ray binds by position
+        """Load the model and listen."""
+        config = BatonConfig.model_validate_json(config_json)
+        node = ray.get_runtime_context().get_node_id()[:12]
+        self._worker = await RunningWorker.start(config, Role(role), node, _node_host(is_loopback=is_loopback))
+
+    async def describe(self) -> dict[str, Any]:
+        """Say who this is and where it listens."""
+        return to_json(self._worker.descriptor)
+
+    def check_health(self) -> None:
+        """Raise if the worker's loop has ended; Serve then replaces the replica."""
+        self._worker.check()
+
+    async def __del__(self) -> None:
+        """Stop in good order when Serve scales down."""
+        if hasattr(self, "_worker"):
+            await self._worker.stop()
+
+
+class RouterReplica:
+    """A router inside a Serve replica, with doors of its own."""
+
+    async def __init__(self, config_json: str, *pools: DeploymentHandle) -> None:
+        """Open the doors and follow the pools."""
+        config = BatonConfig.model_validate_json(config_json)
+        self._membership = ToldMembership()
+        self._desired = desired_workers(config)
+        self._router = RunningRouter(config, self._membership)
+        await self._router.start()
+        self._task = asyncio.get_running_loop().create_task(self._follow(pools))
+
+    async def _follow(self, pools: tuple[DeploymentHandle, ...]) -> None:
+        """Ask every replica of every pool who it is, twice a second."""
+        known: dict[int, list[WorkerDescriptor]] = {}
+        while True:
+            for index, pool in enumerate(pools):
+                try:
+                    async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
+                        answers = await pool.broadcast("describe").results_async()
+                    known[index] = [from_json(answer) for answer in answers]
+                except Exception as error:  # noqa: BLE001 - Ray raises many kinds; the list stays, links judge for themselves
+                    log.debug("pool did not answer", extra={"pool": index, "error": str(error)})
+            members = [member for pool_members in known.values() for member in pool_members]
+            self._membership.tell(members, is_starting=len(members) < self._desired)
+            await asyncio.sleep(FOLLOW_S)
+
+    async def ports(self) -> dict[str, int]:
+        """Say where the doors are."""
+        return {"http": self._router.http_port, "grpc": self._router.grpc_port, "pid": os.getpid()}
+
+    async def replicas(self) -> list[dict[str, Any]]:
+        """Describe every worker this router knows."""
+        return self._router.service.replicas()
+
+    async def drain(self) -> None:
+        """Finish what runs, take nothing new."""
+        self._task.cancel()
+        await self._router.stop()
+
+    def check_health(self) -> None:
+        """Raise if the following has ended."""
+        if self._task.done() and not self._task.cancelled():
+            self._task.result()
+
+
+def desired_workers(config: BatonConfig) -> int:
+    """Workers the config asks for."""
+    return config.pools.decode.replicas + (0 if config.colocated else config.pools.prefill.replicas)
+
+
+def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: bool) -> Any:  # noqa: ANN401 - Ray's type
+    options: dict[str, Any] = {"num_cpus": pool.num_cpus}
+    if pool.num_gpus:
+        options["num_gpus"] = pool.num_gpus
+    if pool.node_label:
+        options["label_selector"] = {ROLE_LABEL: pool.node_label}
+    deployment = serve.deployment(WorkerReplica).options(
+        name=role.value, num_replicas=pool.replicas, ray_actor_options=options, max_ongoing_requests=64,
+        graceful_shutdown_timeout_s=10.0, logging_config=QUIET, **HEALTH,
+    )  # fmt: skip
+    return deployment.bind(config.model_dump_json(), role.value, is_loopback)
+
+
+def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa: ANN401 - Ray's type
+    """Bind the Serve application: routers over their pools."""
+    pools = [_pool(config, Role.DECODE, config.pools.decode, is_loopback=is_loopback)] if config.pools.decode.replicas else []
+    if not config.colocated and config.pools.prefill.replicas:
+        pools.append(_pool(config, Role.PREFILL, config.pools.prefill, is_loopback=is_loopback))
+    router = serve.deployment(RouterReplica).options(
+        name="router", num_replicas=config.router.replicas, ray_actor_options={"num_cpus": config.router.num_cpus},
+        max_ongoing_requests=1024, graceful_shutdown_timeout_s=10.0, logging_config=QUIET, **HEALTH,
+    )  # fmt: skip
+    return router.bind(config.model_dump_json(), *pools)
+
+
+class RedisActor:
+    """Redis on the head node, so that it outlives workers and never hangs on the CLI."""
+
+    def __init__(self) -> None:
+        """Start the server."""
+        self._server = RedisServer()
+
+    def url(self) -> str:
+        """Address with password."""
+        return self._server.url
+
+
+class RayCluster:
+    """The application on a fresh local Ray, or on a running one."""
+
+    def __init__(self, config: BatonConfig, address: str = "") -> None:
+        """Nothing is started yet. `address` empty: a fresh local Ray."""
+        self.config, self._address = config, address
+        self.http_port = 0
+        self.grpc_port = 0
+        self._router: Any = None
+
+    def start(self) -> None:
+        """Start or join Ray, then deploy; returns when all replicas run.
+
+        Raises:
+            ConfigError: Ray or the application did not come up.
+        """
+        self._init_ray()
+        if self.config.redis.is_on and not self.config.redis.url:
+            actor = ray.remote(RedisActor).options(
+                name=REDIS_ACTOR, namespace=NAMESPACE, num_cpus=0, get_if_exists=True,
+                lifetime="detached" if self._address else None,
+            ).remote()  # fmt: skip
+            self.config = with_redis(self.config, ray.get(actor.url.remote(), timeout=START_TIMEOUT_S))
+            self._redis = actor
+        is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        serve.start(proxy_location="Disabled", logging_config=QUIET)
+        try:
+            self._router = serve.run(build_app(self.config, is_loopback=is_loopback), name=APP, route_prefix=None)
+            ports = self._router.ports.remote().result(timeout_s=START_TIMEOUT_S)
+        except (RuntimeError, TimeoutError) as error:
+            raise ConfigError(f"the application did not start: {error}") from error
+        self.http_port, self.grpc_port = ports["http"], ports["grpc"]
+
+    def _init_ray(self) -> None:
+        if self._address:
+            ray.init(address=self._address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            return
+        pools = self.config.pools
+        cpus = sum(p.num_cpus * p.replicas for p in (pools.prefill, pools.decode))
+        cpus += self.config.router.num_cpus * self.config.router.replicas
+        labels = {ROLE_LABEL: pool.node_label for pool in (pools.prefill, pools.decode) if pool.node_label}
+        # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own actors.
+        ray.init(
+            address="local", namespace=NAMESPACE, num_cpus=int(cpus) + 4, include_dashboard=False, labels=labels or None,
+            object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level="ERROR",
+        )  # fmt: skip
+
+    def stop(self) -> None:
+        """Drain the routers; end our own Ray, or only our application on a shared one."""
+        if not ray.is_initialized():
+            return
+        if self._router is not None:
+            try:
+                self._router.broadcast("drain").results(timeout_s=15.0)
+            except Exception as error:  # noqa: BLE001 - a router that is gone already needs no drain
+                log.debug("drain failed", extra={"error": str(error)})
+        if self._address:
+            serve.delete(APP)
+            actor = ray.get_actor(REDIS_ACTOR, NAMESPACE) if self.config.redis.url and hasattr(self, "_redis") else None
+            if actor is not None:
+                ray.kill(actor)
+        ray.shutdown()

@@ -1,0 +1,133 @@
+"""`baton up`: check everything first, start, wait for a signal, end without leaving a process.
+
+Owns the foreground life of a cluster. Does not know commands or flags. Called by `cluster.cli`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from cluster.ray_env import prepare_fresh_ray
+from cluster.worker_process import model_of
+from core.config import BatonConfig, load_config
+from core.errors import ConfigError
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+console = Console()
+
+
+def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_local: bool) -> None:
+    """Start a cluster and keep it until a signal comes.
+
+    Raises:
+        ServingError: Something is wrong with config, model, ports or the start; nothing is left running.
+    """
+    config = load_config(path, flags)
+    spec = model_of(config)
+    check_ports(config)
+    layout = spec.layout(config.pools.decode.engine.block_size_tokens)
+    tokens = config.pools.decode.engine.num_blocks * config.pools.decode.engine.block_size_tokens
+    console.print(
+        f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context {spec.max_model_len} tokens, "
+        f"KV pool {tokens} tokens a worker ({layout.block_bytes} bytes a block)"
+    )
+    if is_local:
+        asyncio.run(_run_local(config))
+    else:
+        _run_ray(config, address)
+
+
+def check_ports(config: BatonConfig) -> None:
+    """Refuse to start on a port that is taken; SO_REUSEPORT would share it silently.
+
+    Raises:
+        ConfigError: Names the port and the flag that changes it.
+    """
+    router = config.router
+    for port, flag in ((router.http_port, "--http-port"), (router.grpc_port, "--grpc-port")):
+        if port == 0:
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((router.host, port))
+                probe.listen(1)
+            except OSError as error:
+                raise ConfigError(f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}") from error
+    if router.http_port and router.http_port == router.grpc_port:
+        raise ConfigError(f"router.http_port and router.grpc_port are both {router.http_port}; make them different")
+
+
+def _announce(config: BatonConfig, http_port: int, grpc_port: int) -> None:
+    host, pools = config.router.host, config.pools
+    table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
+    table.add_row("prefill", "0" if config.colocated else str(pools.prefill.replicas), "HTTP", f"http://{host}:{http_port}")
+    table.add_row("decode", str(pools.decode.replicas), "gRPC", f"{host}:{grpc_port}")
+    console.print(table)
+    console.print(f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster")
+
+
+async def _run_local(config: BatonConfig) -> None:
+    from cluster.local import LocalCluster  # noqa: PLC0415 - each way loads only its own half
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    cluster = LocalCluster(config)
+    starting = loop.create_task(cluster.start())
+    stopping = loop.create_task(stop.wait())
+    starting.add_done_callback(lambda task: stop.set() if task.cancelled() or task.exception() else None)
+    with console.status("starting workers"):
+        while not starting.done() and not stop.is_set():
+            await _first(starting, stopping)
+    if starting.done():
+        starting.result()
+        if cluster.failed is not None:
+            cluster.failed.add_done_callback(lambda _: stop.set())
+        _announce(config, cluster.http_port, cluster.grpc_port)
+        await stop.wait()
+    starting.cancel()
+    stopping.cancel()
+    console.print("stopping")
+    failure = cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
+    await cluster.stop()
+    if failure is not None:
+        raise failure
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until one of the tasks is done, without taking its result."""
+    done = asyncio.Event()
+    for task in tasks:
+        task.add_done_callback(lambda _: done.set())
+    await done.wait()
+
+
+def _run_ray(config: BatonConfig, address: str) -> None:
+    stop = threading.Event()
+    if not address:
+        prepare_fresh_ray()
+    with console.status("starting Ray"):
+        from cluster.ray_app import RayCluster  # noqa: PLC0415 - importing Ray takes a second
+
+        cluster = RayCluster(config, address)
+    try:
+        with console.status("starting workers on Ray"):
+            cluster.start()
+        for number in SIGNALS:  # after Ray, which installs handlers of its own
+            signal.signal(number, lambda *_: stop.set())
+        _announce(config, cluster.http_port, cluster.grpc_port)
+        stop.wait()
+        console.print("stopping")
+    finally:
+        cluster.stop()
