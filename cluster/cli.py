@@ -28,13 +28,13 @@ HTTP_TIMEOUT_S = 10.0
 
 
 @app.command()
-def up(  # noqa: PLR0913 - one parameter per flag
+def up(
     config: Config = None,
     model: Annotated[str, typer.Option(help="Hugging Face folder")] = "",
     http_port: Annotated[int, typer.Option(help="HTTP door; 0: any free port", min=-1)] = -1,
     grpc_port: Annotated[int, typer.Option(help="gRPC door; 0: any free port", min=-1)] = -1,
-    local: Annotated[bool, typer.Option("--local", help="child processes instead of Ray")] = False,  # noqa: FBT002
-    colocated: Annotated[bool, typer.Option("--colocated", help="one pool does both phases")] = False,  # noqa: FBT002
+    local: Annotated[bool, typer.Option("--local", help="child processes instead of Ray")] = False,
+    colocated: Annotated[bool, typer.Option("--colocated", help="one pool does both phases")] = False,
     address: Annotated[str, typer.Option(help="join a running Ray cluster")] = "",
 ) -> None:
     """Start a cluster in the foreground; Ctrl-C ends it."""
@@ -57,7 +57,7 @@ def status(url: Url = "http://127.0.0.1:8000", output: Output = "table") -> None
     """Show readiness and every worker."""
     readiness, replicas = _get(url, "/ready"), _get(url, "/replicas")["replicas"]
     if output == "json":
-        typer.echo(json.dumps({"ready": readiness["ready"], "models": readiness["models"], "store": readiness["store"], "replicas": replicas}, indent=2))  # fmt: skip
+        typer.echo(json.dumps({**readiness, "replicas": replicas}, indent=2))
     else:
         _show_status(readiness, replicas)
     raise typer.Exit(0 if readiness["ready"] else 1)
@@ -78,7 +78,9 @@ def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> N
     console = Console()
     console.print(table)
     for name, model in readiness["models"].items():
-        state = f"ready, canary {model['canary_ms']} ms" if readiness["ready"] else f"not ready: {model['canary_error']}"
+        state = (
+            f"ready, canary {model['canary_ms']} ms" if readiness["ready"] else f"not ready: {model['canary_error']}"
+        )
         console.print(f"{name}: {state}; store {readiness['store']}")
 
 

@@ -49,7 +49,7 @@ def stream_answer(address: str, request: pb.GenerateRequest, show: Any = None) -
     return Answer(text, summary.usage, summary.timing)
 
 
-def generate_stream(  # noqa: PLR0913 - one parameter per flag
+def generate_stream(
     prompt: str, address: str, max_tokens: int, temperature: float, seed: int | None, *, as_json: bool
 ) -> None:
     """Run `baton generate`."""
@@ -62,7 +62,7 @@ def generate_stream(  # noqa: PLR0913 - one parameter per flag
     try:
         answer = stream_answer(address, request, None if as_json else _print)
     except grpc.RpcError as error:
-        typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)  # type: ignore[attr-defined]
+        typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
         raise SystemExit(2) from error
     if as_json:
         usage, timing = MessageToDict(answer.usage), MessageToDict(answer.timing, preserving_proto_field_name=True)

@@ -84,8 +84,9 @@ def over_http(base: str, prompt: str) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]], block_bytes: int) -> bool:
     """Print the table; True if every row shows a real hand-over."""
-    table = Table("door", "prompt", "queue", "prefill", "exposed transfer", "decode", "TTFT", "prefill pid", "decode pid",
-                  "KV bytes handed over", title="where the time went (ms)")  # fmt: skip
+    phases = ("queue", "prefill", "exposed transfer", "decode", "TTFT")
+    table = Table("door", "prompt", *phases, "prefill pid", "decode pid", "KV bytes handed over")
+    table.title = "where the time went (ms)"
     is_good = True
     for r in rows:
         is_whole = r["kv_bytes"] == r["kv_blocks"] * block_bytes and r["kv_blocks"] > 0
@@ -119,12 +120,16 @@ def main() -> int:
         cluster.start()
         base, address = f"http://127.0.0.1:{cluster.http_port}", f"127.0.0.1:{cluster.grpc_port}"
         readiness = wait_ready(base)
-        console.print(f"ready after {time.monotonic() - started_at:.1f} s: {json.dumps(readiness['models'])}", highlight=False)
+        console.print(
+            f"ready after {time.monotonic() - started_at:.1f} s: {json.dumps(readiness['models'])}", highlight=False
+        )
         for prompt in PROMPTS:
-            for door, ask in (("gRPC", lambda p: over_grpc(address, p)), ("HTTP", lambda p: over_http(base, p))):
-                console.rule(f"{door}: {prompt!r}", align="left")
-                rows.append(ask(prompt))
-                console.print()
+            console.rule(f"gRPC: {prompt!r}", align="left")
+            rows.append(over_grpc(address, prompt))
+            console.print()
+            console.rule(f"HTTP: {prompt!r}", align="left")
+            rows.append(over_http(base, prompt))
+            console.print()
     finally:
         cluster.stop()
     is_good = show(rows, block_bytes)

@@ -44,7 +44,7 @@ def _node_host(*, is_loopback: bool) -> str:
 class WorkerReplica:
     """A worker inside a Serve replica: Serve heals it, the router talks to it directly."""
 
-    async def __init__(self, config_json: str, role: str, is_loopback: bool) -> None:  # noqa: FBT001 - Ray binds by position
+    async def __init__(self, config_json: str, role: str, is_loopback: bool) -> None:  # type: ignore[misc]
         """Load the model and listen."""
         config = BatonConfig.model_validate_json(config_json)
         node = ray.get_runtime_context().get_node_id()[:12]
@@ -67,7 +67,7 @@ class WorkerReplica:
 class RouterReplica:
     """A router inside a Serve replica, with doors of its own."""
 
-    async def __init__(self, config_json: str, *pools: DeploymentHandle) -> None:
+    async def __init__(self, config_json: str, *pools: DeploymentHandle) -> None:  # type: ignore[misc]
         """Open the doors and follow the pools."""
         config = BatonConfig.model_validate_json(config_json)
         self._membership = ToldMembership()
@@ -130,7 +130,11 @@ def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: boo
 
 def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa: ANN401 - Ray's type
     """Bind the Serve application: routers over their pools."""
-    pools = [_pool(config, Role.DECODE, config.pools.decode, is_loopback=is_loopback)] if config.pools.decode.replicas else []
+    pools = (
+        [_pool(config, Role.DECODE, config.pools.decode, is_loopback=is_loopback)]
+        if config.pools.decode.replicas
+        else []
+    )
     if not config.colocated and config.pools.prefill.replicas:
         pools.append(_pool(config, Role.PREFILL, config.pools.prefill, is_loopback=is_loopback))
     router = serve.deployment(RouterReplica).options(
@@ -193,10 +197,9 @@ class RayCluster:
         pools = self.config.pools
         cpus = sum(p.num_cpus * p.replicas for p in (pools.prefill, pools.decode))
         cpus += self.config.router.num_cpus * self.config.router.replicas
-        labels = {ROLE_LABEL: pool.node_label for pool in (pools.prefill, pools.decode) if pool.node_label}
         # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own actors.
         ray.init(
-            address="local", namespace=NAMESPACE, num_cpus=int(cpus) + 4, include_dashboard=False, labels=labels or None,
+            address="local", namespace=NAMESPACE, num_cpus=int(cpus) + 4, include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level="ERROR",
         )  # fmt: skip
 

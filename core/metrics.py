@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-LATENCY_BUCKETS_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)  # fmt: skip
+LATENCY_BUCKETS_S = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,9 @@ RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault",
 RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")
 QUEUED = Metric("baton_requests_queued", "gauge", "requests waiting for a permit")
 WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
-ALL = (TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, ATTEMPTS, RETRIES, RUNNING, QUEUED, WORKERS)  # fmt: skip
+ALL = (
+    TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, ATTEMPTS, RETRIES, RUNNING,
+    QUEUED, WORKERS,
+)  # fmt: skip
 PHASES = ("queue", "prefill", "transfer", "decode")
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -11,7 +11,6 @@ its `RolePart`) and by the transfer agent (as its host).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from core.errors import InvariantViolation, KVTransferError, PoolExhausted, ServingError
@@ -23,9 +22,9 @@ from core.session import Task
 from core.types import Logprob
 from engine.sequence import Sequence, Status
 from kv_transfer.agent import TransferAgent
+from kv_transfer.posting import Post, PostedReceiverHost
 from kv_transfer.receiver import FetchOrder, Reservation
 from worker.attempt import Attempt
-from kv_transfer.posting import Post, PostedReceiverHost
 from worker.unit import MakeRole, RoleWiring
 from worker.worker import Worker
 
@@ -44,9 +43,7 @@ class DecodePart:
 
     task = Task.DECODE
 
-    def __init__(
-        self, worker: Worker, layout: KVLayout, clock: Clock, post: Callable[..., None], reserve_wait_s: float
-    ) -> None:
+    def __init__(self, worker: Worker, layout: KVLayout, clock: Clock, post: Post, reserve_wait_s: float) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
         self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
         self._reserve_wait_s = reserve_wait_s
@@ -178,7 +175,9 @@ class DecodePart:
             return
         attempt, sequence = incoming.attempt, incoming.sequence
         if set(first_tokens) != set(sequence.choices):
-            error = KVTransferError(f"first tokens came for choices {sorted(first_tokens)}, not {sorted(sequence.choices)}")
+            error = KVTransferError(
+                f"first tokens came for choices {sorted(first_tokens)}, not {sorted(sequence.choices)}"
+            )
             self._worker.end(attempt, error)
             return
         del self._incoming[transfer_id]

@@ -6,9 +6,10 @@ Owns reading K and V through block tables. Does not know projections or sampling
 Dimension key: T token rows, S sequences, M blocks in the longest table, H query heads, K KV heads,
 G = H / K, D head size, N blocks in the pool, B tokens per block.
 
-The CPU kernel visits KV blocks in ascending order with an online softmax (arXiv:1805.02867), one
-query row at a time. What a row does never depends on other rows, so prefill, chunks, decode and
-re-prefill give bitwise equal results: batch invariance by construction.
+The CPU kernel visits tiles of 16 positions in ascending order with an online softmax
+(arXiv:1805.02867), one query row at a time. What a row does never depends on other rows nor on the
+block size, so prefill, chunks, decode and re-prefill give bitwise equal results: batch invariance
+by construction.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from torch import Tensor
 
 # No `nnan` or `ninf`: scores may be infinite. `reassoc` lets dot products vectorise.
 FASTMATH = {"reassoc", "nsz", "arcp", "contract"}
+TILE = 16
+"""Positions folded at once; fixed, because the order of sums must not follow the block size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +86,9 @@ def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
     return torch.from_numpy(out).to(q.dtype)
 
 
-@numba.njit(fastmath=FASTMATH, inline="always")  # type: ignore[untyped-decorator]
-def _attend_block(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
-    """Fold one block (k, v: fp32 [B, D]) into one row's output. state = [running max, running sum]."""
+@numba.njit(fastmath=FASTMATH, inline="always")
+def _attend_tile(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Fold one tile (k, v: fp32 [TILE, D]) into one row's output. state = [running max, running sum]."""
     head_size = q.shape[0]
     scores = np.empty(k.shape[0], dtype=np.float32)
     top = state[0]
@@ -108,68 +111,70 @@ def _attend_block(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped
     state[1] = total
 
 
-@numba.njit(fastmath=FASTMATH, cache=True)  # type: ignore[untyped-decorator]
-def _attend_fp32(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+@numba.njit(fastmath=FASTMATH, cache=True)
+def _attend_fp32(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
     scale = np.float32(1.0 / np.sqrt(head_size))
     state = np.empty((q.shape[0], group, 2), dtype=np.float32)
-    k = np.empty((block_size, head_size), dtype=np.float32)
-    v = np.empty((block_size, head_size), dtype=np.float32)
+    k = np.empty((TILE, head_size), dtype=np.float32)
+    v = np.empty((TILE, head_size), dtype=np.float32)
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
-        num_blocks = positions[end - 1] // block_size + 1
+        length = positions[end - 1] + 1
         for h in range(num_kv_heads):
             for t in range(begin, end):
                 for g in range(group):
                     state[t, g, 0] = -np.inf
                     state[t, g, 1] = 0.0
-            for b in range(num_blocks):
-                block = block_tables[s, b]
-                for j in range(block_size):
+            for b in range((length + TILE - 1) // TILE):
+                for j in range(min(TILE, length - b * TILE)):
+                    block = block_tables[s, (b * TILE + j) // block_size]
+                    at = (b * TILE + j) % block_size
                     for d in range(head_size):
-                        k[j, d] = kv[block, 0, j, h, d]
-                        v[j, d] = kv[block, 1, j, h, d]
+                        k[j, d] = kv[block, 0, at, h, d]
+                        v[j, d] = kv[block, 1, at, h, d]
                 for t in range(begin, end):
-                    valid = min(block_size, positions[t] + 1 - b * block_size)
+                    valid = min(TILE, positions[t] + 1 - b * TILE)
                     if valid > 0:
                         for g in range(group):
-                            _attend_block(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
+                            _attend_tile(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
             for t in range(begin, end):
                 for g in range(group):
                     for d in range(head_size):
                         out[t, h * group + g, d] /= state[t, g, 1]
 
 
-@numba.njit(fastmath=FASTMATH, cache=True)  # type: ignore[untyped-decorator]
-def _attend_bf16(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+@numba.njit(fastmath=FASTMATH, cache=True)
+def _attend_bf16(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
     scale = np.float32(1.0 / np.sqrt(head_size))
     state = np.empty((q.shape[0], group, 2), dtype=np.float32)
-    k_bits = np.empty((block_size, head_size), dtype=np.uint32)
-    v_bits = np.empty((block_size, head_size), dtype=np.uint32)
+    k_bits = np.empty((TILE, head_size), dtype=np.uint32)
+    v_bits = np.empty((TILE, head_size), dtype=np.uint32)
     k = k_bits.view(np.float32)  # bf16 is the upper half of fp32
     v = v_bits.view(np.float32)
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
-        num_blocks = positions[end - 1] // block_size + 1
+        length = positions[end - 1] + 1
         for h in range(num_kv_heads):
             for t in range(begin, end):
                 for g in range(group):
                     state[t, g, 0] = -np.inf
                     state[t, g, 1] = 0.0
-            for b in range(num_blocks):
-                block = block_tables[s, b]
-                for j in range(block_size):
+            for b in range((length + TILE - 1) // TILE):
+                for j in range(min(TILE, length - b * TILE)):
+                    block = block_tables[s, (b * TILE + j) // block_size]
+                    at = (b * TILE + j) % block_size
                     for d in range(head_size):
-                        k_bits[j, d] = np.uint32(kv[block, 0, j, h, d]) << np.uint32(16)
-                        v_bits[j, d] = np.uint32(kv[block, 1, j, h, d]) << np.uint32(16)
+                        k_bits[j, d] = np.uint32(kv[block, 0, at, h, d]) << np.uint32(16)
+                        v_bits[j, d] = np.uint32(kv[block, 1, at, h, d]) << np.uint32(16)
                 for t in range(begin, end):
-                    valid = min(block_size, positions[t] + 1 - b * block_size)
+                    valid = min(TILE, positions[t] + 1 - b * TILE)
                     if valid > 0:
                         for g in range(group):
-                            _attend_block(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
+                            _attend_tile(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
             for t in range(begin, end):
                 for g in range(group):
                     for d in range(head_size):

@@ -27,9 +27,12 @@ from engine.weights import DTYPES, Linear, load_tensors, padded_rows
 class Layer:
     """Weights of one decoder layer. Q, K and V are one product, so are gate and up."""
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], index: int) -> None:
+    def __init__(self, tensors: dict[str, Tensor], index: int) -> None:
         """Pack the layer's weights."""
-        get = lambda name: tensors[f"model.layers.{index}.{name}.weight"]  # noqa: E731
+
+        def get(name: str) -> Tensor:
+            return tensors[f"model.layers.{index}.{name}.weight"]
+
         self.attention_norm = get("input_layernorm")
         self.mlp_norm = get("post_attention_layernorm")
         self.qkv = Linear(torch.cat([get(f"self_attn.{n}_proj") for n in "qkv"]))
@@ -52,7 +55,7 @@ class Model:
         self._attend = BACKENDS[attention]
         self._embedding = tensors["model.embed_tokens.weight"]
         self._norm = tensors["model.norm.weight"]
-        self._layers = [Layer(spec, tensors, i) for i in range(spec.num_layers)]
+        self._layers = [Layer(tensors, i) for i in range(spec.num_layers)]
         self._head = Linear(self._embedding if spec.is_tied else tensors["lm_head.weight"])
         angles = torch.outer(torch.arange(spec.max_model_len).float(), _frequencies(spec))
         self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
@@ -104,7 +107,7 @@ class Model:
         padded[: len(values)] = values
         return torch.from_numpy(padded).to(self.device)
 
-    def _attention(  # noqa: PLR0913 - the rows' addresses are worked out once per step, not per layer
+    def _attention(
         self, layer: Layer, x_TC: Tensor, cos: Tensor, sin: Tensor, kv: Tensor,
         slots: tuple[Tensor, Tensor], inputs: AttentionInputs,
     ) -> Tensor:  # fmt: skip

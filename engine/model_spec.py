@@ -58,9 +58,7 @@ class ModelSpec:
 
     def layout(self, block_size_tokens: int) -> KVLayout:
         """KV layout of one unsharded worker."""
-        return KVLayout(
-            self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens
-        )
+        return KVLayout(self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens)
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the folder must hold, no more and no fewer."""
@@ -102,7 +100,9 @@ def read_model(folder: Path, dtype: str = "auto", max_model_len: int = 0, name: 
     config = _read_json(folder / "config.json")
     architecture = (config.get("architectures") or ["none"])[0]
     if architecture not in ARCHITECTURES:
-        raise ModelLoadError(f"architecture {architecture} of {folder.name} is not supported; supported: {', '.join(ARCHITECTURES)}")
+        raise ModelLoadError(
+            f"architecture {architecture} of {folder.name} is not supported; supported: {', '.join(ARCHITECTURES)}"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key):
             raise ModelLoadError(f"config.json has {key} = true, which {architecture} here does not support")
@@ -234,7 +234,9 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelLoadError(f"{path.name} has a malformed safetensors header: {error}") from error
     if 8 + length + end != size:
-        raise ModelLoadError(f"{path.name} has {size} bytes, its header describes {8 + length + end}; it is truncated or damaged")
+        raise ModelLoadError(
+            f"{path.name} has {size} bytes, its header describes {8 + length + end}; it is truncated or damaged"
+        )
     return shapes
 
 

@@ -90,7 +90,7 @@ class RankGroup:
             raise WorkerLost(f"the rank was not ready within {START_TIMEOUT_S:g} s") from error
         if message[0] == "fatal":
             await self.stop()
-            raise ModelLoadError(message[1])
+            raise ModelLoadError(str(message[1]))
 
     async def _read(self, rank: _Rank) -> list[object]:
         try:

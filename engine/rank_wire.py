@@ -21,7 +21,7 @@ MAX_MESSAGE_BYTES = 256 << 20
 
 def pack(message: object) -> bytes:
     """Encode one message with its length in front."""
-    body = msgpack.packb(message, use_bin_type=True)
+    body: bytes = msgpack.packb(message, use_bin_type=True)
     return PREFIX.pack(len(body)) + body
 
 
@@ -49,13 +49,18 @@ def _spec_to_wire(s: SampleSpec) -> list[Any]:
     return [s.choice, s.position, s.seed, s.temperature, s.top_k, s.top_p, s.num_logprobs, s.banned]
 
 
+def _spec_from_wire(wire: list[Any]) -> SampleSpec:
+    choice, position, seed, temperature, top_k, top_p, num_logprobs, banned = wire
+    return SampleSpec(choice, position, seed, temperature, top_k, top_p, num_logprobs, tuple(banned))
+
+
 def plan_from_wire(wire: list[Any]) -> StepPlan:
     """Rebuild a plan."""
     step_id, items, copies, report_layers = wire
     return StepPlan(
         step_id,
         tuple(
-            StepItem(key, start, tuple(ids), tuple(table), tuple(SampleSpec(*s[:7], tuple(s[7])) for s in samples))
+            StepItem(key, start, tuple(ids), tuple(table), tuple(_spec_from_wire(s) for s in samples))
             for key, start, ids, table, samples in items
         ),
         tuple((source, destination) for source, destination in copies),

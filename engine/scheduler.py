@@ -270,7 +270,7 @@ class Scheduler:
         copies: list[tuple[int, int]] = []
         planned: set[int] = set()
         budget = self.limits.max_step_tokens
-        for sequence in self._runnable(now_s):
+        for sequence in self._runnable():
             if budget == 0:
                 break
             if sequence.status is not Status.RUNNING or sequence.is_out_of_credit:
@@ -287,12 +287,14 @@ class Scheduler:
         report = any(by_key[item.sequence_key].handover is not None for item in items)
         return StepPlan(self._step_id, tuple(items), tuple(copies), report_layers=report)
 
-    def _runnable(self, now_s: float) -> list[Sequence]:
+    def _runnable(self) -> list[Sequence]:
         alone = [s for s in self.running if s.run_alone]
         return alone[:1] if alone else list(self.running)
 
     def _admit(self, now_s: float, budget: int, items: list[StepItem], planned: set[int]) -> int:
-        announced = sum(1 for s in self.waiting if s.handover and s.handover.is_announced and not s.handover.is_partnered)
+        announced = sum(
+            1 for s in self.waiting if s.handover and s.handover.is_announced and not s.handover.is_partnered
+        )
         skipped: list[Sequence] = []
         while self.waiting and budget > 0 and len(self.running) < self.limits.max_sequences:
             if any(s.run_alone for s in self.running) or (self.waiting[0].run_alone and self.running):
@@ -486,9 +488,9 @@ class Scheduler:
         events: list[SchedulerEvent] = []
         by_key = {s.key: s for s in self.running}
         for item in plan.items:
-            sequence = by_key.get(item.sequence_key)
-            if sequence is None:
+            if item.sequence_key not in by_key:
                 continue
+            sequence = by_key[item.sequence_key]
             if item.sequence_key in result.failed:
                 self.cancel(sequence)
                 events.append(SequenceFailed(sequence, result.failed[item.sequence_key]))

@@ -311,7 +311,11 @@ def save_model(model: Llama, folder: Path, scores: dict[str, float], steps: int,
         "pad_token": "<|pad|>", "model_max_length": 2048, "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
     }  # fmt: skip
-    for name, content in (("config", config), ("generation_config", generation), ("tokenizer_config", tokenizer_config)):
+    for name, content in (
+        ("config", config),
+        ("generation_config", generation),
+        ("tokenizer_config", tokenizer_config),
+    ):
         (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")
     byte_level_tokenizer().save(str(folder / "tokenizer.json"))
     rows = "\n".join(f"| {name} | {score:.3f} |" for name, score in scores.items())
@@ -342,7 +346,7 @@ def main() -> None:
         model = train_model(s, train, steps, options.seed)
         scores = {name: bits_per_byte(model, ids) for name, ids in held_out.items()}
         save_model(model, options.out / s.name, scores, steps, options.seed)
-        print(s.name, {name: round(score, 3) for name, score in scores.items()})  # noqa: T201
+        print(s.name, {name: round(score, 3) for name, score in scores.items()})
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
 from core.config import TransferConfig
 from core.errors import InvariantViolation, KVTransferError, ServingError
 from core.ids import TransferId

@@ -144,7 +144,12 @@ class Beat:
 Message = (
     Open | Starting | Reserved | Refused | Frame | Resend | Commit | Restart | Failed | Ack | Finished | NotFound | Beat
 )
-_EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {8: Ack, 10: Finished, 12: NotFound, 13: Beat}
+_EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {
+    8: Ack,
+    10: Finished,
+    12: NotFound,
+    13: Beat,
+}
 _KIND_OF_EMPTY = {cls: kind for kind, cls in _EMPTY.items()}
 
 

@@ -8,6 +8,7 @@ composition root for Fetch, and, with the session codec, for sessions.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -59,10 +60,8 @@ class _ClientStream:
         return message
 
     async def close(self) -> None:
-        try:
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it may be closed already
             await self._call.done_writing()
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            pass  # it is closed already
 
     def reset(self) -> None:
         self._call.cancel()
@@ -119,7 +118,7 @@ def _is_cancelled() -> bool:
 class GrpcNetwork:
     """The `Network` port over grpc.aio. Make and use it on one loop."""
 
-    def __init__(  # noqa: PLR0913 - two directions, two codecs
+    def __init__(
         self,
         method: str,
         host: str = "127.0.0.1",
@@ -142,11 +141,11 @@ class GrpcNetwork:
         self._encode_up, self._decode_up = encode_up, decode_up
         self._encode_down, self._decode_down = encode_down, decode_down
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._server: grpc.aio.Server | None = None
+        self._server: Any = None
 
     async def dial(self, address: str) -> _ClientStream:
         """See `Network`. Channels are kept per address; a dead one is dropped."""
-        channel = self._channels.get(address)
+        channel: Any = self._channels.get(address)
         if channel is None:
             channel = self._channels[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
         call = channel.stream_stream(
@@ -180,12 +179,12 @@ class GrpcNetwork:
 
     async def close(self) -> None:
         """See `Network`."""
-        if self._server is not None:
-            await self._server.stop(grace=0)
-            self._server = None
-        for channel in self._channels.values():
+        server, self._server = self._server, None
+        if server is not None:
+            await server.stop(grace=0)
+        channels, self._channels = self._channels, {}
+        for channel in channels.values():
             await channel.close()
-        self._channels.clear()
 
 
 def fetch_network(host: str = "127.0.0.1") -> GrpcNetwork:

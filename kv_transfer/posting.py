@@ -14,7 +14,7 @@ from core.types import Logprob
 from kv_transfer.receiver import ReceiverHost
 from kv_transfer.sender import SenderHost
 
-Post = Callable[..., None]
+Post = Callable[..., object]
 """`post(fn, *args)`: run `fn(*args)` soon on another loop."""
 
 

@@ -227,7 +227,9 @@ class Receiver:
             return
         size, reservation = self._layout.layer_block_bytes, self._reservation
         if reservation is None or len(frame.payload) != size * len(frame.entries):
-            raise KVTransferError(f"a frame of {len(frame.payload)} bytes for {len(frame.entries)} parts was not expected")
+            raise KVTransferError(
+                f"a frame of {len(frame.payload)} bytes for {len(frame.entries)} parts was not expected"
+            )
         bad: list[tuple[int, int, int]] = []
         for index, entry in enumerate(frame.entries):
             self._check_range(entry, reservation)

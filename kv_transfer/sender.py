@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError
@@ -88,7 +88,6 @@ class Sender:
         self._crcs: dict[tuple[int, int, int], int] = {}
         self._control: deque[bytes] = deque()
         self._num_resends = 0
-        self._is_coalescing = True
         self._wake = asyncio.Event()
 
     # --- told by the worker -------------------------------------------------------------------------
@@ -159,14 +158,16 @@ class Sender:
         mine = (self._layout.content_digest, *self._layout.shape)
         theirs = (opened.content_digest, opened.num_shards, opened.block_size_tokens)
         if mine != theirs or self._stream is not None:
-            error = LayoutMismatch(f"sender has layout {mine}, receiver has {theirs}; run both with the same model and engine settings")  # fmt: skip
+            error = LayoutMismatch(
+                f"sender has layout {mine}, receiver has {theirs}; run both with the same model and engine settings"
+            )
             await stream.send(frames.encode(frames.Failed(error.message)))
             self._host.transfer_lost(self.offer.transfer_id, error)
             self._close()
             return
         self._stream = stream
         if self._starting is not None:
-            self._say(self._starting)
+            self._say(replace(self._starting, sub_attempt=self._sub_attempt))
         try:
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(stream))
@@ -190,7 +191,11 @@ class Sender:
             self.last_traffic_at = asyncio.get_running_loop().time()
             match message:
                 case frames.Reserved(sub_attempt, have_blocks):
-                    if self._starting is None or have_blocks > self._starting.num_blocks or sub_attempt > self._sub_attempt:
+                    if (
+                        self._starting is None
+                        or have_blocks > self._starting.num_blocks
+                        or sub_attempt > self._sub_attempt
+                    ):
                         raise KVTransferError(f"the decode worker claims to have {have_blocks} blocks of this transfer")
                     self._host.transfer_reserved(self.offer.transfer_id, have_blocks)
                 case frames.Refused(text):
@@ -211,7 +216,9 @@ class Sender:
         self._num_resends += len(parts)
         unknown = [part for part in parts if part not in self._sent]
         if unknown or self._num_resends > MAX_RESENDS:
-            raise KVTransferError(f"the decode worker asked {self._num_resends} times for parts again, the limit is {MAX_RESENDS}")
+            raise KVTransferError(
+                f"the decode worker asked {self._num_resends} times for parts again, the limit is {MAX_RESENDS}"
+            )
         self._parts.extend(self._sent[part] for part in parts)
         self._wake.set()
 
@@ -224,6 +231,8 @@ class Sender:
                 return
             if self._parts:
                 await self._coalesce()
+                if self._control:
+                    continue  # a Restart goes before the first frame of its sub-attempt
                 frame = self._build_frame()
                 if frame is not None:
                     await stream.send(frame)
@@ -241,16 +250,20 @@ class Sender:
 
     async def _coalesce(self) -> None:
         """Wait 2 ms for more parts, unless a frame is full or everything is published."""
-        if len(self._parts) >= self._max_entries or self._commit is not None:
+        if self._has_reason_to_send():
             return
         self._wake.clear()
         try:
             async with asyncio.timeout(COALESCE_S):
-                while len(self._parts) < self._max_entries and self._commit is None and not self.is_closed:
+                while not self._has_reason_to_send():
                     await self._wake.wait()
                     self._wake.clear()
         except TimeoutError:
             pass
+
+    def _has_reason_to_send(self) -> bool:
+        is_full = len(self._parts) >= self._max_entries
+        return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
     def _build_frame(self) -> bytes | None:
         """Copy up to a frame of parts out of the pool; the only reading of source blocks."""

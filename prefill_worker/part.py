@@ -10,7 +10,6 @@ the pins on source blocks that the agent may be reading. Does not know frames or
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from core.errors import Cancelled, InvariantViolation, ServingError
@@ -22,9 +21,9 @@ from core.session import Task
 from core.types import Logprob
 from engine.sequence import Handover, Sequence, Status
 from kv_transfer.agent import TransferAgent
+from kv_transfer.posting import Post, PostedSenderHost
 from kv_transfer.sender import Offer, Part
 from worker.attempt import Attempt
-from kv_transfer.posting import Post, PostedSenderHost
 from worker.unit import RoleWiring
 from worker.worker import Worker
 
@@ -47,7 +46,7 @@ class PrefillPart:
 
     task = Task.PREFILL
 
-    def __init__(self, worker: Worker, layout: KVLayout, clock: Clock, post: Callable[..., None]) -> None:
+    def __init__(self, worker: Worker, layout: KVLayout, clock: Clock, post: Post) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
         self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
         self._agent: TransferAgent | None = None
@@ -246,4 +245,6 @@ class PrefillPart:
 def prefill_role(worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post) -> RoleWiring:
     """Make the prefill role of a worker."""
     part = PrefillPart(worker, layout, clock, to_agent)
-    return RoleWiring(part, PostedSenderHost(part, to_worker), lambda agent, _: part.use_agent(agent), lambda: part.num_live)
+    return RoleWiring(
+        part, PostedSenderHost(part, to_worker), lambda agent, _: part.use_agent(agent), lambda: part.num_live
+    )

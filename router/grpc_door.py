@@ -48,7 +48,7 @@ def _sampling(request: pb.GenerateRequest) -> SamplingParams:
     )
 
 
-class GenerationServicer(generation_pb2_grpc.GenerationServicer):  # type: ignore[misc]
+class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     """The public service over one `GenerationService`."""
 
     def __init__(self, service: GenerationService) -> None:
@@ -106,12 +106,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):  # type: ignor
         finally:
             await stream.close()
 
-    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: ANN401, ARG002
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: ANN401
         """Cancel a request by id."""
         is_aborted = self._service.abort(request.request_id)
         return pb.AbortResponse(outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING)
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: ANN401, ARG002
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: ANN401
         """What is served here."""
         m = self._service.model
         return pb.ListModelsResponse(models=[pb.Model(id=m.name, max_model_len=m.max_model_len, dtype=m.dtype)])

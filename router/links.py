@@ -277,8 +277,14 @@ class Links:
     def _sync(self) -> None:
         for key, descriptor in self._members().items():
             if key not in self._tasks:
+                self._links[key] = self._new_link(descriptor)
                 self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key, descriptor))
         self._note_change()
+
+    def _new_link(self, descriptor: WorkerDescriptor) -> WorkerLink:
+        link = WorkerLink(descriptor, self._network, self._router_id, self._clock)
+        link.on_state = self._note_change
+        return link
 
     def _members(self) -> dict[tuple[WorkerId, int], WorkerDescriptor]:
         return {(m.worker_id, m.incarnation): m for m in self._membership.members()}
@@ -287,12 +293,11 @@ class Links:
         """Keep a link while the worker is a member; a lost one is dialled again after a pause."""
         try:
             while True:
-                link = self._links[key] = WorkerLink(descriptor, self._network, self._router_id, self._clock)
-                link.on_state = self._note_change
-                await link.run()
+                await self._links[key].run()
                 if key not in self._members():
                     return
                 await asyncio.sleep(REDIAL_S)
+                self._links[key] = self._new_link(descriptor)
         finally:
             self._tasks.pop(key, None)
             self._links.pop(key, None)
@@ -327,8 +332,9 @@ class Links:
         ]
 
     def is_starting(self) -> bool:
-        """True while a worker is expected."""
-        return self._membership.is_starting()
+        """True while a worker is expected: one that starts, reconnects or restarts its ranks."""
+        is_back_soon = any(x.state is LinkState.RECONNECTING or not x.is_ready for x in self._links.values())
+        return is_back_soon or self._membership.is_starting()
 
     async def close(self) -> None:
         """End every link."""

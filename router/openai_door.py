@@ -80,8 +80,10 @@ class CompletionBody(BaseModel):
         )
 
 
-HARMLESS = {"user": None, "metadata": None, "store": False, "service_tier": "auto", "best_of": 1, "echo": False,
-            "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "suffix": ""}  # fmt: skip
+HARMLESS: dict[str, Any] = {
+    "user": None, "metadata": None, "store": False, "service_tier": "auto", "best_of": 1, "echo": False,
+    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "suffix": "",
+}  # fmt: skip
 """Known fields that are not built, with the value that means "off". `user` and `metadata` are free."""
 FREE = {"user", "metadata"}
 
@@ -287,7 +289,8 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
 
     @app.exception_handler(404)
     async def not_found(request: Request, _: Exception) -> JSONResponse:
-        body = {"message": f"there is no {request.url.path[:80]}", "type": "invalid_request_error", "param": None, "code": "unsupported_endpoint"}  # fmt: skip
+        message = f"there is no {request.url.path[:80]}"
+        body = {"message": message, "type": "invalid_request_error", "param": None, "code": "unsupported_endpoint"}
         return JSONResponse({"error": body}, status_code=404)
 
     @app.post("/v1/completions")
@@ -298,7 +301,7 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
         made = await service.make_request(body.model, body.the_prompt(), body.sampling(), request_id)
         wants_timing = request.headers.get("x-baton-timing") == "1"
         completion = Completion(service, service.open(made), created, wants_timing=wants_timing)
-        headers = {"x-request-id": made.request_id}
+        headers = {"x-request-id": str(made.request_id)}
         if ignored:
             headers["x-baton-ignored-params"] = ",".join(sorted(ignored)).encode("ascii", "replace").decode()[:1024]
         if body.stream:

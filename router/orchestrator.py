@@ -312,7 +312,9 @@ class Orchestrator:
                 run.attempts.append(f"{epoch}:{error.code}")
                 run.num_deaths += isinstance(error, WorkerLost)
                 if run.num_deaths > DEATHS_BEFORE_ALONE:
-                    raise Quarantined(f"{run.num_deaths} workers died while serving this request; it is not tried again") from error
+                    raise Quarantined(
+                        f"{run.num_deaths} workers died while serving this request; it is not tried again"
+                    ) from error
                 if not error.is_retryable or is_last:
                     raise
                 self.on_retry(error)
@@ -346,7 +348,7 @@ class Orchestrator:
         wish = Wish(
             path=run.path,
             local_below_tokens=self._placement.local_below_tokens,
-            must_be_local=len(run.choices) > 1 and bool(emitted) or run.request.sampling.max_tokens == 1,
+            must_be_local=(len(run.choices) > 1 and bool(emitted)) or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),
         )
         give_up_at = self._clock.now_s() + AFTER_FAULT_WAIT_S if epoch else run.request.deadline_at

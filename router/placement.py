@@ -68,9 +68,13 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
         reason = "path local is forced" if wish.path == "local" else "choices with output of their own stay together"
         return _local(decode or prefill, candidates, wish, reason)
     if not pairs:
-        return _local(decode or prefill, candidates, wish, f"{len(prefill)} prefill and {len(decode)} decode workers match")
+        return _local(
+            decode or prefill, candidates, wish, f"{len(prefill)} prefill and {len(decode)} decode workers match"
+        )
     if len(request.token_ids) < wish.local_below_tokens:
-        return _local(decode, candidates, wish, f"prompt of {len(request.token_ids)} tokens is below {wish.local_below_tokens}")
+        return _local(
+            decode, candidates, wish, f"prompt of {len(request.token_ids)} tokens is below {wish.local_below_tokens}"
+        )
     return _pair(pairs, "prompt is worth a hand-over")
 
 

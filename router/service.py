@@ -119,7 +119,7 @@ class GenerationService:
 
     # --- requests -----------------------------------------------------------------------------------
 
-    async def make_request(  # noqa: PLR0913
+    async def make_request(
         self,
         model: str,
         prompt: str | Sequence[int],
@@ -271,4 +271,3 @@ class GenerationService:
             await asyncio.gather(self._canary_task, return_exceptions=True)
         await self._orchestrator.drain(grace_s)
         self.telemetry.close()
-

@@ -30,7 +30,9 @@ class Telemetry:
             gauges: For each gauge a function that reads it: label value (or "") to number.
         """
         self._registry = CollectorRegistry()
-        self._reader = PrometheusMetricReader(disable_target_info=True, scope_info_enabled=False, registry=self._registry)
+        self._reader = PrometheusMetricReader(
+            disable_target_info=True, scope_info_enabled=False, registry=self._registry
+        )
         buckets = ExplicitBucketHistogramAggregation(metrics.LATENCY_BUCKETS_S)
         views = [View(instrument_name=m.name, aggregation=buckets) for m in metrics.ALL if m.kind == "histogram"]
         self._provider = MeterProvider(metric_readers=[self._reader], views=views)

@@ -47,7 +47,9 @@ class TokenizerProcess:
         try:
             num_bytes = len(text.encode())
         except UnicodeEncodeError as error:
-            raise InvalidRequest("prompt", f"has a lone surrogate at character {error.start}; send valid Unicode") from error
+            raise InvalidRequest(
+                "prompt", f"has a lone surrogate at character {error.start}; send valid Unicode"
+            ) from error
         if num_bytes > MAX_TEXT_BYTES:
             raise InvalidRequest("prompt", f"has {num_bytes} bytes, the limit is {MAX_TEXT_BYTES}")
         if self._num_waiting >= MAX_WAITING:

@@ -105,14 +105,15 @@ class Shape:
     prefill: int = 2
     decode: int = 2
     engine: EngineConfig = field(
-        default_factory=lambda: EngineConfig(
-            block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16
-        )
+        default_factory=lambda: EngineConfig(block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16)
     )
     router: RouterConfig = field(default_factory=RouterConfig)
-    placement: PlacementConfig = field(default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=6))
+    placement: PlacementConfig = field(default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=12))
     transfer: TransferConfig = field(default_factory=lambda: TransferConfig(frame_bytes=4096))
     layers: int = 3
+    step_s: float = 0.008
+    token_s: float = 0.0005
+    latency_s: tuple[float, float] = (0.0001, 0.002)
     max_model_len: int = 200
 
 
@@ -122,13 +123,15 @@ class SimCluster:
     def __init__(self, shape: Shape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
         self.shape, self.rng = shape, random.Random(seed)
-        self.hub = Hub(self.rng)
+        self.hub = Hub(self.rng, shape.latency_s)
         self.membership = StaticMembership()
         self.clock = LoopClock()
         self.ids = Ids(random.Random(seed + 1))
         self.units: dict[str, WorkerUnit] = {}
         self.num_steps = 0
         self.num_preemptions = 0
+        self.num_forced_preemptions = 0
+        self.preempt_odds = 0.0
         self._serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
         self.links = Links(self.membership, SimNetwork(self.hub, "router", "session"), self.ids.router(), self.clock)
@@ -160,7 +163,7 @@ class SimCluster:
         self._serial += 1
         node, shape = f"{role.value}{self._serial}", self.shape
         kv = MemoryKV(self.layout, shape.engine.num_blocks)
-        model = HashModel(self.layout, kv, VOCABULARY, asyncio.sleep, lambda plan: 0.008 + 0.0005 * plan.num_tokens)
+        model = HashModel(self.layout, kv, VOCABULARY, asyncio.sleep, lambda plan: shape.step_s + shape.token_s * plan.num_tokens)
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
             transfer_address="", model="hash", content_digest=self.layout.content_digest,
@@ -184,8 +187,22 @@ class SimCluster:
         )
         unit = WorkerUnit(parts, None)
         self.units[node] = unit
+        self._buggify(unit)
         self.membership.join(await unit.start())
         return node
+
+    def _buggify(self, unit: WorkerUnit) -> None:
+        """Preempt at random before a plan: legal, but rare when left to chance."""
+        plan = unit.scheduler.plan
+
+        def preempting(now_s: float) -> StepPlan:
+            victims = [*unit.scheduler.running, *unit.scheduler.holding.values()]
+            if victims and self.rng.random() < self.preempt_odds:
+                self.num_forced_preemptions += 1
+                unit.scheduler.preempt(self.rng.choice(victims))
+            return plan(now_s)
+
+        unit.scheduler.plan = preempting  # type: ignore[method-assign]
 
     def _check(self, unit: WorkerUnit) -> None:
         self.num_steps += 1
@@ -199,7 +216,9 @@ class SimCluster:
         await unit.stop()
         self.membership.leave(WorkerId(node))
 
-    def request(self, name: str, token_ids: tuple[int, ...], sampling: SamplingParams, timeout_s: float = 120.0, scope: str = "") -> GenerateRequest:  # fmt: skip
+    def request(
+        self, name: str, token_ids: tuple[int, ...], sampling: SamplingParams, timeout_s: float = 120.0, scope: str = ""
+    ) -> GenerateRequest:
         """Make a request as a door would."""
         request_id = RequestId(name)
         return GenerateRequest(

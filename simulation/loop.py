@@ -67,7 +67,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def _write_to_self(self) -> None:
         """Nobody sleeps in `select`, so nobody has to be woken."""
 
-    def run_in_executor(self, *_: Any) -> Any:  # noqa: ANN401
+    def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
         """Refuse: threads are not deterministic."""
         raise RuntimeError("executors do not exist in simulation; use the Offload port")
 

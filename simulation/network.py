@@ -90,9 +90,9 @@ class SimStream:
 class Hub:
     """The simulated wire between all nodes."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, latency_s: tuple[float, float]) -> None:
         """Start without nodes or faults."""
-        self._rng = rng
+        self._rng, self._latency_s = rng, latency_s
         self._listeners: dict[str, tuple[str, str, StreamHandler]] = {}
         self._next_port = 0
         self.streams: dict[SimStream, None] = {}
@@ -102,7 +102,7 @@ class Hub:
 
     def latency_s(self) -> float:
         """Draw a one-way delay."""
-        return self._rng.uniform(0.0001, 0.002)
+        return self._rng.uniform(*self._latency_s)
 
     def listen(self, node: str, kind: str, on_stream: StreamHandler) -> str:
         """Open a port on a node."""

@@ -1,0 +1,189 @@
+"""Disaggregated = colocated = single engine, token for token. The test that justifies the project."""
+
+import asyncio
+import random
+
+import pytest
+from support.house import House, load
+from support.models import TINY
+
+from core.config import EngineConfig, TransferConfig
+from core.plan import SampleSpec, StepItem, StepPlan
+from core.session import Role
+from core.types import FinishReason
+from engine.hash_model import MemoryKV
+from engine.runner import ModelRunner
+
+RNG = random.Random(3)
+PROMPTS = [
+    list(b"def main(argv):\n    "),
+    [256, 259, *b"What is the capital of France?", 257, 260],
+    [RNG.randrange(256) for _ in range(150)],
+]
+
+
+def bare_engine(prompt, dtype, choice=0, max_tokens=20, temperature=0.0, seed=7, min_tokens=0, **_):
+    """The oracle: one sequence, one block table, the whole prompt at once, no scheduler at all."""
+    spec, model = load(TINY, dtype)
+    layout = spec.layout(16)
+    runner = ModelRunner(model, MemoryKV(layout, 32)._shards[0], 32, 16)
+    tokens, out, start, fresh = list(prompt), [], 0, list(prompt)
+    while len(out) < max_tokens:
+        end = start + len(fresh)
+        sample = SampleSpec(choice, len(out), seed, temperature, 0, 1.0, None, (257,) if len(out) < min_tokens else ())
+        item = StepItem(1, start, tuple(fresh), tuple(range(-(-end // 16))), (sample,))
+        token = runner.execute(StepPlan(1, (item,)), lambda *_: None).tokens[1, choice].token_id
+        out.append(token)
+        tokens.append(token)
+        start, fresh = end, [token]
+        if token in spec.eos_token_ids:
+            break
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("transport", ["inproc", "grpc"])
+@pytest.mark.parametrize(("block", "chunk"), [(16, 64), (8, 7), (32, 512)])
+async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transport, block, chunk, no_tasks_left):
+    engine = EngineConfig(block_size_tokens=block, num_blocks=2048 // block, max_step_tokens=chunk)
+    wishes = [
+        (prompt, {"temperature": t, "n": n, "max_tokens": 20, "seed": 11})
+        for prompt in PROMPTS for t, n in ((0.0, 1), (0.9, 2))
+    ]  # fmt: skip
+    got = {}
+    for path in ("pd", "local"):
+        async with House(TINY, dtype, engine, path=path, transport=transport) as house:
+            replies = await asyncio.gather(*(house.ask(prompt, **wish) for prompt, wish in wishes))
+            assert all(r.ended.error is None and r.ended.anatomy.path == path for r in replies)
+            if path == "pd":
+                for reply in replies:
+                    blocks = reply.ended.anatomy.kv_blocks
+                    assert reply.ended.anatomy.kv_bytes == blocks * house.spec.layout(block).block_bytes > 0
+            got[path] = [r.tokens for r in replies]
+    expected = [
+        {c: bare_engine(prompt, dtype, choice=c, **wish) for c in range(wish["n"])} for prompt, wish in wishes
+    ]
+    expected = [{c: t for c, t in e.items()} for e in expected]
+    assert got["pd"] == expected
+    assert got["local"] == expected
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_a_forced_preemption_changes_nothing(dtype, no_tasks_left):
+    engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
+    prompts = [PROMPTS[0][:10 + i] for i in range(6)]
+    async with House(TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine) as house:
+        replies = await asyncio.gather(*(house.ask(p, max_tokens=40, ignore_eos=True) for p in prompts))
+        assert house.of_role(Role.DECODE)[0].scheduler.num_preemptions > 0
+        spec = house.spec
+    for prompt, reply in zip(prompts, replies, strict=True):
+        assert reply.ended.error is None
+        expected = bare_engine(prompt, dtype, max_tokens=40)
+        assert reply.tokens[0][: len(expected)] == expected or spec.eos_token_ids[0] in expected
+
+
+async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(no_tasks_left):
+    engine = EngineConfig(block_size_tokens=8, num_blocks=64, max_step_tokens=8)
+    async with House(TINY, "float32", engine) as house:
+        scheduler = house.of_role(Role.PREFILL)[0].scheduler
+        plan, hits = scheduler.plan, []
+
+        def preempting(now_s):
+            victims = [s for s in scheduler.running if s.num_computed_tokens >= 64 and s.handover.is_partnered]
+            if victims and not hits:
+                hits.append(victims[0].key)
+                scheduler.preempt(victims[0])
+            return plan(now_s)
+
+        scheduler.plan = preempting
+        reply = await house.ask(PROMPTS[2], max_tokens=12, timeout_s=5)
+        assert hits and scheduler.num_preemptions == 1
+    assert reply.tokens[0] == bare_engine(PROMPTS[2], "float32", max_tokens=12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_prefix_hits_on_either_side_change_nothing(dtype, no_tasks_left):
+    prompt = PROMPTS[2]
+    async with House(TINY, dtype) as house:
+        cold = await house.ask(prompt, max_tokens=10)
+        warm = await house.ask(prompt, max_tokens=10)
+        longer = await house.ask(prompt + PROMPTS[0], max_tokens=10)
+        house.of_role(Role.DECODE)[0].pool.drop_cache()
+        prefill_only = await house.ask(prompt, max_tokens=10)
+        house.of_role(Role.PREFILL)[0].pool.drop_cache()
+        decode_only = await house.ask(prompt, max_tokens=10)
+    blocks = [r.ended.anatomy.kv_blocks for r in (cold, warm, prefill_only, decode_only)]
+    assert blocks == [10, 1, 10, 1]
+    assert [r.ended.usage.cached_tokens for r in (cold, warm, prefill_only)] == [0, 144, 144]
+    expected = bare_engine(prompt, dtype, max_tokens=10)
+    for reply in (cold, warm, prefill_only, decode_only):
+        assert reply.tokens[0] == expected
+    assert longer.tokens[0] == bare_engine(prompt + PROMPTS[0], dtype, max_tokens=10)
+
+
+async def test_stop_string_in_the_first_token_ends_at_once(no_tasks_left):
+    async with House(TINY) as house:
+        first = (await house.ask(PROMPTS[0], max_tokens=5)).tokens[0][0]
+        reply = await house.ask(PROMPTS[0], max_tokens=50, stop=(chr(0x100 + first),))
+    assert reply.tokens[0] == [first]
+    assert reply.texts.get(0, "") == ""
+    assert reply.finish[0].reason is FinishReason.STOP and reply.finish[0].stop_match == chr(0x100 + first)
+    assert reply.ended.usage.completion_tokens == 1
+
+
+async def test_stop_string_across_tokens_cuts_text_and_usage(no_tasks_left):
+    async with House(TINY) as house:
+        full = await house.ask(PROMPTS[0], max_tokens=20)
+        stop = full.texts[0][7:10]
+        reply = await house.ask(PROMPTS[0], max_tokens=20, stop=(stop,))
+    at = full.texts[0].index(stop)
+    assert reply.texts[0] == full.texts[0][:at]
+    assert reply.ended.usage.completion_tokens == at + 3
+
+
+async def test_one_token_makes_no_hand_over(no_tasks_left):
+    async with House(TINY) as house:
+        reply = await house.ask(PROMPTS[0], max_tokens=1)
+        assert house.of_role(Role.PREFILL)[0].agent.num_sent_bytes == 0
+    assert reply.tokens[0] == bare_engine(PROMPTS[0], "float32", max_tokens=1)
+    assert reply.finish[0].reason is FinishReason.LENGTH
+
+
+async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer(no_tasks_left):
+    """The first token is final: prefill ends the transfer with Finished, decode releases."""
+    async with House(TINY) as house:
+        full = await house.ask(PROMPTS[1], max_tokens=50)
+        before_end = PROMPTS[1] + full.tokens[0][:-1]
+        reply = await house.ask(before_end, max_tokens=50)
+    assert reply.tokens[0] == [257]
+    assert reply.finish[0].reason is FinishReason.STOP
+
+
+async def test_logprobs_of_the_first_token_cross_the_hand_over(no_tasks_left):
+    replies = {}
+    for path in ("pd", "local"):
+        async with House(TINY, path=path) as house:
+            replies[path] = await house.ask(PROMPTS[0], max_tokens=6, logprobs=3)
+    assert replies["pd"].logprobs == replies["local"].logprobs
+    assert len(replies["pd"].logprobs[0]) == 6
+    assert all(len(entry.top) == 3 and entry.logprob <= 0 for entry in replies["pd"].logprobs[0])
+
+
+async def test_min_tokens_ignore_eos_and_stop_ids(no_tasks_left):
+    async with House(TINY) as house:
+        plain = await house.ask(PROMPTS[1], max_tokens=60)
+        longer = await house.ask(PROMPTS[1], max_tokens=60, min_tokens=len(plain.tokens[0]) + 3)
+        endless = await house.ask(PROMPTS[1], max_tokens=40, ignore_eos=True)
+        stopped = await house.ask(PROMPTS[1], max_tokens=60, stop_token_ids=(plain.tokens[0][4],))
+    assert plain.tokens[0][-1] == 257 and plain.finish[0].reason is FinishReason.STOP
+    assert len(longer.tokens[0]) >= len(plain.tokens[0]) + 3
+    assert len(endless.tokens[0]) == 40 and endless.finish[0].reason is FinishReason.LENGTH
+    assert stopped.tokens[0] == plain.tokens[0][: plain.tokens[0].index(plain.tokens[0][4]) + 1]
+    assert stopped.finish[0].stop_match == plain.tokens[0][4]
+
+
+async def test_pools_of_different_block_size_refuse_each_other(no_tasks_left):
+    small, large = EngineConfig(block_size_tokens=8, num_blocks=64), EngineConfig(block_size_tokens=16, num_blocks=64)
+    async with House(TINY, "float32", small, large, transfer=TransferConfig(lease_s=1)) as house:
+        reply = await house.ask(PROMPTS[0], max_tokens=5)
+    assert reply.ended.error is not None and "layout" in reply.ended.error.message

@@ -1,0 +1,69 @@
+"""Fixtures shared by all suites: nothing may be left behind."""
+
+import asyncio
+import gc
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests"))
+
+
+def _segments() -> int:
+    """Shared-memory segments this process has open."""
+    fds = Path("/proc/self/fd")
+    if not fds.exists():
+        return 0
+    count = 0
+    for fd in fds.iterdir():
+        try:
+            count += "memfd:baton" in os.readlink(fd)
+        except OSError:
+            continue
+    return count
+
+
+def _children() -> set[int]:
+    """Live child processes that this project spawned."""
+    task = Path(f"/proc/{os.getpid()}/task")
+    pids: set[int] = set()
+    if task.exists():
+        for thread in task.iterdir():
+            try:
+                pids |= {int(p) for p in (thread / "children").read_text().split()}
+            except OSError:
+                continue
+    found = set()
+    for pid in pids:
+        try:
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            continue
+        if state != "Z" and any(word in command for word in (b"engine.rank", b"cluster.child", b"router.tokenizing", b"redis-server")):
+            found.add(pid)
+    return found
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(request):
+    """After every test: no process, segment or asyncio task of ours more than before."""
+    before = _children(), _segments()
+    yield
+    gc.collect()
+    assert _children() <= before[0], "a child process was left behind"
+    assert _segments() <= before[1], "a shared-memory segment was left behind"
+
+
+@pytest.fixture()
+async def no_tasks_left():
+    """Async tests that ask for it end with no task but their own."""
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(20):
+        await asyncio.sleep(0)
+    left = {t for t in asyncio.all_tasks() - before if t is not asyncio.current_task() and not t.done()}
+    assert not left, f"tasks were left behind: {left}"

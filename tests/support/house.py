@@ -1,0 +1,179 @@
+"""A whole cluster in one process with real models: real scheduler, transfers, orchestrator, transports.
+
+Ranks are replaced by the same `ModelRunner` called directly, so that hundreds of runs take seconds.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+
+import torch
+
+from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
+from core.ids import Ids, RequestId, WorkerId
+from core.ports import SystemClock
+from core.session import Role, WorkerDescriptor
+from core.types import ChoiceFinished, GenerateRequest, RequestEnded, SamplingParams, TextDelta
+from decode_worker.part import decode_role
+from engine.hash_model import MemoryKV
+from engine.model import Model
+from engine.model_spec import read_model
+from engine.runner import ModelRunner
+from kv_transfer.grpc_network import fetch_network
+from kv_transfer.inproc import InProcessNetwork
+from prefill_worker.part import prefill_role
+from router.admission import Admission
+from router.links import Links
+from router.orchestrator import Orchestrator
+from simulation.cluster import StaticMembership
+from worker.unit import WorkerParts, WorkerUnit
+
+_models: dict = {}
+
+
+def load(folder, dtype, attention="cpu"):
+    """Load a model once per session."""
+    key = (str(folder), dtype, attention)
+    if key not in _models:
+        torch.set_num_threads(1)
+        spec = read_model(folder, dtype)
+        _models[key] = (spec, Model(spec, torch.device("cpu"), attention))
+    return _models[key]
+
+
+class DirectRunner:
+    """A `ModelRunner` on the worker's own loop."""
+
+    def __init__(self, model, memory, engine):
+        self.inner = ModelRunner(model, memory, engine.num_blocks, engine.block_size_tokens)
+        self.num_steps = 0
+
+    async def execute(self, plan, on_layer):
+        self.num_steps += 1
+        await asyncio.sleep(0)
+        result = self.inner.execute(plan, on_layer)
+        await asyncio.sleep(0)
+        return result
+
+    async def restart(self):
+        raise AssertionError("a direct runner never dies")
+
+    def rank_pids(self):
+        return ()
+
+
+class LetterDecoder:
+    def push(self, token_id):
+        return chr(0x100 + token_id)
+
+    def flush(self):
+        return ""
+
+
+@dataclass
+class Reply:
+    tokens: dict = field(default_factory=dict)
+    texts: dict = field(default_factory=dict)
+    finish: dict = field(default_factory=dict)
+    logprobs: dict = field(default_factory=dict)
+    ended: RequestEnded | None = None
+
+
+class House:
+    """Workers and a router; `async with House(...) as house: reply = await house.ask(...)`."""
+
+    def __init__(self, folder, dtype="float32", engine=None, decode_engine=None, path="pd", transport="inproc", prefill=1, decode=1, transfer=None):
+        self.spec, self.model = load(folder, dtype)
+        self.engine = engine or EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
+        self.decode_engine = decode_engine or self.engine
+        self.transport, self.counts = transport, {Role.PREFILL: prefill, Role.DECODE: decode}
+        self.transfer = transfer or TransferConfig()
+        self.directory: dict = {}
+        self.session_directory: dict = {}
+        self.membership, self.clock, self.ids = StaticMembership(), SystemClock(), Ids()
+        self.units: list[WorkerUnit] = []
+        self.links = Links(self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock)
+        router = RouterConfig()
+        self.orchestrator = Orchestrator(
+            self.links, Admission(64, 64, 30), router, PlacementConfig(path=path), self.clock, self.ids, lambda prompt: LetterDecoder()
+        )
+
+    async def __aenter__(self):
+        for role, count in self.counts.items():
+            for _ in range(count):
+                await self._add(role)
+        self.links.follow()
+        return self
+
+    async def _add(self, role):
+        engine = self.engine if role is Role.PREFILL else self.decode_engine
+        layout = self.spec.layout(engine.block_size_tokens)
+        kv = MemoryKV(layout, engine.num_blocks)
+        descriptor = WorkerDescriptor(
+            WorkerId(f"{role.value}-{len(self.units)}"), role, self.ids.incarnation(), "", "", self.spec.name,
+            layout.content_digest, engine.block_size_tokens, engine.num_blocks, self.spec.max_model_len, pid=len(self.units) + 1,
+        )  # fmt: skip
+        transfer_network = InProcessNetwork(self.directory) if self.transport == "inproc" else fetch_network()
+        parts = WorkerParts(
+            role=role,
+            make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),
+            runner=DirectRunner(self.model, kv._shards[0], engine),
+            kv=kv, layout=layout, engine=engine, transfer=self.transfer, max_model_len=self.spec.max_model_len,
+            session_network=InProcessNetwork(self.session_directory), transfer_network=transfer_network,
+            clock=self.clock, descriptor=descriptor,
+        )  # fmt: skip
+        unit = WorkerUnit(parts, None)
+        self.units.append(unit)
+        self.membership.join(await unit.start())
+
+    def of_role(self, role):
+        return [u for u in self.units if u.descriptor.role is role]
+
+    def request(self, prompt, timeout_s=60.0, **sampling):
+        params = SamplingParams(**{"temperature": 0.0, **sampling})
+        request_id = self.ids.request()
+        return GenerateRequest(
+            RequestId(request_id), self.spec.name, tuple(prompt), params, 7 if params.seed is None else params.seed, self.clock.now_s() + timeout_s,
+            self.spec.eos_token_ids,
+        )  # fmt: skip
+
+    async def ask(self, prompt, **sampling):
+        request = self.request(prompt, **sampling)
+        events: list = []
+        await self.orchestrator.run(request, events.append)
+        return read(events)
+
+    async def __aexit__(self, kind, *_):
+        if kind is None:
+            for _ in range(200):
+                try:
+                    for unit in self.units:
+                        unit.check_at_rest()
+                    break
+                except Exception:
+                    await asyncio.sleep(0.01)
+            for unit in self.units:
+                unit.check_at_rest()
+            assert self.orchestrator.num_running == 0
+            assert all(link.num_subscribers == 0 for link in self.links.all())
+        await self.links.close()
+        for unit in self.units:
+            await unit.stop()
+
+
+def read(events) -> Reply:
+    reply = Reply()
+    for event in events:
+        match event:
+            case TextDelta():
+                assert event.position == len(reply.tokens.get(event.choice, []))
+                reply.tokens.setdefault(event.choice, []).extend(event.token_ids)
+                reply.texts[event.choice] = reply.texts.get(event.choice, "") + event.text
+                reply.logprobs.setdefault(event.choice, []).extend(event.logprobs)
+            case ChoiceFinished():
+                assert event.choice not in reply.finish
+                reply.finish[event.choice] = event
+            case RequestEnded():
+                assert reply.ended is None
+                reply.ended = event
+    assert isinstance(events[-1], RequestEnded)
+    return reply
