@@ -6,8 +6,9 @@ which serves `make_app(service)` with uvicorn.
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from http import HTTPStatus
 from importlib.metadata import version
 from typing import Any
@@ -16,7 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
 
-from core.errors import DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError, Unavailable
+from core.errors import Cancelled, DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError, Unavailable
 from core.types import Anatomy, ChoiceFinished, Logprob, RequestEnded, SamplingParams, TextDelta, Usage
 from router.service import GenerationService, RequestStream
 
@@ -274,6 +275,30 @@ class Completion:
         return f"data: {json.dumps({**self._head, **fields}, ensure_ascii=False)}\n\n"
 
 
+async def unless_disconnected(request: Request, reply: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
+    """Wait for a reply, and cancel it when the client leaves: starlette does so for streams only.
+
+    Raises:
+        Cancelled: The client left.
+    """
+
+    async def watch() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    loop = asyncio.get_running_loop()
+    work, watcher = loop.create_task(reply), loop.create_task(watch())
+    watcher.add_done_callback(lambda task: None if task.cancelled() else work.cancel())
+    try:
+        return await work
+    except asyncio.CancelledError:
+        if watcher.done():
+            raise Cancelled("the client left") from None
+        raise
+    finally:
+        watcher.cancel()
+
+
 def make_app(service: GenerationService, created: int) -> FastAPI:
     """Build the HTTP application.
 
@@ -308,7 +333,7 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = completion.chunks(include_usage=include_usage)
             return StreamingResponse(chunks, media_type="text/event-stream", headers={**headers, **SSE_HEADERS})
-        return JSONResponse(await completion.whole(), headers=headers)
+        return JSONResponse(await unless_disconnected(request, completion.whole()), headers=headers)
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:

@@ -18,6 +18,7 @@ from engine.hash_model import MemoryKV
 from engine.model import Model
 from engine.model_spec import read_model
 from engine.runner import ModelRunner
+from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
 from prefill_worker.part import prefill_role
@@ -81,7 +82,8 @@ class Reply:
 class House:
     """Workers and a router; `async with House(...) as house: reply = await house.ask(...)`."""
 
-    def __init__(self, folder, dtype="float32", engine=None, decode_engine=None, path="pd", transport="inproc", prefill=1, decode=1, transfer=None):
+    def __init__(self, folder, dtype="float32", engine=None, decode_engine=None, path="pd", transport="inproc", prefill=1, decode=1, transfer=None, threaded=False):
+        self.threaded = threaded
         self.spec, self.model = load(folder, dtype)
         self.engine = engine or EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
         self.decode_engine = decode_engine or self.engine
@@ -121,7 +123,7 @@ class House:
             session_network=InProcessNetwork(self.session_directory), transfer_network=transfer_network,
             clock=self.clock, descriptor=descriptor,
         )  # fmt: skip
-        unit = WorkerUnit(parts, None)
+        unit = WorkerUnit(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
 

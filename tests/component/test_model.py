@@ -1,0 +1,129 @@
+"""Our transformer against transformers, our attention against the dense oracle, a row against its batch."""
+
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support.house import load
+from support.models import TINY, random_llama
+
+from core.plan import SampleSpec, StepItem, StepPlan
+from engine.hash_model import MemoryKV
+from engine.model import Model
+from engine.model_spec import read_model
+from engine.runner import ModelRunner, _inputs
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 64, "rope_theta": 500000.0}  # fmt: skip
+CHECKPOINTS = {
+    "gqa-untied": {},
+    "mha-tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
+    "mqa": {"num_key_value_heads": 1},
+    "own-head-size": {"head_dim": 32},
+    "llama3-rope": {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3},
+}
+
+
+def logits_of(model, runner, items, rows):
+    """Logits of given rows of one step."""
+    inputs = _inputs(tuple(items))
+    ids = np.concatenate([np.asarray(i.token_ids, dtype=np.int64) for i in items])
+    return model.forward(ids, inputs, runner.kv, np.asarray(rows, dtype=np.int64), lambda layer: None)
+
+
+def fresh_runner(spec, model, num_blocks=64, block=16):
+    layout = spec.layout(block)
+    return ModelRunner(model, MemoryKV(layout, num_blocks)._shards[0], num_blocks, block)
+
+
+def item(key, start, ids, first_block, block=16):
+    end = start + len(ids)
+    return StepItem(key, start, tuple(ids), tuple(range(first_block, first_block + -(-end // block))))
+
+
+@pytest.mark.parametrize("attention", ["cpu", "dense"])
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
+    reference = random_llama(tmp_path, **CHECKPOINTS[name])
+    spec = read_model(tmp_path)
+    torch.set_num_threads(1)
+    model = Model(spec, torch.device("cpu"), attention)
+    prompt = [random.Random(5).randrange(96) for _ in range(120)]
+    runner = fresh_runner(spec, model)
+
+    ours = logits_of(model, runner, [item(1, 0, prompt, 0)], range(len(prompt)))
+    with torch.no_grad():
+        theirs = reference(torch.tensor([prompt])).logits[0]
+    assert (ours - theirs).abs().max() < 1e-4
+
+    tokens = list(prompt[:20])
+    runner = fresh_runner(spec, model)
+    start = 0
+    for _ in range(30):
+        row = logits_of(model, runner, [item(1, start, tokens[start:], 0)], [len(tokens) - start - 1])
+        start = len(tokens)
+        tokens.append(int(row[0].argmax()))
+    with torch.no_grad():
+        expected = reference.generate(torch.tensor([prompt[:20]]), max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
+    assert tokens == expected[0].tolist()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("checkpoint", ["tiny", "wide"])
+def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_path, dtype, checkpoint):
+    folder = TINY
+    if checkpoint == "wide":  # sizes at which this CPU's bf16 products do depend on the number of rows
+        folder = tmp_path
+        random_llama(folder, hidden_size=448, intermediate_size=1216, num_attention_heads=7, num_key_value_heads=1, initializer_range=0.05)
+    spec, model = load(folder, dtype) if checkpoint == "tiny" else (lambda s: (s, Model(s, torch.device("cpu"), "cpu")))(read_model(folder, dtype))
+    torch.set_num_threads(1)
+    rng = random.Random(1)
+    prompt = [rng.randrange(90) for _ in range(100)]
+    others = [[rng.randrange(90) for _ in range(n)] for n in (3, 37, 64, 90)]
+
+    alone_runner = fresh_runner(spec, model)
+    alone = logits_of(model, alone_runner, [item(1, 0, prompt, 0)], range(100))
+
+    one_by_one = fresh_runner(spec, model)
+    rows = [logits_of(model, one_by_one, [item(1, i, prompt[i : i + 1], 0)], [0])[0] for i in range(100)]
+    assert torch.equal(torch.stack(rows), alone)
+    assert torch.equal(one_by_one.kv[:, :7], alone_runner.kv[:, :7])
+
+    for sizes in ((1, 99), (7,) * 15, (50, 50), (33, 1, 66)):
+        runner, start, parts = fresh_runner(spec, model), 0, []
+        for size in sizes:
+            ids = prompt[start : start + size]
+            parts.append(logits_of(model, runner, [item(1, start, ids, 0)], range(len(ids))))
+            start += size
+        assert torch.equal(torch.cat(parts), alone), sizes
+
+    for order in itertools.islice(itertools.permutations(range(5)), 0, 120, 17):
+        runner = fresh_runner(spec, model)
+        prompts = [prompt, *others]
+        items = [item(i, 0, prompts[i], 10 * i) for i in order]
+        begin = sum(len(prompts[i]) for i in order[: order.index(0)])
+        assert torch.equal(logits_of(model, runner, items, range(begin, begin + 100)), alone), order
+
+
+def test_a_step_with_non_finite_logits_fails_only_its_own_sequence():
+    spec, model = load(TINY, "float32")
+    runner = fresh_runner(spec, model)
+    runner.execute(StepPlan(1, (item(1, 0, [1, 2, 3], 0), item(2, 0, [1, 2, 3], 1))), lambda *_: None)
+    runner.kv[0, 0] = float("nan")
+    sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
+    items = tuple(StepItem(i.sequence_key, 3, (4,), i.block_table, sample) for i in (item(1, 0, [1] * 4, 0), item(2, 0, [1] * 4, 1)))
+    result = runner.execute(StepPlan(2, items), lambda *_: None)
+    assert list(result.failed) == [1] and "finite" in result.failed[1]
+    assert list(result.tokens) == [(2, 0)]
+
+
+def test_the_tiny_model_fits_its_promise():
+    files = [f for f in (TINY.parent).rglob("*") if f.is_file()]
+    assert sum(f.stat().st_size for f in files) <= 8 << 20
+    spec = read_model(TINY)
+    assert (spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_size) == (4, 192, 8, 2, 32)
+    assert spec.vocabulary_size % 8 == 0
+    assert Path(TINY.parent / "baton-tiny-draft" / "config.json").exists()

@@ -1,0 +1,98 @@
+"""A model folder that is wrong is refused by name, before a rank starts."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file, save_file
+from support.models import random_llama
+
+from core.errors import ModelLoadError
+from engine.model_spec import read_model
+
+
+@pytest.fixture()
+def folder(tmp_path):
+    random_llama(tmp_path)
+    return tmp_path
+
+
+def change_config(folder, **changes):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def change_tensors(folder, change):
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def test_a_good_folder_is_read(folder):
+    spec = read_model(folder)
+    assert spec.num_layers == 3 and spec.eos_token_ids == (2,)
+
+
+def test_a_missing_tensor_is_named(folder):
+    change_tensors(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
+    with pytest.raises(ModelLoadError, match=r"1 missing, first model\.layers\.1\.mlp\.up_proj\.weight"):
+        read_model(folder)
+
+
+def test_a_surplus_tensor_is_named(folder):
+    change_tensors(folder, lambda t: t.update(extra=t["model.norm.weight"].clone()))
+    with pytest.raises(ModelLoadError, match="1 surplus, first extra"):
+        read_model(folder)
+
+
+def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
+    change_tensors(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"][:32].clone()}))
+    with pytest.raises(ModelLoadError, match=r"model\.norm\.weight is \[32\], must be \[64\]"):
+        read_model(folder)
+
+
+def test_an_unknown_architecture_is_refused_by_name(folder):
+    change_config(folder, architectures=["MambaForCausalLM"])
+    with pytest.raises(ModelLoadError, match="architecture MambaForCausalLM .* not supported; supported: LlamaForCausalLM"):
+        read_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_size": -1}, "hidden_size = -1"),
+        ({"hidden_size": "big"}, "hidden_size = 'big'"),
+        ({"hidden_act": "gelu"}, "gelu"),
+        ({"attention_bias": True}, "attention_bias"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
+        ({"num_attention_heads": 3}, "3 query heads"),
+    ],
+)
+def test_a_wrong_config_value_is_named(folder, changes, message):
+    change_config(folder, **changes)
+    with pytest.raises(ModelLoadError, match=message):
+        read_model(folder)
+
+
+def test_files_that_are_missing_truncated_or_garbage(folder, tmp_path):
+    weights = folder / "model.safetensors"
+    data = weights.read_bytes()
+    weights.write_bytes(data[:-100])
+    with pytest.raises(ModelLoadError, match="truncated"):
+        read_model(folder)
+    weights.write_bytes(b"\xff" * 64)
+    with pytest.raises(ModelLoadError, match="not a safetensors file"):
+        read_model(folder)
+    weights.unlink()
+    with pytest.raises(ModelLoadError, match="holds no"):
+        read_model(folder)
+    (folder / "config.json").write_text("{nonsense")
+    with pytest.raises(ModelLoadError, match="is not JSON"):
+        read_model(folder)
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        read_model(tmp_path / "nowhere")
+
+
+def test_a_window_above_the_models_own_is_refused(folder):
+    with pytest.raises(ModelLoadError, match="above the model's own 256"):
+        read_model(folder, max_model_len=1000)

@@ -1,0 +1,105 @@
+"""`baton up` as a user starts it, with the doors on free ports."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+BATON = [sys.executable, "-m", "cluster.cli"]
+
+
+def processes(word):
+    """Pids of live processes whose command line holds a word."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
+            except OSError:
+                continue
+            if word in command and state != "Z":
+                found.add(int(folder.name))
+    return found
+
+
+OURS = ("cluster.child", "engine.rank", "router.tokenizing", "redis-server", "raylet", "gcs_server", "ray::", "cluster.cli up")
+
+
+def our_processes():
+    return {pid for word in OURS for pid in processes(word)}
+
+
+def wait_gone(before, timeout_s=15):
+    """Wait until no process of ours is left but those from before; returns what is left."""
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until and our_processes() - before:
+        time.sleep(0.1)
+    return our_processes() - before
+
+
+class Up:
+    """A running `baton up`."""
+
+    def __init__(self, *arguments):
+        self.before = our_processes()
+        self.process = subprocess.Popen(
+            [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"}, start_new_session=True,
+        )  # fmt: skip
+        self.output = ""
+        for line in self.process.stdout:
+            self.output += line
+            if "try: baton generate" in line:
+                break
+        http, grpc = re.search(r"http://127.0.0.1:(\d+)", self.output), re.search(r"--grpc 127.0.0.1:(\d+)", self.output)
+        assert http and grpc, self.output
+        self.url, self.grpc = f"http://127.0.0.1:{http[1]}", f"127.0.0.1:{grpc[1]}"
+        self.wait_ready()
+
+    def wait_ready(self, timeout_s=40):
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            try:
+                reply = httpx.get(f"{self.url}/ready")
+                if reply.status_code == 200:
+                    return reply.json()
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.1)
+        raise AssertionError(f"not ready: {self.output}")
+
+    def complete(self, prompt="def main(", **fields):
+        headers = {"x-baton-timing": "1"}
+        body = {"prompt": prompt, "max_tokens": 16, "temperature": 0, **fields}
+        return httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60)
+
+    def status(self):
+        done = subprocess.run([*BATON, "status", "--url", self.url, "-o", "json"], capture_output=True, text=True, check=False)
+        return json.loads(done.stdout)["replicas"]
+
+    def end(self, number=signal.SIGTERM, timeout_s=30):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        code = self.process.wait(timeout=timeout_s)
+        self.process.stdout.close()
+        return code, wait_gone(self.before)
+
+
+@pytest.fixture(scope="module")
+def local():
+    """One cluster of child processes, path pd forced, for a whole module."""
+    os.environ["BATON_PLACEMENT__PATH"] = "pd"
+    up = Up("--local")
+    del os.environ["BATON_PLACEMENT__PATH"]
+    yield up
+    code, left = up.end()
+    assert code == 0 and not left

@@ -1,0 +1,260 @@
+"""Every admitted sequence ends, with the same tokens, whatever the budget, the pool and the order."""
+
+import asyncio
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import InvariantViolation, PoolExhausted, PromptTooLong
+from core.kv_layout import KVLayout
+from core.plan import StepResult
+from core.types import FinishReason, GenerateRequest, SamplingParams
+from engine.block_pool import BlockPool
+from engine.hash_model import HashModel, MemoryKV
+from engine.scheduler import Limits, Sampled, Scheduler, SequenceFailed
+from engine.sequence import Handover
+
+
+class Engine:
+    """A scheduler over the hash model, stepped by hand."""
+
+    def __init__(self, num_blocks=64, budget=32, block=4, max_sequences=8, cache=True, max_len=400):
+        layout = KVLayout("m", "uint8", 2, 1, 8, block)
+        self.pool = BlockPool(num_blocks)
+        self.scheduler = Scheduler(self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest)
+        self.model = HashModel(layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0)
+        self.budget, self.tokens, self.finish, self.failed = budget, {}, {}, []
+        self.num_steps = 0
+
+    async def _wait(self, seconds):
+        return None
+
+    def submit(self, request, choices=None, emitted=()):
+        sequence = self.scheduler.new_sequence(request, 1, choices or tuple(range(request.sampling.n)), emitted, 0.0)
+        self.scheduler.submit(sequence)
+        return sequence
+
+    def step(self, change=None):
+        plan = self.scheduler.plan(0.0)
+        self.pool.check()
+        assert plan.num_tokens <= self.budget
+        assert len({i.sequence_key for i in plan.items}) == len(plan.items)
+        writable = [
+            i.block_table[p // self.scheduler.limits.block_size_tokens]
+            for i in plan.items for p in {i.start, i.start + len(i.token_ids) - 1}
+        ]
+        assert all(self.pool.references(b) >= 1 for b in writable)
+        result = asyncio.run(self.model.execute(plan, lambda *_: None))
+        if change is not None:
+            result = change(plan, result)
+        for event in self.scheduler.commit(plan, result, 0.0):
+            if isinstance(event, Sampled):
+                out = self.tokens.setdefault((event.sequence.request.request_id, event.choice), [])
+                assert event.position == len(out)
+                out.append(event.token.token_id)
+                if event.finish:
+                    self.finish[event.sequence.request.request_id, event.choice] = event.finish
+            elif isinstance(event, SequenceFailed):
+                self.failed.append(event.sequence.request.request_id)
+        self.pool.check()
+        self.num_steps += 1
+        return plan
+
+    def run(self, limit=4000):
+        while self.scheduler.has_work:
+            self.step()
+            assert self.num_steps < limit, "somebody starves"
+        assert self.pool.num_held == 0
+        return self.tokens
+
+
+def request(name, prompt, **sampling):
+    return GenerateRequest(name, "m", tuple(prompt), SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}), 5, 0.0, (0,))
+
+
+requests = st.lists(
+    st.builds(
+        dict, size=st.integers(1, 30), max_tokens=st.integers(1, 20), n=st.integers(1, 3),
+        temperature=st.sampled_from([0.0, 1.0]), shared=st.booleans(),
+    ),
+    min_size=1, max_size=8,
+)  # fmt: skip
+
+
+@settings(max_examples=60, deadline=None)
+@given(wishes=requests, budget=st.integers(1, 40), num_blocks=st.integers(18, 40), block=st.sampled_from([2, 4, 8]), cache=st.booleans())
+def test_tokens_do_not_depend_on_budget_pool_block_size_or_cache(wishes, budget, num_blocks, block, cache):
+    rng = random.Random(1)
+    load = []
+    for i, w in enumerate(wishes):
+        prompt = [rng.randrange(50) for _ in range(w["size"])]
+        if w["shared"]:
+            prompt = [7] * 10 + prompt
+        load.append(request(f"r{i}", prompt, max_tokens=w["max_tokens"], n=w["n"], temperature=w["temperature"]))
+    oracle = {}
+    for r in load:
+        engine = Engine(num_blocks=400, budget=400)
+        engine.submit(r)
+        oracle |= engine.run()
+    engine = Engine(num_blocks * 8 // block, budget, block, cache=cache)
+    for r in load:
+        engine.submit(r)
+    assert engine.run() == oracle
+
+
+def test_a_small_pool_preempts_and_everything_still_ends_exactly():
+    load = [request(f"r{i}", [i + 1] * 9, max_tokens=24) for i in range(6)]
+    roomy, tight = Engine(num_blocks=400), Engine(num_blocks=12)
+    for engine in (roomy, tight):
+        for r in load:
+            engine.submit(r)
+        engine.run()
+    assert roomy.scheduler.num_preemptions == 0
+    assert tight.scheduler.num_preemptions > 0
+    assert tight.tokens == roomy.tokens
+
+
+def test_decode_goes_first_and_prompts_fill_the_budget():
+    engine = Engine(budget=10)
+    engine.submit(request("a", [1] * 5, max_tokens=20))
+    engine.step()
+    engine.submit(request("b", [2] * 30, max_tokens=2))
+    plan = engine.step()
+    assert [len(i.token_ids) for i in plan.items] == [1, 9]
+
+
+def test_a_second_request_hits_the_prefix_of_the_first_but_recomputes_the_last_token():
+    engine = Engine()
+    engine.submit(request("a", range(16), max_tokens=2))
+    engine.run()
+    again = engine.submit(request("b", range(16), max_tokens=2))
+    plan = engine.step()
+    assert again.num_prefix_hit_tokens == 12
+    assert [len(i.token_ids) for i in plan.items] == [4]
+    engine.run()
+    assert engine.tokens["a", 0] == engine.tokens["b", 0]
+
+
+def test_forks_share_blocks_and_copy_on_write():
+    engine = Engine()
+    engine.submit(request("a", [1] * 10, n=3, temperature=1.0, max_tokens=6))
+    engine.step()
+    assert engine.pool.num_held == 3, "three choices share the prompt's three blocks"
+    plan = engine.step()
+    assert len(plan.copies) == 2, "the last owner writes in place"
+    engine.run()
+    assert len({tuple(t) for t in engine.tokens.values()}) > 1
+
+
+def test_cancel_during_a_step_frees_blocks_at_its_commit():
+    engine = Engine()
+    sequence = engine.submit(request("a", [1] * 10))
+    plan = engine.scheduler.plan(0.0)
+    engine.scheduler.cancel(sequence)
+    assert engine.pool.num_held == 3, "the executing plan still writes there"
+    assert engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0) == []
+    assert engine.pool.num_held == 0
+    engine.scheduler.cancel(sequence)
+
+
+@pytest.mark.parametrize("steps", range(6))
+def test_cancel_at_any_step_leaves_nothing(steps):
+    engine = Engine(budget=4)
+    sequence = engine.submit(request("a", [1] * 10, max_tokens=5, n=2))
+    for _ in range(steps):
+        engine.step()
+    engine.scheduler.cancel(sequence)
+    for other in list(engine.scheduler.running):
+        engine.scheduler.cancel(other)
+    assert engine.pool.num_held == 0 and not engine.scheduler.has_work
+
+
+def test_a_failed_sequence_ends_alone():
+    engine = Engine()
+    bad = engine.submit(request("bad", [1] * 5))
+    engine.submit(request("good", [2] * 5))
+
+    def fail(plan, result):
+        tokens = {k: v for k, v in result.tokens.items() if k[0] != bad.key}
+        return StepResult(result.step_id, tokens, {bad.key: "nan"})
+
+    engine.step(fail)
+    engine.run()
+    assert engine.failed == ["bad"] and list(engine.tokens) == [("good", 0)]
+
+
+def test_what_can_never_fit_is_refused_with_numbers_before_anything_is_held():
+    engine = Engine(num_blocks=10, max_len=100)
+    with pytest.raises(PromptTooLong, match="is 108, the context window is 100"):
+        engine.submit(request("a", [1] * 100))
+    with pytest.raises(PromptTooLong, match="needs 13 blocks, the pool holds 10"):
+        engine.submit(request("a", [1] * 40))
+    assert engine.pool.num_held == 0
+
+
+def test_reserve_is_all_or_nothing_and_pins_what_is_cached():
+    engine = Engine(num_blocks=10)
+    engine.submit(request("a", range(16), max_tokens=1))
+    engine.run()
+    wish = request("b", [*range(16), 1, 2], max_tokens=8)
+    sequence = engine.scheduler.new_sequence(wish, 1, (0,), (), 0.0)
+    assert engine.scheduler.reserve(sequence, 0.0) == 4
+    assert engine.pool.num_held == 6, "five for the prompt, one to grow"
+    other = engine.scheduler.new_sequence(request("c", [9] * 24, max_tokens=8), 1, (0,), (), 0.0)
+    with pytest.raises(PoolExhausted):
+        engine.scheduler.reserve(other, 0.0)
+    assert engine.pool.num_held == 6
+    engine.scheduler.cancel(sequence)
+    assert engine.pool.num_held == 0
+
+
+def test_a_hand_over_waits_for_its_partner_unless_the_pool_is_roomy():
+    announced = []
+    engine = Engine(num_blocks=20)
+    engine.scheduler.announce = lambda sequence: announced.append(sequence.key)
+    small = engine.scheduler.new_sequence(request("small", [1] * 8), 1, (0,), (), 0.0, handover=Handover())
+    large = engine.scheduler.new_sequence(request("large", [2] * 48), 1, (0,), (), 0.0, handover=Handover())
+    for sequence in (small, large):
+        engine.scheduler.submit(sequence)
+    plan = engine.scheduler.plan(0.0)
+    assert announced == [small.key, large.key]
+    assert [i.sequence_key for i in plan.items] == [small.key]
+    engine.scheduler.partnered(large, 0)
+    engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0)
+    assert [i.sequence_key for i in engine.scheduler.plan(0.0).items] == [large.key]
+
+
+def test_a_result_of_another_step_is_an_invariant_violation():
+    engine = Engine()
+    engine.submit(request("a", [1]))
+    plan = engine.scheduler.plan(0.0)
+    with pytest.raises(InvariantViolation, match="result of step 99"):
+        engine.scheduler.commit(plan, StepResult(99), 0.0)
+
+
+def test_run_alone_runs_alone():
+    engine = Engine()
+    engine.submit(request("a", [1] * 4, max_tokens=3))
+    lonely = engine.scheduler.new_sequence(request("b", [2] * 4, max_tokens=2), 1, (0,), (), 0.0)
+    lonely.run_alone = True
+    engine.scheduler.submit(lonely)
+    engine.submit(request("c", [3] * 4, max_tokens=3))
+    while engine.scheduler.has_work:
+        plan = engine.step()
+        keys = {i.sequence_key for i in plan.items}
+        assert len(keys) == 1 or lonely.key not in keys
+    assert len(engine.tokens) == 3
+
+
+def test_length_and_stop_finish_reasons():
+    engine = Engine()
+    engine.submit(request("a", [1] * 4, max_tokens=3, ignore_eos=True))
+    engine.run()
+    assert engine.finish["a", 0] is FinishReason.LENGTH
+    token = engine.tokens["a", 0][1]
+    engine.submit(request("b", [1] * 4, max_tokens=3, ignore_eos=True, stop_token_ids=(token,)))
+    engine.run()
+    assert engine.finish["b", 0] is FinishReason.STOP
+    assert engine.tokens["b", 0] == engine.tokens["a", 0][: engine.tokens["a", 0].index(token) + 1]
