@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cluster.client import stream_answer
+from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.worker_process import model_of
 from core.config import load_config
@@ -111,6 +112,7 @@ def main() -> int:
     spec = model_of(config)
     block_bytes = spec.layout(config.pools.decode.engine.block_size_tokens).block_bytes
     console.rule("starting Ray, one router, one prefill worker, one decode worker")
+    guardian = Guardian()
     prepare_fresh_ray()
     from cluster.ray_app import RayCluster  # noqa: PLC0415 - Ray reads its environment at import
 
@@ -132,6 +134,7 @@ def main() -> int:
             console.print()
     finally:
         cluster.stop()
+        guardian.release()
     is_good = show(rows, block_bytes)
     console.print(f"done in {time.monotonic() - started_at:.1f} s")
     return 0 if is_good else 1

@@ -18,6 +18,7 @@ from cluster.worker_process import model_of
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
+from core.session import Role
 from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
 from router.detokenizing import TextModel
@@ -30,6 +31,13 @@ from router.tokenizing import TokenizerProcess
 
 STOP_GRACE_S = 5.0
 HEADER_BYTES = 16 << 10
+
+
+def expected_roles(config: BatonConfig) -> frozenset[Role]:
+    """Pools that the config fills with workers."""
+    has_prefill = not config.colocated and config.pools.prefill.replicas > 0
+    roles = {Role.PREFILL: has_prefill, Role.DECODE: config.pools.decode.replicas > 0}
+    return frozenset(role for role, is_filled in roles.items() if is_filled)
 
 
 class RunningRouter:
@@ -48,7 +56,7 @@ class RunningRouter:
         model = ServedModel(spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype)
         self.service = GenerationService(
             model, router, self.orchestrator, admission, self.links, self._tokenizer, text, clock, ids,
-            config.seed_key.encode(),
+            config.seed_key.encode(), expected_roles(config), must_cross=config.placement.path == "pd",
         )  # fmt: skip
         self._config = config
         self._mirror = MembershipMirror(config.redis.url, self.service.replicas) if config.redis.url else None

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.worker_process import model_of
 from core.config import BatonConfig, load_config
@@ -119,7 +120,9 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
 
 def _run_ray(config: BatonConfig, address: str) -> None:
     stop = threading.Event()
+    guardian = None
     if not address:
+        guardian = Guardian()
         prepare_fresh_ray()
     with console.status("starting Ray"):
         from cluster.ray_app import RayCluster  # noqa: PLC0415 - importing Ray takes a second
@@ -135,3 +138,5 @@ def _run_ray(config: BatonConfig, address: str) -> None:
         console.print("stopping")
     finally:
         cluster.stop()
+        if guardian is not None:
+            guardian.release()

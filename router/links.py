@@ -42,6 +42,7 @@ RECONNECT_S = 2.0
 HUNG_S = 3.0
 DIAL_TIMEOUT_S = 2.0
 RETRY_S = 0.1
+MAX_REFUSED = 2
 REDIAL_S = 1.0
 MAX_OUTGOING = 4096
 
@@ -136,14 +137,18 @@ class WorkerLink:
     async def run(self) -> None:
         """Connect, and stay connected until the worker is lost."""
         give_up_at = self._clock.now_s() + DIAL_TIMEOUT_S
+        num_refused = 0
         while True:
             try:
                 stream = await self._connect()
-            except (StreamClosed, TimeoutError):
-                if self._clock.now_s() + RETRY_S >= give_up_at:
+            except (StreamClosed, TimeoutError) as error:
+                # A cut wire times out; a port that refuses twice has no process behind it any more.
+                num_refused += isinstance(error, StreamClosed)
+                if num_refused >= MAX_REFUSED or self._clock.now_s() + RETRY_S >= give_up_at:
                     break
                 await asyncio.sleep(RETRY_S)
                 continue
+            num_refused = 0
             self._enter(LinkState.LIVE)
             is_hung = await self._serve(stream)
             if is_hung:

@@ -94,8 +94,16 @@ class GenerationService:
         clock: Clock,
         ids: Ids,
         seed_key: bytes,
+        expected_roles: frozenset[Role],
+        *,
+        must_cross: bool,
     ) -> None:
-        """Keep the collaborators; `start` begins the canary."""
+        """Keep the collaborators; `start` begins the canary.
+
+        `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced) the router is
+        ready only while all of them live.
+        """
+        self._expected_roles, self._must_cross, self._has_crossed = expected_roles, must_cross, False
         self.model, self.config, self.text = model, config, text
         self._orchestrator, self._admission, self._links = orchestrator, admission, links
         self._tokenizer, self._clock, self._ids, self._seed_key = tokenizer, clock, ids, seed_key
@@ -203,9 +211,9 @@ class GenerationService:
                 pass
 
     async def _canary_once(self) -> None:
-        roles = {c.descriptor.role for c in self._links.candidates()}
-        if not roles:
-            self.canary_s, self.canary_error = None, "no worker is live"
+        missing = self._missing_roles()
+        if missing:
+            self.canary_s, self.canary_error = None, f"no {' and no '.join(missing)} worker is live"
             return
         started_at = self._clock.now_s()
         prompt = tuple(i % self.model.vocabulary_size for i in range(1, 9))
@@ -214,19 +222,30 @@ class GenerationService:
             sampling=SamplingParams(temperature=0.0, max_tokens=CANARY_TOKENS, ignore_eos=True), seed=0,
             deadline_at=started_at + CANARY_TIMEOUT_S, tier=CANARY_TIER,
         )  # fmt: skip
-        crosses = roles == {Role.PREFILL, Role.DECODE}
+        crosses = self._live_roles() == {Role.PREFILL, Role.DECODE}
         ended: list[RequestEvent] = []
-        path = Path.PD if crosses else Path.LOCAL
-        await self._orchestrator.run(request, ended.append, forced_path=path)
+        await self._orchestrator.run(request, ended.append, forced_path=Path.PD if crosses else Path.LOCAL)
         last = ended[-1]
         error = last.error if isinstance(last, RequestEnded) else NoWorker("the canary did not end")
         self.canary_s = None if error else self._clock.now_s() - started_at
         self.canary_error = error.message if error else ""
+        self._has_crossed = self._has_crossed or (error is None and crosses)
+
+    def _live_roles(self) -> set[Role]:
+        return {c.descriptor.role for c in self._links.candidates()}
+
+    def _missing_roles(self) -> list[str]:
+        """Roles without which there is no readiness: all expected ones before the first canary has crossed
+        (or always, when it must cross); later any one worker is enough, since requests can run local."""
+        live = self._live_roles()
+        if self._must_cross or not self._has_crossed or not live:
+            return sorted(self._expected_roles - live)
+        return []
 
     @property
     def is_ready(self) -> bool:
-        """True when the last canary got through."""
-        return self.canary_s is not None and not self._admission.is_draining
+        """True when the last canary got through and nobody it needs has gone since."""
+        return self.canary_s is not None and not self._missing_roles() and not self._admission.is_draining
 
     def _live_by_role(self) -> dict[str, int]:
         live = [link.descriptor.role for link in self._links.all() if link.state is LinkState.LIVE]

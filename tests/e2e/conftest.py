@@ -94,6 +94,24 @@ class Up:
         return code, wait_gone(self.before)
 
 
+@pytest.fixture()
+def start():
+    """Start clusters; whatever a test leaves running is killed after it."""
+    started = []
+
+    def make(*arguments):
+        started.append(Up.__new__(Up))
+        started[-1].__init__(*arguments)
+        return started[-1]
+
+    yield make
+    for up in started:
+        if up.process.poll() is None:
+            up.process.kill()
+            up.process.wait()
+        wait_gone(up.before)
+
+
 @pytest.fixture(scope="module")
 def local():
     """One cluster of child processes, path pd forced, for a whole module."""

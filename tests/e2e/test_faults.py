@@ -1,0 +1,183 @@
+"""Processes killed under a running cluster: requests end in time and exactly, nothing is orphaned."""
+
+import concurrent.futures
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+from conftest import BATON, ROOT, our_processes, processes, wait_gone
+
+LONG = {"prompt": "import os", "max_tokens": 600, "temperature": 0, "ignore_eos": True}
+
+
+def pids(up, role):
+    return [r["pid"] for r in up.status() if r["role"] == role]
+
+
+def kill_mid_stream(up, pid, **fields):
+    """Stream a long answer, kill a process after some text; returns text, error, seconds to the end."""
+    import json
+
+    text, error, killed_at = "", None, None
+    with httpx.stream("POST", f"{up.url}/v1/completions", json={**LONG, **fields, "stream": True}, timeout=60) as response:
+        for line in response.iter_lines():
+            if not line.startswith("data: {"):
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                error = event["error"]
+            for choice in event.get("choices", []):
+                text += choice["text"]
+            if killed_at is None and len(text) > 60:
+                os.kill(pid, signal.SIGKILL)
+                killed_at = time.monotonic()
+    assert killed_at is not None, "the stream ended before anything was killed"
+    return text, error, time.monotonic() - killed_at
+
+
+@pytest.mark.parametrize("what", ["decode", "prefill", "decode rank"])
+def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, start):
+    up = start("--local")
+    expected = up.complete(**LONG).json()["choices"][0]["text"]
+    role = what.split()[0]
+    victim = next(r for r in up.status() if r["role"] == role)
+    pid = victim["rank_pids"][0] if "rank" in what else victim["pid"]
+    text, error, _ = kill_mid_stream(up, pid)
+    assert error is None and text == expected
+    assert pid not in our_processes()
+    up.wait_ready()
+    for _ in range(100):
+        fresh = [r for r in up.status() if r["role"] == role and r["state"] == "live" and pid not in (r["pid"], *r["rank_pids"])]
+        if fresh:
+            break
+        time.sleep(0.1)
+    assert fresh, "the dead process was not replaced"
+    assert up.complete(**LONG).json()["choices"][0]["text"] == expected
+    assert up.end() == (0, set())
+
+
+def test_a_workers_death_ends_its_ranks_within_a_second(start):
+    up = start("--local")
+    victim = next(r for r in up.status() if r["role"] == "decode")
+    os.kill(victim["pid"], signal.SIGKILL)
+    until = time.monotonic() + 1
+    while time.monotonic() < until and set(victim["rank_pids"]) & processes("engine.rank"):
+        time.sleep(0.02)
+    assert not set(victim["rank_pids"]) & processes("engine.rank")
+    assert up.end() == (0, set())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_local_however_it_ends_no_process_is_left(number, start):
+    up = start("--local", "--colocated")
+    assert up.complete().json()["timing"]["path"] == "local"
+    code, left = up.end(number)
+    assert not left
+    assert code == (-signal.SIGKILL if number == signal.SIGKILL else 0)
+
+
+def run_baton(*arguments, **environment):
+    return subprocess.run([*BATON, *arguments], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("way", [("--local",), ()], ids=["local", "ray"])
+def test_a_port_in_use_is_one_clear_line(way):
+    import socket
+
+    before = our_processes()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_baton("up", "--http-port", str(port), *way)
+    assert done.returncode == 2 and f"port {port}" in done.stderr and "--http-port" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not wait_gone(before)
+
+
+def test_a_bad_config_or_model_is_one_clear_line(tmp_path):
+    config = tmp_path / "baton.yaml"
+    for text, message in (
+        ("rooter: {replicas: 1}", "did you mean router"), ("router: {replicas: many}", "router.replicas"),
+        ("a: [", "is not YAML"), ("[1, 2]", "must be a mapping"), ("pools: {decode: {replica: 2}}", "did you mean pools.decode.replicas"),
+        (f"model: {{path: {tmp_path}/nothing}}", "config.json"), ("placement: {path: pd}\ncolocated: true", "colocated has one pool"),
+        ("router: {http_port: 99999}", "router.http_port"), ("transfer: {lease_s: .nan}", "transfer.lease_s"),
+    ):  # fmt: skip
+        config.write_text(text)
+        for command in ("up", "check-config"):
+            done = run_baton(command, "-c", str(config))
+            assert done.returncode == 2, (text, done)
+            assert message in done.stderr and "Traceback" not in done.stderr, (text, done.stderr)
+
+
+def test_check_config_and_version_print_json(tmp_path):
+    import json
+
+    config = tmp_path / "baton.yaml"
+    config.write_text("pools: {decode: {replicas: 3}}")
+    tree = json.loads(run_baton("check-config", "-c", str(config), "-o", "json", BATON_ROUTER__HTTP_PORT="8123").stdout)
+    assert tree["config"]["pools"]["decode"]["replicas"] == 3 and tree["config"]["router"]["http_port"] == 8123
+    assert tree["facts"]["kv_block_bytes"] == 32768
+    assert json.loads(run_baton("version", "-o", "json").stdout)["version"]
+
+
+def test_status_without_a_cluster_is_one_clear_line():
+    done = run_baton("status", "--url", "http://127.0.0.1:9")
+    assert done.returncode == 2 and "no router answers" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is_orphaned(start, monkeypatch):
+    monkeypatch.setenv("BATON_PLACEMENT__LOCAL_BELOW_TOKENS", "0")
+    up = start()
+    first = up.complete(**LONG).json()
+    assert first["timing"]["path"] == "pd"
+    expected = first["choices"][0]["text"]
+    old = pids(up, "decode")
+    text, error, took_s = kill_mid_stream(up, old[0])
+    assert error is None and text == expected
+    assert took_s < 5
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not [p for p in pids(up, "decode") if p not in old]:
+        time.sleep(0.2)
+    assert [p for p in pids(up, "decode") if p not in old], "Ray did not replace the worker"
+    for _ in range(100):
+        reply = up.complete(**LONG).json()
+        if reply["timing"]["path"] == "pd":
+            break
+        time.sleep(0.2)
+    assert reply["timing"]["path"] == "pd" and reply["timing"]["decode_pid"] not in old
+    assert reply["choices"][0]["text"] == expected
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(r.status_code == 200 for r in pool.map(lambda _: up.complete(), range(8)))
+    code, left = up.end()
+    assert (code, left) == (0, set())
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_on_ray_with_pd_forced_the_running_request_ends_within_five_seconds_with_one_typed_error(start, monkeypatch):
+    monkeypatch.setenv("BATON_PLACEMENT__PATH", "pd")
+    up = start()
+    expected = up.complete(**LONG).json()["choices"][0]["text"]
+    text, error, took_s = kill_mid_stream(up, pids(up, "decode")[0])
+    assert expected.startswith(text)
+    assert took_s < 5
+    assert error is None or error["code"] in ("no_worker", "worker_lost")
+    up.wait_ready(60)
+    assert up.complete(**LONG).json()["choices"][0]["text"] == expected
+    code, left = up.end(signal.SIGKILL)
+    assert not left, "processes outlived a SIGKILL of baton up"
+
+
+def test_help_is_quick_because_nothing_heavy_is_imported():
+    code = (
+        "import sys, cluster.cli; heavy = {'ray', 'torch', 'grpc', 'fastapi', 'numpy', 'pydantic'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
