@@ -33,7 +33,6 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(PACKAGES)
 	$(BIN)/lint-imports
-	$(BIN)/python tests/house.py
 
 format: setup
 	$(BIN)/ruff format .

@@ -94,7 +94,7 @@ class DecodePart:
         if incoming is None:
             return
         self._reserving.pop(transfer_id, None)
-        self._closing[transfer_id] = self._worker.scheduler.pin(incoming.sequence)
+        self._closing[transfer_id] = self._worker.scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
 
     def layer_done(self, plan: StepPlan, layer: int) -> None:
@@ -204,7 +204,7 @@ class DecodePart:
 
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """Nothing is written any more: drop the pins."""
-        self._worker.scheduler.unpin(self._closing.pop(transfer_id, []))
+        self._worker.scheduler.tables.unpin(self._closing.pop(transfer_id, []))
         self._worker.wake()
 
 

@@ -16,59 +16,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 
 from core.block_hash import BlockHash, root_hash
 from core.errors import InvariantViolation, PoolExhausted, PromptTooLong
 from core.ids import Epoch
 from core.plan import SampleSpec, StepItem, StepPlan, StepResult
-from core.types import FinishReason, GenerateRequest, Logprob
+from core.types import GenerateRequest, Logprob
 from engine.block_pool import BlockPool
+from engine.block_tables import BlockTables, Limits
+from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.sequence import Handover, Sequence, Status
 
 MAX_ANNOUNCED = 8
 """Prefill sequences whose partners may be reserving at the same time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one engine may do at once."""
-
-    block_size_tokens: int
-    max_step_tokens: int
-    max_sequences: int
-    max_model_len: int
-    is_prefix_cache_on: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """A token was drawn for one choice."""
-
-    sequence: Sequence
-    choice: int
-    position: int
-    token: Logprob
-    finish: FinishReason | None
-    stop_token_id: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class PromptComputed:
-    """A sequence with a hand-over has all its KV and its first tokens; it is now HOLDING."""
-
-    sequence: Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceFailed:
-    """The runner could not compute this sequence; its blocks are free."""
-
-    sequence: Sequence
-    message: str
-
-
-SchedulerEvent = Sampled | PromptComputed | SequenceFailed
 
 
 class Scheduler:
@@ -78,6 +38,7 @@ class Scheduler:
         """Start empty over a pool that nobody else uses."""
         self.pool = pool
         self.limits = limits
+        self.tables = BlockTables(pool, limits)
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
         self.holding: dict[int, Sequence] = {}
@@ -178,9 +139,9 @@ class Scheduler:
         Raises:
             PoolExhausted: Not enough blocks; nothing was changed.
         """
-        hits = self._find_prefix(sequence)
-        num_new = self._blocks_for(sequence.num_tokens) - len(hits)
-        self._allocate_table(sequence, hits, num_new, num_spare=len(sequence.choices))
+        hits = self.tables.find_prefix(sequence)
+        num_new = self.tables.blocks_for(sequence.num_tokens) - len(hits)
+        self.tables.allocate(sequence, hits, num_new, num_spare=len(sequence.choices))
         sequence.num_prefix_hit_tokens = len(hits) * self.limits.block_size_tokens
         sequence.status = Status.ARRIVING
         sequence.started_at = now_s
@@ -201,7 +162,7 @@ class Scheduler:
         del self.arriving[sequence.key]
         sequence.num_computed_tokens = sequence.num_tokens
         sequence.prompt_done_at = now_s
-        self._register_full_blocks(sequence)
+        self.tables.register(sequence)
         return self._accept_first_tokens(sequence, first_tokens)
 
     # --- leaving ----------------------------------------------------------------------------------
@@ -217,7 +178,7 @@ class Scheduler:
             sequence.status = Status.FINISHED
             return
         self._remove(sequence)
-        self._free_blocks(sequence)
+        self.tables.free(sequence)
         sequence.status = Status.FINISHED
 
     def release(self, sequence: Sequence) -> None:
@@ -235,7 +196,7 @@ class Scheduler:
         for sequence in lost:
             self.cancel(sequence)
         for sequence in self._cancelled_in_step:
-            self._free_blocks(sequence)
+            self.tables.free(sequence)
         self._cancelled_in_step.clear()
         self.pool.drop_cache()
         return lost
@@ -320,14 +281,14 @@ class Scheduler:
 
     def _is_roomy(self, sequence: Sequence) -> bool:
         """Above the watermark a prefill may start before its partner has answered (rule 1)."""
-        left = self.pool.num_available - self._blocks_for(sequence.num_tokens)
+        left = self.pool.num_available - self.tables.blocks_for(sequence.num_tokens)
         return left >= self.pool.num_blocks // 2
 
     def _start(self, sequence: Sequence, now_s: float) -> bool:
-        hits = self._find_prefix(sequence)
-        num_new = self._blocks_for(sequence.num_tokens) - len(hits)
+        hits = self.tables.find_prefix(sequence)
+        num_new = self.tables.blocks_for(sequence.num_tokens) - len(hits)
         try:
-            self._allocate_table(sequence, hits, num_new, num_spare=0)
+            self.tables.allocate(sequence, hits, num_new, num_spare=0)
         except PoolExhausted:
             if not self._evict_unpartnered(num_new):
                 return False
@@ -350,38 +311,12 @@ class Scheduler:
             sequence_key=sequence.key,
             start=start,
             token_ids=tuple(sequence.token_ids[start:end]),
-            block_table=tuple(sequence.block_table[: self._blocks_for(end)]),
+            block_table=tuple(sequence.block_table[: self.tables.blocks_for(end)]),
             samples=samples,
             scope=sequence.request.scope,
         )
 
     # --- blocks -----------------------------------------------------------------------------------
-
-    def _blocks_for(self, num_tokens: int) -> int:
-        return -(-num_tokens // self.limits.block_size_tokens)
-
-    def _find_prefix(self, sequence: Sequence) -> list[int]:
-        """Cached blocks of the longest known prefix; the last token is always left to compute."""
-        hits: list[int] = []
-        if not self.limits.is_prefix_cache_on:
-            return hits
-        for index in range((sequence.num_tokens - 1) // self.limits.block_size_tokens):
-            block_id = self.pool.find(sequence.full_block_hash(index), sequence.block_tokens(index))
-            if block_id is None:
-                break
-            hits.append(block_id)
-        return hits
-
-    def _allocate_table(self, sequence: Sequence, hits: list[int], num_new: int, num_spare: int) -> None:
-        for block_id in hits:
-            self.pool.share(block_id)
-        try:
-            fresh = self.pool.allocate(num_new + num_spare)
-        except PoolExhausted:
-            self.pool.free(hits)
-            raise
-        sequence.block_table = [*hits, *fresh[:num_new]]
-        sequence.spare_blocks = fresh[num_new:]
 
     def _make_writable(
         self, sequence: Sequence, num_tokens: int, copies: list[tuple[int, int]], planned: set[int]
@@ -443,33 +378,10 @@ class Scheduler:
             del self.holding[sequence.key]
         else:
             self.running.remove(sequence)
-        self._free_blocks(sequence)
+        self.tables.free(sequence)
         sequence.num_computed_tokens = 0
         sequence.status = Status.WAITING
         self.waiting.appendleft(sequence)
-
-    def pin(self, sequence: Sequence) -> list[int]:
-        """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
-        blocks = [*sequence.block_table, *sequence.spare_blocks]
-        for block_id in blocks:
-            self.pool.share(block_id)
-        return blocks
-
-    def unpin(self, blocks: list[int]) -> None:
-        """The transfer neither reads nor writes these blocks any more."""
-        self.pool.free(blocks)
-
-    def _free_blocks(self, sequence: Sequence) -> None:
-        self.pool.free([*sequence.block_table, *sequence.spare_blocks])
-        sequence.block_table, sequence.spare_blocks = [], []
-
-    def _register_full_blocks(self, sequence: Sequence, first_token: int = 0) -> None:
-        if not self.limits.is_prefix_cache_on:
-            return
-        size = self.limits.block_size_tokens
-        for index in range(first_token // size, sequence.num_computed_tokens // size):
-            block_id = sequence.block_table[index]
-            self.pool.register(block_id, sequence.full_block_hash(index), sequence.block_tokens(index))
 
     # --- commit -----------------------------------------------------------------------------------
 
@@ -483,7 +395,7 @@ class Scheduler:
             raise InvariantViolation(f"result of step {result.step_id} came for step {plan.step_id}")
         self._executing = frozenset()
         for sequence in self._cancelled_in_step:
-            self._free_blocks(sequence)
+            self.tables.free(sequence)
         self._cancelled_in_step.clear()
         events: list[SchedulerEvent] = []
         by_key = {s.key: s for s in self.running}
@@ -496,7 +408,7 @@ class Scheduler:
                 events.append(SequenceFailed(sequence, result.failed[item.sequence_key]))
                 continue
             sequence.num_computed_tokens = item.start + len(item.token_ids)
-            self._register_full_blocks(sequence, item.start)
+            self.tables.register(sequence, item.start)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 events += self._prompt_or_token_done(sequence, item, result, now_s)
         return events
@@ -561,6 +473,6 @@ class Scheduler:
                 fork.spare_blocks.append(sequence.spare_blocks.pop())
             self.running.append(fork)
             events.append(self._append(fork, tokens[choice]))
-        self._free_blocks(sequence)
+        self.tables.free(sequence)
         sequence.status = Status.FINISHED
         return events

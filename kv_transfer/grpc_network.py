@@ -145,9 +145,7 @@ class GrpcNetwork:
 
     async def dial(self, address: str) -> _ClientStream:
         """See `Network`. Channels are kept per address; a dead one is dropped."""
-        channel: Any = self._channels.get(address)
-        if channel is None:
-            channel = self._channels[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
+        channel = self._channel(address)
         call = channel.stream_stream(
             self._method, request_serializer=self._encode_up, response_deserializer=self._decode_down
         )(wait_for_ready=False)
@@ -159,6 +157,11 @@ class GrpcNetwork:
                 await channel.close()
             raise StreamClosed(error.details()) from error
         return _ClientStream(call)
+
+    def _channel(self, address: str) -> Any:  # noqa: ANN401
+        if address not in self._channels:
+            self._channels[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
+        return self._channels[address]
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""

@@ -100,7 +100,7 @@ class PrefillPart:
         if outgoing is None:
             return
         del self._by_key[outgoing.sequence.key]
-        pins = self._worker.scheduler.pin(outgoing.sequence)
+        pins = self._worker.scheduler.tables.pin(outgoing.sequence)
         for blocks in outgoing.pins.values():
             pins += blocks
         self._draining[transfer_id] = pins
@@ -152,7 +152,7 @@ class PrefillPart:
             return
         num_layers = self._layout.num_layers
         if any(outgoing.published_blocks) or outgoing.is_committed:
-            outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.pin(sequence)
+            outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(sequence)
             outgoing.sub_attempt += 1
             outgoing.is_committed = False
             self._post(self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt)
@@ -236,9 +236,9 @@ class PrefillPart:
         """Nothing of this sub-attempt is read any more: drop its pins."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
-            self._worker.scheduler.unpin(outgoing.pins.pop(sub_attempt, []))
+            self._worker.scheduler.tables.unpin(outgoing.pins.pop(sub_attempt, []))
         else:
-            self._worker.scheduler.unpin(self._draining.pop(transfer_id, []))
+            self._worker.scheduler.tables.unpin(self._draining.pop(transfer_id, []))
         self._worker.wake()
 
 

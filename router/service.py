@@ -236,7 +236,8 @@ class GenerationService:
 
     def _missing_roles(self) -> list[str]:
         """Roles without which there is no readiness: all expected ones before the first canary has crossed
-        (or always, when it must cross); later any one worker is enough, since requests can run local."""
+        (or always, when it must cross); later any one worker is enough, since requests can run local.
+        """
         live = self._live_roles()
         if self._must_cross or not self._has_crossed or not live:
             return sorted(self._expected_roles - live)

@@ -163,7 +163,9 @@ class SimCluster:
         self._serial += 1
         node, shape = f"{role.value}{self._serial}", self.shape
         kv = MemoryKV(self.layout, shape.engine.num_blocks)
-        model = HashModel(self.layout, kv, VOCABULARY, asyncio.sleep, lambda plan: shape.step_s + shape.token_s * plan.num_tokens)
+        model = HashModel(
+            self.layout, kv, VOCABULARY, asyncio.sleep, lambda plan: shape.step_s + shape.token_s * plan.num_tokens
+        )
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
             transfer_address="", model="hash", content_digest=self.layout.content_digest,

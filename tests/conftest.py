@@ -43,7 +43,9 @@ def _children() -> set[int]:
             state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
         except OSError:
             continue
-        if state != "Z" and any(word in command for word in (b"engine.rank", b"cluster.child", b"router.tokenizing", b"redis-server")):
+        if state != "Z" and any(
+            word in command for word in (b"engine.rank", b"cluster.child", b"router.tokenizing", b"redis-server")
+        ):
             found.add(pid)
     return found
 

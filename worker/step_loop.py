@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from core.errors import WorkerLost
 from core.plan import StepPlan
 from core.ports import Clock, Runner
-from engine.scheduler import Scheduler, SchedulerEvent
+from engine.events import SchedulerEvent
+from engine.scheduler import Scheduler
 
 
 class StepLoop:

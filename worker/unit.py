@@ -17,7 +17,8 @@ from core.kv_layout import KVLayout
 from core.ports import Clock, KVBytes, Network
 from core.session import Role, WorkerDescriptor
 from engine.block_pool import BlockPool
-from engine.scheduler import Limits, Scheduler
+from engine.block_tables import Limits
+from engine.scheduler import Scheduler
 from kv_transfer.agent import AgentThread, TransferAgent
 from kv_transfer.posting import Post
 from kv_transfer.receiver import ReceiverHost

@@ -21,7 +21,8 @@ from core.ids import Epoch, RequestId, RouterId
 from core.plan import StepPlan
 from core.ports import Clock, Network, Runner
 from core.session import AttemptEnded, Credit, Load, PhaseTimings, Progress, Submit, Task, WorkerDescriptor
-from engine.scheduler import PromptComputed, Sampled, Scheduler, SchedulerEvent, SequenceFailed
+from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
+from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from worker.attempt import Attempt
 from worker.sessions import SessionServer

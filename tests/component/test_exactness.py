@@ -60,10 +60,7 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
                     blocks = reply.ended.anatomy.kv_blocks
                     assert reply.ended.anatomy.kv_bytes == blocks * house.spec.layout(block).block_bytes > 0
             got[path] = [r.tokens for r in replies]
-    expected = [
-        {c: bare_engine(prompt, dtype, choice=c, **wish) for c in range(wish["n"])} for prompt, wish in wishes
-    ]
-    expected = [{c: t for c, t in e.items()} for e in expected]
+    expected = [{c: bare_engine(prompt, dtype, choice=c, **wish) for c in range(wish["n"])} for prompt, wish in wishes]
     assert got["pd"] == expected
     assert got["local"] == expected
 
@@ -71,7 +68,7 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_a_forced_preemption_changes_nothing(dtype, no_tasks_left):
     engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
-    prompts = [PROMPTS[0][:10 + i] for i in range(6)]
+    prompts = [PROMPTS[0][: 10 + i] for i in range(6)]
     async with House(TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine) as house:
         replies = await asyncio.gather(*(house.ask(p, max_tokens=40, ignore_eos=True) for p in prompts))
         assert house.of_role(Role.DECODE)[0].scheduler.num_preemptions > 0

@@ -67,7 +67,9 @@ def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
         start = len(tokens)
         tokens.append(int(row[0].argmax()))
     with torch.no_grad():
-        expected = reference.generate(torch.tensor([prompt[:20]]), max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0)
+        expected = reference.generate(
+            torch.tensor([prompt[:20]]), max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
     assert tokens == expected[0].tolist()
 
 
@@ -77,8 +79,19 @@ def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_pat
     folder = TINY
     if checkpoint == "wide":  # sizes at which this CPU's bf16 products do depend on the number of rows
         folder = tmp_path
-        random_llama(folder, hidden_size=448, intermediate_size=1216, num_attention_heads=7, num_key_value_heads=1, initializer_range=0.05)
-    spec, model = load(folder, dtype) if checkpoint == "tiny" else (lambda s: (s, Model(s, torch.device("cpu"), "cpu")))(read_model(folder, dtype))
+        random_llama(
+            folder,
+            hidden_size=448,
+            intermediate_size=1216,
+            num_attention_heads=7,
+            num_key_value_heads=1,
+            initializer_range=0.05,
+        )
+    if checkpoint == "tiny":
+        spec, model = load(folder, dtype)
+    else:
+        spec = read_model(folder, dtype)
+        model = Model(spec, torch.device("cpu"), "cpu")
     torch.set_num_threads(1)
     rng = random.Random(1)
     prompt = [rng.randrange(90) for _ in range(100)]
@@ -114,7 +127,10 @@ def test_a_step_with_non_finite_logits_fails_only_its_own_sequence():
     runner.execute(StepPlan(1, (item(1, 0, [1, 2, 3], 0), item(2, 0, [1, 2, 3], 1))), lambda *_: None)
     runner.kv[0, 0] = float("nan")
     sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
-    items = tuple(StepItem(i.sequence_key, 3, (4,), i.block_table, sample) for i in (item(1, 0, [1] * 4, 0), item(2, 0, [1] * 4, 1)))
+    items = tuple(
+        StepItem(i.sequence_key, 3, (4,), i.block_table, sample)
+        for i in (item(1, 0, [1] * 4, 0), item(2, 0, [1] * 4, 1))
+    )
     result = runner.execute(StepPlan(2, items), lambda *_: None)
     assert list(result.failed) == [1] and "finite" in result.failed[1]
     assert list(result.tokens) == [(2, 0)]

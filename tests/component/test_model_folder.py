@@ -53,7 +53,9 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
 
 def test_an_unknown_architecture_is_refused_by_name(folder):
     change_config(folder, architectures=["MambaForCausalLM"])
-    with pytest.raises(ModelLoadError, match="architecture MambaForCausalLM .* not supported; supported: LlamaForCausalLM"):
+    with pytest.raises(
+        ModelLoadError, match="architecture MambaForCausalLM .* not supported; supported: LlamaForCausalLM"
+    ):
         read_model(folder)
 
 

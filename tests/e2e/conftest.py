@@ -31,7 +31,16 @@ def processes(word):
     return found
 
 
-OURS = ("cluster.child", "engine.rank", "router.tokenizing", "redis-server", "raylet", "gcs_server", "ray::", "cluster.cli up")
+OURS = (
+    "cluster.child",
+    "engine.rank",
+    "router.tokenizing",
+    "redis-server",
+    "raylet",
+    "gcs_server",
+    "ray::",
+    "cluster.cli up",
+)
 
 
 def our_processes():
@@ -60,7 +69,10 @@ class Up:
             self.output += line
             if "try: baton generate" in line:
                 break
-        http, grpc = re.search(r"http://127.0.0.1:(\d+)", self.output), re.search(r"--grpc 127.0.0.1:(\d+)", self.output)
+        http, grpc = (
+            re.search(r"http://127.0.0.1:(\d+)", self.output),
+            re.search(r"--grpc 127.0.0.1:(\d+)", self.output),
+        )
         assert http and grpc, self.output
         self.url, self.grpc = f"http://127.0.0.1:{http[1]}", f"127.0.0.1:{grpc[1]}"
         self.wait_ready()
@@ -83,7 +95,9 @@ class Up:
         return httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60)
 
     def status(self):
-        done = subprocess.run([*BATON, "status", "--url", self.url, "-o", "json"], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*BATON, "status", "--url", self.url, "-o", "json"], capture_output=True, text=True, check=False
+        )
         return json.loads(done.stdout)["replicas"]
 
     def end(self, number=signal.SIGTERM, timeout_s=30):

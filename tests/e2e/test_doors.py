@@ -44,21 +44,36 @@ def test_an_answer_crosses_two_processes_and_the_bytes_add_up(local):
 
 def test_stream_and_whole_are_the_same_text_over_both_doors(local, stub):
     whole = local.complete("import os", max_tokens=30, n=2, temperature=0.8, seed=5).json()
-    body = {"prompt": "import os", "max_tokens": 30, "n": 2, "temperature": 0.8, "seed": 5, "stream": True, "stream_options": {"include_usage": True}}
+    body = {
+        "prompt": "import os",
+        "max_tokens": 30,
+        "n": 2,
+        "temperature": 0.8,
+        "seed": 5,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     with httpx.stream("POST", f"{local.url}/v1/completions", json=body) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         events, is_done = sse(response)
     assert is_done
     texts = {c: "".join(x["text"] for e in events for x in e["choices"] if x["index"] == c) for c in (0, 1)}
     assert texts == {c["index"]: c["text"] for c in whole["choices"]}
-    assert events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    assert (
+        events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+    )
 
     request = pb.GenerateRequest(
-        text="import os", sampling=pb.SamplingOptions(temperature=0.8, seed=5, n=2), stopping=pb.StoppingOptions(max_tokens=30)
+        text="import os",
+        sampling=pb.SamplingOptions(temperature=0.8, seed=5, n=2),
+        stopping=pb.StoppingOptions(max_tokens=30),
     )
     assert {c.index: c.text for c in stub.Generate(request).choices} == texts
     messages = list(stub.GenerateStream(request))
-    streamed = {c: "".join(m.delta.text for m in messages if m.WhichOneof("event") == "delta" and m.delta.choice == c) for c in (0, 1)}
+    streamed = {
+        c: "".join(m.delta.text for m in messages if m.WhichOneof("event") == "delta" and m.delta.choice == c)
+        for c in (0, 1)
+    }
     assert streamed == texts
     assert [m.WhichOneof("event") for m in messages].count("summary") == 1 and messages[-1].HasField("summary")
 
@@ -120,7 +135,9 @@ def test_a_broken_body_is_a_400(local, kind):
 
 
 def test_sizes_have_limits(local, stub):
-    too_large = httpx.post(f"{local.url}/v1/completions", content=b'{"prompt": "' + b"a" * (5 << 20) + b'"}', timeout=20)
+    too_large = httpx.post(
+        f"{local.url}/v1/completions", content=b'{"prompt": "' + b"a" * (5 << 20) + b'"}', timeout=20
+    )
     assert too_large.status_code == 413
     too_long = local.complete("a" * 1_000_000)
     assert too_long.status_code == 400 and too_long.json()["error"]["code"] == "context_length_exceeded"
@@ -170,7 +187,9 @@ def test_garbage_on_the_grpc_port_harms_nobody(local, stub):
 
 
 def test_deadline_duplicate_id_and_abort(local, stub):
-    long = pb.GenerateRequest(request_id="twin", text="x", stopping=pb.StoppingOptions(max_tokens=1500, ignore_eos=True))
+    long = pb.GenerateRequest(
+        request_id="twin", text="x", stopping=pb.StoppingOptions(max_tokens=1500, ignore_eos=True)
+    )
     running = stub.GenerateStream(long)
     next(running)
     with pytest.raises(grpc.RpcError) as caught:
@@ -192,7 +211,10 @@ def idle(local):
 
     for _ in range(80):
         loads = [r["load"] for r in httpx.get(f"{local.url}/replicas").json()["replicas"]]
-        if all(x["running"] == 0 and x["waiting"] == 0 and x["free_blocks"] + x["cached_blocks"] == x["total_blocks"] for x in loads):
+        if all(
+            x["running"] == 0 and x["waiting"] == 0 and x["free_blocks"] + x["cached_blocks"] == x["total_blocks"]
+            for x in loads
+        ):
             return True
         time.sleep(0.1)
     return loads
@@ -228,7 +250,11 @@ def test_operators_find_their_way(local):
     assert httpx.get(f"{local.url}/v1/models").json()["data"][0]["max_model_len"] == 2048
     assert httpx.get(f"{local.url}/version").json()["version"]
     ready = httpx.get(f"{local.url}/ready").json()
-    assert ready["ready"] and ready["models"]["baton-tiny"]["prefill"] == {"ready": 1, "total": 1} and ready["store"] == "ok"
+    assert (
+        ready["ready"]
+        and ready["models"]["baton-tiny"]["prefill"] == {"ready": 1, "total": 1}
+        and ready["store"] == "ok"
+    )
     local.complete()
     text = httpx.get(f"{local.url}/metrics").text
     from core import metrics
@@ -243,7 +269,10 @@ def test_health_and_reflection(local):
     with grpc.insecure_channel(local.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)
         for name in ("", "baton.v1.Generation"):
-            assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == health_pb2.HealthCheckResponse.SERVING
+            assert (
+                health.Check(health_pb2.HealthCheckRequest(service=name)).status
+                == health_pb2.HealthCheckResponse.SERVING
+            )
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
         names = [s.name for s in next(reflection.ServerReflectionInfo(iter([request]))).list_services_response.service]

@@ -23,7 +23,9 @@ def kill_mid_stream(up, pid, **fields):
     import json
 
     text, error, killed_at = "", None, None
-    with httpx.stream("POST", f"{up.url}/v1/completions", json={**LONG, **fields, "stream": True}, timeout=60) as response:
+    with httpx.stream(
+        "POST", f"{up.url}/v1/completions", json={**LONG, **fields, "stream": True}, timeout=60
+    ) as response:
         for line in response.iter_lines():
             if not line.startswith("data: {"):
                 continue
@@ -51,7 +53,11 @@ def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, s
     assert pid not in our_processes()
     up.wait_ready()
     for _ in range(100):
-        fresh = [r for r in up.status() if r["role"] == role and r["state"] == "live" and pid not in (r["pid"], *r["rank_pids"])]
+        fresh = [
+            r
+            for r in up.status()
+            if r["role"] == role and r["state"] == "live" and pid not in (r["pid"], *r["rank_pids"])
+        ]
         if fresh:
             break
         time.sleep(0.1)
@@ -81,7 +87,15 @@ def test_local_however_it_ends_no_process_is_left(number, start):
 
 
 def run_baton(*arguments, **environment):
-    return subprocess.run([*BATON, *arguments], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **environment}, timeout=60, check=False)
+    return subprocess.run(
+        [*BATON, *arguments],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        timeout=60,
+        check=False,
+    )
 
 
 @pytest.mark.parametrize("way", [("--local",), ()], ids=["local", "ray"])

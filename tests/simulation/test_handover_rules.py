@@ -101,7 +101,9 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
             return message
 
         cluster.hub.tamper = hold
-        task = asyncio.get_running_loop().create_task(cluster.generate(cluster.request("victim", PROMPT, SamplingParams(max_tokens=4))))
+        task = asyncio.get_running_loop().create_task(
+            cluster.generate(cluster.request("victim", PROMPT, SamplingParams(max_tokens=4)))
+        )
         while not held:
             await asyncio.sleep(0.001)
         receiver = next(iter(unit(cluster, Role.DECODE).agent._receivers.values()))
@@ -113,7 +115,9 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
         await asyncio.sleep(0.15)
         pool = unit(cluster, Role.DECODE).pool
         reservation = receiver._reservation
-        reused = [b for b, g in zip(reservation.block_ids, reservation.generations, strict=True) if pool.generation(b) != g]
+        reused = [
+            b for b, g in zip(reservation.block_ids, reservation.generations, strict=True) if pool.generation(b) != g
+        ]
         # The frame arrives now, at the receiver it was meant for, as if the network had kept it.
         with pytest.raises(KVTransferError, match="new owner"):
             receiver._accept(frames.decode(held[0][1]))
@@ -215,12 +219,17 @@ def test_a_worker_cancels_the_requests_of_a_router_that_stays_away():
         await cluster.links.close()
         cluster.hub.reset("session")
         await asyncio.sleep(7)
-        after = [u.pool.num_held for u in cluster.units.values()], [len(u.worker.attempts) for u in cluster.units.values()]
+        after = (
+            [u.pool.num_held for u in cluster.units.values()],
+            [len(u.worker.attempts) for u in cluster.units.values()],
+        )
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         return held, after
 
-    held, (blocks, attempts) = run(scenario, engine=EngineConfig(block_size_tokens=4, num_blocks=128, max_step_tokens=32))
+    held, (blocks, attempts) = run(
+        scenario, engine=EngineConfig(block_size_tokens=4, num_blocks=128, max_step_tokens=32)
+    )
     assert sum(held) > 0
     assert sum(blocks) == 0 and sum(attempts) == 0
 
@@ -234,7 +243,9 @@ def test_source_blocks_are_freed_when_decode_never_comes():
         prefill = unit(cluster, Role.PREFILL)
         real = decode.agent.fetch
         decode.agent.fetch = lambda order: None
-        task = asyncio.get_running_loop().create_task(cluster.generate(cluster.request("r", PROMPT, SamplingParams(max_tokens=4), 30)))
+        task = asyncio.get_running_loop().create_task(
+            cluster.generate(cluster.request("r", PROMPT, SamplingParams(max_tokens=4), 30))
+        )
         await asyncio.sleep(1)
         held = prefill.pool.num_held
         await cluster.links.close()
@@ -361,16 +372,25 @@ def test_a_request_of_death_is_quarantined_and_kills_at_most_three():
 
         def on_step(plan):
             for name, u in list(cluster.units.items()):
-                if any(a.request_id == "poison" and a.sequences for a in u.worker.attempts.values()) and u.worker._loop.plan:
+                if (
+                    any(a.request_id == "poison" and a.sequences for a in u.worker.attempts.values())
+                    and u.worker._loop.plan
+                ):
                     kills.append(name)
 
         running = asyncio.get_running_loop().create_task(ask(cluster, "poison", max_tokens=20, ignore_eos=True))
-        innocent = asyncio.get_running_loop().create_task(ask(cluster, "innocent", PROMPT[:30], max_tokens=60, ignore_eos=True))
+        innocent = asyncio.get_running_loop().create_task(
+            ask(cluster, "innocent", PROMPT[:30], max_tokens=60, ignore_eos=True)
+        )
         deaths = 0
         while not running.done() and deaths < 10:
             await asyncio.sleep(0.05)
             for name, u in list(cluster.units.items()):
-                if "poison" in u.worker.attempts and u.descriptor.role is Role.DECODE and u.worker.attempts["poison"].ended is None:
+                if (
+                    "poison" in u.worker.attempts
+                    and u.descriptor.role is Role.DECODE
+                    and u.worker.attempts["poison"].ended is None
+                ):
                     await cluster.kill(name)
                     deaths += 1
                     break

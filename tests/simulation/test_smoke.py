@@ -75,7 +75,9 @@ def test_a_seed_replays_in_another_process_with_another_hash_seed():
         "print(r.steps, r.virtual_s, sorted(r.endings.items()), sorted(r.tokens.items()))"
     )
     runs = [
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
         for seed in ("0", "1")
     ]
     assert runs[0] == runs[1]

@@ -82,7 +82,19 @@ class Reply:
 class House:
     """Workers and a router; `async with House(...) as house: reply = await house.ask(...)`."""
 
-    def __init__(self, folder, dtype="float32", engine=None, decode_engine=None, path="pd", transport="inproc", prefill=1, decode=1, transfer=None, threaded=False):
+    def __init__(
+        self,
+        folder,
+        dtype="float32",
+        engine=None,
+        decode_engine=None,
+        path="pd",
+        transport="inproc",
+        prefill=1,
+        decode=1,
+        transfer=None,
+        threaded=False,
+    ):
         self.threaded = threaded
         self.spec, self.model = load(folder, dtype)
         self.engine = engine or EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
@@ -96,7 +108,13 @@ class House:
         self.links = Links(self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock)
         router = RouterConfig()
         self.orchestrator = Orchestrator(
-            self.links, Admission(64, 64, 30), router, PlacementConfig(path=path), self.clock, self.ids, lambda prompt: LetterDecoder()
+            self.links,
+            Admission(64, 64, 30),
+            router,
+            PlacementConfig(path=path),
+            self.clock,
+            self.ids,
+            lambda prompt: LetterDecoder(),
         )
 
     async def __aenter__(self):

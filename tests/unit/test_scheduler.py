@@ -12,8 +12,10 @@ from core.kv_layout import KVLayout
 from core.plan import StepResult
 from core.types import FinishReason, GenerateRequest, SamplingParams
 from engine.block_pool import BlockPool
+from engine.block_tables import Limits
+from engine.events import Sampled, SequenceFailed
 from engine.hash_model import HashModel, MemoryKV
-from engine.scheduler import Limits, Sampled, Scheduler, SequenceFailed
+from engine.scheduler import Scheduler
 from engine.sequence import Handover
 
 
@@ -23,7 +25,9 @@ class Engine:
     def __init__(self, num_blocks=64, budget=32, block=4, max_sequences=8, cache=True, max_len=400):
         layout = KVLayout("m", "uint8", 2, 1, 8, block)
         self.pool = BlockPool(num_blocks)
-        self.scheduler = Scheduler(self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest)
+        self.scheduler = Scheduler(
+            self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest
+        )
         self.model = HashModel(layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0)
         self.budget, self.tokens, self.finish, self.failed = budget, {}, {}, []
         self.num_steps = 0
@@ -43,7 +47,8 @@ class Engine:
         assert len({i.sequence_key for i in plan.items}) == len(plan.items)
         writable = [
             i.block_table[p // self.scheduler.limits.block_size_tokens]
-            for i in plan.items for p in {i.start, i.start + len(i.token_ids) - 1}
+            for i in plan.items
+            for p in {i.start, i.start + len(i.token_ids) - 1}
         ]
         assert all(self.pool.references(b) >= 1 for b in writable)
         result = asyncio.run(self.model.execute(plan, lambda *_: None))
@@ -71,7 +76,9 @@ class Engine:
 
 
 def request(name, prompt, **sampling):
-    return GenerateRequest(name, "m", tuple(prompt), SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}), 5, 0.0, (0,))
+    return GenerateRequest(
+        name, "m", tuple(prompt), SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}), 5, 0.0, (0,)
+    )
 
 
 requests = st.lists(
@@ -84,7 +91,13 @@ requests = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(wishes=requests, budget=st.integers(1, 40), num_blocks=st.integers(18, 40), block=st.sampled_from([2, 4, 8]), cache=st.booleans())
+@given(
+    wishes=requests,
+    budget=st.integers(1, 40),
+    num_blocks=st.integers(18, 40),
+    block=st.sampled_from([2, 4, 8]),
+    cache=st.booleans(),
+)
 def test_tokens_do_not_depend_on_budget_pool_block_size_or_cache(wishes, budget, num_blocks, block, cache):
     rng = random.Random(1)
     load = []

@@ -1,0 +1,89 @@
+"""Block tables of sequences: prefix hits, allocation, pins, identities of full blocks.
+
+Owns how a sequence's blocks are taken from the pool and given back. Does not know queues or steps.
+Called by `engine.scheduler` and, for pins, by the roles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.errors import PoolExhausted
+from engine.block_pool import BlockPool
+from engine.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one engine may do at once."""
+
+    block_size_tokens: int
+    max_step_tokens: int
+    max_sequences: int
+    max_model_len: int
+    is_prefix_cache_on: bool = True
+
+
+class BlockTables:
+    """Arithmetic and book-keeping over one pool."""
+
+    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+        """Keep the pool and the sizes."""
+        self._pool, self._limits = pool, limits
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens`."""
+        return -(-num_tokens // self._limits.block_size_tokens)
+
+    def find_prefix(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the longest known prefix; the last token is always left to compute."""
+        hits: list[int] = []
+        if not self._limits.is_prefix_cache_on:
+            return hits
+        for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
+            block_id = self._pool.find(sequence.full_block_hash(index), sequence.block_tokens(index))
+            if block_id is None:
+                break
+            hits.append(block_id)
+        return hits
+
+    def allocate(self, sequence: Sequence, hits: list[int], num_new: int, num_spare: int) -> None:
+        """Give a sequence its table: `hits` shared, `num_new` fresh, and spare blocks to grow into.
+
+        Raises:
+            PoolExhausted: Not enough blocks; nothing was changed.
+        """
+        for block_id in hits:
+            self._pool.share(block_id)
+        try:
+            fresh = self._pool.allocate(num_new + num_spare)
+        except PoolExhausted:
+            self._pool.free(hits)
+            raise
+        sequence.block_table = [*hits, *fresh[:num_new]]
+        sequence.spare_blocks = fresh[num_new:]
+
+    def pin(self, sequence: Sequence) -> list[int]:
+        """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
+        blocks = [*sequence.block_table, *sequence.spare_blocks]
+        for block_id in blocks:
+            self._pool.share(block_id)
+        return blocks
+
+    def unpin(self, blocks: list[int]) -> None:
+        """The transfer neither reads nor writes these blocks any more."""
+        self._pool.free(blocks)
+
+    def free(self, sequence: Sequence) -> None:
+        """Drop a sequence's own references."""
+        self._pool.free([*sequence.block_table, *sequence.spare_blocks])
+        sequence.block_table, sequence.spare_blocks = [], []
+
+    def register(self, sequence: Sequence, first_token: int = 0) -> None:
+        """Give identities to the full, computed blocks from `first_token` on."""
+        if not self._limits.is_prefix_cache_on:
+            return
+        size = self._limits.block_size_tokens
+        for index in range(first_token // size, sequence.num_computed_tokens // size):
+            block_id = sequence.block_table[index]
+            self._pool.register(block_id, sequence.full_block_hash(index), sequence.block_tokens(index))

@@ -1,0 +1,97 @@
+"""The house rules that a linter cannot see, and the promises documents make."""
+
+import importlib
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+PACKAGES = (
+    "core",
+    "engine",
+    "kv_transfer",
+    "worker",
+    "prefill_worker",
+    "decode_worker",
+    "prefix_index",
+    "router",
+    "cluster",
+    "simulation",
+)
+
+
+def test_every_module_opens_with_owns_does_not_know_called_by():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            doc = re.match(r'"""(.*?)"""', path.read_text(), re.S)
+            assert doc, path
+            words = doc[1].lower()
+            assert "owns" in words, path
+            assert "called" in words or "started by" in words or "makes" in words or "`make " in words, path
+
+
+def test_no_file_is_longer_than_a_room():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_nobody_else_installs_packages_of_our_names():
+    owners = importlib.metadata.packages_distributions()
+    for package in (*PACKAGES, "protos"):
+        assert set(owners.get(package, ["baton-serve"])) == {"baton-serve"}, package
+
+
+def test_links_in_documents_exist():
+    for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
+            if not target.startswith(("http://", "https://", "mailto:")):
+                assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_paths_named_in_request_life_exist():
+    text = (ROOT / "docs" / "request-life.md").read_text()
+    named = set(re.findall(r"`([a-z_]+/[a-z_/]+\.(?:py|proto))`", text))
+    assert len(named) >= 12
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
+def test_make_test_is_the_readmes_test_command_and_ci_runs_both():
+    assert "make test" in (ROOT / "README.md").read_text()
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make check" in script and "make test" in script
+
+
+def test_every_dependency_has_its_line():
+    text = (ROOT / "docs" / "dependencies.md").read_text()
+    project = (ROOT / "pyproject.toml").read_text()
+    names = re.findall(r'^  "([a-zA-Z0-9_.\[\]-]+?)(?:[=<>].*)?",$', project.split("[tool.setuptools]")[0], re.M)
+    assert len(names) > 20
+    for name in names:
+        assert f"`{name}`" in text, name
+
+
+def test_workers_and_routers_never_import_torch():
+    code = "import sys, cluster.worker_process, cluster.router_process, router.openai_door; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_glossary_words_to_avoid_are_avoided():
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            names = re.findall(r"\b(?:def|class) (\w+)", path.read_text())
+            for name in names:
+                assert not re.search(r"(?i)(^|_)(helper|utils?|manager|handle|process_)(_|$)", name), (
+                    f"{path.name}: {name}"
+                )
+
+
+def test_recorded_results_carry_commit_machine_and_command():
+    results = list((ROOT / "benchmarks" / "results").glob("*.json"))
+    assert results
+    for path in results:
+        assert {"commit", "machine", "command"} <= set(json.loads(path.read_text())), path.name
