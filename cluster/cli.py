@@ -1,4 +1,4 @@
-"""The `baton` command.
+"""The `baton` command, called by users.
 
 Owns arguments, messages and exit codes. Does not know how a cluster is made. Heavy modules are
 imported inside the commands that need them: `baton --help` stays under 0.3 s.

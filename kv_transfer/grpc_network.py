@@ -152,9 +152,8 @@ class GrpcNetwork:
         try:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
-            if self._channels.get(address) is channel:
-                del self._channels[address]
-                await channel.close()
+            self._channels.pop(address, None)
+            await channel.close()
             raise StreamClosed(error.details()) from error
         return _ClientStream(call)
 

@@ -235,8 +235,10 @@ class GenerationService:
         return {c.descriptor.role for c in self._links.candidates()}
 
     def _missing_roles(self) -> list[str]:
-        """Roles without which there is no readiness: all expected ones before the first canary has crossed
-        (or always, when it must cross); later any one worker is enough, since requests can run local.
+        """List roles without which there is no readiness.
+
+        All expected ones before the first canary has crossed, or always when it must cross; later any
+        one worker is enough, since requests can run local.
         """
         live = self._live_roles()
         if self._must_cross or not self._has_crossed or not live:

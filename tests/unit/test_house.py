@@ -95,3 +95,24 @@ def test_recorded_results_carry_commit_machine_and_command():
     assert results
     for path in results:
         assert {"commit", "machine", "command"} <= set(json.loads(path.read_text())), path.name
+
+
+def test_generated_protos_are_those_of_the_proto_files(tmp_path):
+    protos = [str(p.relative_to(ROOT)) for p in (ROOT / "protos").rglob("*.proto")]
+    command = [
+        sys.executable,
+        "-m",
+        "grpc_tools.protoc",
+        "-I",
+        ".",
+        f"--python_out={tmp_path}",
+        f"--grpc_python_out={tmp_path}",
+        *protos,
+    ]
+    subprocess.run(command, check=True, cwd=ROOT)
+    fresh = list(tmp_path.rglob("*.py"))
+    assert len(fresh) == 4
+    for path in fresh:
+        assert path.read_text() == (ROOT / path.relative_to(tmp_path)).read_text(), (
+            f"{path.name} drifted; run make protos"
+        )
