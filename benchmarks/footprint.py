@@ -20,7 +20,9 @@ from cluster.guardian import VARIABLE
 
 def cluster_processes(parent):
     """Pids that belong to the cluster: the parent and all that carry its marker."""
-    marker = next((v for v in Path(f"/proc/{parent}/environ").read_bytes().split(b"\0") if v.startswith(VARIABLE.encode())), None)
+    marker = next(
+        (v for v in Path(f"/proc/{parent}/environ").read_bytes().split(b"\0") if v.startswith(VARIABLE.encode())), None
+    )
     pids = [parent]
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit() and int(folder.name) != parent:

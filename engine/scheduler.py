@@ -45,6 +45,7 @@ class Scheduler:
         self.arriving: dict[int, Sequence] = {}
         self.num_preemptions = 0
         self.announce: Callable[[Sequence], None] = lambda sequence: None
+        self.started: Callable[[Sequence], None] = lambda sequence: None
         self.preempted: Callable[[Sequence], None] = lambda sequence: None
         self._content_digest = content_digest
         self._next_key = 0
@@ -299,6 +300,7 @@ class Scheduler:
         if sequence.started_at is None:
             sequence.started_at = now_s
         self.running.append(sequence)
+        self.started(sequence)
         return True
 
     def _item(self, sequence: Sequence, num_tokens: int) -> StepItem:

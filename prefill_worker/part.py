@@ -54,6 +54,7 @@ class PrefillPart:
         self._by_key: dict[int, Outgoing] = {}
         self._draining: dict[TransferId, list[int]] = {}
         worker.scheduler.announce = self._announce
+        worker.scheduler.started = self._started
         worker.scheduler.preempted = self._preempted
 
     def use_agent(self, agent: TransferAgent) -> None:
@@ -144,6 +145,16 @@ class PrefillPart:
         outgoing = self._by_key[sequence.key]
         num_blocks = self._layout.blocks_for(sequence.num_tokens)
         self._post(self.agent.start, outgoing.attempt.submit.transfer_id, num_blocks, sequence.num_tokens)
+
+    def _started(self, sequence: Sequence) -> None:
+        """Blocks found in the prefix cache are complete: they go out before the first chunk (rule 8)."""
+        outgoing = self._by_key.get(sequence.key)
+        if outgoing is None:
+            return
+        hits = sequence.num_computed_tokens // self._layout.block_size_tokens
+        for layer in range(self._layout.num_layers):
+            outgoing.done_blocks[layer] = hits
+            self._publish(outgoing, layer)
 
     def _preempted(self, sequence: Sequence) -> None:
         """Blocks are about to go: start a new sub-attempt, pin what may be in flight (rule 9)."""

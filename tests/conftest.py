@@ -1,6 +1,5 @@
 """Fixtures shared by all suites: nothing may be left behind."""
 
-import asyncio
 import gc
 import os
 import sys
@@ -59,14 +58,3 @@ def nothing_is_left(request):
         gc.collect()
     assert _children() <= before[0], "a child process was left behind"
     assert _segments() <= before[1], "a shared-memory segment was left behind"
-
-
-@pytest.fixture()
-async def no_tasks_left():
-    """Async tests that ask for it end with no task but their own."""
-    before = asyncio.all_tasks()
-    yield
-    for _ in range(20):
-        await asyncio.sleep(0)
-    left = {t for t in asyncio.all_tasks() - before if t is not asyncio.current_task() and not t.done()}
-    assert not left, f"tasks were left behind: {left}"

@@ -44,7 +44,7 @@ def bare_engine(prompt, dtype, choice=0, max_tokens=20, temperature=0.0, seed=7,
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("transport", ["inproc", "grpc"])
 @pytest.mark.parametrize(("block", "chunk"), [(16, 64), (8, 7), (32, 512)])
-async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transport, block, chunk, no_tasks_left):
+async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transport, block, chunk):
     engine = EngineConfig(block_size_tokens=block, num_blocks=2048 // block, max_step_tokens=chunk)
     wishes = [
         (prompt, {"temperature": t, "n": n, "max_tokens": 20, "seed": 11})
@@ -66,7 +66,7 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-async def test_a_forced_preemption_changes_nothing(dtype, no_tasks_left):
+async def test_a_forced_preemption_changes_nothing(dtype):
     engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
     prompts = [PROMPTS[0][: 10 + i] for i in range(6)]
     async with House(TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine) as house:
@@ -79,7 +79,7 @@ async def test_a_forced_preemption_changes_nothing(dtype, no_tasks_left):
         assert reply.tokens[0][: len(expected)] == expected or spec.eos_token_ids[0] in expected
 
 
-async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(no_tasks_left):
+async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing():
     engine = EngineConfig(block_size_tokens=8, num_blocks=64, max_step_tokens=8)
     async with House(TINY, "float32", engine) as house:
         scheduler = house.of_role(Role.PREFILL)[0].scheduler
@@ -99,7 +99,7 @@ async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(no_
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-async def test_prefix_hits_on_either_side_change_nothing(dtype, no_tasks_left):
+async def test_prefix_hits_on_either_side_change_nothing(dtype):
     prompt = PROMPTS[2]
     async with House(TINY, dtype) as house:
         cold = await house.ask(prompt, max_tokens=10)
@@ -118,7 +118,7 @@ async def test_prefix_hits_on_either_side_change_nothing(dtype, no_tasks_left):
     assert longer.tokens[0] == bare_engine(prompt + PROMPTS[0], dtype, max_tokens=10)
 
 
-async def test_stop_string_in_the_first_token_ends_at_once(no_tasks_left):
+async def test_stop_string_in_the_first_token_ends_at_once():
     async with House(TINY) as house:
         first = (await house.ask(PROMPTS[0], max_tokens=5)).tokens[0][0]
         reply = await house.ask(PROMPTS[0], max_tokens=50, stop=(chr(0x100 + first),))
@@ -128,7 +128,7 @@ async def test_stop_string_in_the_first_token_ends_at_once(no_tasks_left):
     assert reply.ended.usage.completion_tokens == 1
 
 
-async def test_stop_string_across_tokens_cuts_text_and_usage(no_tasks_left):
+async def test_stop_string_across_tokens_cuts_text_and_usage():
     async with House(TINY) as house:
         full = await house.ask(PROMPTS[0], max_tokens=20)
         stop = full.texts[0][7:10]
@@ -138,7 +138,7 @@ async def test_stop_string_across_tokens_cuts_text_and_usage(no_tasks_left):
     assert reply.ended.usage.completion_tokens == at + 3
 
 
-async def test_one_token_makes_no_hand_over(no_tasks_left):
+async def test_one_token_makes_no_hand_over():
     async with House(TINY) as house:
         reply = await house.ask(PROMPTS[0], max_tokens=1)
         assert house.of_role(Role.PREFILL)[0].agent.num_sent_bytes == 0
@@ -146,7 +146,7 @@ async def test_one_token_makes_no_hand_over(no_tasks_left):
     assert reply.finish[0].reason is FinishReason.LENGTH
 
 
-async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer(no_tasks_left):
+async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer():
     """The first token is final: prefill ends the transfer with Finished, decode releases."""
     async with House(TINY) as house:
         full = await house.ask(PROMPTS[1], max_tokens=50)
@@ -156,7 +156,7 @@ async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer(no_tasks_left):
     assert reply.finish[0].reason is FinishReason.STOP
 
 
-async def test_logprobs_of_the_first_token_cross_the_hand_over(no_tasks_left):
+async def test_logprobs_of_the_first_token_cross_the_hand_over():
     replies = {}
     for path in ("pd", "local"):
         async with House(TINY, path=path) as house:
@@ -166,7 +166,7 @@ async def test_logprobs_of_the_first_token_cross_the_hand_over(no_tasks_left):
     assert all(len(entry.top) == 3 and entry.logprob <= 0 for entry in replies["pd"].logprobs[0])
 
 
-async def test_min_tokens_ignore_eos_and_stop_ids(no_tasks_left):
+async def test_min_tokens_ignore_eos_and_stop_ids():
     async with House(TINY) as house:
         plain = await house.ask(PROMPTS[1], max_tokens=60)
         longer = await house.ask(PROMPTS[1], max_tokens=60, min_tokens=len(plain.tokens[0]) + 3)
@@ -179,7 +179,7 @@ async def test_min_tokens_ignore_eos_and_stop_ids(no_tasks_left):
     assert stopped.finish[0].stop_match == plain.tokens[0][4]
 
 
-async def test_pools_of_different_block_size_refuse_each_other(no_tasks_left):
+async def test_pools_of_different_block_size_refuse_each_other():
     small, large = EngineConfig(block_size_tokens=8, num_blocks=64), EngineConfig(block_size_tokens=16, num_blocks=64)
     async with House(TINY, "float32", small, large, transfer=TransferConfig(lease_s=1)) as house:
         reply = await house.ask(PROMPTS[0], max_tokens=5)

@@ -472,3 +472,32 @@ def test_without_any_worker_the_refusal_is_immediate():
 
 def test_worker_lost_is_retryable_and_counts():
     assert WorkerLost("x").is_retryable
+
+
+def test_prefix_hits_leave_before_the_first_chunk_is_computed():
+    async def scenario(cluster):
+        await ask(cluster, "first", max_tokens=4)
+        unit(cluster, Role.DECODE).pool.drop_cache()
+        frame_at, steps = [], []
+        prefill = unit(cluster, Role.PREFILL)
+
+        def watch(stream, message):
+            if isinstance(message, bytes) and message[:1] == b"\x05":
+                frame_at.append((cluster.clock.now_s(), len(frames.decode(message).entries)))
+            return message
+
+        cluster.hub.tamper = watch
+        commit = prefill.scheduler.commit
+
+        def committing(plan, result, now_s):
+            steps.append(now_s)
+            return commit(plan, result, now_s)
+
+        prefill.scheduler.commit = committing
+        tokens, ended = await ask(cluster, "second", max_tokens=4)
+        return frame_at, steps, ended, tokens
+
+    frame_at, steps, ended, tokens = run(scenario, step_s=0.05)
+    assert ended.usage.cached_tokens == 56
+    assert frame_at[0][0] < steps[0] - 0.03 and sum(n for at, n in frame_at if at < steps[0] - 0.03) >= 14 * 3
+    assert tokens == expected(max_tokens=4)

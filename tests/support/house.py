@@ -79,6 +79,9 @@ class Reply:
     ended: RequestEnded | None = None
 
 
+open_houses: list = []
+
+
 class House:
     """Workers and a router; `async with House(...) as house: reply = await house.ask(...)`."""
 
@@ -118,6 +121,7 @@ class House:
         )
 
     async def __aenter__(self):
+        open_houses.append(self)
         for role, count in self.counts.items():
             for _ in range(count):
                 await self._add(role)
@@ -178,6 +182,7 @@ class House:
         await self.links.close()
         for unit in self.units:
             await unit.stop()
+        open_houses.remove(self)
 
 
 def read(events) -> Reply:

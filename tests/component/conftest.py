@@ -1,0 +1,28 @@
+"""Every component test, without asking for it: no house left open, and nothing left in it or on the loop.
+
+A `House` checks at its end that no block, lease, transfer, attempt, permit or subscription is left.
+"""
+
+import asyncio
+import inspect
+
+import pytest
+from support.house import open_houses
+
+
+@pytest.fixture(autouse=True)
+def every_house_is_closed_at_rest():
+    open_houses.clear()
+    yield
+    assert not open_houses, "a house was not closed, so nobody checked that it was at rest"
+
+
+@pytest.fixture(autouse=True)
+async def no_task_is_left(request):
+    before = asyncio.all_tasks()
+    yield
+    if inspect.iscoroutinefunction(request.function):
+        for _ in range(20):
+            await asyncio.sleep(0)
+        left = {t for t in asyncio.all_tasks() - before if t is not asyncio.current_task() and not t.done()}
+        assert not left, f"tasks were left behind: {left}"
