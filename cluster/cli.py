@@ -64,17 +64,17 @@ def status(url: Url = "http://127.0.0.1:8000", output: Output = "table") -> None
 
 
 def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
+    from rich import box  # noqa: PLC0415
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("role", "tier", "pid", "ranks", "node", "address", "state", "running", "waiting", "free blocks")
+    table = Table("role", "pid", "ranks", "address", "state", "load", "free blocks", box=box.SIMPLE)
     for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
         load = r["load"]
         ranks = " ".join(map(str, r["rank_pids"]))
-        table.add_row(
-            r["role"], r["tier"], str(r["pid"]), ranks, r["node"], r["address"], r["state"], str(load["running"]),
-            str(load["waiting"]), f"{load['free_blocks']}/{load['total_blocks']}",
-        )  # fmt: skip
+        work = f"{load['running']} running, {load['waiting']} waiting"
+        blocks = f"{load['free_blocks'] + load['cached_blocks']}/{load['total_blocks']}"
+        table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], work, blocks)
     console = Console()
     console.print(table)
     for name, model in readiness["models"].items():

@@ -80,9 +80,10 @@ def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
     """Attend with the compiled kernel; fp32 sums whatever the dtype of the pool."""
     rows = int(inputs.row_starts[-1])
     out = np.zeros(tuple(q.shape), dtype=np.float32)
-    pool = kv.view(torch.uint16).numpy() if kv.dtype is torch.bfloat16 else kv.numpy()
-    kernel = _attend_bf16 if kv.dtype is torch.bfloat16 else _attend_fp32
-    kernel(q[:rows].float().numpy(), pool, inputs.positions, inputs.row_starts, inputs.block_tables, out)
+    is_bf16 = kv.dtype is torch.bfloat16
+    bits = kv.view(torch.int16).numpy().view(np.uint16) if is_bf16 else kv.numpy().view(np.uint32)
+    shift = np.uint32(16 if is_bf16 else 0)  # bf16 is the upper half of fp32
+    _attend(q[:rows].float().numpy(), bits, shift, inputs.positions, inputs.row_starts, inputs.block_tables, out)
     return torch.from_numpy(out).to(q.dtype)
 
 
@@ -112,48 +113,14 @@ def _attend_tile(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped-
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _attend_fp32(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    _, _, block_size, num_kv_heads, head_size = kv.shape
-    group = q.shape[1] // num_kv_heads
-    scale = np.float32(1.0 / np.sqrt(head_size))
-    state = np.empty((q.shape[0], group, 2), dtype=np.float32)
-    k = np.empty((TILE, head_size), dtype=np.float32)
-    v = np.empty((TILE, head_size), dtype=np.float32)
-    for s in range(row_starts.shape[0] - 1):
-        begin, end = row_starts[s], row_starts[s + 1]
-        length = positions[end - 1] + 1
-        for h in range(num_kv_heads):
-            for t in range(begin, end):
-                for g in range(group):
-                    state[t, g, 0] = -np.inf
-                    state[t, g, 1] = 0.0
-            for b in range((length + TILE - 1) // TILE):
-                for j in range(min(TILE, length - b * TILE)):
-                    block = block_tables[s, (b * TILE + j) // block_size]
-                    at = (b * TILE + j) % block_size
-                    for d in range(head_size):
-                        k[j, d] = kv[block, 0, at, h, d]
-                        v[j, d] = kv[block, 1, at, h, d]
-                for t in range(begin, end):
-                    valid = min(TILE, positions[t] + 1 - b * TILE)
-                    if valid > 0:
-                        for g in range(group):
-                            _attend_tile(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
-            for t in range(begin, end):
-                for g in range(group):
-                    for d in range(head_size):
-                        out[t, h * group + g, d] /= state[t, g, 1]
-
-
-@numba.njit(fastmath=FASTMATH, cache=True)
-def _attend_bf16(q, kv, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _attend(q, kv, shift, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
     scale = np.float32(1.0 / np.sqrt(head_size))
     state = np.empty((q.shape[0], group, 2), dtype=np.float32)
     k_bits = np.empty((TILE, head_size), dtype=np.uint32)
     v_bits = np.empty((TILE, head_size), dtype=np.uint32)
-    k = k_bits.view(np.float32)  # bf16 is the upper half of fp32
+    k = k_bits.view(np.float32)
     v = v_bits.view(np.float32)
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
@@ -168,8 +135,8 @@ def _attend_bf16(q, kv, positions, row_starts, block_tables, out):  # type: igno
                     block = block_tables[s, (b * TILE + j) // block_size]
                     at = (b * TILE + j) % block_size
                     for d in range(head_size):
-                        k_bits[j, d] = np.uint32(kv[block, 0, at, h, d]) << np.uint32(16)
-                        v_bits[j, d] = np.uint32(kv[block, 1, at, h, d]) << np.uint32(16)
+                        k_bits[j, d] = np.uint32(kv[block, 0, at, h, d]) << shift
+                        v_bits[j, d] = np.uint32(kv[block, 1, at, h, d]) << shift
                 for t in range(begin, end):
                     valid = min(TILE, positions[t] + 1 - b * TILE)
                     if valid > 0:

@@ -116,8 +116,9 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sender gave up; `message` says why."""
+    """The sender gave up: the error's class name and message, as `core.errors.to_wire` gives them."""
 
+    kind: str
     message: str
 
 
@@ -200,8 +201,8 @@ def encode(message: Message) -> bytes:
             return _encode_commit(message)
         case Restart(sub_attempt):
             return _SUB.pack(9, sub_attempt)
-        case Failed(text):
-            return b"\x0b" + text.encode()
+        case Failed(name, text):
+            return b"\x0b" + f"{name}\0{text}".encode()
         case Frame():
             raise KVTransferError("frames are encoded by encode_frame")
         case _:
@@ -262,7 +263,8 @@ def _decode(data: bytes) -> Message:
         case 9:
             return Restart(_SUB.unpack(data)[1])
         case 11:
-            return Failed(data[1:].decode())
+            name, _, text = data[1:].decode().partition("\0")
+            return Failed(name, text)
         case _:
             raise KVTransferError(f"a transfer message has the unknown kind {kind}")
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from core.errors import ChecksumMismatch, KVTransferError, LayoutMismatch, ServingError, TransferNotFound
+from core.errors import ChecksumMismatch, KVTransferError, ServingError, TransferNotFound, from_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
@@ -210,9 +210,8 @@ class Receiver:
                 case frames.Finished():
                     self._host.transfer_finished(self.order.transfer_id)
                     self._finish()
-                case frames.Failed(text):
-                    mismatch = "layout" in text and "receiver has" in text
-                    raise (LayoutMismatch if mismatch else KVTransferError)(f"the prefill worker gave up: {text}")
+                case frames.Failed(kind, text):
+                    raise from_wire(kind, f"the prefill worker gave up: {text}")
                 case frames.NotFound():
                     raise TransferNotFound("the prefill worker does not know this transfer")
                 case frames.Beat():

@@ -15,7 +15,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
-from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError
+from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError, to_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes, MessageStream, StreamClosed
@@ -132,7 +132,7 @@ class Sender:
         if self.is_closed:
             return
         if error is not None:
-            self._say(frames.Failed(error.message))
+            self._say(frames.Failed(*to_wire(error)))
         self._close()
 
     def _say(self, message: frames.Message) -> None:
@@ -161,7 +161,7 @@ class Sender:
             error = LayoutMismatch(
                 f"sender has layout {mine}, receiver has {theirs}; run both with the same model and engine settings"
             )
-            await stream.send(frames.encode(frames.Failed(error.message)))
+            await stream.send(frames.encode(frames.Failed(*to_wire(error))))
             self._host.transfer_lost(self.offer.transfer_id, error)
             self._close()
             return

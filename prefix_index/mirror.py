@@ -20,6 +20,7 @@ PERIOD_S = 2.0
 TTL_S = 10
 KEY = "baton:members"
 MAX_PAUSE_S = 30.0
+FAILURES_TO_BREAK = 3
 
 
 class MembershipMirror:
@@ -31,16 +32,18 @@ class MembershipMirror:
             url, socket_timeout=CALL_TIMEOUT_S, socket_connect_timeout=CALL_TIMEOUT_S, retry_on_timeout=False
         )
         self._read_members = read_members
-        self.state = "unknown"
+        self.state = "starting"
         self.num_failures = 0
+        """Failures in a row."""
 
     async def run(self) -> None:
         """Write until cancelled."""
         pause_s = PERIOD_S
         try:
             while True:
-                is_written = await self.write_once()
-                pause_s = PERIOD_S if is_written else min(pause_s * 2, MAX_PAUSE_S)
+                await self.write_once()
+                is_broken = self.num_failures >= FAILURES_TO_BREAK
+                pause_s = min(pause_s * 2, MAX_PAUSE_S) if is_broken else PERIOD_S
                 await asyncio.sleep(pause_s)
         finally:
             await self._client.aclose()
@@ -55,10 +58,11 @@ class MembershipMirror:
             async with asyncio.timeout(CALL_TIMEOUT_S * 2):
                 await self._client.set(KEY, json.dumps(self._read_members()), ex=TTL_S)
         except (RedisError, OSError, TimeoutError):
-            self.state = "down"
             self.num_failures += 1
+            if self.num_failures >= FAILURES_TO_BREAK:
+                self.state = "down"
             return False
-        self.state = "ok"
+        self.state, self.num_failures = "ok", 0
         return True
 
     async def read_once(self) -> list[dict[str, Any]]:
