@@ -68,13 +68,13 @@ def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> N
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("role", "pid", "ranks", "address", "state", "load", "free blocks", box=box.SIMPLE)
+    table = Table("role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE)
     for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
         load = r["load"]
         ranks = " ".join(map(str, r["rank_pids"]))
-        work = f"{load['running']} running, {load['waiting']} waiting"
         blocks = f"{load['free_blocks'] + load['cached_blocks']}/{load['total_blocks']}"
-        table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], work, blocks)
+        run, wait = str(load["running"]), str(load["waiting"])
+        table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], run, wait, blocks)
     console = Console()
     console.print(table)
     for name, model in readiness["models"].items():
@@ -104,9 +104,11 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
+    from router.detokenizing import TextModel  # noqa: PLC0415
 
     resolved = load_config(config)
     spec = model_of(resolved)
+    TextModel(spec.folder)
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens)
     tree = resolved.model_dump()

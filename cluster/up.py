@@ -21,6 +21,7 @@ from cluster.ray_env import prepare_fresh_ray
 from cluster.worker_process import model_of
 from core.config import BatonConfig, load_config
 from core.errors import ConfigError
+from router.detokenizing import TextModel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console()
@@ -34,6 +35,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     """
     config = load_config(path, flags)
     spec = model_of(config)
+    TextModel(spec.folder)
     check_ports(config)
     layout = spec.layout(config.pools.decode.engine.block_size_tokens)
     tokens = config.pools.decode.engine.num_blocks * config.pools.decode.engine.block_size_tokens

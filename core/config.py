@@ -45,7 +45,7 @@ class EngineConfig(Node):
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
     attention: Literal["cpu", "dense"] = Field("cpu", description="attention backend")
     threads: int = Field(1, ge=1, le=256, description="torch threads per rank")
-    device: str = Field("cpu", description="torch device of the rank")
+    device: Literal["cpu"] = Field("cpu", description="torch device of the rank; others are not built yet")
     is_prefix_cache_on: bool = Field(default=True, description="share full blocks between requests of one scope")
 
 

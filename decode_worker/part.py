@@ -35,7 +35,7 @@ class Incoming:
 
     attempt: Attempt
     sequence: Sequence
-    wait_until: float | None = None
+    give_up: asyncio.TimerHandle | None = None
 
 
 class DecodePart:
@@ -93,7 +93,7 @@ class DecodePart:
         incoming = self._incoming.pop(transfer_id, None)
         if incoming is None:
             return
-        self._reserving.pop(transfer_id, None)
+        self._leave_line(transfer_id)
         self._closing[transfer_id] = self._worker.scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
 
@@ -105,16 +105,16 @@ class DecodePart:
         raise InvariantViolation("a decode worker computed a hand-over")
 
     def before_plan(self) -> None:
-        """Blocks may have become free: let the first in line reserve; tell those who waited too long."""
-        now_s = self._clock.now_s()
+        """Blocks may have become free: let the first in line reserve."""
         for transfer_id, incoming in list(self._reserving.items()):
-            if self._try_reserve(transfer_id, incoming):
-                del self._reserving[transfer_id]
-                continue
-            if incoming.wait_until is not None and now_s >= incoming.wait_until:
-                self._refuse(transfer_id, incoming)
-                continue
-            break  # first come, first served: nobody overtakes the head
+            if not self._try_reserve(transfer_id, incoming):
+                break  # first come, first served: nobody overtakes the head
+            self._leave_line(transfer_id)
+
+    def _leave_line(self, transfer_id: TransferId) -> None:
+        incoming = self._reserving.pop(transfer_id, None)
+        if incoming is not None and incoming.give_up is not None:
+            incoming.give_up.cancel()
 
     def renew(self, attempts: list[Attempt]) -> None:
         """Leases are the sender's."""
@@ -131,19 +131,11 @@ class DecodePart:
             error = KVTransferError(f"the prefill worker starts {num_tokens} tokens, the request has {mine}")
             self._worker.end(incoming.attempt, error)
             return
-        incoming.wait_until = self._clock.now_s() + self._reserve_wait_s
         self._reserving[transfer_id] = incoming
         self.before_plan()
         if transfer_id in self._reserving:
-            self._clock_in(transfer_id, incoming)
-
-    def _clock_in(self, transfer_id: TransferId, incoming: Incoming) -> None:
-        """Wake this worker when the wait is over, whatever else happens."""
-        asyncio.get_running_loop().call_later(self._reserve_wait_s, self._timed_out, transfer_id, incoming)
-
-    def _timed_out(self, transfer_id: TransferId, incoming: Incoming) -> None:
-        if self._reserving.get(transfer_id) is incoming:
-            self._refuse(transfer_id, incoming)
+            loop = asyncio.get_running_loop()
+            incoming.give_up = loop.call_later(self._reserve_wait_s, self._refuse, transfer_id, incoming)
 
     def _try_reserve(self, transfer_id: TransferId, incoming: Incoming) -> bool:
         scheduler, sequence = self._worker.scheduler, incoming.sequence
@@ -157,7 +149,7 @@ class DecodePart:
         return True
 
     def _refuse(self, transfer_id: TransferId, incoming: Incoming) -> None:
-        del self._reserving[transfer_id]
+        self._leave_line(transfer_id)
         pool = self._worker.scheduler.pool
         error = PoolExhausted(
             f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within {self._reserve_wait_s:g} s, "

@@ -11,6 +11,8 @@ from pathlib import Path
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from core.errors import ModelLoadError
+
 CONTEXT_TOKENS = 6
 """Prompt tokens the decoder sees first, so that a leading space is judged as in the whole text."""
 
@@ -43,8 +45,18 @@ class TextModel:
     """The tokenizer file, loaded once per router."""
 
     def __init__(self, folder: Path) -> None:
-        """Load `tokenizer.json`."""
-        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        """Load `tokenizer.json`.
+
+        Raises:
+            ModelLoadError: It is missing or malformed.
+        """
+        path = folder / "tokenizer.json"
+        if not path.is_file():
+            raise ModelLoadError(f"{folder.name} holds no tokenizer.json; other tokenizer formats are not read")
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # tokenizers raises plain Exception, whatever is wrong with the file
+            raise ModelLoadError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
 
     def decoder(self, prompt: tuple[int, ...]) -> StreamDecoder:
         """Make the decoder of one choice."""
