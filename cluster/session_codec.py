@@ -38,7 +38,7 @@ def to_worker_wire(message: ToWorker) -> pb.ToWorker:
     """Encode a router's message."""
     match message:
         case Hello(router_id, wanted):
-            rows = [pb.Wanted(request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions) for w in wanted]
+            rows = [_wanted_to_wire(w) for w in wanted]
             return pb.ToWorker(hello=pb.Hello(router_id=router_id, wanted=rows))
         case Submit():
             return pb.ToWorker(submit=_submit_to_wire(message))
@@ -55,7 +55,8 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
     match wire.WhichOneof("message"):
         case "hello":
             rows = tuple(
-                Wanted(RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions)) for w in wire.hello.wanted
+                Wanted(RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions), w.credit)
+                for w in wire.hello.wanted
             )
             return Hello(RouterId(wire.hello.router_id), rows)
         case "submit":
@@ -68,6 +69,10 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
             return RouterBeat()
         case _:
             return None
+
+
+def _wanted_to_wire(w: Wanted) -> pb.Wanted:
+    return pb.Wanted(request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions, credit=w.credit)
 
 
 def _submit_to_wire(m: Submit) -> pb.Submit:

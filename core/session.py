@@ -54,11 +54,16 @@ class WorkerDescriptor:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """After a reconnect: an attempt the router still wants, and the next position per choice."""
+    """After a reconnect: an attempt the router still wants, the next position per choice, the credit.
+
+    The credit is repeated because a Credit message may have been lost with the stream; without it a
+    parked sequence would wait for ever.
+    """
 
     request_id: RequestId
     epoch: Epoch
     next_positions: tuple[int, ...]
+    credit: int = 0
 
 
 @dataclass(frozen=True, slots=True)

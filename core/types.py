@@ -71,6 +71,8 @@ class SamplingParams:
             _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
         _in_range("stop", len(self.stop), 0, MAX_STOP_STRINGS)
         for text in self.stop:
+            if any("\ud800" <= c <= "\udfff" for c in text):
+                raise InvalidRequest("stop", "has a lone surrogate; send valid Unicode")
             _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES)
         _in_range("stop_token_ids", len(self.stop_token_ids), 0, MAX_STOP_STRINGS)
         for token_id in self.stop_token_ids:

@@ -23,6 +23,7 @@ from router.service import GenerationService, RequestStream
 
 Number = StrictFloat | StrictInt
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+MAX_HEADER_CHARACTERS = 1024
 MAX_DEPTH_HINT = "the body is nested too deeply"
 
 
@@ -328,7 +329,8 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
         completion = Completion(service, service.open(made), created, wants_timing=wants_timing)
         headers = {"x-request-id": str(made.request_id)}
         if ignored:
-            headers["x-baton-ignored-params"] = ",".join(sorted(ignored)).encode("ascii", "replace").decode()[:1024]
+            names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
+            headers["x-baton-ignored-params"] = "".join(c if c.isascii() and c.isprintable() else "?" for c in names)
         if body.stream:
             include_usage = body.stream_options is not None and body.stream_options.include_usage
             chunks = completion.chunks(include_usage=include_usage)

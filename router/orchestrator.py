@@ -71,7 +71,8 @@ class AttemptRun:
 
     def wanted(self) -> Wanted:
         """What is still missing, for a reconnect."""
-        return Wanted(self.run.request.request_id, self.epoch, tuple(len(c.token_ids) for c in self.run.choices))
+        next_positions = tuple(len(c.token_ids) for c in self.run.choices)
+        return Wanted(self.run.request.request_id, self.epoch, next_positions, self.run.credit)
 
     def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
         """Tokens came: deliver what is new; the attempt is done when every choice is."""

@@ -18,7 +18,7 @@ from core.errors import InvalidRequest, ModelNotFound, NoWorker, PromptTooLong
 from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import Role
-from core.types import GenerateRequest, Path, RequestEnded, RequestEvent, SamplingParams, TextDelta
+from core.types import ChoiceFinished, GenerateRequest, Path, RequestEnded, RequestEvent, SamplingParams, TextDelta
 from router.admission import Admission
 from router.detokenizing import TextModel
 from router.links import Links, LinkState
@@ -28,6 +28,7 @@ from router.telemetry import Telemetry
 CANARY_TIER = "canary"
 CANARY_TIMEOUT_S = 10.0
 CANARY_TOKENS = 4
+MAX_ID_CHARACTERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,7 @@ class RequestStream:
         self._events: deque[RequestEvent] = deque()
         self._wake = asyncio.Event()
         self._taken: dict[int, int] = {}
+        self._open_choices = set(range(request.sampling.n))
         self._task = asyncio.get_running_loop().create_task(orchestrator.run(request, self._emit))
 
     def _emit(self, event: RequestEvent) -> None:
@@ -69,8 +71,11 @@ class RequestStream:
         event = self._events.popleft()
         if isinstance(event, TextDelta):
             self._taken[event.choice] = event.position + len(event.token_ids)
-            if len(self._taken) == self.request.sampling.n:
-                self._orchestrator.consumed(self.request.request_id, min(self._taken.values()))
+        elif isinstance(event, ChoiceFinished):
+            self._open_choices.discard(event.choice)
+        if self._open_choices and self._open_choices <= self._taken.keys():
+            # A choice that has ended needs no credit and must not hold back the others.
+            self._orchestrator.consumed(self.request.request_id, min(self._taken[c] for c in self._open_choices))
         return event
 
     async def close(self) -> None:
@@ -144,8 +149,9 @@ class GenerationService:
         """
         if model not in ("", self.model.name):
             raise ModelNotFound(f"model {model[:80]!r} is not served here; served: {self.model.name}")
-        if len(request_id) > 128 or not request_id.isprintable():
-            raise InvalidRequest("request_id", f"has {len(request_id)} characters, must be at most 128 printable ones")
+        if len(request_id) > MAX_ID_CHARACTERS or not (request_id.isascii() and request_id.isprintable()):
+            fact = f"has {len(request_id)} characters, must be at most {MAX_ID_CHARACTERS} printable ASCII ones"
+            raise InvalidRequest("request_id", fact)
         sampling.validate(self.model.vocabulary_size)
         limit_s = self.config.deadline_s if time_limit_s is None else min(time_limit_s, self.config.deadline_s)
         deadline_at = self._clock.now_s() + limit_s

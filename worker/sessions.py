@@ -161,6 +161,7 @@ class SessionServer:
                 self._host.cancel(request_id, attempt.epoch)
             else:
                 attempt.rewind(want.next_positions)
+                self._host.credit(Credit(request_id, want.epoch, want.credit))
                 session.touch(attempt)
         for want in wanted_by_id.values():
             error = WorkerLost("the worker does not know this attempt (any more)")

@@ -92,7 +92,7 @@ class Up:
     def complete(self, prompt="def main(", **fields):
         headers = {"x-baton-timing": "1"}
         body = {"prompt": prompt, "max_tokens": 16, "temperature": 0, **fields}
-        return httpx.post(f"{self.url}/v1/completions", json=body, headers=headers, timeout=60)
+        return httpx.post(f"{self.url}/v1/completions", content=json.dumps(body), headers=headers, timeout=60)
 
     def status(self):
         done = subprocess.run(

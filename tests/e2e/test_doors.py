@@ -108,6 +108,7 @@ BAD_BODIES = [
     ({"prompt": None}, "prompt"), ({"prompt": {"a": 1}}, "prompt"), ({"prompt": ["a", "b"]}, "prompt"), ({"stream": "yes"}, "stream"),
     ({"suffix": "end"}, "suffix"), ({"echo": True}, "echo"), ({"frequency_penalty": 1}, "frequency_penalty"),
     ({"logit_bias": {"1": 5}}, "logit_bias"), ({"request_id": "x" * 200}, "request_id"), ({"request_id": "a\nb"}, "request_id"),
+    ({"request_id": "日本"}, "request_id"), ({"stop": ["\ud800"]}, "stop"),
 ]  # fmt: skip
 
 
@@ -160,6 +161,22 @@ def test_unknown_model_route_and_method(local, stub):
 def test_unknown_fields_are_reported(local):
     reply = local.complete(user="me", flavour="sweet", metadata={"a": 1})
     assert reply.status_code == 200 and reply.headers["x-baton-ignored-params"] == "flavour"
+
+
+def test_hostile_names_cannot_break_a_header_or_an_error(local):
+    reply = local.complete(**{"a\r\nx-evil: 1": 1, "日本": 2})
+    assert reply.status_code == 200 and "x-evil" not in reply.headers
+    assert reply.headers["x-baton-ignored-params"] == "a??x-evil: 1,??"
+    assert local.complete(**{"\ud800": 3}).status_code == 400
+    assert local.complete(model="\ud800日本\n").status_code == 404
+
+
+def test_a_choice_that_ends_early_does_not_hold_back_the_others(local):
+    """More positions than the credit, while another choice has long ended."""
+    reply = local.complete("import os", n=8, temperature=1.0, seed=3, max_tokens=700, stop=["import", "self"])
+    choices = reply.json()["choices"]
+    lengths = [len(c["text"]) for c in choices]
+    assert reply.status_code == 200 and min(lengths) < 200 and max(lengths) > 300, lengths
 
 
 def test_grpc_errors_carry_details(local, stub):

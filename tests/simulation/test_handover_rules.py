@@ -8,7 +8,7 @@ import pytest
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.errors import KVTransferError, NoWorker, PoolExhausted, PromptTooLong, Quarantined, WorkerLost
 from core.ids import TransferId
-from core.session import Role, StepFrame, Submit
+from core.session import Credit, Role, StepFrame, Submit
 from core.types import RequestEnded, SamplingParams, TextDelta
 from kv_transfer import frames
 from simulation.cluster import Shape, SimCluster
@@ -501,3 +501,33 @@ def test_prefix_hits_leave_before_the_first_chunk_is_computed():
     assert ended.usage.cached_tokens == 56
     assert frame_at[0][0] < steps[0] - 0.03 and sum(n for at, n in frame_at if at < steps[0] - 0.03) >= 14 * 3
     assert tokens == expected(max_tokens=4)
+
+
+def test_a_credit_lost_with_its_session_is_made_good_by_the_reconnect():
+    async def scenario(cluster):
+        request = cluster.request("slow", PROMPT, SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.0), 60)
+        events, lost = [], []
+        running = asyncio.get_running_loop().create_task(cluster.orchestrator.run(request, events.append))
+        await asyncio.sleep(2)
+
+        def lose(stream, message):
+            if isinstance(message, Credit):
+                lost.append(message)
+                return None
+            return message
+
+        cluster.hub.tamper = lose
+        cluster.orchestrator.consumed("slow", 10)
+        await asyncio.sleep(1)
+        parked = sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
+        cluster.hub.tamper = lambda stream, message: message
+        cluster.hub.reset("session")
+        await asyncio.sleep(2)
+        after = sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return lost, parked, after
+
+    lost, parked, after = run(scenario, router=RouterConfig(credit_positions=10))
+    assert len(lost) == 1 and parked == 10
+    assert after == 20

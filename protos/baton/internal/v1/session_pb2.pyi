@@ -39,14 +39,16 @@ class Hello(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., wanted: _Optional[_Iterable[_Union[Wanted, _Mapping]]] = ...) -> None: ...
 
 class Wanted(_message.Message):
-    __slots__ = ("request_id", "epoch", "next_positions")
+    __slots__ = ("request_id", "epoch", "next_positions", "credit")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    CREDIT_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     next_positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    credit: int
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
