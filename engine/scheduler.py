@@ -27,6 +27,9 @@ from engine.block_tables import BlockTables, Limits
 from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.sequence import Handover, Sequence, Status
 
+MAX_STEP_S = 0.5
+TARGET_STEP_S = 0.4
+MIN_STEP_TOKENS = 16
 MAX_ANNOUNCED = 8
 """Prefill sequences whose partners may be reserving at the same time."""
 
@@ -47,6 +50,8 @@ class Scheduler:
         self.announce: Callable[[Sequence], None] = lambda sequence: None
         self.started: Callable[[Sequence], None] = lambda sequence: None
         self.preempted: Callable[[Sequence], None] = lambda sequence: None
+        self.step_tokens = limits.max_step_tokens
+        """Token budget of the next step: the configured one, or less while steps take too long."""
         self._content_digest = content_digest
         self._next_key = 0
         self._step_id = 0
@@ -213,6 +218,21 @@ class Scheduler:
         elif sequence.status is Status.ARRIVING:
             del self.arriving[sequence.key]
 
+    def fit_budget(self, num_tokens: int, took_s: float) -> None:
+        """Size the next chunks so that a step stays under 500 ms (rule 14): a longer one looks like a hang.
+
+        Args:
+            num_tokens: Tokens of the step that just ended.
+            took_s: How long it took (seconds).
+        """
+        if took_s > MAX_STEP_S:
+            fitting = int(num_tokens * TARGET_STEP_S / took_s)
+            # Never below what lets every running sequence decode one token.
+            floor = min(self.limits.max_step_tokens, max(MIN_STEP_TOKENS, self.limits.max_sequences))
+            self.step_tokens = max(min(self.step_tokens, fitting), floor)
+        elif took_s < TARGET_STEP_S / 2 and num_tokens >= self.step_tokens:
+            self.step_tokens = min(self.step_tokens * 2, self.limits.max_step_tokens)
+
     # --- plan -------------------------------------------------------------------------------------
 
     @property
@@ -231,7 +251,7 @@ class Scheduler:
         items: list[StepItem] = []
         copies: list[tuple[int, int]] = []
         planned: set[int] = set()
-        budget = self.limits.max_step_tokens
+        budget = self.step_tokens
         for sequence in self._runnable():
             if budget == 0:
                 break

@@ -51,6 +51,7 @@ class StepLoop:
                 self.plan = None
                 await self._wake.wait()
                 continue
+            started_at = self._clock.now_s()
             try:
                 result = await self._runner.execute(plan, self._layer_done)
             except WorkerLost as error:
@@ -59,6 +60,7 @@ class StepLoop:
                 continue
             self.plan = None
             self.num_steps += 1
+            self._scheduler.fit_budget(plan.num_tokens, self._clock.now_s() - started_at)
             self._deliver(self._scheduler.commit(plan, result, self._clock.now_s()))
 
     def _layer_done(self, step_id: int, layer: int) -> None:

@@ -13,6 +13,7 @@ from core.session import Role
 from core.types import FinishReason
 from engine.hash_model import MemoryKV
 from engine.runner import ModelRunner
+from kv_transfer import frames
 
 RNG = random.Random(3)
 PROMPTS = [
@@ -184,3 +185,39 @@ async def test_pools_of_different_block_size_refuse_each_other():
     async with House(TINY, "float32", small, large, transfer=TransferConfig(lease_s=1)) as house:
         reply = await house.ask(PROMPTS[0], max_tokens=5)
     assert reply.ended.error is not None and "layout" in reply.ended.error.message
+
+
+@pytest.mark.parametrize("num_flips", [1, 2])
+async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(num_flips, monkeypatch):
+    """Real gRPC, real agent threads: one flip is asked for again, a second in the same part redoes the attempt."""
+    encode, flipped = frames.encode_frame, []
+
+    def flipping(sub_attempt, entries, payloads):
+        data = bytearray(encode(sub_attempt, entries, payloads))
+        if len(flipped) < num_flips:
+            flipped.append(entries[-1])
+            data[-7] ^= 0x10
+        return bytes(data)
+
+    monkeypatch.setattr(frames, "encode_frame", flipping)
+    async with House(TINY, transport="grpc", threaded=True, transfer=TransferConfig(frame_bytes=1 << 20)) as house:
+        reply = await house.ask(PROMPTS[0], max_tokens=12)
+        healed = house.of_role(Role.DECODE)[0].agent.num_healed
+    assert len(flipped) == num_flips
+    assert reply.ended.error is None
+    assert reply.tokens[0] == bare_engine(PROMPTS[0], "float32", max_tokens=12)
+    if num_flips == 1:
+        assert healed == 1 and reply.ended.anatomy.attempts == ("0:ok",)
+
+
+async def test_cancels_at_any_moment_leave_nothing_with_real_threads():
+    async with House(TINY, transport="grpc", threaded=True) as house:
+
+        async def leave(delay_s):
+            request = house.request(PROMPTS[2], max_tokens=500, ignore_eos=True)
+            task = asyncio.create_task(house.orchestrator.run(request, lambda event: None))
+            await asyncio.sleep(delay_s)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+        await asyncio.gather(*(leave(0.004 * i) for i in range(40)))
