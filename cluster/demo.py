@@ -116,7 +116,7 @@ def main() -> int:
     prepare_fresh_ray()
     from cluster.ray_app import RayCluster  # noqa: PLC0415 - Ray reads its environment at import
 
-    cluster = RayCluster(config)
+    cluster = RayCluster(config, on_session=guardian.watch_folder)
     rows = []
     try:
         cluster.start()

@@ -1,8 +1,9 @@
 """Ends every process of a Ray cluster that `baton up` started, however `baton up` itself ends.
 
-Owns a marker that all descendants inherit in their environment, and the killing of whoever still
-carries it once the parent is gone. Ray cleans up after itself in most cases, but after a SIGKILL of
-its driver some of its agents live on for a minute. Does not know Ray. Called by `cluster.up` and
+Owns two ways to know the cluster's processes once the parent is gone: a marker that all descendants
+inherit in their environment, and open files under Ray's session folder (Ray's agents rename
+themselves, which overwrites their environment). Ray cleans up after itself in most cases, but after a
+SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. Called by `cluster.up` and
 `cluster.demo`; the child half runs as `python -m cluster.guardian MARKER`.
 """
 
@@ -19,6 +20,8 @@ from pathlib import Path
 VARIABLE = "CLUSTER_OF_BATON"
 SWEEPS = 50
 SWEEP_S = 0.1
+CLEAN_SWEEPS = 3
+"""In a row: a process in the middle of exec shows nothing for a moment."""
 
 
 class Guardian:
@@ -32,6 +35,12 @@ class Guardian:
         )
         os.environ[VARIABLE] = marker
 
+    def watch_folder(self, folder: str) -> None:
+        """Count processes with open files under this folder among the cluster's."""
+        if self._process.stdin is not None:
+            self._process.stdin.write(folder.encode() + b"\n")
+            self._process.stdin.flush()
+
     def release(self) -> None:
         """Everything is shut down: let the watcher sweep what is left, and wait for it."""
         os.environ.pop(VARIABLE, None)
@@ -40,25 +49,34 @@ class Guardian:
         self._process.wait(timeout=SWEEPS * SWEEP_S + 5)
 
 
-def carriers(marker: str) -> list[int]:
-    """Processes that inherited the marker."""
+def cluster_processes(marker: str, folders: list[str]) -> list[int]:
+    """Live processes that inherited the marker or have files open under one of the folders."""
     needle = f"{VARIABLE}={marker}".encode()
     found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
             try:
-                if needle in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
+                is_ours = needle in (process / "environ").read_bytes().split(b"\0")
+                if is_ours or _has_open_file(process, folders):
+                    found.append(int(process.name))
             except OSError:
                 continue  # ended meanwhile, or another user's
     return found
 
 
+def _has_open_file(process: Path, folders: list[str]) -> bool:
+    links = (str(fd.readlink()) for fd in (process / "fd").iterdir())
+    return any(link.startswith(folder + "/") for link in links for folder in folders)
+
+
 def _watch(marker: str) -> None:
-    sys.stdin.buffer.read()  # returns when the parent lets go, dead or alive
+    # Ends when the parent lets go, dead or alive; until then it may name folders.
+    folders = [line.strip() for line in sys.stdin]
+    num_clean = 0
     for _ in range(SWEEPS):
-        pids = carriers(marker)
-        if not pids:
+        pids = cluster_processes(marker, folders)
+        num_clean = 0 if pids else num_clean + 1
+        if num_clean == CLEAN_SWEEPS:
             return
         for pid in pids:
             try:

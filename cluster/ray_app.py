@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -160,8 +161,17 @@ class RedisActor:
 class RayCluster:
     """The application on a fresh local Ray, or on a running one."""
 
-    def __init__(self, config: BatonConfig, address: str = "") -> None:
-        """Nothing is started yet. `address` empty: a fresh local Ray."""
+    def __init__(
+        self, config: BatonConfig, address: str = "", on_session: Callable[[str], None] = lambda folder: None
+    ) -> None:
+        """Nothing is started yet.
+
+        Args:
+            config: The whole tree.
+            address: A running cluster; empty: a fresh local Ray.
+            on_session: Told the session folder of a fresh Ray as soon as there is one.
+        """
+        self.on_session = on_session
         self.config, self._address = config, address
         self.http_port = 0
         self.grpc_port = 0
@@ -206,10 +216,11 @@ class RayCluster:
         cpus = sum(p.num_cpus * p.replicas for p in (pools.prefill, pools.decode))
         cpus += self.config.router.num_cpus * self.config.router.replicas
         # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own actors.
-        ray.init(
+        context = ray.init(
             address="local", namespace=NAMESPACE, num_cpus=int(cpus) + 4, include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level="ERROR",
         )  # fmt: skip
+        self.on_session(str(context.address_info["session_dir"]))
 
     def stop(self) -> None:
         """Drain the routers; end our own Ray, or only our application on a shared one."""

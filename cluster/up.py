@@ -129,7 +129,7 @@ def _run_ray(config: BatonConfig, address: str) -> None:
     with console.status("starting Ray"):
         from cluster.ray_app import RayCluster  # noqa: PLC0415 - importing Ray takes a second
 
-        cluster = RayCluster(config, address)
+        cluster = RayCluster(config, address, guardian.watch_folder if guardian else lambda folder: None)
     try:
         with console.status("starting workers on Ray"):
             cluster.start()
