@@ -49,12 +49,15 @@ class Guardian:
         self._process.wait(timeout=SWEEPS * SWEEP_S + 5)
 
 
-def cluster_processes(marker: str, folders: list[str]) -> list[int]:
-    """Live processes that inherited the marker or have files open under one of the folders."""
+def cluster_processes(marker: str, folders: list[str], spared: set[int]) -> list[int]:
+    """Live processes that inherited the marker or have files open under one of the folders.
+
+    `spared` are left out: this process, and the parent, which has Ray's logs open and may still be ending well.
+    """
     needle = f"{VARIABLE}={marker}".encode()
     found = []
     for process in Path("/proc").iterdir():
-        if process.name.isdigit() and int(process.name) != os.getpid():
+        if process.name.isdigit() and int(process.name) not in spared:
             try:
                 is_ours = needle in (process / "environ").read_bytes().split(b"\0")
                 if is_ours or _has_open_file(process, folders):
@@ -69,12 +72,12 @@ def _has_open_file(process: Path, folders: list[str]) -> bool:
     return any(link.startswith(folder + "/") for link in links for folder in folders)
 
 
-def _watch(marker: str) -> None:
+def _watch(marker: str, parent: int) -> None:
     # Ends when the parent lets go, dead or alive; until then it may name folders.
     folders = [line.strip() for line in sys.stdin]
     num_clean = 0
     for _ in range(SWEEPS):
-        pids = cluster_processes(marker, folders)
+        pids = cluster_processes(marker, folders, {os.getpid(), parent})
         num_clean = 0 if pids else num_clean + 1
         if num_clean == CLEAN_SWEEPS:
             return
@@ -87,4 +90,4 @@ def _watch(marker: str) -> None:
 
 
 if __name__ == "__main__":
-    _watch(sys.argv[1])
+    _watch(sys.argv[1], os.getppid())
