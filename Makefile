@@ -1,8 +1,8 @@
 # Everything a fresh machine needs: python3.11+ with venv, and this file.
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
 #   make test    the whole suite          make check   style, types, house rules
-# On a machine without a GPU, point torch at its CPU build first:
-#   make demo TORCH_PIP_ARGS="--index-url https://download.pytorch.org/whl/cpu"
+# On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
+#   make demo TORCH_PIP_ARGS="--index-url URL"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
