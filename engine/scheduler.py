@@ -187,10 +187,6 @@ class Scheduler:
         self.tables.free(sequence)
         sequence.status = Status.FINISHED
 
-    def release(self, sequence: Sequence) -> None:
-        """The peer has the KV of a HOLDING sequence: its blocks become cache."""
-        self.cancel(sequence)
-
     def fail_all(self) -> list[Sequence]:
         """The rank group died: every sequence is gone and the cache with it.
 

@@ -64,13 +64,3 @@ class MembershipMirror:
             return False
         self.state, self.num_failures = "ok", 0
         return True
-
-    async def read_once(self) -> list[dict[str, Any]]:
-        """Read the mirrored members; empty when nobody wrote within 10 s.
-
-        Raises:
-            RedisError: The store did not answer.
-        """
-        text = await self._client.get(KEY)
-        members: list[dict[str, Any]] = json.loads(text) if text else []
-        return members

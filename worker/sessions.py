@@ -116,11 +116,6 @@ class SessionServer:
         """End every stream."""
         await self._network.close()
 
-    @property
-    def num_sessions(self) -> int:
-        """Routers known, connected or lately lost."""
-        return len(self._sessions)
-
     def session(self, router_id: RouterId) -> RouterSession:
         """Find or begin the session with a router."""
         return self._sessions.setdefault(router_id, RouterSession(router_id))

@@ -1,0 +1,28 @@
+"""The member mirror against a real Redis: written when it is there, bounded and patient when it is not."""
+
+import json
+
+from redis import asyncio as redis_asyncio
+
+from cluster.redis_server import RedisServer
+from prefix_index.mirror import FAILURES_TO_BREAK, KEY, MembershipMirror
+
+
+async def test_members_are_mirrored_and_a_dead_store_harms_nobody():
+    server = RedisServer()
+    mirror = MembershipMirror(server.url, lambda: [{"pid": 1}])
+    client = redis_asyncio.Redis.from_url(server.url)
+    try:
+        for _ in range(50):  # the server needs a moment; each try is bounded to 50 ms
+            if await mirror.write_once():
+                break
+        assert mirror.state == "ok"
+        assert json.loads(await client.get(KEY)) == [{"pid": 1}]
+        assert 0 < await client.ttl(KEY) <= 10
+    finally:
+        await client.aclose()
+        server.stop()
+    for _ in range(FAILURES_TO_BREAK):
+        assert not await mirror.write_once()
+    assert mirror.state == "down"
+    await mirror._client.aclose()
