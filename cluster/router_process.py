@@ -52,7 +52,10 @@ class RunningRouter:
         text = TextModel(spec.folder)
         admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
         self.links = Links(membership, self._network, ids.router(), clock)
-        self.orchestrator = Orchestrator(self.links, admission, router, config.placement, clock, ids, text.decoder)
+        self.orchestrator = Orchestrator(
+            self.links, admission, router, config.placement, clock, ids,
+            lambda r: text.decoder(r.token_ids, skips_special=r.sampling.skip_special_tokens),
+        )  # fmt: skip
         model = ServedModel(spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype)
         self.service = GenerationService(
             model, router, self.orchestrator, admission, self.links, self._tokenizer, text, clock, ids,

@@ -7,6 +7,7 @@ Owns the translation; proto types stop here. Does not know streams. Called by
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from core.errors import from_wire, to_wire
 from core.ids import Epoch, Incarnation, RequestId, RouterId, TransferId, WorkerId
@@ -82,7 +83,10 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
         sampling=pb.Sampling(
             temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, n=s.n, max_tokens=s.max_tokens,
             min_tokens=s.min_tokens, stop_token_ids=s.stop_token_ids, ignore_eos=s.ignore_eos, logprobs=s.logprobs,
-            seed=r.seed,
+            seed=r.seed, min_p=s.min_p, presence_penalty=s.presence_penalty, frequency_penalty=s.frequency_penalty,
+            repetition_penalty=s.repetition_penalty, allowed_token_ids=s.allowed_token_ids,
+            logit_bias=[pb.TokenBias(token_id=i, bias=b) for i, b in s.logit_bias],
+            bad_words=[pb.TokenIds(ids=ids) for ids in s.bad_words], prompt_logprobs=s.prompt_logprobs,
         ),
         time_left_s=max(0.0, r.deadline_at - asyncio.get_running_loop().time()),
         eos_token_ids=r.eos_token_ids, tier=r.tier, scope=r.scope,
@@ -97,7 +101,11 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
     sampling = SamplingParams(
         temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, n=s.n, max_tokens=s.max_tokens,
         min_tokens=s.min_tokens, stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos,
-        logprobs=s.logprobs if s.HasField("logprobs") else None,
+        logprobs=s.logprobs if s.HasField("logprobs") else None, min_p=s.min_p, presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty, repetition_penalty=s.repetition_penalty,
+        logit_bias=tuple((b.token_id, b.bias) for b in s.logit_bias), allowed_token_ids=tuple(s.allowed_token_ids),
+        bad_words=tuple(tuple(w.ids) for w in s.bad_words),
+        prompt_logprobs=s.prompt_logprobs if s.HasField("prompt_logprobs") else None,
     )  # fmt: skip
     request = GenerateRequest(
         request_id=RequestId(w.request_id), model=w.model, token_ids=tuple(w.prompt), sampling=sampling, seed=s.seed,
@@ -182,28 +190,35 @@ def _timings_from_wire(w: pb.PhaseTimings) -> PhaseTimings:
 
 
 def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
-    logprobs = [
-        pb.TokenLogprob(
-            token_id=t.token_id, logprob=t.logprob, top=[pb.TopLogprob(token_id=i, logprob=p) for i, p in t.top]
-        )
-        for t in d.logprobs
-    ]
+    logprobs, prompt_logprobs = _logprobs_to_wire(d.logprobs), _logprobs_to_wire(d.prompt_logprobs)
     return pb.TokenDelta(
         request_id=d.request_id, epoch=d.epoch, choice=d.choice, position=d.position, token_ids=d.token_ids,
         logprobs=logprobs, finish=d.finish.value if d.finish else "", stop_token_id=d.stop_token_id,
-        timings=_timings_to_wire(d.timings),
+        timings=_timings_to_wire(d.timings), prompt_logprobs=prompt_logprobs,
     )  # fmt: skip
 
 
+def _logprobs_to_wire(logprobs: tuple[Logprob, ...]) -> list[pb.TokenLogprob]:
+    return [
+        pb.TokenLogprob(
+            token_id=t.token_id, logprob=t.logprob, top=[pb.TopLogprob(token_id=i, logprob=p) for i, p in t.top]
+        )
+        for t in logprobs
+    ]
+
+
+def _logprobs_from_wire(wire: Iterable[pb.TokenLogprob]) -> tuple[Logprob, ...]:
+    return tuple(Logprob(t.token_id, t.logprob, tuple((top.token_id, top.logprob) for top in t.top)) for t in wire)
+
+
 def _delta_from_wire(w: pb.TokenDelta) -> TokenDelta:
-    logprobs = tuple(
-        Logprob(t.token_id, t.logprob, tuple((top.token_id, top.logprob) for top in t.top)) for t in w.logprobs
-    )
+    logprobs = _logprobs_from_wire(w.logprobs)
     return TokenDelta(
         request_id=RequestId(w.request_id), epoch=Epoch(w.epoch), choice=w.choice, position=w.position,
         token_ids=tuple(w.token_ids), logprobs=logprobs, finish=FinishReason(w.finish) if w.finish else None,
         stop_token_id=w.stop_token_id if w.HasField("stop_token_id") else None,
         timings=_timings_from_wire(w.timings) if w.HasField("timings") else None,
+        prompt_logprobs=_logprobs_from_wire(w.prompt_logprobs),
     )  # fmt: skip
 
 

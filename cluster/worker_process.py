@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cluster.model_source import model_folder
 from cluster.session_network import session_network
 from core.config import BatonConfig, PoolConfig
 from core.ids import Ids, WorkerId
@@ -22,8 +23,6 @@ from kv_transfer.grpc_network import fetch_network
 from prefill_worker.part import prefill_role
 from worker.unit import WorkerParts, WorkerUnit
 
-TINY_MODEL = Path(__file__).parent.parent / "models" / "baton-tiny"
-
 
 def model_of(config: BatonConfig) -> ModelSpec:
     """Read the configured model's description.
@@ -32,7 +31,8 @@ def model_of(config: BatonConfig) -> ModelSpec:
         ModelLoadError: It cannot be served.
     """
     m = config.model
-    return read_model(Path(m.path).expanduser() if m.path else TINY_MODEL, m.dtype, m.max_model_len, m.name)
+    is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
+    return read_model(model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else ""))
 
 
 def pool_of(config: BatonConfig, role: Role) -> PoolConfig:

@@ -30,9 +30,14 @@ class Node(BaseModel):
 class ModelConfig(Node):
     """What is served."""
 
-    path: str = Field("", description="Hugging Face folder; empty: the tiny model of the repository")
+    path: str = Field(
+        "", description="Hugging Face folder, or a hub id like Qwen/Qwen3-0.6B; empty: the tiny model of the repository"
+    )
+    revision: str = Field("main", description="branch, tag or commit of a hub id")
     name: str = Field("", description="name in the API; empty: the folder's name")
-    dtype: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: as the weights are stored")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: as the weights are stored"
+    )
     max_model_len: int = Field(0, ge=0, description="longest prompt plus output (tokens); 0: the model's own")
 
 

@@ -12,6 +12,18 @@ from core.types import Logprob
 
 
 @dataclass(frozen=True, slots=True)
+class Penalties:
+    """Penalties and the history they look at; the whole of it, so that a rank keeps no state."""
+
+    presence: float
+    frequency: float
+    repetition: float
+    prompt_ids: tuple[int, ...]
+    """Distinct ones; empty unless `repetition` is on."""
+    output_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class SampleSpec:
     """How to draw one token. `position` is the output position: 0 for the first token."""
 
@@ -23,6 +35,10 @@ class SampleSpec:
     top_p: float
     num_logprobs: int | None
     banned: tuple[int, ...] = ()
+    min_p: float = 0.0
+    bias: tuple[tuple[int, float], ...] = ()
+    allowed: tuple[int, ...] = ()
+    penalties: Penalties | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +46,8 @@ class StepItem:
     """One sequence's share of a step: compute KV for `token_ids` at `start`, then maybe sample.
 
     `block_table` covers every position up to `start + len(token_ids)`. `samples` is empty while
-    prompt tokens remain; several entries draw the first token of several choices.
+    prompt tokens remain; several entries draw the first token of several choices. `targets` are the
+    tokens that follow the first rows, to be scored with their `num_target_logprobs` likeliest rivals.
     """
 
     sequence_key: int
@@ -39,6 +56,8 @@ class StepItem:
     block_table: tuple[int, ...]
     samples: tuple[SampleSpec, ...] = ()
     scope: str = ""
+    targets: tuple[int, ...] = ()
+    num_target_logprobs: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +82,5 @@ class StepResult:
     step_id: int
     tokens: dict[tuple[int, int], Logprob] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    scored: dict[int, tuple[Logprob, ...]] = field(default_factory=dict)
+    """By sequence key: the log probabilities of an item's `targets`."""

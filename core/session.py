@@ -147,6 +147,8 @@ class TokenDelta:
     stop_token_id: int | None = None
     timings: PhaseTimings | None = None
     """With the first delta of an attempt: what this worker's part has cost so far."""
+    prompt_logprobs: tuple[Logprob, ...] = ()
+    """With the first delta, if they were asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,9 @@ MAX_TOP_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_BYTES = 256
 MAX_SEED = 2**63 - 1
+MAX_LOGIT_BIAS = 300
+MAX_ALLOWED_TOKENS = 4096
+MAX_BAD_WORDS = 128
 
 
 class FinishReason(StrEnum):
@@ -36,11 +39,23 @@ class Path(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How to sample. `temperature` 0 is greedy; `top_k` 0 and `top_p` 1 are off."""
+    """How to sample. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
+
+    Presence and frequency penalties count output tokens, the repetition penalty prompt tokens too.
+    """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    """Empty: all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token sequences that must not appear in the output."""
     seed: int | None = None
     n: int = 1
     max_tokens: int = 16
@@ -50,6 +65,11 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     """None: none. k: the chosen token's and the k most likely ones'."""
+    prompt_logprobs: int | None = None
+    """None: none. k: of each prompt token but the first, and of the k most likely ones there."""
+    include_stop: bool = False
+    """Leave the stop string, or the stop token's text, in the text."""
+    skip_special_tokens: bool = True
 
     def validate(self, vocabulary_size: int) -> None:
         """Check every field.
@@ -62,13 +82,32 @@ class SamplingParams:
         if self.top_p == 0.0:
             raise InvalidRequest("top_p", "is 0, must be above 0 (1 turns it off)")
         _in_range("top_k", self.top_k, 0, vocabulary_size)
+        _in_range("min_p", self.min_p, 0.0, 1.0)
+        _in_range("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _in_range("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        _in_range("repetition_penalty", self.repetition_penalty, 0.01, 100.0)
         _in_range("n", self.n, 1, MAX_CHOICES)
         _in_range("max_tokens", self.max_tokens, 1, 2**31)
         _in_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.seed is not None:
             _in_range("seed", self.seed, 0, MAX_SEED)
-        if self.logprobs is not None:
-            _in_range("logprobs", self.logprobs, 0, MAX_TOP_LOGPROBS)
+        for name, top in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
+            if top is not None:
+                _in_range(name, top, 0, MAX_TOP_LOGPROBS)
+        self._validate_tokens(vocabulary_size)
+        self._validate_stop(vocabulary_size)
+
+    def _validate_tokens(self, vocabulary_size: int) -> None:
+        _in_range("logit_bias", len(self.logit_bias), 0, MAX_LOGIT_BIAS)
+        for token_id, bias in self.logit_bias:
+            _in_range("logit_bias", token_id, 0, vocabulary_size - 1)
+            _in_range("logit_bias", bias, -100.0, 100.0)
+        _in_range("allowed_token_ids", len(self.allowed_token_ids), 0, MAX_ALLOWED_TOKENS)
+        for token_id in self.allowed_token_ids:
+            _in_range("allowed_token_ids", token_id, 0, vocabulary_size - 1)
+        _in_range("bad_words", len(self.bad_words), 0, MAX_BAD_WORDS)
+
+    def _validate_stop(self, vocabulary_size: int) -> None:
         _in_range("stop", len(self.stop), 0, MAX_STOP_STRINGS)
         for text in self.stop:
             if any("\ud800" <= c <= "\udfff" for c in text):
@@ -179,4 +218,11 @@ class RequestEnded:
     anatomy: Anatomy = field(default_factory=Anatomy)
 
 
-RequestEvent = TextDelta | ChoiceFinished | RequestEnded
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Log probabilities of the prompt's tokens from the second on; at most once, before any delta."""
+
+    logprobs: tuple[Logprob, ...]
+
+
+RequestEvent = PromptScored | TextDelta | ChoiceFinished | RequestEnded

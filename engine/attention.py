@@ -41,16 +41,26 @@ class AttentionInputs:
     block_tables: np.ndarray[Any, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class AttentionRules:
+    """What a layer does to its scores: `softcap` 0 is off, `window` 0 sees every earlier position."""
+
+    scale: float
+    softcap: float = 0.0
+    window: int = 0
+
+
 class AttentionBackend(Protocol):
     """Attention over one layer of the pool."""
 
-    def __call__(self, q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
+    def __call__(self, q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
         """Attend causally.
 
         Args:
             q: [T, H, D], rotated.
             kv: One layer of the pool, [N, 2, B, K, D], this step's K and V already written.
             inputs: Rows, positions, block tables.
+            rules: Scale, soft cap and window of this layer.
 
         Returns:
             [T, H, D] in q's dtype.
@@ -58,7 +68,7 @@ class AttentionBackend(Protocol):
         ...
 
 
-def dense_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
+def dense_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
     """Gather each sequence's whole context and do plain softmax attention in fp32: the oracle."""
     out = torch.zeros_like(q)
     _, _, block_size, num_kv_heads, head_size = kv.shape
@@ -68,42 +78,66 @@ def dense_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
         table = torch.as_tensor(inputs.block_tables[s, : -(-length // block_size)], device=q.device)
         context = kv[table].transpose(0, 1).reshape(2, -1, num_kv_heads, head_size)[:, :length].float()
         k, v = context.repeat_interleave(q.shape[1] // num_kv_heads, dim=2)
-        scores = torch.einsum("thd,chd->htc", q[begin:end].float(), k) / math.sqrt(head_size)
+        scores = torch.einsum("thd,chd->htc", q[begin:end].float(), k) * rules.scale
+        if rules.softcap:
+            scores = rules.softcap * torch.tanh(scores / rules.softcap)
         positions = torch.as_tensor(inputs.positions[begin:end], device=q.device)
-        is_future = torch.arange(length, device=q.device)[None, :] > positions[:, None]
-        weights = scores.masked_fill(is_future, -math.inf).softmax(-1)
+        columns = torch.arange(length, device=q.device)[None, :]
+        is_hidden = columns > positions[:, None]
+        if rules.window:
+            is_hidden |= columns <= positions[:, None] - rules.window
+        weights = scores.masked_fill(is_hidden, -math.inf).softmax(-1)
         out[begin:end] = torch.einsum("htc,chd->thd", weights, v).to(q.dtype)
     return out
 
 
-def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs) -> Tensor:
+# How a stored number becomes fp32: (magnitude mask, its shift, sign mask, its shift, factor). bf16 is the
+# upper half of fp32; an fp16's bits, shifted into place, are 2**112 too small, subnormals included.
+_FORMS = {
+    torch.float32: (np.uint32, 0xFFFFFFFF, 0, 0, 0, 1.0),
+    torch.bfloat16: (np.uint16, 0xFFFF, 16, 0, 0, 1.0),
+    torch.float16: (np.uint16, 0x7FFF, 13, 0x8000, 16, 2.0**112),
+}
+
+
+def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
     """Attend with the compiled kernel; fp32 sums whatever the dtype of the pool."""
     rows = int(inputs.row_starts[-1])
     out = np.zeros(tuple(q.shape), dtype=np.float32)
-    is_bf16 = kv.dtype is torch.bfloat16
-    bits = kv.view(torch.int16).numpy().view(np.uint16) if is_bf16 else kv.numpy().view(np.uint32)
-    shift = np.uint32(16 if is_bf16 else 0)  # bf16 is the upper half of fp32
-    _attend(q[:rows].float().numpy(), bits, shift, inputs.positions, inputs.row_starts, inputs.block_tables, out)
+    unsigned, mask, shift, sign_mask, sign_shift, factor = _FORMS[kv.dtype]
+    bits = kv.view(torch.int16 if unsigned is np.uint16 else torch.int32).numpy().view(unsigned)
+    form = np.array([mask, shift, sign_mask, sign_shift], dtype=np.uint32)
+    numbers = np.array([rules.scale, rules.softcap, factor], dtype=np.float32)
+    _attend(
+        q[:rows].float().numpy(), bits, form, numbers, rules.window, inputs.positions, inputs.row_starts,
+        inputs.block_tables, out,
+    )  # fmt: skip
     return torch.from_numpy(out).to(q.dtype)
 
 
 @numba.njit(fastmath=FASTMATH, inline="always")
-def _attend_tile(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Fold one tile (k, v: fp32 [TILE, D]) into one row's output. state = [running max, running sum]."""
+def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Fold places `first` to `valid` of a tile (k, v: fp32 [TILE, D]) into one row's output.
+
+    state = [running max, running sum].
+    """
     head_size = q.shape[0]
     scores = np.empty(k.shape[0], dtype=np.float32)
     top = state[0]
-    for j in range(valid):
+    for j in range(first, valid):
         dot = np.float32(0.0)
         for d in range(head_size):
             dot += q[d] * k[j, d]
-        scores[j] = dot * scale
-        top = max(top, scores[j])
+        score = dot * scale
+        if softcap > 0:
+            score = softcap * np.tanh(score / softcap)
+        scores[j] = score
+        top = max(top, score)
     fade = np.exp(state[0] - top) if state[1] > 0 else np.float32(0.0)
     total = state[1] * fade
     for d in range(head_size):
         out[d] *= fade
-    for j in range(valid):
+    for j in range(first, valid):
         weight = np.exp(scores[j] - top)
         total += weight
         for d in range(head_size):
@@ -113,10 +147,11 @@ def _attend_tile(q, k, v, valid, scale, out, state):  # type: ignore[no-untyped-
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _attend(q, kv, shift, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
-    scale = np.float32(1.0 / np.sqrt(head_size))
+    mask, shift, sign_mask, sign_shift = form[0], form[1], form[2], form[3]
+    scale, softcap, factor = numbers[0] * numbers[2], numbers[1], numbers[2]
     state = np.empty((q.shape[0], group, 2), dtype=np.float32)
     k_bits = np.empty((TILE, head_size), dtype=np.uint32)
     v_bits = np.empty((TILE, head_size), dtype=np.uint32)
@@ -125,27 +160,41 @@ def _attend(q, kv, shift, positions, row_starts, block_tables, out):  # type: ig
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
         length = positions[end - 1] + 1
+        seen = max(0, positions[begin] + 1 - window) if window > 0 else 0
         for h in range(num_kv_heads):
             for t in range(begin, end):
                 for g in range(group):
                     state[t, g, 0] = -np.inf
                     state[t, g, 1] = 0.0
-            for b in range((length + TILE - 1) // TILE):
+            for b in range(seen // TILE, (length + TILE - 1) // TILE):
                 for j in range(min(TILE, length - b * TILE)):
                     block = block_tables[s, (b * TILE + j) // block_size]
                     at = (b * TILE + j) % block_size
                     for d in range(head_size):
-                        k_bits[j, d] = np.uint32(kv[block, 0, at, h, d]) << shift
-                        v_bits[j, d] = np.uint32(kv[block, 1, at, h, d]) << shift
+                        k_raw = np.uint32(kv[block, 0, at, h, d])
+                        v_raw = np.uint32(kv[block, 1, at, h, d])
+                        k_bits[j, d] = ((k_raw & mask) << shift) | ((k_raw & sign_mask) << sign_shift)
+                        v_bits[j, d] = ((v_raw & mask) << shift) | ((v_raw & sign_mask) << sign_shift)
                 for t in range(begin, end):
+                    first = max(0, positions[t] + 1 - window - b * TILE) if window > 0 else 0
                     valid = min(TILE, positions[t] + 1 - b * TILE)
-                    if valid > 0:
+                    if valid > first:
                         for g in range(group):
-                            _attend_tile(q[t, h * group + g], k, v, valid, scale, out[t, h * group + g], state[t, g])
+                            _attend_tile(
+                                q[t, h * group + g],
+                                k,
+                                v,
+                                first,
+                                valid,
+                                scale,
+                                softcap,
+                                out[t, h * group + g],
+                                state[t, g],
+                            )
             for t in range(begin, end):
                 for g in range(group):
                     for d in range(head_size):
-                        out[t, h * group + g, d] /= state[t, g, 1]
+                        out[t, h * group + g, d] *= factor / state[t, g, 1]
 
 
 BACKENDS: dict[str, AttentionBackend] = {"dense": dense_attention, "cpu": cpu_attention}

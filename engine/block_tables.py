@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from core.errors import PoolExhausted
+from core.errors import PoolExhausted, PromptTooLong
+from core.types import GenerateRequest
 from engine.block_pool import BlockPool
 from engine.sequence import Sequence
 
@@ -35,10 +36,30 @@ class BlockTables:
         """Blocks that hold `num_tokens`."""
         return -(-num_tokens // self._limits.block_size_tokens)
 
+    def check_fits(self, request: GenerateRequest) -> None:
+        """Refuse what can never be served here.
+
+        Raises:
+            PromptTooLong: States the numbers; nothing was changed.
+        """
+        total = request.max_total_tokens
+        if total > self._limits.max_model_len:
+            raise PromptTooLong(
+                f"prompt of {len(request.token_ids)} tokens plus max_tokens {request.sampling.max_tokens} is {total}, "
+                f"the context window is {self._limits.max_model_len}; shorten one of them"
+            )
+        # Every choice could own all its blocks, plus one for growth while the prompt is shared.
+        needed = -(-total // self._limits.block_size_tokens) + request.sampling.n
+        if needed > self._pool.num_blocks:
+            raise PromptTooLong(
+                f"prompt plus max_tokens is {total} tokens and needs {needed} blocks, the pool holds "
+                f"{self._pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
+            )
+
     def find_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the longest known prefix; the last token is always left to compute."""
         hits: list[int] = []
-        if not self._limits.is_prefix_cache_on:
+        if not self._limits.is_prefix_cache_on or sequence.needs_prompt_scores:
             return hits
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
             block_id = self._pool.find(sequence.full_block_hash(index), sequence.block_tokens(index))

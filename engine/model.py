@@ -1,11 +1,12 @@
-"""One decoder-only transformer for the Llama family, over a paged KV cache.
+"""One decoder-only transformer for every family in `engine.families`, over a paged KV cache.
 
 Owns the forward pass. Does not know scheduling, sampling or where weights come from. Called by
 `engine.runner`, in rank processes only.
 
 Dimension key: T token rows (padded, see `engine.weights`), C width, F hidden, H query heads, K KV
 heads, D head size, V vocabulary, R rows to sample. Source: LLaMA, arXiv:2302.13971; GQA,
-arXiv:2305.13245; rotary embedding, arXiv:2104.09864, stretched as in Llama 3.1.
+arXiv:2305.13245; rotary embedding, arXiv:2104.09864, stretched as in Llama 3.1; what families add
+to it stands in `engine.families`.
 """
 
 from __future__ import annotations
@@ -19,26 +20,52 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.attention import BACKENDS, AttentionInputs
-from engine.model_spec import ModelSpec, RopeScaling
-from engine.weights import DTYPES, Linear, load_tensors, padded_rows
+from engine.attention import BACKENDS, AttentionInputs, AttentionRules
+from engine.families import Rope
+from engine.mlp import ACTIVATIONS, GatedMlp, GetWeight, Mlp, SparseMlp
+from engine.model_spec import ModelSpec
+from engine.weights import DTYPES, Linear, Norm, load_tensors, padded_rows
 
 
 class Layer:
     """Weights of one decoder layer. Q, K and V are one product, so are gate and up."""
 
-    def __init__(self, tensors: dict[str, Tensor], index: int) -> None:
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], index: int) -> None:
         """Pack the layer's weights."""
+        traits = spec.traits
 
         def get(name: str) -> Tensor:
-            return tensors[f"model.layers.{index}.{name}.weight"]
+            return tensors[f"model.layers.{index}.{name}"]
 
-        self.attention_norm = get("input_layernorm")
-        self.mlp_norm = get("post_attention_layernorm")
-        self.qkv = Linear(torch.cat([get(f"self_attn.{n}_proj") for n in "qkv"]))
-        self.o = Linear(get("self_attn.o_proj"))
-        self.gate_up = Linear(torch.cat([get("mlp.gate_proj"), get("mlp.up_proj")]))
-        self.down = Linear(get("mlp.down_proj"))
+        def linear(parts: tuple[str, ...], *, has_bias: bool) -> Linear:
+            bias = torch.cat([get(f"{part}.bias") for part in parts]) if has_bias else None
+            return Linear(torch.cat([get(f"{part}.weight") for part in parts]), bias)
+
+        def norm(name: str) -> Norm:
+            return Norm(get(f"{name}.weight"), spec.rms_norm_eps, has_offset=traits.has_norm_offset)
+
+        self.rope = traits.layers[index].rope
+        self.rules = AttentionRules(traits.attention_scale, traits.attention_softcap, traits.layers[index].window)
+        self.attention_norm = norm("input_layernorm")
+        self.attention_post_norm = norm("post_attention_layernorm") if traits.has_post_norms else None
+        self.mlp_norm = norm("pre_feedforward_layernorm" if traits.has_post_norms else "post_attention_layernorm")
+        self.mlp_post_norm = norm("post_feedforward_layernorm") if traits.has_post_norms else None
+        self.q_norm = norm("self_attn.q_norm") if traits.has_qk_norm else None
+        self.k_norm = norm("self_attn.k_norm") if traits.has_qk_norm else None
+        qkv = ("self_attn.qkv_proj",) if traits.is_fused else tuple(f"self_attn.{n}_proj" for n in "qkv")
+        self.qkv = linear(qkv, has_bias=traits.has_qkv_bias)
+        self.o = linear(("self_attn.o_proj",), has_bias=traits.has_o_bias)
+        self.mlp: Mlp = _mlp(spec, index, get, linear)
+
+
+def _mlp(spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear]) -> Mlp:
+    traits = spec.traits
+    activation = ACTIVATIONS[traits.activation]
+    if traits.experts is not None and traits.layers[index].is_sparse:
+        return SparseMlp(traits.experts, get, activation)
+    gate_up = ("mlp.gate_up_proj",) if traits.is_fused else ("mlp.gate_proj", "mlp.up_proj")
+    has_bias = traits.has_mlp_bias
+    return GatedMlp(linear(gate_up, has_bias=has_bias), linear(("mlp.down_proj",), has_bias=has_bias), activation)
 
 
 class Model:
@@ -54,11 +81,14 @@ class Model:
         self.spec, self.device, self.dtype = spec, device, DTYPES[spec.dtype]
         self._attend = BACKENDS[attention]
         self._embedding = tensors["model.embed_tokens.weight"]
-        self._norm = tensors["model.norm.weight"]
-        self._layers = [Layer(tensors, i) for i in range(spec.num_layers)]
+        self._embedding_scale = torch.tensor(spec.traits.embedding_scale, dtype=self.dtype, device=device)
+        has_offset = spec.traits.has_norm_offset
+        self._norm = Norm(tensors["model.norm.weight"], spec.rms_norm_eps, has_offset=has_offset)
+        self._layers = [Layer(spec, tensors, i) for i in range(spec.num_layers)]
         self._head = Linear(self._embedding if spec.is_tied else tensors["lm_head.weight"])
-        angles = torch.outer(torch.arange(spec.max_model_len).float(), _frequencies(spec))
-        self._cos, self._sin = angles.cos().to(device), angles.sin().to(device)
+        positions = torch.arange(spec.max_model_len).float()
+        angles = [torch.outer(positions, _frequencies(rope, spec.traits.rotary_size)) for rope in spec.traits.ropes]
+        self._rotations = [(a.cos().to(device), a.sin().to(device)) for a in angles]
 
     @torch.inference_mode()
     def forward(
@@ -85,22 +115,29 @@ class Model:
         rows = padded_rows(num_rows, self.dtype, self.device)
         ids = self._index(token_ids, rows)
         positions = self._index(inputs.positions, rows)
-        cos, sin = self._cos[positions][:, None, :], self._sin[positions][:, None, :]
+        rotations = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations]
         block_size = kv.shape[3]
         at = inputs.positions // block_size
         row_sequence = np.repeat(np.arange(len(inputs.row_starts) - 1), np.diff(inputs.row_starts))
         blocks = torch.as_tensor(inputs.block_tables[row_sequence, at], device=self.device)
         offsets = torch.as_tensor(inputs.positions % block_size, device=self.device)
         x_TC = F.embedding(ids, self._embedding)
+        if self.spec.traits.embedding_scale != 1.0:
+            x_TC = x_TC * self._embedding_scale
         for index, layer in enumerate(self._layers):
-            x_TC = x_TC + self._attention(layer, x_TC, cos, sin, kv[index], (blocks, offsets), inputs)
-            x_TC = x_TC + self._mlp(layer, x_TC)
+            x_TC = x_TC + self._attention(layer, x_TC, rotations[layer.rope], kv[index], (blocks, offsets), inputs)
+            y_TC = layer.mlp(layer.mlp_norm(x_TC))
+            x_TC = x_TC + (y_TC if layer.mlp_post_norm is None else layer.mlp_post_norm(y_TC))
             on_layer(index)
         if not len(sample_rows):
             return torch.empty(0, self.spec.vocabulary_size)
+        return self._logits(x_TC, sample_rows)
+
+    def _logits(self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any]) -> Tensor:
         wanted = self._index(sample_rows, padded_rows(len(sample_rows), self.dtype, self.device))
-        h_RC = F.rms_norm(x_TC[wanted], (self.spec.width,), self._norm, self.spec.rms_norm_eps)
-        return self._head(h_RC)[: len(sample_rows)].float()
+        logits = self._head(self._norm(x_TC[wanted]))[: len(sample_rows)].float()
+        cap = self.spec.traits.final_softcap
+        return cap * torch.tanh(logits / cap) if cap else logits
 
     def _index(self, values: np.ndarray[Any, Any], rows: int) -> Tensor:
         padded = np.zeros(rows, dtype=np.int64)
@@ -108,41 +145,43 @@ class Model:
         return torch.from_numpy(padded).to(self.device)
 
     def _attention(
-        self, layer: Layer, x_TC: Tensor, cos: Tensor, sin: Tensor, kv: Tensor,
+        self, layer: Layer, x_TC: Tensor, rotation: tuple[Tensor, Tensor], kv: Tensor,
         slots: tuple[Tensor, Tensor], inputs: AttentionInputs,
     ) -> Tensor:  # fmt: skip
         spec, rows = self.spec, x_TC.shape[0]
-        h_TC = F.rms_norm(x_TC, (spec.width,), layer.attention_norm, spec.rms_norm_eps)
         sizes = [n * spec.head_size for n in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
-        q, k, v = layer.qkv(h_TC).split(sizes, dim=1)
-        q_THD = _rotate(q.view(rows, spec.num_heads, spec.head_size), cos, sin)
-        k_TKD = _rotate(k.view(rows, spec.num_kv_heads, spec.head_size), cos, sin)
+        q, k, v = layer.qkv(layer.attention_norm(x_TC)).split(sizes, dim=1)
+        q_THD = q.view(rows, spec.num_heads, spec.head_size)
+        k_TKD = k.view(rows, spec.num_kv_heads, spec.head_size)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
+        q_THD, k_TKD = _rotate(q_THD, *rotation), _rotate(k_TKD, *rotation)
         v_TKD = v.view(rows, spec.num_kv_heads, spec.head_size)
         blocks, offsets = slots
         kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
         kv[blocks, 1, offsets] = v_TKD[: len(blocks)]
-        return layer.o(self._attend(q_THD, kv, inputs).reshape(rows, -1))
-
-    def _mlp(self, layer: Layer, x_TC: Tensor) -> Tensor:
-        h_TC = F.rms_norm(x_TC, (self.spec.width,), layer.mlp_norm, self.spec.rms_norm_eps)
-        gate_TF, up_TF = layer.gate_up(h_TC).chunk(2, dim=1)
-        return layer.down(F.silu(gate_TF) * up_TF)
+        y_TC = layer.o(self._attend(q_THD, kv, inputs, layer.rules).reshape(rows, -1))
+        return y_TC if layer.attention_post_norm is None else layer.attention_post_norm(y_TC)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate [T, heads, D] by position, half-split form, in fp32."""
-    a, b = x.float().chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Rotate the first dimensions of [T, heads, D] by position, half-split form, in fp32."""
+    size = 2 * cos.shape[-1]
+    a, b = x[..., :size].float().chunk(2, dim=-1)
+    rotated = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    return rotated if size == x.shape[-1] else torch.cat((rotated, x[..., size:]), dim=-1)
 
 
-def _frequencies(spec: ModelSpec) -> Tensor:
-    """Rotary frequencies, fp32 [D / 2]."""
-    exponents = torch.arange(0, spec.head_size, 2, dtype=torch.int64).float() / spec.head_size
-    frequencies = 1.0 / (spec.rope_theta**exponents)
-    return frequencies if spec.rope_scaling is None else _stretch(frequencies, spec.rope_scaling)
+def _frequencies(rope: Rope, rotary_size: int) -> Tensor:
+    """Rotary frequencies, fp32 [rotary_size / 2]."""
+    exponents = torch.arange(0, rotary_size, 2, dtype=torch.int64).float() / rotary_size
+    frequencies = 1.0 / (rope.theta**exponents)
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    return _stretch(frequencies, rope) if rope.kind == "llama3" else frequencies
 
 
-def _stretch(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+def _stretch(frequencies: Tensor, scaling: Rope) -> Tensor:
     """Llama 3.1: long waves are divided by `factor`, short ones kept, those between blended."""
     waves = 2 * math.pi / frequencies
     ratio = scaling.original_max_position_embeddings / waves

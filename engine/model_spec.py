@@ -1,35 +1,24 @@
 """What a Hugging Face folder holds, read without torch.
 
 Owns the parsing of `config.json` and `generation_config.json`, the list of tensors a model must
-have, and the strict comparison with the safetensors headers, in both directions. Does not load
-weights. Called by `engine.weights`, by the worker (for its layout) and by `baton check-config`.
+have, and the strict comparison with the safetensors headers, in both directions. Does not know
+what tells families apart (`engine.families`) and loads no weights. Called by `engine.weights`, by
+the worker (for its layout) and by `baton check-config`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import ModelLoadError
 from core.kv_layout import KVLayout
+from engine.families import ALWAYS_TIED, Traits, positive, read_traits
+from engine.safetensors_files import tensor_headers, weights_digest
 
-ARCHITECTURES = ("LlamaForCausalLM",)
-MAX_HEADER_BYTES = 100 << 20
 MAX_JSON_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """Llama 3's stretching of low rotary frequencies."""
-
-    factor: float
-    low_freq_factor: float
-    high_freq_factor: float
-    original_max_position_embeddings: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +37,14 @@ class ModelSpec:
     num_kv_heads: int
     head_size: int
     rms_norm_eps: float
-    rope_theta: float
-    rope_scaling: RopeScaling | None
+    traits: Traits
     max_model_len: int
     is_tied: bool
     dtype: str
     eos_token_ids: tuple[int, ...]
     tensor_files: dict[str, str]
+    default_sampling: dict[str, float]
+    """What `generation_config.json` sets, by our own names."""
 
     def layout(self, block_size_tokens: int) -> KVLayout:
         """KV layout of one unsharded worker."""
@@ -62,26 +52,50 @@ class ModelSpec:
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the folder must hold, no more and no fewer."""
-        q, kv = self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         shapes: dict[str, tuple[int, ...]] = {
             "model.embed_tokens.weight": (self.vocabulary_size, self.width),
             "model.norm.weight": (self.width,),
         }
         if not self.is_tied:
             shapes["lm_head.weight"] = (self.vocabulary_size, self.width)
-        for layer in range(self.num_layers):
-            prefix = f"model.layers.{layer}."
-            shapes |= {
-                f"{prefix}input_layernorm.weight": (self.width,),
-                f"{prefix}post_attention_layernorm.weight": (self.width,),
-                f"{prefix}self_attn.q_proj.weight": (q, self.width),
-                f"{prefix}self_attn.k_proj.weight": (kv, self.width),
-                f"{prefix}self_attn.v_proj.weight": (kv, self.width),
-                f"{prefix}self_attn.o_proj.weight": (self.width, q),
-                f"{prefix}mlp.gate_proj.weight": (self.hidden, self.width),
-                f"{prefix}mlp.up_proj.weight": (self.hidden, self.width),
-                f"{prefix}mlp.down_proj.weight": (self.width, self.hidden),
-            }
+        for index in range(self.num_layers):
+            layer = {**self._attention_tensors(), **self._norm_tensors(), **self._mlp_tensors(index)}
+            shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
+        return shapes
+
+    def _attention_tensors(self) -> dict[str, tuple[int, ...]]:
+        t, q, kv = self.traits, self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        rows = {"qkv_proj": q + 2 * kv} if t.is_fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        shapes: dict[str, tuple[int, ...]] = {f"self_attn.{n}.weight": (size, self.width) for n, size in rows.items()}
+        shapes["self_attn.o_proj.weight"] = (self.width, q)
+        if t.has_qkv_bias:
+            shapes |= {f"self_attn.{n}.bias": (size,) for n, size in rows.items()}
+        if t.has_o_bias:
+            shapes["self_attn.o_proj.bias"] = (self.width,)
+        if t.has_qk_norm:
+            shapes |= {f"self_attn.{n}.weight": (self.head_size,) for n in ("q_norm", "k_norm")}
+        return shapes
+
+    def _norm_tensors(self) -> dict[str, tuple[int, ...]]:
+        names = ["input_layernorm", "post_attention_layernorm"]
+        if self.traits.has_post_norms:
+            names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+        return {f"{name}.weight": (self.width,) for name in names}
+
+    def _mlp_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
+        t, e = self.traits, self.traits.experts
+        if e is not None and t.layers[index].is_sparse:
+            shapes: dict[str, tuple[int, ...]] = {f"{e.prefix}.gate.weight": (e.num, self.width)}
+            for expert in range(e.num):
+                name = f"{e.prefix}.experts.{expert}"
+                shapes |= {f"{name}.{n}.weight": (e.hidden, self.width) for n in (e.gate, e.up)}
+                shapes[f"{name}.{e.down}.weight"] = (self.width, e.hidden)
+            return shapes
+        rows = {"gate_up_proj": 2 * self.hidden} if t.is_fused else {"gate_proj": self.hidden, "up_proj": self.hidden}
+        shapes = {f"mlp.{n}.weight": (size, self.width) for n, size in rows.items()}
+        shapes["mlp.down_proj.weight"] = (self.width, self.hidden)
+        if t.has_mlp_bias:
+            shapes |= {f"mlp.{n}.bias": (size,) for n, size in {**rows, "down_proj": self.width}.items()}
         return shapes
 
 
@@ -99,42 +113,38 @@ def read_model(folder: Path, dtype: str = "auto", max_model_len: int = 0, name: 
     """
     config = _read_json(folder / "config.json")
     architecture = (config.get("architectures") or ["none"])[0]
-    if architecture not in ARCHITECTURES:
-        raise ModelLoadError(
-            f"architecture {architecture} of {folder.name} is not supported; supported: {', '.join(ARCHITECTURES)}"
-        )
-    for key in ("attention_bias", "mlp_bias"):
-        if config.get(key):
-            raise ModelLoadError(f"config.json has {key} = true, which {architecture} here does not support")
-    if config.get("hidden_act", "silu") != "silu":
-        raise ModelLoadError(f"config.json has hidden_act {config['hidden_act']}, only silu is supported")
+    num_layers, num_heads = positive(config, "num_hidden_layers"), positive(config, "num_attention_heads")
+    head_size = config.get("head_dim") or positive(config, "hidden_size") // num_heads
+    try:
+        traits = read_traits(architecture, config, num_layers, head_size)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelLoadError(f"config.json of {folder.name} has a value of the wrong kind: {error}") from error
     generation_path = folder / "generation_config.json"
     generation = _read_json(generation_path) if generation_path.exists() else {}
-    own_len = _positive(config, "max_position_embeddings")
+    own_len = positive(config, "max_position_embeddings")
     if max_model_len > own_len:
         raise ModelLoadError(f"model.max_model_len {max_model_len} is above the model's own {own_len}")
-    headers = _tensor_headers(folder)
-    num_heads = _positive(config, "num_attention_heads")
+    headers = tensor_headers(folder)
     spec = ModelSpec(
         folder=folder,
         name=name or folder.name,
         architecture=architecture,
-        digest=_digest(folder, sorted({file for file, _ in headers.values()})),
-        vocabulary_size=_positive(config, "vocab_size"),
-        width=_positive(config, "hidden_size"),
-        hidden=_positive(config, "intermediate_size"),
-        num_layers=_positive(config, "num_hidden_layers"),
+        digest=weights_digest(folder, sorted({file for file, _ in headers.values()})),
+        vocabulary_size=positive(config, "vocab_size"),
+        width=positive(config, "hidden_size"),
+        hidden=positive(config, "intermediate_size"),
+        num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_size=config.get("head_dim") or _positive(config, "hidden_size") // num_heads,
+        head_size=head_size,
         rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=_rope_theta(config),
-        rope_scaling=_rope_scaling(config),
+        traits=traits,
         max_model_len=max_model_len or own_len,
-        is_tied=bool(config.get("tie_word_embeddings", False)),
+        is_tied=bool(config.get("tie_word_embeddings", architecture in ALWAYS_TIED)),
         dtype=_dtype(config, dtype),
         eos_token_ids=_eos(config, generation),
         tensor_files={tensor: file for tensor, (file, _) in headers.items()},
+        default_sampling=_default_sampling(generation),
     )
     if spec.num_heads % spec.num_kv_heads:
         raise ModelLoadError(f"{spec.num_heads} query heads cannot be shared by {spec.num_kv_heads} KV heads")
@@ -156,46 +166,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _positive(config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        raise ModelLoadError(f"config.json has {key} = {value!r}, must be a positive integer")
-    return value
-
-
-def _rope(config: dict[str, Any]) -> dict[str, Any]:
-    # transformers 5 writes `rope_parameters`, earlier ones `rope_theta` and `rope_scaling`.
-    return {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
-
-
-def _rope_theta(config: dict[str, Any]) -> float:
-    return float(_rope(config).get("rope_theta") or config.get("rope_theta") or 10_000.0)
-
-
-def _rope_scaling(config: dict[str, Any]) -> RopeScaling | None:
-    rope = _rope(config)
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return None
-    if kind != "llama3":
-        raise ModelLoadError(f"config.json has rope scaling {kind!r}, supported: default, llama3")
-    try:
-        return RopeScaling(
-            float(rope["factor"]),
-            float(rope["low_freq_factor"]),
-            float(rope["high_freq_factor"]),
-            int(rope["original_max_position_embeddings"]),
-        )
-    except KeyError as error:
-        raise ModelLoadError(f"config.json's llama3 rope scaling lacks {error}") from error
+def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
+    """Sampling fields that the model's makers set; zero temperature and absent ones are left out."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    return {n: generation[n] for n in names if isinstance(generation.get(n), (int, float)) and generation[n] > 0}
 
 
 def _dtype(config: dict[str, Any], wish: str) -> str:
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
     chosen = stored if wish == "auto" else wish
-    if chosen == "float16":
-        chosen = "bfloat16"  # no fp16 kernels on CPU; bf16 has the range, so nothing overflows
-    if chosen not in ("float32", "bfloat16"):
+    if chosen not in ("float32", "bfloat16", "float16"):
         raise ModelLoadError(f"weights of dtype {chosen} are not supported; set model.dtype to float32 or bfloat16")
     return chosen
 
@@ -205,52 +185,6 @@ def _eos(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
     if value is None:
         return ()
     return tuple(value) if isinstance(value, list) else (int(value),)
-
-
-def _tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        raise ModelLoadError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
-    found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for file in files:
-        for tensor, shape in _read_header(folder / file).items():
-            if tensor in found:
-                raise ModelLoadError(f"tensor {tensor} is in {found[tensor][0]} and in {file}")
-            found[tensor] = (file, shape)
-    return found
-
-
-def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(8)
-        (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
-        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ModelLoadError(f"{path.name} is not a safetensors file: its header claims {length} of {size} bytes")
-        try:
-            header = json.loads(file.read(length))
-            shapes = {name: tuple(info["shape"]) for name, info in header.items() if name != "__metadata__"}
-            end = max((info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"), default=0)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"{path.name} has a malformed safetensors header: {error}") from error
-    if 8 + length + end != size:
-        raise ModelLoadError(
-            f"{path.name} has {size} bytes, its header describes {8 + length + end}; it is truncated or damaged"
-        )
-    return shapes
-
-
-def _digest(folder: Path, files: list[str]) -> str:
-    """Fingerprint of the weights: headers, sizes, and the first and last MiB of every file."""
-    digest = hashlib.blake2b((folder / "config.json").read_bytes(), digest_size=8)
-    for name in files:
-        path = folder / name
-        digest.update(f"{name}:{path.stat().st_size}".encode())
-        with path.open("rb") as file:
-            digest.update(file.read(1 << 20))
-            file.seek(max(0, path.stat().st_size - (1 << 20)))
-            digest.update(file.read())
-    return digest.hexdigest()
 
 
 def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], *, is_tied: bool) -> None:

@@ -68,7 +68,7 @@ def _load(order: dict[str, Any], kv_fd: int) -> Any:  # noqa: ANN401 - torch is 
     model = Model(spec, torch.device(order["device"]), order["attention"])
     runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"])
     # One step in block 0 compiles the kernels before the first request needs them.
-    runner.execute(plan_from_wire([0, [[0, 0, [0], [0], []]], [], False]), lambda step_id, layer: None)
+    runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False]), lambda step_id, layer: None)
     return runner
 
 

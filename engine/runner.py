@@ -7,6 +7,7 @@ Owns the KV tensor and the building of inputs. Does not know processes or the ne
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from core.plan import StepItem, StepPlan, StepResult
 from core.types import Logprob
 from engine.attention import AttentionInputs
 from engine.model import Model
-from engine.sampling import draw
+from engine.sampling import draw, score
 from engine.weights import DTYPES
 
 
@@ -39,6 +40,8 @@ class ModelRunner:
         inputs = _inputs(plan.items)
         sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
         rows = np.asarray([inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64)
+        scoring = [(index, item) for index, item in enumerate(plan.items) if item.targets]
+        rows = np.concatenate([rows, *(inputs.row_starts[i] + np.arange(len(item.targets)) for i, item in scoring)])
         logits = self.model.forward(token_ids, inputs, self.kv, rows, lambda layer: on_layer(plan.step_id, layer))
         values = logits.cpu().numpy()
         tokens: dict[tuple[int, int], Logprob] = {}
@@ -49,7 +52,18 @@ class ModelRunner:
                     tokens[item.sequence_key, spec.choice] = draw(values[row], spec)
             except ValueError as error:
                 failed[item.sequence_key] = str(error)
-        return StepResult(plan.step_id, tokens, failed)
+        return StepResult(plan.step_id, tokens, failed, _scores(values[len(sampling) :], scoring))
+
+
+def _scores(logits: np.ndarray[Any, Any], scoring: list[tuple[int, StepItem]]) -> dict[int, tuple[Logprob, ...]]:
+    """Score prompt tokens; logits fp32 [all targets, V]."""
+    scored, at = {}, 0
+    for _, item in scoring:
+        part = logits[at : at + len(item.targets)]
+        at += len(item.targets)
+        pairs = zip(part, item.targets, strict=True)
+        scored[item.sequence_key] = tuple(score(row, target, item.num_target_logprobs) for row, target in pairs)
+    return scored
 
 
 def _inputs(items: tuple[StepItem, ...]) -> AttentionInputs:

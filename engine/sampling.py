@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.plan import SampleSpec
+from core.plan import Penalties, SampleSpec
 from core.types import Logprob
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
@@ -34,9 +34,8 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     if np.isnan(row).any() or not np.isfinite(row.max()):
         raise ValueError("the model's logits are not finite")
     raw = row
-    if spec.banned:
-        row = row.copy()
-        row[list(spec.banned)] = -np.inf
+    if spec.bias or spec.allowed or spec.banned or spec.penalties is not None:
+        row = _adjusted(row, spec)
         if not np.isfinite(row.max()):
             raise ValueError("every token of the vocabulary is banned")
     token_id = int(row.argmax()) if spec.temperature == 0 else _sample(row, spec)
@@ -45,12 +44,46 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     return _with_logprobs(raw, token_id, spec.num_logprobs)
 
 
+def score(logits: np.ndarray[Any, Any], token_id: int, num_top: int) -> Logprob:
+    """Score a given token under logits, fp32 [V], with its likeliest rivals."""
+    return _with_logprobs(logits.astype(np.float64), token_id, num_top)
+
+
+def _adjusted(row: Row, spec: SampleSpec) -> Row:
+    """Apply bias, then penalties, then the masks; the order is vLLM's."""
+    row = row.copy()
+    for token_id, bias in spec.bias:
+        row[token_id] += bias
+    if spec.penalties is not None:
+        _penalise(row, spec.penalties)
+    if spec.allowed:
+        kept = np.full_like(row, -np.inf)
+        allowed = list(spec.allowed)
+        kept[allowed] = row[allowed]
+        row = kept
+    if spec.banned:
+        row[list(spec.banned)] = -np.inf
+    return row
+
+
+def _penalise(row: Row, p: Penalties) -> None:
+    """Change a row in place. Sources: CTRL, arXiv:1909.05858 (repetition); OpenAI's API (the others)."""
+    output, counts = np.unique(np.asarray(p.output_ids, dtype=np.int64), return_counts=True)
+    if p.repetition != 1.0:
+        seen = np.union1d(np.asarray(p.prompt_ids, dtype=np.int64), output)
+        row[seen] = np.where(row[seen] > 0, row[seen] / p.repetition, row[seen] * p.repetition)
+    row[output] -= p.frequency * counts + p.presence
+
+
 def _sample(row: Row, spec: SampleSpec) -> int:
     """Inverse of the cumulative distribution over tokens sorted by (logit descending, id)."""
     order = np.argsort(-row, kind="stable")
     if 0 < spec.top_k < len(order):
         order = order[: spec.top_k]
     scaled = (row[order] - row[order[0]]) / max(spec.temperature, 1e-6)
+    if spec.min_p > 0:
+        kept = max(1, int(np.searchsorted(-scaled, -np.log(spec.min_p), side="right")))
+        order, scaled = order[:kept], scaled[:kept]
     cumulative = np.cumsum(np.exp(scaled))
     if spec.top_p < 1.0:
         kept = int(np.searchsorted(cumulative, spec.top_p * cumulative[-1], side="left")) + 1

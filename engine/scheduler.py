@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from core.block_hash import BlockHash, root_hash
-from core.errors import InvariantViolation, PoolExhausted, PromptTooLong
+from core.errors import InvariantViolation, PoolExhausted
 from core.ids import Epoch
 from core.plan import SampleSpec, StepItem, StepPlan, StepResult
 from core.types import GenerateRequest, Logprob
@@ -76,7 +76,7 @@ class Scheduler:
         Raises:
             PromptTooLong: It could not fit the context window or the pool even alone.
         """
-        self.check_fits(request)
+        self.tables.check_fits(request)
         self._next_key += 1
         return Sequence(
             key=self._next_key,
@@ -90,26 +90,6 @@ class Scheduler:
             arrived_at=now_s,
             handover=handover,
         )
-
-    def check_fits(self, request: GenerateRequest) -> None:
-        """Refuse what can never be served here.
-
-        Raises:
-            PromptTooLong: States the numbers; nothing was changed.
-        """
-        total = request.max_total_tokens
-        if total > self.limits.max_model_len:
-            raise PromptTooLong(
-                f"prompt of {len(request.token_ids)} tokens plus max_tokens {request.sampling.max_tokens} is {total}, "
-                f"the context window is {self.limits.max_model_len}; shorten one of them"
-            )
-        # Every choice could own all its blocks, plus one for growth while the prompt is shared.
-        needed = -(-total // self.limits.block_size_tokens) + request.sampling.n
-        if needed > self.pool.num_blocks:
-            raise PromptTooLong(
-                f"prompt plus max_tokens is {total} tokens and needs {needed} blocks, the pool holds "
-                f"{self.pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
-            )
 
     def _root(self, request: GenerateRequest) -> BlockHash:
         return root_hash(self._content_digest, request.scope)
@@ -332,6 +312,8 @@ class Scheduler:
             block_table=tuple(sequence.block_table[: self.tables.blocks_for(end)]),
             samples=samples,
             scope=sequence.request.scope,
+            targets=sequence.targets(start, end),
+            num_target_logprobs=sequence.request.sampling.prompt_logprobs or 0,
         )
 
     # --- blocks -----------------------------------------------------------------------------------
@@ -398,6 +380,8 @@ class Scheduler:
             self.running.remove(sequence)
         self.tables.free(sequence)
         sequence.num_computed_tokens = 0
+        if sequence.needs_prompt_scores:
+            sequence.prompt_logprobs.clear()
         sequence.status = Status.WAITING
         self.waiting.appendleft(sequence)
 
@@ -426,6 +410,7 @@ class Scheduler:
                 events.append(SequenceFailed(sequence, result.failed[item.sequence_key]))
                 continue
             sequence.num_computed_tokens = item.start + len(item.token_ids)
+            sequence.prompt_logprobs += result.scored.get(item.sequence_key, ())
             self.tables.register(sequence, item.start)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 events += self._prompt_or_token_done(sequence, item, result, now_s)
@@ -484,6 +469,7 @@ class Scheduler:
                 started_at=sequence.started_at,
                 prompt_done_at=sequence.prompt_done_at,
                 run_alone=sequence.run_alone,
+                prompt_logprobs=sequence.prompt_logprobs,
             )
             for block_id in fork.block_table:
                 self.pool.share(block_id)

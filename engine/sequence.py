@@ -16,7 +16,7 @@ from enum import Enum, auto
 
 from core.block_hash import BlockHash, block_hash
 from core.ids import Epoch
-from core.plan import SampleSpec
+from core.plan import Penalties, SampleSpec
 from core.types import FinishReason, GenerateRequest, Logprob
 
 
@@ -66,6 +66,7 @@ class Sequence:
     started_at: float | None = None
     prompt_done_at: float | None = None
     run_alone: bool = False
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
     _hashes: list[BlockHash] = field(default_factory=list)
 
     @property
@@ -88,6 +89,17 @@ class Sequence:
         """True while the client is too far behind for another position."""
         return self.num_output_tokens >= self.credit
 
+    @property
+    def needs_prompt_scores(self) -> bool:
+        """True while prompt log probabilities are wanted and not all there; cached blocks have none to give."""
+        return self.request.sampling.prompt_logprobs is not None and self.prompt_done_at is None
+
+    def targets(self, start: int, end: int) -> tuple[int, ...]:
+        """Prompt tokens that follow positions `start` to `end`, if they are to be scored."""
+        if not self.needs_prompt_scores:
+            return ()
+        return self.request.token_ids[start + 1 : end + 1]
+
     def full_block_hash(self, index: int) -> BlockHash:
         """Chained hash of the full block `index`; needs all its tokens to be known."""
         size = self.block_size_tokens
@@ -105,9 +117,10 @@ class Sequence:
     def sample_specs(self) -> tuple[SampleSpec, ...]:
         """How to draw the next token of each choice."""
         sampling, position = self.request.sampling, self.num_output_tokens
-        banned: tuple[int, ...] = ()
+        banned: tuple[int, ...] = self._ends_of_bad_words()
         if position < sampling.min_tokens:
-            banned = self.request.eos_token_ids + sampling.stop_token_ids
+            banned += self.request.eos_token_ids + sampling.stop_token_ids
+        penalties = self._penalties()
         return tuple(
             SampleSpec(
                 choice=choice,
@@ -118,9 +131,31 @@ class Sequence:
                 top_p=sampling.top_p,
                 num_logprobs=sampling.logprobs,
                 banned=banned,
+                min_p=sampling.min_p,
+                bias=sampling.logit_bias,
+                allowed=sampling.allowed_token_ids,
+                penalties=penalties,
             )
             for choice in self.choices
         )
+
+    def _ends_of_bad_words(self) -> tuple[int, ...]:
+        """Tokens that would complete a bad word after what the output ends with."""
+        first = len(self.request.token_ids)
+        return tuple(
+            word[-1]
+            for word in self.request.sampling.bad_words
+            if self.num_output_tokens >= len(word) - 1
+            and tuple(self.token_ids[max(first, len(self.token_ids) - len(word) + 1) :]) == word[:-1]
+        )
+
+    def _penalties(self) -> Penalties | None:
+        s, first = self.request.sampling, len(self.request.token_ids)
+        if not s.presence_penalty and not s.frequency_penalty and s.repetition_penalty == 1.0:
+            return None
+        prompt = tuple(sorted(set(self.request.token_ids))) if s.repetition_penalty != 1.0 else ()
+        output = tuple(self.token_ids[first:])
+        return Penalties(s.presence_penalty, s.frequency_penalty, s.repetition_penalty, prompt, output)
 
     def finish_after(self, token_id: int, num_output_tokens: int) -> tuple[FinishReason, int | None] | None:
         """Decide whether an output of `num_output_tokens` ending in `token_id` is final.

@@ -6,7 +6,8 @@ Owns loading and the two product recipes. Does not know the model's structure. C
 Batch invariance on CPU (ADR 2 has the measurements): fp32 products with prepacked oneDNN weights
 are bitwise equal for every number of rows from 2 up; bf16 ones are not on every CPU (AMX changes
 its summation with the number of rows), but are for a fixed number of rows. So fp32 is padded to 4
-rows, bf16 is computed in tiles of exactly 32 rows.
+rows, bf16 is computed in tiles of exactly 32 rows. fp16 weights are kept as fp32 on CPU, which has no
+fp16 products: sums are fp32 and every result is rounded to fp16, as on a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from engine.model_spec import ModelSpec
 
 TILE_ROWS = 32
 MIN_ROWS = 4
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def load_tensors(spec: ModelSpec, device: torch.device) -> dict[str, Tensor]:
@@ -48,29 +49,52 @@ def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows to compute so that products of this dtype are batch-invariant."""
     if device.type != "cpu":
         return num_rows
-    if dtype is torch.float32 and torch.backends.mkldnn.is_available():
+    if dtype is not torch.bfloat16 and torch.backends.mkldnn.is_available():
         return max(num_rows, MIN_ROWS)
     return -(-num_rows // TILE_ROWS) * TILE_ROWS
 
 
 class Linear:
-    """y = x @ w.T without bias. Source of the prepacked calls: torch's own inductor lowering."""
+    """y = x @ w.T + b. Source of the prepacked calls: torch's own inductor lowering."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Prepack a weight [out, in] for this device."""
-        self._is_packed = weight.device.type == "cpu" and torch.backends.mkldnn.is_available()
-        self._is_tiled = weight.device.type == "cpu" and not (self._is_packed and weight.dtype is torch.float32)
+        is_cpu = weight.device.type == "cpu"
+        self._dtype = weight.dtype
+        self._is_widened = is_cpu and weight.dtype is torch.float16
+        if self._is_widened:
+            weight, bias = weight.float(), None if bias is None else bias.float()
+        self._is_packed = is_cpu and torch.backends.mkldnn.is_available()
+        self._is_tiled = is_cpu and not (self._is_packed and weight.dtype is torch.float32)
+        self._bias = bias
         # A private copy: prepacking may keep a reference, and the embedding must stay plain.
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), None) if self._is_packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], rows from `padded_rows`, to [rows, out]."""
+        if self._is_widened:
+            return self._product(x.float()).to(self._dtype)
         if not self._is_tiled or x.shape[0] == TILE_ROWS:
             return self._product(x)
         return torch.cat([self._product(tile) for tile in x.split(TILE_ROWS)])
 
     def _product(self, x: Tensor) -> Tensor:
         if self._is_packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, None, "none", [], "")
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, "none", [], "")
             return y
-        return F.linear(x, self._weight)
+        return F.linear(x, self._weight, self._bias)
+
+
+class Norm:
+    """Root mean square norm; with an offset, Gemma's 1 + weight in fp32."""
+
+    def __init__(self, weight: Tensor, eps: float, *, has_offset: bool) -> None:
+        """Keep the weight [size] in the form it is used in."""
+        self._eps, self._has_offset = eps, has_offset
+        self._weight = weight.float() + 1.0 if has_offset else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension."""
+        if self._has_offset:
+            return F.rms_norm(x.float(), self._weight.shape, self._weight, self._eps).to(x.dtype)
+        return F.rms_norm(x, self._weight.shape, self._weight, self._eps)

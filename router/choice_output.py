@@ -11,7 +11,7 @@ from typing import Protocol
 
 from core.errors import InvariantViolation, WorkerLost
 from core.session import TokenDelta
-from core.types import ChoiceFinished, FinishReason, RequestEvent, SamplingParams, TextDelta
+from core.types import ChoiceFinished, FinishReason, GenerateRequest, RequestEvent, SamplingParams, TextDelta
 
 
 class TextDecoder(Protocol):
@@ -26,7 +26,7 @@ class TextDecoder(Protocol):
         ...
 
 
-NewDecoder = Callable[[tuple[int, ...]], TextDecoder]
+NewDecoder = Callable[[GenerateRequest], TextDecoder]
 
 
 class ChoiceOutput:
@@ -37,7 +37,7 @@ class ChoiceOutput:
         self.choice = choice
         self.token_ids: list[int] = []
         self.finished: ChoiceFinished | None = None
-        self._stop, self._decoder = sampling.stop, decoder
+        self._stop, self._includes_stop, self._decoder = sampling.stop, sampling.include_stop, decoder
         self._held = ""
 
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:
@@ -58,7 +58,7 @@ class ChoiceOutput:
                 f"choice {self.choice} position {delta.position}: tokens {overlap} were delivered, now {delta.token_ids} came"
             )
         fresh = delta.token_ids[len(overlap) :]
-        text, used = self._decode(fresh)
+        text, used = self._decode(fresh, shows_last=delta.finish is not FinishReason.STOP or self._includes_stop)
         is_cut = self.finished is not None
         if not is_cut and delta.finish is not None:
             text += self._release(self._decoder.flush())
@@ -75,11 +75,13 @@ class ChoiceOutput:
             events.append(self.finished)
         return events
 
-    def _decode(self, fresh: tuple[int, ...]) -> tuple[str, tuple[int, ...]]:
+    def _decode(self, fresh: tuple[int, ...], *, shows_last: bool) -> tuple[str, tuple[int, ...]]:
+        """Append tokens; the one that stopped the output has no text unless it is asked for."""
         text = ""
         for index, token_id in enumerate(fresh):
             self.token_ids.append(token_id)
-            text += self._release(self._decoder.push(token_id))
+            if index < len(fresh) - 1 or shows_last:
+                text += self._release(self._decoder.push(token_id))
             if self.finished is not None:
                 return text, fresh[: index + 1]
         return text, fresh
@@ -92,7 +94,8 @@ class ChoiceOutput:
         matches = [(self._held.find(s), -len(s), s) for s in self._stop if s in self._held]
         if matches:
             at, _, stop = min(matches)
-            out, self._held = self._held[:at], ""
+            end = at + len(stop) if self._includes_stop else at
+            out, self._held = self._held[:end], ""
             self.finished = ChoiceFinished(self.choice, FinishReason.STOP, stop)
             return out
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)

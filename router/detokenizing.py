@@ -6,6 +6,7 @@ Owns the incremental decoders of all choices. Does not know stop strings. Called
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -20,10 +21,10 @@ CONTEXT_TOKENS = 6
 class StreamDecoder:
     """The `TextDecoder` of one choice."""
 
-    def __init__(self, tokenizer: Tokenizer, context: tuple[int, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, context: tuple[int, ...], *, skips_special: bool = True) -> None:
         """Begin after `context`."""
-        self._tokenizer = tokenizer
-        self._stream = DecodeStream(ids=list(context), skip_special_tokens=True)
+        self._tokenizer, self._skips_special = tokenizer, skips_special
+        self._stream = DecodeStream(ids=list(context), skip_special_tokens=skips_special)
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
@@ -38,7 +39,7 @@ class StreamDecoder:
     def flush(self) -> str:
         """Return what is left when the output ends: an incomplete character shows as U+FFFD."""
         pending, self._pending = self._pending, []
-        return str(self._tokenizer.decode(pending, skip_special_tokens=True)) if pending else ""
+        return str(self._tokenizer.decode(pending, skip_special_tokens=self._skips_special)) if pending else ""
 
 
 class TextModel:
@@ -58,9 +59,13 @@ class TextModel:
         except Exception as error:  # tokenizers raises plain Exception, whatever is wrong with the file
             raise ModelLoadError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
 
-    def decoder(self, prompt: tuple[int, ...]) -> StreamDecoder:
+    def decoder(self, prompt: tuple[int, ...], *, skips_special: bool = True) -> StreamDecoder:
         """Make the decoder of one choice."""
-        return StreamDecoder(self._tokenizer, prompt[-CONTEXT_TOKENS:])
+        return StreamDecoder(self._tokenizer, prompt[-CONTEXT_TOKENS:], skips_special=skips_special)
+
+    def text(self, token_ids: Sequence[int], *, skips_special: bool = False) -> str:
+        """Decode a whole list."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skips_special))
 
     def token_text(self, token_id: int) -> str:
         """Text of one token alone, for log probabilities."""

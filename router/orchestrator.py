@@ -32,7 +32,7 @@ from core.ids import Epoch, Ids, RequestId, TransferId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, Credit, PhaseTimings, Submit, Task, TokenDelta, Wanted, WorkerDescriptor
 from core.timeline import Timeline
-from core.types import Anatomy, GenerateRequest, Path, RequestEnded, RequestEvent, TextDelta, Usage
+from core.types import Anatomy, GenerateRequest, Path, PromptScored, RequestEnded, RequestEvent, TextDelta, Usage
 from router.admission import Admission
 from router.choice_output import ChoiceOutput, NewDecoder
 from router.links import Links
@@ -121,6 +121,7 @@ class RequestRun:
     prefill_spoke_at: float | None = None
     exposed_transfer_s: float = 0.0
     current: AttemptRun | None = None
+    has_prompt_scores: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -142,6 +143,9 @@ class RequestRun:
             self.prefill_spoke_at = None
         elif not is_decode and self.prefill_spoke_at is None:
             self.prefill_spoke_at = now_s
+        if delta.prompt_logprobs and not self.has_prompt_scores:
+            self.has_prompt_scores = True
+            self.emit(PromptScored(delta.prompt_logprobs))
         for event in self.choices[delta.choice].accept(delta):
             if isinstance(event, TextDelta) and event.token_ids:
                 self.timeline.delivered(now_s, len(event.token_ids))
@@ -234,7 +238,7 @@ class Orchestrator:
             emit=emit,
             clock=self._clock,
             timeline=Timeline(self._clock.now_s()),
-            choices=[ChoiceOutput(c, sampling, self._new_decoder(request.token_ids)) for c in range(sampling.n)],
+            choices=[ChoiceOutput(c, sampling, self._new_decoder(request)) for c in range(sampling.n)],
             credit=self._config.credit_positions,
             path=forced_path.value if forced_path else self._placement.path,
         )
@@ -371,8 +375,11 @@ class Orchestrator:
                     return choose(self._links.candidates(), run.request, wish)
 
     def _submits(self, run: RequestRun, epoch: Epoch, placement: Placement) -> list[tuple[WorkerDescriptor, Submit]]:
+        request = run.request
+        if run.has_prompt_scores:  # they need a prompt computed without the prefix cache: once is enough
+            request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
         base = Submit(
-            request=run.request,
+            request=request,
             epoch=epoch,
             task=Task.LOCAL,
             emitted=tuple(tuple(c.token_ids) for c in run.choices),

@@ -41,6 +41,7 @@ class Attempt:
     sequences: list[Sequence] = field(default_factory=list)
     logs: dict[int, ChoiceLog] = field(default_factory=dict)
     timings: PhaseTimings | None = None
+    prompt_logprobs: tuple[Logprob, ...] = ()
     is_timing_sent: bool = False
     ended: AttemptEnded | None = None
     is_end_sent: bool = False
@@ -92,6 +93,7 @@ class Attempt:
                     finish=log.finish,
                     stop_token_id=log.stop_token_id,
                     timings=None if self.is_timing_sent else self.timings,
+                    prompt_logprobs=() if self.is_timing_sent else self.prompt_logprobs,
                 )
             )
             log.num_sent = len(log.tokens)

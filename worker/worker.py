@@ -240,6 +240,7 @@ class Worker:
             attempt.sequences.append(sequence)
         if attempt.timings is None:
             attempt.timings = self.phase_timings(sequence)
+            attempt.prompt_logprobs = tuple(sequence.prompt_logprobs)
         attempt.append(event.choice, event.position, event.token)
         log = attempt.logs[event.choice]
         if event.finish is not None:

@@ -4,8 +4,9 @@ import asyncio
 import random
 
 import pytest
+import torch
 from support.house import House, load
-from support.models import TINY
+from support.models import FAMILIES, TINY, random_model
 
 from core.config import EngineConfig, TransferConfig
 from core.plan import SampleSpec, StepItem, StepPlan
@@ -64,6 +65,26 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
     expected = [{c: bare_engine(prompt, dtype, choice=c, **wish) for c in range(wish["n"])} for prompt, wish in wishes]
     assert got["pd"] == expected
     assert got["local"] == expected
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+async def test_every_family_disaggregated_equals_colocated_equals_transformers(tmp_path, family):
+    reference = random_model(tmp_path, family)
+    prompts = [[RNG.randrange(3, 96) for _ in range(n)] for n in (5, 40, 97)]
+    engine = EngineConfig(block_size_tokens=8, num_blocks=128, max_step_tokens=33)
+    got = {}
+    for path in ("pd", "local"):
+        async with House(tmp_path, "float32", engine, path=path) as house:
+            wishes = [{"max_tokens": 16, "ignore_eos": True, "temperature": t, "seed": 5} for t in (0.0, 0.8)]
+            replies = await asyncio.gather(*(house.ask(p, **w) for p in prompts for w in wishes))
+            assert all(r.ended.error is None and r.ended.anatomy.path == path for r in replies)
+            got[path] = [r.tokens[0] for r in replies]
+    assert got["pd"] == got["local"]
+    for prompt, tokens in zip(prompts, got["pd"][::2], strict=True):
+        expected = reference.generate(
+            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert tokens == expected[0].tolist()[len(prompt) :]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

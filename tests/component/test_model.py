@@ -8,23 +8,14 @@ import numpy as np
 import pytest
 import torch
 from support.house import load
-from support.models import TINY, random_llama
+from support.models import FAMILIES, TINY, random_model
+from transformers import AutoModelForCausalLM
 
 from core.plan import SampleSpec, StepItem, StepPlan
 from engine.hash_model import MemoryKV
 from engine.model import Model
 from engine.model_spec import read_model
 from engine.runner import ModelRunner, _inputs
-
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-          "original_max_position_embeddings": 64, "rope_theta": 500000.0}  # fmt: skip
-CHECKPOINTS = {
-    "gqa-untied": {},
-    "mha-tied": {"num_key_value_heads": 4, "tie_word_embeddings": True},
-    "mqa": {"num_key_value_heads": 1},
-    "own-head-size": {"head_dim": 32},
-    "llama3-rope": {"rope_scaling": LLAMA3, "rope_parameters": LLAMA3},
-}
 
 
 def logits_of(model, runner, items, rows):
@@ -45,9 +36,9 @@ def item(key, start, ids, first_block, block=16):
 
 
 @pytest.mark.parametrize("attention", ["cpu", "dense"])
-@pytest.mark.parametrize("name", CHECKPOINTS)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
-    reference = random_llama(tmp_path, **CHECKPOINTS[name])
+    reference = random_model(tmp_path, name)
     spec = read_model(tmp_path)
     torch.set_num_threads(1)
     model = Model(spec, torch.device("cpu"), attention)
@@ -73,20 +64,43 @@ def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
     assert tokens == expected[0].tolist()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("checkpoint", ["tiny", "wide"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "gemma3", "mixtral"])
+def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(tmp_path, name, dtype):
+    random_model(tmp_path, name, dtype=getattr(torch, dtype), initializer_range=0.1, max_shard_size="50KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    spec = read_model(tmp_path)
+    assert spec.dtype == dtype
+    model = Model(spec, torch.device("cpu"), "cpu")
+    prompt = [random.Random(5).randrange(96) for _ in range(80)]
+    ours = logits_of(model, fresh_runner(spec, model), [item(1, 0, prompt, 0)], range(80))
+    dense = Model(spec, torch.device("cpu"), "dense")
+    assert (ours - logits_of(dense, fresh_runner(spec, dense), [item(1, 0, prompt, 0)], range(80))).abs().max() < 0.2
+    with torch.no_grad():
+        theirs = reference(torch.tensor([prompt])).logits[0]
+    cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
+    assert cosine.min() > (0.999 if dtype == "bfloat16" else 0.99999)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("checkpoint", ["tiny", "wide", "gemma2", "qwen3-moe", "mistral-window"])
 def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_path, dtype, checkpoint):
     folder = TINY
     if checkpoint == "wide":  # sizes at which this CPU's bf16 products do depend on the number of rows
         folder = tmp_path
-        random_llama(
+        random_model(
             folder,
+            "llama-gqa",
             hidden_size=448,
             intermediate_size=1216,
             num_attention_heads=7,
             num_key_value_heads=1,
             initializer_range=0.05,
         )
+    elif checkpoint != "tiny":
+        folder = tmp_path
+        random_model(folder, checkpoint, initializer_range=0.1)
     if checkpoint == "tiny":
         spec, model = load(folder, dtype)
     else:

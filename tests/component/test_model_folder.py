@@ -1,11 +1,16 @@
 """A model folder that is wrong is refused by name, before a rank starts."""
 
 import json
+import shutil
 
 import pytest
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from support.models import random_llama
 
+from cluster.model_source import model_folder
+from cluster.worker_process import model_of
+from core.config import BatonConfig, ModelConfig
 from core.errors import ModelLoadError
 from engine.model_spec import read_model
 
@@ -54,7 +59,7 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
 def test_an_unknown_architecture_is_refused_by_name(folder):
     change_config(folder, architectures=["MambaForCausalLM"])
     with pytest.raises(
-        ModelLoadError, match="architecture MambaForCausalLM .* not supported; supported: LlamaForCausalLM"
+        ModelLoadError, match="architecture MambaForCausalLM .*not supported; supported: Gemma.*LlamaForCausalLM"
     ):
         read_model(folder)
 
@@ -65,7 +70,12 @@ def test_an_unknown_architecture_is_refused_by_name(folder):
         ({"hidden_size": -1}, "hidden_size = -1"),
         ({"hidden_size": "big"}, "hidden_size = 'big'"),
         ({"hidden_act": "gelu"}, "gelu"),
-        ({"attention_bias": True}, "attention_bias"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "llama3 rope scaling lacks"),
+        ({"rope_parameters": "fast"}, "wrong kind"),
+        ({"architectures": ["MistralForCausalLM"], "layer_types": ["full_attention"]}, "1 layer_types for 3 layers"),
+        ({"architectures": ["MistralForCausalLM"], "layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
         ({"num_attention_heads": 3}, "3 query heads"),
     ],
@@ -98,3 +108,18 @@ def test_files_that_are_missing_truncated_or_garbage(folder, tmp_path):
 def test_a_window_above_the_models_own_is_refused(folder):
     with pytest.raises(ModelLoadError, match="above the model's own 256"):
         read_model(folder, max_model_len=1000)
+
+
+def test_a_hub_id_is_found_in_the_cache_and_refused_clearly_without_a_hub(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    wish = ModelConfig(path="someone/small-llama", revision="v1")
+    with pytest.raises(ModelLoadError, match="someone/small-llama .* hub cannot be reached; set model.path"):
+        model_folder(wish)
+    repository = tmp_path / "hub" / "models--someone--small-llama"
+    (repository / "snapshots").mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "v1").write_text("c0ffee")
+    shutil.copytree(folder, repository / "snapshots" / "c0ffee", ignore=shutil.ignore_patterns("hub"))
+    spec = model_of(BatonConfig(model=wish))
+    assert spec.name == "someone/small-llama" and spec.num_layers == 3

@@ -12,7 +12,7 @@ from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferCon
 from core.ids import Ids, RequestId, WorkerId
 from core.ports import SystemClock
 from core.session import Role, WorkerDescriptor
-from core.types import ChoiceFinished, GenerateRequest, RequestEnded, SamplingParams, TextDelta
+from core.types import ChoiceFinished, GenerateRequest, PromptScored, RequestEnded, SamplingParams, TextDelta
 from decode_worker.part import decode_role
 from engine.hash_model import MemoryKV
 from engine.model import Model
@@ -77,6 +77,7 @@ class Reply:
     finish: dict = field(default_factory=dict)
     logprobs: dict = field(default_factory=dict)
     ended: RequestEnded | None = None
+    prompt: tuple = ()
 
 
 open_houses: list = []
@@ -117,7 +118,7 @@ class House:
             PlacementConfig(path=path),
             self.clock,
             self.ids,
-            lambda prompt: LetterDecoder(),
+            lambda request: LetterDecoder(),
         )
 
     async def __aenter__(self):
@@ -194,6 +195,9 @@ def read(events) -> Reply:
                 reply.tokens.setdefault(event.choice, []).extend(event.token_ids)
                 reply.texts[event.choice] = reply.texts.get(event.choice, "") + event.text
                 reply.logprobs.setdefault(event.choice, []).extend(event.logprobs)
+            case PromptScored():
+                assert not reply.prompt and not reply.tokens
+                reply.prompt = event.logprobs
             case ChoiceFinished():
                 assert event.choice not in reply.finish
                 reply.finish[event.choice] = event

@@ -1,10 +1,14 @@
 """Sampling: counter-based, alone in its row, and distributed as it should be."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
+from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from core.plan import SampleSpec
-from engine.sampling import draw, uniform
+from core.plan import Penalties, SampleSpec
+from engine.sampling import draw, score, uniform
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
 
@@ -54,3 +58,77 @@ def test_bad_logits_raise(bad):
         draw(np.array([0.0, bad]), spec())
     with pytest.raises(ValueError, match="banned"):
         draw(LOGITS, spec(banned=(0, 1, 2, 3)))
+
+
+# --- against transformers' own processors, which share no code with ours ------------------------------
+
+
+def history(prompt, output, **changes):
+    return Penalties(
+        **{
+            "presence": 0.0,
+            "frequency": 0.0,
+            "repetition": 1.0,
+            "prompt_ids": tuple(sorted(set(prompt))),
+            "output_ids": tuple(output),
+            **changes,
+        }
+    )
+
+
+def greedy_order(logits, wish):
+    """Every token in the order our draw would choose them, by banning the winner again and again."""
+    found = []
+    while len(found) < 20:
+        found.append(draw(logits, replace(wish, banned=wish.banned + tuple(found))).token_id)
+    return found
+
+
+def test_repetition_penalty_is_that_of_transformers():
+    logits = np.random.default_rng(1).normal(size=50).astype(np.float32) * 4
+    prompt, output = [3, 7, 7, 20], [11, 3, 49]
+    theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + output]), torch.tensor(logits)[None].clone())[
+        0
+    ]
+    wish = spec(temperature=0.0, penalties=history(prompt, output, repetition=1.7))
+    assert greedy_order(logits, wish) == torch.argsort(-theirs, stable=True)[:20].tolist()
+
+
+def test_presence_counts_once_and_frequency_every_time_and_neither_sees_the_prompt():
+    logits = np.zeros(6, dtype=np.float32)
+    logits[:4] = [1.0, 1.1, 1.2, 1.3]
+    wish = spec(temperature=0.0, penalties=history([3, 3], [2, 1, 1], presence=0.05, frequency=0.1, prompt_ids=()))
+    # 3 stays 1.3; 2: 1.2 - 0.15; 1: 1.1 - 0.25; 0 stays 1.0
+    order, banned = [], (4, 5)
+    for _ in range(4):
+        order.append(draw(logits, replace(wish, banned=banned)).token_id)
+        banned += (order[-1],)
+    assert order == [3, 2, 0, 1]
+
+
+def test_min_p_keeps_what_transformers_keeps():
+    logits = np.random.default_rng(2).normal(size=40).astype(np.float32) * 2
+    for min_p, temperature in ((0.05, 1.0), (0.3, 0.7), (1.0, 1.3)):
+        theirs = MinPLogitsWarper(min_p)(None, torch.tensor(logits)[None] / temperature)[0]
+        kept = set(torch.isfinite(theirs).nonzero()[:, 0].tolist())
+        drawn = {draw(logits, spec(temperature=temperature, min_p=min_p, position=i)).token_id for i in range(4000)}
+        assert drawn <= kept and len(drawn) >= 0.7 * len(kept)
+
+
+def test_bias_allowed_and_banned_tokens():
+    logits = np.arange(10, dtype=np.float32)
+    assert draw(logits, spec(temperature=0.0, bias=((2, 100.0),))).token_id == 2
+    assert draw(logits, spec(temperature=0.0, bias=((9, -100.0),))).token_id == 8
+    assert draw(logits, spec(temperature=0.0, allowed=(1, 4, 3))).token_id == 4
+    assert draw(logits, spec(temperature=0.0, allowed=(1, 4, 3), banned=(4,))).token_id == 3
+    with pytest.raises(ValueError, match="banned"):
+        draw(logits, spec(temperature=0.0, allowed=(1,), banned=(1,)))
+
+
+def test_log_probabilities_are_the_models_own_whatever_was_adjusted():
+    logits = np.random.default_rng(3).normal(size=30).astype(np.float32)
+    expected = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)
+    drawn = draw(logits, spec(temperature=0.0, num_logprobs=3, bias=((5, 50.0),)))
+    assert drawn.token_id == 5 and abs(drawn.logprob - float(expected[5])) < 1e-12
+    assert [i for i, _ in drawn.top] == torch.argsort(-expected)[:3].tolist()
+    assert abs(score(logits, 7, 2).logprob - float(expected[7])) < 1e-12
