@@ -27,7 +27,7 @@ from router.links import Links
 from router.openai_door import make_app
 from router.orchestrator import Orchestrator
 from router.service import GenerationService, ServedModel
-from router.tokenizing import TokenizerProcess
+from router.tokenizing import TokenizerPool
 
 STOP_GRACE_S = 5.0
 HEADER_BYTES = 16 << 10
@@ -48,7 +48,7 @@ class RunningRouter:
         spec, router = model_of(config), config.router
         clock, ids = SystemClock(), Ids()
         self._network = session_network(router.host)
-        self._tokenizer = TokenizerProcess(spec.folder, router.tokenize_timeout_s)
+        self._tokenizer = TokenizerPool(spec.folder, router.tokenize_timeout_s, router.tokenizer_processes)
         text = TextModel(spec.folder)
         admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
         self.links = Links(membership, self._network, ids.router(), clock)

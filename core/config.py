@@ -104,7 +104,16 @@ class RouterConfig(Node):
     max_attempts: int = Field(3, ge=1, le=10, description="attempts caused by faults")
     credit_positions: int = Field(256, ge=1, description="positions a worker may run ahead of the client")
     canary_interval_s: Seconds = Field(10.0, description="time between canary requests behind /ready")
-    tokenize_timeout_s: Seconds = Field(5.0, description="longest time for encoding one prompt")
+    tokenize_timeout_s: Seconds = Field(5.0, description="longest time for rendering and encoding one prompt")
+    tokenizer_processes: int = Field(2, ge=1, le=64, description="processes that tokenize")
+    chat_template_kwargs: tuple[str, ...] = Field(
+        ("enable_thinking", "thinking", "reasoning_effort", "custom_instructions"),
+        description="names a request may set in chat_template_kwargs",
+    )
+    trust_request_chat_template: bool = Field(default=False, description="let requests bring a chat_template")
+    keep_alive_s: Seconds = Field(10.0, description="silence after which a stream gets a comment line")
+    is_strict: bool = Field(default=False, description="refuse unknown request fields instead of ignoring them")
+    has_request_log: bool = Field(default=True, description="one JSON line per request on standard error")
 
 
 class RedisConfig(Node):

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from core.plan import StepPlan, StepResult
 from core.session import WorkerDescriptor
+from core.types import ChatPrompt
 
 
 class StreamClosed(Exception):
@@ -139,10 +140,26 @@ class Membership(Protocol):
 class Tokenizer(Protocol):
     """Text to token ids, bounded in time and size."""
 
-    async def encode(self, text: str) -> list[int]:
+    async def encode(self, text: str, *, adds_special_tokens: bool = True) -> list[int]:
         """Encode a prompt.
 
         Raises:
             InvalidRequest: The text is too long or took too long.
+        """
+        ...
+
+    async def encode_with_tokens(self, text: str, *, adds_special_tokens: bool) -> tuple[list[int], list[str]]:
+        """Encode a text and name each token as the vocabulary does.
+
+        Raises:
+            InvalidRequest: The text is too long or took too long.
+        """
+        ...
+
+    async def encode_chat(self, chat: ChatPrompt) -> list[int]:
+        """Render messages with the model's chat template and encode the result.
+
+        Raises:
+            InvalidRequest: The template refuses them, or a limit does.
         """
         ...

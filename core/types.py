@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from core.errors import InvalidRequest, ServingError
 from core.ids import RequestId
@@ -121,6 +122,19 @@ class SamplingParams:
 def _in_range(name: str, value: float, low: float, high: float) -> None:
     if not math.isfinite(value) or not low <= value <= high:
         raise InvalidRequest(name, f"is {value}, must be from {low:g} to {high:g}")
+
+
+@dataclass(frozen=True, slots=True)
+class ChatPrompt:
+    """A conversation before the chat template: contents are text already, `variables` are allowed ones."""
+
+    messages: list[dict[str, Any]]
+    variables: dict[str, Any] = field(default_factory=dict)
+    template: str = ""
+    """Empty: the model's own."""
+    adds_generation_prompt: bool = True
+    continues_final: bool = False
+    adds_special_tokens: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,7 @@ def processes(word):
 OURS = (
     "cluster.child",
     "engine.rank",
-    "router.tokenizing",
+    "router.tokenizer_child",
     "redis-server",
     "raylet",
     "gcs_server",

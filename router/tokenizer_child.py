@@ -1,0 +1,66 @@
+"""The process in which texts are tokenized and templates rendered, one JSON line at a time.
+
+Owns the Hugging Face tokenizer and the chat templates of one model. Does not know requests; trusts
+nothing it is given: memory is limited here, time by the router. Started by `router.tokenizing` as
+`python -m router.tokenizer_child FOLDER MAX_CHARACTERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from core.errors import InvalidRequest
+from router.chat_template import ChatTemplates
+
+MAX_MEMORY_BYTES = 3 << 30
+
+
+def answer(
+    order: dict[str, Any], tokenizer: Tokenizer, templates: ChatTemplates, max_characters: int
+) -> dict[str, Any]:
+    """Do what one line asks for.
+
+    Raises:
+        InvalidRequest: Names the field at fault.
+    """
+    text = order.get("text")
+    if text is None:
+        text = templates.render(
+            order["messages"],
+            order["variables"],
+            order["template"],
+            adds_generation_prompt=order["adds_generation_prompt"],
+            continues_final=order["continues_final"],
+            max_characters=max_characters,
+        )
+    encoding = tokenizer.encode(text, add_special_tokens=order["adds_special_tokens"])
+    return {"ids": encoding.ids, "tokens": encoding.tokens} if order.get("wants_tokens") else {"ids": encoding.ids}
+
+
+def main() -> None:
+    """Answer until the router lets go of the pipe."""
+    folder, max_characters = Path(sys.argv[1]), int(sys.argv[2])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    templates = ChatTemplates(folder)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin.buffer:
+        try:
+            reply = answer(json.loads(line), tokenizer, templates, max_characters)
+        except InvalidRequest as error:
+            reply = {"error": error.message, "field": error.field}
+        except (MemoryError, RecursionError) as error:
+            reply = {"error": f"needs too much memory ({type(error).__name__}); simplify it", "field": "messages"}
+        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
