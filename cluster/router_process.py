@@ -14,6 +14,7 @@ import time
 import uvicorn
 
 from cluster.session_network import session_network
+from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
 from core.config import BatonConfig
 from core.ids import Ids
@@ -26,7 +27,8 @@ from router.grpc_door import GrpcDoor
 from router.links import Links
 from router.openai_door import make_app
 from router.orchestrator import Orchestrator
-from router.service import GenerationService, ServedModel
+from router.request_making import ServedModel
+from router.service import GenerationService
 from router.tokenizing import TokenizerPool
 
 STOP_GRACE_S = 5.0
@@ -56,11 +58,15 @@ class RunningRouter:
             self.links, admission, router, config.placement, clock, ids,
             lambda r: text.decoder(r.token_ids, skips_special=r.sampling.skip_special_tokens),
         )  # fmt: skip
-        model = ServedModel(spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype)
+        model = ServedModel(
+            spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
+            fingerprint=f"fp_{spec.digest[:10]}",
+        )  # fmt: skip
         self.service = GenerationService(
             model, router, self.orchestrator, admission, self.links, self._tokenizer, text, clock, ids,
             config.seed_key.encode(), expected_roles(config), must_cross=config.placement.path == "pd",
         )  # fmt: skip
+        self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
         self._mirror = MembershipMirror(config.redis.url, self.service.replicas) if config.redis.url else None
         self._mirror_task: asyncio.Task[None] | None = None
@@ -109,6 +115,7 @@ class RunningRouter:
         await self.links.close()
         await self._network.close()
         await self._tokenizer.stop()
+        self._tracing.close()
 
 
 class _Server(uvicorn.Server):

@@ -31,6 +31,7 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
+from core.trace import parse_trace
 from core.types import FinishReason, GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 
@@ -92,7 +93,8 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
         eos_token_ids=r.eos_token_ids, tier=r.tier, scope=r.scope,
         emitted=[pb.TokenIds(ids=ids) for ids in m.emitted], finished_choices=m.finished_choices, credit=m.credit,
         transfer_id=m.transfer_id, peer_id=m.peer_id, peer_incarnation=m.peer_incarnation,
-        peer_address=m.peer_address, run_alone=m.run_alone,
+        peer_address=m.peer_address, run_alone=m.run_alone, traceparent=r.trace.traceparent if r.trace else "",
+        tracestate=r.trace.state if r.trace else "",
     )  # fmt: skip
 
 
@@ -110,7 +112,7 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
     request = GenerateRequest(
         request_id=RequestId(w.request_id), model=w.model, token_ids=tuple(w.prompt), sampling=sampling, seed=s.seed,
         deadline_at=asyncio.get_running_loop().time() + w.time_left_s, eos_token_ids=tuple(w.eos_token_ids),
-        tier=w.tier, scope=w.scope,
+        tier=w.tier, scope=w.scope, trace=parse_trace(w.traceparent, w.tracestate),
     )  # fmt: skip
     return Submit(
         request=request, epoch=Epoch(w.epoch), task=Task(w.task), emitted=tuple(tuple(e.ids) for e in w.emitted),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.model_source import model_folder
 from cluster.session_network import session_network
+from cluster.tracing import make_tracing
 from core.config import BatonConfig, PoolConfig
 from core.ids import Ids, WorkerId
 from core.ports import SystemClock
@@ -79,6 +80,7 @@ class RunningWorker:
             transfer_network=fetch_network(host),
             clock=SystemClock(),
             descriptor=descriptor,
+            tracing=make_tracing(config.tracing, f"baton-{role.value}"),
         )
         unit = WorkerUnit(parts, AgentThread())
         await unit.start()
@@ -108,3 +110,4 @@ class RunningWorker:
         """End sessions, agent and ranks."""
         await self._unit.stop()
         await self._ranks.stop()
+        self._unit.worker.tracing.close()

@@ -111,6 +111,7 @@ class RouterConfig(Node):
         description="names a request may set in chat_template_kwargs",
     )
     trust_request_chat_template: bool = Field(default=False, description="let requests bring a chat_template")
+    body_timeout_s: Seconds = Field(30.0, description="longest time for receiving one HTTP body")
     keep_alive_s: Seconds = Field(10.0, description="silence after which a stream gets a comment line")
     is_strict: bool = Field(default=False, description="refuse unknown request fields instead of ignoring them")
     has_request_log: bool = Field(default=True, description="one JSON line per request on standard error")
@@ -123,6 +124,13 @@ class RedisConfig(Node):
     is_on: bool = Field(default=True, description="false: run without a store")
 
 
+class TracingConfig(Node):
+    """OpenTelemetry spans, with W3C trace context through doors and workers."""
+
+    otlp_endpoint: str = Field("", description="OTLP/gRPC collector, like http://localhost:4317; empty: no spans")
+    sample_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced when the caller did not decide")
+
+
 class BatonConfig(Node):
     """The whole tree."""
 
@@ -132,6 +140,7 @@ class BatonConfig(Node):
     placement: PlacementConfig = Field(default_factory=PlacementConfig, description="who serves what")
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
     colocated: bool = Field(default=False, description="one pool does both phases")
     seed_key: str = Field("baton", description="key of the hash that makes seeds from request ids")
 

@@ -5,6 +5,7 @@
     │   ├─ InvalidRequest          400  INVALID_ARGUMENT
     │   ├─ PromptTooLong           400  INVALID_ARGUMENT
     │   ├─ PayloadTooLarge         413  INVALID_ARGUMENT
+    │   ├─ RequestTimeout          408  DEADLINE_EXCEEDED
     │   ├─ ModelNotFound           404  NOT_FOUND
     │   └─ DuplicateRequest        409  ALREADY_EXISTS
     ├─ RateLimited                 429  RESOURCE_EXHAUSTED
@@ -82,6 +83,14 @@ class PayloadTooLarge(ClientError):
 
     code = "payload_too_large"
     http_status = 413
+
+
+class RequestTimeout(ClientError):
+    """The request itself came too slowly."""
+
+    code = "request_timeout"
+    http_status = 408
+    grpc_status = "DEADLINE_EXCEEDED"
 
 
 class ModelNotFound(ClientError):

@@ -27,7 +27,12 @@ class Metric:
 TTFT = Metric("baton_ttft_seconds", "histogram", "router receipt to first token sent")
 ITL = Metric("baton_itl_seconds", "histogram", "gap between two deliveries of one request")
 E2E = Metric("baton_e2e_seconds", "histogram", "router receipt to end")
-PHASE = Metric("baton_request_phase_seconds", "histogram", "time in one phase", ("phase",))
+PHASE = Metric(
+    "baton_request_phase_seconds",
+    "histogram",
+    "time in one phase; the phases of a request add up to its end-to-end time",
+    ("phase",),
+)
 REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome",))
 PROMPT_TOKENS = Metric("baton_prompt_tokens_total", "counter", "prompt tokens of ended requests")
 OUTPUT_TOKENS = Metric("baton_generation_tokens_total", "counter", "output tokens delivered")
@@ -42,5 +47,4 @@ ALL = (
     TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, ATTEMPTS, RETRIES, RUNNING,
     QUEUED, WORKERS,
 )  # fmt: skip
-PHASES = ("queue", "prefill", "transfer", "decode")
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

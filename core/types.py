@@ -13,6 +13,7 @@ from typing import Any
 
 from core.errors import InvalidRequest, ServingError
 from core.ids import RequestId
+from core.trace import TraceContext
 
 MAX_CHOICES = 8
 MAX_TOP_LOGPROBS = 20
@@ -154,6 +155,11 @@ class GenerateRequest:
     eos_token_ids: tuple[int, ...] = ()
     tier: str = "standard"
     scope: str = ""
+    trace: TraceContext | None = None
+    operation: str = "text_completion"
+    """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
+    received_at: float | None = None
+    """When the door saw the request, in loop time; stays in the router."""
 
     @property
     def max_total_tokens(self) -> int:
@@ -181,22 +187,43 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Anatomy:
-    """Where the time of a request went (seconds), who served it, what crossed the wire."""
+    """Where the time of a request went (seconds), who served it, what crossed the wire.
 
+    The phases follow one another: tokenize, queue, prefill and router add up to `ttft_s`; those and
+    exposed_transfer, first_decode, decode and finish add up to `e2e_s`.
+    """
+
+    tokenize_s: float = 0.0
     queue_s: float = 0.0
+    """Waiting for a permit at the router and for room at the worker."""
     prefill_s: float = 0.0
+    router_s: float = 0.0
+    """The rest of the time to the first token: placement, sessions, frames, text."""
     exposed_transfer_s: float = 0.0
+    """From the first token's arrival to decode's announcement of the same token."""
+    first_decode_s: float = 0.0
     decode_s: float = 0.0
+    finish_s: float = 0.0
     ttft_s: float = 0.0
     e2e_s: float = 0.0
     kv_bytes: int = 0
     kv_blocks: int = 0
+    cached_tokens: int = 0
     path: str = ""
     prefill_worker: str = ""
     decode_worker: str = ""
     prefill_pid: int = 0
     decode_pid: int = 0
     attempts: tuple[str, ...] = ()
+    """One `epoch:path:outcome` each; the outcome is ok or the code of the fault."""
+
+    def phases(self) -> dict[str, float]:
+        """Seconds by phase, in order."""
+        return {name: getattr(self, f"{name}_s") for name in PHASES}
+
+
+PHASES = ("tokenize", "queue", "prefill", "router", "exposed_transfer", "first_decode", "decode", "finish")
+TTFT_PHASES = PHASES[:4]
 
 
 # --- events of a request, in the order a door sees them -----------------------------------------

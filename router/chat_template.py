@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import Extension
-from jinja2.ext import loopcontrols as LoopControls
+from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.errors import InvalidRequest
@@ -42,14 +41,14 @@ def _raise(message: str) -> NoReturn:
     raise jinja2.exceptions.TemplateError(message)
 
 
-def _to_json(value: object, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: FBT001, FBT002, ANN401
+def _to_json(value: object, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: ANN401
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[LoopControls, Generation]
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise

@@ -6,6 +6,8 @@ Owns the incremental decoders of all choices. Does not know stop strings. Called
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -58,6 +60,9 @@ class TextModel:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises plain Exception, whatever is wrong with the file
             raise ModelLoadError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
+        decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
+        kinds = [decoder, *decoder.get("decoders", ())]
+        self._is_byte_level = any(kind.get("type") == "ByteLevel" for kind in kinds)
 
     def decoder(self, prompt: tuple[int, ...], *, skips_special: bool = True) -> StreamDecoder:
         """Make the decoder of one choice."""
@@ -70,3 +75,27 @@ class TextModel:
     def token_text(self, token_id: int) -> str:
         """Text of one token alone, for log probabilities."""
         return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
+    def name(self, token_id: int) -> str:
+        """The token as the vocabulary names it."""
+        return str(self._tokenizer.id_to_token(token_id) or "")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """Bytes a token stands for, also when they are only a part of a character."""
+        name = self.name(token_id)
+        if self._is_byte_level and all(c in BYTE_OF_LETTER for c in name):
+            return bytes(BYTE_OF_LETTER[c] for c in name)
+        if match := BYTE_NAME.fullmatch(name):
+            return bytes([int(match[1], 16)])
+        return self.token_text(token_id).encode()
+
+
+def _byte_letters() -> dict[str, int]:
+    """GPT-2's letters for bytes: printable ones are themselves, the others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [b for b in range(256) if b not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+BYTE_OF_LETTER = _byte_letters()
+BYTE_NAME = re.compile("<0x([0-9A-F]{2})>")

@@ -1,51 +1,43 @@
 """The gRPC door: `baton.v1.Generation`, health and reflection, on an own grpc.aio server.
 
-Owns the translation between proto and core types; proto types stop here. Does not know workers.
-Called by the composition root. Errors are statuses with `google.rpc` details.
+Owns the calls and the translation of answers; proto types stop here and in `router.grpc_requests`.
+Does not know workers. Called by the composition root. Errors are statuses with `google.rpc` details;
+what a failed request has used goes in its trailers.
 """
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any
 
 import grpc
 import grpc.aio
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from grpc_status import rpc_status
 
-from core.errors import InternalError, InvalidRequest, ServingError, Unavailable
-from core.types import Anatomy, ChoiceFinished, FinishReason, Logprob, RequestEnded, SamplingParams, TextDelta, Usage
+from core.errors import InvalidRequest, ServingError
+from core.types import (
+    Anatomy,
+    ChatPrompt,
+    ChoiceFinished,
+    FinishReason,
+    Logprob,
+    PromptScored,
+    RequestEnded,
+    TextDelta,
+    Usage,
+)
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.service import GenerationService, RequestStream
+from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
+from router.request_making import Wish
+from router.request_stream import StreamGroup
+from router.service import GenerationService
 
 SERVICE = "baton.v1.Generation"
+REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
-
-
-def _optional(message: Any, field: str, default: Any) -> Any:  # noqa: ANN401
-    return getattr(message, field) if message.HasField(field) else default
-
-
-def _sampling(request: pb.GenerateRequest) -> SamplingParams:
-    sampling, stopping = request.sampling, request.stopping
-    return SamplingParams(
-        temperature=_optional(sampling, "temperature", 1.0),
-        top_k=_optional(sampling, "top_k", 0),
-        top_p=_optional(sampling, "top_p", 1.0),
-        seed=_optional(sampling, "seed", None),
-        n=_optional(sampling, "n", 1),
-        max_tokens=_optional(stopping, "max_tokens", 16),
-        min_tokens=_optional(stopping, "min_tokens", 0),
-        stop=tuple(stopping.stop),
-        stop_token_ids=tuple(stopping.stop_token_ids),
-        ignore_eos=_optional(stopping, "ignore_eos", default=False),
-        logprobs=_optional(request.response, "logprobs", None),
-    )
 
 
 class GenerationServicer(generation_pb2_grpc.GenerationServicer):
@@ -55,78 +47,124 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         """Keep the service."""
         self._service = service
 
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:  # noqa: ANN401
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """The whole answer at once."""
-        stream = await self._open(request, context)
+        group = await self._open(request, context, generate_wish)
         texts: dict[int, str] = {}
         tokens: dict[int, list[pb.TokenInfo]] = {}
         finished: dict[int, pb.Finished] = {}
+        prompt = None
         try:
             while True:
-                match event := await stream.next():
-                    case TextDelta():
-                        texts[event.choice] = texts.get(event.choice, "") + event.text
-                        tokens.setdefault(event.choice, []).extend(self._tokens(event))
-                    case ChoiceFinished():
-                        finished[event.choice] = _finished(event)
-                    case RequestEnded():
-                        if event.error is not None:
-                            await _abort(context, event.error)
-                        choices = [
-                            pb.Choice(index=c, text=texts.get(c, ""), tokens=tokens.get(c, []), finished=finished[c])
-                            for c in sorted(finished)
-                        ]
-                        return pb.GenerateResponse(
-                            request_id=stream.request.request_id, model=self._service.model.name, choices=choices,
-                            usage=_usage(event.usage), timing=_timing(request, event.anatomy),
-                        )  # fmt: skip
+                for _, event in await group.batch():
+                    match event:
+                        case PromptScored(logprobs):
+                            prompt = self._prompt(logprobs)
+                        case TextDelta():
+                            texts[event.choice] = texts.get(event.choice, "") + event.text
+                            tokens.setdefault(event.choice, []).extend(self._tokens(event))
+                        case ChoiceFinished():
+                            finished[event.choice] = _finished(event)
+                        case RequestEnded():
+                            await _check(context, event)
+                            choices = [
+                                pb.Choice(
+                                    index=c, text=texts.get(c, ""), tokens=tokens.get(c, []), finished=finished[c]
+                                )
+                                for c in sorted(finished)
+                            ]
+                            return pb.GenerateResponse(
+                                request_id=group.requests[0].request_id, model=self._service.model.name, choices=choices,
+                                usage=_usage(event.usage), timing=_timing(request, event.anatomy), prompt=prompt,
+                            )  # fmt: skip
         finally:
-            await stream.close()
+            await group.close()
 
-    async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: ANN401
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         """The answer as it is made; dropping the stream cancels the request."""
-        stream = await self._open(request, context)
-        request_id = stream.request.request_id
+        await self._stream(request, context, generate_wish, pb.GenerateStreamResponse)
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> None:
+        """A conversation, answered as a stream."""
+        await self._stream(request, context, self._chat_wish, pb.ChatResponse)
+
+    async def _stream(self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish], message: Any) -> None:
+        group = await self._open(request, context, to_wish)
+        request_id = group.requests[0].request_id
         try:
             while True:
-                match event := await stream.next():
-                    case TextDelta():
-                        delta = pb.Delta(
-                            choice=event.choice, position=event.position, text=event.text, tokens=self._tokens(event)
-                        )
-                        await context.write(pb.GenerateStreamResponse(request_id=request_id, delta=delta))
-                    case ChoiceFinished():
-                        await context.write(pb.GenerateStreamResponse(request_id=request_id, finished=_finished(event)))
-                    case RequestEnded():
-                        if event.error is not None:
-                            await _abort(context, event.error)
-                        summary = pb.Summary(usage=_usage(event.usage), timing=_timing(request, event.anatomy))
-                        await context.write(pb.GenerateStreamResponse(request_id=request_id, summary=summary))
-                        return
+                for _, event in await group.batch():
+                    match event:
+                        case PromptScored(logprobs):
+                            await context.write(message(request_id=request_id, prompt=self._prompt(logprobs)))
+                        case TextDelta():
+                            delta = pb.Delta(
+                                choice=event.choice,
+                                position=event.position,
+                                text=event.text,
+                                tokens=self._tokens(event),
+                            )
+                            await context.write(message(request_id=request_id, delta=delta))
+                        case ChoiceFinished():
+                            await context.write(message(request_id=request_id, finished=_finished(event)))
+                        case RequestEnded():
+                            await _check(context, event)
+                            summary = pb.Summary(usage=_usage(event.usage), timing=_timing(request, event.anatomy))
+                            await context.write(message(request_id=request_id, summary=summary))
+                            return
         finally:
-            await stream.close()
+            await group.close()
 
-    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: ANN401
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Text, or a conversation, to token ids."""
+        kind = request.WhichOneof("input")
+        try:
+            if kind is None:
+                raise InvalidRequest("input", "is missing; set text or conversation")
+            adds = optional(request, "add_special_tokens", kind == "text")
+            talk = request.conversation
+            prompt = request.text if kind == "text" else self._chat_prompt(talk.messages, talk.options, adds)
+            ids, names = await self._service.tokenize(request.model, prompt, adds_special_tokens=adds)
+        except ServingError as error:
+            await abort(context, error)
+        return pb.TokenizeResponse(token_ids=ids, tokens=names, max_model_len=self._service.model.max_model_len)
+
+    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+        """Token ids to text."""
+        skips = optional(request, "skip_special_tokens", default=False)
+        try:
+            text = self._service.detokenize(request.model, request.token_ids, skips_special=skips)
+        except ServingError as error:
+            await abort(context, error)
+        return pb.DetokenizeResponse(text=text)
+
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         """Cancel a request by id."""
         is_aborted = self._service.abort(request.request_id)
         return pb.AbortResponse(outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING)
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:  # noqa: ANN401
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
         """What is served here."""
         m = self._service.model
         return pb.ListModelsResponse(models=[pb.Model(id=m.name, max_model_len=m.max_model_len, dtype=m.dtype)])
 
-    async def _open(self, request: pb.GenerateRequest, context: Any) -> RequestStream:  # noqa: ANN401
+    async def _open(self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]) -> StreamGroup:
         try:
-            if request.WhichOneof("input") is None:
-                raise InvalidRequest("input", "is missing; set text or token_ids")
-            prompt = request.text if request.WhichOneof("input") == "text" else list(request.token_ids.ids)
-            made = await self._service.make_request(
-                request.model, prompt, _sampling(request), request.request_id, context.time_remaining()
-            )
+            made = await self._service.make_request(to_wish(request, context))
         except ServingError as error:
-            await _abort(context, error)
+            await abort(context, error)
+        context.set_trailing_metadata(((REQUEST_ID_KEY, made.request_id),))
         return self._service.open(made)
+
+    def _chat_wish(self, request: pb.ChatRequest, context: Any) -> Wish:
+        adds = optional(request.prompt, "add_special_tokens", default=False)
+        return chat_wish(request, context, self._chat_prompt(request.messages, request.chat, adds))
+
+    def _chat_prompt(self, messages: Any, options: Any, adds_special_tokens: bool) -> ChatPrompt:
+        return chat_prompt(messages, options, self._service.config.chat_template_kwargs, adds_special_tokens)
+
+    def _prompt(self, logprobs: tuple[Logprob, ...]) -> pb.PromptInfo:
+        return pb.PromptInfo(tokens=[self._token(p.token_id, p) for p in logprobs])
 
     def _tokens(self, event: TextDelta) -> list[pb.TokenInfo]:
         logprobs = event.logprobs or (None,) * len(event.token_ids)
@@ -156,34 +194,23 @@ def _usage(u: Usage) -> pb.Usage:
     )  # fmt: skip
 
 
-def _timing(request: pb.GenerateRequest, a: Anatomy) -> pb.Timing | None:
+def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: Anatomy) -> pb.Timing | None:
     if not request.response.timing:
         return None
+    phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
     return pb.Timing(
-        queue_s=a.queue_s, prefill_s=a.prefill_s, exposed_transfer_s=a.exposed_transfer_s, decode_s=a.decode_s,
-        ttft_s=a.ttft_s, e2e_s=a.e2e_s, kv_bytes=a.kv_bytes, kv_blocks=a.kv_blocks, path=a.path,
+        **phases, ttft_s=a.ttft_s, e2e_s=a.e2e_s, kv_bytes=a.kv_bytes, kv_blocks=a.kv_blocks, path=a.path,
         prefill_worker=a.prefill_worker, decode_worker=a.decode_worker, prefill_pid=a.prefill_pid,
-        decode_pid=a.decode_pid, attempts=a.attempts,
+        decode_pid=a.decode_pid, attempts=a.attempts, cached_tokens=a.cached_tokens,
     )  # fmt: skip
 
 
-async def _abort(context: Any, error: ServingError) -> NoReturn:  # noqa: ANN401
-    """End a call with a status and its details."""
-    details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.code, domain="baton")]
-    if isinstance(error, InvalidRequest):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    if isinstance(error, Unavailable):
-        delay = duration_pb2.Duration(seconds=max(1, round(error.retry_after_s)))
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    packed = []
-    for detail in details:
-        box = any_pb2.Any()
-        box.Pack(detail)
-        packed.append(box)
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.grpc_status), message=error.message, details=packed)
-    await context.abort_with_status(rpc_status.to_status(status))
-    raise InternalError("a gRPC call went on after its abort")
+async def _check(context: Any, ended: RequestEnded) -> None:
+    """End the call with the request's error, if it has one; what was used goes in the trailers."""
+    if ended.error is not None:
+        usage = (USAGE_KEY, _usage(ended.usage).SerializeToString())
+        context.set_trailing_metadata((*context.trailing_metadata(), usage))
+        await abort(context, ended.error)
 
 
 class GrpcDoor:

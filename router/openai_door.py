@@ -1,130 +1,69 @@
-"""The HTTP door: `/v1/completions` and what operators ask for.
+"""The HTTP door: OpenAI's endpoints, vLLM's beside them, and what operators ask for.
 
-Owns bodies, SSE and the OpenAI error object. Does not know workers. Called by the composition root,
-which serves `make_app(service)` with uvicorn.
+Owns the routes, the reading of bodies and of headers. Does not know workers. Called by the
+composition root, which serves `make_app(service)` with uvicorn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Coroutine
-from http import HTTPStatus
+import logging
 from importlib.metadata import version
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi_offline import FastAPIOffline
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
-from core.errors import Cancelled, DeadlineExceeded, InvalidRequest, PayloadTooLarge, ServingError, Unavailable
-from core.types import Anatomy, ChoiceFinished, Logprob, RequestEnded, SamplingParams, TextDelta, Usage
-from router.service import GenerationService, RequestStream
+from core.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, RequestTimeout, ServingError
+from core.trace import TraceContext, parse_trace
+from router.event_stream import EventStream, whole_reply
+from router.http_bodies import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    SamplingBody,
+    TokenizeBody,
+    TokenizeChatBody,
+    ignored_fields,
+    parse_body,
+)
+from router.http_errors import error_response, plain_error
+from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.request_making import MAX_ID_CHARACTERS, Wish
+from router.service import GenerationService
 
-Number = StrictFloat | StrictInt
-SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+log = logging.getLogger(__name__)
 MAX_HEADER_CHARACTERS = 1024
-MAX_DEPTH_HINT = "the body is nested too deeply"
+TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = "x-baton-timing", "x-request-id", "x-baton-ignored-params"
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
-class StreamOptions(BaseModel):
-    """What a stream carries besides text."""
-
-    model_config = ConfigDict(extra="allow")
-    include_usage: StrictBool = False
-
-
-class CompletionBody(BaseModel):
-    """Fields of `/v1/completions` that are built."""
-
-    model_config = ConfigDict(extra="allow")
-    model: StrictStr = ""
-    prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
-    max_tokens: StrictInt | None = None
-    temperature: Number | None = None
-    top_p: Number | None = None
-    top_k: StrictInt | None = None
-    n: StrictInt | None = None
-    seed: StrictInt | None = None
-    stop: StrictStr | list[StrictStr] | None = None
-    stop_token_ids: list[StrictInt] | None = None
-    min_tokens: StrictInt | None = None
-    ignore_eos: StrictBool | None = None
-    logprobs: StrictInt | None = None
-    stream: StrictBool | None = None
-    stream_options: StreamOptions | None = None
-    request_id: StrictStr | None = None
-
-    def the_prompt(self) -> str | list[int]:
-        """Reduce the four forms to one prompt."""
-        prompt = self.prompt
-        if isinstance(prompt, str):
-            return prompt
-        if not prompt:
-            raise InvalidRequest("prompt", "is empty; send at least one token")
-        first = prompt[0]
-        if isinstance(first, int):
-            return [t for t in prompt if isinstance(t, int)]
-        if len(prompt) > 1:
-            raise InvalidRequest("prompt", f"is a list of {len(prompt)} prompts; one prompt per request is supported")
-        return first
-
-    def sampling(self) -> SamplingParams:
-        """Collect the sampling fields; absent means default."""
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        given: dict[str, Any] = {
-            "temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k, "n": self.n, "seed": self.seed,
-            "max_tokens": self.max_tokens, "min_tokens": self.min_tokens, "ignore_eos": self.ignore_eos,
-        }  # fmt: skip
-        given = {name: value for name, value in given.items() if value is not None}
-        return SamplingParams(
-            **given, stop=stop, stop_token_ids=tuple(self.stop_token_ids or ()), logprobs=self.logprobs
-        )
-
-
-HARMLESS: dict[str, Any] = {
-    "user": None, "metadata": None, "store": False, "service_tier": "auto", "best_of": 1, "echo": False,
-    "frequency_penalty": 0, "presence_penalty": 0, "logit_bias": {}, "suffix": "",
-}  # fmt: skip
-"""Known fields that are not built, with the value that means "off". `user` and `metadata` are free."""
-FREE = {"user", "metadata"}
-
-
-def ignored_fields(extra: dict[str, Any]) -> list[str]:
-    """Sort out fields beyond the built ones.
-
-    Returns:
-        Unknown ones, which are ignored and reported.
-
-    Raises:
-        InvalidRequest: A known field asks for something that is not built.
-    """
-    unknown = []
-    for name, value in extra.items():
-        if name not in HARMLESS:
-            unknown.append(name)
-        elif name not in FREE and value is not None and value != HARMLESS[name]:
-            raise InvalidRequest(name, f"= {json.dumps(value)[:40]} is not supported; leave it out")
-    return unknown
-
-
-async def read_body(request: Request, limit_bytes: int) -> Any:  # noqa: ANN401
-    """Read a JSON body, bounded.
+async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> dict[str, Any]:
+    """Read a JSON body, bounded in bytes and time.
 
     Raises:
         PayloadTooLarge: More bytes than allowed; reading stops there.
+        RequestTimeout: It came too slowly.
         InvalidRequest: Not a JSON object.
     """
     chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > limit_bytes:
-            raise PayloadTooLarge(f"the body has more than {limit_bytes} bytes; raise router.max_body_bytes")
-        chunks.append(chunk)
+    try:
+        async with asyncio.timeout(timeout_s):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > limit_bytes:
+                    raise PayloadTooLarge(f"the body has more than {limit_bytes} bytes; raise router.max_body_bytes")
+                chunks.append(chunk)
+    except TimeoutError as error:
+        raise RequestTimeout(f"the body was not complete within {timeout_s:g} s") from error
     try:
         body = json.loads(b"".join(chunks))
     except RecursionError as error:
-        raise InvalidRequest("body", MAX_DEPTH_HINT) from error
+        raise InvalidRequest("body", "is nested too deeply") from error
     except ValueError as error:
         raise InvalidRequest("body", f"is not JSON: {error}") from error
     if not isinstance(body, dict):
@@ -132,172 +71,206 @@ async def read_body(request: Request, limit_bytes: int) -> Any:  # noqa: ANN401
     return body
 
 
-def parse_body(body: Any) -> CompletionBody:  # noqa: ANN401
-    """Validate a completion body.
-
-    Raises:
-        InvalidRequest: Names the first wrong field.
-    """
-    try:
-        return CompletionBody.model_validate(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = str(first["loc"][0]) if first["loc"] else "body"
-        raise InvalidRequest(name, f"is not valid: {first['msg']}") from error
-    except RecursionError as error:
-        raise InvalidRequest("body", MAX_DEPTH_HINT) from error
+def trace_of(request: Request) -> TraceContext | None:
+    """W3C trace context of a request; baggage is not trusted and not read."""
+    return parse_trace(request.headers.get("traceparent", ""), request.headers.get("tracestate", ""))
 
 
-def error_body(error: ServingError) -> dict[str, Any]:
-    """OpenAI's error object."""
-    kind = "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
-    param = error.field if isinstance(error, InvalidRequest) else None
-    return {"error": {"message": error.message, "type": kind, "param": param, "code": error.code}}
+def request_id_of(request: Request) -> str:
+    """The caller's request id, if it is one that may be echoed."""
+    value = request.headers.get(REQUEST_ID_HEADER, "")
+    return value if len(value) <= MAX_ID_CHARACTERS and value.isascii() and value.isprintable() else ""
 
 
-def error_response(error: ServingError) -> JSONResponse:
-    """Error object, status and the headers that steer a client's retries."""
-    headers = {}
-    may_retry = error.http_status in (429, 503) and not isinstance(error, DeadlineExceeded)
-    headers["x-should-retry"] = "true" if may_retry else "false"
-    if isinstance(error, Unavailable):
-        headers["Retry-After"] = str(max(1, round(error.retry_after_s)))
-    return JSONResponse(error_body(error), status_code=error.http_status, headers=headers)
+class Door:
+    """The endpoints over one service."""
 
+    def __init__(self, service: GenerationService, created: int) -> None:
+        """Keep the service; `created` is what OpenAI's field of that name says (Unix seconds)."""
+        self.service, self.created, self.config = service, created, service.config
 
-def usage_body(u: Usage) -> dict[str, Any]:
-    """OpenAI's usage object, cached tokens always filled."""
-    return {
-        "prompt_tokens": u.prompt_tokens,
-        "completion_tokens": u.completion_tokens,
-        "total_tokens": u.prompt_tokens + u.completion_tokens,
-        "prompt_tokens_details": {"cached_tokens": u.cached_tokens},
-    }
+    async def body(self, kind: type[AnyBody], request: Request) -> tuple[AnyBody, dict[str, str]]:
+        """Read and validate a body.
 
-
-def timing_body(a: Anatomy) -> dict[str, Any]:
-    """Where the time went, on demand."""
-    names = ("queue_s", "prefill_s", "exposed_transfer_s", "decode_s", "ttft_s", "e2e_s")
-    times = {name.replace("_s", "_ms"): round(getattr(a, name) * 1000, 3) for name in names}
-    return {
-        **times, "kv_bytes": a.kv_bytes, "kv_blocks": a.kv_blocks, "path": a.path,
-        "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker, "prefill_pid": a.prefill_pid,
-        "decode_pid": a.decode_pid, "attempts": list(a.attempts),
-    }  # fmt: skip
-
-
-class Completion:
-    """The replies to one completion request, whole or in chunks."""
-
-    def __init__(self, service: GenerationService, stream: RequestStream, created: int, *, wants_timing: bool) -> None:
-        """Keep what every reply repeats."""
-        self._service, self._stream = service, stream
-        self._wants_timing = wants_timing
-        self._head = {
-            "id": f"cmpl-{stream.request.request_id}",
-            "object": "text_completion",
-            "created": created,
-            "model": service.model.name,
-        }
-
-    def _logprobs(self, parts: list[tuple[str, tuple[Logprob, ...]]]) -> dict[str, Any] | None:
-        if self._stream.request.sampling.logprobs is None:
-            return None
-        text, entries = self._service.text.token_text, [entry for _, entries in parts for entry in entries]
-        tokens = [text(entry.token_id) for entry in entries]
-        offsets, at = [], 0
-        for token in tokens:
-            offsets.append(at)
-            at += len(token)
-        return {
-            "tokens": tokens,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "top_logprobs": [{text(i): p for i, p in entry.top} for entry in entries],
-            "text_offset": offsets,
-        }
-
-    async def whole(self) -> dict[str, Any]:
-        """Wait for the end and reply at once.
+        Returns:
+            The body, and a header that names what was ignored.
 
         Raises:
-            ServingError: The request failed.
+            ServingError: Names what is wrong.
         """
-        parts: dict[int, list[tuple[str, tuple[Logprob, ...]]]] = {}
-        finished: dict[int, ChoiceFinished] = {}
-        try:
-            while True:
-                match event := await self._stream.next():
-                    case TextDelta(choice, _, _, text, logprobs):
-                        parts.setdefault(choice, []).append((text, logprobs))
-                    case ChoiceFinished():
-                        finished[event.choice] = event
-                    case RequestEnded():
-                        if event.error is not None:
-                            raise event.error
-                        choices = [self._choice(c, parts.get(c, []), finished[c]) for c in sorted(finished)]
-                        reply = {**self._head, "choices": choices, "usage": usage_body(event.usage)}
-                        return {**reply, "timing": timing_body(event.anatomy)} if self._wants_timing else reply
-        finally:
-            await self._stream.close()
+        tree = await read_body(request, self.config.max_body_bytes, self.config.body_timeout_s)
+        body = parse_body(kind, tree)
+        ignored = ignored_fields(body, is_strict=self.config.is_strict)
+        names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
+        shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in names)
+        return body, {IGNORED_HEADER: shown} if ignored else {}
 
-    def _choice(
-        self, index: int, parts: list[tuple[str, tuple[Logprob, ...]]], finished: ChoiceFinished | None
-    ) -> dict[str, Any]:
+    async def completions(self, request: Request) -> Response:
+        """`POST /v1/completions`."""
+        body, headers = await self.body(CompletionBody, request)
+        wishes = body.wishes(request_id_of(request), trace_of(request))
+        options = ReplyOptions(
+            has_logprobs=body.logprobs is not None,
+            has_prompt_logprobs=body.prompt_logprobs is not None,
+            echo=bool(body.echo),
+            is_echo_only=body.is_echo_only,
+            **self._shared_options(body, request),
+        )
+        return await self._reply(request, wishes, body, Dialect(self.service, options), headers)
+
+    async def chat(self, request: Request) -> Response:
+        """`POST /v1/chat/completions`."""
+        body, headers = await self.body(ChatBody, request)
+        chat = body.chat(
+            self.config.chat_template_kwargs,
+            trusts_template=self.config.trust_request_chat_template,
+            adds_special_tokens=bool(body.add_special_tokens),
+        )
+        wishes = body.wishes(chat, request_id_of(request), trace_of(request))
+        options = ReplyOptions(
+            is_chat=True,
+            has_logprobs=bool(body.logprobs),
+            has_prompt_logprobs=body.prompt_logprobs is not None,
+            **self._shared_options(body, request),
+        )
+        return await self._reply(request, wishes, body, ChatDialect(self.service, options), headers)
+
+    def _shared_options(self, body: SamplingBody, request: Request) -> dict[str, bool]:
+        stream = body.stream_options
         return {
-            "index": index,
-            "text": "".join(text for text, _ in parts),
-            "logprobs": self._logprobs(parts),
-            "finish_reason": finished.reason.value if finished else None,
-            "stop_reason": finished.stop_match if finished else None,
+            "includes_usage": stream is not None and (stream.include_usage or stream.continuous_usage_stats),
+            "has_continuous_usage": stream is not None and stream.continuous_usage_stats,
+            "wants_timing": request.headers.get(TIMING_HEADER) == "1",
+            "returns_token_ids": bool(body.return_token_ids),
+            "names_ids": bool(body.return_tokens_as_token_ids),
         }
 
-    async def chunks(self, *, include_usage: bool) -> AsyncIterator[str]:
-        """Reply in server-sent events; an error is an event of its own, `[DONE]` is always last."""
-        try:
-            while True:
-                match event := await self._stream.next():
-                    case TextDelta(choice, _, _, text, logprobs):
-                        if text or logprobs:
-                            yield self._sse(choices=[self._choice(choice, [(text, logprobs)], None)])
-                    case ChoiceFinished():
-                        yield self._sse(choices=[self._choice(event.choice, [], event)])
-                    case RequestEnded():
-                        if event.error is not None:
-                            yield f"data: {json.dumps(error_body(event.error))}\n\n"
-                        elif include_usage or self._wants_timing:
-                            timing = {"timing": timing_body(event.anatomy)} if self._wants_timing else {}
-                            yield self._sse(choices=[], usage=usage_body(event.usage), **timing)
-                        yield "data: [DONE]\n\n"
-                        return
-        finally:
-            await self._stream.close()
+    async def _reply(
+        self, request: Request, wishes: list[Wish], body: SamplingBody, dialect: Dialect, headers: dict[str, str]
+    ) -> Response:
+        made = await self.service.make_requests(wishes)
+        reply = Reply(dialect, made, self.created_now())
+        group = self.service.open(*made)
+        headers[REQUEST_ID_HEADER] = str(made[0].request_id)
+        if body.stream:
+            return EventStream(reply, group, headers, self.config.keep_alive_s)
+        content = await whole_reply(request.receive, reply, group)
+        return JSONResponse(content, headers={**headers, "Server-Timing": server_timing(reply.anatomy)})
 
-    def _sse(self, **fields: object) -> str:
-        return f"data: {json.dumps({**self._head, **fields}, ensure_ascii=False)}\n\n"
+    def created_now(self) -> int:
+        """Unix seconds for a reply's `created`."""
+        return self.created + int(self.service.uptime_s())
+
+    async def tokenize(self, request: Request) -> Response:
+        """`POST /tokenize`, of a text or of a conversation."""
+        tree = await read_body(request, self.config.max_body_bytes, self.config.body_timeout_s)
+        if "messages" in tree:
+            chat = parse_body(TokenizeChatBody, tree)
+            ignored_fields(chat, is_strict=self.config.is_strict)
+            prompt = chat.chat(
+                self.config.chat_template_kwargs,
+                trusts_template=self.config.trust_request_chat_template,
+                adds_special_tokens=chat.add_special_tokens,
+            )
+            ids, names = await self.service.tokenize(chat.model, prompt, adds_special_tokens=False)
+            wants_names = chat.return_token_strs
+        else:
+            text = parse_body(TokenizeBody, tree)
+            ignored_fields(text, is_strict=self.config.is_strict)
+            adds = text.add_special_tokens
+            ids, names = await self.service.tokenize(text.model, text.prompt, adds_special_tokens=adds)
+            wants_names = text.return_token_strs
+        model = self.service.model
+        strings = names if wants_names else None
+        body = {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids, "token_strs": strings}
+        return JSONResponse(body)
+
+    async def detokenize(self, request: Request) -> Response:
+        """`POST /detokenize`."""
+        body, headers = await self.body(DetokenizeBody, request)
+        return JSONResponse({"prompt": self.service.detokenize(body.model, body.tokens)}, headers=headers)
+
+    def card(self) -> dict[str, Any]:
+        """The model, as OpenAI describes one."""
+        model = self.service.model
+        return {"id": model.name, "object": "model", "created": self.created, "owned_by": "baton", "root": model.name,
+                "parent": None, "max_model_len": model.max_model_len}  # fmt: skip
+
+    async def models(self) -> dict[str, Any]:
+        """`GET /v1/models`."""
+        return {"object": "list", "data": [self.card()]}
+
+    async def model(self, model_id: str) -> dict[str, Any]:
+        """`GET /v1/models/{id}`."""
+        if model_id != self.service.model.name:
+            raise ModelNotFound(f"model {model_id[:80]!r} is not served here; served: {self.service.model.name}")
+        return self.card()
+
+    async def health(self) -> Response:
+        """Alive."""
+        return Response(status_code=200)
+
+    async def ready(self) -> JSONResponse:
+        """Able to get a request through."""
+        return JSONResponse(self.service.readiness(), status_code=200 if self.service.is_ready else 503)
+
+    async def load(self) -> dict[str, Any]:
+        """Requests here and in each pool."""
+        return self.service.load()
+
+    async def metrics(self) -> PlainTextResponse:
+        """Prometheus exposition."""
+        return PlainTextResponse(self.service.telemetry.text(), media_type="text/plain; version=0.0.4")
+
+    async def show_version(self) -> dict[str, str]:
+        """The version of Baton."""
+        return {"version": version("baton-serve")}
+
+    async def replicas(self) -> dict[str, Any]:
+        """Every worker this router knows."""
+        return {"replicas": self.service.replicas()}
 
 
-async def unless_disconnected(request: Request, reply: Coroutine[Any, Any, dict[str, Any]]) -> dict[str, Any]:
-    """Wait for a reply, and cancel it when the client leaves: starlette does so for streams only.
+def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
+    """Show bodies in `/docs`; they are read by hand, so that errors are OpenAI's."""
+    schemas = [kind.model_json_schema(ref_template=f"#/components/schemas/{kind.__name__}_{{model}}") for kind in kinds]
+    for schema in schemas:
+        schema.pop("$defs", None)
+        for field in schema.get("properties", {}).values():
+            _without_references(field)
+    one = schemas[0] if len(schemas) == 1 else {"anyOf": schemas}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": one}}}}
 
-    Raises:
-        Cancelled: The client left.
-    """
 
-    async def watch() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
+def _without_references(node: Any) -> None:  # noqa: ANN401 - any JSON
+    if isinstance(node, dict):
+        if "$ref" in node:
+            node.pop("$ref")
+            node["type"] = "object"
+        for value in node.values():
+            _without_references(value)
+    elif isinstance(node, list):
+        for value in node:
+            _without_references(value)
 
-    loop = asyncio.get_running_loop()
-    work, watcher = loop.create_task(reply), loop.create_task(watch())
-    watcher.add_done_callback(lambda task: None if task.cancelled() else work.cancel())
-    try:
-        return await work
-    except asyncio.CancelledError:
-        if watcher.done():
-            raise Cancelled("the client left") from None
-        raise
-    finally:
-        watcher.cancel()
+
+def _add_error_pages(app: FastAPI) -> None:
+    @app.exception_handler(ServingError)
+    async def serving_error(request: Request, error: ServingError) -> JSONResponse:
+        return error_response(error, request_id_of(request))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path[:80].encode("ascii", "replace").decode()
+        facts = {404: f"there is no {path}", 405: f"{request.method[:10]} is not allowed on {path}"}
+        code = {404: "unsupported_endpoint", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        headers = dict(error.headers or {})
+        return plain_error(error.status_code, facts.get(error.status_code, str(error.detail)), code, headers)
+
+    @app.exception_handler(Exception)
+    async def bug(_: Request, error: Exception) -> JSONResponse:
+        log.error("a request failed in a way it should not", exc_info=error)
+        return plain_error(500, "the server failed in a way it should not", "internal_error")
 
 
 def make_app(service: GenerationService, created: int) -> FastAPI:
@@ -307,60 +280,20 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
         service: Behind every route.
         created: Unix seconds of the start, for OpenAI's `created` fields.
     """
-    app = FastAPI(title="Baton", version=version("baton-serve"), docs_url=None, redoc_url=None)
-
-    @app.exception_handler(ServingError)
-    async def serving_error(_: Request, error: ServingError) -> JSONResponse:
-        return error_response(error)
-
-    @app.exception_handler(404)
-    async def not_found(request: Request, _: Exception) -> JSONResponse:
-        message = f"there is no {request.url.path[:80]}"
-        body = {"message": message, "type": "invalid_request_error", "param": None, "code": "unsupported_endpoint"}
-        return JSONResponse({"error": body}, status_code=404)
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        body = parse_body(await read_body(request, service.config.max_body_bytes))
-        ignored = ignored_fields(body.model_extra or {})
-        request_id = body.request_id or request.headers.get("x-request-id", "")
-        made = await service.make_request(body.model, body.the_prompt(), body.sampling(), request_id)
-        wants_timing = request.headers.get("x-baton-timing") == "1"
-        completion = Completion(service, service.open(made), created, wants_timing=wants_timing)
-        headers = {"x-request-id": str(made.request_id)}
-        if ignored:
-            names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
-            headers["x-baton-ignored-params"] = "".join(c if c.isascii() and c.isprintable() else "?" for c in names)
-        if body.stream:
-            include_usage = body.stream_options is not None and body.stream_options.include_usage
-            chunks = completion.chunks(include_usage=include_usage)
-            return StreamingResponse(chunks, media_type="text/event-stream", headers={**headers, **SSE_HEADERS})
-        return JSONResponse(await unless_disconnected(request, completion.whole()), headers=headers)
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        card = {"id": service.model.name, "object": "model", "created": created, "owned_by": "baton",
-                "max_model_len": service.model.max_model_len}  # fmt: skip
-        return {"object": "list", "data": [card]}
-
-    @app.get("/health")
-    async def health() -> Response:
-        return Response(status_code=200)
-
-    @app.get("/ready")
-    async def ready() -> JSONResponse:
-        return JSONResponse(service.readiness(), status_code=200 if service.is_ready else 503)
-
-    @app.get("/metrics")
-    async def metrics() -> PlainTextResponse:
-        return PlainTextResponse(service.telemetry.text(), media_type="text/plain; version=0.0.4")
-
-    @app.get("/version")
-    async def show_version() -> dict[str, str]:
-        return {"version": version("baton-serve")}
-
-    @app.get("/replicas")
-    async def replicas() -> dict[str, Any]:
-        return {"replicas": service.replicas()}
-
+    app = FastAPIOffline(title="Baton", version=version("baton-serve"), redoc_url=None)
+    door = Door(service, created)
+    _add_error_pages(app)
+    for path, endpoint, schema in (
+        ("/v1/chat/completions", door.chat, _schema(ChatBody)),
+        ("/v1/completions", door.completions, _schema(CompletionBody)),
+        ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody)),
+        ("/detokenize", door.detokenize, _schema(DetokenizeBody)),
+    ):
+        app.post(path, openapi_extra=schema, response_model=None)(endpoint)
+    for path, reader in (
+        ("/v1/models", door.models), ("/v1/models/{model_id:path}", door.model), ("/health", door.health),
+        ("/ping", door.health), ("/ready", door.ready), ("/load", door.load), ("/metrics", door.metrics),
+        ("/version", door.show_version), ("/replicas", door.replicas),
+    ):  # fmt: skip
+        app.get(path, response_model=None)(reader)
     return app

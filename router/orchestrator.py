@@ -32,6 +32,7 @@ from core.ids import Epoch, Ids, RequestId, TransferId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, Credit, PhaseTimings, Submit, Task, TokenDelta, Wanted, WorkerDescriptor
 from core.timeline import Timeline
+from core.trace import NoTracing, Span, Tracing
 from core.types import Anatomy, GenerateRequest, Path, PromptScored, RequestEnded, RequestEvent, TextDelta, Usage
 from router.admission import Admission
 from router.choice_output import ChoiceOutput, NewDecoder
@@ -122,11 +123,18 @@ class RequestRun:
     exposed_transfer_s: float = 0.0
     current: AttemptRun | None = None
     has_prompt_scores: bool = False
+    started_at: float = 0.0
+    span: Span | None = None
 
     @property
     def is_whole(self) -> bool:
         """True when every choice has finished."""
         return all(c.finished is not None for c in self.choices)
+
+    @property
+    def path_taken(self) -> str:
+        """Path of the latest attempt; none before its placement."""
+        return self.placement.path.value if self.placement else "none"
 
     @property
     def num_output_tokens(self) -> int:
@@ -170,14 +178,28 @@ class RequestRun:
     def anatomy(self) -> Anatomy:
         """Where the time went."""
         line, t, p = self.timeline, self.timings, self.placement
-        decode_s = (line.token_at[-1] - line.token_at[0]) if len(line.token_at) > 1 else 0.0
+        e2e_s = line.e2e_s or 0.0
+        to_first_s = e2e_s if line.ttft_s is None else line.ttft_s
+        # Workers measure with clocks of their own: what they claim cannot exceed what there was.
+        tokenize_s = min(self.started_at - line.received_at, to_first_s)
+        waited_s = (line.admitted_at - self.started_at if line.admitted_at else to_first_s - tokenize_s) + t.queue_s
+        queue_s = min(waited_s, to_first_s - tokenize_s)
+        prefill_s = min(t.prefill_s, to_first_s - tokenize_s - queue_s)
+        first, second, last = line.token_at[:1], line.token_at[1:2], line.token_at[-1:]
+        gap_s = second[0] - first[0] if second else 0.0
+        transfer_s = min(self.exposed_transfer_s, gap_s)
         return Anatomy(
-            queue_s=t.queue_s + ((line.admitted_at or line.received_at) - line.received_at),
-            prefill_s=t.prefill_s,
-            exposed_transfer_s=self.exposed_transfer_s,
-            decode_s=decode_s,
+            tokenize_s=tokenize_s,
+            queue_s=queue_s,
+            prefill_s=prefill_s,
+            router_s=to_first_s - tokenize_s - queue_s - prefill_s,
+            exposed_transfer_s=transfer_s,
+            first_decode_s=gap_s - transfer_s,
+            decode_s=last[0] - second[0] if second else 0.0,
+            finish_s=line.ended_at - last[0] if last and line.ended_at is not None else 0.0,
             ttft_s=line.ttft_s or 0.0,
-            e2e_s=line.e2e_s or 0.0,
+            e2e_s=e2e_s,
+            cached_tokens=t.cached_tokens,
             kv_bytes=t.kv_bytes,
             kv_blocks=t.kv_blocks,
             path=p.path.value if p else "",
@@ -209,6 +231,7 @@ class Orchestrator:
         self._tasks: dict[RequestId, asyncio.Task[object]] = {}
         self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
         self.on_retry: Callable[[ServingError], None] = lambda error: None
+        self.tracing: Tracing = NoTracing()
 
     @property
     def num_running(self) -> int:
@@ -232,12 +255,17 @@ class Orchestrator:
         if request_id in self._runs:
             emit(RequestEnded(Usage(0), DuplicateRequest(f"request_id {request_id} is running; choose another")))
             return
-        sampling = request.sampling
+        sampling, now_s = request.sampling, self._clock.now_s()
+        received_at = now_s if request.received_at is None else request.received_at
+        span = self.tracing.open("gateway.request", request.trace, received_at)
+        request = replace(request, trace=span.context)
         run = RequestRun(
             request=request,
             emit=emit,
             clock=self._clock,
-            timeline=Timeline(self._clock.now_s()),
+            timeline=Timeline(received_at),
+            started_at=now_s,
+            span=span,
             choices=[ChoiceOutput(c, sampling, self._new_decoder(request)) for c in range(sampling.n)],
             credit=self._config.credit_positions,
             path=forced_path.value if forced_path else self._placement.path,
@@ -264,8 +292,25 @@ class Orchestrator:
             self._tasks.pop(request_id, None)
             run.timeline.ended_at = self._clock.now_s()
             ended = RequestEnded(run.usage(), error, run.anatomy())
+            self._end_span(run, ended)
             emit(ended)
             self.on_ended(run, ended)
+
+    def _end_span(self, run: RequestRun, ended: RequestEnded) -> None:
+        if run.span is None or run.timeline.ended_at is None:
+            return
+        request, usage, a = run.request, ended.usage, ended.anatomy
+        attributes: dict[str, str | int | float | bool] = {
+            "gen_ai.operation.name": request.operation, "gen_ai.provider.name": "baton",
+            "gen_ai.request.model": request.model, "gen_ai.response.id": request.request_id,
+            "gen_ai.request.max_tokens": request.sampling.max_tokens, "gen_ai.request.choice.count": request.sampling.n,
+            "gen_ai.usage.input_tokens": usage.prompt_tokens, "gen_ai.usage.output_tokens": usage.completion_tokens,
+            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens, "baton.path": a.path,
+            "baton.prefill_worker": a.prefill_worker, "baton.decode_worker": a.decode_worker,
+            "baton.kv_bytes": a.kv_bytes, "baton.attempts": ",".join(a.attempts),
+            **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in a.phases().items()},
+        }  # fmt: skip
+        run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")
 
     def abort(self, request_id: RequestId) -> bool:
         """Cancel a request by id.
@@ -314,7 +359,7 @@ class Orchestrator:
                 await self._attempt(run, Epoch(epoch))
             except ServingError as error:
                 is_last = epoch + 1 == self._config.max_attempts
-                run.attempts.append(f"{epoch}:{error.code}")
+                run.attempts.append(f"{epoch}:{run.path_taken}:{error.code}")
                 run.num_deaths += isinstance(error, WorkerLost)
                 if run.num_deaths > DEATHS_BEFORE_ALONE:
                     raise Quarantined(
@@ -324,7 +369,7 @@ class Orchestrator:
                     raise
                 self.on_retry(error)
             else:
-                run.attempts.append(f"{epoch}:ok")
+                run.attempts.append(f"{epoch}:{run.path_taken}:ok")
                 return
 
     async def _attempt(self, run: RequestRun, epoch: Epoch) -> None:

@@ -66,11 +66,10 @@ class Telemetry:
             self._counters[metrics.ATTEMPTS].add(max(1, len(anatomy.attempts)), {"path": anatomy.path})
         if line.ttft_s is not None:
             self._histograms[metrics.TTFT].record(line.ttft_s)
-            phases = (anatomy.queue_s, anatomy.prefill_s, anatomy.exposed_transfer_s, anatomy.decode_s)
-            for phase, seconds in zip(metrics.PHASES, phases, strict=True):
-                self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
         if line.e2e_s is not None:
             self._histograms[metrics.E2E].record(line.e2e_s)
+            for phase, seconds in anatomy.phases().items():
+                self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
         for gap_s in line.itl_s:
             self._histograms[metrics.ITL].record(gap_s)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from core.config import EngineConfig, TransferConfig
 from core.errors import InvariantViolation
@@ -16,6 +16,7 @@ from core.ids import Incarnation, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import Clock, KVBytes, Network
 from core.session import Role, WorkerDescriptor
+from core.trace import NoTracing, Tracing
 from engine.block_pool import BlockPool
 from engine.block_tables import Limits
 from engine.scheduler import Scheduler
@@ -57,6 +58,7 @@ class WorkerParts:
     clock: Clock
     descriptor: WorkerDescriptor
     """Addresses are filled in by `start`."""
+    tracing: Tracing = field(default_factory=NoTracing)
 
 
 class WorkerUnit:
@@ -77,6 +79,7 @@ class WorkerUnit:
         self.pool = BlockPool(engine.num_blocks)
         self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest)
         self.worker = Worker(self.scheduler, parts.runner, parts.clock, parts.session_network, lambda: self.descriptor)
+        self.worker.tracing = parts.tracing
         loop = asyncio.get_running_loop()
         agent_loop = agent_thread.loop if agent_thread else loop
         role = parts.make_role(

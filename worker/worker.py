@@ -21,12 +21,14 @@ from core.ids import Epoch, RequestId, RouterId
 from core.plan import StepPlan
 from core.ports import Clock, Network, Runner
 from core.session import AttemptEnded, Credit, Load, PhaseTimings, Progress, Submit, Task, WorkerDescriptor
+from core.trace import NoTracing, Tracing
 from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence
 from worker.attempt import Attempt
 from worker.sessions import SessionServer
 from worker.step_loop import StepLoop
+from worker.tracing import trace_attempt
 
 MAX_TOMBSTONES = 4096
 
@@ -90,6 +92,7 @@ class Worker:
         self.is_ready = True
         self.fatal: asyncio.Future[None] | None = None
         self._runner, self._clock, self._describe = runner, clock, describe
+        self.tracing: Tracing = NoTracing()
         self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
         self._sessions = SessionServer(session_network, self, clock, lambda: self._loop.num_steps)
         self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
@@ -271,6 +274,7 @@ class Worker:
             if done_at is not None:
                 timings = replace(timings, decode_s=self._clock.now_s() - done_at)
         attempt.ended = AttemptEnded(attempt.request_id, attempt.epoch, attempt.submit.task, timings, error)
+        trace_attempt(self.tracing, attempt, self._clock.now_s())
         self._stop_sequences(attempt, error)
         self._sessions.session(attempt.router_id).touch(attempt)
         self._loop.wake()

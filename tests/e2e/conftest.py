@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -64,11 +65,19 @@ class Up:
             [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"}, start_new_session=True,
         )  # fmt: skip
-        self.output = ""
-        for line in self.process.stdout:
-            self.output += line
-            if "try: baton generate" in line:
-                break
+        self.lines = []
+        is_up = threading.Event()
+
+        def drain():  # to the end: a full pipe would be a slow reader of the request log
+            for line in self.process.stdout:
+                self.lines.append(line)
+                if "try: baton generate" in line:
+                    is_up.set()
+            is_up.set()
+
+        self.reader = threading.Thread(target=drain, daemon=True)
+        self.reader.start()
+        assert is_up.wait(120), self.output
         http, grpc = (
             re.search(r"http://127.0.0.1:(\d+)", self.output),
             re.search(r"--grpc 127.0.0.1:(\d+)", self.output),
@@ -76,6 +85,20 @@ class Up:
         assert http and grpc, self.output
         self.url, self.grpc = f"http://127.0.0.1:{http[1]}", f"127.0.0.1:{grpc[1]}"
         self.wait_ready()
+
+    @property
+    def output(self):
+        return "".join(self.lines)
+
+    def logged(self, request_id, timeout_s=10):
+        """The request log's line."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            for line in self.lines:
+                if line.startswith("{") and json.loads(line).get("request_id") == request_id:
+                    return json.loads(line)
+            time.sleep(0.05)
+        raise AssertionError(f"no log line of {request_id}")
 
     def wait_ready(self, timeout_s=40):
         until = time.monotonic() + timeout_s
@@ -104,6 +127,7 @@ class Up:
         if self.process.poll() is None:
             self.process.send_signal(number)
         code = self.process.wait(timeout=timeout_s)
+        self.reader.join(timeout=10)
         self.process.stdout.close()
         return code, wait_gone(self.before)
 
@@ -123,6 +147,8 @@ def start():
         if up.process.poll() is None:
             up.process.kill()
             up.process.wait()
+            up.reader.join(timeout=10)
+            up.process.stdout.close()
         wait_gone(up.before)
 
 

@@ -105,9 +105,13 @@ BAD_BODIES = [
     ({"seed": -1}, "seed"), ({"seed": 2**70}, "seed"), ({"logprobs": 99}, "logprobs"), ({"stop": ["a"] * 17}, "stop"),
     ({"stop": [""]}, "stop"), ({"stop": ["x" * 300]}, "stop"), ({"stop": 3}, "stop"), ({"stop_token_ids": [99999]}, "stop_token_ids"),
     ({"prompt": ""}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [99999]}, "prompt"), ({"prompt": [-1]}, "prompt"),
-    ({"prompt": None}, "prompt"), ({"prompt": {"a": 1}}, "prompt"), ({"prompt": ["a", "b"]}, "prompt"), ({"stream": "yes"}, "stream"),
-    ({"suffix": "end"}, "suffix"), ({"echo": True}, "echo"), ({"frequency_penalty": 1}, "frequency_penalty"),
-    ({"logit_bias": {"1": 5}}, "logit_bias"), ({"request_id": "x" * 200}, "request_id"), ({"request_id": "a\nb"}, "request_id"),
+    ({"prompt": None}, "prompt"), ({"prompt": {"a": 1}}, "prompt"), ({"prompt": ["a"] * 129}, "prompt"), ({"stream": "yes"}, "stream"),
+    ({"suffix": "end"}, "suffix"), ({"echo": 1}, "echo"), ({"frequency_penalty": 3}, "frequency_penalty"),
+    ({"logit_bias": {"x": 5}}, "logit_bias"), ({"logit_bias": {"1": 500}}, "logit_bias"), ({"min_p": 2}, "min_p"),
+    ({"presence_penalty": -2.1}, "presence_penalty"), ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"), ({"bad_words": [""]}, "bad_words"), ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"best_of": 3}, "best_of"), ({"guided_json": {}}, "guided_json"), ({"use_beam_search": True}, "use_beam_search"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"), ({"cache_salt": "\n"}, "cache_salt"), ({"request_id": "x" * 200}, "request_id"), ({"request_id": "a\nb"}, "request_id"),
     ({"request_id": "日本"}, "request_id"), ({"stop": ["\ud800"]}, "stop"),
 ]  # fmt: skip
 

@@ -66,7 +66,7 @@ def test_a_flipped_byte_is_caught_and_healed():
 
     flipped, tokens, ended, healed = run(scenario)
     assert flipped and healed == 1
-    assert ended.error is None and ended.anatomy.attempts == ("0:ok",)
+    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",)
     assert tokens == expected()
 
 
@@ -93,7 +93,7 @@ def test_a_part_damaged_twice_redoes_the_attempt():
 
     flips, (tokens, ended) = run(scenario)
     assert len(flips) == 2 and len(set(flips)) == 1
-    assert ended.error is None and ended.anatomy.attempts == ("0:kv_transfer_failed", "1:ok")
+    assert ended.error is None and ended.anatomy.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
     assert tokens == expected()
 
 
@@ -215,7 +215,7 @@ def test_a_dropped_session_resumes_without_gap_or_repeat():
 
     cuts, tokens, ended, reconnects = run(scenario)
     assert cuts > 0 and reconnects > 0
-    assert ended.error is None and ended.anatomy.attempts == ("0:ok",)
+    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",)
     assert tokens == expected(max_tokens=40)
 
 

@@ -44,6 +44,21 @@ class GenerationStub:
                 request_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/baton.v1.Generation/Chat',
+                request_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.ChatRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.ChatResponse.FromString,
+                _registered_method=True)
+        self.Tokenize = channel.unary_unary(
+                '/baton.v1.Generation/Tokenize',
+                request_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.TokenizeResponse.FromString,
+                _registered_method=True)
+        self.Detokenize = channel.unary_unary(
+                '/baton.v1.Generation/Detokenize',
+                request_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+                response_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/baton.v1.Generation/Abort',
                 request_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.AbortRequest.SerializeToString,
@@ -68,6 +83,27 @@ class GenerationServicer:
 
     def GenerateStream(self, request, context):
         """The answer as it is made. Dropping the stream cancels the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Chat(self, request, context):
+        """A conversation, through the model's chat template, as it is answered.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tokenize(self, request, context):
+        """Text, or a conversation, to token ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Detokenize(self, request, context):
+        """Token ids to text.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,6 +135,21 @@ def add_GenerationServicer_to_server(servicer, server):
                     servicer.GenerateStream,
                     request_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.GenerateRequest.FromString,
                     response_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.GenerateStreamResponse.SerializeToString,
+            ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.ChatRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.ChatResponse.SerializeToString,
+            ),
+            'Tokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tokenize,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.TokenizeRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.TokenizeResponse.SerializeToString,
+            ),
+            'Detokenize': grpc.unary_unary_rpc_method_handler(
+                    servicer.Detokenize,
+                    request_deserializer=protos_dot_baton_dot_v1_dot_generation__pb2.DetokenizeRequest.FromString,
+                    response_serializer=protos_dot_baton_dot_v1_dot_generation__pb2.DetokenizeResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -165,6 +216,87 @@ class Generation:
             '/baton.v1.Generation/GenerateStream',
             protos_dot_baton_dot_v1_dot_generation__pb2.GenerateRequest.SerializeToString,
             protos_dot_baton_dot_v1_dot_generation__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/baton.v1.Generation/Chat',
+            protos_dot_baton_dot_v1_dot_generation__pb2.ChatRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_generation__pb2.ChatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Generation/Tokenize',
+            protos_dot_baton_dot_v1_dot_generation__pb2.TokenizeRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_generation__pb2.TokenizeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Detokenize(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/baton.v1.Generation/Detokenize',
+            protos_dot_baton_dot_v1_dot_generation__pb2.DetokenizeRequest.SerializeToString,
+            protos_dot_baton_dot_v1_dot_generation__pb2.DetokenizeResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -105,7 +105,7 @@ class TokenBias(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone")
+    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -124,6 +124,8 @@ class Submit(_message.Message):
     PEER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
     PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     RUN_ALONE_FIELD_NUMBER: _ClassVar[int]
+    TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
+    TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     task: str
@@ -142,7 +144,9 @@ class Submit(_message.Message):
     peer_incarnation: int
     peer_address: str
     run_alone: bool
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ...) -> None: ...
+    traceparent: str
+    tracestate: str
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request_id", "epoch")

@@ -1,0 +1,83 @@
+"""The `Tracing` port over the OpenTelemetry SDK, exporting with OTLP.
+
+Owns the provider, the sampler and the exporter of one process. Does not know what is traced. Called
+by `cluster.router_process` and `cluster.worker_process`; without an endpoint nothing is loaded.
+Attribute names follow OpenTelemetry's GenAI conventions as of semconv 1.37 (status: Development).
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from opentelemetry import trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
+
+from core.config import TracingConfig
+from core.trace import Attributes, NoTracing, Span, TraceContext, Tracing
+
+SCHEMA_URL = "https://opentelemetry.io/schemas/1.37.0"
+
+
+class _OTelSpan:
+    """An open span of the SDK."""
+
+    def __init__(self, span: trace.Span, state: str, offset_ns: int) -> None:
+        """Keep it with the clock's offset."""
+        self._span, self._state, self._offset_ns = span, state, offset_ns
+
+    @property
+    def context(self) -> TraceContext | None:
+        """Parent for children, here and in workers."""
+        c = self._span.get_span_context()
+        return TraceContext(c.trace_id, c.span_id, int(c.trace_flags), self._state)
+
+    def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:
+        """Close it."""
+        self._span.set_attributes(dict(attributes))
+        if error:
+            self._span.set_attribute("error.type", error)
+            self._span.set_status(Status(StatusCode.ERROR, error))
+        self._span.end(int(end_s * 1e9) + self._offset_ns)
+
+
+class OTelTracing:
+    """Spans to a collector."""
+
+    def __init__(self, config: TracingConfig, service: str) -> None:
+        """Start the exporter's thread."""
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - only with an endpoint
+            OTLPSpanExporter,
+        )
+
+        is_plain = not config.otlp_endpoint.startswith("https://")
+        exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=is_plain, timeout=5)
+        resource = Resource.create({"service.name": service}, SCHEMA_URL)
+        sampler = ParentBased(TraceIdRatioBased(config.sample_ratio))
+        self._provider = TracerProvider(resource=resource, sampler=sampler)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
+        self._tracer = self._provider.get_tracer("baton", schema_url=SCHEMA_URL)
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def open(self, name: str, parent: TraceContext | None, start_s: float) -> Span:
+        """Begin a span."""
+        context: Any = None
+        if parent is not None:
+            flags, state = TraceFlags(parent.flags), TraceState.from_header([parent.state] if parent.state else [])
+            remote = SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=flags, trace_state=state)
+            context = trace.set_span_in_context(NonRecordingSpan(remote))
+        span = self._tracer.start_span(name, context, start_time=int(start_s * 1e9) + self._offset_ns)
+        return _OTelSpan(span, parent.state if parent else "", self._offset_ns)
+
+    def close(self) -> None:
+        """Export what is left."""
+        self._provider.shutdown()
+
+
+def make_tracing(config: TracingConfig, service: str) -> Tracing:
+    """Make the process's tracing: silent without an endpoint."""
+    return OTelTracing(config, service) if config.otlp_endpoint else NoTracing()

@@ -1,0 +1,113 @@
+"""Readiness: a small request that crosses both workers, again and again.
+
+Owns the canary and what `/ready` says. Does not know doors. Called by `router.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.config import RouterConfig
+from core.errors import NoWorker
+from core.ids import Ids
+from core.ports import Clock
+from core.session import Role
+from core.types import GenerateRequest, Path, RequestEnded, RequestEvent, SamplingParams
+from router.links import Links
+from router.orchestrator import Orchestrator
+from router.request_making import ServedModel
+
+CANARY_TIER = "canary"
+CANARY_TIMEOUT_S = 10.0
+CANARY_TOKENS = 4
+
+
+class Canary:
+    """The proof behind `/ready`."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        config: RouterConfig,
+        orchestrator: Orchestrator,
+        links: Links,
+        clock: Clock,
+        ids: Ids,
+        expected_roles: frozenset[Role],
+        *,
+        must_cross: bool,
+    ) -> None:
+        """Keep the collaborators; `start` begins.
+
+        `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced) the router is
+        ready only while all of them live.
+        """
+        self._model, self._config, self._orchestrator, self._links = model, config, orchestrator, links
+        self._clock, self._ids = clock, ids
+        self._expected_roles, self._must_cross, self._has_crossed = expected_roles, must_cross, False
+        self._task: asyncio.Task[None] | None = None
+        self.took_s: float | None = None
+        self.error = "no canary has run yet"
+
+    def start(self) -> None:
+        """Begin."""
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    async def stop(self) -> None:
+        """End."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        """Send a small request across both workers again and again: the proof behind /ready."""
+        while True:
+            changed = self._links.changed
+            await self._once()
+            is_good = self.took_s is not None
+            try:
+                async with asyncio.timeout(self._config.canary_interval_s if is_good else 1.0):
+                    await changed.wait()
+                    await asyncio.sleep(0.2)  # a change is seldom alone: a link goes, another comes
+            except TimeoutError:
+                pass
+
+    async def _once(self) -> None:
+        missing = self._missing_roles()
+        if missing:
+            self.took_s, self.error = None, f"no {' and no '.join(missing)} worker is live"
+            return
+        started_at = self._clock.now_s()
+        prompt = tuple(i % self._model.vocabulary_size for i in range(1, 9))
+        request = GenerateRequest(
+            request_id=self._ids.request(), model=self._model.name, token_ids=prompt,
+            sampling=SamplingParams(temperature=0.0, max_tokens=CANARY_TOKENS, ignore_eos=True), seed=0,
+            deadline_at=started_at + CANARY_TIMEOUT_S, tier=CANARY_TIER,
+        )  # fmt: skip
+        crosses = self._live_roles() == {Role.PREFILL, Role.DECODE}
+        ended: list[RequestEvent] = []
+        await self._orchestrator.run(request, ended.append, forced_path=Path.PD if crosses else Path.LOCAL)
+        last = ended[-1]
+        error = last.error if isinstance(last, RequestEnded) else NoWorker("the canary did not end")
+        self.took_s = None if error else self._clock.now_s() - started_at
+        self.error = error.message if error else ""
+        self._has_crossed = self._has_crossed or (error is None and crosses)
+
+    def _live_roles(self) -> set[Role]:
+        return {c.descriptor.role for c in self._links.candidates()}
+
+    def _missing_roles(self) -> list[str]:
+        """List roles without which there is no readiness.
+
+        All expected ones before the first canary has crossed, or always when it must cross; later any
+        one worker is enough, since requests can run local.
+        """
+        live = self._live_roles()
+        if self._must_cross or not self._has_crossed or not live:
+            return sorted(self._expected_roles - live)
+        return []
+
+    @property
+    def is_good(self) -> bool:
+        """True when the last canary got through and nobody it needs has gone since."""
+        return self.took_s is not None and not self._missing_roles()

@@ -1,0 +1,105 @@
+"""Server-sent events straight on ASGI: few calls per token, comments while nothing comes, one ending.
+
+Owns the sending of a stream and the watch for a client that leaves. Does not know what chunks say.
+Called by `router.openai_door`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from core.errors import Cancelled, ServingError
+from router.http_errors import error_body
+from router.http_replies import Reply
+from router.request_stream import StreamGroup
+
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+class EventStream(Response):
+    """One reply in chunks. All events that have come go out in one write."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, reply: Reply, group: StreamGroup, headers: dict[str, str], keep_alive_s: float) -> None:
+        """Keep reply and requests, which are already started."""
+        super().__init__(headers={**headers, **HEADERS})
+        del self.headers["content-length"]
+        self._reply, self._group, self._keep_alive_s = reply, group, keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the last event, or until the client leaves; the requests are over afterwards."""
+        try:
+            await unless_disconnected(receive, self._send(send))
+        except Cancelled:
+            pass  # nobody is there to be told
+        finally:
+            await self._group.close()
+
+    async def _send(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        while not self._group.is_over and self._reply.error is None:
+            events = await self._group.batch(self._keep_alive_s)
+            text = "".join([self._reply.chunks(index, event) for index, event in events])
+            if text or not events:
+                body = text.encode() if events else KEEP_ALIVE
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        error = self._reply.error
+        last = f"data: {json.dumps(error_body(error))}\n\n" if error is not None else self._reply.last_chunk()
+        await send({"type": "http.response.body", "body": f"{last}data: [DONE]\n\n".encode(), "more_body": False})
+
+
+async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:
+    """Wait for every request's end and give the body.
+
+    Raises:
+        ServingError: The first request that failed; the others are cancelled.
+        Cancelled: The client left.
+    """
+
+    async def collect() -> dict[str, Any]:
+        while not group.is_over:
+            for index, event in await group.batch():
+                reply.take(index, event)
+            if isinstance(reply.error, ServingError):
+                raise reply.error
+        return reply.whole()
+
+    try:
+        body: dict[str, Any] = await unless_disconnected(receive, collect())
+        return body
+    finally:
+        await group.close()
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
+    """Wait for some work, and cancel it when the client leaves.
+
+    Raises:
+        Cancelled: The client left.
+    """
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    loop = asyncio.get_running_loop()
+    task, watcher = loop.create_task(work), loop.create_task(watch())
+    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if watcher.done() and not watcher.cancelled():
+            raise Cancelled("the client left") from None
+        raise
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)

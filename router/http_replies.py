@@ -1,0 +1,374 @@
+"""Replies of the HTTP door, whole and in chunks, byte-compatible with OpenAI's.
+
+Owns the two dialects (`text_completion`, `chat.completion`), both shapes of log probabilities, usage
+and timing. Does not know sockets or bodies' fields beyond the options it is given. Called by
+`router.openai_door`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.types import (
+    Anatomy,
+    ChoiceFinished,
+    Logprob,
+    PromptScored,
+    RequestEnded,
+    RequestEvent,
+    TextDelta,
+    Usage,
+)
+from router.service import GenerationService
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyOptions:
+    """What a client wants to see."""
+
+    is_chat: bool = False
+    has_logprobs: bool = False
+    has_prompt_logprobs: bool = False
+    includes_usage: bool = False
+    has_continuous_usage: bool = False
+    wants_timing: bool = False
+    returns_token_ids: bool = False
+    names_ids: bool = False
+    echo: bool = False
+    is_echo_only: bool = False
+
+
+def usage_body(u: Usage) -> dict[str, Any]:
+    """OpenAI's usage object, cached tokens always filled."""
+    return {
+        "prompt_tokens": u.prompt_tokens,
+        "completion_tokens": u.completion_tokens,
+        "total_tokens": u.prompt_tokens + u.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": u.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def timing_body(a: Anatomy) -> dict[str, Any]:
+    """Where the time went, on demand."""
+    names = (*(f"{name}_s" for name in a.phases()), "ttft_s", "e2e_s")
+    times = {name.replace("_s", "_ms"): round(getattr(a, name) * 1000, 3) for name in names}
+    return {
+        **times, "kv_bytes": a.kv_bytes, "kv_blocks": a.kv_blocks, "cached_tokens": a.cached_tokens, "path": a.path,
+        "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker, "prefill_pid": a.prefill_pid,
+        "decode_pid": a.decode_pid, "attempts": list(a.attempts),
+    }  # fmt: skip
+
+
+def server_timing(a: Anatomy) -> str:
+    """The same as a `Server-Timing` header, which browsers show."""
+    return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in a.phases().items())
+
+
+class Dialect:
+    """Shapes that both endpoints share, over one service and one set of options."""
+
+    object_whole, object_chunk, id_prefix = "text_completion", "text_completion", "cmpl"
+
+    def __init__(self, service: GenerationService, options: ReplyOptions) -> None:
+        """Keep what every reply needs."""
+        self.service, self.options = service, options
+
+    def token(self, token_id: int) -> str:
+        """How a token is named in log probabilities."""
+        return f"token_id:{token_id}" if self.options.names_ids else self.service.text.token_text(token_id)
+
+    def logprobs(self, entries: Sequence[Logprob], offset: int) -> dict[str, Any] | None:
+        """The legacy shape; `offset` is where the first token's text begins."""
+        if not self.options.has_logprobs:
+            return None
+        tokens, offsets = [self.token(entry.token_id) for entry in entries], []
+        for token in tokens:
+            offsets.append(offset)
+            offset += len(token)
+        return {
+            "text_offset": offsets,
+            "token_logprobs": [entry.logprob for entry in entries],
+            "tokens": tokens,
+            "top_logprobs": [{self.token(i): p for i, p in entry.top} for entry in entries],
+        }
+
+    def prompt_logprobs(self, prompt: Sequence[int], scored: Sequence[Logprob]) -> list[Any]:
+        """List as vLLM does: null for the first token, then by token id."""
+        if not scored:
+            return [None] * bool(prompt)
+        return [
+            None,
+            *({str(i): {"logprob": p, "decoded_token": self.token(i)} for i, p in _with_own(e)} for e in scored),
+        ]
+
+    def whole_choice(self, choice: ChoiceText, prompt: PromptText) -> dict[str, Any]:
+        """One choice of a whole reply."""
+        text, logprobs = choice.text, self.logprobs(choice.logprobs, choice.offset)
+        if self.options.echo:
+            text = prompt.text + text
+            logprobs = None if logprobs is None else _joined(self.echoed_logprobs(prompt), logprobs)
+        out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
+               "stop_reason": choice.stop_reason}  # fmt: skip
+        if self.options.has_prompt_logprobs:
+            out["prompt_logprobs"] = self.prompt_logprobs(prompt.token_ids, prompt.scored)
+        if self.options.returns_token_ids:
+            out |= {"token_ids": choice.token_ids, "prompt_token_ids": list(prompt.token_ids)}
+        return out
+
+    def echoed_logprobs(self, prompt: PromptText) -> dict[str, list[Any]]:
+        """The prompt's part of the legacy shape; the first token has none."""
+        name = self.token(prompt.token_ids[0])
+        first: dict[str, list[Any]] = {
+            "text_offset": [0], "token_logprobs": [None], "tokens": [name], "top_logprobs": [None],
+        }  # fmt: skip
+        return _joined(first, self.logprobs(prompt.scored, len(name)) or {})
+
+    def chunk_choice(self, index: int, delta: TextDelta, offset: int) -> dict[str, Any]:
+        """One choice of a chunk with text."""
+        out: dict[str, Any] = {"index": index, "text": delta.text, "logprobs": self.logprobs(delta.logprobs, offset),
+                               "finish_reason": None, "stop_reason": None}  # fmt: skip
+        if self.options.returns_token_ids:
+            out["token_ids"] = list(delta.token_ids)
+        return out
+
+    def first_choice(self, index: int, prompt: PromptText) -> dict[str, Any] | None:
+        """What opens a choice in a stream; None for nothing."""
+        if not self.options.echo:
+            return None
+        logprobs = self.echoed_logprobs(prompt) if self.options.has_logprobs else None
+        return {"index": index, "text": prompt.text, "logprobs": logprobs, "finish_reason": None, "stop_reason": None}
+
+    def last_choice(self, index: int, finished: ChoiceFinished) -> dict[str, Any]:
+        """What closes a choice in a stream."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": finished.reason.value,
+                "stop_reason": finished.stop_match}  # fmt: skip
+
+    def quick_chunk(self, index: int, text: str) -> str:
+        """The most frequent choice of a chunk, as JSON: text and nothing else."""
+        return f'{{"index":{index},"text":{json.dumps(text)},"logprobs":null,"finish_reason":null,"stop_reason":null}}'
+
+
+class ChatDialect(Dialect):
+    """`/v1/chat/completions`."""
+
+    object_whole, object_chunk, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
+
+    def logprobs(self, entries: Sequence[Logprob], offset: int) -> dict[str, Any] | None:
+        """The chat shape: bytes beside text, so that characters can be put together."""
+        if not self.options.has_logprobs:
+            return None
+        content = [
+            {**self._token(e.token_id, e.logprob), "top_logprobs": [self._token(i, p) for i, p in e.top]}
+            for e in entries
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self.service.text.token_bytes(token_id)
+        return {"token": self.token(token_id), "logprob": logprob, "bytes": list(data)}
+
+    def whole_choice(self, choice: ChoiceText, prompt: PromptText) -> dict[str, Any]:
+        """One choice of a whole reply."""
+        message = {"role": "assistant", "content": choice.text, "refusal": None}
+        out = {"index": choice.index, "message": message, "logprobs": self.logprobs(choice.logprobs, 0),
+               "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}  # fmt: skip
+        if self.options.returns_token_ids:
+            out["token_ids"] = choice.token_ids
+        return out
+
+    def first_choice(self, index: int, prompt: PromptText) -> dict[str, Any] | None:
+        """The role comes first, once."""
+        delta = {"role": "assistant", "content": ""}
+        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+
+    def chunk_choice(self, index: int, delta: TextDelta, offset: int) -> dict[str, Any]:
+        """One choice of a chunk with text."""
+        out: dict[str, Any] = {"index": index, "delta": {"content": delta.text}, "finish_reason": None,
+                               "logprobs": self.logprobs(delta.logprobs, offset)}  # fmt: skip
+        if self.options.returns_token_ids:
+            out["token_ids"] = list(delta.token_ids)
+        return out
+
+    def last_choice(self, index: int, finished: ChoiceFinished) -> dict[str, Any]:
+        """What closes a choice in a stream."""
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": finished.reason.value,
+                "stop_reason": finished.stop_match}  # fmt: skip
+
+    def quick_chunk(self, index: int, text: str) -> str:
+        """The most frequent choice of a chunk, as JSON."""
+        return f'{{"index":{index},"delta":{{"content":{json.dumps(text)}}},"logprobs":null,"finish_reason":null}}'
+
+
+@dataclass(slots=True)
+class PromptText:
+    """What is known of one prompt."""
+
+    token_ids: tuple[int, ...]
+    text: str = ""
+    scored: tuple[Logprob, ...] = ()
+
+
+@dataclass(slots=True)
+class ChoiceText:
+    """One choice, as far as it has come."""
+
+    index: int
+    text: str
+    logprobs: list[Logprob]
+    token_ids: list[int]
+    offset: int = 0
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+
+
+class Reply:
+    """One reply to one or several prompts: takes events, gives a body or chunks."""
+
+    def __init__(self, dialect: Dialect, requests: Sequence[Any], created: int) -> None:
+        """Begin with nothing.
+
+        Args:
+            dialect: How things look.
+            requests: One for each prompt.
+            created: Unix seconds.
+        """
+        self.dialect, self.options = dialect, dialect.options
+        self._num_choices = requests[0].sampling.n
+        text = dialect.service.text.text
+        self._prompts = [PromptText(r.token_ids, text(r.token_ids) if self.options.echo else "") for r in requests]
+        self._choices = [
+            ChoiceText(i, "", [], [], len(self._prompts[i // self._num_choices].text))
+            for i in range(len(requests) * self._num_choices)
+        ]
+        self._usages = [Usage(len(r.token_ids), 0) for r in requests]
+        self.error: Exception | None = None
+        self.anatomy = Anatomy()
+        self._head = {
+            "id": f"{dialect.id_prefix}-{requests[0].request_id}",
+            "object": dialect.object_chunk,
+            "created": created,
+            "model": dialect.service.model.name,
+            "system_fingerprint": dialect.service.model.fingerprint,
+        }
+        self._quick_head = "data: " + json.dumps(self._head, separators=(",", ":"))[:-1] + ',"choices":['
+        self._quick_tail = '],"usage":null}\n\n' if self.options.includes_usage else "]}\n\n"
+        o = self.options
+        self._is_quick = not (o.has_logprobs or o.returns_token_ids or o.has_continuous_usage or o.is_echo_only)
+        self._is_open = [False] * len(self._choices)
+
+    @property
+    def usage(self) -> Usage:
+        """Tokens over all prompts so far."""
+        done = 0 if self.options.is_echo_only else sum(u.completion_tokens for u in self._usages)
+        return Usage(sum(u.prompt_tokens for u in self._usages), done, sum(u.cached_tokens for u in self._usages))
+
+    # --- whole ----------------------------------------------------------------------------------------
+
+    def take(self, prompt: int, event: RequestEvent) -> None:
+        """Take one event of one prompt's request into a whole reply."""
+        match event:
+            case PromptScored(logprobs):
+                self._prompts[prompt].scored = logprobs
+            case TextDelta():
+                choice = self._choices[prompt * self._num_choices + event.choice]
+                choice.text += event.text
+                choice.logprobs += event.logprobs
+                choice.token_ids += event.token_ids
+            case ChoiceFinished():
+                choice = self._choices[prompt * self._num_choices + event.choice]
+                choice.finish_reason, choice.stop_reason = event.reason.value, event.stop_match
+            case RequestEnded():
+                self._end(prompt, event)
+
+    def _end(self, prompt: int, event: RequestEnded) -> None:
+        self._usages[prompt] = event.usage
+        self.error, self.anatomy = self.error or event.error, event.anatomy
+
+    def whole(self) -> dict[str, Any]:
+        """The reply's body, when every request has ended."""
+        if self.options.is_echo_only:
+            for choice in self._choices:
+                choice.text, choice.logprobs, choice.token_ids, choice.finish_reason = "", [], [], "length"
+        choices = [self.dialect.whole_choice(c, self._prompts[c.index // self._num_choices]) for c in self._choices]
+        reply: dict[str, Any] = {**self._head, "object": self.dialect.object_whole, "choices": choices,
+                                 "usage": usage_body(self.usage)}  # fmt: skip
+        if self.options.is_chat and self.options.has_prompt_logprobs:
+            first = self._prompts[0]
+            reply["prompt_logprobs"] = self.dialect.prompt_logprobs(first.token_ids, first.scored)
+        if self.options.is_chat and self.options.returns_token_ids:
+            reply["prompt_token_ids"] = list(self._prompts[0].token_ids)
+        if self.options.wants_timing:
+            reply["timing"] = timing_body(self.anatomy)
+        return reply
+
+    # --- stream ---------------------------------------------------------------------------------------
+
+    def chunks(self, prompt: int, event: RequestEvent) -> str:
+        """Turn one event into server-sent events."""
+        match event:
+            case PromptScored(logprobs):
+                self._prompts[prompt].scored = logprobs
+                return ""
+            case TextDelta():
+                return self._delta(prompt, event)
+            case ChoiceFinished():
+                index = prompt * self._num_choices + event.choice
+                return self._open(prompt, index) + self._chunk(self.dialect.last_choice(index, event))
+            case RequestEnded():
+                self._end(prompt, event)
+                return ""
+
+    def _delta(self, prompt: int, event: TextDelta) -> str:
+        index = prompt * self._num_choices + event.choice
+        opening = "" if self._is_open[index] else self._open(prompt, index)
+        if self._is_quick:
+            if not event.text:
+                return opening
+            return f"{opening}{self._quick_head}{self.dialect.quick_chunk(index, event.text)}{self._quick_tail}"
+        usage = self._usages[prompt]
+        self._usages[prompt] = Usage(usage.prompt_tokens, usage.completion_tokens + len(event.token_ids))
+        if self.options.is_echo_only or not (event.text or event.logprobs or event.token_ids):
+            return opening
+        choice = self._choices[index]
+        body = self.dialect.chunk_choice(index, event, choice.offset)
+        choice.offset += sum(len(self.dialect.token(e.token_id)) for e in event.logprobs)
+        return opening + self._chunk(body)
+
+    def _open(self, prompt: int, index: int) -> str:
+        """Begin a choice: the role, the echoed prompt."""
+        if self._is_open[index]:
+            return ""
+        self._is_open[index] = True
+        first = self.dialect.first_choice(index, self._prompts[prompt])
+        return "" if first is None else self._chunk(first)
+
+    def _chunk(self, choice: dict[str, Any]) -> str:
+        fields: dict[str, Any] = {"choices": [choice]}
+        if self.options.has_continuous_usage:
+            fields["usage"] = usage_body(self.usage)
+        elif self.options.includes_usage:
+            fields["usage"] = None
+        return self._sse(fields)
+
+    def _sse(self, fields: dict[str, Any]) -> str:
+        return f"data: {json.dumps({**self._head, **fields}, separators=(',', ':'))}\n\n"
+
+    def last_chunk(self) -> str:
+        """The usage chunk, and timing where it was asked for."""
+        if not (self.options.includes_usage or self.options.wants_timing):
+            return ""
+        timing = {"timing": timing_body(self.anatomy)} if self.options.wants_timing else {}
+        return self._sse({"choices": [], "usage": usage_body(self.usage), **timing})
+
+
+def _with_own(entry: Logprob) -> list[tuple[int, float]]:
+    own = [] if any(i == entry.token_id for i, _ in entry.top) else [(entry.token_id, entry.logprob)]
+    return [*own, *entry.top]
+
+
+def _joined(first: dict[str, list[Any]], second: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    return {name: values + second.get(name, []) for name, values in first.items()}

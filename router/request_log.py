@@ -1,0 +1,73 @@
+"""One structured line per request on standard error: what an operator greps for.
+
+Owns the line's fields and the bounded queue to the thread that writes it, so that a blocked pipe
+never blocks the event loop. Prompts and outputs are never logged. Does not know doors. Called by
+`router.service`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.handlers
+import queue
+import sys
+from typing import Any
+
+from core.types import GenerateRequest, RequestEnded
+
+MAX_WAITING_LINES = 4096
+REJECTED_PHASES_S = 1e-6
+
+
+class _DroppingQueueHandler(logging.handlers.QueueHandler):
+    """Drops a line when the writer is behind, and counts it."""
+
+    num_dropped = 0
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        """Queue without waiting."""
+        try:
+            self.queue.put_nowait(record)
+        except queue.Full:
+            self.num_dropped += 1
+
+
+class RequestLog:
+    """Writes the lines."""
+
+    def __init__(self) -> None:
+        """Start the writer's thread."""
+        lines: queue.Queue[Any] = queue.Queue(MAX_WAITING_LINES)
+        self._entry = _DroppingQueueHandler(lines)
+        self._writer = logging.handlers.QueueListener(lines, logging.StreamHandler(sys.stderr))
+        self._logger = logging.getLogger("baton.requests")
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        self._logger.addHandler(self._entry)
+        self._writer.start()
+
+    @property
+    def num_dropped(self) -> int:
+        """Lines lost because the reader of standard error was behind."""
+        return self._entry.num_dropped
+
+    def request_ended(self, request: GenerateRequest, ended: RequestEnded) -> None:
+        """Log one request."""
+        a, usage = ended.anatomy, ended.usage
+        line = {
+            "event": "request", "request_id": request.request_id, "model": request.model, "operation": request.operation,
+            "outcome": ended.error.code if ended.error else "finished", "prompt_tokens": usage.prompt_tokens,
+            "output_tokens": usage.completion_tokens, "cached_tokens": usage.cached_tokens, "n": request.sampling.n,
+            "ttft_ms": round(a.ttft_s * 1000, 3), "e2e_ms": round(a.e2e_s * 1000, 3),
+            "phases_ms": {name: round(s * 1000, 3) for name, s in a.phases().items() if s > REJECTED_PHASES_S},
+            "path": a.path, "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker,
+            "kv_bytes": a.kv_bytes, "attempts": a.attempts,
+            "trace_id": f"{request.trace.trace_id:032x}" if request.trace else "",
+        }  # fmt: skip
+        self._logger.info(json.dumps(line, separators=(",", ":")))
+
+    def close(self) -> None:
+        """Write what is queued and end the thread."""
+        self._logger.removeHandler(self._entry)
+        self._writer.stop()

@@ -1,0 +1,189 @@
+"""From a client's wish to a frozen request: defaults, tokens, truncation, checks.
+
+Owns every check that can be made before a worker is asked. Does not know HTTP or gRPC. Called by
+`router.service` for both doors, so that they refuse the same things with the same words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.config import RouterConfig
+from core.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from core.ids import Ids, RequestId, seed_of
+from core.ports import Clock, Tokenizer
+from core.session import WorkerDescriptor
+from core.trace import TraceContext
+from core.types import MAX_BAD_WORDS, ChatPrompt, GenerateRequest, SamplingParams
+
+MAX_ID_CHARACTERS = 128
+MAX_SALT_CHARACTERS = 256
+MAX_BAD_WORD_CHARACTERS = 256
+DEFAULT_COMPLETION_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What the router knows of the model without torch. `default_sampling`: `generation_config.json`'s."""
+
+    name: str
+    vocabulary_size: int
+    max_model_len: int
+    eos_token_ids: tuple[int, ...]
+    dtype: str
+    default_sampling: dict[str, float] = field(default_factory=dict)
+    fingerprint: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a door was asked for. `sampling` has the given fields only: absent means the model's default."""
+
+    prompt: str | Sequence[int] | ChatPrompt
+    sampling: dict[str, Any]
+    model: str = ""
+    request_id: str = ""
+    time_limit_s: float | None = None
+    bad_words: Sequence[str] = ()
+    truncate_prompt_tokens: int | None = None
+    """-1: to what fits."""
+    keeps_left: bool = False
+    """Truncate at the end instead of the beginning."""
+    adds_special_tokens: bool = True
+    cache_salt: str = ""
+    trace: TraceContext | None = None
+
+
+class RequestMaker:
+    """Makes requests for one model."""
+
+    def __init__(
+        self,
+        model: ServedModel,
+        config: RouterConfig,
+        tokenizer: Tokenizer,
+        clock: Clock,
+        ids: Ids,
+        seed_key: bytes,
+        pools: Callable[[], Sequence[WorkerDescriptor]],
+    ) -> None:
+        """Keep the collaborators; `pools` lists live workers."""
+        self._model, self._config, self._tokenizer = model, config, tokenizer
+        self._clock, self._ids, self._seed_key, self._pools = clock, ids, seed_key, pools
+
+    def check_model(self, name: str) -> None:
+        """Refuse a model that is not served.
+
+        Raises:
+            ModelNotFound: Names the one that is.
+        """
+        if name not in ("", self._model.name):
+            raise ModelNotFound(f"model {name[:80]!r} is not served here; served: {self._model.name}")
+
+    async def make(self, wish: Wish) -> GenerateRequest:
+        """Check a wish and turn it into a request.
+
+        Raises:
+            ModelNotFound: Another model is served.
+            InvalidRequest: Names the field.
+            PromptTooLong: Prompt plus output exceed the context window or a pool.
+        """
+        received_at = self._clock.now_s()
+        self.check_model(wish.model)
+        _check_text("request_id", wish.request_id, MAX_ID_CHARACTERS)
+        _check_text("cache_salt", wish.cache_salt, MAX_SALT_CHARACTERS)
+        limit_s = self._config.deadline_s
+        if wish.time_limit_s is not None:
+            limit_s = min(wish.time_limit_s, limit_s)
+        given = {**self._model.default_sampling, **wish.sampling}
+        if "max_tokens" in given:  # before the work of tokenizing
+            SamplingParams(**given).validate(self._model.vocabulary_size)
+        token_ids = await self.encode(wish.prompt, adds_special_tokens=wish.adds_special_tokens)
+        if not token_ids:
+            raise InvalidRequest("prompt", "is empty; send at least one token")
+        token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
+        bad_words = await self._bad_words(wish.bad_words)
+        if "max_tokens" not in given:
+            is_chat = isinstance(wish.prompt, ChatPrompt)
+            given["max_tokens"] = self._room(token_ids) if is_chat else DEFAULT_COMPLETION_TOKENS
+        sampling = SamplingParams(**{**given, "bad_words": bad_words})
+        sampling.validate(self._model.vocabulary_size)
+        self._check_prompt(token_ids, sampling)
+        request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
+        seed = sampling.seed if sampling.seed is not None else seed_of(request_id, self._seed_key)
+        return GenerateRequest(
+            request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
+            deadline_at=received_at + limit_s, eos_token_ids=self._model.eos_token_ids, scope=wish.cache_salt,
+            trace=wish.trace, operation="chat" if isinstance(wish.prompt, ChatPrompt) else "text_completion",
+            received_at=received_at,
+        )  # fmt: skip
+
+    async def encode(
+        self, prompt: str | Sequence[int] | ChatPrompt, *, adds_special_tokens: bool = True
+    ) -> Sequence[int]:
+        """Turn any form of prompt into token ids.
+
+        Raises:
+            InvalidRequest: The tokenizer or the chat template refuses it.
+        """
+        if isinstance(prompt, ChatPrompt):
+            return await self._tokenizer.encode_chat(prompt)
+        if isinstance(prompt, str):
+            return await self._tokenizer.encode(prompt, adds_special_tokens=adds_special_tokens)
+        size = self._model.vocabulary_size
+        wrong = next((t for t in prompt if not 0 <= t < size), None)
+        if wrong is not None:
+            raise InvalidRequest("prompt", f"has token id {wrong}, must be from 0 to {size - 1}")
+        return prompt
+
+    def _truncate(self, wish: Wish, token_ids: Sequence[int], max_tokens: int) -> Sequence[int]:
+        keep = wish.truncate_prompt_tokens
+        if keep is None:
+            return token_ids
+        limit = self._model.max_model_len
+        if keep == -1:
+            keep = max(1, limit - max_tokens)
+        if not 1 <= keep <= limit:
+            raise InvalidRequest("truncate_prompt_tokens", f"is {keep}, must be -1 or from 1 to {limit}")
+        return token_ids[:keep] if wish.keeps_left else token_ids[-keep:]
+
+    async def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Tokens of each word, at the beginning of a text and after a space: the same two forms as in vLLM."""
+        if len(words) > MAX_BAD_WORDS // 2:
+            raise InvalidRequest("bad_words", f"has {len(words)} words, the limit is {MAX_BAD_WORDS // 2}")
+        found: dict[tuple[int, ...], None] = {}
+        for word in words:
+            if not word.strip() or len(word) > MAX_BAD_WORD_CHARACTERS:
+                raise InvalidRequest(
+                    "bad_words", f"has an empty word or one above {MAX_BAD_WORD_CHARACTERS} characters"
+                )
+            for form in (word.lstrip(), " " + word.lstrip()):
+                found[tuple(await self._tokenizer.encode(form, adds_special_tokens=False))] = None
+        return tuple(found)
+
+    def _room(self, token_ids: Sequence[int]) -> int:
+        """Longest output (tokens) that the context window and the smallest pool can hold."""
+        tokens = [self._model.max_model_len, *((d.num_blocks - 1) * d.block_size_tokens for d in self._pools())]
+        return max(1, min(tokens) - len(token_ids))
+
+    def _check_prompt(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
+        total = len(token_ids) + sampling.max_tokens
+        if total > self._model.max_model_len:
+            raise PromptTooLong(
+                f"prompt of {len(token_ids)} tokens plus max_tokens {sampling.max_tokens} is {total}, the context window is "
+                f"{self._model.max_model_len}; shorten one of them"
+            )
+        for d in self._pools():  # refuse at the door what the smallest pool could never hold
+            needed = -(-total // d.block_size_tokens) + sampling.n
+            if needed > d.num_blocks:
+                raise PromptTooLong(
+                    f"prompt plus max_tokens is {total} tokens and needs {needed} KV blocks, a worker's pool holds "
+                    f"{d.num_blocks}; lower max_tokens or raise engine.num_blocks"
+                )
+
+
+def _check_text(name: str, value: str, limit: int) -> None:
+    if len(value) > limit or not (value.isascii() and (value.isprintable() or not value)):
+        raise InvalidRequest(name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones")

@@ -1,0 +1,101 @@
+"""Events of running requests, in the hands of one consumer.
+
+Owns the queue between orchestrator and door, the credit that follows what the consumer took, and
+the grouping of several requests into one reply. Does not know HTTP or gRPC. Called by the doors,
+which get it from `router.service`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+
+from core.types import ChoiceFinished, GenerateRequest, RequestEnded, RequestEvent, TextDelta
+from router.orchestrator import Orchestrator
+
+
+class RequestStream:
+    """Events of one running request.
+
+    The queue needs no bound of its own: a worker computes at most `credit_positions` beyond what
+    the consumer took.
+    """
+
+    def __init__(self, orchestrator: Orchestrator, request: GenerateRequest, wake: asyncio.Event) -> None:
+        """Start the request; `wake` is set whenever an event comes."""
+        self.request = request
+        self.is_over = False
+        self._orchestrator, self._wake = orchestrator, wake
+        self._events: deque[RequestEvent] = deque()
+        self._taken: dict[int, int] = {}
+        self._open_choices = set(range(request.sampling.n))
+        self._task = asyncio.get_running_loop().create_task(orchestrator.run(request, self._emit))
+
+    def _emit(self, event: RequestEvent) -> None:
+        self._events.append(event)
+        self._wake.set()
+
+    def take(self) -> list[RequestEvent]:
+        """Take what has come; `RequestEnded` is the last event there is."""
+        events = list(self._events)
+        self._events.clear()
+        for event in events:
+            if isinstance(event, TextDelta):
+                self._taken[event.choice] = event.position + len(event.token_ids)
+            elif isinstance(event, ChoiceFinished):
+                self._open_choices.discard(event.choice)
+            elif isinstance(event, RequestEnded):
+                self.is_over = True
+        if self._open_choices and self._open_choices <= self._taken.keys():
+            # A choice that has ended needs no credit and must not hold back the others.
+            self._orchestrator.consumed(self.request.request_id, min(self._taken[c] for c in self._open_choices))
+        return events
+
+    async def close(self) -> None:
+        """Cancel the request if it still runs, and wait until it is gone."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+
+class StreamGroup:
+    """The requests behind one reply: one for each prompt."""
+
+    def __init__(self, orchestrator: Orchestrator, requests: Sequence[GenerateRequest]) -> None:
+        """Start them all."""
+        self._wake = asyncio.Event()
+        self._streams = [RequestStream(orchestrator, request, self._wake) for request in requests]
+
+    @property
+    def requests(self) -> list[GenerateRequest]:
+        """What was asked, in the order of the prompts."""
+        return [stream.request for stream in self._streams]
+
+    async def batch(self, timeout_s: float | None = None) -> list[tuple[int, RequestEvent]]:
+        """Wait for events and take all that have come, each with the index of its prompt.
+
+        Returns:
+            Nothing if the time passed without any.
+        """
+        while True:
+            self._wake.clear()
+            events = [(index, event) for index, stream in enumerate(self._streams) for event in stream.take()]
+            if events:
+                return events
+            if timeout_s is None:
+                await self._wake.wait()
+                continue
+            try:
+                async with asyncio.timeout(timeout_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return []
+
+    @property
+    def is_over(self) -> bool:
+        """True when every request has ended and its end was taken."""
+        return all(stream.is_over for stream in self._streams)
+
+    async def close(self) -> None:
+        """Cancel what still runs."""
+        await asyncio.gather(*(stream.close() for stream in self._streams))
