@@ -263,7 +263,7 @@ class Scheduler:
                 handover.is_announced = True
                 announced += 1
                 self.announce(sequence)
-            if handover is not None and not handover.is_partnered and not self._is_roomy(sequence):
+            if handover is not None and not handover.is_partnered and not self._may_run_ahead(sequence, handover):
                 skipped.append(sequence)
                 continue
             if not self._start(sequence, now_s):
@@ -276,8 +276,13 @@ class Scheduler:
         self.waiting.extendleft(reversed(skipped))
         return budget
 
-    def _is_roomy(self, sequence: Sequence) -> bool:
-        """Above the watermark a prefill may start before its partner has answered (rule 1)."""
+    def _may_run_ahead(self, sequence: Sequence, handover: Handover) -> bool:
+        """Above the watermark an announced prefill may start before its partner has answered (rule 1).
+
+        One that nobody was told of must wait: it would be computed and then held for a partner that never comes.
+        """
+        if not handover.is_announced:
+            return False
         left = self.pool.num_available - self.tables.blocks_for(sequence.num_tokens)
         return left >= self.pool.num_blocks // 2
 

@@ -14,6 +14,10 @@ from core.errors import Draining, Overloaded
 from core.types import GenerateRequest
 
 
+CANARY_TIER = "canary"
+"""Tier of the requests behind `/ready`; they take no permit."""
+
+
 class Admission:
     """First come, first served, bounded in number and in waiting time."""
 
@@ -38,6 +42,9 @@ class Admission:
             Overloaded: The queue is full, or no permit came in time; nothing is held.
             Draining: The router is shutting down.
         """
+        if request.tier == CANARY_TIER:  # a full router is still able to get a request through
+            yield
+            return
         await self._acquire()
         try:
             yield

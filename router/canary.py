@@ -13,11 +13,11 @@ from core.ids import Ids
 from core.ports import Clock
 from core.session import Role
 from core.types import GenerateRequest, Path, RequestEnded, RequestEvent, SamplingParams
+from router.admission import CANARY_TIER
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_making import ServedModel
 
-CANARY_TIER = "canary"
 CANARY_TIMEOUT_S = 10.0
 CANARY_TOKENS = 4
 

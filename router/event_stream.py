@@ -15,7 +15,7 @@ from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled, ServingError
-from router.http_errors import error_body
+from router.http_errors import error_body, error_response
 from router.http_replies import Reply
 from router.request_stream import StreamGroup
 
@@ -40,14 +40,23 @@ class EventStream(Response):
             await unless_disconnected(receive, self._send(send))
         except Cancelled:
             pass  # nobody is there to be told
+        except ServingError as error:
+            refusal = error_response(error, self.headers["x-request-id"])
+            await refusal(scope, receive, send)
         finally:
             await self._group.close()
 
     async def _send(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        """Send chunks as events come; a request refused before its first event keeps its status code."""
+        is_started = False
         while not self._group.is_over and self._reply.error is None:
             events = await self._group.batch(self._keep_alive_s)
             text = "".join([self._reply.chunks(index, event) for index, event in events])
+            if not is_started:
+                if not text and isinstance(self._reply.error, ServingError):
+                    raise self._reply.error
+                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                is_started = True
             if text or not events:
                 body = text.encode() if events else KEEP_ALIVE
                 await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -17,8 +17,8 @@ from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role
 from core.types import ChatPrompt, GenerateRequest, RequestEnded
-from router.admission import Admission
-from router.canary import CANARY_TIER, Canary
+from router.admission import CANARY_TIER, Admission
+from router.canary import Canary
 from router.detokenizing import TextModel
 from router.links import Links, LinkState
 from router.orchestrator import Orchestrator, RequestRun

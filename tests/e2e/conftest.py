@@ -59,11 +59,11 @@ def wait_gone(before, timeout_s=15):
 class Up:
     """A running `baton up`."""
 
-    def __init__(self, *arguments):
+    def __init__(self, *arguments, **settings):
         self.before = our_processes()
         self.process = subprocess.Popen(
             [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200"}, start_new_session=True,
+            stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200", **settings}, start_new_session=True,
         )  # fmt: skip
         self.lines = []
         is_up = threading.Event()
@@ -137,9 +137,9 @@ def start():
     """Start clusters; whatever a test leaves running is killed after it."""
     started = []
 
-    def make(*arguments):
+    def make(*arguments, **settings):
         started.append(Up.__new__(Up))
-        started[-1].__init__(*arguments)
+        started[-1].__init__(*arguments, **settings)
         return started[-1]
 
     yield make
@@ -155,9 +155,7 @@ def start():
 @pytest.fixture(scope="module")
 def local():
     """One cluster of child processes, path pd forced, for a whole module."""
-    os.environ["BATON_PLACEMENT__PATH"] = "pd"
-    up = Up("--local")
-    del os.environ["BATON_PLACEMENT__PATH"]
+    up = Up("--local", BATON_PLACEMENT__PATH="pd")
     yield up
     code, left = up.end()
     assert code == 0 and not left

@@ -10,6 +10,7 @@ from core.errors import KVTransferError, NoWorker, PoolExhausted, PromptTooLong,
 from core.ids import TransferId
 from core.session import Credit, Role, StepFrame, Submit
 from core.types import RequestEnded, SamplingParams, TextDelta
+from engine.scheduler import MAX_ANNOUNCED
 from kv_transfer import frames
 from simulation.cluster import Shape, SimCluster
 from simulation.loop import run_virtual
@@ -530,3 +531,14 @@ def test_a_credit_lost_with_its_session_is_made_good_by_the_reconnect():
     lost, parked, after = run(scenario, router=RouterConfig(credit_positions=10))
     assert len(lost) == 1 and parked == 10
     assert after == 20
+
+
+def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
+    """A roomy pool must not start a prompt whose partner was never told of it: it would be held for ever."""
+
+    async def scenario(cluster):
+        return await asyncio.gather(*(ask(cluster, name=f"r{i}", max_tokens=3) for i in range(3 * MAX_ANNOUNCED)))
+
+    roomy = EngineConfig(block_size_tokens=4, num_blocks=2000, max_step_tokens=2000, max_sequences=64)
+    replies = run(scenario, engine=roomy)
+    assert len(replies) == 24 and all(ended.error is None and ended.anatomy.path == "pd" for _, ended in replies)
