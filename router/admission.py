@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from core.errors import Draining, Overloaded
 from core.types import GenerateRequest
 
-
 CANARY_TIER = "canary"
 """Tier of the requests behind `/ready`; they take no permit."""
 

@@ -358,7 +358,7 @@ def test_grpc_trailers_carry_the_id_and_on_failure_the_usage(stub, up):
     stub.Abort(pb.AbortRequest(request_id=f"trail-{up.kind}"))
     with pytest.raises(grpc.RpcError):
         list(call)
-    trailers = {k: v for k, v in call.trailing_metadata()}
+    trailers = dict(call.trailing_metadata())
     usage = pb.Usage.FromString(trailers["baton-usage-bin"])
     assert trailers["x-request-id"] == f"trail-{up.kind}" and usage.completion_tokens >= 5 and usage.prompt_tokens == 1
     assert "grpc-status-details-bin" in trailers
