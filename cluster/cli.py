@@ -99,6 +99,93 @@ def generate(
     generate_stream(prompt, grpc_address, max_tokens, temperature, seed, as_json=output == "json")
 
 
+@app.command()
+def chat(
+    grpc_address: Annotated[str, typer.Option("--grpc", help="gRPC door of a router")] = "127.0.0.1:9000",
+    message: Annotated[str, typer.Option("--message", "-m", help="say this, print the answer, end")] = "",
+    system: Annotated[str, typer.Option(help="system message")] = "",
+    max_tokens: Annotated[int, typer.Option(help="longest answer (tokens); 0: what fits")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    output: Output = "table",
+) -> None:
+    """Talk with the model; shows TTFT and tokens per second after each answer."""
+    from cluster.chat import run_chat  # noqa: PLC0415
+
+    run_chat(grpc_address, system, message, max_tokens, temperature, as_json=output == "json")
+
+
+@app.command()
+def down(
+    http_port: Annotated[int, typer.Option(help="HTTP port of the cluster to end; 0: the only one")] = 0,
+    address: Annotated[str, typer.Option(help="remove the application from a running Ray cluster")] = "",
+) -> None:
+    """End a cluster that `baton up` started on this machine, or an application on a Ray cluster."""
+    if address:
+        from cluster.ray_app import remove_application  # noqa: PLC0415
+
+        remove_application(address)
+        typer.echo(f"the application is gone from the Ray cluster at {address}")
+        return
+    from cluster.running import stop  # noqa: PLC0415
+
+    ended = stop(http_port)
+    typer.echo(f"the cluster on HTTP port {ended.http_port} ({ended.kind}, pid {ended.pid}) has ended")
+
+
+@app.command("collect-env")
+def collect_env(output: Output = "table") -> None:
+    """Show what a bug report needs: versions, hardware, limits; no paths, hosts or keys."""
+    from cluster.collect_env import collect  # noqa: PLC0415
+
+    facts = collect()
+    if output == "json":
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    import yaml  # noqa: PLC0415
+
+    typer.echo(yaml.safe_dump(facts, sort_keys=False), nl=False)
+
+
+bench = typer.Typer(help="Measure a server.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("serve")
+def bench_serve(  # noqa: PLR0913 - one option each
+    url: Url = "http://127.0.0.1:8000",
+    requests: Annotated[int, typer.Option(help="requests to send", min=1)] = 100,
+    concurrency: Annotated[int, typer.Option(help="closed loop: requests in flight; with --rate: at most", min=0)] = 0,
+    rate: Annotated[float, typer.Option(help="open loop: requests per second", min=0.0)] = 0.0,
+    burstiness: Annotated[
+        float, typer.Option(help="shape of the gamma gaps: 1 is Poisson, less is burstier", min=0.01)
+    ] = 1.0,
+    trace: Annotated[
+        str, typer.Option(help="JSON lines or CSV: arrival_s, input_tokens, output_tokens[, hash_ids]")
+    ] = "",
+    trace_divide: Annotated[int, typer.Option(help="divide a trace's lengths, for small models", min=1)] = 1,
+    trace_block_tokens: Annotated[
+        int, typer.Option(help="tokens that one of a trace's hash_ids stands for", min=1)
+    ] = 512,
+    speed: Annotated[float, typer.Option(help="replay a trace this many times faster", min=0.001)] = 1.0,
+    input_tokens: Annotated[int, typer.Option(help="prompt length", min=1)] = 256,
+    output_tokens: Annotated[int, typer.Option(help="output length; the end of text is ignored", min=1)] = 64,
+    goodput: Annotated[str, typer.Option(help="limits like ttft:500,tpot:40,e2e:9000 (ms)")] = "",
+    model: Annotated[str, typer.Option(help="empty: the first one served")] = "",
+    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
+    timeout_s: Annotated[float, typer.Option(help="of one request", min=0.1)] = 600.0,
+    plot: Annotated[Path | None, typer.Option(help="write the distributions as SVG")] = None,
+    output: Output = "table",
+) -> None:
+    """Offer a load to any OpenAI-style server and report TTFT, ITL, TPOT, E2E and goodput."""
+    from cluster.bench_cli import Options, run_bench  # noqa: PLC0415
+    from cluster.bench_load import Shape  # noqa: PLC0415
+
+    shape = Shape(
+        requests, input_tokens, output_tokens, rate, burstiness, trace, trace_divide, trace_block_tokens, speed, seed
+    )
+    run_bench(Options(url, model, shape, concurrency, goodput, timeout_s, plot, as_json=output == "json"))
+
+
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""

@@ -36,16 +36,30 @@ def stream_answer(address: str, request: pb.GenerateRequest, show: Any = None) -
     Raises:
         grpc.RpcError: As the server reported it.
     """
-    text, summary = "", pb.Summary()
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        for message in generation_pb2_grpc.GenerationStub(channel).GenerateStream(request, timeout=TIMEOUT_S):
-            kind = message.WhichOneof("event")
-            if kind == "delta":
-                text += message.delta.text
-                if show is not None:
-                    show(message.delta.text)
-            elif kind == "summary":
-                summary = message.summary
+        return _collect(generation_pb2_grpc.GenerationStub(channel).GenerateStream(request, timeout=TIMEOUT_S), show)
+
+
+def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answer:  # noqa: ANN401
+    """Run one turn of a conversation over gRPC, showing text as it comes.
+
+    Raises:
+        grpc.RpcError: As the server reported it.
+    """
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        return _collect(generation_pb2_grpc.GenerationStub(channel).Chat(request, timeout=TIMEOUT_S), show)
+
+
+def _collect(messages: Any, show: Any) -> Answer:  # noqa: ANN401
+    text, summary = "", pb.Summary()
+    for message in messages:
+        kind = message.WhichOneof("event")
+        if kind == "delta":
+            text += message.delta.text
+            if show is not None:
+                show(message.delta.text)
+        elif kind == "summary":
+            summary = message.summary
     return Answer(text, summary.usage, summary.timing)
 
 
@@ -60,7 +74,7 @@ def generate_stream(
         response=pb.ResponseOptions(timing=True),
     )
     try:
-        answer = stream_answer(address, request, None if as_json else _print)
+        answer = stream_answer(address, request, None if as_json else show_text)
     except grpc.RpcError as error:
         typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
         raise SystemExit(2) from error
@@ -76,6 +90,7 @@ def generate_stream(
     )
 
 
-def _print(text: str) -> None:
+def show_text(text: str) -> None:
+    """Print a piece at once."""
     sys.stdout.write(text)
     sys.stdout.flush()

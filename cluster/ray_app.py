@@ -146,6 +146,24 @@ def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa:
     return router.bind(config.model_dump_json(), *pools)
 
 
+def remove_application(address: str) -> None:
+    """Take our application, and the Redis it brought, off a running Ray cluster.
+
+    Raises:
+        ConfigError: There is no cluster at that address.
+    """
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise ConfigError(f"no Ray cluster can be joined at {address}: {error}") from error
+    serve.delete(APP)
+    try:
+        ray.kill(ray.get_actor(REDIS_ACTOR, namespace=NAMESPACE))
+    except ValueError:
+        log.debug("there was no Redis actor")
+    ray.shutdown()
+
+
 class RedisActor:
     """Redis on the head node, so that it outlives workers and never hangs on the CLI."""
 

@@ -18,6 +18,7 @@ from rich.table import Table
 
 from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
+from cluster.running import announced
 from cluster.worker_process import model_of
 from core.config import BatonConfig, load_config
 from core.errors import ConfigError
@@ -102,7 +103,8 @@ async def _run_local(config: BatonConfig) -> None:
         if cluster.failed is not None:
             cluster.failed.add_done_callback(lambda _: stop.set())
         _announce(config, cluster.http_port, cluster.grpc_port)
-        await stop.wait()
+        with announced(cluster.http_port, cluster.grpc_port, "local"):
+            await stop.wait()
     starting.cancel()
     stopping.cancel()
     console.print("stopping")
@@ -136,7 +138,8 @@ def _run_ray(config: BatonConfig, address: str) -> None:
         for number in SIGNALS:  # after Ray, which installs handlers of its own
             signal.signal(number, lambda *_: stop.set())
         _announce(config, cluster.http_port, cluster.grpc_port)
-        stop.wait()
+        with announced(cluster.http_port, cluster.grpc_port, "ray"):
+            stop.wait()
         console.print("stopping")
     finally:
         cluster.stop()

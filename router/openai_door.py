@@ -194,7 +194,7 @@ class Door:
         """The model, as OpenAI describes one."""
         model = self.service.model
         return {"id": model.name, "object": "model", "created": self.created, "owned_by": "baton", "root": model.name,
-                "parent": None, "max_model_len": model.max_model_len}  # fmt: skip
+                "parent": None, "max_model_len": model.max_model_len, "vocabulary_size": model.vocabulary_size}  # fmt: skip
 
     async def models(self) -> dict[str, Any]:
         """`GET /v1/models`."""
@@ -280,7 +280,7 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
         service: Behind every route.
         created: Unix seconds of the start, for OpenAI's `created` fields.
     """
-    app = FastAPIOffline(title="Baton", version=version("baton-serve"), redoc_url=None)
+    app: FastAPI = FastAPIOffline(title="Baton", version=version("baton-serve"), redoc_url=None)
     door = Door(service, created)
     _add_error_pages(app)
     for path, endpoint, schema in (

@@ -1,0 +1,105 @@
+"""Which clusters run here: a small file each, written by `baton up`, read by `baton down`.
+
+Owns the files and the proof that a pid is still the process that wrote one. Does not know clusters.
+Called by `cluster.up` and `cluster.cli`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.errors import ConfigError
+
+STOP_TIMEOUT_S = 40.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One `baton up`."""
+
+    pid: int
+    start_ticks: int
+    http_port: int
+    grpc_port: int
+    kind: str
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the very process that wrote the file runs."""
+        return _start_ticks(self.pid) == self.start_ticks
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process started (clock ticks since boot): with the pid, its identity; 0 if it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_RUNTIME_DIR") or str(Path("~/.cache").expanduser())
+    return Path(base) / "baton"
+
+
+@contextlib.contextmanager
+def announced(http_port: int, grpc_port: int, kind: str) -> Iterator[None]:
+    """Let `baton down` find this process for the length of the block."""
+    running = Running(os.getpid(), _start_ticks(os.getpid()), http_port, grpc_port, kind)
+    path = _folder() / f"up-{running.pid}.json"
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(running)))
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def find_running() -> list[Running]:
+    """List clusters of this user on this machine; files of dead ones are swept away."""
+    found = []
+    for path in sorted(_folder().glob("up-*.json")):
+        try:
+            running = Running(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+        if running.is_alive:
+            found.append(running)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def stop(http_port: int = 0) -> Running:
+    """End one cluster and wait until its process is gone.
+
+    Args:
+        http_port: Which one; 0: the only one.
+
+    Raises:
+        ConfigError: None runs, several do, or it did not end in time.
+    """
+    found = [r for r in find_running() if http_port in (0, r.http_port)]
+    if not found:
+        where = f" with HTTP port {http_port}" if http_port else ""
+        raise ConfigError(f"no `baton up`{where} of this user runs on this machine")
+    if len(found) > 1:
+        ports = ", ".join(str(r.http_port) for r in found)
+        raise ConfigError(f"{len(found)} clusters run, on HTTP ports {ports}; choose one with --http-port")
+    (running,) = found
+    os.kill(running.pid, signal.SIGTERM)
+    give_up_at = time.monotonic() + STOP_TIMEOUT_S
+    while running.is_alive:
+        if time.monotonic() > give_up_at:
+            raise ConfigError(f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s")
+        time.sleep(POLL_S)
+    return running

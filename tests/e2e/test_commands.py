@@ -1,0 +1,71 @@
+"""The commands of `baton`, as a user types them."""
+
+import json
+import subprocess
+import xml.etree.ElementTree as ET
+
+from conftest import BATON, ROOT
+
+
+def baton(*arguments, text=None, code=0):
+    done = subprocess.run([*BATON, *arguments], capture_output=True, text=True, input=text, cwd=ROOT, timeout=120)
+    assert done.returncode == code, done.stderr + done.stdout
+    return done.stdout if code == 0 else done.stderr
+
+
+def test_chat_one_message_and_a_conversation(local):
+    once = json.loads(baton("chat", "--grpc", local.grpc, "-m", "What is the capital of France?", "-o", "json"))
+    assert once["text"] == "The capital of France is Paris." and once["prompt_tokens"] == 34 and once["ttft_ms"] > 0
+    said = baton(
+        "chat",
+        "--grpc",
+        local.grpc,
+        text="What is the capital of France?\nAnd?\n/reset\nWhat is the capital of France?\n/quit\nno\n",
+    )
+    assert said.count("The capital of France is Paris.") == 2 and said.count("TTFT") == 3 and "tokens/s" in said
+    assert "UNAVAILABLE" in baton("chat", "--grpc", "127.0.0.1:1", "-m", "x", code=2)
+
+
+def test_bench_serve_reports_a_run_and_draws_it(local, tmp_path):
+    plot = tmp_path / "b.svg"
+    report = json.loads(baton(
+        "bench", "serve", "--url", local.url, "--requests", "12", "--concurrency", "4", "--input-tokens", "40",
+        "--output-tokens", "8", "--goodput", "e2e:60000", "--plot", str(plot), "-o", "json",
+    ))  # fmt: skip
+    assert report["completed"] == 12 and report["output_tokens"] == 96 and report["input_tokens"] == 480
+    assert report["attainment"] == 1.0 and len(report["samples"]) == 12 and report["ttft"]["count"] == 12
+    assert ET.parse(plot).getroot().tag.endswith("svg")
+    table = baton("bench", "serve", "--url", local.url, "--requests", "3", "--rate", "50", "--output-tokens", "4")
+    assert "3 of 3 requests" in table
+    assert "ttft" in table and "send lag" in table
+    failed = baton(
+        "bench", "serve", "--url", local.url, "--requests", "2", "--concurrency", "1", "--input-tokens", "9000", code=1
+    )
+    assert failed.strip() == ""
+    assert "how load is offered" in baton("bench", "serve", "--url", local.url, code=2)
+    assert "no OpenAI-style server" in baton(
+        "bench", "serve", "--url", "http://127.0.0.1:1", "--concurrency", "1", code=2
+    )
+
+
+def test_collect_env_tells_nothing_private():
+    facts = json.loads(baton("collect-env", "-o", "json"))
+    assert facts["packages"]["torch"].startswith("2.") and facts["cores"] >= 1
+    assert str(ROOT) not in json.dumps(facts)
+    assert "packages:" in baton("collect-env")
+
+
+def test_down_ends_what_up_started_and_nothing_else(start, local):
+    up = start("--local")
+    port = up.url.rpartition(":")[2]
+    assert "choose one with --http-port" in baton("down", code=2)
+    assert f"HTTP port {port}" in baton("down", "--http-port", port)
+    assert up.process.wait(timeout=5) == 0
+    assert f"no `baton up` with HTTP port {port}" in baton("down", "--http-port", port, code=2)
+    assert local.complete().status_code == 200
+
+
+def test_help_is_quick_to_read_and_lists_every_command():
+    text = baton("--help")
+    for command in ("up", "down", "status", "generate", "chat", "bench", "check-config", "collect-env", "version"):
+        assert command in text
