@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-unit check protos format clean
+.PHONY: setup demo test test-unit check protos reference format clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,9 @@ format: setup
 
 protos: setup
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
+
+reference: setup
+	$(BIN)/python -m cluster.reference
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -139,7 +139,9 @@ def neighbour(local):
     assert sorted(r["pid"] for r in local.status()) == pids, "a worker died"
     assert idle(local) is True
     assert (
-        count["http"] >= HTTP_CASES and count["grpc"] >= GRPC_CASES and min(count["refused"], count["answered"]) > 1000 * SHARE
+        count["http"] >= HTTP_CASES
+        and count["grpc"] >= GRPC_CASES
+        and min(count["refused"], count["answered"]) > 1000 * SHARE
     ), count
 
 

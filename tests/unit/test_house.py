@@ -97,6 +97,12 @@ def test_recorded_results_carry_commit_machine_and_command():
         assert {"commit", "machine", "command"} <= set(json.loads(path.read_text())), path.name
 
 
+def test_the_reference_is_what_the_code_says():
+    from cluster.reference import OUT, render
+
+    assert OUT.read_text() == render(), "docs/reference.md drifted; run make reference"
+
+
 def test_generated_protos_are_those_of_the_proto_files(tmp_path):
     protos = [str(p.relative_to(ROOT)) for p in (ROOT / "protos").rglob("*.proto")]
     command = [
