@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from engine import cpu_ops
 from engine.families import Experts
 from engine.weights import Linear, padded_rows
 
@@ -31,28 +32,32 @@ ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": lambda x: F.g
 class Mlp(Protocol):
     """One layer's MLP."""
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map [T, C] to [T, C]."""
+    def __call__(self, x: Tensor, rows: int) -> Tensor:
+        """Map [T, C] to [T, C]; only the first `rows` rows matter."""
         ...
 
 
 class GatedMlp:
     """down(activation(gate(x)) * up(x)), gate and up as one product."""
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: Activation) -> None:
-        """Keep the packed weights."""
-        self._gate_up, self._down, self._activation = gate_up, down, activation
+    def __init__(self, gate_up: Linear, down: Linear, activation: str, *, is_fused: bool) -> None:
+        """Keep the packed weights; `is_fused` takes the compiled kernel between the products."""
+        self._gate_up, self._down, self._is_fused = gate_up, down, is_fused
+        self._activation, self._is_gelu = ACTIVATIONS[activation], activation == "gelu_tanh"
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, rows: int) -> Tensor:
         """Map [T, C] to [T, C]."""
-        gate_TF, up_TF = self._gate_up(x).chunk(2, dim=1)
+        gate_up = self._gate_up(x)
+        if self._is_fused:
+            return self._down(cpu_ops.gate(gate_up, rows, is_gelu=self._is_gelu))
+        gate_TF, up_TF = gate_up.chunk(2, dim=1)
         return self._down(self._activation(gate_TF) * up_TF)
 
 
 class SparseMlp:
     """A router and its experts; the rows of one expert are computed together."""
 
-    def __init__(self, experts: Experts, get: GetWeight, activation: Activation) -> None:
+    def __init__(self, experts: Experts, get: GetWeight, activation: str, *, is_fused: bool) -> None:
         """Pack every expert."""
         self._per_token, self._is_normalised = experts.per_token, experts.is_normalised
         self._router = Linear(get(f"{experts.prefix}.gate.weight"))
@@ -60,19 +65,20 @@ class SparseMlp:
         for index in range(experts.num):
             name = f"{experts.prefix}.experts.{index}"
             gate_up = torch.cat([get(f"{name}.{experts.gate}.weight"), get(f"{name}.{experts.up}.weight")])
-            self._experts.append(GatedMlp(Linear(gate_up), Linear(get(f"{name}.{experts.down}.weight")), activation))
+            down = Linear(get(f"{name}.{experts.down}.weight"))
+            self._experts.append(GatedMlp(Linear(gate_up), down, activation, is_fused=is_fused))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Map [T, C] to [T, C]."""
-        odds_TE = self._router(x).float().softmax(-1)
+    def __call__(self, x: Tensor, rows: int) -> Tensor:
+        """Map [T, C] to [T, C]; rows of padding choose no expert."""
+        odds_TE = self._router(x)[:rows].float().softmax(-1)
         weights, chosen = odds_TE.topk(self._per_token, dim=-1)
         if self._is_normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         out_TC = torch.zeros_like(x)
         for index in chosen.unique().tolist():
-            rows, places = (chosen == index).nonzero(as_tuple=True)
-            x_nC = x[rows]
-            padding = padded_rows(len(rows), x.dtype, x.device) - len(rows)
-            y_nC = self._experts[index](F.pad(x_nC, (0, 0, 0, padding)))[: len(rows)]
-            out_TC[rows] += y_nC * weights[rows, places, None].to(x.dtype)
+            mine, places = (chosen == index).nonzero(as_tuple=True)
+            x_nC = x[mine]
+            padding = padded_rows(len(mine), x.dtype, x.device) - len(mine)
+            y_nC = self._experts[index](F.pad(x_nC, (0, 0, 0, padding)), len(mine))[: len(mine)]
+            out_TC[mine] += y_nC * weights[mine, places, None].to(x.dtype)
         return out_TC

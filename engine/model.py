@@ -20,17 +20,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from engine.attention import BACKENDS, AttentionInputs, AttentionRules
+from engine import cpu_ops
+from engine.attention import BACKENDS, AttentionInputs, AttentionRules, attend_rows
 from engine.families import Rope
-from engine.mlp import ACTIVATIONS, GatedMlp, GetWeight, Mlp, SparseMlp
+from engine.mlp import GatedMlp, GetWeight, Mlp, SparseMlp
 from engine.model_spec import ModelSpec
 from engine.weights import DTYPES, Linear, Norm, load_tensors, padded_rows
+
+Attend = Callable[["Layer", Tensor, Tensor], Tensor]
+"""(layer, QKV [T, (H + 2K) D], the layer's pool) to the attention's output [T, H D]; K and V are written."""
 
 
 class Layer:
     """Weights of one decoder layer. Q, K and V are one product, so are gate and up."""
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], index: int) -> None:
+    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], index: int, *, is_fused: bool) -> None:
         """Pack the layer's weights."""
         traits = spec.traits
 
@@ -55,17 +59,18 @@ class Layer:
         qkv = ("self_attn.qkv_proj",) if traits.is_fused else tuple(f"self_attn.{n}_proj" for n in "qkv")
         self.qkv = linear(qkv, has_bias=traits.has_qkv_bias)
         self.o = linear(("self_attn.o_proj",), has_bias=traits.has_o_bias)
-        self.mlp: Mlp = _mlp(spec, index, get, linear)
+        self.qk_norms = tuple(norm.plain if norm else cpu_ops.NO_WEIGHT for norm in (self.q_norm, self.k_norm))
+        self.mlp: Mlp = _mlp(spec, index, get, linear, is_fused=is_fused)
 
 
-def _mlp(spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear]) -> Mlp:
+def _mlp(spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear], *, is_fused: bool) -> Mlp:
     traits = spec.traits
-    activation = ACTIVATIONS[traits.activation]
     if traits.experts is not None and traits.layers[index].is_sparse:
-        return SparseMlp(traits.experts, get, activation)
+        return SparseMlp(traits.experts, get, traits.activation, is_fused=is_fused)
     gate_up = ("mlp.gate_up_proj",) if traits.is_fused else ("mlp.gate_proj", "mlp.up_proj")
     has_bias = traits.has_mlp_bias
-    return GatedMlp(linear(gate_up, has_bias=has_bias), linear(("mlp.down_proj",), has_bias=has_bias), activation)
+    down = linear(("mlp.down_proj",), has_bias=has_bias)
+    return GatedMlp(linear(gate_up, has_bias=has_bias), down, traits.activation, is_fused=is_fused)
 
 
 class Model:
@@ -80,15 +85,17 @@ class Model:
         tensors = load_tensors(spec, device)
         self.spec, self.device, self.dtype = spec, device, DTYPES[spec.dtype]
         self._attend = BACKENDS[attention]
+        self._is_fused = attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.FUSED_DTYPES
         self._embedding = tensors["model.embed_tokens.weight"]
         self._embedding_scale = torch.tensor(spec.traits.embedding_scale, dtype=self.dtype, device=device)
         has_offset = spec.traits.has_norm_offset
         self._norm = Norm(tensors["model.norm.weight"], spec.rms_norm_eps, has_offset=has_offset)
-        self._layers = [Layer(spec, tensors, i) for i in range(spec.num_layers)]
+        self._layers = [Layer(spec, tensors, i, is_fused=self._is_fused) for i in range(spec.num_layers)]
         self._head = Linear(self._embedding if spec.is_tied else tensors["lm_head.weight"])
         positions = torch.arange(spec.max_model_len).float()
         angles = [torch.outer(positions, _frequencies(rope, spec.traits.rotary_size)) for rope in spec.traits.ropes]
         self._rotations = [(a.cos().to(device), a.sin().to(device)) for a in angles]
+        self._plain_rotations = [(a.cos().numpy(), a.sin().numpy()) for a in angles] if self._is_fused else []
 
     @torch.inference_mode()
     def forward(
@@ -112,30 +119,32 @@ class Model:
             Logits, fp32 [R, V].
         """
         num_rows = len(token_ids)
-        rows = padded_rows(num_rows, self.dtype, self.device)
-        ids = self._index(token_ids, rows)
-        positions = self._index(inputs.positions, rows)
-        rotations = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations]
-        block_size = kv.shape[3]
-        at = inputs.positions // block_size
-        row_sequence = np.repeat(np.arange(len(inputs.row_starts) - 1), np.diff(inputs.row_starts))
-        blocks = torch.as_tensor(inputs.block_tables[row_sequence, at], device=self.device)
-        offsets = torch.as_tensor(inputs.positions % block_size, device=self.device)
+        ids = self._index(token_ids, padded_rows(num_rows, self.dtype, self.device))
+        attend = (
+            self._fused_attention(inputs) if self._is_fused else self._plain_attention(inputs, kv.shape[3], len(ids))
+        )
         x_TC = F.embedding(ids, self._embedding)
         if self.spec.traits.embedding_scale != 1.0:
             x_TC = x_TC * self._embedding_scale
         for index, layer in enumerate(self._layers):
-            x_TC = x_TC + self._attention(layer, x_TC, rotations[layer.rope], kv[index], (blocks, offsets), inputs)
-            y_TC = layer.mlp(layer.mlp_norm(x_TC))
-            x_TC = x_TC + (y_TC if layer.mlp_post_norm is None else layer.mlp_post_norm(y_TC))
+            qkv = layer.qkv(self._normed(layer.attention_norm, x_TC, num_rows))
+            y_TC = layer.o(attend(layer, qkv, kv[index]))
+            x_TC = x_TC + self._normed(layer.attention_post_norm, y_TC, num_rows)
+            y_TC = layer.mlp(self._normed(layer.mlp_norm, x_TC, num_rows), num_rows)
+            x_TC = x_TC + self._normed(layer.mlp_post_norm, y_TC, num_rows)
             on_layer(index)
         if not len(sample_rows):
             return torch.empty(0, self.spec.vocabulary_size)
         return self._logits(x_TC, sample_rows)
 
+    def _normed(self, norm: Norm | None, x: Tensor, rows: int) -> Tensor:
+        if norm is None:
+            return x
+        return cpu_ops.rms_norm(x, norm.plain, self.spec.rms_norm_eps, rows) if self._is_fused else norm(x)
+
     def _logits(self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any]) -> Tensor:
         wanted = self._index(sample_rows, padded_rows(len(sample_rows), self.dtype, self.device))
-        logits = self._head(self._norm(x_TC[wanted]))[: len(sample_rows)].float()
+        logits = self._head(self._normed(self._norm, x_TC[wanted], len(wanted)))[: len(sample_rows)].float()
         cap = self.spec.traits.final_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -144,24 +153,46 @@ class Model:
         padded[: len(values)] = values
         return torch.from_numpy(padded).to(self.device)
 
-    def _attention(
-        self, layer: Layer, x_TC: Tensor, rotation: tuple[Tensor, Tensor], kv: Tensor,
-        slots: tuple[Tensor, Tensor], inputs: AttentionInputs,
-    ) -> Tensor:  # fmt: skip
-        spec, rows = self.spec, x_TC.shape[0]
+    def _fused_attention(self, inputs: AttentionInputs) -> Attend:
+        """Attention of one step with the compiled kernels."""
+        spec, rows = self.spec, int(inputs.row_starts[-1])
+        q = np.empty((rows, spec.num_heads, spec.head_size), dtype=np.float32)
+
+        def attend(layer: Layer, qkv: Tensor, kv: Tensor) -> Tensor:
+            cpu_ops.rotate_and_store(
+                qkv, (layer.qk_norms[0], layer.qk_norms[1]), spec.rms_norm_eps, self._plain_rotations[layer.rope], kv, q,
+                inputs.positions, inputs.row_starts, inputs.block_tables,
+            )  # fmt: skip
+            out = np.zeros((qkv.shape[0], spec.num_heads, spec.head_size), dtype=np.float32)
+            attend_rows(q, kv, inputs, layer.rules, out)
+            return torch.from_numpy(out).view(qkv.shape[0], -1).to(self.dtype)
+
+        return attend
+
+    def _plain_attention(self, inputs: AttentionInputs, block_size: int, rows: int) -> Attend:
+        """Attention of one step with torch operations, on any device and in any dtype."""
+        spec = self.spec
+        positions = self._index(inputs.positions, rows)
+        rotations = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations]
+        row_sequence = np.repeat(np.arange(len(inputs.row_starts) - 1), np.diff(inputs.row_starts))
+        at = inputs.positions // block_size
+        blocks = torch.as_tensor(inputs.block_tables[row_sequence, at], device=self.device)
+        offsets = torch.as_tensor(inputs.positions % block_size, device=self.device)
         sizes = [n * spec.head_size for n in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
-        q, k, v = layer.qkv(layer.attention_norm(x_TC)).split(sizes, dim=1)
-        q_THD = q.view(rows, spec.num_heads, spec.head_size)
-        k_TKD = k.view(rows, spec.num_kv_heads, spec.head_size)
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
-        q_THD, k_TKD = _rotate(q_THD, *rotation), _rotate(k_TKD, *rotation)
-        v_TKD = v.view(rows, spec.num_kv_heads, spec.head_size)
-        blocks, offsets = slots
-        kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
-        kv[blocks, 1, offsets] = v_TKD[: len(blocks)]
-        y_TC = layer.o(self._attend(q_THD, kv, inputs, layer.rules).reshape(rows, -1))
-        return y_TC if layer.attention_post_norm is None else layer.attention_post_norm(y_TC)
+
+        def attend(layer: Layer, qkv: Tensor, kv: Tensor) -> Tensor:
+            q, k, v = qkv.split(sizes, dim=1)
+            q_THD = q.view(rows, spec.num_heads, spec.head_size)
+            k_TKD = k.view(rows, spec.num_kv_heads, spec.head_size)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
+            q_THD, k_TKD = _rotate(q_THD, *rotations[layer.rope]), _rotate(k_TKD, *rotations[layer.rope])
+            v_TKD = v.view(rows, spec.num_kv_heads, spec.head_size)
+            kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
+            kv[blocks, 1, offsets] = v_TKD[: len(blocks)]
+            return self._attend(q_THD, kv, inputs, layer.rules).reshape(rows, -1)
+
+        return attend
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -30,11 +30,16 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     Raises:
         ValueError: A logit is NaN, or nothing is left to draw from.
     """
+    is_plain = not (spec.bias or spec.allowed or spec.banned) and spec.penalties is None
+    if spec.temperature == 0 and is_plain and spec.num_logprobs is None:
+        token_id = int(logits.argmax())  # the first of equals, as below; a NaN is found as the largest
+        if np.isfinite(logits[token_id]):
+            return Logprob(token_id, 0.0)
     row: Row = logits.astype(np.float64)
     if np.isnan(row).any() or not np.isfinite(row.max()):
         raise ValueError("the model's logits are not finite")
     raw = row
-    if spec.bias or spec.allowed or spec.banned or spec.penalties is not None:
+    if not is_plain:
         row = _adjusted(row, spec)
         if not np.isfinite(row.max()):
             raise ValueError("every token of the vocabulary is banned")

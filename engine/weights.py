@@ -93,6 +93,9 @@ class Norm:
         self._eps, self._has_offset = eps, has_offset
         self._weight = weight.float() + 1.0 if has_offset else weight
 
+        self.plain = self._weight.float().cpu().numpy()
+        """fp32 [size], any offset added: the form compiled kernels take."""
+
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
         if self._has_offset:
