@@ -107,7 +107,8 @@ async def run(
         ConfigError: The server is not there.
     """
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=0)
+    # A connection of its own for each request, as separate users have; some servers end theirs without a word.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=1 << 20) as session:
         client = Client(url, model, session)
         load = make_load(await client.card())

@@ -13,6 +13,8 @@ import signal
 import sys
 from typing import Any
 
+import uvloop
+
 from core.config import BatonConfig
 from core.errors import ServingError
 from core.lifeline import hang_on
@@ -87,4 +89,4 @@ async def _main(kind: str) -> None:
 
 if __name__ == "__main__":
     hang_on(int(sys.argv[2]))
-    asyncio.run(_main(sys.argv[1]))
+    uvloop.run(_main(sys.argv[1]))

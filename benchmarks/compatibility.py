@@ -1,0 +1,125 @@
+"""Writes docs/compatibility.md from what tests and tools did on this machine. Run: python -m benchmarks.compatibility
+
+Owns the tables. A row is there because a test or a recorded run is; a failed one says so.
+"""
+
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from benchmarks.record import RESULTS, save
+
+ROOT = Path(__file__).parent.parent
+OUT = ROOT / "docs" / "compatibility.md"
+TESTS = [
+    "tests/component/test_model.py", "tests/component/test_exactness.py", "tests/component/test_sampling_exactness.py",
+    "tests/component/test_tokenizing.py", "tests/e2e/test_golden.py",
+]  # fmt: skip
+MODELS = {
+    "llama": "Llama 2, 3, 3.x (`LlamaForCausalLM`)", "mistral": "Mistral, sliding window (`MistralForCausalLM`)",
+    "qwen2": "Qwen 2, 2.5 (`Qwen2ForCausalLM`)", "qwen3": "Qwen 3 (`Qwen3ForCausalLM`)", "gemma": "Gemma (`GemmaForCausalLM`)",
+    "gemma2": "Gemma 2 (`Gemma2ForCausalLM`)", "gemma3": "Gemma 3, text (`Gemma3ForCausalLM`)", "phi3": "Phi-3 (`Phi3ForCausalLM`)",
+    "mixtral": "Mixtral (`MixtralForCausalLM`)", "qwen3-moe": "Qwen 3 MoE (`Qwen3MoeForCausalLM`)",
+}  # fmt: skip
+
+
+def outcomes():
+    """Every test's outcome, by its id."""
+    report = ROOT / ".compatibility.xml"
+    try:
+        command = [sys.executable, "-m", "pytest", *TESTS, f"--junitxml={report}"]
+        subprocess.run(command, cwd=ROOT, check=False, stdout=subprocess.DEVNULL)
+        cases = ET.parse(report).getroot().iter("testcase")
+        return {
+            f"{c.get('classname').rpartition('.')[2]}::{c.get('name')}": not (
+                c.findall("failure") or c.findall("error")
+            )
+            for c in cases
+        }
+    finally:
+        report.unlink(missing_ok=True)
+
+
+def mark(found):
+    """One cell: how many of the tests that are about it passed."""
+    if not found:
+        return "not run"
+    good = sum(found)
+    return f"yes ({good} tests)" if good == len(found) else f"**no** ({len(found) - good} of {len(found)} failed)"
+
+
+def of_family(tests, name, stem):
+    """Tests of one family: `qwen3` is not `qwen3-moe`."""
+    others = [m for m in MODELS if m != stem and m.startswith(stem)]
+    chosen = []
+    for test, good in tests.items():
+        if name in test and "[" in test:
+            case = test.partition("[")[2].rstrip("]")
+            if (case == stem or case.startswith(f"{stem}-")) and not any(
+                case == o or case.startswith(f"{o}-") for o in others
+            ):
+                chosen.append(good)
+    return chosen
+
+
+def table(head, rows):
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
+
+
+def main():
+    tests = outcomes()
+    path = save("compatibility", {"tests": tests})
+    parts = ["# Compatibility\n\nMade from test results by `python -m benchmarks.compatibility`; do not edit. ",
+             f"Raw outcomes: [{path.name}](../benchmarks/results/{path.name}).\n\n## Models\n\n",
+             "Small random checkpoints written by transformers, fp32, on CPU; logits within 1e-4.\n\n"]  # fmt: skip
+    rows = [
+        [title, mark(of_family(tests, "test_logits_and_greedy", stem)), mark(of_family(tests, "test_every_family", stem)),
+         mark(of_family(tests, "test_half_precision", stem))]
+        for stem, title in MODELS.items()
+    ]  # fmt: skip
+    head = [
+        "family",
+        "logits and greedy tokens equal transformers",
+        "disaggregated = colocated",
+        "bf16 and fp16, sharded files",
+    ]
+    parts += [
+        table(head, rows),
+        "\nOther architectures, quantised weights, and rope scalings besides linear and llama3 are refused by name.\n",
+    ]
+    parts += ["\n## Clients\n\n", "The golden suite, against `baton up` with `--local` and on Ray.\n\n"]
+    names = sorted(
+        {t.partition("[")[0].partition("::")[2] for t in tests if t.startswith("test_golden::") and "[" in t}
+    )
+    rows = []
+    for name in names:
+        cells = [
+            mark([good for t, good in tests.items() if t.startswith(f"test_golden::{name}[{kind}")])
+            for kind in ("local", "ray")
+        ]
+        rows.append([name.removeprefix("test_").replace("_", " "), *cells])
+    parts += [table(["what", "--local", "Ray"], rows)]
+    parts += ["\n## Templates and sampling\n\n"]
+    rows = [
+        [t.partition("::")[2].removeprefix("test_").replace("_", " "), "yes" if good else "**no**"]
+        for t, good in tests.items()
+        if t.startswith(("test_tokenizing::test_chats", "test_sampling_exactness::"))
+    ]
+    parts += [table(["what", "passed"], rows), "\n## Tools, unchanged\n\n"]
+    runs = sorted(RESULTS.glob("tool_*.txt"))
+    rows = [
+        [
+            f"[{run.stem.removeprefix('tool_').replace('_', ' ')}](../benchmarks/results/{run.name})",
+            run.read_text().splitlines()[0],
+        ]
+        for run in runs
+    ]
+    parts += [table(["tool (its output)", "command"], rows)]
+    OUT.write_text("".join(parts))
+    print(OUT.relative_to(ROOT), mark(list(tests.values())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""Tokens per second that one core of the router carries, with an engine that costs nothing.
+
+    python -m benchmarks.router_alone
+
+A real router process (both doors, sessions over gRPC, detokenizing) in front of a real worker whose
+runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over them is
+tokens per second per core, whatever client and worker cost beside it. Path local; each request has
+256 output tokens.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.record import save
+from cluster.bench_load import Shape, plan
+from cluster.bench_report import summarise
+from cluster.bench_serve import run
+from cluster.local import Child
+from cluster.members import from_json, to_json
+from cluster.session_network import session_network
+from cluster.worker_process import model_of
+from core.config import EngineConfig, TransferConfig, load_config
+from core.ids import Ids, WorkerId
+from core.plan import StepResult
+from core.ports import SystemClock
+from core.session import Role, WorkerDescriptor
+from core.types import Logprob
+from decode_worker.part import decode_role
+from engine.hash_model import MemoryKV
+from kv_transfer.grpc_network import fetch_network
+from protos.baton.v1 import generation_pb2 as pb
+from protos.baton.v1 import generation_pb2_grpc
+from worker.unit import WorkerParts, WorkerUnit
+
+OUTPUT = 256
+STREAMS = (1, 8, 64)
+ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, is_prefix_cache_on=False)
+
+
+class StubRunner:
+    """An engine without a model: every token is a letter."""
+
+    async def execute(self, plan, on_layer):
+        tokens = {(i.sequence_key, s.choice): Logprob(97 + s.position % 26, 0.0) for i in plan.items for s in i.samples}
+        await asyncio.sleep(0)
+        return StepResult(plan.step_id, tokens)
+
+    async def restart(self):
+        raise RuntimeError("a stub never dies")
+
+    def rank_pids(self):
+        return ()
+
+
+async def worker():
+    """The worker's process: say where it listens, run until the parent lets go."""
+    spec, ids = model_of(load_config(None, {}, {})), Ids()
+    layout = spec.layout(ENGINE.block_size_tokens)
+    descriptor = WorkerDescriptor(
+        WorkerId("stub"), Role.DECODE, ids.incarnation(), "", "", spec.name, layout.content_digest, ENGINE.block_size_tokens,
+        ENGINE.num_blocks, spec.max_model_len, pid=os.getpid(),
+    )  # fmt: skip
+    unit = WorkerUnit(
+        WorkerParts(
+            role=Role.DECODE, make_role=decode_role(10.0), runner=StubRunner(), kv=MemoryKV(layout, ENGINE.num_blocks),
+            layout=layout, engine=ENGINE, transfer=TransferConfig(), max_model_len=spec.max_model_len,
+            session_network=session_network(), transfer_network=fetch_network(), clock=SystemClock(), descriptor=descriptor,
+        ),
+        None,
+    )  # fmt: skip
+    print(json.dumps(to_json(await unit.start())), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    os._exit(0)
+
+
+def cpu_s(pid):
+    """CPU seconds of one process so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+async def over_http(port, streams, requests):
+    shape = Shape(requests, 16, OUTPUT)
+    samples = await run(
+        f"http://127.0.0.1:{port}",
+        "",
+        lambda card: plan(replace(shape, vocabulary_size=256)),
+        streams,
+        120,
+        lambda s: None,
+    )
+    summary = summarise(samples, {})
+    assert summary["completed"] == requests, summary["errors"]
+    return summary["output_tokens"], summary["took_s"]
+
+
+async def over_grpc(port, streams, requests):
+    loop = asyncio.get_running_loop()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        left = iter(range(requests))
+
+        async def one():
+            for _ in left:
+                request = pb.GenerateRequest(
+                    token_ids=pb.TokenIds(ids=range(3, 19)),
+                    stopping=pb.StoppingOptions(max_tokens=OUTPUT, ignore_eos=True),
+                    sampling=pb.SamplingOptions(temperature=0),
+                )
+                async for _ in stub.GenerateStream(request):
+                    pass
+
+        start = loop.time()
+        await asyncio.gather(*(one() for _ in range(streams)))
+        return requests * OUTPUT, loop.time() - start
+
+
+async def main():
+    console = Console()
+    stub = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "benchmarks.router_alone",
+        "worker",
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    descriptor = from_json(json.loads(await stub.stdout.readline()))
+    flags = {"router.http_port": 0, "router.grpc_port": 0, "placement.path": "local", "colocated": True, "redis.is_on": False,
+             "router.has_request_log": False}  # fmt: skip
+    router = await Child.spawn("router", load_config(None, flags, {}))
+    rows = []
+    try:
+        ports = await router.hear()
+        await router.tell(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
+        await asyncio.sleep(1.0)
+        for door, load, port in (("HTTP", over_http, ports["http_port"]), ("gRPC", over_grpc, ports["grpc_port"])):
+            for streams in STREAMS:
+                requests = max(24, 3 * streams)
+                await load(port, streams, streams)
+                before = cpu_s(router.process.pid)
+                tokens, took_s = await load(port, streams, requests)
+                used_s = cpu_s(router.process.pid) - before
+                rows.append({"door": door, "streams": streams, "tokens": tokens, "took_s": took_s, "router_cpu_s": used_s,
+                             "tokens_per_s": tokens / took_s, "tokens_per_s_per_core": tokens / used_s})  # fmt: skip
+    finally:
+        await router.stop()
+        stub.stdin.close()
+        await stub.wait()
+    path = save("router_alone", {"output_tokens": OUTPUT, "rows": rows})
+    table = Table("door", "streams", "tokens/s", "router CPU us/token", "tokens/s per core")
+    for r in rows:
+        table.add_row(r["door"], str(r["streams"]), f"{r['tokens_per_s']:.0f}", f"{r['router_cpu_s'] / r['tokens'] * 1e6:.1f}", f"{r['tokens_per_s_per_core']:.0f}")  # fmt: skip
+    console.print(table)
+    console.print(path)
+
+
+if __name__ == "__main__":
+    asyncio.run(worker() if sys.argv[1:] == ["worker"] else main())
