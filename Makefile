@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-unit check protos reference format clean
+.PHONY: setup demo test test-unit coverage check protos reference format clean
 
 setup: $(VENV)/.ready
 
@@ -27,6 +27,9 @@ test: setup
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit
+
+coverage: setup
+	FUZZ_SHARE=0.15 $(BIN)/python -m pytest tests --cov --cov-report=term
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
-"""Draws docs/measured.svg from benchmarks/results/overhead.json. Run: python -m benchmarks.chart
+"""Draws docs/measured.svg and docs/peers.svg from benchmarks/results. Run: python -m benchmarks.chart
 
-Owns a bar chart in plain SVG, light enough to read in a diff.
+Owns bar charts in plain SVG, light enough to read in a diff.
 """
 
 import json
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.record import RESULTS
 
-OUT = Path(__file__).parent.parent / "docs" / "measured.svg"
+DOCS = Path(__file__).parent.parent / "docs"
 BARE, SERVED = "#8a94a6", "#2f6fde"
 
 
@@ -21,7 +21,41 @@ def bar(y, label, value, scale, colour, text):
     )
 
 
-def main():
+def write(name, height, parts):
+    style = 'font-family="sans-serif" font-size="13"'
+    box = f'<rect width="640" height="{height}" fill="white"/>'
+    (DOCS / name).write_text(
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{height}" {style}>{box}{"".join(parts)}</svg>\n'
+    )
+
+
+def draw_peers():
+    """Tokens per second and TTFT beside other servers, medians over alternating turns."""
+    result = json.loads((RESULTS / "peers.json").read_text())
+    parts, y = [], 44
+    for streams in (1, 8):
+        for key, title, form in (
+            ("tokens_per_s", "output tokens/s (more is better)", "{:.0f}"),
+            ("ttft_p50_ms", "TTFT p50, ms (less is better)", "{:.1f}"),
+        ):
+            rows = [r for r in result["rows"] if r["streams"] == streams]
+            scale = 380 / max(r[key] for r in rows)
+            parts.append(
+                f'<text x="160" y="{y - 8}" font-weight="bold">{streams} stream{"s" * (streams > 1)}: {title}</text>'
+            )
+            for r in rows:
+                colour = SERVED if r["server"].startswith("baton") else BARE
+                parts.append(bar(y, r["server"], r[key], scale, colour, form.format(r[key])))
+                y += 24
+            y += 30
+    origin = (
+        f"commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['model']}"
+    )
+    parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
+    write("peers.svg", y + 6, parts)
+
+
+def draw_overhead():
     result = json.loads((RESULTS / "overhead.json").read_text())
     parts, y = [], 44
     for name, title in (("ttft_s", "time to first token, prompt 128"), ("itl_s", "gap between tokens")):
@@ -36,12 +70,9 @@ def main():
         y += 30
     origin = f"commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['turns']} alternating turns"
     parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
-    style = 'font-family="sans-serif" font-size="13"'
-    box = f'<rect width="640" height="{y + 6}" fill="white"/>'
-    OUT.write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{y + 6}" {style}>{box}{"".join(parts)}</svg>\n'
-    )
+    write("measured.svg", y + 6, parts)
 
 
 if __name__ == "__main__":
-    main()
+    draw_overhead()
+    draw_peers()

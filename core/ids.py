@@ -31,6 +31,10 @@ class Ids:
         """Return a fresh request id, 96 random bits."""
         return RequestId(f"req-{self._rng.getrandbits(96):024x}")
 
+    def session_key(self, request_id: RequestId) -> RequestId:
+        """Return what workers call one run of a request: clients may use an id again, and at several routers."""
+        return RequestId(f"{request_id}~{self._rng.getrandbits(48):012x}")
+
     def router(self) -> RouterId:
         """Return a fresh router id."""
         return RouterId(f"router-{self._rng.getrandbits(48):012x}")

@@ -1,4 +1,4 @@
-"""A conversation over gRPC: python examples/grpc_chat.py [ADDRESS]
+"""A conversation over gRPC: `python examples/grpc_chat.py [ADDRESS]`.
 
 Owns an example of the generated client: streaming, a deadline, the caller's request id, errors with
 their details. Other languages generate theirs from protos/baton/v1/generation.proto.
@@ -15,6 +15,7 @@ from protos.baton.v1 import generation_pb2_grpc
 
 
 def main():
+    """Ask one question and show the answer as it comes."""
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:9000"
     request = pb.ChatRequest(
         messages=[pb.ChatMessage(role="user", content="What is the capital of France?")],
@@ -31,7 +32,9 @@ def main():
                         print(event.delta.text, end="", flush=True)
                     case "summary":
                         timing = event.summary.timing
-                        print(f"\n{event.summary.usage.completion_tokens} tokens, TTFT {timing.ttft_s * 1e3:.1f} ms, path {timing.path}")
+                        print(
+                            f"\n{event.summary.usage.completion_tokens} tokens, TTFT {timing.ttft_s * 1e3:.1f} ms, path {timing.path}"
+                        )
         except grpc.RpcError as error:
             print(f"{error.code().name}: {error.details()}", file=sys.stderr)
             status = rpc_status.from_call(error)

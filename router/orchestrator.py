@@ -73,7 +73,7 @@ class AttemptRun:
     def wanted(self) -> Wanted:
         """What is still missing, for a reconnect."""
         next_positions = tuple(len(c.token_ids) for c in self.run.choices)
-        return Wanted(self.run.request.request_id, self.epoch, next_positions, self.run.credit)
+        return Wanted(self.run.session_key, self.epoch, next_positions, self.run.credit)
 
     def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
         """Tokens came: deliver what is new; the attempt is done when every choice is."""
@@ -108,6 +108,8 @@ class RequestRun:
     """Everything the router knows of one request while it lives."""
 
     request: GenerateRequest
+    session_key: RequestId
+    """What workers call this run: the client's id may have been used before, and lies there as a tombstone."""
     emit: Emit
     clock: Clock
     timeline: Timeline
@@ -261,6 +263,7 @@ class Orchestrator:
         request = replace(request, trace=span.context)
         run = RequestRun(
             request=request,
+            session_key=self._ids.session_key(request_id),
             emit=emit,
             clock=self._clock,
             timeline=Timeline(received_at),
@@ -338,7 +341,7 @@ class Orchestrator:
         run.credit = limit
         attempt = run.current
         try:
-            self._links.get(attempt.placement.decode).send(Credit(request_id, attempt.epoch, limit))
+            self._links.get(attempt.placement.decode).send(Credit(run.session_key, attempt.epoch, limit))
         except WorkerLost as error:
             attempt.fail(error)
 
@@ -377,20 +380,20 @@ class Orchestrator:
         placement = await self._place(run, epoch)
         attempt = AttemptRun(run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s())
         run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
-        request_id, num_tokens = run.request.request_id, len(run.request.token_ids)
+        key, num_tokens = run.session_key, len(run.request.token_ids)
         links = []
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
                 link = self._links.get(descriptor)
                 links.append(link)
-                link.subscribe(request_id, attempt, num_tokens)
+                link.subscribe(key, attempt, num_tokens)
                 link.send(submit)
             await attempt.finished
         finally:
             run.current = None
             attempt.finished.cancel()
             for link in links:
-                link.forget(request_id, epoch)
+                link.forget(key, epoch)
 
     async def _place(self, run: RequestRun, epoch: Epoch) -> Placement:
         """Choose workers; with none, wait for one to appear: to the deadline, or 3 s after a fault."""
@@ -420,7 +423,7 @@ class Orchestrator:
                     return choose(self._links.candidates(), run.request, wish)
 
     def _submits(self, run: RequestRun, epoch: Epoch, placement: Placement) -> list[tuple[WorkerDescriptor, Submit]]:
-        request = run.request
+        request = replace(run.request, request_id=run.session_key)
         if run.has_prompt_scores:  # they need a prompt computed without the prefix cache: once is enough
             request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
         base = Submit(

@@ -38,7 +38,6 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
             time.sleep(0.1)
         raise AssertionError([(s, span.name, span.trace_id.hex()) for s, span in self.spans])
 
-
     def root(self, trace_id, timeout_s=15):
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:

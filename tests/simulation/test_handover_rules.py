@@ -43,6 +43,11 @@ async def ask(cluster, name="r", prompt=PROMPT, timeout_s=120.0, **sampling):
     return tokens, events[-1]
 
 
+def attempt_of(unit, name):
+    """A worker's attempt at a request: workers know it by a key of the run, which begins with the request's id."""
+    return next((a for key, a in unit.worker.attempts.items() if key.startswith(f"{name}~")), None)
+
+
 def unit(cluster, role):
     return next(u for u in cluster.units.values() if u.descriptor.role is role)
 
@@ -387,9 +392,9 @@ def test_a_request_of_death_is_quarantined_and_kills_at_most_three():
             await asyncio.sleep(0.05)
             for name, u in list(cluster.units.items()):
                 if (
-                    "poison" in u.worker.attempts
+                    attempt_of(u, "poison") is not None
                     and u.descriptor.role is Role.DECODE
-                    and u.worker.attempts["poison"].ended is None
+                    and attempt_of(u, "poison").ended is None
                 ):
                     await cluster.kill(name)
                     deaths += 1
@@ -542,3 +547,14 @@ def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
     roomy = EngineConfig(block_size_tokens=4, num_blocks=2000, max_step_tokens=2000, max_sequences=64)
     replies = run(scenario, engine=roomy)
     assert len(replies) == 24 and all(ended.error is None and ended.anatomy.path == "pd" for _, ended in replies)
+
+
+def test_a_request_id_may_be_used_again_after_its_end():
+    """A worker keeps a tombstone of the first; the second must not be taken for a late Submit of it."""
+
+    async def scenario(cluster):
+        return [await ask(cluster, name="same") for _ in range(3)]
+
+    replies = run(scenario)
+    assert all(ended.error is None for _, ended in replies)
+    assert [tokens for tokens, _ in replies] == [replies[0][0]] * 3

@@ -1,0 +1,206 @@
+"""From wish to request: defaults, truncation, limits; and the bodies and headers around it."""
+
+import pytest
+
+from core.config import RouterConfig
+from core.errors import InvalidRequest, ModelNotFound, Overloaded, PromptTooLong, RateLimited, ServingError
+from core.ids import Ids
+from core.session import Role, WorkerDescriptor
+from core.types import ChatPrompt
+from router.http_bodies import ChatBody, CompletionBody, ignored_fields, parse_body
+from router.http_errors import error_body, error_response
+from router.request_making import RequestMaker, ServedModel, Wish
+
+MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
+TALK = ChatPrompt([{"role": "user", "content": "hello"}])
+
+
+class Letters:
+    """A tokenizer of bytes."""
+
+    async def encode(self, text, *, adds_special_tokens=True):
+        return [*([1] if adds_special_tokens else []), *text.encode()]
+
+    async def encode_with_tokens(self, text, *, adds_special_tokens):
+        return await self.encode(text, adds_special_tokens=adds_special_tokens), list(text)
+
+    async def encode_chat(self, chat):
+        return [5] * sum(len(m["content"]) for m in chat.messages)
+
+
+class StillClock:
+    def now_s(self):
+        return 50.0
+
+
+def maker(pools=()):
+    return RequestMaker(
+        MODEL, RouterConfig(deadline_s=30.0), Letters(), StillClock(), Ids(), b"key", lambda: list(pools)
+    )
+
+
+def pool(num_blocks):
+    return WorkerDescriptor("w", Role.DECODE, 1, "", "", "m", "", 4, num_blocks, 100)
+
+
+async def make(prompt="ab", given=None, pools=(), **fields):
+    return await maker(pools).make(Wish(prompt, given or {}, **fields))
+
+
+async def test_absent_fields_are_the_models_defaults_and_zero_is_zero():
+    sampling = (await make()).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.6, 0.9, 20, 16)
+    sampling = (await make(given={"temperature": 0, "top_k": 0, "max_tokens": 3})).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0, 0.9, 0, 3)
+
+
+async def test_a_chat_may_fill_what_the_window_and_the_smallest_pool_hold():
+    assert (await make(TALK)).sampling.max_tokens == 95
+    assert (await make(TALK, pools=[pool(100), pool(11)])).sampling.max_tokens == 35
+    assert (await make(TALK)).operation == "chat" and (await make()).operation == "text_completion"
+
+
+async def test_ids_seeds_deadlines_and_scopes():
+    one, two = await make(request_id="x"), await make(request_id="x")
+    assert one.seed == two.seed != (await make(request_id="y")).seed
+    assert (await make(given={"seed": 9})).seed == 9
+    assert (await make(time_limit_s=5.0)).deadline_at == 55.0 and (await make(time_limit_s=500.0)).deadline_at == 80.0
+    assert (await make(cache_salt="s")).scope == "s" and (await make()).request_id
+
+
+@pytest.mark.parametrize(
+    ("keep", "keeps_left", "expected"),
+    [
+        (3, False, b"hij"),
+        (3, True, b"abc"),
+        (None, False, b"abcdefghij"),
+        (-1, False, b"abcdefghij"),
+        (100, False, b"abcdefghij"),
+    ],
+)
+async def test_truncation(keep, keeps_left, expected):
+    made = await make("abcdefghij", truncate_prompt_tokens=keep, keeps_left=keeps_left, adds_special_tokens=False)
+    assert bytes(made.token_ids) == expected
+
+
+async def test_truncation_to_what_fits_leaves_room_for_the_output():
+    made = await make([7] * 500, {"max_tokens": 40}, truncate_prompt_tokens=-1)
+    assert len(made.token_ids) == 60
+    for keep in (0, -2, 101):
+        with pytest.raises(InvalidRequest, match="truncate_prompt_tokens"):
+            await make(truncate_prompt_tokens=keep)
+
+
+async def test_bad_words_are_tokenized_in_both_forms():
+    made = await make(given={"max_tokens": 1}, bad_words=["no", " no"])
+    assert made.sampling.bad_words == ((110, 111), (32, 110, 111))
+    for words in ([""], ["x" * 300], ["x"] * 65):
+        with pytest.raises(InvalidRequest, match="bad_words"):
+            await make(bad_words=words)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fields", "kind", "words"),
+    [
+        ("ab", {"model": "other"}, ModelNotFound, "other"), ("", {"adds_special_tokens": False}, InvalidRequest, "prompt is empty"),
+        ([300], {}, InvalidRequest, "token id 300"), ([-1], {}, InvalidRequest, "token id -1"),
+        ([1] * 200, {}, PromptTooLong, "context window is 100"), ("ab", {"request_id": "x" * 129}, InvalidRequest, "request_id"),
+        ("ab", {"cache_salt": "\n"}, InvalidRequest, "cache_salt"),
+    ],
+)  # fmt: skip
+async def test_refusals(prompt, fields, kind, words):
+    with pytest.raises(kind, match=words):
+        await make(prompt, **fields)
+
+
+async def test_what_the_smallest_pool_cannot_hold_is_refused_with_the_numbers():
+    with pytest.raises(PromptTooLong, match="needs 26 KV blocks, a worker's pool holds 20"):
+        await make([1] * 84, pools=[pool(100), pool(20)])
+
+
+def test_bodies_name_the_field_that_is_wrong():
+    cases = {
+        "messages[1].role": {"messages": [{"role": "user"}, {"role": 3}]},
+        "messages": {"messages": "hello"},
+        "temperature": {"messages": [], "temperature": "hot"},
+        "stream_options.include_usage": {"messages": [], "stream_options": {"include_usage": 3}},
+        "body": 3,
+    }
+    for field, body in cases.items():
+        with pytest.raises(InvalidRequest) as caught:
+            parse_body(ChatBody, body)
+        assert caught.value.field == field, (field, caught.value)
+
+
+def test_conversations_are_checked():
+    def chat(**fields):
+        body = parse_body(ChatBody, {"messages": [{"role": "user", "content": "x"}], **fields})
+        return body.chat(("enable_thinking", "reasoning_effort"), trusts_template=False, adds_special_tokens=False)
+
+    assert chat(reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}).variables == {
+        "enable_thinking": False, "reasoning_effort": "low"
+    }  # fmt: skip
+    assert chat(continue_final_message=True).adds_generation_prompt is False and chat().adds_generation_prompt is True
+    for fields, name in (
+        ({"messages": []}, "messages"), ({"chat_template": "x"}, "chat_template"), ({"chat_template_kwargs": {"os": 1}}, "chat_template_kwargs"),
+        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"messages": [{"role": ""}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
+    ):  # fmt: skip
+        with pytest.raises(InvalidRequest) as caught:
+            chat(**fields)
+        assert caught.value.field == name
+    body = parse_body(ChatBody, {"messages": [], "top_logprobs": 3})
+    with pytest.raises(InvalidRequest, match="needs logprobs"):
+        body.wishes(TALK, "", None)
+
+
+def test_sampling_fields_that_need_words_of_their_own():
+    def given(**fields):
+        return parse_body(CompletionBody, {"prompt": "x", **fields}).wishes("", None)[0].sampling
+
+    assert given(top_k=-1)["top_k"] == 0 and given(logit_bias={"7": 3})["logit_bias"] == ((7, 3.0),)
+    assert given(echo=True, max_tokens=0, logprobs=1)["prompt_logprobs"] == 1
+    assert given(stop="x")["stop"] == ("x",) and given(include_stop_str_in_output=True)["include_stop"] is True
+    for fields in ({"logit_bias": {"-1": 1}}, {"logit_bias": {"9" * 30: 1}}, {"allowed_token_ids": []}, {"truncation_side": "middle"},
+                   {"stream_options": {}}):  # fmt: skip
+        with pytest.raises(InvalidRequest, match=next(iter(fields))):
+            given(**fields)
+    assert parse_body(CompletionBody, {"prompt": ["a", "b"]}).prompts() == ["a", "b"]
+    for prompt in ([], ["a"] * 129):
+        with pytest.raises(InvalidRequest, match="prompt"):
+            parse_body(CompletionBody, {"prompt": prompt}).prompts()
+
+
+def test_unknown_harmless_refused_and_renamed_fields():
+    def sort(*, is_strict=False, **fields):
+        return ignored_fields(parse_body(CompletionBody, {"prompt": "x", **fields}), is_strict=is_strict)
+
+    assert sort(user="me", store=False, best_of=1, flavour=1, guided_json=None) == ["flavour"]
+    for fields in ({"best_of": 2}, {"best_of": True}, {"guided_json": {}}, {"tools": [1]}):
+        with pytest.raises(InvalidRequest, match=next(iter(fields))):
+            sort(**fields)
+    with pytest.raises(InvalidRequest, match="flavour"):
+        sort(is_strict=True, flavour=1)
+
+
+def test_error_replies_steer_the_clients_retries():
+    refused = error_response(InvalidRequest("top_p", "is 7"), "id")
+    assert (
+        refused.status_code == 400
+        and refused.headers["x-should-retry"] == "false"
+        and refused.headers["x-request-id"] == "id"
+    )
+    full = error_response(Overloaded("full", retry_after_s=500.0), "")
+    assert (
+        full.headers["x-should-retry"] == "true"
+        and full.headers["retry-after"] == "60"
+        and "x-request-id" not in full.headers
+    )
+    assert error_response(RateLimited("slow"), "").headers["retry-after-ms"] == "1000"
+    assert error_body(ValueError("secret"))["error"]["code"] == "internal_error" and "secret" not in str(
+        error_body(ValueError("secret"))
+    )
+    odd = error_response(InvalidRequest("a\ud800", "is odd \ud800"), "")
+    assert b"a?" in odd.body
+    assert isinstance(InvalidRequest("a", "b"), ServingError)
