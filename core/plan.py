@@ -10,6 +10,9 @@ from dataclasses import dataclass, field
 
 from core.types import Logprob
 
+NOTHING_TO_DRAW = "every token of the vocabulary is banned"
+"""Why a sequence failed whose own request left no token to draw: the client's mistake, not the engine's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Penalties:

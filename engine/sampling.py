@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from core.plan import Penalties, SampleSpec
+from core.plan import NOTHING_TO_DRAW, Penalties, SampleSpec
 from core.types import Logprob
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
@@ -42,7 +42,7 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     if not is_plain:
         row = _adjusted(row, spec)
         if not np.isfinite(row.max()):
-            raise ValueError("every token of the vocabulary is banned")
+            raise ValueError(NOTHING_TO_DRAW)
     token_id = int(row.argmax()) if spec.temperature == 0 else _sample(row, spec)
     if spec.num_logprobs is None:
         return Logprob(token_id, 0.0)

@@ -16,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from core.errors import InvariantViolation, ServingError, StepFailed, WorkerLost
+from core.errors import InvalidRequest, InvariantViolation, ServingError, StepFailed, WorkerLost
 from core.ids import Epoch, RequestId, RouterId
-from core.plan import StepPlan
+from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.ports import Clock, Network, Runner
 from core.session import AttemptEnded, Credit, Load, PhaseTimings, Progress, Submit, Task, WorkerDescriptor
 from core.trace import NoTracing, Tracing
@@ -231,7 +231,7 @@ class Worker:
                         raise InvariantViolation("a hand-over was computed on a worker without a role")
                     self._part.prompt_computed(attempt, sequence)
                 case SequenceFailed(_, message):
-                    self.end(attempt, StepFailed(message))
+                    self.end(attempt, _failure(message))
 
     def _attempt_of(self, sequence: Sequence) -> Attempt | None:
         attempt = self.attempts.get(sequence.request.request_id)
@@ -317,3 +317,9 @@ class Worker:
     def descriptor(self) -> WorkerDescriptor:
         """Who this worker is."""
         return self._describe()
+
+
+def _failure(message: str) -> ServingError:
+    if message == NOTHING_TO_DRAW:
+        return InvalidRequest("allowed_token_ids", "and bad_words, stop tokens or min_tokens leave no token to draw")
+    return StepFailed(message)

@@ -10,6 +10,7 @@ from support.models import TINY, random_model
 from transformers import AutoModelForCausalLM, NoBadWordsLogitsProcessor
 
 from core.config import EngineConfig
+from core.errors import InvalidRequest
 from core.session import Role
 
 PROMPT = list(b"for item in items:\n    print(item)\nfor item in items:\n    ")
@@ -104,3 +105,14 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
     for row, entry in zip(expected, reply.prompt, strict=False):
         assert abs(float(row[entry.token_id]) - entry.logprob) < 1e-4
         assert [i for i, _ in entry.top] == row.argsort(descending=True, stable=True)[:3].tolist()
+
+
+@pytest.mark.parametrize("path", ["pd", "local"])
+async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and_harms_nobody(path):
+    async with House(TINY, "float32", SMALL, path=path) as house:
+        wishes = [{"allowed_token_ids": (97,), "bad_words": ((97,),)}, {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
+                  {"allowed_token_ids": (257,), "min_tokens": 3}, {}]  # fmt: skip
+        replies = await asyncio.gather(*(house.ask(PROMPT, max_tokens=8, **wish) for wish in wishes))
+    for reply in replies[:3]:
+        assert isinstance(reply.ended.error, InvalidRequest) and reply.ended.error.field == "allowed_token_ids"
+    assert replies[3].ended.error is None and len(replies[3].tokens[0]) == 8

@@ -226,6 +226,11 @@ def test_deadline_duplicate_id_and_abort(local, stub):
     assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
+def test_a_request_id_may_be_used_again_once_it_has_ended(local):
+    replies = [local.complete("import os", request_id="again", max_tokens=4) for _ in range(3)]
+    assert [r.status_code for r in replies] == [200] * 3 and len({r.json()["choices"][0]["text"] for r in replies}) == 1
+
+
 def idle(local):
     """Wait until no block is held anywhere."""
     import time

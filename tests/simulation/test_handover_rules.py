@@ -6,7 +6,16 @@ from dataclasses import replace
 import pytest
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
-from core.errors import KVTransferError, NoWorker, PoolExhausted, PromptTooLong, Quarantined, WorkerLost
+from core.errors import (
+    Cancelled,
+    DuplicateRequest,
+    KVTransferError,
+    NoWorker,
+    PoolExhausted,
+    PromptTooLong,
+    Quarantined,
+    WorkerLost,
+)
 from core.ids import TransferId
 from core.session import Credit, Role, StepFrame, Submit
 from core.types import RequestEnded, SamplingParams, TextDelta
@@ -558,3 +567,47 @@ def test_a_request_id_may_be_used_again_after_its_end():
     replies = run(scenario)
     assert all(ended.error is None for _, ended in replies)
     assert [tokens for tokens, _ in replies] == [replies[0][0]] * 3
+
+
+# --- how a request may end besides well ------------------------------------------------------------------
+
+
+def test_an_abort_reaches_a_request_that_waits_for_a_permit_and_one_that_runs():
+    async def scenario(cluster):
+        one = asyncio.ensure_future(ask(cluster, name="one", max_tokens=60))
+        two = asyncio.ensure_future(ask(cluster, name="two", max_tokens=60))
+        await asyncio.sleep(0.05)
+        assert (
+            cluster.orchestrator.abort("two")
+            and cluster.orchestrator.abort("one")
+            and not cluster.orchestrator.abort("none")
+        )
+        return await asyncio.gather(one, two, return_exceptions=True)
+
+    one, two = run(scenario, router=RouterConfig(max_running=1, max_queued=4))
+    assert isinstance(one[1].error, Cancelled) and isinstance(two, asyncio.CancelledError)
+
+
+def test_draining_lets_requests_finish_for_a_while_and_then_ends_them():
+    async def scenario(cluster):
+        running = [
+            asyncio.ensure_future(ask(cluster, name=f"r{i}", max_tokens=n, ignore_eos=True))
+            for i, n in enumerate((4, 100))
+        ]
+        await asyncio.sleep(0.01)
+        await cluster.orchestrator.drain(0.3)
+        return [ended.error for _, ended in await asyncio.gather(*running)]
+
+    short, long = run(scenario)
+    assert short is None and isinstance(long, Cancelled)
+
+
+def test_an_id_in_use_is_refused_and_the_first_goes_on():
+    async def scenario(cluster):
+        first = asyncio.ensure_future(ask(cluster, name="same"))
+        await asyncio.sleep(0.001)
+        events = await cluster.generate(cluster.request("same", PROMPT, SamplingParams(max_tokens=2)))
+        return events, await first
+
+    events, (tokens, ended) = run(scenario)
+    assert isinstance(events[0].error, DuplicateRequest) and ended.error is None and len(tokens) > 0

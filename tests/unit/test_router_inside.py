@@ -1,0 +1,291 @@
+"""Rooms of the router that child processes and real sockets usually hide: templates, replies, streams, logs."""
+
+import asyncio
+import json
+import logging
+import queue
+from types import SimpleNamespace
+
+import pytest
+from support.models import TINY
+
+from core.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelLoadError, Overloaded
+from core.types import (
+    Anatomy,
+    ChoiceFinished,
+    FinishReason,
+    GenerateRequest,
+    Logprob,
+    PromptScored,
+    RequestEnded,
+    SamplingParams,
+    TextDelta,
+    Usage,
+)
+from router.chat_template import ChatTemplates
+from router.detokenizing import TextModel
+from router.event_stream import EventStream, whole_reply
+from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.request_log import RequestLog
+from router.tokenizer_child import answer
+
+TALK = [{"role": "user", "content": " Hi "}]
+TEXT = TextModel(TINY)
+
+
+# --- templates, in this process -------------------------------------------------------------------------
+
+
+def folder(tmp_path, template, **config):
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, **config}))
+    return ChatTemplates(tmp_path)
+
+
+def render(templates, messages=TALK, **options):
+    return templates.render(messages, {}, **{"max_characters": 1000, **options})
+
+
+def test_templates_find_their_source_and_their_tokens(tmp_path):
+    template = "{{ bos_token }}{% generation %}{{ messages[0].content | trim }}{% endgeneration %}{{ messages | tojson }}{{ strftime_now('%Y') | length }}"
+    out = render(folder(tmp_path, template, bos_token={"content": "<s>"}))
+    assert out.startswith("<s>Hi[{") and out.endswith("4")
+    assert render(folder(tmp_path, [{"name": "x", "template": "first"}])) == "first"
+    assert render(folder(tmp_path, [{"name": "x", "template": "a"}, {"name": "default", "template": "b"}])) == "b"
+    (tmp_path / "chat_template.jinja").write_text("from the file")
+    assert render(ChatTemplates(tmp_path)) == "from the file"
+
+
+def test_templates_refuse_by_name(tmp_path):
+    empty = ChatTemplates(tmp_path)
+    cases = [
+        ({}, "no chat template"), ({"source": "{% for %}"}, "not a valid template"), ({"source": "{{ messages[0].content.__class__.__mro__ }}"}, "refused|allowed"), ({"source": "{{ raise_exception('no') }}"}, "no"),
+        ({"source": "{{ 'a' * 2000 }}"}, "more than 1000"), ({"source": "x" * 300_000}, "limit is 262144"), ({"source": "{{ nothing.at.all }}"}, "refused"),
+        ({"source": "x", "continues_final": True}, "continue_final_message"),
+    ]  # fmt: skip
+    for options, words in cases:
+        with pytest.raises(InvalidRequest, match=words):
+            render(empty, **options)
+    assert render(empty, source="a Hi b", continues_final=True) == "a Hi "
+    assert render(empty, source="[{{ messages[0].content | trim }}]", continues_final=True) == "[Hi"
+
+
+def test_the_tokenizer_child_answers_orders():
+    from tokenizers import Tokenizer
+
+    tokenizer, templates = Tokenizer.from_file(str(TINY / "tokenizer.json")), ChatTemplates(TINY)
+    assert answer({"text": "ab", "adds_special_tokens": False}, tokenizer, templates, 99)["ids"] == [97, 98]
+    both = answer({"text": "ab", "adds_special_tokens": False, "wants_tokens": True}, tokenizer, templates, 99)
+    assert both == {"ids": [97, 98], "tokens": ["a", "b"]}
+    order = {"messages": TALK, "variables": {}, "template": "{{ messages[0].content }}", "adds_generation_prompt": True,
+             "continues_final": False, "adds_special_tokens": False}  # fmt: skip
+    assert answer(order, tokenizer, templates, 99)["ids"] == [32, 72, 105, 32]
+
+
+# --- text ------------------------------------------------------------------------------------------------
+
+
+def test_tokens_as_text_and_as_bytes(tmp_path):
+    assert TEXT.token_bytes(97) == b"a" and TEXT.token_bytes(0xE6) == b"\xe6" and TEXT.name(257) == "<|end|>"
+    assert TEXT.text([104, 105, 257]) == "hi<|end|>" and TEXT.text([104, 105, 257], skips_special=True) == "hi"
+    decoder = TEXT.decoder((97,), skips_special=False)
+    assert (
+        decoder.push(257) == "<|end|>"
+        and decoder.push(0xE6) == ""
+        and decoder.flush() == "\ufffd"
+        and decoder.flush() == ""
+    )
+    with pytest.raises(ModelLoadError, match="holds no tokenizer"):
+        TextModel(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="cannot be read"):
+        TextModel(tmp_path)
+    tree = json.loads((TINY / "tokenizer.json").read_text())
+    tree["decoder"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    plain = TextModel(tmp_path)
+    plain.name = lambda token_id: "<0xE6>" if token_id == 1 else "b"
+    assert plain.token_bytes(1) == b"\xe6" and plain.token_bytes(98) == b"b"
+
+
+# --- replies ---------------------------------------------------------------------------------------------
+
+SERVICE = SimpleNamespace(text=TEXT, model=SimpleNamespace(name="m", fingerprint="fp_x"))
+
+
+def request(n=1, prompt=b"ab"):
+    return GenerateRequest("id", "m", tuple(prompt), SamplingParams(n=n), 1, 9.0)
+
+
+def reply(dialect=Dialect, n=1, prompts=1, **options):
+    made = ReplyOptions(is_chat=dialect is ChatDialect, **options)
+    return Reply(dialect(SERVICE, made), [request(n) for _ in range(prompts)], 5)
+
+
+def delta(text, choice=0, position=0, logprob=None):
+    logprobs = (
+        tuple(Logprob(b, logprob, ((b, logprob), (99, -9.0))) for b in text.encode()) if logprob is not None else ()
+    )
+    return TextDelta(choice, position, tuple(text.encode()), text, logprobs)
+
+
+ENDED = RequestEnded(Usage(2, 2, 1), None, Anatomy(queue_s=0.001, ttft_s=0.5))
+STOP = ChoiceFinished(0, FinishReason.STOP, 257)
+SCORED = PromptScored((Logprob(98, -0.5, ((98, -0.5),)),))
+
+
+def whole(made, *events):
+    for event in events:
+        made.take(0, event)
+    return made.whole()
+
+
+def chunks(made, *events):
+    text = "".join(made.chunks(0, event) for event in events) + made.last_chunk()
+    return [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
+
+
+def test_prompt_log_probabilities_in_both_dialects():
+    events = (SCORED, delta("x"), STOP, ENDED)
+    plain = whole(reply(has_prompt_logprobs=True, returns_token_ids=True), *events)["choices"][0]
+    assert plain["prompt_logprobs"] == [None, {"98": {"logprob": -0.5, "decoded_token": "b"}}]
+    assert plain["token_ids"] == [120] and plain["prompt_token_ids"] == [97, 98]
+    chat = whole(reply(ChatDialect, has_prompt_logprobs=True, returns_token_ids=True), *events)
+    assert chat["prompt_logprobs"] == plain["prompt_logprobs"] and chat["prompt_token_ids"] == [97, 98]
+    assert chat["choices"][0]["token_ids"] == [120]
+    unscored = whole(reply(has_prompt_logprobs=True), delta("x"), STOP, ENDED)["choices"][0]
+    assert unscored["prompt_logprobs"] == [None]
+    rival = PromptScored((Logprob(98, -2.0, ((99, -0.1),)),))
+    named = whole(reply(has_prompt_logprobs=True, names_ids=True), rival, STOP, ENDED)["choices"][0]["prompt_logprobs"][
+        1
+    ]
+    assert list(named) == ["98", "99"] and named["98"]["decoded_token"] == "token_id:98"
+
+
+def test_streams_with_usage_in_every_chunk_ids_and_timing():
+    made = reply(includes_usage=True, has_continuous_usage=True, returns_token_ids=True, wants_timing=True)
+    parts = chunks(made, delta("ab"), delta("c", position=2), STOP, ENDED)
+    assert [p["usage"]["completion_tokens"] for p in parts] == [2, 3, 3, 2]
+    assert parts[0]["choices"][0]["token_ids"] == [97, 98] and parts[-1]["timing"]["ttft_ms"] == 500
+    chat = chunks(reply(ChatDialect, has_logprobs=True, returns_token_ids=True), delta("a", logprob=-0.1), STOP, ENDED)
+    assert chat[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""} and chat[1]["choices"][0][
+        "token_ids"
+    ] == [97]
+    assert chat[1]["choices"][0]["logprobs"]["content"][0]["bytes"] == [97]
+    quick = chunks(reply(ChatDialect), TextDelta(0, 0, (0xE6,), ""), delta("a", position=1), STOP, ENDED)
+    assert [c["choices"][0]["delta"].get("content") for c in quick] == ["", "a", None]
+
+
+def test_echo_alone_streams_the_prompt_and_no_token():
+    made = reply(echo=True, is_echo_only=True, has_logprobs=True)
+    parts = chunks(made, SCORED, delta("x", logprob=-0.1), STOP, ENDED)
+    assert [p["choices"][0]["text"] for p in parts] == ["ab", ""]
+    assert parts[0]["choices"][0]["logprobs"]["token_logprobs"] == [None, -0.5]
+    assert made.usage.completion_tokens == 0 and "queue;dur=1.000" in server_timing(ENDED.anatomy)
+
+
+# --- streams and their clients ------------------------------------------------------------------------------
+
+
+class Group:
+    """Requests whose events are given."""
+
+    def __init__(self, *batches):
+        self.batches, self.is_closed = list(batches), False
+
+    @property
+    def is_over(self):
+        return not self.batches
+
+    async def batch(self, timeout_s=None):
+        if self.batches and self.batches[0] is None:
+            await asyncio.sleep(60)
+        return [(0, event) for event in self.batches.pop(0)]
+
+    async def close(self):
+        self.is_closed = True
+
+
+async def stays():
+    await asyncio.sleep(60)
+
+
+async def send_all(group, receive=stays, made=None):
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    await EventStream(made or reply(), group, {"x-request-id": "id"}, 0.01)({"type": "http"}, receive, send)
+    assert group.is_closed
+    return sent
+
+
+async def test_a_stream_says_that_it_lives_and_ends_once():
+    sent = await send_all(Group([], [delta("a"), delta("b", position=1)], [STOP, ENDED]))
+    bodies = [m["body"] for m in sent[1:]]
+    assert sent[0]["status"] == 200 and bodies[0] == b": keep-alive\n\n" and bodies[1].count(b"data: ") == 2
+    assert bodies[-1].endswith(b"data: [DONE]\n\n") and [m["more_body"] for m in sent[1:]] == [True, True, True, False]
+
+
+async def test_an_error_before_the_first_event_keeps_its_status_and_later_it_is_an_event():
+    refused = await send_all(Group([RequestEnded(Usage(2), Overloaded("full"))]))
+    assert refused[0]["status"] == 503 and (b"x-should-retry", b"true") in refused[0]["headers"]
+    late = await send_all(Group([delta("a")], [RequestEnded(Usage(2, 1), DeadlineExceeded("late"))]))
+    assert (
+        late[0]["status"] == 200
+        and b'"deadline_exceeded"' in late[-1]["body"]
+        and late[-1]["body"].endswith(b"[DONE]\n\n")
+    )
+
+
+async def test_a_client_that_leaves_ends_both_kinds_of_reply():
+    async def leaves():
+        return {"type": "http.disconnect"}
+
+    sent = await send_all(Group([delta("a")], None), leaves)
+    assert all(m.get("more_body", True) for m in sent)
+    group = Group(None)
+    with pytest.raises(Cancelled):
+        await whole_reply(leaves, reply(), group)
+    assert group.is_closed
+    group = Group(None)
+    task = asyncio.create_task(whole_reply(stays, reply(), group))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert group.is_closed
+
+
+async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
+    body = await whole_reply(
+        stays,
+        reply(n=2),
+        Group([delta("a"), delta("b", choice=1)], [STOP, ChoiceFinished(1, FinishReason.LENGTH), ENDED]),
+    )
+    assert [c["text"] for c in body["choices"]] == ["a", "b"]
+    with pytest.raises(DeadlineExceeded):
+        await whole_reply(stays, reply(), Group([RequestEnded(Usage(2), DeadlineExceeded("late"))]))
+
+
+# --- log ----------------------------------------------------------------------------------------------------
+
+
+def test_a_blocked_reader_of_the_log_never_blocks_the_router(capsys):
+    log = RequestLog()
+    try:
+        log.request_ended(request(), ENDED)
+        log._writer.stop()
+        log._entry.queue = queue.Queue(1)
+        for _ in range(3):
+            log.request_ended(request(), ENDED)
+        assert log.num_dropped == 2
+    finally:
+        log._writer.start()
+        log.close()
+    line = json.loads(capsys.readouterr().err.splitlines()[0])
+    assert (
+        line["request_id"] == "id"
+        and line["phases_ms"] == {"queue": 1.0}
+        and logging.getLogger("baton.requests").handlers == []
+    )
