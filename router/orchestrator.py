@@ -347,14 +347,14 @@ class Orchestrator:
 
     async def drain(self, grace_s: float) -> None:
         """Let running requests finish for `grace_s`, then cancel the rest."""
-        tasks = list(self._tasks.values())
+        all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(grace_s):
-                await asyncio.gather(*tasks, return_exceptions=True)
+                await asyncio.shield(all_ended)  # the timeout must not cancel the requests behind their backs
         except TimeoutError:
             for request_id in list(self._runs):
                 self.abort(request_id)
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await all_ended
 
     async def _attempts(self, run: RequestRun) -> None:
         for epoch in range(self._config.max_attempts):
