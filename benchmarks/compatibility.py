@@ -46,7 +46,11 @@ def mark(found):
     if not found:
         return "not run"
     good = sum(found)
-    return f"yes ({good} tests)" if good == len(found) else f"**no** ({len(found) - good} of {len(found)} failed)"
+    return (
+        f"yes ({good} test{'s' * (good > 1)})"
+        if good == len(found)
+        else f"**no** ({len(found) - good} of {len(found)} failed)"
+    )
 
 
 def of_family(tests, name, stem):

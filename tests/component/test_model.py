@@ -65,7 +65,10 @@ def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("name", ["llama-gqa", "qwen2", "gemma3", "mixtral"])
+@pytest.mark.parametrize(
+    "name",
+    ["llama-gqa", "mistral-window", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "mixtral", "qwen3-moe"],
+)
 def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(tmp_path, name, dtype):
     random_model(tmp_path, name, dtype=getattr(torch, dtype), initializer_range=0.1, max_shard_size="50KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2

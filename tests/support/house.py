@@ -10,6 +10,7 @@ import torch
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.ids import Ids, RequestId, WorkerId
+from core.plan import StepItem, StepPlan
 from core.ports import SystemClock
 from core.session import Role, WorkerDescriptor
 from core.types import ChoiceFinished, GenerateRequest, PromptScored, RequestEnded, SamplingParams, TextDelta
@@ -37,7 +38,11 @@ def load(folder, dtype, attention="cpu"):
     if key not in _models:
         torch.set_num_threads(1)
         spec = read_model(folder, dtype)
-        _models[key] = (spec, Model(spec, torch.device("cpu"), attention))
+        model = Model(spec, torch.device("cpu"), attention)
+        # As a rank does when it starts: in a fresh clone the kernels compile for seconds, longer than a lease.
+        runner = ModelRunner(model, MemoryKV(spec.layout(16), 2)._shards[0], 2, 16)
+        runner.execute(StepPlan(0, (StepItem(0, 0, (0,), (0,)),)), lambda *_: None)
+        _models[key] = (spec, model)
     return _models[key]
 
 
