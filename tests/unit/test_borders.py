@@ -1,0 +1,129 @@
+"""What is refused at borders that real clients seldom touch."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from support.models import TINY
+
+from core.config import load_config
+from core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable, WorkerLost
+from core.session import TokenDelta
+from core.types import FinishReason, SamplingParams
+from protos.baton.v1 import generation_pb2 as pb
+from router.choice_output import ChoiceOutput
+from router.detokenizing import TextModel
+from router.grpc_requests import chat_prompt, generate_wish
+from router.orchestrator import AttemptRun
+from router.service import GenerationService
+from router.tokenizing import MAX_WAITING, TokenizerPool
+
+ALLOWED = ("enable_thinking",)
+
+
+def test_a_group_that_is_given_as_a_value_is_named():
+    with pytest.raises(ConfigError, match="router"):
+        load_config(None, {}, {"BATON_ROUTER": "3", "BATON_ROUTER__HTTP_PORT": "1"})
+
+
+def test_files_that_are_empty_lists_or_not_text(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("")
+    assert load_config(path, {}, {}) == load_config(None, {}, {})
+    for content, words in ((b"[1]", "list"), (b"\xff\xfe\x00", "read"), (b"a: [", "YAML")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=words):
+            load_config(path, {}, {})
+
+
+def test_grpc_requests_without_what_they_need():
+    with pytest.raises(InvalidRequest, match="input is missing"):
+        generate_wish(pb.GenerateRequest(), None)
+    talk = [pb.ChatMessage(role="user", content="x", name="me")]
+    with pytest.raises(InvalidRequest, match="messages is empty"):
+        chat_prompt([], pb.ChatOptions(), ALLOWED, False)
+    both = pb.ChatOptions(continue_final_message=True, add_generation_prompt=True)
+    with pytest.raises(InvalidRequest, match="exclude each other"):
+        chat_prompt(talk, both, ALLOWED, False)
+    assert chat_prompt(talk, pb.ChatOptions(), ALLOWED, False).messages == [
+        {"role": "user", "content": "x", "name": "me"}
+    ]
+    odd = pb.ChatOptions()
+    odd.template_kwargs.update({"evil": 1})
+    with pytest.raises(InvalidRequest, match="evil"):
+        chat_prompt(talk, odd, ALLOWED, False)
+
+
+async def test_a_tokenizer_with_too_long_a_line_says_so_and_one_that_stops_was_never_started():
+    pool = TokenizerPool(TINY, 5.0)
+    pool._children[0].num_waiting = MAX_WAITING
+    with pytest.raises(Overloaded, match="wait to be tokenized"):
+        await pool.encode("x")
+    await pool.stop()
+
+
+def choice(**sampling):
+    return ChoiceOutput(0, SamplingParams(**sampling), TextModel(TINY).decoder((97,)))
+
+
+def delta(position, text, finish=None):
+    return TokenDelta("r", 0, 0, position, tuple(text.encode()), finish=finish)
+
+
+def test_a_choice_that_is_over_takes_nothing_and_an_end_alone_releases_what_was_held():
+    held = choice(stop=("xyz",))
+    assert [e.text for e in held.accept(delta(0, "axy"))] == ["a"]
+    last = held.accept(TokenDelta("r", 0, 0, 3, (), finish=FinishReason.LENGTH))
+    assert last[0].text == "xy" and last[1].reason is FinishReason.LENGTH and held.accept(delta(3, "b")) == []
+    empty = choice()
+    assert empty.accept(TokenDelta("r", 0, 0, 0, ())) == []
+    split = choice(stop=("\ufffd",))
+    split.accept(TokenDelta("r", 0, 0, 0, (0xE6,)))
+    assert split.accept(TokenDelta("r", 0, 0, 1, (), finish=FinishReason.LENGTH))[-1].stop_match == "\ufffd"
+
+
+def test_too_many_tokens_to_turn_into_text():
+    service = GenerationService.__new__(GenerationService)
+    service._maker = SimpleNamespace(check_model=lambda name: None)
+    with pytest.raises(InvalidRequest, match="limit is 1048576"):
+        service.detokenize("", [0] * ((1 << 20) + 1))
+
+
+async def test_a_tokenizer_process_that_died_is_replaced():
+    pool = TokenizerPool(TINY, 5.0)
+    try:
+        assert await pool.encode("a") == [97]
+        process = pool._children[0]._process
+        process.kill()
+        await process.wait()
+        assert await pool.encode("a") == [97]
+    finally:
+        await pool.stop()
+    broken = TokenizerPool(TINY.parent / "nowhere", 5.0)
+    with pytest.raises(Unavailable, match="ended before it was ready"):
+        await broken.encode("a")
+
+
+async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
+    def deliver(message, *, is_decode):
+        raise WorkerLost("positions are missing")
+
+    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"))
+    attempt = AttemptRun(
+        SimpleNamespace(deliver=deliver, excluded=set()), 0, pair, asyncio.get_running_loop().create_future(), 0.0
+    )
+    attempt.on_delta("d", delta(5, "x"))
+    with pytest.raises(WorkerLost, match="missing"):
+        attempt.finished.result()
+    attempt.fail(Unavailable("too late"))
+    attempt.on_delta("d", delta(6, "x"))
+    with pytest.raises(WorkerLost):
+        attempt.finished.result()
+
+
+def test_without_a_request_log_requests_are_still_counted():
+    service, seen = GenerationService.__new__(GenerationService), []
+    service._log, service.telemetry = None, SimpleNamespace(request_ended=lambda run, ended: seen.append(run))
+    for tier in ("standard", "canary"):
+        service._ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
+    assert len(seen) == 1
