@@ -124,11 +124,12 @@ LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.6933593
 
 @numba.njit(cache=True)
 def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """e**x for x <= 0, to 2e-7: straight-line code, so that a loop over it becomes vector instructions.
+    """e**x for x <= 0 to 4e-7, as straight-line code, so that a loop over it becomes vector instructions.
 
-    No fast-math here: the reduced argument needs its two roundings. Source: Cephes, expf.
+    A NaN stays one: a damaged key must fail its own sequence, not vanish from the sum. No fast-math
+    here: the reduced argument needs its two roundings. Source: Cephes, expf.
     """
-    x = max(x, np.float32(-87.0))
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
     n = np.floor(x * LOG2_E + np.float32(0.5))
     r = x - n * LN2_HIGH - n * LN2_LOW
     p = np.float32(1.9875691500e-4)
@@ -175,11 +176,15 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
 
 
 @numba.njit(cache=True)
-def _widen(row, mask, shift, sign_mask, sign_shift, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """One stored row to the bits of fp32: a loop of its own, so that it becomes vector instructions."""
+def _widen(row, mask, shift, sign_mask, sign_shift, factor, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """One stored row to fp32: a loop of its own, so that it becomes vector instructions.
+
+    The factor is applied here and not to the sums: products of unscaled fp16 numbers would be denormal.
+    """
     for d in range(out.shape[0]):
         raw = np.uint32(row[d])
-        out[d] = ((raw & mask) << shift) | ((raw & sign_mask) << sign_shift)
+        bits = ((raw & mask) << shift) | ((raw & sign_mask) << sign_shift)
+        out[d] = np.uint32(bits).view(np.float32) * factor
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
@@ -187,12 +192,10 @@ def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, o
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
     mask, shift, sign_mask, sign_shift = form[0], form[1], form[2], form[3]
-    scale, softcap, factor = numbers[0] * numbers[2], numbers[1], numbers[2]
+    scale, softcap, factor = numbers[0], numbers[1], numbers[2]
     state = np.empty((q.shape[0], group, 2), dtype=np.float32)
-    k_bits = np.empty((TILE, head_size), dtype=np.uint32)
-    v_bits = np.empty((TILE, head_size), dtype=np.uint32)
-    k = k_bits.view(np.float32)
-    v = v_bits.view(np.float32)
+    k = np.empty((TILE, head_size), dtype=np.float32)
+    v = np.empty((TILE, head_size), dtype=np.float32)
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
         length = positions[end - 1] + 1
@@ -204,12 +207,12 @@ def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, o
                     state[t, g, 1] = 0.0
             for b in range(seen // TILE, (length + TILE - 1) // TILE):
                 filled = min(TILE, length - b * TILE)
-                v_bits[filled:] = 0  # weighed with zero below, so it must not be a NaN of somebody else's
+                v[filled:] = 0  # weighed with zero below, so it must not be a NaN of somebody else's
                 for j in range(filled):
                     block = block_tables[s, (b * TILE + j) // block_size]
                     at = (b * TILE + j) % block_size
-                    _widen(kv[block, 0, at, h], mask, shift, sign_mask, sign_shift, k_bits[j])
-                    _widen(kv[block, 1, at, h], mask, shift, sign_mask, sign_shift, v_bits[j])
+                    _widen(kv[block, 0, at, h], mask, shift, sign_mask, sign_shift, factor, k[j])
+                    _widen(kv[block, 1, at, h], mask, shift, sign_mask, sign_shift, factor, v[j])
                 for t in range(begin, end):
                     first = max(0, positions[t] + 1 - window - b * TILE) if window > 0 else 0
                     valid = min(TILE, positions[t] + 1 - b * TILE)
@@ -229,7 +232,7 @@ def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, o
             for t in range(begin, end):
                 for g in range(group):
                     for d in range(head_size):
-                        out[t, h * group + g, d] *= factor / state[t, g, 1]
+                        out[t, h * group + g, d] /= state[t, g, 1]
 
 
 BACKENDS: dict[str, AttentionBackend] = {"dense": dense_attention, "cpu": cpu_attention}

@@ -12,6 +12,7 @@ from support.models import FAMILIES, TINY, random_model
 from transformers import AutoModelForCausalLM
 
 from core.plan import SampleSpec, StepItem, StepPlan
+from engine.attention import AttentionInputs, AttentionRules, _exp, cpu_attention, dense_attention
 from engine.hash_model import MemoryKV
 from engine.model import Model
 from engine.model_spec import read_model
@@ -138,11 +139,31 @@ def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_pat
         assert torch.equal(logits_of(model, runner, items, range(begin, begin + 100)), alone), order
 
 
-def test_a_step_with_non_finite_logits_fails_only_its_own_sequence():
+def test_the_kernels_exponential():
+    x = np.linspace(-87, 0, 200_001, dtype=np.float32)
+    ours = np.array([_exp(v) for v in x[::40]], dtype=np.float64)
+    theirs = np.exp(x[::40].astype(np.float64))
+    assert (abs(ours - theirs) / theirs).max() < 4e-7 and _exp(np.float32(0)) == 1
+    assert np.isnan(_exp(np.float32("nan"))) and 0 < _exp(np.float32("-inf")) < 1e-37
+
+
+def test_fp16_numbers_of_every_size_are_read_as_they_are():
+    """Small ones too: in attention's sums they must not be denormal fp32 numbers."""
+    torch.manual_seed(0)
+    for size in (1e-7, 1e-5, 1e-3, 1.0, 100.0):
+        kv = (torch.randn(4, 2, 16, 2, 32) * size).half()
+        q = (torch.randn(1, 4, 32) / size).clamp(-6e4, 6e4)
+        inputs = AttentionInputs(np.array([50]), np.array([0, 1]), np.arange(4)[None])
+        got, expected = (f(q, kv, inputs, AttentionRules(0.1)) for f in (cpu_attention, dense_attention))
+        assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7 * size), size
+
+
+@pytest.mark.parametrize("half", [0, 1], ids=["keys", "values"])
+def test_a_step_with_non_finite_logits_fails_only_its_own_sequence(half):
     spec, model = load(TINY, "float32")
     runner = fresh_runner(spec, model)
     runner.execute(StepPlan(1, (item(1, 0, [1, 2, 3], 0), item(2, 0, [1, 2, 3], 1))), lambda *_: None)
-    runner.kv[0, 0] = float("nan")
+    runner.kv[0, 0, half] = float("nan")
     sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
     items = tuple(
         StepItem(i.sequence_key, 3, (4,), i.block_table, sample)
