@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import select
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from pathlib import Path
 from core.errors import ConfigError
 
 STOP_TIMEOUT_S = 40.0
-POLL_S = 0.1
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +57,16 @@ def announced(http_port: int, grpc_port: int, kind: str) -> Iterator[None]:
     """Let `baton down` find this process for the length of the block."""
     running = Running(os.getpid(), _start_ticks(os.getpid()), http_port, grpc_port, kind)
     path = _folder() / f"up-{running.pid}.json"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(running)))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(running)))
+    except OSError as error:  # a read-only home must not keep a cluster from serving
+        logger.warning("`baton down` will not find this cluster: %s", error)
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def find_running() -> list[Running]:
@@ -96,10 +101,14 @@ def stop(http_port: int = 0) -> Running:
         ports = ", ".join(str(r.http_port) for r in found)
         raise ConfigError(f"{len(found)} clusters run, on HTTP ports {ports}; choose one with --http-port")
     (running,) = found
-    os.kill(running.pid, signal.SIGTERM)
-    give_up_at = time.monotonic() + STOP_TIMEOUT_S
-    while running.is_alive:
-        if time.monotonic() > give_up_at:
+    try:
+        handle = os.pidfd_open(running.pid)
+    except ProcessLookupError:
+        return running
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
             raise ConfigError(f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s")
-        time.sleep(POLL_S)
+    finally:
+        os.close(handle)
     return running

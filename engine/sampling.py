@@ -55,7 +55,7 @@ def score(logits: np.ndarray[Any, Any], token_id: int, num_top: int) -> Logprob:
 
 
 def _adjusted(row: Row, spec: SampleSpec) -> Row:
-    """Apply bias, then penalties, then the masks; the order is vLLM's."""
+    """Apply bias, then penalties, then the masks: the same result as vLLM's order."""
     row = row.copy()
     for token_id, bias in spec.bias:
         row[token_id] += bias

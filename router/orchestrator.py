@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import replace
 
 from core.config import PlacementConfig, RouterConfig
 from core.errors import (
@@ -22,195 +21,28 @@ from core.errors import (
     DeadlineExceeded,
     DuplicateRequest,
     InternalError,
-    KVTransferError,
     NoWorker,
     Quarantined,
     ServingError,
     WorkerLost,
 )
-from core.ids import Epoch, Ids, RequestId, TransferId, WorkerId
+from core.ids import Epoch, Ids, RequestId, TransferId
 from core.ports import Clock
-from core.session import AttemptEnded, Credit, PhaseTimings, Submit, Task, TokenDelta, Wanted, WorkerDescriptor
+from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.timeline import Timeline
-from core.trace import NoTracing, Span, Tracing
-from core.types import Anatomy, GenerateRequest, Path, PromptScored, RequestEnded, RequestEvent, TextDelta, Usage
+from core.trace import NoTracing, Tracing
+from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
+from router.anatomy import anatomy_of, end_span
 from router.choice_output import ChoiceOutput, NewDecoder
 from router.links import Links
 from router.placement import Placement, Wish, choose
+from router.request_run import AttemptRun, Emit, RequestRun
 
-Emit = Callable[[RequestEvent], None]
 AFTER_FAULT_WAIT_S = 3.0
 """How long a request that lost its worker waits for another to appear."""
 FAULT_PAUSE_S = 0.05
 DEATHS_BEFORE_ALONE = 2
-
-
-@dataclass(slots=True)
-class AttemptRun:
-    """One attempt: who serves it and how it ends."""
-
-    run: RequestRun
-    epoch: Epoch
-    placement: Placement
-    finished: asyncio.Future[None]
-    started_at: float
-    decode_spoke: bool = False
-
-    def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
-        """End the attempt with a fault, once; `suspect` is avoided by the next one."""
-        if not self.finished.done():
-            self.finished.set_exception(error)
-            if suspect is not None:
-                self.run.excluded.add(suspect)
-
-    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId:
-        """A broken transfer is blamed on the other side, everything else on who reports it."""
-        pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
-        is_transfer = isinstance(error, KVTransferError)
-        return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]
-
-    def wanted(self) -> Wanted:
-        """What is still missing, for a reconnect."""
-        next_positions = tuple(len(c.token_ids) for c in self.run.choices)
-        return Wanted(self.run.session_key, self.epoch, next_positions, self.run.credit)
-
-    def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
-        """Tokens came: deliver what is new; the attempt is done when every choice is."""
-        if self.finished.done():
-            return
-        is_decode = worker_id == self.placement.decode.worker_id
-        try:
-            self.run.deliver(delta, is_decode=is_decode)
-        except ServingError as error:
-            self.fail(error)
-            return
-        self.decode_spoke = self.decode_spoke or is_decode
-        if self.run.is_whole:
-            self.finished.set_result(None)
-
-    def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
-        """A worker's part is over; after decode has spoken, prefill's troubles are its own."""
-        self.run.note_timings(ended.timings)
-        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
-        if ended.error is not None and not (is_prefill and self.decode_spoke):
-            self.fail(ended.error, self._suspect(worker_id, ended.error))
-
-    def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
-        """A worker is gone."""
-        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
-        if not (is_prefill and self.decode_spoke):
-            self.fail(error, worker_id)
-
-
-@dataclass(slots=True)
-class RequestRun:
-    """Everything the router knows of one request while it lives."""
-
-    request: GenerateRequest
-    session_key: RequestId
-    """What workers call this run: the client's id may have been used before, and lies there as a tombstone."""
-    emit: Emit
-    clock: Clock
-    timeline: Timeline
-    choices: list[ChoiceOutput]
-    credit: int
-    path: Literal["auto", "pd", "local"]
-    timings: PhaseTimings = field(default_factory=PhaseTimings)
-    excluded: set[WorkerId] = field(default_factory=set)
-    attempts: list[str] = field(default_factory=list)
-    placement: Placement | None = None
-    num_deaths: int = 0
-    prefill_spoke_at: float | None = None
-    exposed_transfer_s: float = 0.0
-    current: AttemptRun | None = None
-    has_prompt_scores: bool = False
-    started_at: float = 0.0
-    span: Span | None = None
-
-    @property
-    def is_whole(self) -> bool:
-        """True when every choice has finished."""
-        return all(c.finished is not None for c in self.choices)
-
-    @property
-    def path_taken(self) -> str:
-        """Path of the latest attempt; none before its placement."""
-        return self.placement.path.value if self.placement else "none"
-
-    @property
-    def num_output_tokens(self) -> int:
-        """Tokens delivered, over all choices."""
-        return sum(len(c.token_ids) for c in self.choices)
-
-    def deliver(self, delta: TokenDelta, *, is_decode: bool) -> None:
-        """Pass new tokens on and note when each side first spoke."""
-        now_s = self.clock.now_s()
-        if delta.timings is not None:
-            self.note_timings(delta.timings)
-        if is_decode and self.prefill_spoke_at is not None:
-            self.exposed_transfer_s = max(0.0, now_s - self.prefill_spoke_at)
-            self.prefill_spoke_at = None
-        elif not is_decode and self.prefill_spoke_at is None:
-            self.prefill_spoke_at = now_s
-        if delta.prompt_logprobs and not self.has_prompt_scores:
-            self.has_prompt_scores = True
-            self.emit(PromptScored(delta.prompt_logprobs))
-        for event in self.choices[delta.choice].accept(delta):
-            if isinstance(event, TextDelta) and event.token_ids:
-                self.timeline.delivered(now_s, len(event.token_ids))
-            self.emit(event)
-
-    def note_timings(self, t: PhaseTimings) -> None:
-        """Merge a worker's figures: each field is one worker's to report."""
-        old = self.timings
-        self.timings = PhaseTimings(
-            queue_s=old.queue_s or t.queue_s,
-            prefill_s=old.prefill_s or t.prefill_s,
-            decode_s=max(old.decode_s, t.decode_s),
-            cached_tokens=max(old.cached_tokens, t.cached_tokens),
-            kv_bytes=max(old.kv_bytes, t.kv_bytes),
-            kv_blocks=max(old.kv_blocks, t.kv_blocks),
-        )
-
-    def usage(self) -> Usage:
-        """Token counts so far."""
-        return Usage(len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens)
-
-    def anatomy(self) -> Anatomy:
-        """Where the time went."""
-        line, t, p = self.timeline, self.timings, self.placement
-        e2e_s = line.e2e_s or 0.0
-        to_first_s = e2e_s if line.ttft_s is None else line.ttft_s
-        # Workers measure with clocks of their own: what they claim cannot exceed what there was.
-        tokenize_s = min(self.started_at - line.received_at, to_first_s)
-        waited_s = (line.admitted_at - self.started_at if line.admitted_at else to_first_s - tokenize_s) + t.queue_s
-        queue_s = min(waited_s, to_first_s - tokenize_s)
-        prefill_s = min(t.prefill_s, to_first_s - tokenize_s - queue_s)
-        first, second, last = line.token_at[:1], line.token_at[1:2], line.token_at[-1:]
-        gap_s = second[0] - first[0] if second else 0.0
-        transfer_s = min(self.exposed_transfer_s, gap_s)
-        return Anatomy(
-            tokenize_s=tokenize_s,
-            queue_s=queue_s,
-            prefill_s=prefill_s,
-            router_s=to_first_s - tokenize_s - queue_s - prefill_s,
-            exposed_transfer_s=transfer_s,
-            first_decode_s=gap_s - transfer_s,
-            decode_s=last[0] - second[0] if second else 0.0,
-            finish_s=line.ended_at - last[0] if last and line.ended_at is not None else 0.0,
-            ttft_s=line.ttft_s or 0.0,
-            e2e_s=e2e_s,
-            cached_tokens=t.cached_tokens,
-            kv_bytes=t.kv_bytes,
-            kv_blocks=t.kv_blocks,
-            path=p.path.value if p else "",
-            prefill_worker=p.prefill.worker_id if p else "",
-            decode_worker=p.decode.worker_id if p else "",
-            prefill_pid=p.prefill.pid if p else 0,
-            decode_pid=p.decode.pid if p else 0,
-            attempts=tuple(self.attempts),
-        )
 
 
 class Orchestrator:
@@ -294,26 +126,10 @@ class Orchestrator:
             del self._runs[request_id]
             self._tasks.pop(request_id, None)
             run.timeline.ended_at = self._clock.now_s()
-            ended = RequestEnded(run.usage(), error, run.anatomy())
-            self._end_span(run, ended)
+            ended = RequestEnded(run.usage(), error, anatomy_of(run))
+            end_span(run, ended)
             emit(ended)
             self.on_ended(run, ended)
-
-    def _end_span(self, run: RequestRun, ended: RequestEnded) -> None:
-        if run.span is None or run.timeline.ended_at is None:
-            return
-        request, usage, a = run.request, ended.usage, ended.anatomy
-        attributes: dict[str, str | int | float | bool] = {
-            "gen_ai.operation.name": request.operation, "gen_ai.provider.name": "baton",
-            "gen_ai.request.model": request.model, "gen_ai.response.id": request.request_id,
-            "gen_ai.request.max_tokens": request.sampling.max_tokens, "gen_ai.request.choice.count": request.sampling.n,
-            "gen_ai.usage.input_tokens": usage.prompt_tokens, "gen_ai.usage.output_tokens": usage.completion_tokens,
-            "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens, "baton.path": a.path,
-            "baton.prefill_worker": a.prefill_worker, "baton.decode_worker": a.decode_worker,
-            "baton.kv_bytes": a.kv_bytes, "baton.attempts": ",".join(a.attempts),
-            **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in a.phases().items()},
-        }  # fmt: skip
-        run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")
 
     def abort(self, request_id: RequestId) -> bool:
         """Cancel a request by id.

@@ -17,7 +17,7 @@ from typing import Any
 from core.types import GenerateRequest, RequestEnded
 
 MAX_WAITING_LINES = 4096
-REJECTED_PHASES_S = 1e-6
+SHOWN_ABOVE_S = 1e-6
 
 
 class _DroppingQueueHandler(logging.handlers.QueueHandler):
@@ -60,7 +60,7 @@ class RequestLog:
             "outcome": ended.error.code if ended.error else "finished", "prompt_tokens": usage.prompt_tokens,
             "output_tokens": usage.completion_tokens, "cached_tokens": usage.cached_tokens, "n": request.sampling.n,
             "ttft_ms": round(a.ttft_s * 1000, 3), "e2e_ms": round(a.e2e_s * 1000, 3),
-            "phases_ms": {name: round(s * 1000, 3) for name, s in a.phases().items() if s > REJECTED_PHASES_S},
+            "phases_ms": {name: round(s * 1000, 3) for name, s in a.phases().items() if s > SHOWN_ABOVE_S},
             "path": a.path, "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker,
             "kv_bytes": a.kv_bytes, "attempts": a.attempts,
             "trace_id": f"{request.trace.trace_id:032x}" if request.trace else "",

@@ -21,9 +21,10 @@ from router.admission import CANARY_TIER, Admission
 from router.canary import Canary
 from router.detokenizing import TextModel
 from router.links import Links, LinkState
-from router.orchestrator import Orchestrator, RequestRun
+from router.orchestrator import Orchestrator
 from router.request_log import RequestLog
 from router.request_making import RequestMaker, ServedModel, Wish
+from router.request_run import RequestRun
 from router.request_stream import StreamGroup
 from router.telemetry import Telemetry
 

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from core import metrics
 from core.errors import Cancelled, ClientError, Overloaded, RateLimited, ServingError
 from core.types import RequestEnded
-from router.orchestrator import RequestRun
+from router.request_run import RequestRun
 
 
 class Telemetry:

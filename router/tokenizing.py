@@ -100,7 +100,6 @@ class TokenizerPool:
         """Nothing is started until `start` or the first order."""
         self._timeout_s = timeout_s
         self._children = [_Child(folder) for _ in range(num_processes)]
-        self.num_killed = 0
 
     async def start(self) -> None:
         """Start the processes now, so that the first request does not wait for one."""
@@ -153,12 +152,10 @@ class TokenizerPool:
             async with child.turn:
                 answer = await child.ask(line, self._timeout_s)
         except TimeoutError as error:
-            self.num_killed += 1
             raise InvalidRequest(field, f"took longer than {self._timeout_s:g} s to tokenize; shorten it") from error
         finally:
             child.num_waiting -= 1
         if not answer:
-            self.num_killed += 1
             raise Unavailable("the tokenizer process ended while it worked on this text; try again")
         reply: dict[str, Any] = json.loads(answer)
         if "error" in reply:

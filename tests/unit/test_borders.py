@@ -14,7 +14,7 @@ from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
 from router.grpc_requests import chat_prompt, generate_wish
-from router.orchestrator import AttemptRun
+from router.request_run import AttemptRun
 from router.service import GenerationService
 from router.tokenizing import MAX_WAITING, TokenizerPool
 

@@ -1,0 +1,157 @@
+"""What the router knows of one request while it lives, and of its attempt in progress.
+
+Owns the delivery of tokens to the choices, the merging of workers' figures, and how an attempt ends
+by what its workers say. Does not know placement, admission or the doors. Called by
+`router.orchestrator` and, as a session's listener, by `router.links`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from core.errors import KVTransferError, ServingError, WorkerLost
+from core.ids import Epoch, RequestId, WorkerId
+from core.ports import Clock
+from core.session import AttemptEnded, PhaseTimings, TokenDelta, Wanted
+from core.timeline import Timeline
+from core.trace import Span
+from core.types import GenerateRequest, Path, PromptScored, RequestEvent, TextDelta, Usage
+from router.choice_output import ChoiceOutput
+from router.placement import Placement
+
+Emit = Callable[[RequestEvent], None]
+
+
+@dataclass(slots=True)
+class AttemptRun:
+    """One attempt: who serves it and how it ends."""
+
+    run: RequestRun
+    epoch: Epoch
+    placement: Placement
+    finished: asyncio.Future[None]
+    started_at: float
+    decode_spoke: bool = False
+
+    def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
+        """End the attempt with a fault, once; `suspect` is avoided by the next one."""
+        if not self.finished.done():
+            self.finished.set_exception(error)
+            if suspect is not None:
+                self.run.excluded.add(suspect)
+
+    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId:
+        """A broken transfer is blamed on the other side, everything else on who reports it."""
+        pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
+        is_transfer = isinstance(error, KVTransferError)
+        return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]
+
+    def wanted(self) -> Wanted:
+        """What is still missing, for a reconnect."""
+        next_positions = tuple(len(c.token_ids) for c in self.run.choices)
+        return Wanted(self.run.session_key, self.epoch, next_positions, self.run.credit)
+
+    def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
+        """Tokens came: deliver what is new; the attempt is done when every choice is."""
+        if self.finished.done():
+            return
+        is_decode = worker_id == self.placement.decode.worker_id
+        try:
+            self.run.deliver(delta, is_decode=is_decode)
+        except ServingError as error:
+            self.fail(error)
+            return
+        self.decode_spoke = self.decode_spoke or is_decode
+        if self.run.is_whole:
+            self.finished.set_result(None)
+
+    def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
+        """A worker's part is over; after decode has spoken, prefill's troubles are its own."""
+        self.run.note_timings(ended.timings)
+        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        if ended.error is not None and not (is_prefill and self.decode_spoke):
+            self.fail(ended.error, self._suspect(worker_id, ended.error))
+
+    def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
+        """A worker is gone."""
+        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        if not (is_prefill and self.decode_spoke):
+            self.fail(error, worker_id)
+
+
+@dataclass(slots=True)
+class RequestRun:
+    """Everything the router knows of one request while it lives."""
+
+    request: GenerateRequest
+    session_key: RequestId
+    """What workers call this run: the client's id may have been used before, and lies there as a tombstone."""
+    emit: Emit
+    clock: Clock
+    timeline: Timeline
+    choices: list[ChoiceOutput]
+    credit: int
+    path: Literal["auto", "pd", "local"]
+    timings: PhaseTimings = field(default_factory=PhaseTimings)
+    excluded: set[WorkerId] = field(default_factory=set)
+    attempts: list[str] = field(default_factory=list)
+    placement: Placement | None = None
+    num_deaths: int = 0
+    prefill_spoke_at: float | None = None
+    exposed_transfer_s: float = 0.0
+    current: AttemptRun | None = None
+    has_prompt_scores: bool = False
+    started_at: float = 0.0
+    span: Span | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """True when every choice has finished."""
+        return all(c.finished is not None for c in self.choices)
+
+    @property
+    def path_taken(self) -> str:
+        """Path of the latest attempt; none before its placement."""
+        return self.placement.path.value if self.placement else "none"
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens delivered, over all choices."""
+        return sum(len(c.token_ids) for c in self.choices)
+
+    def deliver(self, delta: TokenDelta, *, is_decode: bool) -> None:
+        """Pass new tokens on and note when each side first spoke."""
+        now_s = self.clock.now_s()
+        if delta.timings is not None:
+            self.note_timings(delta.timings)
+        if is_decode and self.prefill_spoke_at is not None:
+            self.exposed_transfer_s = max(0.0, now_s - self.prefill_spoke_at)
+            self.prefill_spoke_at = None
+        elif not is_decode and self.prefill_spoke_at is None:
+            self.prefill_spoke_at = now_s
+        if delta.prompt_logprobs and not self.has_prompt_scores:
+            self.has_prompt_scores = True
+            self.emit(PromptScored(delta.prompt_logprobs))
+        for event in self.choices[delta.choice].accept(delta):
+            if isinstance(event, TextDelta) and event.token_ids:
+                self.timeline.delivered(now_s, len(event.token_ids))
+            self.emit(event)
+
+    def note_timings(self, t: PhaseTimings) -> None:
+        """Merge a worker's figures: each field is one worker's to report."""
+        old = self.timings
+        self.timings = PhaseTimings(
+            queue_s=old.queue_s or t.queue_s,
+            prefill_s=old.prefill_s or t.prefill_s,
+            decode_s=max(old.decode_s, t.decode_s),
+            cached_tokens=max(old.cached_tokens, t.cached_tokens),
+            kv_bytes=max(old.kv_bytes, t.kv_bytes),
+            kv_blocks=max(old.kv_blocks, t.kv_blocks),
+        )
+
+    def usage(self) -> Usage:
+        """Token counts so far."""
+        return Usage(len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens)
