@@ -21,6 +21,7 @@ from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
 from prefix_index.mirror import MembershipMirror
+from prefix_index.redis_store import RedisStore
 from router.admission import Admission
 from router.detokenizing import TextModel
 from router.grpc_door import GrpcDoor
@@ -68,7 +69,9 @@ class RunningRouter:
         )  # fmt: skip
         self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
-        self._mirror = MembershipMirror(config.redis.url, self.service.replicas) if config.redis.url else None
+        self._mirror = (
+            MembershipMirror(RedisStore(config.redis.url), self.service.replicas) if config.redis.url else None
+        )
         self._mirror_task: asyncio.Task[None] | None = None
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
         self._grpc = GrpcDoor(self.service)

@@ -36,20 +36,20 @@ from core.types import FinishReason, GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 
 
-def to_worker_wire(message: ToWorker) -> pb.ToWorker:
-    """Encode a router's message."""
+def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
+    """Encode a router's message and its number in the stream."""
     match message:
         case Hello(router_id, wanted):
             rows = [_wanted_to_wire(w) for w in wanted]
-            return pb.ToWorker(hello=pb.Hello(router_id=router_id, wanted=rows))
+            return pb.ToWorker(number=number, hello=pb.Hello(router_id=router_id, wanted=rows))
         case Submit():
-            return pb.ToWorker(submit=_submit_to_wire(message))
+            return pb.ToWorker(number=number, submit=_submit_to_wire(message))
         case Cancel(request_id, epoch):
-            return pb.ToWorker(cancel=pb.Cancel(request_id=request_id, epoch=epoch))
+            return pb.ToWorker(number=number, cancel=pb.Cancel(request_id=request_id, epoch=epoch))
         case Credit(request_id, epoch, limit):
-            return pb.ToWorker(credit=pb.Credit(request_id=request_id, epoch=epoch, limit=limit))
+            return pb.ToWorker(number=number, credit=pb.Credit(request_id=request_id, epoch=epoch, limit=limit))
         case RouterBeat():
-            return pb.ToWorker(beat=pb.RouterBeat())
+            return pb.ToWorker(number=number, beat=pb.RouterBeat())
 
 
 def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
@@ -122,23 +122,23 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
     )  # fmt: skip
 
 
-def to_router_wire(message: ToRouter) -> pb.ToRouter:
-    """Encode a worker's message."""
+def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
+    """Encode a worker's message and its number in the stream."""
     match message:
         case Welcome(descriptor):
-            return pb.ToRouter(welcome=pb.Welcome(descriptor=_descriptor_to_wire(descriptor)))
+            return pb.ToRouter(number=number, welcome=pb.Welcome(descriptor=_descriptor_to_wire(descriptor)))
         case StepFrame(step_id, deltas, ended):
             frame = pb.StepFrame(
                 step_id=step_id, deltas=[_delta_to_wire(d) for d in deltas], ended=[_ended_to_wire(e) for e in ended]
             )
-            return pb.ToRouter(frame=frame)
+            return pb.ToRouter(number=number, frame=frame)
         case Progress(steps, layers_done, work_in_hand, load, rank_pids, is_ready):
             progress = pb.Progress(
                 steps=steps, layers_done=layers_done, work_in_hand=work_in_hand, num_waiting=load.num_waiting,
                 num_running=load.num_running, waiting_tokens=load.waiting_tokens, free_blocks=load.free_blocks,
                 cached_blocks=load.cached_blocks, rank_pids=rank_pids, is_ready=is_ready,
             )  # fmt: skip
-            return pb.ToRouter(progress=progress)
+            return pb.ToRouter(number=number, progress=progress)
 
 
 def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:

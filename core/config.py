@@ -101,7 +101,16 @@ class RouterConfig(Node):
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
     queue_wait_s: Seconds = Field(30.0, description="longest wait for a permit")
     deadline_s: Seconds = Field(300.0, description="time limit of a request that names none")
-    max_attempts: int = Field(3, ge=1, le=10, description="attempts caused by faults")
+    max_fault_attempts: int = Field(
+        3, ge=0, le=10, description="attempts of a request caused by faults, after the first"
+    )
+    retry_burst: int = Field(1024, ge=1, description="fault attempts the whole cluster may start at once")
+    retry_per_s: float = Field(
+        50.0, gt=0, description="fault attempts per second the cluster may start in the long run"
+    )
+    slow_reader_s: Seconds = Field(
+        30.0, description="silence of a client with output waiting after which it is cut off"
+    )
     credit_positions: int = Field(256, ge=1, description="positions a worker may run ahead of the client")
     canary_interval_s: Seconds = Field(10.0, description="time between canary requests behind /ready")
     tokenize_timeout_s: Seconds = Field(5.0, description="longest time for rendering and encoding one prompt")

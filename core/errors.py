@@ -15,6 +15,7 @@
     │   ├─ Draining                503  UNAVAILABLE
     │   ├─ PoolExhausted           503  UNAVAILABLE
     │   ├─ WorkerLost              503  UNAVAILABLE
+    │   │   └─ WorkerDied          503  UNAVAILABLE
     │   └─ KVTransferError         502  UNAVAILABLE
     │       ├─ TransferNotFound    502  UNAVAILABLE
     │       ├─ ChecksumMismatch    502  UNAVAILABLE
@@ -161,6 +162,10 @@ class WorkerLost(Unavailable):
     """A worker died, hung or was cut off during an attempt."""
 
     code = "worker_lost"
+
+
+class WorkerDied(WorkerLost):
+    """The worker's process, or its ranks in a step with this request, are dead or stuck: counts towards quarantine."""
 
 
 class KVTransferError(Unavailable):

@@ -137,6 +137,26 @@ class Membership(Protocol):
         ...
 
 
+class StoreFailed(Exception):
+    """The advisory store did not answer in time, or not well."""
+
+
+class MemberStore(Protocol):
+    """Where the members are mirrored; advisory, so every caller lives with `StoreFailed`."""
+
+    async def put(self, members: str, ttl_s: float) -> None:
+        """Write the list as JSON; it vanishes after `ttl_s`.
+
+        Raises:
+            StoreFailed: Within about 100 ms.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        ...
+
+
 class Tokenizer(Protocol):
     """Text to token ids, bounded in time and size."""
 

@@ -160,6 +160,8 @@ class GenerateRequest:
     """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
+    resume_from: tuple[int, ...] = ()
+    """For a client that comes back: how much of each choice it has (positions; one more: its tail too)."""
 
     @property
     def max_total_tokens(self) -> int:
@@ -248,6 +250,8 @@ class ChoiceFinished:
     choice: int
     reason: FinishReason
     stop_match: str | int | None = None
+    is_news: bool = True
+    """False: a client that came back was told before; it counts for the credit and is not sent again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,13 +24,19 @@ class MemoryKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Start zeroed."""
-        self._layout, self._num_blocks = layout, num_blocks
-        self._shards = [memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)]
+        size = layout.layer_block_bytes
+        self._views: list[list[list[memoryview]]] = []
+        """By shard, layer and block; made once, since a simulation reads them millions of times."""
+        for _ in range(layout.num_shards):
+            pool = memoryview(bytearray(layout.pool_bytes(num_blocks)))
+            starts = [
+                [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)] for i in range(layout.num_layers)
+            ]
+            self._views.append([[pool[at : at + size] for at in row] for row in starts])
 
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], not copied."""
-        start = self._layout.offset_bytes(layer, block_id, self._num_blocks)
-        return self._shards[shard][start : start + self._layout.layer_block_bytes]
+        return self._views[shard][layer][block_id]
 
 
 class HashModel:
@@ -47,6 +53,7 @@ class HashModel:
         """Keep the pool; `wait` sleeps on the caller's clock."""
         self._layout, self._kv, self._vocabulary_size = layout, kv, vocabulary_size
         self._wait, self._cost_s = wait, cost_s
+        self._block_size_tokens, self._slot_bytes = layout.block_size_tokens, layout.slot_bytes
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """Run one step layer by layer, spreading its cost evenly."""
@@ -72,8 +79,8 @@ class HashModel:
                 self._kv.view(layer, destination, shard)[:] = self._kv.view(layer, source, shard)
 
     def _slot(self, item: StepItem, layer: int, shard: int, position: int) -> memoryview:
-        block, offset = divmod(position, self._layout.block_size_tokens)
-        size = self._layout.slot_bytes
+        block, offset = divmod(position, self._block_size_tokens)
+        size = self._slot_bytes
         return self._kv.view(layer, item.block_table[block], shard)[offset * size : (offset + 1) * size]
 
     def _write(self, item: StepItem, layer: int) -> None:
@@ -81,25 +88,24 @@ class HashModel:
             key = f"{self._layout.model_digest}|{item.scope}|{layer}|{shard}".encode()
             for index, token_id in enumerate(item.token_ids):
                 position = item.start + index
-                parent = bytes(self._slot(item, layer, shard, position - 1)) if position else b""
-                digest = hashlib.blake2b(
-                    parent + token_id.to_bytes(4, "little") + key, digest_size=min(64, self._layout.slot_bytes)
-                ).digest()
-                slot = self._slot(item, layer, shard, position)
-                slot[:] = (digest * (len(slot) // len(digest) + 1))[: len(slot)]
+                if index == 0:
+                    parent = bytes(self._slot(item, layer, shard, position - 1)) if position else b""
+                content = token_id.to_bytes(4, "little") + key
+                digest = hashlib.blake2b(parent + content, digest_size=min(64, self._slot_bytes)).digest()
+                parent = (digest * (self._slot_bytes // len(digest) + 1))[: self._slot_bytes]
+                self._slot(item, layer, shard, position)[:] = parent
 
     def _read(self, item: StepItem) -> bytes:
         end = item.start + len(item.token_ids)
         seen = hashlib.blake2b(digest_size=16)
         for layer in range(self._layout.num_layers):
             for shard in range(self._layout.num_shards):
-                left = end * self._layout.slot_bytes
-                for block_id in item.block_table:
-                    view = self._kv.view(layer, block_id, shard)
-                    seen.update(view[: min(left, len(view))])
-                    left -= len(view)
-                    if left <= 0:
-                        break
+                views = [self._kv.view(layer, block_id, shard) for block_id in item.block_table]
+                num_whole, rest = divmod(end, self._block_size_tokens)
+                for view in views[:num_whole]:
+                    seen.update(view)
+                if rest:
+                    seen.update(views[num_whole][: rest * self._slot_bytes])
         return seen.digest()
 
     def _draw(self, seen: bytes, spec: SampleSpec) -> Logprob:

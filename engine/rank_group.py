@@ -19,7 +19,7 @@ import sys
 from dataclasses import dataclass
 
 from core.config import EngineConfig
-from core.errors import ModelLoadError, WorkerLost
+from core.errors import ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
 from engine.model_spec import ModelSpec
@@ -97,7 +97,7 @@ class RankGroup:
             (length,) = PREFIX.unpack(await rank.reader.readexactly(PREFIX.size))
             message: list[object] = unpack(await rank.reader.readexactly(length))
         except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise WorkerLost("the rank process died; its KV cache is lost") from error
+            raise WorkerDied("the rank process died; its KV cache is lost") from error
         return message
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:

@@ -9,7 +9,9 @@ tensors, transfers or sessions. Called by `worker.step_loop`, from the event loo
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
 cover chunked prefill, prefix hits, mixed batches and decode alike. A step runs the oldest
 sequences first; what is left of the budget admits new ones. A waiting sequence waits for one of
-two things: blocks (woken by any free) or its partner (woken by `partnered`).
+three things: blocks (woken by any free), its partner (woken by `partnered`) or credit. A parked
+sequence, one that is out of credit, takes no place in a step and yields its blocks first: what waits
+may be the sibling whose progress the credit depends on.
 """
 
 from __future__ import annotations
@@ -26,10 +28,8 @@ from engine.block_pool import BlockPool
 from engine.block_tables import BlockTables, Limits
 from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.sequence import Handover, Sequence, Status
+from engine.step_budget import StepBudget
 
-MAX_STEP_S = 0.5
-TARGET_STEP_S = 0.4
-MIN_STEP_TOKENS = 16
 MAX_ANNOUNCED = 8
 """Prefill sequences whose partners may be reserving at the same time."""
 
@@ -50,8 +50,7 @@ class Scheduler:
         self.announce: Callable[[Sequence], None] = lambda sequence: None
         self.started: Callable[[Sequence], None] = lambda sequence: None
         self.preempted: Callable[[Sequence], None] = lambda sequence: None
-        self.step_tokens = limits.max_step_tokens
-        """Token budget of the next step: the configured one, or less while steps take too long."""
+        self.budget = StepBudget(limits)
         self._content_digest = content_digest
         self._next_key = 0
         self._step_id = 0
@@ -194,21 +193,6 @@ class Scheduler:
         elif sequence.status is Status.ARRIVING:
             del self.arriving[sequence.key]
 
-    def fit_budget(self, num_tokens: int, took_s: float) -> None:
-        """Size the next chunks so that a step stays under 500 ms (rule 14): a longer one looks like a hang.
-
-        Args:
-            num_tokens: Tokens of the step that just ended.
-            took_s: How long it took (seconds).
-        """
-        if took_s > MAX_STEP_S:
-            fitting = int(num_tokens * TARGET_STEP_S / took_s)
-            # Never below what lets every running sequence decode one token.
-            floor = min(self.limits.max_step_tokens, max(MIN_STEP_TOKENS, self.limits.max_sequences))
-            self.step_tokens = max(min(self.step_tokens, fitting), floor)
-        elif took_s < TARGET_STEP_S / 2 and num_tokens >= self.step_tokens:
-            self.step_tokens = min(self.step_tokens * 2, self.limits.max_step_tokens)
-
     # --- plan -------------------------------------------------------------------------------------
 
     @property
@@ -223,11 +207,17 @@ class Scheduler:
 
     def plan(self, now_s: float) -> StepPlan:
         """Choose the next step. May preempt, announce waiting hand-overs, and come back empty."""
+        before = self.num_preemptions
+        plan = self._plan(now_s)
+        # One that runs alone and gave up its blocks leaves the step to the others, which were not looked at.
+        return plan if plan.items or self.num_preemptions == before else self._plan(now_s)
+
+    def _plan(self, now_s: float) -> StepPlan:
         self._step_id += 1
         items: list[StepItem] = []
         copies: list[tuple[int, int]] = []
         planned: set[int] = set()
-        budget = self.step_tokens
+        budget = self.budget.num_tokens
         for sequence in self._runnable():
             if budget == 0:
                 break
@@ -246,7 +236,7 @@ class Scheduler:
         return StepPlan(self._step_id, tuple(items), tuple(copies), report_layers=report)
 
     def _runnable(self) -> list[Sequence]:
-        alone = [s for s in self.running if s.run_alone]
+        alone = [s for s in self.running if s.run_alone and not s.is_out_of_credit]
         return alone[:1] if alone else list(self.running)
 
     def _admit(self, now_s: float, budget: int, items: list[StepItem], planned: set[int]) -> int:
@@ -254,10 +244,17 @@ class Scheduler:
             1 for s in self.waiting if s.handover and s.handover.is_announced and not s.handover.is_partnered
         )
         skipped: list[Sequence] = []
-        while self.waiting and budget > 0 and len(self.running) < self.limits.max_sequences:
-            if any(s.run_alone for s in self.running) or (self.waiting[0].run_alone and self.running):
+        while self.waiting and budget > 0:
+            active = [s for s in self.running if not s.is_out_of_credit]
+            if len(active) >= self.limits.max_sequences or any(s.run_alone for s in active):
                 break
             sequence = self.waiting.popleft()
+            if sequence.is_out_of_credit:
+                skipped.append(sequence)
+                continue
+            if sequence.run_alone and active:
+                skipped.append(sequence)
+                break
             handover = sequence.handover
             if handover is not None and not handover.is_announced and announced < MAX_ANNOUNCED:
                 handover.is_announced = True
@@ -266,7 +263,7 @@ class Scheduler:
             if handover is not None and not handover.is_partnered and not self._may_run_ahead(sequence, handover):
                 skipped.append(sequence)
                 continue
-            if not self._start(sequence, now_s):
+            if not self._start(sequence, now_s, planned):
                 skipped.append(sequence)
                 break
             num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
@@ -286,15 +283,16 @@ class Scheduler:
         left = self.pool.num_available - self.tables.blocks_for(sequence.num_tokens)
         return left >= self.pool.num_blocks // 2
 
-    def _start(self, sequence: Sequence, now_s: float) -> bool:
+    def _start(self, sequence: Sequence, now_s: float, planned: set[int]) -> bool:
         hits = self.tables.find_prefix(sequence)
         num_new = self.tables.blocks_for(sequence.num_tokens) - len(hits)
         try:
             self.tables.allocate(sequence, hits, num_new, num_spare=0)
         except PoolExhausted:
-            if not self._evict_unpartnered(num_new):
+            num_cached_hits = sum(self.pool.references(block_id) == 0 for block_id in hits)  # available, but spoken for
+            if not self._make_room(num_new + num_cached_hits, planned):
                 return False
-            return self._start(sequence, now_s)
+            return self._start(sequence, now_s, planned)
         sequence.num_computed_tokens = len(hits) * self.limits.block_size_tokens
         sequence.num_prefix_hit_tokens = max(sequence.num_prefix_hit_tokens, sequence.num_computed_tokens)
         sequence.status = Status.RUNNING
@@ -352,7 +350,7 @@ class Scheduler:
     def _one_block(self, sequence: Sequence, planned: set[int]) -> int | None:
         if sequence.spare_blocks:
             return sequence.spare_blocks.pop()
-        while self.pool.num_available == 0 and not self._evict_unpartnered(1):
+        while self.pool.num_available == 0 and not self._make_room(1, planned):
             victim = next((s for s in reversed(self.running) if s.key not in planned), None)
             if victim is None or victim is sequence:
                 # Alone it always fits (check_fits), so others hold the rest and will give it back.
@@ -362,14 +360,18 @@ class Scheduler:
             self.preempt(victim)
         return self.pool.allocate(1)[0]
 
-    def _evict_unpartnered(self, num_blocks: int) -> bool:
-        """Take back computed KV that nobody has asked for yet; True if that may have helped."""
+    def _make_room(self, num_blocks: int, planned: set[int]) -> bool:
+        """Take back computed KV that nobody has asked for yet, and that of parked sequences; True if it may have helped."""
         before = self.pool.num_available
         for sequence in list(self.holding.values()):
             if self.pool.num_available >= num_blocks:
                 break
             if sequence.handover is not None and not sequence.handover.is_partnered:
                 self.preempt(sequence)
+        for sequence in [s for s in self.running if s.is_out_of_credit and s.key not in planned]:
+            if self.pool.num_available >= num_blocks:
+                break
+            self.preempt(sequence)
         return self.pool.num_available > before
 
     def preempt(self, sequence: Sequence) -> None:

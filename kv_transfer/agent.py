@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.receiver import FetchOrder, Receiver, ReceiverHost, Reservation
 from kv_transfer.sender import Offer, Part, Sender, SenderHost
+from kv_transfer.transitions import Transition
 
 T = TypeVar("T")
 TOMBSTONE_S = 10.0
@@ -62,6 +64,7 @@ class TransferAgent:
         self.num_late_frames = 0
         self.num_healed = 0
         self.num_sent_bytes = 0
+        self.transitions: Counter[Transition] = Counter()
 
     async def listen(self) -> str:
         """Serve Fetch and watch the leases; returns the address to publish."""
@@ -97,6 +100,9 @@ class TransferAgent:
             raise InvariantViolation("this worker's role receives no KV")
         return self._host
 
+    def _note(self, transition: Transition) -> None:
+        self.transitions[transition] += 1
+
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -106,7 +112,8 @@ class TransferAgent:
 
     def offer(self, offer: Offer) -> None:
         """Expect a peer's Open; the lease begins now."""
-        sender = Sender(offer, self._sender_host, self._kv, self._layout, self._config.frame_bytes)
+        sender = Sender(offer, self._sender_host, self._kv, self._layout, self._config, self._note)
+        self._note(Transition.SENDER_OFFERED)
         sender.last_traffic_at = asyncio.get_running_loop().time()
         self._senders[offer.transfer_id] = sender
         parked = self._parked.pop(offer.transfer_id, None)
@@ -176,13 +183,14 @@ class TransferAgent:
         """One Fetch stream of a peer, from Open to its end."""
         try:
             async with asyncio.timeout(self._config.open_timeout_s):
-                opened = frames.decode(await stream.recv())
-            if not isinstance(opened, frames.Open):
+                number, opened = frames.decode(await stream.recv())
+            if number or not isinstance(opened, frames.Open):
                 raise KVTransferError(f"a fetch stream began with {type(opened).__name__}")
             sender = await self._find_offer(opened)
             if sender is None:
                 self.num_unknown += 1
-                await stream.send(frames.encode(frames.NotFound()))
+                self._note(Transition.SENDER_NOT_FOUND)
+                await stream.send(frames.encode(0, frames.NotFound()))
                 await stream.close()
                 return
         except (StreamClosed, TimeoutError, KVTransferError):
@@ -200,6 +208,7 @@ class TransferAgent:
         transfer_id = opened.transfer_id
         if transfer_id not in self._senders and transfer_id not in self._tombstones and len(self._parked) < MAX_PARKED:
             event = self._parked.setdefault(transfer_id, asyncio.Event())
+            self._note(Transition.SENDER_PARKED)
             try:
                 async with asyncio.timeout(self._config.park_s):
                     await event.wait()
@@ -227,7 +236,10 @@ class TransferAgent:
 
     def fetch(self, order: FetchOrder) -> None:
         """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
-        receiver = Receiver(order, self._receiver_host, self._kv, self._layout, self._generation_of)
+        receiver = Receiver(
+            order, self._receiver_host, self._kv, self._layout, self._config.lease_s, self._generation_of, self._note
+        )
+        self._note(Transition.RECEIVER_FETCHING)
         self._receivers[order.transfer_id] = receiver
         self._own(self._receive(receiver))
 

@@ -1,7 +1,8 @@
 """Messages of a Fetch stream as fixed-layout bytes, and the checksum bound to what they carry.
 
-Owns encoding and decoding: one kind byte, then a little-endian struct. A peer's numbers are never
-trusted: lengths and ranges are checked before anything is copied. Does not know streams or
+Owns encoding and decoding: kind, number in the stream, CRC-32 of all but a payload, then a
+little-endian struct. A peer's numbers are never trusted: lengths and ranges are checked before
+anything is copied. Does not know streams or
 transfers' states. Called by `kv_transfer.sender` and `kv_transfer.receiver`.
 
     receiver ──▶ sender   Open, Reserved, Refused, Resend, Ack, Beat
@@ -21,7 +22,9 @@ from core.types import Logprob
 
 MAX_CONTROL_BYTES = 1 << 20
 _ENTRY = struct.Struct("<HHIHI")  # layer, shard, logical block, valid tokens, crc
-_FRAME = struct.Struct("<BHH")  # kind, sub-attempt, entries
+_HEAD = struct.Struct("<BII")  # kind, number, crc
+_NUMBER = struct.Struct("<BI")
+_FRAME = struct.Struct("<HH")  # sub-attempt, entries
 _OPEN = struct.Struct(f"<B{TRANSFER_ID_BYTES}sqHHHH")  # ..., shards, block size, id bytes, digest bytes
 _STARTING = struct.Struct("<BHII")
 _RESERVED = struct.Struct("<BHI")
@@ -173,16 +176,29 @@ def combined_checksum(crc_by_part: dict[tuple[int, int, int], int]) -> int:
     return zlib.crc32(struct.pack(f"<{len(ordered)}I", *(crc for _, crc in ordered)))
 
 
-def encode_frame(sub_attempt: int, entries: Sequence[Entry], payloads: Iterable[memoryview]) -> bytes:
-    """Encode a frame in one copy: `payloads` are the pool's own views, read here and now."""
-    head = bytearray(_FRAME.pack(5, sub_attempt, len(entries)))
+def encode_frame(number: int, sub_attempt: int, entries: Sequence[Entry], payloads: Iterable[memoryview]) -> bytes:
+    """Encode a frame in one copy: `payloads` are the pool's own views, read here and now.
+
+    The payload has the entries' checksums, so that only its damaged parts are asked for again.
+    """
+    body = bytearray(_FRAME.pack(sub_attempt, len(entries)))
     for e in entries:
-        head += _ENTRY.pack(e.layer, e.shard, e.block, e.num_valid_tokens, e.crc)
-    return b"".join((head, *payloads))
+        body += _ENTRY.pack(e.layer, e.shard, e.block, e.num_valid_tokens, e.crc)
+    return b"".join((_HEAD.pack(5, number, _head_crc(5, number, body)), body, *payloads))
 
 
-def encode(message: Message) -> bytes:
-    """Encode any message but `Frame`."""
+def encode(number: int, message: Message) -> bytes:
+    """Encode any message but `Frame`; `number` is its place in its stream."""
+    plain = _encode(message)
+    kind, body = plain[0], plain[1:]
+    return _HEAD.pack(kind, number, _head_crc(kind, number, body)) + body
+
+
+def _head_crc(kind: int, number: int, body: bytes | bytearray | memoryview) -> int:
+    return zlib.crc32(body, zlib.crc32(_NUMBER.pack(kind, number)))
+
+
+def _encode(message: Message) -> bytes:
     match message:
         case Open(transfer_id, receiver_id, incarnation, digest, shards, block_size):
             name, text = receiver_id.encode(), digest.encode()
@@ -219,22 +235,29 @@ def _encode_commit(c: Commit) -> bytes:
     return bytes(out)
 
 
-def decode(data: bytes) -> Message:
+def decode(data: bytes) -> tuple[int, Message]:
     """Decode one message of a peer.
 
+    Returns:
+        Its number in the stream, and the message. A frame's payload is not checked here.
+
     Raises:
-        KVTransferError: Truncated, oversized or unknown; nothing was touched.
+        KVTransferError: Damaged, truncated, oversized or unknown; nothing was touched.
     """
     try:
-        return _decode(data)
+        kind, number, crc = _HEAD.unpack_from(data)
+        end = len(data)
+        if kind == 5:
+            end = _HEAD.size + _FRAME.size + _FRAME.unpack_from(data, _HEAD.size)[1] * _ENTRY.size
+        if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:
+            raise KVTransferError(f"a transfer message of {len(data)} bytes does not match its checksum")
+        return number, _decode_frame(data) if kind == 5 else _decode(bytes((kind,)) + data[_HEAD.size :])
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise KVTransferError(f"a transfer message of {len(data)} bytes is malformed: {error}") from error
 
 
 def _decode(data: bytes) -> Message:
     kind = data[0]
-    if kind == 5:
-        return _decode_frame(data)
     if len(data) > MAX_CONTROL_BYTES:
         raise KVTransferError(f"a transfer control message has {len(data)} bytes, the limit is {MAX_CONTROL_BYTES}")
     if kind in _EMPTY:
@@ -270,9 +293,10 @@ def _decode(data: bytes) -> Message:
 
 
 def _decode_frame(data: bytes) -> Frame:
-    _, sub_attempt, count = _FRAME.unpack_from(data)
-    entries = tuple(Entry(*_ENTRY.unpack_from(data, _FRAME.size + i * _ENTRY.size)) for i in range(count))
-    return Frame(sub_attempt, entries, memoryview(data)[_FRAME.size + count * _ENTRY.size :])
+    sub_attempt, count = _FRAME.unpack_from(data, _HEAD.size)
+    first = _HEAD.size + _FRAME.size
+    entries = tuple(Entry(*_ENTRY.unpack_from(data, first + i * _ENTRY.size)) for i in range(count))
+    return Frame(sub_attempt, entries, memoryview(data)[first + count * _ENTRY.size :])
 
 
 def _decode_commit(data: bytes) -> Commit:

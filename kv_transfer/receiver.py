@@ -18,9 +18,11 @@ from typing import Protocol, runtime_checkable
 from core.errors import ChecksumMismatch, KVTransferError, ServingError, TransferNotFound, from_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
+from core.numbered import Arrivals
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
 
@@ -80,7 +82,9 @@ class Receiver:
         host: ReceiverHost,
         kv: KVBytes,
         layout: KVLayout,
+        silence_s: float,
         generation_of: Callable[[int], int],
+        note: Note,
     ) -> None:
         """Nothing is reserved or dialled yet."""
         self.order = order
@@ -88,6 +92,7 @@ class Receiver:
         self.num_late_frames = 0
         self.num_healed = 0
         self._host, self._kv, self._layout, self._generation_of = host, kv, layout, generation_of
+        self._note, self._silence_s = note, silence_s
         self._stream: MessageStream | None = None
         self._reservation: Reservation | None = None
         self._starting: frames.Starting | None = None
@@ -96,7 +101,9 @@ class Receiver:
         self._asked_again: set[tuple[int, int, int]] = set()
         self._commit: frames.Commit | None = None
         self._task: asyncio.Task[None] | None = None
-        self._replies: list[bytes] = []
+        self._replies: list[frames.Message] = []
+        self._arrivals = Arrivals()
+        self._num_sent = 0
         self._wake = asyncio.Event()
         self._is_arrived = False
         self.num_bytes = 0
@@ -108,24 +115,29 @@ class Receiver:
         if self.is_closed:
             return
         self._reservation = reservation
+        self._note(Transition.RECEIVER_RESERVED)
         self._reply(frames.Reserved(self._sub_attempt, reservation.have_blocks))
 
     def refuse(self, error: ServingError) -> None:
         """No room: tell the sender and close."""
+        self._note(Transition.RECEIVER_REFUSED)
         self._reply(frames.Refused(error.message))
         self._finish()
 
     def ack(self) -> None:
         """The sequence is attached."""
+        self._note(Transition.RECEIVER_ACKED)
         self._reply(frames.Ack())
         self._finish()
 
     def end(self) -> None:
         """The worker no longer wants the KV."""
+        if not self.is_closed:
+            self._note(Transition.RECEIVER_ENDED)
         self._finish()
 
     def _reply(self, message: frames.Message) -> None:
-        self._replies.append(frames.encode(message))
+        self._replies.append(message)
         self._wake.set()
 
     def _finish(self) -> None:
@@ -139,8 +151,9 @@ class Receiver:
         try:
             async with asyncio.timeout(open_timeout_s):
                 stream = await network.dial(self.order.address)
-                await stream.send(self._open_message())
+                await self._send(stream, self._open_message())
         except (StreamClosed, TimeoutError):
+            self._note(Transition.RECEIVER_UNREACHED)
             self._fail(KVTransferError("the prefill worker could not be reached for the KV"))
             self._host.transfer_closed(self.order.transfer_id)
             return
@@ -153,6 +166,8 @@ class Receiver:
                 beats.cancel()
         except* StreamClosed:
             self._fail(KVTransferError("the prefill worker's stream was lost"))
+        except* TimeoutError:
+            self._fail(KVTransferError(f"the prefill worker's stream was silent for {self._silence_s:g} s"))
         except* ServingError as group:
             first = group.exceptions[0]
             self._fail(first if isinstance(first, ServingError) else KVTransferError(str(first)))
@@ -161,17 +176,20 @@ class Receiver:
             stream.reset()
             self._host.transfer_closed(self.order.transfer_id)
 
-    def _open_message(self) -> bytes:
+    async def _send(self, stream: MessageStream, message: frames.Message) -> None:
+        number, self._num_sent = self._num_sent, self._num_sent + 1
+        await stream.send(frames.encode(number, message))
+
+    def _open_message(self) -> frames.Open:
         order, (num_shards, block_size) = self.order, self._layout.shape
-        return frames.encode(
-            frames.Open(
-                order.transfer_id, order.receiver_id, order.receiver_incarnation,
-                self._layout.content_digest, num_shards, block_size,
-            )
+        return frames.Open(
+            order.transfer_id, order.receiver_id, order.receiver_incarnation,
+            self._layout.content_digest, num_shards, block_size,
         )  # fmt: skip
 
     def _fail(self, error: ServingError) -> None:
         if not self.is_closed:
+            self._note(Transition.RECEIVER_FAILED)
             self._host.transfer_failed(self.order.transfer_id, error)
 
     async def _beat(self) -> None:
@@ -182,7 +200,7 @@ class Receiver:
     async def _write(self, stream: MessageStream) -> None:
         while True:
             while self._replies:
-                await stream.send(self._replies.pop(0))
+                await self._send(stream, self._replies.pop(0))
             if self.is_closed:
                 await stream.close()
                 return
@@ -191,28 +209,40 @@ class Receiver:
 
     async def _read(self, stream: MessageStream) -> None:
         while not self.is_closed:
-            message = frames.decode(await stream.recv())
+            async with asyncio.timeout(self._silence_s):
+                data = await stream.recv()
+            number, message = frames.decode(data)
+            if not self._arrivals.is_new(number):
+                continue
             match message:
                 case frames.Frame():
+                    self._note(Transition.RECEIVER_RECEIVED)
                     self._accept(message)
                 case frames.Starting():
+                    self._note(Transition.RECEIVER_STARTING)
                     self._starting = message
                     self._sub_attempt = message.sub_attempt
                     self._host.transfer_starting(self.order.transfer_id, message.num_blocks, message.num_tokens)
                 case frames.Commit():
+                    self._note(Transition.RECEIVER_COMMITTED)
                     self._commit = message
                     self._verify()
                 case frames.Restart(sub_attempt):
+                    self._note(Transition.RECEIVER_RESTARTED)
                     self._sub_attempt = sub_attempt
                     self._crcs.clear()
                     self._asked_again.clear()
                     self._commit = None
                 case frames.Finished():
+                    self._note(Transition.RECEIVER_FINISHED)
                     self._host.transfer_finished(self.order.transfer_id)
                     self._finish()
                 case frames.Failed(kind, text):
-                    raise from_wire(kind, f"the prefill worker gave up: {text}")
+                    error = from_wire(kind, f"the prefill worker gave up: {text}")
+                    # Its reasons are its own: whether the request goes on is for the router to say.
+                    raise error if error.is_retryable else KVTransferError(error.message)
                 case frames.NotFound():
+                    self._note(Transition.RECEIVER_NOT_FOUND)
                     raise TransferNotFound("the prefill worker does not know this transfer")
                 case frames.Beat():
                     pass
@@ -263,6 +293,7 @@ class Receiver:
             )
 
     def _ask_again(self, bad: list[tuple[int, int, int]]) -> None:
+        self._note(Transition.RECEIVER_DAMAGED)
         twice = [part for part in bad if part in self._asked_again]
         if twice:
             raise ChecksumMismatch(f"{len(twice)} parts of the KV came damaged twice, first {twice[0]}")
@@ -285,5 +316,6 @@ class Receiver:
         if frames.combined_checksum(self._crcs) != commit.checksum:
             raise ChecksumMismatch("the checksum over all parts does not match")
         self._is_arrived = True
+        self._note(Transition.RECEIVER_ARRIVED)
         num_blocks = len(reservation.block_ids) - reservation.have_blocks
         self._host.transfer_arrived(self.order.transfer_id, commit.first_tokens, self.num_bytes, num_blocks)

@@ -15,13 +15,17 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+from core.config import TransferConfig
 from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError, to_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
+from core.numbered import Arrivals
 from core.ports import KVBytes, MessageStream, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.transitions import Note, Transition
 
+BEAT_S = 0.5
 COALESCE_S = 0.002
 MAX_RESENDS = 64
 """Entries a receiver may ask for again in one transfer before the attempt is given up."""
@@ -71,14 +75,17 @@ class Part:
 class Sender:
     """State of one outgoing transfer."""
 
-    def __init__(self, offer: Offer, host: SenderHost, kv: KVBytes, layout: KVLayout, frame_bytes: int) -> None:
+    def __init__(
+        self, offer: Offer, host: SenderHost, kv: KVBytes, layout: KVLayout, config: TransferConfig, note: Note
+    ) -> None:
         """Wait for the peer's Open; nothing is held yet."""
         self.offer = offer
         self.last_traffic_at = 0.0
         self.is_closed = False
         self.num_bytes = 0
-        self._host, self._kv, self._layout = host, kv, layout
-        self._max_entries = max(1, frame_bytes // layout.layer_block_bytes)
+        self._host, self._kv, self._layout, self._note = host, kv, layout, note
+        self._max_entries = max(1, config.frame_bytes // layout.layer_block_bytes)
+        self._silence_s = config.lease_s
         self._stream: MessageStream | None = None
         self._sub_attempt = 0
         self._starting: frames.Starting | None = None
@@ -86,7 +93,9 @@ class Sender:
         self._parts: deque[Part] = deque()
         self._sent: dict[tuple[int, int, int], Part] = {}
         self._crcs: dict[tuple[int, int, int], int] = {}
-        self._control: deque[bytes] = deque()
+        self._control: deque[frames.Message] = deque()
+        self._arrivals = Arrivals()
+        self._num_sent = 0
         self._num_resends = 0
         self._wake = asyncio.Event()
 
@@ -94,6 +103,7 @@ class Sender:
 
     def start(self, num_blocks: int, num_tokens: int) -> None:
         """The request is at the head of its queue: ask the partner to reserve."""
+        self._note(Transition.SENDER_STARTED)
         self._starting = frames.Starting(self._sub_attempt, num_blocks, num_tokens)
         if self._stream is not None:
             self._say(self._starting)
@@ -110,6 +120,7 @@ class Sender:
             return
         if len(final_choices) == len(first_tokens):
             self._parts.clear()
+            self._note(Transition.SENDER_FINISHED)
             self._say(frames.Finished())
             return
         self._commit = frames.Commit(sub_attempt, 0, 0, first_tokens, final_choices)
@@ -117,6 +128,7 @@ class Sender:
 
     def restart(self, sub_attempt: int) -> None:
         """The sequence was preempted: stop reading the old blocks, keep the partner's reservation."""
+        self._note(Transition.SENDER_RESTARTED)
         drained = self._sub_attempt
         self._sub_attempt = sub_attempt
         self._parts.clear()
@@ -132,11 +144,12 @@ class Sender:
         if self.is_closed:
             return
         if error is not None:
+            self._note(Transition.SENDER_ENDED)
             self._say(frames.Failed(*to_wire(error)))
         self._close()
 
     def _say(self, message: frames.Message) -> None:
-        self._control.append(frames.encode(message))
+        self._control.append(message)
         self._wake.set()
 
     def _close(self) -> None:
@@ -148,24 +161,28 @@ class Sender:
     def expire(self) -> None:
         """Nobody renewed the lease."""
         if not self.is_closed:
+            self._note(Transition.SENDER_EXPIRED)
             self._host.transfer_lost(self.offer.transfer_id, LeaseExpired("nobody fetched the KV within the lease"))
             self.end(LeaseExpired("the lease on the KV expired"))
 
     # --- the stream ---------------------------------------------------------------------------------
 
     async def serve(self, stream: MessageStream, opened: frames.Open) -> None:
-        """Carry one accepted stream to its end."""
+        """Carry one accepted stream, whose number 0 was `opened`, to its end."""
+        self._arrivals.is_new(0)
         mine = (self._layout.content_digest, *self._layout.shape)
         theirs = (opened.content_digest, opened.num_shards, opened.block_size_tokens)
         if mine != theirs or self._stream is not None:
             error = LayoutMismatch(
                 f"sender has layout {mine}, receiver has {theirs}; run both with the same model and engine settings"
             )
-            await stream.send(frames.encode(frames.Failed(*to_wire(error))))
+            self._note(Transition.SENDER_MISFIT)
+            await self._send(stream, frames.Failed(*to_wire(error)))
             self._host.transfer_lost(self.offer.transfer_id, error)
             self._close()
             return
         self._stream = stream
+        self._note(Transition.SENDER_OPENED)
         if self._starting is not None:
             self._say(replace(self._starting, sub_attempt=self._sub_attempt))
         try:
@@ -175,6 +192,8 @@ class Sender:
                 reader.cancel()
         except* StreamClosed:
             self._lost(KVTransferError("the decode worker's fetch stream was lost"))
+        except* TimeoutError:
+            self._lost(KVTransferError(f"the decode worker's fetch stream was silent for {self._silence_s:g} s"))
         except* KVTransferError as group:
             self._lost(KVTransferError(str(group.exceptions[0])))
         finally:
@@ -183,11 +202,23 @@ class Sender:
 
     def _lost(self, error: ServingError) -> None:
         if not self.is_closed:
+            self._note(Transition.SENDER_LOST)
             self._host.transfer_lost(self.offer.transfer_id, error)
+
+    def _next_number(self) -> int:
+        self._num_sent += 1
+        return self._num_sent - 1
+
+    async def _send(self, stream: MessageStream, message: frames.Message) -> None:
+        await stream.send(frames.encode(self._next_number(), message))
 
     async def _read(self, stream: MessageStream) -> None:
         while not self.is_closed:
-            message = frames.decode(await stream.recv())
+            async with asyncio.timeout(self._silence_s):
+                data = await stream.recv()
+            number, message = frames.decode(data)
+            if not self._arrivals.is_new(number):
+                continue
             self.last_traffic_at = asyncio.get_running_loop().time()
             match message:
                 case frames.Reserved(sub_attempt, have_blocks):
@@ -197,12 +228,15 @@ class Sender:
                         or sub_attempt > self._sub_attempt
                     ):
                         raise KVTransferError(f"the decode worker claims to have {have_blocks} blocks of this transfer")
+                    self._note(Transition.SENDER_PARTNERED)
                     self._host.transfer_reserved(self.offer.transfer_id, have_blocks)
                 case frames.Refused(text):
+                    self._note(Transition.SENDER_REFUSED)
                     raise KVTransferError(f"the decode worker refused the transfer: {text}")
                 case frames.Resend(sub_attempt, parts):
                     self._resend(sub_attempt, parts)
                 case frames.Ack():
+                    self._note(Transition.SENDER_ACKED)
                     self._host.transfer_sent(self.offer.transfer_id)
                     self._close()
                 case frames.Beat():
@@ -214,6 +248,7 @@ class Sender:
         if sub_attempt != self._sub_attempt:
             return
         self._num_resends += len(parts)
+        self._note(Transition.SENDER_RESENT)
         unknown = [part for part in parts if part not in self._sent]
         if unknown or self._num_resends > MAX_RESENDS:
             raise KVTransferError(
@@ -225,7 +260,7 @@ class Sender:
     async def _write(self, stream: MessageStream) -> None:
         while True:
             while self._control:
-                await stream.send(self._control.popleft())
+                await self._send(stream, self._control.popleft())
             if self.is_closed:
                 await stream.close()
                 return
@@ -243,10 +278,15 @@ class Sender:
                     commit.sub_attempt, len(self._crcs), frames.combined_checksum(self._crcs),
                     commit.first_tokens, commit.final_choices,
                 )  # fmt: skip
-                await stream.send(frames.encode(final))
+                self._note(Transition.SENDER_COMMITTED)
+                await self._send(stream, final)
                 continue
             self._wake.clear()
-            await self._wake.wait()
+            try:
+                async with asyncio.timeout(BEAT_S):
+                    await self._wake.wait()
+            except TimeoutError:
+                await self._send(stream, frames.Beat())
 
     async def _coalesce(self) -> None:
         """Wait 2 ms for more parts, unless a frame is full or everything is published."""
@@ -280,6 +320,7 @@ class Sender:
             self._crcs[identity[:3]] = crc
         if not entries:
             return None
-        data = frames.encode_frame(self._sub_attempt, entries, payloads)
+        self._note(Transition.SENDER_SENT)
+        data = frames.encode_frame(self._next_number(), self._sub_attempt, entries, payloads)
         self.num_bytes += len(entries) * self._layout.layer_block_bytes
         return data

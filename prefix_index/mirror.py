@@ -1,8 +1,8 @@
-"""A mirror of the member list in Redis, for operators and for routers on other clusters.
+"""A mirror of the member list in the store, for operators and for routers on other clusters.
 
-Owns one key with a time to live, and the breaker that keeps a slow or dead store from being asked
-too often. Does not know where members come from. Called by `cluster.router_process`, in the
-background only.
+Owns one entry with a time to live, and the breaker that keeps a slow or dead store from being asked
+too often. Does not know where members come from, nor Redis. Called by `cluster.router_process` and by
+the simulation, in the background only.
 """
 
 from __future__ import annotations
@@ -12,52 +12,44 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from redis import asyncio as redis_asyncio
-from redis.exceptions import RedisError
+from core.ports import MemberStore, StoreFailed
 
-CALL_TIMEOUT_S = 0.05
 PERIOD_S = 2.0
-TTL_S = 10
-KEY = "baton:members"
-MAX_PAUSE_S = 30.0
+TTL_S = 10.0
+MAX_PAUSE_S = 4.0
+"""Longest pause of the breaker: a store that comes back, empty or not, holds the members within 5 s."""
 FAILURES_TO_BREAK = 3
 
 
 class MembershipMirror:
-    """Writes the members every two seconds, and pauses longer and longer while Redis fails."""
+    """Writes the members every two seconds, and pauses longer while the store fails."""
 
-    def __init__(self, url: str, read_members: Callable[[], list[dict[str, Any]]]) -> None:
-        """Prepare a client; nothing is sent until `run`."""
-        self._client = redis_asyncio.Redis.from_url(
-            url, socket_timeout=CALL_TIMEOUT_S, socket_connect_timeout=CALL_TIMEOUT_S, retry_on_timeout=False
-        )
-        self._read_members = read_members
+    def __init__(self, store: MemberStore, read_members: Callable[[], list[dict[str, Any]]]) -> None:
+        """Keep the collaborators; nothing is sent until `run`."""
+        self._store, self._read_members = store, read_members
         self.state = "starting"
         self.num_failures = 0
         """Failures in a row."""
 
     async def run(self) -> None:
         """Write until cancelled."""
-        pause_s = PERIOD_S
         try:
             while True:
                 await self.write_once()
                 is_broken = self.num_failures >= FAILURES_TO_BREAK
-                pause_s = min(pause_s * 2, MAX_PAUSE_S) if is_broken else PERIOD_S
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(MAX_PAUSE_S if is_broken else PERIOD_S)
         finally:
-            await self._client.aclose()
+            await self._store.close()
 
     async def write_once(self) -> bool:
-        """Write the members once, within 50 ms or so.
+        """Write the members once.
 
         Returns:
             False if the store did not take it.
         """
         try:
-            async with asyncio.timeout(CALL_TIMEOUT_S * 2):
-                await self._client.set(KEY, json.dumps(self._read_members()), ex=TTL_S)
-        except (RedisError, OSError, TimeoutError):
+            await self._store.put(json.dumps(self._read_members()), TTL_S)
+        except StoreFailed:
             self.num_failures += 1
             if self.num_failures >= FAILURES_TO_BREAK:
                 self.state = "down"

@@ -7,6 +7,7 @@ and the choice's end. Does not know workers. Called by the orchestrator for ever
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Protocol
 
 from core.errors import InvariantViolation, WorkerLost
@@ -32,13 +33,21 @@ NewDecoder = Callable[[GenerateRequest], TextDecoder]
 class ChoiceOutput:
     """One choice, from its first position to its end."""
 
-    def __init__(self, choice: int, sampling: SamplingParams, decoder: TextDecoder) -> None:
-        """Start at position 0."""
+    def __init__(self, choice: int, sampling: SamplingParams, decoder: TextDecoder, skip: int = 0) -> None:
+        """Start at position 0.
+
+        Args:
+            choice: Its number in the request.
+            sampling: The request's.
+            decoder: Fresh.
+            skip: How much the client has already and is not told again: positions, and one more if it has
+                the tail, which is the text that came with the end.
+        """
         self.choice = choice
         self.token_ids: list[int] = []
         self.finished: ChoiceFinished | None = None
         self._stop, self._includes_stop, self._decoder = sampling.stop, sampling.include_stop, decoder
-        self._held = ""
+        self._held, self._skip = "", skip
 
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:
         """Take a delta; equal positions that are already here are dropped.
@@ -59,20 +68,22 @@ class ChoiceOutput:
             )
         fresh = delta.token_ids[len(overlap) :]
         text, used = self._decode(fresh, shows_last=delta.finish is not FinishReason.STOP or self._includes_stop)
-        is_cut = self.finished is not None
-        if not is_cut and delta.finish is not None:
-            text += self._release(self._decoder.flush())
+        tail = ""
+        if self.finished is None and delta.finish is not None:
+            tail = self._release(self._decoder.flush())
             if self.finished is None:
-                text += self._held
+                tail += self._held
                 self.finished = ChoiceFinished(self.choice, delta.finish, delta.stop_token_id)
         events: list[RequestEvent] = []
-        if used:
-            logprobs = delta.logprobs[len(overlap) :][: len(used)]
-            events.append(TextDelta(self.choice, known, used, text, logprobs))
-        elif text:
-            events.append(TextDelta(self.choice, known, (), text))
+        first = min(max(self._skip - known, 0), len(used))
+        if used[first:]:
+            logprobs = delta.logprobs[len(overlap) :][first : len(used)]
+            events.append(TextDelta(self.choice, known + first, used[first:], text, logprobs))
+        has_tail = self._skip > len(self.token_ids)
+        if tail and not has_tail:
+            events.append(TextDelta(self.choice, len(self.token_ids), (), tail))
         if self.finished is not None:
-            events.append(self.finished)
+            events.append(replace(self.finished, is_news=not has_tail))
         return events
 
     def _decode(self, fresh: tuple[int, ...], *, shows_last: bool) -> tuple[str, tuple[int, ...]]:
@@ -81,7 +92,8 @@ class ChoiceOutput:
         for index, token_id in enumerate(fresh):
             self.token_ids.append(token_id)
             if index < len(fresh) - 1 or shows_last:
-                text += self._release(self._decoder.push(token_id))
+                piece = self._release(self._decoder.push(token_id))
+                text += piece if len(self.token_ids) > self._skip else ""
             if self.finished is not None:
                 return text, fresh[: index + 1]
         return text, fresh

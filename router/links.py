@@ -16,8 +16,9 @@ from collections.abc import Callable
 from enum import Enum, auto
 from typing import Protocol
 
-from core.errors import WorkerLost
+from core.errors import WorkerDied, WorkerLost
 from core.ids import RequestId, RouterId, WorkerId
+from core.numbered import NumberedStream
 from core.ports import Clock, Membership, MessageStream, Network, StreamClosed
 from core.session import (
     AttemptEnded,
@@ -136,27 +137,33 @@ class WorkerLink:
 
     async def run(self) -> None:
         """Connect, and stay connected until the worker is lost."""
+        name = self.descriptor.worker_id
         give_up_at = self._clock.now_s() + DIAL_TIMEOUT_S
         num_refused = 0
+        error: WorkerLost = WorkerLost(f"worker {name} was cut off")
         while True:
             try:
                 stream = await self._connect()
-            except (StreamClosed, TimeoutError) as error:
+            except (StreamClosed, TimeoutError) as failure:
                 # A cut wire times out; a port that refuses twice has no process behind it any more.
-                num_refused += isinstance(error, StreamClosed)
-                if num_refused >= MAX_REFUSED or self._clock.now_s() + RETRY_S >= give_up_at:
+                num_refused += isinstance(failure, StreamClosed)
+                if num_refused >= MAX_REFUSED:
+                    error = WorkerDied(f"worker {name} died")
+                    break
+                if self._clock.now_s() + RETRY_S >= give_up_at:
                     break
                 await asyncio.sleep(RETRY_S)
                 continue
             num_refused = 0
             self._enter(LinkState.LIVE)
-            is_hung = await self._serve(stream)
-            if is_hung:
+            hung = await self._serve(stream)
+            if hung is not None:
+                error = hung
                 break
             self._enter(LinkState.RECONNECTING)
             self.num_reconnects += 1
             give_up_at = self._clock.now_s() + RECONNECT_S
-        self._lose(WorkerLost(f"worker {self.descriptor.worker_id} died or was cut off"))
+        self._lose(error)
 
     def _enter(self, state: LinkState) -> None:
         self.state = state
@@ -172,7 +179,7 @@ class WorkerLink:
 
     async def _connect(self) -> MessageStream:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
-            stream = await self._network.dial(self.descriptor.session_address)
+            stream = NumberedStream(await self._network.dial(self.descriptor.session_address))
             # Submits that were queued but never sent stay in `_outgoing`; the rest is asked for again.
             unsent = {m.request.request_id for m in self._outgoing if isinstance(m, Submit)}
             wanted = tuple(s.wanted() for r, s in self._subscribers.items() if r not in unsent)
@@ -183,14 +190,14 @@ class WorkerLink:
             raise StreamClosed("another worker lives at this address now")
         return stream
 
-    async def _serve(self, stream: MessageStream) -> bool:
+    async def _serve(self, stream: MessageStream) -> WorkerLost | None:
         """Carry one stream until it is lost.
 
         Returns:
-            True if the worker hung rather than the stream broke.
+            What the worker died of, if it hung rather than the stream broke.
         """
         self._moved_at = self._heard_at = self._clock.now_s()
-        hung = False
+        hung: WorkerLost | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(stream))
@@ -198,8 +205,10 @@ class WorkerLink:
                 tasks.create_task(self._watch())
         except* StreamClosed:
             pass
-        except* _Hung:
-            hung = True
+        except* WorkerLost as group:
+            hung = WorkerLost(str(group.exceptions[0]))
+            if any(isinstance(e, WorkerDied) for e in group.exceptions):
+                hung = WorkerDied(str(hung))
         finally:
             stream.reset()
         return hung
@@ -251,16 +260,23 @@ class WorkerLink:
                 self._outgoing.append(RouterBeat())
 
     async def _watch(self) -> None:
-        """Raise when the worker has work in hand and nothing moves, or says nothing at all."""
+        """Raise when the worker has work in hand and nothing moves, or says nothing at all.
+
+        Only time in which this process was awake counts: one that was stopped or starved itself has
+        not listened, and must not take every worker for dead when it wakes.
+        """
         while True:
+            asleep_from = self._clock.now_s()
             await asyncio.sleep(BEAT_S)
             now_s = self._clock.now_s()
-            if now_s - min(self._moved_at, self._heard_at) > HUNG_S:
-                raise _Hung
-
-
-class _Hung(Exception):
-    """No counter moved for 3 s, or nothing was heard."""
+            overslept_s = now_s - asleep_from - BEAT_S
+            if overslept_s > BEAT_S:
+                self._heard_at += overslept_s
+                self._moved_at += overslept_s
+            if now_s - self._heard_at > HUNG_S:
+                raise WorkerLost(f"worker {self.descriptor.worker_id} was silent for {HUNG_S:g} s")
+            if now_s - self._moved_at > HUNG_S:
+                raise WorkerDied(f"worker {self.descriptor.worker_id} is stuck in a step")
 
 
 class Links:

@@ -6,12 +6,17 @@ event. Does not know HTTP, gRPC, tensors or how text is made. Called by the door
 
     run ──▶ permit ──▶ attempt 0 ──────────────▶ all choices finished ──▶ RequestEnded
                           │ fault                  ▲
-                          └─▶ attempt 1 (epoch+1, tokens emitted so far) ─┘ ... at most max_attempts
+                          └─▶ attempt 1 (epoch+1, tokens emitted so far) ─┘ ... at most max_fault_attempts
+
+A worker that drains ends its attempts with `Draining`; such a move is no fault and costs nothing of
+the budgets. A client that comes back says how much it has (`resume_from`): the request is computed
+anew, from the same seed, and what the client has is not sent again.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -19,14 +24,17 @@ from core.config import PlacementConfig, RouterConfig
 from core.errors import (
     Cancelled,
     DeadlineExceeded,
+    Draining,
     DuplicateRequest,
     InternalError,
+    LayoutMismatch,
     NoWorker,
     Quarantined,
     ServingError,
+    WorkerDied,
     WorkerLost,
 )
-from core.ids import Epoch, Ids, RequestId, TransferId
+from core.ids import Epoch, Ids, Incarnation, RequestId, TransferId
 from core.ports import Clock
 from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.timeline import Timeline
@@ -38,10 +46,14 @@ from router.choice_output import ChoiceOutput, NewDecoder
 from router.links import Links
 from router.placement import Placement, Wish, choose
 from router.request_run import AttemptRun, Emit, RequestRun
+from router.retry_budget import RetryBudget
 
 AFTER_FAULT_WAIT_S = 3.0
 """How long a request that lost its worker waits for another to appear."""
 FAULT_PAUSE_S = 0.05
+MAX_MISFITS = 1024
+MAX_MOVES = 32
+"""Moves off draining workers that one request may see."""
 DEATHS_BEFORE_ALONE = 2
 
 
@@ -66,6 +78,9 @@ class Orchestrator:
         self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
         self.on_retry: Callable[[ServingError], None] = lambda error: None
         self.tracing: Tracing = NoTracing()
+        share = max(1, config.replicas)
+        self._misfits: OrderedDict[tuple[Incarnation, Incarnation], None] = OrderedDict()
+        self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 
     @property
     def num_running(self) -> int:
@@ -86,6 +101,8 @@ class Orchestrator:
             asyncio.CancelledError: The caller left; the workers have been told.
         """
         request_id = request.request_id
+        if request.resume_from:
+            await self._take_over(request)
         if request_id in self._runs:
             emit(RequestEnded(Usage(0), DuplicateRequest(f"request_id {request_id} is running; choose another")))
             return
@@ -101,8 +118,12 @@ class Orchestrator:
             timeline=Timeline(received_at),
             started_at=now_s,
             span=span,
-            choices=[ChoiceOutput(c, sampling, self._new_decoder(request)) for c in range(sampling.n)],
-            credit=self._config.credit_positions,
+            choices=[
+                ChoiceOutput(c, sampling, self._new_decoder(request), skip)
+                for c, skip in enumerate(request.resume_from or (0,) * sampling.n)
+            ],
+            credit=max(request.resume_from, default=0) + self._config.credit_positions,
+            has_prompt_scores=any(request.resume_from),
             path=forced_path.value if forced_path else self._placement.path,
         )
         self._runs[request_id] = run
@@ -161,6 +182,13 @@ class Orchestrator:
         except WorkerLost as error:
             attempt.fail(error)
 
+    async def _take_over(self, request: GenerateRequest) -> None:
+        """The client lost its stream before the router noticed: the run it left makes room."""
+        old = self._tasks.get(request.request_id)
+        if old is not None and self.abort(request.request_id):
+            async with asyncio.timeout_at(request.deadline_at):
+                await asyncio.gather(asyncio.shield(old), return_exceptions=True)
+
     async def drain(self, grace_s: float) -> None:
         """Let running requests finish for `grace_s`, then cancel the rest."""
         all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
@@ -173,27 +201,49 @@ class Orchestrator:
             await all_ended
 
     async def _attempts(self, run: RequestRun) -> None:
-        for epoch in range(self._config.max_attempts):
+        """Try until the request is whole: after a fault elsewhere, within the limits; after a move, at once."""
+        num_faults = num_moves = 0
+        last_error: ServingError | None = None
+        while True:
+            epoch = Epoch(num_faults + num_moves)
             try:
-                await self._attempt(run, Epoch(epoch))
+                await self._attempt(run, epoch, last_error)
             except ServingError as error:
-                is_last = epoch + 1 == self._config.max_attempts
                 run.attempts.append(f"{epoch}:{run.path_taken}:{error.code}")
-                run.num_deaths += isinstance(error, WorkerLost)
+                last_error, is_move = error, isinstance(error, Draining)
+                num_moves, num_faults = num_moves + is_move, num_faults + (not is_move)
+                run.num_deaths += isinstance(error, WorkerDied)
                 if run.num_deaths > DEATHS_BEFORE_ALONE:
                     raise Quarantined(
                         f"{run.num_deaths} workers died while serving this request; it is not tried again"
                     ) from error
-                if not error.is_retryable or is_last:
+                if not error.is_retryable or num_faults > self._config.max_fault_attempts or num_moves > MAX_MOVES:
                     raise
-                self.on_retry(error)
+                if isinstance(error, LayoutMismatch) and run.placement is not None:
+                    self._note_misfit(run.placement)
+                if not is_move:
+                    self.on_retry(error)
+                    await self._wait_for_budget(error)
             else:
                 run.attempts.append(f"{epoch}:{run.path_taken}:ok")
                 return
 
-    async def _attempt(self, run: RequestRun, epoch: Epoch) -> None:
+    def _note_misfit(self, placement: Placement) -> None:
+        """These two will never understand each other; other pairs go on."""
+        self._misfits[placement.prefill.incarnation, placement.decode.incarnation] = None
+        while len(self._misfits) > MAX_MISFITS:
+            self._misfits.popitem(last=False)
+
+    async def _wait_for_budget(self, error: ServingError) -> None:
+        """A peer often reports a death before the dead worker's own stream does; and retries take turns."""
+        delay_s = self._budget.reserve(self._clock.now_s(), AFTER_FAULT_WAIT_S)
+        if delay_s is None:
+            raise error
+        await asyncio.sleep(max(delay_s, FAULT_PAUSE_S))
+
+    async def _attempt(self, run: RequestRun, epoch: Epoch, after: ServingError | None) -> None:
         """Place, submit to both workers at once, and wait for every choice or the first fault."""
-        placement = await self._place(run, epoch)
+        placement = await self._place(run, after)
         attempt = AttemptRun(run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s())
         run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
         key, num_tokens = run.session_key, len(run.request.token_ids)
@@ -211,7 +261,7 @@ class Orchestrator:
             for link in links:
                 link.forget(key, epoch)
 
-    async def _place(self, run: RequestRun, epoch: Epoch) -> Placement:
+    async def _place(self, run: RequestRun, after: ServingError | None) -> Placement:
         """Choose workers; with none, wait for one to appear: to the deadline, or 3 s after a fault."""
         emitted = [c for c in run.choices if c.token_ids]
         wish = Wish(
@@ -219,16 +269,16 @@ class Orchestrator:
             local_below_tokens=self._placement.local_below_tokens,
             must_be_local=(len(run.choices) > 1 and bool(emitted)) or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),
+            misfits=frozenset(self._misfits),
         )
-        give_up_at = self._clock.now_s() + AFTER_FAULT_WAIT_S if epoch else run.request.deadline_at
-        if epoch:  # a peer often reports a death before the dead worker's own stream does
-            await asyncio.sleep(FAULT_PAUSE_S)
+        is_after_fault = after is not None and not isinstance(after, Draining)
+        give_up_at = self._clock.now_s() + AFTER_FAULT_WAIT_S if is_after_fault else run.request.deadline_at
         while True:
             changed = self._links.changed
             try:
                 return choose(self._links.candidates(), run.request, wish)
             except NoWorker:
-                if not self._links.is_starting() and epoch == 0:
+                if not self._links.is_starting() and after is None:
                     raise
                 try:
                     async with asyncio.timeout_at(min(give_up_at, run.request.deadline_at)):

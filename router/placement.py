@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import NoWorker
-from core.ids import WorkerId
+from core.ids import Incarnation, WorkerId
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path
 
@@ -48,6 +48,8 @@ class Wish:
     local_below_tokens: int
     must_be_local: bool = False
     excluded: frozenset[WorkerId] = frozenset()
+    misfits: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
+    """(prefill, decode) pairs that found their layouts to differ."""
 
 
 def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish) -> Placement:
@@ -61,7 +63,7 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
     fit = [c for c in candidates if request.model in ("", c.descriptor.model)]
     prefill = _of_role(fit, Role.PREFILL, wish.excluded)
     decode = _of_role(fit, Role.DECODE, wish.excluded)
-    pairs = [(p, d) for p in prefill for d in decode if p.descriptor.content_digest == d.descriptor.content_digest]
+    pairs = [(p, d) for p in prefill for d in decode if _fits(p.descriptor, d.descriptor, wish)]
     if wish.path == "pd" and not wish.must_be_local:
         return _pair(pairs, "path pd is forced") if pairs else _nobody(candidates, wish)
     if wish.path == "local" or wish.must_be_local:
@@ -81,6 +83,13 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
 def _of_role(candidates: Sequence[Candidate], role: Role, excluded: frozenset[WorkerId]) -> list[Candidate]:
     mine = [c for c in candidates if c.descriptor.role is role]
     return [c for c in mine if c.descriptor.worker_id not in excluded] or mine
+
+
+def _fits(prefill: WorkerDescriptor, decode: WorkerDescriptor, wish: Wish) -> bool:
+    """Can KV go from one to the other?"""
+    mine = (prefill.content_digest, prefill.block_size_tokens)
+    theirs = (decode.content_digest, decode.block_size_tokens)
+    return mine == theirs and (prefill.incarnation, decode.incarnation) not in wish.misfits
 
 
 def _pair(pairs: list[tuple[Candidate, Candidate]], reason: str) -> Placement:

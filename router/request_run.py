@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from core.errors import KVTransferError, ServingError, WorkerLost
+from core.errors import KVTransferError, LayoutMismatch, ServingError, WorkerLost
 from core.ids import Epoch, RequestId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, PhaseTimings, TokenDelta, Wanted
@@ -43,8 +43,10 @@ class AttemptRun:
             if suspect is not None:
                 self.run.excluded.add(suspect)
 
-    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId:
+    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId | None:
         """A broken transfer is blamed on the other side, everything else on who reports it."""
+        if isinstance(error, LayoutMismatch):
+            return None  # neither is to blame: only this pair is remembered
         pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
         is_transfer = isinstance(error, KVTransferError)
         return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]

@@ -28,7 +28,7 @@ class RequestStream:
         self.is_over = False
         self._orchestrator, self._wake = orchestrator, wake
         self._events: deque[RequestEvent] = deque()
-        self._taken: dict[int, int] = {}
+        self._taken: dict[int, int] = dict(enumerate(request.resume_from))
         self._open_choices = set(range(request.sampling.n))
         self._task = asyncio.get_running_loop().create_task(orchestrator.run(request, self._emit))
 
@@ -50,7 +50,7 @@ class RequestStream:
         if self._open_choices and self._open_choices <= self._taken.keys():
             # A choice that has ended needs no credit and must not hold back the others.
             self._orchestrator.consumed(self.request.request_id, min(self._taken[c] for c in self._open_choices))
-        return events
+        return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
 
     async def close(self) -> None:
         """Cancel the request if it still runs, and wait until it is gone."""

@@ -1,101 +1,41 @@
-"""A simulated cluster: one router, workers of both roles, and the faults to throw at it.
+"""A simulated cluster: routers and workers of both roles, each on a node of its own.
 
-Owns the nodes and their composition from the product's own parts. Does not know a scenario: that
-is a test's. Called by tests.
+Owns the nodes and their composition from the product's own parts, and what can be done to a node:
+kill, pause, drain, replace. Does not know a scenario or a fault schedule. Called by
+`simulation.trial` and tests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, replace
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
+from core.errors import PoolExhausted
 from core.ids import Ids, RequestId, WorkerId, seed_of
 from core.kv_layout import KVLayout
-from core.plan import StepPlan, StepResult
-from core.ports import LoopClock, OnLayer
+from core.plan import StepPlan
+from core.ports import LoopClock
 from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEvent, SamplingParams
 from decode_worker.part import decode_role
 from engine.hash_model import HashModel, MemoryKV
+from engine.sequence import Sequence
+from kv_transfer.agent import TransferAgent
 from prefill_worker.part import prefill_role
+from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
 from router.links import Links
 from router.orchestrator import Orchestrator
-from simulation.network import Hub, SimNetwork
+from router.request_stream import RequestStream
+from simulation.loop import VirtualLoop
+from simulation.network import Hub, SimNetwork, on_node
+from simulation.parts import InlineDecoder, MemoryStore, NodeClock, SimRunner, StaticMembership
 from worker.unit import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
-
-
-class InlineDecoder:
-    """Token ids as letters; the simulated side of the text decoder."""
-
-    def push(self, token_id: int) -> str:
-        """One letter a token."""
-        return chr(32 + token_id)
-
-    def flush(self) -> str:
-        """Nothing is ever held back."""
-        return ""
-
-
-class StaticMembership:
-    """A list that the simulation edits."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._members: dict[WorkerId, WorkerDescriptor] = {}
-        self._watchers: list[Callable[[], None]] = []
-        self.starting = 0
-
-    def join(self, descriptor: WorkerDescriptor) -> None:
-        """Add or replace a member."""
-        self._members[descriptor.worker_id] = descriptor
-        self._notify()
-
-    def leave(self, worker_id: WorkerId) -> None:
-        """Remove a member."""
-        self._members.pop(worker_id, None)
-        self._notify()
-
-    def _notify(self) -> None:
-        for watcher in self._watchers:
-            watcher()
-
-    def members(self) -> tuple[WorkerDescriptor, ...]:
-        """See `Membership`."""
-        return tuple(self._members.values())
-
-    def watch(self, on_change: Callable[[], None]) -> None:
-        """See `Membership`."""
-        self._watchers.append(on_change)
-
-    def is_starting(self) -> bool:
-        """See `Membership`."""
-        return self.starting > 0
-
-
-class SimRunner:
-    """The hash model as a restartable runner that checks the pool at every step boundary."""
-
-    def __init__(self, model: HashModel, on_step: Callable[[StepPlan], None]) -> None:
-        """Wrap a model."""
-        self._model, self._on_step = model, on_step
-
-    async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
-        """See `Runner`."""
-        self._on_step(plan)
-        return await self._model.execute(plan, on_layer)
-
-    async def restart(self) -> None:
-        """Ranks never die on their own here."""
-
-    def rank_pids(self) -> tuple[int, ...]:
-        """No processes."""
-        return ()
 
 
 @dataclass(slots=True)
@@ -104,6 +44,7 @@ class Shape:
 
     prefill: int = 2
     decode: int = 2
+    routers: int = 1
     engine: EngineConfig = field(
         default_factory=lambda: EngineConfig(block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16)
     )
@@ -117,6 +58,60 @@ class Shape:
     max_model_len: int = 200
 
 
+class SimRouter:
+    """One router on its node, with the clients that are connected to it."""
+
+    def __init__(self, cluster: SimCluster, name: str) -> None:
+        """Compose it from the product's parts; `start` lets it follow the members."""
+        shape, router = cluster.shape, cluster.shape.router
+        self.name, self.is_alive = name, True
+        self.context = on_node(name)
+        self._clients: dict[asyncio.Event, None] = {}
+        ids = cluster.ids
+        self.links = Links(cluster.membership, SimNetwork(cluster.hub, name, "session"), ids.router(), cluster.clock)
+        self.orchestrator = Orchestrator(
+            self.links,
+            Admission(router.max_running, router.max_queued, router.queue_wait_s),
+            router,
+            shape.placement,
+            cluster.clock,
+            ids,
+            lambda prompt: InlineDecoder(),
+        )
+        self.mirror = MembershipMirror(
+            cluster.store, lambda: [{"worker_id": link.descriptor.worker_id} for link in self.links.all()]
+        )
+        self._mirroring: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow the members and mirror them."""
+        self.context.run(self.links.follow)
+        loop = asyncio.get_running_loop()
+        self._mirroring = loop.create_task(self.mirror.run(), context=self.context.copy())
+
+    def open(self, request: GenerateRequest, wake: asyncio.Event) -> RequestStream:
+        """Start a request as this router's door would; `wake` is also set when the router dies."""
+        self._clients[wake] = None
+        return self.context.copy().run(RequestStream, self.orchestrator, request, wake)
+
+    def closed(self, wake: asyncio.Event) -> None:
+        """The client has its end, or is gone."""
+        self._clients.pop(wake, None)
+
+    def died(self) -> None:
+        """The kernel closes the connections of its clients."""
+        self.is_alive = False
+        for wake in self._clients:
+            wake.set()
+
+    async def stop(self) -> None:
+        """End in good order."""
+        if self._mirroring is not None:
+            self._mirroring.cancel()
+            await asyncio.gather(self._mirroring, return_exceptions=True)
+        await self.links.close()
+
+
 class SimCluster:
     """One router and its workers on the running virtual loop."""
 
@@ -124,27 +119,45 @@ class SimCluster:
         """Prepare; `start` brings the nodes up."""
         self.shape, self.rng = shape, random.Random(seed)
         self.hub = Hub(self.rng, shape.latency_s)
-        self.membership = StaticMembership()
+        self.membership, self.store = StaticMembership(), MemoryStore()
         self.clock = LoopClock()
         self.ids = Ids(random.Random(seed + 1))
         self.units: dict[str, WorkerUnit] = {}
+        self.runners: dict[str, SimRunner] = {}
+        self.clocks: dict[str, NodeClock] = {}
+        self._agents: list[TransferAgent] = []
+        self.draining: dict[str, None] = {}
+        self.paused: dict[str, None] = {}
         self.num_steps = 0
         self.num_preemptions = 0
-        self.num_forced_preemptions = 0
-        self.preempt_odds = 0.0
-        self._serial = 0
+        self.num_forced: dict[str, int] = {"preempt": 0, "evict": 0, "no_blocks": 0}
+        self.preempt_odds = self.evict_odds = 0.0
+        self.failing_allocations: dict[str, int] = {}
+        self._serial = self._router_serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
-        self.links = Links(self.membership, SimNetwork(self.hub, "router", "session"), self.ids.router(), self.clock)
-        router = shape.router
-        self.orchestrator = Orchestrator(
-            self.links,
-            Admission(router.max_running, router.max_queued, router.queue_wait_s),
-            router,
-            shape.placement,
-            self.clock,
-            self.ids,
-            lambda prompt: InlineDecoder(),
-        )
+        self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
+
+    @property
+    def loop(self) -> VirtualLoop:
+        """The loop everything runs on."""
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, VirtualLoop):
+            raise TypeError("a simulated cluster runs on a VirtualLoop only")
+        return loop
+
+    @property
+    def orchestrator(self) -> Orchestrator:
+        """Of the first router."""
+        return self.routers[0].orchestrator
+
+    @property
+    def links(self) -> Links:
+        """Of the first router."""
+        return self.routers[0].links
+
+    def _new_router(self) -> SimRouter:
+        self._router_serial += 1
+        return SimRouter(self, f"router{self._router_serial}")
 
     async def start(self) -> None:
         """Bring every node up."""
@@ -152,9 +165,10 @@ class SimCluster:
             await self.add(Role.PREFILL)
         for _ in range(self.shape.decode):
             await self.add(Role.DECODE)
-        self.links.follow()
+        for router in self.routers:
+            router.start()
 
-    async def add(self, role: Role) -> str:
+    async def add(self, role: Role, num_shards: int = 1) -> str:
         """Start one worker.
 
         Returns:
@@ -162,61 +176,124 @@ class SimCluster:
         """
         self._serial += 1
         node, shape = f"{role.value}{self._serial}", self.shape
-        kv = MemoryKV(self.layout, shape.engine.num_blocks)
+        engine, layout = shape.engine, replace(self.layout, num_shards=num_shards)
+        kv = MemoryKV(layout, engine.num_blocks)
+        clock = self.clocks[node] = NodeClock()
         model = HashModel(
             self.layout, kv, VOCABULARY, asyncio.sleep, lambda plan: shape.step_s + shape.token_s * plan.num_tokens
         )
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
-            transfer_address="", model="hash", content_digest=self.layout.content_digest,
-            block_size_tokens=shape.engine.block_size_tokens, num_blocks=shape.engine.num_blocks,
+            transfer_address="", model="hash", content_digest=layout.content_digest,
+            block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
             max_model_len=shape.max_model_len,
         )  # fmt: skip
         unit: WorkerUnit
+        runner = self.runners[node] = SimRunner(model, self.rng, lambda plan: self._check(unit))
         parts = WorkerParts(
             role=role,
             make_role=prefill_role if role is Role.PREFILL else decode_role(shape.transfer.reserve_wait_s),
-            runner=SimRunner(model, lambda plan: self._check(unit)),
+            runner=runner,
             kv=kv,
-            layout=self.layout,
-            engine=shape.engine,
+            layout=layout,
+            engine=engine,
             transfer=shape.transfer,
             max_model_len=shape.max_model_len,
             session_network=SimNetwork(self.hub, node, "session"),
             transfer_network=SimNetwork(self.hub, node, "fetch"),
-            clock=self.clock,
+            clock=clock,
             descriptor=descriptor,
         )
-        unit = WorkerUnit(parts, None)
+        context = on_node(node)
+        unit = context.run(WorkerUnit, parts, None)
         self.units[node] = unit
-        self._buggify(unit)
-        self.membership.join(await unit.start())
+        self._agents.append(unit.agent)
+        self._buggify(node, unit)
+        self.membership.join(await asyncio.get_running_loop().create_task(unit.start(), context=context))
         return node
 
-    def _buggify(self, unit: WorkerUnit) -> None:
-        """Preempt at random before a plan: legal, but rare when left to chance."""
-        plan = unit.scheduler.plan
+    def _buggify(self, node: str, unit: WorkerUnit) -> None:
+        """Make legal but rare choices at random: preempt before a plan, evict the cache, find no blocks."""
+        plan, allocate = unit.scheduler.plan, unit.scheduler.tables.allocate
 
-        def preempting(now_s: float) -> StepPlan:
+        def contrary_plan(now_s: float) -> StepPlan:
             victims = [*unit.scheduler.running, *unit.scheduler.holding.values()]
             if victims and self.rng.random() < self.preempt_odds:
-                self.num_forced_preemptions += 1
+                self.num_forced["preempt"] += 1
                 unit.scheduler.preempt(self.rng.choice(victims))
+            if unit.pool.num_cached and self.rng.random() < self.evict_odds:
+                self.num_forced["evict"] += 1
+                unit.pool.drop_cache()
             return plan(now_s)
 
-        unit.scheduler.plan = preempting  # type: ignore[method-assign]
+        def contrary_allocate(sequence: Sequence, hits: list[int], num_new: int, num_spare: int) -> None:
+            if self.failing_allocations.get(node, 0):
+                self.failing_allocations[node] -= 1
+                self.num_forced["no_blocks"] += 1
+                # Whoever held them gives them back, and that wakes the worker.
+                asyncio.get_running_loop().call_later(0.05, unit.worker.wake)
+                raise PoolExhausted("injected: no blocks")
+            allocate(sequence, hits, num_new, num_spare)
+
+        unit.scheduler.plan = contrary_plan  # type: ignore[method-assign]
+        unit.scheduler.tables.allocate = contrary_allocate  # type: ignore[method-assign]
 
     def _check(self, unit: WorkerUnit) -> None:
         self.num_steps += 1
         unit.pool.check()
 
-    async def kill(self, node: str) -> None:
-        """End a node as SIGKILL would: nothing is said to anyone."""
+    # --- what can be done to a node -----------------------------------------------------------------------
+
+    async def kill(self, node: str, lag_s: float = 0.0) -> None:
+        """End a worker's node as SIGKILL would: nothing is said to anyone; the members hear after `lag_s`."""
         unit = self.units.pop(node)
         self.num_preemptions += unit.scheduler.num_preemptions
-        self.hub.kill(node)
-        await unit.stop()
+        self._end(node)
+        await asyncio.sleep(lag_s)
         self.membership.leave(WorkerId(node))
+
+    def kill_router(self, name: str) -> SimRouter:
+        """End a router's node as SIGKILL would.
+
+        Returns:
+            A new one that takes its place, not started yet.
+        """
+        index, old = next((i, r) for i, r in enumerate(self.routers) if r.name == name)
+        self._end(name)
+        old.died()
+        new = self.routers[index] = self._new_router()
+        new.is_alive = False
+        return new
+
+    def _end(self, node: str) -> None:
+        self.paused.pop(node, None)
+        self.hub.crash(node)
+        self.loop.kill(node)
+
+    async def pause(self, node: str, for_s: float) -> None:
+        """Stop a node as SIGSTOP would, and let it go on later."""
+        self.paused[node] = None
+        self.loop.pause(node)
+        await asyncio.sleep(for_s)
+        if node in self.paused:
+            del self.paused[node]
+            self.loop.resume(node)
+
+    async def drain(self, node: str, grace_s: float = 5.0) -> bool:
+        """Take a worker out of service as a rolling restart does.
+
+        Returns:
+            True if it left nothing behind.
+        """
+        unit = self.units[node]
+        self.draining[node] = None
+        is_empty = await self.loop.create_task(unit.worker.drain(grace_s), context=on_node(node))
+        if node in self.units:
+            del self.units[node]
+            self.num_preemptions += unit.scheduler.num_preemptions
+            await self.loop.create_task(unit.stop(), context=on_node(node))
+            self.membership.leave(WorkerId(node))
+        return is_empty
 
     def request(
         self, name: str, token_ids: tuple[int, ...], sampling: SamplingParams, timeout_s: float = 120.0, scope: str = ""
@@ -235,6 +312,14 @@ class SimCluster:
         await self.orchestrator.run(request, events.append)
         return events
 
+    @property
+    def transitions(self) -> Counter[str]:
+        """Transfer transitions of all workers there ever were, by name."""
+        total: Counter[str] = Counter()
+        for agent in self._agents:
+            total.update(agent.transitions)
+        return total
+
     async def rest(self, patience_s: float = 8.0) -> None:
         """Wait a while, then check that nothing is left anywhere (L3)."""
         await asyncio.sleep(patience_s)
@@ -243,6 +328,8 @@ class SimCluster:
 
     async def stop(self) -> None:
         """Bring everything down."""
-        await self.links.close()
+        for router in self.routers:
+            if router.is_alive:
+                await router.stop()
         for unit in list(self.units.values()):
             await unit.stop()

@@ -1,38 +1,29 @@
-"""An asyncio loop whose clock jumps from one timer to the next.
+"""An asyncio loop whose clock jumps from one timer to the next, and whose nodes can be stopped.
 
-Owns virtual time and determinism: tasks hash by creation number (asyncio keeps `TaskGroup`
-children in a set), and anything that would touch a thread, a socket or a subprocess raises.
-Does not know what runs on it. Called by `simulation.cluster`.
+Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `TaskGroup` children in a
+set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes: each
+callback belongs to the node in whose context it was made, so a node can be paused as by SIGSTOP or
+killed as by SIGKILL, without a word from it. Does not know what runs on it. Called by
+`simulation.cluster`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
+import heapq
 import itertools
-import selectors
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
-MAX_IDLE_S = 1e7
+NODE: contextvars.ContextVar[str] = contextvars.ContextVar("node", default="")
+"""The simulated node that the running code belongs to; empty: the world around them."""
 
 
 class Deadlock(Exception):
     """Nothing is left to run and no timer is set, but the main task has not ended."""
-
-
-class _JumpingSelector(selectors.DefaultSelector):
-    """Instead of waiting for sockets, moves the clock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        if timeout is None or timeout > MAX_IDLE_S:
-            raise Deadlock("no timer is set and nothing is ready")
-        self.now_s += max(timeout, 0.0)
-        return []
 
 
 class _NumberedTask(asyncio.Task[Any]):
@@ -42,6 +33,8 @@ class _NumberedTask(asyncio.Task[Any]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], **options: Any) -> None:  # noqa: ANN401
         self._number = next(self._numbers)
+        context: contextvars.Context | None = options.get("context")
+        self.node = context.get(NODE, "") if context is not None else NODE.get()
         super().__init__(coroutine, **options)
 
     def __hash__(self) -> int:
@@ -51,21 +44,77 @@ class _NumberedTask(asyncio.Task[Any]):
         return self is other
 
 
-class VirtualLoop(asyncio.SelectorEventLoop):
+class VirtualLoop(asyncio.BaseEventLoop):
     """Virtual time, starting at 0."""
+
+    _ready: Any
+    """asyncio's own queue and heap of handles: there is no public way to run one callback at a time."""
+    _scheduled: Any
 
     def __init__(self) -> None:
         """Make the loop; install it with `run_virtual`."""
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
+        super().__init__()
+        self._now_s = 0.0
+        self._paused: dict[str, list[asyncio.Handle]] = {}
+        self._dead: set[str] = set()
         self.set_task_factory(lambda loop, coroutine, **options: _NumberedTask(coroutine, loop=loop, **options))
+        self.set_exception_handler(self._report)
 
     def time(self) -> float:
         """Return virtual seconds."""
-        return self._jumping.now_s
+        return self._now_s
+
+    # --- nodes ------------------------------------------------------------------------------------------
+
+    def pause(self, node: str) -> None:
+        """Let nothing of a node run until `resume`; its timers come due meanwhile."""
+        self._paused.setdefault(node, [])
+
+    def resume(self, node: str) -> None:
+        """Let a paused node go on with everything that came due."""
+        self._ready.extend(self._paused.pop(node, []))
+
+    def kill(self, node: str) -> None:
+        """Let nothing of a node run ever again, not even its clean-up."""
+        self._dead.add(node)
+        self._paused.pop(node, None)
+
+    # --- the loop itself ----------------------------------------------------------------------------------
+
+    def _run_once(self) -> None:
+        scheduled, ready = self._scheduled, self._ready
+        while scheduled and scheduled[0]._cancelled:
+            heapq.heappop(scheduled)._scheduled = False
+        if not ready:
+            if not scheduled:
+                raise Deadlock("no timer is set and nothing is ready")
+            self._now_s = max(self._now_s, scheduled[0]._when)
+        while scheduled and scheduled[0]._when <= self._now_s:
+            handle = heapq.heappop(scheduled)
+            handle._scheduled = False
+            ready.append(handle)
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            node = handle._context.get(NODE, "")
+            if node in self._dead:
+                continue
+            if node in self._paused:
+                self._paused[node].append(handle)
+                continue
+            handle._run()
 
     def _write_to_self(self) -> None:
         """Nobody sleeps in `select`, so nobody has to be woken."""
+
+    def _process_events(self, event_list: Any) -> None:  # noqa: ANN401
+        """There are no sockets."""
+
+    def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A killed node leaves tasks behind, as a killed process does; anything else is told."""
+        if "was destroyed but it is pending" not in context.get("message", ""):
+            loop.default_exception_handler(context)
 
     def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
         """Refuse: threads are not deterministic."""
@@ -87,9 +136,23 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     try:
         return loop.run_until_complete(main)
     finally:
-        rest = sorted(asyncio.all_tasks(loop), key=hash)
+        for node in sorted(loop._paused):
+            loop.resume(node)
+        everyone = sorted(asyncio.all_tasks(loop), key=hash)
+        dead = [t for t in everyone if getattr(t, "node", "") in loop._dead]
+        rest = [t for t in everyone if t not in dead]
         for task in rest:
             task.cancel()
         if rest:
             loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        loop.run_until_complete(_bury(dead))
         loop.close()
+
+
+async def _bury(dead: list[asyncio.Task[Any]]) -> None:
+    """Let go of what killed nodes left behind; their clean-up may fail as it likes, nobody hears it."""
+    for task in dead:
+        coroutine = task.get_coro()
+        with contextlib.suppress(BaseException):
+            if coroutine is not None:
+                coroutine.close()

@@ -1,33 +1,39 @@
 """Streams in memory, with latency and faults.
 
-Owns delivery: order within a stream is kept, everything else may be delayed, cut, damaged or lost
-with its stream. Does not know what the messages mean. Called by `simulation.cluster`.
+Owns delivery between nodes: order within a stream, one-way delays, partitions (what is sent waits, as
+TCP sends again, and arrives late), cuts, and the hooks by which a test or a fault schedule loses,
+repeats, swaps or damages messages. Does not know what the messages mean. Called by
+`simulation.cluster`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import random
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from core.numbered import Numbered
 from core.ports import StreamClosed, StreamHandler
+from simulation.loop import NODE
 
 WINDOW = 256
+TICK_S = 1e-9
 
 
 class SimStream:
     """One end of a stream."""
 
     def __init__(self, hub: Hub, node: str, kind: str) -> None:
-        """Half of a pair; `hub.pair` joins the halves."""
+        """Half of a pair; `Hub.dial` joins the halves."""
         self.hub, self.node, self.kind = hub, node, kind
         self.peer: SimStream
+        self.last_arrival = 0.0
         self._inbox: deque[Any] = deque()
         self._changed = asyncio.Event()
         self._is_closed = False
-        self._last_arrival = 0.0
         self._num_unread = 0
 
     def _notify(self) -> None:
@@ -36,21 +42,13 @@ class SimStream:
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
         """See `MessageStream`."""
-        while self.peer._num_unread >= WINDOW and not self._is_closed:
+        while self.peer._num_unread >= self.hub.window and not self._is_closed:
             await self.peer._changed.wait()
         if self._is_closed:
             raise StreamClosed("the stream is closed")
-        message = self.hub.tamper(self, message)
-        if message is None:
-            return
-        self.peer._num_unread += 1
-        self._schedule(self.peer._deliver, message)
-
-    def _schedule(self, call: Callable[..., None], *args: object) -> None:
-        loop = asyncio.get_running_loop()
-        arrival = max(loop.time() + self.hub.latency_s(), self._last_arrival)
-        self._last_arrival = arrival
-        loop.call_at(arrival, call, *args)
+        for one in self.hub.pass_on(self, message):
+            self.peer._num_unread += 1
+            self.hub.carry(self, self.peer._deliver, one)
 
     def _deliver(self, message: Any) -> None:  # noqa: ANN401
         if not self._is_closed:
@@ -70,7 +68,7 @@ class SimStream:
 
     async def close(self) -> None:
         """See `MessageStream`."""
-        self._schedule(self.peer._end)
+        self.hub.carry(self, self.peer._end)
         self._end()
 
     def reset(self) -> None:
@@ -79,7 +77,7 @@ class SimStream:
             return
         self._inbox.clear()
         self._end()
-        asyncio.get_running_loop().call_later(self.hub.latency_s(), self.peer._end)
+        self.hub.carry(self, self.peer._end)
 
     def _end(self) -> None:
         self._is_closed = True
@@ -93,39 +91,71 @@ class Hub:
     def __init__(self, rng: random.Random, latency_s: tuple[float, float]) -> None:
         """Start without nodes or faults."""
         self._rng, self._latency_s = rng, latency_s
-        self._listeners: dict[str, tuple[str, str, StreamHandler]] = {}
+        self._listeners: dict[str, tuple[str, str, StreamHandler, contextvars.Context]] = {}
         self._next_port = 0
+        self._blocked: dict[tuple[str, str], int] = {}
+        self._stalled: dict[tuple[str, str], list[tuple[SimStream, Callable[..., None], tuple[Any, ...]]]] = {}
+        self._healed = asyncio.Event()
+        self._wire = contextvars.copy_context()
         self.streams: dict[SimStream, None] = {}
         self.tasks: dict[str, dict[asyncio.Task[None], None]] = {}
+        self.window = WINDOW
         self.num_resets = 0
         self.tamper: Callable[[SimStream, Any], Any] = lambda stream, message: message
+        """Sees each message without its number; returns what goes on, None to lose it."""
+        self.mangle: Callable[[SimStream, Any], list[Any]] = lambda stream, message: [message]
+        """Sees each message as it is on the wire; returns what goes on, in order."""
+        self.extra_delay_s: Callable[[SimStream], float] = lambda stream: 0.0
 
     def latency_s(self) -> float:
         """Draw a one-way delay."""
         return self._rng.uniform(*self._latency_s)
 
-    def listen(self, node: str, kind: str, on_stream: StreamHandler) -> str:
-        """Open a port on a node."""
-        self._next_port += 1
-        address = f"{node}:{self._next_port}"
-        self._listeners[address] = (node, kind, on_stream)
-        return address
+    def pass_on(self, stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
+        """Apply the hooks to one message."""
+        if isinstance(message, Numbered):
+            inner = self.tamper(stream, message.message)
+            message = None if inner is None else Numbered(message.number, inner)
+        else:
+            message = self.tamper(stream, message)
+        return [] if message is None else self.mangle(stream, message)
 
-    async def dial(self, node: str, address: str) -> SimStream:
-        """Connect a node to an address."""
-        await asyncio.sleep(self.latency_s())
-        listener = self._listeners.get(address)
-        if listener is None:
-            raise StreamClosed(f"nobody listens at {address}")
-        server_node, kind, on_stream = listener
-        client, server = SimStream(self, node, kind), SimStream(self, server_node, kind)
-        client.peer, server.peer = server, client
-        self.streams[client] = self.streams[server] = None
-        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(_serve(on_stream, server))
-        tasks = self.tasks.setdefault(server_node, {})
-        tasks[task] = None
-        task.add_done_callback(lambda done: tasks.pop(done, None))
-        return client
+    def carry(self, stream: SimStream, call: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
+        """Bring something to the other side of a stream, in order, now or when the way is free."""
+        way = (stream.node, stream.peer.node)
+        if way in self._blocked:
+            self._stalled.setdefault(way, []).append((stream, call, args))
+            return
+        loop = asyncio.get_running_loop()
+        # A heap does not keep the order of equal times, so times must differ.
+        at = max(loop.time() + self.latency_s() + self.extra_delay_s(stream), stream.last_arrival + TICK_S)
+        stream.last_arrival = at
+        loop.call_at(at, call, *args, context=self._wire)
+
+    # --- faults -------------------------------------------------------------------------------------------
+
+    def block(self, source: str, target: str) -> None:
+        """Let nothing through one way until `unblock`; blocks of several faults add up."""
+        self._blocked[source, target] = self._blocked.get((source, target), 0) + 1
+
+    def unblock(self, source: str, target: str) -> int:
+        """Take one block away; with the last one, what waited is delivered.
+
+        Returns:
+            How many messages had been waiting, so that the fault is seen to bite.
+        """
+        way = (source, target)
+        left = self._blocked.get(way, 1) - 1
+        if left:
+            self._blocked[way] = left
+            return len(self._stalled.get(way, []))
+        self._blocked.pop(way, None)
+        stalled = self._stalled.pop(way, [])
+        for stream, call, args in stalled:
+            self.carry(stream, call, *args)
+        self._healed.set()
+        self._healed = asyncio.Event()
+        return len(stalled)
 
     def reset(self, kind: str, node: str | None = None) -> int:
         """Cut live streams of a kind, all or those that touch a node.
@@ -139,18 +169,60 @@ class Hub:
         self.num_resets += len(hit)
         return len(hit)
 
-    def kill(self, node: str) -> None:
-        """A node's process is gone: ports closed, streams reset, handlers cancelled."""
-        for address in [a for a, (n, _, _) in self._listeners.items() if n == node]:
-            del self._listeners[address]
-        for stream in [s for s in list(self.streams) if s.node == node]:
-            stream.reset()
+    # --- nodes --------------------------------------------------------------------------------------------
+
+    def listen(self, node: str, kind: str, on_stream: StreamHandler) -> str:
+        """Open a port on a node; its handlers run as that node."""
+        self._next_port += 1
+        address = f"{node}:{self._next_port}"
+        self._listeners[address] = (node, kind, on_stream, contextvars.copy_context())
+        return address
+
+    async def dial(self, node: str, address: str) -> SimStream:
+        """Connect a node to an address."""
+        await asyncio.sleep(self.latency_s())
+        target = address.partition(":")[0]
+        while (node, target) in self._blocked or (target, node) in self._blocked:
+            await self._healed.wait()
+        listener = self._listeners.get(address)
+        if listener is None:
+            raise StreamClosed(f"nobody listens at {address}")
+        server_node, kind, on_stream, context = listener
+        client, server = SimStream(self, node, kind), SimStream(self, server_node, kind)
+        client.peer, server.peer = server, client
+        self.streams[client] = self.streams[server] = None
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(
+            _serve(on_stream, server), context=context.copy()
+        )
+        tasks = self.tasks.setdefault(server_node, {})
+        tasks[task] = None
+        task.add_done_callback(lambda done: tasks.pop(done, None), context=self._wire)
+        return client
+
+    def close(self, node: str) -> None:
+        """A node closes its ports and ends its streams and handlers in good order."""
+        self._hang_up(node)
         for task in list(self.tasks.pop(node, {})):
             task.cancel()
 
+    def crash(self, node: str) -> None:
+        """A node's process is gone: ports closed, streams reset by its kernel."""
+        self._hang_up(node)
+        self.tasks.pop(node, None)
+
+    def _hang_up(self, node: str) -> None:
+        for address in [a for a, listener in self._listeners.items() if listener[0] == node]:
+            del self._listeners[address]
+        for stream in [s for s in list(self.streams) if s.node == node]:
+            stream.reset()
+
 
 async def _serve(on_stream: StreamHandler, server: SimStream) -> None:
-    await on_stream(server)
+    """Run a handler; when it returns or fails its stream ends, as gRPC has it."""
+    try:
+        await on_stream(server)
+    finally:
+        server.reset()
 
 
 class SimNetwork:
@@ -170,4 +242,11 @@ class SimNetwork:
 
     async def close(self) -> None:
         """See `Network`."""
-        self._hub.kill(self._node)
+        self._hub.close(self._node)
+
+
+def on_node(node: str) -> contextvars.Context:
+    """Make a context whose tasks and timers belong to a node."""
+    context = contextvars.copy_context()
+    context.run(NODE.set, node)
+    return context

@@ -8,11 +8,13 @@ stream is writable. Does not know scheduling. Called by `worker.worker`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Protocol
 
 from core.errors import WorkerLost
 from core.ids import RequestId, RouterId
+from core.numbered import NumberedStream
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
     AttemptEnded,
@@ -73,6 +75,7 @@ class RouterSession:
         self.attempts: dict[RequestId, Attempt] = {}
         self.stream: MessageStream | None = None
         self.lost_at: float | None = None
+        self.heard_at = 0.0
         self.unknown: list[AttemptEnded] = []
         self.dirty: dict[RequestId, None] = {}
         self.wake = asyncio.Event()
@@ -107,10 +110,16 @@ class SessionServer:
         self._network, self._host, self._clock, self._step_id = network, host, clock, step_id
         self._sessions: dict[RouterId, RouterSession] = {}
         self.num_cut = 0
+        self._news = asyncio.Event()
 
     async def listen(self) -> str:
         """Serve sessions; returns the address to publish."""
         return await self._network.listen(self._serve)
+
+    def tell(self) -> None:
+        """Something in `progress` changed that routers should know before the next beat."""
+        self._news.set()
+        self._news = asyncio.Event()
 
     async def close(self) -> None:
         """End every stream."""
@@ -120,7 +129,8 @@ class SessionServer:
         """Find or begin the session with a router."""
         return self._sessions.setdefault(router_id, RouterSession(router_id))
 
-    async def _serve(self, stream: MessageStream) -> None:
+    async def _serve(self, carrier: MessageStream) -> None:
+        stream = NumberedStream(carrier)
         try:
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = await stream.recv()
@@ -134,6 +144,7 @@ class SessionServer:
         if session.stream is not None:
             session.stream.reset()
         session.stream, session.lost_at = stream, None
+        session.heard_at = self._clock.now_s()
         self._resume(session, hello.wanted)
         try:
             await stream.send(Welcome(self._host.descriptor()))
@@ -166,6 +177,9 @@ class SessionServer:
     async def _read(self, session: RouterSession, stream: MessageStream) -> None:
         while True:
             message = await stream.recv()
+            if session.stream is not stream:
+                raise StreamClosed("a newer stream took over")  # it has said what is wanted; this is older
+            session.heard_at = self._clock.now_s()
             self._host.router_alive(session.router_id)
             match message:
                 case Submit():
@@ -180,6 +194,8 @@ class SessionServer:
     async def _write(self, session: RouterSession, stream: MessageStream) -> None:
         while True:
             session.wake.clear()
+            if session.stream is not stream:
+                raise StreamClosed("a newer stream took over")  # what is unsent is its to send
             frame = session.build_frame(self._step_id())
             if frame is None:
                 await session.wake.wait()
@@ -189,14 +205,22 @@ class SessionServer:
     async def _beat(self, stream: MessageStream) -> None:
         while True:
             await stream.send(self._host.progress())
-            await asyncio.sleep(BEAT_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await self._news.wait()
 
     async def watch(self) -> None:
-        """Give up on routers that stay away; runs as long as the worker."""
+        """Give up on routers that stay away or are silent; runs as long as the worker."""
         while True:
+            asleep_from = self._clock.now_s()
             await asyncio.sleep(BEAT_S)
             now_s = self._clock.now_s()
+            if now_s - asleep_from > 2 * BEAT_S:
+                continue  # this process itself was stopped or starved: first read what came meanwhile
             for session in list(self._sessions.values()):
+                if session.stream is not None and now_s - session.heard_at > ROUTER_PATIENCE_S:
+                    session.stream.reset()  # half open: the router's end of the wire is gone without a word
+                    session.stream, session.lost_at = None, session.heard_at
                 if session.lost_at is not None and now_s - session.lost_at > ROUTER_PATIENCE_S:
                     for request_id, attempt in list(session.attempts.items()):
                         self._host.cancel(request_id, attempt.epoch)

@@ -25,7 +25,7 @@ class StepLoop:
         runner: Runner,
         clock: Clock,
         deliver: Callable[[list[SchedulerEvent]], None],
-        rank_lost: Callable[[WorkerLost], Awaitable[None]],
+        rank_lost: Callable[[WorkerLost, StepPlan], Awaitable[None]],
     ) -> None:
         """Keep the collaborators; `run` is the loop."""
         self._scheduler, self._runner, self._clock = scheduler, runner, clock
@@ -56,11 +56,11 @@ class StepLoop:
                 result = await self._runner.execute(plan, self._layer_done)
             except WorkerLost as error:
                 self.plan = None
-                await self._rank_lost(error)
+                await self._rank_lost(error, plan)
                 continue
             self.plan = None
             self.num_steps += 1
-            self._scheduler.fit_budget(plan.num_tokens, self._clock.now_s() - started_at)
+            self._scheduler.budget.fit(plan.num_tokens, self._clock.now_s() - started_at)
             self._deliver(self._scheduler.commit(plan, result, self._clock.now_s()))
 
     def _layer_done(self, step_id: int, layer: int) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from core.errors import InvalidRequest, InvariantViolation, ServingError, StepFailed, WorkerLost
+from core.errors import Draining, InvalidRequest, InvariantViolation, ServingError, StepFailed, WorkerLost
 from core.ids import Epoch, RequestId, RouterId
 from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.ports import Clock, Network, Runner
@@ -99,6 +99,9 @@ class Worker:
         self._part: RolePart | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.num_stale = 0
+        self.num_attempts = 0
+        self._is_draining = False
+        self._emptied = asyncio.Event()
 
     def use_part(self, part: RolePart) -> None:
         """Give the worker its role."""
@@ -125,13 +128,40 @@ class Worker:
         self.fatal.set_exception(error)
 
     async def stop(self) -> None:
-        """End sessions and tasks; open attempts are dropped."""
+        """End sessions and tasks at once; open attempts are dropped. `drain` before it makes them move."""
         await self._sessions.close()
         for request_id, attempt in list(self.attempts.items()):
             self.cancel(request_id, attempt.epoch)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def drain(self, grace_s: float) -> bool:
+        """Leave service: nothing new, hand-overs end, everything else moves to another worker.
+
+        Args:
+            grace_s: Longest wait for routers to take their attempts back.
+
+        Returns:
+            True if nothing was left.
+        """
+        self._is_draining, self.is_ready = True, False
+        self._sessions.tell()
+        moving = Draining("the worker is shutting down; the request moves to another one")
+        for attempt in list(self.attempts.values()):
+            if attempt.submit.task is not Task.PREFILL:
+                self.end(attempt, moving)
+        # A prompt under way is worth more finished than moved, and its blocks may be unread: half the time is its own.
+        for share, error in ((0.5, moving), (0.5, None)):
+            try:
+                async with asyncio.timeout(grace_s * share):
+                    while self.attempts:
+                        self._emptied.clear()
+                        await self._emptied.wait()
+            except TimeoutError:
+                for attempt in list(self.attempts.values()) if error else ():
+                    self.end(attempt, error)
+        return not self.attempts
 
     def wake(self) -> None:
         """Something changed that may allow a step."""
@@ -150,6 +180,8 @@ class Worker:
         replaces = old.sequences[0] if old and old.sequences else None
         attempt = Attempt(router_id, submit)
         try:
+            if self._is_draining:
+                raise Draining("the worker is shutting down; another one will take the request")
             if submit.task is Task.LOCAL:
                 self._begin_local(attempt, replaces)
             elif self._part is not None and self._part.task is submit.task:
@@ -166,6 +198,7 @@ class Worker:
         self._loop.wake()
 
     def _enter(self, attempt: Attempt) -> None:
+        self.num_attempts += 1
         self.attempts[attempt.request_id] = attempt
         self._sessions.session(attempt.router_id).attempts[attempt.request_id] = attempt
 
@@ -195,6 +228,7 @@ class Worker:
             self._stop_sequences(attempt, None)
             del self.attempts[request_id]
             self._sessions.session(attempt.router_id).attempts.pop(request_id, None)
+            self._emptied.set()
         self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
@@ -285,14 +319,21 @@ class Worker:
         for sequence in attempt.sequences:
             self.scheduler.cancel(sequence)
 
-    async def _rank_lost(self, error: WorkerLost) -> None:
-        """Every request in the engine ends with the rank group; a fresh group takes over."""
+    async def _rank_lost(self, error: WorkerLost, plan: StepPlan) -> None:
+        """Every request in the engine ends with the rank group; a fresh group takes over.
+
+        Only requests in the fatal step are under suspicion of having caused it.
+        """
         self.is_ready = False
+        in_step = {item.sequence_key for item in plan.items}
         for attempt in list(self.attempts.values()):
-            self.end(attempt, error)
+            was_in_step = any(s.key in in_step for s in attempt.sequences)
+            self.end(attempt, error if was_in_step else WorkerLost(error.message))
         self.scheduler.fail_all()
+        self._sessions.tell()
         await self._runner.restart()
-        self.is_ready = True
+        self.is_ready = not self._is_draining
+        self._sessions.tell()
 
     # --- what sessions ask ----------------------------------------------------------------------------
 

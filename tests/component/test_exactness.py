@@ -213,8 +213,8 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(n
     """Real gRPC, real agent threads: one flip is asked for again, a second in the same part redoes the attempt."""
     encode, flipped = frames.encode_frame, []
 
-    def flipping(sub_attempt, entries, payloads):
-        data = bytearray(encode(sub_attempt, entries, payloads))
+    def flipping(number, sub_attempt, entries, payloads):
+        data = bytearray(encode(number, sub_attempt, entries, payloads))
         if len(flipped) < num_flips:
             flipped.append(entries[-1])
             data[-7] ^= 0x10

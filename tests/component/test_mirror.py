@@ -5,12 +5,14 @@ import json
 from redis import asyncio as redis_asyncio
 
 from cluster.redis_server import RedisServer
-from prefix_index.mirror import FAILURES_TO_BREAK, KEY, MembershipMirror
+from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
+from prefix_index.redis_store import KEY, RedisStore
 
 
 async def test_members_are_mirrored_and_a_dead_store_harms_nobody():
     server = RedisServer()
-    mirror = MembershipMirror(server.url, lambda: [{"pid": 1}])
+    store = RedisStore(server.url)
+    mirror = MembershipMirror(store, lambda: [{"pid": 1}])
     client = redis_asyncio.Redis.from_url(server.url)
     try:
         for _ in range(50):  # the server needs a moment; each try is bounded to 50 ms
@@ -25,4 +27,4 @@ async def test_members_are_mirrored_and_a_dead_store_harms_nobody():
     for _ in range(FAILURES_TO_BREAK):
         assert not await mirror.write_once()
     assert mirror.state == "down"
-    await mirror._client.aclose()
+    await store.close()

@@ -1,5 +1,7 @@
 """Transfer messages: every kind round-trips, and no bytes of a peer can do more than raise."""
 
+import random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,13 +20,14 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_every_message_round_trips(message):
-    assert frames.decode(frames.encode(message)) == message
+    assert frames.decode(frames.encode(7, message)) == (7, message)
 
 
 def test_a_frame_round_trips_and_is_one_copy():
     entries = [frames.Entry(1, 0, 7, 16, 123), frames.Entry(2, 0, 7, 9, 456)]
-    data = frames.encode_frame(3, entries, [memoryview(b"a" * 32), memoryview(b"b" * 32)])
-    frame = frames.decode(data)
+    data = frames.encode_frame(9, 3, entries, [memoryview(b"a" * 32), memoryview(b"b" * 32)])
+    number, frame = frames.decode(data)
+    assert number == 9
     assert frame.sub_attempt == 3 and list(frame.entries) == entries and bytes(frame.payload) == b"a" * 32 + b"b" * 32
 
 
@@ -39,7 +42,7 @@ def test_garbage_raises_our_error_or_is_a_message(data):
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_truncation_never_escapes(message):
-    data = frames.encode(message)
+    data = frames.encode(0, message)
     for end in range(len(data)):
         try:
             frames.decode(data[:end])
@@ -71,3 +74,38 @@ def test_the_combined_checksum_depends_on_every_part_not_on_their_order():
     assert frames.combined_checksum(parts) == frames.combined_checksum(dict(reversed(parts.items())))
     for part in parts:
         assert frames.combined_checksum({**parts, part: 99999}) != frames.combined_checksum(parts)
+
+
+def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
+    """Every bit of every message, and 100,000 draws of 1 to 64 bits in frames: the payload by its entries' checksums."""
+    for message in MESSAGES:
+        data = frames.encode(3, message)
+        for bit in range(len(data) * 8):
+            with pytest.raises(KVTransferError):
+                frames.decode(_flip(data, [bit]))
+    rng, transfer_id = random.Random(1), b"t" * 16
+    payloads = [rng.randbytes(256) for _ in range(2)]
+    identities = [(0, 0, 3, 16), (1, 0, 3, 9)]
+    crcs = [frames.bound_crc(transfer_id, 1, i, memoryview(p)) for i, p in zip(identities, payloads, strict=True)]
+    entries = [frames.Entry(*i, crc) for i, crc in zip(identities, crcs, strict=True)]
+    data = frames.encode_frame(4, 1, entries, [memoryview(p) for p in payloads])
+    refused = 0
+    for _ in range(100_000):
+        try:
+            _, frame = frames.decode(_flip(data, rng.sample(range(len(data) * 8), rng.randint(1, 64))))
+        except KVTransferError:
+            refused += 1
+            continue
+        parts = [frame.payload[i * 256 : (i + 1) * 256] for i in range(2)]
+        assert list(frame.entries) == entries
+        refused += any(
+            frames.bound_crc(transfer_id, 1, i, p) != crc for i, p, crc in zip(identities, parts, crcs, strict=True)
+        )
+    assert refused == 100_000
+
+
+def _flip(data, bits):
+    out = bytearray(data)
+    for bit in bits:
+        out[bit // 8] ^= 1 << (bit % 8)
+    return bytes(out)

@@ -276,15 +276,15 @@ def test_length_and_stop_finish_reasons():
 def test_long_steps_shrink_the_budget_and_short_full_ones_grow_it_back():
     engine = Engine(budget=512)
     scheduler = engine.scheduler
-    scheduler.fit_budget(512, 1.6)
-    assert scheduler.step_tokens == 128
-    scheduler.fit_budget(100, 0.1)
-    assert scheduler.step_tokens == 128, "a step that was not full proves nothing"
-    scheduler.fit_budget(128, 0.1)
-    scheduler.fit_budget(256, 0.1)
-    scheduler.fit_budget(512, 0.1)
-    assert scheduler.step_tokens == 512
-    scheduler.fit_budget(4, 60.0)
-    assert scheduler.step_tokens == 16
+    scheduler.budget.fit(512, 1.6)
+    assert scheduler.budget.num_tokens == 128
+    scheduler.budget.fit(100, 0.1)
+    assert scheduler.budget.num_tokens == 128, "a step that was not full proves nothing"
+    scheduler.budget.fit(128, 0.1)
+    scheduler.budget.fit(256, 0.1)
+    scheduler.budget.fit(512, 0.1)
+    assert scheduler.budget.num_tokens == 512
+    scheduler.budget.fit(4, 60.0)
+    assert scheduler.budget.num_tokens == 16
     engine.submit(request("a", [1] * 40, max_tokens=1))
     assert [len(i.token_ids) for i in engine.step().items] == [16]

@@ -1,0 +1,80 @@
+"""What a request must answer, computed alone: no scheduler, no cluster, no transfer, no resume.
+
+Owns the reference output of the hash model: one sequence after the other on a pool of its own, and
+text and stop strings by the plainest reading of their definition. Does not know the router's code.
+Called by `simulation.trial`, which compares every stream with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from core.kv_layout import KVLayout
+from core.plan import SampleSpec, StepItem, StepPlan
+from core.types import GenerateRequest
+from engine.hash_model import HashModel, MemoryKV
+from simulation.parts import InlineDecoder
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """Output of one choice."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    finish: str
+
+
+async def _no_wait(_: float) -> None:
+    """Costs are of no interest here."""
+
+
+def _drive(coroutine: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
+    """Run a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    raise RuntimeError("the reference run waited for something")
+
+
+class Oracle:
+    """Reference outputs for one layout."""
+
+    def __init__(self, layout: KVLayout, vocabulary_size: int, max_model_len: int) -> None:
+        """Make a pool for one sequence."""
+        self._layout = layout
+        num_blocks = layout.blocks_for(max_model_len) + 1
+        self._kv = MemoryKV(layout, num_blocks)
+        self._model = HashModel(layout, self._kv, vocabulary_size, _no_wait, lambda plan: 0.0)
+        self._table = tuple(range(num_blocks))
+
+    def expected(self, request: GenerateRequest) -> list[Expected]:
+        """Compute every choice of a request."""
+        return [self._choice(request, choice) for choice in range(request.sampling.n)]
+
+    def _choice(self, request: GenerateRequest, choice: int) -> Expected:
+        sampling, start = request.sampling, 0
+        tokens = list(request.token_ids)
+        output: list[int] = []
+        decoder, text = InlineDecoder(), ""
+        while True:
+            spec = SampleSpec(choice, len(output), request.seed, sampling.temperature, 0, 1.0, None)
+            item = StepItem(1, start, tuple(tokens[start:]), self._table, (spec,), scope=request.scope)
+            start = len(tokens)
+            result = _drive(self._model.execute(StepPlan(1, (item,)), lambda step_id, layer: None))
+            token_id = result.tokens[1, choice].token_id
+            tokens.append(token_id)
+            output.append(token_id)
+            is_eos = token_id in request.eos_token_ids and not sampling.ignore_eos
+            is_last = is_eos or len(output) == sampling.max_tokens
+            text += "" if is_eos else decoder.push(token_id)
+            if is_last:
+                text += decoder.flush()
+            cuts = [text.find(s) for s in sampling.stop if s in text]
+            if cuts:
+                return Expected(tuple(output), text[: min(cuts)], "stop")
+            if is_last:
+                return Expected(tuple(output), text, "stop" if is_eos else "length")

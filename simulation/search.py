@@ -1,0 +1,170 @@
+"""Many seeds at once: run, add up, shrink what fails, and say how to replay it.
+
+Owns the range of seeds, the child processes that share it, the summary and the shrinking. Does not
+know what a trial checks. Called by `baton simulate faults` and, as `python -m simulation.search`, by
+itself in child processes, which print one JSON line a seed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from kv_transfer.transitions import Transition
+from simulation.faults import Kind
+from simulation.trial import Plan, Report, make_plan, run_trial
+
+LINE_LIMIT_BYTES = 1 << 20
+MAX_SHRUNK = 3
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a search found; `violations` is empty when every invariant held."""
+
+    first_seed: int
+    seeds: int = 0
+    virtual_s: float = 0.0
+    requests: int = 0
+    tokens: int = 0
+    endings: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    fewest_faults: int = 1 << 30
+    transitions: Counter[str] = field(default_factory=Counter)
+    retries: int = 0
+    moves: int = 0
+    reconnects: int = 0
+    violations: list[str] = field(default_factory=list)
+
+    def add(self, line: dict[str, Any]) -> None:
+        """Count one seed's report."""
+        self.seeds += 1
+        self.virtual_s += line["virtual_s"]
+        for name in ("requests", "tokens", "retries", "moves", "reconnects"):
+            setattr(self, name, getattr(self, name) + line[name])
+        for name in ("endings", "faults", "transitions"):
+            getattr(self, name).update(line[name])
+        self.fewest_faults = min(self.fewest_faults, sum(line["faults"].values()))
+        self.violations += [f"seed {line['seed']}: {v}" for v in line["violations"]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `-o json`: hours, sorted counts, and what was never met."""
+        return {
+            "first_seed": self.first_seed, "seeds": self.seeds, "virtual_hours": round(self.virtual_s / 3600, 2),
+            "requests": self.requests, "tokens": self.tokens, "endings": dict(sorted(self.endings.items())),
+            "faults": {kind.value: self.faults[kind.value] for kind in Kind},
+            "fewest_faults_in_a_seed": self.fewest_faults,
+            "transitions": {t.value: self.transitions[t.value] for t in Transition},
+            "faults_never_met": [kind.value for kind in Kind if not self.faults[kind.value]],
+            "transitions_never_met": [t.value for t in Transition if not self.transitions[t.value]],
+            "fault_attempts": self.retries, "moves": self.moves, "client_reconnects": self.reconnects,
+            "violations": self.violations,
+        }  # fmt: skip
+
+
+def as_line(seed: int, report: Report) -> dict[str, Any]:
+    """One seed's report as plain values."""
+    return {
+        "seed": seed, "virtual_s": report.virtual_s, "requests": report.requests, "tokens": report.tokens,
+        "endings": dict(report.endings), "faults": {str(k): n for k, n in report.bitten.items() if n},
+        "transitions": {str(k): n for k, n in report.transitions.items()}, "retries": report.retries,
+        "moves": report.moves, "reconnects": report.reconnects, "violations": report.violations,
+    }  # fmt: skip
+
+
+async def search(
+    first_seed: int, num_seeds: int, num_processes: int, on_seed: Callable[[Summary], None] = lambda summary: None
+) -> Summary:
+    """Run a range of seeds in child processes.
+
+    Args:
+        first_seed: Where the range begins.
+        num_seeds: How long it is.
+        num_processes: Children that share it, every n-th seed each.
+        on_seed: Hears of every seed, for a progress bar.
+    """
+    summary = Summary(first_seed)
+    steps = range(min(num_processes, num_seeds))
+    await asyncio.gather(
+        *(_run_child(first_seed + i, first_seed + num_seeds, len(steps), summary, on_seed) for i in steps)
+    )
+    return summary
+
+
+async def _run_child(first: int, end: int, step: int, summary: Summary, on_seed: Callable[[Summary], None]) -> None:
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "simulation.search", str(first), str(end), str(step),
+        stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": "0"}, limit=LINE_LIMIT_BYTES,
+    )  # fmt: skip
+    try:
+        if child.stdout is not None:
+            async for line in child.stdout:
+                summary.add(json.loads(line))
+                on_seed(summary)
+        code = await child.wait()
+        if code:
+            summary.violations.append(f"the process for seeds {first}, {first + step}, ... ended with code {code}")
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+
+
+# --- one seed, again ---------------------------------------------------------------------------------------
+
+
+def chosen(plan: Plan, faults: Sequence[int] | None, requests: Sequence[int] | None) -> Plan:
+    """Keep only some faults and requests of a plan, by their index."""
+    return replace(
+        plan,
+        faults=plan.faults if faults is None else tuple(plan.faults[i] for i in faults),
+        orders=plan.orders if requests is None else tuple(plan.orders[i] for i in requests),
+    )
+
+
+def shrink(seed: int) -> tuple[list[int], list[int]]:
+    """Drop faults, then requests, of a failing seed as long as it still violates something.
+
+    Returns:
+        Indices of the faults and of the requests that are needed.
+    """
+    plan = make_plan(seed)
+    faults, requests = list(range(len(plan.faults))), list(range(len(plan.orders)))
+
+    def fails() -> bool:
+        report = run_trial(chosen(plan, faults, requests))
+        return any(not v.startswith("H1") for v in report.violations)
+
+    for needed in (faults, requests):
+        for index in list(needed):
+            needed.remove(index)
+            if not fails():
+                needed.append(index)
+                needed.sort()
+    return faults, requests
+
+
+def replay_line(seed: int, faults: Sequence[int], requests: Sequence[int]) -> str:
+    """The command that shows a shrunk failure again."""
+    return (
+        f"baton simulate faults --seed {seed} --only-faults {','.join(map(str, faults)) or '-'} "
+        f"--only-requests {','.join(map(str, requests))}"
+    )
+
+
+def main() -> None:
+    """Child process: every `step`-th seed of a range, one JSON line each."""
+    first, end, step = (int(a) for a in sys.argv[1:4])
+    for seed in range(first, end, step):
+        sys.stdout.write(json.dumps(as_line(seed, run_trial(make_plan(seed)))) + "\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""The whole cluster on virtual time under every fault, and proof that the search itself can see."""
+
+import ast
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kv_transfer.transitions import Transition
+from simulation import trial
+from simulation.faults import Fault, Kind
+from simulation.loop import Deadlock, run_virtual
+from simulation.search import Summary, as_line, chosen, replay_line, search, shrink
+from simulation.trial import make_plan, run_trial
+from worker.attempt import Attempt
+
+ROOT = Path(__file__).parents[2]
+SEEDS = 500
+
+
+def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met():
+    summary = asyncio.run(search(0, SEEDS, os.cpu_count()))
+    assert summary.violations == []
+    found = summary.as_dict()
+    assert found["seeds"] == SEEDS and found["faults_never_met"] == [] and found["transitions_never_met"] == []
+    assert found["fewest_faults_in_a_seed"] >= 5 and found["requests"] >= 20 * SEEDS
+    assert found["endings"]["finished"] > 0.97 * found["requests"]
+    assert found["fault_attempts"] > SEEDS and found["moves"] > 0 and found["client_reconnects"] > 0
+
+
+def test_without_faults_nothing_is_retried_moved_or_lost():
+    for seed in range(6):
+        report = run_trial(make_plan(seed, num_faults=0))
+        assert report.violations == [] and set(report.endings) == {"finished"}, seed
+        assert (report.retries, report.moves, report.reconnects, report.bitten.total()) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("kind", [k for k in Kind if k not in (Kind.CANCEL, Kind.SLOW_READER)])
+def test_each_fault_alone_bites_and_loses_nothing(kind):
+    bitten = 0
+    for seed in range(4):
+        plan = make_plan(seed, num_faults=0)
+        low, high = trial_lasts(kind)
+        faults = tuple(Fault(kind, 0.3 + 0.9 * i, 0.3 * i + 0.1, low + (high - low) * 0.4) for i in range(3))
+        report = run_trial(trial.replace(plan, faults=faults))
+        assert [v for v in report.violations if not v.startswith("H1")] == [], seed
+        assert report.endings["finished"] == report.requests
+        bitten += report.bitten[kind]
+    assert bitten > 0
+
+
+def trial_lasts(kind):
+    from simulation.faults import LASTS_S
+
+    return LASTS_S.get(kind, (0.0, 0.0))
+
+
+def test_a_seed_replays_to_the_same_run():
+    first, second = (run_trial(make_plan(17)) for _ in range(2))
+    assert first == second and first.decisions
+
+
+def test_a_seed_replays_in_another_process_with_another_hash_seed():
+    def lines(hash_seed):
+        command = [sys.executable, "-m", "simulation.search", "3", "5", "1"]
+        env = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        return subprocess.run(command, env=env, capture_output=True, check=True, cwd=ROOT).stdout
+
+    assert (
+        lines("1")
+        == lines("2")
+        == b"".join(json.dumps(as_line(s, run_trial(make_plan(s)))).encode() + b"\n" for s in (3, 4))
+    )
+
+
+def test_a_planted_bug_is_found_and_shrunk_to_a_line_that_shows_it_again(monkeypatch):
+    """After a reconnect the worker forgets to send again what was lost with the stream."""
+    monkeypatch.setattr(Attempt, "rewind", lambda self, next_positions: None)
+    seed = next(s for s in range(60) if run_trial(make_plan(s)).violations)
+    plan, (faults, requests) = make_plan(seed), shrink(seed)
+    assert len(faults) < len(plan.faults) and len(requests) < len(plan.orders)
+    assert any(not v.startswith("H1") for v in run_trial(chosen(plan, faults, requests)).violations)
+    line = replay_line(seed, faults, requests)
+    assert line.startswith(f"baton simulate faults --seed {seed} --only-faults ")
+
+
+def test_a_summary_adds_up():
+    summary = Summary(3)
+    for seed in (3, 4):
+        summary.add(as_line(seed, run_trial(make_plan(seed))))
+    found = summary.as_dict()
+    assert found["seeds"] == 2 and found["requests"] == 48 and sum(found["endings"].values()) == 48
+    assert set(found["transitions"]) == {t.value for t in Transition}
+
+
+def test_simulation_loads_nothing_that_touches_the_world():
+    code = (
+        "import sys, simulation.search;"
+        "left = {'torch', 'grpc', 'ray', 'redis', 'fastapi', 'numpy'} & set(sys.modules);"
+        "sys.exit(str(left) if left else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
+    async def forever():
+        await asyncio.Event().wait()
+
+    with pytest.raises(Deadlock):
+        run_virtual(forever())
+
+
+# --- lint: what would make a run depend on anything but its seed --------------------------------------------
+
+SIMULATED = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "router", "prefix_index"]
+OUTSIDE = {
+    # adapters and processes that a simulation replaces by its own side of a port
+    "core/lifeline.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
+    "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
+    "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
+    "router/http_bodies.py", "router/http_replies.py", "router/grpc_door.py", "router/chat_template.py",
+}  # fmt: skip
+FORBIDDEN = {
+    "time",
+    "threading",
+    "random",
+    "subprocess",
+    "socket",
+    "secrets",
+    "uuid",
+    "concurrent",
+    "multiprocessing",
+    "datetime",
+}
+
+
+def simulated_files():
+    for package in SIMULATED:
+        for path in sorted((ROOT / package).glob("*.py")):
+            if f"{package}/{path.name}" not in OUTSIDE:
+                yield path
+
+
+def faults_of(tree):
+    """Wall clocks, threads, unseeded randomness, waits of unordered completion, iteration over sets."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (f"imports {n}" for n in names if n.split(".")[0] in FORBIDDEN)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "asyncio":
+            if node.attr in {"wait", "as_completed", "to_thread"}:
+                yield f"uses asyncio.{node.attr}"
+        if isinstance(node, ast.For | ast.comprehension) and is_set(node.iter):
+            yield "iterates over a set"
+
+
+def is_set(node):
+    if isinstance(node, ast.Set | ast.SetComp):
+        return True
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"set", "frozenset"}
+
+
+def test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code():
+    found = {str(p.relative_to(ROOT)): list(faults_of(ast.parse(p.read_text()))) for p in simulated_files()}
+    assert {path: faults for path, faults in found.items() if faults} == {}
+    assert len(found) > 40
+
+
+@pytest.mark.parametrize(
+    "code", ["import time", "from threading import Lock", "for x in set(y): pass", "[x for x in {1, 2}]", "asyncio.wait(x)"]
+)  # fmt: skip
+def test_the_lint_can_see(code):
+    assert list(faults_of(ast.parse(code)))
