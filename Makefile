@@ -6,7 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation
+PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
 .PHONY: setup demo test test-unit coverage check protos reference format clean

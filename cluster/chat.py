@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import grpc
 import typer
 
-from cluster.client import Answer, show_text, stream_chat
+from cluster.client import Answer, show_text, stream_chat, told
 from protos.baton.v1 import generation_pb2 as pb
 
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it"
@@ -45,8 +45,7 @@ def run_chat(address: str, system: str, message: str, max_tokens: int, temperatu
         try:
             answer = stream_chat(address, request, None if as_json else show_text)
         except grpc.RpcError as error:
-            typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
-            raise SystemExit(2) from error
+            raise told(error) from error
         turns.append(pb.ChatMessage(role="assistant", content=answer.text))
         typer.echo(_as_json(answer) if as_json else f"\n{cost(answer)}\n")
 

@@ -1,13 +1,16 @@
-"""A small client of the gRPC door, for `baton generate` and the demo.
+"""The gRPC door from the terminal, for `baton generate`, `baton chat` and the demo.
 
-Owns the call and what is printed of it. Does not know servers. Called by `cluster.cli` and
+Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers. Called by `cluster.cli` and
 `cluster.demo`.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import os
 import sys
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +18,12 @@ import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 
+from client.stream import Client
 from protos.baton.v1 import generation_pb2 as pb
-from protos.baton.v1 import generation_pb2_grpc
 
 TIMEOUT_S = 300.0
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+"""Where the API key comes from: never the command line, which everyone on a machine can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +36,12 @@ class Answer:
 
 
 def stream_answer(address: str, request: pb.GenerateRequest, show: Any = None) -> Answer:  # noqa: ANN401
-    """Run one request over gRPC, showing text as it comes.
+    """Run one request over gRPC, showing text as it comes; `address` may be several, with commas.
 
     Raises:
         grpc.RpcError: As the server reported it.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        return _collect(generation_pb2_grpc.GenerationStub(channel).GenerateStream(request, timeout=TIMEOUT_S), show)
+    return asyncio.run(_collect(address, lambda client: client.generate(request, TIMEOUT_S), show))
 
 
 def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answer:  # noqa: ANN401
@@ -46,21 +50,27 @@ def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answ
     Raises:
         grpc.RpcError: As the server reported it.
     """
-    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        return _collect(generation_pb2_grpc.GenerationStub(channel).Chat(request, timeout=TIMEOUT_S), show)
+    return asyncio.run(_collect(address, lambda client: client.chat(request, TIMEOUT_S), show))
 
 
-def _collect(messages: Any, show: Any) -> Answer:  # noqa: ANN401
+async def _collect(address: str, start: Callable[[Client], AsyncIterator[Any]], show: Any) -> Answer:  # noqa: ANN401
     text, summary = "", pb.Summary()
-    for message in messages:
-        kind = message.WhichOneof("event")
-        if kind == "delta":
-            text += message.delta.text
-            if show is not None:
-                show(message.delta.text)
-        elif kind == "summary":
-            summary = message.summary
+    async with Client(address.split(","), os.environ.get(API_KEY_VARIABLE, "")) as client:
+        async for message in start(client):
+            kind = message.WhichOneof("event")
+            if kind == "delta":
+                text += message.delta.text
+                if show is not None:
+                    show(message.delta.text)
+            elif kind == "summary":
+                summary = message.summary
     return Answer(text, summary.usage, summary.timing)
+
+
+def told(error: grpc.RpcError) -> SystemExit:
+    """Say what the server said; raise what it returns."""
+    typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
+    return SystemExit(2)
 
 
 def generate_stream(
@@ -76,8 +86,7 @@ def generate_stream(
     try:
         answer = stream_answer(address, request, None if as_json else show_text)
     except grpc.RpcError as error:
-        typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
-        raise SystemExit(2) from error
+        raise told(error) from error
     if as_json:
         usage, timing = MessageToDict(answer.usage), MessageToDict(answer.timing, preserving_proto_field_name=True)
         typer.echo(json.dumps({"text": answer.text, "usage": usage, "timing": timing}, indent=2))

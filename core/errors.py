@@ -22,6 +22,7 @@
     │       └─ LeaseExpired        502  UNAVAILABLE
     ├─ DeadlineExceeded            504  DEADLINE_EXCEEDED
     ├─ Cancelled                   499  CANCELLED
+    │   └─ SlowReader              499  CANCELLED
     ├─ ConfigError                 500  FAILED_PRECONDITION
     │   └─ ModelLoadError          500  FAILED_PRECONDITION
     └─ InternalError               500  INTERNAL
@@ -201,6 +202,12 @@ class Cancelled(ServingError):
     code = "cancelled"
     http_status = 499
     grpc_status = "CANCELLED"
+
+
+class SlowReader(Cancelled):
+    """The caller stopped reading, and was cut off."""
+
+    code = "slow_reader"
 
 
 class ConfigError(ServingError):

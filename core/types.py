@@ -161,7 +161,7 @@ class GenerateRequest:
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
     resume_from: tuple[int, ...] = ()
-    """For a client that comes back: how much of each choice it has (positions; one more: its tail too)."""
+    """For a client that comes back: how much of each choice it has (positions, tail and end; see `router.resuming`)."""
 
     @property
     def max_total_tokens(self) -> int:
@@ -250,6 +250,8 @@ class ChoiceFinished:
     choice: int
     reason: FinishReason
     stop_match: str | int | None = None
+    position: int = 0
+    """Output tokens of the whole choice."""
     is_news: bool = True
     """False: a client that came back was told before; it counts for the credit and is not sent again."""
 

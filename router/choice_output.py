@@ -40,8 +40,8 @@ class ChoiceOutput:
             choice: Its number in the request.
             sampling: The request's.
             decoder: Fresh.
-            skip: How much the client has already and is not told again: positions, and one more if it has
-                the tail, which is the text that came with the end.
+            skip: How much the client has already and is not told again: positions; one more with the tail,
+                which is text that no token brought; two more with the end.
         """
         self.choice = choice
         self.token_ids: list[int] = []
@@ -83,7 +83,9 @@ class ChoiceOutput:
         if tail and not has_tail:
             events.append(TextDelta(self.choice, len(self.token_ids), (), tail))
         if self.finished is not None:
-            events.append(replace(self.finished, is_news=not has_tail))
+            events.append(
+                replace(self.finished, position=len(self.token_ids), is_news=self._skip < len(self.token_ids) + 2)
+            )
         return events
 
     def _decode(self, fresh: tuple[int, ...], *, shows_last: bool) -> tuple[str, tuple[int, ...]]:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from core.errors import Cancelled, ServingError
+from core.errors import Cancelled, ServingError, SlowReader
+from core.types import RequestEvent
 from router.http_errors import error_body, error_response
 from router.http_replies import Reply
 from router.request_stream import StreamGroup
@@ -23,16 +25,26 @@ HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """How a stream is kept alive and cut."""
+
+    keep_alive_s: float
+    slow_reader_s: float
+    has_ids: bool
+    """Number the events, so that the client can come back with `Last-Event-ID`."""
+
+
 class EventStream(Response):
     """One reply in chunks. All events that have come go out in one write."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, reply: Reply, group: StreamGroup, headers: dict[str, str], keep_alive_s: float) -> None:
+    def __init__(self, reply: Reply, group: StreamGroup, headers: dict[str, str], limits: StreamLimits) -> None:
         """Keep reply and requests, which are already started."""
         super().__init__(headers={**headers, **HEADERS})
         del self.headers["content-length"]
-        self._reply, self._group, self._keep_alive_s = reply, group, keep_alive_s
+        self._reply, self._group, self._limits = reply, group, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send until the last event, or until the client leaves; the requests are over afterwards."""
@@ -50,8 +62,8 @@ class EventStream(Response):
         """Send chunks as events come; a request refused before its first event keeps its status code."""
         is_started = False
         while not self._group.is_over and self._reply.error is None:
-            events = await self._group.batch(self._keep_alive_s)
-            text = "".join([self._reply.chunks(index, event) for index, event in events])
+            events = await self._group.batch(self._limits.keep_alive_s)
+            text = self._text(events)
             if not is_started:
                 if not text and isinstance(self._reply.error, ServingError):
                     raise self._reply.error
@@ -59,10 +71,28 @@ class EventStream(Response):
                 is_started = True
             if text or not events:
                 body = text.encode() if events else KEEP_ALIVE
-                await send({"type": "http.response.body", "body": body, "more_body": True})
+                await self._write(send, body)
         error = self._reply.error
         last = f"data: {json.dumps(error_body(error))}\n\n" if error is not None else self._reply.last_chunk()
         await send({"type": "http.response.body", "body": f"{last}data: [DONE]\n\n".encode(), "more_body": False})
+
+    def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
+        if not self._limits.has_ids:
+            return "".join([self._reply.chunks(index, event) for index, event in events])
+        out = []
+        for index, event in events:
+            chunk = self._reply.chunks(index, event)
+            self._reply.progress.note(index, event)
+            out.append(f"{chunk[:-1]}id: {self._reply.progress.event_id}\n\n" if chunk else "")
+        return "".join(out)
+
+    async def _write(self, send: Send, body: bytes) -> None:
+        """Send, unless the client has not read for too long: then its connection is cut."""
+        try:
+            async with asyncio.timeout(self._limits.slow_reader_s):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError as error:
+            raise SlowReader(f"the client did not read for {self._limits.slow_reader_s:g} s") from error
 
 
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:

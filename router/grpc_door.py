@@ -7,6 +7,7 @@ what a failed request has used goes in its trailers.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from core.errors import InvalidRequest, ServingError
+from core.errors import InvalidRequest, ServingError, SlowReader
 from core.types import (
     Anatomy,
     ChatPrompt,
@@ -37,6 +38,7 @@ from router.service import GenerationService
 SERVICE = "baton.v1.Generation"
 REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
+MIN_PING_MS = 500
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -91,12 +93,21 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def _stream(self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish], message: Any) -> None:
         group = await self._open(request, context, to_wish)
         request_id = group.requests[0].request_id
+
+        async def write(**event: Any) -> None:
+            limit_s = self._service.config.slow_reader_s
+            try:
+                async with asyncio.timeout(limit_s):
+                    await context.write(message(request_id=request_id, **event))
+            except TimeoutError:
+                await abort(context, SlowReader(f"the client did not read for {limit_s:g} s"))
+
         try:
             while True:
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            await context.write(message(request_id=request_id, prompt=self._prompt(logprobs)))
+                            await write(prompt=self._prompt(logprobs))
                         case TextDelta():
                             delta = pb.Delta(
                                 choice=event.choice,
@@ -104,13 +115,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                                 text=event.text,
                                 tokens=self._tokens(event),
                             )
-                            await context.write(message(request_id=request_id, delta=delta))
+                            await write(delta=delta)
                         case ChoiceFinished():
-                            await context.write(message(request_id=request_id, finished=_finished(event)))
+                            await write(finished=_finished(event))
                         case RequestEnded():
                             await _check(context, event)
                             summary = pb.Summary(usage=_usage(event.usage), timing=_timing(request, event.anatomy))
-                            await context.write(message(request_id=request_id, summary=summary))
+                            await write(summary=summary)
                             return
         finally:
             await group.close()
@@ -179,7 +190,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
 
 def _finished(event: ChoiceFinished) -> pb.Finished:
-    out = pb.Finished(choice=event.choice, reason=_REASONS[event.reason])
+    out = pb.Finished(choice=event.choice, reason=_REASONS[event.reason], position=event.position)
     if isinstance(event.stop_match, str):
         out.stop_string = event.stop_match
     elif event.stop_match is not None:
@@ -233,6 +244,9 @@ class GrpcDoor:
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
+            # Clients find out within seconds that a router hangs, by pinging it.
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),
+            ("grpc.http2.max_ping_strikes", 0),
         ]
         server = grpc.aio.server(options=options)
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(self._service), server)

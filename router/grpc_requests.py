@@ -54,6 +54,7 @@ def _wish(
         request_id=request.request_id or str(metadata.get("x-request-id", "")), time_limit_s=context.time_remaining(),
         bad_words=request.sampling.bad_words, adds_special_tokens=adds,
         truncate_prompt_tokens=optional(request.prompt, "truncate_tokens", None), cache_salt=request.prompt.cache_salt,
+        resume_from=tuple(request.resume_from.positions),
         trace=parse_trace(str(metadata.get("traceparent", "")), str(metadata.get("tracestate", ""))),
     )  # fmt: skip
 

@@ -15,6 +15,7 @@ from typing import Any
 from core.types import (
     Anatomy,
     ChoiceFinished,
+    GenerateRequest,
     Logprob,
     PromptScored,
     RequestEnded,
@@ -22,6 +23,7 @@ from core.types import (
     TextDelta,
     Usage,
 )
+from router.resuming import Progress
 from router.service import GenerationService
 
 
@@ -228,7 +230,7 @@ class ChoiceText:
 class Reply:
     """One reply to one or several prompts: takes events, gives a body or chunks."""
 
-    def __init__(self, dialect: Dialect, requests: Sequence[Any], created: int) -> None:
+    def __init__(self, dialect: Dialect, requests: Sequence[GenerateRequest], created: int) -> None:
         """Begin with nothing.
 
         Args:
@@ -258,7 +260,9 @@ class Reply:
         self._quick_tail = '],"usage":null}\n\n' if self.options.includes_usage else "]}\n\n"
         o = self.options
         self._is_quick = not (o.has_logprobs or o.returns_token_ids or o.has_continuous_usage or o.is_echo_only)
-        self._is_open = [False] * len(self._choices)
+        have = [p for r in requests for p in r.resume_from or (0,) * self._num_choices]
+        self._is_open = [position > 0 for position in have]
+        self.progress = Progress(requests[0].request_id, self._num_choices, have)
 
     @property
     def usage(self) -> Usage:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from starlette.exceptions import HTTPException
 
 from core.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, RequestTimeout, ServingError
 from core.trace import TraceContext, parse_trace
-from router.event_stream import EventStream, whole_reply
+from router.event_stream import EventStream, StreamLimits, whole_reply
 from router.http_bodies import (
     ChatBody,
     CompletionBody,
@@ -34,11 +35,13 @@ from router.http_bodies import (
 from router.http_errors import error_response, plain_error
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
 from router.request_making import MAX_ID_CHARACTERS, Wish
+from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
 log = logging.getLogger(__name__)
 MAX_HEADER_CHARACTERS = 1024
 TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = "x-baton-timing", "x-request-id", "x-baton-ignored-params"
+EVENT_IDS_HEADER, LAST_EVENT_HEADER = "x-baton-event-ids", "last-event-id"
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
@@ -80,6 +83,19 @@ def request_id_of(request: Request) -> str:
     """The caller's request id, if it is one that may be echoed."""
     value = request.headers.get(REQUEST_ID_HEADER, "")
     return value if len(value) <= MAX_ID_CHARACTERS and value.isascii() and value.isprintable() else ""
+
+
+def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wish]:
+    """The same wishes, from where the client is.
+
+    Raises:
+        InvalidRequest: The event id does not fit the body.
+    """
+    request_id, positions = parse_event_id(last_event)
+    if not is_stream or wishes[0].request_id not in ("", request_id):
+        raise InvalidRequest("Last-Event-ID", "is for a stream; send the same body, with stream: true and the same id")
+    shares = split_positions(positions, len(wishes))
+    return [replace(w, request_id=request_id, resume_from=s) for w, s in zip(wishes, shares, strict=True)]
 
 
 class Door:
@@ -148,12 +164,17 @@ class Door:
     async def _reply(
         self, request: Request, wishes: list[Wish], body: SamplingBody, dialect: Dialect, headers: dict[str, str]
     ) -> Response:
+        last_event = request.headers.get(LAST_EVENT_HEADER, "")
+        if last_event:
+            wishes = _resumed(wishes, last_event, is_stream=bool(body.stream))
         made = await self.service.make_requests(wishes)
         reply = Reply(dialect, made, self.created_now())
         group = self.service.open(*made)
         headers[REQUEST_ID_HEADER] = str(made[0].request_id)
         if body.stream:
-            return EventStream(reply, group, headers, self.config.keep_alive_s)
+            has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
+            limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
+            return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
         return JSONResponse(content, headers={**headers, "Server-Timing": server_timing(reply.anatomy)})
 

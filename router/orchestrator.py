@@ -79,6 +79,7 @@ class Orchestrator:
         self.on_retry: Callable[[ServingError], None] = lambda error: None
         self.tracing: Tracing = NoTracing()
         share = max(1, config.replicas)
+        self._is_closing = False
         self._misfits: OrderedDict[tuple[Incarnation, Incarnation], None] = OrderedDict()
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 
@@ -152,8 +153,8 @@ class Orchestrator:
             emit(ended)
             self.on_ended(run, ended)
 
-    def abort(self, request_id: RequestId) -> bool:
-        """Cancel a request by id.
+    def abort(self, request_id: RequestId, error: ServingError | None = None) -> bool:
+        """End a request by id, cancelled unless another error is given.
 
         Returns:
             False if it is not running (any more).
@@ -162,7 +163,7 @@ class Orchestrator:
         if run is None:
             return False
         if run.current is not None:
-            run.current.fail(Cancelled("the request was aborted"))
+            run.current.fail(error or Cancelled("the request was aborted"))
         elif (task := self._tasks.get(request_id)) is not None:
             task.cancel()
         return True
@@ -190,14 +191,15 @@ class Orchestrator:
                 await asyncio.gather(asyncio.shield(old), return_exceptions=True)
 
     async def drain(self, grace_s: float) -> None:
-        """Let running requests finish for `grace_s`, then cancel the rest."""
+        """Let running requests finish for `grace_s`, then end the rest so that clients resume elsewhere."""
         all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(grace_s):
                 await asyncio.shield(all_ended)  # the timeout must not cancel the requests behind their backs
         except TimeoutError:
+            self._is_closing = True
             for request_id in list(self._runs):
-                self.abort(request_id)
+                self.abort(request_id, Draining("the router is shutting down; resume the stream at another one"))
             await all_ended
 
     async def _attempts(self, run: RequestRun) -> None:
@@ -217,7 +219,12 @@ class Orchestrator:
                     raise Quarantined(
                         f"{run.num_deaths} workers died while serving this request; it is not tried again"
                     ) from error
-                if not error.is_retryable or num_faults > self._config.max_fault_attempts or num_moves > MAX_MOVES:
+                if (
+                    self._is_closing
+                    or not error.is_retryable
+                    or num_faults > self._config.max_fault_attempts
+                    or num_moves > MAX_MOVES
+                ):
                     raise
                 if isinstance(error, LayoutMismatch) and run.placement is not None:
                     self._note_misfit(run.placement)

@@ -54,6 +54,8 @@ class Wish:
     adds_special_tokens: bool = True
     cache_salt: str = ""
     trace: TraceContext | None = None
+    resume_from: tuple[int, ...] = ()
+    """For a client that comes back: what it has of each choice."""
 
 
 class RequestMaker:
@@ -111,13 +113,14 @@ class RequestMaker:
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
         self._check_prompt(token_ids, sampling)
+        _check_resume(wish, sampling)
         request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
         seed = sampling.seed if sampling.seed is not None else seed_of(request_id, self._seed_key)
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
             deadline_at=received_at + limit_s, eos_token_ids=self._model.eos_token_ids, scope=wish.cache_salt,
             trace=wish.trace, operation="chat" if isinstance(wish.prompt, ChatPrompt) else "text_completion",
-            received_at=received_at,
+            received_at=received_at, resume_from=wish.resume_from,
         )  # fmt: skip
 
     async def encode(
@@ -182,6 +185,20 @@ class RequestMaker:
                     f"prompt plus max_tokens is {total} tokens and needs {needed} KV blocks, a worker's pool holds "
                     f"{d.num_blocks}; lower max_tokens or raise engine.num_blocks"
                 )
+
+
+def _check_resume(wish: Wish, sampling: SamplingParams) -> None:
+    if not wish.resume_from:
+        return
+    if not wish.request_id:
+        raise InvalidRequest("request_id", "is missing; a stream is resumed by the id it had")
+    if len(wish.resume_from) != sampling.n:
+        raise InvalidRequest("resume_from", f"has {len(wish.resume_from)} positions, the request has n={sampling.n}")
+    if max(wish.resume_from) > sampling.max_tokens + 2:
+        raise InvalidRequest(
+            "resume_from",
+            f"has position {max(wish.resume_from)}, max_tokens is {sampling.max_tokens}; send the same request",
+        )
 
 
 def _check_text(name: str, value: str, limit: int) -> None:

@@ -155,7 +155,10 @@ class _Client:
         for attempt in range(MAX_RECONNECTS):
             router = await self._alive_router(attempt)
             wake = asyncio.Event()
-            have = tuple(len(t) + tail for t, tail in zip(self._tokens, self._has_tail, strict=True))
+            have = tuple(
+                len(tokens) + (2 if choice in self._finish else self._has_tail[choice])
+                for choice, tokens in enumerate(self._tokens)
+            )
             request = replace(self._request, resume_from=have) if attempt else self._request
             stream = router.open(request, wake)
             self._report.reconnects += attempt > 0
@@ -221,7 +224,6 @@ class _Client:
                 if choice in self._finish:
                     report.violations.append(f"I2 {name}: choice {choice} finished twice")
                 self._finish[choice] = reason.value
-                self._has_tail[choice] = True
             case RequestEnded():
                 self.ended = event
                 self._check_end(event)

@@ -162,10 +162,11 @@ class SessionServer:
         """Send again from the wanted positions; cancel what is no longer wanted."""
         wanted_by_id = {w.request_id: w for w in wanted}
         for request_id, attempt in list(session.attempts.items()):
-            want = wanted_by_id.pop(request_id, None)
+            want = wanted_by_id.get(request_id)
             if want is None or want.epoch != attempt.epoch:
-                self._host.cancel(request_id, attempt.epoch)
+                self._host.cancel(request_id, attempt.epoch)  # a newer one, if wanted, is reported as unknown below
             else:
+                del wanted_by_id[request_id]
                 attempt.rewind(want.next_positions)
                 self._host.credit(Credit(request_id, want.epoch, want.credit))
                 session.touch(attempt)

@@ -50,6 +50,7 @@ def test_product_code_never_asserts_or_pickles():
         "prefill_worker",
         "decode_worker",
         "prefix_index",
+        "client",
         "router",
         "cluster",
     ):

@@ -17,6 +17,7 @@ PACKAGES = (
     "prefill_worker",
     "decode_worker",
     "prefix_index",
+    "client",
     "router",
     "cluster",
     "simulation",

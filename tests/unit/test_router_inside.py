@@ -24,7 +24,7 @@ from core.types import (
 )
 from router.chat_template import ChatTemplates
 from router.detokenizing import TextModel
-from router.event_stream import EventStream, whole_reply
+from router.event_stream import EventStream, StreamLimits, whole_reply
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
 from router.request_log import RequestLog
 from router.tokenizer_child import answer
@@ -215,7 +215,9 @@ async def send_all(group, receive=stays, made=None):
     async def send(message):
         sent.append(message)
 
-    await EventStream(made or reply(), group, {"x-request-id": "id"}, 0.01)({"type": "http"}, receive, send)
+    await EventStream(made or reply(), group, {"x-request-id": "id"}, StreamLimits(0.01, 30.0, False))(
+        {"type": "http"}, receive, send
+    )
     assert group.is_closed
     return sent
 
