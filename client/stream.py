@@ -19,19 +19,20 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
 DETAILS_KEY = "grpc-status-details-bin"
-PING_MS, PING_TIMEOUT_MS = 1000, 1500
-"""A router that answers no ping for 2.5 s is taken for dead."""
+CONNECT_MS = 1500
+"""Longest wait for a door to accept, hello included."""
+PULSE_S, PULSE_TIMEOUT_S = 1.0, 1.5
+"""A router that does not answer a health check is taken for dead: 2.5 s after its last sign at the latest."""
 OPTIONS = [
-    ("grpc.keepalive_time_ms", PING_MS),
-    ("grpc.keepalive_timeout_ms", PING_TIMEOUT_MS),
-    ("grpc.http2.max_pings_without_data", 0),
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", -1),
@@ -64,6 +65,7 @@ class Client:
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
         self._roots, self._max_reconnects = root_certificates, max_reconnects
         self._channels: dict[str, grpc.aio.Channel] = {}
+        self._pulses: dict[str, _Pulse] = {}
         self._first = 0
         self.num_reconnects = 0
 
@@ -73,9 +75,8 @@ class Client:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the channels."""
-        channels, self._channels = self._channels, {}
-        for channel in channels.values():
-            await channel.close()
+        for address in list(self._channels):
+            await self._close(address)
 
     def generate(self, request: pb.GenerateRequest, timeout_s: float = 300.0) -> AsyncIterator[Any]:
         """Run one request; the last message has the summary.
@@ -100,30 +101,33 @@ class Client:
         request.request_id = request.request_id or f"req-{secrets.token_hex(12)}"
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout_s
-        have = [0] * max(1, request.sampling.n)
+        received = _Received(max(1, request.sampling.n))
         for attempt in range(self._max_reconnects + 1):
             address = self._addresses[self._first % len(self._addresses)]
             call = getattr(self._stub(address), method)(
                 request, timeout=max(0.0, ends_at - loop.time()), metadata=self._metadata
             )
+            pulse = self._pulse(address)
+            pulse.calls[call] = None
             try:
                 async for message in call:
-                    _note(have, message)
+                    received.note(message)
                     yield message
                     if message.WhichOneof("event") == "summary":
                         return
-                error: grpc.aio.AioRpcError | None = None
             except grpc.aio.AioRpcError as failure:
-                error = failure
                 if attempt == self._max_reconnects or not is_break(failure):
                     raise
+            except asyncio.CancelledError:
+                if call not in pulse.given_up:
+                    raise
             finally:
+                pulse.forget(call)
                 call.cancel()
             self.num_reconnects += 1
-            await self._leave(address, error)
+            await self._leave(address)
             await asyncio.sleep(min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S))
-            del request.resume_from.positions[:]
-            request.resume_from.positions.extend(have)
+            request.resume_from.CopyFrom(received.resume_from())
         raise ConnectionError(f"the stream ended {self._max_reconnects + 1} times without its last message")
 
     def _stub(self, address: str) -> Any:  # noqa: ANN401
@@ -135,14 +139,24 @@ class Client:
             self._channels[address] = channel
         return generation_pb2_grpc.GenerationStub(self._channels[address])
 
-    async def _leave(self, address: str, error: grpc.aio.AioRpcError | None) -> None:
-        """Go to the next address; a channel whose wire is gone is not used again."""
+    async def _leave(self, address: str) -> None:
+        """Go to the next address; with only one, dial it anew."""
         if address == self._addresses[self._first % len(self._addresses)]:
             self._first += 1
-        if error is not None and len(self._addresses) == 1:
-            channel = self._channels.pop(address, None)
-            if channel is not None:
-                await channel.close()
+        if len(self._addresses) == 1:
+            await self._close(address)
+
+    def _pulse(self, address: str) -> _Pulse:
+        if address not in self._pulses:
+            self._pulses[address] = _Pulse(self._channels[address])
+        return self._pulses[address]
+
+    async def _close(self, address: str) -> None:
+        pulse, channel = self._pulses.pop(address, None), self._channels.pop(address, None)
+        if pulse is not None:
+            await pulse.stop()
+        if channel is not None:
+            await channel.close()
 
 
 def is_break(error: grpc.aio.AioRpcError) -> bool:
@@ -153,12 +167,57 @@ def is_break(error: grpc.aio.AioRpcError) -> bool:
     return error.code() in _BREAKS
 
 
-def _note(have: list[int], message: Any) -> None:  # noqa: ANN401
-    """Count what was received, as `ResumeFrom` wants it."""
-    kind = message.WhichOneof("event")
-    if kind == "delta":
-        delta = message.delta
-        end = delta.position + len(delta.tokens)
-        have[delta.choice] = end if delta.tokens else end + 1
-    elif kind == "finished":
-        have[message.finished.choice] = message.finished.position + 2
+class _Received:
+    """What was received of one stream, as `ResumeFrom` wants it."""
+
+    def __init__(self, num_choices: int) -> None:
+        self._positions = [0] * num_choices
+        self._tokens: list[list[int]] = [[] for _ in range(num_choices)]
+
+    def note(self, message: Any) -> None:  # noqa: ANN401
+        kind = message.WhichOneof("event")
+        if kind == "delta":
+            delta = message.delta
+            end = delta.position + len(delta.tokens)
+            self._positions[delta.choice] = end if delta.tokens else end + 1
+            self._tokens[delta.choice].extend(t.token_id for t in delta.tokens)
+        elif kind == "finished":
+            self._positions[message.finished.choice] = message.finished.position + 2
+
+    def resume_from(self) -> pb.ResumeFrom:
+        tokens = [pb.TokenIds(ids=ids) for ids in self._tokens]
+        return pb.ResumeFrom(positions=self._positions, tokens=tokens)
+
+
+class _Pulse:
+    """Asks a door every second whether it lives, while calls depend on it; gives them up when it does not.
+
+    HTTP/2 pings would not do: threads of the gRPC library answer them while the process behind is stuck.
+    """
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self.calls: dict[Any, None] = {}
+        self.given_up: dict[Any, None] = {}
+        self._health = health_pb2_grpc.HealthStub(channel)
+        self._task = asyncio.get_running_loop().create_task(self._beat())
+
+    def forget(self, call: Any) -> None:  # noqa: ANN401
+        self.calls.pop(call, None)
+        self.given_up.pop(call, None)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(PULSE_S)
+            asked = list(self.calls)
+            if not asked:
+                continue
+            try:
+                await self._health.Check(health_pb2.HealthCheckRequest(), timeout=PULSE_TIMEOUT_S)
+            except grpc.aio.AioRpcError:
+                for call in asked:
+                    self.given_up[call] = None
+                    call.cancel()
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)

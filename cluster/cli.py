@@ -7,6 +7,7 @@ imported inside the commands that need them: `baton --help` stays under 0.3 s.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -184,6 +185,37 @@ def bench_serve(  # noqa: PLR0913 - one option each
         requests, input_tokens, output_tokens, rate, burstiness, trace, trace_divide, trace_block_tokens, speed, seed
     )
     run_bench(Options(url, model, shape, concurrency, goodput, timeout_s, plot, as_json=output == "json"))
+
+
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+app.add_typer(keys, name="keys")
+
+
+@keys.command("add")
+def keys_add(
+    file: Annotated[Path, typer.Option(help="key file, as in security.api_keys")],
+    tenant: Annotated[str, typer.Option(help="whose key it is; tenants share no cache")],
+    tier: Annotated[str, typer.Option(help="tier of its requests")] = "standard",
+) -> None:
+    """Make a key: shown once, its hash goes to the file. A running router takes it up within a second."""
+    from router.credentials import new_key  # noqa: PLC0415
+
+    key, line = new_key(tenant, tier)
+    with open(file.expanduser(), "a", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8") as out:
+        out.write(line + "\n")
+    typer.echo(key)
+
+
+@app.command()
+def certs(
+    out: Annotated[Path, typer.Option(help="folder to write to")],
+    host: Annotated[list[str] | None, typer.Option(help="name or address of the doors; repeat it")] = None,
+) -> None:
+    """Make development certificates: an authority, one pair for each role, one for the doors."""
+    from cluster.certs import make_certificates  # noqa: PLC0415
+
+    for path in make_certificates(out.expanduser(), host or ["localhost", "127.0.0.1"]):
+        typer.echo(path.name)
 
 
 simulate = typer.Typer(help="Run the cluster's own code on virtual time.", no_args_is_help=True)

@@ -23,6 +23,7 @@ from core.session import Role, WorkerDescriptor
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 12.0
 MAX_PAUSE_S = 30.0
+MAX_ROUTER_FAILURES = 3
 
 
 class Child:
@@ -100,7 +101,9 @@ class LocalCluster:
         self.http_port = 0
         self.grpc_port = 0
         self._members: dict[str, WorkerDescriptor] = {}
-        self._routers: list[Child] = []
+        self._routers: dict[int, Child] = {}
+        self.addresses: list[tuple[int, int]] = []
+        """(HTTP port, gRPC port) of each router; equal if they share fixed ones."""
         self._workers: dict[str, Child] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._desired = 0
@@ -129,7 +132,7 @@ class LocalCluster:
             raise error if isinstance(error, ServingError) else ConfigError("a child was not ready in time") from error
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._keep(seat)) for seat in seats]
-        self._tasks += [loop.create_task(self._watch_router(child)) for child in self._routers]
+        self._tasks += [loop.create_task(self._keep_router(seat)) for seat in self._routers]
 
     async def _start_worker(self, seat: str) -> None:
         child = await Child.spawn(seat.partition("-")[0], self.config)
@@ -138,18 +141,22 @@ class LocalCluster:
         self._members[seat] = from_json(news["worker"])
 
     async def _start_routers(self) -> None:
-        for _ in range(self.config.router.replicas):
-            child = await Child.spawn("router", self.config)
-            self._routers.append(child)
-            news = await child.hear()
-            self.http_port, self.grpc_port = news["http_port"], news["grpc_port"]
+        for seat in range(self.config.router.replicas):
+            self.addresses.append(await self._start_router(seat, self.config))
+        self.http_port, self.grpc_port = self.addresses[0]
+
+    async def _start_router(self, seat: int, config: BatonConfig) -> tuple[int, int]:
+        child = await Child.spawn("router", config)
+        self._routers[seat] = child
+        news = await child.hear()
+        return news["http_port"], news["grpc_port"]
 
     async def _tell_routers(self) -> None:
         news = {
             "members": [to_json(m) for m in self._members.values()],
             "is_starting": len(self._members) < self._desired,
         }
-        for router in self._routers:
+        for router in self._routers.values():
             await router.tell(json.dumps(news))
 
     async def _keep(self, seat: str) -> None:
@@ -170,17 +177,33 @@ class LocalCluster:
             except (ServingError, TimeoutError):
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
 
-    async def _watch_router(self, child: Child) -> None:
-        code = await child.process.wait()
+    async def _keep_router(self, seat: int) -> None:
+        """Restart a router on the ports it had; one that does not come up three times ends the cluster."""
+        ports = dict(zip(("http_port", "grpc_port"), self.addresses[seat], strict=True))
+        config = self.config.model_copy(update={"router": self.config.router.model_copy(update=ports)})
+        num_failures = 0
+        while True:
+            child = self._routers[seat]
+            code = await child.process.wait()
+            child.close()
+            try:
+                await self._start_router(seat, config)
+                await self._tell_routers()
+                num_failures = 0
+            except (ServingError, TimeoutError):
+                num_failures += 1
+                if num_failures >= MAX_ROUTER_FAILURES:
+                    break
+                await asyncio.sleep(num_failures)
         if self.failed is not None and not self.failed.done():
-            self.failed.set_exception(WorkerLost(f"a router process ended with code {code}"))
+            self.failed.set_exception(WorkerLost(f"a router process ended with code {code} and did not start again"))
 
     async def stop(self) -> None:
         """Stop routers first, so that requests end in good order, then workers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await asyncio.gather(*(child.stop() for child in self._routers))
+        await asyncio.gather(*(child.stop() for child in self._routers.values()))
         await asyncio.gather(*(child.stop() for child in self._workers.values()))
         if self._redis is not None:
             self._redis.stop()

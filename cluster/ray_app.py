@@ -146,6 +146,27 @@ def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa:
     return router.bind(config.model_dump_json(), *pools)
 
 
+def check_network(config: BatonConfig, *, is_loopback: bool) -> None:
+    """Refuse plain text between machines, unless someone answers for the network.
+
+    Raises:
+        ConfigError: Says what to set.
+    """
+    security = config.security
+    if is_loopback or security.trusts_network:
+        return
+    if not security.tls_dir:
+        raise ConfigError(
+            "this Ray cluster has several nodes and security.tls_dir is empty: KV and prompts would travel in plain "
+            "text; make certificates with `baton certs`, or set security.trusts_network if the network is closed"
+        )
+    if config.redis.is_on and not config.redis.url.startswith("rediss://"):
+        raise ConfigError(
+            "this Ray cluster has several nodes and Redis has no TLS: set redis.url to a rediss:// address, "
+            "redis.is_on to false, or security.trusts_network if the network is closed"
+        )
+
+
 def remove_application(address: str) -> None:
     """Take our application, and the Redis it brought, off a running Ray cluster.
 
@@ -204,6 +225,7 @@ class RayCluster:
         """
         self._init_ray()
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
+        check_network(self.config, is_loopback=is_loopback)
         if self.config.redis.is_on and not self.config.redis.url:
             self._start_redis(is_loopback=is_loopback)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -228,6 +250,11 @@ class RayCluster:
 
     def _init_ray(self) -> None:
         if self._address:
+            if os.environ.get("RAY_AUTH_MODE") != "token" and not self.config.security.trusts_network:
+                raise ConfigError(
+                    "RAY_AUTH_MODE is not token: anybody who reaches this Ray could run code on it; set it and the "
+                    "token on every node (docs: Ray token authentication), or set security.trusts_network"
+                )
             ray.init(address=self._address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
             return
         pools = self.config.pools

@@ -14,6 +14,7 @@ import time
 import uvicorn
 
 from cluster.session_network import session_network
+from cluster.tls import session_tls
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
 from core.config import BatonConfig
@@ -23,6 +24,7 @@ from core.session import Role
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.admission import Admission
+from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.grpc_door import GrpcDoor
 from router.links import Links
@@ -50,7 +52,7 @@ class RunningRouter:
         """Compose; `start` opens the doors."""
         spec, router = model_of(config), config.router
         clock, ids = SystemClock(), Ids()
-        self._network = session_network(router.host)
+        self._network = session_network(router.host, session_tls(config.security, "router"))
         self._tokenizer = TokenizerPool(spec.folder, router.tokenize_timeout_s, router.tokenizer_processes)
         text = TextModel(spec.folder)
         admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
@@ -63,9 +65,10 @@ class RunningRouter:
             spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
             fingerprint=f"fp_{spec.digest[:10]}",
         )  # fmt: skip
+        keyring = Keyring(config.security.api_keys, clock.now_s)
         self.service = GenerationService(
             model, router, self.orchestrator, admission, self.links, self._tokenizer, text, clock, ids,
-            config.seed_key.encode(), expected_roles(config), must_cross=config.placement.path == "pd",
+            config.seed_key.encode(), keyring, expected_roles(config), must_cross=config.placement.path == "pd",
         )  # fmt: skip
         self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
@@ -74,7 +77,7 @@ class RunningRouter:
         )
         self._mirror_task: asyncio.Task[None] | None = None
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
-        self._grpc = GrpcDoor(self.service)
+        self._grpc = GrpcDoor(self.service, config.security)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
@@ -94,10 +97,13 @@ class RunningRouter:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((self._config.router.host, self._config.router.http_port))
         self.http_port = listener.getsockname()[1]
-        app = make_app(self.service, created=int(time.time()))  # noqa: TID251 - OpenAI's `created` is wall-clock
+        created = int(time.time())  # noqa: TID251 - OpenAI's `created` is wall-clock
+        security = self._config.security
+        app = make_app(self.service, created, is_production=security.production)
         settings = uvicorn.Config(
             app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60,
             timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
+            ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
         )  # fmt: skip
         self._http = _Server(settings)
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve(sockets=[listener]))

@@ -73,13 +73,18 @@ def check_ports(config: BatonConfig) -> None:
         raise ConfigError(f"router.http_port and router.grpc_port are both {router.http_port}; make them different")
 
 
-def _announce(config: BatonConfig, http_port: int, grpc_port: int) -> None:
+def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
     host, pools = config.router.host, config.pools
+    http_port, grpc_port = addresses[0]
+    scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
     table.add_row(
-        "prefill", "0" if config.colocated else str(pools.prefill.replicas), "HTTP", f"http://{host}:{http_port}"
+        "prefill", "0" if config.colocated else str(pools.prefill.replicas), "HTTP", f"{scheme}://{host}:{http_port}"
     )
     table.add_row("decode", str(pools.decode.replicas), "gRPC", f"{host}:{grpc_port}")
+    for other_http, other_grpc in dict.fromkeys(addresses[1:]):
+        if (other_http, other_grpc) != addresses[0]:
+            table.add_row("", "", "router", f"{scheme}://{host}:{other_http}, gRPC {host}:{other_grpc}")
     console.print(table)
     console.print(f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster")
 
@@ -102,7 +107,7 @@ async def _run_local(config: BatonConfig) -> None:
         starting.result()
         if cluster.failed is not None:
             cluster.failed.add_done_callback(lambda _: stop.set())
-        _announce(config, cluster.http_port, cluster.grpc_port)
+        _announce(config, cluster.addresses)
         with announced(cluster.http_port, cluster.grpc_port, "local"):
             await stop.wait()
     starting.cancel()
@@ -137,7 +142,7 @@ def _run_ray(config: BatonConfig, address: str) -> None:
             cluster.start()
         for number in SIGNALS:  # after Ray, which installs handlers of its own
             signal.signal(number, lambda *_: stop.set())
-        _announce(config, cluster.http_port, cluster.grpc_port)
+        _announce(config, [(cluster.http_port, cluster.grpc_port)])
         with announced(cluster.http_port, cluster.grpc_port, "ray"):
             stop.wait()
         console.print("stopping")

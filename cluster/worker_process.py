@@ -11,6 +11,7 @@ from pathlib import Path
 
 from cluster.model_source import model_folder
 from cluster.session_network import session_network
+from cluster.tls import fetch_tls, session_tls
 from cluster.tracing import make_tracing
 from core.config import BatonConfig, PoolConfig
 from core.ids import Ids, WorkerId
@@ -23,6 +24,8 @@ from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
 from prefill_worker.part import prefill_role
 from worker.unit import WorkerParts, WorkerUnit
+
+DRAIN_GRACE_S = 5.0
 
 
 def model_of(config: BatonConfig) -> ModelSpec:
@@ -76,8 +79,8 @@ class RunningWorker:
             engine=engine,
             transfer=config.transfer,
             max_model_len=spec.max_model_len,
-            session_network=session_network(host),
-            transfer_network=fetch_network(host),
+            session_network=session_network(host, session_tls(config.security, role.value)),
+            transfer_network=fetch_network(host, fetch_tls(config.security, role.value)),
             clock=SystemClock(),
             descriptor=descriptor,
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
@@ -106,8 +109,9 @@ class RunningWorker:
         if fatal is not None and fatal.done():
             fatal.result()
 
-    async def stop(self) -> None:
-        """End sessions, agent and ranks."""
+    async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
+        """Let requests move to other workers, then end sessions, agent and ranks."""
+        await self._unit.worker.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()
         self._unit.worker.tracing.close()

@@ -8,6 +8,7 @@ room receives its own node.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -133,6 +134,17 @@ class RedisConfig(Node):
     is_on: bool = Field(default=True, description="false: run without a store")
 
 
+class SecurityConfig(Node):
+    """Who may come in, and how the inside is closed."""
+
+    api_keys: str = Field("", description="file of hashed keys (`baton keys add`); empty: doors on loopback, anybody")
+    tls_dir: str = Field("", description="certificates of `baton certs`: mutual TLS between routers and workers")
+    door_certificate: str = Field("", description="PEM chain of both doors; empty: plain text")
+    door_key: str = Field("", description="PEM key of both doors")
+    trusts_network: bool = Field(default=False, description="allow plain text inside a cluster of several machines")
+    production: bool = Field(default=False, description="no reflection, no /docs")
+
+
 class TracingConfig(Node):
     """OpenTelemetry spans, with W3C trace context through doors and workers."""
 
@@ -150,8 +162,21 @@ class BatonConfig(Node):
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
+    security: SecurityConfig = Field(default_factory=SecurityConfig, description="keys and certificates")
     colocated: bool = Field(default=False, description="one pool does both phases")
     seed_key: str = Field("baton", description="key of the hash that makes seeds from request ids")
+
+    @model_validator(mode="after")
+    def _doors_are_closed(self) -> BatonConfig:
+        security = self.security
+        if not security.api_keys and not is_loopback(self.router.host):
+            raise ValueError(
+                f"router.host is {self.router.host}, which others can reach, and security.api_keys is empty; make keys "
+                "with `baton keys add`, or bind 127.0.0.1"
+            )
+        if bool(security.door_certificate) != bool(security.door_key):
+            raise ValueError("security.door_certificate and security.door_key go together; set both or none")
+        return self
 
     @model_validator(mode="after")
     def _pair_fits(self) -> BatonConfig:
@@ -168,6 +193,16 @@ class BatonConfig(Node):
                 f"{decode.engine.block_size_tokens}; make them equal"
             )
         return self
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach an address?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def known_keys(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

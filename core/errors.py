@@ -8,6 +8,8 @@
     │   ├─ RequestTimeout          408  DEADLINE_EXCEEDED
     │   ├─ ModelNotFound           404  NOT_FOUND
     │   └─ DuplicateRequest        409  ALREADY_EXISTS
+    ├─ Unauthenticated             401  UNAUTHENTICATED
+    ├─ PermissionDenied            403  PERMISSION_DENIED
     ├─ RateLimited                 429  RESOURCE_EXHAUSTED
     ├─ Unavailable                 503  UNAVAILABLE
     │   ├─ Overloaded              503  UNAVAILABLE
@@ -109,6 +111,22 @@ class DuplicateRequest(ClientError):
     code = "duplicate_request"
     http_status = 409
     grpc_status = "ALREADY_EXISTS"
+
+
+class Unauthenticated(ServingError):
+    """No credential, or a wrong one; which, is not said."""
+
+    code = "invalid_api_key"
+    http_status = 401
+    grpc_status = "UNAUTHENTICATED"
+
+
+class PermissionDenied(ServingError):
+    """A good credential that may not do this."""
+
+    code = "permission_denied"
+    http_status = 403
+    grpc_status = "PERMISSION_DENIED"
 
 
 class RateLimited(ServingError):

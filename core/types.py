@@ -155,13 +155,22 @@ class GenerateRequest:
     eos_token_ids: tuple[int, ...] = ()
     tier: str = "standard"
     scope: str = ""
+    tenant: str = ""
+    """Whose it is; stays in the router. Ids are only compared within a tenant."""
     trace: TraceContext | None = None
     operation: str = "text_completion"
     """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
+    resume_tokens: tuple[tuple[int, ...], ...] = ()
+    """What such a client says the tokens were: a start for the computation, checked at the last of them."""
     resume_from: tuple[int, ...] = ()
     """For a client that comes back: how much of each choice it has (positions, tail and end; see `router.resuming`)."""
+
+    @property
+    def run_key(self) -> tuple[str, RequestId]:
+        """What names a running request: tenants may use the same ids."""
+        return self.tenant, self.request_id
 
     @property
     def max_total_tokens(self) -> int:

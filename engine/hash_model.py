@@ -27,8 +27,8 @@ class MemoryKV:
         size = layout.layer_block_bytes
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
-        for _ in range(layout.num_shards):
-            pool = memoryview(bytearray(layout.pool_bytes(num_blocks)))
+        self._shards = [memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)]
+        for pool in self._shards:
             starts = [
                 [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)] for i in range(layout.num_layers)
             ]

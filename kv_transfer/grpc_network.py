@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import grpc
@@ -45,6 +46,10 @@ class _ClientStream:
             await self._call.write(message)
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             raise StreamClosed(str(error)) from error
+        except asyncio.CancelledError:
+            if not _is_cancelled():
+                raise StreamClosed("the stream was reset") from None
+            raise
 
     async def recv(self) -> Any:  # noqa: ANN401
         try:
@@ -52,7 +57,8 @@ class _ClientStream:
         except grpc.aio.AioRpcError as error:
             raise StreamClosed(error.details()) from error
         except asyncio.CancelledError:
-            if self._call.cancelled() and not _is_cancelled():
+            # A call that the server cancelled ends like this too, and then it is the stream's end, not the task's.
+            if not _is_cancelled():
                 raise StreamClosed("the stream was reset") from None
             raise
         if message is grpc.aio.EOF:
@@ -115,6 +121,24 @@ def _is_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """A process's certificate (PEM), the authority it believes, and the names that peers must have."""
+
+    certificate: bytes
+    key: bytes
+    authority: bytes
+    peer_name: str
+    """Who may dial in."""
+    server_name: str
+    """Who a dialled server must be."""
+
+
+def _names_of(context: Any) -> set[str]:  # noqa: ANN401
+    """Names in the certificate of whoever dialled."""
+    return {name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())}
+
+
 class GrpcNetwork:
     """The `Network` port over grpc.aio. Make and use it on one loop."""
 
@@ -126,6 +150,7 @@ class GrpcNetwork:
         decode_up: Codec = _identity,
         encode_down: Codec = _identity,
         decode_down: Codec = _identity,
+        tls: Tls | None = None,
     ) -> None:
         """Name the method ("/package.Service/Method") and the address to bind.
 
@@ -136,8 +161,9 @@ class GrpcNetwork:
             decode_up: Bytes to client's message, on the server.
             encode_down: Server's message to bytes.
             decode_down: Bytes to server's message, on the client.
+            tls: Mutual TLS with roles; None: plain text, for loopback only.
         """
-        self._method, self._host = method, host
+        self._method, self._host, self._tls = method, host, tls
         self._encode_up, self._decode_up = encode_up, decode_up
         self._encode_down, self._decode_down = encode_down, decode_down
         self._channels: dict[str, grpc.aio.Channel] = {}
@@ -159,14 +185,24 @@ class GrpcNetwork:
 
     def _channel(self, address: str) -> Any:  # noqa: ANN401
         if address not in self._channels:
-            self._channels[address] = grpc.aio.insecure_channel(address, options=OPTIONS)
+            self._channels[address] = self._new_channel(address)
         return self._channels[address]
+
+    def _new_channel(self, address: str) -> grpc.aio.Channel:
+        tls = self._tls
+        if tls is None:
+            return grpc.aio.insecure_channel(address, options=OPTIONS)
+        credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
+        options = [*OPTIONS, ("grpc.ssl_target_name_override", tls.server_name)]
+        return grpc.aio.secure_channel(address, credentials, options=options)
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
         _, service, method = self._method.split("/")
 
         async def serve(_: Any, context: Any) -> None:  # noqa: ANN401
+            if self._tls is not None and self._tls.peer_name not in _names_of(context):
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this role may not open this stream")
             await on_stream(_ServerStream(context))
 
         handler = grpc.stream_stream_rpc_method_handler(
@@ -174,7 +210,12 @@ class GrpcNetwork:
         )
         server = grpc.aio.server(options=OPTIONS)
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
-        port = server.add_insecure_port(f"{self._host}:0")
+        if self._tls is None:
+            port = server.add_insecure_port(f"{self._host}:0")
+        else:
+            pair = (self._tls.key, self._tls.certificate)
+            credentials = grpc.ssl_server_credentials([pair], self._tls.authority, require_client_auth=True)
+            port = server.add_secure_port(f"{self._host}:0", credentials)
         await server.start()
         self._server = server
         return f"{self._host}:{port}"
@@ -189,6 +230,6 @@ class GrpcNetwork:
             await channel.close()
 
 
-def fetch_network(host: str = "127.0.0.1") -> GrpcNetwork:
+def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None) -> GrpcNetwork:
     """Make the network of Fetch streams."""
-    return GrpcNetwork("/baton.internal.v1.KVTransfer/Fetch", host)
+    return GrpcNetwork("/baton.internal.v1.KVTransfer/Fetch", host, tls=tls)

@@ -49,6 +49,10 @@ class ChoiceOutput:
         self._stop, self._includes_stop, self._decoder = sampling.stop, sampling.include_stop, decoder
         self._held, self._skip = "", skip
 
+    def restore(self, token_ids: tuple[int, ...]) -> None:
+        """Begin with tokens that the client says it has, but for the last: that one is computed and compared."""
+        self._decode(token_ids[:-1], shows_last=True)
+
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:
         """Take a delta; equal positions that are already here are dropped.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from core.config import SecurityConfig
 from core.errors import InvalidRequest, ServingError, SlowReader
 from core.types import (
     Anatomy,
@@ -30,7 +32,8 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
+from router.grpc_guard import Gate, door_credentials
+from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, identity_of, optional
 from router.request_making import Wish
 from router.request_stream import StreamGroup
 from router.service import GenerationService
@@ -38,7 +41,6 @@ from router.service import GenerationService
 SERVICE = "baton.v1.Generation"
 REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
-MIN_PING_MS = 500
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -151,7 +153,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         """Cancel a request by id."""
-        is_aborted = self._service.abort(request.request_id)
+        tenant = identity_of(context, self._service.keyring).tenant
+        is_aborted = self._service.abort(tenant, request.request_id)
         return pb.AbortResponse(outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING)
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
@@ -161,7 +164,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
     async def _open(self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]) -> StreamGroup:
         try:
-            made = await self._service.make_request(to_wish(request, context))
+            identity = identity_of(context, self._service.keyring)
+            made = await self._service.make_request(replace(to_wish(request, context), identity=identity))
         except ServingError as error:
             await abort(context, error)
         context.set_trailing_metadata(((REQUEST_ID_KEY, made.request_id),))
@@ -227,9 +231,9 @@ async def _check(context: Any, ended: RequestEnded) -> None:
 class GrpcDoor:
     """The server around the servicer."""
 
-    def __init__(self, service: GenerationService) -> None:
+    def __init__(self, service: GenerationService, security: SecurityConfig) -> None:
         """Nothing listens yet."""
-        self._service = service
+        self._service, self._security = service, security
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -244,18 +248,17 @@ class GrpcDoor:
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
-            # Clients find out within seconds that a router hangs, by pinging it.
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", MIN_PING_MS),
-            ("grpc.http2.max_ping_strikes", 0),
         ]
-        server = grpc.aio.server(options=options)
+        server = grpc.aio.server(options=options, interceptors=[Gate(self._service.keyring)])
         generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(self._service), server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        reflection.enable_server_reflection(names, server)
+        if not self._security.production:
+            reflection.enable_server_reflection(names, server)
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
-        self.port = server.add_insecure_port(f"{config.host}:{config.grpc_port}")
+        address, credentials = f"{config.host}:{config.grpc_port}", door_credentials(self._security)
+        self.port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
         await server.start()
         self._server = server
 

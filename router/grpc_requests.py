@@ -17,7 +17,18 @@ from core.errors import InternalError, InvalidRequest, ModelNotFound, RateLimite
 from core.trace import parse_trace
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
+from router.credentials import Identity, Keyring
 from router.request_making import Wish
+
+
+def identity_of(context: Any, keyring: Keyring) -> Identity:
+    """Whose call this is.
+
+    Raises:
+        Unauthenticated: No valid key.
+    """
+    values = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    return keyring.identify(str(values[0]) if len(values) == 1 else "")
 
 
 def optional(message: Any, field: str, default: Any) -> Any:
@@ -55,6 +66,7 @@ def _wish(
         bad_words=request.sampling.bad_words, adds_special_tokens=adds,
         truncate_prompt_tokens=optional(request.prompt, "truncate_tokens", None), cache_salt=request.prompt.cache_salt,
         resume_from=tuple(request.resume_from.positions),
+        resume_tokens=tuple(tuple(t.ids) for t in request.resume_from.tokens),
         trace=parse_trace(str(metadata.get("traceparent", "")), str(metadata.get("tracestate", ""))),
     )  # fmt: skip
 

@@ -33,6 +33,7 @@ from router.http_bodies import (
     parse_body,
 )
 from router.http_errors import error_response, plain_error
+from router.http_guard import Guard
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
 from router.request_making import MAX_ID_CHARACTERS, Wish
 from router.resuming import parse_event_id, split_positions
@@ -167,7 +168,8 @@ class Door:
         last_event = request.headers.get(LAST_EVENT_HEADER, "")
         if last_event:
             wishes = _resumed(wishes, last_event, is_stream=bool(body.stream))
-        made = await self.service.make_requests(wishes)
+        identity = request.state.identity
+        made = await self.service.make_requests([replace(w, identity=identity) for w in wishes])
         reply = Reply(dialect, made, self.created_now())
         group = self.service.open(*made)
         headers[REQUEST_ID_HEADER] = str(made[0].request_id)
@@ -294,14 +296,16 @@ def _add_error_pages(app: FastAPI) -> None:
         return plain_error(500, "the server failed in a way it should not", "internal_error")
 
 
-def make_app(service: GenerationService, created: int) -> FastAPI:
+def make_app(service: GenerationService, created: int, *, is_production: bool = False) -> FastAPI:
     """Build the HTTP application.
 
     Args:
         service: Behind every route.
         created: Unix seconds of the start, for OpenAI's `created` fields.
+        is_production: Without the pages that describe the API.
     """
-    app: FastAPI = FastAPIOffline(title="Baton", version=version("baton-serve"), redoc_url=None)
+    docs = {"docs_url": None, "openapi_url": None} if is_production else {}
+    app: FastAPI = FastAPIOffline(title="Baton", version=version("baton-serve"), redoc_url=None, **docs)
     door = Door(service, created)
     _add_error_pages(app)
     for path, endpoint, schema in (
@@ -317,4 +321,5 @@ def make_app(service: GenerationService, created: int) -> FastAPI:
         ("/version", door.show_version), ("/replicas", door.replicas),
     ):  # fmt: skip
         app.get(path, response_model=None)(reader)
+    app.add_middleware(Guard, keyring=service.keyring)
     return app

@@ -48,6 +48,7 @@ from router.placement import Placement, Wish, choose
 from router.request_run import AttemptRun, Emit, RequestRun
 from router.retry_budget import RetryBudget
 
+RunKey = tuple[str, RequestId]
 AFTER_FAULT_WAIT_S = 3.0
 """How long a request that lost its worker waits for another to appear."""
 FAULT_PAUSE_S = 0.05
@@ -73,8 +74,8 @@ class Orchestrator:
         """Keep the collaborators."""
         self._links, self._admission, self._config, self._placement = links, admission, config, placement
         self._clock, self._ids, self._new_decoder = clock, ids, new_decoder
-        self._runs: dict[RequestId, RequestRun] = {}
-        self._tasks: dict[RequestId, asyncio.Task[object]] = {}
+        self._runs: dict[RunKey, RequestRun] = {}
+        self._tasks: dict[RunKey, asyncio.Task[object]] = {}
         self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
         self.on_retry: Callable[[ServingError], None] = lambda error: None
         self.tracing: Tracing = NoTracing()
@@ -101,11 +102,12 @@ class Orchestrator:
         Raises:
             asyncio.CancelledError: The caller left; the workers have been told.
         """
-        request_id = request.request_id
+        run_key = request.run_key
         if request.resume_from:
             await self._take_over(request)
-        if request_id in self._runs:
-            emit(RequestEnded(Usage(0), DuplicateRequest(f"request_id {request_id} is running; choose another")))
+        if run_key in self._runs:
+            fact = f"request_id {request.request_id} is running; choose another"
+            emit(RequestEnded(Usage(0), DuplicateRequest(fact)))
             return
         sampling, now_s = request.sampling, self._clock.now_s()
         received_at = now_s if request.received_at is None else request.received_at
@@ -113,7 +115,7 @@ class Orchestrator:
         request = replace(request, trace=span.context)
         run = RequestRun(
             request=request,
-            session_key=self._ids.session_key(request_id),
+            session_key=self._ids.session_key(request.request_id),
             emit=emit,
             clock=self._clock,
             timeline=Timeline(received_at),
@@ -127,10 +129,12 @@ class Orchestrator:
             has_prompt_scores=any(request.resume_from),
             path=forced_path.value if forced_path else self._placement.path,
         )
-        self._runs[request_id] = run
+        for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
+            choice.restore(tokens)
+        self._runs[run_key] = run
         task = asyncio.current_task()
         if task is not None:
-            self._tasks[request_id] = task
+            self._tasks[run_key] = task
         error: ServingError | None = InternalError("the orchestrator itself failed")
         try:
             async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
@@ -145,32 +149,32 @@ class Orchestrator:
             error = Cancelled("the caller left")
             raise
         finally:
-            del self._runs[request_id]
-            self._tasks.pop(request_id, None)
+            del self._runs[run_key]
+            self._tasks.pop(run_key, None)
             run.timeline.ended_at = self._clock.now_s()
             ended = RequestEnded(run.usage(), error, anatomy_of(run))
             end_span(run, ended)
             emit(ended)
             self.on_ended(run, ended)
 
-    def abort(self, request_id: RequestId, error: ServingError | None = None) -> bool:
+    def abort(self, run_key: RunKey, error: ServingError | None = None) -> bool:
         """End a request by id, cancelled unless another error is given.
 
         Returns:
             False if it is not running (any more).
         """
-        run = self._runs.get(request_id)
+        run = self._runs.get(run_key)
         if run is None:
             return False
         if run.current is not None:
             run.current.fail(error or Cancelled("the request was aborted"))
-        elif (task := self._tasks.get(request_id)) is not None:
+        elif (task := self._tasks.get(run_key)) is not None:
             task.cancel()
         return True
 
-    def consumed(self, request_id: RequestId, num_positions: int) -> None:
+    def consumed(self, run_key: RunKey, num_positions: int) -> None:
         """The client has taken `num_positions` of every choice: workers may compute that much further."""
-        run = self._runs.get(request_id)
+        run = self._runs.get(run_key)
         if run is None or run.current is None:
             return
         limit = num_positions + self._config.credit_positions
@@ -185,8 +189,8 @@ class Orchestrator:
 
     async def _take_over(self, request: GenerateRequest) -> None:
         """The client lost its stream before the router noticed: the run it left makes room."""
-        old = self._tasks.get(request.request_id)
-        if old is not None and self.abort(request.request_id):
+        old = self._tasks.get(request.run_key)
+        if old is not None and self.abort(request.run_key):
             async with asyncio.timeout_at(request.deadline_at):
                 await asyncio.gather(asyncio.shield(old), return_exceptions=True)
 
@@ -198,8 +202,8 @@ class Orchestrator:
                 await asyncio.shield(all_ended)  # the timeout must not cancel the requests behind their backs
         except TimeoutError:
             self._is_closing = True
-            for request_id in list(self._runs):
-                self.abort(request_id, Draining("the router is shutting down; resume the stream at another one"))
+            for run_key in list(self._runs):
+                self.abort(run_key, Draining("the router is shutting down; resume the stream at another one"))
             await all_ended
 
     async def _attempts(self, run: RequestRun) -> None:

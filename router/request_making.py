@@ -17,6 +17,7 @@ from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
 from core.types import MAX_BAD_WORDS, ChatPrompt, GenerateRequest, SamplingParams
+from router.credentials import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
 MAX_SALT_CHARACTERS = 256
@@ -54,8 +55,11 @@ class Wish:
     adds_special_tokens: bool = True
     cache_salt: str = ""
     trace: TraceContext | None = None
+    identity: Identity = ANYBODY
     resume_from: tuple[int, ...] = ()
     """For a client that comes back: what it has of each choice."""
+    resume_tokens: tuple[tuple[int, ...], ...] = ()
+    """Its tokens, if it says them."""
 
 
 class RequestMaker:
@@ -113,14 +117,16 @@ class RequestMaker:
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
         self._check_prompt(token_ids, sampling)
-        _check_resume(wish, sampling)
+        _check_resume(wish, sampling, self._model.vocabulary_size)
         request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
         seed = sampling.seed if sampling.seed is not None else seed_of(request_id, self._seed_key)
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
-            deadline_at=received_at + limit_s, eos_token_ids=self._model.eos_token_ids, scope=wish.cache_salt,
+            deadline_at=received_at + limit_s, eos_token_ids=self._model.eos_token_ids, scope=_scope(wish),
+            tenant=wish.identity.tenant, tier=wish.identity.tier,
             trace=wish.trace, operation="chat" if isinstance(wish.prompt, ChatPrompt) else "text_completion",
             received_at=received_at, resume_from=wish.resume_from,
+            resume_tokens=wish.resume_tokens,
         )  # fmt: skip
 
     async def encode(
@@ -187,7 +193,13 @@ class RequestMaker:
                 )
 
 
-def _check_resume(wish: Wish, sampling: SamplingParams) -> None:
+def _scope(wish: Wish) -> str:
+    """The prefix cache's scope: the tenant's, whatever salt the request asks for within it."""
+    tenant = wish.identity.tenant
+    return f"{tenant}\n{wish.cache_salt}" if tenant else wish.cache_salt
+
+
+def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) -> None:
     if not wish.resume_from:
         return
     if not wish.request_id:
@@ -199,6 +211,16 @@ def _check_resume(wish: Wish, sampling: SamplingParams) -> None:
             "resume_from",
             f"has position {max(wish.resume_from)}, max_tokens is {sampling.max_tokens}; send the same request",
         )
+
+    if not wish.resume_tokens:
+        return
+    if len(wish.resume_tokens) != sampling.n:
+        raise InvalidRequest(
+            "resume_from.tokens", f"has {len(wish.resume_tokens)} choices, the request has n={sampling.n}"
+        )
+    for tokens, position in zip(wish.resume_tokens, wish.resume_from, strict=True):
+        if len(tokens) > min(position, sampling.max_tokens) or not all(0 <= t < vocabulary_size for t in tokens):
+            raise InvalidRequest("resume_from.tokens", "has more tokens than positions, or one outside the vocabulary")
 
 
 def _check_text(name: str, value: str, limit: int) -> None:

@@ -49,7 +49,7 @@ class RequestStream:
                 self.is_over = True
         if self._open_choices and self._open_choices <= self._taken.keys():
             # A choice that has ended needs no credit and must not hold back the others.
-            self._orchestrator.consumed(self.request.request_id, min(self._taken[c] for c in self._open_choices))
+            self._orchestrator.consumed(self.request.run_key, min(self._taken[c] for c in self._open_choices))
         return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
 
     async def close(self) -> None:

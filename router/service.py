@@ -19,6 +19,7 @@ from core.session import Role
 from core.types import ChatPrompt, GenerateRequest, RequestEnded
 from router.admission import CANARY_TIER, Admission
 from router.canary import Canary
+from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.links import Links, LinkState
 from router.orchestrator import Orchestrator
@@ -46,6 +47,7 @@ class GenerationService:
         clock: Clock,
         ids: Ids,
         seed_key: bytes,
+        keyring: Keyring,
         expected_roles: frozenset[Role],
         *,
         must_cross: bool,
@@ -57,6 +59,7 @@ class GenerationService:
             model, config, tokenizer, clock, ids, seed_key, lambda: [c.descriptor for c in links.candidates()]
         )
         self._canary = Canary(model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross)
+        self.keyring = keyring
         self._clock, self._started_at = clock, clock.now_s()
         self._log = RequestLog() if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
@@ -103,9 +106,9 @@ class GenerationService:
         """Start requests."""
         return StreamGroup(self._orchestrator, requests)
 
-    def abort(self, request_id: str) -> bool:
-        """Cancel a request by id; False if it is not running."""
-        return self._orchestrator.abort(RequestId(request_id))
+    def abort(self, tenant: str, request_id: str) -> bool:
+        """Cancel a tenant's request by id; False if it is not running."""
+        return self._orchestrator.abort((tenant, RequestId(request_id)))
 
     # --- tokens ---------------------------------------------------------------------------------------
 

@@ -58,7 +58,11 @@ def main() -> None:
             reply = {"error": error.message, "field": error.field}
         except (MemoryError, RecursionError) as error:
             reply = {"error": f"needs too much memory ({type(error).__name__}); simplify it", "field": "messages"}
-        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+        try:
+            sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            return  # the router is gone
         sys.stdout.flush()
 
 

@@ -159,7 +159,8 @@ class _Client:
                 len(tokens) + (2 if choice in self._finish else self._has_tail[choice])
                 for choice, tokens in enumerate(self._tokens)
             )
-            request = replace(self._request, resume_from=have) if attempt else self._request
+            said = tuple(tuple(t) for t in self._tokens) if self._index % 2 else ()  # as our client does; SSE cannot
+            request = replace(self._request, resume_from=have, resume_tokens=said) if attempt else self._request
             stream = router.open(request, wake)
             self._report.reconnects += attempt > 0
             is_over = await self._read(router, stream, wake)

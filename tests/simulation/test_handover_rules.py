@@ -425,7 +425,7 @@ def test_a_slow_client_is_parked_by_credit_and_goes_on_when_it_reads():
         other = await ask(cluster, "other", PROMPT[:20], max_tokens=5)
         while not running.done():
             taken = sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
-            cluster.orchestrator.consumed(request.request_id, taken)
+            cluster.orchestrator.consumed(request.run_key, taken)
             await asyncio.sleep(0.05)
         await running
         return parked, other, events
@@ -530,7 +530,7 @@ def test_a_lost_credit_is_missed_by_its_number_and_made_good_by_a_reconnect():
             return message
 
         cluster.hub.tamper = lose
-        cluster.orchestrator.consumed("slow", 10)
+        cluster.orchestrator.consumed(("", "slow"), 10)
         await asyncio.sleep(0.2)
         parked = sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
         cluster.hub.tamper = lambda stream, message: message
@@ -576,9 +576,9 @@ def test_an_abort_reaches_a_request_that_waits_for_a_permit_and_one_that_runs():
         two = asyncio.ensure_future(ask(cluster, name="two", max_tokens=60))
         await asyncio.sleep(0.05)
         assert (
-            cluster.orchestrator.abort("two")
-            and cluster.orchestrator.abort("one")
-            and not cluster.orchestrator.abort("none")
+            cluster.orchestrator.abort(("", "two"))
+            and cluster.orchestrator.abort(("", "one"))
+            and not cluster.orchestrator.abort(("", "none"))
         )
         return await asyncio.gather(one, two, return_exceptions=True)
 

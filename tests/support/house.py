@@ -26,7 +26,7 @@ from prefill_worker.part import prefill_role
 from router.admission import Admission
 from router.links import Links
 from router.orchestrator import Orchestrator
-from simulation.cluster import StaticMembership
+from simulation.parts import StaticMembership
 from worker.unit import WorkerParts, WorkerUnit
 
 _models: dict = {}

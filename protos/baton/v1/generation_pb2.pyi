@@ -106,10 +106,12 @@ class PromptOptions(_message.Message):
     def __init__(self, truncate_tokens: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
-    __slots__ = ("positions",)
+    __slots__ = ("positions", "tokens")
     POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
     positions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, positions: _Optional[_Iterable[int]] = ...) -> None: ...
+    tokens: _containers.RepeatedCompositeFieldContainer[TokenIds]
+    def __init__(self, positions: _Optional[_Iterable[int]] = ..., tokens: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
     __slots__ = ("request_id", "model", "text", "token_ids", "sampling", "stopping", "response", "prompt", "resume_from")
