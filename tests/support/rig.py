@@ -268,6 +268,14 @@ class Rig:
                 await asyncio.sleep(0.01)
         return pid
 
+    async def terminate(self, role, pid):
+        """SIGTERM one process, as a rolling restart does; returns its exit code."""
+        children = [*self.cluster._workers.values(), *self.cluster._routers.values()]
+        child = next(c for c in children if c.process.pid == pid)
+        os.kill(pid, signal.SIGTERM)
+        async with asyncio.timeout(20):
+            return await child.process.wait()
+
     async def hang(self, role, seconds):
         """SIGSTOP one process of a role for a while; it wakes as a zombie of its past."""
         pid = self.rng.choice(self.pids(role))

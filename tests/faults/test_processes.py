@@ -1,0 +1,76 @@
+"""Processes killed and stopped at random moments under load: nothing lost, nothing repeated, nothing inexact.
+
+The control arm runs first on the same cluster. A sample in `make test`, 3,000 affected requests in
+`make test-long` (0 of n bounds the loss at 3/n with 95 % confidence).
+"""
+
+import asyncio
+
+import pytest
+from support.rig import Rig, config_of, is_long, note
+
+TARGET = {"float32": 2000, "bfloat16": 1000} if is_long() else {"float32": 40, "bfloat16": 20}
+KINDS = [(what, role) for what in ("kill", "hang") for role in ("decode", "prefill", "router")]
+HANG_S = 6.0
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+async def test_kills_and_hangs_of_every_role_lose_repeat_and_change_nothing(dtype):
+    async with Rig(config_of(dtype)) as rig:
+        rig.make_requests(48 if is_long() else 24, max_tokens=80)
+        await rig.learn()
+        # Control arm: the same load without a fault, and how long its clients wait between two messages.
+        await rig.load(20 if is_long() else 4, 32 if is_long() else 16)
+        assert rig.verdict()["wrong"] == [] and rig.verdict()["affected"] == 0
+        control = _quantiles([a.longest_gap_s for _, a in rig.answers])
+        figures = {kind: [] for kind in KINDS}
+        affected = 0
+        while affected < TARGET[dtype] or not all(figures.values()):
+            for what, role in KINDS:
+                rig.answers.clear()
+                load = asyncio.create_task(rig.load(5 if what == "kill" else HANG_S + 1, 32 if is_long() else 16))
+                await asyncio.sleep(rig.rng.uniform(0.8, 2.5))
+                await (rig.kill(role) if what == "kill" else rig.hang(role, HANG_S))
+                await load
+                verdict = rig.verdict()
+                assert verdict["wrong"] == [], (what, role)
+                affected += verdict["affected"]
+                figures[what, role] += [a.longest_gap_s for _, a in rig.answers if a.is_affected]
+                await rig.wait_whole()
+        assert await rig.leaked() == {}
+    rows = {
+        f"{what} {role}": {"affected": len(gaps), **_quantiles(gaps)} for (what, role), gaps in figures.items()
+    }  # fmt: skip
+    print(dtype, affected, control, rows)
+    note(
+        f"processes_{dtype}",
+        {"dtype": dtype, "affected": affected, "lost": 0, "inexact": 0, "control_gap_s": control, "client_gap_s": rows},
+    )
+
+
+def _quantiles(gaps):
+    ordered = sorted(gaps) or [0.0]
+    return {f"p{q}": round(ordered[min(len(ordered) - 1, int(q / 100 * len(ordered)))], 3) for q in (50, 95, 99)}
+
+
+@pytest.mark.timeout(300)
+async def test_a_rolling_restart_of_every_process_under_load_is_not_noticed():
+    """SIGTERM: workers let their requests move, routers end theirs so that clients resume elsewhere."""
+    async with Rig(config_of()) as rig:
+        rig.make_requests(24, max_tokens=80)
+        await rig.learn()
+        moved = 0
+        for role in ("decode", "prefill", "router", "decode"):
+            for pid in rig.pids(role):
+                rig.answers.clear()
+                load = asyncio.create_task(rig.load(4, 12))
+                await asyncio.sleep(1.5)
+                code = await rig.terminate(role, pid)
+                await load
+                assert code == 0, f"{role} ended with {code}"
+                assert rig.verdict()["wrong"] == []
+                moved += sum(a.attempts[0].endswith("draining") for _, a in rig.answers if a.attempts)
+                await rig.wait_whole()
+        assert moved > 0
+        assert await rig.leaked() == {}

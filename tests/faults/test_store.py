@@ -1,0 +1,89 @@
+"""Redis dies, freezes and comes back empty under load: nobody notices but `/ready`'s store field."""
+
+import asyncio
+import os
+import signal
+import subprocess
+from urllib.parse import urlparse
+
+import httpx
+import pytest
+from redis import asyncio as redis_asyncio
+from support.rig import Rig, config_of, is_gone, is_long, note, state_of
+
+from cluster.redis_server import RedisServer, _binary
+
+FROZEN_S = 60 if is_long() else 8
+
+
+async def store_state(rig):
+    async with httpx.AsyncClient(timeout=2) as http:
+        return [(await http.get(f"http://127.0.0.1:{p}/ready")).json()["store"] for p, _ in rig.cluster.addresses]
+
+
+async def until(predicate, timeout_s=15):
+    async with asyncio.timeout(timeout_s):
+        while not await predicate():
+            await asyncio.sleep(0.1)
+
+
+@pytest.mark.timeout(400)
+async def test_redis_killed_frozen_and_back_empty_costs_nothing():
+    server = RedisServer()
+    url = urlparse(server.url)
+    revived = None
+    try:
+        async with Rig(config_of(redis__url=server.url)) as rig:
+            rig.make_requests(16, max_tokens=30)
+            await rig.learn()
+            ttft = {}
+
+            async def phase(name, seconds, start=lambda: None):
+                rig.answers.clear()
+                load = asyncio.create_task(rig.load(seconds, 6))
+                await asyncio.sleep(0.3)
+                start()
+                await load
+                verdict = rig.verdict()
+                assert verdict["wrong"] == [] and verdict["affected"] == 0, (name, verdict)
+                times = sorted(a.ttft_s * 1000 for _, a in rig.answers)
+                ttft[name] = {
+                    "p50_ms": times[len(times) // 2],
+                    "p99_ms": times[int(0.99 * len(times))],
+                    "n": len(times),
+                }
+
+            async def all_in(state):
+                return set(await store_state(rig)) == {state}
+
+            await until(lambda: all_in("ok"))
+            await phase("control", 8 if not is_long() else 30)
+            await phase("frozen", FROZEN_S, lambda: os.kill(server.pid, signal.SIGSTOP))
+            assert state_of(server.pid) == "T"
+            await until(lambda: all_in("down"))
+            os.kill(server.pid, signal.SIGCONT)
+            await until(lambda: all_in("ok"))
+            await phase("killed", 6 if not is_long() else 30, server.stop)
+            assert is_gone(server.pid)
+            await until(lambda: all_in("down"))
+            revived = subprocess.Popen(
+                [str(_binary()), "--bind", "127.0.0.1", "--port", str(url.port), "--requirepass", url.password, "--save", ""],
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            await phase("back empty", 6)
+            await until(lambda: all_in("ok"))
+            client = redis_asyncio.Redis.from_url(server.url)
+            assert await client.exists("baton:members")
+            await client.aclose()
+            print(ttft)
+            note(
+                "store",
+                {"ttft": ttft, "added_p99_ms": {k: v["p99_ms"] - ttft["control"]["p99_ms"] for k, v in ttft.items()}},
+            )
+    finally:
+        if revived is not None:
+            revived.kill()
+            revived.wait()
+        if not is_gone(server.pid):
+            os.kill(server.pid, signal.SIGCONT)
+            server.stop()

@@ -1,0 +1,72 @@
+"""The wire between decode and prefill misbehaves, and the one between routers and workers."""
+
+import asyncio
+
+import pytest
+from support.rig import Rig, config_of, is_long, note
+
+FLIPS = 200 if is_long() else 24
+
+
+def proxies(rig, kind):
+    return [p for (_, k), p in rig.cluster.proxies.items() if k == kind]
+
+
+async def under(rig, seconds, start, stop=lambda: None):
+    rig.answers.clear()
+    load = asyncio.create_task(rig.load(seconds, 12))
+    await asyncio.sleep(0.7)
+    start()
+    await asyncio.sleep(seconds * 0.6)
+    stop()
+    await load
+    verdict = rig.verdict()
+    assert verdict["wrong"] == []
+    return verdict
+
+
+@pytest.mark.timeout(600)
+async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
+    async with Rig(config_of(placement__path="pd"), proxied=["transfer"]) as rig:
+        rig.make_requests(24, max_tokens=12)
+        await rig.learn()
+        flips = 0
+        while flips < FLIPS:
+            rig.answers.clear()
+            load = asyncio.create_task(rig.load(3, 8))
+            while not load.done():
+                for proxy in proxies(rig, "transfer"):
+                    proxy.flips = 1
+                await asyncio.sleep(0.05)
+            await load
+            verdict = rig.verdict()
+            assert verdict["wrong"] == [] or all("kv_transfer_failed" in w for w in verdict["wrong"]), verdict["wrong"]
+            assert not any("inexact" in w for w in verdict["wrong"])
+            flips = sum(p.bitten["flip"] for p in proxies(rig, "transfer"))
+        assert await rig.leaked() == {}
+        note("flips", {"flips": flips, "inexact": 0})
+
+
+@pytest.mark.timeout(300)
+async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing():
+    async with Rig(config_of(), proxied=["transfer", "session"]) as rig:
+        rig.make_requests(24, max_tokens=60)
+        await rig.learn()
+        for kind in ("transfer", "session"):
+            wires = proxies(rig, kind)
+
+            def set_all(name, value, wires=wires):
+                for wire in wires:
+                    setattr(wire, name, value)
+
+            await under(rig, 4, lambda s=set_all: s("delay_s", 0.05), lambda s=set_all: s("delay_s", 0.0))
+            await under(rig, 4, lambda w=wires: [x.cut() for x in w])
+            await under(rig, 4, lambda s=set_all: s("truncate", 1))
+            for ways in (("up", "down"), ("up",), ("down",)):
+                one = wires[0]
+                await under(rig, 7, lambda o=one, w=ways: o.block(*w), one.unblock)
+                await rig.wait_whole()
+            bitten = sum((w.bitten for w in wires), start=type(wires[0].bitten)())
+            wanted = {"delay", "cut", "truncate", "blocked up", "blocked down"}
+            assert wanted <= {k for k, n in bitten.items() if n}, (kind, bitten)
+        assert await rig.leaked() == {}
