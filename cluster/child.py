@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sys
+import traceback
 from typing import Any
 
 import uvloop
@@ -21,6 +23,8 @@ from core.lifeline import hang_on
 from core.session import Role
 
 MAX_LINE_BYTES = 16 << 20
+
+EXIT_BUG = 70
 
 
 def say(message: dict[str, Any]) -> None:
@@ -85,6 +89,10 @@ async def _main(kind: str) -> None:
     except ServingError as error:
         say({"error": type(error).__name__, "message": error.message})
         raise SystemExit(3) from error
+    except Exception:  # noqa: BLE001 - a bug: half-started parts may hold the orderly way out, and the parent waits
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(EXIT_BUG)
 
 
 if __name__ == "__main__":

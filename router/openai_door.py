@@ -304,8 +304,8 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
         created: Unix seconds of the start, for OpenAI's `created` fields.
         is_production: Without the pages that describe the API.
     """
-    docs = {"docs_url": None, "openapi_url": None} if is_production else {}
-    app: FastAPI = FastAPIOffline(title="Baton", version=version("baton-serve"), redoc_url=None, **docs)
+    about: dict[str, Any] = {"title": "Baton", "version": version("baton-serve"), "redoc_url": None}
+    app: FastAPI = FastAPI(**about, docs_url=None, openapi_url=None) if is_production else FastAPIOffline(**about)
     door = Door(service, created)
     _add_error_pages(app)
     for path, endpoint, schema in (

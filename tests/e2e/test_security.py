@@ -1,0 +1,270 @@
+"""The doors are closed: keys, tenants, certificates and roles, and every listening socket accounted for."""
+
+import asyncio
+import contextlib
+import os
+import re
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import httpx
+import pytest
+from support.rig import config_of
+
+from client.stream import Client
+from cluster.certs import make_certificates
+from cluster.local import LocalCluster
+from cluster.ray_app import check_network
+from core.config import load_config
+from core.errors import ConfigError
+from protos.baton.v1 import generation_pb2 as pb
+from router.credentials import new_key
+
+PROMPT = "def main(argv):\n    for value in argv: print(value, index, self)\n" * 3
+
+
+@contextlib.asynccontextmanager
+async def closed_cluster(folder):
+    """A cluster with keys of two tenants, certificates inside and on the doors."""
+    keys = {tenant: new_key(tenant, "standard") for tenant in ("acme", "bulk")}
+    (folder / "keys").write_text("\n".join(line for _, line in keys.values()))
+    make_certificates(folder / "tls", ["localhost", "127.0.0.1"])
+    config = config_of(
+        router__replicas=1, pools__prefill__replicas=1, pools__decode__replicas=1, security__api_keys=str(folder / "keys"),
+        security__tls_dir=str(folder / "tls"), security__door_certificate=str(folder / "tls/door.pem"),
+        security__door_key=str(folder / "tls/door.key"), security__production=True,
+    )  # fmt: skip
+    cluster = LocalCluster(config)
+    await cluster.start()
+    try:
+        cluster.keys = {tenant: key for tenant, (key, _) in keys.items()}
+        cluster.url = f"https://localhost:{cluster.http_port}"
+        cluster.roots = (folder / "tls/ca.pem").read_bytes()
+        cluster.tls = folder / "tls"
+        async with asyncio.timeout(60), web(cluster, "acme") as http:
+            while (await http.get("/ready")).status_code != 200:
+                await asyncio.sleep(0.1)
+        yield cluster
+    finally:
+        await cluster.stop()
+
+
+def web(cluster, tenant=None):
+    import ssl
+
+    headers = {"authorization": f"Bearer {cluster.keys[tenant]}"} if tenant else {}
+    context = ssl.create_default_context(cafile=str(cluster.tls / "ca.pem"))
+    return httpx.AsyncClient(base_url=cluster.url, verify=context, headers=headers, timeout=30)
+
+
+def listeners(pids):
+    """(address, port) of every TCP socket that these processes listen on, IPv6 included."""
+    inodes = set()
+    for pid in pids:
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd))
+                if match:
+                    inodes.add(match[1])
+    found = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        for line in Path(table).read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                address, port = fields[1].split(":")
+                found.add((address, int(port, 16)))
+    return found
+
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
+"""127.0.0.1 as the kernel prints it, and the same through an IPv6 socket."""
+
+
+def descendants(pid):
+    out = {pid}
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            for child in (task / "children").read_text().split():
+                out |= descendants(int(child))
+    return out
+
+
+async def refused(call):
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value.code()
+
+
+@pytest.mark.timeout(180)
+async def test_a_closed_cluster(tmp_path):
+    async with closed_cluster(tmp_path) as cluster:
+        await every_route_needs_a_key(cluster)
+        await every_method_needs_a_key(cluster)
+        await tenants_share_neither_cache_nor_ids(cluster)
+        await only_the_right_roles_may_dial_inside(cluster)
+        only_listed_sockets_listen(cluster)
+
+
+async def every_route_needs_a_key(cluster):
+    from router.openai_door import make_app
+
+    assert make_app is not None
+    routes = [
+        "/v1/models",
+        "/v1/models/x",
+        "/ready",
+        "/load",
+        "/metrics",
+        "/version",
+        "/replicas",
+        "/docs",
+        "/openapi.json",
+    ]
+    posts = ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+    async with web(cluster) as http:
+        for method, path in [*(("GET", r) for r in routes), *(("POST", p) for p in posts)]:
+            for header in ({}, {"authorization": "Bearer bt-00000000-" + "0" * 32}):
+                reply = await http.request(method, path, headers=header, json={} if method == "POST" else None)
+                assert reply.status_code == 401 and reply.json()["error"]["code"] == "invalid_api_key", path
+        assert (await http.get("/health")).status_code == 200
+    async with web(cluster, "acme") as http:
+        for path in ("/docs", "/openapi.json"):
+            assert (await http.get(path)).status_code == 404, "production shows no pages about itself"
+        assert (await http.get("/v1/models")).status_code == 200
+
+
+async def every_method_needs_a_key(cluster):
+    """Straight from the descriptor, so that a method of tomorrow is tested too; and reflection is off."""
+    credentials = grpc.ssl_channel_credentials(cluster.roots)
+    service = pb.DESCRIPTOR.services_by_name["Generation"]
+    async with grpc.aio.secure_channel(f"localhost:{cluster.grpc_port}", credentials) as channel:
+        for method in service.methods:
+            path = f"/{service.full_name}/{method.name}"
+            for metadata in ((), (("authorization", "Bearer nonsense"),), (("authorization", cluster.keys["acme"]),)):
+                if method.server_streaming:
+                    code = await refused(channel.unary_stream(path)(b"", metadata=metadata, timeout=5).read())
+                else:
+                    code = await refused(channel.unary_unary(path)(b"", metadata=metadata, timeout=5))
+                assert code is grpc.StatusCode.UNAUTHENTICATED, path
+        key = (("authorization", f"Bearer {cluster.keys['acme']}"),)
+        reflection = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(
+            metadata=key
+        )
+        await reflection.done_writing()
+        assert await refused(reflection.read()) is grpc.StatusCode.UNIMPLEMENTED
+        health = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await health(b"", timeout=5) is not None
+
+
+async def generate(cluster, tenant, **fields):
+    request = pb.GenerateRequest(text=PROMPT, stopping=pb.StoppingOptions(max_tokens=8, ignore_eos=True), **fields)
+    async with Client([f"localhost:{cluster.grpc_port}"], cluster.keys[tenant], cluster.roots) as client:
+        return [message async for message in client.generate(request)][-1].summary.usage
+
+
+async def tenants_share_neither_cache_nor_ids(cluster):
+    await generate(cluster, "acme")
+    own, other = await generate(cluster, "acme"), await generate(cluster, "bulk")
+    assert own.cached_tokens > 0 and other.cached_tokens == 0, "a salt in the body cannot reach another tenant's blocks"
+    salted = await generate(cluster, "bulk", prompt=pb.PromptOptions(cache_salt="acme"))
+    assert salted.cached_tokens == 0
+    long = pb.GenerateRequest(
+        text=PROMPT, request_id="mine", stopping=pb.StoppingOptions(max_tokens=400, ignore_eos=True)
+    )
+    address = [f"localhost:{cluster.grpc_port}"]
+    async with Client(address, cluster.keys["acme"], cluster.roots) as client:
+        stream = client.generate(long)
+        await anext(stream)
+        credentials = grpc.ssl_channel_credentials(cluster.roots)
+        async with grpc.aio.secure_channel(address[0], credentials) as channel:
+            abort = channel.unary_unary("/baton.v1.Generation/Abort", response_deserializer=pb.AbortResponse.FromString)
+            message = pb.AbortRequest(request_id="mine").SerializeToString()
+            for tenant, outcome in (("bulk", pb.ABORT_OUTCOME_NOT_RUNNING), ("acme", pb.ABORT_OUTCOME_ABORTED)):
+                metadata = (("authorization", f"Bearer {cluster.keys[tenant]}"),)
+                assert (await abort(message, metadata=metadata, timeout=5)).outcome == outcome, tenant
+        with pytest.raises(grpc.aio.AioRpcError):
+            async for _ in stream:
+                pass
+
+
+async def only_the_right_roles_may_dial_inside(cluster):
+    """Every port of every worker, with no certificate, a foreign one, and every role's."""
+    folder = cluster.tls
+    make_certificates(folder / "foreign", ["localhost"])
+
+    def pair(name, base=folder):
+        return grpc.ssl_channel_credentials(
+            cluster.roots, (base / f"{name}.key").read_bytes(), (base / f"{name}.pem").read_bytes()
+        )
+
+    strangers = {
+        "nobody": None, "no certificate": grpc.ssl_channel_credentials(cluster.roots),
+        "another authority's": pair("router", folder / "foreign"),
+    }  # fmt: skip
+    roles = {role: pair(role) for role in ("router", "prefill", "decode")}
+    allowed = {
+        "/baton.internal.v1.SessionService/Open": ("session_address", "worker", {"router"}),
+        "/baton.internal.v1.KVTransfer/Fetch": ("transfer_address", "prefill", {"decode"}),
+    }
+    member = next(m for m in cluster._members.values() if m.role.value == "prefill")
+    for method, (field, server, may) in allowed.items():
+        for name, credentials in {**strangers, **roles}.items():
+            options = [("grpc.ssl_target_name_override", f"{server}.baton.internal"), ("grpc.enable_http_proxy", 0)]
+            address = getattr(member, field)
+            if credentials is None:
+                channel = grpc.aio.insecure_channel(address, options=options)
+            else:
+                channel = grpc.aio.secure_channel(address, credentials, options=options)
+            async with channel:
+                call = channel.stream_stream(method)(timeout=2)
+                code = None
+                try:
+                    await call.write(b"")  # refused by its role, or else by what it says
+                    await call.read()
+                except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError):
+                    pass
+                code = await call.code()
+            is_in = code not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.PERMISSION_DENIED)
+            assert is_in == (name in may), (method, name, code)
+
+
+def only_listed_sockets_listen(cluster):
+    children = [*cluster._routers.values(), *cluster._workers.values()]
+    pids = set().union(*(descendants(child.process.pid) for child in children), {cluster._redis.pid})
+    found = listeners(pids)
+    listed = {cluster.http_port, cluster.grpc_port, int(cluster._redis.url.rsplit(":", 1)[1].split("/")[0])}
+    for member in cluster._members.values():
+        listed |= {int(address.rsplit(":", 1)[1]) for address in (member.session_address, member.transfer_address)}
+    assert {port for _, port in found} == listed
+    assert {address for address, _ in found} <= LOOPBACK
+
+
+def test_between_machines_nothing_travels_in_plain_text():
+    plain = load_config(environment={})
+    check_network(plain, is_loopback=True)
+    with pytest.raises(ConfigError, match="baton certs"):
+        check_network(plain, is_loopback=False)
+    tls = load_config(flags={"security.tls_dir": "x"}, environment={})
+    with pytest.raises(ConfigError, match="rediss://"):
+        check_network(tls, is_loopback=False)
+    check_network(load_config(flags={"security.tls_dir": "x", "redis.is_on": False}, environment={}), is_loopback=False)
+    check_network(load_config(flags={"security.trusts_network": True}, environment={}), is_loopback=False)
+
+
+def test_certificates_are_not_overwritten_and_keys_are_private(tmp_path):
+    made = make_certificates(tmp_path, ["localhost"])
+    assert all(path.stat().st_mode & 0o077 == 0 for path in made if path.suffix == ".key")
+    with pytest.raises(ConfigError, match="there already"):
+        make_certificates(tmp_path, ["localhost"])
+
+
+FORBIDDEN = re.compile(r"\b(?:import (?:pickle|marshal|shelve|dill)|from (?:pickle|marshal) |torch\.load\(|(?<![\w.])eval\(|(?<![\w.])exec\(|yaml\.load\(|trust_remote_code=True)")  # fmt: skip
+
+
+def test_no_wire_or_file_of_ours_can_run_code():
+    root = Path(__file__).parents[2]
+    packages = "core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster client simulation".split()
+    files = [p for name in packages for p in (root / name).rglob("*.py")]
+    assert [str(p) for p in files if FORBIDDEN.search(p.read_text())] == []
+    assert len(files) > 100 and FORBIDDEN.search("import pickle") and FORBIDDEN.search("x = eval(text)")

@@ -1,0 +1,120 @@
+"""Bugs to plant in a copy of the tree, each with what must catch it.
+
+Modelled on the field's failure catalogue: releases forgotten, frees too early, fences dropped, late
+writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
+"""
+
+from dataclasses import dataclass
+
+RULES = "tests/simulation/test_handover_rules.py"
+LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
+
+
+@dataclass(frozen=True)
+class Bug:
+    """Replace `old` by `new` once in `path`; `by` must fail then."""
+
+    name: str
+    path: str
+    old: str
+    new: str
+    by: str
+
+
+BUGS = [
+    Bug("after a reconnect nothing is sent again", "worker/attempt.py",
+        "            log.num_sent = min(max(next_positions[choice] - log.base, 0), len(log.tokens))\n", "", "seeds 0-60"),
+    Bug("a router's silence is never noticed by a worker", "worker/sessions.py",
+        "ROUTER_PATIENCE_S = 5.0", "ROUTER_PATIENCE_S = 5e9", "seeds 0-100"),
+    Bug("a stream that was taken over still takes unsent positions", "worker/sessions.py",
+        '                raise StreamClosed("a newer stream took over")  # what is unsent is its to send', "                pass",
+        "seeds 0-400"),
+    Bug("a reconnect does not say what it wants", "router/links.py",
+        "await stream.send(Hello(self._router_id, wanted))", "await stream.send(Hello(self._router_id, ()))", "seeds 0-60"),
+    Bug("repeated messages are taken for new ones", "core/numbered.py",
+        "            self.num_repeats += 1\n            return False", "            return True", "seeds 0-100"),
+    Bug("a missing message is not missed", "core/numbered.py",
+        '            raise StreamClosed(f"message {self._next} of the stream is missing, {number} came")', "            pass",
+        "seeds 0-60"),
+    Bug("parked sequences keep their places", "engine/scheduler.py",
+        "            active = [s for s in self.running if not s.is_out_of_credit]", "            active = list(self.running)",
+        "seeds 0-120"),
+    Bug("parked sequences keep their blocks", "engine/scheduler.py",
+        "        for sequence in [s for s in self.running if s.is_out_of_credit and s.key not in planned]:",
+        "        for sequence in []:", "seeds 0-400"),
+    Bug("a preempted sequence keeps its computed count", "engine/scheduler.py",
+        "        self.tables.free(sequence)\n        sequence.num_computed_tokens = 0\n",
+        "        self.tables.free(sequence)\n", "tests/unit/test_scheduler.py"),
+    Bug("forks write into shared blocks", "engine/scheduler.py",
+        "if not is_new and self.pool.references(sequence.block_table[index]) == 1:", "if not is_new:", "seeds 0-40"),
+    Bug("blocks in an executing step are freed at once", "engine/scheduler.py",
+        "        if sequence.key in self._executing:\n", "        if False:\n", "tests/unit/test_scheduler.py"),
+    Bug("a full prefix hit leaves nothing to compute", "engine/block_tables.py",
+        "for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):",
+        "for index in range(sequence.num_tokens // self._limits.block_size_tokens):", "tests/unit/test_scheduler.py"),
+    Bug("a transfer takes no pins of its own", "engine/block_tables.py",
+        "        for block_id in blocks:\n            self._pool.share(block_id)\n        return blocks", "        return []",
+        "seeds 0-200"),
+    Bug("a freed block is forgotten", "engine/block_pool.py", "                    self._free.append(block_id)\n",
+        "                    pass\n", "seeds 0-10"),
+    Bug("a slot keeps its generation when it is handed out again", "engine/block_pool.py",
+        "        self._generations[block_id] += 1\n", "", f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused"),
+    Bug("tenants share blocks", "core/block_hash.py", 'text = f"{content_digest}\\x00{scope}".encode()',
+        'text = f"{content_digest}".encode()', "seeds 0-60"),
+    Bug("a block is known by its own tokens, not by what came before", "core/block_hash.py",
+        "    payload = parent + struct.pack", "    payload = struct.pack", "tests/unit/test_block_pool.py"),
+    Bug("damaged KV is taken as it comes", "kv_transfer/receiver.py",
+        "if frames.bound_crc(self.order.transfer_id, frame.sub_attempt, identity, payload) != entry.crc:",
+        "if frames.bound_crc(self.order.transfer_id, frame.sub_attempt, identity, payload) == 0:", "seeds 0-60"),
+    Bug("damaged control messages are believed", "kv_transfer/frames.py",
+        "        if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:", "        if False:",
+        "tests/unit/test_frames.py"),
+    Bug("a late write lands on blocks of somebody else", "kv_transfer/receiver.py",
+        "            if self._generation_of(block_id) != reservation.generations[entry.block]:", "            if False:",
+        f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused"),
+    Bug("a commit is believed before its parts are here", "kv_transfer/receiver.py",
+        "        if len(self._crcs) < commit.num_entries:\n            return", "        if False:\n            return",
+        f"{RULES}::test_a_flipped_byte_is_caught_and_healed"),
+    Bug("a preempted hand-over does not restart", "prefill_worker/part.py",
+        "            self._post(self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt)\n", "",
+        "seeds 0-200"),
+    Bug("anybody may fetch", "kv_transfer/agent.py",
+        "return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None", "return sender",
+        f"{RULES}::test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused"),
+    Bug("leases never expire", "kv_transfer/agent.py",
+        "                if now_s - sender.last_traffic_at > self._config.lease_s:", "                if False:",
+        f"{RULES}::test_source_blocks_are_freed_when_decode_never_comes"),
+    Bug("a silent Fetch is waited for", "kv_transfer/receiver.py",
+        "            async with asyncio.timeout(self._silence_s):", "            async with asyncio.timeout(1e6):", "seeds 0-300"),
+    Bug("an attempt keeps its epoch", "router/orchestrator.py",
+        "            epoch = Epoch(num_faults + num_moves)", "            epoch = Epoch(0)", "seeds 0-40"),
+    Bug("workers are not told to forget", "router/links.py",
+        "            self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]", "            pass", "seeds 0-10"),
+    Bug("a hung worker is not found", "router/links.py", "HUNG_S = 3.0", "HUNG_S = 3e9",
+        f"{RULES}::test_a_hung_worker_is_found_within_four_seconds"),
+    Bug("an old epoch is served again", "worker/worker.py", "        if submit.epoch <= known:", "        if False:",
+        f"{RULES}::test_a_submit_with_an_old_epoch_is_dropped"),
+    Bug("a Cancel before its Submit is forgotten", "worker/worker.py",
+        "        self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))\n", "",
+        f"{RULES}::test_a_cancel_before_its_submit_leaves_a_tombstone"),
+    Bug("a cancelled attempt keeps its sequences", "worker/worker.py",
+        "        for sequence in attempt.sequences:\n            self.scheduler.cancel(sequence)\n", "", "seeds 0-20"),
+    Bug("positions that came twice are delivered twice", "router/choice_output.py",
+        "        fresh = delta.token_ids[len(overlap) :]", "        fresh = delta.token_ids", "seeds 0-60"),
+    Bug("a resumed stream begins one token late", "router/choice_output.py",
+        "        first = min(max(self._skip - known, 0), len(used))", "        first = min(max(self._skip - known + 1, 0), len(used))",
+        "tests/unit/test_resuming.py"),
+    Bug("a poisonous request is tried for ever", "router/orchestrator.py", "DEATHS_BEFORE_ALONE = 2", "DEATHS_BEFORE_ALONE = 200",
+        f"{RULES}::test_a_request_of_death_is_quarantined_and_kills_at_most_three"),
+    Bug("drained workers keep their requests", "worker/worker.py",
+        "            if attempt.submit.task is not Task.PREFILL:\n                self.end(attempt, moving)\n",
+        "            pass\n", "tests/simulation/test_drain.py"),
+    Bug("leases are kept by the wall clock", "worker/sessions.py", "import asyncio\n", "import asyncio\nimport time\n", LINT),
+    Bug("links are visited in the order of their hashes", "router/links.py",
+        "            for link in self._links.values()\n            if link.state in", "            for link in set(self._links.values())\n            if link.state in",
+        LINT),
+    Bug("any secret opens", "router/credentials.py",
+        "        if not is_right or entry is _DUMMY:", "        if entry is _DUMMY:", "tests/unit/test_credentials.py"),
+    Bug("what begins like an open path is open", "router/http_guard.py",
+        'scope["path"] in OPEN_PATHS', 'scope["path"].startswith(tuple(OPEN_PATHS))', "tests/unit/test_credentials.py"),
+]  # fmt: skip

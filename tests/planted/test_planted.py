@@ -1,0 +1,81 @@
+"""The suite is tested by bugs: each is planted in a copy of the tree, and what should catch it must.
+
+A sample in `make test`, all of them in `make test-long`.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.rig import is_long, note
+
+from planted.bugs import BUGS
+
+ROOT = Path(__file__).parents[2]
+PARTS = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "prefix_index", "router", "cluster",
+         "simulation", "client", "protos", "models", "tests", "pyproject.toml"]  # fmt: skip
+SAMPLE = BUGS[::8]
+TIMEOUT_S = 280
+caught: dict[str, str] = {}
+
+
+@pytest.fixture(scope="session")
+def copy(tmp_path_factory):
+    """A copy of the tree, to be damaged and mended."""
+    folder = tmp_path_factory.mktemp("tree")
+    for part in PARTS:
+        source = ROOT / part
+        if source.is_dir():
+            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc"))
+        else:
+            shutil.copy(source, folder / part)
+    yield folder
+    note("planted", {"planted": len(BUGS), "caught": len(caught), "by": caught})
+
+
+def run(folder, by):
+    """Run what should catch a bug; True if it did."""
+    env = {**os.environ, "PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1"}
+    if not by.startswith("seeds "):
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", by]
+        done = subprocess.run(
+            command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+        )
+        assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
+        return done.returncode == 1
+    first, end = by.removeprefix("seeds ").split("-")
+    command = [sys.executable, "-m", "simulation.search", first, end, "1"]
+    child = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        for line in child.stdout:
+            if any(not v.startswith("H1") for v in json.loads(line)["violations"]):
+                return True
+        return child.wait() != 0
+    finally:
+        child.kill()
+        child.wait()
+        child.stdout.close()
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("bug", BUGS if is_long() else SAMPLE, ids=lambda bug: bug.name)
+def test_a_planted_bug_is_caught(copy, bug):
+    path = copy / bug.path
+    whole = path.read_text()
+    assert whole.count(bug.old) >= 1, "the bug no longer fits the code; plant it anew"
+    path.write_text(whole.replace(bug.old, bug.new, 1))
+    try:
+        assert run(copy, bug.by), f"nobody noticed: {bug.name} (should be caught by {bug.by})"
+        caught[bug.name] = bug.by
+    finally:
+        path.write_text(whole)
+
+
+def test_every_bug_fits_the_code_as_it_is():
+    for bug in BUGS:
+        assert bug.old in (ROOT / bug.path).read_text(), bug.name
+    assert len(BUGS) >= 30

@@ -1,0 +1,96 @@
+"""Workers and routers leave service: nothing is lost, nothing is inexact, nothing is waited for."""
+
+import asyncio
+
+from support.events import read_events
+
+from core.config import PlacementConfig
+from core.session import Role
+from core.types import SamplingParams
+from simulation.cluster import Shape, SimCluster
+from simulation.loop import run_virtual
+
+PROMPT = tuple(range(1, 60))
+
+
+def run(scenario, **shape):
+    async def main():
+        cluster = SimCluster(Shape(**{"placement": PlacementConfig(path="pd"), **shape}), seed=1)
+        await cluster.start()
+        result = await scenario(cluster)
+        await cluster.rest()
+        await cluster.stop()
+        return result
+
+    return run_virtual(main())
+
+
+async def ask(cluster, name="r", **sampling):
+    params = SamplingParams(**{"max_tokens": 60, "temperature": 0.0, "ignore_eos": True, **sampling})
+    events = await cluster.generate(cluster.request(name, PROMPT, params))
+    return read_events(events), events[-1]
+
+
+def nodes(cluster, role):
+    return [n for n, u in cluster.units.items() if u.descriptor.role is role]
+
+
+def test_a_draining_decode_worker_lets_its_streams_move_at_once():
+    async def scenario(cluster):
+        tasks = [asyncio.ensure_future(ask(cluster, f"r{i}", n=1 + i % 2)) for i in range(6)]
+        await asyncio.sleep(0.3)
+        started_at = cluster.clock.now_s()
+        is_empty = await cluster.drain(nodes(cluster, Role.DECODE)[0])
+        took_s = cluster.clock.now_s() - started_at
+        return is_empty, took_s, [await t for t in tasks]
+
+    is_empty, took_s, answers = run(scenario)
+    calm = run(lambda c: asyncio.gather(*(ask(c, f"r{i}", n=1 + i % 2) for i in range(6))))
+    assert is_empty and took_s < 1
+    assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in calm]
+    moved = [ended.anatomy.attempts for _, ended in answers if len(ended.anatomy.attempts) > 1]
+    assert moved and all(a[0].endswith(":draining") for a in moved)
+
+
+def test_a_draining_prefill_worker_finishes_its_hand_overs():
+    async def scenario(cluster):
+        tasks = [asyncio.ensure_future(ask(cluster, f"r{i}", max_tokens=8)) for i in range(8)]
+        await asyncio.sleep(0.02)
+        is_empty = await cluster.drain(nodes(cluster, Role.PREFILL)[0])
+        return is_empty, [await t for t in tasks]
+
+    is_empty, answers = run(scenario)
+    assert is_empty and all(ended.error is None for _, ended in answers)
+
+
+def test_a_move_is_no_fault_however_often_it_happens():
+    """More moves than fault attempts are allowed, one after the other."""
+
+    async def scenario(cluster):
+        task = asyncio.ensure_future(ask(cluster, max_tokens=100))
+        for _ in range(6):
+            await asyncio.sleep(0.15)
+            attempts = [n for n, u in cluster.units.items() if u.worker.attempts and u.descriptor.role is Role.DECODE]
+            if attempts:
+                await cluster.add(Role.DECODE)
+                await cluster.drain(attempts[0])
+        return await task
+
+    tokens, ended = run(scenario)
+    assert ended.error is None and len(ended.anatomy.attempts) >= 5
+    assert tokens == run(lambda c: ask(c, max_tokens=100))[0]
+
+
+def test_the_only_worker_drains_and_the_request_waits_for_the_next_one():
+    async def scenario(cluster):
+        task = asyncio.ensure_future(ask(cluster))
+        await asyncio.sleep(0.3)
+        cluster.membership.starting += 1
+        await cluster.drain(nodes(cluster, Role.DECODE)[0])
+        await asyncio.sleep(6)
+        await cluster.add(Role.DECODE)
+        cluster.membership.starting -= 1
+        return await task
+
+    tokens, ended = run(scenario, decode=1)
+    assert ended.error is None and tokens == run(lambda c: ask(c), decode=1)[0]
