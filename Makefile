@@ -1,6 +1,7 @@
 # Everything a fresh machine needs: python3.11+ with venv, and this file.
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
 #   make test    the whole suite          make check   style, types, house rules
+#   make test-long   what make test only samples
 # On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
 #   make demo TORCH_PIP_ARGS="--index-url URL"
 PYTHON ?= python3
@@ -9,7 +10,7 @@ BIN := $(VENV)/bin
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-unit coverage check protos reference format clean
+.PHONY: setup demo test test-long test-unit coverage check protos reference format clean
 
 setup: $(VENV)/.ready
 
@@ -24,6 +25,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest tests
+
+# Everything that `make test` only samples: hours of kills, hangs, planted bugs and a soak; figures go to
+# benchmarks/results/faults_*.json
+test-long: setup
+	LONG=1 $(BIN)/python -m pytest -v tests/faults tests/planted tests/component/test_disconnects.py
+	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json > benchmarks/results/simulate_faults.json
 
 test-unit: setup
 	$(BIN)/python -m pytest tests/unit

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field, replace
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.errors import InvariantViolation, NoWorker, Quarantined, ServingError
 from core.types import ChoiceFinished, GenerateRequest, RequestEnded, RequestEvent, SamplingParams, TextDelta
+from engine.wake_ups import WakeUp, wake_up_of
 from router.request_stream import RequestStream
 from simulation.cluster import VOCABULARY, Shape, SimCluster, SimRouter
 from simulation.faults import Fault, Injector, Kind, draw
@@ -315,13 +316,34 @@ async def _trial(plan: Plan) -> Report:
 async def _watch_bounds(cluster: SimCluster, report: Report) -> None:
     """I6: nothing the workers hold for a router grows beyond what its requests may have open."""
     credit = cluster.shape.router.credit_positions
+    suspects: list[str] = []
     while True:
         await asyncio.sleep(0.25)
+        stuck = [v for v in _lost_wake_ups(cluster) if v in suspects]
+        suspects = _lost_wake_ups(cluster)  # twice in a row, so that a wake-up under way is not taken for a lost one
+        report.violations += [v for v in stuck if v not in report.violations]
         for node, unit in cluster.units.items():
             for attempt in unit.worker.attempts.values():
                 for choice, log in attempt.logs.items():
                     if len(log.tokens) - log.num_sent > max(credit, attempt.submit.credit) + 1:
                         report.violations.append(f"I6 {node}: {len(log.tokens) - log.num_sent} unsent of {choice}")
+
+
+def _lost_wake_ups(cluster: SimCluster) -> list[str]:
+    """L1: on an idle worker every unfinished sequence waits for something that is still to come."""
+    found = []
+    for node, unit in cluster.units.items():
+        if node in cluster.paused or not unit.worker.is_idle:
+            continue
+        if cluster.failing_allocations.get(node, 0):
+            continue  # blocks are refused that are there, and a timer makes good for it
+        scheduler = unit.scheduler
+        found += [
+            f"L1 {node}: sequence {sequence.key} waits for a step that nobody takes"
+            for sequence in (*scheduler.running, *scheduler.waiting)
+            if wake_up_of(scheduler, sequence) is WakeUp.STEP
+        ]
+    return found
 
 
 async def _check_recovery(cluster: SimCluster, injector: Injector, report: Report) -> None:

@@ -37,6 +37,11 @@ class StepLoop:
         self.on_layer: Callable[[StepPlan, int], None] = lambda plan, layer: None
         self.before_plan: Callable[[], None] = lambda: None
 
+    @property
+    def is_idle(self) -> bool:
+        """True while the loop waits for `wake`."""
+        return self.plan is None and not self._wake.is_set()
+
     def wake(self) -> None:
         """Something changed that may allow a step."""
         self._wake.set()

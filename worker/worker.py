@@ -163,6 +163,11 @@ class Worker:
                     self.end(attempt, error)
         return not self.attempts
 
+    @property
+    def is_idle(self) -> bool:
+        """True while no step runs and nothing has asked for one."""
+        return self.is_ready and self._loop.is_idle
+
     def wake(self) -> None:
         """Something changed that may allow a step."""
         self._loop.wake()
