@@ -65,7 +65,8 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
     decode = _of_role(fit, Role.DECODE, wish.excluded)
     pairs = [(p, d) for p in prefill for d in decode if _fits(p.descriptor, d.descriptor, wish)]
     if wish.path == "pd" and not wish.must_be_local:
-        return _pair(pairs, "path pd is forced") if pairs else _nobody(candidates, wish)
+        note = "their KV layouts differ; " if prefill and decode else ""
+        return _pair(pairs, "path pd is forced") if pairs else _nobody(candidates, wish, note)
     if wish.path == "local" or wish.must_be_local:
         reason = "path local is forced" if wish.path == "local" else "choices with output of their own stay together"
         return _local(decode or prefill, candidates, wish, reason)
@@ -104,11 +105,11 @@ def _local(pool: list[Candidate], candidates: Sequence[Candidate], wish: Wish, r
     return Placement(Path.LOCAL, best, best, reason)
 
 
-def _nobody(candidates: Sequence[Candidate], wish: Wish) -> Placement:
+def _nobody(candidates: Sequence[Candidate], wish: Wish, note: str = "") -> Placement:
     roles = [c.descriptor.role.value for c in candidates]
     raise NoWorker(
         f"no worker for path {wish.path}: {roles.count('prefill')} prefill and {roles.count('decode')} decode workers "
-        "are live; try again, or raise pools.*.replicas"
+        f"are live; {note}try again, or raise pools.*.replicas"
     )
 
 

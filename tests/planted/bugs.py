@@ -23,7 +23,8 @@ class Bug:
 
 BUGS = [
     Bug("after a reconnect nothing is sent again", "worker/attempt.py",
-        "            log.num_sent = min(max(next_positions[choice] - log.base, 0), len(log.tokens))\n", "", "seeds 0-60"),
+        '        """After a reconnect: positions from these on were not received."""\n',
+        '        """After a reconnect: positions from these on were not received."""\n        return\n', "seeds 0-60"),
     Bug("a router's silence is never noticed by a worker", "worker/sessions.py",
         "ROUTER_PATIENCE_S = 5.0", "ROUTER_PATIENCE_S = 5e9", "seeds 0-100"),
     Bug("a stream that was taken over still takes unsent positions", "worker/sessions.py",
@@ -32,7 +33,8 @@ BUGS = [
     Bug("a reconnect does not say what it wants", "router/links.py",
         "await stream.send(Hello(self._router_id, wanted))", "await stream.send(Hello(self._router_id, ()))", "seeds 0-60"),
     Bug("repeated messages are taken for new ones", "core/numbered.py",
-        "            self.num_repeats += 1\n            return False", "            return True", "seeds 0-100"),
+        "            self.num_repeats += 1\n            return False", "            return True",
+        "tests/unit/test_numbered.py"),
     Bug("a missing message is not missed", "core/numbered.py",
         '            raise StreamClosed(f"message {self._next} of the stream is missing, {number} came")', "            pass",
         "seeds 0-60"),

@@ -9,6 +9,7 @@ from support.events import read_events
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.errors import (
     Cancelled,
+    Draining,
     DuplicateRequest,
     KVTransferError,
     NoWorker,
@@ -597,7 +598,7 @@ def test_draining_lets_requests_finish_for_a_while_and_then_ends_them():
         return [ended.error for _, ended in await asyncio.gather(*running)]
 
     short, long = run(scenario)
-    assert short is None and isinstance(long, Cancelled)
+    assert short is None and isinstance(long, Draining)
 
 
 def test_an_id_in_use_is_refused_and_the_first_goes_on():
