@@ -28,14 +28,20 @@ class Pipe:
 
     def read(self) -> Any:  # noqa: ANN401
         """Wait for a message; the worker's end closing ends the process."""
-        prefix = self._file.read(PREFIX.size)
+        try:
+            prefix = self._file.read(PREFIX.size)
+        except ConnectionError:
+            prefix = b""  # the worker was killed with a message of ours unread
         if len(prefix) < PREFIX.size:
             raise SystemExit(0)
         return unpack(self._file.read(PREFIX.unpack(prefix)[0]))
 
     def write(self, message: object) -> None:
         """Send a message."""
-        self._socket.sendall(pack(message))
+        try:
+            self._socket.sendall(pack(message))
+        except ConnectionError as error:
+            raise SystemExit(0) from error
 
 
 def main() -> None:
