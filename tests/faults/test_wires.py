@@ -63,7 +63,10 @@ async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing(
             await under(rig, 4, lambda w=wires: [x.cut() for x in w])
             await under(rig, 4, lambda s=set_all: s("truncate", 1))
             for ways in (("up", "down"), ("up",), ("down",)):
-                one = wires[0]
+                # Nobody fetches from a decode worker: a wire that nothing crosses proves nothing.
+                one = next(
+                    p for (seat, k), p in rig.cluster.proxies.items() if k == kind and seat.startswith("prefill")
+                )
                 await under(rig, 7, lambda o=one, w=ways: o.block(*w), one.unblock)
                 await rig.wait_whole()
             bitten = sum((w.bitten for w in wires), start=type(wires[0].bitten)())
