@@ -323,4 +323,5 @@ def note(name, facts):
         sys.path.insert(0, str(ROOT))
         from benchmarks.record import save
 
-        save(f"faults_{name}", json.loads(json.dumps(facts)))
+        test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
+        save(f"faults_{name}", {**json.loads(json.dumps(facts)), "command": f"LONG=1 python -m pytest {test}"})
