@@ -16,6 +16,7 @@ import aiohttp
 
 from cluster.bench_load import Planned
 from cluster.bench_report import Sample
+from cluster.client import authorization
 from core.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -109,7 +110,9 @@ async def run(
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
     # A connection of its own for each request, as separate users have; some servers end theirs without a word.
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
-    async with aiohttp.ClientSession(timeout=timeout, connector=connector, read_bufsize=1 << 20) as session:
+    async with aiohttp.ClientSession(
+        headers=authorization(), timeout=timeout, connector=connector, read_bufsize=1 << 20
+    ) as session:
         client = Client(url, model, session)
         load = make_load(await client.card())
         room = asyncio.Semaphore(concurrency or len(load) or 1)

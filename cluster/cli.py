@@ -278,15 +278,21 @@ def version(output: Output = "table") -> None:
 
 
 def _get(url: str, path: str) -> dict[str, Any]:
+    from http import HTTPStatus  # noqa: PLC0415
     from urllib.error import HTTPError, URLError  # noqa: PLC0415
-    from urllib.request import urlopen  # noqa: PLC0415
+    from urllib.request import Request, urlopen  # noqa: PLC0415
+
+    from cluster.client import authorization  # noqa: PLC0415
 
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url} must begin with http:// or https://", param_hint="--url")
     try:
-        with urlopen(url.rstrip("/") + path, timeout=HTTP_TIMEOUT_S) as reply:  # noqa: S310 - scheme is checked above
+        request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310 - scheme is checked above
+        with urlopen(request, timeout=HTTP_TIMEOUT_S) as reply:  # noqa: S310
             body = reply.read()
     except HTTPError as error:
+        if error.code == HTTPStatus.UNAUTHORIZED:
+            _fail(f"the router at {url} wants an API key; set OPENAI_API_KEY")
         body = error.read()  # /ready answers 503 with a body
     except (URLError, OSError) as error:
         _fail(f"no router answers at {url}: {error}; is `baton up` running?")

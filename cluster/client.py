@@ -67,6 +67,12 @@ async def _collect(address: str, start: Callable[[Client], AsyncIterator[Any]], 
     return Answer(text, summary.usage, summary.timing)
 
 
+def authorization() -> dict[str, str]:
+    """The header that carries the API key, if the environment has one."""
+    key = os.environ.get(API_KEY_VARIABLE, "")
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def told(error: grpc.RpcError) -> SystemExit:
     """Say what the server said; raise what it returns."""
     typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
