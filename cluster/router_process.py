@@ -55,7 +55,7 @@ class RunningRouter:
         self._network = session_network(router.host, session_tls(config.security, "router"))
         self._tokenizer = TokenizerPool(spec.folder, router.tokenize_timeout_s, router.tokenizer_processes)
         text = TextModel(spec.folder)
-        admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
+        admission = Admission(router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens)
         self.links = Links(membership, self._network, ids.router(), clock)
         self.orchestrator = Orchestrator(
             self.links, admission, router, config.placement, clock, ids,

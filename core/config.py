@@ -100,6 +100,7 @@ class RouterConfig(Node):
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
     max_running: int = Field(256, ge=1, description="requests in flight per router")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
+    max_queued_tokens: int = Field(1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit")
     queue_wait_s: Seconds = Field(30.0, description="longest wait for a permit")
     deadline_s: Seconds = Field(300.0, description="time limit of a request that names none")
     max_fault_attempts: int = Field(

@@ -18,10 +18,13 @@ CANARY_TIER = "canary"
 
 
 class Admission:
-    """First come, first served, bounded in number and in waiting time."""
+    """First come, first served, bounded in number, in prompt tokens and in waiting time."""
 
-    def __init__(self, max_running: int, max_queued: int, queue_wait_s: float) -> None:
+    def __init__(
+        self, max_running: int, max_queued: int, queue_wait_s: float, max_queued_tokens: int = 1 << 22
+    ) -> None:
         """Start with all permits free."""
+        self._max_queued_tokens, self._num_queued_tokens = max_queued_tokens, 0
         self._max_running, self._max_queued, self._queue_wait_s = max_running, max_queued, queue_wait_s
         self._waiting: OrderedDict[int, asyncio.Future[None]] = OrderedDict()
         self._next_ticket = 0
@@ -44,14 +47,14 @@ class Admission:
         if request.tier == CANARY_TIER:  # a full router is still able to get a request through
             yield
             return
-        await self._acquire()
+        await self._acquire(len(request.token_ids))
         try:
             yield
         finally:
             self.num_running -= 1
             self._let_next_in()
 
-    async def _acquire(self) -> None:
+    async def _acquire(self, num_tokens: int) -> None:
         if self.is_draining:
             raise Draining("the router is shutting down; try another one")
         if self.num_running < self._max_running and not self._waiting:
@@ -62,9 +65,15 @@ class Admission:
                 f"{self.num_running} requests run and {len(self._waiting)} wait, the limits are {self._max_running} and "
                 f"{self._max_queued}; try again later"
             )
+        if self._num_queued_tokens + num_tokens > self._max_queued_tokens:
+            raise Overloaded(
+                f"requests with {self._num_queued_tokens} prompt tokens wait, this one has {num_tokens}, the limit is "
+                f"{self._max_queued_tokens}; try again later"
+            )
         ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         future = asyncio.get_running_loop().create_future()
         self._waiting[ticket] = future
+        self._num_queued_tokens += num_tokens
         try:
             async with asyncio.timeout(self._queue_wait_s):
                 await future
@@ -72,6 +81,7 @@ class Admission:
             raise Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later") from error
         finally:
             self._waiting.pop(ticket, None)
+            self._num_queued_tokens -= num_tokens
             # A permit granted in the very moment the waiter gave up goes on to the next one.
             if future.done() and not future.cancelled() and _is_giving_up():
                 self.num_running -= 1

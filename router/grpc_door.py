@@ -53,6 +53,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """The whole answer at once."""
+        if request.HasField("resume_from"):
+            await abort(context, InvalidRequest("resume_from", "is for streams; a whole answer has nothing to resume"))
         group = await self._open(request, context, generate_wish)
         texts: dict[int, str] = {}
         tokens: dict[int, list[pb.TokenInfo]] = {}

@@ -268,3 +268,28 @@ def test_no_wire_or_file_of_ours_can_run_code():
     files = [p for name in packages for p in (root / name).rglob("*.py")]
     assert [str(p) for p in files if FORBIDDEN.search(p.read_text())] == []
     assert len(files) > 100 and FORBIDDEN.search("import pickle") and FORBIDDEN.search("x = eval(text)")
+
+
+def test_the_commands_that_make_keys_and_certificates(tmp_path):
+    """As a user runs them: the key is shown once, the file is private, a second certificate run refuses."""
+    import subprocess
+    import sys
+    import time
+
+    from router.credentials import Keyring
+
+    def baton(*arguments, code=0):
+        done = subprocess.run(
+            [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return (done.stdout + done.stderr).strip()
+
+    file = tmp_path / "keys"
+    keys = [baton("keys", "add", "--file", str(file), "--tenant", tenant, "--tier", "batch") for tenant in ("a", "b")]
+    ring = Keyring(str(file), time.monotonic)
+    assert [ring.identify(f"Bearer {key}").tenant for key in keys] == ["a", "b"]
+    assert file.stat().st_mode & 0o077 == 0
+    assert "use 1 to 64 letters" in baton("keys", "add", "--file", str(file), "--tenant", "a b", code=2)
+    assert "router.pem" in baton("certs", "--out", str(tmp_path / "tls"))
+    assert "there already" in baton("certs", "--out", str(tmp_path / "tls"), code=2)

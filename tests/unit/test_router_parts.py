@@ -144,19 +144,38 @@ async def test_admission_is_bounded_and_first_come_first_served():
     assert order == ["a", "b"] and (admission.num_running, admission.num_queued) == (0, 0)
 
 
+async def test_admission_is_bounded_in_prompt_tokens_too():
+    admission = Admission(1, 100, 5.0, max_queued_tokens=100)
+    request = [replace(REQUEST, token_ids=tuple(range(n))) for n in (10, 60, 50, 40)]
+    async with admission.permit(request[0]):
+        waiting = asyncio.ensure_future(take(admission, request[1]))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded, match="60 prompt tokens wait, this one has 50, the limit is 100"):
+            await take(admission, request[2])
+        other = asyncio.ensure_future(take(admission, request[3]))
+        await asyncio.sleep(0)
+    await asyncio.gather(waiting, other)
+    assert admission._num_queued_tokens == 0
+
+
+async def take(admission, request):
+    async with admission.permit(request):
+        pass
+
+
 async def test_admission_gives_up_in_time_and_returns_permits_of_those_who_left():
     admission = Admission(1, 5, 0.02)
     async with admission.permit(REQUEST):
         with pytest.raises(Overloaded, match=r"no permit within 0\.02 s"):
             async with admission.permit(REQUEST):
                 pass
-        task = asyncio.create_task(admission._acquire())
+        task = asyncio.create_task(admission._acquire(1))
         await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
     # A permit granted to a waiter in the moment it is cancelled is not lost.
     async with admission.permit(REQUEST):
-        task = asyncio.create_task(admission._acquire())
+        task = asyncio.create_task(admission._acquire(1))
         await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
