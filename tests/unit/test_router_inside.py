@@ -259,6 +259,37 @@ async def test_a_client_that_leaves_ends_both_kinds_of_reply():
     assert group.is_closed
 
 
+async def test_a_client_that_does_not_read_is_cut_and_its_request_ends():
+    group, sent = Group([delta("a")], [delta("b", position=1)], [STOP, ENDED]), []
+
+    async def send(message):
+        sent.append(message)
+        if len(sent) == 2:
+            await asyncio.sleep(60)  # its window is full
+
+    stream = EventStream(reply(), group, {"x-request-id": "id"}, StreamLimits(10.0, 0.02, False))
+    async with asyncio.timeout(5):
+        await stream({"type": "http"}, stays, send)
+    assert group.is_closed and len(sent) == 2 and len(group.batches) == 2
+
+
+async def test_event_ids_say_where_the_client_is_and_come_with_the_last_line_of_an_event():
+    finish = ChoiceFinished(0, FinishReason.STOP, position=2)
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    events = Group([delta("a")], [delta("b", position=1)], [finish, ENDED])
+    await EventStream(reply(), events, {"x-request-id": "r"}, StreamLimits(10.0, 30.0, True))(
+        {"type": "http"}, stays, send
+    )
+    text = b"".join(m.get("body", b"") for m in sent).decode()
+    frames = [frame.splitlines() for frame in text.split("\n\n") if frame]
+    ids = [line.rpartition(":")[2] for frame in frames for line in frame if line.startswith("id: ")]
+    assert ids == ["1", "2", "4"] and all(frame[0].startswith("data: ") for frame in frames)
+
+
 async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
     body = await whole_reply(
         stays,
