@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from core.errors import InvariantViolation, WorkerLost
+from core.errors import InvalidRequest, InvariantViolation, WorkerLost
 from core.session import TokenDelta
 from core.types import ChoiceFinished, FinishReason, GenerateRequest, RequestEvent, SamplingParams, TextDelta
 
@@ -48,16 +48,20 @@ class ChoiceOutput:
         self.finished: ChoiceFinished | None = None
         self._stop, self._includes_stop, self._decoder = sampling.stop, sampling.include_stop, decoder
         self._held, self._skip = "", skip
+        self._claimed: tuple[int, int] | None = None
 
     def restore(self, token_ids: tuple[int, ...]) -> None:
         """Begin with tokens that the client says it has, but for the last: that one is computed and compared."""
-        self._decode(token_ids[:-1], shows_last=True)
+        if token_ids:
+            self._decode(token_ids[:-1], shows_last=True)
+            self._claimed = (len(token_ids) - 1, token_ids[-1])
 
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:
         """Take a delta; equal positions that are already here are dropped.
 
         Raises:
             InvariantViolation: A position came again with another token.
+            InvalidRequest: A client that came back said another token than was computed.
             WorkerLost: Positions are missing; the attempt is redone.
         """
         if self.finished is not None:
@@ -71,6 +75,7 @@ class ChoiceOutput:
                 f"choice {self.choice} position {delta.position}: tokens {overlap} were delivered, now {delta.token_ids} came"
             )
         fresh = delta.token_ids[len(overlap) :]
+        self._check_claim(known, fresh)
         text, used = self._decode(fresh, shows_last=delta.finish is not FinishReason.STOP or self._includes_stop)
         tail = ""
         if self.finished is None and delta.finish is not None:
@@ -91,6 +96,16 @@ class ChoiceOutput:
                 replace(self.finished, position=len(self.token_ids), is_news=self._skip < len(self.token_ids) + 2)
             )
         return events
+
+    def _check_claim(self, known: int, fresh: tuple[int, ...]) -> None:
+        if self._claimed is None or not fresh:
+            return
+        (position, token_id), self._claimed = self._claimed, None
+        if position == known and fresh[0] != token_id:
+            raise InvalidRequest(
+                "resume_from.tokens",
+                f"says token {token_id} at position {position} of choice {self.choice}, which is wrong",
+            )
 
     def _decode(self, fresh: tuple[int, ...], *, shows_last: bool) -> tuple[str, tuple[int, ...]]:
         """Append tokens; the one that stopped the output has no text unless it is asked for."""
