@@ -6,7 +6,7 @@ import sys
 import pytest
 from support.rig import Rig, config_of, is_long, note
 
-SECONDS = 300 if is_long() else 20
+SECONDS = 300 if is_long() else 12
 
 
 @pytest.mark.timeout(600)

@@ -13,7 +13,7 @@ from support.rig import Rig, config_of, is_gone, is_long, note, state_of
 
 from cluster.redis_server import RedisServer, _binary
 
-FROZEN_S = 60 if is_long() else 8
+FROZEN_S = 60 if is_long() else 6
 
 
 async def store_state(rig):
@@ -57,20 +57,20 @@ async def test_redis_killed_frozen_and_back_empty_costs_nothing():
                 return set(await store_state(rig)) == {state}
 
             await until(lambda: all_in("ok"))
-            await phase("control", 8 if not is_long() else 30)
+            await phase("control", 4 if not is_long() else 30)
             await phase("frozen", FROZEN_S, lambda: os.kill(server.pid, signal.SIGSTOP))
             assert state_of(server.pid) == "T"
             await until(lambda: all_in("down"))
             os.kill(server.pid, signal.SIGCONT)
             await until(lambda: all_in("ok"))
-            await phase("killed", 6 if not is_long() else 30, server.stop)
+            await phase("killed", 5 if not is_long() else 30, server.stop)
             assert is_gone(server.pid)
             await until(lambda: all_in("down"))
             revived = subprocess.Popen(
                 [str(_binary()), "--bind", "127.0.0.1", "--port", str(url.port), "--requirepass", url.password, "--save", ""],
                 stdout=subprocess.DEVNULL,
             )  # fmt: skip
-            await phase("back empty", 6)
+            await phase("back empty", 4)
             await until(lambda: all_in("ok"))
             client = redis_asyncio.Redis.from_url(server.url)
             assert await client.exists("baton:members")

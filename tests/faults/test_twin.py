@@ -22,7 +22,7 @@ from protos.baton.v1 import generation_pb2 as pb
 from simulation.cluster import Shape, SimCluster
 from simulation.loop import run_virtual
 
-NUM_SCHEDULES = 50 if is_long() else 4
+NUM_SCHEDULES = 50 if is_long() else 3
 FAULTS = ["none", "kill decode", "kill prefill", "drain decode", "rank death", "kill router", "leave"]
 LOCAL_BELOW = 8
 
