@@ -7,6 +7,7 @@ Does not change anything. Called by the simulation, which asks all the time, and
 
 from __future__ import annotations
 
+import itertools
 from enum import StrEnum
 
 from engine.scheduler import Scheduler
@@ -23,6 +24,7 @@ class WakeUp(StrEnum):
     TURN = "an announced hand-over before it"
     BLOCKS = "blocks that others hold"
     PLACE = "a place in a step"
+    ORDER = "a sequence before it in the queue, which waits for blocks or a place"
 
 
 def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
@@ -43,4 +45,8 @@ def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
         return WakeUp.PLACE
     hits = scheduler.tables.find_prefix(sequence)
     needed = scheduler.tables.blocks_for(sequence.num_tokens) - sum(scheduler.pool.references(b) > 0 for b in hits)
-    return WakeUp.BLOCKS if needed > scheduler.pool.num_available else WakeUp.STEP
+    if needed > scheduler.pool.num_available:
+        return WakeUp.BLOCKS
+    before = itertools.takewhile(lambda s: s is not sequence, scheduler.waiting)
+    is_held_up = any(wake_up_of(scheduler, s) in (WakeUp.BLOCKS, WakeUp.PLACE) for s in before)
+    return WakeUp.ORDER if is_held_up else WakeUp.STEP

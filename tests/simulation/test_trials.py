@@ -119,7 +119,7 @@ def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
 SIMULATED = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "router", "prefix_index"]
 OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
-    "core/lifeline.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
+    "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
     "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
     "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
     "router/http_bodies.py", "router/http_replies.py", "router/grpc_door.py", "router/chat_template.py",
