@@ -154,8 +154,10 @@ class Injector:
                 out = [message]
             case Kind.FLIP:
                 damaged = bytearray(message)
+                # Anywhere, or in the payload alone: a flip in the head is seen before the payload is looked at.
+                first = self._rng.choice([0, len(damaged) * 3 // 4])
                 for _ in range(self._rng.randint(1, 64)):
-                    damaged[self._rng.randrange(len(damaged))] ^= 1 << self._rng.randrange(8)
+                    damaged[self._rng.randrange(first, len(damaged))] ^= 1 << self._rng.randrange(8)
                 out = [bytes(damaged)]
                 if out[0] == message:
                     return out

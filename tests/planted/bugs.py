@@ -7,6 +7,9 @@ writes accepted, numbers reused, clocks misread. `by` is a range of fault-search
 from dataclasses import dataclass
 
 RULES = "tests/simulation/test_handover_rules.py"
+SEARCH = (
+    "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met"
+)
 LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
 
 
@@ -44,9 +47,9 @@ BUGS = [
     Bug("parked sequences keep their blocks", "engine/scheduler.py",
         "        for sequence in [s for s in self.running if s.is_out_of_credit and s.key not in planned]:",
         "        for sequence in []:", "seeds 0-400"),
-    Bug("a preempted sequence keeps its computed count", "engine/scheduler.py",
+    Bug("a preempted sequence keeps its blocks", "engine/scheduler.py",
         "        self.tables.free(sequence)\n        sequence.num_computed_tokens = 0\n",
-        "        self.tables.free(sequence)\n", "tests/unit/test_scheduler.py"),
+        "        sequence.num_computed_tokens = 0\n", "seeds 0-20"),
     Bug("forks write into shared blocks", "engine/scheduler.py",
         "if not is_new and self.pool.references(sequence.block_table[index]) == 1:", "if not is_new:", "seeds 0-40"),
     Bug("blocks in an executing step are freed at once", "engine/scheduler.py",
@@ -54,9 +57,6 @@ BUGS = [
     Bug("a full prefix hit leaves nothing to compute", "engine/block_tables.py",
         "for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):",
         "for index in range(sequence.num_tokens // self._limits.block_size_tokens):", "tests/unit/test_scheduler.py"),
-    Bug("a transfer takes no pins of its own", "engine/block_tables.py",
-        "        for block_id in blocks:\n            self._pool.share(block_id)\n        return blocks", "        return []",
-        "seeds 0-200"),
     Bug("a freed block is forgotten", "engine/block_pool.py", "                    self._free.append(block_id)\n",
         "                    pass\n", "seeds 0-10"),
     Bug("a slot keeps its generation when it is handed out again", "engine/block_pool.py",
@@ -74,9 +74,6 @@ BUGS = [
     Bug("a late write lands on blocks of somebody else", "kv_transfer/receiver.py",
         "            if self._generation_of(block_id) != reservation.generations[entry.block]:", "            if False:",
         f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused"),
-    Bug("a commit is believed before its parts are here", "kv_transfer/receiver.py",
-        "        if len(self._crcs) < commit.num_entries:\n            return", "        if False:\n            return",
-        f"{RULES}::test_a_flipped_byte_is_caught_and_healed"),
     Bug("a preempted hand-over does not restart", "prefill_worker/part.py",
         "            self._post(self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt)\n", "",
         "seeds 0-200"),
@@ -85,7 +82,7 @@ BUGS = [
         f"{RULES}::test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused"),
     Bug("leases never expire", "kv_transfer/agent.py",
         "                if now_s - sender.last_traffic_at > self._config.lease_s:", "                if False:",
-        f"{RULES}::test_source_blocks_are_freed_when_decode_never_comes"),
+        SEARCH),
     Bug("an attempt keeps its epoch", "router/orchestrator.py",
         "            epoch = Epoch(num_faults + num_moves)", "            epoch = Epoch(0)", "seeds 0-40"),
     Bug("workers are not told to forget", "router/links.py",
@@ -118,3 +115,9 @@ BUGS = [
     Bug("what begins like an open path is open", "router/http_guard.py",
         'scope["path"] in OPEN_PATHS', 'scope["path"].startswith(tuple(OPEN_PATHS))', "tests/unit/test_credentials.py"),
 ]  # fmt: skip
+
+UNCAUGHT = {
+    "a transfer takes no pins of its own": "on virtual time the agent shares the worker's loop, so nobody reads a block "
+    "between its release and its reuse; it takes threads to show",
+}
+"""Bugs that were planted and that nothing catches yet, with the reason."""

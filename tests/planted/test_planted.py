@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support.rig import is_long, note
 
-from planted.bugs import BUGS
+from planted.bugs import BUGS, UNCAUGHT
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "prefix_index", "router", "cluster",
@@ -34,7 +34,7 @@ def copy(tmp_path_factory):
         else:
             shutil.copy(source, folder / part)
     yield folder
-    note("planted", {"planted": len(BUGS), "caught": len(caught), "by": caught})
+    note("planted", {"planted": len(BUGS) + len(UNCAUGHT), "caught": len(caught), "by": caught, "uncaught": UNCAUGHT})
 
 
 def run(folder, by):

@@ -22,6 +22,7 @@ ROOT = Path(__file__).parents[2]
 SEEDS = 500
 
 
+@pytest.mark.timeout(600)
 def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met():
     summary = asyncio.run(search(0, SEEDS, os.cpu_count()))
     assert summary.violations == []
