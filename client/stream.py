@@ -125,7 +125,7 @@ class Client:
                 pulse.forget(call)
                 call.cancel()
             self.num_reconnects += 1
-            await self._leave(address)
+            self._leave(address)
             await asyncio.sleep(min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S))
             request.resume_from.CopyFrom(received.resume_from())
         raise ConnectionError(f"the stream ended {self._max_reconnects + 1} times without its last message")
@@ -139,12 +139,10 @@ class Client:
             self._channels[address] = channel
         return generation_pb2_grpc.GenerationStub(self._channels[address])
 
-    async def _leave(self, address: str) -> None:
-        """Go to the next address; with only one, dial it anew."""
+    def _leave(self, address: str) -> None:
+        """Go to the next address, once for all streams that broke there; other streams keep the channel."""
         if address == self._addresses[self._first % len(self._addresses)]:
             self._first += 1
-        if len(self._addresses) == 1:
-            await self._close(address)
 
     def _pulse(self, address: str) -> _Pulse:
         if address not in self._pulses:

@@ -51,9 +51,15 @@ class ChoiceOutput:
         self._claimed: tuple[int, int] | None = None
 
     def restore(self, token_ids: tuple[int, ...]) -> None:
-        """Begin with tokens that the client says it has, but for the last: that one is computed and compared."""
+        """Begin with tokens that the client says it has, but for the last: that one is computed and compared.
+
+        Raises:
+            InvalidRequest: The output would have ended before.
+        """
         if token_ids:
             self._decode(token_ids[:-1], shows_last=True)
+            if self.finished is not None:
+                raise InvalidRequest("resume_from.tokens", "go on after a stop string, which no output of ours does")
             self._claimed = (len(token_ids) - 1, token_ids[-1])
 
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:

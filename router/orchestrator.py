@@ -16,6 +16,7 @@ anew, from the same seed, and what the client has is not sent again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,7 +81,6 @@ class Orchestrator:
         self.on_retry: Callable[[ServingError], None] = lambda error: None
         self.tracing: Tracing = NoTracing()
         share = max(1, config.replicas)
-        self._is_closing = False
         self._misfits: OrderedDict[tuple[Incarnation, Incarnation], None] = OrderedDict()
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 
@@ -129,14 +129,14 @@ class Orchestrator:
             has_prompt_scores=any(request.resume_from),
             path=forced_path.value if forced_path else self._placement.path,
         )
-        for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
-            choice.restore(tokens)
         self._runs[run_key] = run
         task = asyncio.current_task()
         if task is not None:
             self._tasks[run_key] = task
         error: ServingError | None = InternalError("the orchestrator itself failed")
         try:
+            for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
+                choice.restore(tokens)
             async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
                 run.timeline.admitted_at = self._clock.now_s()
                 await self._attempts(run)
@@ -146,8 +146,12 @@ class Orchestrator:
         except ServingError as failure:
             error = failure
         except asyncio.CancelledError:
-            error = Cancelled("the caller left")
-            raise
+            if run.aborted_with is None:
+                error = Cancelled("the caller left")
+                raise
+            error = run.aborted_with
+            if task is not None:
+                task.uncancel()
         finally:
             del self._runs[run_key]
             self._tasks.pop(run_key, None)
@@ -166,8 +170,9 @@ class Orchestrator:
         run = self._runs.get(run_key)
         if run is None:
             return False
+        run.aborted_with = error or Cancelled("the request was aborted")
         if run.current is not None:
-            run.current.fail(error or Cancelled("the request was aborted"))
+            run.current.fail(run.aborted_with)
         elif (task := self._tasks.get(run_key)) is not None:
             task.cancel()
         return True
@@ -191,8 +196,11 @@ class Orchestrator:
         """The client lost its stream before the router noticed: the run it left makes room."""
         old = self._tasks.get(request.run_key)
         if old is not None and self.abort(request.run_key):
-            async with asyncio.timeout_at(request.deadline_at):
-                await asyncio.gather(asyncio.shield(old), return_exceptions=True)
+            with contextlib.suppress(
+                TimeoutError
+            ):  # if it has not gone by the deadline, this one is refused as its double
+                async with asyncio.timeout_at(request.deadline_at):
+                    await asyncio.gather(asyncio.shield(old), return_exceptions=True)
 
     async def drain(self, grace_s: float) -> None:
         """Let running requests finish for `grace_s`, then end the rest so that clients resume elsewhere."""
@@ -201,7 +209,6 @@ class Orchestrator:
             async with asyncio.timeout(grace_s):
                 await asyncio.shield(all_ended)  # the timeout must not cancel the requests behind their backs
         except TimeoutError:
-            self._is_closing = True
             for run_key in list(self._runs):
                 self.abort(run_key, Draining("the router is shutting down; resume the stream at another one"))
             await all_ended
@@ -224,7 +231,7 @@ class Orchestrator:
                         f"{run.num_deaths} workers died while serving this request; it is not tried again"
                     ) from error
                 if (
-                    self._is_closing
+                    run.aborted_with is not None
                     or not error.is_retryable
                     or num_faults > self._config.max_fault_attempts
                     or num_moves > MAX_MOVES

@@ -108,6 +108,8 @@ class RequestRun:
     has_prompt_scores: bool = False
     started_at: float = 0.0
     span: Span | None = None
+    aborted_with: ServingError | None = None
+    """Set by `abort` and by a router that drains: no further attempt."""
 
     @property
     def is_whole(self) -> bool:

@@ -4,7 +4,8 @@ import asyncio
 
 from support.events import read_events
 
-from core.config import PlacementConfig
+from core.config import PlacementConfig, RouterConfig
+from core.errors import Draining
 from core.session import Role
 from core.types import SamplingParams
 from simulation.cluster import Shape, SimCluster
@@ -94,3 +95,16 @@ def test_the_only_worker_drains_and_the_request_waits_for_the_next_one():
 
     tokens, ended = run(scenario, decode=1)
     assert ended.error is None and tokens == run(lambda c: ask(c), decode=1)[0]
+
+
+def test_a_draining_router_sends_its_waiting_requests_elsewhere_too():
+    """Not only what runs: a client in the queue must hear "draining", which makes it resume, and not "cancelled"."""
+
+    async def scenario(cluster):
+        tasks = [asyncio.ensure_future(ask(cluster, f"r{i}", max_tokens=100)) for i in range(3)]
+        await asyncio.sleep(0.05)
+        await cluster.orchestrator.drain(0.1)
+        return [(await t)[1].error for t in tasks]
+
+    errors = run(scenario, router=RouterConfig(max_running=1, max_queued=8))
+    assert [type(e) for e in errors] == [Draining] * 3

@@ -92,3 +92,9 @@ def test_the_retry_budget_allows_its_burst_then_its_rate_and_refuses_beyond_pati
     assert waits == [1.5, 2.0, 2.5, 3.0, None]
     assert budget.reserve(10.0, 3.0) is None, "a refusal takes nothing"
     assert budget.reserve(100.0, 0.0) == 0, "rest refills it"
+
+
+def test_claimed_tokens_that_go_on_after_a_stop_string_are_refused_before_anything_is_submitted():
+    output = ChoiceOutput(0, SamplingParams(stop=("b",)), Letters(), 4)
+    with pytest.raises(InvalidRequest, match="stop string"):
+        output.restore((2, 1, 4, 5))
