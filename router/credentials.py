@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.errors import ConfigError, Unauthenticated
+from router.admission import CANARY_TIER
 
 _KEY = re.compile(r"bt-([0-9a-f]{8})-([0-9a-f]{32})")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -129,6 +130,8 @@ def _parse(line: str, number: int) -> tuple[str, _Entry]:
         entry = _Entry(bytes.fromhex(salt), bytes.fromhex(digest), Identity(tenant, tier))
     except ValueError as error:
         raise ConfigError(f"security.api_keys, line {number}: expected `name salt hash tenant tier`") from error
+    if tier == CANARY_TIER:
+        raise ConfigError(f"security.api_keys, line {number}: tier {tier} is the router's own; choose another")
     return name, entry
 
 
@@ -144,6 +147,8 @@ def new_key(tenant: str, tier: str) -> tuple[str, str]:
     for what, value in (("tenant", tenant), ("tier", tier)):
         if not _NAME.fullmatch(value):
             raise ConfigError(f"{what} is {value[:64]!r}; use 1 to 64 letters, digits, dots, dashes or underscores")
+    if tier == CANARY_TIER:
+        raise ConfigError(f"tier {tier} is the router's own, it passes the queue; choose another")
     name, secret, salt = secrets.token_hex(4), secrets.token_hex(16), secrets.token_bytes(16)
     line = f"{name} {salt.hex()} {_digest(salt, secret).hex()} {tenant} {tier}"
     return f"bt-{name}-{secret}", line

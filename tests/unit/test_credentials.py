@@ -134,3 +134,11 @@ def test_an_open_address_needs_keys():
     )
     with pytest.raises(ConfigError, match="door_key go together"):
         load_config(flags={"security.door_certificate": "x"}, environment={})
+
+
+def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):
+    with pytest.raises(ConfigError, match="the router's own"):
+        new_key("acme", "canary")
+    (tmp_path / "keys").write_text(new_key("acme", "standard")[1].replace(" standard", " canary"))
+    with pytest.raises(ConfigError, match="line 1: tier canary"):
+        Keyring(str(tmp_path / "keys"), time.monotonic)
