@@ -7,6 +7,8 @@ writes accepted, numbers reused, clocks misread. `by` is a range of fault-search
 from dataclasses import dataclass
 
 RULES = "tests/simulation/test_handover_rules.py"
+SURVIVAL = "tests/simulation/test_survival_rules.py"
+ENDINGS = "tests/simulation/test_ending_rules.py"
 SEARCH = (
     "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met"
 )
@@ -88,12 +90,12 @@ BUGS = [
     Bug("workers are not told to forget", "router/links.py",
         "            self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]", "            pass", "seeds 0-10"),
     Bug("a hung worker is not found", "router/links.py", "HUNG_S = 3.0", "HUNG_S = 3e9",
-        f"{RULES}::test_a_hung_worker_is_found_within_four_seconds"),
+        f"{SURVIVAL}::test_a_hung_worker_is_found_within_four_seconds"),
     Bug("an old epoch is served again", "worker/worker.py", "        if submit.epoch <= known:", "        if False:",
-        f"{RULES}::test_a_submit_with_an_old_epoch_is_dropped"),
+        f"{ENDINGS}::test_a_submit_with_an_old_epoch_is_dropped"),
     Bug("a Cancel before its Submit is forgotten", "worker/worker.py",
         "        self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))\n", "",
-        f"{RULES}::test_a_cancel_before_its_submit_leaves_a_tombstone"),
+        f"{ENDINGS}::test_a_cancel_before_its_submit_leaves_a_tombstone"),
     Bug("a cancelled attempt keeps its sequences", "worker/worker.py",
         "        for sequence in attempt.sequences:\n            self.scheduler.cancel(sequence)\n", "", "seeds 0-20"),
     Bug("positions that came twice are delivered twice", "router/choice_output.py",
@@ -102,7 +104,7 @@ BUGS = [
         "        first = min(max(self._skip - known, 0), len(used))", "        first = min(max(self._skip - known + 1, 0), len(used))",
         "tests/unit/test_resuming.py"),
     Bug("a poisonous request is tried for ever", "router/orchestrator.py", "DEATHS_BEFORE_ALONE = 2", "DEATHS_BEFORE_ALONE = 200",
-        f"{RULES}::test_a_request_of_death_is_quarantined_and_kills_at_most_three"),
+        f"{SURVIVAL}::test_a_request_of_death_is_quarantined_and_kills_at_most_three"),
     Bug("drained workers keep their requests", "worker/worker.py",
         "            if attempt.submit.task is not Task.PREFILL:\n                self.end(attempt, moving)\n",
         "            pass\n", "tests/simulation/test_drain.py"),

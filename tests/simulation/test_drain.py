@@ -2,34 +2,19 @@
 
 import asyncio
 
-from support.events import read_events
+from support import virtual
 
-from core.config import PlacementConfig, RouterConfig
+from core.config import RouterConfig
 from core.errors import Draining
 from core.session import Role
-from core.types import SamplingParams
-from simulation.cluster import Shape, SimCluster
-from simulation.loop import run_virtual
-
-PROMPT = tuple(range(1, 60))
 
 
 def run(scenario, **shape):
-    async def main():
-        cluster = SimCluster(Shape(**{"placement": PlacementConfig(path="pd"), **shape}), seed=1)
-        await cluster.start()
-        result = await scenario(cluster)
-        await cluster.rest()
-        await cluster.stop()
-        return result
-
-    return run_virtual(main())
+    return virtual.run(scenario, **{"prefill": 2, "decode": 2, **shape})
 
 
-async def ask(cluster, name="r", **sampling):
-    params = SamplingParams(**{"max_tokens": 60, "temperature": 0.0, "ignore_eos": True, **sampling})
-    events = await cluster.generate(cluster.request(name, PROMPT, params))
-    return read_events(events), events[-1]
+def ask(cluster, name="r", **sampling):
+    return virtual.ask(cluster, name, **{"max_tokens": 60, "ignore_eos": True, **sampling})
 
 
 def nodes(cluster, role):
