@@ -1,0 +1,76 @@
+"""How long a client waits when a process under its stream is killed or stops: gap by kind of fault and load.
+
+Two of each role on this machine, path pd, our client; every gap is the longest wait between two
+messages of one affected stream. The control is the same load without a fault.
+Run: python -m benchmarks.failover [--streams 4 8 16] [--rounds N]
+"""
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from rich.progress import Progress
+
+from benchmarks.record import quantiles, save
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from support.rig import Rig, config_of
+
+KINDS = [(what, role) for what in ("kill", "hang") for role in ("decode", "prefill", "router")]
+LOAD_S = {"kill": 4.0, "hang": 6.0}
+HANG_S = 5.0
+AIM_S = {"kill": 2.0, "hang": 4.0}
+
+
+async def one_round(rig, what, role, streams):
+    """A fault at a random moment under load; the affected clients' longest gaps."""
+    rig.answers.clear()
+    load = asyncio.create_task(rig.load(LOAD_S[what], streams))
+    await asyncio.sleep(rig.rng.uniform(0.5, 2.0))
+    await (rig.kill(role) if what == "kill" else rig.hang(role, HANG_S))
+    await load
+    wrong = rig.verdict()["wrong"]
+    if wrong:
+        raise SystemExit(f"{what} {role}: {wrong}")
+    await rig.wait_whole()
+    return [answer.longest_gap_s for _, answer in rig.answers if answer.is_affected]
+
+
+async def at_load(streams, rounds, progress, task):
+    """All six kinds at one load, in turn, and the control before and after."""
+    async with Rig(config_of(placement__path="pd")) as rig:
+        rig.make_requests(max(24, streams + 8), max_tokens=80)
+        await rig.learn()
+        gaps = {kind: [] for kind in KINDS}
+        control = []
+        for _ in range(rounds):
+            rig.answers.clear()
+            await rig.load(3.0, streams)
+            control += [answer.longest_gap_s for _, answer in rig.answers]
+            for what, role in KINDS:
+                gaps[what, role] += await one_round(rig, what, role, streams)
+                progress.advance(task)
+    rows = [{"streams": streams, "fault": f"{what} {role}", "aim_p99_s": AIM_S[what], **quantiles(values)}
+            for (what, role), values in gaps.items() if values]  # fmt: skip
+    return [{"streams": streams, "fault": "none", "aim_p99_s": None, **quantiles(control)}, *rows]
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--streams", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    rows = []
+    with Progress() as progress:
+        task = progress.add_task("faults", total=len(options.streams) * options.rounds * len(KINDS))
+        for streams in options.streams:
+            rows += asyncio.run(at_load(streams, options.rounds, progress, task))
+    for row in rows:
+        print(f"{row['streams']:3} streams  {row['fault']:13}  p50 {row['p50']:.2f} s  p99 {row['p99']:.2f} s  "
+              f"aim {row['aim_p99_s']}  n {row['count']}")  # fmt: skip
+    save("failover", {"rounds": options.rounds, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
