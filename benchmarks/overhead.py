@@ -24,6 +24,7 @@ from engine.model import Model
 from engine.model_spec import read_model
 from engine.rank_group import RankGroup
 from engine.runner import ModelRunner, _inputs
+from engine.sharding import Shard
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
@@ -105,7 +106,7 @@ async def main():
     console = Console()
     torch.set_num_threads(1)
     spec = read_model(TINY)
-    model = Model(spec, torch.device("cpu"), "cpu")
+    model = Model(Shard(spec), torch.device("cpu"), "cpu")
     layout = spec.layout(16)
     runner = ModelRunner(model, MemoryKV(layout, 512)._shards[0], 512, 16)
     bare_request(runner, 0)

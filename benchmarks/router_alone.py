@@ -48,6 +48,8 @@ ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, is_prefix_cache_on=Fal
 class StubRunner:
     """An engine without a model: every token is a letter."""
 
+    on_lost = None
+
     async def execute(self, plan, on_layer):
         tokens = {(i.sequence_key, s.choice): Logprob(97 + s.position % 26, 0.0) for i in plan.items for s in i.samples}
         await asyncio.sleep(0)

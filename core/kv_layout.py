@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
-LAYOUT_VERSION = 1
+LAYOUT_VERSION = 2
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 
 
 @dataclass(frozen=True, slots=True)
 class KVLayout:
-    """Shape of one worker's KV pool. Heads are those of one shard."""
+    """Shape of one worker's KV pool, split over its ranks by KV heads.
+
+    With more shards than heads, several shards hold the same head: `num_copies` of each.
+    """
 
     model_digest: str
     dtype: str
@@ -24,20 +27,36 @@ class KVLayout:
     head_size: int
     block_size_tokens: int
     num_shards: int = 1
+    tokenizer_digest: str = ""
+
+    @property
+    def heads_per_shard(self) -> int:
+        """KV heads that one shard holds."""
+        return max(1, self.num_kv_heads // self.num_shards)
+
+    @property
+    def num_distinct_shards(self) -> int:
+        """Shards that hold different heads; the others are copies."""
+        return min(self.num_shards, self.num_kv_heads)
+
+    @property
+    def num_copies(self) -> int:
+        """Shards that hold the same heads; they are neighbours."""
+        return self.num_shards // self.num_distinct_shards
 
     @property
     def slot_bytes(self) -> int:
         """Bytes of one token's K and V in one layer of one shard."""
-        return 2 * self.num_kv_heads * self.head_size * DTYPE_BYTES[self.dtype]
+        return 2 * self.heads_per_shard * self.head_size * DTYPE_BYTES[self.dtype]
 
     @property
     def layer_block_bytes(self) -> int:
-        """Bytes of one block in one layer of one shard: the smallest unit that is moved."""
+        """Bytes of one block in one layer of one shard."""
         return self.block_size_tokens * self.slot_bytes
 
     @property
     def block_bytes(self) -> int:
-        """Bytes of one block over all layers and shards."""
+        """Bytes of one block over all layers and shards, copies included."""
         return self.layer_block_bytes * self.num_layers * self.num_shards
 
     def pool_bytes(self, num_blocks: int) -> int:
@@ -49,10 +68,24 @@ class KVLayout:
         return (layer * num_blocks + block_id) * self.layer_block_bytes
 
     @property
+    def identity(self) -> str:
+        """What must be equal on both sides of a transfer, as `name=value` words."""
+        words = {
+            "protocol": LAYOUT_VERSION, "model": self.model_digest, "tokenizer": self.tokenizer_digest or "none",
+            "dtype": self.dtype, "layers": self.num_layers, "kv_heads": self.num_kv_heads, "head_size": self.head_size,
+        }  # fmt: skip
+        return " ".join(f"{name}={value}" for name, value in words.items())
+
+    @property
     def content_digest(self) -> str:
-        """Equal on both sides of a transfer, or the pair is refused."""
-        parts = (LAYOUT_VERSION, self.model_digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size)
-        return hashlib.blake2b(repr(parts).encode(), digest_size=8).hexdigest()
+        """Fingerprint of `identity`: what routers compare."""
+        return hashlib.blake2b(self.identity.encode(), digest_size=8).hexdigest()
+
+    def differences(self, identity: str) -> list[str]:
+        """Name what a peer has otherwise; empty if nothing."""
+        mine, theirs = (dict(word.partition("=")[::2] for word in text.split()) for text in (self.identity, identity))
+        names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
+        return [f"{name} is {mine.get(name, 'unknown')} here and {theirs.get(name, 'unknown')} there" for name in names]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -12,7 +12,7 @@ to it stands in `engine.families`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from torch import Tensor
 
 from engine import cpu_ops
 from engine.attention import BACKENDS, AttentionInputs, AttentionRules, attend_rows
+from engine.collectives import Alone, Collectives
 from engine.families import Rope
 from engine.mlp import GatedMlp, GetWeight, Mlp, SparseMlp
 from engine.model_spec import ModelSpec
+from engine.sharding import Shard
 from engine.weights import DTYPES, Linear, Norm, load_tensors, padded_rows
 
 Attend = Callable[["Layer", Tensor, Tensor], Tensor]
@@ -35,13 +37,15 @@ class Layer:
     """Weights of one decoder layer. Q, K and V are one product, so are gate and up."""
 
     def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], index: int, *, is_fused: bool) -> None:
-        """Pack the layer's weights."""
+        """Pack the layer's weights, or this rank's part of them."""
         traits = spec.traits
 
         def get(name: str) -> Tensor:
             return tensors[f"model.layers.{index}.{name}"]
 
         def linear(parts: tuple[str, ...], *, has_bias: bool) -> Linear:
+            # The bias of a sum over ranks is rank 0's alone.
+            has_bias = has_bias and f"model.layers.{index}.{parts[0]}.bias" in tensors
             bias = torch.cat([get(f"{part}.bias") for part in parts]) if has_bias else None
             return Linear(torch.cat([get(f"{part}.weight") for part in parts]), bias)
 
@@ -74,15 +78,22 @@ def _mlp(spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Line
 
 
 class Model:
-    """A loaded model; holds no state between steps."""
+    """A loaded model, or one rank's part of it; holds no state between steps."""
 
-    def __init__(self, spec: ModelSpec, device: torch.device, attention: str) -> None:
+    def __init__(self, shard: Shard, device: torch.device, attention: str, ranks: Collectives | None = None) -> None:
         """Load and pack the weights.
+
+        Args:
+            shard: Which part.
+            device: Where.
+            attention: Name of a backend.
+            ranks: The group, if the model is split.
 
         Raises:
             ModelLoadError: A weight file cannot be read.
         """
-        tensors = load_tensors(spec, device)
+        spec, tensors = shard.spec, load_tensors(shard, device)
+        self.shard, self.ranks = shard, ranks or Alone()
         self.spec, self.device, self.dtype = spec, device, DTYPES[spec.dtype]
         self._attend = BACKENDS[attention]
         self._is_fused = attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.FUSED_DTYPES
@@ -105,6 +116,7 @@ class Model:
         kv: Tensor,
         sample_rows: np.ndarray[Any, Any],
         on_layer: Callable[[int], None],
+        owners: Sequence[int] = (),
     ) -> Tensor:
         """Compute one step.
 
@@ -113,38 +125,50 @@ class Model:
             inputs: Rows, positions and block tables of the same t rows.
             kv: The pool, [layers, N, 2, B, K, D]; this step's slots are written.
             sample_rows: int64 [R], rows whose logits are wanted.
-            on_layer: Called after each layer, when its KV is complete.
+            on_layer: Called after each layer, when its KV is complete on every rank.
+            owners: Rank that wants each row's logits; by default all are this rank's.
 
         Returns:
-            Logits, fp32 [R, V].
+            Logits, fp32 [R of this rank, V].
         """
         num_rows = len(token_ids)
         ids = self._index(token_ids, padded_rows(num_rows, self.dtype, self.device))
         attend = (
             self._fused_attention(inputs) if self._is_fused else self._plain_attention(inputs, kv.shape[3], len(ids))
         )
-        x_TC = F.embedding(ids, self._embedding)
+        x_TC = self._embed(ids, num_rows)
         if self.spec.traits.embedding_scale != 1.0:
             x_TC = x_TC * self._embedding_scale
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(self._normed(layer.attention_norm, x_TC, num_rows))
-            y_TC = layer.o(attend(layer, qkv, kv[index]))
+            y_TC = self.ranks.sum(layer.o(attend(layer, qkv, kv[index])), num_rows)
             x_TC = x_TC + self._normed(layer.attention_post_norm, y_TC, num_rows)
-            y_TC = layer.mlp(self._normed(layer.mlp_norm, x_TC, num_rows), num_rows)
+            y_TC = self.ranks.sum(layer.mlp(self._normed(layer.mlp_norm, x_TC, num_rows), num_rows), num_rows)
             x_TC = x_TC + self._normed(layer.mlp_post_norm, y_TC, num_rows)
             on_layer(index)
         if not len(sample_rows):
             return torch.empty(0, self.spec.vocabulary_size)
-        return self._logits(x_TC, sample_rows)
+        return self._logits(x_TC, sample_rows, owners)
+
+    def _embed(self, ids: Tensor, num_rows: int) -> Tensor:
+        """Look up ids; with the vocabulary split, a rank has zeros for what is not its own."""
+        mine = self.shard.vocabulary
+        if self.shard.size == 1:
+            return F.embedding(ids, self._embedding)
+        is_mine = (ids >= mine.start) & (ids < mine.stop)
+        rows = F.embedding((ids - mine.start).clamp(0, len(mine) - 1), self._embedding)
+        return self.ranks.sum(rows * is_mine[:, None], num_rows)
 
     def _normed(self, norm: Norm | None, x: Tensor, rows: int) -> Tensor:
         if norm is None:
             return x
         return cpu_ops.rms_norm(x, norm.plain, self.spec.rms_norm_eps, rows) if self._is_fused else norm(x)
 
-    def _logits(self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any]) -> Tensor:
+    def _logits(self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any], owners: Sequence[int]) -> Tensor:
         wanted = self._index(sample_rows, padded_rows(len(sample_rows), self.dtype, self.device))
         logits = self._head(self._normed(self._norm, x_TC[wanted], len(wanted)))[: len(sample_rows)].float()
+        widths = [len(self.shard.vocabulary_of(rank)) for rank in range(self.shard.size)]
+        logits = self.ranks.exchange(logits, owners, widths)
         cap = self.spec.traits.final_softcap
         return cap * torch.tanh(logits / cap) if cap else logits
 
@@ -155,15 +179,15 @@ class Model:
 
     def _fused_attention(self, inputs: AttentionInputs) -> Attend:
         """Attention of one step with the compiled kernels."""
-        spec, rows = self.spec, int(inputs.row_starts[-1])
-        q = np.empty((rows, spec.num_heads, spec.head_size), dtype=np.float32)
+        spec, rows, num_heads = self.spec, int(inputs.row_starts[-1]), self.shard.num_heads
+        q = np.empty((rows, num_heads, spec.head_size), dtype=np.float32)
 
         def attend(layer: Layer, qkv: Tensor, kv: Tensor) -> Tensor:
             cpu_ops.rotate_and_store(
                 qkv, (layer.qk_norms[0], layer.qk_norms[1]), spec.rms_norm_eps, self._plain_rotations[layer.rope], kv, q,
                 inputs.positions, inputs.row_starts, inputs.block_tables,
             )  # fmt: skip
-            out = np.zeros((qkv.shape[0], spec.num_heads, spec.head_size), dtype=np.float32)
+            out = np.zeros((qkv.shape[0], num_heads, spec.head_size), dtype=np.float32)
             attend_rows(q, kv, inputs, layer.rules, out)
             return torch.from_numpy(out).view(qkv.shape[0], -1).to(self.dtype)
 
@@ -171,23 +195,23 @@ class Model:
 
     def _plain_attention(self, inputs: AttentionInputs, block_size: int, rows: int) -> Attend:
         """Attention of one step with torch operations, on any device and in any dtype."""
-        spec = self.spec
+        spec, num_heads, num_kv_heads = self.spec, self.shard.num_heads, self.shard.num_kv_heads
         positions = self._index(inputs.positions, rows)
         rotations = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations]
         row_sequence = np.repeat(np.arange(len(inputs.row_starts) - 1), np.diff(inputs.row_starts))
         at = inputs.positions // block_size
         blocks = torch.as_tensor(inputs.block_tables[row_sequence, at], device=self.device)
         offsets = torch.as_tensor(inputs.positions % block_size, device=self.device)
-        sizes = [n * spec.head_size for n in (spec.num_heads, spec.num_kv_heads, spec.num_kv_heads)]
+        sizes = [n * spec.head_size for n in (num_heads, num_kv_heads, num_kv_heads)]
 
         def attend(layer: Layer, qkv: Tensor, kv: Tensor) -> Tensor:
             q, k, v = qkv.split(sizes, dim=1)
-            q_THD = q.view(rows, spec.num_heads, spec.head_size)
-            k_TKD = k.view(rows, spec.num_kv_heads, spec.head_size)
+            q_THD = q.view(rows, num_heads, spec.head_size)
+            k_TKD = k.view(rows, num_kv_heads, spec.head_size)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
             q_THD, k_TKD = _rotate(q_THD, *rotations[layer.rope]), _rotate(k_TKD, *rotations[layer.rope])
-            v_TKD = v.view(rows, spec.num_kv_heads, spec.head_size)
+            v_TKD = v.view(rows, num_kv_heads, spec.head_size)
             kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
             kv[blocks, 1, offsets] = v_TKD[: len(blocks)]
             return self._attend(q_THD, kv, inputs, layer.rules).reshape(rows, -1)

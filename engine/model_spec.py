@@ -46,9 +46,11 @@ class ModelSpec:
     default_sampling: dict[str, float]
     """What `generation_config.json` sets, by our own names."""
 
-    def layout(self, block_size_tokens: int) -> KVLayout:
-        """KV layout of one unsharded worker."""
-        return KVLayout(self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens)
+    def layout(self, block_size_tokens: int, num_shards: int = 1) -> KVLayout:
+        """KV layout of a worker of `num_shards` ranks."""
+        return KVLayout(
+            self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens, num_shards
+        )
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the folder must hold, no more and no fewer."""

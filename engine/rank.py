@@ -1,8 +1,8 @@
-"""A rank process: one model, one shard of the KV pool, one pipe.
+"""A rank process: one model or its part of one, one shard of the KV pool, one pipe.
 
-Owns the process's whole life: hang on the parent, load, say ready, then execute plans one by one.
-Does not know requests, sessions or transfers. Started by `engine.rank_group` as
-`python -m engine.rank CONTROL_FD LIFE_FD KV_FD`; everything else comes as the first message.
+Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then execute
+plans one by one. Does not know requests, sessions or transfers. Started by `engine.rank_group` as
+`python -m engine.rank CONTROL_FD LIFE_FD KV_FD PULSE_FD`; everything else comes as the first message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from core.errors import ModelLoadError
 from core.lifeline import hang_on
 from engine.rank_wire import PREFIX, pack, plan_from_wire, result_to_wire, unpack
-from engine.shared_kv import map_segment
+from engine.shared_kv import PULSE_BYTES, map_segment
 
 
 class Pipe:
@@ -46,7 +46,7 @@ class Pipe:
 
 def main() -> None:
     """Run a rank to its end."""
-    control_fd, life_fd, kv_fd = (int(argument) for argument in sys.argv[1:4])
+    control_fd, life_fd, kv_fd, pulse_fd = (int(argument) for argument in sys.argv[1:5])
     hang_on(life_fd)
     pipe = Pipe(control_fd)
     order = pipe.read()
@@ -56,37 +56,50 @@ def main() -> None:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error
     pipe.write(["ready"])
+    pulse = map_segment(pulse_fd, PULSE_BYTES).cast("Q")
     while True:
-        _step(pipe, runner)
+        _step(pipe, runner, pulse, order["rank"])
 
 
 def _load(order: dict[str, Any], kv_fd: int) -> Any:  # noqa: ANN401 - torch is imported here and no earlier
     import torch  # noqa: PLC0415 - after the lifeline: the import takes seconds
 
+    from engine.collectives import DistributedGroup  # noqa: PLC0415
     from engine.model import Model  # noqa: PLC0415
     from engine.model_spec import read_model  # noqa: PLC0415
     from engine.runner import ModelRunner  # noqa: PLC0415
+    from engine.sharding import Shard  # noqa: PLC0415
 
     torch.set_num_threads(order["threads"])
+    rank, size, device = order["rank"], order["size"], torch.device(order["device"])
     spec = read_model(Path(order["folder"]), order["dtype"], order["max_model_len"])
-    layout = spec.layout(order["block_size_tokens"])
+    layout = spec.layout(order["block_size_tokens"], size)
     memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
-    model = Model(spec, torch.device(order["device"]), order["attention"])
+    model = Model(Shard(spec, rank, size), device, order["attention"])
+    if size > 1:
+        model.ranks = DistributedGroup.join(Path(order["meeting_point"]), rank, size, device)
     runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"])
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False]), lambda step_id, layer: None)
     return runner
 
 
-def _step(pipe: Pipe, runner: Any) -> None:  # noqa: ANN401
+def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noqa: ANN401
+    from engine.collectives import GroupBroken  # noqa: PLC0415 - torch, see `_load`
+
     message = pipe.read()
     plan = plan_from_wire(message[1])
 
     def on_layer(step_id: int, layer: int) -> None:
-        if plan.report_layers:
+        pulse[rank] += 1
+        if plan.report_layers and rank == 0:
             pipe.write(["layer", step_id, layer])
 
-    pipe.write(["result", result_to_wire(runner.execute(plan, on_layer))])
+    try:
+        result = runner.execute(plan, on_layer)
+    except GroupBroken as error:
+        raise SystemExit(f"rank {rank} ends: another rank of its group is gone ({error})") from error
+    pipe.write(["result", result_to_wire(result)])
 
 
 if __name__ == "__main__":

@@ -1,22 +1,30 @@
-"""The worker's side of its ranks: start, execute, notice death, restart.
+"""The worker's side of its ranks: start, execute, notice death and standstill, restart.
 
-Owns the rank processes, their pipes and the shared KV segments. Does not know torch: a worker
-process never imports it. Called by `worker` through the `Runner` port. Tensor parallelism will add
-ranks here; one rank serves until then.
+Owns the rank processes, their pipes, the shared KV segments and the page on which ranks count the
+layers they finish. Does not know torch: a worker process never imports it. Called by `worker`
+through the `Runner` port.
 
     start ──▶ READY ──execute──▶ READY
-                │ pipe ends, process exits
+                │ a pipe ends, a process exits, or nothing is counted for STALL_S in mid-step
                 └──▶ DEAD ──restart──▶ READY (fresh, empty KV segments)
+
+Every rank gets the same plan. A rank answers for the sequences it draws for, and rank 0 says when a
+layer is done: it cannot be done there before it is done everywhere, for the ranks add up their parts
+after it. One rank's end is the end of the group: the others wait for its part.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from core.config import EngineConfig
 from core.errors import ModelLoadError, WorkerDied, WorkerLost
@@ -24,10 +32,13 @@ from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
 from engine.model_spec import ModelSpec
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, plan_to_wire, result_from_wire, unpack
-from engine.shared_kv import SharedKV, create_segment, map_segment
+from engine.sharding import check_split
+from engine.shared_kv import PULSE_BYTES, SharedKV, create_segment, map_segment
 
 START_TIMEOUT_S = 120.0
 KILL_TIMEOUT_S = 5.0
+STALL_S = 3.0
+WATCH_S = 0.5
 
 
 @dataclass(slots=True)
@@ -39,17 +50,40 @@ class _Rank:
     writer: asyncio.StreamWriter
     life_fd: int
 
+    async def read(self) -> list[object]:
+        """Wait for a message.
+
+        Raises:
+            WorkerDied: The process is gone.
+        """
+        try:
+            (length,) = PREFIX.unpack(await self.reader.readexactly(PREFIX.size))
+            message: list[object] = unpack(await self.reader.readexactly(length))
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise WorkerDied("the rank process died; its KV cache is lost") from error
+        return message
+
 
 class RankGroup:
-    """One rank, its pipe and its KV segment."""
+    """The ranks of one worker, their pipes and their KV segments."""
 
     def __init__(self, spec: ModelSpec, engine: EngineConfig) -> None:
-        """Nothing is started yet."""
-        layout = spec.layout(engine.block_size_tokens)
-        self.kv = SharedKV(layout, engine.num_blocks)
+        """Nothing is started yet.
+
+        Raises:
+            ModelLoadError: The model cannot be split over this many ranks.
+        """
+        check_split(spec, engine.tensor_parallel_size)
+        self._layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+        self.kv = SharedKV(self._layout, engine.num_blocks)
         self.num_restarts = 0
-        self._pool_bytes = layout.pool_bytes(engine.num_blocks)
-        self._rank: _Rank | None = None
+        self.on_lost: Callable[[], None] = lambda: None
+        """Called when a rank dies while no step is in hand."""
+        self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
+        self._ranks: list[_Rank] = []
+        self._pulse = memoryview(b"")
+        self._step_id: int | None = None
+        self._watch_task: asyncio.Task[None] | None = None
         self._order = {
             "folder": str(spec.folder),
             "dtype": spec.dtype,
@@ -59,77 +93,137 @@ class RankGroup:
             "threads": engine.threads,
             "attention": engine.attention,
             "device": engine.device,
+            "size": engine.tensor_parallel_size,
         }
 
     async def start(self) -> None:
-        """Start the rank and wait until the model is loaded.
+        """Start the ranks and wait until every one has loaded its part of the model.
 
         Raises:
-            ModelLoadError: The rank could not load the model.
-            WorkerLost: It died or did not get ready in time.
+            ModelLoadError: A rank could not load the model.
+            WorkerLost: One died or did not get ready in time.
         """
+        pulse_fd = create_segment(PULSE_BYTES)
+        self._pulse = map_segment(pulse_fd, PULSE_BYTES)
+        with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:
+            segments = []
+            for index in range(self._layout.num_shards):
+                order = {**self._order, "rank": index, "meeting_point": str(Path(folder) / "meeting")}
+                segments.append(await self._spawn(order, pulse_fd))
+            os.close(pulse_fd)
+            self.kv.use(segments)
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S), asyncio.TaskGroup() as tasks:
+                    for rank in self._ranks:
+                        tasks.create_task(_ready(rank))
+            except TimeoutError as error:
+                await self.stop()
+                raise WorkerLost(f"the ranks were not ready within {START_TIMEOUT_S:g} s") from error
+            except ExceptionGroup as group:
+                await self.stop()
+                # A rank that cannot load takes its siblings along; what it says is the cause.
+                raise min(group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)) from None
+        self._watch_task = asyncio.get_running_loop().create_task(self._watch())
+
+    async def _spawn(self, order: dict[str, object], pulse_fd: int) -> memoryview:
+        """Start one rank; returns its KV segment."""
         mine, theirs = socket.socketpair()
         life_read, life_write = os.pipe()
         kv_fd = create_segment(self._pool_bytes)
-        fds = (theirs.fileno(), life_read, kv_fd)
+        fds = (theirs.fileno(), life_read, kv_fd, pulse_fd)
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own module; forking takes milliseconds
             [sys.executable, "-m", "engine.rank", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
         )
-        self.kv.use([map_segment(kv_fd, self._pool_bytes)])
+        segment = map_segment(kv_fd, self._pool_bytes)
         theirs.close()
         os.close(life_read)
         os.close(kv_fd)
         reader, writer = await asyncio.open_connection(sock=mine, limit=MAX_MESSAGE_BYTES)
-        self._rank = _Rank(process, reader, writer, life_write)
-        writer.write(pack(self._order))
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                message = await self._read(self._rank)
-        except TimeoutError as error:
-            await self.stop()
-            raise WorkerLost(f"the rank was not ready within {START_TIMEOUT_S:g} s") from error
-        if message[0] == "fatal":
-            await self.stop()
-            raise ModelLoadError(str(message[1]))
-
-    async def _read(self, rank: _Rank) -> list[object]:
-        try:
-            (length,) = PREFIX.unpack(await rank.reader.readexactly(PREFIX.size))
-            message: list[object] = unpack(await rank.reader.readexactly(length))
-        except (asyncio.IncompleteReadError, ConnectionError) as error:
-            raise WorkerDied("the rank process died; its KV cache is lost") from error
-        return message
+        self._ranks.append(_Rank(process, reader, writer, life_write))
+        writer.write(pack(order))
+        return segment
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """See `Runner`."""
-        rank = self._rank
-        if rank is None:
-            raise WorkerLost("the rank process is not running")
-        rank.writer.write(pack(["plan", plan_to_wire(plan)]))
+        if not self._ranks:
+            raise WorkerLost("the rank processes are not running")
+        message = pack(["plan", plan_to_wire(plan)])
+        self._step_id = plan.step_id
+        try:
+            for rank in self._ranks:
+                rank.writer.write(message)
+            first, *others = self._ranks
+            result = await _result(first, on_layer)
+            for rank in others:
+                part = await _result(rank, on_layer)
+                result.tokens.update(part.tokens)
+                result.failed.update(part.failed)
+                result.scored.update(part.scored)
+        finally:
+            self._step_id = None
+        return result
+
+    async def _watch(self) -> None:
+        """End a group that stands still in mid-step; report one that dies between steps.
+
+        Only watches of its own are counted, so a worker that was stopped itself blames nobody.
+        """
+        before: object = None
+        num_still = 0
         while True:
-            message = await self._read(rank)
-            if message[0] == "layer":
-                on_layer(message[1], message[2])  # type: ignore[arg-type]
-            else:
-                return result_from_wire(message[1])  # type: ignore[arg-type]
+            await asyncio.sleep(WATCH_S)
+            if self._step_id is None:
+                before = None
+                if any(rank.process.poll() is not None for rank in self._ranks):
+                    self.on_lost()
+                continue
+            now = (self._step_id, bytes(self._pulse))
+            num_still = num_still + 1 if now == before else 0
+            before = now
+            if num_still * WATCH_S >= STALL_S:
+                num_still = 0
+                self._kill()
+
+    def _kill(self) -> None:
+        for rank in self._ranks:
+            rank.process.kill()
 
     async def restart(self) -> None:
-        """Replace a dead rank."""
+        """Replace a dead group."""
         self.num_restarts += 1
         await self.stop()
         await self.start()
 
     async def stop(self) -> None:
-        """Kill the rank, reap it, close its pipes."""
-        rank, self._rank = self._rank, None
-        if rank is None:
-            return
-        rank.process.kill()
-        rank.writer.close()
-        os.close(rank.life_fd)
-        # The process is dead already; only the kernel's book-keeping is waited for.
-        rank.process.wait(timeout=KILL_TIMEOUT_S)
+        """Kill the ranks, reap them, close their pipes."""
+        watch, self._watch_task = self._watch_task, None
+        if watch is not None:
+            watch.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watch
+        self._kill()
+        ranks, self._ranks = self._ranks, []
+        for rank in ranks:
+            rank.writer.close()
+            os.close(rank.life_fd)
+            # The process is dead already; only the kernel's book-keeping is waited for.
+            rank.process.wait(timeout=KILL_TIMEOUT_S)
 
     def rank_pids(self) -> tuple[int, ...]:
         """Process ids of the ranks."""
-        return (self._rank.process.pid,) if self._rank else ()
+        return tuple(rank.process.pid for rank in self._ranks)
+
+
+async def _ready(rank: _Rank) -> None:
+    message = await rank.read()
+    if message[0] == "fatal":
+        raise ModelLoadError(str(message[1]))
+
+
+async def _result(rank: _Rank, on_layer: OnLayer) -> StepResult:
+    while True:
+        message = await rank.read()
+        if message[0] == "layer":
+            on_layer(message[1], message[2])  # type: ignore[arg-type]
+        else:
+            return result_from_wire(message[1])  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Executes step plans on one rank: plan to tensors, forward, sample.
+"""Executes step plans on one rank: plan to tensors, forward, sample this rank's share.
 
 Owns the KV tensor and the building of inputs. Does not know processes or the network. Called by
 `engine.rank`, and directly by tests and benchmarks (the bare engine).
@@ -27,7 +27,7 @@ class ModelRunner:
     def __init__(self, model: Model, memory: memoryview, num_blocks: int, block_size_tokens: int) -> None:
         """Wrap the pool's bytes as a tensor [layers, N, 2, B, K, D], not copied."""
         spec = model.spec
-        shape = (spec.num_layers, num_blocks, 2, block_size_tokens, spec.num_kv_heads, spec.head_size)
+        shape = (spec.num_layers, num_blocks, 2, block_size_tokens, model.shard.num_kv_heads, spec.head_size)
         flat = torch.frombuffer(memory, dtype=DTYPES[spec.dtype])
         self.model = model
         self.kv: Tensor = flat.view(shape)
@@ -39,26 +39,34 @@ class ModelRunner:
         token_ids = np.concatenate([np.asarray(item.token_ids, dtype=np.int64) for item in plan.items])
         inputs = _inputs(plan.items)
         sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
-        rows = np.asarray([inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64)
         scoring = [(index, item) for index, item in enumerate(plan.items) if item.targets]
+        rows = np.asarray([inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64)
         rows = np.concatenate([rows, *(inputs.row_starts[i] + np.arange(len(item.targets)) for i, item in scoring)])
-        logits = self.model.forward(token_ids, inputs, self.kv, rows, lambda layer: on_layer(plan.step_id, layer))
+        # Every rank draws for its share of the sequences: the work of sampling is split like the rest.
+        rank, size = self.model.ranks.rank, self.model.ranks.size
+        owners = [index % size for index, _ in sampling]
+        owners += [index % size for index, item in scoring for _ in item.targets]
+        logits = self.model.forward(
+            token_ids, inputs, self.kv, rows, lambda layer: on_layer(plan.step_id, layer), owners
+        )  # fmt: skip
         values = logits.cpu().numpy()
+        mine = [item for index, item in sampling if index % size == rank]
         tokens: dict[tuple[int, int], Logprob] = {}
         failed: dict[int, str] = {}
-        for row, (_, item) in enumerate(sampling):
+        for row, item in zip(values, mine, strict=False):  # rows to score follow
             try:
                 for spec in item.samples:
-                    tokens[item.sequence_key, spec.choice] = draw(values[row], spec)
+                    tokens[item.sequence_key, spec.choice] = draw(row, spec)
             except ValueError as error:
                 failed[item.sequence_key] = str(error)
-        return StepResult(plan.step_id, tokens, failed, _scores(values[len(sampling) :], scoring))
+        scored = _scores(values[len(mine) :], [item for index, item in scoring if index % size == rank])
+        return StepResult(plan.step_id, tokens, failed, scored)
 
 
-def _scores(logits: np.ndarray[Any, Any], scoring: list[tuple[int, StepItem]]) -> dict[int, tuple[Logprob, ...]]:
+def _scores(logits: np.ndarray[Any, Any], scoring: list[StepItem]) -> dict[int, tuple[Logprob, ...]]:
     """Score prompt tokens; logits fp32 [all targets, V]."""
     scored, at = {}, 0
-    for _, item in scoring:
+    for item in scoring:
         part = logits[at : at + len(item.targets)]
         at += len(item.targets)
         pairs = zip(part, item.targets, strict=True)

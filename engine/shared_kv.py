@@ -13,6 +13,9 @@ import tempfile
 
 from core.kv_layout import KVLayout
 
+PULSE_BYTES = 4096
+"""One page: rank r counts finished layers in the r-th unsigned 64-bit word."""
+
 
 def create_segment(num_bytes: int) -> int:
     """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller."""

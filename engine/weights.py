@@ -12,13 +12,15 @@ fp16 products: sums are fp32 and every result is rounded to fp16, as on a GPU.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from core.errors import ModelLoadError
-from engine.model_spec import ModelSpec
+from engine.sharding import ROWS, Cut, Shard
 
 TILE_ROWS = 32
 MIN_ROWS = 4
@@ -27,24 +29,34 @@ _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def load_tensors(spec: ModelSpec, device: torch.device) -> dict[str, Tensor]:
-    """Load every expected tensor in the spec's dtype.
+def load_tensors(shard: Shard, device: torch.device) -> dict[str, Tensor]:
+    """Load a rank's part of every expected tensor in the spec's dtype; the rest is never read.
 
     Raises:
         ModelLoadError: A file cannot be read.
     """
+    spec = shard.spec
     tensors: dict[str, Tensor] = {}
     by_file: dict[str, list[str]] = {}
-    for name in spec.expected_tensors():
+    for name in filter(shard.has, spec.expected_tensors()):
         by_file.setdefault(spec.tensor_files[name], []).append(name)
     for file, names in by_file.items():
         try:
             with safe_open(spec.folder / file, framework="pt", device="cpu") as opened:
                 for name in names:
-                    tensors[name] = opened.get_tensor(name).to(device=device, dtype=DTYPES[spec.dtype])
+                    tensors[name] = _read(opened, name, shard.cut(name)).to(device=device, dtype=DTYPES[spec.dtype])
         except SafetensorError as error:
             raise ModelLoadError(f"{file} cannot be read: {error}") from error
     return tensors
+
+
+def _read(opened: Any, name: str, cut: Cut | None) -> Tensor:  # noqa: ANN401 - safetensors has no types
+    if cut is None:
+        whole: Tensor = opened.get_tensor(name)
+        return whole
+    source = opened.get_slice(name)
+    parts = [source[r.start : r.stop] if cut.axis == ROWS else source[:, r.start : r.stop] for r in cut.ranges]
+    return torch.cat(parts, dim=cut.axis)
 
 
 def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:

@@ -126,6 +126,7 @@ class SimRunner:
     def __init__(self, model: HashModel, rng: random.Random, on_step: Callable[[StepPlan], None]) -> None:
         """Wrap a model; `on_step` checks the books at every step boundary."""
         self._model, self._rng, self._on_step = model, rng, on_step
+        self.on_lost: Callable[[], None] = lambda: None
         self.dies_next = False
         self.fails_next = 0
         self.stuck_for_s = 0.0

@@ -15,6 +15,8 @@ from core.ports import Clock, Runner
 from engine.events import SchedulerEvent
 from engine.scheduler import Scheduler
 
+IDLE = StepPlan(0, ())
+
 
 class StepLoop:
     """Runs steps while there is work, and waits for `wake` while there is none."""
@@ -31,6 +33,7 @@ class StepLoop:
         self._scheduler, self._runner, self._clock = scheduler, runner, clock
         self._deliver, self._rank_lost = deliver, rank_lost
         self._wake = asyncio.Event()
+        self._is_runner_lost = False
         self.plan: StepPlan | None = None
         self.num_steps = 0
         self.num_layers = 0
@@ -46,10 +49,17 @@ class StepLoop:
         """Something changed that may allow a step."""
         self._wake.set()
 
+    def runner_lost(self) -> None:
+        """The rank group died between two steps."""
+        self._is_runner_lost = True
+        self._wake.set()
+
     async def run(self) -> None:
         """Plan, execute, commit, for ever."""
         while True:
             self._wake.clear()
+            if self._is_runner_lost:
+                await self._runner_gone(WorkerLost("the rank group died; its KV cache is lost"), IDLE)
             self.before_plan()
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
             if not plan.items:
@@ -61,12 +71,16 @@ class StepLoop:
                 result = await self._runner.execute(plan, self._layer_done)
             except WorkerLost as error:
                 self.plan = None
-                await self._rank_lost(error, plan)
+                await self._runner_gone(error, plan)
                 continue
             self.plan = None
             self.num_steps += 1
             self._scheduler.budget.fit(plan.num_tokens, self._clock.now_s() - started_at)
             self._deliver(self._scheduler.commit(plan, result, self._clock.now_s()))
+
+    async def _runner_gone(self, error: WorkerLost, plan: StepPlan) -> None:
+        await self._rank_lost(error, plan)
+        self._is_runner_lost = False
 
     def _layer_done(self, step_id: int, layer: int) -> None:
         self.num_layers += 1

@@ -66,6 +66,9 @@ class RolePart(Protocol):
 class RestartableRunner(Runner, Protocol):
     """A runner whose rank group can be replaced after its death."""
 
+    on_lost: Callable[[], None]
+    """Called when the group dies between two steps; death in a step is `execute`'s to report."""
+
     async def restart(self) -> None:
         """Start a fresh rank group; its KV pool is empty."""
         ...
@@ -96,6 +99,7 @@ class Worker:
         self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
         self._sessions = SessionServer(session_network, self, clock, lambda: self._loop.num_steps)
         self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
+        runner.on_lost = self._loop.runner_lost
         self._part: RolePart | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.num_stale = 0

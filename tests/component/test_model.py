@@ -17,6 +17,7 @@ from engine.hash_model import MemoryKV
 from engine.model import Model
 from engine.model_spec import read_model
 from engine.runner import ModelRunner, _inputs
+from engine.sharding import Shard
 
 
 def logits_of(model, runner, items, rows):
@@ -42,7 +43,7 @@ def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
     reference = random_model(tmp_path, name)
     spec = read_model(tmp_path)
     torch.set_num_threads(1)
-    model = Model(spec, torch.device("cpu"), attention)
+    model = Model(Shard(spec), torch.device("cpu"), attention)
     prompt = [random.Random(5).randrange(96) for _ in range(120)]
     runner = fresh_runner(spec, model)
 
@@ -76,10 +77,10 @@ def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     spec = read_model(tmp_path)
     assert spec.dtype == dtype
-    model = Model(spec, torch.device("cpu"), "cpu")
+    model = Model(Shard(spec), torch.device("cpu"), "cpu")
     prompt = [random.Random(5).randrange(96) for _ in range(80)]
     ours = logits_of(model, fresh_runner(spec, model), [item(1, 0, prompt, 0)], range(80))
-    dense = Model(spec, torch.device("cpu"), "dense")
+    dense = Model(Shard(spec), torch.device("cpu"), "dense")
     assert (ours - logits_of(dense, fresh_runner(spec, dense), [item(1, 0, prompt, 0)], range(80))).abs().max() < 0.2
     with torch.no_grad():
         theirs = reference(torch.tensor([prompt])).logits[0]
@@ -109,7 +110,7 @@ def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_pat
         spec, model = load(folder, dtype)
     else:
         spec = read_model(folder, dtype)
-        model = Model(spec, torch.device("cpu"), "cpu")
+        model = Model(Shard(spec), torch.device("cpu"), "cpu")
     torch.set_num_threads(1)
     rng = random.Random(1)
     prompt = [rng.randrange(90) for _ in range(100)]
