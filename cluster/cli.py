@@ -251,7 +251,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     spec = model_of(resolved)
     TextModel(spec.folder)
     engine = resolved.pools.decode.engine
-    layout = spec.layout(engine.block_size_tokens)
+    layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     tree = resolved.model_dump()
     tree["redis"]["url"] = "***" if resolved.redis.url else ""
     tree["seed_key"] = "***"

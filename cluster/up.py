@@ -38,8 +38,9 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     spec = model_of(config)
     TextModel(spec.folder)
     check_ports(config)
-    layout = spec.layout(config.pools.decode.engine.block_size_tokens)
-    tokens = config.pools.decode.engine.num_blocks * config.pools.decode.engine.block_size_tokens
+    engine = config.pools.decode.engine
+    layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+    tokens = engine.num_blocks * engine.block_size_tokens
     console.print(
         f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context {spec.max_model_len} tokens, "
         f"KV pool {tokens} tokens a worker ({layout.block_bytes} bytes a block)"

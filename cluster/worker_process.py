@@ -14,12 +14,14 @@ from cluster.session_network import session_network
 from cluster.tls import fetch_tls, session_tls
 from cluster.tracing import make_tracing
 from core.config import BatonConfig, PoolConfig
+from core.errors import ConfigError
 from core.ids import Ids, WorkerId
 from core.ports import SystemClock
 from core.session import Role, WorkerDescriptor
 from decode_worker.part import decode_role
 from engine.model_spec import ModelSpec, read_model
 from engine.rank_group import RankGroup
+from engine.sharding import check_split
 from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
 from prefill_worker.part import prefill_role
@@ -29,14 +31,25 @@ DRAIN_GRACE_S = 5.0
 
 
 def model_of(config: BatonConfig) -> ModelSpec:
-    """Read the configured model's description.
+    """Read the configured model's description, and check that the pools can split and exchange it.
 
     Raises:
-        ModelLoadError: It cannot be served.
+        ModelLoadError: It cannot be served, or not by so many ranks.
+        ConfigError: The pools' blocks do not divide one another.
     """
-    m = config.model
+    m, pools = config.model, config.pools
     is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
-    return read_model(model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else ""))
+    spec = read_model(model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else ""))
+    engines = [pools.decode.engine] if config.colocated else [pools.prefill.engine, pools.decode.engine]
+    for engine in engines:
+        check_split(spec, engine.tensor_parallel_size)
+    small, large = sorted(engine.block_size_tokens for engine in (engines[0], engines[-1]))
+    if large % small:
+        raise ConfigError(
+            f"pools.prefill.engine.block_size_tokens and pools.decode.engine.block_size_tokens are {small} and {large}; "
+            "make one a multiple of the other, or KV cannot go from one pool to the other"
+        )
+    return spec
 
 
 def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
@@ -62,7 +75,7 @@ class RunningWorker:
         spec, engine = model_of(config), pool_of(config, role).engine
         ranks = RankGroup(spec, engine)
         await ranks.start()
-        layout, ids = spec.layout(engine.block_size_tokens), Ids()
+        layout, ids = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size), Ids()
         worker_id = ids.worker(role.value)
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(worker_id), role=role, incarnation=ids.incarnation(), session_address="",

@@ -121,13 +121,13 @@ class DecodePart:
 
     # --- told by the agent (on the worker's loop) -----------------------------------------------------
 
-    def transfer_starting(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+    def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Reserve now, or wait in line for blocks."""
         incoming = self._incoming.get(transfer_id)
         if incoming is None:
             return
         mine = incoming.sequence.num_tokens
-        if num_tokens != mine or num_blocks != self._layout.blocks_for(mine):
+        if num_tokens != mine:
             error = KVTransferError(f"the prefill worker starts {num_tokens} tokens, the request has {mine}")
             self._worker.end(incoming.attempt, error)
             return

@@ -120,10 +120,10 @@ class TransferAgent:
         if parked is not None:
             parked.set()
 
-    def start(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+    def start(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Ask the partner to reserve."""
         if sender := self._sender(transfer_id):
-            sender.start(num_blocks, num_tokens)
+            sender.start(num_tokens)
 
     def publish(self, transfer_id: TransferId, sub_attempt: int, parts: list[Part]) -> None:
         """Let parts go out."""

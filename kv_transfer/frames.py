@@ -25,8 +25,8 @@ _ENTRY = struct.Struct("<HHIHI")  # layer, shard, logical block, valid tokens, c
 _HEAD = struct.Struct("<BII")  # kind, number, crc
 _NUMBER = struct.Struct("<BI")
 _FRAME = struct.Struct("<HH")  # sub-attempt, entries
-_OPEN = struct.Struct(f"<B{TRANSFER_ID_BYTES}sqHHHH")  # ..., shards, block size, id bytes, digest bytes
-_STARTING = struct.Struct("<BHII")
+_OPEN = struct.Struct(f"<B{TRANSFER_ID_BYTES}sqHHHH")  # ..., shards, block size, id bytes, identity bytes
+_STARTING = struct.Struct("<BHIHH")  # ..., tokens, shards, block size
 _RESERVED = struct.Struct("<BHI")
 _COMMIT = struct.Struct("<BHIIH")
 _TOKEN = struct.Struct("<HBidH")  # choice, is final, token, logprob, top entries
@@ -37,31 +37,32 @@ _BOUND = struct.Struct(f"<{TRANSFER_ID_BYTES}sHHHIH")
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """First message of a stream: who asks, for which transfer, in which layout."""
+    """First message of a stream: who asks, for which transfer, in which layout (`KVLayout.identity`)."""
 
     transfer_id: TransferId
     receiver_id: WorkerId
     receiver_incarnation: Incarnation
-    content_digest: str
+    identity: str
     num_shards: int
     block_size_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """The request is at the head of the queue; reserve this much."""
+    """The request is at the head of the queue; reserve this much. The sender's shape gives the common grid."""
 
     sub_attempt: int
-    num_blocks: int
     num_tokens: int
+    num_shards: int
+    block_size_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """Blocks are reserved; the first `have_blocks` are here already."""
+    """Blocks are reserved; the first `have_tokens` are here already."""
 
     sub_attempt: int
-    have_blocks: int
+    have_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One layer of one block in a frame. `block` counts from the sequence's start."""
+    """One layer of one wire shard of one wire block (`kv_transfer.resharding`), from the sequence's start."""
 
     layer: int
     shard: int
@@ -84,7 +85,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """Entries and their payload, uint8 [len(entries) * layer_block_bytes]."""
+    """Entries and their payload, uint8 [len(entries) * part_bytes]."""
 
     sub_attempt: int
     entries: tuple[Entry, ...]
@@ -164,7 +165,7 @@ def bound_crc(transfer_id: TransferId, sub_attempt: int, entry: tuple[int, int, 
         transfer_id: The transfer it belongs to.
         sub_attempt: The sub-attempt it belongs to.
         entry: (layer, shard, block, num_valid_tokens).
-        payload: uint8 [layer_block_bytes].
+        payload: uint8 [part_bytes].
     """
     seed = zlib.crc32(_BOUND.pack(transfer_id, sub_attempt, *entry))
     return zlib.crc32(payload, seed)
@@ -200,14 +201,14 @@ def _head_crc(kind: int, number: int, body: bytes | bytearray | memoryview) -> i
 
 def _encode(message: Message) -> bytes:
     match message:
-        case Open(transfer_id, receiver_id, incarnation, digest, shards, block_size):
-            name, text = receiver_id.encode(), digest.encode()
+        case Open(transfer_id, receiver_id, incarnation, identity, shards, block_size):
+            name, text = receiver_id.encode(), identity.encode()
             head = _OPEN.pack(1, transfer_id, incarnation, shards, block_size, len(name), len(text))
             return head + name + text
-        case Starting(sub_attempt, num_blocks, num_tokens):
-            return _STARTING.pack(2, sub_attempt, num_blocks, num_tokens)
-        case Reserved(sub_attempt, have_blocks):
-            return _RESERVED.pack(3, sub_attempt, have_blocks)
+        case Starting(sub_attempt, num_tokens, num_shards, block_size):
+            return _STARTING.pack(2, sub_attempt, num_tokens, num_shards, block_size)
+        case Reserved(sub_attempt, have_tokens):
+            return _RESERVED.pack(3, sub_attempt, have_tokens)
         case Refused(text):
             return b"\x04" + text.encode()
         case Resend(sub_attempt, parts):
@@ -264,12 +265,12 @@ def _decode(data: bytes) -> Message:
         return _EMPTY[kind]()
     match kind:
         case 1:
-            _, transfer_id, incarnation, shards, block_size, name_bytes, digest_bytes = _OPEN.unpack_from(data)
+            _, transfer_id, incarnation, shards, block_size, name_bytes, identity_bytes = _OPEN.unpack_from(data)
             rest = data[_OPEN.size :]
-            if len(rest) != name_bytes + digest_bytes:
+            if len(rest) != name_bytes + identity_bytes:
                 raise KVTransferError("an Open message has the wrong length")
-            name, digest = rest[:name_bytes].decode(), rest[name_bytes:].decode()
-            return Open(TransferId(transfer_id), WorkerId(name), Incarnation(incarnation), digest, shards, block_size)
+            name, identity = rest[:name_bytes].decode(), rest[name_bytes:].decode()
+            return Open(TransferId(transfer_id), WorkerId(name), Incarnation(incarnation), identity, shards, block_size)
         case 2:
             return Starting(*_STARTING.unpack(data)[1:])
         case 3:

@@ -49,9 +49,9 @@ class PostedReceiverHost:
         """Keep the real host and the way to its loop."""
         self._host, self._post = host, post
 
-    def transfer_starting(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+    def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """See `ReceiverHost`."""
-        self._post(self._host.transfer_starting, transfer_id, num_blocks, num_tokens)
+        self._post(self._host.transfer_starting, transfer_id, num_tokens)
 
     def transfer_arrived(
         self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int

@@ -22,6 +22,7 @@ from core.numbered import Arrivals
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.resharding import Grid, PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
@@ -31,7 +32,7 @@ BEAT_S = 0.5
 class ReceiverHost(Protocol):
     """What the worker is told, on the worker's own loop."""
 
-    def transfer_starting(self, transfer_id: TransferId, num_blocks: int, num_tokens: int) -> None:
+    def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """The prefill worker is about to compute; answer with `reserved` or `refuse`."""
         ...
 
@@ -96,6 +97,7 @@ class Receiver:
         self._stream: MessageStream | None = None
         self._reservation: Reservation | None = None
         self._starting: frames.Starting | None = None
+        self._pool: PoolParts | None = None
         self._sub_attempt = 0
         self._crcs: dict[tuple[int, int, int], int] = {}
         self._asked_again: set[tuple[int, int, int]] = set()
@@ -116,7 +118,8 @@ class Receiver:
             return
         self._reservation = reservation
         self._note(Transition.RECEIVER_RESERVED)
-        self._reply(frames.Reserved(self._sub_attempt, reservation.have_blocks))
+        have_tokens = reservation.have_blocks * self._layout.block_size_tokens
+        self._reply(frames.Reserved(self._sub_attempt, have_tokens))
 
     def refuse(self, error: ServingError) -> None:
         """No room: tell the sender and close."""
@@ -184,7 +187,7 @@ class Receiver:
         order, (num_shards, block_size) = self.order, self._layout.shape
         return frames.Open(
             order.transfer_id, order.receiver_id, order.receiver_incarnation,
-            self._layout.content_digest, num_shards, block_size,
+            self._layout.identity, num_shards, block_size,
         )  # fmt: skip
 
     def _fail(self, error: ServingError) -> None:
@@ -220,9 +223,10 @@ class Receiver:
                     self._accept(message)
                 case frames.Starting():
                     self._note(Transition.RECEIVER_STARTING)
-                    self._starting = message
+                    grid = common_grid(self._layout, message.num_shards, message.block_size_tokens)
+                    self._starting, self._pool = message, PoolParts(self._kv, self._layout, grid)
                     self._sub_attempt = message.sub_attempt
-                    self._host.transfer_starting(self.order.transfer_id, message.num_blocks, message.num_tokens)
+                    self._host.transfer_starting(self.order.transfer_id, message.num_tokens)
                 case frames.Commit():
                     self._note(Transition.RECEIVER_COMMITTED)
                     self._commit = message
@@ -254,24 +258,25 @@ class Receiver:
         if frame.sub_attempt != self._sub_attempt or self._is_arrived:
             self.num_late_frames += 1
             return
-        size, reservation = self._layout.layer_block_bytes, self._reservation
-        if reservation is None or len(frame.payload) != size * len(frame.entries):
+        pool, reservation = self._pool, self._reservation
+        if pool is None or reservation is None or len(frame.payload) != pool.part_bytes * len(frame.entries):
             raise KVTransferError(
                 f"a frame of {len(frame.payload)} bytes for {len(frame.entries)} parts was not expected"
             )
+        size = pool.part_bytes
         bad: list[tuple[int, int, int]] = []
         for index, entry in enumerate(frame.entries):
-            self._check_range(entry, reservation)
+            self._check_range(entry, pool.grid, reservation)
             part = (entry.layer, entry.shard, entry.block)
             payload = frame.payload[index * size : (index + 1) * size]
             identity = (*part, entry.num_valid_tokens)
             if frames.bound_crc(self.order.transfer_id, frame.sub_attempt, identity, payload) != entry.crc:
                 bad.append(part)
                 continue
-            block_id = reservation.block_ids[entry.block]
-            if self._generation_of(block_id) != reservation.generations[entry.block]:
+            block_id = pool.block_of(entry.block, reservation.block_ids)
+            if self._generation_of(block_id) != pool.block_of(entry.block, reservation.generations):
                 raise KVTransferError(f"block {block_id} has a new owner; the frame for the old one was refused")
-            self._kv.view(entry.layer, block_id, entry.shard)[:] = payload
+            pool.write(*part, reservation.block_ids, payload)
             self._crcs[part] = entry.crc
             self.num_healed += part in self._asked_again
             self.num_bytes += size
@@ -279,18 +284,23 @@ class Receiver:
             self._ask_again(bad)
         self._verify()
 
-    def _check_range(self, entry: frames.Entry, reservation: Reservation) -> None:
-        layout = self._layout
+    def _check_range(self, entry: frames.Entry, grid: Grid, reservation: Reservation) -> None:
+        first, last = self._wire_blocks(grid, reservation)
         is_in_range = (
-            entry.layer < layout.num_layers
-            and entry.shard < layout.num_shards
-            and reservation.have_blocks <= entry.block < len(reservation.block_ids)
-            and 0 < entry.num_valid_tokens <= layout.block_size_tokens
+            entry.layer < self._layout.num_layers
+            and entry.shard < grid.num_shards
+            and first <= entry.block < last
+            and 0 < entry.num_valid_tokens <= grid.block_size_tokens
         )
         if not is_in_range:
             raise KVTransferError(
                 f"a frame names layer {entry.layer}, shard {entry.shard}, block {entry.block}, which is not in this transfer"
             )
+
+    def _wire_blocks(self, grid: Grid, reservation: Reservation) -> tuple[int, int]:
+        """Wire blocks that must come, first and end."""
+        first = grid.blocks_for(reservation.have_blocks * self._layout.block_size_tokens)
+        return first, grid.blocks_for(self._starting.num_tokens) if self._starting else first
 
     def _ask_again(self, bad: list[tuple[int, int, int]]) -> None:
         self._note(Transition.RECEIVER_DAMAGED)
@@ -307,10 +317,11 @@ class Receiver:
             return
         if len(self._crcs) < commit.num_entries:
             return  # parts that were asked for again are on their way
-        if reservation is None:
+        if reservation is None or self._pool is None:
             raise KVTransferError("the prefill worker committed before blocks were reserved")
-        layout = self._layout
-        expected = (len(reservation.block_ids) - reservation.have_blocks) * layout.num_layers * layout.num_shards
+        grid = self._pool.grid
+        first, last = self._wire_blocks(grid, reservation)
+        expected = (last - first) * self._layout.num_layers * grid.num_shards
         if len(self._crcs) != expected or commit.num_entries != expected:
             raise KVTransferError(f"the transfer has {len(self._crcs)} parts, the reservation needs {expected}")
         if frames.combined_checksum(self._crcs) != commit.checksum:

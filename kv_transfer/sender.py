@@ -23,6 +23,7 @@ from core.numbered import Arrivals
 from core.ports import KVBytes, MessageStream, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.resharding import PoolParts, WirePart, common_grid
 from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
@@ -36,7 +37,7 @@ class SenderHost(Protocol):
     """What the worker is told, on the worker's own loop."""
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
-        """Decode has reserved blocks and has the first `have_blocks`."""
+        """Decode has reserved blocks and has what is in the first `have_blocks` of this worker's size."""
         ...
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
@@ -63,10 +64,9 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One layer of one block, ready to be read from the pool."""
+    """One layer of one block, in all shards, ready to be read from the pool."""
 
     layer: int
-    shard: int
     block: int
     block_id: int
     num_valid_tokens: int
@@ -84,14 +84,16 @@ class Sender:
         self.is_closed = False
         self.num_bytes = 0
         self._host, self._kv, self._layout, self._note = host, kv, layout, note
-        self._max_entries = max(1, config.frame_bytes // layout.layer_block_bytes)
+        self._frame_bytes = config.frame_bytes
         self._silence_s = config.lease_s
         self._stream: MessageStream | None = None
         self._sub_attempt = 0
         self._starting: frames.Starting | None = None
         self._commit: frames.Commit | None = None
-        self._parts: deque[Part] = deque()
-        self._sent: dict[tuple[int, int, int], Part] = {}
+        self._pool: PoolParts | None = None
+        self._have_tokens = 0
+        self._parts: deque[WirePart] = deque()
+        self._sent: dict[tuple[int, int, int], WirePart] = {}
         self._crcs: dict[tuple[int, int, int], int] = {}
         self._control: deque[frames.Message] = deque()
         self._arrivals = Arrivals()
@@ -101,18 +103,23 @@ class Sender:
 
     # --- told by the worker -------------------------------------------------------------------------
 
-    def start(self, num_blocks: int, num_tokens: int) -> None:
+    def start(self, num_tokens: int) -> None:
         """The request is at the head of its queue: ask the partner to reserve."""
         self._note(Transition.SENDER_STARTED)
-        self._starting = frames.Starting(self._sub_attempt, num_blocks, num_tokens)
+        self._starting = frames.Starting(self._sub_attempt, num_tokens, *self._layout.shape)
         if self._stream is not None:
             self._say(self._starting)
 
     def publish(self, sub_attempt: int, parts: list[Part]) -> None:
         """These parts are complete in the pool and may be read until drained."""
-        if sub_attempt == self._sub_attempt and not self.is_closed:
-            self._parts.extend(parts)
-            self._wake.set()
+        pool = self._pool
+        if sub_attempt != self._sub_attempt or self.is_closed or pool is None:
+            return
+        first = pool.grid.blocks_for(self._have_tokens)
+        for part in parts:
+            wire = pool.split(part.layer, part.block, part.block_id, part.num_valid_tokens)
+            self._parts.extend(w for w in wire if w.block >= first)
+        self._wake.set()
 
     def commit(self, sub_attempt: int, first_tokens: dict[int, Logprob], final_choices: frozenset[int]) -> None:
         """Everything was published; all first tokens are drawn."""
@@ -170,12 +177,9 @@ class Sender:
     async def serve(self, stream: MessageStream, opened: frames.Open) -> None:
         """Carry one accepted stream, whose number 0 was `opened`, to its end."""
         self._arrivals.is_new(0)
-        mine = (self._layout.content_digest, *self._layout.shape)
-        theirs = (opened.content_digest, opened.num_shards, opened.block_size_tokens)
-        if mine != theirs or self._stream is not None:
-            error = LayoutMismatch(
-                f"sender has layout {mine}, receiver has {theirs}; run both with the same model and engine settings"
-            )
+        try:
+            self._pool = self._meet(opened)
+        except LayoutMismatch as error:
             self._note(Transition.SENDER_MISFIT)
             await self._send(stream, frames.Failed(*to_wire(error)))
             self._host.transfer_lost(self.offer.transfer_id, error)
@@ -200,6 +204,20 @@ class Sender:
             if not self.is_closed:
                 self._close()
 
+    def _meet(self, opened: frames.Open) -> PoolParts:
+        """Agree with the receiver on the parts that travel.
+
+        Raises:
+            LayoutMismatch: Names every difference.
+        """
+        differences = self._layout.differences(opened.identity)
+        if differences:
+            raise LayoutMismatch(f"KV cannot go between these workers: {'; '.join(differences)}")
+        if self._stream is not None:
+            raise LayoutMismatch("this transfer has a stream already; a receiver opens one")
+        grid = common_grid(self._layout, opened.num_shards, opened.block_size_tokens)
+        return PoolParts(self._kv, self._layout, grid)
+
     def _lost(self, error: ServingError) -> None:
         if not self.is_closed:
             self._note(Transition.SENDER_LOST)
@@ -221,15 +239,8 @@ class Sender:
                 continue
             self.last_traffic_at = asyncio.get_running_loop().time()
             match message:
-                case frames.Reserved(sub_attempt, have_blocks):
-                    if (
-                        self._starting is None
-                        or have_blocks > self._starting.num_blocks
-                        or sub_attempt > self._sub_attempt
-                    ):
-                        raise KVTransferError(f"the decode worker claims to have {have_blocks} blocks of this transfer")
-                    self._note(Transition.SENDER_PARTNERED)
-                    self._host.transfer_reserved(self.offer.transfer_id, have_blocks)
+                case frames.Reserved(sub_attempt, have_tokens):
+                    self._partnered(sub_attempt, have_tokens)
                 case frames.Refused(text):
                     self._note(Transition.SENDER_REFUSED)
                     raise KVTransferError(f"the decode worker refused the transfer: {text}")
@@ -243,6 +254,15 @@ class Sender:
                     pass
                 case _:
                     raise KVTransferError(f"the decode worker sent {type(message).__name__}, which is not its to send")
+
+    def _partnered(self, sub_attempt: int, have_tokens: int) -> None:
+        starting, pool = self._starting, self._pool
+        is_sane = starting is not None and have_tokens < starting.num_tokens and sub_attempt <= self._sub_attempt
+        if not is_sane or pool is None or have_tokens % pool.grid.block_size_tokens:
+            raise KVTransferError(f"the decode worker claims to have {have_tokens} tokens of this transfer")
+        self._note(Transition.SENDER_PARTNERED)
+        self._have_tokens = have_tokens
+        self._host.transfer_reserved(self.offer.transfer_id, have_tokens // self._layout.block_size_tokens)
 
     def _resend(self, sub_attempt: int, parts: tuple[tuple[int, int, int], ...]) -> None:
         if sub_attempt != self._sub_attempt:
@@ -302,25 +322,25 @@ class Sender:
             pass
 
     def _has_reason_to_send(self) -> bool:
-        is_full = len(self._parts) >= self._max_entries
+        is_full = self._pool is not None and len(self._parts) * self._pool.part_bytes >= self._frame_bytes
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
     def _build_frame(self) -> bytes | None:
         """Copy up to a frame of parts out of the pool; the only reading of source blocks."""
+        pool = self._pool
+        if pool is None or not self._parts:
+            return None
         entries: list[frames.Entry] = []
         payloads: list[memoryview] = []
-        while self._parts and len(entries) < self._max_entries:
+        while self._parts and (not entries or (len(entries) + 1) * pool.part_bytes <= self._frame_bytes):
             part = self._parts.popleft()
-            payload = self._kv.view(part.layer, part.block_id, part.shard)
+            payload = pool.read(part)
             identity = (part.layer, part.shard, part.block, part.num_valid_tokens)
             crc = frames.bound_crc(self.offer.transfer_id, self._sub_attempt, identity, payload)
             entries.append(frames.Entry(*identity, crc))
             payloads.append(payload)
             self._sent[identity[:3]] = part
             self._crcs[identity[:3]] = crc
-        if not entries:
-            return None
         self._note(Transition.SENDER_SENT)
-        data = frames.encode_frame(self._next_number(), self._sub_attempt, entries, payloads)
-        self.num_bytes += len(entries) * self._layout.layer_block_bytes
-        return data
+        self.num_bytes += len(entries) * pool.part_bytes
+        return frames.encode_frame(self._next_number(), self._sub_attempt, entries, payloads)

@@ -143,8 +143,7 @@ class PrefillPart:
 
     def _announce(self, sequence: Sequence) -> None:
         outgoing = self._by_key[sequence.key]
-        num_blocks = self._layout.blocks_for(sequence.num_tokens)
-        self._post(self.agent.start, outgoing.attempt.submit.transfer_id, num_blocks, sequence.num_tokens)
+        self._post(self.agent.start, outgoing.attempt.submit.transfer_id, sequence.num_tokens)
 
     def _started(self, sequence: Sequence) -> None:
         """Blocks found in the prefix cache are complete: they go out before the first chunk (rule 8)."""
@@ -180,14 +179,13 @@ class PrefillPart:
         if first >= last:
             return
         outgoing.published_blocks[layer] = last
-        parts = [self._part(outgoing.sequence, layer, shard, block)
-                 for shard in range(self._layout.num_shards) for block in range(first, last)]  # fmt: skip
+        parts = [self._part(outgoing.sequence, layer, block) for block in range(first, last)]
         self._post(self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, parts)
 
-    def _part(self, sequence: Sequence, layer: int, shard: int, block: int) -> Part:
+    def _part(self, sequence: Sequence, layer: int, block: int) -> Part:
         size = self._layout.block_size_tokens
         num_valid = min(size, sequence.num_tokens - block * size)
-        return Part(layer, shard, block, sequence.block_table[block], num_valid)
+        return Part(layer, block, sequence.block_table[block], num_valid)
 
     def _final(self, outgoing: Outgoing) -> frozenset[int]:
         sequence = outgoing.sequence

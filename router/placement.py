@@ -88,9 +88,9 @@ def _of_role(candidates: Sequence[Candidate], role: Role, excluded: frozenset[Wo
 
 def _fits(prefill: WorkerDescriptor, decode: WorkerDescriptor, wish: Wish) -> bool:
     """Can KV go from one to the other?"""
-    mine = (prefill.content_digest, prefill.block_size_tokens)
-    theirs = (decode.content_digest, decode.block_size_tokens)
-    return mine == theirs and (prefill.incarnation, decode.incarnation) not in wish.misfits
+    small, large = sorted((prefill.block_size_tokens, decode.block_size_tokens))
+    is_alike = prefill.content_digest == decode.content_digest and large % small == 0
+    return is_alike and (prefill.incarnation, decode.incarnation) not in wish.misfits
 
 
 def _pair(pairs: list[tuple[Candidate, Candidate]], reason: str) -> Placement:

@@ -168,15 +168,15 @@ class SimCluster:
         for router in self.routers:
             router.start()
 
-    async def add(self, role: Role, num_shards: int = 1) -> str:
-        """Start one worker.
+    async def add(self, role: Role, *, is_misfit: bool = False) -> str:
+        """Start one worker; a misfit holds another model than it says.
 
         Returns:
             The node's name.
         """
         self._serial += 1
         node, shape = f"{role.value}{self._serial}", self.shape
-        engine, layout = shape.engine, replace(self.layout, num_shards=num_shards)
+        engine, layout = shape.engine, replace(self.layout, model_digest="another") if is_misfit else self.layout
         kv = MemoryKV(layout, engine.num_blocks)
         clock = self.clocks[node] = NodeClock()
         model = HashModel(
@@ -184,7 +184,7 @@ class SimCluster:
         )
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
-            transfer_address="", model="hash", content_digest=layout.content_digest,
+            transfer_address="", model="hash", content_digest=self.layout.content_digest,
             block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
             max_model_len=shape.max_model_len,
         )  # fmt: skip

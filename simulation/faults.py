@@ -289,9 +289,9 @@ class Injector:
         runner.stuck_for_s, runner.dies_next, runner.fails_next = 0.0, False, 0
 
     async def _misfit(self, fault: Fault) -> None:
-        """A worker of another layout joins by mistake, and leaves again."""
+        """A worker of another model joins by mistake, and leaves again."""
         cluster = self._cluster
-        node = await cluster.add(Role.DECODE, num_shards=2)
+        node = await cluster.add(Role.DECODE, is_misfit=True)
         cluster.draining[node] = None
         await asyncio.sleep(fault.for_s)
         self.bitten[fault.kind] += cluster.units[node].worker.num_attempts > 0

@@ -201,13 +201,6 @@ async def test_min_tokens_ignore_eos_and_stop_ids():
     assert stopped.finish[0].stop_match == plain.tokens[0][4]
 
 
-async def test_pools_of_different_block_size_refuse_each_other():
-    small, large = EngineConfig(block_size_tokens=8, num_blocks=64), EngineConfig(block_size_tokens=16, num_blocks=64)
-    async with House(TINY, "float32", small, large, transfer=TransferConfig(lease_s=1)) as house:
-        reply = await house.ask(PROMPTS[0], max_tokens=5)
-    assert reply.ended.error is not None and "layout" in reply.ended.error.message
-
-
 @pytest.mark.parametrize("num_flips", [1, 2])
 async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(num_flips, monkeypatch):
     """Real gRPC, real agent threads: one flip is asked for again, a second in the same part redoes the attempt."""

@@ -4,16 +4,18 @@ import asyncio
 import os
 import signal
 
+import numpy as np
 import pytest
 from support.house import load
 from support.models import TINY
+from support.rig import is_gone
 
 from core.config import EngineConfig
-from core.errors import ModelLoadError, WorkerLost
+from core.errors import ModelLoadError, WorkerDied, WorkerLost
 from core.plan import SampleSpec, StepItem, StepPlan
 from engine.hash_model import MemoryKV
 from engine.model_spec import read_model
-from engine.rank_group import RankGroup
+from engine.rank_group import STALL_S, RankGroup
 from engine.runner import ModelRunner
 
 ENGINE = EngineConfig(num_blocks=16)
@@ -66,3 +68,92 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_a_name(tmp_path):
     with pytest.raises(ModelLoadError, match=r"config\.json"):
         await ranks.start()
     assert ranks.rank_pids() == ()
+
+
+async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one():
+    """Real processes over gloo: tokens and log probabilities of rank 0's and of others' sequences, every byte of KV."""
+    spec, model = load(TINY, "float32")
+    direct_kv = MemoryKV(spec.layout(16), 16)
+    expected = ModelRunner(model, direct_kv._shards[0], 16, 16).execute(_two(1), lambda *_: None)
+    for size in (2, 4):
+        ranks = RankGroup(spec, EngineConfig(num_blocks=16, tensor_parallel_size=size))
+        await ranks.start()
+        try:
+            assert len(set(ranks.rank_pids())) == size
+            layers = []
+            got = await ranks.execute(_two(1), lambda step, layer: layers.append(layer))
+            assert layers == list(range(4))
+            assert {k: t.token_id for k, t in got.tokens.items()} == {k: t.token_id for k, t in expected.tokens.items()}
+            for key, token in got.tokens.items():
+                assert token.logprob == pytest.approx(expected.tokens[key].logprob, abs=1e-4)
+            for layer in range(4):
+                whole = _heads(direct_kv, spec, layer, 3, 0, 2)
+                for rank in range(size):
+                    head = rank * 2 // size
+                    part = _heads(ranks.kv, spec, layer, 3, rank, 1)
+                    np.testing.assert_allclose(part[:, :, 0], whole[:, :, head], atol=1e-5)
+        finally:
+            await ranks.stop()
+
+
+def _two(step_id):
+    item = plan(step_id, 0, PROMPT).items[0]
+    greedy = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, 2), SampleSpec(1, 0, 1, 0.9, 0, 1.0, 0))
+    items = (item, StepItem(2, 0, PROMPT[:9], (5, 6), greedy), StepItem(3, 0, PROMPT[3:], (7, 8), greedy))
+    return StepPlan(step_id, items, report_layers=True)
+
+
+def _heads(kv, spec, layer, block, shard, num_heads):
+    return np.frombuffer(kv.view(layer, block, shard), np.float32).reshape(2, 16, num_heads, spec.head_size)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+async def test_one_rank_killed_or_stopped_is_the_end_of_its_group_and_a_new_one_serves(victim):
+    ranks = RankGroup(read_model(TINY), EngineConfig(num_blocks=16, tensor_parallel_size=2))
+    await ranks.start()
+    try:
+        expected = (await ranks.execute(plan(1, 0, PROMPT), lambda *_: None)).tokens
+        pids = ranks.rank_pids()
+        os.kill(pids[victim], signal.SIGKILL)
+        with pytest.raises(WorkerDied):
+            async with asyncio.timeout(3):
+                await ranks.execute(plan(2, 0, PROMPT), lambda *_: None)
+        await ranks.restart()
+        assert not set(pids) & set(ranks.rank_pids())
+        assert all(is_gone(pid) for pid in pids)
+        assert (await ranks.execute(plan(3, 0, PROMPT), lambda *_: None)).tokens == expected
+        os.kill(ranks.rank_pids()[victim], signal.SIGSTOP)
+        async with asyncio.timeout(STALL_S + 3):
+            with pytest.raises(WorkerDied):
+                await ranks.execute(plan(4, 0, PROMPT), lambda *_: None)
+        await ranks.restart()
+        assert (await ranks.execute(plan(5, 0, PROMPT), lambda *_: None)).tokens == expected
+    finally:
+        await ranks.stop()
+
+
+async def test_a_rank_that_dies_between_steps_is_reported_without_a_step():
+    ranks, lost = RankGroup(read_model(TINY), EngineConfig(num_blocks=16)), asyncio.Event()
+    await ranks.start()
+    ranks.on_lost = lost.set
+    try:
+        os.kill(ranks.rank_pids()[0], signal.SIGKILL)
+        async with asyncio.timeout(3):
+            await lost.wait()
+    finally:
+        await ranks.stop()
+
+
+async def test_a_group_of_which_one_rank_cannot_load_ends_at_once_with_its_reason(tmp_path):
+    spec = read_model(TINY)
+    ranks = RankGroup(spec, EngineConfig(num_blocks=16, tensor_parallel_size=2))
+    ranks._order["folder"] = str(tmp_path)
+    async with asyncio.timeout(30):
+        with pytest.raises(ModelLoadError, match=r"config\.json"):
+            await ranks.start()
+    assert ranks.rank_pids() == ()
+
+
+def test_a_group_that_the_model_cannot_be_split_over_starts_no_process():
+    with pytest.raises(ModelLoadError, match="possible: "):
+        RankGroup(read_model(TINY), EngineConfig(tensor_parallel_size=3))

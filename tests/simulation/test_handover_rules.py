@@ -132,7 +132,7 @@ def test_an_open_before_its_submit_is_parked_and_one_without_is_not_found():
         prefill, decode = unit(cluster, Role.PREFILL), unit(cluster, Role.DECODE)
         order = frames.Open(
             TransferId(b"x" * 16), decode.descriptor.worker_id, decode.descriptor.incarnation,
-            cluster.layout.content_digest, *cluster.layout.shape,
+            cluster.layout.identity, *cluster.layout.shape,
         )  # fmt: skip
         stream = await cluster.hub.dial("stranger", prefill.descriptor.transfer_address)
         started_at = cluster.clock.now_s()
@@ -161,7 +161,7 @@ def test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused():
             await asyncio.sleep(0.0001)
         order = frames.Open(
             stolen[0].transfer_id, stolen[0].peer_id, stolen[0].peer_incarnation ^ 2,
-            cluster.layout.content_digest, *cluster.layout.shape,
+            cluster.layout.identity, *cluster.layout.shape,
         )  # fmt: skip
         stream = await cluster.hub.dial("thief", prefill.descriptor.transfer_address)
         await stream.send(frames.encode(0, order))

@@ -4,6 +4,8 @@ Ranks are replaced by the same `ModelRunner` called directly, so that hundreds o
 """
 
 import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -19,6 +21,7 @@ from engine.hash_model import MemoryKV
 from engine.model import Model
 from engine.model_spec import read_model
 from engine.runner import ModelRunner
+from engine.sharding import Shard
 from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
@@ -38,7 +41,7 @@ def load(folder, dtype, attention="cpu"):
     if key not in _models:
         torch.set_num_threads(1)
         spec = read_model(folder, dtype)
-        model = Model(spec, torch.device("cpu"), attention)
+        model = Model(Shard(spec), torch.device("cpu"), attention)
         # As a rank does when it starts: in a fresh clone the kernels compile for seconds, longer than a lease.
         runner = ModelRunner(model, MemoryKV(spec.layout(16), 2)._shards[0], 2, 16)
         runner.execute(StepPlan(0, (StepItem(0, 0, (0,), (0,)),)), lambda *_: None)
@@ -65,6 +68,68 @@ class DirectRunner:
 
     def rank_pids(self):
         return ()
+
+
+class ThreadGroup:
+    """The ranks of one model as threads of this process: the rule of `engine.collectives` without a network."""
+
+    def __init__(self, size):
+        self.barrier, self.parts = threading.Barrier(size, timeout=60), [None] * size
+
+    def member(self, rank):
+        return ThreadMember(self, rank)
+
+
+class ThreadMember:
+    def __init__(self, group, rank):
+        self.group, self.rank, self.size = group, rank, len(group.parts)
+
+    def gather(self, x):
+        self.group.parts[self.rank] = x
+        self.group.barrier.wait()
+        parts = list(self.group.parts)
+        self.group.barrier.wait()
+        return parts
+
+    def sum(self, x, rows):
+        total, *others = (part[:rows].float() for part in self.gather(x))
+        for part in others:
+            total = total + part
+        out = torch.zeros_like(x)
+        out[:rows] = total
+        return out
+
+    def exchange(self, x, owners, widths):
+        mine = [row for row, owner in enumerate(owners) if owner == self.rank]
+        return torch.cat([part[mine] for part in self.gather(x)], dim=1)
+
+
+class ThreadedRunner(DirectRunner):
+    """`DirectRunner` over several ranks."""
+
+    def __init__(self, models, memories, engine):
+        super().__init__(models[0], memories[0], engine)
+        sizes = engine.num_blocks, engine.block_size_tokens
+        self.others = [ModelRunner(m, memory, *sizes) for m, memory in zip(models[1:], memories[1:], strict=True)]
+
+    async def execute(self, plan, on_layer):
+        self.num_steps += 1
+        await asyncio.sleep(0)
+        with ThreadPoolExecutor(len(self.others)) as pool:
+            rest = [pool.submit(runner.execute, plan, lambda *_: None) for runner in self.others]
+            result = self.inner.execute(plan, on_layer)
+            for part in rest:
+                result.tokens.update(part.result().tokens)
+                result.failed.update(part.result().failed)
+                result.scored.update(part.result().scored)
+        await asyncio.sleep(0)
+        return result
+
+
+def load_shards(folder, dtype, size):
+    """Load every rank's part of a model, joined as threads."""
+    spec, group = load(folder, dtype)[0], ThreadGroup(size)
+    return [Model(Shard(spec, rank, size), torch.device("cpu"), "cpu", group.member(rank)) for rank in range(size)]
 
 
 class LetterDecoder:
@@ -136,8 +201,13 @@ class House:
 
     async def _add(self, role):
         engine = self.engine if role is Role.PREFILL else self.decode_engine
-        layout = self.spec.layout(engine.block_size_tokens)
+        size = engine.tensor_parallel_size
+        layout = self.spec.layout(engine.block_size_tokens, size)
         kv = MemoryKV(layout, engine.num_blocks)
+        if size == 1:
+            runner = DirectRunner(self.model, kv._shards[0], engine)
+        else:
+            runner = ThreadedRunner(load_shards(self.spec.folder, self.spec.dtype, size), kv._shards, engine)
         descriptor = WorkerDescriptor(
             WorkerId(f"{role.value}-{len(self.units)}"), role, self.ids.incarnation(), "", "", self.spec.name,
             layout.content_digest, engine.block_size_tokens, engine.num_blocks, self.spec.max_model_len, pid=len(self.units) + 1,
@@ -146,7 +216,7 @@ class House:
         parts = WorkerParts(
             role=role,
             make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),
-            runner=DirectRunner(self.model, kv._shards[0], engine),
+            runner=runner,
             kv=kv, layout=layout, engine=engine, transfer=self.transfer, max_model_len=self.spec.max_model_len,
             session_network=InProcessNetwork(self.session_directory), transfer_network=transfer_network,
             clock=self.clock, descriptor=descriptor,
