@@ -114,7 +114,11 @@ class Runner(Protocol):
 
 
 class KVBytes(Protocol):
-    """The bytes of a KV pool, one shard after another."""
+    """The bytes of a KV pool: `[layer][block]` in one segment per shard."""
+
+    def segments(self) -> list[memoryview]:
+        """Return the whole of every shard, uint8 [pool bytes], writable, not copied."""
+        ...
 
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], writable, not copied."""

@@ -34,6 +34,10 @@ class MemoryKV:
             ]
             self._views.append([[pool[at : at + size] for at in row] for row in starts])
 
+    def segments(self) -> list[memoryview]:
+        """See `KVBytes`."""
+        return self._shards
+
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], not copied."""
         return self._views[shard][layer][block_id]

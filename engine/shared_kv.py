@@ -45,6 +45,10 @@ class SharedKV:
         """Switch to a fresh rank group's segments; views into the old ones stay valid memory."""
         self._shards = shards
 
+    def segments(self) -> list[memoryview]:
+        """See `KVBytes`."""
+        return self._shards
+
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], not copied."""
         start = self._layout.offset_bytes(layer, block_id, self._num_blocks)

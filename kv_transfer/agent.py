@@ -21,8 +21,9 @@ from core.kv_layout import KVLayout
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.copying import warm
 from kv_transfer.receiver import FetchOrder, Receiver, ReceiverHost, Reservation
-from kv_transfer.sender import Offer, Part, Sender, SenderHost
+from kv_transfer.sender import Blocks, Offer, Sender, SenderHost
 from kv_transfer.transitions import Transition
 
 T = TypeVar("T")
@@ -125,10 +126,10 @@ class TransferAgent:
         if sender := self._sender(transfer_id):
             sender.start(num_tokens)
 
-    def publish(self, transfer_id: TransferId, sub_attempt: int, parts: list[Part]) -> None:
-        """Let parts go out."""
+    def publish(self, transfer_id: TransferId, sub_attempt: int, blocks: Blocks) -> None:
+        """Let blocks go out."""
         if sender := self._sender(transfer_id):
-            sender.publish(sub_attempt, parts)
+            sender.publish(sub_attempt, blocks)
 
     def commit(
         self, transfer_id: TransferId, sub_attempt: int, first_tokens: dict[int, Logprob], final: frozenset[int]
@@ -284,6 +285,7 @@ class AgentThread:
         self._thread.start()
 
     def _run(self) -> None:
+        warm()
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 

@@ -1,9 +1,9 @@
-"""Messages of a Fetch stream as fixed-layout bytes, and the checksum bound to what they carry.
+"""Messages of a Fetch stream as fixed-layout bytes, and the checksums bound to what they carry.
 
 Owns encoding and decoding: kind, number in the stream, CRC-32 of all but a payload, then a
 little-endian struct. A peer's numbers are never trusted: lengths and ranges are checked before
-anything is copied. Does not know streams or
-transfers' states. Called by `kv_transfer.sender` and `kv_transfer.receiver`.
+anything is copied. Does not know streams or transfers' states. Called by `kv_transfer.sender` and
+`kv_transfer.receiver`.
 
     receiver ──▶ sender   Open, Reserved, Refused, Resend, Ack, Beat
     sender ──▶ receiver   Starting, Frame, Commit, Restart, Finished, Failed, NotFound, Beat
@@ -11,20 +11,28 @@ transfers' states. Called by `kv_transfer.sender` and `kv_transfer.receiver`.
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from core.errors import KVTransferError
 from core.ids import TRANSFER_ID_BYTES, Incarnation, TransferId, WorkerId
 from core.types import Logprob
+from kv_transfer.copying import Array, bind
 
 MAX_CONTROL_BYTES = 1 << 20
-_ENTRY = struct.Struct("<HHIHI")  # layer, shard, logical block, valid tokens, crc
-_HEAD = struct.Struct("<BII")  # kind, number, crc
+ENTRY = np.dtype(
+    [("block", "<u4"), ("layer", "<u2"), ("shard", "<u2"), ("num_valid_tokens", "<u4"), ("source", "<u4"),
+     ("checksum", "<u8")]
+)  # fmt: skip
+"""One part in a frame: which wire block (from the sequence's start) of which layer and wire shard it is
+(`kv_transfer.resharding`), the sender's block it lies in, and the checksum that binds all that."""
+_HEAD = struct.Struct("<BII")  # kind, number, CRC-32
 _NUMBER = struct.Struct("<BI")
-_FRAME = struct.Struct("<HH")  # sub-attempt, entries
+_FRAME = struct.Struct("<HI1x")  # sub-attempt, entries; what follows is aligned to words
 _OPEN = struct.Struct(f"<B{TRANSFER_ID_BYTES}sqHHHH")  # ..., shards, block size, id bytes, identity bytes
 _STARTING = struct.Struct("<BHIHH")  # ..., tokens, shards, block size
 _RESERVED = struct.Struct("<BHI")
@@ -32,7 +40,7 @@ _COMMIT = struct.Struct("<BHIIH")
 _TOKEN = struct.Struct("<HBidH")  # choice, is final, token, logprob, top entries
 _TOP = struct.Struct("<id")
 _SUB = struct.Struct("<BH")
-_BOUND = struct.Struct(f"<{TRANSFER_ID_BYTES}sHHHIH")
+_SEED = struct.Struct(f"<{TRANSFER_ID_BYTES}sH")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,23 +80,12 @@ class Refused:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One layer of one wire shard of one wire block (`kv_transfer.resharding`), from the sequence's start."""
-
-    layer: int
-    shard: int
-    block: int
-    num_valid_tokens: int
-    crc: int
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Entries and their payload, uint8 [len(entries) * part_bytes]."""
+    """Parts of KV: ENTRY [n], and their payload, uint8 [n * part_bytes]."""
 
     sub_attempt: int
-    entries: tuple[Entry, ...]
+    entries: Array
     payload: memoryview
 
 
@@ -158,34 +155,32 @@ _EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {
 _KIND_OF_EMPTY = {cls: kind for kind, cls in _EMPTY.items()}
 
 
-def bound_crc(transfer_id: TransferId, sub_attempt: int, entry: tuple[int, int, int, int], payload: memoryview) -> int:
-    """CRC-32 of a payload, seeded with what it claims to be, so that a swap is caught like a flip.
+def bound_checksums(transfer_id: TransferId, sub_attempt: int, entries: Array, tallies: Array) -> Array:
+    """Checksums of parts, uint64 [n], bound to what they claim to be, so that a swap is caught like a flip.
 
     Args:
-        transfer_id: The transfer it belongs to.
-        sub_attempt: The sub-attempt it belongs to.
-        entry: (layer, shard, block, num_valid_tokens).
-        payload: uint8 [part_bytes].
+        transfer_id: The transfer they belong to.
+        sub_attempt: The sub-attempt they belong to.
+        entries: ENTRY [n]; source and checksum are not looked at.
+        tallies: Sums over their bytes, uint64 [n].
     """
-    seed = zlib.crc32(_BOUND.pack(transfer_id, sub_attempt, *entry))
-    return zlib.crc32(payload, seed)
+    digest = hashlib.blake2b(_SEED.pack(transfer_id, sub_attempt), digest_size=8).digest()
+    names = ("block", "layer", "shard", "num_valid_tokens")
+    return bind(tallies, int.from_bytes(digest, "little"), *(entries[name] for name in names))
 
 
-def combined_checksum(crc_by_part: dict[tuple[int, int, int], int]) -> int:
-    """Checksum over entry checksums sorted by (shard, block, layer)."""
-    ordered = sorted(crc_by_part.items(), key=lambda item: (item[0][1], item[0][2], item[0][0]))
-    return zlib.crc32(struct.pack(f"<{len(ordered)}I", *(crc for _, crc in ordered)))
+def combined_checksum(checksums: Array) -> int:
+    """Checksum over part checksums, uint64 [layers, shards, blocks]; parts that did not travel are 0."""
+    return zlib.crc32(np.ascontiguousarray(checksums).tobytes())
 
 
-def encode_frame(number: int, sub_attempt: int, entries: Sequence[Entry], payloads: Iterable[memoryview]) -> bytes:
-    """Encode a frame in one copy: `payloads` are the pool's own views, read here and now.
+def encode_frame(number: int, sub_attempt: int, entries: Array, payload: memoryview) -> bytes:
+    """Encode a frame.
 
     The payload has the entries' checksums, so that only its damaged parts are asked for again.
     """
-    body = bytearray(_FRAME.pack(sub_attempt, len(entries)))
-    for e in entries:
-        body += _ENTRY.pack(e.layer, e.shard, e.block, e.num_valid_tokens, e.crc)
-    return b"".join((_HEAD.pack(5, number, _head_crc(5, number, body)), body, *payloads))
+    body = _FRAME.pack(sub_attempt, len(entries)) + entries.tobytes()
+    return b"".join((_HEAD.pack(5, number, _head_crc(5, number, body)), body, payload))
 
 
 def encode(number: int, message: Message) -> bytes:
@@ -249,7 +244,7 @@ def decode(data: bytes) -> tuple[int, Message]:
         kind, number, crc = _HEAD.unpack_from(data)
         end = len(data)
         if kind == 5:
-            end = _HEAD.size + _FRAME.size + _FRAME.unpack_from(data, _HEAD.size)[1] * _ENTRY.size
+            end = _HEAD.size + _FRAME.size + _FRAME.unpack_from(data, _HEAD.size)[1] * ENTRY.itemsize
         if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:
             raise KVTransferError(f"a transfer message of {len(data)} bytes does not match its checksum")
         return number, _decode_frame(data) if kind == 5 else _decode(bytes((kind,)) + data[_HEAD.size :])
@@ -296,8 +291,10 @@ def _decode(data: bytes) -> Message:
 def _decode_frame(data: bytes) -> Frame:
     sub_attempt, count = _FRAME.unpack_from(data, _HEAD.size)
     first = _HEAD.size + _FRAME.size
-    entries = tuple(Entry(*_ENTRY.unpack_from(data, first + i * _ENTRY.size)) for i in range(count))
-    return Frame(sub_attempt, entries, memoryview(data)[first + count * _ENTRY.size :])
+    end = first + count * ENTRY.itemsize
+    if end > len(data):
+        raise KVTransferError(f"a frame of {len(data)} bytes cannot hold {count} entries")
+    return Frame(sub_attempt, np.frombuffer(data, ENTRY, count, first), memoryview(data)[end:])
 
 
 def _decode_commit(data: bytes) -> Commit:

@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from core.errors import ChecksumMismatch, KVTransferError, ServingError, TransferNotFound, from_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
@@ -22,6 +24,7 @@ from core.numbered import Arrivals
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.copying import Array
 from kv_transfer.resharding import Grid, PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 
@@ -99,7 +102,8 @@ class Receiver:
         self._starting: frames.Starting | None = None
         self._pool: PoolParts | None = None
         self._sub_attempt = 0
-        self._crcs: dict[tuple[int, int, int], int] = {}
+        self._checksums = np.zeros((0, 0, 0), np.uint64)
+        self._is_here = np.zeros((0, 0, 0), bool)
         self._asked_again: set[tuple[int, int, int]] = set()
         self._commit: frames.Commit | None = None
         self._task: asyncio.Task[None] | None = None
@@ -114,9 +118,11 @@ class Receiver:
 
     def reserved(self, reservation: Reservation) -> None:
         """Blocks are reserved: frames may come."""
-        if self.is_closed:
+        if self.is_closed or self._pool is None or self._starting is None:
             return
-        self._reservation = reservation
+        self._reservation, grid = reservation, self._pool.grid
+        shape = self._layout.num_layers, grid.num_shards, grid.blocks_for(self._starting.num_tokens)
+        self._checksums, self._is_here = np.zeros(shape, np.uint64), np.zeros(shape, bool)
         self._note(Transition.RECEIVER_RESERVED)
         have_tokens = reservation.have_blocks * self._layout.block_size_tokens
         self._reply(frames.Reserved(self._sub_attempt, have_tokens))
@@ -234,7 +240,8 @@ class Receiver:
                 case frames.Restart(sub_attempt):
                     self._note(Transition.RECEIVER_RESTARTED)
                     self._sub_attempt = sub_attempt
-                    self._crcs.clear()
+                    self._checksums[:] = 0
+                    self._is_here[:] = False
                     self._asked_again.clear()
                     self._commit = None
                 case frames.Finished():
@@ -263,39 +270,46 @@ class Receiver:
             raise KVTransferError(
                 f"a frame of {len(frame.payload)} bytes for {len(frame.entries)} parts was not expected"
             )
-        size = pool.part_bytes
-        bad: list[tuple[int, int, int]] = []
-        for index, entry in enumerate(frame.entries):
-            self._check_range(entry, pool.grid, reservation)
-            part = (entry.layer, entry.shard, entry.block)
-            payload = frame.payload[index * size : (index + 1) * size]
-            identity = (*part, entry.num_valid_tokens)
-            if frames.bound_crc(self.order.transfer_id, frame.sub_attempt, identity, payload) != entry.crc:
-                bad.append(part)
-                continue
-            block_id = pool.block_of(entry.block, reservation.block_ids)
-            if self._generation_of(block_id) != pool.block_of(entry.block, reservation.generations):
-                raise KVTransferError(f"block {block_id} has a new owner; the frame for the old one was refused")
-            pool.write(*part, reservation.block_ids, payload)
-            self._crcs[part] = entry.crc
-            self.num_healed += part in self._asked_again
-            self.num_bytes += size
-        if bad:
-            self._ask_again(bad)
+        entries = frame.entries
+        self._check_range(entries, pool, reservation)
+        at = entries["block"] // pool.blocks_per_block
+        block_ids = np.asarray(reservation.block_ids)[at]
+        self._check_owner(block_ids, np.asarray(reservation.generations)[at])
+        tallies = pool.scatter(entries, block_ids, frame.payload)
+        checksums = frames.bound_checksums(self.order.transfer_id, frame.sub_attempt, entries, tallies)
+        # What is damaged lies in reserved blocks now, which nobody reads before everything is verified.
+        is_good = checksums == entries["checksum"]
+        good = entries[is_good]
+        where = good["layer"], good["shard"], good["block"]
+        self._checksums[where], self._is_here[where] = good["checksum"], True
+        self.num_bytes += len(good) * pool.part_bytes
+        if self._asked_again:
+            self.num_healed += len(self._asked_again.intersection(_parts(good)))
+        if not is_good.all():
+            self._ask_again(_parts(entries[~is_good]))
         self._verify()
 
-    def _check_range(self, entry: frames.Entry, grid: Grid, reservation: Reservation) -> None:
-        first, last = self._wire_blocks(grid, reservation)
+    def _check_range(self, entries: Array, pool: PoolParts, reservation: Reservation) -> None:
+        first, last = self._wire_blocks(pool.grid, reservation)
         is_in_range = (
-            entry.layer < self._layout.num_layers
-            and entry.shard < grid.num_shards
-            and first <= entry.block < last
-            and 0 < entry.num_valid_tokens <= grid.block_size_tokens
+            (entries["layer"] < self._layout.num_layers)
+            & (entries["shard"] < pool.grid.num_shards)
+            & (entries["block"] >= first)
+            & (entries["block"] < last)
+            & (entries["num_valid_tokens"] > 0)
+            & (entries["num_valid_tokens"] <= pool.grid.block_size_tokens)
         )
-        if not is_in_range:
+        if not is_in_range.all():
+            layer, shard, block = _parts(entries[~is_in_range])[0]
             raise KVTransferError(
-                f"a frame names layer {entry.layer}, shard {entry.shard}, block {entry.block}, which is not in this transfer"
+                f"a frame names layer {layer}, shard {shard}, block {block}, which is not in this transfer"
             )
+
+    def _check_owner(self, block_ids: Array, generations: Array) -> None:
+        """Fence late writes: blocks that were handed out again belong to somebody else."""
+        for block_id, generation in sorted(set(zip(block_ids.tolist(), generations.tolist(), strict=True))):
+            if self._generation_of(block_id) != generation:
+                raise KVTransferError(f"block {block_id} has a new owner; the frame for the old one was refused")
 
     def _wire_blocks(self, grid: Grid, reservation: Reservation) -> tuple[int, int]:
         """Wire blocks that must come, first and end."""
@@ -315,18 +329,23 @@ class Receiver:
         commit, reservation = self._commit, self._reservation
         if commit is None or self._is_arrived or commit.sub_attempt != self._sub_attempt:
             return
-        if len(self._crcs) < commit.num_entries:
+        num_here = int(self._is_here.sum())
+        if num_here < commit.num_entries:
             return  # parts that were asked for again are on their way
         if reservation is None or self._pool is None:
             raise KVTransferError("the prefill worker committed before blocks were reserved")
         grid = self._pool.grid
         first, last = self._wire_blocks(grid, reservation)
         expected = (last - first) * self._layout.num_layers * grid.num_shards
-        if len(self._crcs) != expected or commit.num_entries != expected:
-            raise KVTransferError(f"the transfer has {len(self._crcs)} parts, the reservation needs {expected}")
-        if frames.combined_checksum(self._crcs) != commit.checksum:
+        if num_here != expected or commit.num_entries != expected:
+            raise KVTransferError(f"the transfer has {num_here} parts, the reservation needs {expected}")
+        if frames.combined_checksum(self._checksums) != commit.checksum:
             raise ChecksumMismatch("the checksum over all parts does not match")
         self._is_arrived = True
         self._note(Transition.RECEIVER_ARRIVED)
         num_blocks = len(reservation.block_ids) - reservation.have_blocks
         self._host.transfer_arrived(self.order.transfer_id, commit.first_tokens, self.num_bytes, num_blocks)
+
+
+def _parts(entries: Array) -> list[tuple[int, int, int]]:
+    return list(zip(*(entries[name].tolist() for name in ("layer", "shard", "block")), strict=True))

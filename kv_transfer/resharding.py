@@ -17,15 +17,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from core.errors import LayoutMismatch
 from core.kv_layout import DTYPE_BYTES, KVLayout
 from core.ports import KVBytes
+from kv_transfer.copying import Array, move
+from kv_transfer.frames import ENTRY
 
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+WORD_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +39,6 @@ class Grid:
     def blocks_for(self, num_tokens: int) -> int:
         """Wire blocks that hold `num_tokens`."""
         return -(-num_tokens // self.block_size_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class WirePart:
-    """One part in the sender's pool. `block` counts wire blocks from the sequence's start."""
-
-    layer: int
-    shard: int
-    block: int
-    block_id: int
-    num_valid_tokens: int
 
 
 def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid:
@@ -73,61 +63,105 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
     return Grid(math.lcm(mine.num_distinct_shards, min(num_shards, heads)), small)
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where parts lie: an array of words per shard; for each part its shard and first word."""
+
+    arrays: list[Array]
+    shards: Array
+    at: Array
+    steps: tuple[int, int]
+
+
 class PoolParts:
-    """One side's pool, addressed by parts of a grid."""
+    """One side's pool, addressed by parts of a grid. Parts are rows of `frames.ENTRY`."""
 
     def __init__(self, kv: KVBytes, layout: KVLayout, grid: Grid) -> None:
         """Work out where parts lie."""
-        self.grid = grid
-        self._kv, self._layout = kv, layout
+        self.grid, self._layout = grid, layout
         self._heads = layout.num_kv_heads // grid.num_shards
-        self._head_bytes = layout.head_size * DTYPE_BYTES[layout.dtype]
-        self._blocks = layout.block_size_tokens // grid.block_size_tokens
-        self._is_whole = self._blocks == 1 and self._heads == layout.heads_per_shard
-        self.part_bytes = 2 * grid.block_size_tokens * self._heads * self._head_bytes
+        self.blocks_per_block = layout.block_size_tokens // grid.block_size_tokens
+        row_bytes = self._heads * layout.head_size * DTYPE_BYTES[layout.dtype]
+        self.part_bytes = 2 * grid.block_size_tokens * row_bytes
+        # The same on both sides, for it depends on the grid alone: rows of odd sizes go byte by byte.
+        self._unit_bytes = WORD_BYTES if row_bytes % WORD_BYTES == 0 else 1
+        self._unit = np.dtype(np.uint64 if self._unit_bytes == WORD_BYTES else np.uint8)
+        self._row = row_bytes // self._unit_bytes
+        self._arrays = [np.frombuffer(segment, self._unit) for segment in kv.segments()]
+        self._num_blocks = len(kv.segments()[0]) // (layout.layer_block_bytes * layout.num_layers)
 
-    def split(self, layer: int, block: int, block_id: int, num_valid_tokens: int) -> list[WirePart]:
-        """Cut one layer of one block of this pool into the grid's parts."""
-        size = self.grid.block_size_tokens
-        return [
-            WirePart(layer, shard, block * self._blocks + at, block_id, min(size, num_valid_tokens - at * size))
-            for shard in range(self.grid.num_shards)
-            for at in range(self.grid.blocks_for(num_valid_tokens))
-        ]
+    def entries(self, layer: int, first_block: int, block_ids: tuple[int, ...], num_tokens: int) -> Array:
+        """Cut consecutive blocks of one layer of this pool, which hold `num_tokens`, into parts.
 
-    def read(self, part: WirePart) -> memoryview:
-        """Return a part's bytes, uint8 [part_bytes]: the pool's own where it lies in one piece, else a copy."""
-        shard, head, slot = self._place(part.shard, part.block)
-        view = self._kv.view(part.layer, part.block_id, shard)
-        if self._is_whole:
-            return view
-        piece = np.ascontiguousarray(self._within(view, head, slot))
-        return memoryview(piece.data).cast("B")
+        Returns:
+            Entries without checksum, ENTRY [n], by wire shard, then block.
+        """
+        size, per_block = self.grid.block_size_tokens, self.blocks_per_block
+        count = self.grid.blocks_for(num_tokens)
+        one = np.zeros(count, ENTRY)
+        one["layer"] = layer
+        one["block"] = first_block * per_block + np.arange(count)
+        one["source"] = np.repeat(np.asarray(block_ids, np.uint32), per_block)[:count]
+        one["num_valid_tokens"] = np.minimum(size, num_tokens - size * np.arange(count))
+        every = np.tile(one, self.grid.num_shards)
+        every["shard"] = np.repeat(np.arange(self.grid.num_shards), count)
+        return every
 
-    def write(self, layer: int, shard: int, block: int, block_ids: tuple[int, ...], payload: memoryview) -> None:
-        """Put a part where it belongs, in every copy of its heads."""
-        first, head, slot = self._place(shard, block)
-        block_id = self.block_of(block, block_ids)
+    def gather(self, entries: Array) -> tuple[memoryview, Array]:
+        """Copy parts out of this pool, from the blocks that entries name as source; returns payload and tallies."""
+        payload = np.empty(len(entries) * self.part_bytes // self._unit_bytes, self._unit)
+        tallies = self._move(self._places(entries, entries["source"]), self._in_a_row(payload, len(entries)))
+        return memoryview(payload.data).cast("B"), tallies
+
+    def tally(self, entries: Array) -> Array:
+        """Tallies of parts where they lie."""
+        return self._move(self._places(entries, entries["source"]), None)
+
+    def scatter(self, entries: Array, block_ids: Array, payload: memoryview) -> Array:
+        """Put parts of a payload where they belong, in every copy of their heads; returns their tallies."""
+        source = self._in_a_row(np.frombuffer(payload, self._unit), len(entries))
+        return self._put(source, entries, block_ids)
+
+    def pull(self, other: PoolParts, entries: Array, block_ids: Array) -> Array:
+        """Copy parts from another pool, in the same memory, into this one; returns their tallies."""
+        return self._put(other._places(entries, entries["source"]), entries, block_ids)
+
+    def is_inside(self, entries: Array) -> bool:
+        """True if every source block is one of this pool's."""
+        return bool((entries["source"] < self._num_blocks).all())
+
+    def _put(self, source: _Places, entries: Array, block_ids: Array) -> Array:
+        tallies = np.empty(0, np.uint64)
         for copy in range(self._layout.num_copies):
-            view = self._kv.view(layer, block_id, first + copy)
-            if self._is_whole:
-                view[:] = payload
-            else:
-                target = self._within(view, head, slot)
-                target[:] = np.frombuffer(payload, np.uint8).reshape(target.shape)
+            tallies = self._move(source, self._places(entries, block_ids, copy))
+        return tallies
 
-    def block_of(self, block: int, block_ids: tuple[int, ...]) -> int:
-        """Pool block in which a wire block lies."""
-        return block_ids[block // self._blocks]
+    def _places(self, entries: Array, block_ids: Array, copy: int = 0) -> _Places:
+        layout, unit = self._layout, self._unit_bytes
+        head_bytes = layout.head_size * DTYPE_BYTES[layout.dtype]
+        distinct, head = np.divmod(entries["shard"].astype(np.int64) * self._heads, layout.heads_per_shard)
+        slot = entries["block"].astype(np.int64) % self.blocks_per_block * self.grid.block_size_tokens
+        blocks = entries["layer"].astype(np.int64) * self._num_blocks + block_ids
+        half_slot_bytes = layout.heads_per_shard * head_bytes
+        at = blocks * layout.layer_block_bytes + slot * half_slot_bytes + head * head_bytes
+        steps = layout.block_size_tokens * half_slot_bytes // unit, half_slot_bytes // unit
+        return _Places(self._arrays, distinct * layout.num_copies + copy, at // unit, steps)
 
-    def _place(self, shard: int, block: int) -> tuple[int, int, int]:
-        """First shard that holds a wire shard, and where in its block: (shard, first head, first slot)."""
-        distinct, head = divmod(shard * self._heads, self._layout.heads_per_shard)
-        return distinct * self._layout.num_copies, head, block % self._blocks * self.grid.block_size_tokens
+    def _in_a_row(self, payload: Array, count: int) -> _Places:
+        size = self.part_bytes // self._unit_bytes
+        return _Places([payload], np.zeros(count, np.int64), np.arange(count) * size, (size // 2, self._row))
 
-    def _within(self, view: memoryview, head: int, slot: int) -> Bytes:
-        """A part inside one layer of a block, uint8 [2, slots, heads, head bytes], not copied."""
-        layout = self._layout
-        shape = (2, layout.block_size_tokens, layout.heads_per_shard, self._head_bytes)
-        block: Bytes = np.frombuffer(view, np.uint8).reshape(shape)
-        return block[:, slot : slot + self.grid.block_size_tokens, head : head + self._heads]
+    def _move(self, source: _Places, target: _Places | None) -> Array:
+        rows, size = (2, self.grid.block_size_tokens), self._row
+        whole = (rows[1] * size, size)
+        if source.steps == whole and (target is None or target.steps == whole):
+            rows, size = (1, 1), 2 * rows[1] * size  # in one piece on both sides
+        tallies = np.empty(len(source.at), np.uint64)
+        pairs = source.shards if target is None else source.shards * len(target.arrays) + target.shards
+        for pair in np.unique(pairs):
+            mine = np.nonzero(pairs == pair)[0]
+            from_array = source.arrays[source.shards[mine[0]]]
+            to_array = None if target is None else target.arrays[target.shards[mine[0]]]
+            at, steps = (source.at, source.steps) if target is None else (target.at, target.steps)
+            tallies[mine] = move(from_array, source.at[mine], source.steps, to_array, at[mine], steps, rows, size)
+        return tallies

@@ -15,6 +15,8 @@ from collections import deque
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from core.config import TransferConfig
 from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError, to_wire
 from core.ids import Incarnation, TransferId, WorkerId
@@ -23,7 +25,8 @@ from core.numbered import Arrivals
 from core.ports import KVBytes, MessageStream, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
-from kv_transfer.resharding import PoolParts, WirePart, common_grid
+from kv_transfer.copying import Array
+from kv_transfer.resharding import PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
@@ -63,13 +66,14 @@ class Offer:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One layer of one block, in all shards, ready to be read from the pool."""
+class Blocks:
+    """One layer of consecutive blocks of a sequence, in all shards, ready to be read from the pool."""
 
     layer: int
-    block: int
-    block_id: int
-    num_valid_tokens: int
+    first_block: int
+    block_ids: tuple[int, ...]
+    num_tokens: int
+    """Held by these blocks together."""
 
 
 class Sender:
@@ -91,10 +95,11 @@ class Sender:
         self._starting: frames.Starting | None = None
         self._commit: frames.Commit | None = None
         self._pool: PoolParts | None = None
-        self._have_tokens = 0
-        self._parts: deque[WirePart] = deque()
-        self._sent: dict[tuple[int, int, int], WirePart] = {}
-        self._crcs: dict[tuple[int, int, int], int] = {}
+        self._first_block = 0
+        self._entries: deque[Array] = deque()
+        self._num_waiting = 0
+        self._sent: list[Array] = []
+        self._checksums = np.zeros((0, 0, 0), np.uint64)
         self._control: deque[frames.Message] = deque()
         self._arrivals = Arrivals()
         self._num_sent = 0
@@ -110,23 +115,30 @@ class Sender:
         if self._stream is not None:
             self._say(self._starting)
 
-    def publish(self, sub_attempt: int, parts: list[Part]) -> None:
-        """These parts are complete in the pool and may be read until drained."""
+    def publish(self, sub_attempt: int, blocks: Blocks) -> None:
+        """These blocks are complete in the pool and may be read until drained."""
         pool = self._pool
         if sub_attempt != self._sub_attempt or self.is_closed or pool is None:
             return
-        first = pool.grid.blocks_for(self._have_tokens)
-        for part in parts:
-            wire = pool.split(part.layer, part.block, part.block_id, part.num_valid_tokens)
-            self._parts.extend(w for w in wire if w.block >= first)
+        entries = pool.entries(blocks.layer, blocks.first_block, blocks.block_ids, blocks.num_tokens)
+        # Blocks of this worker may be larger than decode's, which has the first part of this one then.
+        self._queue(entries[entries["block"] >= self._first_block])
+
+    def _queue(self, entries: Array) -> None:
+        self._entries.append(entries)
+        self._num_waiting += len(entries)
         self._wake.set()
+
+    def _forget_queue(self) -> None:
+        self._entries.clear()
+        self._num_waiting = 0
 
     def commit(self, sub_attempt: int, first_tokens: dict[int, Logprob], final_choices: frozenset[int]) -> None:
         """Everything was published; all first tokens are drawn."""
         if sub_attempt != self._sub_attempt or self.is_closed:
             return
         if len(final_choices) == len(first_tokens):
-            self._parts.clear()
+            self._forget_queue()
             self._note(Transition.SENDER_FINISHED)
             self._say(frames.Finished())
             return
@@ -138,9 +150,9 @@ class Sender:
         self._note(Transition.SENDER_RESTARTED)
         drained = self._sub_attempt
         self._sub_attempt = sub_attempt
-        self._parts.clear()
+        self._forget_queue()
         self._sent.clear()
-        self._crcs.clear()
+        self._checksums[:] = 0
         self._commit = None
         self._say(frames.Restart(sub_attempt))
         # Frames are copied out when they are built, on this loop, so nothing is being read now.
@@ -161,7 +173,7 @@ class Sender:
 
     def _close(self) -> None:
         self.is_closed = True
-        self._parts.clear()
+        self._forget_queue()
         self._wake.set()
         self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)
 
@@ -257,11 +269,19 @@ class Sender:
 
     def _partnered(self, sub_attempt: int, have_tokens: int) -> None:
         starting, pool = self._starting, self._pool
-        is_sane = starting is not None and have_tokens < starting.num_tokens and sub_attempt <= self._sub_attempt
-        if not is_sane or pool is None or have_tokens % pool.grid.block_size_tokens:
+        if (
+            starting is None
+            or pool is None
+            or have_tokens >= starting.num_tokens
+            or have_tokens % pool.grid.block_size_tokens
+            or sub_attempt > self._sub_attempt
+        ):
             raise KVTransferError(f"the decode worker claims to have {have_tokens} tokens of this transfer")
         self._note(Transition.SENDER_PARTNERED)
-        self._have_tokens = have_tokens
+        grid = pool.grid
+        self._first_block = grid.blocks_for(have_tokens)
+        shape = self._layout.num_layers, grid.num_shards, grid.blocks_for(starting.num_tokens)
+        self._checksums = np.zeros(shape, np.uint64)
         self._host.transfer_reserved(self.offer.transfer_id, have_tokens // self._layout.block_size_tokens)
 
     def _resend(self, sub_attempt: int, parts: tuple[tuple[int, int, int], ...]) -> None:
@@ -269,13 +289,12 @@ class Sender:
             return
         self._num_resends += len(parts)
         self._note(Transition.SENDER_RESENT)
-        unknown = [part for part in parts if part not in self._sent]
-        if unknown or self._num_resends > MAX_RESENDS:
+        sent = {(int(e["layer"]), int(e["shard"]), int(e["block"])): e for batch in self._sent for e in batch}
+        if any(part not in sent for part in parts) or self._num_resends > MAX_RESENDS:
             raise KVTransferError(
                 f"the decode worker asked {self._num_resends} times for parts again, the limit is {MAX_RESENDS}"
             )
-        self._parts.extend(self._sent[part] for part in parts)
-        self._wake.set()
+        self._queue(np.array([sent[part] for part in parts], frames.ENTRY))
 
     async def _write(self, stream: MessageStream) -> None:
         while True:
@@ -284,20 +303,18 @@ class Sender:
             if self.is_closed:
                 await stream.close()
                 return
-            if self._parts:
+            if self._num_waiting:
                 await self._coalesce()
                 if self._control:
                     continue  # a Restart goes before the first frame of its sub-attempt
-                frame = self._build_frame()
-                if frame is not None:
-                    await stream.send(frame)
+                if self._num_waiting and self._pool is not None:
+                    await stream.send(self._build_frame(self._pool))
                 continue
             if self._commit is not None:
                 commit, self._commit = self._commit, None
-                final = frames.Commit(
-                    commit.sub_attempt, len(self._crcs), frames.combined_checksum(self._crcs),
-                    commit.first_tokens, commit.final_choices,
-                )  # fmt: skip
+                num_parts = self._checksums[:, :, self._first_block :].size
+                checksum = frames.combined_checksum(self._checksums)
+                final = replace(commit, num_entries=num_parts, checksum=checksum)
                 self._note(Transition.SENDER_COMMITTED)
                 await self._send(stream, final)
                 continue
@@ -322,25 +339,31 @@ class Sender:
             pass
 
     def _has_reason_to_send(self) -> bool:
-        is_full = self._pool is not None and len(self._parts) * self._pool.part_bytes >= self._frame_bytes
+        is_full = self._pool is not None and self._num_waiting * self._pool.part_bytes >= self._frame_bytes
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
-    def _build_frame(self) -> bytes | None:
+    def _build_frame(self, pool: PoolParts) -> bytes:
         """Copy up to a frame of parts out of the pool; the only reading of source blocks."""
-        pool = self._pool
-        if pool is None or not self._parts:
-            return None
-        entries: list[frames.Entry] = []
-        payloads: list[memoryview] = []
-        while self._parts and (not entries or (len(entries) + 1) * pool.part_bytes <= self._frame_bytes):
-            part = self._parts.popleft()
-            payload = pool.read(part)
-            identity = (part.layer, part.shard, part.block, part.num_valid_tokens)
-            crc = frames.bound_crc(self.offer.transfer_id, self._sub_attempt, identity, payload)
-            entries.append(frames.Entry(*identity, crc))
-            payloads.append(payload)
-            self._sent[identity[:3]] = part
-            self._crcs[identity[:3]] = crc
+        entries = self._next_entries(max(1, self._frame_bytes // pool.part_bytes))
+        payload, tallies = pool.gather(entries)
+        checksums = frames.bound_checksums(self.offer.transfer_id, self._sub_attempt, entries, tallies)
+        entries["checksum"] = checksums
+        self._checksums[entries["layer"], entries["shard"], entries["block"]] = checksums
+        self._sent.append(entries)
         self._note(Transition.SENDER_SENT)
-        self.num_bytes += len(entries) * pool.part_bytes
-        return frames.encode_frame(self._next_number(), self._sub_attempt, entries, payloads)
+        self.num_bytes += len(payload)
+        return frames.encode_frame(self._next_number(), self._sub_attempt, entries, payload)
+
+    def _next_entries(self, most: int) -> Array:
+        """Take up to `most` entries off the queue."""
+        taken: list[Array] = []
+        while self._entries and most > 0:
+            batch = self._entries.popleft()
+            if len(batch) > most:
+                self._entries.appendleft(batch[most:])
+                batch = batch[:most]
+            taken.append(batch)
+            most -= len(batch)
+        entries = np.concatenate(taken)
+        self._num_waiting -= len(entries)
+        return entries

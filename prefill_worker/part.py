@@ -22,7 +22,7 @@ from core.types import Logprob
 from engine.sequence import Handover, Sequence, Status
 from kv_transfer.agent import TransferAgent
 from kv_transfer.posting import Post, PostedSenderHost
-from kv_transfer.sender import Offer, Part
+from kv_transfer.sender import Blocks, Offer
 from worker.attempt import Attempt
 from worker.unit import RoleWiring
 from worker.worker import Worker
@@ -179,13 +179,10 @@ class PrefillPart:
         if first >= last:
             return
         outgoing.published_blocks[layer] = last
-        parts = [self._part(outgoing.sequence, layer, block) for block in range(first, last)]
-        self._post(self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, parts)
-
-    def _part(self, sequence: Sequence, layer: int, block: int) -> Part:
-        size = self._layout.block_size_tokens
-        num_valid = min(size, sequence.num_tokens - block * size)
-        return Part(layer, block, sequence.block_table[block], num_valid)
+        sequence, size = outgoing.sequence, self._layout.block_size_tokens
+        num_tokens = min(last * size, sequence.num_tokens) - first * size
+        blocks = Blocks(layer, first, tuple(sequence.block_table[first:last]), num_tokens)
+        self._post(self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, blocks)
 
     def _final(self, outgoing: Outgoing) -> frozenset[int]:
         sequence = outgoing.sequence

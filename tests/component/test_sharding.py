@@ -178,18 +178,28 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
     kv, other = MemoryKV(source, 16), MemoryKV(target, 16)
     tables, others = list(range(15, 3, -1)), tuple(range(2, 14))
     _fill(kv, source, tables, num_tokens)
-    sender, receiver = PoolParts(kv, source, grid), PoolParts(other, target, grid)
+    third = MemoryKV(target, 16)
+    sender, receiver, pulling = (
+        PoolParts(kv, source, grid),
+        PoolParts(other, target, grid),
+        PoolParts(third, target, grid),
+    )
     assert sender.part_bytes == receiver.part_bytes
     have_tokens = (num_tokens - 1) // target.block_size_tokens * target.block_size_tokens if have else 0
     first, seen = grid.blocks_for(have_tokens), set()
     for layer in range(source.num_layers):
-        for block in range(have_tokens // source.block_size_tokens, source.blocks_for(num_tokens)):
-            valid = min(source.block_size_tokens, num_tokens - block * source.block_size_tokens)
-            for part in sender.split(layer, block, tables[block], valid):
-                if part.block >= first:
-                    seen.add((layer, part.shard, part.block))
-                    receiver.write(layer, part.shard, part.block, others, sender.read(part))
-    assert len(seen) == (grid.blocks_for(num_tokens) - first) * 2 * grid.num_shards
+        for begin in range(have_tokens // source.block_size_tokens, source.blocks_for(num_tokens), 3):
+            end = min(begin + 3, source.blocks_for(num_tokens))
+            held = min(end * source.block_size_tokens, num_tokens) - begin * source.block_size_tokens
+            entries = sender.entries(layer, begin, tuple(tables[begin:end]), held)
+            entries = entries[entries["block"] >= first]
+            seen.update((layer, int(e["shard"]), int(e["block"])) for e in entries)
+            targets = np.asarray(others)[entries["block"] // receiver.blocks_per_block]
+            # Over a wire and within one memory alike; the tallies agree at every stage.
+            payload, sent = sender.gather(entries)
+            assert (sent == sender.tally(entries)).all()
+            assert (receiver.scatter(entries, targets, payload) == sent).all()
+            assert (pulling.pull(sender, entries, targets) == sent).all()
     expected = MemoryKV(target, 16)
     _fill(expected, target, others, num_tokens)
     for layer in range(2):
@@ -199,6 +209,7 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
                 got = _array(other, target, layer, others[block], shard)[:, slot]
                 want = _array(expected, target, layer, others[block], shard)[:, slot]
                 assert (got == (want if token >= have_tokens else 0)).all(), (from_shape, to_shape, token)
+    assert all(bytes(a) == bytes(b) for a, b in zip(other.segments(), third.segments(), strict=True))
 
 
 def test_shapes_that_cannot_meet_are_refused_with_their_numbers():

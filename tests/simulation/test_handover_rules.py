@@ -48,7 +48,7 @@ def test_a_part_damaged_twice_redoes_the_attempt():
             if not (isinstance(message, bytes) and message[:1] == b"\x05") or len(flips) == 2:
                 return message
             entries = frames.decode(message)[1].entries
-            parts = [(e.layer, e.shard, e.block) for e in entries]
+            parts = [tuple(int(e[name]) for name in ("layer", "shard", "block")) for e in entries]
             target[:] = target or [parts[0]]
             if target[0] not in parts:
                 return message

@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from core.errors import KVTransferError
 from core.types import Logprob
 from kv_transfer import frames
+from kv_transfer.copying import move
 
 MESSAGES = [
     frames.Open(b"t" * 16, "decode-1", 2**62, "abcd", 2, 16), frames.Starting(1, 150, 2, 16), frames.Reserved(0, 48),
@@ -23,12 +25,35 @@ def test_every_message_round_trips(message):
     assert frames.decode(frames.encode(7, message)) == (7, message)
 
 
-def test_a_frame_round_trips_and_is_one_copy():
-    entries = [frames.Entry(1, 0, 7, 16, 123), frames.Entry(2, 0, 7, 9, 456)]
-    data = frames.encode_frame(9, 3, entries, [memoryview(b"a" * 32), memoryview(b"b" * 32)])
+def entries_of(*rows):
+    """(layer, shard, block, valid tokens, checksum) each."""
+    entries = np.zeros(len(rows), frames.ENTRY)
+    for name, values in zip(
+        ("layer", "shard", "block", "num_valid_tokens", "checksum"), zip(*rows, strict=True), strict=True
+    ):
+        entries[name] = values
+    return entries
+
+
+def tallies_of(payloads):
+    words = np.frombuffer(b"".join(payloads), np.uint8)
+    size = len(payloads[0])
+    at = np.arange(len(payloads)) * size
+    return move(words, at, (size, size), None, at, (size, size), (1, 1), size)
+
+
+def checksum(transfer_id, sub_attempt, identity, payload):
+    entries = entries_of((*identity, 0))
+    return int(frames.bound_checksums(transfer_id, sub_attempt, entries, tallies_of([bytes(payload)]))[0])
+
+
+def test_a_frame_round_trips_and_its_payload_is_aligned_to_words():
+    entries = entries_of((1, 0, 7, 16, 123), (2, 0, 7, 9, 2**64 - 1))
+    data = frames.encode_frame(9, 3, entries, memoryview(b"a" * 32 + b"b" * 32))
     number, frame = frames.decode(data)
-    assert number == 9
-    assert frame.sub_attempt == 3 and list(frame.entries) == entries and bytes(frame.payload) == b"a" * 32 + b"b" * 32
+    assert number == 9 and (len(data) - 64) % 8 == 0
+    assert frame.sub_attempt == 3 and (frame.entries == entries).all()
+    assert bytes(frame.payload) == b"a" * 32 + b"b" * 32
 
 
 @settings(max_examples=400, deadline=None)
@@ -56,24 +81,43 @@ def test_truncation_never_escapes(message):
     st.data(),
 )  # fmt: skip
 def test_the_checksum_sees_any_flipped_bit_and_any_swapped_identity(transfer_id, sub, identity, payload, data):
-    crc = frames.bound_crc(transfer_id, sub, identity, memoryview(payload))
+    right = checksum(transfer_id, sub, identity, payload)
     bit = data.draw(st.integers(0, len(payload) * 8 - 1))
     flipped = bytearray(payload)
     flipped[bit // 8] ^= 1 << (bit % 8)
-    assert frames.bound_crc(transfer_id, sub, identity, memoryview(flipped)) != crc
+    assert checksum(transfer_id, sub, identity, flipped) != right
     position = data.draw(st.integers(0, 3))
     moved = tuple(n + (i == position) for i, n in enumerate(identity))
-    assert frames.bound_crc(transfer_id, sub, moved, memoryview(payload)) != crc
-    assert frames.bound_crc(transfer_id, sub + 1, identity, memoryview(payload)) != crc
+    assert checksum(transfer_id, sub, moved, payload) != right
+    assert checksum(transfer_id, sub + 1, identity, payload) != right
 
 
-def test_the_combined_checksum_depends_on_every_part_not_on_their_order():
-    parts = {
-        (layer, shard, block): layer * 100 + block for layer in range(3) for shard in range(2) for block in range(4)
-    }
-    assert frames.combined_checksum(parts) == frames.combined_checksum(dict(reversed(parts.items())))
-    for part in parts:
-        assert frames.combined_checksum({**parts, part: 99999}) != frames.combined_checksum(parts)
+def test_the_combined_checksum_depends_on_every_part():
+    parts = np.arange(1, 25, dtype=np.uint64).reshape(3, 2, 4)
+    right = frames.combined_checksum(parts)
+    for index in np.ndindex(parts.shape):
+        changed = parts.copy()
+        changed[index] = 99999
+        assert frames.combined_checksum(changed) != right
+
+
+@pytest.mark.parametrize("unit", [np.uint64, np.uint8])
+def test_tallies_see_changes_that_hide_in_a_plain_sum(unit):
+    """Two changes that cancel, two words that trade places, a part moved by a word; copies on the way are exact."""
+    rng = np.random.default_rng(2)
+    words = rng.integers(1, 2**8, 64).astype(unit)
+    at, steps = np.zeros(1, np.int64), (64, 64)
+    target = np.zeros(64, unit)
+    right = move(words, at, steps, target, at, steps, (1, 1), 64)
+    assert (target == words).all()
+    for i in range(63):
+        cancelled, swapped = words.copy(), words.copy()
+        cancelled[i] += 1
+        cancelled[i + 1] -= 1
+        swapped[[i, i + 1]] = swapped[[i + 1, i]]
+        assert move(cancelled, at, steps, None, at, steps, (1, 1), 64) != right
+        assert (move(swapped, at, steps, None, at, steps, (1, 1), 64) == right) == (words[i] == words[i + 1])
+    assert move(np.roll(words, 1), at, steps, None, at, steps, (1, 1), 64) != right
 
 
 def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
@@ -85,10 +129,9 @@ def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
                 frames.decode(_flip(data, [bit]))
     rng, transfer_id = random.Random(1), b"t" * 16
     payloads = [rng.randbytes(256) for _ in range(2)]
-    identities = [(0, 0, 3, 16), (1, 0, 3, 9)]
-    crcs = [frames.bound_crc(transfer_id, 1, i, memoryview(p)) for i, p in zip(identities, payloads, strict=True)]
-    entries = [frames.Entry(*i, crc) for i, crc in zip(identities, crcs, strict=True)]
-    data = frames.encode_frame(4, 1, entries, [memoryview(p) for p in payloads])
+    entries = entries_of((0, 0, 3, 16, 0), (1, 0, 3, 9, 0))
+    entries["checksum"] = frames.bound_checksums(transfer_id, 1, entries, tallies_of(payloads))
+    data = frames.encode_frame(4, 1, entries, memoryview(b"".join(payloads)))
     refused = 0
     for _ in range(100_000):
         try:
@@ -96,11 +139,10 @@ def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
         except KVTransferError:
             refused += 1
             continue
-        parts = [frame.payload[i * 256 : (i + 1) * 256] for i in range(2)]
-        assert list(frame.entries) == entries
-        refused += any(
-            frames.bound_crc(transfer_id, 1, i, p) != crc for i, p, crc in zip(identities, parts, crcs, strict=True)
-        )
+        assert (frame.entries == entries).all()
+        parts = [bytes(frame.payload[i * 256 : (i + 1) * 256]) for i in range(2)]
+        found = frames.bound_checksums(transfer_id, 1, frame.entries, tallies_of(parts))
+        refused += bool((found != entries["checksum"]).any())
     assert refused == 100_000
 
 
