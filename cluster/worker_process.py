@@ -16,7 +16,7 @@ from cluster.tracing import make_tracing
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
 from core.ids import Ids, WorkerId
-from core.ports import SystemClock
+from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
 from decode_worker.part import decode_role
 from engine.model_spec import ModelSpec, read_model
@@ -24,6 +24,8 @@ from engine.rank_group import RankGroup
 from engine.sharding import check_split
 from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
+from kv_transfer.shared_network import SharedNetwork
+from kv_transfer.transports import Transports
 from prefill_worker.part import prefill_role
 from worker.unit import WorkerParts, WorkerUnit
 
@@ -55,6 +57,17 @@ def model_of(config: BatonConfig) -> ModelSpec:
 def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
     """The pool a role belongs to."""
     return config.pools.prefill if role is Role.PREFILL else config.pools.decode
+
+
+def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) -> Transports:
+    """Make the networks that the config names, in its order."""
+    made: dict[str, Network] = {}
+    for name in config.transfer.transports:
+        if name == "shm":
+            made[name] = SharedNetwork(ranks.kv.shared)
+        else:
+            made[name] = fetch_network(host, fetch_tls(config.security, role.value))
+    return Transports(made)
 
 
 class RunningWorker:
@@ -93,7 +106,7 @@ class RunningWorker:
             transfer=config.transfer,
             max_model_len=spec.max_model_len,
             session_network=session_network(host, session_tls(config.security, role.value)),
-            transfer_network=fetch_network(host, fetch_tls(config.security, role.value)),
+            transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),
             descriptor=descriptor,
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),

@@ -83,6 +83,9 @@ class PlacementConfig(Node):
 class TransferConfig(Node):
     """The hand-over of KV."""
 
+    transports: tuple[Literal["shm", "grpc"], ...] = Field(
+        ("shm", "grpc"), min_length=1, description="ways for KV, best first; a pair takes the first it has in common"
+    )
     frame_bytes: int = Field(1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size")
     lease_s: Seconds = Field(5.0, description="silence after which source blocks are freed")
     park_s: Seconds = Field(1.0, description="how long an unknown transfer id may wait for its Submit")

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
 
 from core.plan import StepPlan, StepResult
 from core.session import WorkerDescriptor
@@ -113,11 +114,32 @@ class Runner(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPool:
+    """A KV pool's segments as files: a name that changes with them, descriptors, and sizes in bytes."""
+
+    name: bytes
+    fds: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+
+@runtime_checkable
+class MappedStream(MessageStream, Protocol):
+    """A stream between processes that share memory: KV need not travel on it."""
+
+    peer_segments: list[memoryview] | None
+    """The peer's KV pool, read-only, on the end that dialled."""
+
+
 class KVBytes(Protocol):
     """The bytes of a KV pool: `[layer][block]` in one segment per shard."""
 
     def segments(self) -> list[memoryview]:
         """Return the whole of every shard, uint8 [pool bytes], writable, not copied."""
+        ...
+
+    def shared(self) -> SharedPool | None:
+        """Return the same as files that another process can map, if they are."""
         ...
 
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:

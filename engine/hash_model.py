@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 
 from core.kv_layout import KVLayout
 from core.plan import SampleSpec, StepItem, StepPlan, StepResult
-from core.ports import KVBytes, OnLayer
+from core.ports import KVBytes, OnLayer, SharedPool
 from core.types import Logprob
 
 
@@ -37,6 +37,10 @@ class MemoryKV:
     def segments(self) -> list[memoryview]:
         """See `KVBytes`."""
         return self._shards
+
+    def shared(self) -> SharedPool | None:
+        """See `KVBytes`: this memory is the process's own."""
+        return None
 
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], not copied."""

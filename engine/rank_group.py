@@ -125,8 +125,8 @@ class RankGroup:
                 raise min(group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)) from None
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
 
-    async def _spawn(self, order: dict[str, object], pulse_fd: int) -> memoryview:
-        """Start one rank; returns its KV segment."""
+    async def _spawn(self, order: dict[str, object], pulse_fd: int) -> int:
+        """Start one rank; returns the descriptor of its KV segment."""
         mine, theirs = socket.socketpair()
         life_read, life_write = os.pipe()
         kv_fd = create_segment(self._pool_bytes)
@@ -134,14 +134,12 @@ class RankGroup:
         process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own module; forking takes milliseconds
             [sys.executable, "-m", "engine.rank", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
         )
-        segment = map_segment(kv_fd, self._pool_bytes)
         theirs.close()
         os.close(life_read)
-        os.close(kv_fd)
         reader, writer = await asyncio.open_connection(sock=mine, limit=MAX_MESSAGE_BYTES)
         self._ranks.append(_Rank(process, reader, writer, life_write))
         writer.write(pack(order))
-        return segment
+        return kv_fd
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """See `Runner`."""
@@ -202,6 +200,7 @@ class RankGroup:
             with contextlib.suppress(asyncio.CancelledError):
                 await watch
         self._kill()
+        self.kv.close()
         ranks, self._ranks = self._ranks, []
         for rank in ranks:
             rank.writer.close()

@@ -7,23 +7,33 @@ Called by `engine.rank_group` (makes it) and `engine.rank` (maps it).
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
+import secrets
 import tempfile
 
 from core.kv_layout import KVLayout
+from core.ports import SharedPool
+
+POOL_NAME_BYTES = 16
 
 PULSE_BYTES = 4096
 """One page: rank r counts finished layers in the r-th unsigned 64-bit word."""
 
 
 def create_segment(num_bytes: int) -> int:
-    """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller."""
+    """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller.
+
+    On Linux its size is sealed: whoever maps it can rely on every byte being there.
+    """
     if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("baton-kv")
-    else:
-        with tempfile.TemporaryFile() as file:
-            fd = os.dup(file.fileno())
+        fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, num_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
     os.ftruncate(fd, num_bytes)
     return fd
 
@@ -40,14 +50,31 @@ class SharedKV:
         """Nothing is mapped until `use`."""
         self._layout, self._num_blocks = layout, num_blocks
         self._shards: list[memoryview] = []
+        self._shared: SharedPool | None = None
 
-    def use(self, shards: list[memoryview]) -> None:
-        """Switch to a fresh rank group's segments; views into the old ones stay valid memory."""
-        self._shards = shards
+    def use(self, fds: list[int]) -> None:
+        """Switch to a fresh rank group's segments, whose descriptors are this object's from now on.
+
+        Views into the old ones stay valid memory.
+        """
+        self.close()
+        sizes = [os.fstat(fd).st_size for fd in fds]
+        self._shards = [map_segment(fd, size) for fd, size in zip(fds, sizes, strict=True)]
+        self._shared = SharedPool(secrets.token_bytes(POOL_NAME_BYTES), tuple(fds), tuple(sizes))
+
+    def close(self) -> None:
+        """Let go of the descriptors; nobody new can map the segments."""
+        shared, self._shared = self._shared, None
+        for fd in shared.fds if shared else ():
+            os.close(fd)
 
     def segments(self) -> list[memoryview]:
         """See `KVBytes`."""
         return self._shards
+
+    def shared(self) -> SharedPool | None:
+        """See `KVBytes`."""
+        return self._shared
 
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], not copied."""

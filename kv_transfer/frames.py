@@ -24,6 +24,7 @@ from core.types import Logprob
 from kv_transfer.copying import Array, bind
 
 MAX_CONTROL_BYTES = 1 << 20
+FRAME, FRAME_IN_POOL = 5, 14
 ENTRY = np.dtype(
     [("block", "<u4"), ("layer", "<u2"), ("shard", "<u2"), ("num_valid_tokens", "<u4"), ("source", "<u4"),
      ("checksum", "<u8")]
@@ -82,11 +83,11 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Parts of KV: ENTRY [n], and their payload, uint8 [n * part_bytes]."""
+    """Parts of KV: ENTRY [n], and their payload, uint8 [n * part_bytes]; None: read them from the shared pool."""
 
     sub_attempt: int
     entries: Array
-    payload: memoryview
+    payload: memoryview | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +175,14 @@ def combined_checksum(checksums: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(checksums).tobytes())
 
 
-def encode_frame(number: int, sub_attempt: int, entries: Array, payload: memoryview) -> bytes:
+def encode_frame(number: int, sub_attempt: int, entries: Array, payload: memoryview | None) -> bytes:
     """Encode a frame.
 
     The payload has the entries' checksums, so that only its damaged parts are asked for again.
     """
+    kind = FRAME if payload is not None else FRAME_IN_POOL
     body = _FRAME.pack(sub_attempt, len(entries)) + entries.tobytes()
-    return b"".join((_HEAD.pack(5, number, _head_crc(5, number, body)), body, payload))
+    return b"".join((_HEAD.pack(kind, number, _head_crc(kind, number, body)), body, payload or b""))
 
 
 def encode(number: int, message: Message) -> bytes:
@@ -243,11 +245,13 @@ def decode(data: bytes) -> tuple[int, Message]:
     try:
         kind, number, crc = _HEAD.unpack_from(data)
         end = len(data)
-        if kind == 5:
+        if kind in (FRAME, FRAME_IN_POOL):
             end = _HEAD.size + _FRAME.size + _FRAME.unpack_from(data, _HEAD.size)[1] * ENTRY.itemsize
         if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:
             raise KVTransferError(f"a transfer message of {len(data)} bytes does not match its checksum")
-        return number, _decode_frame(data) if kind == 5 else _decode(bytes((kind,)) + data[_HEAD.size :])
+        return number, _decode_frame(data, kind) if kind in (FRAME, FRAME_IN_POOL) else _decode(
+            bytes((kind,)) + data[_HEAD.size :]
+        )
     except (struct.error, IndexError, UnicodeDecodeError) as error:
         raise KVTransferError(f"a transfer message of {len(data)} bytes is malformed: {error}") from error
 
@@ -288,13 +292,14 @@ def _decode(data: bytes) -> Message:
             raise KVTransferError(f"a transfer message has the unknown kind {kind}")
 
 
-def _decode_frame(data: bytes) -> Frame:
+def _decode_frame(data: bytes, kind: int) -> Frame:
     sub_attempt, count = _FRAME.unpack_from(data, _HEAD.size)
     first = _HEAD.size + _FRAME.size
     end = first + count * ENTRY.itemsize
     if end > len(data):
         raise KVTransferError(f"a frame of {len(data)} bytes cannot hold {count} entries")
-    return Frame(sub_attempt, np.frombuffer(data, ENTRY, count, first), memoryview(data)[end:])
+    payload = memoryview(data)[end:] if kind == FRAME else None
+    return Frame(sub_attempt, np.frombuffer(data, ENTRY, count, first), payload)
 
 
 def _decode_commit(data: bytes) -> Commit:

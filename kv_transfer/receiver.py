@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -21,7 +21,7 @@ from core.errors import ChecksumMismatch, KVTransferError, ServingError, Transfe
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.numbered import Arrivals
-from core.ports import KVBytes, MessageStream, Network, StreamClosed
+from core.ports import KVBytes, MappedStream, MessageStream, Network, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
@@ -101,6 +101,7 @@ class Receiver:
         self._reservation: Reservation | None = None
         self._starting: frames.Starting | None = None
         self._pool: PoolParts | None = None
+        self._source: PoolParts | None = None
         self._sub_attempt = 0
         self._checksums = np.zeros((0, 0, 0), np.uint64)
         self._is_here = np.zeros((0, 0, 0), bool)
@@ -229,8 +230,7 @@ class Receiver:
                     self._accept(message)
                 case frames.Starting():
                     self._note(Transition.RECEIVER_STARTING)
-                    grid = common_grid(self._layout, message.num_shards, message.block_size_tokens)
-                    self._starting, self._pool = message, PoolParts(self._kv, self._layout, grid)
+                    self._meet(message, stream)
                     self._sub_attempt = message.sub_attempt
                     self._host.transfer_starting(self.order.transfer_id, message.num_tokens)
                 case frames.Commit():
@@ -260,22 +260,35 @@ class Receiver:
                 case _:
                     raise KVTransferError(f"the prefill worker sent {type(message).__name__}, which is not its to send")
 
+    def _meet(self, starting: frames.Starting, stream: MessageStream) -> None:
+        """Find the common grid; if the sender's pool is mapped here, parts are read from it."""
+        grid = common_grid(self._layout, starting.num_shards, starting.block_size_tokens)
+        self._starting, self._pool = starting, PoolParts(self._kv.segments(), self._layout, grid)
+        if isinstance(stream, MappedStream) and stream.peer_segments is not None:
+            theirs = replace(self._layout, num_shards=starting.num_shards, block_size_tokens=starting.block_size_tokens)
+            self._source = PoolParts(stream.peer_segments, theirs, grid)
+
     def _accept(self, frame: frames.Frame) -> None:
         """Check a frame's claims, then copy it into the reserved blocks, part by part."""
         if frame.sub_attempt != self._sub_attempt or self._is_arrived:
             self.num_late_frames += 1
             return
         pool, reservation = self._pool, self._reservation
-        if pool is None or reservation is None or len(frame.payload) != pool.part_bytes * len(frame.entries):
-            raise KVTransferError(
-                f"a frame of {len(frame.payload)} bytes for {len(frame.entries)} parts was not expected"
-            )
-        entries = frame.entries
+        entries, source = frame.entries, self._source
+        if pool is None or reservation is None:
+            raise KVTransferError(f"a frame of {len(entries)} parts came before blocks were reserved")
         self._check_range(entries, pool, reservation)
         at = entries["block"] // pool.blocks_per_block
         block_ids = np.asarray(reservation.block_ids)[at]
         self._check_owner(block_ids, np.asarray(reservation.generations)[at])
-        tallies = pool.scatter(entries, block_ids, frame.payload)
+        if frame.payload is not None:
+            if len(frame.payload) != pool.part_bytes * len(entries):
+                raise KVTransferError(f"a frame has {len(frame.payload)} bytes for {len(entries)} parts")
+            tallies = pool.scatter(entries, block_ids, frame.payload)
+        elif source is None or not source.is_inside(entries):
+            raise KVTransferError(f"a frame of {len(entries)} parts names blocks of no pool that is mapped here")
+        else:
+            tallies = pool.pull(source, entries, block_ids)
         checksums = frames.bound_checksums(self.order.transfer_id, frame.sub_attempt, entries, tallies)
         # What is damaged lies in reserved blocks now, which nobody reads before everything is verified.
         is_good = checksums == entries["checksum"]

@@ -22,7 +22,6 @@ import numpy as np
 
 from core.errors import LayoutMismatch
 from core.kv_layout import DTYPE_BYTES, KVLayout
-from core.ports import KVBytes
 from kv_transfer.copying import Array, move
 from kv_transfer.frames import ENTRY
 
@@ -76,8 +75,21 @@ class _Places:
 class PoolParts:
     """One side's pool, addressed by parts of a grid. Parts are rows of `frames.ENTRY`."""
 
-    def __init__(self, kv: KVBytes, layout: KVLayout, grid: Grid) -> None:
-        """Work out where parts lie."""
+    def __init__(self, segments: list[memoryview], layout: KVLayout, grid: Grid) -> None:
+        """Work out where parts lie.
+
+        Args:
+            segments: One per shard, uint8 [pool bytes].
+            layout: Of this pool.
+            grid: What travels.
+
+        Raises:
+            LayoutMismatch: The segments cannot be a pool of this layout.
+        """
+        row = layout.layer_block_bytes * layout.num_layers
+        if len(segments) != layout.num_shards or any(len(s) % row or len(s) != len(segments[0]) for s in segments):
+            raise LayoutMismatch(f"{len(segments)} segments are no pool of {layout.num_shards} shards in this layout")
+        self._num_blocks = len(segments[0]) // row
         self.grid, self._layout = grid, layout
         self._heads = layout.num_kv_heads // grid.num_shards
         self.blocks_per_block = layout.block_size_tokens // grid.block_size_tokens
@@ -87,8 +99,7 @@ class PoolParts:
         self._unit_bytes = WORD_BYTES if row_bytes % WORD_BYTES == 0 else 1
         self._unit = np.dtype(np.uint64 if self._unit_bytes == WORD_BYTES else np.uint8)
         self._row = row_bytes // self._unit_bytes
-        self._arrays = [np.frombuffer(segment, self._unit) for segment in kv.segments()]
-        self._num_blocks = len(kv.segments()[0]) // (layout.layer_block_bytes * layout.num_layers)
+        self._arrays = [np.frombuffer(segment, self._unit) for segment in segments]
 
     def entries(self, layer: int, first_block: int, block_ids: tuple[int, ...], num_tokens: int) -> Array:
         """Cut consecutive blocks of one layer of this pool, which hold `num_tokens`, into parts.

@@ -22,7 +22,7 @@ from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingEr
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.numbered import Arrivals
-from core.ports import KVBytes, MessageStream, StreamClosed
+from core.ports import KVBytes, MappedStream, MessageStream, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
@@ -228,7 +228,7 @@ class Sender:
         if self._stream is not None:
             raise LayoutMismatch("this transfer has a stream already; a receiver opens one")
         grid = common_grid(self._layout, opened.num_shards, opened.block_size_tokens)
-        return PoolParts(self._kv, self._layout, grid)
+        return PoolParts(self._kv.segments(), self._layout, grid)
 
     def _lost(self, error: ServingError) -> None:
         if not self.is_closed:
@@ -308,7 +308,7 @@ class Sender:
                 if self._control:
                     continue  # a Restart goes before the first frame of its sub-attempt
                 if self._num_waiting and self._pool is not None:
-                    await stream.send(self._build_frame(self._pool))
+                    await stream.send(self._build_frame(self._pool, is_mapped=isinstance(stream, MappedStream)))
                 continue
             if self._commit is not None:
                 commit, self._commit = self._commit, None
@@ -342,16 +342,16 @@ class Sender:
         is_full = self._pool is not None and self._num_waiting * self._pool.part_bytes >= self._frame_bytes
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
-    def _build_frame(self, pool: PoolParts) -> bytes:
-        """Copy up to a frame of parts out of the pool; the only reading of source blocks."""
+    def _build_frame(self, pool: PoolParts, *, is_mapped: bool) -> bytes:
+        """Copy up to a frame of parts out of the pool, or only say where they lie if the receiver can read there."""
         entries = self._next_entries(max(1, self._frame_bytes // pool.part_bytes))
-        payload, tallies = pool.gather(entries)
+        payload, tallies = (None, pool.tally(entries)) if is_mapped else pool.gather(entries)
         checksums = frames.bound_checksums(self.offer.transfer_id, self._sub_attempt, entries, tallies)
         entries["checksum"] = checksums
         self._checksums[entries["layer"], entries["shard"], entries["block"]] = checksums
         self._sent.append(entries)
         self._note(Transition.SENDER_SENT)
-        self.num_bytes += len(payload)
+        self.num_bytes += len(entries) * pool.part_bytes
         return frames.encode_frame(self._next_number(), self._sub_attempt, entries, payload)
 
     def _next_entries(self, most: int) -> Array:

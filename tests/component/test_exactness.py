@@ -44,7 +44,7 @@ def bare_engine(prompt, dtype, choice=0, max_tokens=20, temperature=0.0, seed=7,
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("transport", ["inproc", "grpc"])
+@pytest.mark.parametrize("transport", ["inproc", "grpc", "shm"])
 @pytest.mark.parametrize(("block", "chunk"), [(16, 64), (8, 7), (32, 512)])
 async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transport, block, chunk):
     engine = EngineConfig(block_size_tokens=block, num_blocks=2048 // block, max_step_tokens=chunk)

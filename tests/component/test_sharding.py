@@ -41,7 +41,7 @@ async def answers(first, second, dtype="float32", transport="inproc", repeat=Fal
         return [r.tokens for r in replies], [r.ended.anatomy for r in replies]
 
 
-@pytest.mark.parametrize("transport", ["inproc", "grpc"])
+@pytest.mark.parametrize("transport", ["inproc", "grpc", "shm"])
 @pytest.mark.parametrize(("prefill", "decode"), [(p, d) for p in SIZES for d in SIZES if (p, d) != (1, 1)])
 async def test_any_prefill_size_hands_over_to_any_decode_size(prefill, decode, transport):
     for chunk in (64, 7):
@@ -180,9 +180,9 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
     _fill(kv, source, tables, num_tokens)
     third = MemoryKV(target, 16)
     sender, receiver, pulling = (
-        PoolParts(kv, source, grid),
-        PoolParts(other, target, grid),
-        PoolParts(third, target, grid),
+        PoolParts(kv.segments(), source, grid),
+        PoolParts(other.segments(), target, grid),
+        PoolParts(third.segments(), target, grid),
     )
     assert sender.part_bytes == receiver.part_bytes
     have_tokens = (num_tokens - 1) // target.block_size_tokens * target.block_size_tokens if have else 0

@@ -18,6 +18,7 @@ from cluster.local import LocalCluster
 from cluster.ray_app import check_network
 from core.config import load_config
 from core.errors import ConfigError
+from kv_transfer.transports import read_address
 from protos.baton.v1 import generation_pb2 as pb
 from router.credentials import new_key
 
@@ -212,6 +213,7 @@ async def only_the_right_roles_may_dial_inside(cluster):
         for name, credentials in {**strangers, **roles}.items():
             options = [("grpc.ssl_target_name_override", f"{server}.baton.internal"), ("grpc.enable_http_proxy", 0)]
             address = getattr(member, field)
+            address = read_address(address)["grpc"] if field == "transfer_address" else address
             if credentials is None:
                 channel = grpc.aio.insecure_channel(address, options=options)
             else:
@@ -235,7 +237,8 @@ def only_listed_sockets_listen(cluster):
     found = listeners(pids)
     listed = {cluster.http_port, cluster.grpc_port, int(cluster._redis.url.rsplit(":", 1)[1].split("/")[0])}
     for member in cluster._members.values():
-        listed |= {int(address.rsplit(":", 1)[1]) for address in (member.session_address, member.transfer_address)}
+        addresses = (member.session_address, read_address(member.transfer_address)["grpc"])
+        listed |= {int(address.rsplit(":", 1)[1]) for address in addresses}
     assert {port for _, port in found} == listed
     assert {address for address, _ in found} <= LOOPBACK
 

@@ -22,9 +22,11 @@ from engine.model import Model
 from engine.model_spec import read_model
 from engine.runner import ModelRunner
 from engine.sharding import Shard
+from engine.shared_kv import SharedKV, create_segment
 from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
+from kv_transfer.shared_network import SharedNetwork
 from prefill_worker.part import prefill_role
 from router.admission import Admission
 from router.links import Links
@@ -68,6 +70,13 @@ class DirectRunner:
 
     def rank_pids(self):
         return ()
+
+
+def shared_pool(layout, num_blocks):
+    """A pool as a rank group makes it."""
+    kv = SharedKV(layout, num_blocks)
+    kv.use([create_segment(layout.pool_bytes(num_blocks)) for _ in range(layout.num_shards)])
+    return kv
 
 
 class ThreadGroup:
@@ -179,6 +188,7 @@ class House:
         self.session_directory: dict = {}
         self.membership, self.clock, self.ids = StaticMembership(), SystemClock(), Ids()
         self.units: list[WorkerUnit] = []
+        self.shared: list[SharedKV] = []
         self.links = Links(self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock)
         router = RouterConfig()
         self.orchestrator = Orchestrator(
@@ -203,7 +213,10 @@ class House:
         engine = self.engine if role is Role.PREFILL else self.decode_engine
         size = engine.tensor_parallel_size
         layout = self.spec.layout(engine.block_size_tokens, size)
-        kv = MemoryKV(layout, engine.num_blocks)
+        if self.transport == "shm":
+            self.shared.append(kv := shared_pool(layout, engine.num_blocks))
+        else:
+            kv = MemoryKV(layout, engine.num_blocks)
         if size == 1:
             runner = DirectRunner(self.model, kv._shards[0], engine)
         else:
@@ -212,7 +225,11 @@ class House:
             WorkerId(f"{role.value}-{len(self.units)}"), role, self.ids.incarnation(), "", "", self.spec.name,
             layout.content_digest, engine.block_size_tokens, engine.num_blocks, self.spec.max_model_len, pid=len(self.units) + 1,
         )  # fmt: skip
-        transfer_network = InProcessNetwork(self.directory) if self.transport == "inproc" else fetch_network()
+        transfer_network = {
+            "inproc": lambda: InProcessNetwork(self.directory),
+            "grpc": fetch_network,
+            "shm": lambda: SharedNetwork(kv.shared),
+        }[self.transport]()
         parts = WorkerParts(
             role=role,
             make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),
@@ -258,6 +275,8 @@ class House:
         await self.links.close()
         for unit in self.units:
             await unit.stop()
+        for kv in self.shared:
+            kv.close()
         open_houses.remove(self)
 
 

@@ -20,6 +20,7 @@ import httpx
 from client.stream import Client
 from cluster.local import LocalCluster
 from core.config import BatonConfig
+from kv_transfer.transports import read_address
 from protos.baton.v1 import generation_pb2 as pb
 from support.fault_proxy import FaultProxy
 
@@ -95,12 +96,14 @@ class Proxied(LocalCluster):
         member = self._members[seat]
         for kind in self.kinds:
             name = f"{kind}_address"
-            proxy = FaultProxy(getattr(member, name), seed=len(self.proxies))
+            is_transfer = kind == "transfer"  # through the proxy there is no shared memory
+            target = read_address(member.transfer_address)["grpc"] if is_transfer else getattr(member, name)
+            proxy = FaultProxy(target, seed=len(self.proxies))
             old = self.proxies.get((seat, kind))
             if old is not None:
                 await old.stop()
             self.proxies[seat, kind] = proxy
-            member = replaced(member, **{name: await proxy.start()})
+            member = replaced(member, **{name: ("grpc=" if is_transfer else "") + await proxy.start()})
         self._members[seat] = member
 
     async def stop(self):

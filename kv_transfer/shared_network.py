@@ -1,0 +1,191 @@
+"""The shared-memory transport: the receiver maps the sender's pool and copies straight out of it.
+
+Owns a Unix socket in a folder of its own, the handing over of segments (as file descriptors, once per
+peer) and length-prefixed messages for everything but payload. Does not know what messages mean.
+Called by `kv_transfer.transports`.
+
+    decode ── the pool's name it has mapped, or none ──▶ prefill
+           ◀── the pool's name, sizes, descriptors if they are new ──
+           ◀──────────── messages of one transfer ────────────▶
+
+Only processes of the same user get in. The receiver maps for reading alone; a block that is handed out
+again while it reads shows in the checksum.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mmap
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+from core.ports import SharedPool, StreamClosed, StreamHandler
+
+NAME_BYTES = 16
+MAX_SEGMENTS = 64
+MAX_MAPPED_PEERS = 64
+MAX_MESSAGE_BYTES = 4 << 20
+ANSWER_TIMEOUT_S = 2.0
+BACKLOG = 256
+_LENGTH = struct.Struct("<I")
+_POOL = struct.Struct(f"<{NAME_BYTES}sI")
+_PEER = struct.Struct("3i")  # pid, uid, gid
+NO_POOL = bytes(NAME_BYTES)
+
+
+class _SharedStream:
+    """One end of a transfer's stream."""
+
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, segments: list[memoryview] | None
+    ) -> None:
+        self._reader, self._writer = reader, writer
+        self.peer_segments = segments
+
+    async def send(self, message: bytes) -> None:
+        try:
+            self._writer.write(_LENGTH.pack(len(message)) + message)
+            await self._writer.drain()
+        except (ConnectionError, RuntimeError) as error:
+            raise StreamClosed(str(error)) from error
+
+    async def recv(self) -> bytes:
+        try:
+            (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            if length > MAX_MESSAGE_BYTES:
+                raise StreamClosed(f"the peer announced a message of {length} bytes, the limit is {MAX_MESSAGE_BYTES}")
+            return await self._reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError) as error:
+            raise StreamClosed("the peer closed the stream") from error
+
+    async def close(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):  # it may be closed already
+            self._writer.write_eof()
+
+    def reset(self) -> None:
+        self._writer.transport.abort()
+
+
+class SharedNetwork:
+    """The `Network` port within one host. Make and use it on one loop."""
+
+    def __init__(self, pool: Callable[[], SharedPool | None]) -> None:
+        """Keep the way to this worker's pool, as it is at the moment."""
+        self._pool = pool
+        self._folder: Path | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._mapped: OrderedDict[str, tuple[bytes, list[memoryview]]] = OrderedDict()
+
+    async def listen(self, on_stream: StreamHandler) -> str:
+        """See `Network`."""
+        self._folder = Path(tempfile.mkdtemp(prefix="baton-kv-"))  # readable by this user only
+        path = self._folder / "transfer"
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        server.bind(str(path))
+        server.listen(BACKLOG)
+        self._own(asyncio.get_running_loop().create_task(self._serve(server, on_stream)))
+        return str(path)
+
+    def _own(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, server: socket.socket, on_stream: StreamHandler) -> None:
+        loop = asyncio.get_running_loop()
+        with server:
+            while True:
+                connection, _ = await loop.sock_accept(server)
+                self._own(loop.create_task(self._accept(connection, on_stream)))
+
+    async def _accept(self, connection: socket.socket, on_stream: StreamHandler) -> None:
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await self._hand_over(connection)
+        except (OSError, TimeoutError, StreamClosed):
+            connection.close()
+            return
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        stream = _SharedStream(reader, writer, None)
+        try:
+            await on_stream(stream)
+        finally:
+            writer.close()
+
+    async def _hand_over(self, connection: socket.socket) -> None:
+        """Check who dials, and give it what it has not mapped yet."""
+        loop = asyncio.get_running_loop()
+        _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        if uid != os.getuid():
+            raise StreamClosed(f"user {uid} may not fetch KV of user {os.getuid()}")
+        known = await loop.sock_recv(connection, NAME_BYTES)
+        pool = self._pool()
+        if pool is None or len(known) < NAME_BYTES:
+            raise StreamClosed("there is no pool to share")
+        head = _POOL.pack(pool.name, len(pool.sizes)) + struct.pack(f"<{len(pool.sizes)}Q", *pool.sizes)
+        # A fresh socket's buffer takes these few bytes at once.
+        socket.send_fds(connection, [head], [] if known == pool.name else list(pool.fds))
+
+    async def dial(self, address: str) -> _SharedStream:
+        """See `Network`; afterwards the stream's `peer_segments` are the peer's pool."""
+        loop = asyncio.get_running_loop()
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            async with asyncio.timeout(ANSWER_TIMEOUT_S):
+                await loop.sock_connect(connection, address)
+                segments = await self._map(connection, address)
+        except (OSError, TimeoutError, struct.error) as error:
+            connection.close()
+            raise StreamClosed(f"no shared memory with {address}: {error}") from error
+        reader, writer = await asyncio.open_unix_connection(sock=connection)
+        return _SharedStream(reader, writer, segments)
+
+    async def _map(self, connection: socket.socket, address: str) -> list[memoryview]:
+        loop = asyncio.get_running_loop()
+        name, segments = self._mapped.get(address, (NO_POOL, []))
+        await loop.sock_sendall(connection, name)
+        readable = asyncio.Event()
+        loop.add_reader(connection, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(connection)
+        head, fds, _, _ = socket.recv_fds(connection, _POOL.size + 8 * MAX_SEGMENTS, MAX_SEGMENTS)
+        try:
+            new_name, count = _POOL.unpack_from(head)
+            sizes = struct.unpack_from(f"<{count}Q", head, _POOL.size)
+            if new_name != name:
+                segments = [_map(fd, size) for fd, size in zip(fds, sizes, strict=True)]
+        except ValueError as error:
+            raise StreamClosed(f"the peer announced {len(head)} bytes and {len(fds)} segments") from error
+        finally:
+            for fd in fds:
+                os.close(fd)
+        self._mapped[address] = (new_name, segments)
+        self._mapped.move_to_end(address)
+        while len(self._mapped) > MAX_MAPPED_PEERS:
+            self._mapped.popitem(last=False)
+        return segments
+
+    async def close(self) -> None:
+        """See `Network`."""
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._mapped.clear()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _map(fd: int, size: int) -> memoryview:
+    """Map a segment for reading; a file shorter than it claims would kill the reader."""
+    if os.fstat(fd).st_size < size:
+        raise ValueError(f"a segment of {os.fstat(fd).st_size} bytes claims to have {size}")
+    return memoryview(mmap.mmap(fd, size, prot=mmap.PROT_READ))

@@ -1,0 +1,194 @@
+"""The transports of KV behind their seam: what each must do, and which one a pair takes."""
+
+import asyncio
+import os
+
+import pytest
+from support.fault_proxy import FaultProxy
+from support.house import shared_pool
+
+from core.kv_layout import KVLayout
+from core.ports import MappedStream, StreamClosed
+from kv_transfer.grpc_network import fetch_network
+from kv_transfer.inproc import InProcessNetwork
+from kv_transfer.shared_network import SharedNetwork
+from kv_transfer.transports import Transports, read_address
+
+LAYOUT = KVLayout("m", "float32", 2, 2, 4, 4)
+
+
+class Pair:
+    """A listening and a dialling end of one transport."""
+
+    def __init__(self, name):
+        self.pools = []
+        directory = {}
+        make = {"grpc": fetch_network, "inproc": lambda: InProcessNetwork(directory), "shm": self._shared}
+        self.server, self.client = make[name](), make[name]()
+        self.accepted = asyncio.Queue()
+
+    def _shared(self):
+        kv = shared_pool(LAYOUT, 8)
+        self.pools.append(kv)
+        return SharedNetwork(kv.shared)
+
+    async def __aenter__(self):
+        self.over = asyncio.Event()
+
+        async def serve(stream):
+            await self.accepted.put(stream)
+            await self.over.wait()
+
+        self.address = await self.server.listen(serve)
+        return self
+
+    async def dial(self):
+        stream = await self.client.dial(self.address)
+        return stream, await asyncio.wait_for(self.accepted.get(), 5)
+
+    async def __aexit__(self, *_):
+        self.over.set()
+        await asyncio.sleep(0)
+        await self.client.close()
+        await self.server.close()
+        for kv in self.pools:
+            kv.close()
+
+
+@pytest.mark.parametrize("name", ["inproc", "grpc", "shm"])
+async def test_every_transport_keeps_the_contract_of_a_stream(name):
+    """Order both ways, a good end after which nothing is lost, a cut that both ends see, nobody there."""
+    async with Pair(name) as pair:
+        up, down = await pair.dial()
+        for n in range(20):
+            await up.send(bytes([n]) * (n * 1000 + 1))
+            await down.send(bytes([n + 100]))
+        assert [len(await down.recv()) for _ in range(20)] == [n * 1000 + 1 for n in range(20)]
+        assert [await up.recv() for _ in range(20)] == [bytes([n + 100]) for n in range(20)]
+        await up.send(b"last")
+        await up.close()
+        assert await down.recv() == b"last"
+        with pytest.raises(StreamClosed):
+            await asyncio.wait_for(down.recv(), 5)
+        up, down = await pair.dial()
+        up.reset()
+        with pytest.raises(StreamClosed):
+            await asyncio.wait_for(down.recv(), 5)
+        address = pair.address
+    with pytest.raises(StreamClosed):
+        await asyncio.wait_for(pair.client.dial(address), 5)
+
+
+async def test_shared_memory_is_mapped_once_and_again_when_the_pool_changes():
+    async with Pair("shm") as pair:
+        kv = pair.pools[0]
+        kv.segments()[0][:5] = b"first"
+        streams = [await pair.dial() for _ in range(3)]
+        assert all(isinstance(up, MappedStream) for up, _ in streams)
+        first = streams[0][0].peer_segments
+        assert bytes(first[0][:5]) == b"first" and all(up.peer_segments is first for up, _ in streams)
+        assert first[0].readonly, "a receiver must not be able to write into the sender's pool"
+        fds = len(os.listdir("/proc/self/fd"))
+        other = shared_pool(LAYOUT, 8)
+        pair.pools.append(other)
+        pair.server._pool = other.shared
+        other.segments()[0][:5] = b"other"
+        up, _ = await pair.dial()
+        assert up.peer_segments is not first and bytes(up.peer_segments[0][:5]) == b"other"
+        for up, down in streams:
+            up.reset()
+            down.reset()
+        assert len(os.listdir("/proc/self/fd")) < fds + 6
+
+
+async def test_without_a_pool_nobody_is_let_in():
+    async with Pair("shm") as pair:
+        pair.server._pool = lambda: None
+        with pytest.raises(StreamClosed):
+            await asyncio.wait_for(pair.client.dial(pair.address), 5)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"short", b"\xff" * 16 + b"\xff\xff\xff\xff" + b"x" * 100])
+async def test_whoever_talks_nonsense_to_the_shared_socket_harms_nobody(garbage):
+    async with Pair("shm") as pair:
+        reader, writer = await asyncio.open_unix_connection(pair.address)
+        writer.write(garbage)
+        if garbage:
+            await writer.drain()
+        writer.write_eof()
+        if len(garbage) > 16:
+            stream = await asyncio.wait_for(pair.accepted.get(), 5)
+            with pytest.raises(StreamClosed):
+                await asyncio.wait_for(stream.recv(), 5)
+        writer.close()
+        up, down = await pair.dial()
+        await up.send(b"well")
+        assert await down.recv() == b"well"
+
+
+async def two_ways():
+    """A listening worker with both transports, and one that dials."""
+    kv = shared_pool(LAYOUT, 8)
+    server = Transports({"shm": SharedNetwork(kv.shared), "grpc": fetch_network()})
+    client = Transports({"shm": SharedNetwork(lambda: None), "grpc": fetch_network()})
+
+    async def echo(stream):
+        try:
+            while True:
+                await stream.send(await stream.recv())
+        except StreamClosed:
+            pass
+
+    return kv, server, client, await server.listen(echo)
+
+
+async def test_a_pair_takes_the_first_way_that_answers_and_comes_back_to_the_better_one():
+    kv, server, client, address = await two_ways()
+    loop = asyncio.get_running_loop()
+    try:
+        assert list(read_address(address)) == ["shm", "grpc"]
+        assert isinstance(await client.dial(address), MappedStream)
+        path = read_address(address)["shm"]
+        os.rename(path, path + ".away")
+        began = loop.time()
+        stream = await client.dial(address)
+        assert not isinstance(stream, MappedStream) and loop.time() - began < 1
+        await stream.send(b"over")
+        assert await stream.recv() == b"over"
+        os.rename(path + ".away", path)
+        # It rests for a while, then it is tried again.
+        assert not isinstance(await client.dial(address), MappedStream)
+        client._resting_until = {key: loop.time() for key in client._resting_until}
+        assert isinstance(await client.dial(address), MappedStream)
+        assert client.num_dialled == {"shm": 2, "grpc": 2} and client.num_fallen_back == 1
+    finally:
+        await client.close()
+        await server.close()
+        kv.close()
+
+
+async def test_a_pair_without_a_common_or_a_living_way_is_told_why():
+    only = Transports({"shm": SharedNetwork(lambda: None)})
+    with pytest.raises(StreamClosed, match=r"no transport in common: \['shm'\] here, \['grpc'\] there"):
+        await only.dial("grpc=127.0.0.1:1")
+    with pytest.raises(StreamClosed, match="shm: no shared memory with /nowhere"):
+        await only.dial("shm=/nowhere")
+    await only.close()
+
+
+async def test_a_cut_link_ends_the_stream():
+    network = fetch_network()
+
+    async def quiet(stream):
+        await asyncio.sleep(60)
+
+    proxy = FaultProxy(await network.listen(quiet), seed=1)
+    client = Transports({"grpc": fetch_network()})
+    try:
+        stream = await client.dial(f"grpc={await proxy.start()}")
+        await proxy.stop()
+        with pytest.raises(StreamClosed):
+            await asyncio.wait_for(stream.recv(), 5)
+    finally:
+        await client.close()
+        await network.close()
