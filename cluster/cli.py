@@ -151,6 +151,21 @@ bench = typer.Typer(help="Measure a server.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 
+@bench.command("transfer")
+def bench_transfer(
+    transport: Annotated[str, typer.Option(help="shm or grpc")] = "shm",
+    mib: Annotated[int, typer.Option(help="size of one transfer", min=1, max=4096)] = 24,
+    streams: Annotated[int, typer.Option(help="transfers at once", min=1, max=64)] = 1,
+    turns: Annotated[int, typer.Option(help="alternating turns", min=1, max=100)] = 5,
+    output: Output = "table",
+) -> None:
+    """Measure the hand-over of KV between two processes, beside what memory and a bare stream can do."""
+    from cluster.bench_transfer import Plan  # noqa: PLC0415
+    from cluster.bench_transfer_cli import run_bench_transfer  # noqa: PLC0415
+
+    run_bench_transfer(Plan(transport, mib, streams, turns), as_json=output == "json")
+
+
 @bench.command("serve")
 def bench_serve(  # noqa: PLR0913 - one option each
     url: Url = "http://127.0.0.1:8000",
