@@ -19,12 +19,14 @@ from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cluster.members import ToldMembership, from_json, to_json
+from cluster.ray_ranks import STRATEGY, ActorRanks, bundles, check_fit
 from cluster.redis_server import RedisServer, with_redis
 from cluster.router_process import RunningRouter
-from cluster.worker_process import RunningWorker
+from cluster.worker_process import RunningWorker, pool_of
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
 from core.session import Role, WorkerDescriptor
+from engine.rank_group import launch_child
 
 APP = "baton"
 REDIS_ACTOR = "baton-redis"
@@ -50,7 +52,10 @@ class WorkerReplica:
         """Load the model and listen."""
         config = BatonConfig.model_validate_json(config_json)
         node = ray.get_runtime_context().get_node_id()[:12]
-        self._worker = await RunningWorker.start(config, Role(role), node, _node_host(is_loopback=is_loopback))
+        pool = pool_of(config, Role(role))
+        launch = ActorRanks(pool) if pool.engine.tensor_parallel_size > 1 else launch_child
+        host = _node_host(is_loopback=is_loopback)
+        self._worker = await RunningWorker.start(config, Role(role), node, host, launch)
 
     async def describe(self) -> dict[str, Any]:
         """Say who this is and where it listens."""
@@ -117,15 +122,26 @@ def desired_workers(config: BatonConfig) -> int:
     return config.pools.decode.replicas + (0 if config.colocated else config.pools.prefill.replicas)
 
 
+def _pools(config: BatonConfig) -> dict[str, PoolConfig]:
+    pools = {} if config.colocated else {"prefill": config.pools.prefill}
+    return {**pools, "decode": config.pools.decode}
+
+
 def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: bool) -> Any:  # noqa: ANN401 - Ray's type
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
-    if pool.num_gpus:
+    group: dict[str, Any] = {}
+    if pool.engine.tensor_parallel_size > 1:
+        parts = bundles(pool)
+        group = {"placement_group_bundles": parts, "placement_group_strategy": STRATEGY}
+        if pool.node_label:
+            group["placement_group_bundle_label_selector"] = [{ROLE_LABEL: pool.node_label}] * len(parts)
+    elif pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
-    if pool.node_label:
+    if pool.node_label and not group:
         options["label_selector"] = {ROLE_LABEL: pool.node_label}
     deployment = serve.deployment(WorkerReplica).options(
         name=role.value, num_replicas=pool.replicas, ray_actor_options=options, max_ongoing_requests=64,
-        graceful_shutdown_timeout_s=10.0, logging_config=QUIET, **HEALTH,
+        graceful_shutdown_timeout_s=10.0, logging_config=QUIET, **group, **HEALTH,
     )  # fmt: skip
     return deployment.bind(config.model_dump_json(), role.value, is_loopback)
 
@@ -226,6 +242,8 @@ class RayCluster:
         self._init_ray()
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
         check_network(self.config, is_loopback=is_loopback)
+        for name, pool in _pools(self.config).items():
+            check_fit(name, pool, ray.nodes())
         if self.config.redis.is_on and not self.config.redis.url:
             self._start_redis(is_loopback=is_loopback)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -257,8 +275,8 @@ class RayCluster:
                 )
             ray.init(address=self._address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
             return
-        pools = self.config.pools
-        cpus = sum(p.num_cpus * p.replicas for p in (pools.prefill, pools.decode))
+        pools = _pools(self.config).values()
+        cpus = sum(sum(part["CPU"] for part in bundles(p)) * p.replicas for p in pools)
         cpus += self.config.router.num_cpus * self.config.router.replicas
         # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own actors.
         context = ray.init(

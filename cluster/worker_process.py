@@ -20,7 +20,7 @@ from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
 from decode_worker.part import decode_role
 from engine.model_spec import ModelSpec, read_model
-from engine.rank_group import RankGroup
+from engine.rank_group import Launch, RankGroup, launch_child
 from engine.sharding import check_split
 from kv_transfer.agent import AgentThread
 from kv_transfer.grpc_network import fetch_network
@@ -78,15 +78,17 @@ class RunningWorker:
         self._ranks, self._unit = ranks, unit
 
     @classmethod
-    async def start(cls, config: BatonConfig, role: Role, node: str, host: str = "127.0.0.1") -> RunningWorker:
-        """Load the model, listen, be ready.
+    async def start(
+        cls, config: BatonConfig, role: Role, node: str, host: str = "127.0.0.1", launch: Launch = launch_child
+    ) -> RunningWorker:
+        """Load the model, listen, be ready; `launch` starts one rank process.
 
         Raises:
             ModelLoadError: The model cannot be served.
             WorkerLost: The rank did not start.
         """
         spec, engine = model_of(config), pool_of(config, role).engine
-        ranks = RankGroup(spec, engine)
+        ranks = RankGroup(spec, engine, launch)
         await ranks.start()
         layout, ids = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size), Ids()
         worker_id = ids.worker(role.value)

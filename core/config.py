@@ -61,7 +61,9 @@ class PoolConfig(Node):
 
     replicas: int = Field(1, ge=0, le=1024, description="workers in the pool")
     num_cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for one worker")
-    num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves for one worker")
+    num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves for one worker of one rank")
+    rank_num_cpus: float = Field(1.0, ge=0, description="CPUs Ray reserves for each of several ranks, beside num_cpus")
+    rank_num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves for each of several ranks")
     node_label: str = Field("", description="value of the node label baton.role a worker needs; empty: any node")
     engine: EngineConfig = Field(default_factory=EngineConfig, description="the engine of each worker")
 

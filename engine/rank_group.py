@@ -22,9 +22,10 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from core.config import EngineConfig
 from core.errors import ModelLoadError, WorkerDied, WorkerLost
@@ -41,11 +42,43 @@ STALL_S = 3.0
 WATCH_S = 0.5
 
 
+class RankProcess(Protocol):
+    """A started rank, as `subprocess.Popen` gives it."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    def poll(self) -> int | None:
+        """None while it lives."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once."""
+        ...
+
+    def wait(self, timeout: float) -> int:
+        """Wait for its end and forget it."""
+        ...
+
+
+Launch = Callable[[int, tuple[int, ...]], Awaitable[RankProcess]]
+"""(rank, descriptors to hand on in this order) -> process. They stay open here until it returns."""
+
+
+async def launch_child(rank: int, fds: tuple[int, ...]) -> RankProcess:  # noqa: ARG001 - a child needs no place
+    """Start a rank as a child of this process."""
+    return subprocess.Popen(  # noqa: ASYNC220, S603 - our own module; forking takes milliseconds
+        [sys.executable, "-m", "engine.rank", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
+    )
+
+
 @dataclass(slots=True)
 class _Rank:
     """One live process."""
 
-    process: subprocess.Popen[bytes]
+    process: RankProcess
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
     life_fd: int
@@ -67,13 +100,19 @@ class _Rank:
 class RankGroup:
     """The ranks of one worker, their pipes and their KV segments."""
 
-    def __init__(self, spec: ModelSpec, engine: EngineConfig) -> None:
+    def __init__(self, spec: ModelSpec, engine: EngineConfig, launch: Launch = launch_child) -> None:
         """Nothing is started yet.
+
+        Args:
+            spec: The model.
+            engine: Sizes of the pool and of the group.
+            launch: Starts one rank process.
 
         Raises:
             ModelLoadError: The model cannot be split over this many ranks.
         """
         check_split(spec, engine.tensor_parallel_size)
+        self._launch = launch
         self._layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         self.kv = SharedKV(self._layout, engine.num_blocks)
         self.num_restarts = 0
@@ -107,10 +146,17 @@ class RankGroup:
         self._pulse = map_segment(pulse_fd, PULSE_BYTES)
         with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:
             segments = []
-            for index in range(self._layout.num_shards):
-                order = {**self._order, "rank": index, "meeting_point": str(Path(folder) / "meeting")}
-                segments.append(await self._spawn(order, pulse_fd))
-            os.close(pulse_fd)
+            try:
+                for index in range(self._layout.num_shards):
+                    order = {**self._order, "rank": index, "meeting_point": str(Path(folder) / "meeting")}
+                    segments.append(await self._spawn(order, pulse_fd))
+            except WorkerLost:
+                for fd in segments:
+                    os.close(fd)
+                await self.stop()
+                raise
+            finally:
+                os.close(pulse_fd)
             self.kv.use(segments)
             try:
                 async with asyncio.timeout(START_TIMEOUT_S), asyncio.TaskGroup() as tasks:
@@ -131,11 +177,16 @@ class RankGroup:
         life_read, life_write = os.pipe()
         kv_fd = create_segment(self._pool_bytes)
         fds = (theirs.fileno(), life_read, kv_fd, pulse_fd)
-        process = subprocess.Popen(  # noqa: ASYNC220, S603 - our own module; forking takes milliseconds
-            [sys.executable, "-m", "engine.rank", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
-        )
-        theirs.close()
-        os.close(life_read)
+        try:
+            process = await self._launch(len(self._ranks), fds)
+        except WorkerLost:
+            mine.close()
+            for fd in (life_write, kv_fd):
+                os.close(fd)
+            raise
+        finally:
+            theirs.close()
+            os.close(life_read)
         reader, writer = await asyncio.open_connection(sock=mine, limit=MAX_MESSAGE_BYTES)
         self._ranks.append(_Rank(process, reader, writer, life_write))
         writer.write(pack(order))
