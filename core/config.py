@@ -51,6 +51,9 @@ class EngineConfig(Node):
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
     attention: Literal["cpu", "dense"] = Field("cpu", description="attention backend")
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="ranks that share one model")
+    collectives: Literal["shm", "gloo"] = Field(
+        "shm", description="how ranks on CPU add up their parts; shm falls back to gloo where it is not possible"
+    )
     threads: int = Field(1, ge=1, le=256, description="torch threads per rank")
     device: Literal["cpu"] = Field("cpu", description="torch device of the rank; others are not built yet")
     is_prefix_cache_on: bool = Field(default=True, description="share full blocks between requests of one scope")

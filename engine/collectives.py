@@ -56,6 +56,18 @@ class Collectives(Protocol):
         ...
 
 
+def add_in_order(x: Tensor, rows: int, parts: Sequence[Tensor]) -> Tensor:
+    """Sum of all ranks' parts [rows, C], padded like x; 16-bit parts are added in fp32 and rounded once."""
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part
+    if rows == x.shape[0]:
+        return total.to(x.dtype)
+    out = torch.zeros_like(x)
+    out[:rows] = total
+    return out
+
+
 class Alone:
     """A group of one."""
 
@@ -95,19 +107,11 @@ class DistributedGroup:
         return cls(group, rank, size)
 
     def sum(self, x: Tensor, rows: int) -> Tensor:
-        """See `Collectives`. Parts of 16 bits are added in fp32 and rounded once."""
+        """See `Collectives`."""
         gathered = x.new_empty((self.size * rows, x.shape[1]))
         with _answered():
             self._group._allgather_base(gathered, x[:rows].contiguous()).wait()  # noqa: SLF001 - it has no public name
-        parts = gathered.split(rows)
-        total: Tensor = parts[0].float()
-        for part in parts[1:]:
-            total = total + part
-        if rows == x.shape[0]:
-            return total.to(x.dtype)
-        out = torch.zeros_like(x)
-        out[:rows] = total
-        return out
+        return add_in_order(x, rows, gathered.split(rows))
 
     def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:
         """See `Collectives`."""

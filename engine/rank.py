@@ -2,7 +2,7 @@
 
 Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then execute
 plans one by one. Does not know requests, sessions or transfers. Started by `engine.rank_group` as
-`python -m engine.rank CONTROL_FD LIFE_FD KV_FD PULSE_FD`; everything else comes as the first message.
+`python -m engine.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`; everything else comes as the first message.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from core.errors import ModelLoadError
 from core.lifeline import hang_on
 from engine.rank_wire import PREFIX, pack, plan_from_wire, result_to_wire, unpack
-from engine.shared_kv import PULSE_BYTES, map_segment
+from engine.shared_kv import PULSE, SLOTS_AT, WORDS, map_segment
 
 
 class Pipe:
@@ -46,25 +46,25 @@ class Pipe:
 
 def main() -> None:
     """Run a rank to its end."""
-    control_fd, life_fd, kv_fd, pulse_fd = (int(argument) for argument in sys.argv[1:5])
+    control_fd, life_fd, kv_fd, common_fd = (int(argument) for argument in sys.argv[1:5])
     hang_on(life_fd)
     pipe = Pipe(control_fd)
     order = pipe.read()
+    common = map_segment(common_fd, order["common_bytes"])
     try:
-        runner = _load(order, kv_fd)
+        runner = _load(order, kv_fd, common)
     except ModelLoadError as error:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error
     pipe.write(["ready"])
-    pulse = map_segment(pulse_fd, PULSE_BYTES).cast("Q")
+    pulse = common[PULSE].cast("Q")
     while True:
         _step(pipe, runner, pulse, order["rank"])
 
 
-def _load(order: dict[str, Any], kv_fd: int) -> Any:  # noqa: ANN401 - torch is imported here and no earlier
+def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401 - torch is imported here and no earlier
     import torch  # noqa: PLC0415 - after the lifeline: the import takes seconds
 
-    from engine.collectives import DistributedGroup  # noqa: PLC0415
     from engine.model import Model  # noqa: PLC0415
     from engine.model_spec import read_model  # noqa: PLC0415
     from engine.runner import ModelRunner  # noqa: PLC0415
@@ -77,11 +77,23 @@ def _load(order: dict[str, Any], kv_fd: int) -> Any:  # noqa: ANN401 - torch is 
     memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
     model = Model(Shard(spec, rank, size), device, order["attention"])
     if size > 1:
-        model.ranks = DistributedGroup.join(Path(order["meeting_point"]), rank, size, device)
+        model.ranks = _join(order, device, common)
     runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"])
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False]), lambda step_id, layer: None)
     return runner
+
+
+def _join(order: dict[str, Any], device: Any, common: memoryview) -> Any:  # noqa: ANN401
+    """Meet the other ranks: in shared memory where that is possible, else over `torch.distributed`."""
+    from engine import shared_group  # noqa: PLC0415
+    from engine.collectives import DistributedGroup  # noqa: PLC0415
+
+    rank, size = order["rank"], order["size"]
+    wants_shared = order["collectives"] == "shm" and device.type == "cpu"
+    if wants_shared and shared_group.is_possible():
+        return shared_group.SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
+    return DistributedGroup.join(Path(order["meeting_point"]), rank, size, device)
 
 
 def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noqa: ANN401

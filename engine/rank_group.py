@@ -1,8 +1,8 @@
 """The worker's side of its ranks: start, execute, notice death and standstill, restart.
 
-Owns the rank processes, their pipes, the shared KV segments and the page on which ranks count the
-layers they finish. Does not know torch: a worker process never imports it. Called by `worker`
-through the `Runner` port.
+Owns the rank processes, their pipes, the KV segments and the memory that ranks share: a page on which
+they count the layers they finish, and the slots of their collectives. Does not know torch: a worker
+process never imports it. Called by `worker` through the `Runner` port.
 
     start ──▶ READY ──execute──▶ READY
                 │ a pipe ends, a process exits, or nothing is counted for STALL_S in mid-step
@@ -34,7 +34,7 @@ from core.ports import OnLayer
 from engine.model_spec import ModelSpec
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, plan_to_wire, result_from_wire, unpack
 from engine.sharding import check_split
-from engine.shared_kv import PULSE_BYTES, SharedKV, create_segment, map_segment
+from engine.shared_kv import PULSE, SharedKV, common_bytes, create_segment, map_segment
 
 START_TIMEOUT_S = 120.0
 KILL_TIMEOUT_S = 5.0
@@ -119,6 +119,7 @@ class RankGroup:
         self.on_lost: Callable[[], None] = lambda: None
         """Called when a rank dies while no step is in hand."""
         self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
+        self._common_bytes = common_bytes(engine.tensor_parallel_size, engine.max_step_tokens, spec.width)
         self._ranks: list[_Rank] = []
         self._pulse = memoryview(b"")
         self._step_id: int | None = None
@@ -133,6 +134,8 @@ class RankGroup:
             "attention": engine.attention,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
+            "collectives": engine.collectives,
+            "common_bytes": self._common_bytes,
         }
 
     async def start(self) -> None:
@@ -142,21 +145,21 @@ class RankGroup:
             ModelLoadError: A rank could not load the model.
             WorkerLost: One died or did not get ready in time.
         """
-        pulse_fd = create_segment(PULSE_BYTES)
-        self._pulse = map_segment(pulse_fd, PULSE_BYTES)
+        common_fd = create_segment(self._common_bytes)
+        self._pulse = map_segment(common_fd, self._common_bytes)[PULSE]
         with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:
             segments = []
             try:
                 for index in range(self._layout.num_shards):
                     order = {**self._order, "rank": index, "meeting_point": str(Path(folder) / "meeting")}
-                    segments.append(await self._spawn(order, pulse_fd))
+                    segments.append(await self._spawn(order, common_fd))
             except WorkerLost:
                 for fd in segments:
                     os.close(fd)
                 await self.stop()
                 raise
             finally:
-                os.close(pulse_fd)
+                os.close(common_fd)
             self.kv.use(segments)
             try:
                 async with asyncio.timeout(START_TIMEOUT_S), asyncio.TaskGroup() as tasks:
@@ -171,12 +174,12 @@ class RankGroup:
                 raise min(group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)) from None
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
 
-    async def _spawn(self, order: dict[str, object], pulse_fd: int) -> int:
+    async def _spawn(self, order: dict[str, object], common_fd: int) -> int:
         """Start one rank; returns the descriptor of its KV segment."""
         mine, theirs = socket.socketpair()
         life_read, life_write = os.pipe()
         kv_fd = create_segment(self._pool_bytes)
-        fds = (theirs.fileno(), life_read, kv_fd, pulse_fd)
+        fds = (theirs.fileno(), life_read, kv_fd, common_fd)
         try:
             process = await self._launch(len(self._ranks), fds)
         except WorkerLost:
@@ -221,11 +224,14 @@ class RankGroup:
         num_still = 0
         while True:
             await asyncio.sleep(WATCH_S)
+            is_broken = any(rank.process.poll() is not None for rank in self._ranks)
             if self._step_id is None:
                 before = None
-                if any(rank.process.poll() is not None for rank in self._ranks):
+                if is_broken:
                     self.on_lost()
                 continue
+            if is_broken:
+                self._kill()  # the others would wait for its part
             now = (self._step_id, bytes(self._pulse))
             num_still = num_still + 1 if now == before else 0
             before = now

@@ -18,8 +18,18 @@ from core.ports import SharedPool
 
 POOL_NAME_BYTES = 16
 
-PULSE_BYTES = 4096
-"""One page: rank r counts finished layers in the r-th unsigned 64-bit word."""
+PAGE_BYTES = 4096
+PULSE = slice(0, PAGE_BYTES)
+"""First page of what a group shares: rank r counts finished layers in the r-th unsigned 64-bit word."""
+WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)
+"""Second page: the words of `engine.shared_group`. Its slots follow."""
+SLOTS_AT = 2 * PAGE_BYTES
+
+
+def common_bytes(size: int, max_rows: int, width: int) -> int:
+    """Bytes of the segment that all ranks of a group share, with slots for messages of `max_rows` rows of fp32."""
+    slot = -(-max(max_rows * width * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
+    return SLOTS_AT + (2 * size * slot if size > 1 else 0)
 
 
 def create_segment(num_bytes: int) -> int:
