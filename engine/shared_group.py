@@ -1,7 +1,7 @@
 """The ranks of one host add up and exchange through memory they share.
 
 Owns the slots, one pair a rank, and the words that say which message lies in them. The arithmetic is
-that of `engine.collectives`: parts in the order of ranks. Does not know models. Made by `engine.rank`
+that of `engine.collectives`: parts in the order of ranks. Does not know models. Called by `engine.model`; made by `engine.rank`
 on Linux and x86-64, whose stores are seen in order; elsewhere gloo takes its place.
 
 A message through gloo's loopback sockets takes 200 microseconds and a layer needs two; this takes what

@@ -79,6 +79,7 @@ class _ServerStream:
     def __init__(self, context: Any) -> None:  # noqa: ANN401
         self._context = context
         self._is_closed = False
+        self.is_reset = False
         self._task = asyncio.current_task()
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
@@ -111,7 +112,7 @@ class _ServerStream:
         self._is_closed = True
 
     def reset(self) -> None:
-        self._is_closed = True
+        self._is_closed = self.is_reset = True
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
@@ -203,7 +204,14 @@ class GrpcNetwork:
         async def serve(_: Any, context: Any) -> None:  # noqa: ANN401
             if self._tls is not None and self._tls.peer_name not in _names_of(context):
                 await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this role may not open this stream")
-            await on_stream(_ServerStream(context))
+            stream = _ServerStream(context)
+            try:
+                await on_stream(stream)
+            except asyncio.CancelledError:
+                if not stream.is_reset:
+                    raise
+                # A handler that was cancelled says nothing to its peer until it is collected as garbage.
+                await context.abort(grpc.StatusCode.ABORTED, "the stream was reset")
 
         handler = grpc.stream_stream_rpc_method_handler(
             serve, request_deserializer=self._decode_up, response_serializer=self._encode_down

@@ -1,6 +1,7 @@
 """The transports of KV behind their seam: what each must do, and which one a pair takes."""
 
 import asyncio
+import gc
 import os
 
 import pytest
@@ -74,6 +75,15 @@ async def test_every_transport_keeps_the_contract_of_a_stream(name):
         up.reset()
         with pytest.raises(StreamClosed):
             await asyncio.wait_for(down.recv(), 5)
+        # The accepting end cuts; garbage collection must not be what tells the other.
+        up, down = await pair.dial()
+        gc.disable()
+        try:
+            down.reset()
+            with pytest.raises(StreamClosed):
+                await asyncio.wait_for(up.recv(), 5)
+        finally:
+            gc.enable()
         address = pair.address
     with pytest.raises(StreamClosed):
         await asyncio.wait_for(pair.client.dial(address), 5)
