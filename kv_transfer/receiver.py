@@ -105,6 +105,7 @@ class Receiver:
         self._sub_attempt = 0
         self._checksums = np.zeros((0, 0, 0), np.uint64)
         self._is_here = np.zeros((0, 0, 0), bool)
+        self._block_ids = np.zeros(0, np.int64)
         self._asked_again: set[tuple[int, int, int]] = set()
         self._commit: frames.Commit | None = None
         self._task: asyncio.Task[None] | None = None
@@ -122,6 +123,7 @@ class Receiver:
         if self.is_closed or self._pool is None or self._starting is None:
             return
         self._reservation, grid = reservation, self._pool.grid
+        self._block_ids = np.asarray(reservation.block_ids, np.int64)
         shape = self._layout.num_layers, grid.num_shards, grid.blocks_for(self._starting.num_tokens)
         self._checksums, self._is_here = np.zeros(shape, np.uint64), np.zeros(shape, bool)
         self._note(Transition.RECEIVER_RESERVED)
@@ -275,12 +277,12 @@ class Receiver:
             return
         pool, reservation = self._pool, self._reservation
         entries, source = frame.entries, self._source
-        if pool is None or reservation is None:
-            raise KVTransferError(f"a frame of {len(entries)} parts came before blocks were reserved")
+        if pool is None or reservation is None or not len(entries):
+            raise KVTransferError(f"a frame of {len(entries)} parts was not expected")
         self._check_range(entries, pool, reservation)
         at = entries["block"] // pool.blocks_per_block
-        block_ids = np.asarray(reservation.block_ids)[at]
-        self._check_owner(block_ids, np.asarray(reservation.generations)[at])
+        self._check_owner(reservation, int(at.min()), int(at.max()) + 1)
+        block_ids = self._block_ids[at]
         if frame.payload is not None:
             if len(frame.payload) != pool.part_bytes * len(entries):
                 raise KVTransferError(f"a frame has {len(frame.payload)} bytes for {len(entries)} parts")
@@ -318,9 +320,10 @@ class Receiver:
                 f"a frame names layer {layer}, shard {shard}, block {block}, which is not in this transfer"
             )
 
-    def _check_owner(self, block_ids: Array, generations: Array) -> None:
+    def _check_owner(self, reservation: Reservation, first: int, end: int) -> None:
         """Fence late writes: blocks that were handed out again belong to somebody else."""
-        for block_id, generation in sorted(set(zip(block_ids.tolist(), generations.tolist(), strict=True))):
+        taken = zip(reservation.block_ids[first:end], reservation.generations[first:end], strict=True)
+        for block_id, generation in taken:
             if self._generation_of(block_id) != generation:
                 raise KVTransferError(f"block {block_id} has a new owner; the frame for the old one was refused")
 

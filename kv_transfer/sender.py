@@ -31,6 +31,8 @@ from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
 COALESCE_S = 0.002
+MAPPED_FRAMES = 4
+"""Frames without payload may stand for this much more: only their books cost time, and are kept per frame."""
 MAX_RESENDS = 64
 """Entries a receiver may ask for again in one transfer before the attempt is given up."""
 
@@ -344,7 +346,8 @@ class Sender:
 
     def _build_frame(self, pool: PoolParts, *, is_mapped: bool) -> bytes:
         """Copy up to a frame of parts out of the pool, or only say where they lie if the receiver can read there."""
-        entries = self._next_entries(max(1, self._frame_bytes // pool.part_bytes))
+        frame_bytes = self._frame_bytes * (MAPPED_FRAMES if is_mapped else 1)
+        entries = self._next_entries(max(1, frame_bytes // pool.part_bytes))
         payload, tallies = (None, pool.tally(entries)) if is_mapped else pool.gather(entries)
         checksums = frames.bound_checksums(self.offer.transfer_id, self._sub_attempt, entries, tallies)
         entries["checksum"] = checksums
