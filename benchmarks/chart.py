@@ -1,4 +1,4 @@
-"""Draws docs/measured.svg and docs/peers.svg from benchmarks/results. Run: python -m benchmarks.chart
+"""Draws docs/measured.svg, peers.svg and failover.svg from benchmarks/results. Run: python -m benchmarks.chart
 
 Owns bar charts in plain SVG, light enough to read in a diff.
 """
@@ -73,6 +73,29 @@ def draw_overhead():
     write("measured.svg", y + 6, parts)
 
 
+def draw_failover():
+    """Longest wait of affected clients by fault and load, p99 beside the aim."""
+    result = json.loads((RESULTS / "failover.json").read_text())
+    parts, y = [], 44
+    scale = 380 / max(4.0, *(r["p99"] for r in result["rows"]))
+    for streams in sorted({r["streams"] for r in result["rows"]}):
+        title = f"{streams} streams: longest wait of an affected client, s (p99; the line is the aim)"
+        parts.append(f'<text x="20" y="{y - 8}" font-weight="bold">{title}</text>')
+        for r in (r for r in result["rows"] if r["streams"] == streams):
+            colour = BARE if r["fault"] == "none" else SERVED
+            parts.append(bar(y, r["fault"], r["p99"], scale, colour, f"{r['p99']:.2f}"))
+            if r["aim_p99_s"]:
+                x = 160 + r["aim_p99_s"] * scale
+                parts.append(f'<line x1="{x:.0f}" y1="{y - 2}" x2="{x:.0f}" y2="{y + 22}" stroke="#c33"/>')
+            y += 24
+        y += 34
+    machine = result["machine"]
+    origin = f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, {result['rounds']} rounds of each"
+    parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
+    write("failover.svg", y + 6, parts)
+
+
 if __name__ == "__main__":
+    draw_failover()
     draw_overhead()
     draw_peers()
