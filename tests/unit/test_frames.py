@@ -1,5 +1,6 @@
 """Transfer messages: every kind round-trips, and no bytes of a peer can do more than raise."""
 
+import mmap
 import random
 
 import numpy as np
@@ -151,3 +152,21 @@ def _flip(data, bits):
     for bit in bits:
         out[bit // 8] ^= 1 << (bit % 8)
     return bytes(out)
+
+
+@pytest.mark.parametrize("offset", [0, 1, 8])
+@pytest.mark.parametrize("size", [8, 24, 7])
+def test_copies_past_the_cache_and_others_leave_the_same(offset, size):
+    """Aligned targets take another way through the kernel than others; neither writes a word too many."""
+    rng = np.random.default_rng(4)
+    source = rng.integers(0, 2**63, 1024, dtype=np.uint64)
+    memory = mmap.mmap(-1, 8192)
+    target = np.frombuffer(memory, np.uint64)
+    source_at = rng.permutation(16) * 48
+    target_at = np.arange(16) * 48 + offset
+    tallies = move(source, source_at, (size, size), target, target_at, (size, size), (1, 1), size)
+    expected = np.zeros(1024, np.uint64)
+    for start, to in zip(source_at, target_at, strict=True):
+        expected[to : to + size] = source[start : start + size]
+    assert (target == expected).all()
+    assert (tallies == move(source, source_at, (size, size), None, target_at, (size, size), (1, 1), size)).all()
