@@ -28,7 +28,7 @@ from core.types import Logprob
 from engine.shared_kv import SharedKV, create_segment
 from kv_transfer.agent import TransferAgent
 from kv_transfer.copying import move, warm
-from kv_transfer.grpc_network import GrpcNetwork, fetch_network
+from kv_transfer.grpc_network import FETCH_CHANNELS, GrpcNetwork, fetch_network
 from kv_transfer.receiver import FetchOrder, Reservation
 from kv_transfer.sender import Blocks, Offer
 from kv_transfer.shared_network import SharedNetwork
@@ -135,7 +135,7 @@ async def _send(lines: asyncio.StreamReader) -> None:
     )
     host.agent = agent
     warm()
-    bare = GrpcNetwork(BARE)
+    bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)
     address, bare_address = await agent.listen(), await bare.listen(lambda stream: _send_bare(stream, plan))
     _say({"address": address, "bare_address": bare_address})
     while line := await lines.readline():
@@ -216,7 +216,7 @@ class Bench:
             _network(plan.transport, self._kv), self._host, self._kv, LAYOUT, TransferConfig(), lambda block: 0
         )
         self._host.agent = self._agent
-        self._bare = GrpcNetwork(BARE)
+        self._bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)
         self._addresses: dict[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._life_fd = -1

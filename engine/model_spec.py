@@ -8,6 +8,7 @@ the worker (for its layout) and by `baton check-config`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +44,17 @@ class ModelSpec:
     dtype: str
     eos_token_ids: tuple[int, ...]
     tensor_files: dict[str, str]
+    tokenizer_digest: str
+    """Two workers with other tokens for the same text must not exchange KV."""
     default_sampling: dict[str, float]
     """What `generation_config.json` sets, by our own names."""
 
     def layout(self, block_size_tokens: int, num_shards: int = 1) -> KVLayout:
         """KV layout of a worker of `num_shards` ranks."""
         return KVLayout(
-            self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens, num_shards
-        )
+            self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens, num_shards,
+            self.tokenizer_digest,
+        )  # fmt: skip
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the folder must hold, no more and no fewer."""
@@ -146,6 +150,7 @@ def read_model(folder: Path, dtype: str = "auto", max_model_len: int = 0, name: 
         dtype=_dtype(config, dtype),
         eos_token_ids=_eos(config, generation),
         tensor_files={tensor: file for tensor, (file, _) in headers.items()},
+        tokenizer_digest=_tokenizer_digest(folder / "tokenizer.json"),
         default_sampling=_default_sampling(generation),
     )
     if spec.num_heads % spec.num_kv_heads:
@@ -172,6 +177,10 @@ def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
     """Sampling fields that the model's makers set; zero temperature and absent ones are left out."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     return {n: generation[n] for n in names if isinstance(generation.get(n), (int, float)) and generation[n] > 0}
+
+
+def _tokenizer_digest(path: Path) -> str:
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.exists() else ""
 
 
 def _dtype(config: dict[str, Any], wish: str) -> str:

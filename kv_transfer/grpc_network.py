@@ -28,6 +28,7 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
+FETCH_CHANNELS = 4
 Codec = Callable[[Any], Any]
 
 
@@ -152,6 +153,7 @@ class GrpcNetwork:
         encode_down: Codec = _identity,
         decode_down: Codec = _identity,
         tls: Tls | None = None,
+        num_channels: int = 1,
     ) -> None:
         """Name the method ("/package.Service/Method") and the address to bind.
 
@@ -163,31 +165,32 @@ class GrpcNetwork:
             encode_down: Server's message to bytes.
             decode_down: Bytes to server's message, on the client.
             tls: Mutual TLS with roles; None: plain text, for loopback only.
+            num_channels: Connections to one address, which streams take in turn.
         """
         self._method, self._host, self._tls = method, host, tls
         self._encode_up, self._decode_up = encode_up, decode_up
         self._encode_down, self._decode_down = encode_down, decode_down
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._num_channels, self._num_dialled = num_channels, 0
+        self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
         self._server: Any = None
 
     async def dial(self, address: str) -> _ClientStream:
         """See `Network`. Channels are kept per address; a dead one is dropped."""
-        channel = self._channel(address)
+        key = address, self._num_dialled % self._num_channels
+        self._num_dialled += 1
+        channel = self._channels.get(key)
+        if channel is None:
+            channel = self._channels[key] = self._new_channel(address)
         call = channel.stream_stream(
             self._method, request_serializer=self._encode_up, response_deserializer=self._decode_down
         )(wait_for_ready=False)
         try:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
-            self._channels.pop(address, None)
+            self._channels.pop(key, None)
             await channel.close()
             raise StreamClosed(error.details()) from error
         return _ClientStream(call)
-
-    def _channel(self, address: str) -> Any:  # noqa: ANN401
-        if address not in self._channels:
-            self._channels[address] = self._new_channel(address)
-        return self._channels[address]
 
     def _new_channel(self, address: str) -> grpc.aio.Channel:
         tls = self._tls
@@ -239,5 +242,5 @@ class GrpcNetwork:
 
 
 def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None) -> GrpcNetwork:
-    """Make the network of Fetch streams."""
-    return GrpcNetwork("/baton.internal.v1.KVTransfer/Fetch", host, tls=tls)
+    """Make the network of Fetch streams; one connection alone is one thread's work on either side."""
+    return GrpcNetwork("/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, num_channels=FETCH_CHANNELS)

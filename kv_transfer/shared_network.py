@@ -22,18 +22,20 @@ import shutil
 import socket
 import struct
 import tempfile
-from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from core.ports import SharedPool, StreamClosed, StreamHandler
 
 NAME_BYTES = 16
 MAX_SEGMENTS = 64
-MAX_MAPPED_PEERS = 64
+UNUSED_S = 30.0
+"""A mapping keeps a dead peer's memory from the system, so what is not used is let go; mapping again is cheap."""
 MAX_MESSAGE_BYTES = 4 << 20
 ANSWER_TIMEOUT_S = 2.0
 BACKLOG = 256
+ACCEPT_PAUSE_S = 0.1
 _LENGTH = struct.Struct("<I")
 _POOL = struct.Struct(f"<{NAME_BYTES}sI")
 _PEER = struct.Struct("3i")  # pid, uid, gid
@@ -73,6 +75,15 @@ class _SharedStream:
         self._writer.transport.abort()
 
 
+@dataclass(frozen=True, slots=True)
+class _Mapped:
+    """A peer's pool as this process sees it."""
+
+    name: bytes
+    segments: list[memoryview]
+    used_at: float
+
+
 class SharedNetwork:
     """The `Network` port within one host. Make and use it on one loop."""
 
@@ -81,7 +92,8 @@ class SharedNetwork:
         self._pool = pool
         self._folder: Path | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._mapped: OrderedDict[str, tuple[bytes, list[memoryview]]] = OrderedDict()
+        self._mapped: dict[str, _Mapped] = {}
+        self._purge: asyncio.TimerHandle | None = None
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
@@ -101,7 +113,11 @@ class SharedNetwork:
         loop = asyncio.get_running_loop()
         with server:
             while True:
-                connection, _ = await loop.sock_accept(server)
+                try:
+                    connection, _ = await loop.sock_accept(server)
+                except OSError:  # out of descriptors, or a caller that left at once: others may still come
+                    await asyncio.sleep(ACCEPT_PAUSE_S)
+                    continue
                 self._own(loop.create_task(self._accept(connection, on_stream)))
 
     async def _accept(self, connection: socket.socket, on_stream: StreamHandler) -> None:
@@ -148,7 +164,8 @@ class SharedNetwork:
 
     async def _map(self, connection: socket.socket, address: str) -> list[memoryview]:
         loop = asyncio.get_running_loop()
-        name, segments = self._mapped.get(address, (NO_POOL, []))
+        known = self._mapped.get(address)
+        name, segments = (known.name, known.segments) if known else (NO_POOL, [])
         await loop.sock_sendall(connection, name)
         readable = asyncio.Event()
         loop.add_reader(connection, readable.set)
@@ -167,11 +184,15 @@ class SharedNetwork:
         finally:
             for fd in fds:
                 os.close(fd)
-        self._mapped[address] = (new_name, segments)
-        self._mapped.move_to_end(address)
-        while len(self._mapped) > MAX_MAPPED_PEERS:
-            self._mapped.popitem(last=False)
+        self._mapped[address] = _Mapped(new_name, segments, loop.time())
+        self._purge = self._purge or loop.call_later(UNUSED_S, self._let_go)
         return segments
+
+    def _let_go(self) -> None:
+        """Forget what nobody dialled for a while; streams keep what they use."""
+        loop = asyncio.get_running_loop()
+        self._mapped = {a: m for a, m in self._mapped.items() if loop.time() - m.used_at < UNUSED_S}
+        self._purge = loop.call_later(UNUSED_S, self._let_go) if self._mapped else None
 
     async def close(self) -> None:
         """See `Network`."""
@@ -179,6 +200,8 @@ class SharedNetwork:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._mapped.clear()
+        if self._purge is not None:
+            self._purge.cancel()
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -238,3 +239,13 @@ async def test_blocks_that_do_not_divide_are_refused_within_a_second_and_other_p
     async with House(TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=1)) as house:
         odd = await house.ask(PROMPTS[0], max_tokens=5)
     assert odd.ended.error is not None and odd.ended.anatomy.e2e_s < 1
+
+
+def test_workers_with_another_tokenizer_do_not_match(tmp_path):
+    shutil.copytree(TINY, tmp_path / "other")
+    tokenizer = tmp_path / "other" / "tokenizer.json"
+    tokenizer.write_text(tokenizer.read_text() + " ")
+    mine, theirs = read_model(TINY).layout(16), read_model(tmp_path / "other").layout(16)
+    assert mine.content_digest != theirs.content_digest
+    (difference,) = mine.differences(theirs.identity)
+    assert difference.startswith("tokenizer is ")

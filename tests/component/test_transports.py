@@ -10,6 +10,7 @@ from support.house import shared_pool
 
 from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
+from kv_transfer import shared_network
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
 from kv_transfer.shared_network import SharedNetwork
@@ -109,6 +110,20 @@ async def test_shared_memory_is_mapped_once_and_again_when_the_pool_changes():
             up.reset()
             down.reset()
         assert len(os.listdir("/proc/self/fd")) < fds + 6
+
+
+async def test_a_mapping_that_is_not_used_is_let_go(monkeypatch):
+    """It would keep the memory of a worker that is long dead."""
+    monkeypatch.setattr(shared_network, "UNUSED_S", 0.2)
+    async with Pair("shm") as pair:
+        up, down = await pair.dial()
+        assert len(pair.client._mapped) == 1
+        up.reset()
+        down.reset()
+        await asyncio.sleep(0.7)
+        assert pair.client._mapped == {} and pair.client._purge is None
+        up, _ = await pair.dial()
+        assert bytes(up.peer_segments[0][:1]) == b"\0"
 
 
 async def test_without_a_pool_nobody_is_let_in():
