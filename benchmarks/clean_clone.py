@@ -4,6 +4,7 @@ Needs a package cache to be comparable. Run: python -m benchmarks.clean_clone
 """
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,13 +19,16 @@ ROOT = Path(__file__).parent.parent
 
 
 def timed(command, folder):
-    """Run a command; returns seconds and the last line of its output."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "BATON_"))}
+    """Run a command; returns seconds, the last line of its output and, of tests, the slowest."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "BATON_", "PYTHONPATH"))}
+    environment["PYTEST_ADDOPTS"] = "--durations=40"
     started = time.monotonic()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    seconds = time.monotonic() - started
     if done.returncode:
-        raise SystemExit(f"{command} failed:\n{done.stdout[-3000:]}\n{done.stderr[-2000:]}")
-    return time.monotonic() - started, done.stdout.strip().splitlines()[-1]
+        raise SystemExit(f"{command} failed after {seconds:.0f} s:\n{done.stdout[-20000:]}\n{done.stderr[-2000:]}")
+    slowest = re.findall(r"^ *[0-9.]+s (?:call|setup|teardown) .*$", done.stdout, re.M)
+    return seconds, done.stdout.strip().splitlines()[-1], [" ".join(line.split()) for line in slowest]
 
 
 def main():
@@ -36,9 +40,11 @@ def main():
             ("demo_first", ["make", "demo"]), ("demo_second", ["make", "demo"]), ("unit_tests", ["make", "test-unit"]),
             ("check", ["make", "check"]), ("suite", ["make", "test"]),
         ):  # fmt: skip
-            seconds, last = timed(command, folder)
+            seconds, last, slowest = timed(command, folder)
             rows[name] = {"command": " ".join(command), "seconds": round(seconds, 1), "last_line": last}
             console.print(name, rows[name])
+            if slowest:
+                rows[name]["slowest"] = slowest
     finally:
         shutil.rmtree(folder.parent, ignore_errors=True)
     save("clean_clone", {"rows": rows})
