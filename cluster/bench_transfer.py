@@ -29,7 +29,7 @@ from engine.shared_kv import SharedKV, create_segment
 from kv_transfer.agent import TransferAgent
 from kv_transfer.copying import move, warm
 from kv_transfer.grpc_network import FETCH_CHANNELS, GrpcNetwork, fetch_network
-from kv_transfer.receiver import FetchOrder, Reservation
+from kv_transfer.receiver import Arrival, FetchOrder, Reservation
 from kv_transfer.sender import Blocks, Offer
 from kv_transfer.shared_network import SharedNetwork
 from kv_transfer.transports import Transports
@@ -185,9 +185,7 @@ class _ReceivingHost:
             table = tuple(range(slot * count, (slot + 1) * count))
             self.agent.reserved(transfer_id, Reservation(table, (0,) * count, 0))
 
-    def transfer_arrived(
-        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int
-    ) -> None:
+    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
         """Verified."""
         if self.agent is not None:
             self.agent.ack(transfer_id)

@@ -180,14 +180,14 @@ def _timings_to_wire(t: PhaseTimings | None) -> pb.PhaseTimings | None:
         return None
     return pb.PhaseTimings(
         queue_s=t.queue_s, prefill_s=t.prefill_s, decode_s=t.decode_s, cached_tokens=t.cached_tokens,
-        kv_bytes=t.kv_bytes, kv_blocks=t.kv_blocks,
+        kv_bytes=t.kv_bytes, kv_blocks=t.kv_blocks, kv_transport=t.kv_transport, kv_parts_healed=t.kv_parts_healed,
     )  # fmt: skip
 
 
 def _timings_from_wire(w: pb.PhaseTimings) -> PhaseTimings:
     return PhaseTimings(
         queue_s=w.queue_s, prefill_s=w.prefill_s, decode_s=w.decode_s, cached_tokens=w.cached_tokens,
-        kv_bytes=w.kv_bytes, kv_blocks=w.kv_blocks,
+        kv_bytes=w.kv_bytes, kv_blocks=w.kv_blocks, kv_transport=w.kv_transport, kv_parts_healed=w.kv_parts_healed,
     )  # fmt: skip
 
 

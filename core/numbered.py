@@ -53,6 +53,7 @@ class NumberedStream:
         """Begin both directions at 0."""
         self._inner, self._arrivals = inner, Arrivals()
         self._num_sent = 0
+        self.transport = inner.transport
         self._turn = asyncio.Lock()
 
     async def send(self, message: Any) -> None:  # noqa: ANN401

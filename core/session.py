@@ -131,6 +131,8 @@ class PhaseTimings:
     cached_tokens: int = 0
     kv_bytes: int = 0
     kv_blocks: int = 0
+    kv_transport: str = ""
+    kv_parts_healed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

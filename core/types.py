@@ -219,6 +219,9 @@ class Anatomy:
     e2e_s: float = 0.0
     kv_bytes: int = 0
     kv_blocks: int = 0
+    kv_transport: str = ""
+    kv_parts_healed: int = 0
+    """Parts that came damaged and were sent again."""
     cached_tokens: int = 0
     path: str = ""
     prefill_worker: str = ""

@@ -23,7 +23,7 @@ from core.types import Logprob
 from engine.sequence import Sequence, Status
 from kv_transfer.agent import TransferAgent
 from kv_transfer.posting import Post, PostedReceiverHost
-from kv_transfer.receiver import FetchOrder, Reservation
+from kv_transfer.receiver import Arrival, FetchOrder, Reservation
 from worker.attempt import Attempt
 from worker.unit import MakeRole, RoleWiring
 from worker.worker import Worker
@@ -158,9 +158,7 @@ class DecodePart:
         self._post(self.agent.refuse, transfer_id, error)
         self._worker.end(incoming.attempt, error)
 
-    def transfer_arrived(
-        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int
-    ) -> None:
+    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
         """KV is complete and verified: attach, acknowledge, decode."""
         incoming = self._incoming.get(transfer_id)
         if incoming is None or incoming.sequence.status is not Status.ARRIVING:
@@ -176,7 +174,13 @@ class DecodePart:
         self._closing[transfer_id] = []
         events = self._worker.scheduler.attach(sequence, first_tokens, self._clock.now_s())
         attempt.timings = replace(
-            self._worker.phase_timings(sequence), queue_s=0.0, prefill_s=0.0, kv_bytes=num_bytes, kv_blocks=num_blocks
+            self._worker.phase_timings(sequence),
+            queue_s=0.0,
+            prefill_s=0.0,
+            kv_bytes=arrival.num_bytes,
+            kv_blocks=arrival.num_blocks,
+            kv_transport=arrival.transport,
+            kv_parts_healed=arrival.num_healed,
         )
         self._worker.deliver(events)
         self._post(self.agent.ack, transfer_id)

@@ -39,6 +39,8 @@ def _identity(message: Any) -> Any:  # noqa: ANN401
 class _ClientStream:
     """The dialling end."""
 
+    transport = "grpc"
+
     def __init__(self, call: Any) -> None:  # noqa: ANN401
         self._call = call
 
@@ -76,6 +78,8 @@ class _ClientStream:
 
 class _ServerStream:
     """The accepting end."""
+
+    transport = "grpc"
 
     def __init__(self, context: Any) -> None:  # noqa: ANN401
         self._context = context

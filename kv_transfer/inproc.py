@@ -18,6 +18,8 @@ _END = object()
 class _QueueStream:
     """One end of a pair."""
 
+    transport = "inproc"
+
     def __init__(self, inbox: asyncio.Queue[Any], outbox: asyncio.Queue[Any]) -> None:
         self._inbox, self._outbox = inbox, outbox
         self._is_closed = False

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from core.errors import ServingError
 from core.ids import TransferId
 from core.types import Logprob
-from kv_transfer.receiver import ReceiverHost
+from kv_transfer.receiver import Arrival, ReceiverHost
 from kv_transfer.sender import SenderHost
 
 Post = Callable[..., object]
@@ -53,11 +53,9 @@ class PostedReceiverHost:
         """See `ReceiverHost`."""
         self._post(self._host.transfer_starting, transfer_id, num_tokens)
 
-    def transfer_arrived(
-        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int
-    ) -> None:
+    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
         """See `ReceiverHost`."""
-        self._post(self._host.transfer_arrived, transfer_id, first_tokens, num_bytes, num_blocks)
+        self._post(self._host.transfer_arrived, transfer_id, first_tokens, arrival)
 
     def transfer_finished(self, transfer_id: TransferId) -> None:
         """See `ReceiverHost`."""

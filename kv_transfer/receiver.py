@@ -31,6 +31,16 @@ from kv_transfer.transitions import Note, Transition
 BEAT_S = 0.5
 
 
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What came: bytes and blocks of this worker's size, which way, and parts that had to be sent again."""
+
+    num_bytes: int
+    num_blocks: int
+    transport: str
+    num_healed: int
+
+
 @runtime_checkable
 class ReceiverHost(Protocol):
     """What the worker is told, on the worker's own loop."""
@@ -39,9 +49,7 @@ class ReceiverHost(Protocol):
         """The prefill worker is about to compute; answer with `reserved` or `refuse`."""
         ...
 
-    def transfer_arrived(
-        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], num_bytes: int, num_blocks: int
-    ) -> None:
+    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
         """All KV is here and verified; answer with `ack` after attaching."""
         ...
 
@@ -114,6 +122,7 @@ class Receiver:
         self._num_sent = 0
         self._wake = asyncio.Event()
         self._is_arrived = False
+        self._transport = ""
         self.num_bytes = 0
 
     # --- told by the worker -------------------------------------------------------------------------
@@ -264,6 +273,7 @@ class Receiver:
 
     def _meet(self, starting: frames.Starting, stream: MessageStream) -> None:
         """Find the common grid; if the sender's pool is mapped here, parts are read from it."""
+        self._transport = stream.transport
         grid = common_grid(self._layout, starting.num_shards, starting.block_size_tokens)
         self._starting, self._pool = starting, PoolParts(self._kv.segments(), self._layout, grid)
         if isinstance(stream, MappedStream) and stream.peer_segments is not None:
@@ -360,7 +370,8 @@ class Receiver:
         self._is_arrived = True
         self._note(Transition.RECEIVER_ARRIVED)
         num_blocks = len(reservation.block_ids) - reservation.have_blocks
-        self._host.transfer_arrived(self.order.transfer_id, commit.first_tokens, self.num_bytes, num_blocks)
+        arrival = Arrival(self.num_bytes, num_blocks, self._transport, self.num_healed)
+        self._host.transfer_arrived(self.order.transfer_id, commit.first_tokens, arrival)
 
 
 def _parts(entries: Array) -> list[tuple[int, int, int]]:

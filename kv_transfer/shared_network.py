@@ -45,6 +45,8 @@ NO_POOL = bytes(NAME_BYTES)
 class _SharedStream:
     """One end of a transfer's stream."""
 
+    transport = "shm"
+
     def __init__(
         self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, segments: list[memoryview] | None
     ) -> None:

@@ -37,6 +37,8 @@ def anatomy_of(run: RequestRun) -> Anatomy:
         cached_tokens=t.cached_tokens,
         kv_bytes=t.kv_bytes,
         kv_blocks=t.kv_blocks,
+        kv_transport=t.kv_transport,
+        kv_parts_healed=t.kv_parts_healed,
         path=p.path.value if p else "",
         prefill_worker=p.prefill.worker_id if p else "",
         decode_worker=p.decode.worker_id if p else "",

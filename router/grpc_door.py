@@ -218,7 +218,8 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: Anatomy) -> pb.Timi
     return pb.Timing(
         **phases, ttft_s=a.ttft_s, e2e_s=a.e2e_s, kv_bytes=a.kv_bytes, kv_blocks=a.kv_blocks, path=a.path,
         prefill_worker=a.prefill_worker, decode_worker=a.decode_worker, prefill_pid=a.prefill_pid,
-        decode_pid=a.decode_pid, attempts=a.attempts, cached_tokens=a.cached_tokens,
+        decode_pid=a.decode_pid, attempts=a.attempts, cached_tokens=a.cached_tokens, kv_transport=a.kv_transport,
+        kv_parts_healed=a.kv_parts_healed,
     )  # fmt: skip
 
 

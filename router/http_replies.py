@@ -59,7 +59,8 @@ def timing_body(a: Anatomy) -> dict[str, Any]:
     names = (*(f"{name}_s" for name in a.phases()), "ttft_s", "e2e_s")
     times = {name.replace("_s", "_ms"): round(getattr(a, name) * 1000, 3) for name in names}
     return {
-        **times, "kv_bytes": a.kv_bytes, "kv_blocks": a.kv_blocks, "cached_tokens": a.cached_tokens, "path": a.path,
+        **times, "kv_bytes": a.kv_bytes, "kv_blocks": a.kv_blocks, "kv_transport": a.kv_transport,
+        "kv_parts_healed": a.kv_parts_healed, "cached_tokens": a.cached_tokens, "path": a.path,
         "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker, "prefill_pid": a.prefill_pid,
         "decode_pid": a.decode_pid, "attempts": list(a.attempts),
     }  # fmt: skip

@@ -154,6 +154,8 @@ class RequestRun:
             cached_tokens=max(old.cached_tokens, t.cached_tokens),
             kv_bytes=max(old.kv_bytes, t.kv_bytes),
             kv_blocks=max(old.kv_blocks, t.kv_blocks),
+            kv_transport=t.kv_transport or old.kv_transport,
+            kv_parts_healed=max(old.kv_parts_healed, t.kv_parts_healed),
         )
 
     def usage(self) -> Usage:

@@ -51,7 +51,10 @@ class Telemetry:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
-        for metric in (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS, metrics.KV_BYTES):
+        for transport in ("shm", "grpc"):
+            self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
+        plain = (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS, metrics.KV_BYTES, metrics.HEALED)
+        for metric in plain:
             self._counters[metric].add(0)
 
     def request_ended(self, run: RequestRun, ended: RequestEnded) -> None:
@@ -62,6 +65,9 @@ class Telemetry:
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
         self._counters[metrics.KV_BYTES].add(anatomy.kv_bytes)
+        self._counters[metrics.HEALED].add(anatomy.kv_parts_healed)
+        if anatomy.kv_transport:
+            self._counters[metrics.TRANSFERS].add(1, {"transport": anatomy.kv_transport})
         if anatomy.path:
             self._counters[metrics.ATTEMPTS].add(max(1, len(anatomy.attempts)), {"path": anatomy.path})
         if line.ttft_s is not None:

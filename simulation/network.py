@@ -26,6 +26,8 @@ TICK_S = 1e-9
 class SimStream:
     """One end of a stream."""
 
+    transport = "sim"
+
     def __init__(self, hub: Hub, node: str, kind: str) -> None:
         """Half of a pair; `Hub.dial` joins the halves."""
         self.hub, self.node, self.kind = hub, node, kind

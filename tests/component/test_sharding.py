@@ -58,7 +58,7 @@ async def test_any_prefill_size_hands_over_to_any_decode_size(prefill, decode, t
     for chunk in (64, 7):
         got, anatomy = await answers(engine(prefill, chunk=chunk), engine(decode), transport=transport)
         assert got == await of_one_rank()
-        assert all(a.kv_bytes > 0 for a in anatomy)
+        assert all(a.kv_bytes > 0 and a.kv_transport == transport for a in anatomy)
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (8, 32), (32, 8)])

@@ -19,6 +19,8 @@ def test_repeats_are_dropped_and_counted_and_a_gap_ends_the_stream():
 class Pipe:
     """Lets later messages overtake, unless the sender waits its turn."""
 
+    transport = "pipe"
+
     def __init__(self):
         self.sent, self.inbox = [], []
 
