@@ -7,6 +7,7 @@ Does not know who started it. Called by `cluster.child` and `cluster.ray_app`.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from cluster.model_source import model_folder
@@ -64,7 +65,8 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
     made: dict[str, Network] = {}
     for name in config.transfer.transports:
         if name == "shm":
-            made[name] = SharedNetwork(ranks.kv.shared)
+            if sys.platform == "linux":
+                made[name] = SharedNetwork(ranks.kv.shared)
         else:
             made[name] = fetch_network(host, fetch_tls(config.security, role.value))
     return Transports(made)

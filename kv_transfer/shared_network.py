@@ -1,14 +1,14 @@
 """The shared-memory transport: the receiver maps the sender's pool and copies straight out of it.
 
-Owns a Unix socket in a folder of its own, the handing over of segments (as file descriptors, once per
-peer) and length-prefixed messages for everything but payload. Does not know what messages mean.
-Called by `kv_transfer.transports`.
+Owns a Unix socket, the handing over of segments (as file descriptors, once per peer) and length-prefixed
+messages for everything but payload. Does not know what messages mean. Called by `kv_transfer.transports`.
+Linux only: the socket has an abstract name, so that a killed worker leaves no file behind.
 
     decode ── the pool's name it has mapped, or none ──▶ prefill
            ◀── the pool's name, sizes, descriptors if they are new ──
            ◀──────────── messages of one transfer ────────────▶
 
-Only processes of the same user get in. The receiver maps for reading alone; a block that is handed out
+Both ends must be the same user's. The receiver maps for reading alone; a block that is handed out
 again while it reads shows in the checksum.
 """
 
@@ -18,13 +18,11 @@ import asyncio
 import contextlib
 import mmap
 import os
-import shutil
+import secrets
 import socket
 import struct
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from core.ports import SharedPool, StreamClosed, StreamHandler
 
@@ -92,20 +90,18 @@ class SharedNetwork:
     def __init__(self, pool: Callable[[], SharedPool | None]) -> None:
         """Keep the way to this worker's pool, as it is at the moment."""
         self._pool = pool
-        self._folder: Path | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._mapped: dict[str, _Mapped] = {}
         self._purge: asyncio.TimerHandle | None = None
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
-        self._folder = Path(tempfile.mkdtemp(prefix="baton-kv-"))  # readable by this user only
-        path = self._folder / "transfer"
+        name = f"baton-kv-{secrets.token_hex(16)}"
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        server.bind(str(path))
+        server.bind(f"\0{name}")
         server.listen(BACKLOG)
         self._own(asyncio.get_running_loop().create_task(self._serve(server, on_stream)))
-        return str(path)
+        return f"@{name}"
 
     def _own(self, task: asyncio.Task[None]) -> None:
         self._tasks.add(task)
@@ -139,9 +135,7 @@ class SharedNetwork:
     async def _hand_over(self, connection: socket.socket) -> None:
         """Check who dials, and give it what it has not mapped yet."""
         loop = asyncio.get_running_loop()
-        _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
-        if uid != os.getuid():
-            raise StreamClosed(f"user {uid} may not fetch KV of user {os.getuid()}")
+        _check_user(connection)
         known = await loop.sock_recv(connection, NAME_BYTES)
         pool = self._pool()
         if pool is None or len(known) < NAME_BYTES:
@@ -156,9 +150,10 @@ class SharedNetwork:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await loop.sock_connect(connection, address)
+                await loop.sock_connect(connection, address.replace("@", "\0", 1))
+                _check_user(connection)
                 segments = await self._map(connection, address)
-        except (OSError, TimeoutError, struct.error) as error:
+        except (OSError, TimeoutError, struct.error, StreamClosed) as error:
             connection.close()
             raise StreamClosed(f"no shared memory with {address}: {error}") from error
         reader, writer = await asyncio.open_unix_connection(sock=connection)
@@ -204,9 +199,17 @@ class SharedNetwork:
         self._mapped.clear()
         if self._purge is not None:
             self._purge.cancel()
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_user(connection: socket.socket) -> None:
+    """Refuse whoever is not this user: names of sockets can be guessed, or taken over after a death.
+
+    Raises:
+        StreamClosed: It is another user's process.
+    """
+    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    if uid != os.getuid():
+        raise StreamClosed(f"user {os.getuid()} exchanges no KV with user {uid}")
 
 
 def _map(fd: int, size: int) -> memoryview:

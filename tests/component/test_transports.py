@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import sys
 
 import pytest
 from support.fault_proxy import FaultProxy
@@ -133,10 +134,36 @@ async def test_without_a_pool_nobody_is_let_in():
             await asyncio.wait_for(pair.client.dial(pair.address), 5)
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+async def test_another_user_is_not_let_in_and_not_believed():
+    async with Pair("shm") as pair:
+        script = (
+            "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
+            "s.connect(sys.argv[1].replace('@', chr(0))); s.sendall(bytes(16)); print(len(s.recv(100)))"
+        )
+        guest = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", script, pair.address, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        out, err = await guest.communicate()
+        assert out.strip() in (b"", b"0") and (guest.returncode == 0 or b"Error: [Errno" in err), (out, err)
+        host = (
+            "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
+            "s.bind(chr(0) + 'baton-kv-impostor'); s.listen(1); print('up', flush=True); s.accept(); sys.stdin.read()"
+        )
+        impostor = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", host, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+        )
+        await impostor.stdout.readline()
+        with pytest.raises(StreamClosed, match="exchanges no KV with user 65534"):
+            await asyncio.wait_for(pair.client.dial("@baton-kv-impostor"), 5)
+        impostor.kill()
+        await impostor.wait()
+
+
 @pytest.mark.parametrize("garbage", [b"", b"short", b"\xff" * 16 + b"\xff\xff\xff\xff" + b"x" * 100])
 async def test_whoever_talks_nonsense_to_the_shared_socket_harms_nobody(garbage):
     async with Pair("shm") as pair:
-        reader, writer = await asyncio.open_unix_connection(pair.address)
+        reader, writer = await asyncio.open_unix_connection(pair.address.replace("@", "\0"))
         writer.write(garbage)
         if garbage:
             await writer.drain()
@@ -173,14 +200,15 @@ async def test_a_pair_takes_the_first_way_that_answers_and_comes_back_to_the_bet
     try:
         assert list(read_address(address)) == ["shm", "grpc"]
         assert isinstance(await client.dial(address), MappedStream)
-        path = read_address(address)["shm"]
-        os.rename(path, path + ".away")
+        shm = client._networks["shm"]
+        client._networks["shm"] = SharedNetwork(lambda: None)
+        client._networks["shm"].dial = lambda where: shm.dial(where + "-gone")
         began = loop.time()
         stream = await client.dial(address)
         assert not isinstance(stream, MappedStream) and loop.time() - began < 1
         await stream.send(b"over")
         assert await stream.recv() == b"over"
-        os.rename(path + ".away", path)
+        client._networks["shm"] = shm
         # It rests for a while, then it is tried again.
         assert not isinstance(await client.dial(address), MappedStream)
         client._resting_until = {key: loop.time() for key in client._resting_until}
@@ -196,8 +224,8 @@ async def test_a_pair_without_a_common_or_a_living_way_is_told_why():
     only = Transports({"shm": SharedNetwork(lambda: None)})
     with pytest.raises(StreamClosed, match=r"no transport in common: \['shm'\] here, \['grpc'\] there"):
         await only.dial("grpc=127.0.0.1:1")
-    with pytest.raises(StreamClosed, match="shm: no shared memory with /nowhere"):
-        await only.dial("shm=/nowhere")
+    with pytest.raises(StreamClosed, match="shm: no shared memory with @nowhere"):
+        await only.dial("shm=@nowhere")
     await only.close()
 
 
