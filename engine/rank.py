@@ -86,13 +86,12 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
 
 def _join(order: dict[str, Any], device: Any, common: memoryview) -> Any:  # noqa: ANN401
     """Meet the other ranks: in shared memory where that is possible, else over `torch.distributed`."""
-    from engine import shared_group  # noqa: PLC0415
     from engine.collectives import DistributedGroup  # noqa: PLC0415
+    from engine.shared_group import SharedGroup  # noqa: PLC0415
 
     rank, size = order["rank"], order["size"]
-    wants_shared = order["collectives"] == "shm" and device.type == "cpu"
-    if wants_shared and shared_group.is_possible():
-        return shared_group.SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
+    if order["shares_sums"]:
+        return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
     return DistributedGroup.join(Path(order["meeting_point"]), rank, size, device)
 
 

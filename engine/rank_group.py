@@ -34,7 +34,7 @@ from core.ports import OnLayer
 from engine.model_spec import ModelSpec
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, plan_to_wire, result_from_wire, unpack
 from engine.sharding import check_split
-from engine.shared_kv import PULSE, SharedKV, common_bytes, create_segment, map_segment
+from engine.shared_kv import PULSE, SharedKV, can_share_sums, common_bytes, create_segment, map_segment
 
 START_TIMEOUT_S = 120.0
 KILL_TIMEOUT_S = 5.0
@@ -134,7 +134,7 @@ class RankGroup:
             "attention": engine.attention,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
-            "collectives": engine.collectives,
+            "shares_sums": engine.collectives == "shm" and engine.device == "cpu" and can_share_sums(),
             "common_bytes": self._common_bytes,
         }
 
@@ -147,7 +147,7 @@ class RankGroup:
         """
         common_fd = create_segment(self._common_bytes)
         self._pulse = map_segment(common_fd, self._common_bytes)[PULSE]
-        with tempfile.TemporaryDirectory(prefix="baton-ranks-") as folder:
+        with self._meeting_folder() as folder:
             segments = []
             try:
                 for index in range(self._layout.num_shards):
@@ -173,6 +173,12 @@ class RankGroup:
                 # A rank that cannot load takes its siblings along; what it says is the cause.
                 raise min(group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)) from None
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
+
+    def _meeting_folder(self) -> contextlib.AbstractContextManager[str]:
+        """Where ranks that do not share memory for their sums find one another."""
+        if self._layout.num_shards == 1 or self._order["shares_sums"]:
+            return contextlib.nullcontext("")
+        return tempfile.TemporaryDirectory(prefix="baton-ranks-")
 
     async def _spawn(self, order: dict[str, object], common_fd: int) -> int:
         """Start one rank; returns the descriptor of its KV segment."""

@@ -11,8 +11,6 @@ a copy takes. Slots are used by turns: who posts message n has read n - 1, so sl
 from __future__ import annotations
 
 import ctypes
-import platform
-import sys
 import time
 from collections.abc import Sequence
 
@@ -28,11 +26,6 @@ WORD_BYTES = 64
 _SYS_FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYBODY = 0, 1, 2**31 - 1
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-def is_possible() -> bool:
-    """True where the order of stores and the number of the system call are what this relies on."""
-    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 class _Timespec(ctypes.Structure):

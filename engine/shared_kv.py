@@ -10,7 +10,9 @@ from __future__ import annotations
 import fcntl
 import mmap
 import os
+import platform
 import secrets
+import sys
 import tempfile
 
 from core.kv_layout import KVLayout
@@ -30,6 +32,11 @@ def common_bytes(size: int, max_rows: int, width: int) -> int:
     """Bytes of the segment that all ranks of a group share, with slots for messages of `max_rows` rows of fp32."""
     slot = -(-max(max_rows * width * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
     return SLOTS_AT + (2 * size * slot if size > 1 else 0)
+
+
+def can_share_sums() -> bool:
+    """True where `engine.shared_group` may rely on the order of stores and on the number of its system call."""
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def create_segment(num_bytes: int) -> int:
