@@ -1,6 +1,6 @@
 """A random fault every ten seconds for twenty minutes: nothing lost, nothing inexact, memory level.
 
-A minute of it in `make test`.
+Some seconds of it in `make test`.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.rig import Rig, config_of, is_gone, is_long, note
 
-SECONDS, PERIOD_S = (1200, 10) if is_long() else (30, 5)
+SECONDS, PERIOD_S = (1200, 10) if is_long() else (20, 5)
 WARM_UP_S = SECONDS * 0.2
 
 
