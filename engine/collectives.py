@@ -83,28 +83,23 @@ class Alone:
 
 
 class DistributedGroup:
-    """A group over one `torch.distributed` process group: gloo on CPU, NCCL on GPU."""
+    """A group over one `torch.distributed` process group of gloo."""
 
     def __init__(self, group: Any, rank: int, size: int) -> None:  # noqa: ANN401
         """Take a group that is joined already."""
         self._group, self.rank, self.size = group, rank, size
 
     @classmethod
-    def join(cls, meeting_point: Path, rank: int, size: int, device: torch.device) -> DistributedGroup:
+    def join(cls, meeting_point: Path, rank: int, size: int) -> DistributedGroup:
         """Meet the other ranks through a file of theirs; returns when all are there.
 
         No global group is made, so a process may be in several and leave without a word.
         """
         store = dist.FileStore(str(meeting_point), size)
-        wait = timedelta(seconds=WAIT_S)
-        if device.type == "cuda":
-            group = dist.ProcessGroupNCCL(store, rank, size, wait)
-        else:
-            options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to name a device
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
-            options._timeout = wait  # noqa: SLF001
-            group = dist.ProcessGroupGloo(store, rank, size, options)
-        return cls(group, rank, size)
+        options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to name a device
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
+        options._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
+        return cls(dist.ProcessGroupGloo(store, rank, size, options), rank, size)
 
     def sum(self, x: Tensor, rows: int) -> Tensor:
         """See `Collectives`."""

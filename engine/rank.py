@@ -77,22 +77,22 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
     model = Model(Shard(spec, rank, size), device, order["attention"])
     if size > 1:
-        model.ranks = _join(order, device, common)
+        model.ranks = _join(order, common)
     runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"])
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False]), lambda step_id, layer: None)
     return runner
 
 
-def _join(order: dict[str, Any], device: Any, common: memoryview) -> Any:  # noqa: ANN401
-    """Meet the other ranks: in shared memory where that is possible, else over `torch.distributed`."""
+def _join(order: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
+    """Meet the other ranks: in shared memory where that is possible, else over gloo."""
     from engine.collectives import DistributedGroup  # noqa: PLC0415
     from engine.shared_group import SharedGroup  # noqa: PLC0415
 
     rank, size = order["rank"], order["size"]
     if order["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
-    return DistributedGroup.join(Path(order["meeting_point"]), rank, size, device)
+    return DistributedGroup.join(Path(order["meeting_point"]), rank, size)
 
 
 def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noqa: ANN401

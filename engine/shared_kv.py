@@ -1,8 +1,8 @@
-"""The KV pool as memory that a rank computes in and the transfer agent maps.
+"""Memory that processes share: a rank's KV pool, and what the ranks of a group have in common.
 
-Owns an anonymous shared-memory file, never linked into a file system, so nothing can be left
-behind. Does not know tensors: the worker side is bytes, the rank side wraps the same mapping.
-Called by `engine.rank_group` (makes it) and `engine.rank` (maps it).
+Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind, and
+what lies where in the common one. Does not know tensors: the worker side is bytes, the rank side wraps
+the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (maps them).
 """
 
 from __future__ import annotations

@@ -157,11 +157,12 @@ class Sender:
         self._checksums[:] = 0
         self._commit = None
         self._say(frames.Restart(sub_attempt))
-        # Frames are copied out when they are built, on this loop, so nothing is being read now.
+        # What travels was copied when its frame was built, on this loop. A receiver that maps the pool may still be
+        # reading: it finds that the checksums differ, and the Restart behind the frame makes it forget them.
         self._host.transfer_drained(self.offer.transfer_id, drained)
 
     def end(self, error: ServingError | None) -> None:
-        """The worker gives the transfer up; the peer is told, blocks may be freed at once."""
+        """The worker gives the transfer up; the peer is told, blocks may be freed at once (as in `restart`)."""
         if self.is_closed:
             return
         if error is not None:
@@ -314,9 +315,10 @@ class Sender:
                 continue
             if self._commit is not None:
                 commit, self._commit = self._commit, None
-                num_parts = self._checksums[:, :, self._first_block :].size
+                # What was sent, not what should have been: the receiver knows that itself and compares.
+                num_sent = int(np.count_nonzero(self._checksums))
                 checksum = frames.combined_checksum(self._checksums)
-                final = replace(commit, num_entries=num_parts, checksum=checksum)
+                final = replace(commit, num_entries=num_sent, checksum=checksum)
                 self._note(Transition.SENDER_COMMITTED)
                 await self._send(stream, final)
                 continue

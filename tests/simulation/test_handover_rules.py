@@ -17,6 +17,7 @@ from core.session import Role, StepFrame, Submit
 from core.types import SamplingParams
 from engine.scheduler import MAX_ANNOUNCED
 from kv_transfer import frames
+from kv_transfer.sender import Sender
 
 
 def test_a_flipped_byte_is_caught_and_healed():
@@ -105,6 +106,29 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
     assert reused, "the blocks were not reused, so nothing was proved"
     assert ended.error is None
     assert tokens == run(lambda c: ask(c, "other", tuple(range(60, 10, -1))))[0]
+
+
+def test_a_part_that_was_never_sent_fails_the_attempt_at_once(monkeypatch):
+    """The commit counts what was sent: a receiver that waited for the rest would wait for ever."""
+    queue, left_out = Sender._queue, []
+
+    def forgetful(self, entries):
+        if not left_out:
+            left_out.append(entries[:1])
+            entries = entries[1:]
+        queue(self, entries)
+
+    monkeypatch.setattr(Sender, "_queue", forgetful)
+
+    async def scenario(cluster):
+        started_at = cluster.clock.now_s()
+        tokens, ended = await ask(cluster)
+        return tokens, ended, cluster.clock.now_s() - started_at
+
+    tokens, ended, took_s = run(scenario)
+    assert left_out and ended.error is None and took_s < 3
+    assert ended.anatomy.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
+    assert tokens == expected()
 
 
 def test_frames_leave_while_prefill_still_computes():
