@@ -13,7 +13,6 @@ import json
 import random
 import shutil
 import tempfile
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,10 +23,10 @@ from safetensors.torch import save_file
 
 from benchmarks.chart import DOCS
 from benchmarks.record import quantiles, save
+from benchmarks.streaming import timed_stream
 from cluster.local import LocalCluster
 from core.config import BatonConfig
 from engine.model_spec import read_model
-from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
@@ -87,17 +86,7 @@ async def ask(stub, prompt_tokens, seed):
     """One greedy request; returns its timing, the gap before the second token, and the median gap after."""
     rng = random.Random(seed)
     ids = [rng.randrange(1000, 150000) for _ in range(prompt_tokens)]
-    request = pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=ids), sampling=pb.SamplingOptions(temperature=0),
-        stopping=pb.StoppingOptions(max_tokens=OUTPUT, ignore_eos=True), response=pb.ResponseOptions(timing=True),
-    )  # fmt: skip
-    began, stamps, timing = time.perf_counter(), [], None
-    async for message in stub.GenerateStream(request):
-        kind = message.WhichOneof("event")
-        if kind == "delta":
-            stamps += [time.perf_counter()] * len(message.delta.tokens)
-        elif kind == "summary":
-            timing = message.summary.timing
+    began, stamps, timing = await timed_stream(stub, ids, OUTPUT)
     gaps = sorted(b - a for a, b in pairwise(stamps[1:]))
     return {
         "e2e_s": stamps[-1] - began, "ttft_s": stamps[0] - began, "second_s": stamps[1] - stamps[0],

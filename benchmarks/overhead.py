@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import quantiles, save
+from benchmarks.streaming import timed_stream
 from cluster.local import LocalCluster
 from core.config import EngineConfig, load_config
 from core.plan import SampleSpec, StepItem, StepPlan
@@ -25,7 +26,6 @@ from engine.model_spec import read_model
 from engine.rank_group import RankGroup
 from engine.runner import ModelRunner, _inputs
 from engine.sharding import Shard
-from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
 PROMPT = 128
@@ -51,17 +51,7 @@ def bare_request(runner, seed):
 async def served_request(stub, seed):
     """The same through the gRPC door."""
     ids = [(seed * 31 + i * 7) % 256 for i in range(PROMPT)]
-    request = pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=ids), sampling=pb.SamplingOptions(temperature=0),
-        stopping=pb.StoppingOptions(max_tokens=OUTPUT, ignore_eos=True), response=pb.ResponseOptions(timing=True),
-    )  # fmt: skip
-    started, stamps, timing = time.perf_counter(), [], None
-    async for message in stub.GenerateStream(request):
-        kind = message.WhichOneof("event")
-        if kind == "delta":
-            stamps += [time.perf_counter()] * len(message.delta.tokens)
-        elif kind == "summary":
-            timing = message.summary.timing
+    started, stamps, timing = await timed_stream(stub, ids, OUTPUT)
     return stamps[0] - started, [b - a for a, b in pairwise(stamps)], timing
 
 
