@@ -11,12 +11,14 @@ against damage and mix-ups, not against an enemy: peers prove who they are by TL
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 Array = np.ndarray[Any, Any]
@@ -26,31 +28,74 @@ LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""glibc's names (malloc.h)."""
+KEPT_CHUNK_BYTES, KEPT_BYTES = 32 << 20, 256 << 20
 LINE_WORDS = 8
-NOTHING, PLAINLY, PAST_THE_CACHE = 0, 1, 2
+PLAINLY, BY_LINES, PAST_THE_CACHE = 0, 1, 2
+"""How a row goes: word by word; copied plainly but summed by cache lines; copied and summed by lines in one loop."""
+_WORD, _INDEX = ir.IntType(64), ir.IntType(32)
+_LINE = ir.VectorType(_WORD, LINE_WORDS)
 
 
-@intrinsic
-def _copy_line(typing, source, i, target, j):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Copy a cache line past the cache. The target's place must be aligned to 64 bytes, or the process dies.
+def _line_of(*words: int) -> Any:  # noqa: ANN401 - llvmlite has no types
+    """A constant line of eight words, or of one word eight times."""
+    every = words * LINE_WORDS if len(words) == 1 else words
+    return ir.Constant(_LINE, [ir.Constant(_WORD, word & (2**64 - 1)) for word in every])
 
-    An ordinary store first reads the line it is going to overwrite: a third of the traffic for nothing.
+
+def _sum_of_lines(*, copies: bool) -> Any:  # noqa: ANN401
+    """Make the loop over the lines of a row, eight words at a time: a load, the sums, and perhaps a store.
+
+    The store goes past the cache: an ordinary one first reads the line it is going to overwrite, a third of the
+    traffic for nothing. Its place must be aligned to 64 bytes, or the process dies. What is summed is what was
+    stored: a source that is overwritten meanwhile shows.
     """
-    del typing
-    signature = types.void(source, i, target, j)
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-        line = ir.VectorType(ir.IntType(64), LINE_WORDS)
+    @intrinsic
+    def sum_lines(typing, source, i, target, j, lines, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        del typing
+        signature = types.containers.UniTuple(types.uint64, 2)(source, i, target, j, lines, place)
 
-        def place(array, index):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-            data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
-            return builder.bitcast(builder.gep(data, [arguments[index]]), line.as_pointer())
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+            def lines_at(array: int, index: int) -> Any:  # noqa: ANN401
+                data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+                return builder.bitcast(builder.gep(data, [arguments[index]]), _LINE.as_pointer())
 
-        store = builder.store(builder.load(place(0, 1), align=8), place(2, 3), align=64)  # type: ignore[no-untyped-call]
-        store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(ir.IntType(32), 1)]))
-        return context.get_dummy_value()
+            def add_to(variable: Any, value: Any) -> None:  # noqa: ANN401
+                builder.store(builder.add(builder.load(variable), value), variable)
 
-    return signature, generate
+            def total(variable: Any) -> Any:  # noqa: ANN401
+                line = builder.load(variable)
+                words = [builder.extract_element(line, ir.Constant(_INDEX, n)) for n in range(LINE_WORDS)]
+                return functools.reduce(builder.add, words)
+
+            read, written = lines_at(0, 1), lines_at(2, 3)
+            begin = builder.mul(arguments[5], ir.Constant(_WORD, int(ODD)))
+            one = builder.insert_element(_line_of(0), begin, ir.Constant(_INDEX, 0))
+            begins = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INDEX, LINE_WORDS), [0] * LINE_WORDS))
+            keys = builder.add(begins, _line_of(*(int(ODD) * n for n in range(LINE_WORDS))))
+            key = cgutils.alloca_once_value(builder, keys)
+            first = cgutils.alloca_once_value(builder, _line_of(0))
+            second = cgutils.alloca_once_value(builder, _line_of(0))
+            with cgutils.for_range(builder, arguments[4]) as loop:
+                words = builder.load(builder.gep(read, [loop.index]), align=8)
+                if copies:
+                    store = builder.store(words, builder.gep(written, [loop.index]), align=64)
+                    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INDEX, 1)]))
+                mixed = builder.xor(words, builder.load(key))
+                add_to(key, _line_of(int(ODD) * LINE_WORDS))
+                add_to(first, words)
+                halves = builder.and_(mixed, _line_of(int(LOW))), builder.lshr(mixed, _line_of(int(HALF)))
+                add_to(second, builder.mul(*halves))
+            return context.make_tuple(builder, signature.return_type, [total(first), total(second)])
+
+        return signature, generate
+
+    return sum_lines
+
+
+_copy_and_sum_lines, _sum_lines = _sum_of_lines(copies=True), _sum_of_lines(copies=False)
 
 
 @intrinsic
@@ -67,11 +112,22 @@ def _fence(typing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True, cache=True)
-def _move(source, source_at, source_steps, target, target_at, target_steps, rows, size, how, tallies):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
-    """Copy parts of `rows` = (outer, inner) rows of `size` words; steps are the words between rows.
+def _sum_words(source, start, size, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """The sums of a row that is not made of lines."""
+    first = np.uint64(0)
+    second = np.uint64(0)
+    for i in range(size):
+        word = np.uint64(source[start + i])
+        mixed = word ^ ((place + np.uint64(i)) * ODD)
+        first += word
+        second += (mixed & LOW) * (mixed >> HALF)
+    return first, second
 
-    A row is summed where it was read, after it was copied: a source that is overwritten in between shows.
-    """
+
+@numba.njit(nogil=True, cache=True)
+def _move(source, source_at, source_steps, target, target_at, target_steps, rows, size, how, has_target, tallies):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+    """Copy parts of `rows` = (outer, inner) rows of `size` words; steps are the words between rows."""
+    lines = size // LINE_WORDS
     for part in range(len(source_at)):
         plain = np.uint64(0)
         crossed = np.uint64(0)
@@ -80,18 +136,15 @@ def _move(source, source_at, source_steps, target, target_at, target_steps, rows
             for inner in range(rows[1]):
                 start = source_at[part] + outer * source_steps[0] + inner * source_steps[1]
                 to = target_at[part] + outer * target_steps[0] + inner * target_steps[1]
-                if how == PLAINLY:
-                    target[to : to + size] = source[start : start + size]
-                elif how == PAST_THE_CACHE:
-                    for i in range(0, size, LINE_WORDS):
-                        _copy_line(source, start + i, target, to + i)
-                first = np.uint64(0)
-                second = np.uint64(0)
-                for i in range(size):
-                    word = np.uint64(source[start + i])
-                    mixed = word ^ ((place + np.uint64(i)) * ODD)
-                    first += word
-                    second += (mixed & LOW) * (mixed >> HALF)
+                if how == PAST_THE_CACHE:
+                    first, second = _copy_and_sum_lines(source, start, target, to, lines, place)
+                else:
+                    if has_target:
+                        target[to : to + size] = source[start : start + size]
+                    if how == BY_LINES:
+                        first, second = _sum_lines(source, start, source, start, lines, place)
+                    else:
+                        first, second = _sum_words(source, start, size, place)
                 plain += first
                 crossed += second
                 place += np.uint64(size)
@@ -118,13 +171,26 @@ def move(
         size: Words of a row.
     """
     tallies = np.empty(len(source_at), np.uint64)
+    has_target = target is not None
     if target is None:
-        how, target = NOTHING, np.empty(0, source.dtype)
-    elif source.dtype == np.uint64 and _is_aligned(target, target_at, (*target_steps, size)):
-        how = PAST_THE_CACHE
-    else:
-        how = PLAINLY
-    _move(_read_only(source), source_at, source_steps, target, target_at, target_steps, rows, size, how, tallies)
+        target = np.empty(0, source.dtype)
+    how = PLAINLY
+    if source.dtype == np.uint64 and size % LINE_WORDS == 0:
+        is_aligned = has_target and _is_aligned(target, target_at, (*target_steps, size))
+        how = PAST_THE_CACHE if is_aligned else BY_LINES
+    _move(
+        _read_only(source),
+        source_at,
+        source_steps,
+        target,
+        target_at,
+        target_steps,
+        rows,
+        size,
+        how,
+        has_target,
+        tallies,
+    )
     return tallies
 
 
@@ -142,10 +208,19 @@ def _read_only(array: Array) -> Array:
 
 
 def warm() -> None:
-    """Compile the kernel, or load it, before the first transfer needs it."""
+    """Make this process ready to move much: the kernel compiled, or loaded, and freed memory kept."""
+    _keep_freed_memory()
     words = np.zeros(8, np.uint64)
     at = np.zeros(1, np.int64)
     move(words, at, (8, 8), np.zeros(8, np.uint64), at, (8, 8), (1, 1), 8)
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep what was freed: a frame's megabyte fetched from the system anew costs more than filling it."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, KEPT_CHUNK_BYTES)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def bind(tallies: Array, seed: int, *identity: Array) -> Array:

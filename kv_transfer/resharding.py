@@ -167,12 +167,20 @@ class PoolParts:
         whole = (rows[1] * size, size)
         if source.steps == whole and (target is None or target.steps == whole):
             rows, size = (1, 1), 2 * rows[1] * size  # in one piece on both sides
+        target_arrays, target_at, target_steps = (
+            ([None], source.at, source.steps) if target is None else (target.arrays, target.at, target.steps)
+        )
+        if len(source.arrays) == len(target_arrays) == 1:
+            return move(
+                source.arrays[0], source.at, source.steps, target_arrays[0], target_at, target_steps, rows, size
+            )
         tallies = np.empty(len(source.at), np.uint64)
-        pairs = source.shards if target is None else source.shards * len(target.arrays) + target.shards
+        pairs = source.shards if target is None else source.shards * len(target_arrays) + target.shards
         for pair in np.unique(pairs):
             mine = np.nonzero(pairs == pair)[0]
             from_array = source.arrays[source.shards[mine[0]]]
-            to_array = None if target is None else target.arrays[target.shards[mine[0]]]
-            at, steps = (source.at, source.steps) if target is None else (target.at, target.steps)
-            tallies[mine] = move(from_array, source.at[mine], source.steps, to_array, at[mine], steps, rows, size)
+            to_array = None if target is None else target_arrays[target.shards[mine[0]]]
+            tallies[mine] = move(
+                from_array, source.at[mine], source.steps, to_array, target_at[mine], target_steps, rows, size
+            )
         return tallies
