@@ -2,7 +2,7 @@
 
 Owns two real transfer agents in two processes, without engines: the child publishes whole pools of
 blocks, the parent fetches, verifies and acknowledges them. Compared, in alternating turns, with a plain
-copy in memory and, over gRPC, with a bare stream of messages of the same size. Does not know requests.
+copy in memory and, over gRPC and gloo, with a bare stream of messages of the same size. Does not know requests.
 Called by `cluster.bench_transfer_cli`; the child is `python -m cluster.bench_transfer LIFE_FD`.
 """
 
@@ -24,9 +24,12 @@ from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.lifeline import hang_on
 from core.ports import MessageStream, Network, StreamClosed
+from core.segments import create_segment
+from core.session import WayReport
 from core.types import Logprob
-from engine.shared_kv import SharedKV, create_segment
+from engine.shared_kv import SharedKV
 from kv_transfer.agent import TransferAgent
+from kv_transfer.carried_network import CarriedNetwork
 from kv_transfer.copying import move, warm
 from kv_transfer.grpc_network import FETCH_CHANNELS, GrpcNetwork, fetch_network
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
@@ -41,6 +44,8 @@ TRANSFER_TIMEOUT_S = 60.0
 RECEIVER = (WorkerId("bench-receiver"), Incarnation(1))
 BARE = "/baton.internal.v1.Bench/Bare"
 COPY_BYTES = 64 << 20
+CARRIED_BYTES = (1 << 20) + (1 << 16)
+"""Room for a frame and what it says about its parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +88,9 @@ def _network(transport: str, kv: SharedKV) -> Network:
         return Transports({"shm": SharedNetwork(kv.shared)})
     if transport == "grpc":
         return Transports({"grpc": fetch_network()})
-    raise ConfigError(f"--transport {transport!r} is not built; possible: shm, grpc")
+    if transport == "gloo":
+        return Transports({"gloo": CarriedNetwork("gloo", "127.0.0.1", CARRIED_BYTES)})
+    raise ConfigError(f"--transport {transport!r} is not built; possible: shm, grpc, gloo")
 
 
 def _pool(num_blocks: int) -> SharedKV:
@@ -202,6 +209,9 @@ class _ReceivingHost:
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """Nothing to free."""
 
+    def way_found(self, way: WayReport) -> None:
+        """Nobody asked."""
+
 
 class Bench:
     """Both ends, for one plan; `async with Bench(plan) as bench: turn = await bench.turn()`."""
@@ -218,6 +228,7 @@ class Bench:
         self._addresses: dict[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None
         self._life_fd = -1
+        self._pair: _BarePair | None = None
 
     async def __aenter__(self) -> Bench:
         """Start the child and carry one transfer, so that nothing is met for the first time later."""
@@ -232,6 +243,9 @@ class Bench:
         self._tell({name: getattr(plan, name) for name in names})
         warm()
         self._addresses = await self._hear()
+        if plan.transport == "gloo":
+            await self._agent.listen()  # only a carrier that is up can dial
+            self._pair = await _BarePair.start(plan)
         for slot in range(plan.streams):
             await self._one(slot)
         return self
@@ -280,6 +294,8 @@ class Bench:
         turn = Turn(seconds, num_bytes, cpu_s, await self._child_cpu_s() - sent_at, *_memory_speeds())
         if plan.transport == "grpc":
             turn.bare_gb_per_s = await self._bare_speed()
+        elif self._pair is not None:
+            turn.bare_gb_per_s = await self._pair.gb_per_s(plan)
         return turn
 
     async def _bare_speed(self) -> float:
@@ -305,8 +321,54 @@ class Bench:
         if self._process is not None and self._process.returncode is None:
             self._process.kill()
             await self._process.wait()
+        if self._pair is not None:
+            await self._pair.stop()
         os.close(self._life_fd)
         self._kv.close()
+
+
+class _BarePair:
+    """Two processes of `kv_transfer.bare_pair`."""
+
+    def __init__(self, ends: list[asyncio.subprocess.Process]) -> None:
+        self._ends = ends
+
+    @classmethod
+    async def start(cls, plan: Plan) -> _BarePair:
+        """Start both and let them meet."""
+        pair = cls([])
+        port = "0"
+        for rank in range(2):
+            command = ("-m", "kv_transfer.bare_pair", plan.transport, str(rank), port, str(plan.frame_bytes))
+            pipe = asyncio.subprocess.PIPE
+            pair._ends.append(await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe))
+            if rank == 0:
+                port = str(int(await pair._hear(0)))
+        await pair.gb_per_s(plan)
+        return pair
+
+    async def _hear(self, rank: int) -> float:
+        stdout = self._ends[rank].stdout
+        async with asyncio.timeout(CHILD_TIMEOUT_S):
+            line = await stdout.readline() if stdout else b""
+        if not line:
+            raise WorkerLost("a bare pair's process has ended")
+        return float(line)
+
+    async def gb_per_s(self, plan: Plan) -> float:
+        """Send as much as one turn does."""
+        count = -(-plan.transfer_bytes * plan.transfers * plan.streams // plan.frame_bytes)
+        for end in self._ends:
+            if end.stdin is not None:
+                end.stdin.write(f"{count}\n".encode())
+        seconds = [await self._hear(rank) for rank in range(2)]
+        return count * plan.frame_bytes / max(seconds) / 1e9
+
+    async def stop(self) -> None:
+        """End both."""
+        for end in self._ends:
+            end.kill()
+            await end.wait()
 
 
 def _memory_speeds() -> tuple[float, float]:

@@ -63,7 +63,7 @@ class MessageStream(Protocol):
         ...
 
     async def recv(self) -> Any:  # noqa: ANN401
-        """Wait for the next message.
+        """Wait for the next message; bytes of it are valid until the next call.
 
         Raises:
             StreamClosed: The stream has ended and nothing is left to read.

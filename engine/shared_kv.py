@@ -7,16 +7,14 @@ the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (
 
 from __future__ import annotations
 
-import fcntl
-import mmap
 import os
 import platform
 import secrets
 import sys
-import tempfile
 
 from core.kv_layout import KVLayout
 from core.ports import SharedPool
+from core.segments import map_segment
 
 POOL_NAME_BYTES = 16
 
@@ -37,27 +35,6 @@ def common_bytes(size: int, max_rows: int, width: int) -> int:
 def can_share_sums() -> bool:
     """True where `engine.shared_group` may rely on the order of stores and on the number of its system call."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
-
-
-def create_segment(num_bytes: int) -> int:
-    """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller.
-
-    On Linux its size is sealed: whoever maps it can rely on every byte being there.
-    """
-    if hasattr(os, "memfd_create"):
-        fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, num_bytes)
-        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        return fd
-    with tempfile.TemporaryFile() as file:
-        fd = os.dup(file.fileno())
-    os.ftruncate(fd, num_bytes)
-    return fd
-
-
-def map_segment(fd: int, num_bytes: int) -> memoryview:
-    """Map a segment; writable uint8 [num_bytes]."""
-    return memoryview(mmap.mmap(fd, num_bytes))
 
 
 class SharedKV:

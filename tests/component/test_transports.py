@@ -12,6 +12,7 @@ from support.house import shared_pool
 from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
 from kv_transfer import shared_network
+from kv_transfer.carried_network import CarriedNetwork
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
 from kv_transfer.shared_network import SharedNetwork
@@ -26,7 +27,12 @@ class Pair:
     def __init__(self, name):
         self.pools = []
         directory = {}
-        make = {"grpc": fetch_network, "inproc": lambda: InProcessNetwork(directory), "shm": self._shared}
+        make = {
+            "grpc": fetch_network,
+            "inproc": lambda: InProcessNetwork(directory),
+            "shm": self._shared,
+            "gloo": lambda: CarriedNetwork("gloo", "127.0.0.1", 10_000),
+        }
         self.server, self.client = make[name](), make[name]()
         self.accepted = asyncio.Queue()
 
@@ -43,6 +49,8 @@ class Pair:
             await self.over.wait()
 
         self.address = await self.server.listen(serve)
+        if isinstance(self.client, CarriedNetwork):
+            await self.client.listen(serve)
         return self
 
     async def dial(self):
@@ -58,7 +66,7 @@ class Pair:
             kv.close()
 
 
-@pytest.mark.parametrize("name", ["inproc", "grpc", "shm"])
+@pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo"])
 async def test_every_transport_keeps_the_contract_of_a_stream(name):
     """Order both ways, a good end after which nothing is lost, a cut that both ends see, nobody there."""
     async with Pair(name) as pair:
@@ -67,7 +75,7 @@ async def test_every_transport_keeps_the_contract_of_a_stream(name):
             await up.send(bytes([n]) * (n * 1000 + 1))
             await down.send(bytes([n + 100]))
         assert [len(await down.recv()) for _ in range(20)] == [n * 1000 + 1 for n in range(20)]
-        assert [await up.recv() for _ in range(20)] == [bytes([n + 100]) for n in range(20)]
+        assert [bytes(await up.recv()) for _ in range(20)] == [bytes([n + 100]) for n in range(20)]
         await up.send(b"last")
         await up.close()
         assert await down.recv() == b"last"
@@ -245,3 +253,52 @@ async def test_a_cut_link_ends_the_stream():
     finally:
         await client.close()
         await network.close()
+
+
+async def test_loopback_of_another_host_is_not_dialled():
+    """Two hosts' loopback addresses look alike; the number behind ours may be somebody else's there."""
+    async with Pair("gloo") as pair:
+        where, _, here = pair.address.partition("/")
+        assert where.startswith("127.") and here
+        with pytest.raises(StreamClosed, match="another host"):
+            await pair.client.dial(f"{where}/{'0' * len(here)}")
+
+
+async def test_a_carrier_takes_messages_longer_than_a_slot_and_forgets_ended_streams():
+    async with Pair("gloo") as pair:
+        message = os.urandom(100_001)
+        for _ in range(3):
+            up, down = await pair.dial()
+            await up.send(message)
+            assert bytes(await down.recv()) == message
+            await down.send(message[::-1])
+            assert bytes(await up.recv()) == message[::-1]
+            up.reset()
+            with pytest.raises(StreamClosed):
+                await asyncio.wait_for(down.recv(), 5)
+            with pytest.raises(StreamClosed):
+                await down.send(b"late")
+        for network in (pair.client, pair.server):
+            [link] = network.client._links.values()
+            assert link.streams == {}
+
+
+async def test_a_reader_that_does_not_read_keeps_nobody_elses_slots():
+    """Its messages are copied out; another stream of the same link goes on."""
+    async with Pair("gloo") as pair:
+        lazy_up, _ = await pair.dial()
+        for _ in range(50):
+            await lazy_up.send(bytes(9000))
+        up, down = await pair.dial()
+        await up.send(b"hello")
+        assert bytes(await asyncio.wait_for(down.recv(), 5)) == b"hello"
+
+
+async def test_a_peer_that_is_gone_is_refused_within_a_second():
+    async with Pair("gloo") as pair:
+        up, _ = await pair.dial()
+        await pair.server.close()
+        with pytest.raises(StreamClosed):
+            await asyncio.wait_for(up.recv(), 5)
+        with pytest.raises(StreamClosed):
+            await asyncio.wait_for(pair.client.dial(pair.address), 3)

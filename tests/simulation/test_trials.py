@@ -121,7 +121,9 @@ SIMULATED = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decod
 OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
     "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
-    "kv_transfer/shared_network.py", "engine/collectives.py", "engine/shared_group.py",
+    "kv_transfer/shared_network.py", "kv_transfer/carried_network.py", "kv_transfer/carrier.py", "kv_transfer/pairs.py",
+    "kv_transfer/bare_pair.py",
+    "engine/collectives.py", "engine/shared_group.py",
     "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
     "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
     "router/http_bodies.py", "router/http_replies.py", "router/grpc_door.py", "router/chat_template.py",

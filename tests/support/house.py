@@ -14,19 +14,23 @@ from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferCon
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
 from core.ports import SystemClock
+from core.segments import create_segment
 from core.session import Role, WorkerDescriptor
 from core.types import ChoiceFinished, GenerateRequest, PromptScored, RequestEnded, SamplingParams, TextDelta
 from decode_worker.part import decode_role
 from engine.hash_model import MemoryKV
+from engine.kv_pools import StagedPool
 from engine.model import Model
 from engine.model_spec import read_model
 from engine.runner import ModelRunner
 from engine.sharding import Shard
-from engine.shared_kv import SharedKV, create_segment
+from engine.shared_kv import SharedKV
 from kv_transfer.agent import AgentThread
+from kv_transfer.carried_network import CarriedNetwork
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
 from kv_transfer.shared_network import SharedNetwork
+from kv_transfer.transports import Transports
 from prefill_worker.part import prefill_role
 from router.admission import Admission
 from router.links import Links
@@ -70,6 +74,9 @@ class DirectRunner:
 
     def rank_pids(self):
         return ()
+
+    def ranks(self):
+        return [self.inner, *getattr(self, "others", [])]
 
 
 def shared_pool(layout, num_blocks):
@@ -177,8 +184,9 @@ class House:
         decode=1,
         transfer=None,
         threaded=False,
+        staged=False,
     ):
-        self.threaded = threaded
+        self.threaded, self.staged = threaded, staged
         self.spec, self.model = load(folder, dtype)
         self.engine = engine or EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
         self.decode_engine = decode_engine or self.engine
@@ -189,6 +197,7 @@ class House:
         self.membership, self.clock, self.ids = StaticMembership(), SystemClock(), Ids()
         self.units: list[WorkerUnit] = []
         self.shared: list[SharedKV] = []
+        self.carried = {role: [] for role in Role}
         self.links = Links(self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock)
         router = RouterConfig()
         self.orchestrator = Orchestrator(
@@ -221,15 +230,22 @@ class House:
             runner = DirectRunner(self.model, kv._shards[0], engine)
         else:
             runner = ThreadedRunner(load_shards(self.spec.folder, self.spec.dtype, size), kv._shards, engine)
+        if self.staged:
+            for inner, memory in zip(runner.ranks(), kv._shards, strict=True):
+                shape, dtype = inner.kv.shape, inner.kv.dtype
+                inner.pool = StagedPool(memory, shape, dtype, torch.device("cpu"), hands_out=role is Role.PREFILL)
         descriptor = WorkerDescriptor(
             WorkerId(f"{role.value}-{len(self.units)}"), role, self.ids.incarnation(), "", "", self.spec.name,
             layout.content_digest, engine.block_size_tokens, engine.num_blocks, self.spec.max_model_len, pid=len(self.units) + 1,
         )  # fmt: skip
-        transfer_network = {
+        make = {
             "inproc": lambda: InProcessNetwork(self.directory),
             "grpc": fetch_network,
             "shm": lambda: SharedNetwork(kv.shared),
-        }[self.transport]()
+            "gloo": lambda: self._carried(role),
+        }
+        names = self.transport.split("+")
+        transfer_network = make[names[0]]() if len(names) == 1 else Transports({name: make[name]() for name in names})
         parts = WorkerParts(
             role=role,
             make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),
@@ -241,6 +257,11 @@ class House:
         unit = WorkerUnit(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
+
+    def _carried(self, role):
+        network = CarriedNetwork("gloo", "127.0.0.1", self.transfer.frame_bytes + (1 << 16))
+        self.carried[role].append(network)
+        return network
 
     def of_role(self, role):
         return [u for u in self.units if u.descriptor.role is role]

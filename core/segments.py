@@ -1,0 +1,33 @@
+"""Memory that processes share, as files that no file system knows.
+
+Owns making and mapping them; nothing can be left behind by whoever is killed. Does not know what lies in
+them. Called by `engine` for KV pools, by `kv_transfer` for what goes between a worker and its carrier.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import tempfile
+
+
+def create_segment(num_bytes: int) -> int:
+    """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller.
+
+    On Linux its size is sealed: whoever maps it can rely on every byte being there.
+    """
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, num_bytes)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+    with tempfile.TemporaryFile() as file:
+        fd = os.dup(file.fileno())
+    os.ftruncate(fd, num_bytes)
+    return fd
+
+
+def map_segment(fd: int, num_bytes: int) -> memoryview:
+    """Map a segment; writable uint8 [num_bytes]."""
+    return memoryview(mmap.mmap(fd, num_bytes))

@@ -1,0 +1,122 @@
+"""Two-member process groups: made for one pair, numbered, thrown away when they fail.
+
+Owns the meeting through a store of the accepting side, and sending and receiving of buffers over
+`torch.distributed`, without a global group. Does not know streams, messages or processes. Called by
+`kv_transfer.carrier`, the only process of a worker that may be killed for it.
+
+A pair that failed is never used again: whoever dials next knocks with the next number. gloo closes a
+pair for good at its first timeout, NCCL aborts its communicator.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+
+dist: Any = torch.distributed  # its stubs know neither stores nor groups of one's own
+
+MEETING_S = 2.0
+"""Longest wait for the peer while a pair is made."""
+FOR_EVER = timedelta(days=365)
+
+
+class Work(Protocol):
+    """Something under way."""
+
+    def wait(self) -> bool:
+        """Wait for its end.
+
+        Raises:
+            RuntimeError: The pair has failed.
+        """
+        ...
+
+
+class Pair(Protocol):
+    """A way to one peer and back, for messages in order."""
+
+    def send(self, buffer: torch.Tensor) -> Work:
+        """Begin to send uint8 [n], which must stay as it is until the end."""
+        ...
+
+    def recv(self, buffer: torch.Tensor) -> Work:
+        """Begin to receive a message of at most this size, uint8 [n]."""
+        ...
+
+
+class GlooPair:
+    """Over gloo's TCP. A receive may be larger than what comes, so several can be under way."""
+
+    def __init__(self, store: Any, rank: int, host: str, silence_s: float) -> None:  # noqa: ANN401
+        """Meet the peer; both call it at the same time with different ranks.
+
+        Args:
+            store: A store of the pair alone.
+            rank: 0 or 1.
+            host: This side's address.
+            silence_s: A receive without anything for so long ends the pair.
+
+        Raises:
+            RuntimeError: The peer did not come.
+        """
+        options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the one way to name the interface
+        options._timeout = timedelta(seconds=silence_s)  # noqa: SLF001
+        options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
+        options._threads = 1  # noqa: SLF001
+        self._group, self._peer = dist.ProcessGroupGloo(store, rank, 2, options), 1 - rank
+
+    def send(self, buffer: torch.Tensor) -> Work:
+        """See `Pair`."""
+        work: Work = self._group.send([buffer], self._peer, 0)
+        return work
+
+    def recv(self, buffer: torch.Tensor) -> Work:
+        """See `Pair`."""
+        work: Work = self._group.recv([buffer], self._peer, 0)
+        return work
+
+
+PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {"gloo": GlooPair}
+"""(store, rank, host, silence) -> pair, by the transport's name."""
+
+
+class MeetingPoint:
+    """Where peers knock: a store on a socket that the worker bound, so that its address outlives this process."""
+
+    def __init__(self, listener: socket.socket) -> None:
+        """Serve on a bound socket, which is the store's from now on."""
+        host, port = listener.getsockname()[:2]
+        self.port: int = port
+        self._server = dist.TCPStore(
+            host, port, None, True, timedelta(seconds=MEETING_S), False, master_listen_fd=listener.detach()
+        )  # fmt: skip
+        self._client = self._server.clone()
+        self._met = 0
+
+    def next_knock(self) -> tuple[int, Any]:
+        """Wait until somebody knocks; returns the pair's number and its store."""
+        self._met += 1
+        self._client.wait([f"knock/{self._met}"], FOR_EVER)
+        self._client.delete_key(f"knock/{self._met}")
+        return self._met, dist.PrefixStore(f"pair/{self._met}", self._server.clone())
+
+
+def knock(address: str) -> tuple[int, Any]:
+    """Ask for a new pair at an address "host:port".
+
+    Returns:
+        Its number, counted by the accepting side, and its store.
+
+    Raises:
+        RuntimeError: Nobody is there.
+    """
+    host, _, port = address.rpartition(":")
+    store = dist.TCPStore(host, int(port), None, False, timedelta(seconds=MEETING_S), False)
+    number = store.add("knocks", 1)
+    store.set(f"knock/{number}", b"")
+    return number, dist.PrefixStore(f"pair/{number}", store)

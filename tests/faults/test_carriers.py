@@ -1,0 +1,67 @@
+"""The process that carries KV killed or stopped in mid-transfer: exact answers another way, and back afterwards."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+from support.house import House
+from support.models import TINY
+
+from core.config import EngineConfig, TransferConfig
+from core.session import Role
+from kv_transfer.receiver import Receiver
+from kv_transfer.transports import REST_S
+
+ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=32)
+PROMPTS = [[(7 * n + 3 * k) % 200 + 5 for k in range(100)] for n in range(4)]
+WISHES = {"temperature": 0.8, "seed": 5, "max_tokens": 12}
+
+
+async def ask_all(house):
+    replies = await asyncio.gather(*(house.ask(prompt, **WISHES) for prompt in PROMPTS))
+    assert [r.ended.error for r in replies] == [None] * len(PROMPTS)
+    return [r.tokens for r in replies], {r.ended.anatomy.kv_transport for r in replies}
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
+async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monkeypatch):
+    async with House(TINY, engine=ENGINE) as house:
+        expected, _ = await ask_all(house)
+    transfer = TransferConfig(frame_bytes=4096)
+    async with House(TINY, engine=ENGINE, transport="gloo+grpc", transfer=transfer) as house:
+        accept, hit = Receiver._accept, []
+
+        def accept_and_hit(receiver, frame):
+            accept(receiver, frame)
+            if not hit:
+                network = house.carried[role][0]
+                hit.append(network.client)
+                os.kill(network.client.pid, number)
+
+        monkeypatch.setattr(Receiver, "_accept", accept_and_hit)
+        # Prefix caches are empty, so every prompt travels; the first frame that arrives is the fault's moment.
+        async with asyncio.timeout(20):
+            assert (await ask_all(house))[0] == expected
+        assert hit, "no frame came, so nothing was proved"
+        assert hit[0].is_dead
+        assert any(unit.agent._network.num_fallen_back for unit in house.of_role(Role.DECODE))
+        assert await ask_again(house, expected) == {"grpc"}
+        network = house.carried[role][0]
+        async with asyncio.timeout(30):
+            while network.client is hit[0] or not network.client.is_ready:
+                await asyncio.sleep(0.05)
+        assert network.num_started == 2
+        await asyncio.sleep(REST_S)
+        assert await ask_again(house, expected) == {"gloo"}
+
+
+async def ask_again(house, expected):
+    """With empty caches, so that everything travels."""
+    for unit in house.units:
+        unit.pool.drop_cache()
+    tokens, transports = await ask_all(house)
+    assert tokens == expected
+    return transports
