@@ -24,9 +24,10 @@ from benchmarks.handover import make_model
 from benchmarks.record import save
 from core.config import EngineConfig
 from core.plan import SampleSpec, StepItem, StepPlan
+from core.segments import create_segment, map_segment
 from engine.model_spec import read_model
 from engine.rank_group import RankGroup
-from engine.shared_kv import SLOTS_AT, WORDS, common_bytes, create_segment, map_segment
+from engine.shared_kv import SLOTS_AT, WORDS, common_bytes
 
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
 BLOCKS, ROWS = 64, 512

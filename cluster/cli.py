@@ -86,6 +86,18 @@ def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> N
 
 
 @app.command()
+def doctor(
+    url: Url = "http://127.0.0.1:8000",
+    mib: Annotated[int, typer.Option(help="moved over each link", min=1, max=256)] = 16,
+    output: Output = "table",
+) -> None:
+    """Measure every link between prefill and decode: its transport, its speed, and when handing over pays."""
+    from cluster.doctor import run_doctor  # noqa: PLC0415
+
+    run_doctor(url, mib, as_json=output == "json")
+
+
+@app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="text to continue")],
     grpc_address: Annotated[str, typer.Option("--grpc", help="gRPC door of a router")] = "127.0.0.1:9000",
@@ -153,7 +165,7 @@ app.add_typer(bench, name="bench")
 
 @bench.command("transfer")
 def bench_transfer(
-    transport: Annotated[str, typer.Option(help="shm or grpc")] = "shm",
+    transport: Annotated[str, typer.Option(help="shm, grpc or gloo")] = "shm",
     mib: Annotated[int, typer.Option(help="size of one transfer", min=1, max=4096)] = 24,
     streams: Annotated[int, typer.Option(help="transfers at once", min=1, max=64)] = 1,
     turns: Annotated[int, typer.Option(help="alternating turns", min=1, max=100)] = 5,

@@ -27,6 +27,7 @@ from router.http_bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    MeasureBody,
     TokenizeBody,
     TokenizeChatBody,
 )
@@ -36,7 +37,7 @@ OUT = ROOT / "docs" / "reference.md"
 PROTO = ROOT / "protos" / "baton" / "v1" / "generation.proto"
 BODIES: tuple[tuple[str, type[BaseModel]], ...] = (
     ("POST /v1/chat/completions", ChatBody), ("POST /v1/completions", CompletionBody), ("POST /tokenize (text)", TokenizeBody),
-    ("POST /tokenize (conversation)", TokenizeChatBody), ("POST /detokenize", DetokenizeBody),
+    ("POST /tokenize (conversation)", TokenizeChatBody), ("POST /detokenize", DetokenizeBody), ("POST /links", MeasureBody),
 )  # fmt: skip
 HEAD = """# Reference
 

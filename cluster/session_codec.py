@@ -17,6 +17,8 @@ from core.session import (
     Credit,
     Hello,
     Load,
+    Meet,
+    Met,
     PhaseTimings,
     Progress,
     Role,
@@ -28,6 +30,7 @@ from core.session import (
     ToRouter,
     ToWorker,
     Wanted,
+    WayReport,
     Welcome,
     WorkerDescriptor,
 )
@@ -48,6 +51,8 @@ def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
             return pb.ToWorker(number=number, cancel=pb.Cancel(request_id=request_id, epoch=epoch))
         case Credit(request_id, epoch, limit):
             return pb.ToWorker(number=number, credit=pb.Credit(request_id=request_id, epoch=epoch, limit=limit))
+        case Meet(addresses, probe_bytes):
+            return pb.ToWorker(number=number, meet=pb.Meet(addresses=addresses, probe_bytes=probe_bytes))
         case RouterBeat():
             return pb.ToWorker(number=number, beat=pb.RouterBeat())
 
@@ -67,6 +72,8 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
             return Cancel(RequestId(wire.cancel.request_id), Epoch(wire.cancel.epoch))
         case "credit":
             return Credit(RequestId(wire.credit.request_id), Epoch(wire.credit.epoch), wire.credit.limit)
+        case "meet":
+            return Meet(tuple(wire.meet.addresses), wire.meet.probe_bytes)
         case "beat":
             return RouterBeat()
         case _:
@@ -139,6 +146,15 @@ def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
                 cached_blocks=load.cached_blocks, rank_pids=rank_pids, is_ready=is_ready,
             )  # fmt: skip
             return pb.ToRouter(number=number, progress=progress)
+        case Met(ways):
+            rows = [
+                pb.WayReport(
+                    address=w.address, transport=w.transport, round_trip_s=w.round_trip_s, gb_per_s=w.gb_per_s,
+                    error=w.error,
+                )
+                for w in ways
+            ]  # fmt: skip
+            return pb.ToRouter(number=number, met=pb.Met(ways=rows))
 
 
 def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
@@ -153,6 +169,9 @@ def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
             p = wire.progress
             load = Load(p.num_waiting, p.num_running, p.waiting_tokens, p.free_blocks, p.cached_blocks)
             return Progress(p.steps, p.layers_done, p.work_in_hand, load, tuple(p.rank_pids), p.is_ready)
+        case "met":
+            ways = wire.met.ways
+            return Met(tuple(WayReport(w.address, w.transport, w.round_trip_s, w.gb_per_s, w.error) for w in ways))
         case _:
             return None
 

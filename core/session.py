@@ -1,7 +1,7 @@
 """What a router and a worker say to each other on their one session stream.
 
-    router -> worker   Hello, Submit, Cancel, Credit, RouterBeat
-    worker -> router   Welcome, StepFrame, Progress
+    router -> worker   Hello, Submit, Cancel, Credit, Meet, RouterBeat
+    worker -> router   Welcome, StepFrame, Progress, Met
 
 Owns the messages as frozen values. Does not know how they are encoded. Called by `router`,
 `worker` and the adapters that carry them. Durations travel, instants never do.
@@ -109,6 +109,14 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class Meet:
+    """These peers may be named in Submits: open the ways to them now, and measure them with so many bytes."""
+
+    addresses: tuple[str, ...]
+    probe_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class RouterBeat:
     """Nothing to say; renews the leases of this router's requests."""
 
@@ -196,5 +204,23 @@ class Progress:
     is_ready: bool = True
 
 
-ToWorker = Hello | Submit | Cancel | Credit | RouterBeat
-ToRouter = Welcome | StepFrame | Progress
+@dataclass(frozen=True, slots=True)
+class WayReport:
+    """How KV would come from a peer: which transport, its round trip, its speed (0: not measured), or why not."""
+
+    address: str
+    transport: str = ""
+    round_trip_s: float = 0.0
+    gb_per_s: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Met:
+    """What a worker found when it met its peers."""
+
+    ways: tuple[WayReport, ...]
+
+
+ToWorker = Hello | Submit | Cancel | Credit | Meet | RouterBeat
+ToRouter = Welcome | StepFrame | Progress | Met

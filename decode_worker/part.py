@@ -18,7 +18,7 @@ from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import Clock
-from core.session import Task
+from core.session import Meet, Task, WayReport
 from core.types import Logprob
 from engine.sequence import Sequence, Status
 from kv_transfer.agent import TransferAgent
@@ -119,7 +119,16 @@ class DecodePart:
     def renew(self, attempts: list[Attempt]) -> None:
         """Leases are the sender's."""
 
+    def meet(self, message: Meet) -> None:
+        """KV comes from these peers."""
+        for address in message.addresses:
+            self._post(self.agent.meet, address, message.probe_bytes)
+
     # --- told by the agent (on the worker's loop) -----------------------------------------------------
+
+    def way_found(self, way: WayReport) -> None:
+        """A way to a peer was tried."""
+        self._worker.way_found(way)
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Reserve now, or wait in line for blocks."""

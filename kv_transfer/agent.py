@@ -19,9 +19,11 @@ from core.errors import InvariantViolation, KVTransferError, ServingError
 from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
+from core.session import WayReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import warm
+from kv_transfer.probing import answer, probe
 from kv_transfer.receiver import FetchOrder, Receiver, ReceiverHost, Reservation
 from kv_transfer.sender import Blocks, Offer, Sender, SenderHost
 from kv_transfer.transitions import Transition
@@ -30,6 +32,8 @@ T = TypeVar("T")
 TOMBSTONE_S = 10.0
 BEAT_S = 0.5
 MAX_PARKED = 256
+MAX_MEETINGS = 512
+MEETING_S = 5.0
 
 
 class TransferAgent:
@@ -43,6 +47,7 @@ class TransferAgent:
         layout: KVLayout,
         config: TransferConfig,
         generation_of: Callable[[int], int],
+        now_s: Callable[[], float] | None = None,
     ) -> None:
         """Keep the collaborators; `listen` starts it.
 
@@ -53,9 +58,13 @@ class TransferAgent:
             layout: What a block looks like.
             config: Sizes and times.
             generation_of: Current generation of a block, to fence late writes.
+            now_s: A finer clock than the loop's, for measuring; None: the loop's.
         """
         self._network, self._host, self._kv, self._layout = network, host, kv, layout
         self._config, self._generation_of = config, generation_of
+        self._now_s = now_s or (lambda: asyncio.get_running_loop().time())
+        self._meeting: asyncio.Semaphore = asyncio.Semaphore()
+        self._num_meetings = 0
         self._senders: dict[TransferId, Sender] = {}
         self._receivers: dict[TransferId, Receiver] = {}
         self._tombstones: dict[TransferId, float] = {}
@@ -185,6 +194,9 @@ class TransferAgent:
         try:
             async with asyncio.timeout(self._config.open_timeout_s):
                 number, opened = frames.decode(await stream.recv())
+            if isinstance(opened, frames.Probe):
+                await answer(stream, opened, self._config.frame_bytes)
+                return
             if number or not isinstance(opened, frames.Open):
                 raise KVTransferError(f"a fetch stream began with {type(opened).__name__}")
             sender = await self._find_offer(opened)
@@ -243,6 +255,22 @@ class TransferAgent:
         self._note(Transition.RECEIVER_FETCHING)
         self._receivers[order.transfer_id] = receiver
         self._own(self._receive(receiver))
+
+    def meet(self, address: str, probe_bytes: int) -> None:
+        """Try the way to a peer; the host hears `way_found`. More than a few hundred at once are not tried."""
+        if self._num_meetings < MAX_MEETINGS:
+            self._own(self._meet(address, probe_bytes))
+
+    async def _meet(self, address: str, probe_bytes: int) -> None:
+        self._num_meetings += 1
+        try:
+            async with self._meeting, asyncio.timeout(MEETING_S):  # one by one, or they would measure one another
+                way = await probe(self._network, address, probe_bytes, self._config.frame_bytes, self._now_s)
+        except TimeoutError:
+            way = WayReport(address, error=f"no answer within {MEETING_S:g} s")
+        finally:
+            self._num_meetings -= 1
+        self._receiver_host.way_found(way)
 
     async def _receive(self, receiver: Receiver) -> None:
         try:

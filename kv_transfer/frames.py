@@ -5,7 +5,7 @@ little-endian struct. A peer's numbers are never trusted: lengths and ranges are
 anything is copied. Does not know streams or transfers' states. Called by `kv_transfer.sender` and
 `kv_transfer.receiver`.
 
-    receiver ──▶ sender   Open, Reserved, Refused, Resend, Ack, Beat
+    receiver ──▶ sender   Open, Reserved, Refused, Resend, Ack, Beat; or Probe alone
     sender ──▶ receiver   Starting, Frame, Commit, Restart, Finished, Failed, NotFound, Beat
 """
 
@@ -41,6 +41,7 @@ _COMMIT = struct.Struct("<BHIIH")
 _TOKEN = struct.Struct("<HBidH")  # choice, is final, token, logprob, top entries
 _TOP = struct.Struct("<id")
 _SUB = struct.Struct("<BH")
+_PROBE = struct.Struct("<BQ")
 _SEED = struct.Struct(f"<{TRANSFER_ID_BYTES}sH")
 
 
@@ -125,6 +126,13 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Instead of Open: the peer only wants to know the way, and moves so many empty bytes over it."""
+
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ack:
     """Verified and attached: the sender's blocks may go."""
 
@@ -145,8 +153,9 @@ class Beat:
 
 
 Message = (
-    Open | Starting | Reserved | Refused | Frame | Resend | Commit | Restart | Failed | Ack | Finished | NotFound | Beat
-)
+    Open | Starting | Reserved | Refused | Frame | Resend | Commit | Restart | Failed | Ack | Finished | NotFound
+    | Beat | Probe
+)  # fmt: skip
 _EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {
     8: Ack,
     10: Finished,
@@ -206,6 +215,8 @@ def _encode(message: Message) -> bytes:
             return _STARTING.pack(2, sub_attempt, num_tokens, num_shards, block_size)
         case Reserved(sub_attempt, have_tokens):
             return _RESERVED.pack(3, sub_attempt, have_tokens)
+        case Probe(num_bytes):
+            return _PROBE.pack(15, num_bytes)
         case Refused(text):
             return b"\x04" + text.encode()
         case Resend(sub_attempt, parts):
@@ -274,6 +285,8 @@ def _decode(data: bytes) -> Message:
             return Starting(*_STARTING.unpack(data)[1:])
         case 3:
             return Reserved(*_RESERVED.unpack(data)[1:])
+        case 15:
+            return Probe(*_PROBE.unpack(data)[1:])
         case 4:
             return Refused(data[1:].decode())
         case 6:

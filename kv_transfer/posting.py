@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from core.errors import ServingError
 from core.ids import TransferId
+from core.session import WayReport
 from core.types import Logprob
 from kv_transfer.receiver import Arrival, ReceiverHost
 from kv_transfer.sender import SenderHost
@@ -68,3 +69,7 @@ class PostedReceiverHost:
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """See `ReceiverHost`."""
         self._post(self._host.transfer_closed, transfer_id)
+
+    def way_found(self, way: WayReport) -> None:
+        """See `ReceiverHost`."""
+        self._post(self._host.way_found, way)

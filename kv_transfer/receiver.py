@@ -22,6 +22,7 @@ from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.numbered import Arrivals
 from core.ports import KVBytes, MappedStream, MessageStream, Network, StreamClosed
+from core.session import WayReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
@@ -63,6 +64,10 @@ class ReceiverHost(Protocol):
 
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """Nothing will be written into the reserved blocks any more."""
+        ...
+
+    def way_found(self, way: WayReport) -> None:
+        """A way to a peer was tried, as `TransferAgent.meet` was asked to."""
         ...
 
 

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from core.config import TransferConfig
-from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, ServingError, to_wire
+from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, PoolExhausted, ServingError, to_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.numbered import Arrivals
@@ -105,6 +105,7 @@ class Sender:
         self._control: deque[frames.Message] = deque()
         self._arrivals = Arrivals()
         self._num_sent = 0
+        self._is_mapped = False
         self._num_resends = 0
         self._wake = asyncio.Event()
 
@@ -200,7 +201,7 @@ class Sender:
             self._host.transfer_lost(self.offer.transfer_id, error)
             self._close()
             return
-        self._stream = stream
+        self._stream, self._is_mapped = stream, isinstance(stream, MappedStream)
         self._note(Transition.SENDER_OPENED)
         if self._starting is not None:
             self._say(replace(self._starting, sub_attempt=self._sub_attempt))
@@ -213,8 +214,9 @@ class Sender:
             self._lost(KVTransferError("the decode worker's fetch stream was lost"))
         except* TimeoutError:
             self._lost(KVTransferError(f"the decode worker's fetch stream was silent for {self._silence_s:g} s"))
-        except* KVTransferError as group:
-            self._lost(KVTransferError(str(group.exceptions[0])))
+        except* ServingError as group:
+            first = group.exceptions[0]
+            self._lost(first if isinstance(first, ServingError) else KVTransferError(str(first)))
         finally:
             if not self.is_closed:
                 self._close()
@@ -258,7 +260,7 @@ class Sender:
                     self._partnered(sub_attempt, have_tokens)
                 case frames.Refused(text):
                     self._note(Transition.SENDER_REFUSED)
-                    raise KVTransferError(f"the decode worker refused the transfer: {text}")
+                    raise PoolExhausted(f"the decode worker refused the transfer: {text}")
                 case frames.Resend(sub_attempt, parts):
                     self._resend(sub_attempt, parts)
                 case frames.Ack():
@@ -311,7 +313,7 @@ class Sender:
                 if self._control:
                     continue  # a Restart goes before the first frame of its sub-attempt
                 if self._num_waiting and self._pool is not None:
-                    await stream.send(self._build_frame(self._pool, is_mapped=isinstance(stream, MappedStream)))
+                    await stream.send(self._build_frame(self._pool))
                 continue
             if self._commit is not None:
                 commit, self._commit = self._commit, None
@@ -346,11 +348,11 @@ class Sender:
         is_full = self._pool is not None and self._num_waiting * self._pool.part_bytes >= self._frame_bytes
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
-    def _build_frame(self, pool: PoolParts, *, is_mapped: bool) -> bytes:
+    def _build_frame(self, pool: PoolParts) -> bytes:
         """Copy up to a frame of parts out of the pool, or only say where they lie if the receiver can read there."""
-        frame_bytes = self._frame_bytes * (MAPPED_FRAMES if is_mapped else 1)
+        frame_bytes = self._frame_bytes * (MAPPED_FRAMES if self._is_mapped else 1)
         entries = self._next_entries(max(1, frame_bytes // pool.part_bytes))
-        payload, tallies = (None, pool.tally(entries)) if is_mapped else pool.gather(entries)
+        payload, tallies = (None, pool.tally(entries)) if self._is_mapped else pool.gather(entries)
         checksums = frames.bound_checksums(self.offer.transfer_id, self._sub_attempt, entries, tallies)
         entries["checksum"] = checksums
         self._checksums[entries["layer"], entries["shard"], entries["block"]] = checksums

@@ -17,7 +17,7 @@ from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import Clock
-from core.session import Task
+from core.session import Meet, Task
 from core.types import Logprob
 from engine.sequence import Handover, Sequence, Status
 from kv_transfer.agent import TransferAgent
@@ -132,6 +132,9 @@ class PrefillPart:
 
     def before_plan(self) -> None:
         """Nothing waits for blocks here: the scheduler's own queue does."""
+
+    def meet(self, message: Meet) -> None:
+        """KV leaves this worker; whoever wants it dials."""
 
     def renew(self, attempts: list[Attempt]) -> None:
         """The owning router is alive: leases go on."""

@@ -35,6 +35,12 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: StrictBool = Field(False, description="the usage so far in every chunk")
 
 
+class MeasureBody(Body):
+    """`POST /links`: measure every way KV can take."""
+
+    mib: StrictInt = Field(16, ge=1, le=256, description="moved over each way (MiB)")
+
+
 class SamplingBody(Body):
     """Fields that both completion endpoints share; absent means the model's default."""
 

@@ -1,8 +1,8 @@
 """The router's end of its sessions, one link per live worker.
 
-Owns connecting, the reconnect within 2 s, the beat, the hung-worker watch and the routing of
-frames to attempts. Does not know requests' stories. Called by the orchestrator (subscribe, send)
-and by membership changes (`follow`).
+Owns connecting, the reconnect within 2 s, the beat, the hung-worker watch, the routing of frames to
+attempts, and making workers known to one another before a request needs both. Does not know requests'
+stories. Called by the orchestrator (subscribe, send) and by membership changes (`follow`).
 
     DIALLING ─Welcome─▶ LIVE ─stream lost─▶ RECONNECTING ─Welcome─▶ LIVE
                           │ hung 3 s            │ 2 s                  (what was unsent comes again)
@@ -26,13 +26,17 @@ from core.session import (
     Credit,
     Hello,
     Load,
+    Meet,
+    Met,
     Progress,
+    Role,
     RouterBeat,
     StepFrame,
     Submit,
     TokenDelta,
     ToWorker,
     Wanted,
+    WayReport,
     Welcome,
     WorkerDescriptor,
 )
@@ -46,6 +50,7 @@ RETRY_S = 0.1
 MAX_REFUSED = 2
 REDIAL_S = 1.0
 MAX_OUTGOING = 4096
+MEASURE_S = 15.0
 
 
 class LinkState(Enum):
@@ -88,6 +93,10 @@ class WorkerLink:
         self.rank_pids = descriptor.rank_pids
         self.is_ready = True
         self.pending: dict[RequestId, int] = {}
+        self.ways: dict[str, WayReport] = {}
+        """How KV comes to this worker, by the address of who sends it."""
+        self._introduced: set[str] = set()
+        self._measured: dict[str, asyncio.Future[WayReport]] = {}
         self.num_reconnects = 0
         self.num_stale = 0
         self.on_state: Callable[[], None] = lambda: None
@@ -123,6 +132,34 @@ class WorkerLink:
         if self.state is LinkState.LOST or len(self._outgoing) >= MAX_OUTGOING:
             raise WorkerLost(f"worker {self.descriptor.worker_id} is {self.state.name.lower()}")
         self._push(message)
+
+    def introduce(self, addresses: list[str]) -> None:
+        """Let the worker open the ways to peers it has not heard of, and forget those that are gone."""
+        fresh = [address for address in addresses if address not in self._introduced]
+        self._introduced = set(addresses)
+        self.ways = {address: way for address, way in self.ways.items() if address in self._introduced}
+        if fresh:
+            self._push(Meet(tuple(fresh)))
+
+    async def measure(self, address: str, probe_bytes: int) -> WayReport:
+        """Let the worker measure the way from a peer; one at a time.
+
+        Raises:
+            TimeoutError: It did not answer.
+        """
+        found: asyncio.Future[WayReport] = asyncio.get_running_loop().create_future()
+        self._measured[address] = found
+        self._push(Meet((address,), probe_bytes))
+        async with asyncio.timeout(MEASURE_S):
+            return await found
+
+    def _note_ways(self, ways: tuple[WayReport, ...]) -> None:
+        for way in ways:
+            if way.gb_per_s or way.error or way.address not in self.ways:
+                self.ways[way.address] = way  # what was only opened again says less than what was measured
+            found = self._measured.get(way.address)
+            if found is not None and not found.done() and (way.gb_per_s or way.error):
+                found.set_result(way)
 
     def _push(self, message: ToWorker) -> None:
         self._outgoing.append(message)
@@ -222,6 +259,8 @@ class WorkerLink:
                     self._dispatch(message)
                 case Progress():
                     self._note_progress(message)
+                case Met(ways):
+                    self._note_ways(ways)
                 case _:
                     pass  # a message of a newer version
 
@@ -325,9 +364,41 @@ class Links:
             self._note_change()
 
     def _note_change(self) -> None:
+        self._introduce()
         self.changed.set()
         self.changed = asyncio.Event()
         self.on_change()
+
+    def _introduce(self) -> None:
+        """No request is the first to meet a pair: connections, mappings and groups are made when a worker joins."""
+        live = [link for link in self._links.values() if link.state is LinkState.LIVE]
+        senders = [link.descriptor.transfer_address for link in live if link.descriptor.role is Role.PREFILL]
+        for link in live:
+            if link.descriptor.role is Role.DECODE:
+                link.introduce(senders)
+
+    async def measure(self, probe_bytes: int) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
+        """Measure every way from a live prefill worker to a live decode worker, one after the other.
+
+        Args:
+            probe_bytes: Moved over each.
+
+        Returns:
+            Sender, receiver and what was found.
+        """
+        found = []
+        live = [link for link in self._links.values() if link.state is LinkState.LIVE]
+        senders = [link.descriptor for link in live if link.descriptor.role is Role.PREFILL]
+        for link in live:
+            if link.descriptor.role is not Role.DECODE:
+                continue
+            for sender in senders:
+                try:
+                    way = await link.measure(sender.transfer_address, probe_bytes)
+                except TimeoutError:
+                    way = WayReport(sender.transfer_address, error=f"no answer within {MEASURE_S:g} s")
+                found.append((sender, link.descriptor, way))
+        return found
 
     def get(self, descriptor: WorkerDescriptor) -> WorkerLink:
         """Find the link of a placed worker.

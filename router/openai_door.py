@@ -26,6 +26,7 @@ from router.http_bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    MeasureBody,
     SamplingBody,
     TokenizeBody,
     TokenizeChatBody,
@@ -253,6 +254,15 @@ class Door:
         """Every worker this router knows."""
         return {"replicas": self.service.replicas()}
 
+    async def links(self) -> dict[str, Any]:
+        """How KV goes between workers."""
+        return {"links": self.service.ways()}
+
+    async def measure_links(self, request: Request) -> Response:
+        """`POST /links`: move some MiB over every way and say how fast it was."""
+        body, headers = await self.body(MeasureBody, request)
+        return JSONResponse({"links": await self.service.measure_ways(body.mib)}, headers=headers)
+
 
 def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
     """Show bodies in `/docs`; they are read by hand, so that errors are OpenAI's."""
@@ -313,12 +323,14 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
         ("/v1/completions", door.completions, _schema(CompletionBody)),
         ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody)),
         ("/detokenize", door.detokenize, _schema(DetokenizeBody)),
+        ("/links", door.measure_links, _schema(MeasureBody)),
     ):
         app.post(path, openapi_extra=schema, response_model=None)(endpoint)
     for path, reader in (
         ("/v1/models", door.models), ("/v1/models/{model_id:path}", door.model), ("/health", door.health),
         ("/ping", door.health), ("/ready", door.ready), ("/load", door.load), ("/metrics", door.metrics),
         ("/version", door.show_version), ("/replicas", door.replicas),
+        ("/links", door.links),
     ):  # fmt: skip
         app.get(path, response_model=None)(reader)
     app.add_middleware(Guard, keyring=service.keyring)

@@ -6,6 +6,7 @@ Owns the composition of the router's parts into one service. Does not know HTTP 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from core.config import RouterConfig
 from core.errors import InvalidRequest
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
-from core.session import Role
+from core.session import Role, WayReport, WorkerDescriptor
 from core.types import ChatPrompt, GenerateRequest, RequestEnded
 from router.admission import CANARY_TIER, Admission
 from router.canary import Canary
@@ -60,6 +61,7 @@ class GenerationService:
         )
         self._canary = Canary(model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross)
         self.keyring = keyring
+        self._measuring = asyncio.Lock()
         self._clock, self._started_at = clock, clock.now_s()
         self._log = RequestLog() if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
@@ -186,6 +188,21 @@ class GenerationService:
             for d in [link.descriptor]
         ]  # fmt: skip
 
+    def ways(self) -> list[dict[str, Any]]:
+        """Describe how KV goes between workers, as found when they met or were measured last."""
+        senders = {x.descriptor.transfer_address: x.descriptor for x in self._links.all()}
+        return [
+            _way(senders[address], link.descriptor, way)
+            for link in self._links.all()
+            for address, way in link.ways.items()
+            if address in senders
+        ]
+
+    async def measure_ways(self, mib: int) -> list[dict[str, Any]]:
+        """Move some MiB over every way and describe it; whoever asks meanwhile waits for his turn."""
+        async with self._measuring:
+            return [_way(*found) for found in await self._links.measure(mib << 20)]
+
     def uptime_s(self) -> float:
         """Seconds since this router was made."""
         return self._clock.now_s() - self._started_at
@@ -214,3 +231,11 @@ class GenerationService:
         self.telemetry.close()
         if self._log is not None:
             self._log.close()
+
+
+def _way(sender: WorkerDescriptor, receiver: WorkerDescriptor, way: WayReport) -> dict[str, Any]:
+    return {
+        "prefill": sender.worker_id, "decode": receiver.worker_id, "transport": way.transport,
+        "round_trip_ms": round(way.round_trip_s * 1000, 3), "gb_per_s": round(way.gb_per_s, 3) or None,
+        "error": way.error or None,
+    }  # fmt: skip

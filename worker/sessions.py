@@ -21,6 +21,8 @@ from core.session import (
     Cancel,
     Credit,
     Hello,
+    Meet,
+    Met,
     PhaseTimings,
     Progress,
     StepFrame,
@@ -28,6 +30,7 @@ from core.session import (
     Task,
     TokenDelta,
     Wanted,
+    WayReport,
     Welcome,
     WorkerDescriptor,
 )
@@ -51,6 +54,10 @@ class SessionHost(Protocol):
 
     def credit(self, message: Credit) -> None:
         """More positions may be computed."""
+        ...
+
+    def meet(self, message: Meet) -> None:
+        """Open the ways to peers."""
         ...
 
     def router_alive(self, router_id: RouterId) -> None:
@@ -77,6 +84,7 @@ class RouterSession:
         self.lost_at: float | None = None
         self.heard_at = 0.0
         self.unknown: list[AttemptEnded] = []
+        self.ways: dict[str, WayReport] = {}
         self.dirty: dict[RequestId, None] = {}
         self.wake = asyncio.Event()
 
@@ -115,6 +123,12 @@ class SessionServer:
     async def listen(self) -> str:
         """Serve sessions; returns the address to publish."""
         return await self._network.listen(self._serve)
+
+    def tell_way(self, way: WayReport) -> None:
+        """Every router may know how a way to a peer was found."""
+        for session in self._sessions.values():
+            session.ways[way.address] = way
+            session.wake.set()
 
     def tell(self) -> None:
         """Something in `progress` changed that routers should know before the next beat."""
@@ -189,6 +203,8 @@ class SessionServer:
                     self._host.cancel(request_id, epoch)
                 case Credit():
                     self._host.credit(message)
+                case Meet():
+                    self._host.meet(message)
                 case _:
                     pass  # a beat, or a message of a newer version
 
@@ -198,10 +214,13 @@ class SessionServer:
             if session.stream is not stream:
                 raise StreamClosed("a newer stream took over")  # what is unsent is its to send
             frame = session.build_frame(self._step_id())
-            if frame is None:
-                await session.wake.wait()
-            else:
+            if frame is not None:
                 await stream.send(frame)
+            elif session.ways:
+                ways, session.ways = session.ways, {}
+                await stream.send(Met(tuple(ways.values())))
+            else:
+                await session.wake.wait()
 
     async def _beat(self, stream: MessageStream) -> None:
         while True:

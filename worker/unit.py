@@ -86,8 +86,9 @@ class WorkerUnit:
             self.worker, parts.layout, parts.clock, agent_loop.call_soon_threadsafe, loop.call_soon_threadsafe
         )
         self.agent = TransferAgent(
-            parts.transfer_network, role.host, parts.kv, parts.layout, parts.transfer, self.pool.generation
-        )
+            parts.transfer_network, role.host, parts.kv, parts.layout, parts.transfer, self.pool.generation,
+            parts.clock.now_s,
+        )  # fmt: skip
         role.use_agent(self.agent, (self.descriptor.worker_id, self.descriptor.incarnation))
         self.worker.use_part(role.part)
         self._num_live = role.num_live

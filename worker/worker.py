@@ -20,7 +20,18 @@ from core.errors import Draining, InvalidRequest, InvariantViolation, ServingErr
 from core.ids import Epoch, RequestId, RouterId
 from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.ports import Clock, Network, Runner
-from core.session import AttemptEnded, Credit, Load, PhaseTimings, Progress, Submit, Task, WorkerDescriptor
+from core.session import (
+    AttemptEnded,
+    Credit,
+    Load,
+    Meet,
+    PhaseTimings,
+    Progress,
+    Submit,
+    Task,
+    WayReport,
+    WorkerDescriptor,
+)
 from core.trace import NoTracing, Tracing
 from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.scheduler import Scheduler
@@ -60,6 +71,10 @@ class RolePart(Protocol):
 
     def renew(self, attempts: list[Attempt]) -> None:
         """The owning router is alive."""
+        ...
+
+    def meet(self, message: Meet) -> None:
+        """Open the ways to peers that may send KV here; each is reported by `Worker.way_found`."""
         ...
 
 
@@ -252,6 +267,15 @@ class Worker:
         for sequence in attempt.sequences:
             sequence.credit = max(sequence.credit, message.limit)
         self._loop.wake()
+
+    def meet(self, message: Meet) -> None:
+        """Open the ways to peers."""
+        if self._part is not None:
+            self._part.meet(message)
+
+    def way_found(self, way: WayReport) -> None:
+        """A way to a peer was tried."""
+        self._sessions.tell_way(way)
 
     def router_alive(self, router_id: RouterId) -> None:
         """Renew the leases of this router's transfers."""

@@ -17,7 +17,7 @@ MESSAGES = [
     frames.Open(b"t" * 16, "decode-1", 2**62, "abcd", 2, 16), frames.Starting(1, 150, 2, 16), frames.Reserved(0, 48),
     frames.Refused("no room"), frames.Resend(1, ((0, 0, 1), (3, 1, 2))),
     frames.Commit(2, 40, 0xFFFFFFFF, {0: Logprob(5, -0.5, ((5, -0.5), (7, -1.0))), 1: Logprob(9, 0.0)}, frozenset({1})),
-    frames.Restart(4), frames.Failed("LeaseExpired", "gave up"), frames.Ack(), frames.Finished(), frames.NotFound(), frames.Beat(),
+    frames.Restart(4), frames.Failed("LeaseExpired", "gave up"), frames.Ack(), frames.Finished(), frames.NotFound(), frames.Beat(), frames.Probe(1 << 40),
 ]  # fmt: skip
 
 

@@ -7,32 +7,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("number", "hello", "submit", "cancel", "credit", "beat")
+    __slots__ = ("number", "hello", "submit", "cancel", "credit", "beat", "meet")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     BEAT_FIELD_NUMBER: _ClassVar[int]
+    MEET_FIELD_NUMBER: _ClassVar[int]
     number: int
     hello: Hello
     submit: Submit
     cancel: Cancel
     credit: Credit
     beat: RouterBeat
-    def __init__(self, number: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., beat: _Optional[_Union[RouterBeat, _Mapping]] = ...) -> None: ...
+    meet: Meet
+    def __init__(self, number: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., beat: _Optional[_Union[RouterBeat, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ...) -> None: ...
 
 class ToRouter(_message.Message):
-    __slots__ = ("number", "welcome", "frame", "progress")
+    __slots__ = ("number", "welcome", "frame", "progress", "met")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MET_FIELD_NUMBER: _ClassVar[int]
     number: int
     welcome: Welcome
     frame: StepFrame
     progress: Progress
-    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., frame: _Optional[_Union[StepFrame, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ...) -> None: ...
+    met: Met
+    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., frame: _Optional[_Union[StepFrame, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., met: _Optional[_Union[Met, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("router_id", "wanted")
@@ -170,9 +174,37 @@ class Credit(_message.Message):
     limit: int
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
 
+class Meet(_message.Message):
+    __slots__ = ("addresses", "probe_bytes")
+    ADDRESSES_FIELD_NUMBER: _ClassVar[int]
+    PROBE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    addresses: _containers.RepeatedScalarFieldContainer[str]
+    probe_bytes: int
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., probe_bytes: _Optional[int] = ...) -> None: ...
+
 class RouterBeat(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class WayReport(_message.Message):
+    __slots__ = ("address", "transport", "round_trip_s", "gb_per_s", "error")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TRANSPORT_FIELD_NUMBER: _ClassVar[int]
+    ROUND_TRIP_S_FIELD_NUMBER: _ClassVar[int]
+    GB_PER_S_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    transport: str
+    round_trip_s: float
+    gb_per_s: float
+    error: str
+    def __init__(self, address: _Optional[str] = ..., transport: _Optional[str] = ..., round_trip_s: _Optional[float] = ..., gb_per_s: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
+
+class Met(_message.Message):
+    __slots__ = ("ways",)
+    WAYS_FIELD_NUMBER: _ClassVar[int]
+    ways: _containers.RepeatedCompositeFieldContainer[WayReport]
+    def __init__(self, ways: _Optional[_Iterable[_Union[WayReport, _Mapping]]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("descriptor",)
