@@ -49,13 +49,15 @@ class EngineConfig(Node):
     num_blocks: int = Field(512, ge=2, description="blocks in a worker's KV pool")
     max_step_tokens: int = Field(512, ge=1, description="token budget of one step")
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
-    attention: Literal["cpu", "dense"] = Field("cpu", description="attention backend")
+    attention: Literal["auto", "cpu", "gathered", "dense"] = Field(
+        "auto", description="attention backend; auto: cpu on CPU, gathered on CUDA; dense is the oracle"
+    )
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="ranks that share one model")
     collectives: Literal["shm", "gloo"] = Field(
         "shm", description="how ranks on CPU add up their parts; shm falls back to gloo where it is not possible"
     )
     threads: int = Field(1, ge=1, le=256, description="torch threads per rank")
-    device: Literal["cpu"] = Field("cpu", description="torch device of the rank; others are not built yet")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="torch device of the ranks")
     is_prefix_cache_on: bool = Field(default=True, description="share full blocks between requests of one scope")
 
 
@@ -88,7 +90,7 @@ class PlacementConfig(Node):
 class TransferConfig(Node):
     """The hand-over of KV."""
 
-    transports: tuple[Literal["shm", "grpc"], ...] = Field(
+    transports: tuple[Literal["shm", "grpc", "gloo"], ...] = Field(
         ("shm", "grpc"), min_length=1, description="ways for KV, best first; a pair takes the first it has in common"
     )
     frame_bytes: int = Field(1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size")

@@ -65,12 +65,16 @@ class StepItem:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. `copies` (source, destination block) are done first. Empty plans are not executed."""
+    """One step. Empty plans are not executed.
+
+    `arrived` blocks were written by a transfer since the last one; then `copies` (source, destination block) are done.
+    """
 
     step_id: int
     items: tuple[StepItem, ...]
     copies: tuple[tuple[int, int], ...] = ()
     report_layers: bool = False
+    arrived: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:

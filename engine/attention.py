@@ -233,6 +233,3 @@ def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, o
                 for g in range(group):
                     for d in range(head_size):
                         out[t, h * group + g, d] /= state[t, g, 1]
-
-
-BACKENDS: dict[str, AttentionBackend] = {"dense": dense_attention, "cpu": cpu_attention}

@@ -83,19 +83,24 @@ class Alone:
 
 
 class DistributedGroup:
-    """A group over one `torch.distributed` process group of gloo."""
+    """A group over one `torch.distributed` process group, of gloo or of NCCL."""
 
     def __init__(self, group: Any, rank: int, size: int) -> None:  # noqa: ANN401
         """Take a group that is joined already."""
         self._group, self.rank, self.size = group, rank, size
 
     @classmethod
-    def join(cls, meeting_point: Path, rank: int, size: int) -> DistributedGroup:
+    def join(cls, meeting_point: Path, rank: int, size: int, *, is_cuda: bool = False) -> DistributedGroup:
         """Meet the other ranks through a file of theirs; returns when all are there.
 
-        No global group is made, so a process may be in several and leave without a word.
+        No global group is made, so a process may be in several and leave without a word. Over NCCL an operation is
+        only queued when it returns; a rank that waits for one that never ends is ended by its worker.
         """
         store = dist.FileStore(str(meeting_point), size)
+        if is_cuda:
+            nccl = dist.ProcessGroupNCCL.Options()
+            nccl._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
+            return cls(dist.ProcessGroupNCCL(store, rank, size, nccl), rank, size)
         options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to name a device
         options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
         options._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001

@@ -21,14 +21,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine import cpu_ops
-from engine.attention import BACKENDS, AttentionInputs, AttentionRules, attend_rows
+from engine.attention import (
+    AttentionBackend,
+    AttentionInputs,
+    AttentionRules,
+    attend_rows,
+    cpu_attention,
+    dense_attention,
+)
 from engine.collectives import Alone, Collectives
+from engine.device_attention import gathered_attention
 from engine.families import Rope
 from engine.mlp import GatedMlp, GetWeight, Mlp, SparseMlp
 from engine.model_spec import ModelSpec
 from engine.sharding import Shard
 from engine.weights import DTYPES, Linear, Norm, load_tensors, padded_rows
 
+BACKENDS: dict[str, AttentionBackend] = {
+    "dense": dense_attention, "cpu": cpu_attention, "gathered": gathered_attention,
+}  # fmt: skip
 Attend = Callable[["Layer", Tensor, Tensor], Tensor]
 """(layer, QKV [T, (H + 2K) D], the layer's pool) to the attention's output [T, H D]; K and V are written."""
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from core.errors import ModelLoadError
 from core.lifeline import hang_on
+from core.segments import map_segment
 from engine.rank_wire import PREFIX, pack, plan_from_wire, result_to_wire, unpack
-from engine.shared_kv import PULSE, SLOTS_AT, WORDS, map_segment
+from engine.shared_kv import PULSE, SLOTS_AT, WORDS
 
 
 class Pipe:
@@ -71,28 +72,42 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     from engine.sharding import Shard  # noqa: PLC0415
 
     torch.set_num_threads(order["threads"])
-    rank, size, device = order["rank"], order["size"], torch.device(order["device"])
+    rank, size = order["rank"], order["size"]
+    device = _device(order["device"], rank)
     spec = read_model(Path(order["folder"]), order["dtype"], order["max_model_len"])
     layout = spec.layout(order["block_size_tokens"], size)
     memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
     model = Model(Shard(spec, rank, size), device, order["attention"])
     if size > 1:
         model.ranks = _join(order, common)
-    runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"])
+    runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"], hands_out=order["hands_out"])
     # One step in block 0 compiles the kernels before the first request needs them.
-    runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False]), lambda step_id, layer: None)
+    runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False, []]), lambda step_id, layer: None)
     return runner
 
 
+def _device(kind: str, rank: int) -> Any:  # noqa: ANN401
+    """This rank's device: the launcher shows a rank its own GPUs, or all of a host's, in the order of ranks."""
+    import torch  # noqa: PLC0415
+
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelLoadError("engine.device is cuda, but torch finds no CUDA device; install a CUDA build or use cpu")
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
 def _join(order: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
-    """Meet the other ranks: in shared memory where that is possible, else over gloo."""
+    """Meet the other ranks: on GPUs over NCCL, else in shared memory where that is possible, else over gloo."""
     from engine.collectives import DistributedGroup  # noqa: PLC0415
     from engine.shared_group import SharedGroup  # noqa: PLC0415
 
     rank, size = order["rank"], order["size"]
     if order["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
-    return DistributedGroup.join(Path(order["meeting_point"]), rank, size)
+    return DistributedGroup.join(Path(order["meeting_point"]), rank, size, is_cuda=order["device"] == "cuda")
 
 
 def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noqa: ANN401

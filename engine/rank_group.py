@@ -28,13 +28,14 @@ from pathlib import Path
 from typing import Protocol
 
 from core.config import EngineConfig
-from core.errors import ModelLoadError, WorkerDied, WorkerLost
+from core.errors import ConfigError, ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
+from core.segments import create_segment, map_segment
 from engine.model_spec import ModelSpec
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, plan_to_wire, result_from_wire, unpack
 from engine.sharding import check_split
-from engine.shared_kv import PULSE, SharedKV, can_share_sums, common_bytes, create_segment, map_segment
+from engine.shared_kv import PULSE, SharedKV, can_share_sums, common_bytes
 
 START_TIMEOUT_S = 120.0
 KILL_TIMEOUT_S = 5.0
@@ -100,13 +101,16 @@ class _Rank:
 class RankGroup:
     """The ranks of one worker, their pipes and their KV segments."""
 
-    def __init__(self, spec: ModelSpec, engine: EngineConfig, launch: Launch = launch_child) -> None:
+    def __init__(
+        self, spec: ModelSpec, engine: EngineConfig, launch: Launch = launch_child, *, hands_out: bool = True
+    ) -> None:
         """Nothing is started yet.
 
         Args:
             spec: The model.
             engine: Sizes of the pool and of the group.
             launch: Starts one rank process.
+            hands_out: Whether others fetch KV computed here, so that a device has to copy it out.
 
         Raises:
             ModelLoadError: The model cannot be split over this many ranks.
@@ -131,7 +135,8 @@ class RankGroup:
             "block_size_tokens": engine.block_size_tokens,
             "num_blocks": engine.num_blocks,
             "threads": engine.threads,
-            "attention": engine.attention,
+            "attention": _attention(engine),
+            "hands_out": hands_out,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
             "shares_sums": engine.collectives == "shm" and engine.device == "cpu" and can_share_sums(),
@@ -289,3 +294,11 @@ async def _result(rank: _Rank, on_layer: OnLayer) -> StepResult:
             on_layer(message[1], message[2])  # type: ignore[arg-type]
         else:
             return result_from_wire(message[1])  # type: ignore[arg-type]
+
+
+def _attention(engine: EngineConfig) -> str:
+    if engine.attention == "auto":
+        return "cpu" if engine.device == "cpu" else "gathered"
+    if engine.attention == "cpu" and engine.device != "cpu":
+        raise ConfigError(f"engine.attention cpu cannot read a pool on {engine.device}; use auto, gathered or dense")
+    return engine.attention

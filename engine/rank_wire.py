@@ -51,7 +51,7 @@ def plan_to_wire(plan: StepPlan) -> list[Any]:
         ]
         for i in plan.items
     ]
-    return [plan.step_id, items, plan.copies, plan.report_layers]
+    return [plan.step_id, items, plan.copies, plan.report_layers, plan.arrived]
 
 
 def _spec_to_wire(s: SampleSpec) -> list[Any]:
@@ -73,7 +73,7 @@ def _spec_from_wire(wire: list[Any]) -> SampleSpec:
 
 def plan_from_wire(wire: list[Any]) -> StepPlan:
     """Rebuild a plan."""
-    step_id, items, copies, report_layers = wire
+    step_id, items, copies, report_layers, arrived = wire
     return StepPlan(
         step_id,
         tuple(
@@ -84,6 +84,7 @@ def plan_from_wire(wire: list[Any]) -> StepPlan:
         ),
         tuple((source, destination) for source, destination in copies),
         report_layers,
+        tuple(arrived),
     )
 
 

@@ -10,32 +10,56 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from core.plan import StepItem, StepPlan, StepResult
 from core.types import Logprob
 from engine.attention import AttentionInputs
+from engine.kv_pools import HostPool, KVPool, StagedPool
 from engine.model import Model
 from engine.sampling import draw, score
-from engine.weights import DTYPES
 
 
 class ModelRunner:
     """A model and its KV cache."""
 
-    def __init__(self, model: Model, memory: memoryview, num_blocks: int, block_size_tokens: int) -> None:
-        """Wrap the pool's bytes as a tensor [layers, N, 2, B, K, D], not copied."""
+    def __init__(
+        self, model: Model, memory: memoryview, num_blocks: int, block_size_tokens: int, *, hands_out: bool = True
+    ) -> None:
+        """Join a model and a pool in, or staged in, the memory it shares with its worker.
+
+        Args:
+            model: Or one rank's part of it.
+            memory: uint8 [pool bytes].
+            num_blocks: Blocks in the pool.
+            block_size_tokens: Tokens in each.
+            hands_out: Whether KV computed here is sent to others; only a pool on a device minds.
+        """
         spec = model.spec
         shape = (spec.num_layers, num_blocks, 2, block_size_tokens, model.shard.num_kv_heads, spec.head_size)
-        flat = torch.frombuffer(memory, dtype=DTYPES[spec.dtype])
         self.model = model
-        self.kv: Tensor = flat.view(shape)
+        self.pool: KVPool = (
+            HostPool(memory, shape, model.dtype)
+            if model.device.type == "cpu"
+            else StagedPool(memory, shape, model.dtype, model.device, hands_out=hands_out)
+        )
+
+    @property
+    def kv(self) -> Tensor:
+        """The pool [layers, N, 2, B, K, D]."""
+        return self.pool.kv
 
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
         """Run one step; a row that cannot be sampled fails alone."""
+        self.pool.take_in(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
+        written = _written_blocks(plan, self.kv.shape[3])
+
+        def layer_queued(layer: int) -> None:
+            if self.pool.layer_queued(layer, written):
+                on_layer(plan.step_id, layer)
+
         token_ids = np.concatenate([np.asarray(item.token_ids, dtype=np.int64) for item in plan.items])
         inputs = _inputs(plan.items)
         sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
@@ -46,9 +70,9 @@ class ModelRunner:
         rank, size = self.model.ranks.rank, self.model.ranks.size
         owners = [index % size for index, _ in sampling]
         owners += [index % size for index, item in scoring for _ in item.targets]
-        logits = self.model.forward(
-            token_ids, inputs, self.kv, rows, lambda layer: on_layer(plan.step_id, layer), owners
-        )  # fmt: skip
+        logits = self.model.forward(token_ids, inputs, self.kv, rows, layer_queued, owners)
+        for layer in self.pool.finished():
+            on_layer(plan.step_id, layer)
         values = logits.cpu().numpy()
         mine = [item for index, item in sampling if index % size == rank]
         tokens: dict[tuple[int, int], Logprob] = {}
@@ -72,6 +96,15 @@ def _scores(logits: np.ndarray[Any, Any], scoring: list[StepItem]) -> dict[int, 
         pairs = zip(part, item.targets, strict=True)
         scored[item.sequence_key] = tuple(score(row, target, item.num_target_logprobs) for row, target in pairs)
     return scored
+
+
+def _written_blocks(plan: StepPlan, block_size: int) -> list[int]:
+    """Blocks that a step writes."""
+    written = [destination for _, destination in plan.copies]
+    for item in plan.items:
+        end = item.start + len(item.token_ids)
+        written += item.block_table[item.start // block_size : -(-end // block_size)]
+    return written
 
 
 def _inputs(items: tuple[StepItem, ...]) -> AttentionInputs:

@@ -56,6 +56,7 @@ class Scheduler:
         self._step_id = 0
         self._executing: frozenset[int] = frozenset()
         self._cancelled_in_step: list[Sequence] = []
+        self._arrived: dict[int, None] = {}
 
     # --- entering ---------------------------------------------------------------------------------
 
@@ -148,6 +149,8 @@ class Scheduler:
         sequence.num_computed_tokens = sequence.num_tokens
         sequence.prompt_done_at = now_s
         self.tables.register(sequence)
+        num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
+        self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
         return self._accept_first_tokens(sequence, first_tokens)
 
     # --- leaving ----------------------------------------------------------------------------------
@@ -179,6 +182,7 @@ class Scheduler:
         for sequence in self._cancelled_in_step:
             self.tables.free(sequence)
         self._cancelled_in_step.clear()
+        self._arrived.clear()
         self.pool.drop_cache()
         return lost
 
@@ -233,7 +237,10 @@ class Scheduler:
         self._executing = frozenset(planned)
         by_key = {s.key: s for s in self.running}
         report = any(by_key[item.sequence_key].handover is not None for item in items)
-        return StepPlan(self._step_id, tuple(items), tuple(copies), report_layers=report)
+        arrived: dict[int, None] = {}
+        if items:
+            arrived, self._arrived = self._arrived, arrived
+        return StepPlan(self._step_id, tuple(items), tuple(copies), report_layers=report, arrived=tuple(arrived))
 
     def _runnable(self) -> list[Sequence]:
         alone = [s for s in self.running if s.run_alone and not s.is_out_of_credit]

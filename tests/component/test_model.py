@@ -37,7 +37,7 @@ def item(key, start, ids, first_block, block=16):
     return StepItem(key, start, tuple(ids), tuple(range(first_block, first_block + -(-end // block))))
 
 
-@pytest.mark.parametrize("attention", ["cpu", "dense"])
+@pytest.mark.parametrize("attention", ["cpu", "dense", "gathered"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
     reference = random_model(tmp_path, name)
