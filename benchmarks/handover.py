@@ -3,7 +3,7 @@
 A model of Qwen2.5-0.5B's shape with random weights is made in a temporary folder; one request at a time,
 fresh prompts, one thread a rank. Exposed is the time from the first token's arrival at the router to the
 decode worker's announcement of the same token. `colocated` is the same cluster with one pool.
-Run: python -m benchmarks.handover [--prompts 128 512 2048] [--rounds N] [--transports shm grpc]
+Run: python -m benchmarks.handover [--prompts 128 512 2048] [--rounds N] [--transports shm grpc gloo]
 Draws docs/handover.svg.
 """
 
@@ -36,7 +36,7 @@ QWEN = {
     "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768,
     "tie_word_embeddings": True, "torch_dtype": "bfloat16", "bos_token_id": 256, "eos_token_id": 257,
 }  # fmt: skip
-COLOURS = {"shm": "#2f6fde", "grpc": "#e08a2f", "colocated": "#8a94a6"}
+COLOURS = {"shm": "#2f6fde", "grpc": "#e08a2f", "gloo": "#3f9d5a", "colocated": "#8a94a6"}
 OUTPUT = 16
 
 
@@ -151,7 +151,7 @@ def draw(rows, origin):
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--prompts", type=int, nargs="+", default=[128, 512, 1024, 2048])
-    parser.add_argument("--transports", nargs="+", default=["shm", "grpc"])
+    parser.add_argument("--transports", nargs="+", default=["shm", "grpc", "gloo"])
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     kinds = [*options.transports, "colocated"]

@@ -11,6 +11,10 @@ import mmap
 import os
 import tempfile
 
+PAGE_BYTES = 4096
+CHUNK_BYTES = 32 << 20
+"""Touched at once; between two chunks other threads of the interpreter get their turn."""
+
 
 def create_segment(num_bytes: int) -> int:
     """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller.
@@ -31,3 +35,13 @@ def create_segment(num_bytes: int) -> int:
 def map_segment(fd: int, num_bytes: int) -> memoryview:
     """Map a segment; writable uint8 [num_bytes]."""
     return memoryview(mmap.mmap(fd, num_bytes))
+
+
+def touch(memory: memoryview) -> None:
+    """Make every page of a mapping present in this process, uint8 [any]; takes a while, so call it from a thread.
+
+    Whoever touches a page first waits for the system: in the middle of a transfer that is a third of its time, and the
+    first decode step after it meets each page of the prompt again.
+    """
+    for at in range(0, len(memory), CHUNK_BYTES):
+        bytes(memory[at : at + CHUNK_BYTES : PAGE_BYTES])

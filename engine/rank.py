@@ -14,7 +14,7 @@ from typing import Any
 
 from core.errors import ModelLoadError
 from core.lifeline import hang_on
-from core.segments import map_segment
+from core.segments import map_segment, touch
 from engine.rank_wire import PREFIX, pack, plan_from_wire, result_to_wire, unpack
 from engine.shared_kv import PULSE, SLOTS_AT, WORDS
 
@@ -77,6 +77,7 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     spec = read_model(Path(order["folder"]), order["dtype"], order["max_model_len"])
     layout = spec.layout(order["block_size_tokens"], size)
     memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
+    touch(memory)
     model = Model(Shard(spec, rank, size), device, order["attention"])
     if size > 1:
         model.ranks = _join(order, common)

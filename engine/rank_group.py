@@ -31,7 +31,7 @@ from core.config import EngineConfig
 from core.errors import ConfigError, ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
-from core.segments import create_segment, map_segment
+from core.segments import create_segment, map_segment, touch
 from engine.model_spec import ModelSpec
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, plan_to_wire, result_from_wire, unpack
 from engine.sharding import check_split
@@ -177,6 +177,8 @@ class RankGroup:
                 await self.stop()
                 # A rank that cannot load takes its siblings along; what it says is the cause.
                 raise min(group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)) from None
+        for segment in self.kv.segments():
+            await asyncio.to_thread(touch, segment)
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
 
     def _meeting_folder(self) -> contextlib.AbstractContextManager[str]:

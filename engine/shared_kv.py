@@ -14,11 +14,10 @@ import sys
 
 from core.kv_layout import KVLayout
 from core.ports import SharedPool
-from core.segments import map_segment
+from core.segments import PAGE_BYTES, map_segment
 
 POOL_NAME_BYTES = 16
 
-PAGE_BYTES = 4096
 PULSE = slice(0, PAGE_BYTES)
 """First page of what a group shares: rank r counts finished layers in the r-th unsigned 64-bit word."""
 WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)

@@ -38,13 +38,13 @@ from kv_transfer.carrier_wire import (
     slot_of,
 )
 
-DIAL_TIMEOUT_S = 1.0
+DIAL_TIMEOUT_S = 0.7
 SEND_TIMEOUT_S = 5.0
 STILL_S = 2.0
 """A carrier that shows no pulse for so long is killed."""
 WATCH_S = 0.5
 START_TIMEOUT_S = 30.0
-RESTART_PAUSE_S = 1.0
+RESTART_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 BACKLOG = 128
 SOCKET_BYTES = 1 << 20
 NO_SLOT = -1
@@ -221,7 +221,8 @@ class CarrierClient:
         life_read, self._life_fd = os.pipe()
         fds = (theirs.fileno(), listener.fileno(), life_read)
         command = [sys.executable, "-m", "kv_transfer.carrier", *map(str, fds), self.kind, host, str(self.slot_bytes)]
-        environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR"}  # a peer's death is said by us, once
+        # A peer's death is said by us, once; a wait on NCCL must end at its timeout, in the process that waits.
+        environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_BLOCKING_WAIT": "1"}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL
@@ -243,7 +244,7 @@ class CarrierClient:
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await self._ready
+                await asyncio.shield(self._ready)  # others wait for it too
         except TimeoutError:
             raise StreamClosed(f"the {self.kind} carrier was not up within {START_TIMEOUT_S:g} s") from None
 
@@ -256,7 +257,7 @@ class CarrierClient:
         """Open a stream to a peer's address.
 
         Raises:
-            StreamClosed: It cannot be reached within a second.
+            StreamClosed: It cannot be reached in time; another transport is then tried within a second.
         """
         self._num_dialled += 1
         number = self._num_dialled
@@ -265,14 +266,13 @@ class CarrierClient:
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S):
                 await future
-                return self._opening[number]
+            return self._opening.pop(number)
         except TimeoutError:
-            if stream := self._opening.get(number):
-                stream.reset()
             raise StreamClosed(f"{address} did not answer within {DIAL_TIMEOUT_S:g} s") from None
         finally:
             del self._dialled[number]
-            self._opening.pop(number, None)
+            if abandoned := self._opening.pop(number, None):
+                abandoned.reset()
 
     def tell(self, record: Record) -> None:
         """Say something to the process; one that does not listen is killed."""
@@ -316,6 +316,8 @@ class CarrierClient:
                 self._settle(record.stream, StreamClosed(record.text))
             case What.DIAL if link:
                 self._opening[record.stream] = self._new_stream(record, link)
+                if record.stream not in self._dialled:
+                    self._opening.pop(record.stream).reset()  # whoever dialled has given up
             case What.OPENED:
                 self._settle(record.stream, None)
             case What.ACCEPTED if link and self.on_stream is not None:
@@ -457,9 +459,14 @@ class CarriedNetwork:
 
     async def _keep(self) -> None:
         """Kill a carrier that stands still, start one for one that died."""
+        pause_s = RESTART_PAUSE_S
         while (client := self.client) is not None:
-            with contextlib.suppress(StreamClosed):
+            try:
                 await client.ready()
+                pause_s = RESTART_PAUSE_S
+            except StreamClosed:
+                client.kill()
+                pause_s = min(2 * pause_s, MAX_PAUSE_S)
             num_still, before = 0, -1.0
             # Only watches of its own are counted: a worker that was stopped itself blames nobody.
             while not client.is_dead and num_still * WATCH_S < STILL_S:
@@ -468,8 +475,9 @@ class CarriedNetwork:
                     async with asyncio.timeout(WATCH_S):
                         await client.died.wait()
             await client.close()
-            await asyncio.sleep(RESTART_PAUSE_S)
-            self._spawn()
+            await asyncio.sleep(pause_s)
+            with contextlib.suppress(OSError):  # no process to be had: the next turn tries again
+                self._spawn()
 
     async def dial(self, address: str) -> MessageStream:
         """See `Network`; `listen` comes first."""

@@ -81,7 +81,69 @@ class GlooPair:
         return work
 
 
-PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {"gloo": GlooPair}
+class NcclPair:
+    """Over NCCL, through buffers on this process's GPU: for hosts whose network card reads GPU memory.
+
+    NCCL knows no messages: sizes must be equal on both ends, so a head with the size goes first. A communicator
+    does one thing at a time, so either direction has its own.
+    """
+
+    def __init__(self, store: Any, rank: int, host: str, silence_s: float) -> None:  # noqa: ANN401
+        """Meet the peer, see `GlooPair`; `host` is NCCL's to choose (NCCL_SOCKET_IFNAME)."""
+        del host
+        torch.cuda.set_device(0)
+        self._peer, self._silence = 1 - rank, timedelta(seconds=silence_s)
+        ends = [self._join(dist.PrefixStore(f"from-{sender}", store), rank) for sender in range(2)]
+        self._out, self._in = ends[rank], ends[1 - rank]
+
+    def _join(self, store: Any, rank: int) -> Any:  # noqa: ANN401
+        options = dist.ProcessGroupNCCL.Options()
+        options._timeout = self._silence  # noqa: SLF001
+        return dist.ProcessGroupNCCL(store, rank, 2, options)
+
+    def send(self, buffer: torch.Tensor) -> Work:
+        """See `Pair`."""
+        head = torch.tensor([len(buffer)], device="cuda")
+        payload = buffer.to("cuda")
+        return _All([self._out.send([head], self._peer, 0), self._out.send([payload], self._peer, 0)], self._silence)
+
+    def recv(self, buffer: torch.Tensor) -> Work:
+        """See `Pair`; nothing is posted before `wait`, because the size is not known."""
+        return _Later(lambda: self._recv(buffer))
+
+    def _recv(self, buffer: torch.Tensor) -> None:
+        head = torch.zeros(1, dtype=torch.int64, device="cuda")
+        self._in.recv([head], self._peer, 0).wait(self._silence)
+        size = int(head.item())
+        if not 0 < size <= len(buffer):
+            raise RuntimeError(f"the peer announced {size} bytes, a slot holds {len(buffer)}")
+        payload = torch.empty(size, dtype=torch.uint8, device="cuda")
+        self._in.recv([payload], self._peer, 0).wait(self._silence)
+        buffer[:size].copy_(payload)
+
+
+class _All:
+    """Several works as one."""
+
+    def __init__(self, works: list[Any], silence: timedelta) -> None:
+        self._works, self._silence = works, silence
+
+    def wait(self) -> bool:
+        return all(work.wait(self._silence) for work in self._works)
+
+
+class _Later:
+    """Work that is done when it is waited for."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do = do
+
+    def wait(self) -> bool:
+        self._do()
+        return True
+
+
+PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {"gloo": GlooPair, "nccl": NcclPair}
 """(store, rank, host, silence) -> pair, by the transport's name."""
 
 

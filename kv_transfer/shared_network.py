@@ -25,6 +25,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from core.ports import SharedPool, StreamClosed, StreamHandler
+from core.segments import touch
 
 NAME_BYTES = 16
 MAX_SEGMENTS = 64
@@ -148,6 +149,7 @@ class SharedNetwork:
         """See `Network`; afterwards the stream's `peer_segments` are the peer's pool."""
         loop = asyncio.get_running_loop()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        known = self._mapped.get(address)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await loop.sock_connect(connection, address.replace("@", "\0", 1))
@@ -157,6 +159,9 @@ class SharedNetwork:
             connection.close()
             raise StreamClosed(f"no shared memory with {address}: {error}") from error
         reader, writer = await asyncio.open_unix_connection(sock=connection)
+        if known is None or known.segments is not segments:
+            for segment in segments:  # workers meet before a request needs them, so it is a meeting that waits here
+                await asyncio.to_thread(touch, segment)
         return _SharedStream(reader, writer, segments)
 
     async def _map(self, connection: socket.socket, address: str) -> list[memoryview]:
