@@ -129,6 +129,7 @@ class Scheduler:
         num_new = self.tables.blocks_for(sequence.num_tokens) - len(hits)
         self.tables.allocate(sequence, hits, num_new, num_spare=len(sequence.choices))
         sequence.num_prefix_hit_tokens = len(hits) * self.limits.block_size_tokens
+        sequence.name_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.status = Status.ARRIVING
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence

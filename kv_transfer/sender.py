@@ -31,7 +31,7 @@ from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
 COALESCE_S = 0.002
-MAPPED_FRAMES = 4
+MAPPED_FRAMES = 8
 """Frames without payload may stand for this much more: only their books cost time, and are kept per frame."""
 MAX_RESENDS = 64
 """Entries a receiver may ask for again in one transfer before the attempt is given up."""
