@@ -12,7 +12,7 @@ import ipaddress
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -26,6 +26,18 @@ class Node(BaseModel):
     """A frozen group of settings; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_lists(cls, tree: Any) -> Any:  # noqa: ANN401 - whatever somebody wrote
+        """A list may be one string, as environment variables are: `shm,grpc`."""
+        if not isinstance(tree, dict):
+            return tree
+        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        return {
+            name: [part.strip() for part in value.split(",")] if name in lists and isinstance(value, str) else value
+            for name, value in tree.items()
+        }
 
 
 class ModelConfig(Node):

@@ -316,5 +316,31 @@ def test_status_and_generate_commands(local):
     assert answer["text"] == "The capital of France is Paris." and answer["timing"]["path"] == "pd"
 
 
+def test_the_doctor_measures_every_link(local):
+    links = httpx.get(f"{local.url}/links").json()["links"]
+    assert [x["transport"] for x in links] == ["shm"] * len(links) and links and not any(x["error"] for x in links)
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "doctor", "--url", local.url, "--mib", "2", "-o", "json"], capture_output=True, text=True, timeout=120,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    tree = json.loads(done.stdout)
+    assert {(x["prefill"], x["decode"]) for x in tree["links"]} == {(x["prefill"], x["decode"]) for x in links}
+    assert all(x["gb_per_s"] > 0 and x["error"] is None for x in tree["links"])
+    sizes = [p["kv_bytes"] / p["tokens"] for p in tree["prompts"]]
+    assert sizes and len(set(sizes)) == 1, "every prompt was new, so all of it travelled"
+    assert httpx.get(f"{local.url}/links").json()["links"][0]["gb_per_s"] > 0, "what was measured is remembered"
+    for body, word in (({"mib": 0}, "mib"), ({"mib": 1000}, "mib"), ({"mib": "x"}, "mib")):
+        reply = httpx.post(f"{local.url}/links", json=body)
+        assert reply.status_code == 400 and word in reply.text
+    lost = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "doctor", "--url", "http://127.0.0.1:1"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert lost.returncode == 2 and "no router answers" in lost.stderr
+
+
 def test_nothing_is_held_at_the_end(local):
     assert idle(local) is True

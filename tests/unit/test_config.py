@@ -52,3 +52,10 @@ def test_config_is_frozen_and_survives_json():
     with pytest.raises(ValueError, match="frozen"):
         config.router.http_port = 3
     assert BatonConfig.model_validate_json(config.model_dump_json()) == config
+
+
+def test_a_list_may_be_one_string_as_the_environment_has_it():
+    config = load_config(None, {}, environment={"BATON_TRANSFER__TRANSPORTS": "gloo, grpc"})
+    assert config.transfer.transports == ("gloo", "grpc")
+    with pytest.raises(ConfigError, match=r"transfer.transports"):
+        load_config(None, {}, environment={"BATON_TRANSFER__TRANSPORTS": "gloo,carrier-pigeon"})
