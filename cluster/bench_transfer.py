@@ -44,6 +44,7 @@ TRANSFER_TIMEOUT_S = 60.0
 RECEIVER = (WorkerId("bench-receiver"), Incarnation(1))
 BARE = "/baton.internal.v1.Bench/Bare"
 COPY_BYTES = 64 << 20
+CARRIED = ("gloo", "nccl", "nixl")
 CARRIED_BYTES = (1 << 20) + (1 << 16)
 """Room for a frame and what it says about its parts."""
 
@@ -88,9 +89,9 @@ def _network(transport: str, kv: SharedKV) -> Network:
         return Transports({"shm": SharedNetwork(kv.shared)})
     if transport == "grpc":
         return Transports({"grpc": fetch_network()})
-    if transport == "gloo":
-        return Transports({"gloo": CarriedNetwork("gloo", "127.0.0.1", CARRIED_BYTES)})
-    raise ConfigError(f"--transport {transport!r} is not built; possible: shm, grpc, gloo")
+    if transport in CARRIED:
+        return Transports({transport: CarriedNetwork(transport, "127.0.0.1", CARRIED_BYTES)})
+    raise ConfigError(f"--transport {transport!r} is unknown; possible: shm, grpc, {', '.join(CARRIED)}")
 
 
 def _pool(num_blocks: int) -> SharedKV:
@@ -243,7 +244,7 @@ class Bench:
         self._tell({name: getattr(plan, name) for name in names})
         warm()
         self._addresses = await self._hear()
-        if plan.transport == "gloo":
+        if plan.transport in CARRIED:
             await self._agent.listen()  # only a carrier that is up can dial
             self._pair = await _BarePair.start(plan)
         for slot in range(plan.streams):

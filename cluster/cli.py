@@ -165,7 +165,7 @@ app.add_typer(bench, name="bench")
 
 @bench.command("transfer")
 def bench_transfer(
-    transport: Annotated[str, typer.Option(help="shm, grpc or gloo")] = "shm",
+    transport: Annotated[str, typer.Option(help="shm, grpc, gloo, nccl or nixl")] = "shm",
     mib: Annotated[int, typer.Option(help="size of one transfer", min=1, max=4096)] = 24,
     streams: Annotated[int, typer.Option(help="transfers at once", min=1, max=64)] = 1,
     turns: Annotated[int, typer.Option(help="alternating turns", min=1, max=100)] = 5,

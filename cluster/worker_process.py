@@ -70,7 +70,7 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
         if name == "shm":
             if sys.platform == "linux":
                 made[name] = SharedNetwork(ranks.kv.shared)
-        elif name in ("gloo", "nccl"):
+        elif name in ("gloo", "nccl", "nixl"):
             # Its bytes are neither encrypted nor signed: without the operator's word they stay on this host.
             where = host if config.security.trusts_network else "127.0.0.1"
             made[name] = CarriedNetwork(name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES)

@@ -22,7 +22,7 @@ from kv_transfer.pairs import PAIRS, MeetingPoint, Pair, Work, knock
 SILENCE_S = 3600.0
 
 
-def _meet(kind: str, rank: int, port: int) -> Pair:
+def _meet(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
     store: Any
     if rank == 0:
         meeting_point = MeetingPoint(socket.create_server(("127.0.0.1", 0)))
@@ -30,7 +30,9 @@ def _meet(kind: str, rank: int, port: int) -> Pair:
         _, store = meeting_point.next_knock()
     else:
         _, store = knock(f"127.0.0.1:{port}")
-    return PAIRS[kind](store, rank, "127.0.0.1", SILENCE_S)
+    pair = PAIRS[kind](store, rank, "127.0.0.1", SILENCE_S)
+    pair.use(memory)
+    return pair
 
 
 def _say(number: float) -> None:
@@ -42,9 +44,10 @@ def main() -> None:
     """Run one end: rank 0 sends, rank 1 receives."""
     kind, rank, port, num_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
-    pair = _meet(kind, rank, port)
+    memory = torch.ones(SLOTS * num_bytes, dtype=torch.uint8)
+    pair = _meet(kind, rank, port, memory)
     begin = pair.send if rank == 0 else pair.recv
-    buffers = [torch.ones(num_bytes, dtype=torch.uint8) for _ in range(SLOTS)]
+    buffers = memory.split(num_bytes)
     for line in sys.stdin:
         under_way: deque[Work] = deque()
         began = time.perf_counter()

@@ -38,7 +38,8 @@ from kv_transfer.carrier_wire import (
     slot_of,
 )
 
-DIAL_TIMEOUT_S = 0.7
+DIAL_TIMEOUT_S = {"gloo": 0.7, "nccl": 3.0, "nixl": 3.0}
+"""Longest wait for a stream, a new link included: what is slow to begin is begun when workers meet."""
 SEND_TIMEOUT_S = 5.0
 STILL_S = 2.0
 """A carrier that shows no pulse for so long is killed."""
@@ -48,6 +49,8 @@ RESTART_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 BACKLOG = 128
 SOCKET_BYTES = 1 << 20
 NO_SLOT = -1
+STDERR = 2
+"""Where a carrier's libraries may write: standard output can be somebody's protocol."""
 UNREAD_SLOTS = 2
 """Slots that one stream may keep full; what comes beyond is copied out."""
 MAX_UNREAD_BYTES = 64 << 20
@@ -223,9 +226,14 @@ class CarrierClient:
         command = [sys.executable, "-m", "kv_transfer.carrier", *map(str, fds), self.kind, host, str(self.slot_bytes)]
         # A peer's death is said by us, once; a wait on NCCL must end at its timeout, in the process that waits.
         environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_BLOCKING_WAIT": "1"}
+        if _is_loopback(host):
+            environment |= {
+                "NCCL_SOCKET_IFNAME": "lo",
+                "UCX_NET_DEVICES": "lo",
+            }  # they bind every interface if left alone
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL
+                command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, stdout=STDERR
             )
         finally:
             theirs.close()
@@ -264,11 +272,11 @@ class CarrierClient:
         future = self._dialled[number] = asyncio.get_running_loop().create_future()
         self.tell(Record(What.DIAL, stream=number, text=address))
         try:
-            async with asyncio.timeout(DIAL_TIMEOUT_S):
+            async with asyncio.timeout(DIAL_TIMEOUT_S[self.kind]):
                 await future
             return self._opening.pop(number)
         except TimeoutError:
-            raise StreamClosed(f"{address} did not answer within {DIAL_TIMEOUT_S:g} s") from None
+            raise StreamClosed(f"{address} did not answer within {DIAL_TIMEOUT_S[self.kind]:g} s") from None
         finally:
             del self._dialled[number]
             if abandoned := self._opening.pop(number, None):

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 
+from core.errors import KVTransferError
 from core.lifeline import hang_on
 from core.segments import create_segment, map_segment
 from kv_transfer.carrier_wire import (
@@ -50,6 +51,7 @@ class _Link:
         self.fd = create_segment(arena_bytes(self._slot_bytes))
         self._arena = map_segment(self.fd, arena_bytes(self._slot_bytes))
         self._tensor = torch.frombuffer(self._arena, dtype=torch.uint8)
+        pair.use(self._tensor)
         self._outbox: queue.Queue[tuple[Piece, int]] = queue.Queue(MAX_WAITING)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(SLOTS):
@@ -175,7 +177,10 @@ class _Carrier:
             if not readable:
                 self.tell(Record(What.PULSE))
                 continue
-            data = self._control.recv(MAX_RECORD_BYTES)
+            try:
+                data = self._control.recv(MAX_RECORD_BYTES)
+            except ConnectionError:
+                data = b""  # the worker was killed with a record of ours unread
             if not data:
                 os._exit(0)
             self._obey(Record.unpack(data))
@@ -200,14 +205,17 @@ class _Carrier:
                 threading.Thread(target=self._meet, args=(store,), name="meet", daemon=True).start()
 
     def _meet(self, store: Any) -> None:  # noqa: ANN401
-        with contextlib.suppress(RuntimeError):  # whoever knocked did not wait
+        with contextlib.suppress(RuntimeError, KVTransferError):  # whoever knocked did not wait, or there is no library
             self._link(store, 0)
 
     def _link(self, store: Any, rank: int) -> _Link:  # noqa: ANN401
         pair = self._make_pair(store, rank, self._host, SILENCE_S)
         with self._lock:
             self._num_links += 1
-            link = self._links[self._num_links] = _Link(self, self._num_links, pair)
+            number = self._num_links
+        link = _Link(self, number, pair)
+        with self._lock:
+            self._links[number] = link
         self.tell(Record(What.LINKED, link.number), link.fd)
         os.close(link.fd)
         link.start()
@@ -223,7 +231,7 @@ class _Carrier:
                 if link is None or link.is_lost:
                     _, store = knock(address)
                     link = self._by_address[address] = self._link(store, 1)
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RuntimeError, ValueError, OSError, KVTransferError) as error:
             self.tell(Record(What.REFUSED, stream=record.stream, text=str(error)[:200]))
             return
         # The worker learns of the stream's link before anything can come over it.

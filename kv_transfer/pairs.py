@@ -18,6 +18,8 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
+from kv_transfer.nixl_pair import NixlPair
+
 dist: Any = torch.distributed  # its stubs know neither stores nor groups of one's own
 
 MEETING_S = 2.0
@@ -39,6 +41,10 @@ class Work(Protocol):
 
 class Pair(Protocol):
     """A way to one peer and back, for messages in order."""
+
+    def use(self, arena: torch.Tensor) -> None:
+        """Know the memory, uint8 [any], that most buffers lie in; before the first of them."""
+        ...
 
     def send(self, buffer: torch.Tensor) -> Work:
         """Begin to send uint8 [n], which must stay as it is until the end."""
@@ -70,6 +76,9 @@ class GlooPair:
         options._threads = 1  # noqa: SLF001
         self._group, self._peer = dist.ProcessGroupGloo(store, rank, 2, options), 1 - rank
 
+    def use(self, arena: torch.Tensor) -> None:
+        """See `Pair`."""
+
     def send(self, buffer: torch.Tensor) -> Work:
         """See `Pair`."""
         work: Work = self._group.send([buffer], self._peer, 0)
@@ -100,6 +109,9 @@ class NcclPair:
         options = dist.ProcessGroupNCCL.Options()
         options._timeout = self._silence  # noqa: SLF001
         return dist.ProcessGroupNCCL(store, rank, 2, options)
+
+    def use(self, arena: torch.Tensor) -> None:
+        """See `Pair`."""
 
     def send(self, buffer: torch.Tensor) -> Work:
         """See `Pair`."""
@@ -143,7 +155,7 @@ class _Later:
         return True
 
 
-PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {"gloo": GlooPair, "nccl": NcclPair}
+PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {"gloo": GlooPair, "nccl": NcclPair, "nixl": NixlPair}
 """(store, rank, host, silence) -> pair, by the transport's name."""
 
 

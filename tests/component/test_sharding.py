@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.house import House, load, load_shards
+from support.house import NIXL, House, load, load_shards
 from support.models import FAMILIES, TINY, random_model
 from support.rig import is_long
 
@@ -65,14 +65,15 @@ async def test_any_prefill_size_hands_over_to_any_decode_size(prefill, decode, t
 PAIRS = [(p, d) for p in SIZES for d in SIZES]
 
 
+@pytest.mark.parametrize("transport", ["gloo", NIXL])
 @pytest.mark.parametrize(("prefill", "decode"), PAIRS if is_long() else [(4, 2)])
-async def test_any_size_hands_over_through_carriers(prefill, decode):
+async def test_any_size_hands_over_through_carriers(prefill, decode, transport):
     for chunk in (64, 7) if is_long() else (7,):
         for repeat in (False, True) if is_long() else (True,):
             first, second = engine(prefill, chunk=chunk), engine(decode)
-            got, anatomy = await answers(first, second, transport="gloo", repeat=repeat)
+            got, anatomy = await answers(first, second, transport=transport, repeat=repeat)
             assert got == await of_one_rank()
-            assert all(a.kv_transport == "gloo" for a in anatomy if a.kv_bytes)
+            assert all(a.kv_transport == transport for a in anatomy if a.kv_bytes)
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (8, 32), (32, 8)])

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from support.fault_proxy import FaultProxy
-from support.house import shared_pool
+from support.house import NIXL, shared_pool
 
 from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
@@ -32,6 +32,7 @@ class Pair:
             "inproc": lambda: InProcessNetwork(directory),
             "shm": self._shared,
             "gloo": lambda: CarriedNetwork("gloo", "127.0.0.1", 10_000),
+            "nixl": lambda: CarriedNetwork("nixl", "127.0.0.1", 10_000),
         }
         self.server, self.client = make[name](), make[name]()
         self.accepted = asyncio.Queue()
@@ -66,7 +67,7 @@ class Pair:
             kv.close()
 
 
-@pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo"])
+@pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo", NIXL])
 async def test_every_transport_keeps_the_contract_of_a_stream(name):
     """Order both ways, a good end after which nothing is lost, a cut that both ends see, nobody there."""
     async with Pair(name) as pair:

@@ -4,10 +4,12 @@ Ranks are replaced by the same `ModelRunner` called directly, so that hundreds o
 """
 
 import asyncio
+import importlib.util
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
@@ -38,6 +40,8 @@ from router.orchestrator import Orchestrator
 from simulation.parts import StaticMembership
 from worker.unit import WorkerParts, WorkerUnit
 
+HAS_NIXL = importlib.util.find_spec("nixl") is not None
+NIXL = pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="the extra nixl is not installed"))
 _models: dict = {}
 
 
@@ -242,7 +246,8 @@ class House:
             "inproc": lambda: InProcessNetwork(self.directory),
             "grpc": fetch_network,
             "shm": lambda: SharedNetwork(kv.shared),
-            "gloo": lambda: self._carried(role),
+            "gloo": lambda: self._carried("gloo", role),
+            "nixl": lambda: self._carried("nixl", role),
         }
         names = self.transport.split("+")
         transfer_network = make[names[0]]() if len(names) == 1 else Transports({name: make[name]() for name in names})
@@ -258,8 +263,8 @@ class House:
         self.units.append(unit)
         self.membership.join(await unit.start())
 
-    def _carried(self, role):
-        network = CarriedNetwork("gloo", "127.0.0.1", self.transfer.frame_bytes + (1 << 16))
+    def _carried(self, kind, role):
+        network = CarriedNetwork(kind, "127.0.0.1", self.transfer.frame_bytes + (1 << 16))
         self.carried[role].append(network)
         return network
 
