@@ -121,7 +121,7 @@ SIMULATED = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decod
 OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
     "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
-    "kv_transfer/shared_network.py", "kv_transfer/carried_network.py", "kv_transfer/carrier.py", "kv_transfer/pairs.py",
+    "kv_transfer/shared_network.py", "kv_transfer/carried_network.py", "kv_transfer/carrier_client.py", "kv_transfer/carrier.py", "kv_transfer/pairs.py",
     "kv_transfer/bare_pair.py", "kv_transfer/nixl_pair.py",
     "engine/collectives.py", "engine/shared_group.py",
     "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
