@@ -35,6 +35,9 @@ class AttemptRun:
     finished: asyncio.Future[None]
     started_at: float
     decode_spoke: bool = False
+    prefill_spoke: bool = False
+    held: list[TokenDelta] = field(default_factory=list)
+    """What decode said before prefill, when the prompt's own scores have to come first; bounded by the credit."""
 
     def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
         """End the attempt with a fault, once; `suspect` is avoided by the next one."""
@@ -61,14 +64,27 @@ class AttemptRun:
         if self.finished.done():
             return
         is_decode = worker_id == self.placement.decode.worker_id
+        if is_decode and self._awaits_scores:
+            self.held.append(delta)
+            return
+        self.prefill_spoke = self.prefill_spoke or not is_decode
+        held, self.held = self.held, []
         try:
             self.run.deliver(delta, is_decode=is_decode)
+            for later in held:
+                self.run.deliver(later, is_decode=True)
         except ServingError as error:
             self.fail(error)
             return
-        self.decode_spoke = self.decode_spoke or is_decode
+        self.decode_spoke = self.decode_spoke or is_decode or bool(held)
         if self.run.is_whole:
             self.finished.set_result(None)
+
+    @property
+    def _awaits_scores(self) -> bool:
+        """True while only the prefill worker's first word can bring scores that go before any token."""
+        is_wanted = self.run.request.sampling.prompt_logprobs is not None and not self.run.has_prompt_scores
+        return is_wanted and self.placement.path is Path.PD and not self.prefill_spoke
 
     def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
         """A worker's part is over; after decode has spoken, prefill's troubles are its own."""

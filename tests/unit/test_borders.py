@@ -9,7 +9,7 @@ from support.models import TINY
 from core.config import load_config
 from core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable, WorkerLost
 from core.session import TokenDelta
-from core.types import FinishReason, SamplingParams
+from core.types import FinishReason, Path, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
@@ -108,10 +108,10 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
     def deliver(message, *, is_decode):
         raise WorkerLost("positions are missing")
 
-    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"))
-    attempt = AttemptRun(
-        SimpleNamespace(deliver=deliver, excluded=set()), 0, pair, asyncio.get_running_loop().create_future(), 0.0
-    )
+    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.PD)
+    request = SimpleNamespace(sampling=SamplingParams())
+    run = SimpleNamespace(deliver=deliver, excluded=set(), request=request, has_prompt_scores=False)
+    attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
         attempt.finished.result()
@@ -119,6 +119,27 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
     attempt.on_delta("d", delta(6, "x"))
     with pytest.raises(WorkerLost):
         attempt.finished.result()
+
+
+@pytest.mark.parametrize(("prompt_logprobs", "expected"), [(None, ["d1", "p1", "d2"]), (0, ["p1", "d1", "d2"])])
+async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs, expected):
+    """Its announcement of the first token may come before the prefill worker's, which alone has the scores."""
+    told = []
+    pair = SimpleNamespace(prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD)
+    run = SimpleNamespace(
+        deliver=lambda message, *, is_decode: told.append(message), excluded=set(), is_whole=False, has_prompt_scores=False,
+        request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
+    )  # fmt: skip
+    attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
+        attempt.on_delta(worker_id, message)
+    assert told == expected and attempt.decode_spoke
+    # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the scores.
+    alone = AttemptRun(run, 1, pair, asyncio.get_running_loop().create_future(), 0.0)
+    alone.on_delta("d", "d1")
+    alone.on_lost("p", WorkerLost("gone"))
+    assert alone.finished.done() == (prompt_logprobs is not None)
+    assert prompt_logprobs is None or isinstance(alone.finished.exception(), WorkerLost)
 
 
 def test_without_a_request_log_requests_are_still_counted():
