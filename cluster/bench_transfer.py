@@ -59,6 +59,7 @@ class Plan:
     turns: int = 5
     transfers: int = 8
     frame_bytes: int = 1 << 20
+    copy_threads: int = 1
 
     @property
     def num_blocks(self) -> int:
@@ -222,7 +223,12 @@ class Bench:
         self._plan, self._kv = plan, _pool(plan.num_blocks * plan.streams)
         self._host = _ReceivingHost(plan)
         self._agent = TransferAgent(
-            _network(plan.transport, self._kv), self._host, self._kv, LAYOUT, TransferConfig(), lambda block: 0
+            _network(plan.transport, self._kv),
+            self._host,
+            self._kv,
+            LAYOUT,
+            TransferConfig(copy_threads=plan.copy_threads),
+            lambda block: 0,
         )
         self._host.agent = self._agent
         self._bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)

@@ -58,6 +58,7 @@ def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
     bare = [speed / turn.bare_gb_per_s for speed, turn in zip(speeds, turns, strict=True) if turn.bare_gb_per_s]
     return {
         "transport": plan.transport, "mib": plan.mib, "streams": plan.streams, "frame_bytes": plan.frame_bytes,
+        "copy_threads": plan.copy_threads,
         "gb_per_s": round(median(speeds), 3),
         "memcpy_gb_per_s": round(median(turn.memcpy_gb_per_s for turn in turns), 3),
         "memcpy_fraction": round(median(s / t.memcpy_gb_per_s for s, t in zip(speeds, turns, strict=True)), 3),

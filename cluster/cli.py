@@ -169,13 +169,14 @@ def bench_transfer(
     mib: Annotated[int, typer.Option(help="size of one transfer", min=1, max=4096)] = 24,
     streams: Annotated[int, typer.Option(help="transfers at once", min=1, max=64)] = 1,
     turns: Annotated[int, typer.Option(help="alternating turns", min=1, max=100)] = 5,
+    copy_threads: Annotated[int, typer.Option(help="receiving cores", min=1, max=16)] = 1,
     output: Output = "table",
 ) -> None:
     """Measure the hand-over of KV between two processes, beside what memory and a bare stream can do."""
     from cluster.bench_transfer import Plan  # noqa: PLC0415
     from cluster.bench_transfer_cli import run_bench_transfer  # noqa: PLC0415
 
-    run_bench_transfer(Plan(transport, mib, streams, turns), as_json=output == "json")
+    run_bench_transfer(Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json")
 
 
 @bench.command("serve")

@@ -106,6 +106,7 @@ class TransferConfig(Node):
         ("shm", "grpc"), min_length=1, description="ways for KV, best first; a pair takes the first it has in common"
     )
     frame_bytes: int = Field(1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size")
+    copy_threads: int = Field(1, ge=1, le=16, description="cores that copy and verify what arrives at one worker")
     lease_s: Seconds = Field(5.0, description="silence after which source blocks are freed")
     park_s: Seconds = Field(1.0, description="how long an unknown transfer id may wait for its Submit")
     reserve_wait_s: Seconds = Field(10.0, description="how long decode lets a transfer wait for free blocks")

@@ -250,7 +250,14 @@ class TransferAgent:
     def fetch(self, order: FetchOrder) -> None:
         """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
         receiver = Receiver(
-            order, self._receiver_host, self._kv, self._layout, self._config.lease_s, self._generation_of, self._note
+            order,
+            self._receiver_host,
+            self._kv,
+            self._layout,
+            self._config.lease_s,
+            self._generation_of,
+            self._note,
+            self._config.copy_threads,
         )
         self._note(Transition.RECEIVER_FETCHING)
         self._receivers[order.transfer_id] = receiver

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
@@ -30,6 +32,8 @@ HALF = np.uint64(32)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names (malloc.h)."""
+MIN_SHARED_PARTS = 32
+"""Fewer are not worth waking another thread."""
 KEPT_CHUNK_BYTES, KEPT_BYTES = 32 << 20, 256 << 20
 LINE_WORDS = 8
 PLAINLY, BY_LINES, PAST_THE_CACHE = 0, 1, 2
@@ -154,9 +158,10 @@ def _move(source, source_at, source_steps, target, target_at, target_steps, rows
         _fence()
 
 
-def move(
+def move(  # noqa: PLR0913 - where from, where to, how shaped
     source: Array, source_at: Array, source_steps: tuple[int, int],
     target: Array | None, target_at: Array, target_steps: tuple[int, int], rows: tuple[int, int], size: int,
+    threads: int = 1,
 ) -> Array:  # fmt: skip
     """Copy parts from one array of words to another and return their tallies, uint64 [n].
 
@@ -169,6 +174,7 @@ def move(
         target_steps: As `source_steps`.
         rows: Outer and inner rows of a part.
         size: Words of a row.
+        threads: Cores to share the parts among; the kernel holds no lock.
     """
     tallies = np.empty(len(source_at), np.uint64)
     has_target = target is not None
@@ -178,20 +184,31 @@ def move(
     if source.dtype == np.uint64 and size % LINE_WORDS == 0:
         is_aligned = has_target and _is_aligned(target, target_at, (*target_steps, size))
         how = PAST_THE_CACHE if is_aligned else BY_LINES
-    _move(
-        _read_only(source),
-        source_at,
-        source_steps,
-        target,
-        target_at,
-        target_steps,
-        rows,
-        size,
-        how,
-        has_target,
-        tallies,
-    )
+    read = _read_only(source)
+
+    def some(begin: int, end: int) -> None:
+        part = slice(begin, end)
+        _move(
+            read, source_at[part], source_steps, target, target_at[part], target_steps, rows, size, how, has_target,
+            tallies[part],
+        )  # fmt: skip
+
+    count = len(source_at)
+    if threads == 1 or count < MIN_SHARED_PARTS:
+        some(0, count)
+        return tallies
+    cuts = [count * n // threads for n in range(threads + 1)]
+    others = [_helpers(threads - 1).submit(some, *cut) for cut in itertools.pairwise(cuts[1:])]
+    some(0, cuts[1])
+    for other in others:
+        other.result()
     return tallies
+
+
+@functools.cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    """Threads that copy beside the caller's; idle ones cost nothing."""
+    return ThreadPoolExecutor(count, thread_name_prefix="kv-copy")
 
 
 def _is_aligned(target: Array, target_at: Array, words: tuple[int, ...]) -> bool:

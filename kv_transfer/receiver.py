@@ -102,6 +102,7 @@ class Receiver:
         silence_s: float,
         generation_of: Callable[[int], int],
         note: Note,
+        copy_threads: int = 1,
     ) -> None:
         """Nothing is reserved or dialled yet."""
         self.order = order
@@ -109,7 +110,7 @@ class Receiver:
         self.num_late_frames = 0
         self.num_healed = 0
         self._host, self._kv, self._layout, self._generation_of = host, kv, layout, generation_of
-        self._note, self._silence_s = note, silence_s
+        self._note, self._silence_s, self._copy_threads = note, silence_s, copy_threads
         self._stream: MessageStream | None = None
         self._reservation: Reservation | None = None
         self._starting: frames.Starting | None = None
@@ -280,7 +281,7 @@ class Receiver:
         """Find the common grid; if the sender's pool is mapped here, parts are read from it."""
         self._transport = stream.transport
         grid = common_grid(self._layout, starting.num_shards, starting.block_size_tokens)
-        self._starting, self._pool = starting, PoolParts(self._kv.segments(), self._layout, grid)
+        self._starting, self._pool = starting, PoolParts(self._kv.segments(), self._layout, grid, self._copy_threads)
         if isinstance(stream, MappedStream) and stream.peer_segments is not None:
             theirs = replace(self._layout, num_shards=starting.num_shards, block_size_tokens=starting.block_size_tokens)
             self._source = PoolParts(stream.peer_segments, theirs, grid)

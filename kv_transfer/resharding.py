@@ -75,13 +75,14 @@ class _Places:
 class PoolParts:
     """One side's pool, addressed by parts of a grid. Parts are rows of `frames.ENTRY`."""
 
-    def __init__(self, segments: list[memoryview], layout: KVLayout, grid: Grid) -> None:
+    def __init__(self, segments: list[memoryview], layout: KVLayout, grid: Grid, threads: int = 1) -> None:
         """Work out where parts lie.
 
         Args:
             segments: One per shard, uint8 [pool bytes].
             layout: Of this pool.
             grid: What travels.
+            threads: Cores that copy what is put into this pool.
 
         Raises:
             LayoutMismatch: The segments cannot be a pool of this layout.
@@ -90,7 +91,7 @@ class PoolParts:
         if len(segments) != layout.num_shards or any(len(s) % row or len(s) != len(segments[0]) for s in segments):
             raise LayoutMismatch(f"{len(segments)} segments are no pool of {layout.num_shards} shards in this layout")
         self._num_blocks = len(segments[0]) // row
-        self.grid, self._layout = grid, layout
+        self.grid, self._layout, self._threads = grid, layout, threads
         self._heads = layout.num_kv_heads // grid.num_shards
         self.blocks_per_block = layout.block_size_tokens // grid.block_size_tokens
         row_bytes = self._heads * layout.head_size * DTYPE_BYTES[layout.dtype]
@@ -172,8 +173,9 @@ class PoolParts:
         )
         if len(source.arrays) == len(target_arrays) == 1:
             return move(
-                source.arrays[0], source.at, source.steps, target_arrays[0], target_at, target_steps, rows, size
-            )
+                source.arrays[0], source.at, source.steps, target_arrays[0], target_at, target_steps, rows, size,
+                self._threads,
+            )  # fmt: skip
         tallies = np.empty(len(source.at), np.uint64)
         pairs = source.shards if target is None else source.shards * len(target_arrays) + target.shards
         for pair in np.unique(pairs):
@@ -181,6 +183,7 @@ class PoolParts:
             from_array = source.arrays[source.shards[mine[0]]]
             to_array = None if target is None else target_arrays[target.shards[mine[0]]]
             tallies[mine] = move(
-                from_array, source.at[mine], source.steps, to_array, target_at[mine], target_steps, rows, size
-            )
+                from_array, source.at[mine], source.steps, to_array, target_at[mine], target_steps, rows, size,
+                self._threads,
+            )  # fmt: skip
         return tallies

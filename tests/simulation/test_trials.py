@@ -122,7 +122,7 @@ OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
     "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
     "kv_transfer/shared_network.py", "kv_transfer/carried_network.py", "kv_transfer/carrier_client.py", "kv_transfer/carrier.py", "kv_transfer/pairs.py",
-    "kv_transfer/bare_pair.py", "kv_transfer/nixl_pair.py",
+    "kv_transfer/bare_pair.py", "kv_transfer/copying.py", "kv_transfer/nixl_pair.py",
     "engine/collectives.py", "engine/shared_group.py",
     "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
     "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
