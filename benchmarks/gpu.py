@@ -41,9 +41,9 @@ rank, port = int(sys.argv[1]), sys.argv[2]
 if rank == 0:
     point = MeetingPoint(socket.create_server(("127.0.0.1", 0)))
     print(point.port, flush=True)
-    _, store = point.next_knock()
+    store = point.next_knock()
 else:
-    _, store = knock(f"127.0.0.1:{port}")
+    store = knock(f"127.0.0.1:{port}")
 pair = NcclPair(store, rank, "", 30.0)
 data = torch.arange(1 << 20, dtype=torch.int64).to(torch.uint8)
 began = time.perf_counter()

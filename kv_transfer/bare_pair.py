@@ -27,9 +27,9 @@ def _meet(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
     if rank == 0:
         meeting_point = MeetingPoint(socket.create_server(("127.0.0.1", 0)))
         _say(meeting_point.port)
-        _, store = meeting_point.next_knock()
+        store = meeting_point.next_knock()
     else:
-        _, store = knock(f"127.0.0.1:{port}")
+        store = knock(f"127.0.0.1:{port}")
     pair = PAIRS[kind](store, rank, "127.0.0.1", SILENCE_S)
     pair.use(memory)
     return pair

@@ -1,4 +1,4 @@
-"""A carrier process: carries one worker's KV over torch.distributed, and may be killed for it.
+"""A carrier process: carries one worker's KV over gloo, NCCL or NIXL, and may be killed for it.
 
 Owns the links to peers (a two-member group each), their arenas of slots, and the threads that send and
 receive. Does not know transfers, checksums or pools: it moves messages between the worker's arena and a
@@ -15,6 +15,7 @@ import select
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from typing import Any
 
@@ -172,10 +173,13 @@ class _Carrier:
         meeting_point = MeetingPoint(listener)
         threading.Thread(target=self._accept, args=(meeting_point,), name="accept", daemon=True).start()
         self.tell(Record(What.READY))
+        pulse_at = time.monotonic()
         while True:
             readable, _, _ = select.select([self._control], [], [], PULSE_S)
-            if not readable:
+            if time.monotonic() >= pulse_at:  # also while the worker talks without a pause
                 self.tell(Record(What.PULSE))
+                pulse_at = time.monotonic() + PULSE_S
+            if not readable:
                 continue
             try:
                 data = self._control.recv(MAX_RECORD_BYTES)
@@ -200,7 +204,10 @@ class _Carrier:
 
     def _accept(self, meeting_point: MeetingPoint) -> None:
         while True:
-            _, store = meeting_point.next_knock()
+            try:
+                store = meeting_point.next_knock()
+            except RuntimeError:
+                os._exit(1)  # nobody could be let in any more; the next process starts afresh
             if len(self._links) < MAX_LINKS:
                 threading.Thread(target=self._meet, args=(store,), name="meet", daemon=True).start()
 
@@ -229,8 +236,7 @@ class _Carrier:
             with alone:
                 link = self._by_address.get(address)
                 if link is None or link.is_lost:
-                    _, store = knock(address)
-                    link = self._by_address[address] = self._link(store, 1)
+                    link = self._by_address[address] = self._link(knock(address), 1)
         except (RuntimeError, ValueError, OSError, KVTransferError) as error:
             self.tell(Record(What.REFUSED, stream=record.stream, text=str(error)[:200]))
             return

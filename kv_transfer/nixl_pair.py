@@ -156,11 +156,11 @@ class NixlPair:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """NIXL's exceptions have no base of their own; a pair's failure is a RuntimeError, as torch's is."""
+    """A pair's failure is a RuntimeError, as torch's is; NIXL's exceptions have no base, and a note may be malformed."""
     try:
         yield
     except Exception as error:
-        if type(error).__module__.startswith("nixl"):
+        if isinstance(error, struct.error) or type(error).__module__.startswith("nixl"):
             raise RuntimeError(f"{type(error).__name__}: {error}") from error
         raise
 

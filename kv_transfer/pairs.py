@@ -1,15 +1,16 @@
-"""Two-member process groups: made for one pair, numbered, thrown away when they fail.
+"""Two-member process groups: made for one pair, named once, thrown away when they fail.
 
 Owns the meeting through a store of the accepting side, and sending and receiving of buffers over
 `torch.distributed`, without a global group. Does not know streams, messages or processes. Called by
 `kv_transfer.carrier`, the only process of a worker that may be killed for it.
 
-A pair that failed is never used again: whoever dials next knocks with the next number. gloo closes a
+A pair that failed is never used again: whoever dials next knocks with a new name. gloo closes a
 pair for good at its first timeout, NCCL aborts its communicator.
 """
 
 from __future__ import annotations
 
+import secrets
 import socket
 from collections.abc import Callable
 from datetime import timedelta
@@ -25,6 +26,7 @@ dist: Any = torch.distributed  # its stubs know neither stores nor groups of one
 MEETING_S = 2.0
 """Longest wait for the peer while a pair is made."""
 FOR_EVER = timedelta(days=365)
+KNOCKS = "knocks"
 
 
 class Work(Protocol):
@@ -170,27 +172,23 @@ class MeetingPoint:
             host, port, None, True, timedelta(seconds=MEETING_S), False, master_listen_fd=listener.detach()
         )  # fmt: skip
         self._client = self._server.clone()
-        self._met = 0
+        self._client.set_timeout(FOR_EVER)
 
-    def next_knock(self) -> tuple[int, Any]:
-        """Wait until somebody knocks; returns the pair's number and its store."""
-        self._met += 1
-        self._client.wait([f"knock/{self._met}"], FOR_EVER)
-        self._client.delete_key(f"knock/{self._met}")
-        return self._met, dist.PrefixStore(f"pair/{self._met}", self._server.clone())
+    def next_knock(self) -> Any:  # noqa: ANN401
+        """Wait until somebody knocks; returns the pair's store."""
+        name = self._client.queue_pop(KNOCKS).decode()
+        return dist.PrefixStore(name, self._server.clone())
 
 
-def knock(address: str) -> tuple[int, Any]:
-    """Ask for a new pair at an address "host:port".
-
-    Returns:
-        Its number, counted by the accepting side, and its store.
+def knock(address: str) -> Any:  # noqa: ANN401
+    """Ask for a new pair at an address "host:port"; returns its store.
 
     Raises:
         RuntimeError: Nobody is there.
     """
     host, _, port = address.rpartition(":")
     store = dist.TCPStore(host, int(port), None, False, timedelta(seconds=MEETING_S), False)
-    number = store.add("knocks", 1)
-    store.set(f"knock/{number}", b"")
-    return number, dist.PrefixStore(f"pair/{number}", store)
+    # One step, so that whoever dies in the middle of knocking blocks nobody behind him.
+    name = f"pair-{secrets.token_hex(16)}"
+    store.queue_push(KNOCKS, name.encode())
+    return dist.PrefixStore(name, store)

@@ -150,8 +150,11 @@ class WorkerLink:
         found: asyncio.Future[WayReport] = asyncio.get_running_loop().create_future()
         self._measured[address] = found
         self._push(Meet((address,), probe_bytes))
-        async with asyncio.timeout(MEASURE_S):
-            return await found
+        try:
+            async with asyncio.timeout(MEASURE_S):
+                return await found
+        finally:
+            del self._measured[address]
 
     def _note_ways(self, ways: tuple[WayReport, ...]) -> None:
         for way in ways:

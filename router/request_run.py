@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from core.errors import KVTransferError, LayoutMismatch, ServingError, WorkerLost
+from core.errors import KVTransferError, LayoutMismatch, PoolExhausted, ServingError, WorkerLost
 from core.ids import Epoch, RequestId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, PhaseTimings, TokenDelta, Wanted
@@ -50,6 +50,8 @@ class AttemptRun:
         """A broken transfer is blamed on the other side, everything else on who reports it."""
         if isinstance(error, LayoutMismatch):
             return None  # neither is to blame: only this pair is remembered
+        if isinstance(error, PoolExhausted):
+            return self.placement.decode.worker_id  # room is waited for on decode alone, whoever reports it
         pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
         is_transfer = isinstance(error, KVTransferError)
         return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]
@@ -150,8 +152,8 @@ class RequestRun:
         if is_decode and self.prefill_spoke_at is not None:
             self.exposed_transfer_s = max(0.0, now_s - self.prefill_spoke_at)
             self.prefill_spoke_at = None
-        elif not is_decode and self.prefill_spoke_at is None:
-            self.prefill_spoke_at = now_s
+        elif not is_decode and self.prefill_spoke_at is None and not (self.current and self.current.decode_spoke):
+            self.prefill_spoke_at = now_s  # if decode was first, nothing of the transfer was exposed
         if delta.prompt_logprobs and not self.has_prompt_scores:
             self.has_prompt_scores = True
             self.emit(PromptScored(delta.prompt_logprobs))

@@ -13,7 +13,7 @@ from typing import Any
 
 from core import metrics
 from core.config import RouterConfig
-from core.errors import InvalidRequest
+from core.errors import InvalidRequest, Overloaded
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
@@ -199,7 +199,13 @@ class GenerationService:
         ]
 
     async def measure_ways(self, mib: int) -> list[dict[str, Any]]:
-        """Move some MiB over every way and describe it; whoever asks meanwhile waits for his turn."""
+        """Move some MiB over every way and describe it.
+
+        Raises:
+            Overloaded: Somebody is measuring; two at once would measure one another, and load the workers twice.
+        """
+        if self._measuring.locked():
+            raise Overloaded("the links are being measured for somebody else; try again in some seconds", 5.0)
         async with self._measuring:
             return [_way(*found) for found in await self._links.measure(mib << 20)]
 

@@ -7,14 +7,14 @@ import pytest
 from support.models import TINY
 
 from core.config import load_config
-from core.errors import ConfigError, InvalidRequest, Overloaded, Unavailable, WorkerLost
+from core.errors import ConfigError, InvalidRequest, Overloaded, PoolExhausted, Unavailable, WorkerLost
 from core.session import TokenDelta
 from core.types import FinishReason, Path, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
 from router.grpc_requests import chat_prompt, generate_wish
-from router.request_run import AttemptRun
+from router.request_run import AttemptRun, RequestRun
 from router.service import GenerationService
 from router.tokenizing import MAX_WAITING, TokenizerPool
 
@@ -140,6 +140,30 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
     alone.on_lost("p", WorkerLost("gone"))
     assert alone.finished.done() == (prompt_logprobs is not None)
     assert prompt_logprobs is None or isinstance(alone.finished.exception(), WorkerLost)
+
+
+@pytest.mark.parametrize("reporter", ["p", "d"])
+async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
+    """The next attempt avoids the full worker, not the prefill worker that was refused."""
+    pair = SimpleNamespace(prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD)
+    run = SimpleNamespace(excluded=set(), note_timings=lambda timings: None)
+    attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt.on_ended(reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks")))
+    assert isinstance(attempt.finished.exception(), PoolExhausted) and run.excluded == {"d"}
+
+
+@pytest.mark.parametrize(("order", "exposed_s"), [("pd", 1.0), ("dpd", 0.0)])
+def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
+    """Each word comes a second after the one before; without this rule a whole decode step would be counted."""
+    now_s = iter(range(10))
+    run = RequestRun.__new__(RequestRun)
+    run.clock, run.choices = SimpleNamespace(now_s=lambda: float(next(now_s))), [SimpleNamespace(accept=lambda _: ())]
+    run.prefill_spoke_at, run.exposed_transfer_s, run.has_prompt_scores = None, 0.0, False
+    run.current = SimpleNamespace(decode_spoke=False)
+    for who in order:
+        run.deliver(delta(0, "x"), is_decode=who == "d")
+        run.current.decode_spoke = run.current.decode_spoke or who == "d"
+    assert run.exposed_transfer_s == exposed_s
 
 
 def test_without_a_request_log_requests_are_still_counted():
