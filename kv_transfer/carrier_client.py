@@ -48,11 +48,6 @@ class CarrierClient:
         self.on_stream: StreamHandler | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
-    @property
-    def pid(self) -> int | None:
-        """The process to kill in a test of faults."""
-        return self._process.pid if self._process else None
-
     def start(self, listener: socket.socket, host: str) -> None:
         """Spawn the process; `ready` waits for it."""
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -61,11 +56,8 @@ class CarrierClient:
         command = [sys.executable, "-m", "kv_transfer.carrier", *map(str, fds), self.kind, host, str(self.slot_bytes)]
         # A peer's death is said by us, once; a wait on NCCL must end at its timeout, in the process that waits.
         environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_BLOCKING_WAIT": "1"}
-        if is_loopback(host):
-            environment |= {
-                "NCCL_SOCKET_IFNAME": "lo",
-                "UCX_NET_DEVICES": "lo",
-            }  # they bind every interface if left alone
+        if is_loopback(host):  # left alone they bind every interface
+            environment |= {"NCCL_SOCKET_IFNAME": "lo", "UCX_NET_DEVICES": "lo"}
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
                 command, pass_fds=fds, env=environment, stdin=subprocess.DEVNULL, stdout=STDERR

@@ -74,9 +74,8 @@ class NixlPair:
         self._num_sent += 1
         begin = self._arena.data_ptr()
         if not begin <= buffer.data_ptr() < begin + len(self._arena):
-            head = self._heads[
-                number % HEADS, : len(buffer)
-            ]  # what is small and not ours is copied to where NIXL may read
+            # What is small and lies elsewhere is copied to where NIXL may read.
+            head = self._heads[number % HEADS, : len(buffer)]
             head.copy_(buffer)
             buffer = head
         return _Send(self, number, buffer)

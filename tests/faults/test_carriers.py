@@ -44,7 +44,7 @@ async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monke
             if num_bytes > transfer.frame_bytes and not hit:
                 hit_at.append(time.monotonic())
                 hit.append(house.carried[role][0].client)
-                os.kill(hit[0].pid, number)
+                os.kill(hit[0]._process.pid, number)
             arrive(stream, slot, num_bytes, is_last=is_last)
 
         def accept_and_note(receiver, frame):
