@@ -48,9 +48,7 @@ def draw_peers():
                 parts.append(bar(y, r["server"], r[key], scale, colour, form.format(r[key])))
                 y += 24
             y += 30
-    origin = (
-        f"commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['model']}"
-    )
+    origin = f"commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['model']}"
     parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
     write("peers.svg", y + 6, parts)
 
@@ -58,10 +56,15 @@ def draw_peers():
 def draw_overhead():
     result = json.loads((RESULTS / "overhead.json").read_text())
     parts, y = [], 44
-    for name, title in (("ttft_s", "time to first token, prompt 128"), ("itl_s", "gap between tokens")):
+    for name, title in (
+        ("ttft_s", "time to first token, prompt 128"),
+        ("itl_s", "gap between tokens"),
+    ):
         values = [(kind, result[kind][name]) for kind in ("bare", "served")]
         scale = 380 / max(v["p95"] for _, v in values)
-        parts.append(f'<text x="160" y="{y - 8}" font-weight="bold">{title}, ms (p50 and p95)</text>')
+        parts.append(
+            f'<text x="160" y="{y - 8}" font-weight="bold">{title}, ms (p50 and p95)</text>'
+        )
         for kind, v in values:
             label, colour = ("bare engine", BARE) if kind == "bare" else ("gRPC door, pd", SERVED)
             parts.append(bar(y, f"{label} p50", v["p50"], scale, colour, f"{v['p50'] * 1e3:.2f}"))
@@ -79,14 +82,18 @@ def draw_failover():
     parts, y = [], 44
     scale = 380 / max(4.0, *(r["p99"] for r in result["rows"]))
     for streams in sorted({r["streams"] for r in result["rows"]}):
-        title = f"{streams} streams: longest wait of an affected client, s (p99; the line is the aim)"
+        title = (
+            f"{streams} streams: longest wait of an affected client, s (p99; the line is the aim)"
+        )
         parts.append(f'<text x="20" y="{y - 8}" font-weight="bold">{title}</text>')
         for r in (r for r in result["rows"] if r["streams"] == streams):
             colour = BARE if r["fault"] == "none" else SERVED
             parts.append(bar(y, r["fault"], r["p99"], scale, colour, f"{r['p99']:.2f}"))
             if r["aim_p99_s"]:
                 x = 160 + r["aim_p99_s"] * scale
-                parts.append(f'<line x1="{x:.0f}" y1="{y - 2}" x2="{x:.0f}" y2="{y + 22}" stroke="#c33"/>')
+                parts.append(
+                    f'<line x1="{x:.0f}" y1="{y - 2}" x2="{x:.0f}" y2="{y + 22}" stroke="#c33"/>'
+                )
             y += 24
         y += 34
     machine = result["machine"]

@@ -20,15 +20,27 @@ ROOT = Path(__file__).parent.parent
 
 def timed(command, folder):
     """Run a command; returns seconds, the last line of its output and, of tests, the slowest."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VIRTUAL_ENV", "BATON_", "PYTHONPATH"))}
+    environment = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("VIRTUAL_ENV", "BATON_", "PYTHONPATH"))
+    }
     environment["PYTEST_ADDOPTS"] = "--durations=40"
     started = time.monotonic()
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env=environment, check=False
+    )
     seconds = time.monotonic() - started
     if done.returncode:
-        raise SystemExit(f"{command} failed after {seconds:.0f} s:\n{done.stdout[-20000:]}\n{done.stderr[-2000:]}")
+        raise SystemExit(
+            f"{command} failed after {seconds:.0f} s:\n{done.stdout[-20000:]}\n{done.stderr[-2000:]}"
+        )
     slowest = re.findall(r"^ *[0-9.]+s (?:call|setup|teardown) .*$", done.stdout, re.M)
-    return seconds, done.stdout.strip().splitlines()[-1], [" ".join(line.split()) for line in slowest]
+    return (
+        seconds,
+        done.stdout.strip().splitlines()[-1],
+        [" ".join(line.split()) for line in slowest],
+    )
 
 
 def main():
@@ -41,7 +53,11 @@ def main():
             ("check", ["make", "check"]), ("suite", ["make", "test"]),
         ):  # fmt: skip
             seconds, last, slowest = timed(command, folder)
-            rows[name] = {"command": " ".join(command), "seconds": round(seconds, 1), "last_line": last}
+            rows[name] = {
+                "command": " ".join(command),
+                "seconds": round(seconds, 1),
+                "last_line": last,
+            }
             console.print(name, rows[name])
             if slowest:
                 rows[name]["slowest"] = slowest

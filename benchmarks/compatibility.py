@@ -93,9 +93,16 @@ def main():
         table(head, rows),
         "\nOther architectures, quantised weights, and rope scalings besides linear and llama3 are refused by name.\n",
     ]
-    parts += ["\n## Clients\n\n", "The golden suite, against `baton up` with `--local` and on Ray.\n\n"]
+    parts += [
+        "\n## Clients\n\n",
+        "The golden suite, against `baton up` with `--local` and on Ray.\n\n",
+    ]
     names = sorted(
-        {t.partition("[")[0].partition("::")[2] for t in tests if t.startswith("test_golden::") and "[" in t}
+        {
+            t.partition("[")[0].partition("::")[2]
+            for t in tests
+            if t.startswith("test_golden::") and "[" in t
+        }
     )
     rows = []
     for name in names:

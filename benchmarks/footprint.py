@@ -21,7 +21,12 @@ from cluster.guardian import VARIABLE
 def cluster_processes(parent):
     """Pids that belong to the cluster: the parent and all that carry its marker."""
     marker = next(
-        (v for v in Path(f"/proc/{parent}/environ").read_bytes().split(b"\0") if v.startswith(VARIABLE.encode())), None
+        (
+            v
+            for v in Path(f"/proc/{parent}/environ").read_bytes().split(b"\0")
+            if v.startswith(VARIABLE.encode())
+        ),
+        None,
     )
     pids = [parent]
     for folder in Path("/proc").iterdir():
@@ -56,7 +61,16 @@ def name_of(pid):
 
 
 def main():
-    command = [sys.executable, "-m", "cluster.cli", "up", "--http-port", "18800", "--grpc-port", "18900"]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "up",
+        "--http-port",
+        "18800",
+        "--grpc-port",
+        "18900",
+    ]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until = time.monotonic() + 90

@@ -90,14 +90,19 @@ async def run(folder, options, *, colocated):
             stub = generation_pb2_grpc.GenerationStub(channel)
             await asyncio.sleep(2)
             rng = random.Random(7)
-            prompts = [[rng.randrange(1000, 150000) for _ in range(64 + 37 * n)] for n in range(ANSWERS)]
+            prompts = [
+                [rng.randrange(1000, 150000) for _ in range(64 + 37 * n)] for n in range(ANSWERS)
+            ]
             tokens = [await answer(stub, ids) for ids in prompts]
             rows = []
             for length in options.prompts:
                 await ask(stub, length, 1)
                 found = [await ask(stub, length, 100 * length + i) for i in range(options.repeats)]
                 rows.append(
-                    {"prompt_tokens": length, **{name: quantiles([f[name] for f in found]) for name in found[0]}}
+                    {
+                        "prompt_tokens": length,
+                        **{name: quantiles([f[name] for f in found]) for name in found[0]},
+                    }
                 )
             return tokens, rows
     finally:
@@ -110,7 +115,11 @@ def two_ranks_on_one_device():
     for environment in ({}, {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}):
         env = {**os.environ, "TORCH_NCCL_BLOCKING_WAIT": "1", **environment}
         first = subprocess.Popen(
-            [sys.executable, "-c", PAIR, "0", "0"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env
+            [sys.executable, "-c", PAIR, "0", "0"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
         )
         second = None
         try:
@@ -119,10 +128,16 @@ def two_ranks_on_one_device():
                 [sys.executable, "-c", PAIR, "1", port], capture_output=True, text=True, timeout=NCCL_TIMEOUT_S,
                 check=False, env=env,
             )  # fmt: skip
-            text = second.stdout.strip() if second.returncode == 0 else second.stderr.strip().splitlines()[-1:]
+            text = (
+                second.stdout.strip()
+                if second.returncode == 0
+                else second.stderr.strip().splitlines()[-1:]
+            )
             found.append({"environment": environment, "ok": second.returncode == 0, "says": text})
         except subprocess.TimeoutExpired:
-            found.append({"environment": environment, "ok": False, "says": f"hung for {NCCL_TIMEOUT_S} s"})
+            found.append(
+                {"environment": environment, "ok": False, "says": f"hung for {NCCL_TIMEOUT_S} s"}
+            )
         finally:
             first.kill()
             first.communicate()

@@ -46,7 +46,9 @@ def make_model(folder):
     (folder / "model.safetensors").unlink()
     (folder / "config.json").write_text(json.dumps(QWEN))
     (folder / "generation_config.json").write_text("{}")
-    save_file({"model.norm.weight": torch.ones(896, dtype=torch.bfloat16)}, folder / "model.safetensors")
+    save_file(
+        {"model.norm.weight": torch.ones(896, dtype=torch.bfloat16)}, folder / "model.safetensors"
+    )
     generator = torch.Generator().manual_seed(1)
     shapes = _shapes(folder)
     tensors = {
@@ -108,12 +110,18 @@ async def measure(folder, kinds, prompts, rounds, on_done):
                     await ask(stub, 64, 1)
                     for prompt in prompts:
                         for i in range(3):
-                            rows[kind, prompt].append(await ask(stub, prompt, hash((turn, i, prompt))))
+                            rows[kind, prompt].append(
+                                await ask(stub, prompt, hash((turn, i, prompt)))
+                            )
                             on_done()
             finally:
                 await cluster.stop()
     return [
-        {"kind": kind, "prompt_tokens": prompt, **{name: quantiles([r[name] for r in found]) for name in found[0]}}
+        {
+            "kind": kind,
+            "prompt_tokens": prompt,
+            **{name: quantiles([r[name] for r in found]) for name in found[0]},
+        }
         for (kind, prompt), found in rows.items()
     ]
 
@@ -123,12 +131,22 @@ def draw(rows, origin):
     kinds = [k for k in COLOURS if k != "colocated" and any(r["kind"] == k for r in rows)]
     most = max(r["exposed_s"]["p50"] for r in rows if r["kind"] in kinds) * 1e3
     longest = max(r["prompt_tokens"] for r in rows)
-    parts = ['<text x="60" y="26" font-weight="bold">exposed transfer, ms (median), by prompt tokens</text>']
+    parts = [
+        '<text x="60" y="26" font-weight="bold">exposed transfer, ms (median), by prompt tokens</text>'
+    ]
     for index, kind in enumerate(kinds):
         mine = [r for r in rows if r["kind"] == kind]
-        at = [(60 + 520 * r["prompt_tokens"] / longest, 250 - 200 * r["exposed_s"]["p50"] * 1e3 / most) for r in mine]
+        at = [
+            (
+                60 + 520 * r["prompt_tokens"] / longest,
+                250 - 200 * r["exposed_s"]["p50"] * 1e3 / most,
+            )
+            for r in mine
+        ]
         line = " ".join(f"{x:.0f},{y:.0f}" for x, y in at)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{COLOURS[kind]}" stroke-width="2"/>')
+        parts.append(
+            f'<polyline points="{line}" fill="none" stroke="{COLOURS[kind]}" stroke-width="2"/>'
+        )
         for (x, y), r in zip(at, mine, strict=True):
             parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{COLOURS[kind]}"/>')
             parts.append(
@@ -138,7 +156,9 @@ def draw(rows, origin):
                 parts.append(
                     f'<text x="{x:.0f}" y="270" font-size="11" text-anchor="middle">{r["prompt_tokens"]}</text>'
                 )
-        parts.append(f'<text x="600" y="{60 + 18 * index}" font-size="12" fill="{COLOURS[kind]}">{kind}</text>')
+        parts.append(
+            f'<text x="600" y="{60 + 18 * index}" font-size="12" fill="{COLOURS[kind]}">{kind}</text>'
+        )
     parts.append('<line x1="60" y1="250" x2="590" y2="250" stroke="#99a"/>')
     parts.append(f'<text x="60" y="292" font-size="11" fill="#667">{origin}</text>')
     box = '<rect width="660" height="304" fill="white"/>'
@@ -158,7 +178,9 @@ def main():
     with tempfile.TemporaryDirectory() as name, Progress() as progress:
         folder = Path(name) / "shape"
         make_model(folder)
-        task = progress.add_task("requests", total=options.rounds * len(kinds) * len(options.prompts) * 3)
+        task = progress.add_task(
+            "requests", total=options.rounds * len(kinds) * len(options.prompts) * 3
+        )
         rows = asyncio.run(
             measure(folder, kinds, options.prompts, options.rounds, lambda: progress.advance(task))
         )  # fmt: skip
@@ -169,7 +191,10 @@ def main():
     path = save("handover", {"output_tokens": OUTPUT, "rounds": options.rounds, "rows": rows})
     result = json.loads(path.read_text())
     machine = result["machine"]
-    draw(rows, f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, Qwen2.5-0.5B's shape, bf16")
+    draw(
+        rows,
+        f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, Qwen2.5-0.5B's shape, bf16",
+    )
 
 
 if __name__ == "__main__":

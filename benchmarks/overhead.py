@@ -58,7 +58,13 @@ async def served_request(stub, seed):
 def step_overhead(runner, batch):
     """Seconds of one decode step: bare forward, runner (inputs and sampling), for a batch size."""
     items = tuple(
-        StepItem(i, 100, (i + 1,), tuple(range(i * 7, i * 7 + 7)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),))
+        StepItem(
+            i,
+            100,
+            (i + 1,),
+            tuple(range(i * 7, i * 7 + 7)),
+            (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),),
+        )
         for i in range(batch)
     )
     plan = StepPlan(1, items)
@@ -145,14 +151,24 @@ async def main():
     path = save("overhead", result)
 
     table = Table(
-        "decode step", "forward p50", "runner p50", "rank process p50", "runner / forward", title="milliseconds"
+        "decode step",
+        "forward p50",
+        "runner p50",
+        "rank process p50",
+        "runner / forward",
+        title="milliseconds",
     )
     for batch, s in steps.items():
         f, r, k = (s[n]["p50"] * 1e3 for n in ("forward_s", "runner_s", "rank_process_s"))
         table.add_row(f"batch {batch}", f"{f:.3f}", f"{r:.3f}", f"{k:.3f}", f"{r / f:.2f}")
     console.print(table)
     table = Table(
-        "", "bare p50", "gRPC door p50", "added p50", "added p95", title="prompt 128, pd forced, milliseconds"
+        "",
+        "bare p50",
+        "gRPC door p50",
+        "added p50",
+        "added p95",
+        title="prompt 128, pd forced, milliseconds",
     )
     for name in ("ttft_s", "itl_s"):
         row = [

@@ -82,11 +82,17 @@ def tree(pid):
         one = stack.pop()
         try:
             words = Path(f"/proc/{one}/cmdline").read_bytes().decode(errors="replace").split("\0")
-            stack += [int(c) for t in Path(f"/proc/{one}/task").iterdir() for c in (t / "children").read_text().split()]
+            stack += [
+                int(c)
+                for t in Path(f"/proc/{one}/task").iterdir()
+                for c in (t / "children").read_text().split()
+            ]
         except OSError:
             continue
         name = " ".join(
-            w for w in words if w in ("router", "prefill", "decode") or w.startswith(("engine.rank", "router.tok"))
+            w
+            for w in words
+            if w in ("router", "prefill", "decode") or w.startswith(("engine.rank", "router.tok"))
         )
         found[one] = name or "cli"
     return found
@@ -95,7 +101,14 @@ def tree(pid):
 def load(streams, requests, seed):
     shape = Shape(requests, 256, 64, seed=seed, vocabulary_size=4096)
     samples = asyncio.run(
-        run(f"http://127.0.0.1:{PORT}", "", lambda card: plan(replace(shape)), streams, 300, lambda s: None)
+        run(
+            f"http://127.0.0.1:{PORT}",
+            "",
+            lambda card: plan(replace(shape)),
+            streams,
+            300,
+            lambda s: None,
+        )
     )
     summary = summarise(samples, {})
     if summary["errors"]:
@@ -152,7 +165,9 @@ def main():
                 continue
             try:
                 turns[name].append(turn(command, settings, path, index))
-                console.print(index, name, {s: round(o["tokens_per_s"]) for s, o in turns[name][-1].items()})
+                console.print(
+                    index, name, {s: round(o["tokens_per_s"]) for s, o in turns[name][-1].items()}
+                )
             except (OSError, RuntimeError, TimeoutError) as error:
                 missing[name] = str(error)
                 console.print(name, error)
@@ -168,10 +183,21 @@ def main():
     sys.argv = [sys.argv[0], "--peers", "DIR", "--turns", str(arguments.turns)]
     path = save("peers", {"model": "tiny: llama, 4 layers, width 256, bf16", "prompt_tokens": 256, "output_tokens": 64,
                           "rows": rows, "missing": missing, "turns": turns})  # fmt: skip
-    table = Table("server", "streams", "tokens/s", "TTFT p50", "p99", "ITL p50", "p99", title="medians over turns, ms")
+    table = Table(
+        "server",
+        "streams",
+        "tokens/s",
+        "TTFT p50",
+        "p99",
+        "ITL p50",
+        "p99",
+        title="medians over turns, ms",
+    )
     for r in rows:
         cells = (r[k] for k in ("ttft_p50_ms", "ttft_p99_ms", "itl_p50_ms", "itl_p99_ms"))
-        table.add_row(r["server"], str(r["streams"]), f"{r['tokens_per_s']:.0f}", *(f"{c:.2f}" for c in cells))
+        table.add_row(
+            r["server"], str(r["streams"]), f"{r['tokens_per_s']:.0f}", *(f"{c:.2f}" for c in cells)
+        )
     console.print(table)
     console.print(path.relative_to(RESULTS.parent.parent))
 

@@ -34,13 +34,17 @@ BLOCKS, ROWS = 64, 512
 
 
 def decode_plan(step_id):
-    return StepPlan(step_id, (StepItem(1, 100, (5,), tuple(range(7)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)),))
+    return StepPlan(
+        step_id,
+        (StepItem(1, 100, (5,), tuple(range(7)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)),),
+    )
 
 
 def prefill_plan(step_id):
     ids = tuple(range(1000, 1000 + ROWS))
     return StepPlan(
-        step_id, (StepItem(1, 0, ids, tuple(range(ROWS // 16)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)),)
+        step_id,
+        (StepItem(1, 0, ids, tuple(range(ROWS // 16)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)),),
     )
 
 
@@ -59,7 +63,10 @@ def child(folder, rank, size, fd, steps):
     model = Model(Shard(spec, rank, size), torch.device("cpu"), "cpu")
     if size > 1:
         model.ranks = SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
-    kv = torch.zeros((spec.num_layers, BLOCKS, 2, 16, model.shard.num_kv_heads, spec.head_size), dtype=model.dtype)
+    kv = torch.zeros(
+        (spec.num_layers, BLOCKS, 2, 16, model.shard.num_kv_heads, spec.head_size),
+        dtype=model.dtype,
+    )
     inputs = AttentionInputs(np.array([100]), np.array([0, 1]), np.array([list(range(7))]))
     for _ in range(20):
         model.forward(np.array([5]), inputs, kv, np.array([0]), lambda _: None, [0])
@@ -91,7 +98,8 @@ def bare(folder, size, steps):
 async def stepped(folder, size, plans, count):
     """Seconds of steps through the pipes: median over `count` of each plan."""
     ranks = RankGroup(
-        read_model(folder), EngineConfig(num_blocks=BLOCKS, max_step_tokens=ROWS, tensor_parallel_size=size)
+        read_model(folder),
+        EngineConfig(num_blocks=BLOCKS, max_step_tokens=ROWS, tensor_parallel_size=size),
     )
     await ranks.start()
     try:
@@ -129,21 +137,36 @@ def main():
                 decode_s, prefill_s = asyncio.run(
                     stepped(Path(name) / "shape", size, [decode_plan, prefill_plan], 5)
                 )  # fmt: skip
-                prefill.append({"turn": turn, "ranks": size, "prefill_s": prefill_s, "decode_s": decode_s})
+                prefill.append(
+                    {"turn": turn, "ranks": size, "prefill_s": prefill_s, "decode_s": decode_s}
+                )
 
     def mid(found, size, key):
         return median(r[key] for r in found if r["ranks"] == size)
 
-    overhead = {size: median(r["step_s"] - r["forward_s"] for r in rows if r["ranks"] == size) for size in (1, 2)}
+    overhead = {
+        size: median(r["step_s"] - r["forward_s"] for r in rows if r["ranks"] == size)
+        for size in (1, 2)
+    }
     gain = mid(prefill, 1, "prefill_s") / mid(prefill, 2, "prefill_s")
-    table = Table("ranks", "bare forward us", "step us", "overhead us", f"prefill of {ROWS}, ms", "decode step, ms")
+    table = Table(
+        "ranks",
+        "bare forward us",
+        "step us",
+        "overhead us",
+        f"prefill of {ROWS}, ms",
+        "decode step, ms",
+    )
     for size in (1, 2):
         table.add_row(str(size), f"{mid(rows, size, 'forward_s') * 1e6:.0f}", f"{mid(rows, size, 'step_s') * 1e6:.0f}",
                       f"{overhead[size] * 1e6:.0f}", f"{mid(prefill, size, 'prefill_s') * 1e3:.0f}",
                       f"{mid(prefill, size, 'decode_s') * 1e3:.1f}")  # fmt: skip
     Console().print(table)
     Console().print(f"prefill on two ranks: {gain:.2f} times one")
-    save("ranks", {"overhead_s": overhead, "prefill_gain": gain, "tiny_decode": rows, "shape_0_5b": prefill})
+    save(
+        "ranks",
+        {"overhead_s": overhead, "prefill_gain": gain, "tiny_decode": rows, "shape_0_5b": prefill},
+    )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def quantiles(values):
 
 def save(name, result):
     """Write a result with its origin; returns the path."""
-    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    git = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    )
     cpu = next(
         (
             line.split(":")[1].strip()

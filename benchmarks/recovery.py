@@ -31,7 +31,9 @@ def start(path):
         "COLUMNS": "200",
     }
     command = [sys.executable, "-m", "cluster.cli", "up", "--http-port", "0", "--grpc-port", "0"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
     output = ""
     for line in process.stdout:
         output += line
@@ -80,8 +82,17 @@ def stream(url, kill_after=None):
                 os.kill(pid, signal.SIGKILL)
                 killed_at = time.monotonic()
     after = [t for t in stamps if killed_at and t > killed_at]
-    gap = max((b - a for a, b in zip([killed_at, *after], after, strict=False)), default=None) if killed_at else None
-    return {"text": text, "error": error, "gap_s": gap, "end_s": time.monotonic() - killed_at if killed_at else None}
+    gap = (
+        max((b - a for a, b in zip([killed_at, *after], after, strict=False)), default=None)
+        if killed_at
+        else None
+    )
+    return {
+        "text": text,
+        "error": error,
+        "gap_s": gap,
+        "end_s": time.monotonic() - killed_at if killed_at else None,
+    }
 
 
 def main():
@@ -110,7 +121,12 @@ def main():
             process.terminate()
             process.wait(timeout=60)
     table = Table(
-        "path", "ending", "exact", "longest gap s", "ended after s", title="kill -9 of the only decode worker, on Ray"
+        "path",
+        "ending",
+        "exact",
+        "longest gap s",
+        "ended after s",
+        title="kill -9 of the only decode worker, on Ray",
     )
     for r in rows:
         gap = "-" if r["gap_s"] is None else f"{r['gap_s']:.2f}"

@@ -51,7 +51,11 @@ class StubRunner:
     on_lost = None
 
     async def execute(self, plan, on_layer):
-        tokens = {(i.sequence_key, s.choice): Logprob(97 + s.position % 26, 0.0) for i in plan.items for s in i.samples}
+        tokens = {
+            (i.sequence_key, s.choice): Logprob(97 + s.position % 26, 0.0)
+            for i in plan.items
+            for s in i.samples
+        }
         await asyncio.sleep(0)
         return StepResult(plan.step_id, tokens)
 
@@ -144,7 +148,10 @@ async def main():
         ports = await router.hear()
         await router.tell(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
         await asyncio.sleep(1.0)
-        for door, load, port in (("HTTP", over_http, ports["http_port"]), ("gRPC", over_grpc, ports["grpc_port"])):
+        for door, load, port in (
+            ("HTTP", over_http, ports["http_port"]),
+            ("gRPC", over_grpc, ports["grpc_port"]),
+        ):
             for streams in STREAMS:
                 requests = max(24, 3 * streams)
                 await load(port, streams, streams)

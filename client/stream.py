@@ -128,14 +128,18 @@ class Client:
             self._leave(address)
             await asyncio.sleep(min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S))
             request.resume_from.CopyFrom(received.resume_from())
-        raise ConnectionError(f"the stream ended {self._max_reconnects + 1} times without its last message")
+        raise ConnectionError(
+            f"the stream ended {self._max_reconnects + 1} times without its last message"
+        )
 
     def _stub(self, address: str) -> Any:  # noqa: ANN401
         if address not in self._channels:
             if self._roots is None:
                 channel = grpc.aio.insecure_channel(address, options=OPTIONS)
             else:
-                channel = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(self._roots), options=OPTIONS)
+                channel = grpc.aio.secure_channel(
+                    address, grpc.ssl_channel_credentials(self._roots), options=OPTIONS
+                )
             self._channels[address] = channel
         return generation_pb2_grpc.GenerationStub(self._channels[address])
 

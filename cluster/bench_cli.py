@@ -54,7 +54,9 @@ def run_bench(options: Options) -> None:
         raise ConfigError("say how load is offered: --concurrency, --rate or --trace")
 
     def make_load(card: dict[str, Any]) -> list[Planned]:
-        return plan(replace(shape, vocabulary_size=int(card.get("vocabulary_size") or UNKNOWN_VOCABULARY)))
+        return plan(
+            replace(shape, vocabulary_size=int(card.get("vocabulary_size") or UNKNOWN_VOCABULARY))
+        )
 
     progress = Progress(
         TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
@@ -63,10 +65,19 @@ def run_bench(options: Options) -> None:
     with progress:
         bar = progress.add_task("requests", total=shape.requests, note="")
         on_done = _counter(
-            lambda done, failed: progress.update(bar, completed=done, note=f"{failed} failed" if failed else "")
+            lambda done, failed: progress.update(
+                bar, completed=done, note=f"{failed} failed" if failed else ""
+            )
         )
         samples = asyncio.run(
-            run(options.url, options.model, make_load, options.concurrency, options.timeout_s, on_done)
+            run(
+                options.url,
+                options.model,
+                make_load,
+                options.concurrency,
+                options.timeout_s,
+                on_done,
+            )
         )
     summary = summarise(samples, limits)
     load = {name: value for name, value in asdict(shape).items() if name != "vocabulary_size"}
@@ -77,7 +88,10 @@ def run_bench(options: Options) -> None:
         raw = [asdict(sample) for sample in samples]
         load["trace"] = Path(shape.trace).name
         typer.echo(
-            json.dumps({"load": {**load, "concurrency": options.concurrency}, **summary, "samples": raw}, indent=1)
+            json.dumps(
+                {"load": {**load, "concurrency": options.concurrency}, **summary, "samples": raw},
+                indent=1,
+            )
         )
     else:
         _show(summary)

@@ -119,7 +119,9 @@ def svg(samples: Sequence[Sample], title: str) -> str:
     head = f'<text x="40" y="22" font-weight="bold">{html.escape(title)}</text>'
     size = f'width="{2 * width + 60}" height="{2 * height + 50}"'
     font = 'font-family="sans-serif" font-size="12"'
-    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{box}{head}{"".join(parts)}</svg>\n'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{box}{head}{"".join(parts)}</svg>\n'
+    )
 
 
 def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
@@ -131,7 +133,9 @@ def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
 
     step = max(1, len(ordered) // 200)
     points = " ".join(
-        at(v, (i + 1) / len(ordered)) for i, v in enumerate(ordered) if i % step == 0 or i == len(ordered) - 1
+        at(v, (i + 1) / len(ordered))
+        for i, v in enumerate(ordered)
+        if i % step == 0 or i == len(ordered) - 1
     )
     marks = "".join(
         f'<text x="{x + 248}" y="{y + 20 + 16 * i}" fill="#556">p{share} {percentile(ordered, share) * 1e3:.1f}</text>'

@@ -50,7 +50,9 @@ class Client:
 
     async def send(self, planned: Planned, scheduled_at: float) -> Sample:
         """Send one request and follow it to its end; failures are samples too."""
-        sample = Sample(planned.index, scheduled_at, sent_at=self.now_s(), input_tokens=len(planned.prompt))
+        sample = Sample(
+            planned.index, scheduled_at, sent_at=self.now_s(), input_tokens=len(planned.prompt)
+        )
         body = {
             "model": self._model, "prompt": list(planned.prompt), "max_tokens": planned.output_tokens, "temperature": 0,
             "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
@@ -58,7 +60,9 @@ class Client:
         try:
             async with self._session.post(f"{self._url}/v1/completions", json=body) as reply:
                 if reply.status != 200:
-                    sample.error = f"HTTP {reply.status}: {(await reply.text())[:MAX_ERROR_CHARACTERS]}"
+                    sample.error = (
+                        f"HTTP {reply.status}: {(await reply.text())[:MAX_ERROR_CHARACTERS]}"
+                    )
                 else:
                     async for line in reply.content:
                         self._note(sample, line)
@@ -74,12 +78,19 @@ class Client:
             return
         chunk = json.loads(line[6:])
         if chunk.get("error"):
-            sample.error = str(chunk["error"].get("code") or chunk["error"].get("message"))[:MAX_ERROR_CHARACTERS]
+            sample.error = str(chunk["error"].get("code") or chunk["error"].get("message"))[
+                :MAX_ERROR_CHARACTERS
+            ]
         if chunk.get("choices") and (chunk["choices"][0].get("text") or not sample.arrivals):
             sample.arrivals.append(self.now_s())
         if usage := chunk.get("usage"):
-            sample.input_tokens, sample.output_tokens = usage["prompt_tokens"], usage["completion_tokens"]
-            sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            sample.input_tokens, sample.output_tokens = (
+                usage["prompt_tokens"],
+                usage["completion_tokens"],
+            )
+            sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get(
+                "cached_tokens"
+            ) or 0
 
     def now_s(self) -> float:
         """Seconds since the run began."""

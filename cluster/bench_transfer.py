@@ -37,7 +37,9 @@ from kv_transfer.sender import Blocks, Offer
 from kv_transfer.shared_network import SharedNetwork
 from kv_transfer.transports import Transports
 
-LAYOUT = KVLayout("bench", "bfloat16", num_layers=24, num_kv_heads=2, head_size=64, block_size_tokens=16)
+LAYOUT = KVLayout(
+    "bench", "bfloat16", num_layers=24, num_kv_heads=2, head_size=64, block_size_tokens=16
+)
 """Qwen2.5-0.5B's."""
 CHILD_TIMEOUT_S = 30.0
 TRANSFER_TIMEOUT_S = 60.0
@@ -92,7 +94,9 @@ def _network(transport: str, kv: SharedKV) -> Network:
         return Transports({"grpc": fetch_network()})
     if transport in CARRIED:
         return Transports({transport: CarriedNetwork(transport, "127.0.0.1", CARRIED_BYTES)})
-    raise ConfigError(f"--transport {transport!r} is unknown; possible: shm, grpc, {', '.join(CARRIED)}")
+    raise ConfigError(
+        f"--transport {transport!r} is unknown; possible: shm, grpc, {', '.join(CARRIED)}"
+    )
 
 
 def _pool(num_blocks: int) -> SharedKV:
@@ -118,7 +122,9 @@ class _SendingHost:
         if agent is None:
             return
         for layer in range(LAYOUT.num_layers):
-            agent.publish(transfer_id, 0, Blocks(layer, 0, table, len(table) * LAYOUT.block_size_tokens))
+            agent.publish(
+                transfer_id, 0, Blocks(layer, 0, table, len(table) * LAYOUT.block_size_tokens)
+            )
         agent.commit(transfer_id, 0, {0: Logprob(1, 0.0)}, frozenset())
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
@@ -140,18 +146,28 @@ async def _send(lines: asyncio.StreamReader) -> None:
         words[:] = rng.integers(0, 2**63, len(words), dtype=np.uint64)
     host = _SendingHost(plan)
     agent = TransferAgent(
-        _network(plan.transport, kv), host, kv, LAYOUT, TransferConfig(frame_bytes=plan.frame_bytes), lambda block: 0
+        _network(plan.transport, kv),
+        host,
+        kv,
+        LAYOUT,
+        TransferConfig(frame_bytes=plan.frame_bytes),
+        lambda block: 0,
     )
     host.agent = agent
     warm()
     bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)
-    address, bare_address = await agent.listen(), await bare.listen(lambda stream: _send_bare(stream, plan))
+    address, bare_address = (
+        await agent.listen(),
+        await bare.listen(lambda stream: _send_bare(stream, plan)),
+    )
     _say({"address": address, "bare_address": bare_address})
     while line := await lines.readline():
         order = json.loads(line)
         if "offer" in order:
             transfer_id, slot = TransferId(bytes.fromhex(order["offer"])), order["slot"]
-            host.tables[transfer_id] = tuple(range(slot * plan.num_blocks, (slot + 1) * plan.num_blocks))
+            host.tables[transfer_id] = tuple(
+                range(slot * plan.num_blocks, (slot + 1) * plan.num_blocks)
+            )
             agent.offer(Offer(transfer_id, *RECEIVER))
             agent.start(transfer_id, plan.num_blocks * LAYOUT.block_size_tokens)
         else:
@@ -194,7 +210,9 @@ class _ReceivingHost:
             table = tuple(range(slot * count, (slot + 1) * count))
             self.agent.reserved(transfer_id, Reservation(table, (0,) * count, 0))
 
-    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
+    ) -> None:
         """Verified."""
         if self.agent is not None:
             self.agent.ack(transfer_id)
@@ -298,7 +316,9 @@ class Bench:
         seconds = time.perf_counter() - began
         cpu_s = time.process_time() - cpu_at
         num_bytes = plan.transfer_bytes * plan.transfers * plan.streams
-        turn = Turn(seconds, num_bytes, cpu_s, await self._child_cpu_s() - sent_at, *_memory_speeds())
+        turn = Turn(
+            seconds, num_bytes, cpu_s, await self._child_cpu_s() - sent_at, *_memory_speeds()
+        )
         if plan.transport == "grpc":
             turn.bare_gb_per_s = await self._bare_speed()
         elif self._pair is not None:
@@ -319,7 +339,14 @@ class Bench:
 
         began = time.perf_counter()
         await asyncio.gather(*(one() for _ in range(plan.streams)))
-        return count * plan.frame_bytes * plan.transfers * plan.streams / (time.perf_counter() - began) / 1e9
+        return (
+            count
+            * plan.frame_bytes
+            * plan.transfers
+            * plan.streams
+            / (time.perf_counter() - began)
+            / 1e9
+        )
 
     async def __aexit__(self, *_: object) -> None:
         """End both."""
@@ -346,9 +373,20 @@ class _BarePair:
         pair = cls([])
         port = "0"
         for rank in range(2):
-            command = ("-m", "kv_transfer.bare_pair", plan.transport, str(rank), port, str(plan.frame_bytes))
+            command = (
+                "-m",
+                "kv_transfer.bare_pair",
+                plan.transport,
+                str(rank),
+                port,
+                str(plan.frame_bytes),
+            )
             pipe = asyncio.subprocess.PIPE
-            pair._ends.append(await asyncio.create_subprocess_exec(sys.executable, *command, stdin=pipe, stdout=pipe))
+            pair._ends.append(
+                await asyncio.create_subprocess_exec(
+                    sys.executable, *command, stdin=pipe, stdout=pipe
+                )
+            )
             if rank == 0:
                 port = str(int(await pair._hear(0)))
         await pair.gb_per_s(plan)
@@ -396,7 +434,9 @@ def _memory_speeds() -> tuple[float, float]:
 
 async def _main() -> None:
     lines = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(lines), sys.stdin)
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(lines), sys.stdin
+    )
     await _send(lines)
 
 

@@ -55,7 +55,11 @@ async def _run(plan: Plan, on_turn: Callable[[], None]) -> list[Turn]:
 def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
     """Medians over turns; every ratio is taken within its turn."""
     speeds = [turn.num_bytes / turn.seconds / 1e9 for turn in turns]
-    bare = [speed / turn.bare_gb_per_s for speed, turn in zip(speeds, turns, strict=True) if turn.bare_gb_per_s]
+    bare = [
+        speed / turn.bare_gb_per_s
+        for speed, turn in zip(speeds, turns, strict=True)
+        if turn.bare_gb_per_s
+    ]
     return {
         "transport": plan.transport, "mib": plan.mib, "streams": plan.streams, "frame_bytes": plan.frame_bytes,
         "copy_threads": plan.copy_threads,
@@ -77,7 +81,13 @@ def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
 
 def _show(summary: dict[str, Any]) -> None:
     table = Table(
-        "transport", "GB/s", "of memcpy", "of the bare stream", "checksum's CPU share", "cores", box=box.SIMPLE
+        "transport",
+        "GB/s",
+        "of memcpy",
+        "of the bare stream",
+        "checksum's CPU share",
+        "cores",
+        box=box.SIMPLE,
     )
     bare, cores = summary["bare_fraction"], summary["cores"]
     table.add_row(

@@ -36,16 +36,34 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _sign(_name("Baton development authority"), authority_key, None, authority_key, [], is_authority=True)
+    authority = _sign(
+        _name("Baton development authority"),
+        authority_key,
+        None,
+        authority_key,
+        [],
+        is_authority=True,
+    )
     written = [_write(folder / "ca.pem", authority.public_bytes(serialization.Encoding.PEM), 0o644)]
-    names = {role: [f"{role}.{DOMAIN}", *([f"worker.{DOMAIN}"] if role != "router" else [])] for role in ROLES}
+    names = {
+        role: [f"{role}.{DOMAIN}", *([f"worker.{DOMAIN}"] if role != "router" else [])]
+        for role in ROLES
+    }
     for role, hostnames in {**names, "door": hosts}.items():
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _sign(_name(f"Baton {role}"), key, authority, authority_key, hostnames, is_authority=False)
-        plain = key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        certificate = _sign(
+            _name(f"Baton {role}"), key, authority, authority_key, hostnames, is_authority=False
         )
-        written.append(_write(folder / f"{role}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644))
+        plain = key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        written.append(
+            _write(
+                folder / f"{role}.pem", certificate.public_bytes(serialization.Encoding.PEM), 0o644
+            )
+        )
         written.append(_write(folder / f"{role}.key", plain, 0o600))
     return written
 
@@ -72,7 +90,10 @@ def _sign(
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=DAYS))
-        .add_extension(x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None), critical=True)
+        .add_extension(
+            x509.BasicConstraints(ca=is_authority, path_length=0 if is_authority else None),
+            critical=True,
+        )
     )
     if not is_authority:
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
@@ -94,7 +115,9 @@ def _write(path: Path, data: bytes, mode: int) -> Path:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
-        raise ConfigError(f"{path.name} is there already; choose another folder or move it away") from error
+        raise ConfigError(
+            f"{path.name} is there already; choose another folder or move it away"
+        ) from error
     with os.fdopen(descriptor, "wb") as out:
         out.write(data)
     return path

@@ -19,7 +19,9 @@ from protos.baton.v1 import generation_pb2 as pb
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it"
 
 
-def run_chat(address: str, system: str, message: str, max_tokens: int, temperature: float, *, as_json: bool) -> None:
+def run_chat(
+    address: str, system: str, message: str, max_tokens: int, temperature: float, *, as_json: bool
+) -> None:
     """Talk until the user ends it; with a message, one turn only.
 
     Raises:

@@ -53,7 +53,9 @@ async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> N
     worker.check()
 
 
-async def _run_router(config: BatonConfig, lines: asyncio.StreamReader, stop: asyncio.Event) -> None:
+async def _run_router(
+    config: BatonConfig, lines: asyncio.StreamReader, stop: asyncio.Event
+) -> None:
     from cluster.members import ToldMembership, from_json  # noqa: PLC0415
     from cluster.router_process import RunningRouter  # noqa: PLC0415
 
@@ -65,7 +67,9 @@ async def _run_router(config: BatonConfig, lines: asyncio.StreamReader, stop: as
     async def listen() -> None:
         while line := await lines.readline():
             news = json.loads(line)
-            membership.tell([from_json(m) for m in news["members"]], is_starting=news["is_starting"])
+            membership.tell(
+                [from_json(m) for m in news["members"]], is_starting=news["is_starting"]
+            )
         stop.set()
 
     listener = asyncio.get_running_loop().create_task(listen())

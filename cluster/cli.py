@@ -35,7 +35,9 @@ def up(
     http_port: Annotated[int, typer.Option(help="HTTP door; 0: any free port", min=-1)] = -1,
     grpc_port: Annotated[int, typer.Option(help="gRPC door; 0: any free port", min=-1)] = -1,
     local: Annotated[bool, typer.Option("--local", help="child processes instead of Ray")] = False,
-    colocated: Annotated[bool, typer.Option("--colocated", help="one pool does both phases")] = False,
+    colocated: Annotated[
+        bool, typer.Option("--colocated", help="one pool does both phases")
+    ] = False,
     address: Annotated[str, typer.Option(help="join a running Ray cluster")] = "",
 ) -> None:
     """Start a cluster in the foreground; Ctrl-C ends it."""
@@ -69,7 +71,9 @@ def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> N
     from rich.console import Console  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table("role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE)
+    table = Table(
+        "role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE
+    )
     for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
         load = r["load"]
         ranks = " ".join(map(str, r["rank_pids"]))
@@ -80,7 +84,9 @@ def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> N
     console.print(table)
     for name, model in readiness["models"].items():
         state = (
-            f"ready, canary {model['canary_ms']} ms" if readiness["ready"] else f"not ready: {model['canary_error']}"
+            f"ready, canary {model['canary_ms']} ms"
+            if readiness["ready"]
+            else f"not ready: {model['canary_error']}"
         )
         console.print(f"{name}: {state}; store {readiness['store']}")
 
@@ -100,7 +106,9 @@ def doctor(
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="text to continue")],
-    grpc_address: Annotated[str, typer.Option("--grpc", help="gRPC door of a router")] = "127.0.0.1:9000",
+    grpc_address: Annotated[
+        str, typer.Option("--grpc", help="gRPC door of a router")
+    ] = "127.0.0.1:9000",
     max_tokens: Annotated[int, typer.Option(help="longest output (tokens)")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="fix the random numbers")] = None,
@@ -114,8 +122,12 @@ def generate(
 
 @app.command()
 def chat(
-    grpc_address: Annotated[str, typer.Option("--grpc", help="gRPC door of a router")] = "127.0.0.1:9000",
-    message: Annotated[str, typer.Option("--message", "-m", help="say this, print the answer, end")] = "",
+    grpc_address: Annotated[
+        str, typer.Option("--grpc", help="gRPC door of a router")
+    ] = "127.0.0.1:9000",
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="say this, print the answer, end")
+    ] = "",
     system: Annotated[str, typer.Option(help="system message")] = "",
     max_tokens: Annotated[int, typer.Option(help="longest answer (tokens); 0: what fits")] = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
@@ -129,8 +141,12 @@ def chat(
 
 @app.command()
 def down(
-    http_port: Annotated[int, typer.Option(help="HTTP port of the cluster to end; 0: the only one")] = 0,
-    address: Annotated[str, typer.Option(help="remove the application from a running Ray cluster")] = "",
+    http_port: Annotated[
+        int, typer.Option(help="HTTP port of the cluster to end; 0: the only one")
+    ] = 0,
+    address: Annotated[
+        str, typer.Option(help="remove the application from a running Ray cluster")
+    ] = "",
 ) -> None:
     """End a cluster that `baton up` started on this machine, or an application on a Ray cluster."""
     if address:
@@ -142,7 +158,9 @@ def down(
     from cluster.running import stop  # noqa: PLC0415
 
     ended = stop(http_port)
-    typer.echo(f"the cluster on HTTP port {ended.http_port} ({ended.kind}, pid {ended.pid}) has ended")
+    typer.echo(
+        f"the cluster on HTTP port {ended.http_port} ({ended.kind}, pid {ended.pid}) has ended"
+    )
 
 
 @app.command("collect-env")
@@ -176,28 +194,40 @@ def bench_transfer(
     from cluster.bench_transfer import Plan  # noqa: PLC0415
     from cluster.bench_transfer_cli import run_bench_transfer  # noqa: PLC0415
 
-    run_bench_transfer(Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json")
+    run_bench_transfer(
+        Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json"
+    )
 
 
 @bench.command("serve")
 def bench_serve(  # noqa: PLR0913 - one option each
     url: Url = "http://127.0.0.1:8000",
     requests: Annotated[int, typer.Option(help="requests to send", min=1)] = 100,
-    concurrency: Annotated[int, typer.Option(help="closed loop: requests in flight; with --rate: at most", min=0)] = 0,
+    concurrency: Annotated[
+        int, typer.Option(help="closed loop: requests in flight; with --rate: at most", min=0)
+    ] = 0,
     rate: Annotated[float, typer.Option(help="open loop: requests per second", min=0.0)] = 0.0,
     burstiness: Annotated[
-        float, typer.Option(help="shape of the gamma gaps: 1 is Poisson, less is burstier", min=0.01)
+        float,
+        typer.Option(help="shape of the gamma gaps: 1 is Poisson, less is burstier", min=0.01),
     ] = 1.0,
     trace: Annotated[
-        str, typer.Option(help="JSON lines or CSV: arrival_s, input_tokens, output_tokens[, hash_ids]")
+        str,
+        typer.Option(help="JSON lines or CSV: arrival_s, input_tokens, output_tokens[, hash_ids]"),
     ] = "",
-    trace_divide: Annotated[int, typer.Option(help="divide a trace's lengths, for small models", min=1)] = 1,
+    trace_divide: Annotated[
+        int, typer.Option(help="divide a trace's lengths, for small models", min=1)
+    ] = 1,
     trace_block_tokens: Annotated[
         int, typer.Option(help="tokens that one of a trace's hash_ids stands for", min=1)
     ] = 512,
-    speed: Annotated[float, typer.Option(help="replay a trace this many times faster", min=0.001)] = 1.0,
+    speed: Annotated[
+        float, typer.Option(help="replay a trace this many times faster", min=0.001)
+    ] = 1.0,
     input_tokens: Annotated[int, typer.Option(help="prompt length", min=1)] = 256,
-    output_tokens: Annotated[int, typer.Option(help="output length; the end of text is ignored", min=1)] = 64,
+    output_tokens: Annotated[
+        int, typer.Option(help="output length; the end of text is ignored", min=1)
+    ] = 64,
     goodput: Annotated[str, typer.Option(help="limits like ttft:500,tpot:40,e2e:9000 (ms)")] = "",
     model: Annotated[str, typer.Option(help="empty: the first one served")] = "",
     seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
@@ -210,9 +240,20 @@ def bench_serve(  # noqa: PLR0913 - one option each
     from cluster.bench_load import Shape  # noqa: PLC0415
 
     shape = Shape(
-        requests, input_tokens, output_tokens, rate, burstiness, trace, trace_divide, trace_block_tokens, speed, seed
+        requests,
+        input_tokens,
+        output_tokens,
+        rate,
+        burstiness,
+        trace,
+        trace_divide,
+        trace_block_tokens,
+        speed,
+        seed,
     )
-    run_bench(Options(url, model, shape, concurrency, goodput, timeout_s, plot, as_json=output == "json"))
+    run_bench(
+        Options(url, model, shape, concurrency, goodput, timeout_s, plot, as_json=output == "json")
+    )
 
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
@@ -229,7 +270,12 @@ def keys_add(
     from router.credentials import new_key  # noqa: PLC0415
 
     key, line = new_key(tenant, tier)
-    with open(file.expanduser(), "a", opener=lambda name, flags: os.open(name, flags, 0o600), encoding="utf-8") as out:
+    with open(
+        file.expanduser(),
+        "a",
+        opener=lambda name, flags: os.open(name, flags, 0o600),
+        encoding="utf-8",
+    ) as out:
         out.write(line + "\n")
     typer.echo(key)
 
@@ -237,7 +283,9 @@ def keys_add(
 @app.command()
 def certs(
     out: Annotated[Path, typer.Option(help="folder to write to")],
-    host: Annotated[list[str] | None, typer.Option(help="name or address of the doors; repeat it")] = None,
+    host: Annotated[
+        list[str] | None, typer.Option(help="name or address of the doors; repeat it")
+    ] = None,
 ) -> None:
     """Make development certificates: an authority, one pair for each role, one for the doors."""
     from cluster.certs import make_certificates  # noqa: PLC0415
@@ -255,8 +303,12 @@ def simulate_faults(
     seeds: Annotated[int, typer.Option(help="seeds to run, from --first-seed on", min=1)] = 100,
     first_seed: Annotated[int, typer.Option(help="where the range begins", min=0)] = 0,
     seed: Annotated[int | None, typer.Option(help="replay this one seed instead", min=0)] = None,
-    only_faults: Annotated[str, typer.Option(help="with --seed: indices of faults to keep, or - for none")] = "",
-    only_requests: Annotated[str, typer.Option(help="with --seed: indices of requests to keep")] = "",
+    only_faults: Annotated[
+        str, typer.Option(help="with --seed: indices of faults to keep, or - for none")
+    ] = "",
+    only_requests: Annotated[
+        str, typer.Option(help="with --seed: indices of requests to keep")
+    ] = "",
     output: Output = "table",
 ) -> None:
     """Search for violated invariants under random faults; a failing seed is shrunk and replays from one line."""
@@ -293,7 +345,11 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     else:
         import yaml  # noqa: PLC0415
 
-        typer.echo(yaml.safe_dump(tree, sort_keys=False) + "\n# facts\n" + yaml.safe_dump(facts, sort_keys=False))
+        typer.echo(
+            yaml.safe_dump(tree, sort_keys=False)
+            + "\n# facts\n"
+            + yaml.safe_dump(facts, sort_keys=False)
+        )
 
 
 @app.command()

@@ -53,7 +53,11 @@ def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answ
     return asyncio.run(_collect(address, lambda client: client.chat(request, TIMEOUT_S), show))
 
 
-async def _collect(address: str, start: Callable[[Client], AsyncIterator[Any]], show: Any) -> Answer:  # noqa: ANN401
+async def _collect(
+    address: str,
+    start: Callable[[Client], AsyncIterator[Any]],
+    show: Any,  # noqa: ANN401
+) -> Answer:
     text, summary = "", pb.Summary()
     async with Client(address.split(","), os.environ.get(API_KEY_VARIABLE, "")) as client:
         async for message in start(client):
@@ -80,7 +84,13 @@ def told(error: grpc.RpcError) -> SystemExit:
 
 
 def generate_stream(
-    prompt: str, address: str, max_tokens: int, temperature: float, seed: int | None, *, as_json: bool
+    prompt: str,
+    address: str,
+    max_tokens: int,
+    temperature: float,
+    seed: int | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Run `baton generate`."""
     request = pb.GenerateRequest(
@@ -94,7 +104,10 @@ def generate_stream(
     except grpc.RpcError as error:
         raise told(error) from error
     if as_json:
-        usage, timing = MessageToDict(answer.usage), MessageToDict(answer.timing, preserving_proto_field_name=True)
+        usage, timing = (
+            MessageToDict(answer.usage),
+            MessageToDict(answer.timing, preserving_proto_field_name=True),
+        )
         typer.echo(json.dumps({"text": answer.text, "usage": usage, "timing": timing}, indent=2))
         return
     t = answer.timing

@@ -31,13 +31,18 @@ def collect() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "usable_cores": len(os.sched_getaffinity(0)),
         "memory": _first("/proc/meminfo", "MemTotal"),
-        "shared_memory_bytes": shutil.disk_usage("/dev/shm").total if Path("/dev/shm").exists() else 0,  # noqa: S108
+        "shared_memory_bytes": shutil.disk_usage("/dev/shm").total  # noqa: S108
+        if Path("/dev/shm").exists()  # noqa: S108
+        else 0,
         "open_files_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "cpu_flags": sorted(
-            set(_first("/proc/cpuinfo", "flags").split()) & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
+            set(_first("/proc/cpuinfo", "flags").split())
+            & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
         ),
         "gpus": _gpus(),
-        "settings": sorted(name for name in os.environ if name.startswith(("BATON_", "RAY_", "CUDA_VISIBLE"))),
+        "settings": sorted(
+            name for name in os.environ if name.startswith(("BATON_", "RAY_", "CUDA_VISIBLE"))
+        ),
     }
 
 
@@ -60,4 +65,8 @@ def _gpus() -> list[str]:
     if shutil.which(GPU_QUERY[0]) is None:
         return []
     done = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed words
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()] if done.returncode == 0 else []
+    return (
+        [line.strip() for line in done.stdout.splitlines() if line.strip()]
+        if done.returncode == 0
+        else []
+    )

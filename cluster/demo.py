@@ -56,7 +56,9 @@ def over_grpc(address: str, prompt: str) -> dict[str, Any]:
         stopping=pb.StoppingOptions(max_tokens=MAX_TOKENS),
         response=pb.ResponseOptions(timing=True),
     )
-    answer = stream_answer(address, request, lambda text: console.print(text, end="", markup=False, highlight=False))
+    answer = stream_answer(
+        address, request, lambda text: console.print(text, end="", markup=False, highlight=False)
+    )
     t = answer.timing
     return {
         "door": "gRPC", "queue_ms": t.queue_s * 1e3, "prefill_ms": t.prefill_s * 1e3,
@@ -92,7 +94,10 @@ def show(rows: list[dict[str, Any]], block_bytes: int) -> bool:
     for r in rows:
         is_whole = r["kv_bytes"] == r["kv_blocks"] * block_bytes and r["kv_blocks"] > 0
         is_good = is_good and is_whole and r["prefill_pid"] != r["decode_pid"]
-        times = [f"{r[name]:.1f}" for name in ("queue_ms", "prefill_ms", "exposed_transfer_ms", "decode_ms", "ttft_ms")]
+        times = [
+            f"{r[name]:.1f}"
+            for name in ("queue_ms", "prefill_ms", "exposed_transfer_ms", "decode_ms", "ttft_ms")
+        ]
         table.add_row(
             r["door"], f"{r['prompt_tokens']} tokens", *times, str(r["prefill_pid"]), str(r["decode_pid"]),
             f"{r['kv_bytes']} = {r['kv_blocks']} blocks x {block_bytes}",
@@ -108,7 +113,9 @@ def main() -> int:
         Exit code.
     """
     started_at = time.monotonic()
-    config = load_config(flags={"placement.path": "pd", "router.http_port": 0, "router.grpc_port": 0})
+    config = load_config(
+        flags={"placement.path": "pd", "router.http_port": 0, "router.grpc_port": 0}
+    )
     spec = model_of(config)
     block_bytes = spec.layout(config.pools.decode.engine.block_size_tokens).block_bytes
     console.rule("starting Ray, one router, one prefill worker, one decode worker")
@@ -123,7 +130,8 @@ def main() -> int:
         base, address = f"http://127.0.0.1:{cluster.http_port}", f"127.0.0.1:{cluster.grpc_port}"
         readiness = wait_ready(base)
         console.print(
-            f"ready after {time.monotonic() - started_at:.1f} s: {json.dumps(readiness['models'])}", highlight=False
+            f"ready after {time.monotonic() - started_at:.1f} s: {json.dumps(readiness['models'])}",
+            highlight=False,
         )
         for prompt in PROMPTS:
             console.rule(f"gRPC: {prompt!r}", align="left")

@@ -63,7 +63,11 @@ class Verdict:
 def judge(link: dict[str, Any], prompts: list[Prompt]) -> Verdict:
     """Compare moving with computing, for every length that was measured."""
     speed = link["gb_per_s"]
-    moving = {p.tokens: link["round_trip_ms"] + p.kv_bytes / (speed * 1e6) for p in prompts} if speed else {}
+    moving = (
+        {p.tokens: link["round_trip_ms"] + p.kv_bytes / (speed * 1e6) for p in prompts}
+        if speed
+        else {}
+    )
     # It pays from a length on only if it pays for all longer ones too.
     pays_from = None
     for prompt in reversed(prompts):
@@ -93,7 +97,9 @@ class _Router:
                 f"no router answers at {self._client.base_url}: {error}; is `baton up` running?"
             ) from error
         if reply.status_code != HTTPStatus.OK:
-            raise ConfigError(f"{method} {path} was answered with {reply.status_code}: {reply.text[:300]}")
+            raise ConfigError(
+                f"{method} {path} was answered with {reply.status_code}: {reply.text[:300]}"
+            )
         tree: dict[str, Any] = reply.json()
         return tree
 
@@ -102,16 +108,28 @@ class _Router:
         rng = random.Random(seed)  # noqa: S311 - prompts, not secrets
         most = min(card["vocabulary_size"], ORDINARY_TOKENS[1])
         ids = [rng.randrange(min(ORDINARY_TOKENS[0], most // 2), most) for _ in range(tokens)]
-        body = {"model": card["id"], "prompt": ids, "max_tokens": 2, "temperature": 0, "ignore_eos": True}
+        body = {
+            "model": card["id"],
+            "prompt": ids,
+            "max_tokens": 2,
+            "temperature": 0,
+            "ignore_eos": True,
+        }
         timing = self.ask("POST", "/v1/completions", body)["timing"]
         if timing["path"] != "pd":
             return None
         return Prompt(
-            tokens, timing["prefill_ms"], timing["kv_bytes"], timing["exposed_transfer_ms"], timing["kv_transport"]
+            tokens,
+            timing["prefill_ms"],
+            timing["kv_bytes"],
+            timing["exposed_transfer_ms"],
+            timing["kv_transport"],
         )
 
 
-def _measure(router: _Router, mib: int, *, is_quiet: bool) -> tuple[list[dict[str, Any]], list[Prompt]]:
+def _measure(
+    router: _Router, mib: int, *, is_quiet: bool
+) -> tuple[list[dict[str, Any]], list[Prompt]]:
     card = router.ask("GET", "/v1/models")["data"][0]
     lengths = [n for n in LENGTHS if n + 2 <= card["max_model_len"]]
     progress = Progress(
@@ -124,7 +142,9 @@ def _measure(router: _Router, mib: int, *, is_quiet: bool) -> tuple[list[dict[st
         prompts: list[Prompt] = []
         for tokens in lengths:
             progress.update(bar, advance=1, description=f"{tokens} tokens")
-            found = [router.prompt(card, tokens, 1 + TURNS * tokens + turn) for turn in range(TURNS)]
+            found = [
+                router.prompt(card, tokens, 1 + TURNS * tokens + turn) for turn in range(TURNS)
+            ]
             crossed = sorted((p for p in found if p is not None), key=lambda p: p.prefill_ms)
             if crossed:
                 prompts.append(crossed[len(crossed) // 2])
@@ -139,7 +159,9 @@ def run_doctor(url: str, mib: int, *, as_json: bool) -> None:
     Raises:
         ConfigError: No router answers.
     """
-    links, prompts = _measure(_Router(url), mib, is_quiet=as_json or not Console(stderr=True).is_terminal)
+    links, prompts = _measure(
+        _Router(url), mib, is_quiet=as_json or not Console(stderr=True).is_terminal
+    )
     verdicts = [judge(link, prompts) for link in links]
     if as_json:
         tree = {"links": [asdict(v) for v in verdicts], "prompts": [asdict(p) for p in prompts]}
@@ -156,23 +178,50 @@ def _show(verdicts: list[Verdict], prompts: list[Prompt]) -> None:
             "No link from a prefill worker to a decode worker: one pool does both, or one has no live worker."
         )
         return
-    table = Table("prefill", "decode", "transport", "round trip ms", "GB/s", "handing over", box=box.SIMPLE)
+    table = Table(
+        "prefill", "decode", "transport", "round trip ms", "GB/s", "handing over", box=box.SIMPLE
+    )
     for v in verdicts:
         speed = f"{v.gb_per_s:.2f}" if v.gb_per_s else "-"
-        table.add_row(v.prefill, v.decode, v.transport, f"{v.round_trip_ms:.2f}", speed, v.error or _in_words(v))
+        table.add_row(
+            v.prefill,
+            v.decode,
+            v.transport,
+            f"{v.round_trip_ms:.2f}",
+            speed,
+            v.error or _in_words(v),
+        )
     console.print(table)
     if not prompts:
-        console.print("No prompt crossed the pools: placement keeps them local, so only the links were measured.")
+        console.print(
+            "No prompt crossed the pools: placement keeps them local, so only the links were measured."
+        )
         return
-    best = min((v for v in verdicts if v.transfer_ms), key=lambda v: sum(v.transfer_ms.values()), default=None)
-    table = Table("prompt tokens", "prefill ms", "KV MiB", "moving it ms", "exposed ms", box=box.SIMPLE)
+    best = min(
+        (v for v in verdicts if v.transfer_ms),
+        key=lambda v: sum(v.transfer_ms.values()),
+        default=None,
+    )
+    table = Table(
+        "prompt tokens", "prefill ms", "KV MiB", "moving it ms", "exposed ms", box=box.SIMPLE
+    )
     for p in prompts:
         moving = f"{best.transfer_ms[p.tokens]:.2f}" if best else "-"
-        table.add_row(str(p.tokens), f"{p.prefill_ms:.1f}", f"{p.kv_bytes / 2**20:.2f}", moving, f"{p.exposed_ms:.2f}")
+        table.add_row(
+            str(p.tokens),
+            f"{p.prefill_ms:.1f}",
+            f"{p.kv_bytes / 2**20:.2f}",
+            moving,
+            f"{p.exposed_ms:.2f}",
+        )
     console.print(table)
 
 
 def _in_words(v: Verdict) -> str:
     if v.pays_from_tokens is None:
-        return "did not pay up to the longest prompt" if v.transfer_ms else "not known: no prompt crossed"
+        return (
+            "did not pay up to the longest prompt"
+            if v.transfer_ms
+            else "not known: no prompt crossed"
+        )
     return f"pays from {v.pays_from_tokens} prompt tokens on"

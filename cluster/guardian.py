@@ -31,7 +31,9 @@ class Guardian:
         """Start the watcher, then mark this process's environment for all later children."""
         marker = secrets.token_hex(16)
         self._process = subprocess.Popen(  # noqa: S603 - our own module
-            [sys.executable, "-m", "cluster.guardian", marker], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-m", "cluster.guardian", marker],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         os.environ[VARIABLE] = marker
 

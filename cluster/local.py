@@ -118,18 +118,27 @@ class LocalCluster:
         """
         self.failed = asyncio.get_running_loop().create_future()
         pools = self.config.pools
-        seats = [f"{Role.PREFILL.value}-{i}" for i in range(0 if self.config.colocated else pools.prefill.replicas)]
+        seats = [
+            f"{Role.PREFILL.value}-{i}"
+            for i in range(0 if self.config.colocated else pools.prefill.replicas)
+        ]
         seats += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
         self._desired = len(seats)
         if self.config.redis.is_on and not self.config.redis.url:
             self._redis = RedisServer()
             self.config = with_redis(self.config, self._redis.url)
         try:
-            await asyncio.gather(*(self._start_worker(seat) for seat in seats), self._start_routers())
+            await asyncio.gather(
+                *(self._start_worker(seat) for seat in seats), self._start_routers()
+            )
             await self._tell_routers()
         except (ServingError, TimeoutError) as error:
             await self.stop()
-            raise error if isinstance(error, ServingError) else ConfigError("a child was not ready in time") from error
+            raise (
+                error
+                if isinstance(error, ServingError)
+                else ConfigError("a child was not ready in time")
+            ) from error
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._keep(seat)) for seat in seats]
         self._tasks += [loop.create_task(self._keep_router(seat)) for seat in self._routers]
@@ -180,7 +189,9 @@ class LocalCluster:
     async def _keep_router(self, seat: int) -> None:
         """Restart a router on the ports it had; one that does not come up three times ends the cluster."""
         ports = dict(zip(("http_port", "grpc_port"), self.addresses[seat], strict=True))
-        config = self.config.model_copy(update={"router": self.config.router.model_copy(update=ports)})
+        config = self.config.model_copy(
+            update={"router": self.config.router.model_copy(update=ports)}
+        )
         num_failures = 0
         while True:
             child = self._routers[seat]
@@ -196,7 +207,9 @@ class LocalCluster:
                     break
                 await asyncio.sleep(num_failures)
         if self.failed is not None and not self.failed.done():
-            self.failed.set_exception(WorkerLost(f"a router process ended with code {code} and did not start again"))
+            self.failed.set_exception(
+                WorkerLost(f"a router process ended with code {code} and did not start again")
+            )
 
     async def stop(self) -> None:
         """Stop routers first, so that requests end in good order, then workers."""

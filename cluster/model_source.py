@@ -44,4 +44,6 @@ def _from_hub(hub_id: str, revision: str) -> Path:
             "set model.path to a folder"
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
-        raise ModelLoadError(f"model {hub_id} at {revision} cannot be had from the hub: {error}") from error
+        raise ModelLoadError(
+            f"model {hub_id} at {revision} cannot be had from the hub: {error}"
+        ) from error

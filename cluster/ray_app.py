@@ -134,7 +134,9 @@ def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: boo
         parts = bundles(pool)
         group = {"placement_group_bundles": parts, "placement_group_strategy": STRATEGY}
         if pool.node_label:
-            group["placement_group_bundle_label_selector"] = [{ROLE_LABEL: pool.node_label}] * len(parts)
+            group["placement_group_bundle_label_selector"] = [{ROLE_LABEL: pool.node_label}] * len(
+                parts
+            )
     elif pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
     if pool.node_label and not group:
@@ -217,7 +219,10 @@ class RayCluster:
     """The application on a fresh local Ray, or on a running one."""
 
     def __init__(
-        self, config: BatonConfig, address: str = "", on_session: Callable[[str], None] = lambda folder: None
+        self,
+        config: BatonConfig,
+        address: str = "",
+        on_session: Callable[[str], None] = lambda folder: None,
     ) -> None:
         """Nothing is started yet.
 
@@ -249,7 +254,9 @@ class RayCluster:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         try:
-            self._router = serve.run(build_app(self.config, is_loopback=is_loopback), name=APP, route_prefix=None)
+            self._router = serve.run(
+                build_app(self.config, is_loopback=is_loopback), name=APP, route_prefix=None
+            )
             ports = self._router.ports.remote().result(timeout_s=START_TIMEOUT_S)
         except (RuntimeError, TimeoutError) as error:
             raise ConfigError(f"the application did not start: {error}") from error
@@ -258,22 +265,37 @@ class RayCluster:
     def _start_redis(self, *, is_loopback: bool) -> None:
         """Run Redis on this node, the head, so that it neither moves nor ends with a worker's node."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        options = {"name": REDIS_ACTOR, "namespace": NAMESPACE, "num_cpus": 0, "get_if_exists": True}
+        options = {
+            "name": REDIS_ACTOR,
+            "namespace": NAMESPACE,
+            "num_cpus": 0,
+            "get_if_exists": True,
+        }
         lifetime = "detached" if self._address else None
         actor = (
-            ray.remote(RedisActor).options(**options, lifetime=lifetime, scheduling_strategy=here).remote(is_loopback)
+            ray.remote(RedisActor)
+            .options(**options, lifetime=lifetime, scheduling_strategy=here)
+            .remote(is_loopback)
         )
         self.config = with_redis(self.config, ray.get(actor.url.remote(), timeout=START_TIMEOUT_S))
         self._redis = actor
 
     def _init_ray(self) -> None:
         if self._address:
-            if os.environ.get("RAY_AUTH_MODE") != "token" and not self.config.security.trusts_network:
+            if (
+                os.environ.get("RAY_AUTH_MODE") != "token"
+                and not self.config.security.trusts_network
+            ):
                 raise ConfigError(
                     "RAY_AUTH_MODE is not token: anybody who reaches this Ray could run code on it; set it and the "
                     "token on every node (docs: Ray token authentication), or set security.trusts_network"
                 )
-            ray.init(address=self._address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+            ray.init(
+                address=self._address,
+                namespace=NAMESPACE,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
             return
         pools = _pools(self.config).values()
         cpus = sum(sum(part["CPU"] for part in bundles(p)) * p.replicas for p in pools)

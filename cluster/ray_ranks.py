@@ -131,14 +131,19 @@ class ActorRanks:
                             socket.send_fds(connection, [b"x"], list(fds))
                         return ActorRank(await answer, actor)
                 except (TimeoutError, OSError, RayError) as error:
-                    raise WorkerLost(f"the actor of rank {rank} did not start it: {error}") from error
+                    raise WorkerLost(
+                        f"the actor of rank {rank} did not start it: {error}"
+                    ) from error
 
 
 def bundles(pool: PoolConfig) -> list[dict[str, float]]:
     """Resources of a worker: its replica, then its ranks; a single rank is the replica's own child."""
     if pool.engine.tensor_parallel_size == 1:
         return [{"CPU": pool.num_cpus}]
-    rank = {"CPU": pool.rank_num_cpus, **({"GPU": pool.rank_num_gpus} if pool.rank_num_gpus else {})}
+    rank = {
+        "CPU": pool.rank_num_cpus,
+        **({"GPU": pool.rank_num_gpus} if pool.rank_num_gpus else {}),
+    }
     return [{"CPU": pool.num_cpus}, *([rank] * pool.engine.tensor_parallel_size)]
 
 

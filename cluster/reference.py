@@ -46,9 +46,16 @@ Made from the code by `make reference`; do not edit. The walk of a request is in
 """
 
 
-def _table(head: tuple[str, ...], rows: Iterator[tuple[object, ...]] | list[tuple[object, ...]]) -> str:
+def _table(
+    head: tuple[str, ...], rows: Iterator[tuple[object, ...]] | list[tuple[object, ...]]
+) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines) + "\n"
+    return (
+        "\n".join(
+            "| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in lines
+        )
+        + "\n"
+    )
 
 
 def _kind(annotation: Any) -> str:  # noqa: ANN401
@@ -93,9 +100,15 @@ def _proto() -> str:
         elif match := re.match(r"(message|enum) (\w+) \{(\})?", text):
             message = match[2]
             out.append(f"\n### {message}\n\n{' '.join(comments)}".rstrip() + "\n")
-        elif (match := re.match(r"((?:optional |repeated |map<[^>]*> ?)?[\w.]*) ?(\w+) = (\d+);", text)) and message:
+        elif (
+            match := re.match(
+                r"((?:optional |repeated |map<[^>]*> ?)?[\w.]*) ?(\w+) = (\d+);", text
+            )
+        ) and message:
             kind = f"`{match[1].strip()}` " if match[1] else ""
-            out.append(f"- `{match[2]}` {kind}= {match[3]}{'. ' + ' '.join(comments) if comments else ''}")
+            out.append(
+                f"- `{match[2]}` {kind}= {match[3]}{'. ' + ' '.join(comments) if comments else ''}"
+            )
         comments = []
     return "\n".join(out) + "\n"
 
@@ -107,7 +120,9 @@ def _commands() -> Iterator[tuple[object, ...]]:
         for name, one in group.commands.items():
             if hasattr(one, "commands"):
                 continue
-            options = ", ".join(f"`{max(p.opts, key=len)}`" for p in one.params if p.opts[0].startswith("-"))
+            options = ", ".join(
+                f"`{max(p.opts, key=len)}`" for p in one.params if p.opts[0].startswith("-")
+            )
             yield f"`baton {prefix}{name}`", (one.help or "").splitlines()[0], options
 
 
@@ -115,9 +130,13 @@ def render() -> str:
     """Make the whole text."""
     parts = [HEAD, "\n## HTTP\n"]
     for title, model in BODIES:
-        parts += [f"\n### {title}\n\n", _table(("field", "type", "needed", "meaning"), _fields(model))]
+        parts += [
+            f"\n### {title}\n\n",
+            _table(("field", "type", "needed", "meaning"), _fields(model)),
+        ]
     off = "; ".join(
-        f"`{name}` ({', '.join(f'`{value!r}`' for value in values)})" for name, values in sorted(OFF.items())
+        f"`{name}` ({', '.join(f'`{value!r}`' for value in values)})"
+        for name, values in sorted(OFF.items())
     )
     parts += [
         "\n### Other fields\n\n",

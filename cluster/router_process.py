@@ -53,9 +53,13 @@ class RunningRouter:
         spec, router = model_of(config), config.router
         clock, ids = SystemClock(), Ids()
         self._network = session_network(router.host, session_tls(config.security, "router"))
-        self._tokenizer = TokenizerPool(spec.folder, router.tokenize_timeout_s, router.tokenizer_processes)
+        self._tokenizer = TokenizerPool(
+            spec.folder, router.tokenize_timeout_s, router.tokenizer_processes
+        )
         text = TextModel(spec.folder)
-        admission = Admission(router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens)
+        admission = Admission(
+            router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens
+        )
         self.links = Links(membership, self._network, ids.router(), clock)
         self.orchestrator = Orchestrator(
             self.links, admission, router, config.placement, clock, ids,
@@ -73,7 +77,9 @@ class RunningRouter:
         self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
         self._mirror = (
-            MembershipMirror(RedisStore(config.redis.url), self.service.replicas) if config.redis.url else None
+            MembershipMirror(RedisStore(config.redis.url), self.service.replicas)
+            if config.redis.url
+            else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
@@ -106,7 +112,9 @@ class RunningRouter:
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
         )  # fmt: skip
         self._http = _Server(settings)
-        self._http_task = asyncio.get_running_loop().create_task(self._http.serve(sockets=[listener]))
+        self._http_task = asyncio.get_running_loop().create_task(
+            self._http.serve(sockets=[listener])
+        )
 
     @property
     def grpc_port(self) -> int:

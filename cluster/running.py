@@ -99,7 +99,9 @@ def stop(http_port: int = 0) -> Running:
         raise ConfigError(f"no `baton up`{where} of this user runs on this machine")
     if len(found) > 1:
         ports = ", ".join(str(r.http_port) for r in found)
-        raise ConfigError(f"{len(found)} clusters run, on HTTP ports {ports}; choose one with --http-port")
+        raise ConfigError(
+            f"{len(found)} clusters run, on HTTP ports {ports}; choose one with --http-port"
+        )
     (running,) = found
     try:
         handle = os.pidfd_open(running.pid)
@@ -108,7 +110,9 @@ def stop(http_port: int = 0) -> Running:
     try:
         signal.pidfd_send_signal(handle, signal.SIGTERM)
         if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
-            raise ConfigError(f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s")
+            raise ConfigError(
+                f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s"
+            )
     finally:
         os.close(handle)
     return running

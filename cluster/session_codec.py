@@ -50,9 +50,13 @@ def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
         case Cancel(request_id, epoch):
             return pb.ToWorker(number=number, cancel=pb.Cancel(request_id=request_id, epoch=epoch))
         case Credit(request_id, epoch, limit):
-            return pb.ToWorker(number=number, credit=pb.Credit(request_id=request_id, epoch=epoch, limit=limit))
+            return pb.ToWorker(
+                number=number, credit=pb.Credit(request_id=request_id, epoch=epoch, limit=limit)
+            )
         case Meet(addresses, probe_bytes):
-            return pb.ToWorker(number=number, meet=pb.Meet(addresses=addresses, probe_bytes=probe_bytes))
+            return pb.ToWorker(
+                number=number, meet=pb.Meet(addresses=addresses, probe_bytes=probe_bytes)
+            )
         case RouterBeat():
             return pb.ToWorker(number=number, beat=pb.RouterBeat())
 
@@ -71,7 +75,9 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
         case "cancel":
             return Cancel(RequestId(wire.cancel.request_id), Epoch(wire.cancel.epoch))
         case "credit":
-            return Credit(RequestId(wire.credit.request_id), Epoch(wire.credit.epoch), wire.credit.limit)
+            return Credit(
+                RequestId(wire.credit.request_id), Epoch(wire.credit.epoch), wire.credit.limit
+            )
         case "meet":
             return Meet(tuple(wire.meet.addresses), wire.meet.probe_bytes)
         case "beat":
@@ -81,7 +87,9 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
 
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
-    return pb.Wanted(request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions, credit=w.credit)
+    return pb.Wanted(
+        request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions, credit=w.credit
+    )
 
 
 def _submit_to_wire(m: Submit) -> pb.Submit:
@@ -133,10 +141,14 @@ def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
     """Encode a worker's message and its number in the stream."""
     match message:
         case Welcome(descriptor):
-            return pb.ToRouter(number=number, welcome=pb.Welcome(descriptor=_descriptor_to_wire(descriptor)))
+            return pb.ToRouter(
+                number=number, welcome=pb.Welcome(descriptor=_descriptor_to_wire(descriptor))
+            )
         case StepFrame(step_id, deltas, ended):
             frame = pb.StepFrame(
-                step_id=step_id, deltas=[_delta_to_wire(d) for d in deltas], ended=[_ended_to_wire(e) for e in ended]
+                step_id=step_id,
+                deltas=[_delta_to_wire(d) for d in deltas],
+                ended=[_ended_to_wire(e) for e in ended],
             )
             return pb.ToRouter(number=number, frame=frame)
         case Progress(steps, layers_done, work_in_hand, load, rank_pids, is_ready):
@@ -164,14 +176,25 @@ def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
             return Welcome(_descriptor_from_wire(wire.welcome.descriptor))
         case "frame":
             deltas = tuple(_delta_from_wire(d) for d in wire.frame.deltas)
-            return StepFrame(wire.frame.step_id, deltas, tuple(_ended_from_wire(e) for e in wire.frame.ended))
+            return StepFrame(
+                wire.frame.step_id, deltas, tuple(_ended_from_wire(e) for e in wire.frame.ended)
+            )
         case "progress":
             p = wire.progress
-            load = Load(p.num_waiting, p.num_running, p.waiting_tokens, p.free_blocks, p.cached_blocks)
-            return Progress(p.steps, p.layers_done, p.work_in_hand, load, tuple(p.rank_pids), p.is_ready)
+            load = Load(
+                p.num_waiting, p.num_running, p.waiting_tokens, p.free_blocks, p.cached_blocks
+            )
+            return Progress(
+                p.steps, p.layers_done, p.work_in_hand, load, tuple(p.rank_pids), p.is_ready
+            )
         case "met":
             ways = wire.met.ways
-            return Met(tuple(WayReport(w.address, w.transport, w.round_trip_s, w.gb_per_s, w.error) for w in ways))
+            return Met(
+                tuple(
+                    WayReport(w.address, w.transport, w.round_trip_s, w.gb_per_s, w.error)
+                    for w in ways
+                )
+            )
         case _:
             return None
 
@@ -222,14 +245,19 @@ def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
 def _logprobs_to_wire(logprobs: tuple[Logprob, ...]) -> list[pb.TokenLogprob]:
     return [
         pb.TokenLogprob(
-            token_id=t.token_id, logprob=t.logprob, top=[pb.TopLogprob(token_id=i, logprob=p) for i, p in t.top]
+            token_id=t.token_id,
+            logprob=t.logprob,
+            top=[pb.TopLogprob(token_id=i, logprob=p) for i, p in t.top],
         )
         for t in logprobs
     ]
 
 
 def _logprobs_from_wire(wire: Iterable[pb.TokenLogprob]) -> tuple[Logprob, ...]:
-    return tuple(Logprob(t.token_id, t.logprob, tuple((top.token_id, top.logprob) for top in t.top)) for t in wire)
+    return tuple(
+        Logprob(t.token_id, t.logprob, tuple((top.token_id, top.logprob) for top in t.top))
+        for t in wire
+    )
 
 
 def _delta_from_wire(w: pb.TokenDelta) -> TokenDelta:

@@ -77,7 +77,9 @@ def replay(seed: int, only_faults: str, only_requests: str, *, as_json: bool) ->
     else:
         for fault in plan.faults:
             typer.echo(f"{fault.at_s:7.3f} s  {fault.kind.value:12} for {fault.for_s:.3f}")
-        typer.echo(f"{report.requests} requests, {report.tokens} tokens, {report.virtual_s:.1f} virtual s")
+        typer.echo(
+            f"{report.requests} requests, {report.tokens} tokens, {report.virtual_s:.1f} virtual s"
+        )
         for line in report.violations or ["no violation"]:
             typer.echo(line)
     if report.violations:

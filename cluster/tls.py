@@ -36,8 +36,16 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
             (folder / name).read_bytes() for name in (f"{role}.pem", f"{role}.key", "ca.pem")
         )
     except OSError as error:
-        raise ConfigError(f"security.tls_dir lacks a file of role {role}; make them with `baton certs`") from error
-    return Tls(certificate, key, authority, peer_name=f"{peers}.{DOMAIN}", server_name=f"{servers}.{DOMAIN}")
+        raise ConfigError(
+            f"security.tls_dir lacks a file of role {role}; make them with `baton certs`"
+        ) from error
+    return Tls(
+        certificate,
+        key,
+        authority,
+        peer_name=f"{peers}.{DOMAIN}",
+        server_name=f"{servers}.{DOMAIN}",
+    )
 
 
 def session_tls(security: SecurityConfig, role: str) -> Tls | None:

@@ -15,7 +15,14 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
-from opentelemetry.trace import NonRecordingSpan, SpanContext, Status, StatusCode, TraceFlags, TraceState
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    SpanContext,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 
 from core.config import TracingConfig
 from core.trace import Attributes, NoTracing, Span, TraceContext, Tracing
@@ -67,10 +74,21 @@ class OTelTracing:
         """Begin a span."""
         context: Any = None
         if parent is not None:
-            flags, state = TraceFlags(parent.flags), TraceState.from_header([parent.state] if parent.state else [])
-            remote = SpanContext(parent.trace_id, parent.span_id, is_remote=True, trace_flags=flags, trace_state=state)
+            flags, state = (
+                TraceFlags(parent.flags),
+                TraceState.from_header([parent.state] if parent.state else []),
+            )
+            remote = SpanContext(
+                parent.trace_id,
+                parent.span_id,
+                is_remote=True,
+                trace_flags=flags,
+                trace_state=state,
+            )
             context = trace.set_span_in_context(NonRecordingSpan(remote))
-        span = self._tracer.start_span(name, context, start_time=int(start_s * 1e9) + self._offset_ns)
+        span = self._tracer.start_span(
+            name, context, start_time=int(start_s * 1e9) + self._offset_ns
+        )
         return _OTelSpan(span, parent.state if parent else "", self._offset_ns)
 
     def close(self) -> None:

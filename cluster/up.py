@@ -71,7 +71,9 @@ def check_ports(config: BatonConfig) -> None:
                     f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}"
                 ) from error
     if router.http_port and router.http_port == router.grpc_port:
-        raise ConfigError(f"router.http_port and router.grpc_port are both {router.http_port}; make them different")
+        raise ConfigError(
+            f"router.http_port and router.grpc_port are both {router.http_port}; make them different"
+        )
 
 
 def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
@@ -80,14 +82,21 @@ def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
     scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
     table.add_row(
-        "prefill", "0" if config.colocated else str(pools.prefill.replicas), "HTTP", f"{scheme}://{host}:{http_port}"
+        "prefill",
+        "0" if config.colocated else str(pools.prefill.replicas),
+        "HTTP",
+        f"{scheme}://{host}:{http_port}",
     )
     table.add_row("decode", str(pools.decode.replicas), "gRPC", f"{host}:{grpc_port}")
     for other_http, other_grpc in dict.fromkeys(addresses[1:]):
         if (other_http, other_grpc) != addresses[0]:
-            table.add_row("", "", "router", f"{scheme}://{host}:{other_http}, gRPC {host}:{other_grpc}")
+            table.add_row(
+                "", "", "router", f"{scheme}://{host}:{other_http}, gRPC {host}:{other_grpc}"
+            )
     console.print(table)
-    console.print(f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster")
+    console.print(
+        f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster"
+    )
 
 
 async def _run_local(config: BatonConfig) -> None:
@@ -100,7 +109,9 @@ async def _run_local(config: BatonConfig) -> None:
     cluster = LocalCluster(config)
     starting = loop.create_task(cluster.start())
     stopping = loop.create_task(stop.wait())
-    starting.add_done_callback(lambda task: stop.set() if task.cancelled() or task.exception() else None)
+    starting.add_done_callback(
+        lambda task: stop.set() if task.cancelled() or task.exception() else None
+    )
     with console.status("starting workers"):
         while not starting.done() and not stop.is_set():
             await _first(starting, stopping)
@@ -114,7 +125,9 @@ async def _run_local(config: BatonConfig) -> None:
     starting.cancel()
     stopping.cancel()
     console.print("stopping")
-    failure = cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
+    failure = (
+        cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
+    )
     await cluster.stop()
     if failure is not None:
         raise failure
@@ -137,7 +150,9 @@ def _run_ray(config: BatonConfig, address: str) -> None:
     with console.status("starting Ray"):
         from cluster.ray_app import RayCluster  # noqa: PLC0415 - importing Ray takes a second
 
-        cluster = RayCluster(config, address, guardian.watch_folder if guardian else lambda folder: None)
+        cluster = RayCluster(
+            config, address, guardian.watch_folder if guardian else lambda folder: None
+        )
     try:
         with console.status("starting workers on Ray"):
             cluster.start()

@@ -45,8 +45,12 @@ def model_of(config: BatonConfig) -> ModelSpec:
     """
     m, pools = config.model, config.pools
     is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
-    spec = read_model(model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else ""))
-    engines = [pools.decode.engine] if config.colocated else [pools.prefill.engine, pools.decode.engine]
+    spec = read_model(
+        model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else "")
+    )
+    engines = (
+        [pools.decode.engine] if config.colocated else [pools.prefill.engine, pools.decode.engine]
+    )
     for engine in engines:
         check_split(spec, engine.tensor_parallel_size)
     small, large = sorted(engine.block_size_tokens for engine in (engines[0], engines[-1]))
@@ -73,7 +77,9 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
         elif name in ("gloo", "nccl", "nixl"):
             # Its bytes are neither encrypted nor signed: without the operator's word they stay on this host.
             where = host if config.security.trusts_network else "127.0.0.1"
-            made[name] = CarriedNetwork(name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES)
+            made[name] = CarriedNetwork(
+                name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
+            )
         else:
             made[name] = fetch_network(host, fetch_tls(config.security, role.value))
     return Transports(made)
@@ -88,7 +94,12 @@ class RunningWorker:
 
     @classmethod
     async def start(
-        cls, config: BatonConfig, role: Role, node: str, host: str = "127.0.0.1", launch: Launch = launch_child
+        cls,
+        config: BatonConfig,
+        role: Role,
+        node: str,
+        host: str = "127.0.0.1",
+        launch: Launch = launch_child,
     ) -> RunningWorker:
         """Load the model, listen, be ready; `launch` starts one rank process.
 
@@ -109,7 +120,9 @@ class RunningWorker:
         )  # fmt: skip
         parts = WorkerParts(
             role=role,
-            make_role=prefill_role if role is Role.PREFILL else decode_role(config.transfer.reserve_wait_s),
+            make_role=prefill_role
+            if role is Role.PREFILL
+            else decode_role(config.transfer.reserve_wait_s),
             runner=ranks,
             kv=ranks.kv,
             layout=layout,

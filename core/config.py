@@ -33,9 +33,15 @@ class Node(BaseModel):
         """A list may be one string, as environment variables are: `shm,grpc`."""
         if not isinstance(tree, dict):
             return tree
-        lists = {name for name, field in cls.model_fields.items() if get_origin(field.annotation) is tuple}
+        lists = {
+            name
+            for name, field in cls.model_fields.items()
+            if get_origin(field.annotation) is tuple
+        }
         return {
-            name: [part.strip() for part in value.split(",")] if name in lists and isinstance(value, str) else value
+            name: [part.strip() for part in value.split(",")]
+            if name in lists and isinstance(value, str)
+            else value
             for name, value in tree.items()
         }
 
@@ -44,14 +50,17 @@ class ModelConfig(Node):
     """What is served."""
 
     path: str = Field(
-        "", description="Hugging Face folder, or a hub id like Qwen/Qwen3-0.6B; empty: the tiny model of the repository"
+        "",
+        description="Hugging Face folder, or a hub id like Qwen/Qwen3-0.6B; empty: the tiny model of the repository",
     )
     revision: str = Field("main", description="branch, tag or commit of a hub id")
     name: str = Field("", description="name in the API; empty: the folder's name")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: as the weights are stored"
     )
-    max_model_len: int = Field(0, ge=0, description="longest prompt plus output (tokens); 0: the model's own")
+    max_model_len: int = Field(
+        0, ge=0, description="longest prompt plus output (tokens); 0: the model's own"
+    )
 
 
 class EngineConfig(Node):
@@ -62,15 +71,19 @@ class EngineConfig(Node):
     max_step_tokens: int = Field(512, ge=1, description="token budget of one step")
     max_sequences: int = Field(64, ge=1, description="sequences that run at once")
     attention: Literal["auto", "cpu", "gathered", "dense"] = Field(
-        "auto", description="attention backend; auto: cpu on CPU, gathered on CUDA; dense is the oracle"
+        "auto",
+        description="attention backend; auto: cpu on CPU, gathered on CUDA; dense is the oracle",
     )
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="ranks that share one model")
     collectives: Literal["shm", "gloo"] = Field(
-        "shm", description="how ranks on CPU add up their parts; shm falls back to gloo where it is not possible"
+        "shm",
+        description="how ranks on CPU add up their parts; shm falls back to gloo where it is not possible",
     )
     threads: int = Field(1, ge=1, le=256, description="torch threads per rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="torch device of the ranks")
-    is_prefix_cache_on: bool = Field(default=True, description="share full blocks between requests of one scope")
+    is_prefix_cache_on: bool = Field(
+        default=True, description="share full blocks between requests of one scope"
+    )
 
 
 class PoolConfig(Node):
@@ -79,37 +92,63 @@ class PoolConfig(Node):
     replicas: int = Field(1, ge=0, le=1024, description="workers in the pool")
     num_cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for one worker")
     num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves for one worker of one rank")
-    rank_num_cpus: float = Field(1.0, ge=0, description="CPUs Ray reserves for each of several ranks, beside num_cpus")
-    rank_num_gpus: float = Field(0.0, ge=0, description="GPUs Ray reserves for each of several ranks")
-    node_label: str = Field("", description="value of the node label baton.role a worker needs; empty: any node")
-    engine: EngineConfig = Field(default_factory=EngineConfig, description="the engine of each worker")
+    rank_num_cpus: float = Field(
+        1.0, ge=0, description="CPUs Ray reserves for each of several ranks, beside num_cpus"
+    )
+    rank_num_gpus: float = Field(
+        0.0, ge=0, description="GPUs Ray reserves for each of several ranks"
+    )
+    node_label: str = Field(
+        "", description="value of the node label baton.role a worker needs; empty: any node"
+    )
+    engine: EngineConfig = Field(
+        default_factory=EngineConfig, description="the engine of each worker"
+    )
 
 
 class PoolsConfig(Node):
     """The pools. With `colocated`, the decode pool does both phases and prefill has none."""
 
-    prefill: PoolConfig = Field(default_factory=PoolConfig, description="workers that compute prompts")
-    decode: PoolConfig = Field(default_factory=PoolConfig, description="workers that compute outputs")
+    prefill: PoolConfig = Field(
+        default_factory=PoolConfig, description="workers that compute prompts"
+    )
+    decode: PoolConfig = Field(
+        default_factory=PoolConfig, description="workers that compute outputs"
+    )
 
 
 class PlacementConfig(Node):
     """How a request finds its workers."""
 
-    path: Literal["auto", "pd", "local"] = Field("auto", description="force a path, or choose by cost")
-    local_below_tokens: int = Field(32, ge=0, description="auto: uncached prompts shorter than this stay local")
+    path: Literal["auto", "pd", "local"] = Field(
+        "auto", description="force a path, or choose by cost"
+    )
+    local_below_tokens: int = Field(
+        32, ge=0, description="auto: uncached prompts shorter than this stay local"
+    )
 
 
 class TransferConfig(Node):
     """The hand-over of KV."""
 
     transports: tuple[Literal["shm", "grpc", "gloo", "nccl", "nixl"], ...] = Field(
-        ("shm", "grpc"), min_length=1, description="ways for KV, best first; a pair takes the first it has in common"
+        ("shm", "grpc"),
+        min_length=1,
+        description="ways for KV, best first; a pair takes the first it has in common",
     )
-    frame_bytes: int = Field(1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size")
-    copy_threads: int = Field(1, ge=1, le=16, description="cores that copy and verify what arrives at one worker")
+    frame_bytes: int = Field(
+        1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size"
+    )
+    copy_threads: int = Field(
+        1, ge=1, le=16, description="cores that copy and verify what arrives at one worker"
+    )
     lease_s: Seconds = Field(5.0, description="silence after which source blocks are freed")
-    park_s: Seconds = Field(1.0, description="how long an unknown transfer id may wait for its Submit")
-    reserve_wait_s: Seconds = Field(10.0, description="how long decode lets a transfer wait for free blocks")
+    park_s: Seconds = Field(
+        1.0, description="how long an unknown transfer id may wait for its Submit"
+    )
+    reserve_wait_s: Seconds = Field(
+        10.0, description="how long decode lets a transfer wait for free blocks"
+    )
     open_timeout_s: Seconds = Field(5.0, description="longest wait for the sender's first answer")
 
 
@@ -124,32 +163,50 @@ class RouterConfig(Node):
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
     max_running: int = Field(256, ge=1, description="requests in flight per router")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
-    max_queued_tokens: int = Field(1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit")
+    max_queued_tokens: int = Field(
+        1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit"
+    )
     queue_wait_s: Seconds = Field(30.0, description="longest wait for a permit")
     deadline_s: Seconds = Field(300.0, description="time limit of a request that names none")
     max_fault_attempts: int = Field(
         3, ge=0, le=10, description="attempts of a request caused by faults, after the first"
     )
-    retry_burst: int = Field(1024, ge=1, description="fault attempts the whole cluster may start at once")
+    retry_burst: int = Field(
+        1024, ge=1, description="fault attempts the whole cluster may start at once"
+    )
     retry_per_s: float = Field(
         50.0, gt=0, description="fault attempts per second the cluster may start in the long run"
     )
     slow_reader_s: Seconds = Field(
         30.0, description="silence of a client with output waiting after which it is cut off"
     )
-    credit_positions: int = Field(256, ge=1, description="positions a worker may run ahead of the client")
-    canary_interval_s: Seconds = Field(10.0, description="time between canary requests behind /ready")
-    tokenize_timeout_s: Seconds = Field(5.0, description="longest time for rendering and encoding one prompt")
+    credit_positions: int = Field(
+        256, ge=1, description="positions a worker may run ahead of the client"
+    )
+    canary_interval_s: Seconds = Field(
+        10.0, description="time between canary requests behind /ready"
+    )
+    tokenize_timeout_s: Seconds = Field(
+        5.0, description="longest time for rendering and encoding one prompt"
+    )
     tokenizer_processes: int = Field(2, ge=1, le=64, description="processes that tokenize")
     chat_template_kwargs: tuple[str, ...] = Field(
         ("enable_thinking", "thinking", "reasoning_effort", "custom_instructions"),
         description="names a request may set in chat_template_kwargs",
     )
-    trust_request_chat_template: bool = Field(default=False, description="let requests bring a chat_template")
+    trust_request_chat_template: bool = Field(
+        default=False, description="let requests bring a chat_template"
+    )
     body_timeout_s: Seconds = Field(30.0, description="longest time for receiving one HTTP body")
-    keep_alive_s: Seconds = Field(10.0, description="silence after which a stream gets a comment line")
-    is_strict: bool = Field(default=False, description="refuse unknown request fields instead of ignoring them")
-    has_request_log: bool = Field(default=True, description="one JSON line per request on standard error")
+    keep_alive_s: Seconds = Field(
+        10.0, description="silence after which a stream gets a comment line"
+    )
+    is_strict: bool = Field(
+        default=False, description="refuse unknown request fields instead of ignoring them"
+    )
+    has_request_log: bool = Field(
+        default=True, description="one JSON line per request on standard error"
+    )
 
 
 class RedisConfig(Node):
@@ -162,19 +219,29 @@ class RedisConfig(Node):
 class SecurityConfig(Node):
     """Who may come in, and how the inside is closed."""
 
-    api_keys: str = Field("", description="file of hashed keys (`baton keys add`); empty: doors on loopback, anybody")
-    tls_dir: str = Field("", description="certificates of `baton certs`: mutual TLS between routers and workers")
+    api_keys: str = Field(
+        "", description="file of hashed keys (`baton keys add`); empty: doors on loopback, anybody"
+    )
+    tls_dir: str = Field(
+        "", description="certificates of `baton certs`: mutual TLS between routers and workers"
+    )
     door_certificate: str = Field("", description="PEM chain of both doors; empty: plain text")
     door_key: str = Field("", description="PEM key of both doors")
-    trusts_network: bool = Field(default=False, description="allow plain text inside a cluster of several machines")
+    trusts_network: bool = Field(
+        default=False, description="allow plain text inside a cluster of several machines"
+    )
     production: bool = Field(default=False, description="no reflection, no /docs")
 
 
 class TracingConfig(Node):
     """OpenTelemetry spans, with W3C trace context through doors and workers."""
 
-    otlp_endpoint: str = Field("", description="OTLP/gRPC collector, like http://localhost:4317; empty: no spans")
-    sample_ratio: float = Field(1.0, ge=0, le=1, description="share of requests traced when the caller did not decide")
+    otlp_endpoint: str = Field(
+        "", description="OTLP/gRPC collector, like http://localhost:4317; empty: no spans"
+    )
+    sample_ratio: float = Field(
+        1.0, ge=0, le=1, description="share of requests traced when the caller did not decide"
+    )
 
 
 class BatonConfig(Node):
@@ -183,11 +250,15 @@ class BatonConfig(Node):
     model: ModelConfig = Field(default_factory=ModelConfig, description="what is served")
     router: RouterConfig = Field(default_factory=RouterConfig, description="doors and orchestrator")
     pools: PoolsConfig = Field(default_factory=PoolsConfig, description="workers")
-    placement: PlacementConfig = Field(default_factory=PlacementConfig, description="who serves what")
+    placement: PlacementConfig = Field(
+        default_factory=PlacementConfig, description="who serves what"
+    )
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
-    security: SecurityConfig = Field(default_factory=SecurityConfig, description="keys and certificates")
+    security: SecurityConfig = Field(
+        default_factory=SecurityConfig, description="keys and certificates"
+    )
     colocated: bool = Field(default=False, description="one pool does both phases")
     seed_key: str = Field("baton", description="key of the hash that makes seeds from request ids")
 
@@ -200,18 +271,24 @@ class BatonConfig(Node):
                 "with `baton keys add`, or bind 127.0.0.1"
             )
         if bool(security.door_certificate) != bool(security.door_key):
-            raise ValueError("security.door_certificate and security.door_key go together; set both or none")
+            raise ValueError(
+                "security.door_certificate and security.door_key go together; set both or none"
+            )
         return self
 
     @model_validator(mode="after")
     def _pair_fits(self) -> BatonConfig:
         prefill, decode = self.pools.prefill, self.pools.decode
         if prefill.replicas + decode.replicas == 0:
-            raise ValueError("pools: prefill.replicas and decode.replicas are both 0; start at least one worker")
+            raise ValueError(
+                "pools: prefill.replicas and decode.replicas are both 0; start at least one worker"
+            )
         if self.colocated and self.placement.path == "pd":
             raise ValueError("placement.path is pd but colocated has one pool; use auto or local")
         if self.placement.path == "pd" and 0 in (prefill.replicas, decode.replicas):
-            raise ValueError("placement.path is pd but a pool has 0 replicas; give both pools at least 1")
+            raise ValueError(
+                "placement.path is pd but a pool has 0 replicas; give both pools at least 1"
+            )
         if prefill.engine.block_size_tokens != decode.engine.block_size_tokens:
             raise ValueError(
                 f"pools.prefill.engine.block_size_tokens is {prefill.engine.block_size_tokens}, pools.decode's is "
@@ -264,7 +341,9 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
-        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[key] = (
+            merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        )
     return merged
 
 
@@ -285,7 +364,9 @@ def read_file(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise ConfigError(f"config file {path} holds a {type(tree).__name__}, must be a mapping of groups")
+        raise ConfigError(
+            f"config file {path} holds a {type(tree).__name__}, must be a mapping of groups"
+        )
     return tree
 
 
@@ -312,7 +393,9 @@ def load_config(
 def _explain(error: ValidationError) -> str:
     lines = []
     keys = [key for key, _ in known_keys(BatonConfig)]
-    groups = sorted({key.rpartition(".")[0] for key in keys} | {key.partition(".")[0] for key in keys} - {""})
+    groups = sorted(
+        {key.rpartition(".")[0] for key in keys} | {key.partition(".")[0] for key in keys} - {""}
+    )
     for problem in error.errors():
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
@@ -321,6 +404,8 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"unknown key {dotted}{hint}")
         else:
             lines.append(
-                f"{dotted or 'config'}: {problem['msg']} (got {problem['input']!r})" if dotted else problem["msg"]
+                f"{dotted or 'config'}: {problem['msg']} (got {problem['input']!r})"
+                if dotted
+                else problem["msg"]
             )
     return "config is not valid: " + "; ".join(lines)

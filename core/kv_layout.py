@@ -83,9 +83,15 @@ class KVLayout:
 
     def differences(self, identity: str) -> list[str]:
         """Name what a peer has otherwise; empty if nothing."""
-        mine, theirs = (dict(word.partition("=")[::2] for word in text.split()) for text in (self.identity, identity))
+        mine, theirs = (
+            dict(word.partition("=")[::2] for word in text.split())
+            for text in (self.identity, identity)
+        )
         names = [name for name in {**mine, **theirs} if mine.get(name) != theirs.get(name)]
-        return [f"{name} is {mine.get(name, 'unknown')} here and {theirs.get(name, 'unknown')} there" for name in names]
+        return [
+            f"{name} is {mine.get(name, 'unknown')} here and {theirs.get(name, 'unknown')} there"
+            for name in names
+        ]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -36,10 +36,14 @@ PHASE = Metric(
 REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome",))
 PROMPT_TOKENS = Metric("baton_prompt_tokens_total", "counter", "prompt tokens of ended requests")
 OUTPUT_TOKENS = Metric("baton_generation_tokens_total", "counter", "output tokens delivered")
-CACHED_TOKENS = Metric("baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache")
+CACHED_TOKENS = Metric(
+    "baton_prefix_hit_tokens_total", "counter", "prompt tokens found in a prefix cache"
+)
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
-HEALED = Metric("baton_kv_parts_healed_total", "counter", "parts of KV that came damaged and were sent again")
+HEALED = Metric(
+    "baton_kv_parts_healed_total", "counter", "parts of KV that came damaged and were sent again"
+)
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
 RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
 RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")

@@ -197,7 +197,9 @@ class Tokenizer(Protocol):
         """
         ...
 
-    async def encode_with_tokens(self, text: str, *, adds_special_tokens: bool) -> tuple[list[int], list[str]]:
+    async def encode_with_tokens(
+        self, text: str, *, adds_special_tokens: bool
+    ) -> tuple[list[int], list[str]]:
         """Encode a text and name each token as the vocabulary does.
 
         Raises:

@@ -40,7 +40,9 @@ def parse_trace(traceparent: str, tracestate: str = "") -> TraceContext | None:
     trace_id, span_id = int(match[2], 16), int(match[3], 16)
     if not trace_id or not span_id:
         return None
-    state = tracestate if len(tracestate) <= MAX_TRACESTATE_CHARACTERS and tracestate.isascii() else ""
+    state = (
+        tracestate if len(tracestate) <= MAX_TRACESTATE_CHARACTERS and tracestate.isascii() else ""
+    )
     return TraceContext(trace_id, span_id, int(match[4], 16), state)
 
 

@@ -236,7 +236,16 @@ class Anatomy:
         return {name: getattr(self, f"{name}_s") for name in PHASES}
 
 
-PHASES = ("tokenize", "queue", "prefill", "router", "exposed_transfer", "first_decode", "decode", "finish")
+PHASES = (
+    "tokenize",
+    "queue",
+    "prefill",
+    "router",
+    "exposed_transfer",
+    "first_decode",
+    "decode",
+    "finish",
+)
 TTFT_PHASES = PHASES[:4]
 
 

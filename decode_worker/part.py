@@ -43,7 +43,9 @@ class DecodePart:
 
     task = Task.DECODE
 
-    def __init__(self, worker: Worker, layout: KVLayout, clock: Clock, post: Post, reserve_wait_s: float) -> None:
+    def __init__(
+        self, worker: Worker, layout: KVLayout, clock: Clock, post: Post, reserve_wait_s: float
+    ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
         self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
         self._reserve_wait_s = reserve_wait_s
@@ -85,7 +87,9 @@ class DecodePart:
         sequence.run_alone = submit.run_alone
         attempt.sequences.append(sequence)
         self._incoming[submit.transfer_id] = Incoming(attempt, sequence)
-        self._post(self.agent.fetch, FetchOrder(submit.transfer_id, submit.peer_address, *self.identity))
+        self._post(
+            self.agent.fetch, FetchOrder(submit.transfer_id, submit.peer_address, *self.identity)
+        )
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
@@ -137,14 +141,18 @@ class DecodePart:
             return
         mine = incoming.sequence.num_tokens
         if num_tokens != mine:
-            error = KVTransferError(f"the prefill worker starts {num_tokens} tokens, the request has {mine}")
+            error = KVTransferError(
+                f"the prefill worker starts {num_tokens} tokens, the request has {mine}"
+            )
             self._worker.end(incoming.attempt, error)
             return
         self._reserving[transfer_id] = incoming
         self.before_plan()
         if transfer_id in self._reserving:
             loop = asyncio.get_running_loop()
-            incoming.give_up = loop.call_later(self._reserve_wait_s, self._refuse, transfer_id, incoming)
+            incoming.give_up = loop.call_later(
+                self._reserve_wait_s, self._refuse, transfer_id, incoming
+            )
 
     def _try_reserve(self, transfer_id: TransferId, incoming: Incoming) -> bool:
         scheduler, sequence = self._worker.scheduler, incoming.sequence
@@ -167,7 +175,9 @@ class DecodePart:
         self._post(self.agent.refuse, transfer_id, error)
         self._worker.end(incoming.attempt, error)
 
-    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
+    ) -> None:
         """KV is complete and verified: attach, acknowledge, decode."""
         incoming = self._incoming.get(transfer_id)
         if incoming is None or incoming.sequence.status is not Status.ARRIVING:
@@ -216,8 +226,12 @@ class DecodePart:
 def decode_role(reserve_wait_s: float) -> MakeRole:
     """Make the decode role, with the longest wait for free blocks."""
 
-    def make(worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post) -> RoleWiring:
+    def make(
+        worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+    ) -> RoleWiring:
         part = DecodePart(worker, layout, clock, to_agent, reserve_wait_s)
-        return RoleWiring(part, PostedReceiverHost(part, to_worker), part.use_agent, lambda: part.num_live)
+        return RoleWiring(
+            part, PostedReceiverHost(part, to_worker), part.use_agent, lambda: part.num_live
+        )
 
     return make

@@ -53,7 +53,9 @@ class AttentionRules:
 class AttentionBackend(Protocol):
     """Attention over one layer of the pool."""
 
-    def __call__(self, q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
+    def __call__(
+        self, q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules
+    ) -> Tensor:
         """Attend causally.
 
         Args:
@@ -68,7 +70,9 @@ class AttentionBackend(Protocol):
         ...
 
 
-def dense_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
+def dense_attention(
+    q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules
+) -> Tensor:
     """Gather each sequence's whole context and do plain softmax attention in fp32: the oracle."""
     out = torch.zeros_like(q)
     _, _, block_size, num_kv_heads, head_size = kv.shape
@@ -76,7 +80,9 @@ def dense_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: Atten
         begin, end = int(inputs.row_starts[s]), int(inputs.row_starts[s + 1])
         length = int(inputs.positions[end - 1]) + 1
         table = torch.as_tensor(inputs.block_tables[s, : -(-length // block_size)], device=q.device)
-        context = kv[table].transpose(0, 1).reshape(2, -1, num_kv_heads, head_size)[:, :length].float()
+        context = (
+            kv[table].transpose(0, 1).reshape(2, -1, num_kv_heads, head_size)[:, :length].float()
+        )
         k, v = context.repeat_interleave(q.shape[1] // num_kv_heads, dim=2)
         scores = torch.einsum("thd,chd->htc", q[begin:end].float(), k) * rules.scale
         if rules.softcap:
@@ -109,17 +115,35 @@ def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: Attenti
 
 
 def attend_rows(
-    q: np.ndarray[Any, Any], kv: Tensor, inputs: AttentionInputs, rules: AttentionRules, out: np.ndarray[Any, Any]
+    q: np.ndarray[Any, Any],
+    kv: Tensor,
+    inputs: AttentionInputs,
+    rules: AttentionRules,
+    out: np.ndarray[Any, Any],
 ) -> None:
     """Attend fp32 queries [t, H, D] into zeroed fp32 `out`, at least as long."""
     unsigned, mask, shift, sign_mask, sign_shift, factor = _FORMS[kv.dtype]
     bits = kv.view(torch.int16 if unsigned is np.uint16 else torch.int32).numpy().view(unsigned)
     form = np.array([mask, shift, sign_mask, sign_shift], dtype=np.uint32)
     numbers = np.array([rules.scale, rules.softcap, factor], dtype=np.float32)
-    _attend(q, bits, form, numbers, rules.window, inputs.positions, inputs.row_starts, inputs.block_tables, out)
+    _attend(
+        q,
+        bits,
+        form,
+        numbers,
+        rules.window,
+        inputs.positions,
+        inputs.row_starts,
+        inputs.block_tables,
+        out,
+    )
 
 
-LOG2_E, LN2_HIGH, LN2_LOW = np.float32(1.4426950408889634), np.float32(0.693359375), np.float32(-2.12194440e-4)
+LOG2_E, LN2_HIGH, LN2_LOW = (
+    np.float32(1.4426950408889634),
+    np.float32(0.693359375),
+    np.float32(-2.12194440e-4),
+)
 
 
 @numba.njit(cache=True)
@@ -167,7 +191,9 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
     for j in range(TILE):
         scores[j] = _exp(scores[j] - top) if first <= j < valid else np.float32(0.0)
         total += scores[j]
-    for j in range(0, valid, 4):  # four places at once: `out` is read and written a quarter as often
+    for j in range(
+        0, valid, 4
+    ):  # four places at once: `out` is read and written a quarter as often
         a, b, c, e = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
         for d in range(head_size):
             out[d] += (a * v[j, d] + b * v[j + 1, d]) + (c * v[j + 2, d] + e * v[j + 3, d])
@@ -207,7 +233,9 @@ def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, o
                     state[t, g, 1] = 0.0
             for b in range(seen // TILE, (length + TILE - 1) // TILE):
                 filled = min(TILE, length - b * TILE)
-                v[filled:] = 0  # weighed with zero below, so it must not be a NaN of somebody else's
+                v[filled:] = (
+                    0  # weighed with zero below, so it must not be a NaN of somebody else's
+                )
                 for j in range(filled):
                     block = block_tables[s, (b * TILE + j) // block_size]
                     at = (b * TILE + j) % block_size

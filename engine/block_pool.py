@@ -139,8 +139,16 @@ class BlockPool:
         """
         free, cached = set(self._free), set(self._cached)
         held = {b for b in range(self.num_blocks) if self._references[b] > 0}
-        whole = len(free) == len(self._free) and len(free) + len(cached) + len(held) == self.num_blocks
-        if not whole or free & cached or free & held or cached & held or not cached <= set(self._identity):
+        whole = (
+            len(free) == len(self._free) and len(free) + len(cached) + len(held) == self.num_blocks
+        )
+        if (
+            not whole
+            or free & cached
+            or free & held
+            or cached & held
+            or not cached <= set(self._identity)
+        ):
             raise InvariantViolation(
                 f"pool of {self.num_blocks}: {len(self._free)} free, {len(cached)} cached, {len(held)} held do not add up"
             )

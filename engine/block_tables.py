@@ -62,7 +62,9 @@ class BlockTables:
         if not self._limits.is_prefix_cache_on or sequence.needs_prompt_scores:
             return hits
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
-            block_id = self._pool.find(sequence.full_block_hash(index), sequence.block_tokens(index))
+            block_id = self._pool.find(
+                sequence.full_block_hash(index), sequence.block_tokens(index)
+            )
             if block_id is None:
                 break
             hits.append(block_id)
@@ -107,4 +109,6 @@ class BlockTables:
         size = self._limits.block_size_tokens
         for index in range(first_token // size, sequence.num_computed_tokens // size):
             block_id = sequence.block_table[index]
-            self._pool.register(block_id, sequence.full_block_hash(index), sequence.block_tokens(index))
+            self._pool.register(
+                block_id, sequence.full_block_hash(index), sequence.block_tokens(index)
+            )

@@ -90,7 +90,9 @@ class DistributedGroup:
         self._group, self.rank, self.size = group, rank, size
 
     @classmethod
-    def join(cls, meeting_point: Path, rank: int, size: int, *, is_cuda: bool = False) -> DistributedGroup:
+    def join(
+        cls, meeting_point: Path, rank: int, size: int, *, is_cuda: bool = False
+    ) -> DistributedGroup:
         """Meet the other ranks through a file of theirs; returns when all are there.
 
         No global group is made, so a process may be in several and leave without a word. Over NCCL an operation is
@@ -115,7 +117,9 @@ class DistributedGroup:
 
     def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:
         """See `Collectives`."""
-        rows_of = [[row for row, owner in enumerate(owners) if owner == rank] for rank in range(self.size)]
+        rows_of = [
+            [row for row, owner in enumerate(owners) if owner == rank] for rank in range(self.size)
+        ]
         sent = torch.cat([x[rows].flatten() for rows in rows_of])
         mine = len(rows_of[self.rank])
         received = x.new_empty(mine * sum(widths))
@@ -123,7 +127,9 @@ class DistributedGroup:
         with _answered():
             self._group.alltoall_base(received, sent, *splits).wait()
         parts = received.split(splits[0])
-        return torch.cat([part.view(mine, width) for part, width in zip(parts, widths, strict=True)], dim=1)
+        return torch.cat(
+            [part.view(mine, width) for part, width in zip(parts, widths, strict=True)], dim=1
+        )
 
 
 @contextlib.contextmanager

@@ -34,21 +34,23 @@ def _shift(x: Tensor) -> np.uint32:
 
 
 @numba.njit(inline="always")
-def _get(raw, shift):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _get(raw, shift):  # type: ignore[no-untyped-def]
     return np.uint32(np.uint32(raw) << shift).view(np.float32)
 
 
 @numba.njit(inline="always")
-def _put(value, shift):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _put(value, shift):  # type: ignore[no-untyped-def]
     """Round to nearest even, as torch does."""
     raw = np.float32(value).view(np.uint32)
     if shift:
-        raw = np.uint32((raw + np.uint32(0x7FFF) + ((raw >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+        raw = np.uint32(
+            (raw + np.uint32(0x7FFF) + ((raw >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+        )
     return raw
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _rms_norm(x, weight, eps, shift, rows, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _rms_norm(x, weight, eps, shift, rows, out):  # type: ignore[no-untyped-def]
     size = x.shape[1]
     for t in range(rows):
         total = np.float32(0.0)
@@ -64,7 +66,7 @@ def _rms_norm(x, weight, eps, shift, rows, out):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]
     size = x.shape[1] // 2
     for t in range(rows):
         for c in range(size):
@@ -75,7 +77,9 @@ def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]  # noqa
                     * g
                     * (
                         np.float32(1.0)
-                        + np.tanh(np.float32(0.7978845608028654) * (g + np.float32(0.044715) * g * g * g))
+                        + np.tanh(
+                            np.float32(0.7978845608028654) * (g + np.float32(0.044715) * g * g * g)
+                        )
                     )
                 )
             else:
@@ -87,7 +91,7 @@ def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]  # noqa
 
 
 @numba.njit(inline="always", fastmath=FASTMATH)
-def _turn(row, first, weight, eps, cos, sin, shift, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _turn(row, first, weight, eps, cos, sin, shift, out):  # type: ignore[no-untyped-def]
     """Norm (if there is a weight) and rotate one head into fp32 `out`."""
     size, half = out.shape[0], cos.shape[0]
     scale = np.float32(1.0)
@@ -109,7 +113,20 @@ def _turn(row, first, weight, eps, cos, sin, shift, out):  # type: ignore[no-unt
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _rotate_and_store(qkv, q_weight, k_weight, eps, cos, sin, shift, positions, row_starts, tables, kv, q_out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+def _rotate_and_store(  # type: ignore[no-untyped-def]
+    qkv,
+    q_weight,
+    k_weight,
+    eps,
+    cos,
+    sin,
+    shift,
+    positions,
+    row_starts,
+    tables,
+    kv,
+    q_out,
+):
     block_size, num_kv_heads, head_size = kv.shape[2], kv.shape[3], kv.shape[4]
     num_heads = q_out.shape[1]
     k = np.empty(head_size, dtype=np.float32)
@@ -118,7 +135,16 @@ def _rotate_and_store(qkv, q_weight, k_weight, eps, cos, sin, shift, positions, 
             position = positions[t]
             block, at = tables[s, position // block_size], position % block_size
             for h in range(num_heads):
-                _turn(qkv[t], h * head_size, q_weight, eps, cos[position], sin[position], shift, q_out[t, h])
+                _turn(
+                    qkv[t],
+                    h * head_size,
+                    q_weight,
+                    eps,
+                    cos[position],
+                    sin[position],
+                    shift,
+                    q_out[t, h],
+                )
                 if shift:  # what other backends keep in bf16 is rounded here too
                     for d in range(head_size):
                         q_out[t, h, d] = _get(_put(q_out[t, h, d], shift), shift)
@@ -147,7 +173,7 @@ def gate(x: Tensor, rows: int, *, is_gelu: bool) -> Tensor:
     return out
 
 
-def rotate_and_store(  # noqa: PLR0913 - one pass over everything the products gave
+def rotate_and_store(
     qkv: Tensor, norms: tuple[Bits, Bits], eps: float, rotation: tuple[Bits, Bits], kv: Tensor, q_out: Bits,
     positions: Bits, row_starts: Bits, tables: Bits,
 ) -> None:  # fmt: skip

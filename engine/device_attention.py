@@ -20,7 +20,9 @@ from torch import Tensor
 from engine.attention import AttentionInputs, AttentionRules, dense_attention
 
 
-def gathered_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
+def gathered_attention(
+    q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules
+) -> Tensor:
     """Attend causally, see `AttentionBackend`; soft caps, which torch's kernels lack, go to the oracle."""
     if rules.softcap:
         return dense_attention(q, kv, inputs, rules)
@@ -45,7 +47,9 @@ def _attend(
     starts = inputs.row_starts[sequences]
     positions = inputs.positions[starts[:, None] + np.arange(num_rows)]
     length = int(positions.max()) + 1
-    tables = torch.as_tensor(inputs.block_tables[sequences, : -(-length // block_size)], device=q.device)
+    tables = torch.as_tensor(
+        inputs.block_tables[sequences, : -(-length // block_size)], device=q.device
+    )
     context = kv[tables].transpose(1, 2).flatten(2, 3)[:, :, :length]  # [S, 2, L, K, D]
     k, v = (part.transpose(1, 2) for part in context.unbind(1))
     seen = torch.as_tensor(positions, device=q.device)[:, None, :, None]
@@ -56,4 +60,6 @@ def _attend(
     # What lies behind a sequence's own end is somebody else's, and may be a NaN: weighed with zero it would stay one.
     is_unseen = ~mask.any(dim=2)[:, :, :, None]
     k, v = k.masked_fill(is_unseen, 0.0), v.masked_fill(is_unseen, 0.0)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=rules.scale, enable_gqa=True)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, scale=rules.scale, enable_gqa=True
+    )

@@ -84,7 +84,9 @@ ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_t
 
 def _llama(config: Config, traits: Traits) -> Traits:
     bias = bool(config.get("attention_bias"))
-    return replace(traits, has_qkv_bias=bias, has_o_bias=bias, has_mlp_bias=bool(config.get("mlp_bias")))
+    return replace(
+        traits, has_qkv_bias=bias, has_o_bias=bias, has_mlp_bias=bool(config.get("mlp_bias"))
+    )
 
 
 def _mistral(config: Config, traits: Traits) -> Traits:
@@ -97,7 +99,9 @@ def _qwen2(config: Config, traits: Traits) -> Traits:
 
 def _qwen3(config: Config, traits: Traits) -> Traits:
     bias = bool(config.get("attention_bias"))
-    return replace(_qwen_windows(config, traits), has_qk_norm=True, has_qkv_bias=bias, has_o_bias=bias)
+    return replace(
+        _qwen_windows(config, traits), has_qk_norm=True, has_qkv_bias=bias, has_o_bias=bias
+    )
 
 
 def _qwen3_moe(config: Config, traits: Traits) -> Traits:
@@ -111,7 +115,10 @@ def _qwen3_moe(config: Config, traits: Traits) -> Traits:
         up="up_proj",
         down="down_proj",
     )
-    step, dense = int(config.get("decoder_sparse_step") or 1), set(config.get("mlp_only_layers") or ())
+    step, dense = (
+        int(config.get("decoder_sparse_step") or 1),
+        set(config.get("mlp_only_layers") or ()),
+    )
     traits = _qwen3(config, traits)
     layers = tuple(
         replace(layer, is_sparse=index not in dense and (index + 1) % step == 0)
@@ -132,7 +139,9 @@ def _mixtral(config: Config, traits: Traits) -> Traits:
         down="w2",
     )
     traits = _with_windows(config, traits, default="sliding_attention")
-    return replace(traits, experts=experts, layers=tuple(replace(x, is_sparse=True) for x in traits.layers))
+    return replace(
+        traits, experts=experts, layers=tuple(replace(x, is_sparse=True) for x in traits.layers)
+    )
 
 
 def _phi3(config: Config, traits: Traits) -> Traits:
@@ -164,10 +173,15 @@ def _gemma2(config: Config, traits: Traits) -> Traits:
 
 def _gemma3(config: Config, traits: Traits) -> Traits:
     every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
-    traits = _with_windows(config, _gemma2(config, traits), default="sliding_attention", every=every)
+    traits = _with_windows(
+        config, _gemma2(config, traits), default="sliding_attention", every=every
+    )
     parameters = config.get("rope_parameters") or {}
     if "full_attention" in parameters:
-        ropes = (_rope(parameters["full_attention"], config), _rope(parameters["sliding_attention"], config))
+        ropes = (
+            _rope(parameters["full_attention"], config),
+            _rope(parameters["sliding_attention"], config),
+        )
     else:
         local = Rope(float(config.get("rope_local_base_freq", 10_000.0)))
         ropes = (_rope({"rope_theta": 1_000_000.0, **rope_settings(config)}, config), local)
@@ -198,16 +212,28 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
     """
     family = FAMILIES.get(architecture)
     if family is None:
-        raise ModelLoadError(f"architecture {architecture} is not supported; supported: {', '.join(sorted(FAMILIES))}")
+        raise ModelLoadError(
+            f"architecture {architecture} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+        )
     for key in ("quantization_config", "use_bidirectional_attention"):
         if config.get(key):
-            raise ModelLoadError(f"config.json has {key} = {str(config[key])[:60]!r}, which is not supported")
+            raise ModelLoadError(
+                f"config.json has {key} = {str(config[key])[:60]!r}, which is not supported"
+            )
     is_gemma = architecture in ALWAYS_TIED
-    activation = config.get("hidden_activation") or config.get("hidden_act") or ("gelu" if is_gemma else "silu")
+    activation = (
+        config.get("hidden_activation")
+        or config.get("hidden_act")
+        or ("gelu" if is_gemma else "silu")
+    )
     if ACTIVATIONS.get(activation) != ("gelu_tanh" if is_gemma else "silu"):
-        raise ModelLoadError(f"config.json has hidden_act {activation!r}, which {architecture} does not support here")
+        raise ModelLoadError(
+            f"config.json has hidden_act {activation!r}, which {architecture} does not support here"
+        )
     settings = rope_settings(config)
-    partial = float(settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0)
+    partial = float(
+        settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
+    )
     plain = Traits(
         layers=(LayerTraits(0, 0),) * num_layers,
         ropes=() if "full_attention" in settings else (_rope(settings, config),),
@@ -254,17 +280,22 @@ def _rope(settings: Config, config: Config) -> Rope:
             )
     except KeyError as error:
         raise ModelLoadError(f"config.json's {kind} rope scaling lacks {error}") from error
-    raise ModelLoadError(f"config.json has rope scaling {kind!r}, supported: default, linear, llama3")
+    raise ModelLoadError(
+        f"config.json has rope scaling {kind!r}, supported: default, linear, llama3"
+    )
 
 
 def _with_windows(config: Config, traits: Traits, default: str, every: int = 0) -> Traits:
     """Give sliding layers their window; `layer_types` decides, else every layer but each `every`-th slides."""
     window = int(config.get("sliding_window") or 0)
     kinds = config.get("layer_types") or [
-        "full_attention" if every and (index + 1) % every == 0 else default for index in range(len(traits.layers))
+        "full_attention" if every and (index + 1) % every == 0 else default
+        for index in range(len(traits.layers))
     ]
     if len(kinds) != len(traits.layers):
-        raise ModelLoadError(f"config.json has {len(kinds)} layer_types for {len(traits.layers)} layers")
+        raise ModelLoadError(
+            f"config.json has {len(kinds)} layer_types for {len(traits.layers)} layers"
+        )
     unknown = set(kinds) - {"full_attention", "sliding_attention"}
     if unknown:
         raise ModelLoadError(f"config.json has layer type {min(unknown)!r}, which is not supported")
@@ -279,5 +310,7 @@ def _qwen_windows(config: Config, traits: Traits) -> Traits:
     if not config.get("use_sliding_window"):
         return traits
     first = int(config.get("max_window_layers") or 0)
-    kinds = ["sliding_attention" if i >= first else "full_attention" for i in range(len(traits.layers))]
+    kinds = [
+        "sliding_attention" if i >= first else "full_attention" for i in range(len(traits.layers))
+    ]
     return _with_windows({"layer_types": kinds, **config}, traits, default="full_attention")

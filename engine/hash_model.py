@@ -27,10 +27,13 @@ class MemoryKV:
         size = layout.layer_block_bytes
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
-        self._shards = [memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)]
+        self._shards = [
+            memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)
+        ]
         for pool in self._shards:
             starts = [
-                [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)] for i in range(layout.num_layers)
+                [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]
+                for i in range(layout.num_layers)
             ]
             self._views.append([[pool[at : at + size] for at in row] for row in starts])
 
@@ -89,7 +92,9 @@ class HashModel:
     def _slot(self, item: StepItem, layer: int, shard: int, position: int) -> memoryview:
         block, offset = divmod(position, self._block_size_tokens)
         size = self._slot_bytes
-        return self._kv.view(layer, item.block_table[block], shard)[offset * size : (offset + 1) * size]
+        return self._kv.view(layer, item.block_table[block], shard)[
+            offset * size : (offset + 1) * size
+        ]
 
     def _write(self, item: StepItem, layer: int) -> None:
         for shard in range(self._layout.num_shards):
@@ -97,9 +102,13 @@ class HashModel:
             for index, token_id in enumerate(item.token_ids):
                 position = item.start + index
                 if index == 0:
-                    parent = bytes(self._slot(item, layer, shard, position - 1)) if position else b""
+                    parent = (
+                        bytes(self._slot(item, layer, shard, position - 1)) if position else b""
+                    )
                 content = token_id.to_bytes(4, "little") + key
-                digest = hashlib.blake2b(parent + content, digest_size=min(64, self._slot_bytes)).digest()
+                digest = hashlib.blake2b(
+                    parent + content, digest_size=min(64, self._slot_bytes)
+                ).digest()
                 parent = (digest * (self._slot_bytes // len(digest) + 1))[: self._slot_bytes]
                 self._slot(item, layer, shard, position)[:] = parent
 
@@ -117,7 +126,9 @@ class HashModel:
         return seen.digest()
 
     def _draw(self, seen: bytes, spec: SampleSpec) -> Logprob:
-        salt = b"" if spec.temperature == 0 else f"{spec.seed}|{spec.choice}|{spec.position}".encode()
+        salt = (
+            b"" if spec.temperature == 0 else f"{spec.seed}|{spec.choice}|{spec.position}".encode()
+        )
         for attempt in range(64):
             digest = hashlib.blake2b(seen + salt + bytes([attempt]), digest_size=8).digest()
             token_id = int.from_bytes(digest, "little") % self._vocabulary_size

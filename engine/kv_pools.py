@@ -64,7 +64,13 @@ class StagedPool:
     """A pool on a device, and a stage of the same layout in the worker's memory."""
 
     def __init__(
-        self, memory: memoryview, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, *, hands_out: bool
+        self,
+        memory: memoryview,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        hands_out: bool,
     ) -> None:
         """Allocate the pool and pin the stage.
 

@@ -26,7 +26,10 @@ from engine.weights import Linear, padded_rows
 Activation = Callable[[Tensor], Tensor]
 GetWeight = Callable[[str], Tensor]
 """Weight of one layer by its name within the layer."""
-ACTIVATIONS: dict[str, Activation] = {"silu": F.silu, "gelu_tanh": lambda x: F.gelu(x, approximate="tanh")}
+ACTIVATIONS: dict[str, Activation] = {
+    "silu": F.silu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+}
 
 
 class Mlp(Protocol):
@@ -57,14 +60,18 @@ class GatedMlp:
 class SparseMlp:
     """A router and its experts; the rows of one expert are computed together."""
 
-    def __init__(self, experts: Experts, get: GetWeight, activation: str, *, is_fused: bool) -> None:
+    def __init__(
+        self, experts: Experts, get: GetWeight, activation: str, *, is_fused: bool
+    ) -> None:
         """Pack every expert."""
         self._per_token, self._is_normalised = experts.per_token, experts.is_normalised
         self._router = Linear(get(f"{experts.prefix}.gate.weight"))
         self._experts = []
         for index in range(experts.num):
             name = f"{experts.prefix}.experts.{index}"
-            gate_up = torch.cat([get(f"{name}.{experts.gate}.weight"), get(f"{name}.{experts.up}.weight")])
+            gate_up = torch.cat(
+                [get(f"{name}.{experts.gate}.weight"), get(f"{name}.{experts.up}.weight")]
+            )
             down = Linear(get(f"{name}.{experts.down}.weight"))
             self._experts.append(GatedMlp(Linear(gate_up), down, activation, is_fused=is_fused))
 

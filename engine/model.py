@@ -47,7 +47,9 @@ Attend = Callable[["Layer", Tensor, Tensor], Tensor]
 class Layer:
     """Weights of one decoder layer. Q, K and V are one product, so are gate and up."""
 
-    def __init__(self, spec: ModelSpec, tensors: dict[str, Tensor], index: int, *, is_fused: bool) -> None:
+    def __init__(
+        self, spec: ModelSpec, tensors: dict[str, Tensor], index: int, *, is_fused: bool
+    ) -> None:
         """Pack the layer's weights, or this rank's part of them."""
         traits = spec.traits
 
@@ -64,21 +66,35 @@ class Layer:
             return Norm(get(f"{name}.weight"), spec.rms_norm_eps, has_offset=traits.has_norm_offset)
 
         self.rope = traits.layers[index].rope
-        self.rules = AttentionRules(traits.attention_scale, traits.attention_softcap, traits.layers[index].window)
+        self.rules = AttentionRules(
+            traits.attention_scale, traits.attention_softcap, traits.layers[index].window
+        )
         self.attention_norm = norm("input_layernorm")
-        self.attention_post_norm = norm("post_attention_layernorm") if traits.has_post_norms else None
-        self.mlp_norm = norm("pre_feedforward_layernorm" if traits.has_post_norms else "post_attention_layernorm")
+        self.attention_post_norm = (
+            norm("post_attention_layernorm") if traits.has_post_norms else None
+        )
+        self.mlp_norm = norm(
+            "pre_feedforward_layernorm" if traits.has_post_norms else "post_attention_layernorm"
+        )
         self.mlp_post_norm = norm("post_feedforward_layernorm") if traits.has_post_norms else None
         self.q_norm = norm("self_attn.q_norm") if traits.has_qk_norm else None
         self.k_norm = norm("self_attn.k_norm") if traits.has_qk_norm else None
-        qkv = ("self_attn.qkv_proj",) if traits.is_fused else tuple(f"self_attn.{n}_proj" for n in "qkv")
+        qkv = (
+            ("self_attn.qkv_proj",)
+            if traits.is_fused
+            else tuple(f"self_attn.{n}_proj" for n in "qkv")
+        )
         self.qkv = linear(qkv, has_bias=traits.has_qkv_bias)
         self.o = linear(("self_attn.o_proj",), has_bias=traits.has_o_bias)
-        self.qk_norms = tuple(norm.plain if norm else cpu_ops.NO_WEIGHT for norm in (self.q_norm, self.k_norm))
+        self.qk_norms = tuple(
+            norm.plain if norm else cpu_ops.NO_WEIGHT for norm in (self.q_norm, self.k_norm)
+        )
         self.mlp: Mlp = _mlp(spec, index, get, linear, is_fused=is_fused)
 
 
-def _mlp(spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear], *, is_fused: bool) -> Mlp:
+def _mlp(
+    spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear], *, is_fused: bool
+) -> Mlp:
     traits = spec.traits
     if traits.experts is not None and traits.layers[index].is_sparse:
         return SparseMlp(traits.experts, get, traits.activation, is_fused=is_fused)
@@ -91,7 +107,9 @@ def _mlp(spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Line
 class Model:
     """A loaded model, or one rank's part of it; holds no state between steps."""
 
-    def __init__(self, shard: Shard, device: torch.device, attention: str, ranks: Collectives | None = None) -> None:
+    def __init__(
+        self, shard: Shard, device: torch.device, attention: str, ranks: Collectives | None = None
+    ) -> None:
         """Load and pack the weights.
 
         Args:
@@ -107,17 +125,28 @@ class Model:
         self.shard, self.ranks = shard, ranks or Alone()
         self.spec, self.device, self.dtype = spec, device, DTYPES[spec.dtype]
         self._attend = BACKENDS[attention]
-        self._is_fused = attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.FUSED_DTYPES
+        self._is_fused = (
+            attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.FUSED_DTYPES
+        )
         self._embedding = tensors["model.embed_tokens.weight"]
-        self._embedding_scale = torch.tensor(spec.traits.embedding_scale, dtype=self.dtype, device=device)
+        self._embedding_scale = torch.tensor(
+            spec.traits.embedding_scale, dtype=self.dtype, device=device
+        )
         has_offset = spec.traits.has_norm_offset
         self._norm = Norm(tensors["model.norm.weight"], spec.rms_norm_eps, has_offset=has_offset)
-        self._layers = [Layer(spec, tensors, i, is_fused=self._is_fused) for i in range(spec.num_layers)]
+        self._layers = [
+            Layer(spec, tensors, i, is_fused=self._is_fused) for i in range(spec.num_layers)
+        ]
         self._head = Linear(self._embedding if spec.is_tied else tensors["lm_head.weight"])
         positions = torch.arange(spec.max_model_len).float()
-        angles = [torch.outer(positions, _frequencies(rope, spec.traits.rotary_size)) for rope in spec.traits.ropes]
+        angles = [
+            torch.outer(positions, _frequencies(rope, spec.traits.rotary_size))
+            for rope in spec.traits.ropes
+        ]
         self._rotations = [(a.cos().to(device), a.sin().to(device)) for a in angles]
-        self._plain_rotations = [(a.cos().numpy(), a.sin().numpy()) for a in angles] if self._is_fused else []
+        self._plain_rotations = (
+            [(a.cos().numpy(), a.sin().numpy()) for a in angles] if self._is_fused else []
+        )
 
     @torch.inference_mode()
     def forward(
@@ -145,7 +174,9 @@ class Model:
         num_rows = len(token_ids)
         ids = self._index(token_ids, padded_rows(num_rows, self.dtype, self.device))
         attend = (
-            self._fused_attention(inputs) if self._is_fused else self._plain_attention(inputs, kv.shape[3], len(ids))
+            self._fused_attention(inputs)
+            if self._is_fused
+            else self._plain_attention(inputs, kv.shape[3], len(ids))
         )
         x_TC = self._embed(ids, num_rows)
         if self.spec.traits.embedding_scale != 1.0:
@@ -154,7 +185,9 @@ class Model:
             qkv = layer.qkv(self._normed(layer.attention_norm, x_TC, num_rows))
             y_TC = self.ranks.sum(layer.o(attend(layer, qkv, kv[index])), num_rows)
             x_TC = x_TC + self._normed(layer.attention_post_norm, y_TC, num_rows)
-            y_TC = self.ranks.sum(layer.mlp(self._normed(layer.mlp_norm, x_TC, num_rows), num_rows), num_rows)
+            y_TC = self.ranks.sum(
+                layer.mlp(self._normed(layer.mlp_norm, x_TC, num_rows), num_rows), num_rows
+            )
             x_TC = x_TC + self._normed(layer.mlp_post_norm, y_TC, num_rows)
             on_layer(index)
         if not len(sample_rows):
@@ -173,11 +206,19 @@ class Model:
     def _normed(self, norm: Norm | None, x: Tensor, rows: int) -> Tensor:
         if norm is None:
             return x
-        return cpu_ops.rms_norm(x, norm.plain, self.spec.rms_norm_eps, rows) if self._is_fused else norm(x)
+        return (
+            cpu_ops.rms_norm(x, norm.plain, self.spec.rms_norm_eps, rows)
+            if self._is_fused
+            else norm(x)
+        )
 
-    def _logits(self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any], owners: Sequence[int]) -> Tensor:
+    def _logits(
+        self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any], owners: Sequence[int]
+    ) -> Tensor:
         wanted = self._index(sample_rows, padded_rows(len(sample_rows), self.dtype, self.device))
-        logits = self._head(self._normed(self._norm, x_TC[wanted], len(wanted)))[: len(sample_rows)].float()
+        logits = self._head(self._normed(self._norm, x_TC[wanted], len(wanted)))[
+            : len(sample_rows)
+        ].float()
         widths = [len(self.shard.vocabulary_of(rank)) for rank in range(self.shard.size)]
         logits = self.ranks.exchange(logits, owners, widths)
         cap = self.spec.traits.final_softcap
@@ -208,7 +249,9 @@ class Model:
         """Attention of one step with torch operations, on any device and in any dtype."""
         spec, num_heads, num_kv_heads = self.spec, self.shard.num_heads, self.shard.num_kv_heads
         positions = self._index(inputs.positions, rows)
-        rotations = [(cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations]
+        rotations = [
+            (cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations
+        ]
         row_sequence = np.repeat(np.arange(len(inputs.row_starts) - 1), np.diff(inputs.row_starts))
         at = inputs.positions // block_size
         blocks = torch.as_tensor(inputs.block_tables[row_sequence, at], device=self.device)
@@ -221,7 +264,10 @@ class Model:
             k_TKD = k.view(rows, num_kv_heads, spec.head_size)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
-            q_THD, k_TKD = _rotate(q_THD, *rotations[layer.rope]), _rotate(k_TKD, *rotations[layer.rope])
+            q_THD, k_TKD = (
+                _rotate(q_THD, *rotations[layer.rope]),
+                _rotate(k_TKD, *rotations[layer.rope]),
+            )
             v_TKD = v.view(rows, num_kv_heads, spec.head_size)
             kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
             kv[blocks, 1, offsets] = v_TKD[: len(blocks)]

@@ -65,14 +65,20 @@ class ModelSpec:
         if not self.is_tied:
             shapes["lm_head.weight"] = (self.vocabulary_size, self.width)
         for index in range(self.num_layers):
-            layer = {**self._attention_tensors(), **self._norm_tensors(), **self._mlp_tensors(index)}
+            layer = {
+                **self._attention_tensors(),
+                **self._norm_tensors(),
+                **self._mlp_tensors(index),
+            }
             shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
         return shapes
 
     def _attention_tensors(self) -> dict[str, tuple[int, ...]]:
         t, q, kv = self.traits, self.num_heads * self.head_size, self.num_kv_heads * self.head_size
         rows = {"qkv_proj": q + 2 * kv} if t.is_fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
-        shapes: dict[str, tuple[int, ...]] = {f"self_attn.{n}.weight": (size, self.width) for n, size in rows.items()}
+        shapes: dict[str, tuple[int, ...]] = {
+            f"self_attn.{n}.weight": (size, self.width) for n, size in rows.items()
+        }
         shapes["self_attn.o_proj.weight"] = (self.width, q)
         if t.has_qkv_bias:
             shapes |= {f"self_attn.{n}.bias": (size,) for n, size in rows.items()}
@@ -97,15 +103,23 @@ class ModelSpec:
                 shapes |= {f"{name}.{n}.weight": (e.hidden, self.width) for n in (e.gate, e.up)}
                 shapes[f"{name}.{e.down}.weight"] = (self.width, e.hidden)
             return shapes
-        rows = {"gate_up_proj": 2 * self.hidden} if t.is_fused else {"gate_proj": self.hidden, "up_proj": self.hidden}
+        rows = (
+            {"gate_up_proj": 2 * self.hidden}
+            if t.is_fused
+            else {"gate_proj": self.hidden, "up_proj": self.hidden}
+        )
         shapes = {f"mlp.{n}.weight": (size, self.width) for n, size in rows.items()}
         shapes["mlp.down_proj.weight"] = (self.width, self.hidden)
         if t.has_mlp_bias:
-            shapes |= {f"mlp.{n}.bias": (size,) for n, size in {**rows, "down_proj": self.width}.items()}
+            shapes |= {
+                f"mlp.{n}.bias": (size,) for n, size in {**rows, "down_proj": self.width}.items()
+            }
         return shapes
 
 
-def read_model(folder: Path, dtype: str = "auto", max_model_len: int = 0, name: str = "") -> ModelSpec:
+def read_model(
+    folder: Path, dtype: str = "auto", max_model_len: int = 0, name: str = ""
+) -> ModelSpec:
     """Read a folder's description and check that its tensors are exactly those expected.
 
     Args:
@@ -119,17 +133,24 @@ def read_model(folder: Path, dtype: str = "auto", max_model_len: int = 0, name: 
     """
     config = _read_json(folder / "config.json")
     architecture = (config.get("architectures") or ["none"])[0]
-    num_layers, num_heads = positive(config, "num_hidden_layers"), positive(config, "num_attention_heads")
+    num_layers, num_heads = (
+        positive(config, "num_hidden_layers"),
+        positive(config, "num_attention_heads"),
+    )
     head_size = config.get("head_dim") or positive(config, "hidden_size") // num_heads
     try:
         traits = read_traits(architecture, config, num_layers, head_size)
     except (TypeError, ValueError, AttributeError) as error:
-        raise ModelLoadError(f"config.json of {folder.name} has a value of the wrong kind: {error}") from error
+        raise ModelLoadError(
+            f"config.json of {folder.name} has a value of the wrong kind: {error}"
+        ) from error
     generation_path = folder / "generation_config.json"
     generation = _read_json(generation_path) if generation_path.exists() else {}
     own_len = positive(config, "max_position_embeddings")
     if max_model_len > own_len:
-        raise ModelLoadError(f"model.max_model_len {max_model_len} is above the model's own {own_len}")
+        raise ModelLoadError(
+            f"model.max_model_len {max_model_len} is above the model's own {own_len}"
+        )
     headers = tensor_headers(folder)
     spec = ModelSpec(
         folder=folder,
@@ -154,8 +175,14 @@ def read_model(folder: Path, dtype: str = "auto", max_model_len: int = 0, name: 
         default_sampling=_default_sampling(generation),
     )
     if spec.num_heads % spec.num_kv_heads:
-        raise ModelLoadError(f"{spec.num_heads} query heads cannot be shared by {spec.num_kv_heads} KV heads")
-    _compare(spec.expected_tensors(), {tensor: shape for tensor, (_, shape) in headers.items()}, is_tied=spec.is_tied)
+        raise ModelLoadError(
+            f"{spec.num_heads} query heads cannot be shared by {spec.num_kv_heads} KV heads"
+        )
+    _compare(
+        spec.expected_tensors(),
+        {tensor: shape for tensor, (_, shape) in headers.items()},
+        is_tied=spec.is_tied,
+    )
     return spec
 
 
@@ -165,18 +192,26 @@ def _read_json(path: Path) -> dict[str, Any]:
             raise ModelLoadError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ModelLoadError(f"{path.parent.name}/{path.name} cannot be read: {error.strerror}") from error
+        raise ModelLoadError(
+            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}"
+        ) from error
     except ValueError as error:
         raise ModelLoadError(f"{path.parent.name}/{path.name} is not JSON: {error}") from error
     if not isinstance(tree, dict):
-        raise ModelLoadError(f"{path.parent.name}/{path.name} holds a {type(tree).__name__}, must be an object")
+        raise ModelLoadError(
+            f"{path.parent.name}/{path.name} holds a {type(tree).__name__}, must be an object"
+        )
     return tree
 
 
 def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
     """Sampling fields that the model's makers set; zero temperature and absent ones are left out."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {n: generation[n] for n in names if isinstance(generation.get(n), (int, float)) and generation[n] > 0}
+    return {
+        n: generation[n]
+        for n in names
+        if isinstance(generation.get(n), (int, float)) and generation[n] > 0
+    }
 
 
 def _tokenizer_digest(path: Path) -> str:
@@ -184,10 +219,14 @@ def _tokenizer_digest(path: Path) -> str:
 
 
 def _dtype(config: dict[str, Any], wish: str) -> str:
-    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix(
+        "torch."
+    )
     chosen = stored if wish == "auto" else wish
     if chosen not in ("float32", "bfloat16", "float16"):
-        raise ModelLoadError(f"weights of dtype {chosen} are not supported; set model.dtype to float32 or bfloat16")
+        raise ModelLoadError(
+            f"weights of dtype {chosen} are not supported; set model.dtype to float32 or bfloat16"
+        )
     return chosen
 
 
@@ -198,15 +237,27 @@ def _eos(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
     return tuple(value) if isinstance(value, list) else (int(value),)
 
 
-def _compare(expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], *, is_tied: bool) -> None:
+def _compare(
+    expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], *, is_tied: bool
+) -> None:
     missing = sorted(expected.keys() - found.keys())
     surplus = sorted(found.keys() - expected.keys())
     if is_tied:
-        surplus = [name for name in surplus if name != "lm_head.weight"]  # a stored copy of the embedding
-    wrong = [f"{n} is {list(found[n])}, must be {list(s)}" for n, s in expected.items() if n in found and found[n] != s]
+        surplus = [
+            name for name in surplus if name != "lm_head.weight"
+        ]  # a stored copy of the embedding
+    wrong = [
+        f"{n} is {list(found[n])}, must be {list(s)}"
+        for n, s in expected.items()
+        if n in found and found[n] != s
+    ]
     problems = [
         f"{len(names)} {what}, first {names[0]}"
-        for what, names in (("missing", missing), ("surplus", surplus), ("misshapen", sorted(wrong)))
+        for what, names in (
+            ("missing", missing),
+            ("surplus", surplus),
+            ("misshapen", sorted(wrong)),
+        )
         if names
     ]
     if problems:

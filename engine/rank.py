@@ -81,9 +81,14 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     model = Model(Shard(spec, rank, size), device, order["attention"])
     if size > 1:
         model.ranks = _join(order, common)
-    runner = ModelRunner(model, memory, order["num_blocks"], order["block_size_tokens"], hands_out=order["hands_out"])
+    runner = ModelRunner(
+        model, memory, order["num_blocks"], order["block_size_tokens"], hands_out=order["hands_out"]
+    )
     # One step in block 0 compiles the kernels before the first request needs them.
-    runner.execute(plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False, []]), lambda step_id, layer: None)
+    runner.execute(
+        plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False, []]),
+        lambda step_id, layer: None,
+    )
     return runner
 
 
@@ -94,7 +99,9 @@ def _device(kind: str, rank: int) -> Any:  # noqa: ANN401
     if kind == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise ModelLoadError("engine.device is cuda, but torch finds no CUDA device; install a CUDA build or use cpu")
+        raise ModelLoadError(
+            "engine.device is cuda, but torch finds no CUDA device; install a CUDA build or use cpu"
+        )
     device = torch.device("cuda", rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
@@ -108,7 +115,9 @@ def _join(order: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
     rank, size = order["rank"], order["size"]
     if order["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
-    return DistributedGroup.join(Path(order["meeting_point"]), rank, size, is_cuda=order["device"] == "cuda")
+    return DistributedGroup.join(
+        Path(order["meeting_point"]), rank, size, is_cuda=order["device"] == "cuda"
+    )
 
 
 def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noqa: ANN401
@@ -125,7 +134,9 @@ def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noq
     try:
         result = runner.execute(plan, on_layer)
     except GroupBroken as error:
-        raise SystemExit(f"rank {rank} ends: another rank of its group is gone ({error})") from error
+        raise SystemExit(
+            f"rank {rank} ends: another rank of its group is gone ({error})"
+        ) from error
     pipe.write(["result", result_to_wire(result)])
 
 

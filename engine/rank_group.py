@@ -71,7 +71,9 @@ Launch = Callable[[int, tuple[int, ...]], Awaitable[RankProcess]]
 async def launch_child(rank: int, fds: tuple[int, ...]) -> RankProcess:  # noqa: ARG001 - a child needs no place
     """Start a rank as a child of this process."""
     return subprocess.Popen(  # noqa: ASYNC220, S603 - our own module; forking takes milliseconds
-        [sys.executable, "-m", "engine.rank", *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL
+        [sys.executable, "-m", "engine.rank", *map(str, fds)],
+        pass_fds=fds,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -102,7 +104,12 @@ class RankGroup:
     """The ranks of one worker, their pipes and their KV segments."""
 
     def __init__(
-        self, spec: ModelSpec, engine: EngineConfig, launch: Launch = launch_child, *, hands_out: bool = True
+        self,
+        spec: ModelSpec,
+        engine: EngineConfig,
+        launch: Launch = launch_child,
+        *,
+        hands_out: bool = True,
     ) -> None:
         """Nothing is started yet.
 
@@ -123,7 +130,9 @@ class RankGroup:
         self.on_lost: Callable[[], None] = lambda: None
         """Called when a rank dies while no step is in hand."""
         self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
-        self._common_bytes = common_bytes(engine.tensor_parallel_size, engine.max_step_tokens, spec.width)
+        self._common_bytes = common_bytes(
+            engine.tensor_parallel_size, engine.max_step_tokens, spec.width
+        )
         self._ranks: list[_Rank] = []
         self._pulse = memoryview(b"")
         self._step_id: int | None = None
@@ -139,7 +148,9 @@ class RankGroup:
             "hands_out": hands_out,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
-            "shares_sums": engine.collectives == "shm" and engine.device == "cpu" and can_share_sums(),
+            "shares_sums": engine.collectives == "shm"
+            and engine.device == "cpu"
+            and can_share_sums(),
             "common_bytes": self._common_bytes,
         }
 
@@ -156,7 +167,11 @@ class RankGroup:
             segments = []
             try:
                 for index in range(self._layout.num_shards):
-                    order = {**self._order, "rank": index, "meeting_point": str(Path(folder) / "meeting")}
+                    order = {
+                        **self._order,
+                        "rank": index,
+                        "meeting_point": str(Path(folder) / "meeting"),
+                    }
                     segments.append(await self._spawn(order, common_fd))
             except WorkerLost:
                 for fd in segments:
@@ -172,11 +187,15 @@ class RankGroup:
                         tasks.create_task(_ready(rank))
             except TimeoutError as error:
                 await self.stop()
-                raise WorkerLost(f"the ranks were not ready within {START_TIMEOUT_S:g} s") from error
+                raise WorkerLost(
+                    f"the ranks were not ready within {START_TIMEOUT_S:g} s"
+                ) from error
             except ExceptionGroup as group:
                 await self.stop()
                 # A rank that cannot load takes its siblings along; what it says is the cause.
-                raise min(group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)) from None
+                raise min(
+                    group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)
+                ) from None
         for segment in self.kv.segments():
             await asyncio.to_thread(touch, segment)
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
@@ -302,5 +321,7 @@ def _attention(engine: EngineConfig) -> str:
     if engine.attention == "auto":
         return "cpu" if engine.device == "cpu" else "gathered"
     if engine.attention == "cpu" and engine.device != "cpu":
-        raise ConfigError(f"engine.attention cpu cannot read a pool on {engine.device}; use auto, gathered or dense")
+        raise ConfigError(
+            f"engine.attention cpu cannot read a pool on {engine.device}; use auto, gathered or dense"
+        )
     return engine.attention

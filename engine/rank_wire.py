@@ -34,7 +34,9 @@ def unpack(body: bytes) -> Any:  # noqa: ANN401 - the caller knows the message's
     try:
         return msgpack.unpackb(body, raw=False, strict_map_key=False)
     except (ValueError, msgpack.exceptions.UnpackException) as error:
-        raise InternalError(f"a rank's message of {len(body)} bytes is malformed: {error}") from error
+        raise InternalError(
+            f"a rank's message of {len(body)} bytes is malformed: {error}"
+        ) from error
 
 
 def plan_to_wire(plan: StepPlan) -> list[Any]:
@@ -56,13 +58,28 @@ def plan_to_wire(plan: StepPlan) -> list[Any]:
 
 def _spec_to_wire(s: SampleSpec) -> list[Any]:
     p = s.penalties
-    penalties = None if p is None else [p.presence, p.frequency, p.repetition, p.prompt_ids, p.output_ids]
+    penalties = (
+        None if p is None else [p.presence, p.frequency, p.repetition, p.prompt_ids, p.output_ids]
+    )
     return [s.choice, s.position, s.seed, s.temperature, s.top_k, s.top_p, s.num_logprobs, s.banned, s.min_p, s.bias,
             s.allowed, penalties]  # fmt: skip
 
 
 def _spec_from_wire(wire: list[Any]) -> SampleSpec:
-    choice, position, seed, temperature, top_k, top_p, num_logprobs, banned, min_p, bias, allowed, p = wire
+    (
+        choice,
+        position,
+        seed,
+        temperature,
+        top_k,
+        top_p,
+        num_logprobs,
+        banned,
+        min_p,
+        bias,
+        allowed,
+        p,
+    ) = wire
     penalties = None if p is None else Penalties(p[0], p[1], p[2], tuple(p[3]), tuple(p[4]))
     pairs = tuple((token_id, value) for token_id, value in bias)
     return SampleSpec(
@@ -78,7 +95,14 @@ def plan_from_wire(wire: list[Any]) -> StepPlan:
         step_id,
         tuple(
             StepItem(
-                key, start, tuple(ids), tuple(table), tuple(map(_spec_from_wire, samples)), "", tuple(targets), num_top
+                key,
+                start,
+                tuple(ids),
+                tuple(table),
+                tuple(map(_spec_from_wire, samples)),
+                "",
+                tuple(targets),
+                num_top,
             )
             for key, start, ids, table, samples, targets, num_top in items
         ),
@@ -90,8 +114,12 @@ def plan_from_wire(wire: list[Any]) -> StepPlan:
 
 def result_to_wire(result: StepResult) -> list[Any]:
     """Flatten a result."""
-    tokens = [[key, choice, t.token_id, t.logprob, t.top] for (key, choice), t in result.tokens.items()]
-    scored = [[key, [[t.token_id, t.logprob, t.top] for t in row]] for key, row in result.scored.items()]
+    tokens = [
+        [key, choice, t.token_id, t.logprob, t.top] for (key, choice), t in result.tokens.items()
+    ]
+    scored = [
+        [key, [[t.token_id, t.logprob, t.top] for t in row]] for key, row in result.scored.items()
+    ]
     return [result.step_id, tokens, list(result.failed.items()), scored]
 
 
@@ -102,5 +130,8 @@ def result_from_wire(wire: list[Any]) -> StepResult:
         step_id,
         {(k, c): Logprob(t, lp, tuple((i, p) for i, p in top)) for k, c, t, lp, top in tokens},
         {key: text for key, text in failed},  # noqa: C416 - a list of pairs
-        {key: tuple(Logprob(t, lp, tuple((i, p) for i, p in top)) for t, lp, top in row) for key, row in scored},
+        {
+            key: tuple(Logprob(t, lp, tuple((i, p) for i, p in top)) for t, lp, top in row)
+            for key, row in scored
+        },
     )

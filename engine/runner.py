@@ -24,7 +24,13 @@ class ModelRunner:
     """A model and its KV cache."""
 
     def __init__(
-        self, model: Model, memory: memoryview, num_blocks: int, block_size_tokens: int, *, hands_out: bool = True
+        self,
+        model: Model,
+        memory: memoryview,
+        num_blocks: int,
+        block_size_tokens: int,
+        *,
+        hands_out: bool = True,
     ) -> None:
         """Join a model and a pool in, or staged in, the memory it shares with its worker.
 
@@ -36,7 +42,14 @@ class ModelRunner:
             hands_out: Whether KV computed here is sent to others; only a pool on a device minds.
         """
         spec = model.spec
-        shape = (spec.num_layers, num_blocks, 2, block_size_tokens, model.shard.num_kv_heads, spec.head_size)
+        shape = (
+            spec.num_layers,
+            num_blocks,
+            2,
+            block_size_tokens,
+            model.shard.num_kv_heads,
+            spec.head_size,
+        )
         self.model = model
         self.pool: KVPool = (
             HostPool(memory, shape, model.dtype)
@@ -60,12 +73,18 @@ class ModelRunner:
             if self.pool.layer_queued(layer, written):
                 on_layer(plan.step_id, layer)
 
-        token_ids = np.concatenate([np.asarray(item.token_ids, dtype=np.int64) for item in plan.items])
+        token_ids = np.concatenate(
+            [np.asarray(item.token_ids, dtype=np.int64) for item in plan.items]
+        )
         inputs = _inputs(plan.items)
         sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
         scoring = [(index, item) for index, item in enumerate(plan.items) if item.targets]
-        rows = np.asarray([inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64)
-        rows = np.concatenate([rows, *(inputs.row_starts[i] + np.arange(len(item.targets)) for i, item in scoring)])
+        rows = np.asarray(
+            [inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64
+        )
+        rows = np.concatenate(
+            [rows, *(inputs.row_starts[i] + np.arange(len(item.targets)) for i, item in scoring)]
+        )
         # Every rank draws for its share of the sequences: the work of sampling is split like the rest.
         rank, size = self.model.ranks.rank, self.model.ranks.size
         owners = [index % size for index, _ in sampling]
@@ -83,18 +102,24 @@ class ModelRunner:
                     tokens[item.sequence_key, spec.choice] = draw(row, spec)
             except ValueError as error:
                 failed[item.sequence_key] = str(error)
-        scored = _scores(values[len(mine) :], [item for index, item in scoring if index % size == rank])
+        scored = _scores(
+            values[len(mine) :], [item for index, item in scoring if index % size == rank]
+        )
         return StepResult(plan.step_id, tokens, failed, scored)
 
 
-def _scores(logits: np.ndarray[Any, Any], scoring: list[StepItem]) -> dict[int, tuple[Logprob, ...]]:
+def _scores(
+    logits: np.ndarray[Any, Any], scoring: list[StepItem]
+) -> dict[int, tuple[Logprob, ...]]:
     """Score prompt tokens; logits fp32 [all targets, V]."""
     scored, at = {}, 0
     for item in scoring:
         part = logits[at : at + len(item.targets)]
         at += len(item.targets)
         pairs = zip(part, item.targets, strict=True)
-        scored[item.sequence_key] = tuple(score(row, target, item.num_target_logprobs) for row, target in pairs)
+        scored[item.sequence_key] = tuple(
+            score(row, target, item.num_target_logprobs) for row, target in pairs
+        )
     return scored
 
 
@@ -108,7 +133,9 @@ def _written_blocks(plan: StepPlan, block_size: int) -> list[int]:
 
 
 def _inputs(items: tuple[StepItem, ...]) -> AttentionInputs:
-    positions = [np.arange(item.start, item.start + len(item.token_ids), dtype=np.int64) for item in items]
+    positions = [
+        np.arange(item.start, item.start + len(item.token_ids), dtype=np.int64) for item in items
+    ]
     row_starts = np.zeros(len(items) + 1, dtype=np.int64)
     np.cumsum([len(p) for p in positions], out=row_starts[1:])
     tables = np.zeros((len(items), max(len(item.block_table) for item in items)), dtype=np.int64)

@@ -24,7 +24,9 @@ def tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """
     files = sorted(path.name for path in folder.glob("*.safetensors"))
     if not files:
-        raise ModelLoadError(f"{folder.name} holds no *.safetensors file; other weight formats are not read")
+        raise ModelLoadError(
+            f"{folder.name} holds no *.safetensors file; other weight formats are not read"
+        )
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     for file in files:
         for tensor, shape in _read_header(folder / file).items():
@@ -40,13 +42,28 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-            raise ModelLoadError(f"{path.name} is not a safetensors file: its header claims {length} of {size} bytes")
+            raise ModelLoadError(
+                f"{path.name} is not a safetensors file: its header claims {length} of {size} bytes"
+            )
         try:
             header = json.loads(file.read(length))
-            shapes = {name: tuple(info["shape"]) for name, info in header.items() if name != "__metadata__"}
-            end = max((info["data_offsets"][1] for name, info in header.items() if name != "__metadata__"), default=0)
+            shapes = {
+                name: tuple(info["shape"])
+                for name, info in header.items()
+                if name != "__metadata__"
+            }
+            end = max(
+                (
+                    info["data_offsets"][1]
+                    for name, info in header.items()
+                    if name != "__metadata__"
+                ),
+                default=0,
+            )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ModelLoadError(f"{path.name} has a malformed safetensors header: {error}") from error
+            raise ModelLoadError(
+                f"{path.name} has a malformed safetensors header: {error}"
+            ) from error
     if 8 + length + end != size:
         raise ModelLoadError(
             f"{path.name} has {size} bytes, its header describes {8 + length + end}; it is truncated or damaged"

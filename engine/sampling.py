@@ -20,7 +20,9 @@ Row = np.ndarray[Any, np.dtype[np.float64]]
 
 def uniform(seed: int, choice: int, position: int) -> float:
     """The number in [0, 1) for one position of one choice: a counter, not a stream (decision 9)."""
-    digest = hashlib.blake2b(struct.pack("<QII", seed & (2**64 - 1), choice, position), digest_size=8).digest()
+    digest = hashlib.blake2b(
+        struct.pack("<QII", seed & (2**64 - 1), choice, position), digest_size=8
+    ).digest()
     return (int.from_bytes(digest, "little") >> 11) * 2.0**-53
 
 
@@ -32,7 +34,9 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     """
     is_plain = not (spec.bias or spec.allowed or spec.banned) and spec.penalties is None
     if spec.temperature == 0 and is_plain and spec.num_logprobs is None:
-        token_id = int(logits.argmax())  # the first of equals, as below; a NaN is found as the largest
+        token_id = int(
+            logits.argmax()
+        )  # the first of equals, as below; a NaN is found as the largest
         if np.isfinite(logits[token_id]):
             return Logprob(token_id, 0.0)
     row: Row = logits.astype(np.float64)
@@ -101,4 +105,6 @@ def _with_logprobs(row: Row, token_id: int, num_top: int) -> Logprob:
     top = row.max()
     logprobs = row - top - np.log(np.exp(row - top).sum())
     best = np.argsort(-logprobs, kind="stable")[:num_top]
-    return Logprob(token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in best))
+    return Logprob(
+        token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in best)
+    )

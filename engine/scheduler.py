@@ -135,7 +135,9 @@ class Scheduler:
         self.arriving[sequence.key] = sequence
         return len(hits)
 
-    def attach(self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float) -> list[SchedulerEvent]:
+    def attach(
+        self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float
+    ) -> list[SchedulerEvent]:
         """Let an arrived sequence decode: its prompt KV is complete and verified.
 
         Args:
@@ -241,7 +243,9 @@ class Scheduler:
         arrived: dict[int, None] = {}
         if items:
             arrived, self._arrived = self._arrived, arrived
-        return StepPlan(self._step_id, tuple(items), tuple(copies), report_layers=report, arrived=tuple(arrived))
+        return StepPlan(
+            self._step_id, tuple(items), tuple(copies), report_layers=report, arrived=tuple(arrived)
+        )
 
     def _runnable(self) -> list[Sequence]:
         alone = [s for s in self.running if s.run_alone and not s.is_out_of_credit]
@@ -249,7 +253,9 @@ class Scheduler:
 
     def _admit(self, now_s: float, budget: int, items: list[StepItem], planned: set[int]) -> int:
         announced = sum(
-            1 for s in self.waiting if s.handover and s.handover.is_announced and not s.handover.is_partnered
+            1
+            for s in self.waiting
+            if s.handover and s.handover.is_announced and not s.handover.is_partnered
         )
         skipped: list[Sequence] = []
         while self.waiting and budget > 0:
@@ -268,7 +274,11 @@ class Scheduler:
                 handover.is_announced = True
                 announced += 1
                 self.announce(sequence)
-            if handover is not None and not handover.is_partnered and not self._may_run_ahead(sequence, handover):
+            if (
+                handover is not None
+                and not handover.is_partnered
+                and not self._may_run_ahead(sequence, handover)
+            ):
                 skipped.append(sequence)
                 continue
             if not self._start(sequence, now_s, planned):
@@ -297,12 +307,16 @@ class Scheduler:
         try:
             self.tables.allocate(sequence, hits, num_new, num_spare=0)
         except PoolExhausted:
-            num_cached_hits = sum(self.pool.references(block_id) == 0 for block_id in hits)  # available, but spoken for
+            num_cached_hits = sum(
+                self.pool.references(block_id) == 0 for block_id in hits
+            )  # available, but spoken for
             if not self._make_room(num_new + num_cached_hits, planned):
                 return False
             return self._start(sequence, now_s, planned)
         sequence.num_computed_tokens = len(hits) * self.limits.block_size_tokens
-        sequence.num_prefix_hit_tokens = max(sequence.num_prefix_hit_tokens, sequence.num_computed_tokens)
+        sequence.num_prefix_hit_tokens = max(
+            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
+        )
         sequence.status = Status.RUNNING
         if sequence.started_at is None:
             sequence.started_at = now_s
@@ -338,7 +352,10 @@ class Scheduler:
             False if the sequence itself was preempted or must wait for a block.
         """
         size = self.limits.block_size_tokens
-        first, last = sequence.num_computed_tokens // size, (sequence.num_computed_tokens + num_tokens - 1) // size
+        first, last = (
+            sequence.num_computed_tokens // size,
+            (sequence.num_computed_tokens + num_tokens - 1) // size,
+        )
         for index in range(first, last + 1):
             is_new = index >= len(sequence.block_table)
             if not is_new and self.pool.references(sequence.block_table[index]) == 1:
@@ -409,7 +426,9 @@ class Scheduler:
             InvariantViolation: The result is not this plan's.
         """
         if result.step_id != plan.step_id:
-            raise InvariantViolation(f"result of step {result.step_id} came for step {plan.step_id}")
+            raise InvariantViolation(
+                f"result of step {result.step_id} came for step {plan.step_id}"
+            )
         self._executing = frozenset()
         for sequence in self._cancelled_in_step:
             self.tables.free(sequence)
@@ -434,7 +453,9 @@ class Scheduler:
     def _prompt_or_token_done(
         self, sequence: Sequence, item: StepItem, result: StepResult, now_s: float
     ) -> list[SchedulerEvent]:
-        tokens = {spec.choice: result.tokens[item.sequence_key, spec.choice] for spec in item.samples}
+        tokens = {
+            spec.choice: result.tokens[item.sequence_key, spec.choice] for spec in item.samples
+        }
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = now_s
         if sequence.handover is not None:
@@ -462,7 +483,9 @@ class Scheduler:
             self.cancel(sequence)
         return sampled
 
-    def _accept_first_tokens(self, sequence: Sequence, tokens: dict[int, Logprob]) -> list[SchedulerEvent]:
+    def _accept_first_tokens(
+        self, sequence: Sequence, tokens: dict[int, Logprob]
+    ) -> list[SchedulerEvent]:
         """Fork a computed prompt into one running sequence per choice, sharing all its blocks."""
         events: list[SchedulerEvent] = []
         for choice in sequence.choices:

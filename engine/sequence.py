@@ -151,7 +151,8 @@ class Sequence:
             word[-1]
             for word in self.request.sampling.bad_words
             if self.num_output_tokens >= len(word) - 1
-            and tuple(self.token_ids[max(first, len(self.token_ids) - len(word) + 1) :]) == word[:-1]
+            and tuple(self.token_ids[max(first, len(self.token_ids) - len(word) + 1) :])
+            == word[:-1]
         )
 
     def _penalties(self) -> Penalties | None:
@@ -160,9 +161,13 @@ class Sequence:
             return None
         prompt = tuple(sorted(set(self.request.token_ids))) if s.repetition_penalty != 1.0 else ()
         output = tuple(self.token_ids[first:])
-        return Penalties(s.presence_penalty, s.frequency_penalty, s.repetition_penalty, prompt, output)
+        return Penalties(
+            s.presence_penalty, s.frequency_penalty, s.repetition_penalty, prompt, output
+        )
 
-    def finish_after(self, token_id: int, num_output_tokens: int) -> tuple[FinishReason, int | None] | None:
+    def finish_after(
+        self, token_id: int, num_output_tokens: int
+    ) -> tuple[FinishReason, int | None] | None:
         """Decide whether an output of `num_output_tokens` ending in `token_id` is final.
 
         Returns:

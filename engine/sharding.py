@@ -89,7 +89,9 @@ class Shard:
         mine = self._share(hidden)
         if is_expert and experts is not None:
             # Mixtral names its projections w1, w3, w2.
-            module = {experts.gate: "gate_proj", experts.up: "up_proj", experts.down: "down_proj"}[module]
+            module = {experts.gate: "gate_proj", experts.up: "up_proj", experts.down: "down_proj"}[
+                module
+            ]
         if module in ("gate_proj", "up_proj"):
             return Cut(ROWS, (mine,))
         if module == "gate_up_proj":

@@ -61,7 +61,11 @@ class SharedGroup:
         at_once = max(1, self._slot_bytes // (4 * max(widths)))
         taken = []
         for first in range(0, len(owners), at_once):
-            mine = [row for row, owner in enumerate(owners[first : first + at_once]) if owner == self.rank]
+            mine = [
+                row
+                for row, owner in enumerate(owners[first : first + at_once])
+                if owner == self.rank
+            ]
             parts = self._gather(x[first : first + at_once], widths)
             taken.append(torch.cat([part[mine] for part in parts], dim=1))
         return torch.cat(taken)
@@ -74,7 +78,10 @@ class SharedGroup:
         _as(slots[self.rank], x.dtype, rows, width).copy_(x)
         self._post()
         self._wait_for_all()
-        return [_as(slots[rank], x.dtype, rows, width if widths is None else widths[rank]) for rank in range(self.size)]
+        return [
+            _as(slots[rank], x.dtype, rows, width if widths is None else widths[rank])
+            for rank in range(self.size)
+        ]
 
     def _post(self) -> None:
         self._words[self.rank * WORD_BYTES // 4] = self._serial & 0xFFFFFFFF

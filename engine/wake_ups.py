@@ -38,13 +38,19 @@ def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
         return WakeUp.CREDIT
     active = [s for s in scheduler.running if not s.is_out_of_credit]
     if sequence.status is Status.RUNNING:
-        return WakeUp.PLACE if any(s.run_alone and s is not sequence for s in active) else WakeUp.STEP
+        return (
+            WakeUp.PLACE if any(s.run_alone and s is not sequence for s in active) else WakeUp.STEP
+        )
     if handover is not None and not handover.is_partnered:
         return WakeUp.PARTNER if handover.is_announced else WakeUp.TURN
-    if len(active) >= scheduler.limits.max_sequences or (active and (sequence.run_alone or active[0].run_alone)):
+    if len(active) >= scheduler.limits.max_sequences or (
+        active and (sequence.run_alone or active[0].run_alone)
+    ):
         return WakeUp.PLACE
     hits = scheduler.tables.find_prefix(sequence)
-    needed = scheduler.tables.blocks_for(sequence.num_tokens) - sum(scheduler.pool.references(b) > 0 for b in hits)
+    needed = scheduler.tables.blocks_for(sequence.num_tokens) - sum(
+        scheduler.pool.references(b) > 0 for b in hits
+    )
     if needed > scheduler.pool.num_available:
         return WakeUp.BLOCKS
     before = itertools.takewhile(lambda s: s is not sequence, scheduler.waiting)

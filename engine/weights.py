@@ -44,7 +44,9 @@ def load_tensors(shard: Shard, device: torch.device) -> dict[str, Tensor]:
         try:
             with safe_open(spec.folder / file, framework="pt", device="cpu") as opened:
                 for name in names:
-                    tensors[name] = _read(opened, name, shard.cut(name)).to(device=device, dtype=DTYPES[spec.dtype])
+                    tensors[name] = _read(opened, name, shard.cut(name)).to(
+                        device=device, dtype=DTYPES[spec.dtype]
+                    )
         except SafetensorError as error:
             raise ModelLoadError(f"{file} cannot be read: {error}") from error
     return tensors
@@ -55,7 +57,10 @@ def _read(opened: Any, name: str, cut: Cut | None) -> Tensor:  # noqa: ANN401 - 
         whole: Tensor = opened.get_tensor(name)
         return whole
     source = opened.get_slice(name)
-    parts = [source[r.start : r.stop] if cut.axis == ROWS else source[:, r.start : r.stop] for r in cut.ranges]
+    parts = [
+        source[r.start : r.stop] if cut.axis == ROWS else source[:, r.start : r.stop]
+        for r in cut.ranges
+    ]
     return torch.cat(parts, dim=cut.axis)
 
 
@@ -82,7 +87,11 @@ class Linear:
         self._is_tiled = is_cpu and not (self._is_packed and weight.dtype is torch.float32)
         self._bias = bias
         # A private copy: prepacking may keep a reference, and the embedding must stay plain.
-        self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.clone(), None) if self._is_packed else weight
+        self._weight = (
+            torch.ops.mkldnn._reorder_linear_weight(weight.clone(), None)
+            if self._is_packed
+            else weight
+        )
 
     def __call__(self, x: Tensor) -> Tensor:
         """Multiply x [rows, in], rows from `padded_rows`, to [rows, out]."""

@@ -19,7 +19,9 @@ def main():
     address = sys.argv[1] if len(sys.argv) > 1 else "127.0.0.1:9000"
     request = pb.ChatRequest(
         messages=[pb.ChatMessage(role="user", content="What is the capital of France?")],
-        sampling=pb.SamplingOptions(temperature=0),  # 0 is greedy; left out it would be the model's default
+        sampling=pb.SamplingOptions(
+            temperature=0
+        ),  # 0 is greedy; left out it would be the model's default
         response=pb.ResponseOptions(timing=True),
     )
     with grpc.insecure_channel(address) as channel:

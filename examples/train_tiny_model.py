@@ -64,7 +64,16 @@ DRAFT = Shape("baton-tiny-draft", layers=1, width=96, heads=3, kv_heads=1, hidde
 def standard_library_text(max_bytes: int = 4_000_000) -> bytes:
     """Sources of the interpreter's standard library, sorted by name, without tests and data tables."""
     root = Path(sysconfig.get_paths()["stdlib"])
-    skip = {"test", "tests", "site-packages", "idlelib", "lib2to3", "encodings", "pydoc_data", "turtledemo"}
+    skip = {
+        "test",
+        "tests",
+        "site-packages",
+        "idlelib",
+        "lib2to3",
+        "encodings",
+        "pydoc_data",
+        "turtledemo",
+    }
     total, parts = 0, []
     for path in sorted(root.rglob("*.py")):
         if skip & set(path.relative_to(root).parts):
@@ -83,14 +92,23 @@ def chat_text(rng: random.Random, num_dialogues: int) -> list[int]:
     """Dialogues from a small grammar of facts, as token ids with the chat template's special tokens."""
     capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo",
                 "Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Cuba": "Havana", "Austria": "Vienna"}  # fmt: skip
-    colours = {"grass": "green", "the sky": "blue", "snow": "white", "coal": "black", "blood": "red"}
+    colours = {
+        "grass": "green",
+        "the sky": "blue",
+        "snow": "white",
+        "coal": "black",
+        "blood": "red",
+    }
     ids: list[int] = []
     for _ in range(num_dialogues):
         kind = rng.randrange(6)
         a, b = rng.randrange(1, 13), rng.randrange(1, 13)
         if kind == 0:
             country = rng.choice(sorted(capitals))
-            ask, say = f"What is the capital of {country}?", f"The capital of {country} is {capitals[country]}."
+            ask, say = (
+                f"What is the capital of {country}?",
+                f"The capital of {country} is {capitals[country]}.",
+            )
         elif kind == 1:
             ask, say = f"What is {a} plus {b}?", f"{a} plus {b} is {a + b}."
         elif kind == 2:
@@ -100,9 +118,16 @@ def chat_text(rng: random.Random, num_dialogues: int) -> list[int]:
             ask = f"Count from {a} to {a + 4}."
             say = ", ".join(str(n) for n in range(a, a + 5)) + "."
         elif kind == 4:
-            ask, say = rng.choice(["Hello!", "Good morning.", "Hi."]), "Hello! How can I help you today?"
+            ask, say = (
+                rng.choice(["Hello!", "Good morning.", "Hi."]),
+                "Hello! How can I help you today?",
+            )
         else:
-            record = {"name": rng.choice(["Ada", "Alan", "Grace", "Linus"]), "age": 20 + a, "active": b % 2 == 0}
+            record = {
+                "name": rng.choice(["Ada", "Alan", "Grace", "Linus"]),
+                "age": 20 + a,
+                "active": b % 2 == 0,
+            }
             ask = f"Give me {record['name']}, {record['age']}, as JSON."
             say = json.dumps(record)
         ids.append(BEGIN)
@@ -119,7 +144,10 @@ def json_text(rng: random.Random, num_records: int) -> list[int]:
         record = {
             "id": rng.randrange(10_000),
             "tool": rng.choice(["search", "weather", "calendar", "mail"]),
-            "arguments": {"query": rng.choice(["news", "rain", "today", "paris"]), "limit": rng.randrange(1, 20)},
+            "arguments": {
+                "query": rng.choice(["news", "rain", "today", "paris"]),
+                "limit": rng.randrange(1, 20),
+            },
             "tags": rng.sample(["a", "b", "c", "d"], rng.randrange(1, 4)),
             "ok": rng.random() < 0.5,
         }
@@ -210,12 +238,18 @@ class Llama(nn.Module):
         self.norm = RMSNorm(s.width)
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                std = 0.02 / math.sqrt(2 * s.layers) if "o_proj" in name or "down_proj" in name else 0.02
+                std = (
+                    0.02 / math.sqrt(2 * s.layers)
+                    if "o_proj" in name or "down_proj" in name
+                    else 0.02
+                )
                 nn.init.normal_(p, std=std)
 
     def forward(self, ids: Tensor) -> Tensor:
         half = self.shape.head_size // 2
-        angle = torch.outer(torch.arange(ids.shape[1]).float(), 10_000.0 ** (-torch.arange(half) / half))
+        angle = torch.outer(
+            torch.arange(ids.shape[1]).float(), 10_000.0 ** (-torch.arange(half) / half)
+        )
         x = self.embed_tokens(ids)
         for layer in self.layers:
             x = layer(x, angle.cos(), angle.sin())
@@ -225,7 +259,9 @@ class Llama(nn.Module):
 # --- training -------------------------------------------------------------------------------------
 
 
-def sample_batch(train: dict[str, Tensor], batch: int, length: int, generator: torch.Generator) -> Tensor:
+def sample_batch(
+    train: dict[str, Tensor], batch: int, length: int, generator: torch.Generator
+) -> Tensor:
     """Random windows, int64 [batch, length + 1]; half Python, the rest shared by the other streams."""
     names = sorted(train)
     rest = [n for n in names if n != "python"]
@@ -254,7 +290,9 @@ def train_model(s: Shape, train: dict[str, Tensor], steps: int, seed: int) -> Ll
     decay = [p for p in model.parameters() if p.dim() == 2]
     other = [p for p in model.parameters() if p.dim() != 2]
     optimizer = torch.optim.AdamW(
-        [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}], lr=3e-3, betas=(0.9, 0.95)
+        [{"params": decay, "weight_decay": 0.1}, {"params": other, "weight_decay": 0.0}],
+        lr=3e-3,
+        betas=(0.9, 0.95),
     )
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}% loss {task.fields[loss]:.3f}"), TimeRemainingColumn())  # fmt: skip
     with Progress(*columns) as progress:
@@ -286,7 +324,9 @@ def byte_level_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab={alphabet[b]: b for b in range(256)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(t, special=True, normalized=False) for t in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
@@ -332,7 +372,9 @@ def save_model(model: Llama, folder: Path, scores: dict[str, float], steps: int,
 
 def main() -> None:
     """Train both models and write them under `--out`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent.parent / "models")
     parser.add_argument("--corpus", type=Path, help="one more text file to learn from")
     parser.add_argument("--steps", type=int, help="steps for both models (default: 2600 and 2400)")

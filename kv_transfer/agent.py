@@ -141,7 +141,11 @@ class TransferAgent:
             sender.publish(sub_attempt, blocks)
 
     def commit(
-        self, transfer_id: TransferId, sub_attempt: int, first_tokens: dict[int, Logprob], final: frozenset[int]
+        self,
+        transfer_id: TransferId,
+        sub_attempt: int,
+        first_tokens: dict[int, Logprob],
+        final: frozenset[int],
     ) -> None:
         """Everything was published."""
         if sender := self._sender(transfer_id):
@@ -219,7 +223,11 @@ class TransferAgent:
     async def _find_offer(self, opened: frames.Open) -> Sender | None:
         """Match an Open with its offer, waiting a while for a Submit that is still on its way."""
         transfer_id = opened.transfer_id
-        if transfer_id not in self._senders and transfer_id not in self._tombstones and len(self._parked) < MAX_PARKED:
+        if (
+            transfer_id not in self._senders
+            and transfer_id not in self._tombstones
+            and len(self._parked) < MAX_PARKED
+        ):
             event = self._parked.setdefault(transfer_id, asyncio.Event())
             self._note(Transition.SENDER_PARKED)
             try:
@@ -271,8 +279,13 @@ class TransferAgent:
     async def _meet(self, address: str, probe_bytes: int) -> None:
         self._num_meetings += 1
         try:
-            async with self._meeting, asyncio.timeout(MEETING_S):  # one by one, or they would measure one another
-                way = await probe(self._network, address, probe_bytes, self._config.frame_bytes, self._now_s)
+            async with (
+                self._meeting,
+                asyncio.timeout(MEETING_S),
+            ):  # one by one, or they would measure one another
+                way = await probe(
+                    self._network, address, probe_bytes, self._config.frame_bytes, self._now_s
+                )
         except TimeoutError:
             way = WayReport(address, error=f"no answer within {MEETING_S:g} s")
         finally:

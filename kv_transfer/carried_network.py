@@ -34,7 +34,9 @@ BACKLOG = 128
 def _here() -> str:
     """Name of this host's network: loopback addresses mean the same only within one."""
     boot_id, network = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/net")
-    name = f"{boot_id.read_text()}{network.readlink()}" if boot_id.exists() else socket.gethostname()
+    name = (
+        f"{boot_id.read_text()}{network.readlink()}" if boot_id.exists() else socket.gethostname()
+    )
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 

@@ -60,7 +60,12 @@ class CarriedStream:
     def __init__(self, carrier: Carrier, link_number: int, link: Link, number: int) -> None:
         """Made by a carrier's client."""
         self.transport = carrier.kind
-        self._carrier, self._link_number, self._link, self._number = carrier, link_number, link, number
+        self._carrier, self._link_number, self._link, self._number = (
+            carrier,
+            link_number,
+            link,
+            number,
+        )
         self._inbox: asyncio.Queue[_Piece | None] = asyncio.Queue()  # bounded by MAX_UNREAD_BYTES
         self._num_unread_bytes = 0
         self._in_hand = NO_SLOT
@@ -74,11 +79,13 @@ class CarriedStream:
         for at in range(0, max(1, len(view)), room):
             piece = view[at : at + room]
             slot = await self._free_slot()
-            slot_of(link.arena, slot, self._carrier.slot_bytes)[PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + len(piece)] = (
-                piece
-            )
+            slot_of(link.arena, slot, self._carrier.slot_bytes)[
+                PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + len(piece)
+            ] = piece
             is_last = at + room >= len(view)
-            self._carrier.tell(Record(What.SEND, self._link_number, self._number, slot, len(piece), is_last))
+            self._carrier.tell(
+                Record(What.SEND, self._link_number, self._number, slot, len(piece), is_last)
+            )
 
     async def _free_slot(self) -> int:
         if self._is_over or self._has_closed:

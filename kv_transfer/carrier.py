@@ -63,7 +63,9 @@ class _Link:
     def start(self) -> None:
         """Begin to send and to receive."""
         for target in (self._read, self._write):
-            threading.Thread(target=target, name=f"{target.__name__}-{self.number}", daemon=True).start()
+            threading.Thread(
+                target=target, name=f"{target.__name__}-{self.number}", daemon=True
+            ).start()
 
     def say(self, piece: Piece, slot: int = -1) -> None:
         """Queue a piece; `slot` holds its payload."""
@@ -89,7 +91,11 @@ class _Link:
         try:
             while not self.is_lost:
                 try:
-                    piece, slot = self._outbox.get(timeout=PULSE_S) if not under_way else self._outbox.get_nowait()
+                    piece, slot = (
+                        self._outbox.get(timeout=PULSE_S)
+                        if not under_way
+                        else self._outbox.get_nowait()
+                    )
                 except queue.Empty:
                     if under_way:
                         self._wait_sent(under_way)
@@ -134,7 +140,14 @@ class _Link:
                 piece = Piece.read(slot_of(self._arena, slot, self._slot_bytes))
                 if piece.what is What.SEND:
                     self._carrier.tell(
-                        Record(What.RECEIVED, self.number, piece.stream, slot, piece.num_bytes, piece.is_last)
+                        Record(
+                            What.RECEIVED,
+                            self.number,
+                            piece.stream,
+                            slot,
+                            piece.num_bytes,
+                            piece.is_last,
+                        )
                     )
                 else:
                     self._free.put(slot)
@@ -154,7 +167,12 @@ class _Carrier:
     """The process: the worker's orders in, links out."""
 
     def __init__(self, control: socket.socket, kind: str, host: str, slot_bytes: int) -> None:
-        self._control, self._make_pair, self._host, self.slot_bytes = control, PAIRS[kind], host, slot_bytes
+        self._control, self._make_pair, self._host, self.slot_bytes = (
+            control,
+            PAIRS[kind],
+            host,
+            slot_bytes,
+        )
         self._lock = threading.Lock()
         self._links: dict[int, _Link] = {}
         self._by_address: dict[str, _Link] = {}
@@ -171,7 +189,9 @@ class _Carrier:
     def run(self, listener: socket.socket) -> None:
         """Serve until the worker lets go."""
         meeting_point = MeetingPoint(listener)
-        threading.Thread(target=self._accept, args=(meeting_point,), name="accept", daemon=True).start()
+        threading.Thread(
+            target=self._accept, args=(meeting_point,), name="accept", daemon=True
+        ).start()
         self.tell(Record(What.READY))
         pulse_at = time.monotonic()
         while True:
@@ -212,7 +232,9 @@ class _Carrier:
                 threading.Thread(target=self._meet, args=(store,), name="meet", daemon=True).start()
 
     def _meet(self, store: Any) -> None:  # noqa: ANN401
-        with contextlib.suppress(RuntimeError, KVTransferError):  # whoever knocked did not wait, or there is no library
+        with contextlib.suppress(
+            RuntimeError, KVTransferError
+        ):  # whoever knocked did not wait, or there is no library
             self._link(store, 0)
 
     def _link(self, store: Any, rank: int) -> _Link:  # noqa: ANN401
@@ -259,7 +281,9 @@ def main() -> None:
     kind, host, slot_bytes = sys.argv[4], sys.argv[5], int(sys.argv[6])
     hang_on(life_fd)
     torch.set_num_threads(1)
-    _Carrier(socket.socket(fileno=control_fd), kind, host, slot_bytes).run(socket.socket(fileno=listen_fd))
+    _Carrier(socket.socket(fileno=control_fd), kind, host, slot_bytes).run(
+        socket.socket(fileno=listen_fd)
+    )
 
 
 if __name__ == "__main__":

@@ -53,9 +53,21 @@ class CarrierClient:
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         life_read, self._life_fd = os.pipe()
         fds = (theirs.fileno(), listener.fileno(), life_read)
-        command = [sys.executable, "-m", "kv_transfer.carrier", *map(str, fds), self.kind, host, str(self.slot_bytes)]
+        command = [
+            sys.executable,
+            "-m",
+            "kv_transfer.carrier",
+            *map(str, fds),
+            self.kind,
+            host,
+            str(self.slot_bytes),
+        ]
         # A peer's death is said by us, once; a wait on NCCL must end at its timeout, in the process that waits.
-        environment = {**os.environ, "TORCH_CPP_LOG_LEVEL": "ERROR", "TORCH_NCCL_BLOCKING_WAIT": "1"}
+        environment = {
+            **os.environ,
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+            "TORCH_NCCL_BLOCKING_WAIT": "1",
+        }
         if is_loopback(host):  # left alone they bind every interface
             environment |= {"NCCL_SOCKET_IFNAME": "lo", "UCX_NET_DEVICES": "lo"}
         try:
@@ -81,7 +93,9 @@ class CarrierClient:
             async with asyncio.timeout(START_TIMEOUT_S):
                 await asyncio.shield(self._ready)  # others wait for it too
         except TimeoutError:
-            raise StreamClosed(f"the {self.kind} carrier was not up within {START_TIMEOUT_S:g} s") from None
+            raise StreamClosed(
+                f"the {self.kind} carrier was not up within {START_TIMEOUT_S:g} s"
+            ) from None
 
     @property
     def is_ready(self) -> bool:
@@ -103,7 +117,9 @@ class CarrierClient:
                 await future
             return self._opening.pop(number)
         except TimeoutError:
-            raise StreamClosed(f"{address} did not answer within {DIAL_TIMEOUT_S[self.kind]:g} s") from None
+            raise StreamClosed(
+                f"{address} did not answer within {DIAL_TIMEOUT_S[self.kind]:g} s"
+            ) from None
         finally:
             del self._dialled[number]
             if abandoned := self._opening.pop(number, None):
@@ -224,7 +240,9 @@ class CarrierClient:
             self._process.kill()
             self._process.wait()
         if not self._ready.done():
-            self._ready.set_exception(StreamClosed(f"the {self.kind} carrier died while it started"))
+            self._ready.set_exception(
+                StreamClosed(f"the {self.kind} carrier died while it started")
+            )
             self._ready.exception()  # nobody need be waiting
         for number in list(self._dialled):
             self._settle(number, StreamClosed(f"the {self.kind} carrier died"))

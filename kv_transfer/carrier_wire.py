@@ -68,7 +68,9 @@ class Record:
 
     def pack(self) -> bytes:
         """As bytes, for one datagram."""
-        head = _RECORD.pack(self.what, self.is_last, self.slot, self.link, self.stream, self.num_bytes)
+        head = _RECORD.pack(
+            self.what, self.is_last, self.slot, self.link, self.stream, self.num_bytes
+        )
         return head + self.text.encode()[: MAX_RECORD_BYTES - _RECORD.size]
 
     @classmethod
@@ -101,7 +103,9 @@ class Piece:
         """
         what, is_last, _, stream, num_bytes = _PIECE.unpack_from(slot)
         if num_bytes > len(slot) - PIECE_HEAD_BYTES:
-            raise ValueError(f"a piece claims {num_bytes} bytes, a slot holds {len(slot) - PIECE_HEAD_BYTES}")
+            raise ValueError(
+                f"a piece claims {num_bytes} bytes, a slot holds {len(slot) - PIECE_HEAD_BYTES}"
+            )
         return cls(What(what), stream, num_bytes, bool(is_last))
 
 

@@ -57,13 +57,15 @@ def _sum_of_lines(*, copies: bool) -> Any:  # noqa: ANN401
     """
 
     @intrinsic
-    def sum_lines(typing, source, i, target, j, lines, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def sum_lines(typing, source, i, target, j, lines, place):  # type: ignore[no-untyped-def]
         del typing
         signature = types.containers.UniTuple(types.uint64, 2)(source, i, target, j, lines, place)
 
-        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+        def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
             def lines_at(array: int, index: int) -> Any:  # noqa: ANN401
-                data = context.make_array(signature.args[array])(context, builder, arguments[array]).data
+                data = context.make_array(signature.args[array])(
+                    context, builder, arguments[array]
+                ).data
                 return builder.bitcast(builder.gep(data, [arguments[index]]), _LINE.as_pointer())
 
             def add_to(variable: Any, value: Any) -> None:  # noqa: ANN401
@@ -71,13 +73,17 @@ def _sum_of_lines(*, copies: bool) -> Any:  # noqa: ANN401
 
             def total(variable: Any) -> Any:  # noqa: ANN401
                 line = builder.load(variable)
-                words = [builder.extract_element(line, ir.Constant(_INDEX, n)) for n in range(LINE_WORDS)]
+                words = [
+                    builder.extract_element(line, ir.Constant(_INDEX, n)) for n in range(LINE_WORDS)
+                ]
                 return functools.reduce(builder.add, words)
 
             read, written = lines_at(0, 1), lines_at(2, 3)
             begin = builder.mul(arguments[5], ir.Constant(_WORD, int(ODD)))
             one = builder.insert_element(_line_of(0), begin, ir.Constant(_INDEX, 0))
-            begins = builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INDEX, LINE_WORDS), [0] * LINE_WORDS))
+            begins = builder.shuffle_vector(
+                one, one, ir.Constant(ir.VectorType(_INDEX, LINE_WORDS), [0] * LINE_WORDS)
+            )
             keys = builder.add(begins, _line_of(*(int(ODD) * n for n in range(LINE_WORDS))))
             key = cgutils.alloca_once_value(builder, keys)
             first = cgutils.alloca_once_value(builder, _line_of(0))
@@ -86,11 +92,16 @@ def _sum_of_lines(*, copies: bool) -> Any:  # noqa: ANN401
                 words = builder.load(builder.gep(read, [loop.index]), align=8)
                 if copies:
                     store = builder.store(words, builder.gep(written, [loop.index]), align=64)
-                    store.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_INDEX, 1)]))
+                    store.set_metadata(
+                        "nontemporal", builder.module.add_metadata([ir.Constant(_INDEX, 1)])
+                    )
                 mixed = builder.xor(words, builder.load(key))
                 add_to(key, _line_of(int(ODD) * LINE_WORDS))
                 add_to(first, words)
-                halves = builder.and_(mixed, _line_of(int(LOW))), builder.lshr(mixed, _line_of(int(HALF)))
+                halves = (
+                    builder.and_(mixed, _line_of(int(LOW))),
+                    builder.lshr(mixed, _line_of(int(HALF))),
+                )
                 add_to(second, builder.mul(*halves))
             return context.make_tuple(builder, signature.return_type, [total(first), total(second)])
 
@@ -103,11 +114,11 @@ _copy_and_sum_lines, _sum_lines = _sum_of_lines(copies=True), _sum_of_lines(copi
 
 
 @intrinsic
-def _fence(typing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _fence(typing):  # type: ignore[no-untyped-def]
     """Let lines that went past the cache be seen before what follows."""
     del typing
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         del signature, arguments
         builder.fence("seq_cst")
         return context.get_dummy_value()
@@ -116,7 +127,7 @@ def _fence(typing):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(nogil=True, cache=True)
-def _sum_words(source, start, size, place):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _sum_words(source, start, size, place):  # type: ignore[no-untyped-def]
     """The sums of a row that is not made of lines."""
     first = np.uint64(0)
     second = np.uint64(0)
@@ -129,7 +140,19 @@ def _sum_words(source, start, size, place):  # type: ignore[no-untyped-def]  # n
 
 
 @numba.njit(nogil=True, cache=True)
-def _move(source, source_at, source_steps, target, target_at, target_steps, rows, size, how, has_target, tallies):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0913
+def _move(  # type: ignore[no-untyped-def]
+    source,
+    source_at,
+    source_steps,
+    target,
+    target_at,
+    target_steps,
+    rows,
+    size,
+    how,
+    has_target,
+    tallies,
+):
     """Copy parts of `rows` = (outer, inner) rows of `size` words; steps are the words between rows."""
     lines = size // LINE_WORDS
     for part in range(len(source_at)):
@@ -158,7 +181,7 @@ def _move(source, source_at, source_steps, target, target_at, target_steps, rows
         _fence()
 
 
-def move(  # noqa: PLR0913 - where from, where to, how shaped
+def move(
     source: Array, source_at: Array, source_steps: tuple[int, int],
     target: Array | None, target_at: Array, target_steps: tuple[int, int], rows: tuple[int, int], size: int,
     threads: int = 1,

@@ -34,7 +34,9 @@ ENTRY = np.dtype(
 _HEAD = struct.Struct("<BII")  # kind, number, CRC-32
 _NUMBER = struct.Struct("<BI")
 _FRAME = struct.Struct("<HI1x")  # sub-attempt, entries; what follows is aligned to words
-_OPEN = struct.Struct(f"<B{TRANSFER_ID_BYTES}sqHHHH")  # ..., shards, block size, id bytes, identity bytes
+_OPEN = struct.Struct(
+    f"<B{TRANSFER_ID_BYTES}sqHHHH"
+)  # ..., shards, block size, id bytes, identity bytes
 _STARTING = struct.Struct("<BHIHH")  # ..., tokens, shards, block size
 _RESERVED = struct.Struct("<BHI")
 _COMMIT = struct.Struct("<BHIIH")
@@ -165,7 +167,9 @@ _EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {
 _KIND_OF_EMPTY = {cls: kind for kind, cls in _EMPTY.items()}
 
 
-def bound_checksums(transfer_id: TransferId, sub_attempt: int, entries: Array, tallies: Array) -> Array:
+def bound_checksums(
+    transfer_id: TransferId, sub_attempt: int, entries: Array, tallies: Array
+) -> Array:
     """Checksums of parts, uint64 [n], bound to what they claim to be, so that a swap is caught like a flip.
 
     Args:
@@ -184,7 +188,9 @@ def combined_checksum(checksums: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(checksums).tobytes())
 
 
-def encode_frame(number: int, sub_attempt: int, entries: Array, payload: memoryview | None) -> bytes:
+def encode_frame(
+    number: int, sub_attempt: int, entries: Array, payload: memoryview | None
+) -> bytes:
     """Encode a frame.
 
     The payload has the entries' checksums, so that only its damaged parts are asked for again.
@@ -257,30 +263,47 @@ def decode(data: bytes) -> tuple[int, Message]:
         kind, number, crc = _HEAD.unpack_from(data)
         end = len(data)
         if kind in (FRAME, FRAME_IN_POOL):
-            end = _HEAD.size + _FRAME.size + _FRAME.unpack_from(data, _HEAD.size)[1] * ENTRY.itemsize
+            end = (
+                _HEAD.size + _FRAME.size + _FRAME.unpack_from(data, _HEAD.size)[1] * ENTRY.itemsize
+            )
         if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:
-            raise KVTransferError(f"a transfer message of {len(data)} bytes does not match its checksum")
+            raise KVTransferError(
+                f"a transfer message of {len(data)} bytes does not match its checksum"
+            )
         return number, _decode_frame(data, kind) if kind in (FRAME, FRAME_IN_POOL) else _decode(
             bytes((kind,)) + data[_HEAD.size :]
         )
     except (struct.error, IndexError, UnicodeDecodeError) as error:
-        raise KVTransferError(f"a transfer message of {len(data)} bytes is malformed: {error}") from error
+        raise KVTransferError(
+            f"a transfer message of {len(data)} bytes is malformed: {error}"
+        ) from error
 
 
 def _decode(data: bytes) -> Message:
     kind = data[0]
     if len(data) > MAX_CONTROL_BYTES:
-        raise KVTransferError(f"a transfer control message has {len(data)} bytes, the limit is {MAX_CONTROL_BYTES}")
+        raise KVTransferError(
+            f"a transfer control message has {len(data)} bytes, the limit is {MAX_CONTROL_BYTES}"
+        )
     if kind in _EMPTY:
         return _EMPTY[kind]()
     match kind:
         case 1:
-            _, transfer_id, incarnation, shards, block_size, name_bytes, identity_bytes = _OPEN.unpack_from(data)
+            _, transfer_id, incarnation, shards, block_size, name_bytes, identity_bytes = (
+                _OPEN.unpack_from(data)
+            )
             rest = data[_OPEN.size :]
             if len(rest) != name_bytes + identity_bytes:
                 raise KVTransferError("an Open message has the wrong length")
             name, identity = rest[:name_bytes].decode(), rest[name_bytes:].decode()
-            return Open(TransferId(transfer_id), WorkerId(name), Incarnation(incarnation), identity, shards, block_size)
+            return Open(
+                TransferId(transfer_id),
+                WorkerId(name),
+                Incarnation(incarnation),
+                identity,
+                shards,
+                block_size,
+            )
         case 2:
             return Starting(*_STARTING.unpack(data)[1:])
         case 3:

@@ -69,7 +69,9 @@ class _ClientStream:
         return message
 
     async def close(self) -> None:
-        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # it may be closed already
+        with contextlib.suppress(
+            grpc.aio.AioRpcError, asyncio.InvalidStateError
+        ):  # it may be closed already
             await self._call.done_writing()
 
     def reset(self) -> None:
@@ -92,7 +94,12 @@ class _ServerStream:
             raise StreamClosed("the stream is closed")
         try:
             await self._context.write(message)
-        except (grpc.aio.AioRpcError, grpc.RpcError, asyncio.InvalidStateError, grpc.aio.UsageError) as error:
+        except (
+            grpc.aio.AioRpcError,
+            grpc.RpcError,
+            asyncio.InvalidStateError,
+            grpc.aio.UsageError,
+        ) as error:
             raise StreamClosed(str(error)) from error
         except Exception as error:
             # grpc.aio raises its private InternalError and ExecuteBatchError here when the peer is gone.
@@ -142,7 +149,9 @@ class Tls:
 
 def _names_of(context: Any) -> set[str]:  # noqa: ANN401
     """Names in the certificate of whoever dialled."""
-    return {name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())}
+    return {
+        name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())
+    }
 
 
 class GrpcNetwork:
@@ -186,7 +195,9 @@ class GrpcNetwork:
         if channel is None:
             channel = self._channels[key] = self._new_channel(address)
         call = channel.stream_stream(
-            self._method, request_serializer=self._encode_up, response_deserializer=self._decode_down
+            self._method,
+            request_serializer=self._encode_up,
+            response_deserializer=self._decode_down,
         )(wait_for_ready=False)
         try:
             await call.wait_for_connection()
@@ -210,7 +221,9 @@ class GrpcNetwork:
 
         async def serve(_: Any, context: Any) -> None:  # noqa: ANN401
             if self._tls is not None and self._tls.peer_name not in _names_of(context):
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "this role may not open this stream")
+                await context.abort(
+                    grpc.StatusCode.PERMISSION_DENIED, "this role may not open this stream"
+                )
             stream = _ServerStream(context)
             try:
                 await on_stream(stream)
@@ -224,12 +237,16 @@ class GrpcNetwork:
             serve, request_deserializer=self._decode_up, response_serializer=self._encode_down
         )
         server = grpc.aio.server(options=OPTIONS)
-        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: handler}),))
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {method: handler}),)
+        )
         if self._tls is None:
             port = server.add_insecure_port(f"{self._host}:0")
         else:
             pair = (self._tls.key, self._tls.certificate)
-            credentials = grpc.ssl_server_credentials([pair], self._tls.authority, require_client_auth=True)
+            credentials = grpc.ssl_server_credentials(
+                [pair], self._tls.authority, require_client_auth=True
+            )
             port = server.add_secure_port(f"{self._host}:0", credentials)
         await server.start()
         self._server = server
@@ -247,4 +264,6 @@ class GrpcNetwork:
 
 def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None) -> GrpcNetwork:
     """Make the network of Fetch streams; one connection alone is one thread's work on either side."""
-    return GrpcNetwork("/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, num_channels=FETCH_CHANNELS)
+    return GrpcNetwork(
+        "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, num_channels=FETCH_CHANNELS
+    )

@@ -47,8 +47,12 @@ class NixlPair:
         try:
             from nixl._api import nixl_agent, nixl_agent_config, nixl_thread_sync_t  # noqa: PLC0415 - an extra
         except ImportError as error:
-            raise KVTransferError(f"NIXL is not installed ({error}); pip install 'baton-serve[nixl]'") from error
-        config = nixl_agent_config(backends=["UCX"], sync_mode=nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT)
+            raise KVTransferError(
+                f"NIXL is not installed ({error}); pip install 'baton-serve[nixl]'"
+            ) from error
+        config = nixl_agent_config(
+            backends=["UCX"], sync_mode=nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+        )
         self._agent: Any = nixl_agent(secrets.token_hex(8), config)
         self._store, self._rank, self._silence_s = store, rank, silence_s
         self._peer = ""
@@ -85,7 +89,9 @@ class NixlPair:
         number = self._num_offered
         self._num_offered += 1
         with _own_errors():
-            self._agent.send_notif(self._peer, _OFFER.pack(b"o", number, buffer.data_ptr(), len(buffer)))
+            self._agent.send_notif(
+                self._peer, _OFFER.pack(b"o", number, buffer.data_ptr(), len(buffer))
+            )
         return _Recv(self, number)
 
     def begin(self, number: int, buffer: torch.Tensor) -> Any:  # noqa: ANN401

@@ -119,7 +119,10 @@ class NcclPair:
         """See `Pair`."""
         head = torch.tensor([len(buffer)], device="cuda")
         payload = buffer.to("cuda")
-        return _All([self._out.send([head], self._peer, 0), self._out.send([payload], self._peer, 0)], self._silence)
+        return _All(
+            [self._out.send([head], self._peer, 0), self._out.send([payload], self._peer, 0)],
+            self._silence,
+        )
 
     def recv(self, buffer: torch.Tensor) -> Work:
         """See `Pair`; nothing is posted before `wait`, because the size is not known."""
@@ -157,7 +160,11 @@ class _Later:
         return True
 
 
-PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {"gloo": GlooPair, "nccl": NcclPair, "nixl": NixlPair}
+PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {
+    "gloo": GlooPair,
+    "nccl": NcclPair,
+    "nixl": NixlPair,
+}
 """(store, rank, host, silence) -> pair, by the transport's name."""
 
 

@@ -54,7 +54,9 @@ class PostedReceiverHost:
         """See `ReceiverHost`."""
         self._post(self._host.transfer_starting, transfer_id, num_tokens)
 
-    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
+    ) -> None:
         """See `ReceiverHost`."""
         self._post(self._host.transfer_arrived, transfer_id, first_tokens, arrival)
 

@@ -50,7 +50,9 @@ class ReceiverHost(Protocol):
         """The prefill worker is about to compute; answer with `reserved` or `refuse`."""
         ...
 
-    def transfer_arrived(self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival) -> None:
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
+    ) -> None:
         """All KV is here and verified; answer with `ack` after attaching."""
         ...
 
@@ -194,7 +196,9 @@ class Receiver:
         except* StreamClosed:
             self._fail(KVTransferError("the prefill worker's stream was lost"))
         except* TimeoutError:
-            self._fail(KVTransferError(f"the prefill worker's stream was silent for {self._silence_s:g} s"))
+            self._fail(
+                KVTransferError(f"the prefill worker's stream was silent for {self._silence_s:g} s")
+            )
         except* ServingError as group:
             first = group.exceptions[0]
             self._fail(first if isinstance(first, ServingError) else KVTransferError(str(first)))
@@ -275,15 +279,24 @@ class Receiver:
                 case frames.Beat():
                     pass
                 case _:
-                    raise KVTransferError(f"the prefill worker sent {type(message).__name__}, which is not its to send")
+                    raise KVTransferError(
+                        f"the prefill worker sent {type(message).__name__}, which is not its to send"
+                    )
 
     def _meet(self, starting: frames.Starting, stream: MessageStream) -> None:
         """Find the common grid; if the sender's pool is mapped here, parts are read from it."""
         self._transport = stream.transport
         grid = common_grid(self._layout, starting.num_shards, starting.block_size_tokens)
-        self._starting, self._pool = starting, PoolParts(self._kv.segments(), self._layout, grid, self._copy_threads)
+        self._starting, self._pool = (
+            starting,
+            PoolParts(self._kv.segments(), self._layout, grid, self._copy_threads),
+        )
         if isinstance(stream, MappedStream) and stream.peer_segments is not None:
-            theirs = replace(self._layout, num_shards=starting.num_shards, block_size_tokens=starting.block_size_tokens)
+            theirs = replace(
+                self._layout,
+                num_shards=starting.num_shards,
+                block_size_tokens=starting.block_size_tokens,
+            )
             self._source = PoolParts(stream.peer_segments, theirs, grid)
 
     def _accept(self, frame: frames.Frame) -> None:
@@ -301,13 +314,19 @@ class Receiver:
         block_ids = self._block_ids[at]
         if frame.payload is not None:
             if len(frame.payload) != pool.part_bytes * len(entries):
-                raise KVTransferError(f"a frame has {len(frame.payload)} bytes for {len(entries)} parts")
+                raise KVTransferError(
+                    f"a frame has {len(frame.payload)} bytes for {len(entries)} parts"
+                )
             tallies = pool.scatter(entries, block_ids, frame.payload)
         elif source is None or not source.is_inside(entries):
-            raise KVTransferError(f"a frame of {len(entries)} parts names blocks of no pool that is mapped here")
+            raise KVTransferError(
+                f"a frame of {len(entries)} parts names blocks of no pool that is mapped here"
+            )
         else:
             tallies = pool.pull(source, entries, block_ids)
-        checksums = frames.bound_checksums(self.order.transfer_id, frame.sub_attempt, entries, tallies)
+        checksums = frames.bound_checksums(
+            self.order.transfer_id, frame.sub_attempt, entries, tallies
+        )
         # What is damaged lies in reserved blocks now, which nobody reads before everything is verified.
         is_good = checksums == entries["checksum"]
         good = entries[is_good]
@@ -338,10 +357,14 @@ class Receiver:
 
     def _check_owner(self, reservation: Reservation, first: int, end: int) -> None:
         """Fence late writes: blocks that were handed out again belong to somebody else."""
-        taken = zip(reservation.block_ids[first:end], reservation.generations[first:end], strict=True)
+        taken = zip(
+            reservation.block_ids[first:end], reservation.generations[first:end], strict=True
+        )
         for block_id, generation in taken:
             if self._generation_of(block_id) != generation:
-                raise KVTransferError(f"block {block_id} has a new owner; the frame for the old one was refused")
+                raise KVTransferError(
+                    f"block {block_id} has a new owner; the frame for the old one was refused"
+                )
 
     def _wire_blocks(self, grid: Grid, reservation: Reservation) -> tuple[int, int]:
         """Wire blocks that must come, first and end."""
@@ -352,7 +375,9 @@ class Receiver:
         self._note(Transition.RECEIVER_DAMAGED)
         twice = [part for part in bad if part in self._asked_again]
         if twice:
-            raise ChecksumMismatch(f"{len(twice)} parts of the KV came damaged twice, first {twice[0]}")
+            raise ChecksumMismatch(
+                f"{len(twice)} parts of the KV came damaged twice, first {twice[0]}"
+            )
         self._asked_again.update(bad)
         self._reply(frames.Resend(self._sub_attempt, tuple(bad)))
 
@@ -370,7 +395,9 @@ class Receiver:
         first, last = self._wire_blocks(grid, reservation)
         expected = (last - first) * self._layout.num_layers * grid.num_shards
         if num_here != expected or commit.num_entries != expected:
-            raise KVTransferError(f"the transfer has {num_here} parts, the reservation needs {expected}")
+            raise KVTransferError(
+                f"the transfer has {num_here} parts, the reservation needs {expected}"
+            )
         if frames.combined_checksum(self._checksums) != commit.checksum:
             raise ChecksumMismatch("the checksum over all parts does not match")
         self._is_arrived = True

@@ -53,7 +53,9 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
     """
     heads, (small, large) = mine.num_kv_heads, sorted((mine.block_size_tokens, block_size_tokens))
     if num_shards < 1 or (heads % num_shards and num_shards % heads):
-        raise LayoutMismatch(f"the peer claims {num_shards} shards of {heads} KV heads, which do not divide")
+        raise LayoutMismatch(
+            f"the peer claims {num_shards} shards of {heads} KV heads, which do not divide"
+        )
     if small < 1 or large % small:
         raise LayoutMismatch(
             f"blocks of {mine.block_size_tokens} tokens here and of {block_size_tokens} there do not divide one "
@@ -75,7 +77,9 @@ class _Places:
 class PoolParts:
     """One side's pool, addressed by parts of a grid. Parts are rows of `frames.ENTRY`."""
 
-    def __init__(self, segments: list[memoryview], layout: KVLayout, grid: Grid, threads: int = 1) -> None:
+    def __init__(
+        self, segments: list[memoryview], layout: KVLayout, grid: Grid, threads: int = 1
+    ) -> None:
         """Work out where parts lie.
 
         Args:
@@ -88,8 +92,12 @@ class PoolParts:
             LayoutMismatch: The segments cannot be a pool of this layout.
         """
         row = layout.layer_block_bytes * layout.num_layers
-        if len(segments) != layout.num_shards or any(len(s) % row or len(s) != len(segments[0]) for s in segments):
-            raise LayoutMismatch(f"{len(segments)} segments are no pool of {layout.num_shards} shards in this layout")
+        if len(segments) != layout.num_shards or any(
+            len(s) % row or len(s) != len(segments[0]) for s in segments
+        ):
+            raise LayoutMismatch(
+                f"{len(segments)} segments are no pool of {layout.num_shards} shards in this layout"
+            )
         self._num_blocks = len(segments[0]) // row
         self.grid, self._layout, self._threads = grid, layout, threads
         self._heads = layout.num_kv_heads // grid.num_shards
@@ -102,7 +110,9 @@ class PoolParts:
         self._row = row_bytes // self._unit_bytes
         self._arrays = [np.frombuffer(segment, self._unit) for segment in segments]
 
-    def entries(self, layer: int, first_block: int, block_ids: tuple[int, ...], num_tokens: int) -> Array:
+    def entries(
+        self, layer: int, first_block: int, block_ids: tuple[int, ...], num_tokens: int
+    ) -> Array:
         """Cut consecutive blocks of one layer of this pool, which hold `num_tokens`, into parts.
 
         Returns:
@@ -122,7 +132,9 @@ class PoolParts:
     def gather(self, entries: Array) -> tuple[memoryview, Array]:
         """Copy parts out of this pool, from the blocks that entries name as source; returns payload and tallies."""
         payload = np.empty(len(entries) * self.part_bytes // self._unit_bytes, self._unit)
-        tallies = self._move(self._places(entries, entries["source"]), self._in_a_row(payload, len(entries)))
+        tallies = self._move(
+            self._places(entries, entries["source"]), self._in_a_row(payload, len(entries))
+        )
         return memoryview(payload.data).cast("B"), tallies
 
     def tally(self, entries: Array) -> Array:
@@ -151,8 +163,12 @@ class PoolParts:
     def _places(self, entries: Array, block_ids: Array, copy: int = 0) -> _Places:
         layout, unit = self._layout, self._unit_bytes
         head_bytes = layout.head_size * DTYPE_BYTES[layout.dtype]
-        distinct, head = np.divmod(entries["shard"].astype(np.int64) * self._heads, layout.heads_per_shard)
-        slot = entries["block"].astype(np.int64) % self.blocks_per_block * self.grid.block_size_tokens
+        distinct, head = np.divmod(
+            entries["shard"].astype(np.int64) * self._heads, layout.heads_per_shard
+        )
+        slot = (
+            entries["block"].astype(np.int64) % self.blocks_per_block * self.grid.block_size_tokens
+        )
         blocks = entries["layer"].astype(np.int64) * self._num_blocks + block_ids
         half_slot_bytes = layout.heads_per_shard * head_bytes
         at = blocks * layout.layer_block_bytes + slot * half_slot_bytes + head * head_bytes
@@ -161,7 +177,9 @@ class PoolParts:
 
     def _in_a_row(self, payload: Array, count: int) -> _Places:
         size = self.part_bytes // self._unit_bytes
-        return _Places([payload], np.zeros(count, np.int64), np.arange(count) * size, (size // 2, self._row))
+        return _Places(
+            [payload], np.zeros(count, np.int64), np.arange(count) * size, (size // 2, self._row)
+        )
 
     def _move(self, source: _Places, target: _Places | None) -> Array:
         rows, size = (2, self.grid.block_size_tokens), self._row
@@ -169,7 +187,9 @@ class PoolParts:
         if source.steps == whole and (target is None or target.steps == whole):
             rows, size = (1, 1), 2 * rows[1] * size  # in one piece on both sides
         target_arrays, target_at, target_steps = (
-            ([None], source.at, source.steps) if target is None else (target.arrays, target.at, target.steps)
+            ([None], source.at, source.steps)
+            if target is None
+            else (target.arrays, target.at, target.steps)
         )
         if len(source.arrays) == len(target_arrays) == 1:
             return move(
@@ -177,7 +197,9 @@ class PoolParts:
                 self._threads,
             )  # fmt: skip
         tallies = np.empty(len(source.at), np.uint64)
-        pairs = source.shards if target is None else source.shards * len(target_arrays) + target.shards
+        pairs = (
+            source.shards if target is None else source.shards * len(target_arrays) + target.shards
+        )
         for pair in np.unique(pairs):
             mine = np.nonzero(pairs == pair)[0]
             from_array = source.arrays[source.shards[mine[0]]]

@@ -18,7 +18,14 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from core.config import TransferConfig
-from core.errors import KVTransferError, LayoutMismatch, LeaseExpired, PoolExhausted, ServingError, to_wire
+from core.errors import (
+    KVTransferError,
+    LayoutMismatch,
+    LeaseExpired,
+    PoolExhausted,
+    ServingError,
+    to_wire,
+)
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.numbered import Arrivals
@@ -82,7 +89,13 @@ class Sender:
     """State of one outgoing transfer."""
 
     def __init__(
-        self, offer: Offer, host: SenderHost, kv: KVBytes, layout: KVLayout, config: TransferConfig, note: Note
+        self,
+        offer: Offer,
+        host: SenderHost,
+        kv: KVBytes,
+        layout: KVLayout,
+        config: TransferConfig,
+        note: Note,
     ) -> None:
         """Wait for the peer's Open; nothing is held yet."""
         self.offer = offer
@@ -123,7 +136,9 @@ class Sender:
         pool = self._pool
         if sub_attempt != self._sub_attempt or self.is_closed or pool is None:
             return
-        entries = pool.entries(blocks.layer, blocks.first_block, blocks.block_ids, blocks.num_tokens)
+        entries = pool.entries(
+            blocks.layer, blocks.first_block, blocks.block_ids, blocks.num_tokens
+        )
         # Blocks of this worker may be larger than decode's, which has the first part of this one then.
         self._queue(entries[entries["block"] >= self._first_block])
 
@@ -136,7 +151,9 @@ class Sender:
         self._entries.clear()
         self._num_waiting = 0
 
-    def commit(self, sub_attempt: int, first_tokens: dict[int, Logprob], final_choices: frozenset[int]) -> None:
+    def commit(
+        self, sub_attempt: int, first_tokens: dict[int, Logprob], final_choices: frozenset[int]
+    ) -> None:
         """Everything was published; all first tokens are drawn."""
         if sub_attempt != self._sub_attempt or self.is_closed:
             return
@@ -185,7 +202,9 @@ class Sender:
         """Nobody renewed the lease."""
         if not self.is_closed:
             self._note(Transition.SENDER_EXPIRED)
-            self._host.transfer_lost(self.offer.transfer_id, LeaseExpired("nobody fetched the KV within the lease"))
+            self._host.transfer_lost(
+                self.offer.transfer_id, LeaseExpired("nobody fetched the KV within the lease")
+            )
             self.end(LeaseExpired("the lease on the KV expired"))
 
     # --- the stream ---------------------------------------------------------------------------------
@@ -213,7 +232,11 @@ class Sender:
         except* StreamClosed:
             self._lost(KVTransferError("the decode worker's fetch stream was lost"))
         except* TimeoutError:
-            self._lost(KVTransferError(f"the decode worker's fetch stream was silent for {self._silence_s:g} s"))
+            self._lost(
+                KVTransferError(
+                    f"the decode worker's fetch stream was silent for {self._silence_s:g} s"
+                )
+            )
         except* ServingError as group:
             first = group.exceptions[0]
             self._lost(first if isinstance(first, ServingError) else KVTransferError(str(first)))
@@ -270,7 +293,9 @@ class Sender:
                 case frames.Beat():
                     pass
                 case _:
-                    raise KVTransferError(f"the decode worker sent {type(message).__name__}, which is not its to send")
+                    raise KVTransferError(
+                        f"the decode worker sent {type(message).__name__}, which is not its to send"
+                    )
 
     def _partnered(self, sub_attempt: int, have_tokens: int) -> None:
         starting, pool = self._starting, self._pool
@@ -281,20 +306,28 @@ class Sender:
             or have_tokens % pool.grid.block_size_tokens
             or sub_attempt > self._sub_attempt
         ):
-            raise KVTransferError(f"the decode worker claims to have {have_tokens} tokens of this transfer")
+            raise KVTransferError(
+                f"the decode worker claims to have {have_tokens} tokens of this transfer"
+            )
         self._note(Transition.SENDER_PARTNERED)
         grid = pool.grid
         self._first_block = grid.blocks_for(have_tokens)
         shape = self._layout.num_layers, grid.num_shards, grid.blocks_for(starting.num_tokens)
         self._checksums = np.zeros(shape, np.uint64)
-        self._host.transfer_reserved(self.offer.transfer_id, have_tokens // self._layout.block_size_tokens)
+        self._host.transfer_reserved(
+            self.offer.transfer_id, have_tokens // self._layout.block_size_tokens
+        )
 
     def _resend(self, sub_attempt: int, parts: tuple[tuple[int, int, int], ...]) -> None:
         if sub_attempt != self._sub_attempt:
             return
         self._num_resends += len(parts)
         self._note(Transition.SENDER_RESENT)
-        sent = {(int(e["layer"]), int(e["shard"]), int(e["block"])): e for batch in self._sent for e in batch}
+        sent = {
+            (int(e["layer"]), int(e["shard"]), int(e["block"])): e
+            for batch in self._sent
+            for e in batch
+        }
         if any(part not in sent for part in parts) or self._num_resends > MAX_RESENDS:
             raise KVTransferError(
                 f"the decode worker asked {self._num_resends} times for parts again, the limit is {MAX_RESENDS}"
@@ -345,7 +378,10 @@ class Sender:
             pass
 
     def _has_reason_to_send(self) -> bool:
-        is_full = self._pool is not None and self._num_waiting * self._pool.part_bytes >= self._frame_bytes
+        is_full = (
+            self._pool is not None
+            and self._num_waiting * self._pool.part_bytes >= self._frame_bytes
+        )
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
     def _build_frame(self, pool: PoolParts) -> bytes:
@@ -353,7 +389,9 @@ class Sender:
         frame_bytes = self._frame_bytes * (MAPPED_FRAMES if self._is_mapped else 1)
         entries = self._next_entries(max(1, frame_bytes // pool.part_bytes))
         payload, tallies = (None, pool.tally(entries)) if self._is_mapped else pool.gather(entries)
-        checksums = frames.bound_checksums(self.offer.transfer_id, self._sub_attempt, entries, tallies)
+        checksums = frames.bound_checksums(
+            self.offer.transfer_id, self._sub_attempt, entries, tallies
+        )
         entries["checksum"] = checksums
         self._checksums[entries["layer"], entries["shard"], entries["block"]] = checksums
         self._sent.append(entries)

@@ -47,7 +47,10 @@ class _SharedStream:
     transport = "shm"
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, segments: list[memoryview] | None
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        segments: list[memoryview] | None,
     ) -> None:
         self._reader, self._writer = reader, writer
         self.peer_segments = segments
@@ -63,7 +66,9 @@ class _SharedStream:
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MAX_MESSAGE_BYTES:
-                raise StreamClosed(f"the peer announced a message of {length} bytes, the limit is {MAX_MESSAGE_BYTES}")
+                raise StreamClosed(
+                    f"the peer announced a message of {length} bytes, the limit is {MAX_MESSAGE_BYTES}"
+                )
             return await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise StreamClosed("the peer closed the stream") from error
@@ -114,7 +119,9 @@ class SharedNetwork:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(server)
-                except OSError:  # out of descriptors, or a caller that left at once: others may still come
+                except (
+                    OSError
+                ):  # out of descriptors, or a caller that left at once: others may still come
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 self._own(loop.create_task(self._accept(connection, on_stream)))
@@ -141,7 +148,9 @@ class SharedNetwork:
         pool = self._pool()
         if pool is None or len(known) < NAME_BYTES:
             raise StreamClosed("there is no pool to share")
-        head = _POOL.pack(pool.name, len(pool.sizes)) + struct.pack(f"<{len(pool.sizes)}Q", *pool.sizes)
+        head = _POOL.pack(pool.name, len(pool.sizes)) + struct.pack(
+            f"<{len(pool.sizes)}Q", *pool.sizes
+        )
         # A fresh socket's buffer takes these few bytes at once.
         socket.send_fds(connection, [head], [] if known == pool.name else list(pool.fds))
 
@@ -160,7 +169,9 @@ class SharedNetwork:
             raise StreamClosed(f"no shared memory with {address}: {error}") from error
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         if known is None or known.segments is not segments:
-            for segment in segments:  # workers meet before a request needs them, so it is a meeting that waits here
+            for segment in (
+                segments
+            ):  # workers meet before a request needs them, so it is a meeting that waits here
                 await asyncio.to_thread(touch, segment)
         return _SharedStream(reader, writer, segments)
 
@@ -182,7 +193,9 @@ class SharedNetwork:
             if new_name != name:
                 segments = [_map(fd, size) for fd, size in zip(fds, sizes, strict=True)]
         except ValueError as error:
-            raise StreamClosed(f"the peer announced {len(head)} bytes and {len(fds)} segments") from error
+            raise StreamClosed(
+                f"the peer announced {len(head)} bytes and {len(fds)} segments"
+            ) from error
         finally:
             for fd in fds:
                 os.close(fd)
@@ -212,7 +225,9 @@ def _check_user(connection: socket.socket) -> None:
     Raises:
         StreamClosed: It is another user's process.
     """
-    _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+    _, uid, _ = _PEER.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size)
+    )
     if uid != os.getuid():
         raise StreamClosed(f"user {os.getuid()} exchanges no KV with user {uid}")
 

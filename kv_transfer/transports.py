@@ -30,7 +30,9 @@ class Transports:
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`: listens on every transport."""
-        offers = [f"{name}={await network.listen(on_stream)}" for name, network in self._networks.items()]
+        offers = [
+            f"{name}={await network.listen(on_stream)}" for name, network in self._networks.items()
+        ]
         return ";".join(offers)
 
     async def dial(self, address: str) -> MessageStream:
@@ -38,7 +40,9 @@ class Transports:
         offers, reasons = read_address(address), []
         now_s = asyncio.get_running_loop().time()
         common = [name for name in self._networks if name in offers]
-        rested = [name for name in common if self._resting_until.get((name, offers[name]), 0.0) <= now_s]
+        rested = [
+            name for name in common if self._resting_until.get((name, offers[name]), 0.0) <= now_s
+        ]
         for name in rested or common:
             try:
                 stream = await self._networks[name].dial(offers[name])
@@ -50,7 +54,10 @@ class Transports:
             self._resting_until.pop((name, offers[name]), None)
             self.num_dialled[name] += 1
             return stream
-        raise StreamClosed("; ".join(reasons) or f"no transport in common: {[*self._networks]} here, {[*offers]} there")
+        raise StreamClosed(
+            "; ".join(reasons)
+            or f"no transport in common: {[*self._networks]} here, {[*offers]} there"
+        )
 
     async def close(self) -> None:
         """See `Network`."""
@@ -60,4 +67,6 @@ class Transports:
 
 def read_address(address: str) -> dict[str, str]:
     """Take an address apart: where each transport listens, by name."""
-    return {name: where for name, _, where in (offer.partition("=") for offer in address.split(";"))}
+    return {
+        name: where for name, _, where in (offer.partition("=") for offer in address.split(";"))
+    }

@@ -91,7 +91,9 @@ class PrefillPart:
         outgoing = Outgoing(attempt, sequence, [0] * num_layers, [0] * num_layers)
         self._outgoing[submit.transfer_id] = outgoing
         self._by_key[sequence.key] = outgoing
-        self._post(self.agent.offer, Offer(submit.transfer_id, submit.peer_id, submit.peer_incarnation))
+        self._post(
+            self.agent.offer, Offer(submit.transfer_id, submit.peer_id, submit.peer_incarnation)
+        )
         self._worker.scheduler.submit(sequence, replaces)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
@@ -168,7 +170,9 @@ class PrefillPart:
             outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(sequence)
             outgoing.sub_attempt += 1
             outgoing.is_committed = False
-            self._post(self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt)
+            self._post(
+                self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt
+            )
         outgoing.done_blocks, outgoing.published_blocks = [0] * num_layers, [0] * num_layers
 
     # --- publishing ---------------------------------------------------------------------------------
@@ -185,13 +189,19 @@ class PrefillPart:
         sequence, size = outgoing.sequence, self._layout.block_size_tokens
         num_tokens = min(last * size, sequence.num_tokens) - first * size
         blocks = Blocks(layer, first, tuple(sequence.block_table[first:last]), num_tokens)
-        self._post(self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, blocks)
+        self._post(
+            self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, blocks
+        )
 
     def _final(self, outgoing: Outgoing) -> frozenset[int]:
         sequence = outgoing.sequence
         tokens: dict[int, Logprob] = sequence.handover.first_tokens if sequence.handover else {}
         position = sequence.num_output_tokens
-        return frozenset(c for c, t in tokens.items() if sequence.finish_after(t.token_id, position + 1) is not None)
+        return frozenset(
+            c
+            for c, t in tokens.items()
+            if sequence.finish_after(t.token_id, position + 1) is not None
+        )
 
     def _commit_if_ready(self, outgoing: Outgoing) -> bool:
         handover = outgoing.sequence.handover
@@ -232,7 +242,9 @@ class PrefillPart:
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
             timings = self._worker.phase_timings(outgoing.sequence)
-            outgoing.attempt.timings = replace(timings, cached_tokens=outgoing.sequence.num_prefix_hit_tokens)
+            outgoing.attempt.timings = replace(
+                timings, cached_tokens=outgoing.sequence.num_prefix_hit_tokens
+            )
             self._worker.end(outgoing.attempt, None)
 
     def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
@@ -251,9 +263,14 @@ class PrefillPart:
         self._worker.wake()
 
 
-def prefill_role(worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post) -> RoleWiring:
+def prefill_role(
+    worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+) -> RoleWiring:
     """Make the prefill role of a worker."""
     part = PrefillPart(worker, layout, clock, to_agent)
     return RoleWiring(
-        part, PostedSenderHost(part, to_worker), lambda agent, _: part.use_agent(agent), lambda: part.num_live
+        part,
+        PostedSenderHost(part, to_worker),
+        lambda agent, _: part.use_agent(agent),
+        lambda: part.num_live,
     )

@@ -24,7 +24,9 @@ FAILURES_TO_BREAK = 3
 class MembershipMirror:
     """Writes the members every two seconds, and pauses longer while the store fails."""
 
-    def __init__(self, store: MemberStore, read_members: Callable[[], list[dict[str, Any]]]) -> None:
+    def __init__(
+        self, store: MemberStore, read_members: Callable[[], list[dict[str, Any]]]
+    ) -> None:
         """Keep the collaborators; nothing is sent until `run`."""
         self._store, self._read_members = store, read_members
         self.state = "starting"

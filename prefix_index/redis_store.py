@@ -23,7 +23,10 @@ class RedisStore:
     def __init__(self, url: str) -> None:
         """Prepare a client; nothing is sent yet."""
         self._client = redis_asyncio.Redis.from_url(
-            url, socket_timeout=CALL_TIMEOUT_S, socket_connect_timeout=CALL_TIMEOUT_S, retry_on_timeout=False
+            url,
+            socket_timeout=CALL_TIMEOUT_S,
+            socket_connect_timeout=CALL_TIMEOUT_S,
+            retry_on_timeout=False,
         )
 
     async def put(self, members: str, ttl_s: float) -> None:

@@ -21,11 +21,19 @@ class Admission:
     """First come, first served, bounded in number, in prompt tokens and in waiting time."""
 
     def __init__(
-        self, max_running: int, max_queued: int, queue_wait_s: float, max_queued_tokens: int = 1 << 22
+        self,
+        max_running: int,
+        max_queued: int,
+        queue_wait_s: float,
+        max_queued_tokens: int = 1 << 22,
     ) -> None:
         """Start with all permits free."""
         self._max_queued_tokens, self._num_queued_tokens = max_queued_tokens, 0
-        self._max_running, self._max_queued, self._queue_wait_s = max_running, max_queued, queue_wait_s
+        self._max_running, self._max_queued, self._queue_wait_s = (
+            max_running,
+            max_queued,
+            queue_wait_s,
+        )
         self._waiting: OrderedDict[int, asyncio.Future[None]] = OrderedDict()
         self._next_ticket = 0
         self.num_running = 0
@@ -78,7 +86,9 @@ class Admission:
             async with asyncio.timeout(self._queue_wait_s):
                 await future
         except TimeoutError as error:
-            raise Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later") from error
+            raise Overloaded(
+                f"no permit within {self._queue_wait_s:g} s; try again later"
+            ) from error
         finally:
             self._waiting.pop(ticket, None)
             self._num_queued_tokens -= num_tokens

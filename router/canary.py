@@ -42,9 +42,18 @@ class Canary:
         `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced) the router is
         ready only while all of them live.
         """
-        self._model, self._config, self._orchestrator, self._links = model, config, orchestrator, links
+        self._model, self._config, self._orchestrator, self._links = (
+            model,
+            config,
+            orchestrator,
+            links,
+        )
         self._clock, self._ids = clock, ids
-        self._expected_roles, self._must_cross, self._has_crossed = expected_roles, must_cross, False
+        self._expected_roles, self._must_cross, self._has_crossed = (
+            expected_roles,
+            must_cross,
+            False,
+        )
         self._task: asyncio.Task[None] | None = None
         self.took_s: float | None = None
         self.error = "no canary has run yet"
@@ -86,7 +95,9 @@ class Canary:
         )  # fmt: skip
         crosses = self._live_roles() == {Role.PREFILL, Role.DECODE}
         ended: list[RequestEvent] = []
-        await self._orchestrator.run(request, ended.append, forced_path=Path.PD if crosses else Path.LOCAL)
+        await self._orchestrator.run(
+            request, ended.append, forced_path=Path.PD if crosses else Path.LOCAL
+        )
         last = ended[-1]
         error = last.error if isinstance(last, RequestEnded) else NoWorker("the canary did not end")
         self.took_s = None if error else self._clock.now_s() - started_at

@@ -22,7 +22,15 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.errors import InvalidRequest
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 
 
@@ -52,7 +60,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now(tz=datetime.UTC).strftime(form)
+    environment.globals["strftime_now"] = lambda form: datetime.datetime.now(
+        tz=datetime.UTC
+    ).strftime(form)
     environment.globals.pop("lipsum", None)
     return environment
 
@@ -60,7 +70,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
     if len(source) > MAX_TEMPLATE_CHARACTERS:
-        raise InvalidRequest("chat_template", f"has {len(source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}")
+        raise InvalidRequest(
+            "chat_template", f"has {len(source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}"
+        )
     try:
         return _environment().from_string(source)
     except (jinja2.exceptions.TemplateError, RecursionError) as error:
@@ -74,7 +86,9 @@ class ChatTemplates:
         """Read `tokenizer_config.json` and `chat_template.jinja`, where there are any."""
         path = folder / "tokenizer_config.json"
         config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._variables = {name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name)}
+        self._variables = {
+            name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name)
+        }
         self._source = config.get("chat_template") or ""
         if isinstance(self._source, list):
             named = {entry["name"]: entry["template"] for entry in self._source}
@@ -108,7 +122,9 @@ class ChatTemplates:
         """
         source = source or self._source
         if not source:
-            raise InvalidRequest("messages", "cannot be used: the model has no chat template; use /v1/completions")
+            raise InvalidRequest(
+                "messages", "cannot be used: the model has no chat template; use /v1/completions"
+            )
         names = {**self._variables, **variables}
         pieces, size = [], 0
         try:
@@ -117,12 +133,22 @@ class ChatTemplates:
             ):
                 size += len(piece)
                 if size > max_characters:
-                    raise InvalidRequest("messages", f"render to more than {max_characters} characters; shorten them")
+                    raise InvalidRequest(
+                        "messages", f"render to more than {max_characters} characters; shorten them"
+                    )
                 pieces.append(piece)
         except jinja2.exceptions.SecurityError as error:
             raise InvalidRequest("chat_template", f"does what is not allowed: {error}") from error
-        except (jinja2.exceptions.TemplateError, TypeError, ValueError, ArithmeticError, LookupError) as error:
-            raise InvalidRequest("messages", f"are refused by the chat template: {error}"[:500]) from error
+        except (
+            jinja2.exceptions.TemplateError,
+            TypeError,
+            ValueError,
+            ArithmeticError,
+            LookupError,
+        ) as error:
+            raise InvalidRequest(
+                "messages", f"are refused by the chat template: {error}"[:500]
+            ) from error
         text = "".join(pieces)
         return _cut_after_final(text, messages[-1].get("content")) if continues_final else text
 
@@ -135,7 +161,8 @@ def _cut_after_final(text: str, final: object) -> str:
     """End the prompt where the last message's content ends, as transformers does."""
     if not isinstance(final, str) or not final.strip() or final.strip() not in text:
         raise InvalidRequest(
-            "continue_final_message", "cannot be used: the chat template does not show the last message's content"
+            "continue_final_message",
+            "cannot be used: the chat template does not show the last message's content",
         )
     kept = final if final in text else final.strip()
     return text[: text.rindex(kept) + len(kept)]

@@ -12,7 +12,14 @@ from typing import Protocol
 
 from core.errors import InvalidRequest, InvariantViolation, WorkerLost
 from core.session import TokenDelta
-from core.types import ChoiceFinished, FinishReason, GenerateRequest, RequestEvent, SamplingParams, TextDelta
+from core.types import (
+    ChoiceFinished,
+    FinishReason,
+    GenerateRequest,
+    RequestEvent,
+    SamplingParams,
+    TextDelta,
+)
 
 
 class TextDecoder(Protocol):
@@ -33,7 +40,9 @@ NewDecoder = Callable[[GenerateRequest], TextDecoder]
 class ChoiceOutput:
     """One choice, from its first position to its end."""
 
-    def __init__(self, choice: int, sampling: SamplingParams, decoder: TextDecoder, skip: int = 0) -> None:
+    def __init__(
+        self, choice: int, sampling: SamplingParams, decoder: TextDecoder, skip: int = 0
+    ) -> None:
         """Start at position 0.
 
         Args:
@@ -46,7 +55,11 @@ class ChoiceOutput:
         self.choice = choice
         self.token_ids: list[int] = []
         self.finished: ChoiceFinished | None = None
-        self._stop, self._includes_stop, self._decoder = sampling.stop, sampling.include_stop, decoder
+        self._stop, self._includes_stop, self._decoder = (
+            sampling.stop,
+            sampling.include_stop,
+            decoder,
+        )
         self._held, self._skip = "", skip
         self._claimed: tuple[int, int] | None = None
 
@@ -59,7 +72,9 @@ class ChoiceOutput:
         if token_ids:
             self._decode(token_ids[:-1], shows_last=True)
             if self.finished is not None:
-                raise InvalidRequest("resume_from.tokens", "go on after a stop string, which no output of ours does")
+                raise InvalidRequest(
+                    "resume_from.tokens", "go on after a stop string, which no output of ours does"
+                )
             self._claimed = (len(token_ids) - 1, token_ids[-1])
 
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:
@@ -74,7 +89,9 @@ class ChoiceOutput:
             return []
         known = len(self.token_ids)
         if delta.position > known:
-            raise WorkerLost(f"positions {known} to {delta.position - 1} of choice {self.choice} are missing")
+            raise WorkerLost(
+                f"positions {known} to {delta.position - 1} of choice {self.choice} are missing"
+            )
         overlap = tuple(self.token_ids[delta.position : delta.position + len(delta.token_ids)])
         if overlap != delta.token_ids[: len(overlap)]:
             raise InvariantViolation(
@@ -82,7 +99,9 @@ class ChoiceOutput:
             )
         fresh = delta.token_ids[len(overlap) :]
         self._check_claim(known, fresh)
-        text, used = self._decode(fresh, shows_last=delta.finish is not FinishReason.STOP or self._includes_stop)
+        text, used = self._decode(
+            fresh, shows_last=delta.finish is not FinishReason.STOP or self._includes_stop
+        )
         tail = ""
         if self.finished is None and delta.finish is not None:
             tail = self._release(self._decoder.flush())
@@ -99,7 +118,11 @@ class ChoiceOutput:
             events.append(TextDelta(self.choice, len(self.token_ids), (), tail))
         if self.finished is not None:
             events.append(
-                replace(self.finished, position=len(self.token_ids), is_news=self._skip < len(self.token_ids) + 2)
+                replace(
+                    self.finished,
+                    position=len(self.token_ids),
+                    is_news=self._skip < len(self.token_ids) + 2,
+                )
             )
         return events
 

@@ -109,7 +109,9 @@ class Keyring:
         try:
             lines = self._path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError("security.api_keys cannot be read; make one with `baton keys add`") from error
+            raise ConfigError(
+                "security.api_keys cannot be read; make one with `baton keys add`"
+            ) from error
         entries: dict[str, _Entry] = {}
         for number, line in enumerate(lines, 1):
             if line.strip() and not line.startswith("#"):
@@ -129,9 +131,13 @@ def _parse(line: str, number: int) -> tuple[str, _Entry]:
         name, salt, digest, tenant, tier = line.split()
         entry = _Entry(bytes.fromhex(salt), bytes.fromhex(digest), Identity(tenant, tier))
     except ValueError as error:
-        raise ConfigError(f"security.api_keys, line {number}: expected `name salt hash tenant tier`") from error
+        raise ConfigError(
+            f"security.api_keys, line {number}: expected `name salt hash tenant tier`"
+        ) from error
     if tier == CANARY_TIER:
-        raise ConfigError(f"security.api_keys, line {number}: tier {tier} is the router's own; choose another")
+        raise ConfigError(
+            f"security.api_keys, line {number}: tier {tier} is the router's own; choose another"
+        )
     return name, entry
 
 
@@ -146,7 +152,9 @@ def new_key(tenant: str, tier: str) -> tuple[str, str]:
     """
     for what, value in (("tenant", tenant), ("tier", tier)):
         if not _NAME.fullmatch(value):
-            raise ConfigError(f"{what} is {value[:64]!r}; use 1 to 64 letters, digits, dots, dashes or underscores")
+            raise ConfigError(
+                f"{what} is {value[:64]!r}; use 1 to 64 letters, digits, dots, dashes or underscores"
+            )
     if tier == CANARY_TIER:
         raise ConfigError(f"tier {tier} is the router's own, it passes the queue; choose another")
     name, secret, salt = secrets.token_hex(4), secrets.token_hex(16), secrets.token_bytes(16)

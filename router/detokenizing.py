@@ -23,7 +23,9 @@ CONTEXT_TOKENS = 6
 class StreamDecoder:
     """The `TextDecoder` of one choice."""
 
-    def __init__(self, tokenizer: Tokenizer, context: tuple[int, ...], *, skips_special: bool = True) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, context: tuple[int, ...], *, skips_special: bool = True
+    ) -> None:
         """Begin after `context`."""
         self._tokenizer, self._skips_special = tokenizer, skips_special
         self._stream = DecodeStream(ids=list(context), skip_special_tokens=skips_special)
@@ -41,7 +43,11 @@ class StreamDecoder:
     def flush(self) -> str:
         """Return what is left when the output ends: an incomplete character shows as U+FFFD."""
         pending, self._pending = self._pending, []
-        return str(self._tokenizer.decode(pending, skip_special_tokens=self._skips_special)) if pending else ""
+        return (
+            str(self._tokenizer.decode(pending, skip_special_tokens=self._skips_special))
+            if pending
+            else ""
+        )
 
 
 class TextModel:
@@ -55,10 +61,14 @@ class TextModel:
         """
         path = folder / "tokenizer.json"
         if not path.is_file():
-            raise ModelLoadError(f"{folder.name} holds no tokenizer.json; other tokenizer formats are not read")
+            raise ModelLoadError(
+                f"{folder.name} holds no tokenizer.json; other tokenizer formats are not read"
+            )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # tokenizers raises plain Exception, whatever is wrong with the file
+        except (
+            Exception
+        ) as error:  # tokenizers raises plain Exception, whatever is wrong with the file
             raise ModelLoadError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
         decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
         kinds = [decoder, *decoder.get("decoders", ())]

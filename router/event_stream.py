@@ -40,7 +40,9 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, reply: Reply, group: StreamGroup, headers: dict[str, str], limits: StreamLimits) -> None:
+    def __init__(
+        self, reply: Reply, group: StreamGroup, headers: dict[str, str], limits: StreamLimits
+    ) -> None:
         """Keep reply and requests, which are already started."""
         super().__init__(headers={**headers, **HEADERS})
         del self.headers["content-length"]
@@ -67,14 +69,26 @@ class EventStream(Response):
             if not is_started:
                 if not text and isinstance(self._reply.error, ServingError):
                     raise self._reply.error
-                await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
                 is_started = True
             if text or not events:
                 body = text.encode() if events else KEEP_ALIVE
                 await self._write(send, body)
         error = self._reply.error
-        last = f"data: {json.dumps(error_body(error))}\n\n" if error is not None else self._reply.last_chunk()
-        await send({"type": "http.response.body", "body": f"{last}data: [DONE]\n\n".encode(), "more_body": False})
+        last = (
+            f"data: {json.dumps(error_body(error))}\n\n"
+            if error is not None
+            else self._reply.last_chunk()
+        )
+        await send(
+            {
+                "type": "http.response.body",
+                "body": f"{last}data: [DONE]\n\n".encode(),
+                "more_body": False,
+            }
+        )
 
     def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
         if not self._limits.has_ids:
@@ -92,7 +106,9 @@ class EventStream(Response):
             async with asyncio.timeout(self._limits.slow_reader_s):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         except TimeoutError as error:
-            raise SlowReader(f"the client did not read for {self._limits.slow_reader_s:g} s") from error
+            raise SlowReader(
+                f"the client did not read for {self._limits.slow_reader_s:g} s"
+            ) from error
 
 
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:

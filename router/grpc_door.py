@@ -54,7 +54,12 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
         """The whole answer at once."""
         if request.HasField("resume_from"):
-            await abort(context, InvalidRequest("resume_from", "is for streams; a whole answer has nothing to resume"))
+            await abort(
+                context,
+                InvalidRequest(
+                    "resume_from", "is for streams; a whole answer has nothing to resume"
+                ),
+            )
         group = await self._open(request, context, generate_wish)
         texts: dict[int, str] = {}
         tokens: dict[int, list[pb.TokenInfo]] = {}
@@ -75,7 +80,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                             await _check(context, event)
                             choices = [
                                 pb.Choice(
-                                    index=c, text=texts.get(c, ""), tokens=tokens.get(c, []), finished=finished[c]
+                                    index=c,
+                                    text=texts.get(c, ""),
+                                    tokens=tokens.get(c, []),
+                                    finished=finished[c],
                                 )
                                 for c in sorted(finished)
                             ]
@@ -94,7 +102,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         """A conversation, answered as a stream."""
         await self._stream(request, context, self._chat_wish, pb.ChatResponse)
 
-    async def _stream(self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish], message: Any) -> None:
+    async def _stream(
+        self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish], message: Any
+    ) -> None:
         group = await self._open(request, context, to_wish)
         request_id = group.requests[0].request_id
 
@@ -124,7 +134,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                             await write(finished=_finished(event))
                         case RequestEnded():
                             await _check(context, event)
-                            summary = pb.Summary(usage=_usage(event.usage), timing=_timing(request, event.anatomy))
+                            summary = pb.Summary(
+                                usage=_usage(event.usage), timing=_timing(request, event.anatomy)
+                            )
                             await write(summary=summary)
                             return
         finally:
@@ -138,13 +150,23 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 raise InvalidRequest("input", "is missing; set text or conversation")
             adds = optional(request, "add_special_tokens", kind == "text")
             talk = request.conversation
-            prompt = request.text if kind == "text" else self._chat_prompt(talk.messages, talk.options, adds)
-            ids, names = await self._service.tokenize(request.model, prompt, adds_special_tokens=adds)
+            prompt = (
+                request.text
+                if kind == "text"
+                else self._chat_prompt(talk.messages, talk.options, adds)
+            )
+            ids, names = await self._service.tokenize(
+                request.model, prompt, adds_special_tokens=adds
+            )
         except ServingError as error:
             await abort(context, error)
-        return pb.TokenizeResponse(token_ids=ids, tokens=names, max_model_len=self._service.model.max_model_len)
+        return pb.TokenizeResponse(
+            token_ids=ids, tokens=names, max_model_len=self._service.model.max_model_len
+        )
 
-    async def Detokenize(self, request: pb.DetokenizeRequest, context: Any) -> pb.DetokenizeResponse:
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Any
+    ) -> pb.DetokenizeResponse:
         """Token ids to text."""
         skips = optional(request, "skip_special_tokens", default=False)
         try:
@@ -157,17 +179,27 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         """Cancel a request by id."""
         tenant = identity_of(context, self._service.keyring).tenant
         is_aborted = self._service.abort(tenant, request.request_id)
-        return pb.AbortResponse(outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING)
+        return pb.AbortResponse(
+            outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING
+        )
 
-    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
         """What is served here."""
         m = self._service.model
-        return pb.ListModelsResponse(models=[pb.Model(id=m.name, max_model_len=m.max_model_len, dtype=m.dtype)])
+        return pb.ListModelsResponse(
+            models=[pb.Model(id=m.name, max_model_len=m.max_model_len, dtype=m.dtype)]
+        )
 
-    async def _open(self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]) -> StreamGroup:
+    async def _open(
+        self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]
+    ) -> StreamGroup:
         try:
             identity = identity_of(context, self._service.keyring)
-            made = await self._service.make_request(replace(to_wish(request, context), identity=identity))
+            made = await self._service.make_request(
+                replace(to_wish(request, context), identity=identity)
+            )
         except ServingError as error:
             await abort(context, error)
         context.set_trailing_metadata(((REQUEST_ID_KEY, made.request_id),))
@@ -178,7 +210,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         return chat_wish(request, context, self._chat_prompt(request.messages, request.chat, adds))
 
     def _chat_prompt(self, messages: Any, options: Any, adds_special_tokens: bool) -> ChatPrompt:
-        return chat_prompt(messages, options, self._service.config.chat_template_kwargs, adds_special_tokens)
+        return chat_prompt(
+            messages, options, self._service.config.chat_template_kwargs, adds_special_tokens
+        )
 
     def _prompt(self, logprobs: tuple[Logprob, ...]) -> pb.PromptInfo:
         return pb.PromptInfo(tokens=[self._token(p.token_id, p) for p in logprobs])
@@ -253,7 +287,9 @@ class GrpcDoor:
             ("grpc.keepalive_permit_without_calls", 1),
         ]
         server = grpc.aio.server(options=options, interceptors=[Gate(self._service.keyring)])
-        generation_pb2_grpc.add_GenerationServicer_to_server(GenerationServicer(self._service), server)
+        generation_pb2_grpc.add_GenerationServicer_to_server(
+            GenerationServicer(self._service), server
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         if not self._security.production:
@@ -261,7 +297,11 @@ class GrpcDoor:
         for name in ("", SERVICE):
             await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         address, credentials = f"{config.host}:{config.grpc_port}", door_credentials(self._security)
-        self.port = server.add_secure_port(address, credentials) if credentials else server.add_insecure_port(address)
+        self.port = (
+            server.add_secure_port(address, credentials)
+            if credentials
+            else server.add_insecure_port(address)
+        )
         await server.start()
         self._server = server
 

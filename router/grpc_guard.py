@@ -33,7 +33,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         handler = await continuation(details)
         if details.method.startswith(OPEN_METHODS) or handler is None:
             return handler
-        values = [value for name, value in details.invocation_metadata or () if name == "authorization"]
+        values = [
+            value for name, value in details.invocation_metadata or () if name == "authorization"
+        ]
         try:
             self._keyring.identify(str(values[0]) if len(values) == 1 else "")
         except ServingError as error:

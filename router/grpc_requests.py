@@ -13,7 +13,14 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from core.errors import InternalError, InvalidRequest, ModelNotFound, RateLimited, ServingError, Unavailable
+from core.errors import (
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    RateLimited,
+    ServingError,
+    Unavailable,
+)
 from core.trace import parse_trace
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
@@ -27,7 +34,9 @@ def identity_of(context: Any, keyring: Keyring) -> Identity:
     Raises:
         Unauthenticated: No valid key.
     """
-    values = [value for name, value in context.invocation_metadata() or () if name == "authorization"]
+    values = [
+        value for name, value in context.invocation_metadata() or () if name == "authorization"
+    ]
     return keyring.identify(str(values[0]) if len(values) == 1 else "")
 
 
@@ -44,7 +53,12 @@ def _given(request: pb.GenerateRequest | pb.ChatRequest) -> dict[str, Any]:
         (stopping, ("max_tokens", "min_tokens", "ignore_eos", "include_stop")),
         (response, ("logprobs", "prompt_logprobs", "skip_special_tokens")),
     )  # fmt: skip
-    given = {name: getattr(group, name) for group, names in fields for name in names if group.HasField(name)}
+    given = {
+        name: getattr(group, name)
+        for group, names in fields
+        for name in names
+        if group.HasField(name)
+    }
     return {
         **given, "stop": tuple(stopping.stop), "stop_token_ids": tuple(stopping.stop_token_ids),
         "logit_bias": tuple(sorted(sampling.logit_bias.items())),
@@ -81,7 +95,9 @@ def generate_wish(request: pb.GenerateRequest, context: Any) -> Wish:
     if kind is None:
         raise InvalidRequest("input", "is missing; set text or token_ids")
     prompt = request.text if kind == "text" else list(request.token_ids.ids)
-    return _wish(request, context, prompt, adds=optional(request.prompt, "add_special_tokens", default=True))
+    return _wish(
+        request, context, prompt, adds=optional(request.prompt, "add_special_tokens", default=True)
+    )
 
 
 def chat_wish(request: pb.ChatRequest, context: Any, chat: ChatPrompt) -> Wish:
@@ -102,13 +118,18 @@ def chat_prompt(
     variables = MessageToDict(options.template_kwargs)
     unknown = sorted(variables.keys() - set(allowed))
     if unknown:
-        raise InvalidRequest("template_kwargs", f"has {unknown[0][:40]!r}; allowed: {', '.join(allowed)}")
+        raise InvalidRequest(
+            "template_kwargs", f"has {unknown[0][:40]!r}; allowed: {', '.join(allowed)}"
+        )
     continues = options.continue_final_message
     adds = optional(options, "add_generation_prompt", not continues)
     if continues and adds:
-        raise InvalidRequest("continue_final_message", "and add_generation_prompt exclude each other")
+        raise InvalidRequest(
+            "continue_final_message", "and add_generation_prompt exclude each other"
+        )
     turns = [
-        {"role": m.role, "content": m.content, **({"name": m.name} if m.HasField("name") else {})} for m in messages
+        {"role": m.role, "content": m.content, **({"name": m.name} if m.HasField("name") else {})}
+        for m in messages
     ]
     return ChatPrompt(
         turns,
@@ -123,10 +144,14 @@ async def abort(context: Any, error: ServingError) -> NoReturn:
     """End a call with a status and its details; never returns."""
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.code, domain="baton")]
     if isinstance(error, InvalidRequest):
-        violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.message)
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=error.message
+        )
         details.append(error_details_pb2.BadRequest(field_violations=[violation]))
     if isinstance(error, ModelNotFound):
-        details.append(error_details_pb2.ResourceInfo(resource_type="model", description=error.message))
+        details.append(
+            error_details_pb2.ResourceInfo(resource_type="model", description=error.message)
+        )
     if isinstance(error, (Unavailable, RateLimited)):
         delay = duration_pb2.Duration(seconds=max(1, round(getattr(error, "retry_after_s", 1.0))))
         details.append(error_details_pb2.RetryInfo(retry_delay=delay))
@@ -135,8 +160,12 @@ async def abort(context: Any, error: ServingError) -> NoReturn:
         box = any_pb2.Any()
         box.Pack(detail)
         packed.append(box)
-    status = status_pb2.Status(code=code_pb2.Code.Value(error.grpc_status), message=error.message, details=packed)
+    status = status_pb2.Status(
+        code=code_pb2.Code.Value(error.grpc_status), message=error.message, details=packed
+    )
     made = rpc_status.to_status(status)
     # `abort` replaces the trailers that were set before, so they are carried over.
-    await context.abort(made.code, made.details, (*made.trailing_metadata, *(context.trailing_metadata() or ())))
+    await context.abort(
+        made.code, made.details, (*made.trailing_metadata, *(context.trailing_metadata() or ()))
+    )
     raise InternalError("a gRPC call went on after its abort")

@@ -9,7 +9,16 @@ from __future__ import annotations
 import json
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
 
 from core.errors import InvalidRequest
 from core.trace import TraceContext
@@ -31,7 +40,9 @@ class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
     model_config = ConfigDict(extra="ignore")
-    include_usage: StrictBool = Field(False, description="a last chunk with the usage and no choices")
+    include_usage: StrictBool = Field(
+        False, description="a last chunk with the usage and no choices"
+    )
     continuous_usage_stats: StrictBool = Field(False, description="the usage so far in every chunk")
 
 
@@ -48,29 +59,53 @@ class SamplingBody(Body):
     temperature: Number | None = Field(None, description="0 is greedy; 0 to 100")
     top_p: Number | None = Field(None, description="above 0, at most 1 (off)")
     top_k: StrictInt | None = Field(None, description="0 or -1: off")
-    min_p: Number | None = Field(None, description="least probability, as a share of the likeliest token's")
-    presence_penalty: Number | None = Field(None, description="-2 to 2, once for each token in the output")
-    frequency_penalty: Number | None = Field(None, description="-2 to 2, for each time a token is in the output")
+    min_p: Number | None = Field(
+        None, description="least probability, as a share of the likeliest token's"
+    )
+    presence_penalty: Number | None = Field(
+        None, description="-2 to 2, once for each token in the output"
+    )
+    frequency_penalty: Number | None = Field(
+        None, description="-2 to 2, for each time a token is in the output"
+    )
     repetition_penalty: Number | None = Field(None, description="1 is off; prompt and output count")
-    logit_bias: dict[str, Number] | None = Field(None, description="token id to -100..100, at most 300")
-    allowed_token_ids: list[StrictInt] | None = Field(None, description="nothing else is drawn; at most 4096")
-    bad_words: list[StrictStr] | None = Field(None, description="must not appear in the output; at most 64")
+    logit_bias: dict[str, Number] | None = Field(
+        None, description="token id to -100..100, at most 300"
+    )
+    allowed_token_ids: list[StrictInt] | None = Field(
+        None, description="nothing else is drawn; at most 4096"
+    )
+    bad_words: list[StrictStr] | None = Field(
+        None, description="must not appear in the output; at most 64"
+    )
     n: StrictInt | None = Field(None, description="choices, 1 to 8")
     seed: StrictInt | None = Field(None, description="absent: derived from the request id")
-    stop: StrictStr | list[StrictStr] | None = Field(None, description="at most 16 of at most 256 bytes")
+    stop: StrictStr | list[StrictStr] | None = Field(
+        None, description="at most 16 of at most 256 bytes"
+    )
     stop_token_ids: list[StrictInt] | None = Field(None, description="at most 16")
     min_tokens: StrictInt | None = Field(None, description="no end before this many tokens")
     max_tokens: StrictInt | None = Field(None, description="longest output (tokens)")
     ignore_eos: StrictBool | None = Field(None, description="go on after the end-of-text token")
-    include_stop_str_in_output: StrictBool | None = Field(None, description="leave the stop in the text")
+    include_stop_str_in_output: StrictBool | None = Field(
+        None, description="leave the stop in the text"
+    )
     skip_special_tokens: StrictBool | None = Field(None, description="default true")
-    prompt_logprobs: StrictInt | None = Field(None, description="log probabilities of the prompt, with k rivals")
-    truncate_prompt_tokens: StrictInt | None = Field(None, description="keep the last k tokens; -1: what fits")
+    prompt_logprobs: StrictInt | None = Field(
+        None, description="log probabilities of the prompt, with k rivals"
+    )
+    truncate_prompt_tokens: StrictInt | None = Field(
+        None, description="keep the last k tokens; -1: what fits"
+    )
     truncation_side: StrictStr | None = Field(None, description="left (default) or right")
     add_special_tokens: StrictBool | None = Field(None, description="let the tokenizer add its own")
-    cache_salt: StrictStr | None = Field(None, description="share prefix cache only with requests of the same salt")
+    cache_salt: StrictStr | None = Field(
+        None, description="share prefix cache only with requests of the same salt"
+    )
     return_token_ids: StrictBool | None = Field(None, description="token ids beside the text")
-    return_tokens_as_token_ids: StrictBool | None = Field(None, description="name tokens `token_id:N` in logprobs")
+    return_tokens_as_token_ids: StrictBool | None = Field(
+        None, description="name tokens `token_id:N` in logprobs"
+    )
     stream: StrictBool | None = Field(None, description="server-sent events")
     stream_options: StreamOptions | None = Field(None, description="only with stream")
     request_id: StrictStr | None = Field(None, description="at most 128 printable ASCII characters")
@@ -86,7 +121,9 @@ class SamplingBody(Body):
         given["stop_token_ids"] = tuple(self.stop_token_ids or ())
         given["allowed_token_ids"] = tuple(self.allowed_token_ids or ())
         if self.allowed_token_ids == []:
-            raise InvalidRequest("allowed_token_ids", "is empty; name at least one token or leave it out")
+            raise InvalidRequest(
+                "allowed_token_ids", "is empty; name at least one token or leave it out"
+            )
         given["include_stop"] = bool(self.include_stop_str_in_output)
         given["logit_bias"] = _bias(self.logit_bias or {})
         return given
@@ -97,7 +134,9 @@ class SamplingBody(Body):
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options", "is only allowed with stream: true")
         if self.truncation_side not in (None, "left", "right"):
-            raise InvalidRequest("truncation_side", f"is {self.truncation_side[:20]!r}, must be left or right")
+            raise InvalidRequest(
+                "truncation_side", f"is {self.truncation_side[:20]!r}, must be left or right"
+            )
         return Wish(
             prompt=prompt, sampling=given, model=self.model, request_id=self.request_id or request_id,
             bad_words=self.bad_words or (), truncate_prompt_tokens=self.truncate_prompt_tokens,
@@ -113,7 +152,9 @@ class CompletionBody(SamplingBody):
         description="text, token ids, or a list of either (at most 128)"
     )
     logprobs: StrictInt | None = Field(None, description="of chosen tokens, with k rivals, 0 to 20")
-    echo: StrictBool | None = Field(None, description="prompt before the output; allows max_tokens 0")
+    echo: StrictBool | None = Field(
+        None, description="prompt before the output; allows max_tokens 0"
+    )
 
     def prompts(self) -> list[str | list[int]]:
         """Reduce the four forms to a list of prompts."""
@@ -126,7 +167,9 @@ class CompletionBody(SamplingBody):
         if token_ids:
             return [token_ids]
         if len(prompt) > MAX_PROMPTS:
-            raise InvalidRequest("prompt", f"is a list of {len(prompt)} prompts, the limit is {MAX_PROMPTS}")
+            raise InvalidRequest(
+                "prompt", f"is a list of {len(prompt)} prompts, the limit is {MAX_PROMPTS}"
+            )
         return [entry for entry in prompt if not isinstance(entry, int)]
 
     @property
@@ -144,7 +187,9 @@ class CompletionBody(SamplingBody):
         if self.is_echo_only:
             given |= {"max_tokens": 1, "min_tokens": 0}
         adds = self.add_special_tokens is not False
-        return [self.wish(p, given, request_id, trace, adds_special_tokens=adds) for p in self.prompts()]
+        return [
+            self.wish(p, given, request_id, trace, adds_special_tokens=adds) for p in self.prompts()
+        ]
 
 
 class ContentPart(BaseModel):
@@ -159,19 +204,28 @@ class Message(BaseModel):
     """One turn; further fields go to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow")
-    role: StrictStr = Field(description="system, developer, user, assistant, tool, or what the template knows")
-    content: StrictStr | list[ContentPart] | None = Field(None, description="text, or parts of type text")
+    role: StrictStr = Field(
+        description="system, developer, user, assistant, tool, or what the template knows"
+    )
+    content: StrictStr | list[ContentPart] | None = Field(
+        None, description="text, or parts of type text"
+    )
 
     def plain(self, index: int) -> dict[str, Any]:
         """As the template gets it."""
         if not self.role or len(self.role) > MAX_ROLE_CHARACTERS:
-            raise InvalidRequest(f"messages[{index}].role", f"must have 1 to {MAX_ROLE_CHARACTERS} characters")
+            raise InvalidRequest(
+                f"messages[{index}].role", f"must have 1 to {MAX_ROLE_CHARACTERS} characters"
+            )
         content = self.content
         if isinstance(content, list):
-            odd = next((part.type for part in content if part.type != "text" or part.text is None), None)
+            odd = next(
+                (part.type for part in content if part.type != "text" or part.text is None), None
+            )
             if odd is not None:
                 raise InvalidRequest(
-                    f"messages[{index}].content", f"has a part of type {odd[:20]!r}; only text is served"
+                    f"messages[{index}].content",
+                    f"has a part of type {odd[:20]!r}; only text is served",
                 )
             content = "\n".join(part.text or "" for part in content)
         return {"role": self.role, "content": content, **(self.model_extra or {})}
@@ -181,25 +235,41 @@ class Conversation(Body):
     """Messages and how the chat template is used."""
 
     messages: list[Message] = Field(description="at least one")
-    add_generation_prompt: StrictBool | None = Field(None, description="open the assistant's turn; default true")
-    continue_final_message: StrictBool | None = Field(None, description="go on with the last message")
-    chat_template: StrictStr | None = Field(None, description="only with router.trust_request_chat_template")
-    chat_template_kwargs: dict[str, Any] | None = Field(None, description="names in router.chat_template_kwargs")
+    add_generation_prompt: StrictBool | None = Field(
+        None, description="open the assistant's turn; default true"
+    )
+    continue_final_message: StrictBool | None = Field(
+        None, description="go on with the last message"
+    )
+    chat_template: StrictStr | None = Field(
+        None, description="only with router.trust_request_chat_template"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="names in router.chat_template_kwargs"
+    )
     reasoning_effort: StrictStr | None = Field(None, description="passed to the chat template")
 
-    def chat(self, allowed: tuple[str, ...], *, trusts_template: bool, adds_special_tokens: bool) -> ChatPrompt:
+    def chat(
+        self, allowed: tuple[str, ...], *, trusts_template: bool, adds_special_tokens: bool
+    ) -> ChatPrompt:
         """Check what may be passed to the template."""
         if not self.messages:
             raise InvalidRequest("messages", "is empty; send at least one")
         if self.chat_template is not None and not trusts_template:
-            raise InvalidRequest("chat_template", "is not allowed here; set router.trust_request_chat_template")
+            raise InvalidRequest(
+                "chat_template", "is not allowed here; set router.trust_request_chat_template"
+            )
         continues = bool(self.continue_final_message)
         if continues and self.add_generation_prompt:
-            raise InvalidRequest("continue_final_message", "and add_generation_prompt exclude each other")
+            raise InvalidRequest(
+                "continue_final_message", "and add_generation_prompt exclude each other"
+            )
         variables = dict(self.chat_template_kwargs or {})
         unknown = sorted(variables.keys() - set(allowed))
         if unknown:
-            raise InvalidRequest("chat_template_kwargs", f"has {unknown[0][:40]!r}; allowed: {', '.join(allowed)}")
+            raise InvalidRequest(
+                "chat_template_kwargs", f"has {unknown[0][:40]!r}; allowed: {', '.join(allowed)}"
+            )
         if self.reasoning_effort is not None:
             variables.setdefault("reasoning_effort", self.reasoning_effort)
         adds = not continues if self.add_generation_prompt is None else self.add_generation_prompt
@@ -214,7 +284,9 @@ class ChatBody(SamplingBody, Conversation):
 
     logprobs: StrictBool | None = Field(None, description="log probabilities of the output tokens")
     top_logprobs: StrictInt | None = Field(None, description="rivals, 0 to 20; needs logprobs")
-    max_completion_tokens: StrictInt | None = Field(None, description="longest output (tokens); absent: what fits")
+    max_completion_tokens: StrictInt | None = Field(
+        None, description="longest output (tokens); absent: what fits"
+    )
 
     def wishes(self, chat: ChatPrompt, request_id: str, trace: TraceContext | None) -> list[Wish]:
         """One wish."""
@@ -234,7 +306,9 @@ class TokenizeBody(Body):
     model: StrictStr = ""
     prompt: StrictStr
     add_special_tokens: StrictBool = True
-    return_token_strs: StrictBool = Field(False, description="also name each token as the vocabulary does")
+    return_token_strs: StrictBool = Field(
+        False, description="also name each token as the vocabulary does"
+    )
 
 
 class TokenizeChatBody(Conversation):
@@ -265,7 +339,14 @@ OFF: dict[str, tuple[Any, ...]] = {
     "echo": (None, False), "background": (None, False), "early_stopping": (None, False),
 }  # fmt: skip
 """Known fields that are not built, with the values that mean "off"."""
-FREE = ("user", "metadata", "prompt_cache_key", "safety_identifier", "session_id", "prompt_cache_retention")
+FREE = (
+    "user",
+    "metadata",
+    "prompt_cache_key",
+    "safety_identifier",
+    "session_id",
+    "prompt_cache_retention",
+)
 """Known fields that change nothing of an answer here."""
 RENAMED = {"guided_json": "structured_outputs", "guided_regex": "structured_outputs", "guided_choice": "structured_outputs",
            "guided_grammar": "structured_outputs", "guided_decoding_backend": "structured_outputs"}  # fmt: skip
@@ -283,13 +364,19 @@ def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
     unknown = []
     for name, value in (body.model_extra or {}).items():
         if name in RENAMED and value is not None:
-            raise InvalidRequest(name, f"is now called {RENAMED[name]}, which is not supported yet; leave it out")
+            raise InvalidRequest(
+                name, f"is now called {RENAMED[name]}, which is not supported yet; leave it out"
+            )
         if name in OFF:
             if not any(value == off and type(value) is type(off) for off in OFF[name]):
-                raise InvalidRequest(name, f"= {json.dumps(value)[:40]} is not supported; leave it out")
+                raise InvalidRequest(
+                    name, f"= {json.dumps(value)[:40]} is not supported; leave it out"
+                )
         elif name not in FREE and name not in RENAMED:
             if is_strict:
-                raise InvalidRequest(name[:80], "is not a known field, and router.is_strict refuses such")
+                raise InvalidRequest(
+                    name[:80], "is not a known field, and router.is_strict refuses such"
+                )
             unknown.append(name)
     return unknown
 
@@ -320,7 +407,11 @@ def _location(parts: tuple[str | int, ...]) -> str:
             text += f"[{part}]"
         elif not text:
             text = part
-        elif part.replace("_", "").isalnum() and part.islower() and part not in ("str", "int", "float", "bool"):
+        elif (
+            part.replace("_", "").isalnum()
+            and part.islower()
+            and part not in ("str", "int", "float", "bool")
+        ):
             text += f".{part}"
     return text[:120] or "body"
 

@@ -21,8 +21,14 @@ MAX_RETRY_AFTER_S = 60.0
 def error_body(error: Exception) -> dict[str, Any]:
     """OpenAI's error object; of what is not ours, nothing is told but that it happened."""
     if not isinstance(error, ServingError):
-        return _body("the server failed in a way it should not", "server_error", None, "internal_error")
-    kind = "invalid_request_error" if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+        return _body(
+            "the server failed in a way it should not", "server_error", None, "internal_error"
+        )
+    kind = (
+        "invalid_request_error"
+        if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR
+        else "server_error"
+    )
     param = error.field if isinstance(error, InvalidRequest) else None
     return _body(error.message, kind, param, error.code)
 
@@ -38,7 +44,10 @@ def error_response(error: ServingError, request_id: str) -> JSONResponse:
         headers["x-request-id"] = request_id
     if isinstance(error, (Unavailable, RateLimited)):
         wait_s = min(getattr(error, "retry_after_s", 1.0), MAX_RETRY_AFTER_S)
-        headers |= {"Retry-After": str(max(1, round(wait_s))), "retry-after-ms": str(max(1, round(wait_s * 1000)))}
+        headers |= {
+            "Retry-After": str(max(1, round(wait_s))),
+            "retry-after-ms": str(max(1, round(wait_s * 1000))),
+        }
     # Errors may quote what a client sent: a lone surrogate must not break the reply about it.
     body = error_body(error)
     body["error"]["message"] = body["error"]["message"].encode("utf-8", "replace").decode()
@@ -47,9 +56,13 @@ def error_response(error: ServingError, request_id: str) -> JSONResponse:
     return JSONResponse(body, status_code=error.http_status, headers=headers)
 
 
-def plain_error(status: int, message: str, code: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def plain_error(
+    status: int, message: str, code: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
     """An error of the HTTP layer itself: no such path, wrong method, a bug."""
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return JSONResponse(
-        _body(message, kind, None, code), status_code=status, headers={**(headers or {}), "x-should-retry": "false"}
+        _body(message, kind, None, code),
+        status_code=status,
+        headers={**(headers or {}), "x-should-retry": "false"},
     )

@@ -28,11 +28,17 @@ class Guard:
         """Let a request pass, or refuse it."""
         if scope["type"] != "http":
             return  # no websockets here, and nobody is told why
-        is_open = scope["path"] in OPEN_PATHS and scope["method"] in OPEN_METHODS and not scope.get("root_path")
+        is_open = (
+            scope["path"] in OPEN_PATHS
+            and scope["method"] in OPEN_METHODS
+            and not scope.get("root_path")
+        )
         if not is_open:
             values = [value for name, value in scope["headers"] if name == b"authorization"]
             try:
-                identity = self._keyring.identify(values[0].decode("latin-1") if len(values) == 1 else "")
+                identity = self._keyring.identify(
+                    values[0].decode("latin-1") if len(values) == 1 else ""
+                )
             except ServingError as error:
                 refusal = error_response(error, "")
                 refusal.headers["WWW-Authenticate"] = "Bearer"

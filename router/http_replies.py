@@ -82,7 +82,11 @@ class Dialect:
 
     def token(self, token_id: int) -> str:
         """How a token is named in log probabilities."""
-        return f"token_id:{token_id}" if self.options.names_ids else self.service.text.token_text(token_id)
+        return (
+            f"token_id:{token_id}"
+            if self.options.names_ids
+            else self.service.text.token_text(token_id)
+        )
 
     def logprobs(self, entries: Sequence[Logprob], offset: int) -> dict[str, Any] | None:
         """The legacy shape; `offset` is where the first token's text begins."""
@@ -105,7 +109,10 @@ class Dialect:
             return [None] * bool(prompt)
         return [
             None,
-            *({str(i): {"logprob": p, "decoded_token": self.token(i)} for i, p in _with_own(e)} for e in scored),
+            *(
+                {str(i): {"logprob": p, "decoded_token": self.token(i)} for i, p in _with_own(e)}
+                for e in scored
+            ),
         ]
 
     def whole_choice(self, choice: ChoiceText, prompt: PromptText) -> dict[str, Any]:
@@ -143,7 +150,13 @@ class Dialect:
         if not self.options.echo:
             return None
         logprobs = self.echoed_logprobs(prompt) if self.options.has_logprobs else None
-        return {"index": index, "text": prompt.text, "logprobs": logprobs, "finish_reason": None, "stop_reason": None}
+        return {
+            "index": index,
+            "text": prompt.text,
+            "logprobs": logprobs,
+            "finish_reason": None,
+            "stop_reason": None,
+        }
 
     def last_choice(self, index: int, finished: ChoiceFinished) -> dict[str, Any]:
         """What closes a choice in a stream."""
@@ -165,7 +178,10 @@ class ChatDialect(Dialect):
         if not self.options.has_logprobs:
             return None
         content = [
-            {**self._token(e.token_id, e.logprob), "top_logprobs": [self._token(i, p) for i, p in e.top]}
+            {
+                **self._token(e.token_id, e.logprob),
+                "top_logprobs": [self._token(i, p) for i, p in e.top],
+            }
             for e in entries
         ]
         return {"content": content, "refusal": None}
@@ -242,7 +258,10 @@ class Reply:
         self.dialect, self.options = dialect, dialect.options
         self._num_choices = requests[0].sampling.n
         text = dialect.service.text.text
-        self._prompts = [PromptText(r.token_ids, text(r.token_ids) if self.options.echo else "") for r in requests]
+        self._prompts = [
+            PromptText(r.token_ids, text(r.token_ids) if self.options.echo else "")
+            for r in requests
+        ]
         self._choices = [
             ChoiceText(i, "", [], [], len(self._prompts[i // self._num_choices].text))
             for i in range(len(requests) * self._num_choices)
@@ -257,10 +276,14 @@ class Reply:
             "model": dialect.service.model.name,
             "system_fingerprint": dialect.service.model.fingerprint,
         }
-        self._quick_head = "data: " + json.dumps(self._head, separators=(",", ":"))[:-1] + ',"choices":['
+        self._quick_head = (
+            "data: " + json.dumps(self._head, separators=(",", ":"))[:-1] + ',"choices":['
+        )
         self._quick_tail = '],"usage":null}\n\n' if self.options.includes_usage else "]}\n\n"
         o = self.options
-        self._is_quick = not (o.has_logprobs or o.returns_token_ids or o.has_continuous_usage or o.is_echo_only)
+        self._is_quick = not (
+            o.has_logprobs or o.returns_token_ids or o.has_continuous_usage or o.is_echo_only
+        )
         have = [p for r in requests for p in r.resume_from or (0,) * self._num_choices]
         self._is_open = [position > 0 for position in have]
         self.progress = Progress(requests[0].request_id, self._num_choices, have)
@@ -269,7 +292,11 @@ class Reply:
     def usage(self) -> Usage:
         """Tokens over all prompts so far."""
         done = 0 if self.options.is_echo_only else sum(u.completion_tokens for u in self._usages)
-        return Usage(sum(u.prompt_tokens for u in self._usages), done, sum(u.cached_tokens for u in self._usages))
+        return Usage(
+            sum(u.prompt_tokens for u in self._usages),
+            done,
+            sum(u.cached_tokens for u in self._usages),
+        )
 
     # --- whole ----------------------------------------------------------------------------------------
 
@@ -297,8 +324,16 @@ class Reply:
         """The reply's body, when every request has ended."""
         if self.options.is_echo_only:
             for choice in self._choices:
-                choice.text, choice.logprobs, choice.token_ids, choice.finish_reason = "", [], [], "length"
-        choices = [self.dialect.whole_choice(c, self._prompts[c.index // self._num_choices]) for c in self._choices]
+                choice.text, choice.logprobs, choice.token_ids, choice.finish_reason = (
+                    "",
+                    [],
+                    [],
+                    "length",
+                )
+        choices = [
+            self.dialect.whole_choice(c, self._prompts[c.index // self._num_choices])
+            for c in self._choices
+        ]
         reply: dict[str, Any] = {**self._head, "object": self.dialect.object_whole, "choices": choices,
                                  "usage": usage_body(self.usage)}  # fmt: skip
         if self.options.is_chat and self.options.has_prompt_logprobs:
@@ -322,7 +357,9 @@ class Reply:
                 return self._delta(prompt, event)
             case ChoiceFinished():
                 index = prompt * self._num_choices + event.choice
-                return self._open(prompt, index) + self._chunk(self.dialect.last_choice(index, event))
+                return self._open(prompt, index) + self._chunk(
+                    self.dialect.last_choice(index, event)
+                )
             case RequestEnded():
                 self._end(prompt, event)
                 return ""
@@ -335,7 +372,9 @@ class Reply:
                 return opening
             return f"{opening}{self._quick_head}{self.dialect.quick_chunk(index, event.text)}{self._quick_tail}"
         usage = self._usages[prompt]
-        self._usages[prompt] = Usage(usage.prompt_tokens, usage.completion_tokens + len(event.token_ids))
+        self._usages[prompt] = Usage(
+            usage.prompt_tokens, usage.completion_tokens + len(event.token_ids)
+        )
         if self.options.is_echo_only or not (event.text or event.logprobs or event.token_ids):
             return opening
         choice = self._choices[index]
@@ -371,7 +410,9 @@ class Reply:
 
 
 def _with_own(entry: Logprob) -> list[tuple[int, float]]:
-    own = [] if any(i == entry.token_id for i, _ in entry.top) else [(entry.token_id, entry.logprob)]
+    own = (
+        [] if any(i == entry.token_id for i, _ in entry.top) else [(entry.token_id, entry.logprob)]
+    )
     return [*own, *entry.top]
 
 

@@ -85,7 +85,9 @@ class Subscriber(Protocol):
 class WorkerLink:
     """One worker, as this router sees it."""
 
-    def __init__(self, descriptor: WorkerDescriptor, network: Network, router_id: RouterId, clock: Clock) -> None:
+    def __init__(
+        self, descriptor: WorkerDescriptor, network: Network, router_id: RouterId, clock: Clock
+    ) -> None:
         """Nothing is dialled yet; `run` does."""
         self.descriptor = descriptor
         self.state = LinkState.DIALLING
@@ -137,7 +139,9 @@ class WorkerLink:
         """Let the worker open the ways to peers it has not heard of, and forget those that are gone."""
         fresh = [address for address in addresses if address not in self._introduced]
         self._introduced = set(addresses)
-        self.ways = {address: way for address, way in self.ways.items() if address in self._introduced}
+        self.ways = {
+            address: way for address, way in self.ways.items() if address in self._introduced
+        }
         if fresh:
             self._push(Meet(tuple(fresh)))
 
@@ -159,7 +163,9 @@ class WorkerLink:
     def _note_ways(self, ways: tuple[WayReport, ...]) -> None:
         for way in ways:
             if way.gb_per_s or way.error or way.address not in self.ways:
-                self.ways[way.address] = way  # what was only opened again says less than what was measured
+                self.ways[way.address] = (
+                    way  # what was only opened again says less than what was measured
+                )
             found = self._measured.get(way.address)
             if found is not None and not found.done() and (way.gb_per_s or way.error):
                 found.set_result(way)
@@ -225,7 +231,10 @@ class WorkerLink:
             wanted = tuple(s.wanted() for r, s in self._subscribers.items() if r not in unsent)
             await stream.send(Hello(self._router_id, wanted))
             welcome = await stream.recv()
-        if not isinstance(welcome, Welcome) or welcome.descriptor.incarnation != self.descriptor.incarnation:
+        if (
+            not isinstance(welcome, Welcome)
+            or welcome.descriptor.incarnation != self.descriptor.incarnation
+        ):
             stream.reset()
             raise StreamClosed("another worker lives at this address now")
         return stream
@@ -324,9 +333,16 @@ class WorkerLink:
 class Links:
     """Follows membership: a link per member, dropped when the member or the link is gone."""
 
-    def __init__(self, membership: Membership, network: Network, router_id: RouterId, clock: Clock) -> None:
+    def __init__(
+        self, membership: Membership, network: Network, router_id: RouterId, clock: Clock
+    ) -> None:
         """Keep the collaborators; `follow` starts."""
-        self._membership, self._network, self._router_id, self._clock = membership, network, router_id, clock
+        self._membership, self._network, self._router_id, self._clock = (
+            membership,
+            network,
+            router_id,
+            clock,
+        )
         self._links: dict[tuple[WorkerId, int], WorkerLink] = {}
         self._tasks: dict[tuple[WorkerId, int], asyncio.Task[None]] = {}
         self.changed = asyncio.Event()
@@ -341,7 +357,9 @@ class Links:
         for key, descriptor in self._members().items():
             if key not in self._tasks:
                 self._links[key] = self._new_link(descriptor)
-                self._tasks[key] = asyncio.get_running_loop().create_task(self._run(key, descriptor))
+                self._tasks[key] = asyncio.get_running_loop().create_task(
+                    self._run(key, descriptor)
+                )
         self._note_change()
 
     def _new_link(self, descriptor: WorkerDescriptor) -> WorkerLink:
@@ -375,12 +393,18 @@ class Links:
     def _introduce(self) -> None:
         """No request is the first to meet a pair: connections, mappings and groups are made when a worker joins."""
         live = [link for link in self._links.values() if link.state is LinkState.LIVE]
-        senders = [link.descriptor.transfer_address for link in live if link.descriptor.role is Role.PREFILL]
+        senders = [
+            link.descriptor.transfer_address
+            for link in live
+            if link.descriptor.role is Role.PREFILL
+        ]
         for link in live:
             if link.descriptor.role is Role.DECODE:
                 link.introduce(senders)
 
-    async def measure(self, probe_bytes: int) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
+    async def measure(
+        self, probe_bytes: int
+    ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
         """Measure every way from a live prefill worker to a live decode worker, one after the other.
 
         Args:
@@ -399,7 +423,9 @@ class Links:
                 try:
                     way = await link.measure(sender.transfer_address, probe_bytes)
                 except TimeoutError:
-                    way = WayReport(sender.transfer_address, error=f"no answer within {MEASURE_S:g} s")
+                    way = WayReport(
+                        sender.transfer_address, error=f"no answer within {MEASURE_S:g} s"
+                    )
                 found.append((sender, link.descriptor, way))
         return found
 
@@ -428,7 +454,9 @@ class Links:
 
     def is_starting(self) -> bool:
         """True while a worker is expected: one that starts, reconnects or restarts its ranks."""
-        is_back_soon = any(x.state is LinkState.RECONNECTING or not x.is_ready for x in self._links.values())
+        is_back_soon = any(
+            x.state is LinkState.RECONNECTING or not x.is_ready for x in self._links.values()
+        )
         return is_back_soon or self._membership.is_starting()
 
     async def close(self) -> None:

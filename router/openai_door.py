@@ -42,7 +42,11 @@ from router.service import GenerationService
 
 log = logging.getLogger(__name__)
 MAX_HEADER_CHARACTERS = 1024
-TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = "x-baton-timing", "x-request-id", "x-baton-ignored-params"
+TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = (
+    "x-baton-timing",
+    "x-request-id",
+    "x-baton-ignored-params",
+)
 EVENT_IDS_HEADER, LAST_EVENT_HEADER = "x-baton-event-ids", "last-event-id"
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
@@ -61,7 +65,9 @@ async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> dic
             async for chunk in request.stream():
                 size += len(chunk)
                 if size > limit_bytes:
-                    raise PayloadTooLarge(f"the body has more than {limit_bytes} bytes; raise router.max_body_bytes")
+                    raise PayloadTooLarge(
+                        f"the body has more than {limit_bytes} bytes; raise router.max_body_bytes"
+                    )
                 chunks.append(chunk)
     except TimeoutError as error:
         raise RequestTimeout(f"the body was not complete within {timeout_s:g} s") from error
@@ -78,13 +84,17 @@ async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> dic
 
 def trace_of(request: Request) -> TraceContext | None:
     """W3C trace context of a request; baggage is not trusted and not read."""
-    return parse_trace(request.headers.get("traceparent", ""), request.headers.get("tracestate", ""))
+    return parse_trace(
+        request.headers.get("traceparent", ""), request.headers.get("tracestate", "")
+    )
 
 
 def request_id_of(request: Request) -> str:
     """The caller's request id, if it is one that may be echoed."""
     value = request.headers.get(REQUEST_ID_HEADER, "")
-    return value if len(value) <= MAX_ID_CHARACTERS and value.isascii() and value.isprintable() else ""
+    return (
+        value if len(value) <= MAX_ID_CHARACTERS and value.isascii() and value.isprintable() else ""
+    )
 
 
 def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wish]:
@@ -95,9 +105,15 @@ def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wi
     """
     request_id, positions = parse_event_id(last_event)
     if not is_stream or wishes[0].request_id not in ("", request_id):
-        raise InvalidRequest("Last-Event-ID", "is for a stream; send the same body, with stream: true and the same id")
+        raise InvalidRequest(
+            "Last-Event-ID",
+            "is for a stream; send the same body, with stream: true and the same id",
+        )
     shares = split_positions(positions, len(wishes))
-    return [replace(w, request_id=request_id, resume_from=s) for w, s in zip(wishes, shares, strict=True)]
+    return [
+        replace(w, request_id=request_id, resume_from=s)
+        for w, s in zip(wishes, shares, strict=True)
+    ]
 
 
 class Door:
@@ -156,7 +172,8 @@ class Door:
     def _shared_options(self, body: SamplingBody, request: Request) -> dict[str, bool]:
         stream = body.stream_options
         return {
-            "includes_usage": stream is not None and (stream.include_usage or stream.continuous_usage_stats),
+            "includes_usage": stream is not None
+            and (stream.include_usage or stream.continuous_usage_stats),
             "has_continuous_usage": stream is not None and stream.continuous_usage_stats,
             "wants_timing": request.headers.get(TIMING_HEADER) == "1",
             "returns_token_ids": bool(body.return_token_ids),
@@ -164,7 +181,12 @@ class Door:
         }
 
     async def _reply(
-        self, request: Request, wishes: list[Wish], body: SamplingBody, dialect: Dialect, headers: dict[str, str]
+        self,
+        request: Request,
+        wishes: list[Wish],
+        body: SamplingBody,
+        dialect: Dialect,
+        headers: dict[str, str],
     ) -> Response:
         last_event = request.headers.get(LAST_EVENT_HEADER, "")
         if last_event:
@@ -179,7 +201,9 @@ class Door:
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
-        return JSONResponse(content, headers={**headers, "Server-Timing": server_timing(reply.anatomy)})
+        return JSONResponse(
+            content, headers={**headers, "Server-Timing": server_timing(reply.anatomy)}
+        )
 
     def created_now(self) -> int:
         """Unix seconds for a reply's `created`."""
@@ -202,17 +226,26 @@ class Door:
             text = parse_body(TokenizeBody, tree)
             ignored_fields(text, is_strict=self.config.is_strict)
             adds = text.add_special_tokens
-            ids, names = await self.service.tokenize(text.model, text.prompt, adds_special_tokens=adds)
+            ids, names = await self.service.tokenize(
+                text.model, text.prompt, adds_special_tokens=adds
+            )
             wants_names = text.return_token_strs
         model = self.service.model
         strings = names if wants_names else None
-        body = {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids, "token_strs": strings}
+        body = {
+            "count": len(ids),
+            "max_model_len": model.max_model_len,
+            "tokens": ids,
+            "token_strs": strings,
+        }
         return JSONResponse(body)
 
     async def detokenize(self, request: Request) -> Response:
         """`POST /detokenize`."""
         body, headers = await self.body(DetokenizeBody, request)
-        return JSONResponse({"prompt": self.service.detokenize(body.model, body.tokens)}, headers=headers)
+        return JSONResponse(
+            {"prompt": self.service.detokenize(body.model, body.tokens)}, headers=headers
+        )
 
     def card(self) -> dict[str, Any]:
         """The model, as OpenAI describes one."""
@@ -227,7 +260,9 @@ class Door:
     async def model(self, model_id: str) -> dict[str, Any]:
         """`GET /v1/models/{id}`."""
         if model_id != self.service.model.name:
-            raise ModelNotFound(f"model {model_id[:80]!r} is not served here; served: {self.service.model.name}")
+            raise ModelNotFound(
+                f"model {model_id[:80]!r} is not served here; served: {self.service.model.name}"
+            )
         return self.card()
 
     async def health(self) -> Response:
@@ -236,7 +271,9 @@ class Door:
 
     async def ready(self) -> JSONResponse:
         """Able to get a request through."""
-        return JSONResponse(self.service.readiness(), status_code=200 if self.service.is_ready else 503)
+        return JSONResponse(
+            self.service.readiness(), status_code=200 if self.service.is_ready else 503
+        )
 
     async def load(self) -> dict[str, Any]:
         """Requests here and in each pool."""
@@ -244,7 +281,9 @@ class Door:
 
     async def metrics(self) -> PlainTextResponse:
         """Prometheus exposition."""
-        return PlainTextResponse(self.service.telemetry.text(), media_type="text/plain; version=0.0.4")
+        return PlainTextResponse(
+            self.service.telemetry.text(), media_type="text/plain; version=0.0.4"
+        )
 
     async def show_version(self) -> dict[str, str]:
         """The version of Baton."""
@@ -266,7 +305,10 @@ class Door:
 
 def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
     """Show bodies in `/docs`; they are read by hand, so that errors are OpenAI's."""
-    schemas = [kind.model_json_schema(ref_template=f"#/components/schemas/{kind.__name__}_{{model}}") for kind in kinds]
+    schemas = [
+        kind.model_json_schema(ref_template=f"#/components/schemas/{kind.__name__}_{{model}}")
+        for kind in kinds
+    ]
     for schema in schemas:
         schema.pop("$defs", None)
         for field in schema.get("properties", {}).values():
@@ -296,9 +338,13 @@ def _add_error_pages(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path[:80].encode("ascii", "replace").decode()
         facts = {404: f"there is no {path}", 405: f"{request.method[:10]} is not allowed on {path}"}
-        code = {404: "unsupported_endpoint", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        code = {404: "unsupported_endpoint", 405: "method_not_allowed"}.get(
+            error.status_code, "invalid_request"
+        )
         headers = dict(error.headers or {})
-        return plain_error(error.status_code, facts.get(error.status_code, str(error.detail)), code, headers)
+        return plain_error(
+            error.status_code, facts.get(error.status_code, str(error.detail)), code, headers
+        )
 
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
@@ -315,7 +361,11 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
         is_production: Without the pages that describe the API.
     """
     about: dict[str, Any] = {"title": "Baton", "version": version("baton-serve"), "redoc_url": None}
-    app: FastAPI = FastAPI(**about, docs_url=None, openapi_url=None) if is_production else FastAPIOffline(**about)
+    app: FastAPI = (
+        FastAPI(**about, docs_url=None, openapi_url=None)
+        if is_production
+        else FastAPIOffline(**about)
+    )
     door = Door(service, created)
     _add_error_pages(app)
     for path, endpoint, schema in (

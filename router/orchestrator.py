@@ -73,7 +73,12 @@ class Orchestrator:
         new_decoder: NewDecoder,
     ) -> None:
         """Keep the collaborators."""
-        self._links, self._admission, self._config, self._placement = links, admission, config, placement
+        self._links, self._admission, self._config, self._placement = (
+            links,
+            admission,
+            config,
+            placement,
+        )
         self._clock, self._ids, self._new_decoder = clock, ids, new_decoder
         self._runs: dict[RunKey, RequestRun] = {}
         self._tasks: dict[RunKey, asyncio.Task[object]] = {}
@@ -89,7 +94,9 @@ class Orchestrator:
         """Requests in flight; zero at rest."""
         return len(self._runs)
 
-    async def run(self, request: GenerateRequest, emit: Emit, forced_path: Path | None = None) -> None:
+    async def run(
+        self, request: GenerateRequest, emit: Emit, forced_path: Path | None = None
+    ) -> None:
         """Carry one request from the door to its single terminal event.
 
         Whatever happens, `emit` gets exactly one `RequestEnded`, and gets it last.
@@ -142,7 +149,9 @@ class Orchestrator:
                 await self._attempts(run)
             error = None
         except TimeoutError:
-            error = DeadlineExceeded(f"the deadline passed after {run.num_output_tokens} output tokens")
+            error = DeadlineExceeded(
+                f"the deadline passed after {run.num_output_tokens} output tokens"
+            )
         except ServingError as failure:
             error = failure
         except asyncio.CancelledError:
@@ -188,7 +197,9 @@ class Orchestrator:
         run.credit = limit
         attempt = run.current
         try:
-            self._links.get(attempt.placement.decode).send(Credit(run.session_key, attempt.epoch, limit))
+            self._links.get(attempt.placement.decode).send(
+                Credit(run.session_key, attempt.epoch, limit)
+            )
         except WorkerLost as error:
             attempt.fail(error)
 
@@ -207,10 +218,15 @@ class Orchestrator:
         all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(grace_s):
-                await asyncio.shield(all_ended)  # the timeout must not cancel the requests behind their backs
+                await asyncio.shield(
+                    all_ended
+                )  # the timeout must not cancel the requests behind their backs
         except TimeoutError:
             for run_key in list(self._runs):
-                self.abort(run_key, Draining("the router is shutting down; resume the stream at another one"))
+                self.abort(
+                    run_key,
+                    Draining("the router is shutting down; resume the stream at another one"),
+                )
             await all_ended
 
     async def _attempts(self, run: RequestRun) -> None:
@@ -262,7 +278,9 @@ class Orchestrator:
     async def _attempt(self, run: RequestRun, epoch: Epoch, after: ServingError | None) -> None:
         """Place, submit to both workers at once, and wait for every choice or the first fault."""
         placement = await self._place(run, after)
-        attempt = AttemptRun(run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s())
+        attempt = AttemptRun(
+            run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s()
+        )
         run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
         key, num_tokens = run.session_key, len(run.request.token_ids)
         links = []
@@ -285,12 +303,15 @@ class Orchestrator:
         wish = Wish(
             path=run.path,
             local_below_tokens=self._placement.local_below_tokens,
-            must_be_local=(len(run.choices) > 1 and bool(emitted)) or run.request.sampling.max_tokens == 1,
+            must_be_local=(len(run.choices) > 1 and bool(emitted))
+            or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),
             misfits=frozenset(self._misfits),
         )
         is_after_fault = after is not None and not isinstance(after, Draining)
-        give_up_at = self._clock.now_s() + AFTER_FAULT_WAIT_S if is_after_fault else run.request.deadline_at
+        give_up_at = (
+            self._clock.now_s() + AFTER_FAULT_WAIT_S if is_after_fault else run.request.deadline_at
+        )
         while True:
             changed = self._links.changed
             try:
@@ -306,9 +327,13 @@ class Orchestrator:
                         raise
                     return choose(self._links.candidates(), run.request, wish)
 
-    def _submits(self, run: RequestRun, epoch: Epoch, placement: Placement) -> list[tuple[WorkerDescriptor, Submit]]:
+    def _submits(
+        self, run: RequestRun, epoch: Epoch, placement: Placement
+    ) -> list[tuple[WorkerDescriptor, Submit]]:
         request = replace(run.request, request_id=run.session_key)
-        if run.has_prompt_scores:  # they need a prompt computed without the prefix cache: once is enough
+        if (
+            run.has_prompt_scores
+        ):  # they need a prompt computed without the prefix cache: once is enough
             request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
         base = Submit(
             request=request,

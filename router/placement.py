@@ -68,20 +68,32 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
         note = "their KV layouts differ; " if prefill and decode else ""
         return _pair(pairs, "path pd is forced") if pairs else _nobody(candidates, wish, note)
     if wish.path == "local" or wish.must_be_local:
-        reason = "path local is forced" if wish.path == "local" else "choices with output of their own stay together"
+        reason = (
+            "path local is forced"
+            if wish.path == "local"
+            else "choices with output of their own stay together"
+        )
         return _local(decode or prefill, candidates, wish, reason)
     if not pairs:
         return _local(
-            decode or prefill, candidates, wish, f"{len(prefill)} prefill and {len(decode)} decode workers match"
+            decode or prefill,
+            candidates,
+            wish,
+            f"{len(prefill)} prefill and {len(decode)} decode workers match",
         )
     if len(request.token_ids) < wish.local_below_tokens:
         return _local(
-            decode, candidates, wish, f"prompt of {len(request.token_ids)} tokens is below {wish.local_below_tokens}"
+            decode,
+            candidates,
+            wish,
+            f"prompt of {len(request.token_ids)} tokens is below {wish.local_below_tokens}",
         )
     return _pair(pairs, "prompt is worth a hand-over")
 
 
-def _of_role(candidates: Sequence[Candidate], role: Role, excluded: frozenset[WorkerId]) -> list[Candidate]:
+def _of_role(
+    candidates: Sequence[Candidate], role: Role, excluded: frozenset[WorkerId]
+) -> list[Candidate]:
     mine = [c for c in candidates if c.descriptor.role is role]
     return [c for c in mine if c.descriptor.worker_id not in excluded] or mine
 
@@ -98,7 +110,9 @@ def _pair(pairs: list[tuple[Candidate, Candidate]], reason: str) -> Placement:
     return Placement(Path.PD, prefill.descriptor, decode.descriptor, reason)
 
 
-def _local(pool: list[Candidate], candidates: Sequence[Candidate], wish: Wish, reason: str) -> Placement:
+def _local(
+    pool: list[Candidate], candidates: Sequence[Candidate], wish: Wish, reason: str
+) -> Placement:
     if not pool:
         return _nobody(candidates, wish)
     best = min(pool, key=_decode_cost).descriptor

@@ -86,7 +86,9 @@ class RequestMaker:
             ModelNotFound: Names the one that is.
         """
         if name not in ("", self._model.name):
-            raise ModelNotFound(f"model {name[:80]!r} is not served here; served: {self._model.name}")
+            raise ModelNotFound(
+                f"model {name[:80]!r} is not served here; served: {self._model.name}"
+            )
 
     async def make(self, wish: Wish) -> GenerateRequest:
         """Check a wish and turn it into a request.
@@ -155,18 +157,23 @@ class RequestMaker:
         if keep == -1:
             keep = max(1, limit - max_tokens)
         if not 1 <= keep <= limit:
-            raise InvalidRequest("truncate_prompt_tokens", f"is {keep}, must be -1 or from 1 to {limit}")
+            raise InvalidRequest(
+                "truncate_prompt_tokens", f"is {keep}, must be -1 or from 1 to {limit}"
+            )
         return token_ids[:keep] if wish.keeps_left else token_ids[-keep:]
 
     async def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
         """Tokens of each word, at the beginning of a text and after a space: the same two forms as in vLLM."""
         if len(words) > MAX_BAD_WORDS // 2:
-            raise InvalidRequest("bad_words", f"has {len(words)} words, the limit is {MAX_BAD_WORDS // 2}")
+            raise InvalidRequest(
+                "bad_words", f"has {len(words)} words, the limit is {MAX_BAD_WORDS // 2}"
+            )
         found: dict[tuple[int, ...], None] = {}
         for word in words:
             if not word.strip() or len(word) > MAX_BAD_WORD_CHARACTERS:
                 raise InvalidRequest(
-                    "bad_words", f"has an empty word or one above {MAX_BAD_WORD_CHARACTERS} characters"
+                    "bad_words",
+                    f"has an empty word or one above {MAX_BAD_WORD_CHARACTERS} characters",
                 )
             for form in (word.lstrip(), " " + word.lstrip()):
                 found[tuple(await self._tokenizer.encode(form, adds_special_tokens=False))] = None
@@ -174,7 +181,10 @@ class RequestMaker:
 
     def _room(self, token_ids: Sequence[int]) -> int:
         """Longest output (tokens) that the context window and the smallest pool can hold."""
-        tokens = [self._model.max_model_len, *((d.num_blocks - 1) * d.block_size_tokens for d in self._pools())]
+        tokens = [
+            self._model.max_model_len,
+            *((d.num_blocks - 1) * d.block_size_tokens for d in self._pools()),
+        ]
         return max(1, min(tokens) - len(token_ids))
 
     def _check_prompt(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
@@ -205,7 +215,9 @@ def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) ->
     if not wish.request_id:
         raise InvalidRequest("request_id", "is missing; a stream is resumed by the id it had")
     if len(wish.resume_from) != sampling.n:
-        raise InvalidRequest("resume_from", f"has {len(wish.resume_from)} positions, the request has n={sampling.n}")
+        raise InvalidRequest(
+            "resume_from", f"has {len(wish.resume_from)} positions, the request has n={sampling.n}"
+        )
     if max(wish.resume_from) > sampling.max_tokens + 2:
         raise InvalidRequest(
             "resume_from",
@@ -216,13 +228,21 @@ def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) ->
         return
     if len(wish.resume_tokens) != sampling.n:
         raise InvalidRequest(
-            "resume_from.tokens", f"has {len(wish.resume_tokens)} choices, the request has n={sampling.n}"
+            "resume_from.tokens",
+            f"has {len(wish.resume_tokens)} choices, the request has n={sampling.n}",
         )
     for tokens, position in zip(wish.resume_tokens, wish.resume_from, strict=True):
-        if len(tokens) > min(position, sampling.max_tokens) or not all(0 <= t < vocabulary_size for t in tokens):
-            raise InvalidRequest("resume_from.tokens", "has more tokens than positions, or one outside the vocabulary")
+        if len(tokens) > min(position, sampling.max_tokens) or not all(
+            0 <= t < vocabulary_size for t in tokens
+        ):
+            raise InvalidRequest(
+                "resume_from.tokens",
+                "has more tokens than positions, or one outside the vocabulary",
+            )
 
 
 def _check_text(name: str, value: str, limit: int) -> None:
     if len(value) > limit or not (value.isascii() and (value.isprintable() or not value)):
-        raise InvalidRequest(name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones")
+        raise InvalidRequest(
+            name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones"
+        )

@@ -51,7 +51,9 @@ class AttemptRun:
         if isinstance(error, LayoutMismatch):
             return None  # neither is to blame: only this pair is remembered
         if isinstance(error, PoolExhausted):
-            return self.placement.decode.worker_id  # room is waited for on decode alone, whoever reports it
+            return (
+                self.placement.decode.worker_id
+            )  # room is waited for on decode alone, whoever reports it
         pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
         is_transfer = isinstance(error, KVTransferError)
         return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]
@@ -85,19 +87,25 @@ class AttemptRun:
     @property
     def _awaits_scores(self) -> bool:
         """True while only the prefill worker's first word can bring scores that go before any token."""
-        is_wanted = self.run.request.sampling.prompt_logprobs is not None and not self.run.has_prompt_scores
+        is_wanted = (
+            self.run.request.sampling.prompt_logprobs is not None and not self.run.has_prompt_scores
+        )
         return is_wanted and self.placement.path is Path.PD and not self.prefill_spoke
 
     def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
         """A worker's part is over; after decode has spoken, prefill's troubles are its own."""
         self.run.note_timings(ended.timings)
-        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        is_prefill = (
+            self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        )
         if ended.error is not None and not (is_prefill and self.decode_spoke):
             self.fail(ended.error, self._suspect(worker_id, ended.error))
 
     def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
         """A worker is gone."""
-        is_prefill = self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        is_prefill = (
+            self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
+        )
         if not (is_prefill and self.decode_spoke):
             self.fail(error, worker_id)
 
@@ -152,8 +160,14 @@ class RequestRun:
         if is_decode and self.prefill_spoke_at is not None:
             self.exposed_transfer_s = max(0.0, now_s - self.prefill_spoke_at)
             self.prefill_spoke_at = None
-        elif not is_decode and self.prefill_spoke_at is None and not (self.current and self.current.decode_spoke):
-            self.prefill_spoke_at = now_s  # if decode was first, nothing of the transfer was exposed
+        elif (
+            not is_decode
+            and self.prefill_spoke_at is None
+            and not (self.current and self.current.decode_spoke)
+        ):
+            self.prefill_spoke_at = (
+                now_s  # if decode was first, nothing of the transfer was exposed
+            )
         if delta.prompt_logprobs and not self.has_prompt_scores:
             self.has_prompt_scores = True
             self.emit(PromptScored(delta.prompt_logprobs))
@@ -178,4 +192,6 @@ class RequestRun:
 
     def usage(self) -> Usage:
         """Token counts so far."""
-        return Usage(len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens)
+        return Usage(
+            len(self.request.token_ids), self.num_output_tokens, self.timings.cached_tokens
+        )

@@ -22,7 +22,9 @@ class RequestStream:
     the consumer took.
     """
 
-    def __init__(self, orchestrator: Orchestrator, request: GenerateRequest, wake: asyncio.Event) -> None:
+    def __init__(
+        self, orchestrator: Orchestrator, request: GenerateRequest, wake: asyncio.Event
+    ) -> None:
         """Start the request; `wake` is set whenever an event comes."""
         self.request = request
         self.is_over = False
@@ -49,7 +51,9 @@ class RequestStream:
                 self.is_over = True
         if self._open_choices and self._open_choices <= self._taken.keys():
             # A choice that has ended needs no credit and must not hold back the others.
-            self._orchestrator.consumed(self.request.run_key, min(self._taken[c] for c in self._open_choices))
+            self._orchestrator.consumed(
+                self.request.run_key, min(self._taken[c] for c in self._open_choices)
+            )
         return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
 
     async def close(self) -> None:
@@ -79,7 +83,11 @@ class StreamGroup:
         """
         while True:
             self._wake.clear()
-            events = [(index, event) for index, stream in enumerate(self._streams) for event in stream.take()]
+            events = [
+                (index, event)
+                for index, stream in enumerate(self._streams)
+                for event in stream.take()
+            ]
             if events:
                 return events
             if timeout_s is None:

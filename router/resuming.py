@@ -30,7 +30,9 @@ class Progress:
         """Count an event as sent."""
         if isinstance(event, TextDelta):
             end = event.position + len(event.token_ids)
-            self._positions[prompt * self._num_choices + event.choice] = end if event.token_ids else end + 1
+            self._positions[prompt * self._num_choices + event.choice] = (
+                end if event.token_ids else end + 1
+            )
         elif isinstance(event, ChoiceFinished):
             index = prompt * self._num_choices + event.choice
             self._positions[index] = event.position + 2
@@ -57,7 +59,9 @@ def parse_event_id(text: str) -> tuple[str, list[int]]:
         or len(parts) > MAX_POSITIONS
         or not all(p.isascii() and p.isdigit() and len(p) < 8 for p in parts)
     ):
-        raise InvalidRequest("Last-Event-ID", "is not an event id of this server; send the last one received")
+        raise InvalidRequest(
+            "Last-Event-ID", "is not an event id of this server; send the last one received"
+        )
     return request_id, [int(p) for p in parts]
 
 
@@ -69,5 +73,7 @@ def split_positions(positions: list[int], num_prompts: int) -> list[tuple[int, .
     """
     share, rest = divmod(len(positions), num_prompts)
     if rest or not share:
-        raise InvalidRequest("Last-Event-ID", f"has {len(positions)} positions, the body has {num_prompts} prompts")
+        raise InvalidRequest(
+            "Last-Event-ID", f"has {len(positions)} positions, the body has {num_prompts} prompts"
+        )
     return [tuple(positions[i * share : (i + 1) * share]) for i in range(num_prompts)]

@@ -55,11 +55,24 @@ class GenerationService:
     ) -> None:
         """Compose; `start` begins the canary."""
         self.model, self.config, self.text = model, config, text
-        self._orchestrator, self._admission, self._links, self._tokenizer = orchestrator, admission, links, tokenizer
-        self._maker = RequestMaker(
-            model, config, tokenizer, clock, ids, seed_key, lambda: [c.descriptor for c in links.candidates()]
+        self._orchestrator, self._admission, self._links, self._tokenizer = (
+            orchestrator,
+            admission,
+            links,
+            tokenizer,
         )
-        self._canary = Canary(model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross)
+        self._maker = RequestMaker(
+            model,
+            config,
+            tokenizer,
+            clock,
+            ids,
+            seed_key,
+            lambda: [c.descriptor for c in links.candidates()],
+        )
+        self._canary = Canary(
+            model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross
+        )
         self.keyring = keyring
         self._measuring = asyncio.Lock()
         self._clock, self._started_at = clock, clock.now_s()
@@ -124,11 +137,15 @@ class GenerationService:
         """
         self._maker.check_model(model)
         if isinstance(prompt, str):
-            return await self._tokenizer.encode_with_tokens(prompt, adds_special_tokens=adds_special_tokens)
+            return await self._tokenizer.encode_with_tokens(
+                prompt, adds_special_tokens=adds_special_tokens
+            )
         ids = list(await self._maker.encode(prompt))
         return ids, [self.text.name(i) for i in ids]
 
-    def detokenize(self, model: str, token_ids: Sequence[int], *, skips_special: bool = False) -> str:
+    def detokenize(
+        self, model: str, token_ids: Sequence[int], *, skips_special: bool = False
+    ) -> str:
         """Text of token ids.
 
         Raises:
@@ -136,10 +153,14 @@ class GenerationService:
         """
         self._maker.check_model(model)
         if len(token_ids) > MAX_DETOKENIZE_TOKENS:
-            raise InvalidRequest("tokens", f"has {len(token_ids)} entries, the limit is {MAX_DETOKENIZE_TOKENS}")
+            raise InvalidRequest(
+                "tokens", f"has {len(token_ids)} entries, the limit is {MAX_DETOKENIZE_TOKENS}"
+            )
         wrong = next((t for t in token_ids if not 0 <= t < self.model.vocabulary_size), None)
         if wrong is not None:
-            raise InvalidRequest("tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}")
+            raise InvalidRequest(
+                "tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}"
+            )
         return self.text.text(token_ids, skips_special=skips_special)
 
     # --- readiness and status -------------------------------------------------------------------------
@@ -161,14 +182,23 @@ class GenerationService:
         """Describe readiness per model."""
         live, links = self._live_by_role(), self._links.all()
         pools = {
-            role.value: {"ready": live[role.value], "total": sum(1 for x in links if x.descriptor.role is role)}
+            role.value: {
+                "ready": live[role.value],
+                "total": sum(1 for x in links if x.descriptor.role is role),
+            }
             for role in Role
         }
         canary_ms = None if self._canary.took_s is None else round(self._canary.took_s * 1000, 3)
         return {
             "ready": self.is_ready,
             "store": self.read_store_state(),
-            "models": {self.model.name: {**pools, "canary_ms": canary_ms, "canary_error": self._canary.error}},
+            "models": {
+                self.model.name: {
+                    **pools,
+                    "canary_ms": canary_ms,
+                    "canary_error": self._canary.error,
+                }
+            },
         }
 
     def replicas(self) -> list[dict[str, Any]]:
@@ -205,7 +235,9 @@ class GenerationService:
             Overloaded: Somebody is measuring; two at once would measure one another, and load the workers twice.
         """
         if self._measuring.locked():
-            raise Overloaded("the links are being measured for somebody else; try again in some seconds", 5.0)
+            raise Overloaded(
+                "the links are being measured for somebody else; try again in some seconds", 5.0
+            )
         async with self._measuring:
             return [_way(*found) for found in await self._links.measure(mib << 20)]
 
@@ -216,7 +248,13 @@ class GenerationService:
     def load(self) -> dict[str, Any]:
         """Describe the load of the router and of each pool."""
         pools: dict[str, dict[str, int]] = {
-            role.value: {"replicas": 0, "running": 0, "waiting": 0, "waiting_tokens": 0, "free_blocks": 0}
+            role.value: {
+                "replicas": 0,
+                "running": 0,
+                "waiting": 0,
+                "waiting_tokens": 0,
+                "free_blocks": 0,
+            }
             for role in Role
         }
         for link in self._links.all():
@@ -227,7 +265,12 @@ class GenerationService:
             pool["waiting_tokens"] += link.load.waiting_tokens
             pool["free_blocks"] += link.load.free_blocks + link.load.cached_blocks
         running, queued = self._admission.num_running, self._admission.num_queued
-        return {"server_load": running + queued, "running": running, "queued": queued, "pools": pools}
+        return {
+            "server_load": running + queued,
+            "running": running,
+            "queued": queued,
+            "pools": pools,
+        }
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take nothing new, let requests finish for a while, then end."""

@@ -34,7 +34,11 @@ class Telemetry:
             disable_target_info=True, scope_info_enabled=False, registry=self._registry
         )
         buckets = ExplicitBucketHistogramAggregation(metrics.LATENCY_BUCKETS_S)
-        views = [View(instrument_name=m.name, aggregation=buckets) for m in metrics.ALL if m.kind == "histogram"]
+        views = [
+            View(instrument_name=m.name, aggregation=buckets)
+            for m in metrics.ALL
+            if m.kind == "histogram"
+        ]
         self._provider = MeterProvider(metric_readers=[self._reader], views=views)
         meter = self._provider.get_meter("baton")
         # The exporter appends `_total` to counters itself.
@@ -43,17 +47,27 @@ class Telemetry:
             for m in metrics.ALL if m.kind == "counter"
         }  # fmt: skip
         self._histograms = {
-            m: meter.create_histogram(m.name, description=m.description) for m in metrics.ALL if m.kind == "histogram"
+            m: meter.create_histogram(m.name, description=m.description)
+            for m in metrics.ALL
+            if m.kind == "histogram"
         }
         for metric, read in gauges.items():
-            meter.create_observable_gauge(metric.name, [_observer(metric, read)], description=metric.description)
+            meter.create_observable_gauge(
+                metric.name, [_observer(metric, read)], description=metric.description
+            )
         for outcome in metrics.OUTCOMES:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
         for transport in ("shm", "grpc"):
             self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
-        plain = (metrics.PROMPT_TOKENS, metrics.OUTPUT_TOKENS, metrics.CACHED_TOKENS, metrics.KV_BYTES, metrics.HEALED)
+        plain = (
+            metrics.PROMPT_TOKENS,
+            metrics.OUTPUT_TOKENS,
+            metrics.CACHED_TOKENS,
+            metrics.KV_BYTES,
+            metrics.HEALED,
+        )
         for metric in plain:
             self._counters[metric].add(0)
 
@@ -69,7 +83,9 @@ class Telemetry:
         if anatomy.kv_transport:
             self._counters[metrics.TRANSFERS].add(1, {"transport": anatomy.kv_transport})
         if anatomy.path:
-            self._counters[metrics.ATTEMPTS].add(max(1, len(anatomy.attempts)), {"path": anatomy.path})
+            self._counters[metrics.ATTEMPTS].add(
+                max(1, len(anatomy.attempts)), {"path": anatomy.path}
+            )
         if line.ttft_s is not None:
             self._histograms[metrics.TTFT].record(line.ttft_s)
         if line.e2e_s is not None:

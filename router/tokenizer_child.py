@@ -40,7 +40,11 @@ def answer(
             max_characters=max_characters,
         )
     encoding = tokenizer.encode(text, add_special_tokens=order["adds_special_tokens"])
-    return {"ids": encoding.ids, "tokens": encoding.tokens} if order.get("wants_tokens") else {"ids": encoding.ids}
+    return (
+        {"ids": encoding.ids, "tokens": encoding.tokens}
+        if order.get("wants_tokens")
+        else {"ids": encoding.ids}
+    )
 
 
 def main() -> None:
@@ -57,7 +61,10 @@ def main() -> None:
         except InvalidRequest as error:
             reply = {"error": error.message, "field": error.field}
         except (MemoryError, RecursionError) as error:
-            reply = {"error": f"needs too much memory ({type(error).__name__}); simplify it", "field": "messages"}
+            reply = {
+                "error": f"needs too much memory ({type(error).__name__}); simplify it",
+                "field": "messages",
+            }
         try:
             sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
             sys.stdout.buffer.flush()

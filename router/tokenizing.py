@@ -69,9 +69,13 @@ class _Child:
             is_ready = False
             try:
                 async with asyncio.timeout(START_TIMEOUT_S):
-                    is_ready = self._process.stdout is not None and bool(await self._process.stdout.readline())
+                    is_ready = self._process.stdout is not None and bool(
+                        await self._process.stdout.readline()
+                    )
             except TimeoutError as error:
-                raise Unavailable(f"a tokenizer process was not ready within {START_TIMEOUT_S:g} s") from error
+                raise Unavailable(
+                    f"a tokenizer process was not ready within {START_TIMEOUT_S:g} s"
+                ) from error
             finally:
                 if not is_ready:
                     self._kill()
@@ -114,10 +118,14 @@ class TokenizerPool:
             InvalidRequest: Not valid Unicode, too long, or too slow.
             Overloaded: Too many orders wait.
         """
-        reply = await self._ask("prompt", {"text": text, "adds_special_tokens": adds_special_tokens})
+        reply = await self._ask(
+            "prompt", {"text": text, "adds_special_tokens": adds_special_tokens}
+        )
         return list(reply["ids"])
 
-    async def encode_with_tokens(self, text: str, *, adds_special_tokens: bool) -> tuple[list[int], list[str]]:
+    async def encode_with_tokens(
+        self, text: str, *, adds_special_tokens: bool
+    ) -> tuple[list[int], list[str]]:
         """Encode a text and name each token as the vocabulary does.
 
         Raises:
@@ -152,14 +160,18 @@ class TokenizerPool:
             async with child.turn:
                 answer = await child.ask(line, self._timeout_s)
         except TimeoutError as error:
-            raise InvalidRequest(field, f"took longer than {self._timeout_s:g} s to tokenize; shorten it") from error
+            raise InvalidRequest(
+                field, f"took longer than {self._timeout_s:g} s to tokenize; shorten it"
+            ) from error
         finally:
             child.num_waiting -= 1
         if not answer:
             raise Unavailable("the tokenizer process ended while it worked on this text; try again")
         reply: dict[str, Any] = json.loads(answer)
         if "error" in reply:
-            raise InvalidRequest(reply["field"], str(reply["error"]).removeprefix(f"{reply['field']} "))
+            raise InvalidRequest(
+                reply["field"], str(reply["error"]).removeprefix(f"{reply['field']} ")
+            )
         return reply
 
     async def stop(self) -> None:

@@ -46,10 +46,14 @@ class Shape:
     decode: int = 2
     routers: int = 1
     engine: EngineConfig = field(
-        default_factory=lambda: EngineConfig(block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16)
+        default_factory=lambda: EngineConfig(
+            block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16
+        )
     )
     router: RouterConfig = field(default_factory=RouterConfig)
-    placement: PlacementConfig = field(default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=12))
+    placement: PlacementConfig = field(
+        default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=12)
+    )
     transfer: TransferConfig = field(default_factory=lambda: TransferConfig(frame_bytes=4096))
     layers: int = 3
     step_s: float = 0.008
@@ -68,7 +72,12 @@ class SimRouter:
         self.context = on_node(name)
         self._clients: dict[asyncio.Event, None] = {}
         ids = cluster.ids
-        self.links = Links(cluster.membership, SimNetwork(cluster.hub, name, "session"), ids.router(), cluster.clock)
+        self.links = Links(
+            cluster.membership,
+            SimNetwork(cluster.hub, name, "session"),
+            ids.router(),
+            cluster.clock,
+        )
         self.orchestrator = Orchestrator(
             self.links,
             Admission(router.max_running, router.max_queued, router.queue_wait_s),
@@ -79,7 +88,8 @@ class SimRouter:
             lambda prompt: InlineDecoder(),
         )
         self.mirror = MembershipMirror(
-            cluster.store, lambda: [{"worker_id": link.descriptor.worker_id} for link in self.links.all()]
+            cluster.store,
+            lambda: [{"worker_id": link.descriptor.worker_id} for link in self.links.all()],
         )
         self._mirroring: asyncio.Task[None] | None = None
 
@@ -176,11 +186,18 @@ class SimCluster:
         """
         self._serial += 1
         node, shape = f"{role.value}{self._serial}", self.shape
-        engine, layout = shape.engine, replace(self.layout, model_digest="another") if is_misfit else self.layout
+        engine, layout = (
+            shape.engine,
+            replace(self.layout, model_digest="another") if is_misfit else self.layout,
+        )
         kv = MemoryKV(layout, engine.num_blocks)
         clock = self.clocks[node] = NodeClock()
         model = HashModel(
-            self.layout, kv, VOCABULARY, asyncio.sleep, lambda plan: shape.step_s + shape.token_s * plan.num_tokens
+            self.layout,
+            kv,
+            VOCABULARY,
+            asyncio.sleep,
+            lambda plan: shape.step_s + shape.token_s * plan.num_tokens,
         )
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
@@ -192,7 +209,9 @@ class SimCluster:
         runner = self.runners[node] = SimRunner(model, self.rng, lambda plan: self._check(unit))
         parts = WorkerParts(
             role=role,
-            make_role=prefill_role if role is Role.PREFILL else decode_role(shape.transfer.reserve_wait_s),
+            make_role=prefill_role
+            if role is Role.PREFILL
+            else decode_role(shape.transfer.reserve_wait_s),
             runner=runner,
             kv=kv,
             layout=layout,
@@ -209,7 +228,9 @@ class SimCluster:
         self.units[node] = unit
         self._agents.append(unit.agent)
         self._buggify(node, unit)
-        self.membership.join(await asyncio.get_running_loop().create_task(unit.start(), context=context))
+        self.membership.join(
+            await asyncio.get_running_loop().create_task(unit.start(), context=context)
+        )
         return node
 
     def _buggify(self, node: str, unit: WorkerUnit) -> None:
@@ -226,7 +247,9 @@ class SimCluster:
                 unit.pool.drop_cache()
             return plan(now_s)
 
-        def contrary_allocate(sequence: Sequence, hits: list[int], num_new: int, num_spare: int) -> None:
+        def contrary_allocate(
+            sequence: Sequence, hits: list[int], num_new: int, num_spare: int
+        ) -> None:
             if self.failing_allocations.get(node, 0):
                 self.failing_allocations[node] -= 1
                 self.num_forced["no_blocks"] += 1
@@ -296,7 +319,12 @@ class SimCluster:
         return is_empty
 
     def request(
-        self, name: str, token_ids: tuple[int, ...], sampling: SamplingParams, timeout_s: float = 120.0, scope: str = ""
+        self,
+        name: str,
+        token_ids: tuple[int, ...],
+        sampling: SamplingParams,
+        timeout_s: float = 120.0,
+        scope: str = "",
     ) -> GenerateRequest:
         """Make a request as a door would."""
         request_id = RequestId(name)

@@ -64,7 +64,14 @@ LASTS_S: dict[Kind, tuple[float, float]] = {
     Kind.SLOW_STEP: (0.05, 4.5), Kind.MISFIT: (0.5, 3.0), Kind.PREEMPT: (0.2, 2.0), Kind.EVICT: (0.2, 2.0),
     Kind.SLOW_READER: (0.1, 8.0),
 }  # fmt: skip
-SELDOM = (Kind.KILL, Kind.RANK_DEATH, Kind.STEP_FAILED, Kind.PAUSE, Kind.PARTITION, Kind.ROUTER_DEATH)
+SELDOM = (
+    Kind.KILL,
+    Kind.RANK_DEATH,
+    Kind.STEP_FAILED,
+    Kind.PAUSE,
+    Kind.PARTITION,
+    Kind.ROUTER_DEATH,
+)
 """Drawn less often, so that few requests meet more faults than they have attempts."""
 
 
@@ -179,7 +186,9 @@ class Injector:
         prefill = [n for n, u in units if u.descriptor.role is Role.PREFILL]
         decode = [n for n, u in units if u.descriptor.role is Role.DECODE]
         routers = [r.name for r in self._cluster.routers if r.is_alive]
-        pairs = [(p, d) for p in prefill for d in decode] + [(r, n) for r in routers for n, _ in units]
+        pairs = [(p, d) for p in prefill for d in decode] + [
+            (r, n) for r in routers for n, _ in units
+        ]
         pair: tuple[str, str] | None = self._pick(fault, pairs)
         return pair
 
@@ -204,7 +213,11 @@ class Injector:
 
     def _workers(self) -> list[str]:
         cluster = self._cluster
-        return [n for n in sorted(cluster.units) if n not in cluster.draining and n not in cluster.paused]
+        return [
+            n
+            for n in sorted(cluster.units)
+            if n not in cluster.draining and n not in cluster.paused
+        ]
 
     async def _kill(self, fault: Fault) -> None:
         """Kill a worker; another takes its place after a while."""
@@ -267,7 +280,10 @@ class Injector:
     async def _no_blocks(self, fault: Fault) -> None:
         node = self._pick(fault, sorted(self._cluster.units))
         if node is not None:
-            before, self._cluster.failing_allocations[node] = self._cluster.num_forced["no_blocks"], 4
+            before, self._cluster.failing_allocations[node] = (
+                self._cluster.num_forced["no_blocks"],
+                4,
+            )
             await asyncio.sleep(2.0)
             self._cluster.failing_allocations[node] = 0
             self.bitten[fault.kind] += self._cluster.num_forced["no_blocks"] > before

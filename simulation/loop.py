@@ -57,7 +57,9 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s = 0.0
         self._paused: dict[str, list[asyncio.Handle]] = {}
         self._dead: set[str] = set()
-        self.set_task_factory(lambda loop, coroutine, **options: _NumberedTask(coroutine, loop=loop, **options))
+        self.set_task_factory(
+            lambda loop, coroutine, **options: _NumberedTask(coroutine, loop=loop, **options)
+        )
         self.set_exception_handler(self._report)
 
     def time(self) -> float:

@@ -96,7 +96,9 @@ class Hub:
         self._listeners: dict[str, tuple[str, str, StreamHandler, contextvars.Context]] = {}
         self._next_port = 0
         self._blocked: dict[tuple[str, str], int] = {}
-        self._stalled: dict[tuple[str, str], list[tuple[SimStream, Callable[..., None], tuple[Any, ...]]]] = {}
+        self._stalled: dict[
+            tuple[str, str], list[tuple[SimStream, Callable[..., None], tuple[Any, ...]]]
+        ] = {}
         self._healed = asyncio.Event()
         self._wire = contextvars.copy_context()
         self.streams: dict[SimStream, None] = {}
@@ -130,7 +132,10 @@ class Hub:
             return
         loop = asyncio.get_running_loop()
         # A heap does not keep the order of equal times, so times must differ.
-        at = max(loop.time() + self.latency_s() + self.extra_delay_s(stream), stream.last_arrival + TICK_S)
+        at = max(
+            loop.time() + self.latency_s() + self.extra_delay_s(stream),
+            stream.last_arrival + TICK_S,
+        )
         stream.last_arrival = at
         loop.call_at(at, call, *args, context=self._wire)
 
@@ -165,7 +170,9 @@ class Hub:
         Returns:
             How many were cut, so that a test can see the fault bite.
         """
-        hit = [s for s in list(self.streams) if s.kind == kind and node in (None, s.node, s.peer.node)]
+        hit = [
+            s for s in list(self.streams) if s.kind == kind and node in (None, s.node, s.peer.node)
+        ]
         for stream in hit:
             stream.reset()
         self.num_resets += len(hit)

@@ -62,7 +62,9 @@ class Oracle:
         decoder, text = InlineDecoder(), ""
         while True:
             spec = SampleSpec(choice, len(output), request.seed, sampling.temperature, 0, 1.0, None)
-            item = StepItem(1, start, tuple(tokens[start:]), self._table, (spec,), scope=request.scope)
+            item = StepItem(
+                1, start, tuple(tokens[start:]), self._table, (spec,), scope=request.scope
+            )
             start = len(tokens)
             result = _drive(self._model.execute(StepPlan(1, (item,)), lambda step_id, layer: None))
             token_id = result.tokens[1, choice].token_id

@@ -123,7 +123,9 @@ class NodeClock:
 class SimRunner:
     """The hash model as a restartable runner, with the faults a rank group can have."""
 
-    def __init__(self, model: HashModel, rng: random.Random, on_step: Callable[[StepPlan], None]) -> None:
+    def __init__(
+        self, model: HashModel, rng: random.Random, on_step: Callable[[StepPlan], None]
+    ) -> None:
         """Wrap a model; `on_step` checks the books at every step boundary."""
         self._model, self._rng, self._on_step = model, rng, on_step
         self.on_lost: Callable[[], None] = lambda: None

@@ -79,7 +79,10 @@ def as_line(seed: int, report: Report) -> dict[str, Any]:
 
 
 async def search(
-    first_seed: int, num_seeds: int, num_processes: int, on_seed: Callable[[Summary], None] = lambda summary: None
+    first_seed: int,
+    num_seeds: int,
+    num_processes: int,
+    on_seed: Callable[[Summary], None] = lambda summary: None,
 ) -> Summary:
     """Run a range of seeds in child processes.
 
@@ -92,12 +95,17 @@ async def search(
     summary = Summary(first_seed)
     steps = range(min(num_processes, num_seeds))
     await asyncio.gather(
-        *(_run_child(first_seed + i, first_seed + num_seeds, len(steps), summary, on_seed) for i in steps)
+        *(
+            _run_child(first_seed + i, first_seed + num_seeds, len(steps), summary, on_seed)
+            for i in steps
+        )
     )
     return summary
 
 
-async def _run_child(first: int, end: int, step: int, summary: Summary, on_seed: Callable[[Summary], None]) -> None:
+async def _run_child(
+    first: int, end: int, step: int, summary: Summary, on_seed: Callable[[Summary], None]
+) -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "simulation.search", str(first), str(end), str(step),
         stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": "0"}, limit=LINE_LIMIT_BYTES,
@@ -109,7 +117,9 @@ async def _run_child(first: int, end: int, step: int, summary: Summary, on_seed:
                 on_seed(summary)
         code = await child.wait()
         if code:
-            summary.violations.append(f"the process for seeds {first}, {first + step}, ... ended with code {code}")
+            summary.violations.append(
+                f"the process for seeds {first}, {first + step}, ... ended with code {code}"
+            )
     finally:
         if child.returncode is None:
             child.kill()

@@ -20,7 +20,14 @@ from dataclasses import dataclass, field, replace
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.errors import InvariantViolation, NoWorker, Quarantined, ServingError
-from core.types import ChoiceFinished, GenerateRequest, RequestEnded, RequestEvent, SamplingParams, TextDelta
+from core.types import (
+    ChoiceFinished,
+    GenerateRequest,
+    RequestEnded,
+    RequestEvent,
+    SamplingParams,
+    TextDelta,
+)
 from engine.wake_ups import WakeUp, wake_up_of
 from router.request_stream import RequestStream
 from simulation.cluster import VOCABULARY, Shape, SimCluster, SimRouter
@@ -110,7 +117,9 @@ def make_plan(seed: int, num_faults: int = NUM_FAULTS, num_requests: int = NUM_R
     return Plan(seed, shape, _draw_orders(rng, num_requests, faults), faults)
 
 
-def _draw_orders(rng: random.Random, num_requests: int, faults: tuple[Fault, ...]) -> tuple[Order, ...]:
+def _draw_orders(
+    rng: random.Random, num_requests: int, faults: tuple[Fault, ...]
+) -> tuple[Order, ...]:
     shared = tuple(rng.randrange(1, VOCABULARY) for _ in range(24))
     orders = []
     for i in range(num_requests):
@@ -120,11 +129,18 @@ def _draw_orders(rng: random.Random, num_requests: int, faults: tuple[Fault, ...
             n=rng.choice([1, 1, 1, 2, 3]),
             temperature=rng.choice([0.0, 1.0]),
             ignore_eos=rng.random() < 0.5,
-            stop=(chr(32 + rng.randrange(VOCABULARY)) + chr(32 + rng.randrange(VOCABULARY)),) * (rng.random() < 0.2),
+            stop=(chr(32 + rng.randrange(VOCABULARY)) + chr(32 + rng.randrange(VOCABULARY)),)
+            * (rng.random() < 0.2),
         )
         scope = rng.choice(["", "", "tenant-b"])
         orders.append(
-            Order(rng.uniform(0, LOAD_S), f"r{i}", shared + prompt if i % 3 == 0 else prompt, sampling, scope)
+            Order(
+                rng.uniform(0, LOAD_S),
+                f"r{i}",
+                shared + prompt if i % 3 == 0 else prompt,
+                sampling,
+                scope,
+            )
         )
     for fault in faults:
         index = int(fault.pick * num_requests)
@@ -140,7 +156,9 @@ class _Client:
 
     def __init__(self, cluster: SimCluster, order: Order, index: int, report: Report) -> None:
         self._cluster, self._order, self._index, self._report = cluster, order, index, report
-        self._request = cluster.request(order.name, order.prompt, order.sampling, TIMEOUT_S, order.scope)
+        self._request = cluster.request(
+            order.name, order.prompt, order.sampling, TIMEOUT_S, order.scope
+        )
         self._tokens: list[list[int]] = [[] for _ in range(order.sampling.n)]
         self._texts = [""] * order.sampling.n
         self._has_tail = [False] * order.sampling.n
@@ -160,14 +178,24 @@ class _Client:
                 len(tokens) + (2 if choice in self._finish else self._has_tail[choice])
                 for choice, tokens in enumerate(self._tokens)
             )
-            said = tuple(tuple(t) for t in self._tokens) if self._index % 2 else ()  # as our client does; SSE cannot
-            request = replace(self._request, resume_from=have, resume_tokens=said) if attempt else self._request
+            said = (
+                tuple(tuple(t) for t in self._tokens) if self._index % 2 else ()
+            )  # as our client does; SSE cannot
+            request = (
+                replace(self._request, resume_from=have, resume_tokens=said)
+                if attempt
+                else self._request
+            )
             stream = router.open(request, wake)
             self._report.reconnects += attempt > 0
             is_over = await self._read(router, stream, wake)
             router.closed(wake)
-            if router.is_alive:  # the router sees the connection close, at the latest when it runs again
-                asyncio.get_running_loop().create_task(stream.close(), context=router.context.copy())
+            if (
+                router.is_alive
+            ):  # the router sees the connection close, at the latest when it runs again
+                asyncio.get_running_loop().create_task(
+                    stream.close(), context=router.context.copy()
+                )
             if is_over:
                 return
 
@@ -215,7 +243,11 @@ class _Client:
             report.violations.append(f"I2 {name}: {type(event).__name__} after its end")
         match event:
             case TextDelta(choice, position, token_ids, text):
-                if position != len(self._tokens[choice]) or choice in self._finish or self._has_tail[choice]:
+                if (
+                    position != len(self._tokens[choice])
+                    or choice in self._finish
+                    or self._has_tail[choice]
+                ):
                     report.violations.append(
                         f"I2 {name}: position {position} of choice {choice} after {len(self._tokens[choice])}"
                     )
@@ -234,9 +266,13 @@ class _Client:
         name, report = self._order.name, self._report
         now_s, phases = self._cluster.clock.now_s(), ended.anatomy.phases()
         if now_s > self._request.deadline_at + 1:
-            report.violations.append(f"L1 {name}: ended {now_s - self._request.deadline_at:.1f} s after its deadline")
+            report.violations.append(
+                f"L1 {name}: ended {now_s - self._request.deadline_at:.1f} s after its deadline"
+            )
         if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.anatomy.e2e_s) > 1e-6:
-            report.violations.append(f"I7 {name}: phases {phases} do not add up to {ended.anatomy.e2e_s}")
+            report.violations.append(
+                f"I7 {name}: phases {phases} do not add up to {ended.anatomy.e2e_s}"
+            )
         report.retries += sum(not a.endswith((":ok", ":draining")) for a in ended.anatomy.attempts)
         report.moves += sum(a.endswith(":draining") for a in ended.anatomy.attempts)
         report.decisions.append(f"{name} {' '.join(ended.anatomy.attempts)}")
@@ -251,19 +287,31 @@ class _Client:
         else:
             error = self.ended.error
             report.endings[type(error).__name__ if error else "finished"] += 1
-            if error is not None and not _is_justified(error, self.ended.anatomy.attempts, max_faults):
-                report.violations.append(f"I7 {name}: {error!r} after {self.ended.anatomy.attempts}")
+            if error is not None and not _is_justified(
+                error, self.ended.anatomy.attempts, max_faults
+            ):
+                report.violations.append(
+                    f"I7 {name}: {error!r} after {self.ended.anatomy.attempts}"
+                )
             if error is None and len(self._finish) != len(expected):
-                report.violations.append(f"I2 {name}: {len(self._finish)} of {len(expected)} choices finished")
+                report.violations.append(
+                    f"I2 {name}: {len(self._finish)} of {len(expected)} choices finished"
+                )
         for choice, want in enumerate(expected):
             tokens, text = tuple(self._tokens[choice]), self._texts[choice]
             report.tokens += len(tokens)
             if choice in self._finish:
-                is_exact = (tokens, text, self._finish[choice]) == (want.token_ids, want.text, want.finish)
+                is_exact = (tokens, text, self._finish[choice]) == (
+                    want.token_ids,
+                    want.text,
+                    want.finish,
+                )
             else:
                 is_exact = tokens == want.token_ids[: len(tokens)] and want.text.startswith(text)
             if not is_exact:
-                report.violations.append(f"I1 {name} choice {choice}: {tokens} {text!r} is not {want}")
+                report.violations.append(
+                    f"I1 {name} choice {choice}: {tokens} {text!r} is not {want}"
+                )
 
 
 def _is_justified(error: ServingError, attempts: tuple[str, ...], max_faults: int) -> bool:
@@ -320,13 +368,17 @@ async def _watch_bounds(cluster: SimCluster, report: Report) -> None:
     while True:
         await asyncio.sleep(0.25)
         stuck = [v for v in _lost_wake_ups(cluster) if v in suspects]
-        suspects = _lost_wake_ups(cluster)  # twice in a row, so that a wake-up under way is not taken for a lost one
+        suspects = _lost_wake_ups(
+            cluster
+        )  # twice in a row, so that a wake-up under way is not taken for a lost one
         report.violations += [v for v in stuck if v not in report.violations]
         for node, unit in cluster.units.items():
             for attempt in unit.worker.attempts.values():
                 for choice, log in attempt.logs.items():
                     if len(log.tokens) - log.num_sent > max(credit, attempt.submit.credit) + 1:
-                        report.violations.append(f"I6 {node}: {len(log.tokens) - log.num_sent} unsent of {choice}")
+                        report.violations.append(
+                            f"I6 {node}: {len(log.tokens) - log.num_sent} unsent of {choice}"
+                        )
 
 
 def _lost_wake_ups(cluster: SimCluster) -> list[str]:
@@ -359,9 +411,13 @@ async def _check_recovery(cluster: SimCluster, injector: Injector, report: Repor
             ended = await _last_event(stream, wake)
             router.closed(wake)
             if ended.error is not None or len(ended.anatomy.attempts) != 1:
-                report.violations.append(f"L2 {router.name}: {ended.error!r} after {ended.anatomy.attempts}")
+                report.violations.append(
+                    f"L2 {router.name}: {ended.error!r} after {ended.anatomy.attempts}"
+                )
     if injector.store_back_at is not None and cluster.store.written_at < injector.store_back_at:
-        report.violations.append(f"L2 the store was not written within {RECOVERY_S} s of its return")
+        report.violations.append(
+            f"L2 the store was not written within {RECOVERY_S} s of its return"
+        )
 
 
 async def _last_event(stream: RequestStream, wake: asyncio.Event) -> RequestEnded:

@@ -43,7 +43,13 @@ def _children() -> set[int]:
         except OSError:
             continue
         if state != "Z" and any(
-            word in command for word in (b"engine.rank", b"cluster.child", b"router.tokenizer_child", b"redis-server")
+            word in command
+            for word in (
+                b"engine.rank",
+                b"cluster.child",
+                b"router.tokenizer_child",
+                b"redis-server",
+            )
         ):
             found.add(pid)
     return found

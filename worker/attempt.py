@@ -29,7 +29,9 @@ class ChoiceLog:
     @property
     def has_unsent(self) -> bool:
         """True if a delta is due."""
-        return self.num_sent < len(self.tokens) or (self.finish is not None and not self.is_finish_sent)
+        return self.num_sent < len(self.tokens) or (
+            self.finish is not None and not self.is_finish_sent
+        )
 
 
 @dataclass(slots=True, eq=False)

@@ -113,7 +113,9 @@ class RouterSession:
 class SessionServer:
     """All sessions of one worker."""
 
-    def __init__(self, network: Network, host: SessionHost, clock: Clock, step_id: Callable[[], int]) -> None:
+    def __init__(
+        self, network: Network, host: SessionHost, clock: Clock, step_id: Callable[[], int]
+    ) -> None:
         """Keep the collaborators; `listen` starts it."""
         self._network, self._host, self._clock, self._step_id = network, host, clock, step_id
         self._sessions: dict[RouterId, RouterSession] = {}
@@ -178,7 +180,9 @@ class SessionServer:
         for request_id, attempt in list(session.attempts.items()):
             want = wanted_by_id.get(request_id)
             if want is None or want.epoch != attempt.epoch:
-                self._host.cancel(request_id, attempt.epoch)  # a newer one, if wanted, is reported as unknown below
+                self._host.cancel(
+                    request_id, attempt.epoch
+                )  # a newer one, if wanted, is reported as unknown below
             else:
                 del wanted_by_id[request_id]
                 attempt.rewind(want.next_positions)
@@ -186,14 +190,18 @@ class SessionServer:
                 session.touch(attempt)
         for want in wanted_by_id.values():
             error = WorkerLost("the worker does not know this attempt (any more)")
-            session.unknown.append(AttemptEnded(want.request_id, want.epoch, Task.LOCAL, PhaseTimings(), error))
+            session.unknown.append(
+                AttemptEnded(want.request_id, want.epoch, Task.LOCAL, PhaseTimings(), error)
+            )
         session.wake.set()
 
     async def _read(self, session: RouterSession, stream: MessageStream) -> None:
         while True:
             message = await stream.recv()
             if session.stream is not stream:
-                raise StreamClosed("a newer stream took over")  # it has said what is wanted; this is older
+                raise StreamClosed(
+                    "a newer stream took over"
+                )  # it has said what is wanted; this is older
             session.heard_at = self._clock.now_s()
             self._host.router_alive(session.router_id)
             match message:

@@ -59,7 +59,9 @@ class StepLoop:
         while True:
             self._wake.clear()
             if self._is_runner_lost:
-                await self._runner_gone(WorkerLost("the rank group died; its KV cache is lost"), IDLE)
+                await self._runner_gone(
+                    WorkerLost("the rank group died; its KV cache is lost"), IDLE
+                )
             self.before_plan()
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
             if not plan.items:

@@ -78,12 +78,22 @@ class WorkerUnit:
         )
         self.pool = BlockPool(engine.num_blocks)
         self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest)
-        self.worker = Worker(self.scheduler, parts.runner, parts.clock, parts.session_network, lambda: self.descriptor)
+        self.worker = Worker(
+            self.scheduler,
+            parts.runner,
+            parts.clock,
+            parts.session_network,
+            lambda: self.descriptor,
+        )
         self.worker.tracing = parts.tracing
         loop = asyncio.get_running_loop()
         agent_loop = agent_thread.loop if agent_thread else loop
         role = parts.make_role(
-            self.worker, parts.layout, parts.clock, agent_loop.call_soon_threadsafe, loop.call_soon_threadsafe
+            self.worker,
+            parts.layout,
+            parts.clock,
+            agent_loop.call_soon_threadsafe,
+            loop.call_soon_threadsafe,
         )
         self.agent = TransferAgent(
             parts.transfer_network, role.host, parts.kv, parts.layout, parts.transfer, self.pool.generation,
@@ -100,7 +110,9 @@ class WorkerUnit:
         else:
             transfer_address = await self._thread.call(self.agent.listen())
         session_address = await self.worker.start()
-        self.descriptor = replace(self.descriptor, session_address=session_address, transfer_address=transfer_address)
+        self.descriptor = replace(
+            self.descriptor, session_address=session_address, transfer_address=transfer_address
+        )
         return self.descriptor
 
     async def stop(self) -> None:

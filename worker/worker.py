@@ -16,7 +16,14 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
-from core.errors import Draining, InvalidRequest, InvariantViolation, ServingError, StepFailed, WorkerLost
+from core.errors import (
+    Draining,
+    InvalidRequest,
+    InvariantViolation,
+    ServingError,
+    StepFailed,
+    WorkerLost,
+)
 from core.ids import Epoch, RequestId, RouterId
 from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.ports import Clock, Network, Runner
@@ -238,7 +245,12 @@ class Worker:
         groups = [choices] if is_fresh else [(c,) for c in choices]
         for group in groups:
             sequence = self.scheduler.new_sequence(
-                submit.request, submit.epoch, group, submit.emitted[group[0]], now_s, credit=submit.credit
+                submit.request,
+                submit.epoch,
+                group,
+                submit.emitted[group[0]],
+                now_s,
+                credit=submit.credit,
             )
             sequence.run_alone = submit.run_alone
             attempt.sequences.append(sequence)
@@ -295,14 +307,20 @@ class Worker:
                     self._log(attempt, event)
                 case PromptComputed(sequence):
                     if self._part is None:
-                        raise InvariantViolation("a hand-over was computed on a worker without a role")
+                        raise InvariantViolation(
+                            "a hand-over was computed on a worker without a role"
+                        )
                     self._part.prompt_computed(attempt, sequence)
                 case SequenceFailed(_, message):
                     self.end(attempt, _failure(message))
 
     def _attempt_of(self, sequence: Sequence) -> Attempt | None:
         attempt = self.attempts.get(sequence.request.request_id)
-        return attempt if attempt is not None and attempt.epoch == sequence.epoch and attempt.ended is None else None
+        return (
+            attempt
+            if attempt is not None and attempt.epoch == sequence.epoch and attempt.ended is None
+            else None
+        )
 
     def _log(self, attempt: Attempt, event: Sampled) -> None:
         sequence = event.sequence
@@ -316,7 +334,9 @@ class Worker:
         if event.finish is not None:
             log.finish, log.stop_token_id = event.finish, event.stop_token_id
         self._sessions.session(attempt.router_id).touch(attempt)
-        is_whole = all(c in attempt.logs and attempt.logs[c].finish is not None for c in attempt.open_choices)
+        is_whole = all(
+            c in attempt.logs and attempt.logs[c].finish is not None for c in attempt.open_choices
+        )
         if is_whole and attempt.submit.task is not Task.PREFILL:
             self.end(attempt, None)
 
@@ -340,7 +360,9 @@ class Worker:
             done_at = attempt.sequences[0].prompt_done_at
             if done_at is not None:
                 timings = replace(timings, decode_s=self._clock.now_s() - done_at)
-        attempt.ended = AttemptEnded(attempt.request_id, attempt.epoch, attempt.submit.task, timings, error)
+        attempt.ended = AttemptEnded(
+            attempt.request_id, attempt.epoch, attempt.submit.task, timings, error
+        )
         trace_attempt(self.tracing, attempt, self._clock.now_s())
         self._stop_sequences(attempt, error)
         self._sessions.session(attempt.router_id).touch(attempt)
@@ -395,5 +417,7 @@ class Worker:
 
 def _failure(message: str) -> ServingError:
     if message == NOTHING_TO_DRAW:
-        return InvalidRequest("allowed_token_ids", "and bad_words, stop tokens or min_tokens leave no token to draw")
+        return InvalidRequest(
+            "allowed_token_ids", "and bad_words, stop tokens or min_tokens leave no token to draw"
+        )
     return StepFailed(message)

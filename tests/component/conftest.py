@@ -24,5 +24,9 @@ async def no_task_is_left(request):
     if inspect.iscoroutinefunction(request.function):
         for _ in range(20):
             await asyncio.sleep(0)
-        left = {t for t in asyncio.all_tasks() - before if t is not asyncio.current_task() and not t.done()}
+        left = {
+            t
+            for t in asyncio.all_tasks() - before
+            if t is not asyncio.current_task() and not t.done()
+        }
         assert not left, f"tasks were left behind: {left}"

@@ -24,14 +24,18 @@ WISHES = [{}, {"temperature": 0.9, "n": 2, "seed": 3}]
 
 
 def engine(size=1, chunk=32):
-    return EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=chunk, tensor_parallel_size=size)
+    return EngineConfig(
+        block_size_tokens=16, num_blocks=96, max_step_tokens=chunk, tensor_parallel_size=size
+    )
 
 
 async def answers(first, second, **how):
     async with House(TINY, engine=first, decode_engine=second, **how) as house:
         rounds = []
         for _ in range(2):  # the second round hits the prefix caches of both sides
-            replies = await asyncio.gather(*(house.ask(p, max_tokens=12, **w) for p in PROMPTS for w in WISHES))
+            replies = await asyncio.gather(
+                *(house.ask(p, max_tokens=12, **w) for p in PROMPTS for w in WISHES)
+            )
             assert [r.ended.error for r in replies] == [None] * len(replies)
             rounds.append([r.tokens for r in replies])
         return rounds

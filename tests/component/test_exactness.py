@@ -32,7 +32,16 @@ def bare_engine(prompt, dtype, choice=0, max_tokens=20, temperature=0.0, seed=7,
     tokens, out, start, fresh = list(prompt), [], 0, list(prompt)
     while len(out) < max_tokens:
         end = start + len(fresh)
-        sample = SampleSpec(choice, len(out), seed, temperature, 0, 1.0, None, (257,) if len(out) < min_tokens else ())
+        sample = SampleSpec(
+            choice,
+            len(out),
+            seed,
+            temperature,
+            0,
+            1.0,
+            None,
+            (257,) if len(out) < min_tokens else (),
+        )
         item = StepItem(1, start, tuple(fresh), tuple(range(-(-end // 16))), (sample,))
         token = runner.execute(StepPlan(1, (item,)), lambda *_: None).tokens[1, choice].token_id
         out.append(token)
@@ -60,9 +69,16 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
             if path == "pd":
                 for reply in replies:
                     blocks = reply.ended.anatomy.kv_blocks
-                    assert reply.ended.anatomy.kv_bytes == blocks * house.spec.layout(block).block_bytes > 0
+                    assert (
+                        reply.ended.anatomy.kv_bytes
+                        == blocks * house.spec.layout(block).block_bytes
+                        > 0
+                    )
             got[path] = [r.tokens for r in replies]
-    expected = [{c: bare_engine(prompt, dtype, choice=c, **wish) for c in range(wish["n"])} for prompt, wish in wishes]
+    expected = [
+        {c: bare_engine(prompt, dtype, choice=c, **wish) for c in range(wish["n"])}
+        for prompt, wish in wishes
+    ]
     assert got["pd"] == expected
     assert got["local"] == expected
 
@@ -75,14 +91,21 @@ async def test_every_family_disaggregated_equals_colocated_equals_transformers(t
     got = {}
     for path in ("pd", "local"):
         async with House(tmp_path, "float32", engine, path=path) as house:
-            wishes = [{"max_tokens": 16, "ignore_eos": True, "temperature": t, "seed": 5} for t in (0.0, 0.8)]
+            wishes = [
+                {"max_tokens": 16, "ignore_eos": True, "temperature": t, "seed": 5}
+                for t in (0.0, 0.8)
+            ]
             replies = await asyncio.gather(*(house.ask(p, **w) for p in prompts for w in wishes))
             assert all(r.ended.error is None and r.ended.anatomy.path == path for r in replies)
             got[path] = [r.tokens[0] for r in replies]
     assert got["pd"] == got["local"]
     for prompt, tokens in zip(prompts, got["pd"][::2], strict=True):
         expected = reference.generate(
-            torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+            torch.tensor([prompt]),
+            max_new_tokens=16,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
         assert tokens == expected[0].tolist()[len(prompt) :]
 
@@ -91,8 +114,12 @@ async def test_every_family_disaggregated_equals_colocated_equals_transformers(t
 async def test_a_forced_preemption_changes_nothing(dtype):
     engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
     prompts = [PROMPTS[0][: 10 + i] for i in range(6)]
-    async with House(TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine) as house:
-        replies = await asyncio.gather(*(house.ask(p, max_tokens=40, ignore_eos=True) for p in prompts))
+    async with House(
+        TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine
+    ) as house:
+        replies = await asyncio.gather(
+            *(house.ask(p, max_tokens=40, ignore_eos=True) for p in prompts)
+        )
         assert house.of_role(Role.DECODE)[0].scheduler.num_preemptions > 0
         spec = house.spec
     for prompt, reply in zip(prompts, replies, strict=True):
@@ -108,7 +135,11 @@ async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing():
         plan, hits = scheduler.plan, []
 
         def preempting(now_s):
-            victims = [s for s in scheduler.running if s.num_computed_tokens >= 64 and s.handover.is_partnered]
+            victims = [
+                s
+                for s in scheduler.running
+                if s.num_computed_tokens >= 64 and s.handover.is_partnered
+            ]
             if victims and not hits:
                 hits.append(victims[0].key)
                 scheduler.preempt(victims[0])
@@ -146,7 +177,9 @@ async def test_stop_string_in_the_first_token_ends_at_once():
         reply = await house.ask(PROMPTS[0], max_tokens=50, stop=(chr(0x100 + first),))
     assert reply.tokens[0] == [first]
     assert reply.texts.get(0, "") == ""
-    assert reply.finish[0].reason is FinishReason.STOP and reply.finish[0].stop_match == chr(0x100 + first)
+    assert reply.finish[0].reason is FinishReason.STOP and reply.finish[0].stop_match == chr(
+        0x100 + first
+    )
     assert reply.ended.usage.completion_tokens == 1
 
 
@@ -202,7 +235,9 @@ async def test_min_tokens_ignore_eos_and_stop_ids():
 
 
 @pytest.mark.parametrize("num_flips", [1, 2])
-async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(num_flips, monkeypatch):
+async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
+    num_flips, monkeypatch
+):
     """Real gRPC, real agent threads: one flip is asked for again, a second in the same part redoes the attempt."""
     encode, flipped = frames.encode_frame, []
 
@@ -214,7 +249,9 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(n
         return bytes(data)
 
     monkeypatch.setattr(frames, "encode_frame", flipping)
-    async with House(TINY, transport="grpc", threaded=True, transfer=TransferConfig(frame_bytes=1 << 20)) as house:
+    async with House(
+        TINY, transport="grpc", threaded=True, transfer=TransferConfig(frame_bytes=1 << 20)
+    ) as house:
         reply = await house.ask(PROMPTS[0], max_tokens=12)
         healed = house.of_role(Role.DECODE)[0].agent.num_healed
     assert len(flipped) == num_flips

@@ -43,9 +43,14 @@ async def test_ways_are_measured_on_demand():
     async with House(TINY, engine=ENGINE, transport="grpc", prefill=2) as house:
         await met(house, 2)
         found = await house.links.measure(4 << 20)
-        assert len(found) == 2 and {sender.worker_id for sender, _, _ in found} == {"prefill-0", "prefill-1"}
+        assert len(found) == 2 and {sender.worker_id for sender, _, _ in found} == {
+            "prefill-0",
+            "prefill-1",
+        }
         assert all(way.gb_per_s > 0 and not way.error for _, _, way in found)
-        assert sorted(w.gb_per_s for w in await met(house, 2)) == sorted(way.gb_per_s for _, _, way in found)
+        assert sorted(w.gb_per_s for w in await met(house, 2)) == sorted(
+            way.gb_per_s for _, _, way in found
+        )
 
 
 async def test_a_way_that_does_not_work_says_so():
@@ -58,7 +63,9 @@ async def test_a_way_that_does_not_work_says_so():
 
 async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
     monkeypatch.setattr("kv_transfer.probing.MAX_PROBE_BYTES", 1 << 20)
-    async with House(TINY, engine=ENGINE, transport="grpc", transfer=TransferConfig(frame_bytes=1 << 18)) as house:
+    async with House(
+        TINY, engine=ENGINE, transport="grpc", transfer=TransferConfig(frame_bytes=1 << 18)
+    ) as house:
         network = fetch_network()
         stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)
         await stream.send(frames.encode(0, frames.Probe(1 << 62)))
@@ -75,7 +82,14 @@ async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
         await network.close()
 
 
-LINK = {"prefill": "p", "decode": "d", "transport": "shm", "round_trip_ms": 1.0, "gb_per_s": 1.0, "error": None}
+LINK = {
+    "prefill": "p",
+    "decode": "d",
+    "transport": "shm",
+    "round_trip_ms": 1.0,
+    "gb_per_s": 1.0,
+    "error": None,
+}
 
 
 def prompts(*prefill_ms):
@@ -97,4 +111,7 @@ def test_the_verdict_is_the_length_from_which_moving_is_cheaper_on(prefill_ms, p
     verdict = judge(LINK, prompts(*prefill_ms))
     assert verdict.pays_from_tokens == pays_from
     assert list(verdict.transfer_ms.values()) == [3.0, 5.0, 9.0][: len(prefill_ms)]
-    assert judge({**LINK, "gb_per_s": None, "error": "cut"}, prompts(*prefill_ms)).pays_from_tokens is None
+    assert (
+        judge({**LINK, "gb_per_s": None, "error": "cut"}, prompts(*prefill_ms)).pays_from_tokens
+        is None
+    )

@@ -24,7 +24,9 @@ def logits_of(model, runner, items, rows):
     """Logits of given rows of one step."""
     inputs = _inputs(tuple(items))
     ids = np.concatenate([np.asarray(i.token_ids, dtype=np.int64) for i in items])
-    return model.forward(ids, inputs, runner.kv, np.asarray(rows, dtype=np.int64), lambda layer: None)
+    return model.forward(
+        ids, inputs, runner.kv, np.asarray(rows, dtype=np.int64), lambda layer: None
+    )
 
 
 def fresh_runner(spec, model, num_blocks=64, block=16):
@@ -34,7 +36,9 @@ def fresh_runner(spec, model, num_blocks=64, block=16):
 
 def item(key, start, ids, first_block, block=16):
     end = start + len(ids)
-    return StepItem(key, start, tuple(ids), tuple(range(first_block, first_block + -(-end // block))))
+    return StepItem(
+        key, start, tuple(ids), tuple(range(first_block, first_block + -(-end // block)))
+    )
 
 
 @pytest.mark.parametrize("attention", ["cpu", "dense", "gathered"])
@@ -56,12 +60,18 @@ def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
     runner = fresh_runner(spec, model)
     start = 0
     for _ in range(30):
-        row = logits_of(model, runner, [item(1, start, tokens[start:], 0)], [len(tokens) - start - 1])
+        row = logits_of(
+            model, runner, [item(1, start, tokens[start:], 0)], [len(tokens) - start - 1]
+        )
         start = len(tokens)
         tokens.append(int(row[0].argmax()))
     with torch.no_grad():
         expected = reference.generate(
-            torch.tensor([prompt[:20]]), max_new_tokens=30, do_sample=False, eos_token_id=None, pad_token_id=0
+            torch.tensor([prompt[:20]]),
+            max_new_tokens=30,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
         )
     assert tokens == expected[0].tolist()
 
@@ -69,10 +79,25 @@ def test_logits_and_greedy_tokens_equal_transformers(tmp_path, name, attention):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize(
     "name",
-    ["llama-gqa", "mistral-window", "qwen2", "qwen3", "gemma", "gemma2", "gemma3", "phi3", "mixtral", "qwen3-moe"],
+    [
+        "llama-gqa",
+        "mistral-window",
+        "qwen2",
+        "qwen3",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "mixtral",
+        "qwen3-moe",
+    ],
 )
-def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(tmp_path, name, dtype):
-    random_model(tmp_path, name, dtype=getattr(torch, dtype), initializer_range=0.1, max_shard_size="50KB")
+def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(
+    tmp_path, name, dtype
+):
+    random_model(
+        tmp_path, name, dtype=getattr(torch, dtype), initializer_range=0.1, max_shard_size="50KB"
+    )
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
     reference = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
     spec = read_model(tmp_path)
@@ -81,7 +106,9 @@ def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(
     prompt = [random.Random(5).randrange(96) for _ in range(80)]
     ours = logits_of(model, fresh_runner(spec, model), [item(1, 0, prompt, 0)], range(80))
     dense = Model(Shard(spec), torch.device("cpu"), "dense")
-    assert (ours - logits_of(dense, fresh_runner(spec, dense), [item(1, 0, prompt, 0)], range(80))).abs().max() < 0.2
+    assert (
+        ours - logits_of(dense, fresh_runner(spec, dense), [item(1, 0, prompt, 0)], range(80))
+    ).abs().max() < 0.2
     with torch.no_grad():
         theirs = reference(torch.tensor([prompt])).logits[0]
     cosine = torch.nn.functional.cosine_similarity(ours, theirs, dim=-1)
@@ -90,9 +117,13 @@ def test_half_precision_stays_close_to_transformers_in_fp32_on_the_same_weights(
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("checkpoint", ["tiny", "wide", "gemma2", "qwen3-moe", "mistral-window"])
-def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_path, dtype, checkpoint):
+def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(
+    tmp_path, dtype, checkpoint
+):
     folder = TINY
-    if checkpoint == "wide":  # sizes at which this CPU's bf16 products do depend on the number of rows
+    if (
+        checkpoint == "wide"
+    ):  # sizes at which this CPU's bf16 products do depend on the number of rows
         folder = tmp_path
         random_model(
             folder,
@@ -120,7 +151,9 @@ def test_logits_are_bitwise_equal_alone_batched_chunked_and_re_prefilled(tmp_pat
     alone = logits_of(model, alone_runner, [item(1, 0, prompt, 0)], range(100))
 
     one_by_one = fresh_runner(spec, model)
-    rows = [logits_of(model, one_by_one, [item(1, i, prompt[i : i + 1], 0)], [0])[0] for i in range(100)]
+    rows = [
+        logits_of(model, one_by_one, [item(1, i, prompt[i : i + 1], 0)], [0])[0] for i in range(100)
+    ]
     assert torch.equal(torch.stack(rows), alone)
     assert torch.equal(one_by_one.kv[:, :7], alone_runner.kv[:, :7])
 
@@ -155,7 +188,9 @@ def test_fp16_numbers_of_every_size_are_read_as_they_are():
         kv = (torch.randn(4, 2, 16, 2, 32) * size).half()
         q = (torch.randn(1, 4, 32) / size).clamp(-6e4, 6e4)
         inputs = AttentionInputs(np.array([50]), np.array([0, 1]), np.arange(4)[None])
-        got, expected = (f(q, kv, inputs, AttentionRules(0.1)) for f in (cpu_attention, dense_attention))
+        got, expected = (
+            f(q, kv, inputs, AttentionRules(0.1)) for f in (cpu_attention, dense_attention)
+        )
         assert torch.allclose(got, expected, rtol=1e-5, atol=1e-7 * size), size
 
 
@@ -163,7 +198,9 @@ def test_fp16_numbers_of_every_size_are_read_as_they_are():
 def test_a_step_with_non_finite_logits_fails_only_its_own_sequence(half):
     spec, model = load(TINY, "float32")
     runner = fresh_runner(spec, model)
-    runner.execute(StepPlan(1, (item(1, 0, [1, 2, 3], 0), item(2, 0, [1, 2, 3], 1))), lambda *_: None)
+    runner.execute(
+        StepPlan(1, (item(1, 0, [1, 2, 3], 0), item(2, 0, [1, 2, 3], 1))), lambda *_: None
+    )
     runner.kv[0, 0, half] = float("nan")
     sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
     items = tuple(
@@ -179,6 +216,12 @@ def test_the_tiny_model_fits_its_promise():
     files = [f for f in (TINY.parent).rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 8 << 20
     spec = read_model(TINY)
-    assert (spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_size) == (4, 192, 8, 2, 32)
+    assert (spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_size) == (
+        4,
+        192,
+        8,
+        2,
+        32,
+    )
     assert spec.vocabulary_size % 8 == 0
     assert Path(TINY.parent / "baton-tiny-draft" / "config.json").exists()

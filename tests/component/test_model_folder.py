@@ -40,7 +40,9 @@ def test_a_good_folder_is_read(folder):
 
 def test_a_missing_tensor_is_named(folder):
     change_tensors(folder, lambda t: t.pop("model.layers.1.mlp.up_proj.weight"))
-    with pytest.raises(ModelLoadError, match=r"1 missing, first model\.layers\.1\.mlp\.up_proj\.weight"):
+    with pytest.raises(
+        ModelLoadError, match=r"1 missing, first model\.layers\.1\.mlp\.up_proj\.weight"
+    ):
         read_model(folder)
 
 
@@ -51,7 +53,9 @@ def test_a_surplus_tensor_is_named(folder):
 
 
 def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
-    change_tensors(folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"][:32].clone()}))
+    change_tensors(
+        folder, lambda t: t.update({"model.norm.weight": t["model.norm.weight"][:32].clone()})
+    )
     with pytest.raises(ModelLoadError, match=r"model\.norm\.weight is \[32\], must be \[64\]"):
         read_model(folder)
 
@@ -59,7 +63,8 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(folder):
 def test_an_unknown_architecture_is_refused_by_name(folder):
     change_config(folder, architectures=["MambaForCausalLM"])
     with pytest.raises(
-        ModelLoadError, match="architecture MambaForCausalLM .*not supported; supported: Gemma.*LlamaForCausalLM"
+        ModelLoadError,
+        match="architecture MambaForCausalLM .*not supported; supported: Gemma.*LlamaForCausalLM",
     ):
         read_model(folder)
 
@@ -73,8 +78,14 @@ def test_an_unknown_architecture_is_refused_by_name(folder):
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8}}, "llama3 rope scaling lacks"),
         ({"rope_parameters": "fast"}, "wrong kind"),
-        ({"architectures": ["MistralForCausalLM"], "layer_types": ["full_attention"]}, "1 layer_types for 3 layers"),
-        ({"architectures": ["MistralForCausalLM"], "layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+        (
+            {"architectures": ["MistralForCausalLM"], "layer_types": ["full_attention"]},
+            "1 layer_types for 3 layers",
+        ),
+        (
+            {"architectures": ["MistralForCausalLM"], "layer_types": ["chunked_attention"] * 3},
+            "chunked_attention",
+        ),
         ({"architectures": ["MixtralForCausalLM"]}, "num_local_experts"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "'yarn'"),
         ({"num_attention_heads": 3}, "3 query heads"),
@@ -110,16 +121,22 @@ def test_a_window_above_the_models_own_is_refused(folder):
         read_model(folder, max_model_len=1000)
 
 
-def test_a_hub_id_is_found_in_the_cache_and_refused_clearly_without_a_hub(folder, tmp_path, monkeypatch):
+def test_a_hub_id_is_found_in_the_cache_and_refused_clearly_without_a_hub(
+    folder, tmp_path, monkeypatch
+):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     wish = ModelConfig(path="someone/small-llama", revision="v1")
-    with pytest.raises(ModelLoadError, match="someone/small-llama .* hub cannot be reached; set model.path"):
+    with pytest.raises(
+        ModelLoadError, match="someone/small-llama .* hub cannot be reached; set model.path"
+    ):
         model_folder(wish)
     repository = tmp_path / "hub" / "models--someone--small-llama"
     (repository / "snapshots").mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "v1").write_text("c0ffee")
-    shutil.copytree(folder, repository / "snapshots" / "c0ffee", ignore=shutil.ignore_patterns("hub"))
+    shutil.copytree(
+        folder, repository / "snapshots" / "c0ffee", ignore=shutil.ignore_patterns("hub")
+    )
     spec = model_of(BatonConfig(model=wish))
     assert spec.name == "someone/small-llama" and spec.num_layers == 3

@@ -24,7 +24,9 @@ PROMPT = tuple(b"import os\n\nclass ")
 
 def plan(step_id, start, ids, report=False):
     sample = (SampleSpec(0, 0, 1, 0.7, 0, 1.0, 2),)
-    return StepPlan(step_id, (StepItem(1, start, tuple(ids), (3, 4), sample),), report_layers=report)
+    return StepPlan(
+        step_id, (StepItem(1, start, tuple(ids), (3, 4), sample),), report_layers=report
+    )
 
 
 async def test_a_rank_gives_the_same_tokens_and_the_same_kv_bytes():
@@ -35,7 +37,9 @@ async def test_a_rank_gives_the_same_tokens_and_the_same_kv_bytes():
     await ranks.start()
     try:
         layers = []
-        result = await ranks.execute(plan(1, 0, PROMPT, report=True), lambda step, layer: layers.append((step, layer)))
+        result = await ranks.execute(
+            plan(1, 0, PROMPT, report=True), lambda step, layer: layers.append((step, layer))
+        )
         expected = direct.execute(plan(1, 0, PROMPT), lambda *_: None)
         assert result == expected
         assert layers == [(1, layer) for layer in range(4)]
@@ -85,7 +89,9 @@ async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one(collectives):
             layers = []
             got = await ranks.execute(_two(1), lambda step, layer: layers.append(layer))
             assert layers == list(range(4))
-            assert {k: t.token_id for k, t in got.tokens.items()} == {k: t.token_id for k, t in expected.tokens.items()}
+            assert {k: t.token_id for k, t in got.tokens.items()} == {
+                k: t.token_id for k, t in expected.tokens.items()
+            }
             for key, token in got.tokens.items():
                 assert token.logprob == pytest.approx(expected.tokens[key].logprob, abs=1e-4)
             for layer in range(4):
@@ -101,12 +107,18 @@ async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one(collectives):
 def _two(step_id):
     item = plan(step_id, 0, PROMPT).items[0]
     greedy = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, 2), SampleSpec(1, 0, 1, 0.9, 0, 1.0, 0))
-    items = (item, StepItem(2, 0, PROMPT[:9], (5, 6), greedy), StepItem(3, 0, PROMPT[3:], (7, 8), greedy))
+    items = (
+        item,
+        StepItem(2, 0, PROMPT[:9], (5, 6), greedy),
+        StepItem(3, 0, PROMPT[3:], (7, 8), greedy),
+    )
     return StepPlan(step_id, items, report_layers=True)
 
 
 def _heads(kv, spec, layer, block, shard, num_heads):
-    return np.frombuffer(kv.view(layer, block, shard), np.float32).reshape(2, 16, num_heads, spec.head_size)
+    return np.frombuffer(kv.view(layer, block, shard), np.float32).reshape(
+        2, 16, num_heads, spec.head_size
+    )
 
 
 async def test_one_rank_killed_or_stopped_is_the_end_of_its_group_and_a_new_one_serves():

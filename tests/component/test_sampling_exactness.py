@@ -43,13 +43,19 @@ async def test_the_same_tokens_and_log_probabilities_whoever_computes_them(name)
     wish = WISHES[name]
     (alone,), _ = await ask("local", EngineConfig(block_size_tokens=16, num_blocks=64), **wish)
     (apart,), _ = await ask("pd", **wish)
-    tight = EngineConfig(block_size_tokens=8, num_blocks=max(26, 15 * wish.get("n", 1)), max_step_tokens=32)
+    tight = EngineConfig(
+        block_size_tokens=8, num_blocks=max(26, 15 * wish.get("n", 1)), max_step_tokens=32
+    )
     squeezed, num_preemptions = await ask(
         "pd", EngineConfig(block_size_tokens=8, num_blocks=256), tight, copies=4, **wish
     )
     assert num_preemptions > 0
     for other in (apart, *squeezed):
-        assert other.tokens == alone.tokens and other.logprobs == alone.logprobs and other.texts == alone.texts
+        assert (
+            other.tokens == alone.tokens
+            and other.logprobs == alone.logprobs
+            and other.texts == alone.texts
+        )
         assert other.prompt == alone.prompt
     if wish.get("logprobs") is not None:
         assert all(len(alone.logprobs[c]) == len(alone.tokens[c]) for c in alone.tokens)
@@ -65,7 +71,8 @@ async def test_the_fields_do_what_they_say():
     pair = (text[3], text[4])
     (clean,), _ = await ask("pd", bad_words=(pair,))
     assert (
-        all(tuple(clean.tokens[0][i : i + 2]) != pair for i in range(23)) and clean.tokens[0][:4] == plain.tokens[0][:4]
+        all(tuple(clean.tokens[0][i : i + 2]) != pair for i in range(23))
+        and clean.tokens[0][:4] == plain.tokens[0][:4]
     )
     (fresh,), _ = await ask("pd", presence_penalty=2.0, frequency_penalty=2.0)
     assert len(set(fresh.tokens[0])) > len(set(plain.tokens[0]))
@@ -75,7 +82,11 @@ async def test_bad_words_are_those_of_transformers(tmp_path):
     reference = random_model(tmp_path, "llama-gqa")
     prompt = [random.Random(4).randrange(3, 96) for _ in range(30)]
     plain = reference.generate(
-        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0
+        torch.tensor([prompt]),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
     )
     output = plain[0].tolist()[30:]
     words = [[output[0]], output[3:5], output[5:8]]
@@ -100,7 +111,12 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
         assert reply.ended.usage.cached_tokens == 0  # what is cached has no logits to score
         again = await house.ask(PROMPT, max_tokens=2)
         assert again.ended.usage.cached_tokens > 0
-        assert house.of_role(Role.PREFILL if path == "pd" else Role.DECODE)[0].scheduler.num_preemptions == 0
+        assert (
+            house.of_role(Role.PREFILL if path == "pd" else Role.DECODE)[
+                0
+            ].scheduler.num_preemptions
+            == 0
+        )
     assert [e.token_id for e in reply.prompt] == PROMPT[1:]
     for row, entry in zip(expected, reply.prompt, strict=False):
         assert abs(float(row[entry.token_id]) - entry.logprob) < 1e-4
@@ -112,7 +128,12 @@ async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and
     async with House(TINY, "float32", SMALL, path=path) as house:
         wishes = [{"allowed_token_ids": (97,), "bad_words": ((97,),)}, {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
                   {"allowed_token_ids": (257,), "min_tokens": 3}, {}]  # fmt: skip
-        replies = await asyncio.gather(*(house.ask(PROMPT, max_tokens=8, **wish) for wish in wishes))
+        replies = await asyncio.gather(
+            *(house.ask(PROMPT, max_tokens=8, **wish) for wish in wishes)
+        )
     for reply in replies[:3]:
-        assert isinstance(reply.ended.error, InvalidRequest) and reply.ended.error.field == "allowed_token_ids"
+        assert (
+            isinstance(reply.ended.error, InvalidRequest)
+            and reply.ended.error.field == "allowed_token_ids"
+        )
     assert replies[3].ended.error is None and len(replies[3].tokens[0]) == 8

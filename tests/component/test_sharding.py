@@ -28,12 +28,18 @@ SIZES = (1, 2, 4)
 
 def engine(size=1, block=16, chunk=64):
     return EngineConfig(
-        block_size_tokens=block, num_blocks=2048 // block, max_step_tokens=chunk, tensor_parallel_size=size
+        block_size_tokens=block,
+        num_blocks=2048 // block,
+        max_step_tokens=chunk,
+        tensor_parallel_size=size,
     )
 
 
 async def answers(first, second, dtype="float32", transport="inproc", repeat=False):
-    wishes = [{"temperature": t, "n": n, "max_tokens": 16, "seed": 11, "logprobs": 0} for t, n in ((0.0, 1), (0.9, 2))]
+    wishes = [
+        {"temperature": t, "n": n, "max_tokens": 16, "seed": 11, "logprobs": 0}
+        for t, n in ((0.0, 1), (0.9, 2))
+    ]
     async with House(TINY, dtype, first, second, transport=transport) as house:
         replies = await asyncio.gather(*(house.ask(p, **w) for p in PROMPTS for w in wishes))
         if repeat:
@@ -54,10 +60,14 @@ async def of_one_rank():
 
 
 @pytest.mark.parametrize("transport", ["inproc", "grpc", "shm"])
-@pytest.mark.parametrize(("prefill", "decode"), [(p, d) for p in SIZES for d in SIZES if (p, d) != (1, 1)])
+@pytest.mark.parametrize(
+    ("prefill", "decode"), [(p, d) for p in SIZES for d in SIZES if (p, d) != (1, 1)]
+)
 async def test_any_prefill_size_hands_over_to_any_decode_size(prefill, decode, transport):
     for chunk in (64, 7):
-        got, anatomy = await answers(engine(prefill, chunk=chunk), engine(decode), transport=transport)
+        got, anatomy = await answers(
+            engine(prefill, chunk=chunk), engine(decode), transport=transport
+        )
         assert got == await of_one_rank()
         assert all(a.kv_bytes > 0 and a.kv_transport == transport for a in anatomy)
 
@@ -82,7 +92,9 @@ async def test_block_sizes_that_divide_one_another_hand_over(first, second):
     expected = await of_one_rank()
     for sizes in ((1, 1), (2, 4), (4, 1)):
         for repeat in (False, True):
-            got, anatomy = await answers(engine(sizes[0], first), engine(sizes[1], second), repeat=repeat)
+            got, anatomy = await answers(
+                engine(sizes[0], first), engine(sizes[1], second), repeat=repeat
+            )
             assert got == expected
     assert all(a.kv_blocks for a in anatomy)
 
@@ -142,7 +154,9 @@ def _last_logits(models, ids):
     inputs = AttentionInputs(np.arange(len(ids)), np.array([0, len(ids)]), np.array([[0, 1]]))
 
     def run(model):
-        kv = torch.zeros((spec.num_layers, 2, 2, 16, model.shard.num_kv_heads, spec.head_size), dtype=model.dtype)
+        kv = torch.zeros(
+            (spec.num_layers, 2, 2, 16, model.shard.num_kv_heads, spec.head_size), dtype=model.dtype
+        )
         rows = np.array([len(ids) - 1])
         return model.forward(np.array(ids), inputs, kv, rows, lambda _: None, [0])
 
@@ -151,12 +165,18 @@ def _last_logits(models, ids):
 
 
 def test_a_size_that_divides_nothing_is_refused_with_the_sizes_that_do():
-    with pytest.raises(ModelLoadError, match=r"tensor_parallel_size 3 .*8 query heads.*possible: \[1, 2, 4, 8\]"):
+    with pytest.raises(
+        ModelLoadError, match=r"tensor_parallel_size 3 .*8 query heads.*possible: \[1, 2, 4, 8\]"
+    ):
         check_split(read_model(TINY), 3)
 
 
 SHAPES = [
-    (k, n, b) for k in (1, 2, 4, 6, 8) for n in (1, 2, 3, 4, 8, 16) for b in (4, 8, 16) if k % n == 0 or n % k == 0
+    (k, n, b)
+    for k in (1, 2, 4, 6, 8)
+    for n in (1, 2, 3, 4, 8, 16)
+    for b in (4, 8, 16)
+    if k % n == 0 or n % k == 0
 ]
 
 
@@ -184,7 +204,9 @@ def _fill(kv, layout, tables, num_tokens):
                 for which in range(2):
                     for head in range(layout.heads_per_shard):
                         for i in range(3):
-                            array[which, slot, head, i] = _number(layer, which, token, first + head, i)
+                            array[which, slot, head, i] = _number(
+                                layer, which, token, first + head, i
+                            )
 
 
 def _number(layer, which, token, head, i):
@@ -210,12 +232,18 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
         PoolParts(third.segments(), target, grid),
     )
     assert sender.part_bytes == receiver.part_bytes
-    have_tokens = (num_tokens - 1) // target.block_size_tokens * target.block_size_tokens if have else 0
+    have_tokens = (
+        (num_tokens - 1) // target.block_size_tokens * target.block_size_tokens if have else 0
+    )
     first, seen = grid.blocks_for(have_tokens), set()
     for layer in range(source.num_layers):
-        for begin in range(have_tokens // source.block_size_tokens, source.blocks_for(num_tokens), 3):
+        for begin in range(
+            have_tokens // source.block_size_tokens, source.blocks_for(num_tokens), 3
+        ):
             end = min(begin + 3, source.blocks_for(num_tokens))
-            held = min(end * source.block_size_tokens, num_tokens) - begin * source.block_size_tokens
+            held = (
+                min(end * source.block_size_tokens, num_tokens) - begin * source.block_size_tokens
+            )
             entries = sender.entries(layer, begin, tuple(tables[begin:end]), held)
             entries = entries[entries["block"] >= first]
             seen.update((layer, int(e["shard"]), int(e["block"])) for e in entries)
@@ -233,8 +261,14 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
                 block, slot = divmod(token, target.block_size_tokens)
                 got = _array(other, target, layer, others[block], shard)[:, slot]
                 want = _array(expected, target, layer, others[block], shard)[:, slot]
-                assert (got == (want if token >= have_tokens else 0)).all(), (from_shape, to_shape, token)
-    assert all(bytes(a) == bytes(b) for a, b in zip(other.segments(), third.segments(), strict=True))
+                assert (got == (want if token >= have_tokens else 0)).all(), (
+                    from_shape,
+                    to_shape,
+                    token,
+                )
+    assert all(
+        bytes(a) == bytes(b) for a, b in zip(other.segments(), third.segments(), strict=True)
+    )
 
 
 def test_shapes_that_cannot_meet_are_refused_with_their_numbers():
@@ -260,7 +294,9 @@ def test_every_difference_between_two_identities_is_named():
 
 
 async def test_blocks_that_do_not_divide_are_refused_within_a_second_and_other_pairs_go_on():
-    async with House(TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=1)) as house:
+    async with House(
+        TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=1)
+    ) as house:
         odd = await house.ask(PROMPTS[0], max_tokens=5)
     assert odd.ended.error is not None and odd.ended.anatomy.e2e_s < 1
 

@@ -58,10 +58,15 @@ async def test_chats_become_the_same_tokens_as_in_transformers(tmp_path, name):
                 expected = theirs.apply_chat_template(
                     CHAT, add_generation_prompt=adds, tokenize=True, return_dict=False, **variables
                 )
-                assert await ours.encode_chat(ChatPrompt(CHAT, variables, adds_generation_prompt=adds)) == expected
+                assert (
+                    await ours.encode_chat(ChatPrompt(CHAT, variables, adds_generation_prompt=adds))
+                    == expected
+                )
         if name in ("tiny", "trim"):
             chat = [*CHAT, {"role": "assistant", "content": "The answer is "}]
-            expected = theirs.apply_chat_template(chat, continue_final_message=True, tokenize=True, return_dict=False)
+            expected = theirs.apply_chat_template(
+                chat, continue_final_message=True, tokenize=True, return_dict=False
+            )
             wish = ChatPrompt(chat, adds_generation_prompt=False, continues_final=True)
             assert await ours.encode_chat(wish) == expected
     finally:
@@ -73,7 +78,9 @@ async def test_texts_become_the_same_tokens_as_in_transformers(pool):
     for text in ("", "def main():", "日本 👩‍👩‍👧 \x00\u202e", "a" * 50_000, "<|begin|> <|end|>"):
         assert await pool.encode(text) == theirs.encode(text)
         ids, tokens = await pool.encode_with_tokens(text, adds_special_tokens=False)
-        assert ids == theirs.encode(text, add_special_tokens=False) and tokens == theirs.convert_ids_to_tokens(ids)
+        assert ids == theirs.encode(
+            text, add_special_tokens=False
+        ) and tokens == theirs.convert_ids_to_tokens(ids)
 
 
 HOSTILE = {
@@ -85,7 +92,10 @@ HOSTILE = {
         "took longer than 0.6 s",
     ),
     "huge": ("{{ 'a' * 10000000000 }}", "memory|refused"),
-    "huge in pieces": ("{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}", "render to more than"),
+    "huge in pieces": (
+        "{% for a in range(99999) %}{{ 'a' * 999 }}{% endfor %}",
+        "render to more than",
+    ),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "memory|refused"),
     "its own error": ("{{ raise_exception('only one turn') }}", "only one turn"),
     "syntax": ("{% for %}", "not a valid template"),
@@ -124,7 +134,9 @@ async def test_limits_and_missing_templates_are_named(tmp_path, pool):
     with pytest.raises(InvalidRequest, match="no chat template"):
         await bare.encode_chat(ChatPrompt(CHAT))
     await bare.stop()
-    listed = folder_with(tmp_path / "b", [{"name": "tool", "template": "x"}, {"name": "default", "template": "dd"}])
+    listed = folder_with(
+        tmp_path / "b", [{"name": "tool", "template": "x"}, {"name": "default", "template": "dd"}]
+    )
     pool2 = TokenizerPool(listed, 5.0)
     assert await pool2.encode_chat(ChatPrompt(CHAT)) == list(b"dd")
     await pool2.stop()

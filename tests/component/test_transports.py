@@ -107,7 +107,9 @@ async def test_shared_memory_is_mapped_once_and_again_when_the_pool_changes():
         streams = [await pair.dial() for _ in range(3)]
         assert all(isinstance(up, MappedStream) for up, _ in streams)
         first = streams[0][0].peer_segments
-        assert bytes(first[0][:5]) == b"first" and all(up.peer_segments is first for up, _ in streams)
+        assert bytes(first[0][:5]) == b"first" and all(
+            up.peer_segments is first for up, _ in streams
+        )
         assert first[0].readonly, "a receiver must not be able to write into the sender's pool"
         fds = len(os.listdir("/proc/self/fd"))
         other = shared_pool(LAYOUT, 8)
@@ -151,16 +153,28 @@ async def test_another_user_is_not_let_in_and_not_believed():
             "s.connect(sys.argv[1].replace('@', chr(0))); s.sendall(bytes(16)); print(len(s.recv(100)))"
         )
         guest = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", script, pair.address, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+            sys.executable,
+            "-c",
+            script,
+            pair.address,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
         )
         out, err = await guest.communicate()
-        assert out.strip() in (b"", b"0") and (guest.returncode == 0 or b"Error: [Errno" in err), (out, err)
+        assert out.strip() in (b"", b"0") and (guest.returncode == 0 or b"Error: [Errno" in err), (
+            out,
+            err,
+        )
         host = (
             "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
             "s.bind(chr(0) + 'baton-kv-impostor'); s.listen(1); print('up', flush=True); s.accept(); sys.stdin.read()"
         )
         impostor = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", host, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-c",
+            host,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
         )
         await impostor.stdout.readline()
         with pytest.raises(StreamClosed, match="exchanges no KV with user 65534"):
@@ -169,7 +183,9 @@ async def test_another_user_is_not_let_in_and_not_believed():
         await impostor.wait()
 
 
-@pytest.mark.parametrize("garbage", [b"", b"short", b"\xff" * 16 + b"\xff\xff\xff\xff" + b"x" * 100])
+@pytest.mark.parametrize(
+    "garbage", [b"", b"short", b"\xff" * 16 + b"\xff\xff\xff\xff" + b"x" * 100]
+)
 async def test_whoever_talks_nonsense_to_the_shared_socket_harms_nobody(garbage):
     async with Pair("shm") as pair:
         reader, writer = await asyncio.open_unix_connection(pair.address.replace("@", "\0"))
@@ -231,7 +247,9 @@ async def test_a_pair_takes_the_first_way_that_answers_and_comes_back_to_the_bet
 
 async def test_a_pair_without_a_common_or_a_living_way_is_told_why():
     only = Transports({"shm": SharedNetwork(lambda: None)})
-    with pytest.raises(StreamClosed, match=r"no transport in common: \['shm'\] here, \['grpc'\] there"):
+    with pytest.raises(
+        StreamClosed, match=r"no transport in common: \['shm'\] here, \['grpc'\] there"
+    ):
         await only.dial("grpc=127.0.0.1:1")
     with pytest.raises(StreamClosed, match="shm: no shared memory with @nowhere"):
         await only.dial("shm=@nowhere")

@@ -23,7 +23,9 @@ def processes(word):
     for folder in Path("/proc").iterdir():
         if folder.name.isdigit():
             try:
-                command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                command = (
+                    (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+                )
                 state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
             except OSError:
                 continue
@@ -115,11 +117,16 @@ class Up:
     def complete(self, prompt="def main(", **fields):
         headers = {"x-baton-timing": "1"}
         body = {"prompt": prompt, "max_tokens": 16, "temperature": 0, **fields}
-        return httpx.post(f"{self.url}/v1/completions", content=json.dumps(body), headers=headers, timeout=60)
+        return httpx.post(
+            f"{self.url}/v1/completions", content=json.dumps(body), headers=headers, timeout=60
+        )
 
     def status(self):
         done = subprocess.run(
-            [*BATON, "status", "--url", self.url, "-o", "json"], capture_output=True, text=True, check=False
+            [*BATON, "status", "--url", self.url, "-o", "json"],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         return json.loads(done.stdout)["replicas"]
 

@@ -9,21 +9,33 @@ from conftest import BATON, ROOT
 
 
 def baton(*arguments, text=None, code=0):
-    done = subprocess.run([*BATON, *arguments], capture_output=True, text=True, input=text, cwd=ROOT, timeout=120)
+    done = subprocess.run(
+        [*BATON, *arguments], capture_output=True, text=True, input=text, cwd=ROOT, timeout=120
+    )
     assert done.returncode == code, done.stderr + done.stdout
     return done.stdout if code == 0 else done.stderr
 
 
 def test_chat_one_message_and_a_conversation(local):
-    once = json.loads(baton("chat", "--grpc", local.grpc, "-m", "What is the capital of France?", "-o", "json"))
-    assert once["text"] == "The capital of France is Paris." and once["prompt_tokens"] == 34 and once["ttft_ms"] > 0
+    once = json.loads(
+        baton("chat", "--grpc", local.grpc, "-m", "What is the capital of France?", "-o", "json")
+    )
+    assert (
+        once["text"] == "The capital of France is Paris."
+        and once["prompt_tokens"] == 34
+        and once["ttft_ms"] > 0
+    )
     said = baton(
         "chat",
         "--grpc",
         local.grpc,
         text="What is the capital of France?\nAnd?\n/reset\nWhat is the capital of France?\n/quit\nno\n",
     )
-    assert said.count("The capital of France is Paris.") == 2 and said.count("TTFT") == 3 and "tokens/s" in said
+    assert (
+        said.count("The capital of France is Paris.") == 2
+        and said.count("TTFT") == 3
+        and "tokens/s" in said
+    )
     assert "UNAVAILABLE" in baton("chat", "--grpc", "127.0.0.1:1", "-m", "x", code=2)
 
 
@@ -33,14 +45,43 @@ def test_bench_serve_reports_a_run_and_draws_it(local, tmp_path):
         "bench", "serve", "--url", local.url, "--requests", "12", "--concurrency", "4", "--input-tokens", "40",
         "--output-tokens", "8", "--goodput", "e2e:60000", "--plot", str(plot), "-o", "json",
     ))  # fmt: skip
-    assert report["completed"] == 12 and report["output_tokens"] == 96 and report["input_tokens"] == 480
-    assert report["attainment"] == 1.0 and len(report["samples"]) == 12 and report["ttft"]["count"] == 12
+    assert (
+        report["completed"] == 12
+        and report["output_tokens"] == 96
+        and report["input_tokens"] == 480
+    )
+    assert (
+        report["attainment"] == 1.0
+        and len(report["samples"]) == 12
+        and report["ttft"]["count"] == 12
+    )
     assert ET.parse(plot).getroot().tag.endswith("svg")
-    table = baton("bench", "serve", "--url", local.url, "--requests", "3", "--rate", "50", "--output-tokens", "4")
+    table = baton(
+        "bench",
+        "serve",
+        "--url",
+        local.url,
+        "--requests",
+        "3",
+        "--rate",
+        "50",
+        "--output-tokens",
+        "4",
+    )
     assert "3 of 3 requests" in table
     assert "ttft" in table and "send lag" in table
     failed = baton(
-        "bench", "serve", "--url", local.url, "--requests", "2", "--concurrency", "1", "--input-tokens", "9000", code=1
+        "bench",
+        "serve",
+        "--url",
+        local.url,
+        "--requests",
+        "2",
+        "--concurrency",
+        "1",
+        "--input-tokens",
+        "9000",
+        code=1,
     )
     assert failed.strip() == ""
     assert "how load is offered" in baton("bench", "serve", "--url", local.url, code=2)
@@ -68,13 +109,23 @@ def test_down_ends_what_up_started_and_nothing_else(start, local):
 
 def test_help_is_quick_to_read_and_lists_every_command():
     text = baton("--help")
-    for command in ("up", "down", "status", "generate", "chat", "bench", "check-config", "collect-env", "version"):
+    for command in (
+        "up",
+        "down",
+        "status",
+        "generate",
+        "chat",
+        "bench",
+        "check-config",
+        "collect-env",
+        "version",
+    ):
         assert command in text
 
 
 def test_the_example_of_a_grpc_client_runs(local):
     command = [sys.executable, "examples/grpc_chat.py", local.grpc]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0 and done.stdout.startswith("The capital of France is Paris.\n32 tokens, TTFT"), (
-        done.stderr
-    )
+    assert done.returncode == 0 and done.stdout.startswith(
+        "The capital of France is Paris.\n32 tokens, TTFT"
+    ), done.stderr

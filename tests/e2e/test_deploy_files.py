@@ -28,4 +28,6 @@ def test_the_deployed_config_is_valid():
     from core.config import load_config
 
     config = load_config(ROOT / "deploy" / "ray" / "baton.yaml", {}, {})
-    assert config.pools.prefill.node_label == "prefill" and config.pools.decode.node_label == "decode"
+    assert (
+        config.pools.prefill.node_label == "prefill" and config.pools.decode.node_label == "decode"
+    )

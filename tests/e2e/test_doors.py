@@ -28,7 +28,9 @@ def stub(local):
 
 def sse(response):
     """Parse a stream; returns the JSON events and whether [DONE] came last."""
-    lines = [line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")]
+    lines = [
+        line.removeprefix("data: ") for line in response.iter_lines() if line.startswith("data: ")
+    ]
     return [json.loads(line) for line in lines[:-1]], lines[-1] == "[DONE]"
 
 
@@ -57,10 +59,14 @@ def test_stream_and_whole_are_the_same_text_over_both_doors(local, stub):
         assert response.headers["content-type"].startswith("text/event-stream")
         events, is_done = sse(response)
     assert is_done
-    texts = {c: "".join(x["text"] for e in events for x in e["choices"] if x["index"] == c) for c in (0, 1)}
+    texts = {
+        c: "".join(x["text"] for e in events for x in e["choices"] if x["index"] == c)
+        for c in (0, 1)
+    }
     assert texts == {c["index"]: c["text"] for c in whole["choices"]}
     assert (
-        events[-1]["choices"] == [] and events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        events[-1]["choices"] == []
+        and events[-1]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
     )
 
     request = pb.GenerateRequest(
@@ -71,11 +77,17 @@ def test_stream_and_whole_are_the_same_text_over_both_doors(local, stub):
     assert {c.index: c.text for c in stub.Generate(request).choices} == texts
     messages = list(stub.GenerateStream(request))
     streamed = {
-        c: "".join(m.delta.text for m in messages if m.WhichOneof("event") == "delta" and m.delta.choice == c)
+        c: "".join(
+            m.delta.text
+            for m in messages
+            if m.WhichOneof("event") == "delta" and m.delta.choice == c
+        )
         for c in (0, 1)
     }
     assert streamed == texts
-    assert [m.WhichOneof("event") for m in messages].count("summary") == 1 and messages[-1].HasField("summary")
+    assert [m.WhichOneof("event") for m in messages].count("summary") == 1 and messages[
+        -1
+    ].HasField("summary")
 
 
 def test_cached_tokens_and_logprobs_are_reported(local, stub):
@@ -84,7 +96,12 @@ def test_cached_tokens_and_logprobs_are_reported(local, stub):
     assert first["choices"][0]["text"] == second["choices"][0]["text"]
     assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == 64
     logprobs = first["choices"][0]["logprobs"]
-    assert len(logprobs["token_logprobs"]) == 16 == len(logprobs["top_logprobs"]) == len(logprobs["text_offset"])
+    assert (
+        len(logprobs["token_logprobs"])
+        == 16
+        == len(logprobs["top_logprobs"])
+        == len(logprobs["text_offset"])
+    )
     answer = stub.Generate(pb.GenerateRequest(
         token_ids=pb.TokenIds(ids=prompt), sampling=pb.SamplingOptions(temperature=0), response=pb.ResponseOptions(logprobs=2)
     ))  # fmt: skip
@@ -116,7 +133,9 @@ BAD_BODIES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("fields", "name"), BAD_BODIES, ids=[json.dumps(b)[:40] for b, _ in BAD_BODIES])
+@pytest.mark.parametrize(
+    ("fields", "name"), BAD_BODIES, ids=[json.dumps(b)[:40] for b, _ in BAD_BODIES]
+)
 def test_a_bad_field_is_named(local, fields, name):
     reply = local.complete(**{"prompt": "x", **fields})
     error = reply.json()["error"]
@@ -141,11 +160,16 @@ def test_a_broken_body_is_a_400(local, kind):
 
 def test_sizes_have_limits(local, stub):
     too_large = httpx.post(
-        f"{local.url}/v1/completions", content=b'{"prompt": "' + b"a" * (5 << 20) + b'"}', timeout=20
+        f"{local.url}/v1/completions",
+        content=b'{"prompt": "' + b"a" * (5 << 20) + b'"}',
+        timeout=20,
     )
     assert too_large.status_code == 413
     too_long = local.complete("a" * 1_000_000)
-    assert too_long.status_code == 400 and too_long.json()["error"]["code"] == "context_length_exceeded"
+    assert (
+        too_long.status_code == 400
+        and too_long.json()["error"]["code"] == "context_length_exceeded"
+    )
     assert "context window is 2048" in too_long.json()["error"]["message"]
     with pytest.raises(grpc.RpcError) as caught:
         stub.Generate(pb.GenerateRequest(text="a" * (5 << 20)))
@@ -177,7 +201,9 @@ def test_hostile_names_cannot_break_a_header_or_an_error(local):
 
 def test_a_choice_that_ends_early_does_not_hold_back_the_others(local):
     """More positions than the credit, while another choice has long ended."""
-    reply = local.complete("import os", n=8, temperature=1.0, seed=3, max_tokens=700, stop=["import", "self"])
+    reply = local.complete(
+        "import os", n=8, temperature=1.0, seed=3, max_tokens=700, stop=["import", "self"]
+    )
     choices = reply.json()["choices"]
     lengths = [len(c["text"]) for c in choices]
     assert reply.status_code == 200 and min(lengths) < 200 and max(lengths) > 300, lengths
@@ -185,7 +211,9 @@ def test_a_choice_that_ends_early_does_not_hold_back_the_others(local):
 
 def test_grpc_errors_carry_details(local, stub):
     with pytest.raises(grpc.RpcError) as caught:
-        stub.Generate(pb.GenerateRequest(text="x", sampling=pb.SamplingOptions(temperature=float("nan"))))
+        stub.Generate(
+            pb.GenerateRequest(text="x", sampling=pb.SamplingOptions(temperature=float("nan")))
+        )
     assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
     bad = error_details_pb2.BadRequest()
     details = rpc_status.from_call(caught.value).details
@@ -228,7 +256,9 @@ def test_deadline_duplicate_id_and_abort(local, stub):
 
 def test_a_request_id_may_be_used_again_once_it_has_ended(local):
     replies = [local.complete("import os", request_id="again", max_tokens=4) for _ in range(3)]
-    assert [r.status_code for r in replies] == [200] * 3 and len({r.json()["choices"][0]["text"] for r in replies}) == 1
+    assert [r.status_code for r in replies] == [200] * 3 and len(
+        {r.json()["choices"][0]["text"] for r in replies}
+    ) == 1
 
 
 def idle(local):
@@ -238,7 +268,9 @@ def idle(local):
     for _ in range(80):
         loads = [r["load"] for r in httpx.get(f"{local.url}/replicas").json()["replicas"]]
         if all(
-            x["running"] == 0 and x["waiting"] == 0 and x["free_blocks"] + x["cached_blocks"] == x["total_blocks"]
+            x["running"] == 0
+            and x["waiting"] == 0
+            and x["free_blocks"] + x["cached_blocks"] == x["total_blocks"]
             for x in loads
         ):
             return True
@@ -251,7 +283,9 @@ async def test_clients_that_leave_free_everything(local):
         async with httpx.AsyncClient() as client:
             body = {"prompt": "import os", "max_tokens": 1500, "ignore_eos": True, "stream": stream}
             with pytest.raises(httpx.TimeoutException):
-                async with client.stream("POST", f"{local.url}/v1/completions", json=body, timeout=delay_s) as response:
+                async with client.stream(
+                    "POST", f"{local.url}/v1/completions", json=body, timeout=delay_s
+                ) as response:
                     await asyncio.sleep(delay_s)
                     if not stream:
                         await response.aread()
@@ -267,7 +301,11 @@ def test_many_at_once_equal_each_alone(local):
     prompts = [f"def function_{i}(" for i in range(16)]
     alone = [local.complete(p, max_tokens=24).json()["choices"][0]["text"] for p in prompts]
     with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        together = list(pool.map(lambda p: local.complete(p, max_tokens=24).json()["choices"][0]["text"], prompts))
+        together = list(
+            pool.map(
+                lambda p: local.complete(p, max_tokens=24).json()["choices"][0]["text"], prompts
+            )
+        )
     assert together == alone
 
 
@@ -301,7 +339,12 @@ def test_health_and_reflection(local):
             )
         reflection = reflection_pb2_grpc.ServerReflectionStub(channel)
         request = reflection_pb2.ServerReflectionRequest(list_services="")
-        names = [s.name for s in next(reflection.ServerReflectionInfo(iter([request]))).list_services_response.service]
+        names = [
+            s.name
+            for s in next(
+                reflection.ServerReflectionInfo(iter([request]))
+            ).list_services_response.service
+        ]
     assert "baton.v1.Generation" in names
 
 
@@ -311,25 +354,43 @@ def test_status_and_generate_commands(local):
     for r in replicas:
         assert {"role", "tier", "pid", "rank_pids", "node", "address", "state", "load"} <= set(r)
         assert r["state"] == "live" and len(r["rank_pids"]) == 1
-    command = [sys.executable, "-m", "cluster.cli", "generate", FRANCE, "--grpc", local.grpc, "-o", "json"]
+    command = [
+        sys.executable,
+        "-m",
+        "cluster.cli",
+        "generate",
+        FRANCE,
+        "--grpc",
+        local.grpc,
+        "-o",
+        "json",
+    ]
     answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
     assert answer["text"] == "The capital of France is Paris." and answer["timing"]["path"] == "pd"
 
 
 def test_the_doctor_measures_every_link(local):
     links = httpx.get(f"{local.url}/links").json()["links"]
-    assert [x["transport"] for x in links] == ["shm"] * len(links) and links and not any(x["error"] for x in links)
+    assert (
+        [x["transport"] for x in links] == ["shm"] * len(links)
+        and links
+        and not any(x["error"] for x in links)
+    )
     done = subprocess.run(
         [sys.executable, "-m", "cluster.cli", "doctor", "--url", local.url, "--mib", "2", "-o", "json"], capture_output=True, text=True, timeout=120,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     tree = json.loads(done.stdout)
-    assert {(x["prefill"], x["decode"]) for x in tree["links"]} == {(x["prefill"], x["decode"]) for x in links}
+    assert {(x["prefill"], x["decode"]) for x in tree["links"]} == {
+        (x["prefill"], x["decode"]) for x in links
+    }
     assert all(x["gb_per_s"] > 0 and x["error"] is None for x in tree["links"])
     sizes = [p["kv_bytes"] / p["tokens"] for p in tree["prompts"]]
     assert sizes and len(set(sizes)) == 1, "every prompt was new, so all of it travelled"
-    assert httpx.get(f"{local.url}/links").json()["links"][0]["gb_per_s"] > 0, "what was measured is remembered"
+    assert httpx.get(f"{local.url}/links").json()["links"][0]["gb_per_s"] > 0, (
+        "what was measured is remembered"
+    )
     for body, word in (({"mib": 0}, "mib"), ({"mib": 1000}, "mib"), ({"mib": "x"}, "mib")):
         reply = httpx.post(f"{local.url}/links", json=body)
         assert reply.status_code == 400 and word in reply.text

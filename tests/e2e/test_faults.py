@@ -133,20 +133,33 @@ def test_check_config_and_version_print_json(tmp_path):
 
     config = tmp_path / "baton.yaml"
     config.write_text("pools: {decode: {replicas: 3}}")
-    tree = json.loads(run_baton("check-config", "-c", str(config), "-o", "json", BATON_ROUTER__HTTP_PORT="8123").stdout)
-    assert tree["config"]["pools"]["decode"]["replicas"] == 3 and tree["config"]["router"]["http_port"] == 8123
+    tree = json.loads(
+        run_baton(
+            "check-config", "-c", str(config), "-o", "json", BATON_ROUTER__HTTP_PORT="8123"
+        ).stdout
+    )
+    assert (
+        tree["config"]["pools"]["decode"]["replicas"] == 3
+        and tree["config"]["router"]["http_port"] == 8123
+    )
     assert tree["facts"]["kv_block_bytes"] == 32768
     assert json.loads(run_baton("version", "-o", "json").stdout)["version"]
 
 
 def test_status_without_a_cluster_is_one_clear_line():
     done = run_baton("status", "--url", "http://127.0.0.1:9")
-    assert done.returncode == 2 and "no router answers" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "no router answers" in done.stderr
+        and "Traceback" not in done.stderr
+    )
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is_orphaned(start, monkeypatch):
+def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is_orphaned(
+    start, monkeypatch
+):
     monkeypatch.setenv("BATON_PLACEMENT__LOCAL_BELOW_TOKENS", "0")
     up = start()
     first = up.complete(**LONG).json()
@@ -175,7 +188,9 @@ def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_on_ray_with_pd_forced_the_running_request_ends_within_five_seconds_with_one_typed_error(start, monkeypatch):
+def test_on_ray_with_pd_forced_the_running_request_ends_within_five_seconds_with_one_typed_error(
+    start, monkeypatch
+):
     monkeypatch.setenv("BATON_PLACEMENT__PATH", "pd")
     up = start()
     expected = up.complete(**LONG).json()["choices"][0]["text"]

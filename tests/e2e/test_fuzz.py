@@ -53,7 +53,10 @@ MESSAGES = st.lists(
     st.one_of(
         JUNK,
         st.fixed_dictionaries(
-            {"role": st.one_of(st.sampled_from(["user", "system", "tool"]), SCALARS), "content": JUNK}
+            {
+                "role": st.one_of(st.sampled_from(["user", "system", "tool"]), SCALARS),
+                "content": JUNK,
+            }
         ),
     ),
     max_size=3,
@@ -74,7 +77,9 @@ def requests(draw):
     """A valid body with one or two fields made odd."""
     path = draw(
         st.sampled_from(
-            ["/v1/completions"] * 4 + ["/v1/chat/completions"] * 4 + ["/tokenize", "/tokenize", "/detokenize"]
+            ["/v1/completions"] * 4
+            + ["/v1/chat/completions"] * 4
+            + ["/tokenize", "/tokenize", "/detokenize"]
         )
     )
     base, fields = PLACES[path]
@@ -110,13 +115,21 @@ def check_http(connection, path, body, changed):
         return
     count["refused"] += 1
     error = json.loads(text)["error"]
-    assert error["message"] and error["type"] == "invalid_request_error" and reply.headers["x-should-retry"] == "false"
+    assert (
+        error["message"]
+        and error["type"] == "invalid_request_error"
+        and reply.headers["x-should-retry"] == "false"
+    )
     if error["code"] == "invalid_value":
         root = error["param"].partition("[")[0].partition(".")[0]
         allowed = set(changed) | {p for name in changed for p in PARTNERS.get(name, ())}
         assert root in allowed, (path, body, error)
     else:
-        assert error["code"] in ("model_not_found", "context_length_exceeded", "duplicate_request"), (path, body, error)
+        assert error["code"] in (
+            "model_not_found",
+            "context_length_exceeded",
+            "duplicate_request",
+        ), (path, body, error)
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +158,12 @@ def neighbour(local):
     ), count
 
 
-QUIET = {"deadline": None, "derandomize": True, "database": None, "suppress_health_check": list(HealthCheck)}
+QUIET = {
+    "deadline": None,
+    "derandomize": True,
+    "database": None,
+    "suppress_health_check": list(HealthCheck),
+}
 
 
 @pytest.mark.timeout(600)
@@ -167,7 +185,23 @@ def test_http_bodies(local, neighbour):
 
 INTS = st.sampled_from([0, 1, 2, 3, 8, 9, 21, 97, 256, 270, 300, 5000, 2**31 - 1, 2**32 - 1])
 DOUBLES = st.sampled_from(
-    [-1e300, -101.0, -2.5, -1.0, -0.0, 0.0, 1e-9, 0.5, 1.0, 1.5, 3.0, 101.0, 1e300, float("nan"), float("inf")]
+    [
+        -1e300,
+        -101.0,
+        -2.5,
+        -1.0,
+        -0.0,
+        0.0,
+        1e-9,
+        0.5,
+        1.0,
+        1.5,
+        3.0,
+        101.0,
+        1e300,
+        float("nan"),
+        float("inf"),
+    ]
 )
 STRINGS = TEXTS.filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
 FIELDS = [
@@ -189,17 +223,26 @@ def calls(draw):
         return kind, pb.DetokenizeRequest(
             model=draw(st.sampled_from(["", "x"])), token_ids=draw(st.lists(INTS, max_size=4))
         )
-    messages = [pb.ChatMessage(role=draw(STRINGS), content=draw(STRINGS)) for _ in range(draw(st.integers(0, 2)))]
+    messages = [
+        pb.ChatMessage(role=draw(STRINGS), content=draw(STRINGS))
+        for _ in range(draw(st.integers(0, 2)))
+    ]
     if kind == "Tokenize":
         if draw(st.booleans()):
-            return kind, pb.TokenizeRequest(text=draw(STRINGS), add_special_tokens=draw(st.booleans()))
+            return kind, pb.TokenizeRequest(
+                text=draw(STRINGS), add_special_tokens=draw(st.booleans())
+            )
         return kind, pb.TokenizeRequest(conversation=pb.Conversation(messages=messages))
     if kind == "Chat":
         request = pb.ChatRequest(messages=messages)
         if draw(st.booleans()):
             variables = Struct()
             variables.update(
-                {draw(st.sampled_from(["enable_thinking", "evil", ""])): draw(st.sampled_from([1, None, "x", [1]]))}
+                {
+                    draw(st.sampled_from(["enable_thinking", "evil", ""])): draw(
+                        st.sampled_from([1, None, "x", [1]])
+                    )
+                }
             )
             request.chat.template_kwargs.CopyFrom(variables)
         if draw(st.booleans()):
@@ -267,5 +310,13 @@ def test_content_types_that_lie(local, kind):
         b"--x\r\n\r\n--x--",
         b"prompt=ab",
     ):
-        reply = httpx.post(f"{local.url}/v1/completions", content=data, headers={"content-type": kind.encode("latin1")})
-        assert reply.status_code in ((200,) if data.startswith(b"{") else (400,)), (kind, data, reply.text)
+        reply = httpx.post(
+            f"{local.url}/v1/completions",
+            content=data,
+            headers={"content-type": kind.encode("latin1")},
+        )
+        assert reply.status_code in ((200,) if data.startswith(b"{") else (400,)), (
+            kind,
+            data,
+            reply.text,
+        )

@@ -51,9 +51,20 @@ def stub(up):
 def test_chat_whole_and_streamed(client):
     whole = client.chat.completions.create(model=MODEL, messages=ASK, temperature=0)
     choice = whole.choices[0]
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", PARIS, "stop")
-    assert whole.object == "chat.completion" and whole.id.startswith("chatcmpl-") and whole.system_fingerprint
-    assert whole.usage.prompt_tokens == 34 and whole.usage.total_tokens == 34 + whole.usage.completion_tokens
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == (
+        "assistant",
+        PARIS,
+        "stop",
+    )
+    assert (
+        whole.object == "chat.completion"
+        and whole.id.startswith("chatcmpl-")
+        and whole.system_fingerprint
+    )
+    assert (
+        whole.usage.prompt_tokens == 34
+        and whole.usage.total_tokens == 34 + whole.usage.completion_tokens
+    )
 
     chunks = list(client.chat.completions.create(
         model=MODEL, messages=ASK, temperature=0, stream=True, stream_options={"include_usage": True}
@@ -61,14 +72,26 @@ def test_chat_whole_and_streamed(client):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].delta.role for c in chunks[1:-1]] == [None] * (len(chunks) - 2)
     assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == PARIS
-    assert chunks[-2].choices[0].finish_reason == "stop" and all(c.usage is None for c in chunks[:-1])
-    assert chunks[-1].choices == [] and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
-    assert {c.id for c in chunks} == {chunks[0].id} and {c.object for c in chunks} == {"chat.completion.chunk"}
+    assert chunks[-2].choices[0].finish_reason == "stop" and all(
+        c.usage is None for c in chunks[:-1]
+    )
+    assert (
+        chunks[-1].choices == []
+        and chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    )
+    assert {c.id for c in chunks} == {chunks[0].id} and {c.object for c in chunks} == {
+        "chat.completion.chunk"
+    }
 
 
 def test_chat_forms_of_content_and_system_messages(client):
-    parts = [{"type": "text", "text": "What is the capital"}, {"type": "text", "text": "of France?"}]
-    as_parts = client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": parts}], max_tokens=1)
+    parts = [
+        {"type": "text", "text": "What is the capital"},
+        {"type": "text", "text": "of France?"},
+    ]
+    as_parts = client.chat.completions.create(
+        model=MODEL, messages=[{"role": "user", "content": parts}], max_tokens=1
+    )
     assert as_parts.usage.prompt_tokens == 34
     longer = client.chat.completions.create(
         model=MODEL, messages=[{"role": "system", "content": "Brief."}, *ASK], max_tokens=1
@@ -87,7 +110,12 @@ def test_chat_forms_of_content_and_system_messages(client):
 def test_completion_prompts_in_all_forms(client):
     text = "def main("
     ids = list(text.encode())
-    forms = {"text": text, "ids": ids, "texts": [text, "import os"], "id lists": [ids, list(b"import os")]}
+    forms = {
+        "text": text,
+        "ids": ids,
+        "texts": [text, "import os"],
+        "id lists": [ids, list(b"import os")],
+    }
     out = {
         name: client.completions.create(model=MODEL, prompt=prompt, max_tokens=12, temperature=0)
         for name, prompt in forms.items()
@@ -100,7 +128,9 @@ def test_completion_prompts_in_all_forms(client):
     streamed = list(client.completions.create(
         model=MODEL, prompt=[text, "import os"], n=2, max_tokens=12, temperature=0, stream=True
     ))  # fmt: skip
-    texts = {i: "".join(c.choices[0].text for c in streamed if c.choices[0].index == i) for i in range(4)}
+    texts = {
+        i: "".join(c.choices[0].text for c in streamed if c.choices[0].index == i) for i in range(4)
+    }
     assert texts[0] == texts[1] == first and texts[2] == texts[3] == out["texts"].choices[1].text
 
 
@@ -114,7 +144,9 @@ def test_echo_and_prompt_log_probabilities(client):
         echoed.logprobs.token_logprobs[0] is None
         and echoed.logprobs.token_logprobs[9:] == plain.logprobs.token_logprobs
     )
-    assert echoed.logprobs.text_offset == list(range(13)) and plain.logprobs.text_offset == list(range(4))
+    assert echoed.logprobs.text_offset == list(range(13)) and plain.logprobs.text_offset == list(
+        range(4)
+    )
     only = client.completions.create(**wish, max_tokens=0, echo=True)
     assert only.choices[0].text == "def main(" and only.usage.completion_tokens == 0
     assert only.choices[0].logprobs.token_logprobs == echoed.logprobs.token_logprobs[:9]
@@ -126,10 +158,20 @@ def test_echo_and_prompt_log_probabilities(client):
 
 
 def test_chat_log_probabilities_whole_and_streamed(client):
-    wish = {"model": MODEL, "messages": ASK, "temperature": 0, "logprobs": True, "top_logprobs": 2, "max_tokens": 8}
+    wish = {
+        "model": MODEL,
+        "messages": ASK,
+        "temperature": 0,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "max_tokens": 8,
+    }
     content = client.chat.completions.create(**wish).choices[0].logprobs.content
     assert bytes(b for t in content for b in t.bytes).decode() == PARIS[:8] and len(content) == 8
-    assert all(t.top_logprobs[0].token == t.token and t.top_logprobs[0].logprob == t.logprob for t in content)
+    assert all(
+        t.top_logprobs[0].token == t.token and t.top_logprobs[0].logprob == t.logprob
+        for t in content
+    )
     chunks = client.chat.completions.create(**wish, stream=True)
     streamed = [t for c in chunks if c.choices[0].logprobs for t in c.choices[0].logprobs.content]
     assert streamed == content
@@ -145,20 +187,37 @@ def test_parameters_in_vllms_spelling(client):
     assert complete(top_k=1, temperature=2.0).choices[0].text == plain.text
     assert complete(min_p=1.0, temperature=2.0).choices[0].text == plain.text
     assert complete(repetition_penalty=3.0).choices[0].text != plain.text
-    assert complete(stop=[plain.text[3:6]], include_stop_str_in_output=True).choices[0].text == plain.text[:6]
+    assert (
+        complete(stop=[plain.text[3:6]], include_stop_str_in_output=True).choices[0].text
+        == plain.text[:6]
+    )
     with_ids = complete(return_token_ids=True).choices[0]
-    assert bytes(with_ids.token_ids).decode() == plain.text and bytes(with_ids.prompt_token_ids) == b"import os"
+    assert (
+        bytes(with_ids.token_ids).decode() == plain.text
+        and bytes(with_ids.prompt_token_ids) == b"import os"
+    )
     stop_at = with_ids.token_ids[4]
     until = complete(stop_token_ids=[stop_at], return_token_ids=True).choices[0]
     first = with_ids.token_ids.index(stop_at)
-    assert until.text == plain.text[:first] and until.stop_reason == stop_at and until.token_ids[-1] == stop_at
+    assert (
+        until.text == plain.text[:first]
+        and until.stop_reason == stop_at
+        and until.token_ids[-1] == stop_at
+    )
     assert complete(truncate_prompt_tokens=2).usage.prompt_tokens == 2
     assert len(complete(prompt_logprobs=1).choices[0].prompt_logprobs) == len("import os")
     assert set(complete(allowed_token_ids=[97, 98]).choices[0].text) <= set("ab")
     assert plain.text[:3] not in complete(bad_words=[plain.text[:3]]).choices[0].text
     cached = complete(cache_salt="mine", prompt="x" * 64)
-    again, other = complete(cache_salt="mine", prompt="x" * 64), complete(cache_salt="yours", prompt="x" * 64)
-    assert [r.usage.prompt_tokens_details.cached_tokens for r in (cached, again, other)] == [0, 48, 0]
+    again, other = (
+        complete(cache_salt="mine", prompt="x" * 64),
+        complete(cache_salt="yours", prompt="x" * 64),
+    )
+    assert [r.usage.prompt_tokens_details.cached_tokens for r in (cached, again, other)] == [
+        0,
+        48,
+        0,
+    ]
 
 
 def test_models_and_headers(client, up):
@@ -169,7 +228,10 @@ def test_models_and_headers(client, up):
     raw = client.chat.completions.with_raw_response.create(
         model=MODEL, messages=ASK, extra_headers={"x-request-id": f"mine-{up.kind}"}, extra_body={"flavour": 1}, user="me"
     )  # fmt: skip
-    assert raw.headers["x-request-id"] == f"mine-{up.kind}" and raw.headers["x-baton-ignored-params"] == "flavour"
+    assert (
+        raw.headers["x-request-id"] == f"mine-{up.kind}"
+        and raw.headers["x-baton-ignored-params"] == "flavour"
+    )
     assert raw.parse().id == f"chatcmpl-mine-{up.kind}"
     assert [part.split(";")[0] for part in raw.headers["server-timing"].split(", ")] == list(PHASES)
 
@@ -187,7 +249,12 @@ def test_errors_are_the_clients_own_classes_and_are_not_repeated(up):
             "tools",
             "invalid_value",
         ),
-        (openai.BadRequestError, {"response_format": {"type": "json_object"}}, "response_format", "invalid_value"),
+        (
+            openai.BadRequestError,
+            {"response_format": {"type": "json_object"}},
+            "response_format",
+            "invalid_value",
+        ),
         (openai.NotFoundError, {"model": "gpt-17"}, None, "model_not_found"),
     ]
     for kind, fields, param, code in cases:
@@ -206,7 +273,9 @@ def test_a_stream_that_fails_ends_with_an_error_the_client_raises(client, stub, 
         extra_body={"ignore_eos": True, "request_id": f"cut-{up.kind}"},
     )
     next(chunks)
-    assert stub.Abort(pb.AbortRequest(request_id=f"cut-{up.kind}")).outcome == pb.ABORT_OUTCOME_ABORTED
+    assert (
+        stub.Abort(pb.AbortRequest(request_id=f"cut-{up.kind}")).outcome == pb.ABORT_OUTCOME_ABORTED
+    )
     with pytest.raises(openai.APIError, match="aborted"):
         list(chunks)
 
@@ -215,12 +284,19 @@ async def test_the_async_client_many_at_once(up):
     async with openai.AsyncOpenAI(base_url=f"{up.url}/v1", api_key="none") as client:
 
         async def stream():
-            chunks = await client.chat.completions.create(model=MODEL, messages=ASK, temperature=0, stream=True)
+            chunks = await client.chat.completions.create(
+                model=MODEL, messages=ASK, temperature=0, stream=True
+            )
             return "".join([c.choices[0].delta.content or "" async for c in chunks])
 
-        whole = [client.chat.completions.create(model=MODEL, messages=ASK, temperature=0) for _ in range(8)]
+        whole = [
+            client.chat.completions.create(model=MODEL, messages=ASK, temperature=0)
+            for _ in range(8)
+        ]
         answers = await asyncio.gather(*whole, *(stream() for _ in range(8)))
-    assert [a if isinstance(a, str) else a.choices[0].message.content for a in answers] == [PARIS] * 16
+    assert [a if isinstance(a, str) else a.choices[0].message.content for a in answers] == [
+        PARIS
+    ] * 16
 
 
 GOLDEN_REQUESTS = {
@@ -267,15 +343,26 @@ def test_the_phases_add_up_everywhere(up, client):
     assert abs(sum(timing[f"{p}_ms"] for p in TTFT_PHASES) - timing["ttft_ms"]) < 0.01
     assert abs(sum(timing[f"{p}_ms"] for p in PHASES) - timing["e2e_ms"]) < 0.01
     assert (
-        timing["path"] == "pd" and timing["attempts"] == ["0:pd:ok"] and timing["prefill_pid"] != timing["decode_pid"]
+        timing["path"] == "pd"
+        and timing["attempts"] == ["0:pd:ok"]
+        and timing["prefill_pid"] != timing["decode_pid"]
     )
     metrics = httpx.get(f"{up.url}/metrics").text
-    phases = [float(x) for x in re.findall(r"^baton_request_phase_seconds_sum\{.*\} (\S+)$", metrics, re.M)]
-    (e2e,) = [float(x) for x in re.findall(r"^baton_e2e_seconds_sum(?:\{.*\})? (\S+)$", metrics, re.M)]
+    phases = [
+        float(x)
+        for x in re.findall(r"^baton_request_phase_seconds_sum\{.*\} (\S+)$", metrics, re.M)
+    ]
+    (e2e,) = [
+        float(x) for x in re.findall(r"^baton_e2e_seconds_sum(?:\{.*\})? (\S+)$", metrics, re.M)
+    ]
     assert len(phases) == len(PHASES) and abs(sum(phases) - e2e) < 1e-6 * max(1, e2e)
     if up.kind == "local":  # on Ray the routers' standard error is in Ray's log files
         line = up.logged(f"sum-{up.kind}")
-        assert line["path"] == "pd" and line["outcome"] == "finished" and line["attempts"] == ["0:pd:ok"]
+        assert (
+            line["path"] == "pd"
+            and line["outcome"] == "finished"
+            and line["attempts"] == ["0:pd:ok"]
+        )
         assert abs(sum(line["phases_ms"].values()) - line["e2e_ms"]) < 0.02
         assert "France" not in json.dumps(line)
 
@@ -285,9 +372,15 @@ def test_the_phases_add_up_everywhere(up, client):
 
 def test_tokenize_detokenize_load_and_offline_docs(up):
     text = "naïve 日本"
-    reply = httpx.post(f"{up.url}/tokenize", json={"prompt": text, "return_token_strs": True}).json()
-    assert reply["tokens"] == list(text.encode()) and reply["count"] == len(text.encode()) == len(reply["token_strs"])
-    assert httpx.post(f"{up.url}/detokenize", json={"tokens": reply["tokens"]}).json() == {"prompt": text}
+    reply = httpx.post(
+        f"{up.url}/tokenize", json={"prompt": text, "return_token_strs": True}
+    ).json()
+    assert reply["tokens"] == list(text.encode()) and reply["count"] == len(text.encode()) == len(
+        reply["token_strs"]
+    )
+    assert httpx.post(f"{up.url}/detokenize", json={"tokens": reply["tokens"]}).json() == {
+        "prompt": text
+    }
     chat = httpx.post(f"{up.url}/tokenize", json={"messages": ASK}).json()
     assert chat["count"] == 34 and chat["max_model_len"] == 2048
     load = httpx.get(f"{up.url}/load").json()
@@ -297,7 +390,9 @@ def test_tokenize_detokenize_load_and_offline_docs(up):
     assert links and all(link.startswith("/") for link in links)
     assert all(httpx.get(up.url + link).status_code == 200 for link in links)
     paths = httpx.get(f"{up.url}/openapi.json").json()["paths"]
-    schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    schema = paths["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"][
+        "schema"
+    ]
     assert "min_p" in schema["properties"] and "messages" in schema["required"]
 
 
@@ -308,7 +403,11 @@ def test_grpc_chat_tokenize_detokenize(stub):
     messages = [pb.ChatMessage(role="user", content=ASK[0]["content"])]
     greedy = pb.SamplingOptions(temperature=0)
     events = list(
-        stub.Chat(pb.ChatRequest(messages=messages, sampling=greedy, response=pb.ResponseOptions(timing=True)))
+        stub.Chat(
+            pb.ChatRequest(
+                messages=messages, sampling=greedy, response=pb.ResponseOptions(timing=True)
+            )
+        )
     )
     assert "".join(e.delta.text for e in events) == PARIS
     assert events[-1].summary.usage.prompt_tokens == 34
@@ -323,7 +422,10 @@ def test_grpc_chat_tokenize_detokenize(stub):
     variables.update({"evil": 1})
     for bad, field in (
         (pb.ChatRequest(), "messages"),
-        (pb.ChatRequest(messages=messages, chat=pb.ChatOptions(template_kwargs=variables)), "template_kwargs"),
+        (
+            pb.ChatRequest(messages=messages, chat=pb.ChatOptions(template_kwargs=variables)),
+            "template_kwargs",
+        ),
     ):
         with pytest.raises(grpc.RpcError, match=field) as caught:
             list(stub.Chat(bad))
@@ -343,8 +445,12 @@ def test_grpc_presence_zero_is_zero_and_absent_is_the_default(stub):
 
     assert ask() == ask(temperature=1.0) != ask(temperature=0.0)
     assert ask(temperature=0, logit_bias={97: 100.0}) == "a" * 20
-    scored = stub.Generate(pb.GenerateRequest(text="abc", response=pb.ResponseOptions(prompt_logprobs=0)))
-    assert [t.token_id for t in scored.prompt.tokens] == list(b"bc") and scored.prompt.tokens[0].logprob < 0
+    scored = stub.Generate(
+        pb.GenerateRequest(text="abc", response=pb.ResponseOptions(prompt_logprobs=0))
+    )
+    assert [t.token_id for t in scored.prompt.tokens] == list(b"bc") and scored.prompt.tokens[
+        0
+    ].logprob < 0
     with pytest.raises(grpc.RpcError, match="min_p"):
         ask(min_p=1.5)
 
@@ -360,9 +466,15 @@ def test_grpc_trailers_carry_the_id_and_on_failure_the_usage(stub, up):
         list(call)
     trailers = dict(call.trailing_metadata())
     usage = pb.Usage.FromString(trailers["baton-usage-bin"])
-    assert trailers["x-request-id"] == f"trail-{up.kind}" and usage.completion_tokens >= 5 and usage.prompt_tokens == 1
+    assert (
+        trailers["x-request-id"] == f"trail-{up.kind}"
+        and usage.completion_tokens >= 5
+        and usage.prompt_tokens == 1
+    )
     assert "grpc-status-details-bin" in trailers
-    _, good = stub.Generate.with_call(pb.GenerateRequest(text="x"), metadata=(("x-request-id", f"meta-{up.kind}"),))
+    _, good = stub.Generate.with_call(
+        pb.GenerateRequest(text="x"), metadata=(("x-request-id", f"meta-{up.kind}"),)
+    )
     assert dict(good.trailing_metadata())["x-request-id"] == f"meta-{up.kind}"
 
 
@@ -381,16 +493,23 @@ def test_the_client_repeats_what_may_help_and_waits_as_told(busy):
     body = {"prompt": "x", "max_tokens": 1200, "ignore_eos": True, "stream": True}
     sent = []
     http = httpx.Client(event_hooks={"request": [sent.append]}, timeout=60)
-    client = openai.OpenAI(base_url=f"{busy.url}/v1", api_key="none", max_retries=20, http_client=http)
+    client = openai.OpenAI(
+        base_url=f"{busy.url}/v1", api_key="none", max_retries=20, http_client=http
+    )
     with httpx.stream("POST", f"{busy.url}/v1/completions", json=body) as running:
         lines = running.iter_lines()
         next(lines)
-        with httpx.stream("POST", f"{busy.url}/v1/completions", json={**body, "max_tokens": 2}, timeout=60) as queued:
+        with httpx.stream(
+            "POST", f"{busy.url}/v1/completions", json={**body, "max_tokens": 2}, timeout=60
+        ) as queued:
             waiting = queued.iter_lines()
             assert next(waiting) == ": keep-alive"
             refused = httpx.post(f"{busy.url}/v1/completions", json={"prompt": "x"})
             assert refused.status_code == 503 and refused.headers["x-should-retry"] == "true"
-            assert 1 <= int(refused.headers["retry-after"]) <= 60 and int(refused.headers["retry-after-ms"]) >= 1
+            assert (
+                1 <= int(refused.headers["retry-after"]) <= 60
+                and int(refused.headers["retry-after-ms"]) >= 1
+            )
             assert refused.json()["error"]["code"] == "server_overloaded"
             reply = client.completions.create(model=MODEL, prompt="x", max_tokens=2)
             assert reply.usage.completion_tokens == 2 and len(sent) >= 2

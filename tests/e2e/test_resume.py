@@ -17,7 +17,12 @@ BODY = {
     "stream": True,
     "ignore_eos": True,
 }
-CHAT = {"messages": [{"role": "user", "content": "def main("}], "max_tokens": 16, "temperature": 0, "stream": True}
+CHAT = {
+    "messages": [{"role": "user", "content": "def main("}],
+    "max_tokens": 16,
+    "temperature": 0,
+    "stream": True,
+}
 
 
 def url(rig, router, path):
@@ -88,7 +93,9 @@ async def wrong_ids_are_refused(rig):
             ("r:1,1", {"stream": False}),
         ):
             reply = await http.post(
-                url(rig, 0, "/v1/completions"), json={**BODY, **changes}, headers={"last-event-id": event_id}
+                url(rig, 0, "/v1/completions"),
+                json={**BODY, **changes},
+                headers={"last-event-id": event_id},
             )
             assert reply.status_code == 400, (event_id, reply.text)
 
@@ -109,13 +116,19 @@ async def over_grpc(rig):
                 again.CopyFrom(request)
                 again.resume_from.positions.extend(have)
                 if says_tokens:
-                    again.resume_from.tokens.extend(pb.TokenIds(ids=whole.tokens[c][: have[c]]) for c in (0, 1))
+                    again.resume_from.tokens.extend(
+                        pb.TokenIds(ids=whole.tokens[c][: have[c]]) for c in (0, 1)
+                    )
                 rest = {0: [], 1: []}
                 async for message in client.generate(again):
                     if message.WhichOneof("event") == "delta":
-                        rest[message.delta.choice] += [(t.token_id, t.logprob) for t in message.delta.tokens]
+                        rest[message.delta.choice] += [
+                            (t.token_id, t.logprob) for t in message.delta.tokens
+                        ]
                 for c in (0, 1):
-                    expected = list(zip(whole.tokens[c], (p for p, _ in whole.logprobs[c]), strict=True))[have[c] :]
+                    expected = list(
+                        zip(whole.tokens[c], (p for p, _ in whole.logprobs[c]), strict=True)
+                    )[have[c] :]
                     assert rest[c] == expected, (have, says_tokens, c)
         lie = pb.GenerateRequest()
         lie.CopyFrom(request)

@@ -126,12 +126,18 @@ async def every_route_needs_a_key(cluster):
     async with web(cluster) as http:
         for method, path in [*(("GET", r) for r in routes), *(("POST", p) for p in posts)]:
             for header in ({}, {"authorization": "Bearer bt-00000000-" + "0" * 32}):
-                reply = await http.request(method, path, headers=header, json={} if method == "POST" else None)
-                assert reply.status_code == 401 and reply.json()["error"]["code"] == "invalid_api_key", path
+                reply = await http.request(
+                    method, path, headers=header, json={} if method == "POST" else None
+                )
+                assert (
+                    reply.status_code == 401 and reply.json()["error"]["code"] == "invalid_api_key"
+                ), path
         assert (await http.get("/health")).status_code == 200
     async with web(cluster, "acme") as http:
         for path in ("/docs", "/openapi.json"):
-            assert (await http.get(path)).status_code == 404, "production shows no pages about itself"
+            assert (await http.get(path)).status_code == 404, (
+                "production shows no pages about itself"
+            )
         assert (await http.get("/v1/models")).status_code == 200
 
 
@@ -142,16 +148,24 @@ async def every_method_needs_a_key(cluster):
     async with grpc.aio.secure_channel(f"localhost:{cluster.grpc_port}", credentials) as channel:
         for method in service.methods:
             path = f"/{service.full_name}/{method.name}"
-            for metadata in ((), (("authorization", "Bearer nonsense"),), (("authorization", cluster.keys["acme"]),)):
+            for metadata in (
+                (),
+                (("authorization", "Bearer nonsense"),),
+                (("authorization", cluster.keys["acme"]),),
+            ):
                 if method.server_streaming:
-                    code = await refused(channel.unary_stream(path)(b"", metadata=metadata, timeout=5).read())
+                    code = await refused(
+                        channel.unary_stream(path)(b"", metadata=metadata, timeout=5).read()
+                    )
                 else:
-                    code = await refused(channel.unary_unary(path)(b"", metadata=metadata, timeout=5))
+                    code = await refused(
+                        channel.unary_unary(path)(b"", metadata=metadata, timeout=5)
+                    )
                 assert code is grpc.StatusCode.UNAUTHENTICATED, path
         key = (("authorization", f"Bearer {cluster.keys['acme']}"),)
-        reflection = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(
-            metadata=key
-        )
+        reflection = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
+        )(metadata=key)
         await reflection.done_writing()
         assert await refused(reflection.read()) is grpc.StatusCode.UNIMPLEMENTED
         health = channel.unary_unary("/grpc.health.v1.Health/Check")
@@ -159,15 +173,21 @@ async def every_method_needs_a_key(cluster):
 
 
 async def generate(cluster, tenant, **fields):
-    request = pb.GenerateRequest(text=PROMPT, stopping=pb.StoppingOptions(max_tokens=8, ignore_eos=True), **fields)
-    async with Client([f"localhost:{cluster.grpc_port}"], cluster.keys[tenant], cluster.roots) as client:
+    request = pb.GenerateRequest(
+        text=PROMPT, stopping=pb.StoppingOptions(max_tokens=8, ignore_eos=True), **fields
+    )
+    async with Client(
+        [f"localhost:{cluster.grpc_port}"], cluster.keys[tenant], cluster.roots
+    ) as client:
         return [message async for message in client.generate(request)][-1].summary.usage
 
 
 async def tenants_share_neither_cache_nor_ids(cluster):
     await generate(cluster, "acme")
     own, other = await generate(cluster, "acme"), await generate(cluster, "bulk")
-    assert own.cached_tokens > 0 and other.cached_tokens == 0, "a salt in the body cannot reach another tenant's blocks"
+    assert own.cached_tokens > 0 and other.cached_tokens == 0, (
+        "a salt in the body cannot reach another tenant's blocks"
+    )
     salted = await generate(cluster, "bulk", prompt=pb.PromptOptions(cache_salt="acme"))
     assert salted.cached_tokens == 0
     long = pb.GenerateRequest(
@@ -179,11 +199,18 @@ async def tenants_share_neither_cache_nor_ids(cluster):
         await anext(stream)
         credentials = grpc.ssl_channel_credentials(cluster.roots)
         async with grpc.aio.secure_channel(address[0], credentials) as channel:
-            abort = channel.unary_unary("/baton.v1.Generation/Abort", response_deserializer=pb.AbortResponse.FromString)
+            abort = channel.unary_unary(
+                "/baton.v1.Generation/Abort", response_deserializer=pb.AbortResponse.FromString
+            )
             message = pb.AbortRequest(request_id="mine").SerializeToString()
-            for tenant, outcome in (("bulk", pb.ABORT_OUTCOME_NOT_RUNNING), ("acme", pb.ABORT_OUTCOME_ABORTED)):
+            for tenant, outcome in (
+                ("bulk", pb.ABORT_OUTCOME_NOT_RUNNING),
+                ("acme", pb.ABORT_OUTCOME_ABORTED),
+            ):
                 metadata = (("authorization", f"Bearer {cluster.keys[tenant]}"),)
-                assert (await abort(message, metadata=metadata, timeout=5)).outcome == outcome, tenant
+                assert (await abort(message, metadata=metadata, timeout=5)).outcome == outcome, (
+                    tenant
+                )
         with pytest.raises(grpc.aio.AioRpcError):
             async for _ in stream:
                 pass
@@ -211,7 +238,10 @@ async def only_the_right_roles_may_dial_inside(cluster):
     member = next(m for m in cluster._members.values() if m.role.value == "prefill")
     for method, (field, server, may) in allowed.items():
         for name, credentials in {**strangers, **roles}.items():
-            options = [("grpc.ssl_target_name_override", f"{server}.baton.internal"), ("grpc.enable_http_proxy", 0)]
+            options = [
+                ("grpc.ssl_target_name_override", f"{server}.baton.internal"),
+                ("grpc.enable_http_proxy", 0),
+            ]
             address = getattr(member, field)
             address = read_address(address)["grpc"] if field == "transfer_address" else address
             if credentials is None:
@@ -233,9 +263,15 @@ async def only_the_right_roles_may_dial_inside(cluster):
 
 def only_listed_sockets_listen(cluster):
     children = [*cluster._routers.values(), *cluster._workers.values()]
-    pids = set().union(*(descendants(child.process.pid) for child in children), {cluster._redis.pid})
+    pids = set().union(
+        *(descendants(child.process.pid) for child in children), {cluster._redis.pid}
+    )
     found = listeners(pids)
-    listed = {cluster.http_port, cluster.grpc_port, int(cluster._redis.url.rsplit(":", 1)[1].split("/")[0])}
+    listed = {
+        cluster.http_port,
+        cluster.grpc_port,
+        int(cluster._redis.url.rsplit(":", 1)[1].split("/")[0]),
+    }
     for member in cluster._members.values():
         addresses = (member.session_address, read_address(member.transfer_address)["grpc"])
         listed |= {int(address.rsplit(":", 1)[1]) for address in addresses}
@@ -251,8 +287,13 @@ def test_between_machines_nothing_travels_in_plain_text():
     tls = load_config(flags={"security.tls_dir": "x"}, environment={})
     with pytest.raises(ConfigError, match="rediss://"):
         check_network(tls, is_loopback=False)
-    check_network(load_config(flags={"security.tls_dir": "x", "redis.is_on": False}, environment={}), is_loopback=False)
-    check_network(load_config(flags={"security.trusts_network": True}, environment={}), is_loopback=False)
+    check_network(
+        load_config(flags={"security.tls_dir": "x", "redis.is_on": False}, environment={}),
+        is_loopback=False,
+    )
+    check_network(
+        load_config(flags={"security.trusts_network": True}, environment={}), is_loopback=False
+    )
 
 
 def test_certificates_are_not_overwritten_and_keys_are_private(tmp_path):
@@ -270,7 +311,11 @@ def test_no_wire_or_file_of_ours_can_run_code():
     packages = "core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster client simulation".split()
     files = [p for name in packages for p in (root / name).rglob("*.py")]
     assert [str(p) for p in files if FORBIDDEN.search(p.read_text())] == []
-    assert len(files) > 100 and FORBIDDEN.search("import pickle") and FORBIDDEN.search("x = eval(text)")
+    assert (
+        len(files) > 100
+        and FORBIDDEN.search("import pickle")
+        and FORBIDDEN.search("x = eval(text)")
+    )
 
 
 def test_the_commands_that_make_keys_and_certificates(tmp_path):
@@ -283,16 +328,24 @@ def test_the_commands_that_make_keys_and_certificates(tmp_path):
 
     def baton(*arguments, code=0):
         done = subprocess.run(
-            [sys.executable, "-m", "cluster.cli", *arguments], capture_output=True, text=True, check=False
+            [sys.executable, "-m", "cluster.cli", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == code, done.stdout + done.stderr
         return (done.stdout + done.stderr).strip()
 
     file = tmp_path / "keys"
-    keys = [baton("keys", "add", "--file", str(file), "--tenant", tenant, "--tier", "batch") for tenant in ("a", "b")]
+    keys = [
+        baton("keys", "add", "--file", str(file), "--tenant", tenant, "--tier", "batch")
+        for tenant in ("a", "b")
+    ]
     ring = Keyring(str(file), time.monotonic)
     assert [ring.identify(f"Bearer {key}").tenant for key in keys] == ["a", "b"]
     assert file.stat().st_mode & 0o077 == 0
-    assert "use 1 to 64 letters" in baton("keys", "add", "--file", str(file), "--tenant", "a b", code=2)
+    assert "use 1 to 64 letters" in baton(
+        "keys", "add", "--file", str(file), "--tenant", "a b", code=2
+    )
     assert "router.pem" in baton("certs", "--out", str(tmp_path / "tls"))
     assert "there already" in baton("certs", "--out", str(tmp_path / "tls"), code=2)

@@ -24,7 +24,9 @@ def settings(prefill, decode):
 
 
 def ranks_of(up, role):
-    return next((r["rank_pids"] for r in up.status() if r["role"] == role and r["state"] == "live"), [])
+    return next(
+        (r["rank_pids"] for r in up.status() if r["role"] == role and r["state"] == "live"), []
+    )
 
 
 def parent(pid):
@@ -45,7 +47,11 @@ def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, s
     assert len(set(pids)) == 2 and len(ranks_of(up, "prefill")) == 1
     parents = {parent(pid) for pid in pids}
     # On Ray each rank is the child of an actor of its own, which holds its resources; locally of the worker.
-    assert (len(parents) == 2 and decode["pid"] not in parents) if where == "ray" else parents == {decode["pid"]}
+    assert (
+        (len(parents) == 2 and decode["pid"] not in parents)
+        if where == "ray"
+        else parents == {decode["pid"]}
+    )
     os.kill(pids[1], signal.SIGKILL)
     until = time.monotonic() + 60
     while time.monotonic() < until:
@@ -61,15 +67,27 @@ def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, s
 def test_a_size_that_does_not_divide_is_refused_before_anything_starts():
     environment = {**os.environ, **settings(1, 3)}
     done = subprocess.run(
-        [*BATON, "up", "--local"], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=60
+        [*BATON, "up", "--local"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=60,
     )
-    assert done.returncode != 0 and "possible: [1, 2, 4, 8]" in " ".join((done.stdout + done.stderr).split())
+    assert done.returncode != 0 and "possible: [1, 2, 4, 8]" in " ".join(
+        (done.stdout + done.stderr).split()
+    )
 
 
 def test_a_worker_that_fits_no_node_is_refused_with_what_the_best_node_has():
     pool = PoolConfig(engine={"tensor_parallel_size": 4}, num_cpus=1, rank_num_cpus=2)
-    nodes = [{"Alive": True, "Resources": {"CPU": 8.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
-    with pytest.raises(ConfigError, match="4 ranks needs 9 CPUs and 0 GPUs on one node; the largest nodes have 8"):
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0}},
+    ]
+    with pytest.raises(
+        ConfigError, match="4 ranks needs 9 CPUs and 0 GPUs on one node; the largest nodes have 8"
+    ):
         check_fit("decode", pool, nodes)
     check_fit("decode", pool, [{"Alive": True, "Resources": {"CPU": 9.0}}])
     assert bundles(pool) == [{"CPU": 1.0}] + [{"CPU": 2.0}] * 4

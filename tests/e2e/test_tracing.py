@@ -25,7 +25,9 @@ class Collector(trace_service_pb2_grpc.TraceServiceServicer):
 
     def Export(self, request, context):
         for part in request.resource_spans:
-            service = next(a.value.string_value for a in part.resource.attributes if a.key == "service.name")
+            service = next(
+                a.value.string_value for a in part.resource.attributes if a.key == "service.name"
+            )
             self.spans += [(service, span) for scope in part.scope_spans for span in scope.spans]
         return trace_service_pb2.ExportTraceServiceResponse()
 
@@ -54,7 +56,11 @@ def traced():
     trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    up = Up("--local", BATON_PLACEMENT__PATH="pd", BATON_TRACING__OTLP_ENDPOINT=f"http://127.0.0.1:{port}")
+    up = Up(
+        "--local",
+        BATON_PLACEMENT__PATH="pd",
+        BATON_TRACING__OTLP_ENDPOINT=f"http://127.0.0.1:{port}",
+    )
     yield up, collector
     code, left = up.end()
     server.stop(0)
@@ -75,9 +81,16 @@ def check(found):
                           ("worker.decode", ("kv.wait", "kv.receive", "decode.generate"))):  # fmt: skip
         spans = [by_name[name][1] for name in names]
         assert all(s.parent_span_id == by_name[parent][1].span_id for s in spans)
-        assert [s.start_time_unix_nano for s in spans] == sorted(s.start_time_unix_nano for s in spans)
-    for _, span in found:  # clocks of one machine: everything lies within the request, give or take a message
-        assert root.start_time_unix_nano - 5e7 <= span.start_time_unix_nano <= span.end_time_unix_nano
+        assert [s.start_time_unix_nano for s in spans] == sorted(
+            s.start_time_unix_nano for s in spans
+        )
+    for (
+        _,
+        span,
+    ) in found:  # clocks of one machine: everything lies within the request, give or take a message
+        assert (
+            root.start_time_unix_nano - 5e7 <= span.start_time_unix_nano <= span.end_time_unix_nano
+        )
         assert span.end_time_unix_nano <= root.end_time_unix_nano + 5e8
     return {a.key: a.value for a in root.attributes}
 
@@ -88,7 +101,10 @@ def test_a_request_over_http_is_one_trace(traced):
     httpx.post(f"{up.url}/v1/chat/completions", json=body, headers=HEADERS).raise_for_status()
     attributes = check(collector.of_trace(TRACE, 9))
     assert attributes["gen_ai.operation.name"].string_value == "chat"
-    assert attributes["gen_ai.usage.output_tokens"].int_value == 6 and attributes["baton.path"].string_value == "pd"
+    assert (
+        attributes["gen_ai.usage.output_tokens"].int_value == 6
+        and attributes["baton.path"].string_value == "pd"
+    )
     root = collector.root(TRACE)
     assert root.trace_state == "vendor=1"
 
@@ -98,7 +114,9 @@ def test_a_request_over_grpc_is_one_trace_and_a_failed_one_says_why(traced):
     other, third = "a" * 32, "b" * 32
     with grpc.insecure_channel(up.grpc) as channel:
         stub = generation_pb2_grpc.GenerationStub(channel)
-        request = pb.GenerateRequest(text="import os", stopping=pb.StoppingOptions(max_tokens=5, ignore_eos=True))
+        request = pb.GenerateRequest(
+            text="import os", stopping=pb.StoppingOptions(max_tokens=5, ignore_eos=True)
+        )
         stub.Generate(request, metadata=(("traceparent", f"00-{other}-{PARENT}-01"),))
         check(collector.of_trace(other, 9))
         request.stopping.max_tokens, request.request_id = 1500, "to-cut"
@@ -108,16 +126,22 @@ def test_a_request_over_grpc_is_one_trace_and_a_failed_one_says_why(traced):
         with pytest.raises(grpc.RpcError):
             list(call)
     root = collector.root(third)
-    assert {a.key: a.value.string_value for a in root.attributes}["error.type"] == "cancelled" and root.status.code == 2
+    assert {a.key: a.value.string_value for a in root.attributes}[
+        "error.type"
+    ] == "cancelled" and root.status.code == 2
 
 
 def test_an_unsampled_caller_is_not_traced(traced):
     up, collector = traced
     unsampled = "c" * 32
     headers = {"traceparent": f"00-{unsampled}-{PARENT}-00"}
-    httpx.post(f"{up.url}/v1/completions", json={"prompt": "x", "max_tokens": 2}, headers=headers).raise_for_status()
+    httpx.post(
+        f"{up.url}/v1/completions", json={"prompt": "x", "max_tokens": 2}, headers=headers
+    ).raise_for_status()
     headers = {"traceparent": "00-" + "d" * 32 + f"-{PARENT}-01"}
-    httpx.post(f"{up.url}/v1/completions", json={"prompt": "x", "max_tokens": 2}, headers=headers).raise_for_status()
+    httpx.post(
+        f"{up.url}/v1/completions", json={"prompt": "x", "max_tokens": 2}, headers=headers
+    ).raise_for_status()
     collector.of_trace("d" * 32, 5)
     assert not [s for _, s in collector.spans if s.trace_id.hex() == unsampled]
 
@@ -135,7 +159,9 @@ def test_malformed_trace_headers_are_ignored(traced):
         assert parse_trace(value) is None
         headers = {"traceparent": value.encode("latin1")}
         assert (
-            httpx.post(f"{up.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers=headers).status_code
+            httpx.post(
+                f"{up.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, headers=headers
+            ).status_code
             == 200
         )
     assert parse_trace(f"00-{TRACE}-{PARENT}-01").traceparent == f"00-{TRACE}-{PARENT}-01"

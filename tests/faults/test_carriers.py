@@ -27,7 +27,11 @@ async def ask_all(house):
     return [r.tokens for r in replies], {r.ended.anatomy.kv_transport for r in replies}
 
 
-CASES = [(role, number) for number in (signal.SIGKILL, signal.SIGSTOP) for role in (Role.PREFILL, Role.DECODE)]
+CASES = [
+    (role, number)
+    for number in (signal.SIGKILL, signal.SIGSTOP)
+    for role in (Role.PREFILL, Role.DECODE)
+]
 
 
 @pytest.mark.timeout(120)
@@ -60,11 +64,16 @@ async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monke
             assert (await ask_all(house))[0] == expected
         assert hit, "no frame came, so nothing was proved"
         async with asyncio.timeout(10):
-            await hit[0].died.wait()  # a stopped one is killed once it has shown no pulse for a while
+            await hit[
+                0
+            ].died.wait()  # a stopped one is killed once it has shown no pulse for a while
         assert any(unit.agent._network.num_fallen_back for unit in house.of_role(Role.DECODE))
         took_s = round(back_at[0] - hit_at[0], 3)
         print(f"{role.value} carrier, {number.name}: the first frame over grpc after {took_s} s")
-        note(f"carriers_{role.value}_{number.name.lower()}", {"first_frame_another_way_after_s": took_s})
+        note(
+            f"carriers_{role.value}_{number.name.lower()}",
+            {"first_frame_another_way_after_s": took_s},
+        )
         assert await ask_again(house, expected) == {"grpc"}
         network = house.carried[role][0]
         async with asyncio.timeout(30):

@@ -50,13 +50,23 @@ async def test_kills_and_hangs_of_every_role_lose_repeat_and_change_nothing(dtyp
     print(dtype, affected, control, rows)
     note(
         f"processes_{dtype}",
-        {"dtype": dtype, "affected": affected, "lost": 0, "inexact": 0, "control_gap_s": control, "client_gap_s": rows},
+        {
+            "dtype": dtype,
+            "affected": affected,
+            "lost": 0,
+            "inexact": 0,
+            "control_gap_s": control,
+            "client_gap_s": rows,
+        },
     )
 
 
 def _quantiles(gaps):
     ordered = sorted(gaps) or [0.0]
-    return {f"p{q}": round(ordered[min(len(ordered) - 1, int(q / 100 * len(ordered)))], 3) for q in (50, 95, 99)}
+    return {
+        f"p{q}": round(ordered[min(len(ordered) - 1, int(q / 100 * len(ordered)))], 3)
+        for q in (50, 95, 99)
+    }
 
 
 @pytest.mark.timeout(300)
@@ -75,7 +85,9 @@ async def test_a_rolling_restart_of_every_process_under_load_is_not_noticed():
                 await load
                 assert code == 0, f"{role} ended with {code}"
                 assert rig.verdict()["wrong"] == []
-                moved += sum(a.attempts[0].endswith("draining") for _, a in rig.answers if a.attempts)
+                moved += sum(
+                    a.attempts[0].endswith("draining") for _, a in rig.answers if a.attempts
+                )
                 await rig.wait_whole()
         assert moved > 0
         assert await rig.leaked() == {}

@@ -12,7 +12,9 @@ ROUNDS = 10 if is_long() else 1
 
 async def rank_of(rig, role):
     """A random rank of a random worker of a role; any of the group, not only the first."""
-    groups = [r["rank_pids"] for r in await rig.replicas() if r["role"] == role and r["state"] == "live"]
+    groups = [
+        r["rank_pids"] for r in await rig.replicas() if r["role"] == role and r["state"] == "live"
+    ]
     return rig.rng.choice([pid for pids in groups for pid in pids])
 
 
@@ -20,7 +22,9 @@ async def rank_of(rig, role):
 async def test_a_rank_killed_or_stopped_under_load_costs_nobody_a_token():
     """Exact because prefill has as many ranks: between unequal sizes sums round differently (docs/recovery.md)."""
     engine = {"num_blocks": 512, "tensor_parallel_size": 2}
-    config = config_of(pools__decode__engine=engine, pools__prefill={"replicas": 1, "engine": engine})
+    config = config_of(
+        pools__decode__engine=engine, pools__prefill={"replicas": 1, "engine": engine}
+    )
     async with Rig(config) as rig:
         rig.make_requests(16, max_tokens=40)
         await rig.learn()
@@ -50,5 +54,9 @@ async def test_a_rank_killed_or_stopped_under_load_costs_nobody_a_token():
 
 
 async def _is_whole(rig):
-    live = [r for r in await rig.replicas() if r["state"] == "live" and not any(map(is_gone, r["rank_pids"]))]
+    live = [
+        r
+        for r in await rig.replicas()
+        if r["state"] == "live" and not any(map(is_gone, r["rank_pids"]))
+    ]
     return len(live) == 3

@@ -70,8 +70,14 @@ async def test_soak_with_a_random_fault_every_ten_seconds():
         await rig.learn()
         faults = {f"{what.__name__} {role}": (lambda w=what, r=role: w(r)) for what in (rig.kill,)
                   for role in ("decode", "prefill", "router")}  # fmt: skip
-        faults |= {f"hang {role}": (lambda r=role: rig.hang(r, 5)) for role in ("decode", "prefill", "router")}
-        faults |= {f"terminate {role}": (lambda r=role: terminate(rig, r)) for role in ("decode", "prefill", "router")}
+        faults |= {
+            f"hang {role}": (lambda r=role: rig.hang(r, 5))
+            for role in ("decode", "prefill", "router")
+        }
+        faults |= {
+            f"terminate {role}": (lambda r=role: terminate(rig, r))
+            for role in ("decode", "prefill", "router")
+        }
         faults |= {"rank death": lambda: rank_death(rig), "20 clients leave": lambda: leavers(rig)}
         started, log, memory = time.monotonic(), [], []
         load = asyncio.create_task(rig.load(SECONDS, 8))

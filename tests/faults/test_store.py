@@ -18,7 +18,10 @@ FROZEN_S = 60 if is_long() else 6
 
 async def store_state(rig):
     async with httpx.AsyncClient(timeout=2) as http:
-        return [(await http.get(f"http://127.0.0.1:{p}/ready")).json()["store"] for p, _ in rig.cluster.addresses]
+        return [
+            (await http.get(f"http://127.0.0.1:{p}/ready")).json()["store"]
+            for p, _ in rig.cluster.addresses
+        ]
 
 
 async def until(predicate, timeout_s=15):
@@ -78,7 +81,12 @@ async def test_redis_killed_frozen_and_back_empty_costs_nothing():
             print(ttft)
             note(
                 "store",
-                {"ttft": ttft, "added_p99_ms": {k: v["p99_ms"] - ttft["control"]["p99_ms"] for k, v in ttft.items()}},
+                {
+                    "ttft": ttft,
+                    "added_p99_ms": {
+                        k: v["p99_ms"] - ttft["control"]["p99_ms"] for k, v in ttft.items()
+                    },
+                },
             )
     finally:
         if revived is not None:

@@ -23,7 +23,15 @@ from simulation.cluster import Shape, SimCluster
 from simulation.loop import run_virtual
 
 NUM_SCHEDULES = 50 if is_long() else 3
-FAULTS = ["none", "kill decode", "kill prefill", "drain decode", "rank death", "kill router", "leave"]
+FAULTS = [
+    "none",
+    "kill decode",
+    "kill prefill",
+    "drain decode",
+    "rank death",
+    "kill router",
+    "leave",
+]
 LOCAL_BELOW = 8
 
 
@@ -67,7 +75,9 @@ async def simulated_request(cluster, name, row):
     while True:
         router = cluster.routers[reconnects % 2]
         wake = asyncio.Event()
-        stream = router.open(replace(request, resume_from=tuple(have)) if reconnects else request, wake)
+        stream = router.open(
+            replace(request, resume_from=tuple(have)) if reconnects else request, wake
+        )
         while router.is_alive:
             wake.clear()
             for event in stream.take():
@@ -79,7 +89,9 @@ async def simulated_request(cluster, name, row):
             if have[0] >= after and pending:
                 pending, todo = "", pending
                 if todo == "leave":
-                    await asyncio.get_running_loop().create_task(stream.close(), context=router.context.copy())
+                    await asyncio.get_running_loop().create_task(
+                        stream.close(), context=router.context.copy()
+                    )
                     return "leave: left"
                 await simulated_fault(cluster, router, todo)
             await wake.wait()
@@ -89,13 +101,22 @@ async def simulated_request(cluster, name, row):
 async def simulated_fault(cluster, router, fault):
     loop = asyncio.get_running_loop()
     busy = {
-        role: next((n for n, u in cluster.units.items() if u.worker.attempts and u.descriptor.role is role), None)
+        role: next(
+            (
+                n
+                for n, u in cluster.units.items()
+                if u.worker.attempts and u.descriptor.role is role
+            ),
+            None,
+        )
         for role in Role
     }
     match fault:
         case "kill decode" | "kill prefill":
             role = Role(fault.split()[1])
-            node = busy[role] or next(n for n, u in cluster.units.items() if u.descriptor.role is role)
+            node = busy[role] or next(
+                n for n, u in cluster.units.items() if u.descriptor.role is role
+            )
             await cluster.kill(node)
             loop.create_task(cluster.add(role))
         case "drain decode":
@@ -179,4 +200,7 @@ async def test_the_simulation_and_real_processes_decide_alike():
             assert await real(rig, row) == decisions
     seen = " ".join(d for row in expected for d in row)
     assert "worker_lost" in seen
-    note("twin", {"schedules": NUM_SCHEDULES, "decisions": sum(len(d) for d in expected), "equal": True})
+    note(
+        "twin",
+        {"schedules": NUM_SCHEDULES, "decisions": sum(len(d) for d in expected), "equal": True},
+    )

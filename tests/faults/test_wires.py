@@ -40,7 +40,9 @@ async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
                 await asyncio.sleep(0.05)
             await load
             verdict = rig.verdict()
-            assert verdict["wrong"] == [] or all("kv_transfer_failed" in w for w in verdict["wrong"]), verdict["wrong"]
+            assert verdict["wrong"] == [] or all(
+                "kv_transfer_failed" in w for w in verdict["wrong"]
+            ), verdict["wrong"]
             assert not any("inexact" in w for w in verdict["wrong"])
             flips = sum(p.bitten["flip"] for p in proxies(rig, "transfer"))
         assert await rig.leaked() == {}
@@ -59,13 +61,17 @@ async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing(
                 for wire in wires:
                     setattr(wire, name, value)
 
-            await under(rig, 2.5, lambda s=set_all: s("delay_s", 0.05), lambda s=set_all: s("delay_s", 0.0))
+            await under(
+                rig, 2.5, lambda s=set_all: s("delay_s", 0.05), lambda s=set_all: s("delay_s", 0.0)
+            )
             await under(rig, 2.5, lambda w=wires: [x.cut() for x in w])
             await under(rig, 2.5, lambda s=set_all: s("truncate", 1))
             for ways in (("up", "down"), ("up",), ("down",)) if is_long() else (("up",), ("down",)):
                 # Nobody fetches from a decode worker: a wire that nothing crosses proves nothing.
                 one = next(
-                    p for (seat, k), p in rig.cluster.proxies.items() if k == kind and seat.startswith("prefill")
+                    p
+                    for (seat, k), p in rig.cluster.proxies.items()
+                    if k == kind and seat.startswith("prefill")
                 )
                 await under(rig, 7, lambda o=one, w=ways: o.block(*w), one.unblock)
                 await rig.wait_whole()

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 RULES = "tests/simulation/test_handover_rules.py"
 SURVIVAL = "tests/simulation/test_survival_rules.py"
 ENDINGS = "tests/simulation/test_ending_rules.py"
-SEARCH = (
-    "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met"
-)
+SEARCH = "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met"
 LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
 
 
@@ -76,7 +74,7 @@ BUGS = [
         "            if self._generation_of(block_id) != generation:", "            if False:",
         f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused"),
     Bug("a preempted hand-over does not restart", "prefill_worker/part.py",
-        "            self._post(self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt)\n", "",
+        "            self._post(\n                self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt\n            )\n", "",
         "seeds 0-200"),
     Bug("anybody may fetch", "kv_transfer/agent.py",
         "return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None", "return sender",

@@ -30,11 +30,23 @@ def copy(tmp_path_factory):
     for part in PARTS:
         source = ROOT / part
         if source.is_dir():
-            shutil.copytree(source, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc"))
+            shutil.copytree(
+                source,
+                folder / part,
+                ignore=shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc"),
+            )
         else:
             shutil.copy(source, folder / part)
     yield folder
-    note("planted", {"planted": len(BUGS) + len(UNCAUGHT), "caught": len(caught), "by": caught, "uncaught": UNCAUGHT})
+    note(
+        "planted",
+        {
+            "planted": len(BUGS) + len(UNCAUGHT),
+            "caught": len(caught),
+            "by": caught,
+            "uncaught": UNCAUGHT,
+        },
+    )
 
 
 def run(folder, by):
@@ -43,13 +55,21 @@ def run(folder, by):
     if not by.startswith("seeds "):
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", by]
         done = subprocess.run(
-            command, cwd=folder, env=env, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+            command,
+            cwd=folder,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
         )
         assert done.returncode in (0, 1), done.stdout[-2000:] + done.stderr[-2000:]
         return done.returncode == 1
     first, end = by.removeprefix("seeds ").split("-")
     command = [sys.executable, "-m", "simulation.search", first, end, "1"]
-    child = subprocess.Popen(command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    child = subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     try:
         for line in child.stdout:
             if any(not v.startswith("H1") for v in json.loads(line)["violations"]):

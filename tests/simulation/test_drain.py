@@ -56,7 +56,11 @@ def test_a_move_is_no_fault_however_often_it_happens():
         task = asyncio.ensure_future(ask(cluster, max_tokens=100))
         for _ in range(6):
             await asyncio.sleep(0.15)
-            attempts = [n for n, u in cluster.units.items() if u.worker.attempts and u.descriptor.role is Role.DECODE]
+            attempts = [
+                n
+                for n, u in cluster.units.items()
+                if u.worker.attempts and u.descriptor.role is Role.DECODE
+            ]
             if attempts:
                 await cluster.add(Role.DECODE)
                 await cluster.drain(attempts[0])

@@ -58,7 +58,9 @@ def test_prefill_alone_serves_when_no_decode_worker_lives():
 
 
 def test_without_any_worker_the_refusal_is_immediate():
-    tokens, ended = run(lambda c: ask(c), prefill=0, decode=0, placement=PlacementConfig(path="auto"))
+    tokens, ended = run(
+        lambda c: ask(c), prefill=0, decode=0, placement=PlacementConfig(path="auto")
+    )
     assert isinstance(ended.error, NoWorker) and ended.anatomy.e2e_s < 0.1
 
 
@@ -107,7 +109,9 @@ def test_an_id_in_use_is_refused_and_the_first_goes_on():
     async def scenario(cluster):
         first = asyncio.ensure_future(ask(cluster, name="same"))
         await asyncio.sleep(0.001)
-        events = await cluster.generate(cluster.request("same", PROMPT, SamplingParams(max_tokens=2)))
+        events = await cluster.generate(
+            cluster.request("same", PROMPT, SamplingParams(max_tokens=2))
+        )
         return events, await first
 
     events, (tokens, ended) = run(scenario)

@@ -90,19 +90,25 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
         await asyncio.gather(task, return_exceptions=True)
         await asyncio.sleep(0.1)
         cluster.hub.tamper = lambda stream, message: message
-        other = asyncio.get_running_loop().create_task(ask(cluster, "other", tuple(range(60, 10, -1))))
+        other = asyncio.get_running_loop().create_task(
+            ask(cluster, "other", tuple(range(60, 10, -1)))
+        )
         await asyncio.sleep(0.15)
         pool = unit(cluster, Role.DECODE).pool
         reservation = receiver._reservation
         reused = [
-            b for b, g in zip(reservation.block_ids, reservation.generations, strict=True) if pool.generation(b) != g
+            b
+            for b, g in zip(reservation.block_ids, reservation.generations, strict=True)
+            if pool.generation(b) != g
         ]
         # The frame arrives now, at the receiver it was meant for, as if the network had kept it.
         with pytest.raises(KVTransferError, match="new owner"):
             receiver._accept(frames.decode(held[0][1])[1])
         return reused, await other
 
-    reused, (tokens, ended) = run(scenario, engine=EngineConfig(block_size_tokens=4, num_blocks=20, max_step_tokens=32))
+    reused, (tokens, ended) = run(
+        scenario, engine=EngineConfig(block_size_tokens=4, num_blocks=20, max_step_tokens=32)
+    )
     assert reused, "the blocks were not reused, so nothing was proved"
     assert ended.error is None
     assert tokens == run(lambda c: ask(c, "other", tuple(range(60, 10, -1))))[0]
@@ -226,7 +232,9 @@ def test_source_blocks_are_freed_when_decode_never_comes():
 
 def test_a_full_decode_pool_makes_requests_wait_in_line_and_loses_none():
     async def scenario(cluster):
-        return await asyncio.gather(*(ask(cluster, f"r{i}", PROMPT[i:], max_tokens=20) for i in range(8)))
+        return await asyncio.gather(
+            *(ask(cluster, f"r{i}", PROMPT[i:], max_tokens=20) for i in range(8))
+        )
 
     tight = EngineConfig(block_size_tokens=4, num_blocks=40, max_step_tokens=64)
     replies = run(scenario, engine=tight, transfer=TransferConfig(reserve_wait_s=60))
@@ -235,7 +243,9 @@ def test_a_full_decode_pool_makes_requests_wait_in_line_and_loses_none():
 
 def test_a_reservation_that_waits_too_long_is_refused_with_numbers():
     async def scenario(cluster):
-        hog = asyncio.get_running_loop().create_task(ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True))
+        hog = asyncio.get_running_loop().create_task(
+            ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
+        )
         await asyncio.sleep(0.5)
         tokens, ended = await ask(cluster, "late", tuple(range(90, 10, -1)), max_tokens=5)
         await hog
@@ -255,7 +265,9 @@ def test_what_can_never_fit_is_refused_by_the_worker_too():
     async def scenario(cluster):
         return await ask(cluster, prompt=PROMPT, max_tokens=120)
 
-    tokens, ended = run(scenario, engine=EngineConfig(block_size_tokens=4, num_blocks=20, max_step_tokens=64))
+    tokens, ended = run(
+        scenario, engine=EngineConfig(block_size_tokens=4, num_blocks=20, max_step_tokens=64)
+    )
     assert isinstance(ended.error, PromptTooLong) and "pool holds 20" in ended.error.message
     assert tokens == {}
 
@@ -285,7 +297,10 @@ def test_prefix_hits_leave_before_the_first_chunk_is_computed():
 
     frame_at, steps, ended, tokens = run(scenario, step_s=0.05)
     assert ended.usage.cached_tokens == 56
-    assert frame_at[0][0] < steps[0] - 0.03 and sum(n for at, n in frame_at if at < steps[0] - 0.03) >= 14 * 3
+    assert (
+        frame_at[0][0] < steps[0] - 0.03
+        and sum(n for at, n in frame_at if at < steps[0] - 0.03) >= 14 * 3
+    )
     assert tokens == expected(max_tokens=4)
 
 
@@ -293,8 +308,14 @@ def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
     """A roomy pool must not start a prompt whose partner was never told of it: it would be held for ever."""
 
     async def scenario(cluster):
-        return await asyncio.gather(*(ask(cluster, name=f"r{i}", max_tokens=3) for i in range(3 * MAX_ANNOUNCED)))
+        return await asyncio.gather(
+            *(ask(cluster, name=f"r{i}", max_tokens=3) for i in range(3 * MAX_ANNOUNCED))
+        )
 
-    roomy = EngineConfig(block_size_tokens=4, num_blocks=2000, max_step_tokens=2000, max_sequences=64)
+    roomy = EngineConfig(
+        block_size_tokens=4, num_blocks=2000, max_step_tokens=2000, max_sequences=64
+    )
     replies = run(scenario, engine=roomy)
-    assert len(replies) == 24 and all(ended.error is None and ended.anatomy.path == "pd" for _, ended in replies)
+    assert len(replies) == 24 and all(
+        ended.error is None and ended.anatomy.path == "pd" for _, ended in replies
+    )

@@ -59,9 +59,13 @@ def test_a_worker_cancels_the_requests_of_a_router_that_stays_away():
 @pytest.mark.parametrize("delay_s", [0.01, 0.05, 0.12, 0.25])
 def test_a_killed_worker_is_survived_token_for_token(role, delay_s):
     async def scenario(cluster):
-        running = asyncio.get_running_loop().create_task(ask(cluster, max_tokens=30, ignore_eos=True))
+        running = asyncio.get_running_loop().create_task(
+            ask(cluster, max_tokens=30, ignore_eos=True)
+        )
         await asyncio.sleep(delay_s)
-        victim = next(n for n, u in cluster.units.items() if u.descriptor.role is role and u.worker.attempts)
+        victim = next(
+            n for n, u in cluster.units.items() if u.descriptor.role is role and u.worker.attempts
+        )
         await cluster.kill(victim)
         killed_at = cluster.clock.now_s()
         tokens, ended = await running
@@ -69,12 +73,19 @@ def test_a_killed_worker_is_survived_token_for_token(role, delay_s):
 
     tokens, ended, _ = run(scenario, prefill=2, decode=2, placement=PlacementConfig(path="auto"))
     assert ended.error is None
-    assert tokens == run(lambda c: ask(c, max_tokens=30, ignore_eos=True), placement=PlacementConfig(path="auto"))[0]
+    assert (
+        tokens
+        == run(
+            lambda c: ask(c, max_tokens=30, ignore_eos=True), placement=PlacementConfig(path="auto")
+        )[0]
+    )
 
 
 def test_the_only_decode_worker_dies_and_prefill_finishes_the_request():
     async def scenario(cluster):
-        running = asyncio.get_running_loop().create_task(ask(cluster, max_tokens=30, ignore_eos=True))
+        running = asyncio.get_running_loop().create_task(
+            ask(cluster, max_tokens=30, ignore_eos=True)
+        )
         await asyncio.sleep(0.2)
         await cluster.kill("decode2")
         started_at = cluster.clock.now_s()
@@ -82,7 +93,9 @@ def test_the_only_decode_worker_dies_and_prefill_finishes_the_request():
         return tokens, ended, cluster.clock.now_s() - started_at
 
     tokens, ended, took_s = run(scenario, placement=PlacementConfig(path="auto"))
-    assert ended.error is None and ended.anatomy.path == "local" and len(ended.anatomy.attempts) == 2
+    assert (
+        ended.error is None and ended.anatomy.path == "local" and len(ended.anatomy.attempts) == 2
+    )
     assert took_s < 5
     assert tokens == expected(max_tokens=30, ignore_eos=True)
 
@@ -90,7 +103,9 @@ def test_the_only_decode_worker_dies_and_prefill_finishes_the_request():
 def test_with_pd_forced_and_no_decode_left_there_is_one_typed_error_within_five_seconds():
     async def scenario(cluster):
         cluster.membership.starting = 1
-        running = asyncio.get_running_loop().create_task(ask(cluster, max_tokens=30, ignore_eos=True))
+        running = asyncio.get_running_loop().create_task(
+            ask(cluster, max_tokens=30, ignore_eos=True)
+        )
         await asyncio.sleep(0.2)
         await cluster.kill("decode2")
         started_at = cluster.clock.now_s()
@@ -104,9 +119,15 @@ def test_with_pd_forced_and_no_decode_left_there_is_one_typed_error_within_five_
 
 def test_a_hung_worker_is_found_within_four_seconds():
     async def scenario(cluster):
-        running = asyncio.get_running_loop().create_task(ask(cluster, max_tokens=30, ignore_eos=True))
+        running = asyncio.get_running_loop().create_task(
+            ask(cluster, max_tokens=30, ignore_eos=True)
+        )
         await asyncio.sleep(0.2)
-        decode = next(u for u in cluster.units.values() if u.descriptor.role is Role.DECODE and u.worker.attempts)
+        decode = next(
+            u
+            for u in cluster.units.values()
+            if u.descriptor.role is Role.DECODE and u.worker.attempts
+        )
 
         async def stuck(plan, on_layer):
             await asyncio.sleep(3600)
@@ -125,7 +146,9 @@ def test_a_hung_worker_is_found_within_four_seconds():
 
 def test_a_request_of_death_is_quarantined_and_kills_at_most_three():
     async def scenario(cluster):
-        running = asyncio.get_running_loop().create_task(ask(cluster, "poison", max_tokens=20, ignore_eos=True))
+        running = asyncio.get_running_loop().create_task(
+            ask(cluster, "poison", max_tokens=20, ignore_eos=True)
+        )
         innocent = asyncio.get_running_loop().create_task(
             ask(cluster, "innocent", PROMPT[:30], max_tokens=60, ignore_eos=True)
         )
@@ -148,14 +171,20 @@ def test_a_request_of_death_is_quarantined_and_kills_at_most_three():
     )
     assert isinstance(ended.error, Quarantined) and deaths == 3
     assert innocent.error is None
-    assert tokens == run(lambda c: ask(c, "innocent", PROMPT[:30], max_tokens=60, ignore_eos=True))[0]
+    assert (
+        tokens == run(lambda c: ask(c, "innocent", PROMPT[:30], max_tokens=60, ignore_eos=True))[0]
+    )
 
 
 def test_a_slow_client_is_parked_by_credit_and_goes_on_when_it_reads():
     async def scenario(cluster):
-        request = cluster.request("slow", PROMPT, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0))
+        request = cluster.request(
+            "slow", PROMPT, SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0)
+        )
         events = []
-        running = asyncio.get_running_loop().create_task(cluster.orchestrator.run(request, events.append))
+        running = asyncio.get_running_loop().create_task(
+            cluster.orchestrator.run(request, events.append)
+        )
         await asyncio.sleep(5)
         parked = sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
         other = await ask(cluster, "other", PROMPT[:20], max_tokens=5)
@@ -174,9 +203,13 @@ def test_a_slow_client_is_parked_by_credit_and_goes_on_when_it_reads():
 
 def test_a_lost_credit_is_missed_by_its_number_and_made_good_by_a_reconnect():
     async def scenario(cluster):
-        request = cluster.request("slow", PROMPT, SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.0), 60)
+        request = cluster.request(
+            "slow", PROMPT, SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.0), 60
+        )
         events, lost = [], []
-        running = asyncio.get_running_loop().create_task(cluster.orchestrator.run(request, events.append))
+        running = asyncio.get_running_loop().create_task(
+            cluster.orchestrator.run(request, events.append)
+        )
         await asyncio.sleep(2)
 
         def lose(stream, message):

@@ -27,7 +27,11 @@ def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is
     summary = asyncio.run(search(0, SEEDS, os.cpu_count()))
     assert summary.violations == []
     found = summary.as_dict()
-    assert found["seeds"] == SEEDS and found["faults_never_met"] == [] and found["transitions_never_met"] == []
+    assert (
+        found["seeds"] == SEEDS
+        and found["faults_never_met"] == []
+        and found["transitions_never_met"] == []
+    )
     assert found["fewest_faults_in_a_seed"] >= 5 and found["requests"] >= 20 * SEEDS
     assert found["endings"]["finished"] > 0.97 * found["requests"]
     assert found["fault_attempts"] > SEEDS and found["moves"] > 0 and found["client_reconnects"] > 0
@@ -37,7 +41,12 @@ def test_without_faults_nothing_is_retried_moved_or_lost():
     for seed in range(6):
         report = run_trial(make_plan(seed, num_faults=0))
         assert report.violations == [] and set(report.endings) == {"finished"}, seed
-        assert (report.retries, report.moves, report.reconnects, report.bitten.total()) == (0, 0, 0, 0)
+        assert (report.retries, report.moves, report.reconnects, report.bitten.total()) == (
+            0,
+            0,
+            0,
+            0,
+        )
 
 
 @pytest.mark.parametrize("kind", [k for k in Kind if k not in (Kind.CANCEL, Kind.SLOW_READER)])
@@ -46,7 +55,9 @@ def test_each_fault_alone_bites_and_loses_nothing(kind):
     for seed in range(4):
         plan = make_plan(seed, num_faults=0)
         low, high = trial_lasts(kind)
-        faults = tuple(Fault(kind, 0.3 + 0.9 * i, 0.3 * i + 0.1, low + (high - low) * 0.4) for i in range(3))
+        faults = tuple(
+            Fault(kind, 0.3 + 0.9 * i, 0.3 * i + 0.1, low + (high - low) * 0.4) for i in range(3)
+        )
         report = run_trial(trial.replace(plan, faults=faults))
         assert [v for v in report.violations if not v.startswith("H1")] == [], seed
         assert report.endings["finished"] == report.requests
@@ -74,7 +85,9 @@ def test_a_seed_replays_in_another_process_with_another_hash_seed():
     assert (
         lines("1")
         == lines("2")
-        == b"".join(json.dumps(as_line(s, run_trial(make_plan(s)))).encode() + b"\n" for s in (3, 4))
+        == b"".join(
+            json.dumps(as_line(s, run_trial(make_plan(s)))).encode() + b"\n" for s in (3, 4)
+        )
     )
 
 
@@ -117,7 +130,16 @@ def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
 
 # --- lint: what would make a run depend on anything but its seed --------------------------------------------
 
-SIMULATED = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "router", "prefix_index"]
+SIMULATED = [
+    "core",
+    "engine",
+    "kv_transfer",
+    "worker",
+    "prefill_worker",
+    "decode_worker",
+    "router",
+    "prefix_index",
+]
 OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
     "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
@@ -153,9 +175,17 @@ def faults_of(tree):
     """Wall clocks, threads, unseeded randomness, waits of unordered completion, iteration over sets."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            names = (
+                [a.name for a in node.names]
+                if isinstance(node, ast.Import)
+                else [node.module or ""]
+            )
             yield from (f"imports {n}" for n in names if n.split(".")[0] in FORBIDDEN)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "asyncio":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "asyncio"
+        ):
             if node.attr in {"wait", "as_completed", "to_thread"}:
                 yield f"uses asyncio.{node.attr}"
         if isinstance(node, ast.For | ast.comprehension) and is_set(node.iter):
@@ -165,11 +195,18 @@ def faults_of(tree):
 def is_set(node):
     if isinstance(node, ast.Set | ast.SetComp):
         return True
-    return isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in {"set", "frozenset"}
+    return (
+        isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"set", "frozenset"}
+    )
 
 
 def test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code():
-    found = {str(p.relative_to(ROOT)): list(faults_of(ast.parse(p.read_text()))) for p in simulated_files()}
+    found = {
+        str(p.relative_to(ROOT)): list(faults_of(ast.parse(p.read_text())))
+        for p in simulated_files()
+    }
     assert {path: faults for path, faults in found.items() if faults} == {}
     assert len(found) > 40
 

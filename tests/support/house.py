@@ -18,7 +18,14 @@ from core.plan import StepItem, StepPlan
 from core.ports import SystemClock
 from core.segments import create_segment
 from core.session import Role, WorkerDescriptor
-from core.types import ChoiceFinished, GenerateRequest, PromptScored, RequestEnded, SamplingParams, TextDelta
+from core.types import (
+    ChoiceFinished,
+    GenerateRequest,
+    PromptScored,
+    RequestEnded,
+    SamplingParams,
+    TextDelta,
+)
 from decode_worker.part import decode_role
 from engine.hash_model import MemoryKV
 from engine.kv_pools import StagedPool
@@ -41,7 +48,9 @@ from simulation.parts import StaticMembership
 from worker.unit import WorkerParts, WorkerUnit
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
-NIXL = pytest.param("nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="the extra nixl is not installed"))
+NIXL = pytest.param(
+    "nixl", marks=pytest.mark.skipif(not HAS_NIXL, reason="the extra nixl is not installed")
+)
 _models: dict = {}
 
 
@@ -130,7 +139,10 @@ class ThreadedRunner(DirectRunner):
     def __init__(self, models, memories, engine):
         super().__init__(models[0], memories[0], engine)
         sizes = engine.num_blocks, engine.block_size_tokens
-        self.others = [ModelRunner(m, memory, *sizes) for m, memory in zip(models[1:], memories[1:], strict=True)]
+        self.others = [
+            ModelRunner(m, memory, *sizes)
+            for m, memory in zip(models[1:], memories[1:], strict=True)
+        ]
 
     async def execute(self, plan, on_layer):
         self.num_steps += 1
@@ -149,7 +161,10 @@ class ThreadedRunner(DirectRunner):
 def load_shards(folder, dtype, size):
     """Load every rank's part of a model, joined as threads."""
     spec, group = load(folder, dtype)[0], ThreadGroup(size)
-    return [Model(Shard(spec, rank, size), torch.device("cpu"), "cpu", group.member(rank)) for rank in range(size)]
+    return [
+        Model(Shard(spec, rank, size), torch.device("cpu"), "cpu", group.member(rank))
+        for rank in range(size)
+    ]
 
 
 class LetterDecoder:
@@ -192,7 +207,9 @@ class House:
     ):
         self.threaded, self.staged = threaded, staged
         self.spec, self.model = load(folder, dtype)
-        self.engine = engine or EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
+        self.engine = engine or EngineConfig(
+            block_size_tokens=16, num_blocks=96, max_step_tokens=64
+        )
         self.decode_engine = decode_engine or self.engine
         self.transport, self.counts = transport, {Role.PREFILL: prefill, Role.DECODE: decode}
         self.transfer = transfer or TransferConfig()
@@ -202,7 +219,9 @@ class House:
         self.units: list[WorkerUnit] = []
         self.shared: list[SharedKV] = []
         self.carried = {role: [] for role in Role}
-        self.links = Links(self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock)
+        self.links = Links(
+            self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock
+        )
         router = RouterConfig()
         self.orchestrator = Orchestrator(
             self.links,
@@ -233,11 +252,15 @@ class House:
         if size == 1:
             runner = DirectRunner(self.model, kv._shards[0], engine)
         else:
-            runner = ThreadedRunner(load_shards(self.spec.folder, self.spec.dtype, size), kv._shards, engine)
+            runner = ThreadedRunner(
+                load_shards(self.spec.folder, self.spec.dtype, size), kv._shards, engine
+            )
         if self.staged:
             for inner, memory in zip(runner.ranks(), kv._shards, strict=True):
                 shape, dtype = inner.kv.shape, inner.kv.dtype
-                inner.pool = StagedPool(memory, shape, dtype, torch.device("cpu"), hands_out=role is Role.PREFILL)
+                inner.pool = StagedPool(
+                    memory, shape, dtype, torch.device("cpu"), hands_out=role is Role.PREFILL
+                )
         descriptor = WorkerDescriptor(
             WorkerId(f"{role.value}-{len(self.units)}"), role, self.ids.incarnation(), "", "", self.spec.name,
             layout.content_digest, engine.block_size_tokens, engine.num_blocks, self.spec.max_model_len, pid=len(self.units) + 1,
@@ -250,7 +273,11 @@ class House:
             "nixl": lambda: self._carried("nixl", role),
         }
         names = self.transport.split("+")
-        transfer_network = make[names[0]]() if len(names) == 1 else Transports({name: make[name]() for name in names})
+        transfer_network = (
+            make[names[0]]()
+            if len(names) == 1
+            else Transports({name: make[name]() for name in names})
+        )
         parts = WorkerParts(
             role=role,
             make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),

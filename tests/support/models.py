@@ -52,7 +52,9 @@ def random_model(folder: Path, family: str, seed: int = 0, dtype=torch.float32, 
         "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.3,
     }  # fmt: skip
     torch.manual_seed(seed)
-    config_class = getattr(transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config")
+    config_class = getattr(
+        transformers, "Gemma3TextConfig" if kind == "Gemma3" else f"{kind}Config"
+    )
     model_class = getattr(transformers, f"{kind}ForCausalLM")
     model = model_class(config_class(**{**settings, **own, **changes})).eval()
     with torch.no_grad():

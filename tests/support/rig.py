@@ -25,7 +25,9 @@ from protos.baton.v1 import generation_pb2 as pb
 from support.fault_proxy import FaultProxy
 
 ROOT = Path(__file__).parents[2]
-WORDS = "def class import return for while if else try except with open print self value index".split()
+WORDS = (
+    "def class import return for while if else try except with open print self value index".split()
+)
 
 
 def config_of(dtype="float32", **changes):
@@ -97,13 +99,19 @@ class Proxied(LocalCluster):
         for kind in self.kinds:
             name = f"{kind}_address"
             is_transfer = kind == "transfer"  # through the proxy there is no shared memory
-            target = read_address(member.transfer_address)["grpc"] if is_transfer else getattr(member, name)
+            target = (
+                read_address(member.transfer_address)["grpc"]
+                if is_transfer
+                else getattr(member, name)
+            )
             proxy = FaultProxy(target, seed=len(self.proxies))
             old = self.proxies.get((seat, kind))
             if old is not None:
                 await old.stop()
             self.proxies[seat, kind] = proxy
-            member = replaced(member, **{name: ("grpc=" if is_transfer else "") + await proxy.start()})
+            member = replaced(
+                member, **{name: ("grpc=" if is_transfer else "") + await proxy.start()}
+            )
         self._members[seat] = member
 
     async def stop(self):
@@ -192,13 +200,17 @@ class Rig:
             pb.SamplingOptions(temperature=0.7, repetition_penalty=1.1),
         ]
         for i in range(count):
-            prompt = " ".join(self.rng.choice(WORDS) for _ in range(self.rng.choice([3, 20, 60, 120])))
+            prompt = " ".join(
+                self.rng.choice(WORDS) for _ in range(self.rng.choice([3, 20, 60, 120]))
+            )
             response = pb.ResponseOptions(timing=True)
             if i % 4 in (1, 3):
                 response.logprobs = 2
             stop = pb.StoppingOptions(max_tokens=max_tokens, ignore_eos=True)
             self.requests.append(
-                pb.GenerateRequest(text=prompt, sampling=kinds[i % 4], stopping=stop, response=response)
+                pb.GenerateRequest(
+                    text=prompt, sampling=kinds[i % 4], stopping=stop, response=response
+                )
             )
 
     async def ask(self, index, request_id, timeout_s=120.0, first_door=0):
@@ -237,7 +249,9 @@ class Rig:
                 free = [i for i, busy in enumerate(taken) if not busy]
                 index = self.rng.choice(free)
                 taken[index] = True
-                answer = await self.ask(index, f"learn-{index}", first_door=number % len(self.doors))
+                answer = await self.ask(
+                    index, f"learn-{index}", first_door=number % len(self.doors)
+                )
                 taken[index] = False
                 self.answers.append((index, answer))
 
@@ -249,9 +263,13 @@ class Rig:
         affected = [a for _, a in self.answers if a.is_affected]
         for index, answer in self.answers:
             if answer.error or answer.disorder:
-                wrong.append(f"request {index}: {answer.error or answer.disorder} after {answer.attempts}")
+                wrong.append(
+                    f"request {index}: {answer.error or answer.disorder} after {answer.attempts}"
+                )
             elif answer.content != self.expected[index].content:
-                wrong.append(f"request {index}: inexact after {answer.attempts} reconnects {answer.num_reconnects}")
+                wrong.append(
+                    f"request {index}: inexact after {answer.attempts} reconnects {answer.num_reconnects}"
+                )
         gaps = sorted(a.longest_gap_s for a in affected) or [0.0]
         return {
             "requests": len(self.answers), "affected": len(affected), "wrong": wrong,
@@ -303,7 +321,9 @@ def _take(answer, message):
         seen += [t.token_id for t in d.tokens]
         answer.text[d.choice] = answer.text.get(d.choice, "") + d.text
         answer.logprobs.setdefault(d.choice, []).extend(
-            (t.logprob, tuple((x.token_id, x.logprob) for x in t.top)) for t in d.tokens if t.HasField("logprob")
+            (t.logprob, tuple((x.token_id, x.logprob) for x in t.top))
+            for t in d.tokens
+            if t.HasField("logprob")
         )
     elif kind == "finished":
         if message.finished.choice in answer.finish:
@@ -327,4 +347,7 @@ def note(name, facts):
         from benchmarks.record import save
 
         test = os.environ.get("PYTEST_CURRENT_TEST", "").partition("::")[0]
-        save(f"faults_{name}", {**json.loads(json.dumps(facts)), "command": f"LONG=1 python -m pytest {test}"})
+        save(
+            f"faults_{name}",
+            {**json.loads(json.dumps(facts)), "command": f"LONG=1 python -m pytest {test}"},
+        )

@@ -26,18 +26,29 @@ def test_gaps_have_the_wanted_mean_and_burstiness(burstiness):
     mean = sum(gaps) / len(gaps)
     variance = sum((g - mean) ** 2 for g in gaps) / len(gaps)
     assert mean == pytest.approx(1 / 50, rel=0.05)
-    assert variance / mean**2 == pytest.approx(1 / burstiness, rel=0.15)  # squared coefficient of variation
+    assert variance / mean**2 == pytest.approx(
+        1 / burstiness, rel=0.15
+    )  # squared coefficient of variation
 
 
 def test_a_trace_is_replayed_and_equal_blocks_are_equal_tokens(tmp_path):
     rows = [
-        {"arrival_s": 2.0 * i, "input_tokens": 1000 + i, "output_tokens": 90, "hash_ids": [7, 8 + i]} for i in range(3)
+        {
+            "arrival_s": 2.0 * i,
+            "input_tokens": 1000 + i,
+            "output_tokens": 90,
+            "hash_ids": [7, 8 + i],
+        }
+        for i in range(3)
     ]
     path = tmp_path / "t.jsonl.gz"
     with gzip.open(path, "wt") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     load = plan(Shape(2, 0, 0, trace=str(path), trace_divide=10, speed=4.0))
-    assert [(p.due_s, len(p.prompt), p.output_tokens) for p in load] == [(0.0, 100, 9), (0.5, 100, 9)]
+    assert [(p.due_s, len(p.prompt), p.output_tokens) for p in load] == [
+        (0.0, 100, 9),
+        (0.5, 100, 9),
+    ]
     assert load[0].prompt[:51] == load[1].prompt[:51] and load[0].prompt[51:] != load[1].prompt[51:]
     (tmp_path / "t.csv").write_text("arrival_s,input_tokens,output_tokens,type\n0.0,30,4,x\n")
     assert len(plan(Shape(9, 0, 0, trace=str(tmp_path / "t.csv")))[0].prompt) == 30
@@ -59,11 +70,17 @@ def samples():
 def test_the_metrics_by_hand():
     summary = summarise(samples(), {"ttft": 300.0, "tpot": 150.0})
     assert (summary["requests"], summary["completed"], summary["errors"]) == (3, 2, {"HTTP 503": 1})
-    assert summary["ttft"]["p50_ms"] == pytest.approx(200) and summary["ttft"]["max_ms"] == pytest.approx(500)
+    assert summary["ttft"]["p50_ms"] == pytest.approx(200) and summary["ttft"][
+        "max_ms"
+    ] == pytest.approx(500)
     assert summary["itl"]["count"] == 3 and summary["itl"]["max_ms"] == pytest.approx(300)
-    assert sorted([summary["tpot"]["p50_ms"], summary["tpot"]["max_ms"]]) == pytest.approx([100, 100])
+    assert sorted([summary["tpot"]["p50_ms"], summary["tpot"]["max_ms"]]) == pytest.approx(
+        [100, 100]
+    )
     assert summary["output_tokens_per_s"] == pytest.approx(3.5) and summary["took_s"] == 2.0
-    assert summary["attainment"] == pytest.approx(1 / 3)  # of the offered: the slow and the failed are misses
+    assert summary["attainment"] == pytest.approx(
+        1 / 3
+    )  # of the offered: the slow and the failed are misses
     assert summary["goodput_requests_per_s"] == pytest.approx(0.5)
     assert summary["send_lag"]["max_ms"] == pytest.approx(100)
     assert summarise([], {})["completed"] == 0

@@ -56,8 +56,12 @@ class PoolMachine(RuleBasedStateMachine):
             identity = block_hash(ROOT, [token])
             self.pool.register(block, identity, [token])
             found = self.pool.find(identity, [token])
-            assert found is not None or block in self.pool._identity, "a block keeps its first identity"
-            assert self.pool.find(identity, [token + 100]) is None, "tokens are compared, not only hashes"
+            assert found is not None or block in self.pool._identity, (
+                "a block keeps its first identity"
+            )
+            assert self.pool.find(identity, [token + 100]) is None, (
+                "tokens are compared, not only hashes"
+            )
 
     @rule(token=st.integers(0, 5))
     def hit(self, token):
@@ -71,7 +75,10 @@ class PoolMachine(RuleBasedStateMachine):
         if hasattr(self, "pool"):
             self.pool.check()
             assert self.pool.num_held == len(self.references)
-            assert self.pool.num_free + self.pool.num_cached + self.pool.num_held == self.pool.num_blocks
+            assert (
+                self.pool.num_free + self.pool.num_cached + self.pool.num_held
+                == self.pool.num_blocks
+            )
 
 
 TestPool = PoolMachine.TestCase

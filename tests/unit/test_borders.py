@@ -7,7 +7,14 @@ import pytest
 from support.models import TINY
 
 from core.config import load_config
-from core.errors import ConfigError, InvalidRequest, Overloaded, PoolExhausted, Unavailable, WorkerLost
+from core.errors import (
+    ConfigError,
+    InvalidRequest,
+    Overloaded,
+    PoolExhausted,
+    Unavailable,
+    WorkerLost,
+)
 from core.session import TokenDelta
 from core.types import FinishReason, Path, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
@@ -74,12 +81,19 @@ def test_a_choice_that_is_over_takes_nothing_and_an_end_alone_releases_what_was_
     held = choice(stop=("xyz",))
     assert [e.text for e in held.accept(delta(0, "axy"))] == ["a"]
     last = held.accept(TokenDelta("r", 0, 0, 3, (), finish=FinishReason.LENGTH))
-    assert last[0].text == "xy" and last[1].reason is FinishReason.LENGTH and held.accept(delta(3, "b")) == []
+    assert (
+        last[0].text == "xy"
+        and last[1].reason is FinishReason.LENGTH
+        and held.accept(delta(3, "b")) == []
+    )
     empty = choice()
     assert empty.accept(TokenDelta("r", 0, 0, 0, ())) == []
     split = choice(stop=("\ufffd",))
     split.accept(TokenDelta("r", 0, 0, 0, (0xE6,)))
-    assert split.accept(TokenDelta("r", 0, 0, 1, (), finish=FinishReason.LENGTH))[-1].stop_match == "\ufffd"
+    assert (
+        split.accept(TokenDelta("r", 0, 0, 1, (), finish=FinishReason.LENGTH))[-1].stop_match
+        == "\ufffd"
+    )
 
 
 def test_too_many_tokens_to_turn_into_text():
@@ -121,11 +135,15 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
         attempt.finished.result()
 
 
-@pytest.mark.parametrize(("prompt_logprobs", "expected"), [(None, ["d1", "p1", "d2"]), (0, ["p1", "d1", "d2"])])
+@pytest.mark.parametrize(
+    ("prompt_logprobs", "expected"), [(None, ["d1", "p1", "d2"]), (0, ["p1", "d1", "d2"])]
+)
 async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs, expected):
     """Its announcement of the first token may come before the prefill worker's, which alone has the scores."""
     told = []
-    pair = SimpleNamespace(prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD)
+    pair = SimpleNamespace(
+        prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD
+    )
     run = SimpleNamespace(
         deliver=lambda message, *, is_decode: told.append(message), excluded=set(), is_whole=False, has_prompt_scores=False,
         request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
@@ -145,10 +163,14 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
 @pytest.mark.parametrize("reporter", ["p", "d"])
 async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
     """The next attempt avoids the full worker, not the prefill worker that was refused."""
-    pair = SimpleNamespace(prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD)
+    pair = SimpleNamespace(
+        prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD
+    )
     run = SimpleNamespace(excluded=set(), note_timings=lambda timings: None)
     attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
-    attempt.on_ended(reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks")))
+    attempt.on_ended(
+        reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks"))
+    )
     assert isinstance(attempt.finished.exception(), PoolExhausted) and run.excluded == {"d"}
 
 
@@ -157,7 +179,10 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
     """Each word comes a second after the one before; without this rule a whole decode step would be counted."""
     now_s = iter(range(10))
     run = RequestRun.__new__(RequestRun)
-    run.clock, run.choices = SimpleNamespace(now_s=lambda: float(next(now_s))), [SimpleNamespace(accept=lambda _: ())]
+    run.clock, run.choices = (
+        SimpleNamespace(now_s=lambda: float(next(now_s))),
+        [SimpleNamespace(accept=lambda _: ())],
+    )
     run.prefill_spoke_at, run.exposed_transfer_s, run.has_prompt_scores = None, 0.0, False
     run.current = SimpleNamespace(decode_spoke=False)
     for who in order:
@@ -168,7 +193,10 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
 
 def test_without_a_request_log_requests_are_still_counted():
     service, seen = GenerationService.__new__(GenerationService), []
-    service._log, service.telemetry = None, SimpleNamespace(request_ended=lambda run, ended: seen.append(run))
+    service._log, service.telemetry = (
+        None,
+        SimpleNamespace(request_ended=lambda run, ended: seen.append(run)),
+    )
     for tier in ("standard", "canary"):
         service._ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
     assert len(seen) == 1

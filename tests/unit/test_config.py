@@ -10,7 +10,9 @@ def test_defaults_then_file_then_environment_then_flags(tmp_path):
     path = tmp_path / "baton.yaml"
     path.write_text("router: {http_port: 1, grpc_port: 2, max_queued: 3}")
     config = load_config(
-        path, {"router.grpc_port": 5}, {"BATON_ROUTER__HTTP_PORT": "4", "BATON_ROUTER__GRPC_PORT": "4", "HOME": "/"}
+        path,
+        {"router.grpc_port": 5},
+        {"BATON_ROUTER__HTTP_PORT": "4", "BATON_ROUTER__GRPC_PORT": "4", "HOME": "/"},
     )
     assert (config.router.http_port, config.router.grpc_port, config.router.max_queued) == (4, 5, 3)
     assert config.router.max_running == 256
@@ -21,7 +23,10 @@ def test_defaults_then_file_then_environment_then_flags(tmp_path):
     [
         ({"router.http_prt": 1}, "unknown key router.http_prt; did you mean router.http_port"),
         ({"poolz": {}}, "did you mean pools"),
-        ({"pools.prefill.engine.block_size_tokens": 8}, "block_size_tokens is 8, pools.decode's is 16"),
+        (
+            {"pools.prefill.engine.block_size_tokens": 8},
+            "block_size_tokens is 8, pools.decode's is 16",
+        ),
         ({"router.max_running": 0}, "router.max_running"),
         ({"transfer.lease_s": float("nan")}, "transfer.lease_s"),
         ({"transfer.lease_s": float("inf")}, "transfer.lease_s"),

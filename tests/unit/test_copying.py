@@ -42,7 +42,11 @@ def test_copies_and_sums_are_those_of_plain_arithmetic(rows, size, shift, thread
     got = move(source, at, steps, targets, to, steps, rows, size, threads)
     only = move(source, at, steps, None, at, steps, rows, size, threads)
     for n, (begin, end) in enumerate(zip(at, to, strict=True)):
-        places = [outer * steps[0] + inner * steps[1] for outer in range(rows[0]) for inner in range(rows[1])]
+        places = [
+            outer * steps[0] + inner * steps[1]
+            for outer in range(rows[0])
+            for inner in range(rows[1])
+        ]
         words = np.concatenate([source[begin + p : begin + p + size] for p in places])
         assert got[n] == only[n] == tally(words)
         assert (np.concatenate([targets[end + p : end + p + size] for p in places]) == words).all()

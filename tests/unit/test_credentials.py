@@ -14,7 +14,10 @@ from router.http_guard import Guard
 
 @pytest.fixture
 def ring(tmp_path):
-    keys = {tenant: new_key(tenant, tier) for tenant, tier in (("acme", "interactive"), ("bulk", "batch"))}
+    keys = {
+        tenant: new_key(tenant, tier)
+        for tenant, tier in (("acme", "interactive"), ("bulk", "batch"))
+    }
     file = tmp_path / "keys"
     file.write_text("# who may come in\n\n" + "\n".join(line for _, line in keys.values()) + "\n")
     now = [0.0]
@@ -95,9 +98,9 @@ SPELLINGS = [
 @pytest.fixture
 def client(ring):
     async def app(scope, receive, send):
-        await PlainTextResponse(scope["state"]["identity"].tenant if "identity" in scope.get("state", {}) else "open")(
-            scope, receive, send
-        )
+        await PlainTextResponse(
+            scope["state"]["identity"].tenant if "identity" in scope.get("state", {}) else "open"
+        )(scope, receive, send)
 
     return TestClient(Guard(app, ring)), ring
 
@@ -108,7 +111,9 @@ def test_no_spelling_of_a_path_slips_by(client, path, method):
     http, _ = client
     reply = http.request(method, path)
     if path.startswith("/health?"):
-        assert reply.status_code == (200 if method in ("GET", "HEAD") else 401)  # a query is no path
+        assert reply.status_code == (
+            200 if method in ("GET", "HEAD") else 401
+        )  # a query is no path
     else:
         assert reply.status_code == 401, (method, path)
         assert reply.headers["www-authenticate"] == "Bearer"
@@ -119,10 +124,16 @@ def test_only_liveness_is_open_and_only_to_be_read(client):
     for path in ("/health", "/ping"):
         assert http.get(path).text == "open"
         assert http.post(path).status_code == 401
-    assert http.get("/metrics", headers={"authorization": f"Bearer {ring.keys['acme']}"}).text == "acme"
+    assert (
+        http.get("/metrics", headers={"authorization": f"Bearer {ring.keys['acme']}"}).text
+        == "acme"
+    )
     for prefix in ("x-forwarded-prefix", "x-original-url", "x-rewrite-url"):
         assert http.get("/v1/models", headers={prefix: "/health"}).status_code == 401
-    twice = [("authorization", f"Bearer {ring.keys['acme']}"), ("authorization", f"Bearer {ring.keys['bulk']}")]
+    twice = [
+        ("authorization", f"Bearer {ring.keys['acme']}"),
+        ("authorization", f"Bearer {ring.keys['bulk']}"),
+    ]
     assert http.get("/metrics", headers=twice).status_code == 401
 
 
@@ -130,7 +141,10 @@ def test_an_open_address_needs_keys():
     with pytest.raises(ConfigError, match="baton keys add"):
         load_config(flags={"router.host": "0.0.0.0"}, environment={})
     assert (
-        load_config(flags={"router.host": "0.0.0.0", "security.api_keys": "k"}, environment={}).router.host == "0.0.0.0"
+        load_config(
+            flags={"router.host": "0.0.0.0", "security.api_keys": "k"}, environment={}
+        ).router.host
+        == "0.0.0.0"
     )
     with pytest.raises(ConfigError, match="door_key go together"):
         load_config(flags={"security.door_certificate": "x"}, environment={})

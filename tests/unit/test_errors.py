@@ -11,7 +11,9 @@ import core.errors as errors
 def test_every_class_is_in_the_drawing_with_its_codes():
     drawn = dict(re.findall(r"(?:[├└]─ |    )(\w+)\s+(\d{3}  [A-Z_]+)", errors.__doc__))
     tree = {
-        e.__name__: f"{e.http_status}  {e.grpc_status}" for e in errors.all_errors() if e is not errors.ServingError
+        e.__name__: f"{e.http_status}  {e.grpc_status}"
+        for e in errors.all_errors()
+        if e is not errors.ServingError
     }
     assert drawn == tree
 

@@ -30,7 +30,9 @@ def entries_of(*rows):
     """(layer, shard, block, valid tokens, checksum) each."""
     entries = np.zeros(len(rows), frames.ENTRY)
     for name, values in zip(
-        ("layer", "shard", "block", "num_valid_tokens", "checksum"), zip(*rows, strict=True), strict=True
+        ("layer", "shard", "block", "num_valid_tokens", "checksum"),
+        zip(*rows, strict=True),
+        strict=True,
     ):
         entries[name] = values
     return entries
@@ -45,7 +47,9 @@ def tallies_of(payloads):
 
 def checksum(transfer_id, sub_attempt, identity, payload):
     entries = entries_of((*identity, 0))
-    return int(frames.bound_checksums(transfer_id, sub_attempt, entries, tallies_of([bytes(payload)]))[0])
+    return int(
+        frames.bound_checksums(transfer_id, sub_attempt, entries, tallies_of([bytes(payload)]))[0]
+    )
 
 
 def test_a_frame_round_trips_and_its_payload_is_aligned_to_words():
@@ -81,7 +85,9 @@ def test_truncation_never_escapes(message):
     st.binary(min_size=16, max_size=16), st.integers(0, 9), st.tuples(*[st.integers(0, 9)] * 4), st.binary(min_size=1, max_size=64),
     st.data(),
 )  # fmt: skip
-def test_the_checksum_sees_any_flipped_bit_and_any_swapped_identity(transfer_id, sub, identity, payload, data):
+def test_the_checksum_sees_any_flipped_bit_and_any_swapped_identity(
+    transfer_id, sub, identity, payload, data
+):
     right = checksum(transfer_id, sub, identity, payload)
     bit = data.draw(st.integers(0, len(payload) * 8 - 1))
     flipped = bytearray(payload)
@@ -117,7 +123,9 @@ def test_tallies_see_changes_that_hide_in_a_plain_sum(unit):
         cancelled[i + 1] -= 1
         swapped[[i, i + 1]] = swapped[[i + 1, i]]
         assert move(cancelled, at, steps, None, at, steps, (1, 1), 64) != right
-        assert (move(swapped, at, steps, None, at, steps, (1, 1), 64) == right) == (words[i] == words[i + 1])
+        assert (move(swapped, at, steps, None, at, steps, (1, 1), 64) == right) == (
+            words[i] == words[i + 1]
+        )
     assert move(np.roll(words, 1), at, steps, None, at, steps, (1, 1), 64) != right
 
 
@@ -136,7 +144,9 @@ def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
     refused = 0
     for _ in range(100_000):
         try:
-            _, frame = frames.decode(_flip(data, rng.sample(range(len(data) * 8), rng.randint(1, 64))))
+            _, frame = frames.decode(
+                _flip(data, rng.sample(range(len(data) * 8), rng.randint(1, 64)))
+            )
         except KVTransferError:
             refused += 1
             continue
@@ -169,4 +179,7 @@ def test_copies_past_the_cache_and_others_leave_the_same(offset, size):
     for start, to in zip(source_at, target_at, strict=True):
         expected[to : to + size] = source[start : start + size]
     assert (target == expected).all()
-    assert (tallies == move(source, source_at, (size, size), None, target_at, (size, size), (1, 1), size)).all()
+    assert (
+        tallies
+        == move(source, source_at, (size, size), None, target_at, (size, size), (1, 1), size)
+    ).all()

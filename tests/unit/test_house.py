@@ -31,7 +31,9 @@ def test_every_module_opens_with_owns_does_not_know_called_by():
             assert doc, path
             words = doc[1].lower()
             assert "owns" in words, path
-            assert "called" in words or "started by" in words or "makes" in words or "`make " in words, path
+            assert (
+                "called" in words or "started by" in words or "makes" in words or "`make " in words
+            ), path
 
 
 def test_no_file_is_longer_than_a_room():
@@ -70,7 +72,9 @@ def test_make_test_is_the_readmes_test_command_and_ci_runs_both():
 def test_every_dependency_has_its_line():
     text = (ROOT / "docs" / "dependencies.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
-    names = re.findall(r'^  "([a-zA-Z0-9_.\[\]-]+?)(?:[=<>].*)?",$', project.split("[tool.setuptools]")[0], re.M)
+    names = re.findall(
+        r'^  "([a-zA-Z0-9_.\[\]-]+?)(?:[=<>].*)?",$', project.split("[tool.setuptools]")[0], re.M
+    )
     assert len(names) > 20
     for name in names:
         assert f"`{name}`" in text, name
@@ -86,9 +90,9 @@ def test_glossary_words_to_avoid_are_avoided():
         for path in (ROOT / package).rglob("*.py"):
             names = re.findall(r"\b(?:def|class) (\w+)", path.read_text())
             for name in names:
-                assert not re.search(r"(?i)(^|_)(helper|utils?|manager|handle|process_)(_|$)", name), (
-                    f"{path.name}: {name}"
-                )
+                assert not re.search(
+                    r"(?i)(^|_)(helper|utils?|manager|handle|process_)(_|$)", name
+                ), f"{path.name}: {name}"
 
 
 def test_recorded_results_carry_commit_machine_and_command():

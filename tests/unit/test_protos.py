@@ -17,7 +17,13 @@ def compiled(*files):
     """Descriptor set of proto files, comments included."""
     out = ROOT / ".pytest-protos.binpb"
     try:
-        arguments = ["protoc", f"-I{ROOT}", f"--descriptor_set_out={out}", "--include_source_info", *map(str, files)]
+        arguments = [
+            "protoc",
+            f"-I{ROOT}",
+            f"--descriptor_set_out={out}",
+            "--include_source_info",
+            *map(str, files),
+        ]
         assert protoc.main([*arguments, f"-I{Path(protoc.__file__).parent / '_proto'}"]) == 0
         return descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
     finally:
@@ -31,7 +37,9 @@ def current():
 
 def lint(file):
     """What buf's STANDARD category, and its COMMENT_RPC rule, would complain of."""
-    commented = {tuple(loc.path) for loc in file.source_code_info.location if loc.leading_comments.strip()}
+    commented = {
+        tuple(loc.path) for loc in file.source_code_info.location if loc.leading_comments.strip()
+    }
     wrong = []
     if not re.fullmatch(r"[a-z]+(\.[a-z]+)*\.v\d+", file.package):
         wrong.append(f"package {file.package} is not lower case with a version")
@@ -40,14 +48,19 @@ def lint(file):
     used = []
     for s, service in enumerate(file.service):
         for m, method in enumerate(service.method):
-            request, response = method.input_type.rpartition(".")[2], method.output_type.rpartition(".")[2]
+            request, response = (
+                method.input_type.rpartition(".")[2],
+                method.output_type.rpartition(".")[2],
+            )
             used += [request, response]
             if (6, s, 2, m) not in commented:
                 wrong.append(f"rpc {method.name} has no comment")
             for name, ending in ((request, "Request"), (response, "Response")):
                 if name != f"{method.name}{ending}" and name not in SHARED:
                     wrong.append(f"rpc {method.name} uses {name}, must be {method.name}{ending}")
-    wrong += [f"message {name} serves several rpcs" for name in set(used) - SHARED if used.count(name) > 1]
+    wrong += [
+        f"message {name} serves several rpcs" for name in set(used) - SHARED if used.count(name) > 1
+    ]
     for message in file.message_type:
         if not re.fullmatch(r"([A-Z][a-z0-9]*)+", message.name):
             wrong.append(f"message {message.name} is not PascalCase")
@@ -58,7 +71,11 @@ def lint(file):
         prefix = re.sub(r"(?<!^)(?=[A-Z])", "_", enum.name).upper() + "_"
         if enum.value[0].name != f"{prefix}UNSPECIFIED" or enum.value[0].number:
             wrong.append(f"enum {enum.name} does not begin with {prefix}UNSPECIFIED = 0")
-        wrong += [f"enum value {v.name} lacks {prefix}" for v in enum.value if not v.name.startswith(prefix)]
+        wrong += [
+            f"enum value {v.name} lacks {prefix}"
+            for v in enum.value
+            if not v.name.startswith(prefix)
+        ]
     return wrong
 
 
@@ -78,7 +95,8 @@ def breaking(old, new):
             if now is None:
                 wrong.append(f"field {message.name}.{field.name} = {field.number} is gone")
             elif any(
-                getattr(now, a) != getattr(field, a) for a in ("name", "type", "type_name", "label", "proto3_optional")
+                getattr(now, a) != getattr(field, a)
+                for a in ("name", "type", "type_name", "label", "proto3_optional")
             ):
                 wrong.append(f"field {message.name}.{field.name} = {field.number} changed")
             elif field.HasField("oneof_index") != now.HasField("oneof_index"):
@@ -158,4 +176,7 @@ def test_the_breaking_check_bites(current):
     }  # fmt: skip
     for words, change in cases.items():
         assert any(words in c for c in changed(change)), (words, changed(change))
-    assert changed(lambda new: message(new, "Delta").field.add(name="new_one", number=99, type=9)) == []
+    assert (
+        changed(lambda new: message(new, "Delta").field.add(name="new_one", number=99, type=9))
+        == []
+    )

@@ -3,7 +3,14 @@
 import pytest
 
 from core.config import RouterConfig
-from core.errors import InvalidRequest, ModelNotFound, Overloaded, PromptTooLong, RateLimited, ServingError
+from core.errors import (
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    PromptTooLong,
+    RateLimited,
+    ServingError,
+)
 from core.ids import Ids
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
@@ -35,7 +42,13 @@ class StillClock:
 
 def maker(pools=()):
     return RequestMaker(
-        MODEL, RouterConfig(deadline_s=30.0), Letters(), StillClock(), Ids(), b"key", lambda: list(pools)
+        MODEL,
+        RouterConfig(deadline_s=30.0),
+        Letters(),
+        StillClock(),
+        Ids(),
+        b"key",
+        lambda: list(pools),
     )
 
 
@@ -49,9 +62,19 @@ async def make(prompt="ab", given=None, pools=(), **fields):
 
 async def test_absent_fields_are_the_models_defaults_and_zero_is_zero():
     sampling = (await make()).sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0.6, 0.9, 20, 16)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (
+        0.6,
+        0.9,
+        20,
+        16,
+    )
     sampling = (await make(given={"temperature": 0, "top_k": 0, "max_tokens": 3})).sampling
-    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (0, 0.9, 0, 3)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_tokens) == (
+        0,
+        0.9,
+        0,
+        3,
+    )
 
 
 async def test_a_chat_may_fill_what_the_window_and_the_smallest_pool_hold():
@@ -64,7 +87,9 @@ async def test_ids_seeds_deadlines_and_scopes():
     one, two = await make(request_id="x"), await make(request_id="x")
     assert one.seed == two.seed != (await make(request_id="y")).seed
     assert (await make(given={"seed": 9})).seed == 9
-    assert (await make(time_limit_s=5.0)).deadline_at == 55.0 and (await make(time_limit_s=500.0)).deadline_at == 80.0
+    assert (await make(time_limit_s=5.0)).deadline_at == 55.0 and (
+        await make(time_limit_s=500.0)
+    ).deadline_at == 80.0
     assert (await make(cache_salt="s")).scope == "s" and (await make()).request_id
 
 
@@ -79,7 +104,9 @@ async def test_ids_seeds_deadlines_and_scopes():
     ],
 )
 async def test_truncation(keep, keeps_left, expected):
-    made = await make("abcdefghij", truncate_prompt_tokens=keep, keeps_left=keeps_left, adds_special_tokens=False)
+    made = await make(
+        "abcdefghij", truncate_prompt_tokens=keep, keeps_left=keeps_left, adds_special_tokens=False
+    )
     assert bytes(made.token_ids) == expected
 
 
@@ -135,12 +162,19 @@ def test_bodies_name_the_field_that_is_wrong():
 def test_conversations_are_checked():
     def chat(**fields):
         body = parse_body(ChatBody, {"messages": [{"role": "user", "content": "x"}], **fields})
-        return body.chat(("enable_thinking", "reasoning_effort"), trusts_template=False, adds_special_tokens=False)
+        return body.chat(
+            ("enable_thinking", "reasoning_effort"),
+            trusts_template=False,
+            adds_special_tokens=False,
+        )
 
     assert chat(reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}).variables == {
         "enable_thinking": False, "reasoning_effort": "low"
     }  # fmt: skip
-    assert chat(continue_final_message=True).adds_generation_prompt is False and chat().adds_generation_prompt is True
+    assert (
+        chat(continue_final_message=True).adds_generation_prompt is False
+        and chat().adds_generation_prompt is True
+    )
     for fields, name in (
         ({"messages": []}, "messages"), ({"chat_template": "x"}, "chat_template"), ({"chat_template_kwargs": {"os": 1}}, "chat_template_kwargs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
@@ -161,7 +195,10 @@ def test_sampling_fields_that_need_words_of_their_own():
 
     assert given(top_k=-1)["top_k"] == 0 and given(logit_bias={"7": 3})["logit_bias"] == ((7, 3.0),)
     assert given(echo=True, max_tokens=0, logprobs=1)["prompt_logprobs"] == 1
-    assert given(stop="x")["stop"] == ("x",) and given(include_stop_str_in_output=True)["include_stop"] is True
+    assert (
+        given(stop="x")["stop"] == ("x",)
+        and given(include_stop_str_in_output=True)["include_stop"] is True
+    )
     for fields in ({"logit_bias": {"-1": 1}}, {"logit_bias": {"9" * 30: 1}}, {"allowed_token_ids": []}, {"truncation_side": "middle"},
                    {"stream_options": {}}):  # fmt: skip
         with pytest.raises(InvalidRequest, match=next(iter(fields))):
@@ -174,7 +211,9 @@ def test_sampling_fields_that_need_words_of_their_own():
 
 def test_unknown_harmless_refused_and_renamed_fields():
     def sort(*, is_strict=False, **fields):
-        return ignored_fields(parse_body(CompletionBody, {"prompt": "x", **fields}), is_strict=is_strict)
+        return ignored_fields(
+            parse_body(CompletionBody, {"prompt": "x", **fields}), is_strict=is_strict
+        )
 
     assert sort(user="me", store=False, best_of=1, flavour=1, guided_json=None) == ["flavour"]
     for fields in ({"best_of": 2}, {"best_of": True}, {"guided_json": {}}, {"tools": [1]}):
@@ -198,9 +237,9 @@ def test_error_replies_steer_the_clients_retries():
         and "x-request-id" not in full.headers
     )
     assert error_response(RateLimited("slow"), "").headers["retry-after-ms"] == "1000"
-    assert error_body(ValueError("secret"))["error"]["code"] == "internal_error" and "secret" not in str(
-        error_body(ValueError("secret"))
-    )
+    assert error_body(ValueError("secret"))["error"][
+        "code"
+    ] == "internal_error" and "secret" not in str(error_body(ValueError("secret")))
     odd = error_response(InvalidRequest("a\ud800", "is odd \ud800"), "")
     assert b"a?" in odd.body
     assert isinstance(InvalidRequest("a", "b"), ServingError)

@@ -35,7 +35,9 @@ def events_of(tokens, finish, sizes, stop, skip):
     while at < len(tokens) and output.finished is None:
         size = sizes.randint(1, 3)
         is_last = at + size >= len(tokens)
-        delta = TokenDelta("r", 0, 0, at, tuple(tokens[at : at + size]), finish=finish if is_last else None)
+        delta = TokenDelta(
+            "r", 0, 0, at, tuple(tokens[at : at + size]), finish=finish if is_last else None
+        )
         events += output.accept(delta)
         at += size
     return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
@@ -64,7 +66,10 @@ def test_a_stream_cut_anywhere_and_resumed_is_the_whole_stream(stop, finish):
         for cut in range(len(whole) + 1):
             rest = events_of(tokens, finish, rng, stop, have_after(whole[:cut]))
             first, second = told(whole[:cut]), told(rest)
-            assert tuple(a + b for a, b in zip(first, second, strict=True)) == told(whole), (tokens, cut)
+            assert tuple(a + b for a, b in zip(first, second, strict=True)) == told(whole), (
+                tokens,
+                cut,
+            )
 
 
 def test_positions_of_a_resumed_stream_begin_where_the_client_is():
@@ -72,7 +77,9 @@ def test_positions_of_a_resumed_stream_begin_where_the_client_is():
     assert events[0].position == 4
 
 
-@pytest.mark.parametrize("text", ["", "r", "r:", ":1", "r:-1", "r:1,x", "r:99999999999", "r:" + "1," * 5000 + "1"])
+@pytest.mark.parametrize(
+    "text", ["", "r", "r:", ":1", "r:-1", "r:1,x", "r:99999999999", "r:" + "1," * 5000 + "1"]
+)
 def test_a_foreign_event_id_is_refused_by_name(text):
     with pytest.raises(InvalidRequest, match="Last-Event-ID"):
         parse_event_id(text)

@@ -37,7 +37,9 @@ TEXT = TextModel(TINY)
 
 
 def folder(tmp_path, template, **config):
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, **config}))
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": template, **config})
+    )
     return ChatTemplates(tmp_path)
 
 
@@ -50,7 +52,12 @@ def test_templates_find_their_source_and_their_tokens(tmp_path):
     out = render(folder(tmp_path, template, bos_token={"content": "<s>"}))
     assert out.startswith("<s>Hi[{") and out.endswith("4")
     assert render(folder(tmp_path, [{"name": "x", "template": "first"}])) == "first"
-    assert render(folder(tmp_path, [{"name": "x", "template": "a"}, {"name": "default", "template": "b"}])) == "b"
+    assert (
+        render(
+            folder(tmp_path, [{"name": "x", "template": "a"}, {"name": "default", "template": "b"}])
+        )
+        == "b"
+    )
     (tmp_path / "chat_template.jinja").write_text("from the file")
     assert render(ChatTemplates(tmp_path)) == "from the file"
 
@@ -73,8 +80,12 @@ def test_the_tokenizer_child_answers_orders():
     from tokenizers import Tokenizer
 
     tokenizer, templates = Tokenizer.from_file(str(TINY / "tokenizer.json")), ChatTemplates(TINY)
-    assert answer({"text": "ab", "adds_special_tokens": False}, tokenizer, templates, 99)["ids"] == [97, 98]
-    both = answer({"text": "ab", "adds_special_tokens": False, "wants_tokens": True}, tokenizer, templates, 99)
+    assert answer({"text": "ab", "adds_special_tokens": False}, tokenizer, templates, 99)[
+        "ids"
+    ] == [97, 98]
+    both = answer(
+        {"text": "ab", "adds_special_tokens": False, "wants_tokens": True}, tokenizer, templates, 99
+    )
     assert both == {"ids": [97, 98], "tokens": ["a", "b"]}
     order = {"messages": TALK, "variables": {}, "template": "{{ messages[0].content }}", "adds_generation_prompt": True,
              "continues_final": False, "adds_special_tokens": False}  # fmt: skip
@@ -85,8 +96,15 @@ def test_the_tokenizer_child_answers_orders():
 
 
 def test_tokens_as_text_and_as_bytes(tmp_path):
-    assert TEXT.token_bytes(97) == b"a" and TEXT.token_bytes(0xE6) == b"\xe6" and TEXT.name(257) == "<|end|>"
-    assert TEXT.text([104, 105, 257]) == "hi<|end|>" and TEXT.text([104, 105, 257], skips_special=True) == "hi"
+    assert (
+        TEXT.token_bytes(97) == b"a"
+        and TEXT.token_bytes(0xE6) == b"\xe6"
+        and TEXT.name(257) == "<|end|>"
+    )
+    assert (
+        TEXT.text([104, 105, 257]) == "hi<|end|>"
+        and TEXT.text([104, 105, 257], skips_special=True) == "hi"
+    )
     decoder = TEXT.decoder((97,), skips_special=False)
     assert (
         decoder.push(257) == "<|end|>"
@@ -123,7 +141,9 @@ def reply(dialect=Dialect, n=1, prompts=1, **options):
 
 def delta(text, choice=0, position=0, logprob=None):
     logprobs = (
-        tuple(Logprob(b, logprob, ((b, logprob), (99, -9.0))) for b in text.encode()) if logprob is not None else ()
+        tuple(Logprob(b, logprob, ((b, logprob), (99, -9.0))) for b in text.encode())
+        if logprob is not None
+        else ()
     )
     return TextDelta(choice, position, tuple(text.encode()), text, logprobs)
 
@@ -150,28 +170,40 @@ def test_prompt_log_probabilities_in_both_dialects():
     assert plain["prompt_logprobs"] == [None, {"98": {"logprob": -0.5, "decoded_token": "b"}}]
     assert plain["token_ids"] == [120] and plain["prompt_token_ids"] == [97, 98]
     chat = whole(reply(ChatDialect, has_prompt_logprobs=True, returns_token_ids=True), *events)
-    assert chat["prompt_logprobs"] == plain["prompt_logprobs"] and chat["prompt_token_ids"] == [97, 98]
+    assert chat["prompt_logprobs"] == plain["prompt_logprobs"] and chat["prompt_token_ids"] == [
+        97,
+        98,
+    ]
     assert chat["choices"][0]["token_ids"] == [120]
     unscored = whole(reply(has_prompt_logprobs=True), delta("x"), STOP, ENDED)["choices"][0]
     assert unscored["prompt_logprobs"] == [None]
     rival = PromptScored((Logprob(98, -2.0, ((99, -0.1),)),))
-    named = whole(reply(has_prompt_logprobs=True, names_ids=True), rival, STOP, ENDED)["choices"][0]["prompt_logprobs"][
-        1
-    ]
+    named = whole(reply(has_prompt_logprobs=True, names_ids=True), rival, STOP, ENDED)["choices"][
+        0
+    ]["prompt_logprobs"][1]
     assert list(named) == ["98", "99"] and named["98"]["decoded_token"] == "token_id:98"
 
 
 def test_streams_with_usage_in_every_chunk_ids_and_timing():
-    made = reply(includes_usage=True, has_continuous_usage=True, returns_token_ids=True, wants_timing=True)
+    made = reply(
+        includes_usage=True, has_continuous_usage=True, returns_token_ids=True, wants_timing=True
+    )
     parts = chunks(made, delta("ab"), delta("c", position=2), STOP, ENDED)
     assert [p["usage"]["completion_tokens"] for p in parts] == [2, 3, 3, 2]
     assert parts[0]["choices"][0]["token_ids"] == [97, 98] and parts[-1]["timing"]["ttft_ms"] == 500
-    chat = chunks(reply(ChatDialect, has_logprobs=True, returns_token_ids=True), delta("a", logprob=-0.1), STOP, ENDED)
-    assert chat[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""} and chat[1]["choices"][0][
-        "token_ids"
-    ] == [97]
+    chat = chunks(
+        reply(ChatDialect, has_logprobs=True, returns_token_ids=True),
+        delta("a", logprob=-0.1),
+        STOP,
+        ENDED,
+    )
+    assert chat[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""} and chat[1][
+        "choices"
+    ][0]["token_ids"] == [97]
     assert chat[1]["choices"][0]["logprobs"]["content"][0]["bytes"] == [97]
-    quick = chunks(reply(ChatDialect), TextDelta(0, 0, (0xE6,), ""), delta("a", position=1), STOP, ENDED)
+    quick = chunks(
+        reply(ChatDialect), TextDelta(0, 0, (0xE6,), ""), delta("a", position=1), STOP, ENDED
+    )
     assert [c["choices"][0]["delta"].get("content") for c in quick] == ["", "a", None]
 
 
@@ -215,9 +247,9 @@ async def send_all(group, receive=stays, made=None):
     async def send(message):
         sent.append(message)
 
-    await EventStream(made or reply(), group, {"x-request-id": "id"}, StreamLimits(0.01, 30.0, False))(
-        {"type": "http"}, receive, send
-    )
+    await EventStream(
+        made or reply(), group, {"x-request-id": "id"}, StreamLimits(0.01, 30.0, False)
+    )({"type": "http"}, receive, send)
     assert group.is_closed
     return sent
 
@@ -225,14 +257,25 @@ async def send_all(group, receive=stays, made=None):
 async def test_a_stream_says_that_it_lives_and_ends_once():
     sent = await send_all(Group([], [delta("a"), delta("b", position=1)], [STOP, ENDED]))
     bodies = [m["body"] for m in sent[1:]]
-    assert sent[0]["status"] == 200 and bodies[0] == b": keep-alive\n\n" and bodies[1].count(b"data: ") == 2
-    assert bodies[-1].endswith(b"data: [DONE]\n\n") and [m["more_body"] for m in sent[1:]] == [True, True, True, False]
+    assert (
+        sent[0]["status"] == 200
+        and bodies[0] == b": keep-alive\n\n"
+        and bodies[1].count(b"data: ") == 2
+    )
+    assert bodies[-1].endswith(b"data: [DONE]\n\n") and [m["more_body"] for m in sent[1:]] == [
+        True,
+        True,
+        True,
+        False,
+    ]
 
 
 async def test_an_error_before_the_first_event_keeps_its_status_and_later_it_is_an_event():
     refused = await send_all(Group([RequestEnded(Usage(2), Overloaded("full"))]))
     assert refused[0]["status"] == 503 and (b"x-should-retry", b"true") in refused[0]["headers"]
-    late = await send_all(Group([delta("a")], [RequestEnded(Usage(2, 1), DeadlineExceeded("late"))]))
+    late = await send_all(
+        Group([delta("a")], [RequestEnded(Usage(2, 1), DeadlineExceeded("late"))])
+    )
     assert (
         late[0]["status"] == 200
         and b'"deadline_exceeded"' in late[-1]["body"]
@@ -294,7 +337,10 @@ async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
     body = await whole_reply(
         stays,
         reply(n=2),
-        Group([delta("a"), delta("b", choice=1)], [STOP, ChoiceFinished(1, FinishReason.LENGTH), ENDED]),
+        Group(
+            [delta("a"), delta("b", choice=1)],
+            [STOP, ChoiceFinished(1, FinishReason.LENGTH), ENDED],
+        ),
     )
     assert [c["text"] for c in body["choices"]] == ["a", "b"]
     with pytest.raises(DeadlineExceeded):

@@ -8,10 +8,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.models import TINY
 
-from core.errors import Draining, InvalidRequest, InvariantViolation, NoWorker, Overloaded, WorkerLost
+from core.errors import (
+    Draining,
+    InvalidRequest,
+    InvariantViolation,
+    NoWorker,
+    Overloaded,
+    WorkerLost,
+)
 from core.session import Load, Role, TokenDelta, WorkerDescriptor
 from core.timeline import Timeline
-from core.types import ChoiceFinished, FinishReason, GenerateRequest, Path, SamplingParams, TextDelta
+from core.types import (
+    ChoiceFinished,
+    FinishReason,
+    GenerateRequest,
+    Path,
+    SamplingParams,
+    TextDelta,
+)
 from router.admission import Admission
 from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
@@ -31,7 +45,12 @@ def delta(position, text, finish=None, **more):
 
 
 def run_choice(pieces, stop=(), finish=FinishReason.LENGTH):
-    choice, text, events, position = ChoiceOutput(0, SamplingParams(stop=tuple(stop)), Letters()), "", [], 0
+    choice, text, events, position = (
+        ChoiceOutput(0, SamplingParams(stop=tuple(stop)), Letters()),
+        "",
+        [],
+        0,
+    )
     for index, piece in enumerate(pieces):
         is_last = index == len(pieces) - 1
         events += choice.accept(delta(position, piece, finish if is_last else None))
@@ -41,7 +60,11 @@ def run_choice(pieces, stop=(), finish=FinishReason.LENGTH):
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text("abc", min_size=1, max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.data())
+@given(
+    st.text("abc", min_size=1, max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
 def test_text_ends_before_the_first_stop_string_however_tokens_arrive(text, stop, data):
     cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=6)))
     pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if text[a:b]]
@@ -50,7 +73,9 @@ def test_text_ends_before_the_first_stop_string_however_tokens_arrive(text, stop
     expected = text[: min(ends)[1]] if ends else text
     assert got == expected
     assert choice.finished.reason is (FinishReason.STOP if ends else FinishReason.LENGTH)
-    assert len(choice.token_ids) == (min(ends)[0] if ends else len(text)), "usage counts up to the match"
+    assert len(choice.token_ids) == (min(ends)[0] if ends else len(text)), (
+        "usage counts up to the match"
+    )
     assert sum(isinstance(e, ChoiceFinished) for e in events) == 1
 
 
@@ -86,7 +111,9 @@ def test_an_incomplete_character_shows_at_the_end():
 
 def worker(name, role, waiting=0, running=0, **more):
     d = WorkerDescriptor(name, role, 1, "a", "b", "m", "digest", 16, 100, 2048)
-    return Candidate(replace(d, **more), Load(num_running=running, waiting_tokens=waiting, free_blocks=100))
+    return Candidate(
+        replace(d, **more), Load(num_running=running, waiting_tokens=waiting, free_blocks=100)
+    )
 
 
 REQUEST = GenerateRequest("r", "m", tuple(range(100)), SamplingParams(), 1, 0.0)
@@ -100,7 +127,11 @@ def test_placement_takes_the_least_loaded_pair_whatever_the_order():
     ]  # fmt: skip
     for candidates in (pool, pool[::-1]):
         placement = choose(candidates, REQUEST, AUTO)
-        assert (placement.path, placement.prefill.worker_id, placement.decode.worker_id) == (Path.PD, "p2", "d1")
+        assert (placement.path, placement.prefill.worker_id, placement.decode.worker_id) == (
+            Path.PD,
+            "p2",
+            "d1",
+        )
 
 
 def test_placement_paths():
@@ -109,17 +140,26 @@ def test_placement_paths():
     assert choose([p, d], short, AUTO).path is Path.LOCAL
     assert choose([p, d], short, Wish("pd", 32)).path is Path.PD
     assert choose([p, d], REQUEST, Wish("local", 32)).decode.worker_id == "d"
-    assert choose([p], REQUEST, AUTO).decode.worker_id == "p", "a prefill worker decodes when nobody else lives"
+    assert choose([p], REQUEST, AUTO).decode.worker_id == "p", (
+        "a prefill worker decodes when nobody else lives"
+    )
     assert choose([d], REQUEST, AUTO).path is Path.LOCAL
     assert choose([p, d], REQUEST, Wish("pd", 32, must_be_local=True)).path is Path.LOCAL
-    assert choose([p, worker("x", Role.DECODE, content_digest="other")], REQUEST, AUTO).path is Path.LOCAL
+    assert (
+        choose([p, worker("x", Role.DECODE, content_digest="other")], REQUEST, AUTO).path
+        is Path.LOCAL
+    )
     for candidates, wish in (([], AUTO), ([p], Wish("pd", 32)), ([d], Wish("pd", 32))):
         with pytest.raises(NoWorker, match="raise pools"):
             choose(candidates, REQUEST, wish)
 
 
 def test_a_suspect_is_avoided_while_another_is_left():
-    p, d1, d2 = worker("p", Role.PREFILL), worker("d1", Role.DECODE), worker("d2", Role.DECODE, running=5)
+    p, d1, d2 = (
+        worker("p", Role.PREFILL),
+        worker("d1", Role.DECODE),
+        worker("d2", Role.DECODE, running=5),
+    )
     wish = Wish("pd", 32, excluded=frozenset({"d1"}))
     assert choose([p, d1, d2], REQUEST, wish).decode.worker_id == "d2"
     assert choose([p, d1], REQUEST, wish).decode.worker_id == "d1"
@@ -150,7 +190,9 @@ async def test_admission_is_bounded_in_prompt_tokens_too():
     async with admission.permit(request[0]):
         waiting = asyncio.ensure_future(take(admission, request[1]))
         await asyncio.sleep(0)
-        with pytest.raises(Overloaded, match="60 prompt tokens wait, this one has 50, the limit is 100"):
+        with pytest.raises(
+            Overloaded, match="60 prompt tokens wait, this one has 50, the limit is 100"
+        ):
             await take(admission, request[2])
         other = asyncio.ensure_future(take(admission, request[3]))
         await asyncio.sleep(0)

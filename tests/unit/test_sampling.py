@@ -14,7 +14,15 @@ LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
 
 
 def spec(position=0, **changes):
-    values = {"choice": 0, "seed": 1, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "num_logprobs": None, "banned": ()}
+    values = {
+        "choice": 0,
+        "seed": 1,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "num_logprobs": None,
+        "banned": (),
+    }
     return SampleSpec(position=position, **{**values, **changes})
 
 
@@ -34,7 +42,10 @@ def test_the_number_depends_on_seed_choice_and_position_alone():
 
 def test_shares_follow_the_distribution():
     assert np.abs(shares() - [0.5, 0.25, 0.15, 0.1]).max() < 0.03
-    assert np.abs(shares(temperature=0.5) - np.array([0.25, 0.0625, 0.0225, 0.01]) / 0.345).max() < 0.03
+    assert (
+        np.abs(shares(temperature=0.5) - np.array([0.25, 0.0625, 0.0225, 0.01]) / 0.345).max()
+        < 0.03
+    )
     assert np.abs(shares(top_k=2) - [2 / 3, 1 / 3, 0, 0]).max() < 0.03
     assert np.abs(shares(top_p=0.7) - [2 / 3, 1 / 3, 0, 0]).max() < 0.03
     assert np.abs(shares(banned=(0,)) - [0, 0.5, 0.3, 0.2]).max() < 0.03
@@ -87,9 +98,9 @@ def greedy_order(logits, wish):
 def test_repetition_penalty_is_that_of_transformers():
     logits = np.random.default_rng(1).normal(size=50).astype(np.float32) * 4
     prompt, output = [3, 7, 7, 20], [11, 3, 49]
-    theirs = RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor([prompt + output]), torch.tensor(logits)[None].clone())[
-        0
-    ]
+    theirs = RepetitionPenaltyLogitsProcessor(1.7)(
+        torch.tensor([prompt + output]), torch.tensor(logits)[None].clone()
+    )[0]
     wish = spec(temperature=0.0, penalties=history(prompt, output, repetition=1.7))
     assert greedy_order(logits, wish) == torch.argsort(-theirs, stable=True)[:20].tolist()
 
@@ -97,7 +108,10 @@ def test_repetition_penalty_is_that_of_transformers():
 def test_presence_counts_once_and_frequency_every_time_and_neither_sees_the_prompt():
     logits = np.zeros(6, dtype=np.float32)
     logits[:4] = [1.0, 1.1, 1.2, 1.3]
-    wish = spec(temperature=0.0, penalties=history([3, 3], [2, 1, 1], presence=0.05, frequency=0.1, prompt_ids=()))
+    wish = spec(
+        temperature=0.0,
+        penalties=history([3, 3], [2, 1, 1], presence=0.05, frequency=0.1, prompt_ids=()),
+    )
     # 3 stays 1.3; 2: 1.2 - 0.15; 1: 1.1 - 0.25; 0 stays 1.0
     order, banned = [], (4, 5)
     for _ in range(4):
@@ -111,7 +125,10 @@ def test_min_p_keeps_what_transformers_keeps():
     for min_p, temperature in ((0.05, 1.0), (0.3, 0.7), (1.0, 1.3)):
         theirs = MinPLogitsWarper(min_p)(None, torch.tensor(logits)[None] / temperature)[0]
         kept = set(torch.isfinite(theirs).nonzero()[:, 0].tolist())
-        drawn = {draw(logits, spec(temperature=temperature, min_p=min_p, position=i)).token_id for i in range(4000)}
+        drawn = {
+            draw(logits, spec(temperature=temperature, min_p=min_p, position=i)).token_id
+            for i in range(4000)
+        }
         assert drawn <= kept and len(drawn) >= 0.7 * len(kept)
 
 

@@ -28,7 +28,9 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest
         )
-        self.model = HashModel(layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0)
+        self.model = HashModel(
+            layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0
+        )
         self.budget, self.tokens, self.finish, self.failed = budget, {}, {}, []
         self.num_steps = 0
 
@@ -36,7 +38,9 @@ class Engine:
         return None
 
     def submit(self, request, choices=None, emitted=()):
-        sequence = self.scheduler.new_sequence(request, 1, choices or tuple(range(request.sampling.n)), emitted, 0.0)
+        sequence = self.scheduler.new_sequence(
+            request, 1, choices or tuple(range(request.sampling.n)), emitted, 0.0
+        )
         self.scheduler.submit(sequence)
         return sequence
 
@@ -77,7 +81,13 @@ class Engine:
 
 def request(name, prompt, **sampling):
     return GenerateRequest(
-        name, "m", tuple(prompt), SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}), 5, 0.0, (0,)
+        name,
+        "m",
+        tuple(prompt),
+        SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}),
+        5,
+        0.0,
+        (0,),
     )
 
 
@@ -98,14 +108,20 @@ requests = st.lists(
     block=st.sampled_from([2, 4, 8]),
     cache=st.booleans(),
 )
-def test_tokens_do_not_depend_on_budget_pool_block_size_or_cache(wishes, budget, num_blocks, block, cache):
+def test_tokens_do_not_depend_on_budget_pool_block_size_or_cache(
+    wishes, budget, num_blocks, block, cache
+):
     rng = random.Random(1)
     load = []
     for i, w in enumerate(wishes):
         prompt = [rng.randrange(50) for _ in range(w["size"])]
         if w["shared"]:
             prompt = [7] * 10 + prompt
-        load.append(request(f"r{i}", prompt, max_tokens=w["max_tokens"], n=w["n"], temperature=w["temperature"]))
+        load.append(
+            request(
+                f"r{i}", prompt, max_tokens=w["max_tokens"], n=w["n"], temperature=w["temperature"]
+            )
+        )
     oracle = {}
     for r in load:
         engine = Engine(num_blocks=400, budget=400)
@@ -167,7 +183,10 @@ def test_cancel_during_a_step_frees_blocks_at_its_commit():
     plan = engine.scheduler.plan(0.0)
     engine.scheduler.cancel(sequence)
     assert engine.pool.num_held == 3, "the executing plan still writes there"
-    assert engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0) == []
+    assert (
+        engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0)
+        == []
+    )
     assert engine.pool.num_held == 0
     engine.scheduler.cancel(sequence)
 
@@ -227,8 +246,12 @@ def test_a_hand_over_waits_for_its_partner_unless_the_pool_is_roomy():
     announced = []
     engine = Engine(num_blocks=20)
     engine.scheduler.announce = lambda sequence: announced.append(sequence.key)
-    small = engine.scheduler.new_sequence(request("small", [1] * 8), 1, (0,), (), 0.0, handover=Handover())
-    large = engine.scheduler.new_sequence(request("large", [2] * 48), 1, (0,), (), 0.0, handover=Handover())
+    small = engine.scheduler.new_sequence(
+        request("small", [1] * 8), 1, (0,), (), 0.0, handover=Handover()
+    )
+    large = engine.scheduler.new_sequence(
+        request("large", [2] * 48), 1, (0,), (), 0.0, handover=Handover()
+    )
     for sequence in (small, large):
         engine.scheduler.submit(sequence)
     plan = engine.scheduler.plan(0.0)
