@@ -4,24 +4,13 @@ Modelled on the field's failure catalogue: releases forgotten, frees too early, 
 writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
 """
 
-from dataclasses import dataclass
+from planted.bug import Bug
 
 RULES = "tests/simulation/test_handover_rules.py"
 SURVIVAL = "tests/simulation/test_survival_rules.py"
 ENDINGS = "tests/simulation/test_ending_rules.py"
 SEARCH = "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met"
 LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
-
-
-@dataclass(frozen=True)
-class Bug:
-    """Replace `old` by `new` once in `path`; `by` must fail then."""
-
-    name: str
-    path: str
-    old: str
-    new: str
-    by: str
 
 
 BUGS = [
