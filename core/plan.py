@@ -6,6 +6,7 @@ by `engine.scheduler` (makes plans, reads results) and by every runner.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from core.types import Logprob
@@ -56,7 +57,7 @@ class StepItem:
     sequence_key: int
     start: int
     token_ids: tuple[int, ...]
-    block_table: tuple[int, ...]
+    block_table: Sequence[int]
     samples: tuple[SampleSpec, ...] = ()
     scope: str = ""
     targets: tuple[int, ...] = ()
@@ -75,6 +76,7 @@ class StepPlan:
     copies: tuple[tuple[int, int], ...] = ()
     report_layers: bool = False
     arrived: tuple[int, ...] = ()
+    released: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:

@@ -51,8 +51,9 @@ class DecodePart:
         self._reserve_wait_s = reserve_wait_s
         self._agent: TransferAgent | None = None
         self._incoming: dict[TransferId, Incoming] = {}
-        self._reserving: dict[TransferId, Incoming] = {}
+        self._reserving: dict[int, TransferId] = {}
         self._closing: dict[TransferId, list[int]] = {}
+        worker.scheduler.hooks.reserved = self._reserved
         self.identity: tuple[WorkerId, Incarnation] = (WorkerId(""), Incarnation(0))
 
     def use_agent(self, agent: TransferAgent, identity: tuple[WorkerId, Incarnation]) -> None:
@@ -73,7 +74,7 @@ class DecodePart:
 
     # --- told by the worker -------------------------------------------------------------------------
 
-    def begin(self, attempt: Attempt, replaces: Sequence | None) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """Open the Fetch; nothing is held until the prefill worker is ready."""
         submit = attempt.submit
         sequence = self._worker.scheduler.new_sequence(
@@ -97,7 +98,7 @@ class DecodePart:
         incoming = self._incoming.pop(transfer_id, None)
         if incoming is None:
             return
-        self._leave_line(transfer_id)
+        self._leave_line(incoming)
         self._closing[transfer_id] = self._worker.scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
 
@@ -107,18 +108,6 @@ class DecodePart:
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
         """Decode workers promise no KV to anyone."""
         raise InvariantViolation("a decode worker computed a hand-over")
-
-    def before_plan(self) -> None:
-        """Blocks may have become free: let the first in line reserve."""
-        for transfer_id, incoming in list(self._reserving.items()):
-            if not self._try_reserve(transfer_id, incoming):
-                break  # first come, first served: nobody overtakes the head
-            self._leave_line(transfer_id)
-
-    def _leave_line(self, transfer_id: TransferId) -> None:
-        incoming = self._reserving.pop(transfer_id, None)
-        if incoming is not None and incoming.give_up is not None:
-            incoming.give_up.cancel()
 
     def renew(self, attempts: list[Attempt]) -> None:
         """Leases are the sender's."""
@@ -146,31 +135,47 @@ class DecodePart:
             )
             self._worker.end(incoming.attempt, error)
             return
-        self._reserving[transfer_id] = incoming
-        self.before_plan()
-        if transfer_id in self._reserving:
-            loop = asyncio.get_running_loop()
-            incoming.give_up = loop.call_later(
-                self._reserve_wait_s, self._refuse, transfer_id, incoming
-            )
+        if incoming.sequence.status is not Status.NEW:
+            error = KVTransferError("the prefill worker starts the same transfer twice")
+            self._worker.end(incoming.attempt, error)
+            return
+        self._reserving[incoming.sequence.key] = transfer_id
+        self._worker.scheduler.submit_arrival(incoming.sequence)
+        self._worker.scheduler.reserve_in_turn(self._clock.now_s())
+        if incoming.sequence.key in self._reserving:
+            self._give_up_later(transfer_id, incoming)
 
-    def _try_reserve(self, transfer_id: TransferId, incoming: Incoming) -> bool:
-        scheduler, sequence = self._worker.scheduler, incoming.sequence
-        try:
-            have_blocks = scheduler.reserve(sequence, self._clock.now_s())
-        except PoolExhausted:
-            return False
+    def _reserved(self, sequence: Sequence, num_have_blocks: int) -> None:
+        """It was this sequence's turn: tell the agent where KV may go."""
+        transfer_id = self._reserving[sequence.key]
+        self._leave_line(self._incoming[transfer_id])
         table = tuple(sequence.block_table)
-        generations = tuple(scheduler.pool.generation(b) for b in table)
-        self._post(self.agent.reserved, transfer_id, Reservation(table, generations, have_blocks))
-        return True
+        generations = tuple(self._worker.scheduler.pool.generation(b) for b in table)
+        reservation = Reservation(table, generations, num_have_blocks)
+        self._post(self.agent.reserved, transfer_id, reservation)
+
+    def _leave_line(self, incoming: Incoming) -> None:
+        self._reserving.pop(incoming.sequence.key, None)
+        if incoming.give_up is not None:
+            incoming.give_up.cancel()
+
+    def _give_up_later(self, transfer_id: TransferId, incoming: Incoming) -> None:
+        loop = asyncio.get_running_loop()
+        incoming.give_up = loop.call_later(
+            self._reserve_wait_s, self._refuse, transfer_id, incoming
+        )
 
     def _refuse(self, transfer_id: TransferId, incoming: Incoming) -> None:
-        self._leave_line(transfer_id)
-        pool = self._worker.scheduler.pool
+        """Another worker may have room sooner, but for the head of the line, whose turn it is."""
+        scheduler = self._worker.scheduler
+        if scheduler.waiting.ready.first is incoming.sequence:
+            self._give_up_later(transfer_id, incoming)
+            return
+        pool = scheduler.pool
         error = PoolExhausted(
-            f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within {self._reserve_wait_s:g} s, "
-            f"{pool.num_available} of {pool.num_blocks} are available; raise pools.decode.replicas or engine.num_blocks"
+            f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within "
+            f"{self._reserve_wait_s:g} s, {pool.num_available} of {pool.num_blocks} are available; "
+            "raise pools.decode.replicas or engine.num_blocks"
         )
         self._post(self.agent.refuse, transfer_id, error)
         self._worker.end(incoming.attempt, error)

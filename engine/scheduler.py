@@ -1,64 +1,101 @@
 """Which sequences compute how many tokens in the next step, and what a step's result means.
 
-Owns the waiting and running queues, block tables, chunking, prefix hits, copy-on-write forks and
-preemption by recompute. Pure: plain Python over integers, `now_s` is an argument. Does not know
+Owns the running and waiting sequences, who gets blocks and budget in which order, copy-on-write forks
+and preemption by recompute. Pure: plain Python over integers, `now_s` is an argument. Does not know
 tensors, transfers or sessions. Called by `worker.step_loop`, from the event loop only.
 
-    plan = scheduler.plan(now_s); result = await runner.execute(plan, on_layer); scheduler.commit(plan, result)
+    plan = scheduler.plan(now_s)
+    result = await runner.execute(plan, on_layer)
+    scheduler.commit(plan, result)
 
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
-cover chunked prefill, prefix hits, mixed batches and decode alike. A step runs the oldest
-sequences first; what is left of the budget admits new ones. A waiting sequence waits for one of
-three things: blocks (woken by any free), its partner (woken by `partnered`) or credit. A parked
-sequence, one that is out of credit, takes no place in a step and yields its blocks first: what waits
-may be the sibling whose progress the credit depends on.
+cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for everything
+(`engine.order`): a step first gives every running answer its token, then shares what is left among
+prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both ways: the
+oldest prompt gets at least half of what is left and the others go shortest first (`_plan_prompts`);
+what does not fit lets smaller ones pass for a while, then blocks are kept for it (`BlockSupply`).
+
+A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
+what waits may be the sibling whose progress the credit depends on.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from core.block_hash import BlockHash, root_hash
-from core.errors import InvariantViolation, PoolExhausted
+from core.errors import InvariantViolation
 from core.ids import Epoch
 from core.plan import SampleSpec, StepItem, StepPlan, StepResult
 from core.types import GenerateRequest, Logprob
 from engine.block_pool import BlockPool
+from engine.block_supply import LOOK_AHEAD, BlockSupply
 from engine.block_tables import BlockTables, Limits
-from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
+from engine.events import SchedulerEvent
+from engine.order import ArrivalOrder, Order
+from engine.results import Results
 from engine.sequence import Handover, Sequence, Status
+from engine.sequences import Hooks, Sequences
 from engine.step_budget import StepBudget
 
-MAX_ANNOUNCED = 8
-"""Prefill sequences whose partners may be reserving at the same time."""
+
+@dataclass(slots=True)
+class _Step:
+    """A plan in the making."""
+
+    now_s: float
+    num_left: int
+    """Tokens of the budget that nobody has yet."""
+    items: list[StepItem] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    planned: set[int] = field(default_factory=set)
+    has_handover: bool = False
+
+
+def _turn(sequence: Sequence) -> tuple[bool, tuple[float, int]]:
+    """What is computed for a partner that may never answer comes after everything else."""
+    return sequence.is_ahead, sequence.place
 
 
 class Scheduler:
     """Queues and block tables of one engine."""
 
-    def __init__(self, pool: BlockPool, limits: Limits, content_digest: str) -> None:
-        """Start empty over a pool that nobody else uses."""
+    def __init__(
+        self,
+        pool: BlockPool,
+        limits: Limits,
+        content_digest: str,
+        order: Order | None = None,
+    ) -> None:
+        """Start empty over a pool that nobody else uses; `order` is first come, first served."""
         self.pool = pool
         self.limits = limits
-        self.tables = BlockTables(pool, limits)
-        self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
-        self.holding: dict[int, Sequence] = {}
-        self.arriving: dict[int, Sequence] = {}
-        self.num_preemptions = 0
-        self.announce: Callable[[Sequence], None] = lambda sequence: None
-        self.started: Callable[[Sequence], None] = lambda sequence: None
-        self.preempted: Callable[[Sequence], None] = lambda sequence: None
+        self.hooks = Hooks()
         self.budget = StepBudget(limits)
+        self.tables = BlockTables(pool, limits)
+        self._sequences = Sequences(self.tables)
+        self.running = self._sequences.running
+        self.waiting = self._sequences.waiting
+        self.holding = self._sequences.holding
+        self.arriving = self._sequences.arriving
+        self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self.hooks)
         self._content_digest = content_digest
-        self._next_key = 0
+        self._order: Order = order or ArrivalOrder()
+        self._keys = itertools.count(1)
+        next_key = self._keys.__next__
+        self._results = Results(pool, self.tables, self._sequences, next_key)
         self._step_id = 0
-        self._executing: frozenset[int] = frozenset()
-        self._cancelled_in_step: list[Sequence] = []
         self._arrived: dict[int, None] = {}
 
-    # --- entering ---------------------------------------------------------------------------------
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence lost its blocks to another."""
+        return self.blocks.num_preemptions
+
+    # --- entering -----------------------------------------------------------------------------
 
     def new_sequence(
         self,
@@ -68,18 +105,30 @@ class Scheduler:
         emitted: Iterable[int],
         now_s: float,
         *,
+        age_s: float = 0.0,
         credit: int = 2**31,
         handover: Handover | None = None,
     ) -> Sequence:
-        """Make a sequence that knows the prompt and the tokens emitted so far; nothing is queued yet.
+        """Make a sequence that knows the prompt and the tokens emitted so far; it waits nowhere.
+
+        Args:
+            request: What to compute.
+            epoch: Of the attempt it belongs to.
+            choices: Choices that it stands for.
+            emitted: Output tokens known already.
+            now_s: Current instant.
+            age_s: How long ago the request reached its router. It stands in line accordingly,
+                so that a request tried again keeps its place.
+            credit: Positions that may be computed.
+            handover: For a prompt whose KV a decode worker will fetch.
 
         Raises:
             PromptTooLong: It could not fit the context window or the pool even alone.
         """
         self.tables.check_fits(request)
-        self._next_key += 1
+        key = next(self._keys)
         return Sequence(
-            key=self._next_key,
+            key=key,
             request=request,
             epoch=epoch,
             choices=choices,
@@ -88,52 +137,84 @@ class Scheduler:
             block_size_tokens=self.limits.block_size_tokens,
             credit=credit,
             arrived_at=now_s,
+            place=(self._order.due_s(request, now_s - age_s), key),
             handover=handover,
         )
 
     def _root(self, request: GenerateRequest) -> BlockHash:
         return root_hash(self._content_digest, request.scope)
 
-    def submit(self, sequence: Sequence, replaces: Sequence | None = None) -> None:
-        """Queue a sequence; it starts when blocks (and its partner, if it has one) are there.
-
-        Args:
-            sequence: New, not queued yet.
-            replaces: An older attempt at the same request, whose queue position is kept.
-        """
-        sequence.status = Status.WAITING
-        if replaces is not None and replaces in self.waiting:
-            self.waiting.insert(self.waiting.index(replaces), sequence)
-        else:
-            self.waiting.append(sequence)
-
-    def partnered(self, sequence: Sequence, first_block: int) -> None:
-        """The decode worker has reserved blocks and has the first `first_block` of them already."""
-        if sequence.handover is None:
-            raise InvariantViolation(f"sequence {sequence.key} has no hand-over to be partnered in")
-        sequence.handover.is_partnered = True
-        sequence.handover.first_block = first_block
-
-    # --- arriving (decode side of a hand-over) ------------------------------------------------------
-
-    def reserve(self, sequence: Sequence, now_s: float) -> int:
-        """Take every block an arriving sequence needs, all or nothing, pinning what is cached here.
-
-        Returns:
-            Number of leading blocks whose content is already here.
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a new sequence; it starts when blocks (and its partner, if it has one) are there.
 
         Raises:
-            PoolExhausted: Not enough blocks; nothing was changed.
+            InvariantViolation: It is not new.
         """
-        hits = self.tables.find_prefix(sequence)
-        num_new = self.tables.blocks_for(sequence.num_tokens) - len(hits)
-        self.tables.allocate(sequence, hits, num_new, num_spare=len(sequence.choices))
+        self._enter(sequence, Status.WAITING)
+
+    def submit_arrival(self, sequence: Sequence) -> None:
+        """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
+
+        `hooks.reserved` hears when it has all it needs, in `reserve_in_turn` or in a plan.
+
+        Raises:
+            InvariantViolation: It is not new.
+        """
+        self._enter(sequence, Status.RESERVING)
+
+    def _enter(self, sequence: Sequence, status: Status) -> None:
+        if sequence.status is not Status.NEW:
+            raise InvariantViolation(
+                f"sequence {sequence.key} is {sequence.status.name.lower()} and enters once more"
+            )
+        sequence.status = status
+        self.waiting.add(sequence)
+
+    def partnered(self, sequence: Sequence, first_block: int) -> None:
+        """The decode worker has reserved blocks, and has the first `first_block` of them already."""
+        if sequence.handover is None:
+            raise InvariantViolation(f"sequence {sequence.key} has no hand-over to be partnered in")
+        is_waiting = sequence.status is Status.WAITING
+        if is_waiting:
+            self.waiting.remove(sequence)
+        sequence.handover.is_partnered = True
+        sequence.handover.first_block = first_block
+        if is_waiting:
+            self.waiting.add(sequence)
+
+    def credit(self, sequence: Sequence, limit: int) -> None:
+        """Positions below `limit` may be computed; a lower limit than before changes nothing."""
+        is_waiting = sequence.status is Status.WAITING
+        if is_waiting:
+            self.waiting.remove(sequence)
+        sequence.credit = max(sequence.credit, limit)
+        if is_waiting:
+            self.waiting.add(sequence)
+
+    # --- arriving (decode side of a hand-over) --------------------------------------------------
+
+    def reserve_in_turn(self, now_s: float) -> None:
+        """Give blocks to arrivals whose turn it is: all that each needs, or nothing.
+
+        Blocks whose content is already here are pinned, not taken anew.
+        """
+        if not self.waiting.num_reservations:
+            return
+        for sequence in self.blocks.fitting():
+            if sequence.status is Status.RESERVING:
+                self._reserve(sequence, now_s)
+
+    def _reserve(self, sequence: Sequence, now_s: float) -> None:
+        hits = self.blocks.take(sequence)
+        if hits is None:
+            return
+        self.waiting.remove(sequence)
+        sequence.status = Status.ARRIVING
         sequence.num_prefix_hit_tokens = len(hits) * self.limits.block_size_tokens
         sequence.name_blocks()  # now, while the KV is on its way, and not when it is there
-        sequence.status = Status.ARRIVING
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
-        return len(hits)
+        self.hooks.reserved(sequence, len(hits))
 
     def attach(
         self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float
@@ -154,23 +235,17 @@ class Scheduler:
         self.tables.register(sequence)
         num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
         self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
-        return self._accept_first_tokens(sequence, first_tokens)
+        return self._results.fork(sequence, first_tokens)
 
-    # --- leaving ----------------------------------------------------------------------------------
+    # --- leaving ------------------------------------------------------------------------------
 
     def cancel(self, sequence: Sequence) -> None:
-        """Forget a sequence. Blocks in an executing plan are freed at its commit. Idempotent."""
-        if sequence.is_finished:
-            return
-        if sequence.key in self._executing:
-            self._cancelled_in_step.append(sequence)
-            if sequence in self.running:
-                self.running.remove(sequence)
-            sequence.status = Status.FINISHED
-            return
-        self._remove(sequence)
-        self.tables.free(sequence)
-        sequence.status = Status.FINISHED
+        """Forget a sequence. While a step runs, its blocks are freed at the commit. Idempotent."""
+        self._sequences.cancel(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running or holding sequence's blocks; it waits at its old place and recomputes."""
+        self.blocks.preempt(sequence)
 
     def fail_all(self) -> list[Sequence]:
         """The rank group died: every sequence is gone and the cache with it.
@@ -178,141 +253,145 @@ class Scheduler:
         Returns:
             The sequences that were in the engine.
         """
-        lost = [*self.running, *self.waiting, *self.holding.values(), *self.arriving.values()]
-        self._executing = frozenset()
+        lost = list(self._sequences)
+        self._sequences.step_ended()
         for sequence in lost:
             self.cancel(sequence)
-        for sequence in self._cancelled_in_step:
-            self.tables.free(sequence)
-        self._cancelled_in_step.clear()
+        self._sequences.take_released()
         self._arrived.clear()
         self.pool.drop_cache()
         return lost
 
-    def _remove(self, sequence: Sequence) -> None:
-        if sequence.status is Status.RUNNING:
-            self.running.remove(sequence)
-        elif sequence.status is Status.WAITING:
-            if sequence in self.waiting:
-                self.waiting.remove(sequence)
-        elif sequence.status is Status.HOLDING:
-            del self.holding[sequence.key]
-        elif sequence.status is Status.ARRIVING:
-            del self.arriving[sequence.key]
-
-    # --- plan -------------------------------------------------------------------------------------
+    # --- plan ---------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
         """True if a plan might compute something."""
-        return bool(self.running or self.waiting)
+        return bool(self.running) or bool(self.waiting)
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Running sequences that take a place in a step; parked ones do not."""
+        return [s for s in self.running if not s.is_out_of_credit]
 
     @property
     def num_waiting_tokens(self) -> int:
         """Tokens not yet computed of waiting and running sequences."""
-        return sum(s.num_tokens - s.num_computed_tokens for s in (*self.waiting, *self.running))
+        return sum(s.num_missing_tokens for s in (*self.waiting, *self.running))
 
     def plan(self, now_s: float) -> StepPlan:
-        """Choose the next step. May preempt, announce waiting hand-overs, and come back empty."""
-        before = self.num_preemptions
-        plan = self._plan(now_s)
-        # One that runs alone and gave up its blocks leaves the step to the others, which were not looked at.
-        return plan if plan.items or self.num_preemptions == before else self._plan(now_s)
-
-    def _plan(self, now_s: float) -> StepPlan:
+        """Choose the next step. May preempt, announce, reserve, and come back empty."""
+        num_preemptions = self.num_preemptions
         self._step_id += 1
-        items: list[StepItem] = []
-        copies: list[tuple[int, int]] = []
-        planned: set[int] = set()
-        budget = self.budget.num_tokens
-        for sequence in self._runnable():
-            if budget == 0:
-                break
-            if sequence.status is not Status.RUNNING or sequence.is_out_of_credit:
-                continue
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            if not self._make_writable(sequence, num_tokens, copies, planned):
-                continue
-            items.append(self._item(sequence, num_tokens))
-            planned.add(sequence.key)
-            budget -= num_tokens
-        budget = self._admit(now_s, budget, items, planned)
-        self._executing = frozenset(planned)
-        by_key = {s.key: s for s in self.running}
-        report = any(by_key[item.sequence_key].handover is not None for item in items)
-        arrived: dict[int, None] = {}
-        if items:
-            arrived, self._arrived = self._arrived, arrived
+        self.reserve_in_turn(now_s)
+        while (sequence := self.waiting.next_to_announce()) is not None:
+            self.waiting.announced(sequence)
+            self.hooks.announce(sequence)
+        step = self._plan(now_s)
+        if not step.items and self.num_preemptions > num_preemptions:
+            # One that ran alone gave up its blocks: the step is the others', whom nobody looked at.
+            step = self._plan(now_s)
+        self._sequences.executing = frozenset(step.planned)
+        if not step.items:
+            return StepPlan(self._step_id, ())
+        arrived, self._arrived = self._arrived, {}
         return StepPlan(
-            self._step_id, tuple(items), tuple(copies), report_layers=report, arrived=tuple(arrived)
+            self._step_id,
+            tuple(step.items),
+            tuple(step.copies),
+            report_layers=step.has_handover,
+            arrived=tuple(arrived),
+            released=self._sequences.take_released(),
         )
 
-    def _runnable(self) -> list[Sequence]:
-        alone = [s for s in self.running if s.run_alone and not s.is_out_of_credit]
-        return alone[:1] if alone else list(self.running)
+    def _plan(self, now_s: float) -> _Step:
+        step = _Step(now_s, self.budget.num_tokens)
+        active = self.active
+        lonely = next((s for s in active if s.run_alone), None)
+        if lonely is not None:
+            active = [lonely]
+        for sequence in active:
+            if sequence.status is Status.RUNNING and sequence.num_missing_tokens == 1:
+                self._add(step, sequence, 1)
+        # Those who gave their blocks to an older one just now wait in the line.
+        active = [s for s in active if s.status is Status.RUNNING]
+        prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
+        starting = self._starting() if lonely is None else ()
+        in_turn = heapq.merge(prompts, starting, key=_turn)
+        for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
+            self._plan_prompts(step, group)
+        return step
 
-    def _admit(self, now_s: float, budget: int, items: list[StepItem], planned: set[int]) -> int:
-        announced = sum(
-            1
-            for s in self.waiting
-            if s.handover and s.handover.is_announced and not s.handover.is_partnered
-        )
-        skipped: list[Sequence] = []
-        while self.waiting and budget > 0:
-            active = [s for s in self.running if not s.is_out_of_credit]
-            if len(active) >= self.limits.max_sequences or any(s.run_alone for s in active):
-                break
-            sequence = self.waiting.popleft()
-            if sequence.is_out_of_credit:
-                skipped.append(sequence)
-                continue
-            if sequence.run_alone and active:
-                skipped.append(sequence)
-                break
-            handover = sequence.handover
-            if handover is not None and not handover.is_announced and announced < MAX_ANNOUNCED:
-                handover.is_announced = True
-                announced += 1
-                self.announce(sequence)
-            if (
-                handover is not None
-                and not handover.is_partnered
-                and not self._may_run_ahead(sequence, handover)
-            ):
-                skipped.append(sequence)
-                continue
-            if not self._start(sequence, now_s, planned):
-                skipped.append(sequence)
-                break
-            num_tokens = min(sequence.num_tokens - sequence.num_computed_tokens, budget)
-            items.append(self._item(sequence, num_tokens))
-            planned.add(sequence.key)
-            budget -= num_tokens
-        self.waiting.extendleft(reversed(skipped))
-        return budget
+    def _plan_prompts(self, step: _Step, prompts: Iterator[Sequence]) -> None:
+        """Share what is left of the budget among prompts, the oldest first.
 
-    def _may_run_ahead(self, sequence: Sequence, handover: Handover) -> bool:
-        """Above the watermark an announced prefill may start before its partner has answered (rule 1).
-
-        One that nobody was told of must wait: it would be computed and then held for a partner that never comes.
+        One that would take more than half of what is left gets half of it; the other half goes to
+        those behind, shortest first, and what they do not need comes back. So a giant takes at most
+        twice as long as alone, and whoever is behind it does not wait for its end.
         """
-        if not handover.is_announced:
-            return False
-        left = self.pool.num_available - self.tables.blocks_for(sequence.num_tokens)
-        return left >= self.pool.num_blocks // 2
+        giant: Sequence | None = None
+        num_kept = 0
+        while step.num_left and giant is None and (sequence := next(prompts, None)) is not None:
+            if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
+                continue
+            num_half = -(-step.num_left // 2)
+            if sequence.num_missing_tokens > num_half:
+                giant = sequence
+                num_kept = num_half
+            else:
+                self._add(step, sequence, sequence.num_missing_tokens)
+        if giant is None:
+            return
+        step.num_left -= num_kept
+        if step.num_left:
+            behind = itertools.islice(prompts, LOOK_AHEAD)
+            for sequence in sorted(behind, key=lambda s: s.num_missing_tokens):
+                self._add(step, sequence, step.num_left)
+        step.num_left += num_kept
+        self._add(step, giant, step.num_left)
 
-    def _start(self, sequence: Sequence, now_s: float, planned: set[int]) -> bool:
-        hits = self.tables.find_prefix(sequence)
-        num_new = self.tables.blocks_for(sequence.num_tokens) - len(hits)
-        try:
-            self.tables.allocate(sequence, hits, num_new, num_spare=0)
-        except PoolExhausted:
-            num_cached_hits = sum(
-                self.pool.references(block_id) == 0 for block_id in hits
-            )  # available, but spoken for
-            if not self._make_room(num_new + num_cached_hits, planned):
-                return False
-            return self._start(sequence, now_s, planned)
+    def _add(self, step: _Step, sequence: Sequence, most: int) -> None:
+        """Let a sequence compute up to `most` tokens, if it can start and has blocks to write to."""
+        if not most or not step.num_left:
+            return
+        if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
+            return
+        if sequence.status is not Status.RUNNING:
+            return  # it gave its blocks to an older one meanwhile
+        num_tokens = min(sequence.num_missing_tokens, most, step.num_left)
+        if not self.blocks.make_writable(sequence, num_tokens, step.copies, step.planned):
+            return
+        step.items.append(self._item(sequence, num_tokens))
+        step.planned.add(sequence.key)
+        step.num_left -= num_tokens
+        step.has_handover = step.has_handover or sequence.handover is not None
+
+    def _starting(self) -> Iterator[Sequence]:
+        """Walk over waiting prompts that fit, the first first; the caller may start each."""
+        for sequence in self.blocks.fitting():
+            if sequence.status is Status.RESERVING:
+                continue
+            if not self.has_place(sequence):
+                return  # nobody behind may have its place
+            yield sequence
+            if sequence.run_alone:
+                return
+
+    def has_place(self, sequence: Sequence) -> bool:
+        """Could one more sequence run now, blocks aside?"""
+        num_active = self._sequences.num_active
+        return num_active < self.limits.max_sequences and not (sequence.run_alone and num_active)
+
+    def _start(self, sequence: Sequence, now_s: float) -> bool:
+        """Let a waiting sequence run, if there is a place and its blocks are there."""
+        if not self.has_place(sequence):
+            return False
+        hits = self.blocks.take(sequence)
+        if hits is None:
+            return False
+        self.waiting.remove(sequence)
+        if sequence.handover is not None:
+            sequence.handover.ran_ahead = sequence.is_ahead
         sequence.num_computed_tokens = len(hits) * self.limits.block_size_tokens
         sequence.num_prefix_hit_tokens = max(
             sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
@@ -320,12 +399,13 @@ class Scheduler:
         sequence.status = Status.RUNNING
         if sequence.started_at is None:
             sequence.started_at = now_s
-        self.running.append(sequence)
-        self.started(sequence)
+        self.running.add(sequence)
+        self.hooks.started(sequence)
         return True
 
     def _item(self, sequence: Sequence, num_tokens: int) -> StepItem:
-        start, end = sequence.num_computed_tokens, sequence.num_computed_tokens + num_tokens
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
         samples: tuple[SampleSpec, ...] = ()
         has_tokens = sequence.handover is not None and bool(sequence.handover.first_tokens)
         if end == sequence.num_tokens and not has_tokens:
@@ -334,90 +414,14 @@ class Scheduler:
             sequence_key=sequence.key,
             start=start,
             token_ids=tuple(sequence.token_ids[start:end]),
-            block_table=tuple(sequence.block_table[: self.tables.blocks_for(end)]),
+            block_table=sequence.block_table,
             samples=samples,
             scope=sequence.request.scope,
             targets=sequence.targets(start, end),
             num_target_logprobs=sequence.request.sampling.prompt_logprobs or 0,
         )
 
-    # --- blocks -----------------------------------------------------------------------------------
-
-    def _make_writable(
-        self, sequence: Sequence, num_tokens: int, copies: list[tuple[int, int]], planned: set[int]
-    ) -> bool:
-        """Give a running sequence private blocks for its next tokens, preempting others if need be.
-
-        Returns:
-            False if the sequence itself was preempted or must wait for a block.
-        """
-        size = self.limits.block_size_tokens
-        first, last = (
-            sequence.num_computed_tokens // size,
-            (sequence.num_computed_tokens + num_tokens - 1) // size,
-        )
-        for index in range(first, last + 1):
-            is_new = index >= len(sequence.block_table)
-            if not is_new and self.pool.references(sequence.block_table[index]) == 1:
-                continue
-            block_id = self._one_block(sequence, planned)
-            if block_id is None:
-                return False
-            if is_new:
-                sequence.block_table.append(block_id)
-            else:  # copy on write: a fork's partial block is shared until someone appends to it
-                shared = sequence.block_table[index]
-                copies.append((shared, block_id))
-                self.pool.free([shared])
-                sequence.block_table[index] = block_id
-        return True
-
-    def _one_block(self, sequence: Sequence, planned: set[int]) -> int | None:
-        if sequence.spare_blocks:
-            return sequence.spare_blocks.pop()
-        while self.pool.num_available == 0 and not self._make_room(1, planned):
-            victim = next((s for s in reversed(self.running) if s.key not in planned), None)
-            if victim is None or victim is sequence:
-                # Alone it always fits (check_fits), so others hold the rest and will give it back.
-                if len(self.running) > 1 or self.holding or self.arriving:
-                    self.preempt(sequence)
-                return None
-            self.preempt(victim)
-        return self.pool.allocate(1)[0]
-
-    def _make_room(self, num_blocks: int, planned: set[int]) -> bool:
-        """Take back computed KV that nobody has asked for yet, and that of parked sequences; True if it may have helped."""
-        before = self.pool.num_available
-        for sequence in list(self.holding.values()):
-            if self.pool.num_available >= num_blocks:
-                break
-            if sequence.handover is not None and not sequence.handover.is_partnered:
-                self.preempt(sequence)
-        for sequence in [s for s in self.running if s.is_out_of_credit and s.key not in planned]:
-            if self.pool.num_available >= num_blocks:
-                break
-            self.preempt(sequence)
-        return self.pool.num_available > before
-
-    def preempt(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks and queue it at the head; its tokens are recomputed later.
-
-        `preempted` is called first: whoever may still read the blocks pins them there.
-        """
-        self.preempted(sequence)
-        self.num_preemptions += 1
-        if sequence.status is Status.HOLDING:
-            del self.holding[sequence.key]
-        else:
-            self.running.remove(sequence)
-        self.tables.free(sequence)
-        sequence.num_computed_tokens = 0
-        if sequence.needs_prompt_scores:
-            sequence.prompt_logprobs.clear()
-        sequence.status = Status.WAITING
-        self.waiting.appendleft(sequence)
-
-    # --- commit -----------------------------------------------------------------------------------
+    # --- commit -------------------------------------------------------------------------------
 
     def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> list[SchedulerEvent]:
         """Apply a step's result: append tokens, finish, fork, free what was cancelled meanwhile.
@@ -429,92 +433,5 @@ class Scheduler:
             raise InvariantViolation(
                 f"result of step {result.step_id} came for step {plan.step_id}"
             )
-        self._executing = frozenset()
-        for sequence in self._cancelled_in_step:
-            self.tables.free(sequence)
-        self._cancelled_in_step.clear()
-        events: list[SchedulerEvent] = []
-        by_key = {s.key: s for s in self.running}
-        for item in plan.items:
-            if item.sequence_key not in by_key:
-                continue
-            sequence = by_key[item.sequence_key]
-            if item.sequence_key in result.failed:
-                self.cancel(sequence)
-                events.append(SequenceFailed(sequence, result.failed[item.sequence_key]))
-                continue
-            sequence.num_computed_tokens = item.start + len(item.token_ids)
-            sequence.prompt_logprobs += result.scored.get(item.sequence_key, ())
-            self.tables.register(sequence, item.start)
-            if sequence.num_computed_tokens == sequence.num_tokens:
-                events += self._prompt_or_token_done(sequence, item, result, now_s)
-        return events
-
-    def _prompt_or_token_done(
-        self, sequence: Sequence, item: StepItem, result: StepResult, now_s: float
-    ) -> list[SchedulerEvent]:
-        tokens = {
-            spec.choice: result.tokens[item.sequence_key, spec.choice] for spec in item.samples
-        }
-        if sequence.prompt_done_at is None:
-            sequence.prompt_done_at = now_s
-        if sequence.handover is not None:
-            sequence.handover.first_tokens = sequence.handover.first_tokens or tokens
-            self.running.remove(sequence)
-            sequence.status = Status.HOLDING
-            self.holding[sequence.key] = sequence
-            sampled = [self._sampled(sequence, choice, token) for choice, token in tokens.items()]
-            return [*sampled, PromptComputed(sequence)]
-        if len(sequence.choices) > 1:
-            self.running.remove(sequence)
-            return self._accept_first_tokens(sequence, tokens)
-        return [self._append(sequence, tokens[sequence.choices[0]])]
-
-    def _sampled(self, sequence: Sequence, choice: int, token: Logprob) -> Sampled:
-        position = sequence.num_output_tokens
-        finish = sequence.finish_after(token.token_id, position + 1)
-        reason, stop_token_id = finish if finish is not None else (None, None)
-        return Sampled(sequence, choice, position, token, reason, stop_token_id)
-
-    def _append(self, sequence: Sequence, token: Logprob) -> Sampled:
-        sampled = self._sampled(sequence, sequence.choices[0], token)
-        sequence.token_ids.append(token.token_id)
-        if sampled.finish is not None:
-            self.cancel(sequence)
-        return sampled
-
-    def _accept_first_tokens(
-        self, sequence: Sequence, tokens: dict[int, Logprob]
-    ) -> list[SchedulerEvent]:
-        """Fork a computed prompt into one running sequence per choice, sharing all its blocks."""
-        events: list[SchedulerEvent] = []
-        for choice in sequence.choices:
-            self._next_key += 1
-            fork = Sequence(
-                key=self._next_key,
-                request=sequence.request,
-                epoch=sequence.epoch,
-                choices=(choice,),
-                token_ids=list(sequence.token_ids),
-                root_hash=sequence.root_hash,
-                block_size_tokens=sequence.block_size_tokens,
-                credit=sequence.credit,
-                arrived_at=sequence.arrived_at,
-                status=Status.RUNNING,
-                num_computed_tokens=sequence.num_computed_tokens,
-                num_prefix_hit_tokens=sequence.num_prefix_hit_tokens,
-                block_table=list(sequence.block_table),
-                started_at=sequence.started_at,
-                prompt_done_at=sequence.prompt_done_at,
-                run_alone=sequence.run_alone,
-                prompt_logprobs=sequence.prompt_logprobs,
-            )
-            for block_id in fork.block_table:
-                self.pool.share(block_id)
-            if sequence.spare_blocks:
-                fork.spare_blocks.append(sequence.spare_blocks.pop())
-            self.running.append(fork)
-            events.append(self._append(fork, tokens[choice]))
-        self.tables.free(sequence)
-        sequence.status = Status.FINISHED
-        return events
+        self._sequences.step_ended()
+        return self._results.apply(plan, result, now_s)

@@ -3,10 +3,10 @@
 Owns the mutable state of generation: tokens, counts, block table, status. Does not know blocks'
 meaning or the network. Called by `engine.scheduler` and `worker`, from the event loop only.
 
-    WAITING ──plan──▶ RUNNING ──finish──▶ FINISHED
-       ▲                │ │ prompt computed, KV promised to a peer
-       └───preempt──────┘ └──────────────▶ HOLDING ──release──▶ FINISHED
-    ARRIVING (blocks reserved, KV on its way) ──attach──▶ RUNNING
+    NEW ──submit──▶ WAITING ──plan──▶ RUNNING ──finish──▶ FINISHED
+                       ▲                │ │ prompt computed, KV promised to a peer
+                       └───preempt──────┘ └──────────────▶ HOLDING ──release──▶ FINISHED
+    NEW ──starting──▶ RESERVING ──blocks──▶ ARRIVING (KV on its way) ──attach──▶ RUNNING
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from core.block_hash import BlockHash, block_hash
-from core.ids import Epoch
+from core.ids import Epoch, WorkerId
 from core.plan import Penalties, SampleSpec
 from core.types import FinishReason, GenerateRequest, Logprob
 
@@ -23,9 +23,11 @@ from core.types import FinishReason, GenerateRequest, Logprob
 class Status(Enum):
     """Where a sequence stands."""
 
+    NEW = auto()
     WAITING = auto()
     RUNNING = auto()
     HOLDING = auto()
+    RESERVING = auto()
     ARRIVING = auto()
     FINISHED = auto()
 
@@ -34,12 +36,15 @@ class Status(Enum):
 class Handover:
     """A prefill sequence's promise to a decode worker.
 
-    `is_announced`: the partner was told that the request is at the head of the queue.
+    `is_announced`: the partner was told that the request is near the head of the queue.
     `is_partnered`: the partner has reserved blocks; until then, computed KV may be evicted.
     """
 
+    partner: WorkerId = WorkerId("")
     is_announced: bool = False
     is_partnered: bool = False
+    ran_ahead: bool = False
+    """It was computed before its partner answered, which is done once."""
     first_block: int = 0
     first_tokens: dict[int, Logprob] = field(default_factory=dict)
 
@@ -57,8 +62,12 @@ class Sequence:
     block_size_tokens: int
     credit: int
     arrived_at: float
+    place: tuple[float, int] = (0.0, 0)
+    """Where it stands in every queue: the instant at which it is due, and its key."""
+    num_overtaken: int = 0
+    """Sequences behind it that took blocks while it waited for some."""
     handover: Handover | None = None
-    status: Status = Status.WAITING
+    status: Status = Status.NEW
     num_computed_tokens: int = 0
     num_prefix_hit_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
@@ -78,6 +87,16 @@ class Sequence:
     def num_output_tokens(self) -> int:
         """Tokens after the prompt."""
         return len(self.token_ids) - len(self.request.token_ids)
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """Tokens whose KV is not computed; 1 for a sequence that decodes."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_ahead(self) -> bool:
+        """True while its partner has not answered: what is computed now may be for nobody."""
+        return self.handover is not None and not self.handover.is_partnered
 
     @property
     def is_finished(self) -> bool:

@@ -1,13 +1,13 @@
 """What every unfinished sequence waits for, by name.
 
 Owns the one answer to "why does this not move?". A sequence that waits for nothing but the next step,
-on a worker that takes no step, has lost its wake-up: the commonest way in which systems like this hang.
-Does not change anything. Called by the simulation, which asks all the time, and by whoever debugs.
+on a worker that takes no step, has lost its wake-up: the commonest way in which systems like this
+hang. Does not change anything. Called by the simulation, which asks all the time, and by whoever
+debugs.
 """
 
 from __future__ import annotations
 
-import itertools
 from enum import StrEnum
 
 from engine.scheduler import Scheduler
@@ -21,38 +21,44 @@ class WakeUp(StrEnum):
     CREDIT = "credit from its router"
     PARTNER = "its partner's reservation or acknowledgement"
     FRAMES = "frames from its prefill worker"
-    TURN = "an announced hand-over before it"
+    TURN = "answers to hand-overs announced before it, or the start of those that are ready"
     BLOCKS = "blocks that others hold"
     PLACE = "a place in a step"
-    ORDER = "a sequence before it in the queue, which waits for blocks or a place"
+    ORDER = "a sequence before it in the line, for which blocks or a place are kept"
 
 
 def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
     """Name what an unfinished sequence waits for."""
+    match sequence.status:
+        case Status.NEW | Status.ARRIVING:
+            return WakeUp.FRAMES
+        case Status.HOLDING:
+            return WakeUp.PARTNER
+        case Status.RUNNING if sequence.is_out_of_credit:
+            return WakeUp.CREDIT
+        case Status.RUNNING:
+            is_alone = any(s.run_alone and s is not sequence for s in scheduler.active)
+            return WakeUp.PLACE if is_alone else WakeUp.STEP
+        case Status.WAITING if sequence.is_out_of_credit:
+            return WakeUp.CREDIT
     handover = sequence.handover
-    if sequence.status is Status.ARRIVING:
-        return WakeUp.FRAMES
-    if sequence.status is Status.HOLDING:
-        return WakeUp.PARTNER
-    if sequence.is_out_of_credit:
-        return WakeUp.CREDIT
-    active = [s for s in scheduler.running if not s.is_out_of_credit]
-    if sequence.status is Status.RUNNING:
-        return (
-            WakeUp.PLACE if any(s.run_alone and s is not sequence for s in active) else WakeUp.STEP
-        )
+    if handover is not None and not handover.is_announced:
+        is_next = scheduler.waiting.next_to_announce() is sequence
+        return WakeUp.STEP if is_next else WakeUp.TURN
     if handover is not None and not handover.is_partnered:
-        return WakeUp.PARTNER if handover.is_announced else WakeUp.TURN
-    if len(active) >= scheduler.limits.max_sequences or (
-        active and (sequence.run_alone or active[0].run_alone)
-    ):
+        return WakeUp.PARTNER
+    return _in_line(scheduler, sequence)
+
+
+def _in_line(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
+    fitting = list(scheduler.blocks.fitting(takes_back=False))
+    if sequence not in fitting:
+        is_short = scheduler.blocks.num_needed(sequence) > scheduler.pool.num_available
+        return WakeUp.BLOCKS if is_short else WakeUp.ORDER
+    if sequence.status is Status.RESERVING:
+        return WakeUp.STEP
+    if not scheduler.has_place(sequence):
         return WakeUp.PLACE
-    hits = scheduler.tables.find_prefix(sequence)
-    needed = scheduler.tables.blocks_for(sequence.num_tokens) - sum(
-        scheduler.pool.references(b) > 0 for b in hits
-    )
-    if needed > scheduler.pool.num_available:
-        return WakeUp.BLOCKS
-    before = itertools.takewhile(lambda s: s is not sequence, scheduler.waiting)
-    is_held_up = any(wake_up_of(scheduler, s) in (WakeUp.BLOCKS, WakeUp.PLACE) for s in before)
+    before = fitting[: fitting.index(sequence)]
+    is_held_up = any(s.status is Status.WAITING and not scheduler.has_place(s) for s in before)
     return WakeUp.ORDER if is_held_up else WakeUp.STEP

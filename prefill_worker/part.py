@@ -53,9 +53,9 @@ class PrefillPart:
         self._outgoing: dict[TransferId, Outgoing] = {}
         self._by_key: dict[int, Outgoing] = {}
         self._draining: dict[TransferId, list[int]] = {}
-        worker.scheduler.announce = self._announce
-        worker.scheduler.started = self._started
-        worker.scheduler.preempted = self._preempted
+        worker.scheduler.hooks.announce = self._announce
+        worker.scheduler.hooks.started = self._started
+        worker.scheduler.hooks.preempted = self._preempted
 
     def use_agent(self, agent: TransferAgent) -> None:
         """Complete the circle: the agent needs its host first."""
@@ -75,7 +75,7 @@ class PrefillPart:
 
     # --- told by the worker -------------------------------------------------------------------------
 
-    def begin(self, attempt: Attempt, replaces: Sequence | None) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """Queue the prompt and expect the peer's Fetch."""
         submit, num_layers = attempt.submit, self._layout.num_layers
         sequence = self._worker.scheduler.new_sequence(
@@ -84,7 +84,7 @@ class PrefillPart:
             attempt.open_choices,
             submit.emitted[attempt.open_choices[0]],
             self._clock.now_s(),
-            handover=Handover(),
+            handover=Handover(submit.peer_id),
         )
         sequence.run_alone = submit.run_alone
         attempt.sequences.append(sequence)
@@ -94,7 +94,7 @@ class PrefillPart:
         self._post(
             self.agent.offer, Offer(submit.transfer_id, submit.peer_id, submit.peer_incarnation)
         )
-        self._worker.scheduler.submit(sequence, replaces)
+        self._worker.scheduler.submit(sequence)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
@@ -131,9 +131,6 @@ class PrefillPart:
         # With every first token final there is nothing to hand over, partner or not.
         if len(self._final(outgoing)) == len(sequence.choices):
             self._commit(outgoing)
-
-    def before_plan(self) -> None:
-        """Nothing waits for blocks here: the scheduler's own queue does."""
 
     def meet(self, message: Meet) -> None:
         """KV leaves this worker; whoever wants it dials."""

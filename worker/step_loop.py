@@ -38,7 +38,6 @@ class StepLoop:
         self.num_steps = 0
         self.num_layers = 0
         self.on_layer: Callable[[StepPlan, int], None] = lambda plan, layer: None
-        self.before_plan: Callable[[], None] = lambda: None
 
     @property
     def is_idle(self) -> bool:
@@ -62,7 +61,6 @@ class StepLoop:
                 await self._runner_gone(
                     WorkerLost("the rank group died; its KV cache is lost"), IDLE
                 )
-            self.before_plan()
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
             if not plan.items:
                 self.plan = None

@@ -56,7 +56,7 @@ class RolePart(Protocol):
 
     task: Task
 
-    def begin(self, attempt: Attempt, replaces: Sequence | None) -> None:
+    def begin(self, attempt: Attempt) -> None:
         """Start this role's part in an attempt that names a transfer."""
         ...
 
@@ -70,10 +70,6 @@ class RolePart(Protocol):
 
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
         """All KV and the first tokens are there."""
-        ...
-
-    def before_plan(self) -> None:
-        """Blocks may have become free."""
         ...
 
     def renew(self, attempts: list[Attempt]) -> None:
@@ -133,7 +129,6 @@ class Worker:
         """Give the worker its role."""
         self._part = part
         self._loop.on_layer = part.layer_done
-        self._loop.before_plan = part.before_plan
 
     async def start(self) -> str:
         """Begin to serve; returns the session address. Set `fatal` ends with a task that failed."""
@@ -208,15 +203,14 @@ class Worker:
         if submit.epoch <= known:
             self.num_stale += 1
             return
-        replaces = old.sequences[0] if old and old.sequences else None
         attempt = Attempt(router_id, submit)
         try:
             if self._is_draining:
                 raise Draining("the worker is shutting down; another one will take the request")
             if submit.task is Task.LOCAL:
-                self._begin_local(attempt, replaces)
+                self._begin_local(attempt)
             elif self._part is not None and self._part.task is submit.task:
-                self._part.begin(attempt, replaces)
+                self._part.begin(attempt)
             else:
                 raise WorkerLost(f"this worker has no part in {submit.task} attempts")
         except ServingError as error:
@@ -237,7 +231,7 @@ class Worker:
         if old is not None:
             self.cancel(old.request_id, old.epoch)
 
-    def _begin_local(self, attempt: Attempt, replaces: Sequence | None) -> None:
+    def _begin_local(self, attempt: Attempt) -> None:
         submit, now_s = attempt.submit, self._clock.now_s()
         choices = attempt.open_choices
         # Choices with output of their own are sequences of their own; fresh ones share a prompt.
@@ -255,7 +249,7 @@ class Worker:
             sequence.run_alone = submit.run_alone
             attempt.sequences.append(sequence)
         for sequence in attempt.sequences:
-            self.scheduler.submit(sequence, replaces)
+            self.scheduler.submit(sequence)
 
     def cancel(self, request_id: RequestId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
@@ -277,7 +271,7 @@ class Worker:
             self.num_stale += 1
             return
         for sequence in attempt.sequences:
-            sequence.credit = max(sequence.credit, message.limit)
+            self.scheduler.credit(sequence, message.limit)
         self._loop.wake()
 
     def meet(self, message: Meet) -> None:

@@ -15,7 +15,7 @@ from core.errors import (
 from core.ids import TransferId
 from core.session import Role, StepFrame, Submit
 from core.types import SamplingParams
-from engine.scheduler import MAX_ANNOUNCED
+from engine.queues import MAX_UNANSWERED
 from kv_transfer import frames
 from kv_transfer.sender import Sender
 
@@ -241,24 +241,34 @@ def test_a_full_decode_pool_makes_requests_wait_in_line_and_loses_none():
     assert all(ended.error is None for _, ended in replies)
 
 
-def test_a_reservation_that_waits_too_long_is_refused_with_numbers():
+def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_next():
+    """The head of the line stays: blocks are kept for it. Whoever is behind may fare better elsewhere."""
+
     async def scenario(cluster):
+        refused = []
+        cluster.orchestrator.on_retry = refused.append
         hog = asyncio.get_running_loop().create_task(
             ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
         )
         await asyncio.sleep(0.5)
-        tokens, ended = await ask(cluster, "late", tuple(range(90, 10, -1)), max_tokens=5)
+        head = asyncio.get_running_loop().create_task(
+            ask(cluster, "head", tuple(range(90, 10, -1)), max_tokens=5)
+        )
+        await asyncio.sleep(0.1)
+        _, behind = await ask(cluster, "behind", tuple(range(80, 10, -1)), max_tokens=5)
         await hog
-        return ended
+        return refused, behind, (await head)[1]
 
-    ended = run(
+    refused, behind, head = run(
         scenario,
         engine=EngineConfig(block_size_tokens=4, num_blocks=30, max_step_tokens=64),
         transfer=TransferConfig(reserve_wait_s=0.05),
         step_s=0.05,
     )
-    assert isinstance(ended.error, PoolExhausted)
-    assert "free blocks within 0.05 s" in ended.error.message
+    assert head.error is None and head.anatomy.attempts == ("0:pd:ok",)
+    assert "0:pd:pool_exhausted" in behind.anatomy.attempts
+    assert refused and all(isinstance(error, PoolExhausted) for error in refused)
+    assert "no 18 free blocks within 0.05 s" in refused[0].message
 
 
 def test_what_can_never_fit_is_refused_by_the_worker_too():
@@ -309,7 +319,7 @@ def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
 
     async def scenario(cluster):
         return await asyncio.gather(
-            *(ask(cluster, name=f"r{i}", max_tokens=3) for i in range(3 * MAX_ANNOUNCED))
+            *(ask(cluster, name=f"r{i}", max_tokens=3) for i in range(3 * MAX_UNANSWERED))
         )
 
     roomy = EngineConfig(

@@ -6,90 +6,12 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.engine import Engine, request
 
-from core.errors import InvariantViolation, PoolExhausted, PromptTooLong
-from core.kv_layout import KVLayout
+from core.errors import InvariantViolation, PromptTooLong
 from core.plan import StepResult
-from core.types import FinishReason, GenerateRequest, SamplingParams
-from engine.block_pool import BlockPool
-from engine.block_tables import Limits
-from engine.events import Sampled, SequenceFailed
-from engine.hash_model import HashModel, MemoryKV
-from engine.scheduler import Scheduler
-from engine.sequence import Handover
-
-
-class Engine:
-    """A scheduler over the hash model, stepped by hand."""
-
-    def __init__(self, num_blocks=64, budget=32, block=4, max_sequences=8, cache=True, max_len=400):
-        layout = KVLayout("m", "uint8", 2, 1, 8, block)
-        self.pool = BlockPool(num_blocks)
-        self.scheduler = Scheduler(
-            self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest
-        )
-        self.model = HashModel(
-            layout, MemoryKV(layout, num_blocks), 50, self._wait, lambda plan: 0.0
-        )
-        self.budget, self.tokens, self.finish, self.failed = budget, {}, {}, []
-        self.num_steps = 0
-
-    async def _wait(self, seconds):
-        return None
-
-    def submit(self, request, choices=None, emitted=()):
-        sequence = self.scheduler.new_sequence(
-            request, 1, choices or tuple(range(request.sampling.n)), emitted, 0.0
-        )
-        self.scheduler.submit(sequence)
-        return sequence
-
-    def step(self, change=None):
-        plan = self.scheduler.plan(0.0)
-        self.pool.check()
-        assert plan.num_tokens <= self.budget
-        assert len({i.sequence_key for i in plan.items}) == len(plan.items)
-        writable = [
-            i.block_table[p // self.scheduler.limits.block_size_tokens]
-            for i in plan.items
-            for p in {i.start, i.start + len(i.token_ids) - 1}
-        ]
-        assert all(self.pool.references(b) >= 1 for b in writable)
-        result = asyncio.run(self.model.execute(plan, lambda *_: None))
-        if change is not None:
-            result = change(plan, result)
-        for event in self.scheduler.commit(plan, result, 0.0):
-            if isinstance(event, Sampled):
-                out = self.tokens.setdefault((event.sequence.request.request_id, event.choice), [])
-                assert event.position == len(out)
-                out.append(event.token.token_id)
-                if event.finish:
-                    self.finish[event.sequence.request.request_id, event.choice] = event.finish
-            elif isinstance(event, SequenceFailed):
-                self.failed.append(event.sequence.request.request_id)
-        self.pool.check()
-        self.num_steps += 1
-        return plan
-
-    def run(self, limit=4000):
-        while self.scheduler.has_work:
-            self.step()
-            assert self.num_steps < limit, "somebody starves"
-        assert self.pool.num_held == 0
-        return self.tokens
-
-
-def request(name, prompt, **sampling):
-    return GenerateRequest(
-        name,
-        "m",
-        tuple(prompt),
-        SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **sampling}),
-        5,
-        0.0,
-        (0,),
-    )
-
+from core.types import FinishReason
+from engine.sequence import Handover, Status
 
 requests = st.lists(
     st.builds(
@@ -231,21 +153,26 @@ def test_reserve_is_all_or_nothing_and_pins_what_is_cached():
     engine.submit(request("a", range(16), max_tokens=1))
     engine.run()
     wish = request("b", [*range(16), 1, 2], max_tokens=8)
-    sequence = engine.scheduler.new_sequence(wish, 1, (0,), (), 0.0)
-    assert engine.scheduler.reserve(sequence, 0.0) == 4
+    reserved = []
+    engine.scheduler.hooks.reserved = lambda s, num_have: reserved.append((s.key, num_have))
+    sequence = engine.arrive(wish)
+    assert reserved == [(sequence.key, 4)]
     assert engine.pool.num_held == 6, "five for the prompt, one to grow"
-    other = engine.scheduler.new_sequence(request("c", [9] * 24, max_tokens=8), 1, (0,), (), 0.0)
-    with pytest.raises(PoolExhausted):
-        engine.scheduler.reserve(other, 0.0)
-    assert engine.pool.num_held == 6
+    other = engine.arrive(request("c", [9] * 24, max_tokens=8))
+    assert other.status is Status.RESERVING and engine.pool.num_held == 6
     engine.scheduler.cancel(sequence)
     assert engine.pool.num_held == 0
+    engine.scheduler.reserve_in_turn(0.0)
+    assert reserved == [(sequence.key, 4), (other.key, 0)]
+    with pytest.raises(InvariantViolation, match="arriving and enters once more"):
+        engine.scheduler.submit_arrival(other)
+    assert engine.pool.num_held == 7
 
 
 def test_a_hand_over_waits_for_its_partner_unless_the_pool_is_roomy():
     announced = []
     engine = Engine(num_blocks=20)
-    engine.scheduler.announce = lambda sequence: announced.append(sequence.key)
+    engine.scheduler.hooks.announce = lambda sequence: announced.append(sequence.key)
     small = engine.scheduler.new_sequence(
         request("small", [1] * 8), 1, (0,), (), 0.0, handover=Handover()
     )

@@ -1,0 +1,207 @@
+"""Who gets blocks, in which order, and from whom they are taken back.
+
+Owns the walk down the waiting line with its bounded overtaking, blocks to write to for running
+sequences, copy on write, and preemption by recompute. Does not know budgets or the network. Called by
+`engine.scheduler`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from core.errors import PoolExhausted
+from engine.block_pool import BlockPool
+from engine.block_tables import BlockTables, Limits
+from engine.sequence import Sequence, Status
+from engine.sequences import Hooks, Sequences
+
+MAX_OVERTAKEN = 16
+"""Sequences that may take blocks before an older one that they are too few for."""
+LOOK_AHEAD = 32
+"""How many waiting sequences a walk passes over before it gives up finding one that fits."""
+
+
+class BlockSupply:
+    """Blocks of one pool for the sequences of one engine."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        tables: BlockTables,
+        limits: Limits,
+        sequences: Sequences,
+        hooks: Hooks,
+    ) -> None:
+        """Keep the collaborators."""
+        self.num_preemptions = 0
+        self._pool = pool
+        self._tables = tables
+        self._limits = limits
+        self._sequences = sequences
+        self._hooks = hooks
+        self._blocked: list[Sequence] = []
+
+    # --- the waiting line ---------------------------------------------------------------------
+
+    def fitting(self, *, takes_back: bool = True) -> Iterator[Sequence]:
+        """Walk the line, the first first, and yield those whose blocks are there.
+
+        The caller may start or reserve for each before the walk goes on; whom it leaves waiting
+        keeps a claim to its blocks. One that finds too few lets those behind it pass, until it was
+        overtaken MAX_OVERTAKEN times; from then on what is free is kept for it.
+
+        Args:
+            takes_back: Take blocks from those that have to yield them. False: only look.
+        """
+        self._blocked = []
+        num_kept = 0
+        num_passed = 0
+        for sequence in self._sequences.waiting.in_order():
+            if num_passed >= LOOK_AHEAD:
+                return
+            if sequence.status not in (Status.WAITING, Status.RESERVING):
+                continue
+            if not self._may_start(sequence):
+                continue
+            num_needed = self.num_needed(sequence, num_kept)
+            if takes_back and num_kept + num_needed > self._pool.num_available:
+                self._make_room(num_kept + num_needed, set())
+                num_needed = self.num_needed(sequence, num_kept)
+            if num_kept + num_needed > self._pool.num_available:
+                self._blocked.append(sequence)
+                num_kept += num_needed if sequence.num_overtaken >= MAX_OVERTAKEN else 0
+                num_passed += 1
+                continue
+            yield sequence
+            if sequence.status in (Status.WAITING, Status.RESERVING):
+                num_kept += num_needed
+                num_passed += 1
+
+    def _may_start(self, sequence: Sequence) -> bool:
+        """A hand-over waits for its partner, but above the watermark it may run ahead, once.
+
+        One that nobody was told of must wait: it would be computed and then held for a partner that
+        never comes. One whose KV was taken back must, too: it would be computed again and again.
+        """
+        handover = sequence.handover
+        if handover is None or handover.is_partnered:
+            return True
+        num_left = self._pool.num_available - self._tables.blocks_for(sequence.num_tokens)
+        is_roomy = num_left >= self._pool.num_blocks // 2
+        return handover.is_announced and not handover.ran_ahead and is_roomy
+
+    def _num_spare(self, sequence: Sequence) -> int:
+        """Blocks for growth that an arrival takes with its prompt's: one for each choice."""
+        return len(sequence.choices) if sequence.status is Status.RESERVING else 0
+
+    def num_needed(self, sequence: Sequence, num_kept: int = 0) -> int:
+        """Available blocks that a sequence would use up: cached ones count, held ones are shared.
+
+        Where blocks are plenty even beside `num_kept`, nobody looks for what is here already.
+        """
+        num_blocks = self._tables.blocks_for(sequence.num_tokens) + self._num_spare(sequence)
+        if num_kept + num_blocks <= self._pool.num_available:
+            return num_blocks
+        hits = self._tables.find_prefix(sequence)
+        return num_blocks - sum(self._pool.references(block_id) > 0 for block_id in hits)
+
+    def take(self, sequence: Sequence) -> list[int] | None:
+        """Give a sequence its table; who waits in front of it for blocks was overtaken.
+
+        Returns:
+            Leading blocks whose content is here already; None if there were too few.
+        """
+        hits = self._tables.find_prefix(sequence)
+        num_new = self._tables.blocks_for(sequence.num_tokens) - len(hits)
+        try:
+            self._tables.allocate(sequence, hits, num_new, num_spare=self._num_spare(sequence))
+        except PoolExhausted:
+            return None
+        for older in self._blocked:
+            older.num_overtaken += older.place < sequence.place
+        sequence.num_overtaken = 0
+        return hits
+
+    def make_writable(
+        self,
+        sequence: Sequence,
+        num_tokens: int,
+        copies: list[tuple[int, int]],
+        planned: set[int],
+    ) -> bool:
+        """Give a running sequence private blocks for its next tokens, from the youngest if need be.
+
+        Returns:
+            False if the sequence itself was preempted or must wait for a block.
+        """
+        size = self._limits.block_size_tokens
+        first = sequence.num_computed_tokens // size
+        last = (sequence.num_computed_tokens + num_tokens - 1) // size
+        for index in range(first, last + 1):
+            is_new = index >= len(sequence.block_table)
+            if not is_new and self._pool.references(sequence.block_table[index]) == 1:
+                continue
+            block_id = self._one_block(sequence, planned)
+            if block_id is None:
+                return False
+            if is_new:
+                sequence.block_table.append(block_id)
+            else:  # copy on write: a fork's partial block is shared until someone appends to it
+                shared = sequence.block_table[index]
+                copies.append((shared, block_id))
+                self._pool.free([shared])
+                sequence.block_table[index] = block_id
+        return True
+
+    def _one_block(self, sequence: Sequence, planned: set[int]) -> int | None:
+        if sequence.spare_blocks:
+            return sequence.spare_blocks.pop()
+        while self._pool.num_available == 0 and not self._make_room(1, planned):
+            victim = next(
+                (s for s in reversed(self._sequences.running) if s.key not in planned), None
+            )
+            if victim is None or victim is sequence:
+                # Alone it always fits (check_fits), so others hold the rest and will give it back.
+                if (
+                    len(self._sequences.running) > 1
+                    or self._sequences.holding
+                    or self._sequences.arriving
+                ):
+                    self.preempt(sequence)
+                return None
+            self.preempt(victim)
+        return self._pool.allocate(1)[0]
+
+    def _make_room(self, num_blocks: int, planned: set[int]) -> bool:
+        """Take back KV that nobody has asked for yet, and that of parked sequences.
+
+        Only between steps: an executing one may still copy from what a parked sequence shares.
+
+        Returns:
+            True if it may have helped.
+        """
+        if self._sequences.executing:
+            return False
+        num_before = self._pool.num_available
+        unasked = [s for s in self._sequences.holding.values() if s.is_ahead]
+        parked = [s for s in self._sequences.running if s.is_out_of_credit and s.key not in planned]
+        for sequence in (*unasked, *reversed(parked)):
+            if self._pool.num_available >= num_blocks:
+                break
+            self.preempt(sequence)
+        return self._pool.num_available > num_before
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Free a sequence's blocks and queue it at its old place; its tokens are recomputed later.
+
+        `preempted` is called first: whoever may still read the blocks pins them there.
+        """
+        self._hooks.preempted(sequence)
+        self.num_preemptions += 1
+        self._sequences.remove(sequence)
+        self._sequences.release(sequence)
+        sequence.num_computed_tokens = 0
+        if sequence.needs_prompt_scores:
+            sequence.prompt_logprobs.clear()
+        sequence.status = Status.WAITING
+        self._sequences.waiting.add(sequence)

@@ -1,0 +1,104 @@
+"""Every unfinished sequence of one engine, by what it is doing.
+
+Owns the four sets a sequence can be in and its way out of them. Does not know steps, blocks' meaning
+or transfers. Called by `engine.scheduler` and `engine.block_supply`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from engine.block_tables import BlockTables
+from engine.queues import SequenceQueue, WaitingLine
+from engine.sequence import Sequence, Status
+
+
+def _nobody_hears(sequence: Sequence) -> None:
+    """No role has joined."""
+
+
+def _nobody_has(sequence: Sequence, num_have_blocks: int) -> None:
+    """No role has joined."""
+
+
+@dataclass(slots=True)
+class Hooks:
+    """What a role hears in the midst of a plan."""
+
+    announce: Callable[[Sequence], None] = _nobody_hears
+    """Tell the partner of a hand-over that it may reserve."""
+    started: Callable[[Sequence], None] = _nobody_hears
+    """A sequence has its blocks; the first of them may have been computed before."""
+    reserved: Callable[[Sequence, int], None] = _nobody_has
+    """An arrival has its blocks; the content of so many leading ones is here."""
+    preempted: Callable[[Sequence], None] = _nobody_hears
+    """A sequence is about to lose its blocks: whoever may still read them pins them now."""
+
+
+class Sequences:
+    """The unfinished sequences, and those whose blocks a running step still uses."""
+
+    def __init__(self, tables: BlockTables) -> None:
+        """Start empty."""
+        self.running = SequenceQueue()
+        self.waiting = WaitingLine()
+        self.holding: dict[int, Sequence] = {}
+        self.arriving: dict[int, Sequence] = {}
+        self.executing: frozenset[int] = frozenset()
+        """Keys in the step that runs; empty between steps."""
+        self._tables = tables
+        self._cancelled_in_step: list[Sequence] = []
+        self._released: list[int] = []
+
+    def __iter__(self) -> Iterator[Sequence]:
+        yield from self.running
+        yield from self.waiting
+        yield from self.holding.values()
+        yield from self.arriving.values()
+
+    @property
+    def num_active(self) -> int:
+        """Running sequences that take a place in a step; parked ones do not."""
+        return sum(not s.is_out_of_credit for s in self.running)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Take a sequence out of the set that it is in; the caller says where it goes."""
+        match sequence.status:
+            case Status.RUNNING:
+                self.running.remove(sequence)
+            case Status.WAITING | Status.RESERVING:
+                self.waiting.remove(sequence)
+            case Status.HOLDING:
+                del self.holding[sequence.key]
+            case Status.ARRIVING:
+                del self.arriving[sequence.key]
+
+    def release(self, sequence: Sequence) -> None:
+        """Drop a sequence's own references; the ranks forget its table with the next plan."""
+        self._tables.free(sequence)
+        self._released.append(sequence.key)
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a sequence; while a step runs its blocks wait for the end of it. Idempotent."""
+        if sequence.is_finished:
+            return
+        self.remove(sequence)
+        sequence.status = Status.FINISHED
+        if self.executing:
+            self._cancelled_in_step.append(sequence)
+        else:
+            self.release(sequence)
+
+    def step_ended(self) -> None:
+        """Nothing is executing any more: free what was cancelled meanwhile."""
+        self.executing = frozenset()
+        for sequence in self._cancelled_in_step:
+            self.release(sequence)
+        self._cancelled_in_step.clear()
+
+    def take_released(self) -> tuple[int, ...]:
+        """Keys of those that gave up their blocks since the last call."""
+        released = tuple(self._released)
+        self._released.clear()
+        return released

@@ -1,0 +1,106 @@
+"""Bugs of order: who gets blocks and budget, who is overtaken, who is told."""
+
+from planted.bug import Bug
+
+UNIT = "tests/unit/test_fairness.py"
+WHOLE = "tests/simulation/test_fairness_rules.py"
+
+BUGS = [
+    Bug(
+        "a preempted sequence goes to the end of the line",
+        "engine/block_supply.py",
+        "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
+        "        sequence.place = (1e9, sequence.key)\n"
+        "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
+        f"{UNIT}::test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later",
+    ),
+    Bug(
+        "arrivals take blocks before anybody who waits",
+        "engine/scheduler.py",
+        "        for sequence in self.blocks.fitting():\n"
+        "            if sequence.status is Status.RESERVING:\n"
+        "                self._reserve(",
+        "        for sequence in list(self.waiting.ready):\n"
+        "            if sequence.status is Status.RESERVING:\n"
+        "                self._reserve(",
+        f"{WHOLE}::test_nobody_stands_still_in_mid_answer_while_many_later_ones_are_served",
+    ),
+    Bug(
+        "nobody hears of a preemption",
+        "engine/block_supply.py",
+        "        self._hooks.preempted(sequence)\n",
+        "",
+        f"{UNIT}::test_whoever_may_still_read_the_blocks_hears_of_a_preemption_while_they_are_held",
+    ),
+    Bug(
+        "the oldest prompt takes the whole budget",
+        "engine/scheduler.py",
+        "num_half = -(-step.num_left // 2)",
+        "num_half = step.num_left",
+        f"{UNIT}::test_small_prompts_behind_a_giant_are_in_the_next_step",
+    ),
+    Bug(
+        "a giant gets what small ones leave",
+        "engine/scheduler.py",
+        "        step.num_left -= num_kept\n",
+        "        num_kept = 0\n",
+        f"{UNIT}::test_a_giant_has_half_of_the_budget_however_many_come_after_it",
+    ),
+    Bug(
+        "what does not fit blocks everybody behind it",
+        "engine/block_supply.py",
+        "num_needed if sequence.num_overtaken >= MAX_OVERTAKEN else 0",
+        "num_needed",
+        f"{WHOLE}::test_small_hand_overs_pass_a_giant_that_waits_for_blocks_and_it_is_served",
+    ),
+    Bug(
+        "blocks are never kept for what does not fit",
+        "engine/block_supply.py",
+        "num_needed if sequence.num_overtaken >= MAX_OVERTAKEN else 0",
+        "0",
+        f"{UNIT}::test_what_does_not_fit_is_passed_a_bounded_number_of_times"
+        "_and_then_blocks_are_kept_for_it",
+    ),
+    Bug(
+        "announcements to all partners share one bound",
+        "engine/queues.py",
+        "        if len(self.ready) >= MAX_READY:\n",
+        "        if sum(len(p.announced) for p in self._partners.values()) >= MAX_UNANSWERED:\n",
+        f"{UNIT}::test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone",
+    ),
+    Bug(
+        "what runs ahead of its partner comes before what has one",
+        "engine/queues.py",
+        "        yield from list(self.ready)\n        lines = [",
+        "        lines = [list(self.ready)] + [",
+        f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
+    ),
+    Bug(
+        "what runs ahead is computed again and again",
+        "engine/block_supply.py",
+        "handover.is_announced and not handover.ran_ahead and is_roomy",
+        "handover.is_announced and is_roomy",
+        f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
+    ),
+    Bug(
+        "the oldest is the victim",
+        "engine/block_supply.py",
+        "for s in reversed(self._sequences.running) if s.key not in planned",
+        "for s in self._sequences.running if s.key not in planned",
+        f"{UNIT}::test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back",
+    ),
+    Bug(
+        "only those in the step wait for its end to free their blocks",
+        "engine/sequences.py",
+        "        if self.executing:\n",
+        "        if sequence.key in self.executing:\n",
+        f"{UNIT}::test_blocks_of_one_cancelled_in_a_step_are_nobody_elses_before_its_end",
+    ),
+    Bug(
+        "a request tried again is the youngest",
+        "engine/scheduler.py",
+        "self._order.due_s(request, now_s - age_s)",
+        "self._order.due_s(request, now_s)",
+        f"{UNIT}::test_age_travels_so_a_request_tried_again_keeps_its_place",
+    ),
+]

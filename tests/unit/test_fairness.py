@@ -1,0 +1,291 @@
+"""One order for blocks, budget and places, and overtaking that is bounded both ways."""
+
+import asyncio
+
+import pytest
+from support.engine import Engine, request
+
+from core.types import GenerateRequest, SamplingParams
+from engine.block_supply import MAX_OVERTAKEN
+from engine.order import ArrivalOrder
+from engine.queues import MAX_READY, MAX_UNANSWERED
+from engine.sequence import Handover, Status
+from engine.wake_ups import WakeUp, wake_up_of
+
+SMALL = {"max_tokens": 2, "ignore_eos": True}
+
+
+def lengths(plan):
+    return {i.sequence_key: len(i.token_ids) for i in plan.items}
+
+
+# --- budget ---------------------------------------------------------------------------------------
+
+
+def test_small_prompts_behind_a_giant_are_in_the_next_step():
+    engine = Engine(num_blocks=600, budget=64, max_len=2000, cache=False)
+    engine.submit(request("giant", [1] * 1600, **SMALL))
+    engine.step()
+    for i in range(3):
+        engine.submit(request(f"small{i}", [2 + i] * 8, **SMALL))
+    engine.step()
+    assert {name for name, _ in engine.tokens} == {"small0", "small1", "small2"}
+
+
+def test_a_giant_has_half_of_the_budget_however_many_come_after_it():
+    engine = Engine(num_blocks=600, budget=64, max_sequences=64, max_len=2000, cache=False)
+    giant = engine.submit(request("giant", [1] * 1600, max_tokens=1))
+    for step in range(50):
+        for i in range(8):
+            engine.submit(request(f"small{step}-{i}", [2] * 16, max_tokens=1))
+        plan = engine.step()
+        assert lengths(plan)[giant.key] >= 32
+    assert ("giant", 0) in engine.tokens
+
+
+def test_what_those_behind_do_not_need_is_the_giants():
+    engine = Engine(num_blocks=600, budget=64, max_len=2000, cache=False)
+    giant = engine.submit(request("giant", [1] * 1600, **SMALL))
+    small = engine.submit(request("small", [2] * 8, **SMALL))
+    assert lengths(engine.step()) == {giant.key: 56, small.key: 8}
+
+
+def test_behind_a_giant_the_shortest_goes_first():
+    engine = Engine(num_blocks=600, budget=64, max_len=2000, cache=False)
+    giant = engine.submit(request("giant", [1] * 1600, **SMALL))
+    engine.submit(request("middle", [2] * 100, **SMALL))
+    small = engine.submit(request("small", [3] * 20, **SMALL))
+    plan = lengths(engine.step())
+    assert plan[small.key] == 20 and plan[giant.key] == 32 and sum(plan.values()) == 64
+
+
+def test_running_answers_come_before_any_prompt():
+    engine = Engine(num_blocks=600, budget=8, max_sequences=16, max_len=2000, cache=False)
+    young = []
+    engine.submit(request("giant", [1] * 1000, max_tokens=1))
+    for i in range(4):
+        young.append(engine.submit(request(f"y{i}", [2 + i], max_tokens=50, ignore_eos=True)))
+        engine.step()
+    plan = lengths(engine.step())
+    assert all(plan[s.key] == 1 for s in young)
+
+
+# --- blocks ---------------------------------------------------------------------------------------
+
+
+def test_what_does_not_fit_is_passed_a_bounded_number_of_times_and_then_blocks_are_kept_for_it():
+    engine = Engine(num_blocks=20, block=4, cache=False)
+    reserved = []
+    engine.scheduler.hooks.reserved = lambda s, num_have: reserved.append(s)
+    hog = engine.arrive(request("hog", [1] * 20, max_tokens=40))
+    giant = engine.arrive(request("giant", [2] * 60, max_tokens=8))
+    assert reserved == [hog] and giant.status is Status.RESERVING
+    for i in range(2 * MAX_OVERTAKEN):
+        small = engine.arrive(request(f"small{i}", [3] * 4, max_tokens=4))
+        if small.status is Status.ARRIVING:
+            engine.scheduler.cancel(small)
+    assert len(reserved) == 1 + MAX_OVERTAKEN and giant.num_overtaken == MAX_OVERTAKEN
+    assert wake_up_of(engine.scheduler, giant) is WakeUp.BLOCKS
+    assert wake_up_of(engine.scheduler, small) is WakeUp.ORDER
+    engine.scheduler.cancel(hog)
+    engine.scheduler.reserve_in_turn(0.0)
+    assert reserved[1 + MAX_OVERTAKEN] is giant, "what came free went to it first"
+
+
+def test_room_beside_what_is_kept_is_not_held_back():
+    engine = Engine(num_blocks=40, block=4, cache=False, max_len=200)
+    engine.arrive(request("hog", [1] * 60, max_tokens=40))
+    giant = engine.arrive(request("giant", [2] * 100, max_tokens=8))
+    giant.num_overtaken = MAX_OVERTAKEN
+    assert engine.pool.num_available == 24 and giant.status is Status.RESERVING
+    small = engine.arrive(request("small", [3] * 4, max_tokens=4))
+    assert small.status is Status.RESERVING, "the giant needs 26 of the 24"
+    giant.num_overtaken = MAX_OVERTAKEN - 1
+    engine.scheduler.reserve_in_turn(0.0)
+    assert small.status is Status.ARRIVING and giant.num_overtaken == MAX_OVERTAKEN
+
+
+def test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later():
+    engine = Engine(num_blocks=12, block=4, cache=False, max_len=48)
+    first = engine.arrive(request("first", [1] * 16, max_tokens=20, ignore_eos=True))
+    drawn = engine.drawn(7, first)
+    engine.scheduler.attach(first, drawn, 0.0)
+    (answer,) = engine.scheduler.running
+    later = engine.arrive(request("later", [2] * 24, max_tokens=8), now_s=1.0)
+    assert later.status is Status.ARRIVING
+    engine.scheduler.preempt(answer)
+    latest = engine.arrive(request("latest", [3] * 4, max_tokens=4), now_s=2.0)
+    assert latest.status is Status.RESERVING, "five blocks are kept for the answer, five are there"
+    plan = engine.scheduler.plan(2.0)
+    assert [i.sequence_key for i in plan.items] == [answer.key]
+
+
+def test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back():
+    engine = Engine(num_blocks=8, block=4, cache=False, max_len=40)
+    old, young = (
+        engine.submit(request(name, [i + 1] * 14, max_tokens=8, ignore_eos=True))
+        for i, name in enumerate(("old", "young"))
+    )
+    engine.step()
+    engine.scheduler.preempt(old)
+    engine.step()
+    assert set(engine.scheduler.running) == {old, young}
+    while not engine.scheduler.num_preemptions > 1:
+        engine.step()
+    assert young.status is Status.WAITING and old.status is Status.RUNNING
+
+
+def test_whoever_may_still_read_the_blocks_hears_of_a_preemption_while_they_are_held():
+    engine = Engine(cache=False)
+    heard = []
+    hear = lambda s: heard.append((s.key, list(s.block_table), engine.pool.num_held))
+    engine.scheduler.hooks.preempted = hear
+    sequence = engine.submit(request("a", [1] * 10))
+    engine.step()
+    table = list(sequence.block_table)
+    engine.scheduler.preempt(sequence)
+    assert heard == [(sequence.key, table, 3)] and engine.pool.num_held == 0
+
+
+def test_blocks_of_one_cancelled_in_a_step_are_nobody_elses_before_its_end():
+    """A running step may still copy from them, also where the cancelled one is not in it."""
+    engine = Engine(num_blocks=12, block=4, cache=False)
+    parked = engine.scheduler.new_sequence(request("parked", [1] * 8), 1, (0,), (), 0.0, credit=1)
+    engine.scheduler.submit(parked)
+    engine.submit(request("busy", [2] * 8, max_tokens=20))
+    engine.step()
+    plan = engine.scheduler.plan(0.0)
+    assert parked.key not in {i.sequence_key for i in plan.items}
+    engine.scheduler.cancel(parked)
+    held = engine.pool.num_held
+    arrival = engine.arrive(request("arrival", [3] * 32, max_tokens=8))
+    assert arrival.status is Status.RESERVING and engine.pool.num_held == held
+    engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0)
+    engine.scheduler.reserve_in_turn(0.0)
+    assert arrival.status is Status.ARRIVING
+
+
+def test_a_parked_answer_yields_its_blocks_to_an_arrival_but_not_in_the_midst_of_a_step():
+    engine = Engine(num_blocks=8, block=4, cache=False)
+    parked = engine.scheduler.new_sequence(
+        request("parked", [1] * 16, ignore_eos=True), 1, (0,), (), 0.0, credit=1
+    )
+    engine.scheduler.submit(parked)
+    engine.step()
+    arrival = engine.arrive(request("arrival", [3] * 20, max_tokens=4))
+    assert arrival.status is Status.ARRIVING and parked.status is Status.WAITING
+    assert wake_up_of(engine.scheduler, parked) is WakeUp.CREDIT
+    engine.scheduler.cancel(arrival)
+    assert engine.scheduler.plan(0.0).items == ()
+    engine.scheduler.credit(parked, 3)
+    engine.step()
+    engine.step()
+    assert len(engine.tokens["parked", 0]) == 3
+    assert wake_up_of(engine.scheduler, parked) is WakeUp.CREDIT
+
+
+# --- places ---------------------------------------------------------------------------------------
+
+
+def test_age_travels_so_a_request_tried_again_keeps_its_place():
+    engine = Engine(budget=4, cache=False)
+    for name, age_s in (("young", 1.0), ("old", 9.0), ("new", 0.0)):
+        sequence = engine.scheduler.new_sequence(
+            request(name, [1] * 4, max_tokens=1), 1, (0,), (), 100.0, age_s=age_s
+        )
+        engine.scheduler.submit(sequence)
+    order = []
+    while engine.scheduler.has_work:
+        engine.step()
+        order += [name for name, _ in engine.tokens if name not in order]
+    assert order == ["old", "young", "new"]
+
+
+def test_a_tier_that_stands_back_ages():
+    order = ArrivalOrder({"batch": 60.0})
+
+    def due_s(tier, arrived_s):
+        wish = GenerateRequest("r", "m", (1,), SamplingParams(), 5, 0.0, tier=tier)
+        return order.due_s(wish, arrived_s)
+
+    assert due_s("batch", 0.0) > due_s("standard", 59.0)
+    assert due_s("batch", 0.0) < due_s("standard", 61.0)
+
+
+# --- hand-overs -----------------------------------------------------------------------------------
+
+
+def hand_over(engine, name, partner, size=40):
+    sequence = engine.scheduler.new_sequence(
+        request(name, [1] * size, **SMALL), 1, (0,), (), 0.0, handover=Handover(partner)
+    )
+    engine.scheduler.submit(sequence)
+    return sequence
+
+
+def test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone():
+    engine = Engine(num_blocks=18, cache=False)
+    announced = []
+    engine.scheduler.hooks.announce = lambda s: announced.append(s.handover.partner)
+    for i in range(3 * MAX_UNANSWERED):
+        hand_over(engine, f"silent{i}", "silent")
+    healthy = hand_over(engine, "healthy", "healthy")
+    engine.scheduler.plan(0.0)
+    assert announced.count("silent") == MAX_UNANSWERED and announced.count("healthy") == 1
+    engine.scheduler.partnered(healthy, 0)
+    assert [i.sequence_key for i in engine.scheduler.plan(0.0).items] == [healthy.key]
+
+
+def test_partners_are_asked_in_order_and_not_while_enough_is_ready_to_start():
+    engine = Engine(num_blocks=18, max_sequences=1, cache=False)
+    announced = []
+    engine.scheduler.hooks.announce = announced.append
+    waiting = [hand_over(engine, f"r{i}", f"partner{i % 4}") for i in range(40)]
+    engine.scheduler.plan(0.0)
+    assert announced == waiting[: 4 * MAX_UNANSWERED]
+    for sequence in waiting[: MAX_READY + 1]:
+        engine.scheduler.partnered(sequence, 0)
+    assert wake_up_of(engine.scheduler, waiting[-1]) is WakeUp.TURN
+    plan = engine.scheduler.plan(0.0)
+    assert [i.sequence_key for i in plan.items] == [waiting[0].key]
+    assert len(announced) == 4 * MAX_UNANSWERED, "sixteen and one were ready"
+    engine.scheduler.cancel(waiting[1])
+    engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0)
+    engine.scheduler.plan(0.0)
+    assert announced == waiting
+
+
+def test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once():
+    engine = Engine(num_blocks=40, budget=16, cache=False)
+    ahead = hand_over(engine, "ahead", "slow", size=8)
+    engine.step()
+    assert ahead.status is Status.HOLDING and ahead.num_computed_tokens == 8
+    second = hand_over(engine, "second", "slow", size=16)
+    answered = hand_over(engine, "answered", "quick", size=12)
+    engine.scheduler.waiting.announced(answered)
+    engine.scheduler.partnered(answered, 0)
+    assert lengths(engine.step()) == {answered.key: 12, second.key: 4}
+    engine.scheduler.preempt(ahead)
+    engine.step()
+    assert ahead.status is Status.WAITING and second.status is Status.HOLDING
+    assert wake_up_of(engine.scheduler, ahead) is WakeUp.PARTNER
+    engine.scheduler.partnered(ahead, 0)
+    assert lengths(engine.step()) == {ahead.key: 8}
+
+
+@pytest.mark.parametrize("num_waiting", [10, 2000])
+def test_a_plan_looks_only_at_those_it_can_move(num_waiting, monkeypatch):
+    """The number of sequences that a step asks about its blocks does not grow with the queue."""
+    engine = Engine(num_blocks=40, budget=16, max_sequences=4, cache=False)
+    for i in range(num_waiting):
+        hand_over(engine, f"h{i}", f"partner{i % 2}")
+        engine.submit(request(f"l{i}", [1] * 40, **SMALL))
+    asked = []
+    num_needed = engine.scheduler.blocks.num_needed
+    monkeypatch.setattr(
+        engine.scheduler.blocks,
+        "num_needed",
+        lambda s, num_kept=0: (asked.append(s), num_needed(s, num_kept))[1],
+    )
+    engine.scheduler.plan(0.0)
+    assert 0 < len(asked) <= 80
