@@ -2,8 +2,8 @@
 
 Owns the offered load (mixed prompts that never repeat), the client that carries it and the figures:
 who was refused and how fast, what those who were let in got, what is left at rest, how soon all is
-well again. A real cluster of child processes, loopback only, its HTTP door. Capacity is measured in a
-closed loop before and after each load, because this kind of machine drifts. Called by hand;
+well again. A real cluster of child processes, loopback only, its HTTP door. Capacity is measured in
+a closed loop before and after each load, because this kind of machine drifts. Called by hand;
 `benchmarks.chart` draws docs/overload.svg.
 Run: python -m benchmarks.overload [--seconds 60] [--times 2 5 20] [--out NAME]
 """

@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import save
-from benchmarks.scaling_router import cpu_ms, measure_router
+from benchmarks.scaling_router import BLOCK_SIZE_TOKENS, cpu_ms, measure_router
 from core.plan import StepResult
 from core.types import GenerateRequest, Logprob, SamplingParams
 from engine import rank_wire
@@ -37,7 +37,6 @@ CONTEXTS = (128, 2_048, 16_384, 32_768)
 OUTPUTS = (100, 1_000, 8_000)
 CACHED_BLOCKS = (10_000, 100_000, 1_000_000)
 RUNNING = 64
-BLOCK_SIZE_TOKENS = 16
 VOCABULARY = 128_000
 STEP_TOKENS = 512
 AIMS = {
