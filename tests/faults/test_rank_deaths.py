@@ -67,5 +67,7 @@ async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):
         print(facts)
         note(f"rank_deaths_{layout}_{role}", facts)
         assert wrong == []
-        assert verdict["affected"] >= num_kills, "kills that touched nobody prove nothing"
+        # A decode rank always has answers in hand; a prefill rank may be between two prompts.
+        wanted = num_kills if role == "decode" else 1
+        assert verdict["affected"] >= wanted, "kills that touched nobody prove nothing"
         assert await rig.leaked() == {}
