@@ -41,10 +41,13 @@ class Attack:
             *(PIECE_IDS[piece] for piece in pieces),
         ]
         self.is_biased = number % 2 == 0
+        self.temperature = (
+            10.0 if self.is_biased else 50.0
+        )  # nearly even, whatever the model thinks
         self.tokens, self.text, self.finish, self.error = [], "", "", ""
 
     async def over_grpc(self, rig):
-        sampling = pb.SamplingOptions(temperature=5, seed=self.number)
+        sampling = pb.SamplingOptions(temperature=self.temperature, seed=self.number)
         if self.is_biased:
             for token_id in self.token_ids:
                 sampling.logit_bias[token_id] = 100
@@ -62,7 +65,7 @@ class Attack:
             "prompt": "th",
             "max_tokens": OUTPUT_TOKENS,
             "ignore_eos": True,
-            "temperature": 2,
+            "temperature": self.temperature,
             "seed": self.number,
             "stream": True,
             "return_token_ids": True,
@@ -150,6 +153,7 @@ async def test_answers_of_broken_bytes_harm_nobody(tmp_path):
         placement__path="pd",
         router__replicas=1,
         pools__prefill__replicas=1,
+        pools__decode__replicas=1,
     )
     async with Rig(config) as rig, httpx.AsyncClient(timeout=TIMEOUT_S) as http:
         make_neighbours(rig)
