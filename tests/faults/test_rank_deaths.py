@@ -15,7 +15,7 @@ from support.rig import Rig, config_of, is_gone, is_long, note
 SECONDS, PERIOD_S = (300, 5.0) if is_long() else (10, 4.0)
 STREAMS = 8
 LAUNCH_DELAY_S = 0.3
-TIMEOUT_S = 45.0
+TIMEOUT_S = 120.0
 """Of a request: many restarts long, so that only one that nobody wakes comes near it."""
 LAYOUTS = {
     "pd": {"placement__path": "pd"},
@@ -43,7 +43,7 @@ async def kill_rank(rig, role):
     assert [r["worker_id"] for r in now] == [worker["worker_id"]], "the worker did not live on"
 
 
-@pytest.mark.timeout(SECONDS + 180)
+@pytest.mark.timeout(SECONDS + 300)
 @pytest.mark.parametrize(("layout", "role"), VICTIMS)
 async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):
     sizes = {"pools__prefill__replicas": 1, "pools__decode__replicas": 1, "router__replicas": 1}
@@ -64,7 +64,7 @@ async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):
         verdict = rig.verdict()
         wrong = verdict.pop("wrong")
         facts = {"kills": num_kills, **verdict, "rebuilt_max_s": max(rebuilt), "wrong": len(wrong)}
-        print(facts)
+        print(facts, wrong[:3])
         note(f"rank_deaths_{layout}_{role}", facts)
         assert wrong == []
         # A decode rank always has answers in hand; a prefill rank may be between two prompts.
