@@ -44,8 +44,9 @@ def save(name, result):
     )
     import os
 
+    module = f"benchmarks.{Path(sys.argv[0]).stem}"
     envelope = {
-        "commit": git.stdout.strip(), "command": " ".join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]]),
+        "commit": git.stdout.strip(), "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
         "at": datetime.now(UTC).isoformat(timespec="seconds"), **result,
     }  # fmt: skip

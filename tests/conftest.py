@@ -47,6 +47,7 @@ def _children() -> set[int]:
             for word in (
                 b"engine.rank",
                 b"cluster.child",
+                b"slow_child",
                 b"router.tokenizer_child",
                 b"redis-server",
             )

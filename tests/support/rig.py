@@ -23,6 +23,7 @@ from core.config import BatonConfig
 from kv_transfer.transports import read_address
 from protos.baton.v1 import generation_pb2 as pb
 from support.fault_proxy import FaultProxy
+from support.slow_child import SlowCluster
 
 ROOT = Path(__file__).parents[2]
 WORDS = (
@@ -123,8 +124,13 @@ class Proxied(LocalCluster):
 class Rig:
     """`async with Rig(config_of()) as rig:`"""
 
-    def __init__(self, config, proxied=()):
-        self.cluster = Proxied(config, proxied) if proxied else LocalCluster(config)
+    def __init__(self, config, proxied=(), launch_delay_s=0.0):
+        if proxied:
+            self.cluster = Proxied(config, proxied)
+        elif launch_delay_s:
+            self.cluster = SlowCluster(config, launch_delay_s)
+        else:
+            self.cluster = LocalCluster(config)
         self.rng = random.Random(7)
         self.requests = []
         self.expected = []
@@ -214,10 +220,14 @@ class Rig:
             )
 
     async def ask(self, index, request_id, timeout_s=120.0, first_door=0):
-        """One request, as our client carries it."""
+        """One of the requests, as our client carries it."""
         request = pb.GenerateRequest()
         request.CopyFrom(self.requests[index])
         request.request_id = request_id
+        return await self.carry(request, timeout_s, first_door)
+
+    async def carry(self, request, timeout_s=120.0, first_door=0):
+        """Any request, as our client carries it."""
         answer, last, started = Answer(), time.monotonic(), time.monotonic()
         doors = self.doors[first_door:] + self.doors[:first_door]
         async with Client(doors) as client:
@@ -239,7 +249,7 @@ class Rig:
             assert not answer.error and not answer.disorder, (i, answer.error, answer.disorder)
             assert len(answer.attempts) == 1 and not answer.num_reconnects, (i, answer.attempts)
 
-    async def load(self, seconds, concurrency, name="load"):
+    async def load(self, seconds, concurrency, timeout_s=120.0):
         """Ask again and again; the ids are the learned ones, so that the seeds are too."""
         until = time.monotonic() + seconds
         taken = [False] * len(self.requests)
@@ -250,7 +260,7 @@ class Rig:
                 index = self.rng.choice(free)
                 taken[index] = True
                 answer = await self.ask(
-                    index, f"learn-{index}", first_door=number % len(self.doors)
+                    index, f"learn-{index}", timeout_s, first_door=number % len(self.doors)
                 )
                 taken[index] = False
                 self.answers.append((index, answer))

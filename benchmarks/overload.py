@@ -1,0 +1,380 @@
+"""What a cluster does when it is asked for more than it can: 2, 5 and 20 times its capacity.
+
+Owns the offered load (mixed prompts that never repeat), the client that carries it and the figures:
+who was refused and how fast, what those who were let in got, what is left at rest, how soon all is
+well again. A real cluster of child processes, loopback only, its HTTP door. Capacity is measured in
+a closed loop before and after each load, because this kind of machine drifts. Called by hand;
+`benchmarks.chart` draws docs/overload.svg.
+Run: python -m benchmarks.overload [--seconds 60] [--times 2 5 20] [--out NAME]
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import resource
+import string
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.record import quantiles, save
+from cluster.local import LocalCluster
+from core.config import load_config
+
+LETTERS = string.ascii_letters + string.digits + "     "
+SHORT_TOKENS = (20, 40)
+LONG_TOKENS = (800, 1_200)
+LONG_SHARE = 0.2
+OUTPUT_TOKENS = (4, 64)
+MAX_OPEN = 4_000
+TIMEOUT_S = 60.0
+DRAIN_S = 75.0
+PROBES = 10
+REST_S = 10.0
+RECOVERY_S = 60.0
+RAMP_SHARE = 0.25
+QUEUED_OUT = "no permit within"
+AIMS = {"refusal_p99_s": 0.05, "goodput": 0.9, "recovery_s": 2.0}
+
+
+@dataclass(slots=True)
+class Outcome:
+    """One request as its client saw it; instants on the monotonic clock."""
+
+    due_at: float
+    sent_at: float = 0.0
+    ended_at: float = 0.0
+    status: int = 0
+    code: str = ""
+    message: str = ""
+    arrivals: list[float] = field(default_factory=list)
+
+    @property
+    def is_ok(self):
+        return self.status == 200 and not self.code and bool(self.arrivals)
+
+    @property
+    def is_refusal(self):
+        return self.status in (429, 503)
+
+    @property
+    def ttft_s(self):
+        return self.arrivals[0] - self.sent_at
+
+    @property
+    def gaps_s(self):
+        return [b - a for a, b in pairwise(self.arrivals)]
+
+
+class Door:
+    """The HTTP door, spoken to in bytes: a connection a request, and little work for each."""
+
+    def __init__(self, port, seed):
+        self.port = port
+        self.rng = random.Random(seed)
+
+    def body(self, num_tokens, num_output):
+        """A prompt of one token a letter that nobody has sent before."""
+        prompt = "".join(self.rng.choices(LETTERS, k=num_tokens))
+        body = {"prompt": prompt, "max_tokens": num_output, "stream": True, "ignore_eos": True}
+        return json.dumps({**body, "temperature": 0}).encode()
+
+    def mixed_body(self):
+        sizes = LONG_TOKENS if self.rng.random() < LONG_SHARE else SHORT_TOKENS
+        return self.body(self.rng.randint(*sizes), self.rng.randint(*OUTPUT_TOKENS))
+
+    async def ask(self, body, due_at=None):
+        """One request to its end; whatever goes wrong is in the outcome."""
+        outcome = Outcome(due_at or time.monotonic(), sent_at=time.monotonic())
+        writer = None
+        try:
+            async with asyncio.timeout(TIMEOUT_S):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+                head = (
+                    "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+                    f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+                )
+                writer.write(head.encode() + body)
+                await self._read(reader, outcome)
+        except (OSError, ValueError, TimeoutError, asyncio.IncompleteReadError) as error:
+            outcome.code = outcome.code or f"client: {type(error).__name__}"
+        finally:
+            if writer is not None:
+                writer.close()
+        outcome.ended_at = time.monotonic()
+        return outcome
+
+    async def _read(self, reader, outcome):
+        head = await reader.readuntil(b"\r\n\r\n")
+        outcome.status = int(head.split(b" ", 2)[1])
+        if outcome.status != 200:
+            text = await reader.read()
+            outcome.ended_at = time.monotonic()
+            error = json.loads(text[text.index(b"{") : text.rindex(b"}") + 1])["error"]
+            outcome.code, outcome.message = str(error["code"]), error["message"]
+            return
+        is_done = False
+        async for line in reader:
+            if line.startswith(b"data: {"):
+                outcome.arrivals.append(time.monotonic())
+                if line.startswith(b'data: {"error"'):
+                    outcome.arrivals.pop()
+                    outcome.code = str(json.loads(line[6:])["error"]["code"])
+            elif line.startswith(b"data: [DONE]"):
+                is_done = True
+        if not is_done and not outcome.code:
+            outcome.code = "client: cut off"
+
+
+async def closed_loop(door, concurrency, seconds):
+    """As many at once as there are permits, each followed by the next."""
+    began, outcomes = time.monotonic(), []
+
+    async def one():
+        while time.monotonic() < began + seconds:
+            outcomes.append(await door.ask(door.mixed_body()))
+
+    await asyncio.gather(*(one() for _ in range(concurrency)))
+    return outcomes, began
+
+
+async def open_loop(door, rate, seconds):
+    """Poisson arrivals; one that finds too many open is not sent, and counted.
+
+    Returns:
+        The outcomes to come, when sending began and ended, and how many were not sent.
+    """
+    tasks, num_unsent, num_open = [], 0, 0
+
+    async def one(due_at):
+        nonlocal num_open
+        num_open += 1
+        try:
+            return await door.ask(door.mixed_body(), due_at)
+        finally:
+            num_open -= 1
+
+    began = due_at = time.monotonic()
+    while (due_at := due_at + door.rng.expovariate(rate)) < began + seconds:
+        if (wait_s := due_at - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s)
+        if num_open >= MAX_OPEN:
+            num_unsent += 1
+        else:
+            tasks.append(asyncio.create_task(one(due_at)))
+    return tasks, began, time.monotonic(), num_unsent
+
+
+def goodput(outcomes, began, ended, slo_s):
+    """What came out of a loop in the steady part of its time, a second.
+
+    Answers that ended there, those of them whose first token came in time, and output events.
+    """
+    began += RAMP_SHARE * (ended - began)
+    good = [o for o in outcomes if o.is_ok]
+    here = [o for o in good if began <= o.ended_at <= ended]
+    num_events = sum(began <= at <= ended for o in good for at in o.arrivals)
+    took_s = ended - began
+    return {
+        "answers_per_s": len(here) / took_s,
+        "within_slo_per_s": sum(o.ttft_s <= slo_s for o in here) / took_s,
+        "events_per_s": num_events / took_s,
+    }
+
+
+async def at_rest(port):
+    """Permits and queue once nobody asks for anything; waits a little for them to be given back."""
+    until_s = time.monotonic() + REST_S
+    async with httpx.AsyncClient(timeout=5) as http:
+        while True:
+            load = (await http.get(f"http://127.0.0.1:{port}/load")).json()
+            held = {"running": load["running"], "queued": load["queued"]}
+            if not any(held.values()) or time.monotonic() > until_s:
+                return held
+            await asyncio.sleep(0.1)
+
+
+async def probe(door):
+    return await door.ask(door.body(30, 4))
+
+
+async def unloaded_ttft_s(door):
+    outcomes = [await probe(door) for _ in range(PROBES)]
+    return sorted(o.ttft_s for o in outcomes if o.is_ok)[PROBES // 2]
+
+
+async def recovery_s(door, ended_at, normal_s):
+    """Seconds from the end of the load to the first of two good answers; None: never."""
+    first_good_at = None
+    while time.monotonic() < ended_at + RECOVERY_S:
+        outcome = await probe(door)
+        is_good = outcome.is_ok and outcome.ttft_s <= 2 * normal_s + 0.02
+        if is_good and first_good_at is not None:
+            return first_good_at - ended_at
+        first_good_at = outcome.arrivals[0] if is_good else None
+        await asyncio.sleep(0.02)
+    return None
+
+
+def decision_s(outcome, queue_wait_s):
+    """How long a refusal took from when it was possible: at once, or when the wait was over."""
+    took_s = outcome.ended_at - outcome.sent_at
+    return took_s - queue_wait_s if QUEUED_OUT in outcome.message else took_s
+
+
+async def overload(door, rate, options, normal_s):
+    """One load and all that is said of it."""
+    cpu_began = time.process_time()
+    tasks, began, ended, num_unsent = await open_loop(door, rate, options.seconds)
+    generator_cpu = (time.process_time() - cpu_began) / (ended - began)
+    recovered = asyncio.create_task(recovery_s(door, ended, normal_s))
+    async with asyncio.timeout(DRAIN_S):
+        outcomes = await asyncio.gather(*tasks)
+    recovered_s = await recovered
+    good = [o for o in outcomes if o.is_ok]
+    refused = [o for o in outcomes if o.is_refusal]
+    others = [o for o in outcomes if not o.is_ok and not o.is_refusal]
+    refusals_s = [decision_s(o, options.queue_wait_s) for o in refused]
+    gaps = [gap for o in good for gap in o.gaps_s]
+    return {
+        "rate_per_s": rate,
+        "sent": len(outcomes),
+        "not_sent": num_unsent,
+        "ok": len(good),
+        "refused": Counter(f"{o.status} {o.code}" for o in refused),
+        "other": Counter(f"{o.status} {o.code}" for o in others),
+        "refused_after_queuing": sum(QUEUED_OUT in o.message for o in refused),
+        "refusal_s": quantiles(refusals_s) if refusals_s else None,
+        "ttft_s": quantiles([o.ttft_s for o in good]) if good else None,
+        "itl_s": quantiles(gaps) if gaps else None,
+        "longest_stall_s": max(gaps, default=0.0),
+        **goodput(outcomes, began, ended, options.slo_s),
+        "generator_lag_s": quantiles([o.sent_at - o.due_at for o in outcomes]),
+        "generator_cpu": generator_cpu,
+        "recovery_s": recovered_s,
+        "at_rest": await at_rest(door.port),
+    }
+
+
+async def measure(options, console):
+    flags = {
+        "router.http_port": 0,
+        "router.grpc_port": 0,
+        "router.max_running": options.max_running,
+        "router.max_queued": options.max_running,
+        "router.queue_wait_s": options.queue_wait_s,
+        "router.has_request_log": False,
+        "placement.path": options.path,
+    }
+    cluster = LocalCluster(load_config(None, flags, {}))
+    await cluster.start()
+    rows, capacities = [], []
+    try:
+        door = Door(cluster.http_port, options.seed)
+        normal_s = await unloaded_ttft_s(door)
+
+        async def capacity():
+            seconds = options.capacity_seconds
+            outcomes, began = await closed_loop(door, options.max_running, seconds)
+            found = goodput(outcomes, began, began + seconds, options.slo_s)
+            found["not_ok"] = sum(not o.is_ok for o in outcomes)
+            found["ttft_s"] = quantiles([o.ttft_s for o in outcomes if o.is_ok])
+            capacities.append(found)
+            console.print(f"capacity {found['answers_per_s']:.1f} answers/s", style="dim")
+
+        await capacity()  # warms up
+        capacities.clear()
+        await capacity()
+        for times in options.times:
+            rate = times * capacities[-1]["answers_per_s"]
+            row = {"times": times, **await overload(door, rate, options, normal_s)}
+            console.print(f"{times}x: {row['ok']} of {row['sent']} ok", style="dim")
+            await capacity()
+            beside = capacities[-2:]
+            for name in ("answers_per_s", "within_slo_per_s", "events_per_s"):
+                mean = sum(c[name] for c in beside) / 2
+                row[f"{name}_of_capacity"] = row[name] / mean if mean else None
+            rows.append(row)
+    finally:
+        await cluster.stop()
+    return {"unloaded_ttft_s": normal_s, "capacity": capacities, "rows": rows}
+
+
+def show(result, console):
+    table = Table("", *(f"{row['times']:g}x" for row in result["rows"]), "aim")
+
+    def line(name, text, aim=""):
+        table.add_row(name, *(text(row) for row in result["rows"]), aim)
+
+    def ms(found, at):
+        return f"{found[at] * 1e3:.1f}" if found else "-"
+
+    line("sent, not sent", lambda r: f"{r['sent']}, {r['not_sent']}")
+    line("ok", lambda r: str(r["ok"]))
+    line("refused", lambda r: " ".join(f"{k}: {n}" for k, n in r["refused"].items()))
+    line("other", lambda r: " ".join(f"{k}: {n}" for k, n in r["other"].items()) or "none", "none")
+    line(
+        "refusal p50, p99 ms",
+        lambda r: f"{ms(r['refusal_s'], 'p50')}, {ms(r['refusal_s'], 'p99')}",
+        "50",
+    )
+    line("TTFT p50, p99 ms", lambda r: f"{ms(r['ttft_s'], 'p50')}, {ms(r['ttft_s'], 'p99')}")
+    line("ITL p99 ms", lambda r: ms(r["itl_s"], "p99"))
+    line("longest stall s", lambda r: f"{r['longest_stall_s']:.2f}")
+    for name in ("answers_per_s", "within_slo_per_s", "events_per_s"):
+        share = f"{name}_of_capacity"
+        line(
+            f"{name}, of capacity",
+            lambda r, n=name, s=share: f"{r[n]:.1f}, {r[s]:.0%}" if r[s] is not None else "-",
+            "90%" if name == "within_slo_per_s" else "",
+        )
+    line(
+        "recovery s",
+        lambda r: "never" if r["recovery_s"] is None else f"{r['recovery_s']:.2f}",
+        "2",
+    )
+    line(
+        "permits, queue at rest",
+        lambda r: f"{r['at_rest']['running']}, {r['at_rest']['queued']}",
+        "0, 0",
+    )
+    line(
+        "generator lag p99 ms, CPU",
+        lambda r: f"{ms(r['generator_lag_s'], 'p99')}, {r['generator_cpu']:.0%}",
+    )
+    console.print(table)
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each load")
+    parser.add_argument("--capacity-seconds", type=float, default=20.0)
+    parser.add_argument("--times", type=float, nargs="+", default=[2, 5, 20])
+    parser.add_argument(
+        "--max-running", type=int, default=32, help="permits, and places in the queue"
+    )
+    parser.add_argument("--queue-wait-s", type=float, default=0.5)
+    parser.add_argument("--slo-s", type=float, default=1.0, help="to the first token, from sending")
+    parser.add_argument("--path", choices=("auto", "pd", "local"), default="auto")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", default="overload", help="name of the result file")
+    parser.add_argument("--note", default="", help="what else the machine did")
+    options = parser.parse_args()
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    console = Console(width=140)
+    result = asyncio.run(measure(options, console))
+    show(result, console)
+    settings = {name: value for name, value in vars(options).items() if name not in ("out", "note")}
+    facts = {"note": options.note, "settings": settings, "aims": AIMS, **result}
+    console.print(save(options.out, facts))
+
+
+if __name__ == "__main__":
+    main()
