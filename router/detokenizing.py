@@ -142,8 +142,10 @@ class TextModel:
         """Bytes a token stands for whatever is around it; None: it is a piece of text."""
         name = self.name(token_id)
         if self.is_byte_level:
-            is_plain = all(c in BYTE_OF_LETTER for c in name)
-            return bytes(BYTE_OF_LETTER[c] for c in name) if is_plain else name.encode()
+            try:
+                return bytes(map(BYTE_OF_LETTER.__getitem__, name))
+            except KeyError:
+                return name.encode()  # a token that was added as plain text
         match = BYTE_NAME.fullmatch(name) if self._falls_back else None
         return bytes([int(match[1], 16)]) if match else None
 
