@@ -69,6 +69,7 @@ class GenerationService:
             ids,
             seed_key,
             lambda: [c.descriptor for c in links.candidates()],
+            text,
         )
         self._canary = Canary(
             model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross
