@@ -161,6 +161,11 @@ class TextModel:
         """The token as the vocabulary names it."""
         return str(self._tokenizer.id_to_token(token_id) or "")
 
+    def beyond(self, vocabulary_size: int) -> dict[int, str]:
+        """Tokens for which a model of this vocabulary size has no row, by id."""
+        names = self._tokenizer.get_vocab(with_added_tokens=True).items()
+        return {i: name for name, i in sorted(names, key=lambda x: x[1]) if i >= vocabulary_size}
+
     def token_bytes(self, token_id: int) -> bytes:
         """Bytes a token stands for, also when they are only a part of a character."""
         data = self.own_bytes(token_id)
