@@ -1,5 +1,7 @@
 """Where a choice ends by its text: stop strings, `min_tokens`, and special tokens that are hidden."""
 
+from types import SimpleNamespace
+
 import pytest
 from support.models import TINY
 
@@ -45,10 +47,12 @@ def test_a_stop_that_begins_before_min_tokens_is_none():
 
 
 @pytest.mark.parametrize("stops", [("ab", "abc"), ("abc", "ab")])
-@pytest.mark.parametrize("size", [1, 100])
-def test_of_stops_that_begin_at_one_place_the_shortest_ends_the_text(stops, size):
-    text, finished = talk(b"xxabcyy", size, stop=stops, include_stop=True)
-    assert (text, finished.stop_match) == ("xxab", "ab")
+def test_of_stops_that_come_in_one_piece_at_one_place_the_longest_is_shown(stops):
+    """It is seen in what an output keeps of its stop string, and in the name of what ended it."""
+    decoder = SimpleNamespace(push=lambda _: "xxabcyy", flush=lambda: "")
+    choice = ChoiceOutput(0, SamplingParams(stop=stops, include_stop=True), decoder)
+    events = choice.accept(TokenDelta("r", 0, 0, 0, (1,)))
+    assert (events[0].text, choice.finished.stop_match) == ("xxabc", "abc")
 
 
 @pytest.mark.parametrize(("includes", "text"), [(False, "hi"), (True, "hi<|end|>")])
