@@ -323,13 +323,14 @@ def simulate_faults(
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
+    from cluster.up import warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
     from router.detokenizing import TextModel  # noqa: PLC0415
 
     resolved = load_config(config)
     spec = model_of(resolved)
-    TextModel(spec.folder)
+    warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     tree = resolved.model_dump()

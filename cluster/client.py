@@ -7,6 +7,9 @@ Owns what is asked and what is printed of it; `client` owns the stream. Does not
 from __future__ import annotations
 
 import asyncio
+import atexit
+import functools
+import gc
 import json
 import os
 import sys
@@ -41,7 +44,9 @@ def stream_answer(address: str, request: pb.GenerateRequest, show: Any = None) -
     Raises:
         grpc.RpcError: As the server reported it.
     """
-    return asyncio.run(_collect(address, lambda client: client.generate(request, TIMEOUT_S), show))
+    return _runner().run(
+        _collect(address, lambda client: client.generate(request, TIMEOUT_S), show)
+    )
 
 
 def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answer:  # noqa: ANN401
@@ -50,7 +55,24 @@ def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answ
     Raises:
         grpc.RpcError: As the server reported it.
     """
-    return asyncio.run(_collect(address, lambda client: client.chat(request, TIMEOUT_S), show))
+    return _runner().run(_collect(address, lambda client: client.chat(request, TIMEOUT_S), show))
+
+
+@functools.cache
+def _runner() -> asyncio.Runner:
+    """The one loop of this process, for all its requests.
+
+    gRPC's poller is one a process and keeps every loop it has met; one that is closed before the
+    last channel is collected makes it print "Event loop is closed".
+    """
+    runner = asyncio.Runner()
+    atexit.register(_close, runner)
+    return runner
+
+
+def _close(runner: asyncio.Runner) -> None:
+    gc.collect()  # channels are closed by now, but an error may hold one in a cycle
+    runner.close()
 
 
 async def _collect(

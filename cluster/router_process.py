@@ -39,7 +39,9 @@ HEADER_BYTES = 16 << 10
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
-    """Pools that the config fills with workers."""
+    """Pools that the config fills with workers, and those that path pd cannot do without."""
+    if config.placement.path == "pd":
+        return frozenset(Role)
     has_prefill = not config.colocated and config.pools.prefill.replicas > 0
     roles = {Role.PREFILL: has_prefill, Role.DECODE: config.pools.decode.replicas > 0}
     return frozenset(role for role, is_filled in roles.items() if is_filled)

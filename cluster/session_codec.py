@@ -38,6 +38,8 @@ from core.trace import parse_trace
 from core.types import FinishReason, GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 
+MAX_ERROR_CHARACTERS = 1000
+
 
 def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
     """Encode a router's message and its number in the stream."""
@@ -49,10 +51,8 @@ def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
             return pb.ToWorker(number=number, submit=_submit_to_wire(message))
         case Cancel(request_id, epoch):
             return pb.ToWorker(number=number, cancel=pb.Cancel(request_id=request_id, epoch=epoch))
-        case Credit(request_id, epoch, limit):
-            return pb.ToWorker(
-                number=number, credit=pb.Credit(request_id=request_id, epoch=epoch, limit=limit)
-            )
+        case Credit():
+            return pb.ToWorker(number=number, credit=_credit_to_wire(message))
         case Meet(addresses, probe_bytes):
             return pb.ToWorker(
                 number=number, meet=pb.Meet(addresses=addresses, probe_bytes=probe_bytes)
@@ -65,18 +65,16 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
     """Decode a router's message; None for a kind of a newer version."""
     match wire.WhichOneof("message"):
         case "hello":
-            rows = tuple(
-                Wanted(RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions), w.credit)
-                for w in wire.hello.wanted
-            )
+            rows = tuple(_wanted_from_wire(w) for w in wire.hello.wanted)
             return Hello(RouterId(wire.hello.router_id), rows)
         case "submit":
             return _submit_from_wire(wire.submit)
         case "cancel":
             return Cancel(RequestId(wire.cancel.request_id), Epoch(wire.cancel.epoch))
         case "credit":
+            w = wire.credit
             return Credit(
-                RequestId(wire.credit.request_id), Epoch(wire.credit.epoch), wire.credit.limit
+                RequestId(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices)
             )
         case "meet":
             return Meet(tuple(wire.meet.addresses), wire.meet.probe_bytes)
@@ -88,7 +86,21 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
     return pb.Wanted(
-        request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions, credit=w.credit
+        request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions, credit=w.credit,
+        num_scores=w.num_scores, finished_choices=w.finished_choices,
+    )  # fmt: skip
+
+
+def _wanted_from_wire(w: pb.Wanted) -> Wanted:
+    return Wanted(
+        RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions), w.credit, w.num_scores,
+        tuple(w.finished_choices),
+    )  # fmt: skip
+
+
+def _credit_to_wire(m: Credit) -> pb.Credit:
+    return pb.Credit(
+        request_id=m.request_id, epoch=m.epoch, limit=m.limit, finished_choices=m.finished_choices
     )
 
 
@@ -238,7 +250,7 @@ def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
     return pb.TokenDelta(
         request_id=d.request_id, epoch=d.epoch, choice=d.choice, position=d.position, token_ids=d.token_ids,
         logprobs=logprobs, finish=d.finish.value if d.finish else "", stop_token_id=d.stop_token_id,
-        timings=_timings_to_wire(d.timings), prompt_logprobs=prompt_logprobs,
+        timings=_timings_to_wire(d.timings), prompt_logprobs=prompt_logprobs, prompt_start=d.prompt_start,
     )  # fmt: skip
 
 
@@ -267,7 +279,7 @@ def _delta_from_wire(w: pb.TokenDelta) -> TokenDelta:
         token_ids=tuple(w.token_ids), logprobs=logprobs, finish=FinishReason(w.finish) if w.finish else None,
         stop_token_id=w.stop_token_id if w.HasField("stop_token_id") else None,
         timings=_timings_from_wire(w.timings) if w.HasField("timings") else None,
-        prompt_logprobs=_logprobs_from_wire(w.prompt_logprobs),
+        prompt_logprobs=_logprobs_from_wire(w.prompt_logprobs), prompt_start=w.prompt_start,
     )  # fmt: skip
 
 
@@ -275,7 +287,7 @@ def _ended_to_wire(e: AttemptEnded) -> pb.AttemptEnded:
     name, message = to_wire(e.error) if e.error else ("", "")
     return pb.AttemptEnded(
         request_id=e.request_id, epoch=e.epoch, task=e.task.value, timings=_timings_to_wire(e.timings), error=name,
-        error_message=message,
+        error_message=message[:MAX_ERROR_CHARACTERS],
     )  # fmt: skip
 
 

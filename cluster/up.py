@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -36,7 +37,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     """
     config = load_config(path, flags)
     spec = model_of(config)
-    TextModel(spec.folder)
+    warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_ports(config)
     engine = config.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
@@ -49,6 +50,18 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         asyncio.run(_run_local(config))
     else:
         _run_ray(config, address)
+
+
+def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
+    """Say on standard error which tokens the tokenizer has and the model has not."""
+    if beyond := text.beyond(vocabulary_size):
+        first = next(iter(beyond.items()))
+        typer.echo(
+            f"baton: warning: tokenizer.json has {len(beyond)} tokens for which the model has no row "
+            f"(ids from {vocabulary_size} on), the first is {first[1]!r} (id {first[0]}); prompts "
+            "with one are refused",
+            err=True,
+        )
 
 
 def check_ports(config: BatonConfig) -> None:

@@ -183,6 +183,9 @@ class RouterConfig(Node):
     credit_positions: int = Field(
         256, ge=1, description="positions a worker may run ahead of the client"
     )
+    max_prompt_logprobs: int = Field(
+        1 << 18, ge=1, description="prompt tokens x (prompt_logprobs + 1) of one request"
+    )
     canary_interval_s: Seconds = Field(
         10.0, description="time between canary requests behind /ready"
     )

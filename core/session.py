@@ -54,16 +54,20 @@ class WorkerDescriptor:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """After a reconnect: an attempt the router still wants, the next position per choice, the credit.
+    """After a reconnect: an attempt the router still wants, and how far it has come.
 
-    The credit is repeated because a Credit message may have been lost with the stream; without it a
-    parked sequence would wait for ever.
+    What a Credit says is repeated because the message may have been lost with the stream; without
+    it a parked sequence would wait for ever.
     """
 
     request_id: RequestId
     epoch: Epoch
     next_positions: tuple[int, ...]
+    """Per choice."""
     credit: int = 0
+    num_scores: int = 0
+    """Prompt log probabilities that have come."""
+    finished_choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,11 +105,15 @@ class Cancel:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Positions below `limit` may be computed for every choice."""
+    """Positions below `limit` may be computed for every choice but the finished ones.
+
+    The router ends a choice at a stop string, of which workers know nothing; it says so here.
+    """
 
     request_id: RequestId
     epoch: Epoch
     limit: int
+    finished_choices: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +153,11 @@ class PhaseTimings:
 
 @dataclass(frozen=True, slots=True)
 class TokenDelta:
-    """New tokens of one choice, numbered; `finish` closes the choice after the last of them."""
+    """New tokens of one choice, numbered; `finish` closes the choice after the last of them.
+
+    Prompt log probabilities, if they were asked for, go before any token, in as many parts as they
+    need; a delta may bring a part and no token.
+    """
 
     request_id: RequestId
     epoch: Epoch
@@ -156,9 +168,10 @@ class TokenDelta:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     timings: PhaseTimings | None = None
-    """With the first delta of an attempt: what this worker's part has cost so far."""
+    """With the first tokens of an attempt: what this worker's part has cost so far."""
     prompt_logprobs: tuple[Logprob, ...] = ()
-    """With the first delta, if they were asked for."""
+    prompt_start: int = 0
+    """How many of them were in the parts before."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,6 +162,9 @@ class GenerateRequest:
     """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
+    hidden_stops: tuple[tuple[int, str], ...] = ()
+    """Stop tokens by id, with the stop string each stands for: special tokens have no text while they
+    are hidden. Stays in the router."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
     """What such a client says the tokens were: a start for the computation, checked at the last of them."""
     resume_from: tuple[int, ...] = ()

@@ -82,7 +82,8 @@ class HashModel:
                 seen = self._read(item)
                 for spec in item.samples:
                     tokens[item.sequence_key, spec.choice] = self._draw(seen, spec)
-        return StepResult(plan.step_id, tokens)
+        scored = {item.sequence_key: _scores(item) for item in plan.items if item.targets}
+        return StepResult(plan.step_id, tokens, {}, scored)
 
     def _copy(self, source: int, destination: int) -> None:
         for layer in range(self._layout.num_layers):
@@ -135,3 +136,12 @@ class HashModel:
             if token_id not in spec.banned:
                 break
         return Logprob(token_id, -1.0)
+
+
+def _scores(item: StepItem) -> tuple[Logprob, ...]:
+    """Score each target by its position, so that a score that is missing or comes twice shows."""
+    top = tuple((i, -1.0) for i in range(item.num_target_logprobs))
+    return tuple(
+        Logprob(target, -float(position), top)
+        for position, target in enumerate(item.targets, item.start + 1)
+    )

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from core.errors import InvariantViolation
 from engine import cpu_ops
 from engine.attention import (
     AttentionBackend,
@@ -170,8 +171,15 @@ class Model:
 
         Returns:
             Logits, fp32 [R of this rank, V].
+
+        Raises:
+            InvariantViolation: An id has no row in the embedding.
         """
         num_rows = len(token_ids)
+        if not 0 <= token_ids.min() <= token_ids.max() < self.spec.vocabulary_size:
+            raise InvariantViolation(  # with the vocabulary split nobody would miss the row
+                f"a token id is not from 0 to {self.spec.vocabulary_size - 1}"
+            )
         ids = self._index(token_ids, padded_rows(num_rows, self.dtype, self.device))
         attend = (
             self._fused_attention(inputs)

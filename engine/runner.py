@@ -63,7 +63,7 @@ class ModelRunner:
         return self.pool.kv
 
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
-        """Run one step; a row that cannot be sampled fails alone."""
+        """Run one step; a sequence that cannot be embedded or sampled fails alone."""
         self.pool.take_in(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
@@ -76,9 +76,16 @@ class ModelRunner:
         token_ids = np.concatenate(
             [np.asarray(item.token_ids, dtype=np.int64) for item in plan.items]
         )
+        failed = _without_rows(plan, self.model.spec.vocabulary_size)
+        if failed:
+            token_ids[(token_ids < 0) | (token_ids >= self.model.spec.vocabulary_size)] = 0
         inputs = _inputs(plan.items)
         sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
-        scoring = [(index, item) for index, item in enumerate(plan.items) if item.targets]
+        scoring = [
+            (index, item)
+            for index, item in enumerate(plan.items)
+            if item.targets and item.sequence_key not in failed
+        ]
         rows = np.asarray(
             [inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64
         )
@@ -95,7 +102,6 @@ class ModelRunner:
         values = logits.cpu().numpy()
         mine = [item for index, item in sampling if index % size == rank]
         tokens: dict[tuple[int, int], Logprob] = {}
-        failed: dict[int, str] = {}
         for row, item in zip(values, mine, strict=False):  # rows to score follow
             try:
                 for spec in item.samples:
@@ -106,6 +112,19 @@ class ModelRunner:
             values[len(mine) :], [item for index, item in scoring if index % size == rank]
         )
         return StepResult(plan.step_id, tokens, failed, scored)
+
+
+def _without_rows(plan: StepPlan, vocabulary_size: int) -> dict[int, str]:
+    """Sequences with an id for which the model has no row, by key, and what is wrong with each."""
+    wrong = {}
+    for item in plan.items:
+        ids = (*item.token_ids, *item.targets)
+        if not 0 <= min(ids) <= max(ids) < vocabulary_size:
+            wrong[item.sequence_key] = (
+                f"a token id is {min(ids) if min(ids) < 0 else max(ids)}, "
+                f"the model has rows for 0 to {vocabulary_size - 1}"
+            )
+    return wrong
 
 
 def _scores(

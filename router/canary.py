@@ -6,6 +6,7 @@ Owns the canary and what `/ready` says. Does not know doors. Called by `router.s
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from core.config import RouterConfig
 from core.errors import NoWorker
@@ -56,7 +57,9 @@ class Canary:
         )
         self._task: asyncio.Task[None] | None = None
         self.took_s: float | None = None
-        self.error = "no canary has run yet"
+        self._error = "no canary has run yet"
+        self.on_checked: Callable[[bool], Awaitable[None]] | None = None
+        """Told after every canary whether the router is ready."""
 
     def start(self) -> None:
         """Begin."""
@@ -73,7 +76,9 @@ class Canary:
         while True:
             changed = self._links.changed
             await self._once()
-            is_good = self.took_s is not None
+            is_good = self.is_good
+            if self.on_checked is not None:
+                await self.on_checked(is_good)
             try:
                 async with asyncio.timeout(self._config.canary_interval_s if is_good else 1.0):
                     await changed.wait()
@@ -82,9 +87,8 @@ class Canary:
                 pass
 
     async def _once(self) -> None:
-        missing = self._missing_roles()
-        if missing:
-            self.took_s, self.error = None, f"no {' and no '.join(missing)} worker is live"
+        if self._missing_roles():
+            self.took_s = None
             return
         started_at = self._clock.now_s()
         prompt = tuple(i % self._model.vocabulary_size for i in range(1, 9))
@@ -101,7 +105,7 @@ class Canary:
         last = ended[-1]
         error = last.error if isinstance(last, RequestEnded) else NoWorker("the canary did not end")
         self.took_s = None if error else self._clock.now_s() - started_at
-        self.error = error.message if error else ""
+        self._error = error.message if error else ""
         self._has_crossed = self._has_crossed or (error is None and crosses)
 
     def _live_roles(self) -> set[Role]:
@@ -117,6 +121,12 @@ class Canary:
         if self._must_cross or not self._has_crossed or not live:
             return sorted(self._expected_roles - live)
         return []
+
+    @property
+    def error(self) -> str:
+        """Why the router is not ready; empty when it is."""
+        missing = self._missing_roles()
+        return f"no {' and no '.join(missing)} worker is live" if missing else self._error
 
     @property
     def is_good(self) -> bool:

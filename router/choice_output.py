@@ -41,7 +41,12 @@ class ChoiceOutput:
     """One choice, from its first position to its end."""
 
     def __init__(
-        self, choice: int, sampling: SamplingParams, decoder: TextDecoder, skip: int = 0
+        self,
+        choice: int,
+        sampling: SamplingParams,
+        decoder: TextDecoder,
+        skip: int = 0,
+        hidden_stops: tuple[tuple[int, str], ...] = (),
     ) -> None:
         """Start at position 0.
 
@@ -51,6 +56,7 @@ class ChoiceOutput:
             decoder: Fresh.
             skip: How much the client has already and is not told again: positions; one more with the tail,
                 which is text that no token brought; two more with the end.
+            hidden_stops: Stop tokens that stand for stop strings (see `GenerateRequest`).
         """
         self.choice = choice
         self.token_ids: list[int] = []
@@ -60,6 +66,8 @@ class ChoiceOutput:
             sampling.include_stop,
             decoder,
         )
+        self._min_tokens = sampling.min_tokens
+        self._hidden_stops = dict(hidden_stops)
         self._held, self._skip = "", skip
         self._claimed: tuple[int, int] | None = None
 
@@ -107,7 +115,10 @@ class ChoiceOutput:
             tail = self._release(self._decoder.flush())
             if self.finished is None:
                 tail += self._held
-                self.finished = ChoiceFinished(self.choice, delta.finish, delta.stop_token_id)
+                stop_id = delta.stop_token_id
+                stop = None if stop_id is None else self._hidden_stops.get(stop_id)
+                tail += stop if stop and self._includes_stop else ""
+                self.finished = ChoiceFinished(self.choice, delta.finish, stop or stop_id)
         events: list[RequestEvent] = []
         first = min(max(self._skip - known, 0), len(used))
         if used[first:]:
@@ -149,8 +160,11 @@ class ChoiceOutput:
         return text, fresh
 
     def _release(self, piece: str) -> str:
-        """Pass text on, keeping back what could still become a stop string; end at a match."""
-        if not self._stop:
+        """Pass text on, keeping back what could still become a stop string; end at a match.
+
+        Text of the first `min_tokens` tokens cannot be a part of one.
+        """
+        if not self._stop or len(self.token_ids) <= self._min_tokens:
             return piece
         self._held += piece
         matches = [(self._held.find(s), -len(s), s) for s in self._stop if s in self._held]

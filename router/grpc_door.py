@@ -294,8 +294,9 @@ class GrpcDoor:
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         if not self._security.production:
             reflection.enable_server_reflection(names, server)
-        for name in ("", SERVICE):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self._note_readiness(self._service.is_ready)
+        self._service.tell_readiness(self._note_readiness)
         address, credentials = f"{config.host}:{config.grpc_port}", door_credentials(self._security)
         self.port = (
             server.add_secure_port(address, credentials)
@@ -304,6 +305,11 @@ class GrpcDoor:
         )
         await server.start()
         self._server = server
+
+    async def _note_readiness(self, is_ready: bool) -> None:
+        """Say it for the service; the server itself, the empty name, is healthy while it answers."""
+        states = health_pb2.HealthCheckResponse
+        await self._health.set(SERVICE, states.SERVING if is_ready else states.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, let calls finish, close."""

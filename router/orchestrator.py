@@ -20,6 +20,7 @@ import contextlib
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 from core.config import PlacementConfig, RouterConfig
 from core.errors import (
@@ -129,7 +130,7 @@ class Orchestrator:
             started_at=now_s,
             span=span,
             choices=[
-                ChoiceOutput(c, sampling, self._new_decoder(request), skip)
+                ChoiceOutput(c, sampling, self._new_decoder(request), skip, request.hidden_stops)
                 for c, skip in enumerate(request.resume_from or (0,) * sampling.n)
             ],
             credit=max(request.resume_from, default=0) + self._config.credit_positions,
@@ -195,11 +196,14 @@ class Orchestrator:
         if limit - run.credit < self._config.credit_positions // 2:
             return
         run.credit = limit
-        attempt = run.current
+        self._send_credit(run.current)
+
+    def _send_credit(self, attempt: AttemptRun) -> None:
+        """Tell who decodes how far it may compute, and which choices no further."""
+        run = attempt.run
+        credit = Credit(run.session_key, attempt.epoch, run.credit, run.finished_choices)
         try:
-            self._links.get(attempt.placement.decode).send(
-                Credit(run.session_key, attempt.epoch, limit)
-            )
+            self._links.get(attempt.placement.decode).send(credit)
         except WorkerLost as error:
             attempt.fail(error)
 
@@ -281,6 +285,8 @@ class Orchestrator:
         attempt = AttemptRun(
             run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s()
         )
+        attempt.on_choice_finished = partial(self._send_credit, attempt)
+        attempt.told_finished = run.finished_choices
         run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
         key, num_tokens = run.session_key, len(run.request.token_ids)
         links = []
@@ -340,7 +346,7 @@ class Orchestrator:
             epoch=epoch,
             task=Task.LOCAL,
             emitted=tuple(tuple(c.token_ids) for c in run.choices),
-            finished_choices=tuple(c.choice for c in run.choices if c.finished is not None),
+            finished_choices=run.finished_choices,
             credit=run.credit,
             run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
         )

@@ -6,9 +6,9 @@ Owns every check that can be made before a worker is asked. Does not know HTTP o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 from core.config import RouterConfig
 from core.errors import InvalidRequest, ModelNotFound, PromptTooLong
@@ -62,6 +62,19 @@ class Wish:
     """Its tokens, if it says them."""
 
 
+class TokenNames(Protocol):
+    """What a vocabulary says of its tokens."""
+
+    @property
+    def special_ids(self) -> Mapping[str, int]:
+        """Special tokens by their text."""
+        ...
+
+    def name(self, token_id: int) -> str:
+        """The token as the vocabulary names it."""
+        ...
+
+
 class RequestMaker:
     """Makes requests for one model."""
 
@@ -74,10 +87,15 @@ class RequestMaker:
         ids: Ids,
         seed_key: bytes,
         pools: Callable[[], Sequence[WorkerDescriptor]],
+        tokens: TokenNames | None = None,
     ) -> None:
         """Keep the collaborators; `pools` lists live workers."""
         self._model, self._config, self._tokenizer = model, config, tokenizer
         self._clock, self._ids, self._seed_key, self._pools = clock, ids, seed_key, pools
+        self._tokens, rows = tokens, model.vocabulary_size
+        special_ids = tokens.special_ids if tokens else {}
+        self._special_ids = {text: i for text, i in special_ids.items() if i < rows}
+        self._eos_token_ids = tuple(i for i in model.eos_token_ids if i < rows)
 
     def check_model(self, name: str) -> None:
         """Refuse a model that is not served.
@@ -111,6 +129,7 @@ class RequestMaker:
         token_ids = await self.encode(wish.prompt, adds_special_tokens=wish.adds_special_tokens)
         if not token_ids:
             raise InvalidRequest("prompt", "is empty; send at least one token")
+        self._check_rows(wish.prompt, token_ids)
         token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
         bad_words = await self._bad_words(wish.bad_words)
         if "max_tokens" not in given:
@@ -119,16 +138,19 @@ class RequestMaker:
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
         self._check_prompt(token_ids, sampling)
+        hidden_stops = self._hidden_stops(sampling)
+        stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
+        sampling = replace(sampling, stop_token_ids=stop_ids)
         _check_resume(wish, sampling, self._model.vocabulary_size)
         request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
         seed = sampling.seed if sampling.seed is not None else seed_of(request_id, self._seed_key)
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
-            deadline_at=received_at + limit_s, eos_token_ids=self._model.eos_token_ids, scope=_scope(wish),
+            deadline_at=received_at + limit_s, eos_token_ids=self._eos_token_ids, scope=_scope(wish),
             tenant=wish.identity.tenant, tier=wish.identity.tier,
             trace=wish.trace, operation="chat" if isinstance(wish.prompt, ChatPrompt) else "text_completion",
             received_at=received_at, resume_from=wish.resume_from,
-            resume_tokens=wish.resume_tokens,
+            resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops,
         )  # fmt: skip
 
     async def encode(
@@ -148,6 +170,27 @@ class RequestMaker:
         if wrong is not None:
             raise InvalidRequest("prompt", f"has token id {wrong}, must be from 0 to {size - 1}")
         return prompt
+
+    def _check_rows(
+        self, prompt: str | Sequence[int] | ChatPrompt, token_ids: Sequence[int]
+    ) -> None:
+        """Refuse what the tokenizer knows and the model does not: fine-tunes may add such tokens."""
+        size = self._model.vocabulary_size
+        wrong = next((t for t in token_ids if not 0 <= t < size), None)
+        if wrong is not None:
+            name = self._tokens.name(wrong) if self._tokens else ""
+            raise InvalidRequest(
+                "messages" if isinstance(prompt, ChatPrompt) else "prompt",
+                f"has token {name!r} (id {wrong}), for which the model has no row; "
+                f"ids are from 0 to {size - 1}",
+            )
+
+    def _hidden_stops(self, sampling: SamplingParams) -> tuple[tuple[int, str], ...]:
+        """Stop strings that are special tokens: while those are hidden, no text shows them."""
+        if not sampling.skip_special_tokens:
+            return ()
+        ids = self._special_ids
+        return tuple((ids[text], text) for text in sampling.stop if text in ids)
 
     def _truncate(self, wish: Wish, token_ids: Sequence[int], max_tokens: int) -> Sequence[int]:
         keep = wish.truncate_prompt_tokens
@@ -177,7 +220,8 @@ class RequestMaker:
                 )
             for form in (word.lstrip(), " " + word.lstrip()):
                 found[tuple(await self._tokenizer.encode(form, adds_special_tokens=False))] = None
-        return tuple(found)
+        rows = self._model.vocabulary_size
+        return tuple(ids for ids in found if max(ids, default=0) < rows)  # others are never drawn
 
     def _room(self, token_ids: Sequence[int]) -> int:
         """Longest output (tokens) that the context window and the smallest pool can hold."""
@@ -188,6 +232,15 @@ class RequestMaker:
         return max(1, min(tokens) - len(token_ids))
 
     def _check_prompt(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
+        if sampling.prompt_logprobs is not None:
+            num_scores = len(token_ids) * (sampling.prompt_logprobs + 1)
+            limit = self._config.max_prompt_logprobs
+            if num_scores > limit:
+                raise InvalidRequest(
+                    "prompt_logprobs",
+                    f"of {len(token_ids)} prompt tokens would be {num_scores} numbers, the limit is "
+                    f"{limit}; ask for fewer, shorten the prompt or raise router.max_prompt_logprobs",
+                )
         total = len(token_ids) + sampling.max_tokens
         if total > self._model.max_model_len:
             raise PromptTooLong(

@@ -18,7 +18,15 @@ from core.ports import Clock
 from core.session import AttemptEnded, PhaseTimings, TokenDelta, Wanted
 from core.timeline import Timeline
 from core.trace import Span
-from core.types import GenerateRequest, Path, PromptScored, RequestEvent, TextDelta, Usage
+from core.types import (
+    GenerateRequest,
+    Logprob,
+    Path,
+    PromptScored,
+    RequestEvent,
+    TextDelta,
+    Usage,
+)
 from router.choice_output import ChoiceOutput
 from router.placement import Placement
 
@@ -38,6 +46,11 @@ class AttemptRun:
     prefill_spoke: bool = False
     held: list[TokenDelta] = field(default_factory=list)
     """What decode said before prefill, when the prompt's own scores have to come first; bounded by the credit."""
+    scores: list[Logprob] = field(default_factory=list)
+    """The prompt's, as far as they have come."""
+    on_choice_finished: Callable[[], None] = lambda: None
+    """Called when one of several choices is over: the worker need not compute it any further."""
+    told_finished: tuple[int, ...] = ()
 
     def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
         """End the attempt with a fault, once; `suspect` is avoided by the next one."""
@@ -60,14 +73,28 @@ class AttemptRun:
 
     def wanted(self) -> Wanted:
         """What is still missing, for a reconnect."""
-        next_positions = tuple(len(c.token_ids) for c in self.run.choices)
-        return Wanted(self.run.session_key, self.epoch, next_positions, self.run.credit)
+        run = self.run
+        return Wanted(
+            request_id=run.session_key,
+            epoch=self.epoch,
+            next_positions=tuple(len(c.token_ids) for c in run.choices),
+            credit=run.credit,
+            num_scores=run.num_scores if run.has_prompt_scores else len(self.scores),
+            finished_choices=run.finished_choices,
+        )
 
     def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
         """Tokens came: deliver what is new; the attempt is done when every choice is."""
         if self.finished.done():
             return
         is_decode = worker_id == self.placement.decode.worker_id
+        try:
+            self._take_scores(delta)
+        except ServingError as error:
+            self.fail(error)
+            return
+        if not (delta.token_ids or delta.finish):
+            return
         if is_decode and self._awaits_scores:
             self.held.append(delta)
             return
@@ -83,6 +110,22 @@ class AttemptRun:
         self.decode_spoke = self.decode_spoke or is_decode or bool(held)
         if self.run.is_whole:
             self.finished.set_result(None)
+        elif self.run.finished_choices != self.told_finished:
+            self.told_finished = self.run.finished_choices
+            self.on_choice_finished()
+
+    def _take_scores(self, delta: TokenDelta) -> None:
+        """Put the parts of the prompt's scores together; they are told whole, before any token."""
+        if not delta.prompt_logprobs or self.run.has_prompt_scores:
+            return
+        known = len(self.scores)
+        if delta.prompt_start > known:
+            raise WorkerLost(f"prompt scores {known} to {delta.prompt_start - 1} are missing")
+        self.scores += delta.prompt_logprobs[known - delta.prompt_start :]
+        if len(self.scores) >= self.run.num_scores:
+            self.run.has_prompt_scores = True
+            self.run.emit(PromptScored(tuple(self.scores)))
+            self.scores.clear()
 
     @property
     def _awaits_scores(self) -> bool:
@@ -143,6 +186,16 @@ class RequestRun:
         return all(c.finished is not None for c in self.choices)
 
     @property
+    def finished_choices(self) -> tuple[int, ...]:
+        """Choices that are over."""
+        return tuple(c.choice for c in self.choices if c.finished is not None)
+
+    @property
+    def num_scores(self) -> int:
+        """Prompt tokens that have a log probability: all but the first."""
+        return len(self.request.token_ids) - 1
+
+    @property
     def path_taken(self) -> str:
         """Path of the latest attempt; none before its placement."""
         return self.placement.path.value if self.placement else "none"
@@ -168,9 +221,6 @@ class RequestRun:
             self.prefill_spoke_at = (
                 now_s  # if decode was first, nothing of the transfer was exposed
             )
-        if delta.prompt_logprobs and not self.has_prompt_scores:
-            self.has_prompt_scores = True
-            self.emit(PromptScored(delta.prompt_logprobs))
         for event in self.choices[delta.choice].accept(delta):
             if isinstance(event, TextDelta) and event.token_ids:
                 self.timeline.delivered(now_s, len(event.token_ids))

@@ -7,7 +7,7 @@ Owns the composition of the router's parts into one service. Does not know HTTP 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,6 +69,7 @@ class GenerationService:
             ids,
             seed_key,
             lambda: [c.descriptor for c in links.candidates()],
+            text,
         )
         self._canary = Canary(
             model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross
@@ -169,13 +170,18 @@ class GenerationService:
         """Begin the canary."""
         self._canary.start()
 
+    def tell_readiness(self, tell: Callable[[bool], Awaitable[None]]) -> None:
+        """Let somebody know after every canary whether the router is ready."""
+        self._canary.on_checked = tell
+
     @property
     def is_ready(self) -> bool:
         """True when a request can get through."""
         return self._canary.is_good and not self._admission.is_draining
 
     def _live_by_role(self) -> dict[str, int]:
-        live = [link.descriptor.role for link in self._links.all() if link.state is LinkState.LIVE]
+        links = [x for x in self._links.all() if x.state is LinkState.LIVE and x.is_ready]
+        live = [link.descriptor.role for link in links]
         return {role.value: live.count(role) for role in Role}
 
     def readiness(self) -> dict[str, Any]:

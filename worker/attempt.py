@@ -1,6 +1,7 @@
 """One attempt at one request, as one worker sees it, and what the router still has to hear of it.
 
-Owns the output log of each choice (so that positions can be sent again) and how far it was sent.
+Owns the output log of each choice (so that positions can be sent again), the prompt's scores, how far
+they were sent, and how many bytes that takes.
 Does not know scheduling or streams. Called by `worker.worker` (writes) and `worker.sessions`
 (reads).
 """
@@ -10,9 +11,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.ids import Epoch, RequestId, RouterId
-from core.session import AttemptEnded, PhaseTimings, Submit, TokenDelta
-from core.types import FinishReason, Logprob
+from core.session import AttemptEnded, PhaseTimings, Submit, TokenDelta, Wanted
+from core.types import MAX_TOP_LOGPROBS, FinishReason, Logprob
 from engine.sequence import Sequence
+
+TOKEN_BYTES = 8
+LOGPROB_BYTES = 24
+TOP_BYTES = 20
+ROW_BYTES = TOKEN_BYTES + LOGPROB_BYTES + MAX_TOP_LOGPROBS * TOP_BYTES
+DELTA_BYTES = 1024
+ENDED_BYTES = 6 << 10
+"""Upper bounds of what these take on the wire."""
+MIN_SHARE_BYTES = 8 << 10
+"""Room for any one of them: an attempt that gets so much moves on."""
 
 
 @dataclass(slots=True)
@@ -34,6 +45,15 @@ class ChoiceLog:
         )
 
 
+@dataclass(slots=True)
+class Part:
+    """What an attempt has put into one frame, and an upper bound of its size there."""
+
+    deltas: list[TokenDelta] = field(default_factory=list)
+    ended: list[AttemptEnded] = field(default_factory=list)
+    num_bytes: int = 0
+
+
 @dataclass(slots=True, eq=False)
 class Attempt:
     """State of one attempt; owned by `Worker`, emptied when its router cancels or forgets it."""
@@ -44,9 +64,16 @@ class Attempt:
     logs: dict[int, ChoiceLog] = field(default_factory=dict)
     timings: PhaseTimings | None = None
     prompt_logprobs: tuple[Logprob, ...] = ()
+    num_scores_sent: int = 0
     is_timing_sent: bool = False
     ended: AttemptEnded | None = None
     is_end_sent: bool = False
+    finished_choices: set[int] = field(default_factory=set)
+    """Those that the client no longer waits for."""
+
+    def __post_init__(self) -> None:
+        """What had finished before is no part of this attempt."""
+        self.finished_choices.update(self.submit.finished_choices)
 
     @property
     def request_id(self) -> RequestId:
@@ -61,8 +88,27 @@ class Attempt:
     @property
     def open_choices(self) -> tuple[int, ...]:
         """Choices that the client still waits for."""
-        done = self.submit.finished_choices
-        return tuple(c for c in range(self.submit.request.sampling.n) if c not in done)
+        all_choices = range(self.submit.request.sampling.n)
+        return tuple(c for c in all_choices if c not in self.finished_choices)
+
+    @property
+    def is_whole(self) -> bool:
+        """True when every choice that the client waits for has finished."""
+        return all(c in self.logs and self.logs[c].finish is not None for c in self.open_choices)
+
+    @property
+    def has_unsent(self) -> bool:
+        """True while there is something that the router has not been sent."""
+        return self._has_unsent_output or (self.ended is not None and not self.is_end_sent)
+
+    @property
+    def _has_unsent_scores(self) -> bool:
+        return self.num_scores_sent < len(self.prompt_logprobs)
+
+    @property
+    def _has_unsent_output(self) -> bool:
+        logs = (log for choice, log in self.logs.items() if choice not in self.finished_choices)
+        return self._has_unsent_scores or any(log.has_unsent for log in logs)
 
     def append(self, choice: int, position: int, token: Logprob) -> bool:
         """Log a token; a position that is already there is left alone.
@@ -76,37 +122,76 @@ class Attempt:
         log.tokens.append(token)
         return True
 
-    def take_deltas(self) -> list[TokenDelta]:
-        """Take what is unsent, as deltas; it counts as sent from now on."""
-        deltas = []
-        for choice, log in self.logs.items():
-            if not log.has_unsent:
-                continue
-            fresh = log.tokens[log.num_sent :]
-            wants_logprobs = self.submit.request.sampling.logprobs is not None
-            deltas.append(
-                TokenDelta(
-                    request_id=self.request_id,
-                    epoch=self.epoch,
-                    choice=choice,
-                    position=log.base + log.num_sent,
-                    token_ids=tuple(t.token_id for t in fresh),
-                    logprobs=tuple(fresh) if wants_logprobs else (),
-                    finish=log.finish,
-                    stop_token_id=log.stop_token_id,
-                    timings=None if self.is_timing_sent else self.timings,
-                    prompt_logprobs=() if self.is_timing_sent else self.prompt_logprobs,
-                )
-            )
-            log.num_sent = len(log.tokens)
-            log.is_finish_sent = log.finish is not None
-            self.is_timing_sent = True
-        return deltas
+    def take(self, room_bytes: int) -> Part:
+        """Take what is unsent, as far as there is room; it counts as sent from now on.
 
-    def rewind(self, next_positions: tuple[int, ...]) -> None:
-        """After a reconnect: positions from these on were not received."""
+        Args:
+            room_bytes: At least `MIN_SHARE_BYTES`.
+        """
+        part = Part()
         for choice, log in self.logs.items():
-            log.num_sent = min(max(next_positions[choice] - log.base, 0), len(log.tokens))
+            left_bytes = room_bytes - part.num_bytes - DELTA_BYTES
+            if choice in self.finished_choices or left_bytes < ROW_BYTES:
+                continue
+            if log.has_unsent or self._has_unsent_scores:
+                self._take_delta(choice, log, left_bytes, part)
+        is_end_due = not self._has_unsent_output and not self.is_end_sent
+        if self.ended is not None and is_end_due and room_bytes - part.num_bytes >= ENDED_BYTES:
+            part.ended.append(self.ended)
+            part.num_bytes += ENDED_BYTES
+            self.is_end_sent = True
+        return part
+
+    def _take_delta(self, choice: int, log: ChoiceLog, room_bytes: int, part: Part) -> None:
+        """Add one delta: the prompt's scores, when they are all sent the tokens, then the end."""
+        start = self.num_scores_sent
+        scores, num_score_bytes = _fitting(self.prompt_logprobs, start, room_bytes, has_top=True)
+        self.num_scores_sent += len(scores)
+        is_scored = not self._has_unsent_scores
+        left_bytes = room_bytes - num_score_bytes if is_scored else 0
+        position, has_top = log.num_sent, self.submit.request.sampling.logprobs is not None
+        tokens, num_token_bytes = _fitting(log.tokens, position, left_bytes, has_top=has_top)
+        log.num_sent += len(tokens)
+        is_all = is_scored and log.num_sent == len(log.tokens)
+        log.is_finish_sent = is_all and log.finish is not None
+        part.num_bytes += DELTA_BYTES + num_score_bytes + num_token_bytes
+        part.deltas.append(
+            TokenDelta(
+                request_id=self.request_id,
+                epoch=self.epoch,
+                choice=choice,
+                position=log.base + position,
+                token_ids=tuple(t.token_id for t in tokens),
+                logprobs=tokens if has_top else (),
+                finish=log.finish if is_all else None,
+                stop_token_id=log.stop_token_id if is_all else None,
+                timings=self.timings if is_scored and not self.is_timing_sent else None,
+                prompt_logprobs=scores,
+                prompt_start=start,
+            )
+        )
+        self.is_timing_sent = self.is_timing_sent or is_scored
+
+    def rewind(self, wanted: Wanted) -> None:
+        """After a reconnect: what the router does not say it has was not received."""
+        for choice, log in self.logs.items():
+            log.num_sent = min(max(wanted.next_positions[choice] - log.base, 0), len(log.tokens))
             log.is_finish_sent = False
+        self.num_scores_sent = min(wanted.num_scores, len(self.prompt_logprobs))
         self.is_end_sent = False
         self.is_timing_sent = False
+
+
+def _fitting(
+    rows: list[Logprob] | tuple[Logprob, ...], start: int, room_bytes: int, *, has_top: bool
+) -> tuple[tuple[Logprob, ...], int]:
+    """Take rows from `start` on while there is room; returns them and their size in bytes."""
+    end, num_bytes = start, 0
+    while end < len(rows):
+        size = TOKEN_BYTES
+        size += LOGPROB_BYTES + TOP_BYTES * len(rows[end].top) if has_top else 0
+        if num_bytes + size > room_bytes:
+            break
+        end += 1
+        num_bytes += size
+    return tuple(rows[start:end]), num_bytes

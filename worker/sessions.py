@@ -34,11 +34,13 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
-from worker.attempt import Attempt
+from worker.attempt import MIN_SHARE_BYTES, Attempt
 
 BEAT_S = 0.5
 ROUTER_PATIENCE_S = 5.0
 HELLO_TIMEOUT_S = 5.0
+FRAME_BYTES = 256 << 10
+"""Most that a frame holds: far below what a message may, and coded in some milliseconds."""
 
 
 class SessionHost(Protocol):
@@ -94,19 +96,29 @@ class RouterSession:
         self.wake.set()
 
     def build_frame(self, step_id: int) -> StepFrame | None:
-        """Collect everything unsent into one frame; None when there is nothing."""
+        """Collect what is unsent into one frame of at most `FRAME_BYTES`; None if nothing is.
+
+        Attempts share the frame equally, so that one with much to say holds back nobody's tokens;
+        what does not fit stays unsent, behind the others.
+        """
+        attempts = [a for r in self.dirty if (a := self.attempts.get(r)) is not None]
+        self.dirty = {attempt.request_id: None for attempt in attempts}
+        share_bytes = max(FRAME_BYTES // max(1, len(attempts)), MIN_SHARE_BYTES)
+        left_bytes = FRAME_BYTES
         deltas: list[TokenDelta] = []
-        ended: list[AttemptEnded] = self.unknown
-        self.unknown = []
-        for request_id in self.dirty:
-            attempt = self.attempts.get(request_id)
-            if attempt is None:
-                continue
-            deltas += attempt.take_deltas()
-            if attempt.ended is not None and not attempt.is_end_sent:
-                ended.append(attempt.ended)
-                attempt.is_end_sent = True
-        self.dirty.clear()
+        num_unknown = FRAME_BYTES // MIN_SHARE_BYTES
+        ended = self.unknown[:num_unknown]
+        del self.unknown[:num_unknown]
+        for attempt in attempts:
+            if left_bytes < MIN_SHARE_BYTES:
+                break
+            part = attempt.take(min(share_bytes, left_bytes))
+            left_bytes -= part.num_bytes
+            deltas += part.deltas
+            ended += part.ended
+            del self.dirty[attempt.request_id]
+            if attempt.has_unsent:
+                self.dirty[attempt.request_id] = None
         return StepFrame(step_id, tuple(deltas), tuple(ended)) if deltas or ended else None
 
 
@@ -185,8 +197,10 @@ class SessionServer:
                 )  # a newer one, if wanted, is reported as unknown below
             else:
                 del wanted_by_id[request_id]
-                attempt.rewind(want.next_positions)
-                self._host.credit(Credit(request_id, want.epoch, want.credit))
+                attempt.rewind(want)
+                self._host.credit(
+                    Credit(request_id, want.epoch, want.credit, want.finished_choices)
+                )
                 session.touch(attempt)
         for want in wanted_by_id.values():
             error = WorkerLost("the worker does not know this attempt (any more)")

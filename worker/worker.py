@@ -42,7 +42,7 @@ from core.session import (
 from core.trace import NoTracing, Tracing
 from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.scheduler import Scheduler
-from engine.sequence import Sequence
+from engine.sequence import Sequence, Status
 from worker.attempt import Attempt
 from worker.sessions import SessionServer
 from worker.step_loop import StepLoop
@@ -270,8 +270,11 @@ class Worker:
         if attempt is None or attempt.epoch != message.epoch:
             self.num_stale += 1
             return
+        attempt.finished_choices.update(message.finished_choices)
         for sequence in attempt.sequences:
             self.scheduler.credit(sequence, message.limit)
+            self._stop_if_over(attempt, sequence)
+        self._end_if_whole(attempt)
         self._loop.wake()
 
     def meet(self, message: Meet) -> None:
@@ -323,15 +326,24 @@ class Worker:
         if attempt.timings is None:
             attempt.timings = self.phase_timings(sequence)
             attempt.prompt_logprobs = tuple(sequence.prompt_logprobs)
+        if event.choice in attempt.finished_choices:
+            self._stop_if_over(attempt, sequence)  # it was not on its own before
+            return
         attempt.append(event.choice, event.position, event.token)
         log = attempt.logs[event.choice]
         if event.finish is not None:
             log.finish, log.stop_token_id = event.finish, event.stop_token_id
         self._sessions.session(attempt.router_id).touch(attempt)
-        is_whole = all(
-            c in attempt.logs and attempt.logs[c].finish is not None for c in attempt.open_choices
-        )
-        if is_whole and attempt.submit.task is not Task.PREFILL:
+        self._end_if_whole(attempt)
+
+    def _stop_if_over(self, attempt: Attempt, sequence: Sequence) -> None:
+        """Stop computing choices that the client no longer waits for."""
+        is_on_its_own = sequence.status in (Status.RUNNING, Status.WAITING)
+        if is_on_its_own and attempt.finished_choices.issuperset(sequence.choices):
+            self.scheduler.cancel(sequence)
+
+    def _end_if_whole(self, attempt: Attempt) -> None:
+        if attempt.is_whole and attempt.submit.task is not Task.PREFILL:
             self.end(attempt, None)
 
     def phase_timings(self, sequence: Sequence) -> PhaseTimings:

@@ -212,6 +212,32 @@ def test_a_step_with_non_finite_logits_fails_only_its_own_sequence(half):
     assert list(result.tokens) == [(2, 0)]
 
 
+@pytest.mark.parametrize("token_id", [264, 99999, -1])
+@pytest.mark.parametrize("is_target", [False, True])
+def test_an_id_that_the_model_has_no_row_for_fails_only_its_own_sequence(token_id, is_target):
+    spec, model = load(TINY, "float32")
+    assert spec.vocabulary_size == 264
+    sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
+
+    def step(middle, target):
+        runner = fresh_runner(spec, model)
+        items = tuple(
+            StepItem(key, 0, (1, token, 3), (block,), sample, targets=targets)
+            for key, token, block, targets in (
+                (1, middle, 0, (2, target)), (2, 2, 1, (2, 3)), (3, 2, 2, ()),
+            )
+        )  # fmt: skip
+        return runner.execute(StepPlan(1, items), lambda *_: None)
+
+    good = step(2, 3)
+    got = step(2, token_id) if is_target else step(token_id, 3)
+    assert (
+        list(got.failed) == [1] and f"{token_id}, the model has rows for 0 to 263" in got.failed[1]
+    )
+    assert 1 not in got.scored and got.scored[2] == good.scored[2]
+    assert all(got.tokens[key, 0] == good.tokens[key, 0] for key in (2, 3))
+
+
 def test_the_tiny_model_fits_its_promise():
     files = [f for f in (TINY.parent).rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 8 << 20

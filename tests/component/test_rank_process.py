@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -102,6 +103,23 @@ async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one(collectives):
                     np.testing.assert_allclose(part[:, :, 0], whole[:, :, head], atol=1e-5)
         finally:
             await ranks.stop()
+
+
+async def test_an_id_without_a_row_ends_its_sequence_and_no_rank():
+    """Split, the vocabulary has no rank that would miss the row: each takes it for another's."""
+    spec, _ = load(TINY, "float32")
+    ranks = RankGroup(spec, EngineConfig(num_blocks=16, tensor_parallel_size=2))
+    await ranks.start()
+    try:
+        pids, (one, two, three) = ranks.rank_pids(), _two(1).items
+        bad = replace(two, token_ids=(*two.token_ids[:-1], spec.vocabulary_size))
+        good = await ranks.execute(_two(1), lambda *_: None)
+        got = await ranks.execute(StepPlan(2, (one, bad, three)), lambda *_: None)
+        assert list(got.failed) == [2] and "has rows for" in got.failed[2]
+        assert got.tokens[3, 0].token_id == good.tokens[3, 0].token_id
+        assert ranks.rank_pids() == pids
+    finally:
+        await ranks.stop()
 
 
 def _two(step_id):

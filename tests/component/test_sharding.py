@@ -13,7 +13,7 @@ from support.models import FAMILIES, TINY, random_model
 from support.rig import is_long
 
 from core.config import EngineConfig, TransferConfig
-from core.errors import LayoutMismatch, ModelLoadError
+from core.errors import InvariantViolation, LayoutMismatch, ModelLoadError
 from core.kv_layout import KVLayout
 from engine.hash_model import MemoryKV
 from engine.model_spec import read_model
@@ -134,6 +134,12 @@ def test_a_split_model_gives_the_logits_of_the_whole_and_no_rank_reads_it_all(tm
                  for r in range(size)]  # fmt: skip
         assert max(parts) < 0.75 * total
         assert total <= sum(parts) < 1.5 * total
+
+
+def test_a_split_model_refuses_an_id_that_no_rank_has_a_row_for():
+    for token_id in (264, -1):
+        with pytest.raises(InvariantViolation, match="not from 0 to 263"):
+            _last_logits(load_shards(TINY, "float32", 2), [1, token_id, 3])
 
 
 def _refuses(spec, size):

@@ -13,6 +13,7 @@ def baton(*arguments, text=None, code=0):
         [*BATON, *arguments], capture_output=True, text=True, input=text, cwd=ROOT, timeout=120
     )
     assert done.returncode == code, done.stderr + done.stdout
+    assert "Traceback" not in done.stderr and "Event loop is closed" not in done.stderr, done.stderr
     return done.stdout if code == 0 else done.stderr
 
 

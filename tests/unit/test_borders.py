@@ -124,7 +124,10 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
 
     pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.PD)
     request = SimpleNamespace(sampling=SamplingParams())
-    run = SimpleNamespace(deliver=deliver, excluded=set(), request=request, has_prompt_scores=False)
+    run = SimpleNamespace(
+        deliver=deliver, excluded=set(), request=request, has_prompt_scores=False,
+        finished_choices=(),
+    )  # fmt: skip
     attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
@@ -141,20 +144,24 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
 async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs, expected):
     """Its announcement of the first token may come before the prefill worker's, which alone has the scores."""
     told = []
+    said = {"d1": delta(0, "a"), "p1": delta(0, "a"), "d2": delta(1, "b")}
     pair = SimpleNamespace(
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD
     )
     run = SimpleNamespace(
-        deliver=lambda message, *, is_decode: told.append(message), excluded=set(), is_whole=False, has_prompt_scores=False,
+        deliver=lambda message, *, is_decode: told.append(
+            next(name for name, one in said.items() if one is message)
+        ),
+        excluded=set(), is_whole=False, has_prompt_scores=False, finished_choices=(),
         request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
     )  # fmt: skip
     attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
-        attempt.on_delta(worker_id, message)
+        attempt.on_delta(worker_id, said[message])
     assert told == expected and attempt.decode_spoke
     # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the scores.
     alone = AttemptRun(run, 1, pair, asyncio.get_running_loop().create_future(), 0.0)
-    alone.on_delta("d", "d1")
+    alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
     assert alone.finished.done() == (prompt_logprobs is not None)
     assert prompt_logprobs is None or isinstance(alone.finished.exception(), WorkerLost)

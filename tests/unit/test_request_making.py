@@ -1,5 +1,7 @@
 """From wish to request: defaults, truncation, limits; and the bodies and headers around it."""
 
+from dataclasses import replace
+
 import pytest
 
 from core.config import RouterConfig
@@ -243,3 +245,67 @@ def test_error_replies_steer_the_clients_retries():
     odd = error_response(InvalidRequest("a\ud800", "is odd \ud800"), "")
     assert b"a?" in odd.body
     assert isinstance(InvalidRequest("a", "b"), ServingError)
+
+
+class Vocabulary:
+    """Special tokens of a fine-tune that added two and resized nothing."""
+
+    special_ids = {"<|end|>": 7, "<|new|>": 300}
+
+    def name(self, token_id):
+        return {300: "<|new|>"}.get(token_id, "")
+
+
+class Wide(Letters):
+    """A tokenizer that knows more tokens than the model has rows for."""
+
+    async def encode(self, text, *, adds_special_tokens=True):
+        ids = await super().encode(text, adds_special_tokens=adds_special_tokens)
+        return [300 if i == ord("N") else i for i in ids]
+
+    async def encode_chat(self, chat):
+        return await self.encode(chat.messages[0]["content"])
+
+
+async def make_of_wide(prompt="ab", given=None, config=None, **fields):
+    made = RequestMaker(
+        MODEL, config or RouterConfig(), Wide(), StillClock(), Ids(), b"key", list, Vocabulary()
+    )
+    return await made.make(Wish(prompt, given or {}, **fields))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [("a N", "prompt"), (ChatPrompt([{"role": "user", "content": "a N"}]), "messages")],
+)
+async def test_a_token_that_the_model_has_no_row_for_is_named(prompt, field):
+    with pytest.raises(InvalidRequest, match=r"'<\|new\|>' \(id 300\).*from 0 to 299") as refused:
+        await make_of_wide(prompt)
+    assert refused.value.field == field
+    assert (await make_of_wide("a M")).token_ids == (1, *b"a M")
+
+
+async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
+    made = RequestMaker(
+        replace(MODEL, eos_token_ids=(2, 300)), RouterConfig(), Wide(), StillClock(), Ids(), b"key",
+        list,
+    )  # fmt: skip
+    request = await made.make(Wish("ab", {}, bad_words=("N", "M")))
+    assert request.sampling.bad_words == ((77,), (32, 77)) and request.eos_token_ids == (2,)
+
+
+async def test_a_stop_that_is_a_hidden_special_token_becomes_a_stop_token():
+    given = {"stop": ("<|end|>", "x", "<|new|>"), "stop_token_ids": (5,)}
+    request = await make_of_wide(given=given)
+    assert request.sampling.stop_token_ids == (5, 7) and request.hidden_stops == ((7, "<|end|>"),)
+    assert request.sampling.stop == given["stop"]
+    shown = await make_of_wide(given={**given, "skip_special_tokens": False})
+    assert shown.sampling.stop_token_ids == (5,) and shown.hidden_stops == ()
+
+
+async def test_prompt_scores_have_a_limit():
+    config = RouterConfig(max_prompt_logprobs=30)
+    assert await make_of_wide("abcd", {"prompt_logprobs": 5}, config)
+    with pytest.raises(InvalidRequest, match=r"5 prompt tokens would be 35 .* limit is 30") as told:
+        await make_of_wide("abcd", {"prompt_logprobs": 6}, config)
+    assert told.value.field == "prompt_logprobs"

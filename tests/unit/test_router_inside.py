@@ -118,7 +118,7 @@ def test_tokens_as_text_and_as_bytes(tmp_path):
     with pytest.raises(ModelLoadError, match="cannot be read"):
         TextModel(tmp_path)
     tree = json.loads((TINY / "tokenizer.json").read_text())
-    tree["decoder"] = None
+    tree["decoder"] = {"type": "ByteFallback"}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     plain = TextModel(tmp_path)
     plain.name = lambda token_id: "<0xE6>" if token_id == 1 else "b"

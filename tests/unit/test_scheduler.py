@@ -10,7 +10,7 @@ from support.engine import Engine, request
 
 from core.errors import InvariantViolation, PromptTooLong
 from core.plan import StepResult
-from core.types import FinishReason
+from core.types import FinishReason, GenerateRequest, SamplingParams
 from engine.sequence import Handover, Status
 
 requests = st.lists(
@@ -238,3 +238,16 @@ def test_long_steps_shrink_the_budget_and_short_full_ones_grow_it_back():
     assert scheduler.budget.num_tokens == 16
     engine.submit(request("a", [1] * 40, max_tokens=1))
     assert [len(i.token_ids) for i in engine.step().items] == [16]
+
+
+def test_prompt_scores_that_a_preemption_interrupts_are_there_once():
+    engine = Engine(budget=8)
+    sampling = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    sequence = engine.submit(GenerateRequest("r", "m", tuple(range(1, 21)), sampling, 1, 0.0))
+    engine.step()
+    assert len(sequence.prompt_logprobs) == 8
+    engine.scheduler.preempt(sequence)
+    engine.run()
+    assert [(s.token_id, s.logprob) for s in sequence.prompt_logprobs] == [
+        (position + 1, -float(position)) for position in range(1, 20)
+    ]

@@ -47,16 +47,20 @@ class Hello(_message.Message):
     def __init__(self, router_id: _Optional[str] = ..., wanted: _Optional[_Iterable[_Union[Wanted, _Mapping]]] = ...) -> None: ...
 
 class Wanted(_message.Message):
-    __slots__ = ("request_id", "epoch", "next_positions", "credit")
+    __slots__ = ("request_id", "epoch", "next_positions", "credit", "num_scores", "finished_choices")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
+    NUM_SCORES_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_CHOICES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     next_positions: _containers.RepeatedScalarFieldContainer[int]
     credit: int
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ...) -> None: ...
+    num_scores: int
+    finished_choices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., num_scores: _Optional[int] = ..., finished_choices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -165,14 +169,16 @@ class Cancel(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class Credit(_message.Message):
-    __slots__ = ("request_id", "epoch", "limit")
+    __slots__ = ("request_id", "epoch", "limit", "finished_choices")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     LIMIT_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_CHOICES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     limit: int
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., limit: _Optional[int] = ...) -> None: ...
+    finished_choices: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., limit: _Optional[int] = ..., finished_choices: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Meet(_message.Message):
     __slots__ = ("addresses", "probe_bytes")
@@ -283,7 +289,7 @@ class PhaseTimings(_message.Message):
     def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_parts_healed: _Optional[int] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
-    __slots__ = ("request_id", "epoch", "choice", "position", "token_ids", "logprobs", "finish", "stop_token_id", "timings", "prompt_logprobs")
+    __slots__ = ("request_id", "epoch", "choice", "position", "token_ids", "logprobs", "finish", "stop_token_id", "timings", "prompt_logprobs", "prompt_start")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     CHOICE_FIELD_NUMBER: _ClassVar[int]
@@ -294,6 +300,7 @@ class TokenDelta(_message.Message):
     STOP_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_START_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     choice: int
@@ -304,7 +311,8 @@ class TokenDelta(_message.Message):
     stop_token_id: int
     timings: PhaseTimings
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., choice: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., timings: _Optional[_Union[PhaseTimings, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ...) -> None: ...
+    prompt_start: int
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., choice: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., timings: _Optional[_Union[PhaseTimings, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., prompt_start: _Optional[int] = ...) -> None: ...
 
 class AttemptEnded(_message.Message):
     __slots__ = ("request_id", "epoch", "task", "timings", "error", "error_message")

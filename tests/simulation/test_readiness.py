@@ -1,0 +1,63 @@
+"""Whether a router says that it is ready, on virtual time: only while requests can get through."""
+
+import asyncio
+
+import pytest
+from support.virtual import PD, run
+
+from core.config import PlacementConfig, RouterConfig
+from core.ids import Ids
+from core.ports import LoopClock
+from core.session import Role
+from router.canary import Canary
+from router.request_making import ServedModel
+from simulation.cluster import VOCABULARY
+
+MODEL = ServedModel("hash", VOCABULARY, 200, (), "float32")
+
+
+async def watch(cluster, lost, *, must_cross):
+    """Let a canary run, then take workers away and bring new ones; returns what it said and when."""
+    told = []
+
+    async def note(is_ready):
+        told.append(is_ready)
+
+    canary = Canary(
+        MODEL, RouterConfig(), cluster.orchestrator, cluster.links, LoopClock(), Ids(),
+        frozenset(Role), must_cross=must_cross,
+    )  # fmt: skip
+    canary.on_checked = note
+    canary.start()
+    await asyncio.sleep(5.0)
+    states = [(canary.is_good, canary.error)]
+    for role in lost:
+        nodes = [n for n, u in cluster.units.items() if u.descriptor.role is role]
+        for node in nodes:
+            await cluster.kill(node)
+    await asyncio.sleep(8.0)
+    states.append((canary.is_good, canary.error))
+    told_then = told[-1]
+    for role in lost:
+        await cluster.add(role)
+    await asyncio.sleep(8.0)
+    states.append((canary.is_good, canary.error))
+    await canary.stop()
+    return states, (told[0], told_then, told[-1])
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_a_path_that_needs_both_pools_is_not_ready_while_one_is_empty(role):
+    states, told = run(lambda c: watch(c, [role], must_cross=True), placement=PD)
+    gone = f"no {role.value} worker is live"
+    assert states == [(True, ""), (False, gone), (True, "")]
+    assert told == (True, False, True)
+
+
+def test_a_path_that_one_worker_can_serve_alone_is_ready_while_there_is_one():
+    auto = PlacementConfig(path="auto", local_below_tokens=0)
+    one_gone, _ = run(lambda c: watch(c, [Role.DECODE], must_cross=False), placement=auto)
+    assert [is_good for is_good, _ in one_gone] == [True, True, True]
+    all_gone, told = run(lambda c: watch(c, list(Role), must_cross=False), placement=auto)
+    why = "no decode and no prefill worker is live"
+    assert all_gone == [(True, ""), (False, why), (True, "")] and told == (True, False, True)

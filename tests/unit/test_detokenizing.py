@@ -1,0 +1,150 @@
+"""Tokens to text, one at a time: what the tokenizer says of the whole, and never an exception."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.models import TINY
+from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from router.detokenizing import CONTEXT_TOKENS, TextModel
+
+SPECIAL = ("<unk>", "<s>", "</s>")
+WORDS = ("▁", "t", "h", "▁t", "▁th", "<|tool|>")
+BYTE = len(SPECIAL)
+"""Id of byte 0."""
+WORD = BYTE + 256
+"""Id of the first word."""
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+    """A tokenizer as Llama 2's and Mistral's: words with a mark for the space, and 256 bytes."""
+    names = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256)), *WORDS]
+    vocabulary = {name: i for i, name in enumerate(names)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
+        decoders.Strip(" ", 1, 0),
+    ])  # fmt: skip
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
+    folder = tmp_path_factory.mktemp("fallback")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return TextModel(folder)
+
+
+def raw(data):
+    return [BYTE + b for b in data]
+
+
+def told(model, prompt, output, **options):
+    decoder = model.decoder(tuple(prompt), **options)
+    return "".join([*(decoder.push(i) for i in output), decoder.flush()])
+
+
+T, SPACE_T, SPACE_TH = WORD + 1, WORD + 3, WORD + 4
+
+
+@pytest.mark.parametrize(("output", "text"), [
+    ([*raw("é".encode()), SPACE_T], "é t"),
+    ([*raw(b"\xc3\xa9\xe2\xff"), T, SPACE_TH], "é\ufffd\ufffdt th"),
+    ([*raw(b"\xe2\x82"), SPACE_T, *raw("€".encode()), T], "\ufffd\ufffd t€t"),
+    ([*raw(b"\xff"), *raw("é".encode())], "\ufffdé"),
+    (raw(b"\xe2\x82"), "\ufffd\ufffd"),
+    ([*raw(b"\xc3"), 1, *raw(b"\xa9"), T], "ét"),
+])  # fmt: skip
+def test_broken_bytes_show_as_such_and_what_follows_is_right(fallback, output, text):
+    assert told(fallback, [T], output) == text
+
+
+def test_a_character_is_told_with_its_last_byte_and_a_broken_one_with_the_byte_that_breaks_it(
+    fallback,
+):
+    decoder = fallback.decoder((T,))
+    steps = [decoder.push(i) for i in [*raw(b"\xc3\xa9\xe2\xff"), T]]
+    assert steps == ["", "é", "", "\ufffd\ufffd", "t"]
+
+
+FALLBACK_IDS = st.lists(st.integers(0, WORD + len(WORDS) - 1), max_size=24)
+
+
+@settings(max_examples=300, deadline=None)
+@given(FALLBACK_IDS, FALLBACK_IDS, st.booleans())
+def test_no_stream_of_tokens_raises_or_is_kept_back(fallback, prompt, output, skips_special):
+    """Between two bytes that cannot belong together everything has been told."""
+    decoder = fallback.decoder(tuple(prompt), skips_special=skips_special)
+    for token_id in output:
+        decoder.push(token_id)
+        decoder.push(WORD + 1)
+        assert decoder.flush() == ""
+
+
+PIECES = st.lists(
+    st.one_of(
+        st.sampled_from([[WORD + i] for i in range(len(WORDS))]),
+        st.characters(blacklist_categories=("Cs",)).map(lambda c: raw(c.encode())),
+        st.sampled_from([[i] for i in range(len(SPECIAL))]),
+    ),
+    max_size=20,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES, PIECES, st.booleans())
+def test_pieces_equal_one_decode_of_the_whole(fallback, prompt, output, skips_special):
+    before = [T, *(i for piece in prompt for i in piece)]
+    after = [i for piece in output for i in piece]
+    start = fallback.text(before, skips_special=skips_special)
+    whole = fallback.text([*before, *after], skips_special=skips_special)
+    if len(before) <= CONTEXT_TOKENS or before[-1] >= WORD:
+        assert start + told(fallback, before, after, skips_special=skips_special) == whole
+
+
+@settings(max_examples=200, deadline=None)
+@given(PIECES, st.integers(0, 60))
+def test_a_decoder_that_begins_after_a_part_of_the_output_goes_on_with_it(fallback, pieces, cut):
+    ids = [T, *(i for piece in pieces for i in piece)]
+    cut = min(cut, len(ids) - 1) + 1
+    first = told(fallback, [T], ids[1:cut])
+    if not first.endswith("\ufffd") and ids[cut - 1] >= WORD:
+        assert first + told(fallback, ids[:cut], ids[cut:]) == told(fallback, [T], ids[1:])
+
+
+BYTES = st.binary(max_size=24)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=8), BYTES)
+def test_bytes_of_a_byte_level_tokenizer_are_told_as_one_decode_of_the_output(prompt, output):
+    model = TextModel(TINY)
+    assert told(model, prompt.encode(), output) == model.text(list(output))
+
+
+@pytest.mark.parametrize(("output", "text"), [
+    (b"to be", "to be"), (b"\x98\x80!", "\U0001f600!"), (b"\xff!", "\ufffd!"),
+])  # fmt: skip
+def test_a_prompt_that_ends_inside_a_character_is_not_told_again(fallback, output, text):
+    assert told(TextModel(TINY), b"hello wor\xf0\x9f", output) == text
+    assert told(fallback, raw(b"hello wor\xf0\x9f"), raw(output)) == text
+
+
+def test_a_text_that_begins_with_a_space_in_bytes_loses_it_as_the_whole_does(fallback):
+    assert told(fallback, [1], [*raw(b" "), T]) == fallback.text(
+        [1, *raw(b" "), T], skips_special=True
+    )
+
+
+def test_ids_without_a_name_have_no_text(fallback):
+    assert told(fallback, [T], [99999, SPACE_T]) == " t"
+
+
+def test_tokens_of_other_decoders_are_told_as_one_decode_of_the_whole(tmp_path):
+    tree = json.loads((TINY / "tokenizer.json").read_text())
+    tree["decoder"] = {"type": "WordPiece", "prefix": "##", "cleanup": True}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    model = TextModel(tmp_path)
+    ids = list(b"abc")
+    assert "a " + told(model, ids[:1], ids[1:]).lstrip() == model.text(ids)

@@ -1,0 +1,240 @@
+"""What a worker's frames hold: never more than a message may, and for every attempt its share."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cluster.session_codec import (
+    MAX_ERROR_CHARACTERS,
+    from_router_wire,
+    from_worker_wire,
+    to_router_wire,
+    to_worker_wire,
+)
+from core.errors import StepFailed, WorkerLost
+from core.session import (
+    AttemptEnded,
+    Credit,
+    Hello,
+    PhaseTimings,
+    StepFrame,
+    Submit,
+    Task,
+    TokenDelta,
+    Wanted,
+)
+from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
+from router.request_run import AttemptRun
+from worker.attempt import ENDED_BYTES, MIN_SHARE_BYTES, Attempt
+from worker.sessions import FRAME_BYTES, RouterSession
+
+TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
+LONG_ID = "i" * 160
+TIMINGS = PhaseTimings(1.5, 2.5, 0.0, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
+
+
+def attempt(name, num_scores=0, num_tokens=1, n=1, logprobs=20):
+    sampling = SamplingParams(n=n, logprobs=logprobs, prompt_logprobs=20, max_tokens=4096)
+    request = GenerateRequest(name, "m", tuple(range(num_scores + 1)), sampling, 1, 0.0)
+    made = Attempt("router", Submit(request, 2**32 - 1, Task.LOCAL, ((),) * n))
+    made.prompt_logprobs = tuple(Logprob(2**32 - 1, -float(i), TOP) for i in range(num_scores))
+    made.timings = TIMINGS
+    for choice in range(n):
+        for position in range(num_tokens):
+            made.append(choice, position, Logprob(2**32 - 1 - position, -2.5, TOP))
+    return made
+
+
+def session_of(*attempts):
+    session = RouterSession("router")
+    for one in attempts:
+        session.attempts[one.request_id] = one
+        session.touch(one)
+    return session
+
+
+def end(one, message=""):
+    for log in one.logs.values():
+        log.finish = FinishReason.LENGTH
+    error = StepFailed(message) if message else None
+    one.ended = AttemptEnded(one.request_id, one.epoch, Task.LOCAL, TIMINGS, error)
+
+
+def frames_of(session):
+    frames = []
+    while (frame := session.build_frame(7)) is not None:
+        frames.append(frame)
+    return frames
+
+
+def size_of(frame):
+    return len(to_router_wire(2**40, frame).SerializeToString())
+
+
+def tokens_of(frames, name, choice=0):
+    found = []
+    for delta in (d for f in frames for d in f.deltas if d.request_id == name):
+        if delta.choice == choice:
+            assert delta.position == len(found)
+            found += delta.token_ids
+    return found
+
+
+def test_much_to_say_is_said_in_frames_of_a_bounded_size_scores_first():
+    fat = attempt(LONG_ID, num_scores=4000, num_tokens=256, n=8)
+    end(fat, "x" * 5000)
+    frames = frames_of(session_of(fat))
+    assert len(frames) > 5 and max(map(size_of, frames)) <= FRAME_BYTES
+    deltas = [d for f in frames for d in f.deltas]
+    scores = [s for d in deltas for s in d.prompt_logprobs]
+    assert tuple(scores) == fat.prompt_logprobs
+    num_known = 0
+    for delta in deltas:
+        assert not delta.prompt_logprobs or delta.prompt_start == num_known
+        num_known += len(delta.prompt_logprobs)
+        assert num_known == 4000 or not delta.token_ids
+    for choice in range(8):
+        assert len(tokens_of(frames, LONG_ID, choice)) == 256
+    assert [d.choice for d in deltas if d.finish] == list(range(8))
+    assert sum(d.timings is not None for d in deltas) == 1
+    assert [len(f.ended) for f in frames] == [0] * (len(frames) - 1) + [1]
+
+
+def test_one_with_much_to_say_holds_back_nobodys_tokens():
+    fat = attempt("fat", num_scores=4000)
+    others = [attempt(f"r{i}") for i in range(100)]
+    session = session_of(fat, *others)
+    first = session.build_frame(1)
+    assert {d.request_id for d in first.deltas} == {"fat", *(f"r{i}" for i in range(100))}
+    assert size_of(first) <= FRAME_BYTES and fat.has_unsent
+    late = attempt("late")
+    session.attempts["late"] = late
+    session.touch(late)
+    assert {d.request_id for d in session.build_frame(2).deltas} == {"fat", "late"}
+
+
+def test_more_attempts_than_one_frame_has_room_for_take_turns():
+    many = [attempt(f"r{i}", num_tokens=256) for i in range(300)]
+    session, heard = session_of(*many), []
+    while len({d.request_id for d in heard}) < 300:
+        frame = session.build_frame(1)
+        assert size_of(frame) <= FRAME_BYTES
+        heard += frame.deltas
+    assert max(sum(d.request_id == f"r{i}" for d in heard) for i in range(300)) <= 2
+    heard += [d for f in frames_of(session) for d in f.deltas]
+    assert all(
+        sum(len(d.token_ids) for d in heard if d.request_id == f"r{i}") == 256 for i in range(300)
+    )
+
+
+def test_unknown_attempts_are_reported_in_frames_of_a_bounded_size():
+    session = RouterSession("router")
+    error = WorkerLost("the worker does not know this attempt (any more)")
+    session.unknown = [
+        AttemptEnded(f"{LONG_ID}{i}", 1, Task.LOCAL, TIMINGS, error) for i in range(4000)
+    ]
+    frames = frames_of(session)
+    assert max(map(size_of, frames)) <= FRAME_BYTES and sum(len(f.ended) for f in frames) == 4000
+
+
+def test_one_of_each_fits_the_smallest_share():
+    one = attempt(LONG_ID, num_scores=1, num_tokens=0)
+    one.append(0, 0, Logprob(2**32 - 1, -2.5, TOP))
+    end(one, "\U0001f600" * 5000)
+    parts = []
+    while one.has_unsent:
+        parts.append(one.take(MIN_SHARE_BYTES))
+        wire = size_of(StepFrame(1, tuple(parts[-1].deltas), tuple(parts[-1].ended)))
+        assert 0 < wire <= parts[-1].num_bytes <= MIN_SHARE_BYTES
+    assert (
+        sum(len(p.deltas) for p in parts)
+        and size_of(StepFrame(1, (), tuple(parts[-1].ended))) <= ENDED_BYTES
+    )
+    wire = to_router_wire(1, StepFrame(1, (), (one.ended,)))
+    assert len(wire.frame.ended[0].error_message) == MAX_ERROR_CHARACTERS
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 1500), st.integers(0, 60), st.integers(0, 1500), st.integers(0, 60))
+def test_after_a_reconnect_what_is_not_there_comes_again_and_nothing_else(scores, tokens, have, at):
+    one = attempt("r", num_scores=scores, num_tokens=60)
+    end(one)
+    session = session_of(one)
+    for _ in range(tokens % 4):
+        session.build_frame(1)
+    have = min(have, scores)
+    at = at if have == scores else 0
+    one.rewind(Wanted("r", one.epoch, (at,), 0, have))
+    session.touch(one)
+    deltas = [d for f in frames_of(session) for d in f.deltas]
+    assert [s for d in deltas for s in d.prompt_logprobs] == list(one.prompt_logprobs[have:])
+    assert [t for d in deltas for t in d.token_ids] == [2**32 - 1 - i for i in range(at, 60)]
+
+
+def test_a_choice_that_the_client_no_longer_waits_for_is_not_told_of():
+    one = attempt("r", n=2, num_tokens=3)
+    one.finished_choices.add(0)
+    assert [d.choice for f in frames_of(session_of(one)) for d in f.deltas] == [1]
+
+
+def test_parts_finished_choices_and_scores_survive_the_wire():
+    delta = TokenDelta(
+        "r", 1, 0, 0, (), prompt_logprobs=(Logprob(5, -1.5, ((1, -2.0),)),), prompt_start=70000
+    )
+    frame = StepFrame(1, (delta,))
+    assert from_router_wire(to_router_wire(1, frame)) == frame
+    credit = Credit("r", 1, 300, (0, 2))
+    assert from_worker_wire(to_worker_wire(1, credit)) == credit
+    hello = Hello("router", (Wanted("r", 1, (3, 4), 300, 70000, (1,)),))
+    assert from_worker_wire(to_worker_wire(1, hello)) == hello
+
+
+# --- the router's end ------------------------------------------------------------------------------
+
+
+def part(start, count, tokens=()):
+    scores = tuple(Logprob(i, -float(i)) for i in range(start, start + count))
+    return TokenDelta("r", 0, 0, 0, tokens, prompt_logprobs=scores, prompt_start=start)
+
+
+async def attempt_run(path=Path.LOCAL):
+    told = []
+    sampling = SamplingParams(prompt_logprobs=0)
+    run = SimpleNamespace(
+        request=SimpleNamespace(sampling=sampling), num_scores=10, has_prompt_scores=False,
+        emit=told.append, deliver=lambda delta, *, is_decode: told.append(delta.token_ids),
+        is_whole=False, finished_choices=(), choices=[], session_key="r", credit=0, excluded=set(),
+    )  # fmt: skip
+    pair = SimpleNamespace(
+        prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
+    )
+    finished = asyncio.get_running_loop().create_future()
+    return AttemptRun(run, 0, pair, finished, 0.0), told
+
+
+@pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])
+async def test_scores_are_told_once_and_whole_before_any_token(path, worker):
+    run, told = await attempt_run(path)
+    if path is Path.PD:
+        run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
+    run.on_delta(worker, part(0, 4))
+    assert run.wanted().num_scores == 4
+    run.on_delta(worker, part(2, 5))  # again from what a cut stream had lost
+    assert told == [] and run.wanted().num_scores == 7
+    run.on_delta(worker, part(7, 3, (8,)))
+    run.on_delta(worker, part(0, 10))
+    scored = PromptScored(tuple(Logprob(i, -float(i)) for i in range(10)))
+    assert told == [scored, *([(8,)] * (2 if path is Path.PD else 1))]
+    assert run.wanted().num_scores == 10 and not run.finished.done()
+
+
+async def test_a_missing_part_ends_the_attempt():
+    run, told = await attempt_run()
+    run.on_delta("d", part(0, 4))
+    run.on_delta("d", part(5, 5))
+    with pytest.raises(WorkerLost, match="prompt scores 4 to 4 are missing"):
+        run.finished.result()
+    assert told == []

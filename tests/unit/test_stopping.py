@@ -1,0 +1,73 @@
+"""Where a choice ends by its text: stop strings, `min_tokens`, and special tokens that are hidden."""
+
+from types import SimpleNamespace
+
+import pytest
+from support.models import TINY
+
+from core.session import TokenDelta
+from core.types import FinishReason, SamplingParams, TextDelta
+from router.choice_output import ChoiceOutput
+from router.detokenizing import TextModel
+
+END = 257
+"""Id of `<|end|>`, a special token."""
+
+
+def talk(output, size=1, hidden_stops=(), finish=FinishReason.LENGTH, stop_token_id=None, **given):
+    """Deliver an output in deltas of some tokens; returns its text and what ended it."""
+    sampling = SamplingParams(max_tokens=100, **given)
+    skips = sampling.skip_special_tokens
+    decoder = TextModel(TINY).decoder((97,), skips_special=skips)
+    choice, text = ChoiceOutput(0, sampling, decoder, hidden_stops=hidden_stops), ""
+    for at in range(0, len(output), size):
+        part, is_last = tuple(output[at : at + size]), at + size >= len(output)
+        delta = TokenDelta(
+            "r", 0, 0, at, part, finish=finish if is_last else None,
+            stop_token_id=stop_token_id if is_last else None,
+        )  # fmt: skip
+        text += "".join(e.text for e in choice.accept(delta) if isinstance(e, TextDelta))
+    return text, choice.finished
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(("min_tokens", "text"), [
+    (0, "a"), (1, "a"), (2, "a.b"), (3, "a.b"), (4, "a.b.."), (5, "a.b..c"), (9, "a.b..c.d"),
+])  # fmt: skip
+def test_stops_are_looked_for_after_min_tokens_only(size, min_tokens, text):
+    """A stop is found where all of it comes later than the first `min_tokens` tokens."""
+    found = talk(b"a.b..c.d", size, stop=(".",), min_tokens=min_tokens)
+    assert found[0] == {4: "a.b."}.get(min_tokens, text)
+    assert found[1].reason is (FinishReason.LENGTH if min_tokens == 9 else FinishReason.STOP)
+
+
+def test_a_stop_that_begins_before_min_tokens_is_none():
+    assert talk(b"aabbcc", stop=("ab",), min_tokens=2)[0] == "aabbcc"
+    assert talk(b"aabbccab", stop=("ab",), min_tokens=2)[0] == "aabbcc"
+
+
+@pytest.mark.parametrize("stops", [("ab", "abc"), ("abc", "ab")])
+def test_of_stops_that_come_in_one_piece_at_one_place_the_longest_is_shown(stops):
+    """It is seen in what an output keeps of its stop string, and in the name of what ended it."""
+    decoder = SimpleNamespace(push=lambda _: "xxabcyy", flush=lambda: "")
+    choice = ChoiceOutput(0, SamplingParams(stop=stops, include_stop=True), decoder)
+    events = choice.accept(TokenDelta("r", 0, 0, 0, (1,)))
+    assert (events[0].text, choice.finished.stop_match) == ("xxabc", "abc")
+
+
+@pytest.mark.parametrize(("includes", "text"), [(False, "hi"), (True, "hi<|end|>")])
+def test_a_hidden_special_token_ends_the_text_as_the_stop_string_it_is(includes, text):
+    found, finished = talk(
+        [*b"hi", END], hidden_stops=((END, "<|end|>"),), finish=FinishReason.STOP, stop_token_id=END,
+        stop=("<|end|>",), include_stop=includes,
+    )  # fmt: skip
+    assert (found, finished.reason) == (text, FinishReason.STOP)
+    assert finished.stop_match == "<|end|>"
+
+
+@pytest.mark.parametrize(("includes", "text"), [(False, "hi"), (True, "hi<|end|>")])
+def test_a_shown_special_token_is_found_in_the_text(includes, text):
+    found, finished = talk(
+        [*b"hi", END, *b"yo"], stop=("<|end|>",), include_stop=includes, skip_special_tokens=False
+    )
+    assert (found, finished.stop_match) == (text, "<|end|>")
