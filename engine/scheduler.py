@@ -57,6 +57,8 @@ class Scheduler:
         self._executing: frozenset[int] = frozenset()
         self._cancelled_in_step: list[Sequence] = []
         self._arrived: dict[int, None] = {}
+        self._in_plans: set[int] = set()
+        self._released: list[int] = []
 
     # --- entering ---------------------------------------------------------------------------------
 
@@ -169,7 +171,7 @@ class Scheduler:
             sequence.status = Status.FINISHED
             return
         self._remove(sequence)
-        self.tables.free(sequence)
+        self._free(sequence)
         sequence.status = Status.FINISHED
 
     def fail_all(self) -> list[Sequence]:
@@ -183,11 +185,20 @@ class Scheduler:
         for sequence in lost:
             self.cancel(sequence)
         for sequence in self._cancelled_in_step:
-            self.tables.free(sequence)
+            self._free(sequence)
         self._cancelled_in_step.clear()
         self._arrived.clear()
+        self._in_plans.clear()
+        self._released.clear()
         self.pool.drop_cache()
         return lost
+
+    def _free(self, sequence: Sequence) -> None:
+        """Take a sequence's blocks back; ranks that know it are told with the next plan."""
+        self.tables.free(sequence)
+        if sequence.key in self._in_plans:
+            self._in_plans.remove(sequence.key)
+            self._released.append(sequence.key)
 
     def _remove(self, sequence: Sequence) -> None:
         if sequence.status is Status.RUNNING:
@@ -241,10 +252,18 @@ class Scheduler:
         by_key = {s.key: s for s in self.running}
         report = any(by_key[item.sequence_key].handover is not None for item in items)
         arrived: dict[int, None] = {}
+        released: list[int] = []
         if items:
             arrived, self._arrived = self._arrived, arrived
+            released, self._released = self._released, released
+            self._in_plans |= planned
         return StepPlan(
-            self._step_id, tuple(items), tuple(copies), report_layers=report, arrived=tuple(arrived)
+            self._step_id,
+            tuple(items),
+            tuple(copies),
+            report_layers=report,
+            arrived=tuple(arrived),
+            released=tuple(released),
         )
 
     def _runnable(self) -> list[Sequence]:
@@ -334,7 +353,7 @@ class Scheduler:
             sequence_key=sequence.key,
             start=start,
             token_ids=tuple(sequence.token_ids[start:end]),
-            block_table=tuple(sequence.block_table[: self.tables.blocks_for(end)]),
+            block_table=sequence.block_table,
             samples=samples,
             scope=sequence.request.scope,
             targets=sequence.targets(start, end),
@@ -410,7 +429,7 @@ class Scheduler:
             del self.holding[sequence.key]
         else:
             self.running.remove(sequence)
-        self.tables.free(sequence)
+        self._free(sequence)
         sequence.num_computed_tokens = 0
         if sequence.needs_prompt_scores:
             sequence.prompt_logprobs.clear()
@@ -431,7 +450,7 @@ class Scheduler:
             )
         self._executing = frozenset()
         for sequence in self._cancelled_in_step:
-            self.tables.free(sequence)
+            self._free(sequence)
         self._cancelled_in_step.clear()
         events: list[SchedulerEvent] = []
         by_key = {s.key: s for s in self.running}
@@ -515,6 +534,6 @@ class Scheduler:
                 fork.spare_blocks.append(sequence.spare_blocks.pop())
             self.running.append(fork)
             events.append(self._append(fork, tokens[choice]))
-        self.tables.free(sequence)
+        self._free(sequence)
         sequence.status = Status.FINISHED
         return events
