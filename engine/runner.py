@@ -63,7 +63,8 @@ class ModelRunner:
         return self.pool.kv
 
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
-        """Run one step; a row that cannot be sampled fails alone."""
+        """Run one step; a sequence that cannot be computed or sampled fails alone."""
+        failed = _outside(plan.items, self.model.spec.vocabulary_size)
         self.pool.take_in(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
@@ -73,12 +74,26 @@ class ModelRunner:
             if self.pool.layer_queued(layer, written):
                 on_layer(plan.step_id, layer)
 
+        # What fails is computed for some token, so that the others' rows stay where they are.
         token_ids = np.concatenate(
-            [np.asarray(item.token_ids, dtype=np.int64) for item in plan.items]
+            [
+                np.asarray(item.token_ids, dtype=np.int64)
+                if item.sequence_key not in failed
+                else np.zeros(len(item.token_ids), dtype=np.int64)
+                for item in plan.items
+            ]
         )
         inputs = _inputs(plan.items)
-        sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
-        scoring = [(index, item) for index, item in enumerate(plan.items) if item.targets]
+        sampling = [
+            (index, item)
+            for index, item in enumerate(plan.items)
+            if item.samples and item.sequence_key not in failed
+        ]
+        scoring = [
+            (index, item)
+            for index, item in enumerate(plan.items)
+            if item.targets and item.sequence_key not in failed
+        ]
         rows = np.asarray(
             [inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64
         )
@@ -95,17 +110,28 @@ class ModelRunner:
         values = logits.cpu().numpy()
         mine = [item for index, item in sampling if index % size == rank]
         tokens: dict[tuple[int, int], Logprob] = {}
-        failed: dict[int, str] = {}
         for row, item in zip(values, mine, strict=False):  # rows to score follow
             try:
                 for spec in item.samples:
                     tokens[item.sequence_key, spec.choice] = draw(row, spec)
-            except ValueError as error:
+            except (ValueError, IndexError) as error:
                 failed[item.sequence_key] = str(error)
         scored = _scores(
             values[len(mine) :], [item for index, item in scoring if index % size == rank]
         )
         return StepResult(plan.step_id, tokens, failed, scored)
+
+
+def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str]:
+    """Items with a token that the model does not have, and what to say of them."""
+    failed: dict[int, str] = {}
+    for item in items:
+        for token_id in (*item.token_ids, *item.targets):
+            if not 0 <= token_id < vocabulary_size:
+                failed[item.sequence_key] = (
+                    f"token id {token_id} is not of this model, which has {vocabulary_size}"
+                )
+    return failed
 
 
 def _scores(
