@@ -181,7 +181,7 @@ def _penalised_step(step_id, tokens, num_prompt, table):
     return StepPlan(step_id, (StepItem(1, start, tuple(tokens[start:]), table, (sample,)),))
 
 
-async def test_a_rank_that_is_sent_news_alone_draws_what_a_runner_with_the_whole_history_draws():
+async def test_a_rank_that_is_sent_news_draws_what_a_runner_with_the_whole_history_draws():
     """Over a block border, and after a restart, when the ranks know nothing again."""
     spec, model = load(TINY, "float32")
     direct = ModelRunner(model, MemoryKV(spec.layout(16), 16)._shards[0], 16, 16)

@@ -19,7 +19,7 @@ def on(path):
 
 @pytest.mark.parametrize("path", ["pd", "local"])
 def test_a_step_that_makes_progress_is_no_hang_however_long_it_takes(path):
-    """512 tokens take 4.1 s and each layer less than the 3 s after which a worker counts as hung."""
+    """512 tokens take 4.1 s, each layer less than the 3 s after which a worker is hung."""
     longest_s = 0.0
 
     async def scenario(cluster):

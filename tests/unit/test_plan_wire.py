@@ -99,7 +99,7 @@ def test_what_arrives_is_the_plan_whatever_the_scheduler_did():
         seed=st.integers(0, 10_000),
     )
     def check(wishes, budget, num_blocks, size, seed):
-        """Chunks, decode, forks, copy on write, preemption, arrivals, cancels, deaths of the group."""
+        """Chunks, decode, forks, copies, preemption, arrivals, cancels, deaths of the group."""
         chance = random.Random(seed)
         pool = BlockPool(num_blocks)
         scheduler = Scheduler(pool, Limits(size, budget, 6, 400, True), "d")
@@ -199,6 +199,19 @@ def test_a_decode_step_costs_the_same_bytes_whatever_the_context(length):
     got, num_bytes = travel(encoder, decoder, plan)
     assert whole(got, 16) == whole(plan, 16)
     assert num_bytes < 100
+
+
+def test_a_block_that_copy_on_write_replaced_is_sent_again():
+    """Somebody else took a reference on the block between two steps of its sequence."""
+    encoder = PlanEncoder(4)
+    decoder = PlanDecoder(4, VOCABULARY)
+    tokens = [1, 2, 3, 4, 5, 6]
+    table = [0, 1]
+    travel(encoder, decoder, decode_step(1, tokens, table, 5))
+    tokens.append(7)
+    table[1] = 2
+    plan = replace(decode_step(2, tokens, table, 5), copies=((1, 2),))
+    assert list(travel(encoder, decoder, plan)[0].items[0].block_table) == [0, 2]
 
 
 def test_a_released_key_may_stand_in_the_same_plan_with_another_table_and_history():
