@@ -49,6 +49,7 @@ class StubRunner:
     """An engine without a model: every token is a letter."""
 
     on_lost = None
+    layers_done = 0
 
     async def execute(self, plan, on_layer):
         tokens = {

@@ -2,6 +2,10 @@
 
 Owns the contract between scheduler and runner. Does not know tensors, clocks or requests. Called
 by `engine.scheduler` (makes plans, reads results) and by every runner.
+
+A plan copies neither block tables nor histories: it refers to the sequence's own lists, which only
+the scheduler changes: it may append, and never changes the stated part while a step runs. A reader
+looks at the stated part of a list and keeps nothing of it past the step.
 """
 
 from __future__ import annotations
@@ -17,14 +21,19 @@ NOTHING_TO_DRAW = "every token of the vocabulary is banned"
 
 @dataclass(frozen=True, slots=True)
 class Penalties:
-    """Penalties and the history they look at; the whole of it, so that a rank keeps no state."""
+    """Penalties and the history they look at. All samples of an item share one.
+
+    `token_ids` is the sequence's own list: the prompt, then the output. Its first `num_tokens`
+    count, of which the first `num_prompt_tokens` are the prompt: only `repetition` looks at those.
+    While a key is not released, its list only grows.
+    """
 
     presence: float
     frequency: float
     repetition: float
-    prompt_ids: tuple[int, ...]
-    """Distinct ones; empty unless `repetition` is on."""
-    output_ids: tuple[int, ...]
+    token_ids: Sequence[int]
+    num_prompt_tokens: int
+    num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +58,11 @@ class SampleSpec:
 class StepItem:
     """One sequence's share of a step: compute KV for `token_ids` at `start`, then maybe sample.
 
-    `block_table` covers every position up to `start + len(token_ids)`. `samples` is empty while
-    prompt tokens remain; several entries draw the first token of several choices. `targets` are the
+    `block_table` is the sequence's own list and covers every position up to
+    `start + len(token_ids)`; entries behind those are none of the step's business. While a key is
+    not released, entries before the block of `start` stay as they were in its earlier items: the
+    scheduler appends, or replaces the block that it is about to write (copy on write). `samples` is
+    empty while prompt tokens remain; several entries draw the first token of several choices. `targets` are the
     tokens that follow the first rows, to be scored with their `num_target_logprobs` likeliest rivals.
     """
 
@@ -68,7 +80,11 @@ class StepItem:
 class StepPlan:
     """One step. Empty plans are not executed.
 
-    `arrived` blocks were written by a transfer since the last one; then `copies` (source, destination block) are done.
+    `released` are the keys of sequences that ended or gave up their blocks since the last executed
+    plan: what is remembered of them is forgotten before the items are read, in which such a key may
+    stand again with a new table. Every key that was in an executed plan is released once it is out;
+    keys that never were may be named too. `arrived` blocks were written by a transfer since the
+    last executed plan; then `copies` (source, destination block) are done.
     """
 
     step_id: int

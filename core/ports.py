@@ -109,7 +109,10 @@ class Runner(Protocol):
     """Executes step plans: rank processes, or the hash model."""
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
-        """Run one step. `on_layer(step_id, layer)` is called as each layer's KV is complete.
+        """Run one step.
+
+        `on_layer(step_id, layer)` is called as each layer's KV is complete, if
+        `plan.report_layers`.
 
         Raises:
             WorkerLost: The rank group died; its KV pool is gone.

@@ -115,10 +115,11 @@ class HashModel:
 
     def _read(self, item: StepItem) -> bytes:
         end = item.start + len(item.token_ids)
+        table = item.block_table[: self._layout.blocks_for(end)]
         seen = hashlib.blake2b(digest_size=16)
         for layer in range(self._layout.num_layers):
             for shard in range(self._layout.num_shards):
-                views = [self._kv.view(layer, block_id, shard) for block_id in item.block_table]
+                views = [self._kv.view(layer, block_id, shard) for block_id in table]
                 num_whole, rest = divmod(end, self._block_size_tokens)
                 for view in views[:num_whole]:
                     seen.update(view)

@@ -14,8 +14,10 @@ from typing import Any
 
 from core.errors import ModelLoadError
 from core.lifeline import hang_on
+from core.plan import StepItem, StepPlan
 from core.segments import map_segment, touch
-from engine.rank_wire import PREFIX, pack, plan_from_wire, result_to_wire, unpack
+from engine.plan_wire import PlanDecoder
+from engine.rank_wire import PREFIX, pack, result_to_wire, unpack
 from engine.shared_kv import PULSE, SLOTS_AT, WORDS
 
 
@@ -59,8 +61,9 @@ def main() -> None:
         raise SystemExit(3) from error
     pipe.write(["ready"])
     pulse = common[PULSE].cast("Q")
+    decoder = PlanDecoder(order["block_size_tokens"], runner.model.spec.vocabulary_size)
     while True:
-        _step(pipe, runner, pulse, order["rank"])
+        _step(pipe, decoder, runner, pulse, order["rank"])
 
 
 def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401 - torch is imported here and no earlier
@@ -86,7 +89,7 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     )
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(
-        plan_from_wire([0, [[0, 0, [0], [0], [], [], 0]], [], False, []]),
+        StepPlan(0, (StepItem(0, 0, (0,), (0,)),)),
         lambda step_id, layer: None,
     )
     return runner
@@ -120,11 +123,17 @@ def _join(order: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
     )
 
 
-def _step(pipe: Pipe, runner: Any, pulse: memoryview, rank: int) -> None:  # noqa: ANN401
+def _step(
+    pipe: Pipe,
+    decoder: PlanDecoder,
+    runner: Any,  # noqa: ANN401
+    pulse: memoryview,
+    rank: int,
+) -> None:
     from engine.collectives import GroupBroken  # noqa: PLC0415 - torch, see `_load`
 
     message = pipe.read()
-    plan = plan_from_wire(message[1])
+    plan = decoder.decode(message[1])
 
     def on_layer(step_id: int, layer: int) -> None:
         pulse[rank] += 1

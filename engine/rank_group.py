@@ -31,9 +31,10 @@ from core.config import EngineConfig
 from core.errors import ConfigError, ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
-from core.segments import create_segment, map_segment, touch
+from core.segments import PAGE_BYTES, create_segment, map_segment, touch
 from engine.model_spec import ModelSpec
-from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, plan_to_wire, result_from_wire, unpack
+from engine.plan_wire import PlanEncoder
+from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, result_from_wire, unpack
 from engine.sharding import check_split
 from engine.shared_kv import PULSE, SharedKV, can_share_sums, common_bytes
 
@@ -134,7 +135,9 @@ class RankGroup:
             engine.tensor_parallel_size, engine.max_step_tokens, spec.width
         )
         self._ranks: list[_Rank] = []
-        self._pulse = memoryview(b"")
+        self._encoder = PlanEncoder(engine.block_size_tokens)
+        self._pulse = memoryview(bytes(PAGE_BYTES))
+        self._layers_before = 0
         self._step_id: int | None = None
         self._watch_task: asyncio.Task[None] | None = None
         self._order = {
@@ -162,6 +165,8 @@ class RankGroup:
             WorkerLost: One died or did not get ready in time.
         """
         common_fd = create_segment(self._common_bytes)
+        self._encoder = PlanEncoder(self._layout.block_size_tokens)
+        self._layers_before = self.layers_done
         self._pulse = map_segment(common_fd, self._common_bytes)[PULSE]
         with self._meeting_folder() as folder:
             segments = []
@@ -231,7 +236,7 @@ class RankGroup:
         """See `Runner`."""
         if not self._ranks:
             raise WorkerLost("the rank processes are not running")
-        message = pack(["plan", plan_to_wire(plan)])
+        message = pack(["plan", self._encoder.encode(plan)])
         self._step_id = plan.step_id
         try:
             for rank in self._ranks:
@@ -296,6 +301,14 @@ class RankGroup:
             os.close(rank.life_fd)
             # The process is dead already; only the kernel's book-keeping is waited for.
             rank.process.wait(timeout=KILL_TIMEOUT_S)
+
+    @property
+    def layers_done(self) -> int:
+        """Layers finished since the worker began, by every group it had; it never falls.
+
+        Read from the page that ranks count on, so it moves in every step, reported or not.
+        """
+        return self._layers_before + int(self._pulse[:8].cast("Q")[0])
 
     def rank_pids(self) -> tuple[int, ...]:
         """Process ids of the ranks."""

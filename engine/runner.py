@@ -63,7 +63,8 @@ class ModelRunner:
         return self.pool.kv
 
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
-        """Run one step; a sequence that cannot be embedded or sampled fails alone."""
+        """Run one step; a sequence that cannot be computed or sampled fails alone."""
+        failed = _outside(plan.items, self.model.spec.vocabulary_size)
         self.pool.take_in(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
@@ -73,14 +74,21 @@ class ModelRunner:
             if self.pool.layer_queued(layer, written):
                 on_layer(plan.step_id, layer)
 
+        # What fails is computed for some token, so that the others' rows stay where they are.
         token_ids = np.concatenate(
-            [np.asarray(item.token_ids, dtype=np.int64) for item in plan.items]
+            [
+                np.asarray(item.token_ids, dtype=np.int64)
+                if item.sequence_key not in failed
+                else np.zeros(len(item.token_ids), dtype=np.int64)
+                for item in plan.items
+            ]
         )
-        failed = _without_rows(plan, self.model.spec.vocabulary_size)
-        if failed:
-            token_ids[(token_ids < 0) | (token_ids >= self.model.spec.vocabulary_size)] = 0
         inputs = _inputs(plan.items)
-        sampling = [(index, item) for index, item in enumerate(plan.items) if item.samples]
+        sampling = [
+            (index, item)
+            for index, item in enumerate(plan.items)
+            if item.samples and item.sequence_key not in failed
+        ]
         scoring = [
             (index, item)
             for index, item in enumerate(plan.items)
@@ -106,7 +114,7 @@ class ModelRunner:
             try:
                 for spec in item.samples:
                     tokens[item.sequence_key, spec.choice] = draw(row, spec)
-            except ValueError as error:
+            except (ValueError, IndexError) as error:
                 failed[item.sequence_key] = str(error)
         scored = _scores(
             values[len(mine) :], [item for index, item in scoring if index % size == rank]
@@ -114,17 +122,16 @@ class ModelRunner:
         return StepResult(plan.step_id, tokens, failed, scored)
 
 
-def _without_rows(plan: StepPlan, vocabulary_size: int) -> dict[int, str]:
-    """Sequences with an id for which the model has no row, by key, and what is wrong with each."""
-    wrong = {}
-    for item in plan.items:
-        ids = (*item.token_ids, *item.targets)
-        if not 0 <= min(ids) <= max(ids) < vocabulary_size:
-            wrong[item.sequence_key] = (
-                f"a token id is {min(ids) if min(ids) < 0 else max(ids)}, "
-                f"the model has rows for 0 to {vocabulary_size - 1}"
-            )
-    return wrong
+def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str]:
+    """Items with a token that the model does not have, and what to say of them."""
+    failed: dict[int, str] = {}
+    for item in items:
+        for token_id in (*item.token_ids, *item.targets):
+            if not 0 <= token_id < vocabulary_size:
+                failed[item.sequence_key] = (
+                    f"token id {token_id} is not of this model, which has {vocabulary_size}"
+                )
+    return failed
 
 
 def _scores(

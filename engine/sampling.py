@@ -14,6 +14,7 @@ import numpy as np
 
 from core.plan import NOTHING_TO_DRAW, Penalties, SampleSpec
 from core.types import Logprob
+from engine.rank_memory import TokenHistory
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -77,11 +78,14 @@ def _adjusted(row: Row, spec: SampleSpec) -> Row:
 
 def _penalise(row: Row, p: Penalties) -> None:
     """Change a row in place. Sources: CTRL, arXiv:1909.05858 (repetition); OpenAI's API (the others)."""
-    output, counts = np.unique(np.asarray(p.output_ids, dtype=np.int64), return_counts=True)
+    history = p.token_ids if isinstance(p.token_ids, TokenHistory) else TokenHistory.of(p, len(row))
+    seen, counts = history.distinct()
     if p.repetition != 1.0:
-        seen = np.union1d(np.asarray(p.prompt_ids, dtype=np.int64), output)
-        row[seen] = np.where(row[seen] > 0, row[seen] / p.repetition, row[seen] * p.repetition)
-    row[output] -= p.frequency * counts + p.presence
+        values = row[seen]
+        row[seen] = np.where(values > 0, values / p.repetition, values * p.repetition)
+    if p.frequency or p.presence:
+        is_output = counts > 0
+        row[seen[is_output]] -= p.frequency * counts[is_output] + p.presence
 
 
 def _sample(row: Row, spec: SampleSpec) -> int:

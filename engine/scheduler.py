@@ -257,7 +257,7 @@ class Scheduler:
         self._sequences.step_ended()
         for sequence in lost:
             self.cancel(sequence)
-        self._sequences.take_released()
+        self._sequences.ranks_are_gone()
         self._arrived.clear()
         self.pool.drop_cache()
         return lost
@@ -291,9 +291,9 @@ class Scheduler:
         if not step.items and self.num_preemptions > num_preemptions:
             # One that ran alone gave up its blocks: the step is the others', whom nobody looked at.
             step = self._plan(now_s)
-        self._sequences.executing = frozenset(step.planned)
         if not step.items:
             return StepPlan(self._step_id, ())
+        released = self._sequences.step_begins(step.planned)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(
             self._step_id,
@@ -301,7 +301,7 @@ class Scheduler:
             tuple(step.copies),
             report_layers=step.has_handover,
             arrived=tuple(arrived),
-            released=self._sequences.take_released(),
+            released=released,
         )
 
     def _plan(self, now_s: float) -> _Step:

@@ -178,10 +178,13 @@ class Sequence:
         s, first = self.request.sampling, len(self.request.token_ids)
         if not s.presence_penalty and not s.frequency_penalty and s.repetition_penalty == 1.0:
             return None
-        prompt = tuple(sorted(set(self.request.token_ids))) if s.repetition_penalty != 1.0 else ()
-        output = tuple(self.token_ids[first:])
         return Penalties(
-            s.presence_penalty, s.frequency_penalty, s.repetition_penalty, prompt, output
+            s.presence_penalty,
+            s.frequency_penalty,
+            s.repetition_penalty,
+            self.token_ids,
+            first,
+            self.num_tokens,
         )
 
     def finish_after(

@@ -49,6 +49,7 @@ class Sequences:
         """Keys in the step that runs; empty between steps."""
         self._tables = tables
         self._cancelled_in_step: list[Sequence] = []
+        self._known_to_ranks: set[int] = set()
         self._released: list[int] = []
 
     def __iter__(self) -> Iterator[Sequence]:
@@ -77,7 +78,9 @@ class Sequences:
     def release(self, sequence: Sequence) -> None:
         """Drop a sequence's own references; the ranks forget its table with the next plan."""
         self._tables.free(sequence)
-        self._released.append(sequence.key)
+        if sequence.key in self._known_to_ranks:
+            self._known_to_ranks.remove(sequence.key)
+            self._released.append(sequence.key)
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence; while a step runs its blocks wait for the end of it. Idempotent."""
@@ -90,6 +93,18 @@ class Sequences:
         else:
             self.release(sequence)
 
+    def step_begins(self, planned: set[int]) -> tuple[int, ...]:
+        """These are executed now.
+
+        Returns:
+            Keys of those that gave up their blocks since the last step: ranks forget them.
+        """
+        released = tuple(self._released)
+        self._released.clear()
+        self.executing = frozenset(planned)
+        self._known_to_ranks |= planned
+        return released
+
     def step_ended(self) -> None:
         """Nothing is executing any more: free what was cancelled meanwhile."""
         self.executing = frozenset()
@@ -97,8 +112,7 @@ class Sequences:
             self.release(sequence)
         self._cancelled_in_step.clear()
 
-    def take_released(self) -> tuple[int, ...]:
-        """Keys of those that gave up their blocks since the last call."""
-        released = tuple(self._released)
+    def ranks_are_gone(self) -> None:
+        """The ranks died, and what they knew with them."""
+        self._known_to_ranks.clear()
         self._released.clear()
-        return released

@@ -36,7 +36,6 @@ class StepLoop:
         self._is_runner_lost = False
         self.plan: StepPlan | None = None
         self.num_steps = 0
-        self.num_layers = 0
         self.on_layer: Callable[[StepPlan, int], None] = lambda plan, layer: None
 
     @property
@@ -83,6 +82,5 @@ class StepLoop:
         self._is_runner_lost = False
 
     def _layer_done(self, step_id: int, layer: int) -> None:
-        self.num_layers += 1
         if self.plan is not None and self.plan.step_id == step_id:
             self.on_layer(self.plan, layer)

@@ -87,6 +87,11 @@ class RestartableRunner(Runner, Protocol):
     on_lost: Callable[[], None]
     """Called when the group dies between two steps; death in a step is `execute`'s to report."""
 
+    @property
+    def layers_done(self) -> int:
+        """Layers finished so far, also in the middle of a step; a restart does not set it back."""
+        ...
+
     async def restart(self) -> None:
         """Start a fresh rank group; its KV pool is empty."""
         ...
@@ -403,7 +408,7 @@ class Worker:
         pool, scheduler = self.scheduler.pool, self.scheduler
         return Progress(
             steps=self._loop.num_steps,
-            layers_done=self._loop.num_layers,
+            layers_done=self._runner.layers_done,
             work_in_hand=self._loop.plan is not None,
             load=Load(
                 num_waiting=len(scheduler.waiting),

@@ -13,7 +13,7 @@ from support.rig import is_gone
 
 from core.config import EngineConfig
 from core.errors import ModelLoadError, WorkerDied, WorkerLost
-from core.plan import SampleSpec, StepItem, StepPlan
+from core.plan import Penalties, SampleSpec, StepItem, StepPlan
 from engine.hash_model import MemoryKV
 from engine.model_spec import read_model
 from engine.rank_group import STALL_S, RankGroup
@@ -189,3 +189,84 @@ async def test_a_group_of_which_one_rank_cannot_load_ends_at_once_with_its_reaso
 def test_a_group_that_the_model_cannot_be_split_over_starts_no_process():
     with pytest.raises(ModelLoadError, match="possible: "):
         RankGroup(read_model(TINY), EngineConfig(tensor_parallel_size=3))
+
+
+def _penalised_step(step_id, tokens, num_prompt, table):
+    """One decode step as a scheduler plans it: the sequence's own lists, not copied."""
+    penalties = Penalties(0.3, 0.7, 1.3, tokens, num_prompt, len(tokens))
+    sample = SampleSpec(0, step_id, 1, 0.9, 0, 1.0, 2, penalties=penalties)
+    start = 0 if step_id == 0 else len(tokens) - 1
+    return StepPlan(step_id, (StepItem(1, start, tuple(tokens[start:]), table, (sample,)),))
+
+
+async def test_a_rank_that_is_sent_news_draws_what_a_runner_with_the_whole_history_draws():
+    """Over a block border, and after a restart, when the ranks know nothing again."""
+    spec, model = load(TINY, "float32")
+    direct = ModelRunner(model, MemoryKV(spec.layout(16), 16)._shards[0], 16, 16)
+    ranks = RankGroup(spec, ENGINE)
+    await ranks.start()
+    try:
+        for _ in range(2):
+            tokens = list(PROMPT)
+            table = [3, 4, 5]
+            for step_id in range(20):
+                plan = _penalised_step(step_id, tokens, len(PROMPT), table)
+                got = await ranks.execute(plan, lambda *_: None)
+                assert got == direct.execute(plan, lambda *_: None)
+                tokens.append(got.tokens[1, 0].token_id)
+            await ranks.restart()
+    finally:
+        await ranks.stop()
+
+
+async def test_layers_are_counted_in_every_step_and_a_restart_does_not_set_the_count_back():
+    ranks = RankGroup(read_model(TINY), ENGINE)
+    assert ranks.layers_done == 0
+    await ranks.start()
+    try:
+        reported = []
+        await ranks.execute(plan(1, 0, PROMPT), lambda *layer: reported.append(layer))
+        assert ranks.layers_done == 4 and reported == []
+        await ranks.restart()
+        assert ranks.layers_done == 4
+        await ranks.execute(plan(2, 0, PROMPT, report=True), lambda *layer: reported.append(layer))
+        assert ranks.layers_done == 8 and len(reported) == 4
+    finally:
+        await ranks.stop()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+async def test_a_token_that_the_model_does_not_have_fails_its_sequence_and_no_other(size):
+    """In the ids to compute, and in those to score."""
+    spec = read_model(TINY)
+    ranks = RankGroup(spec, EngineConfig(num_blocks=16, tensor_parallel_size=size))
+    await ranks.start()
+    try:
+        good = _two(1).items
+        expected = await ranks.execute(StepPlan(1, good), lambda *_: None)
+        foreign = spec.vocabulary_size
+        bad = StepItem(8, 0, (*PROMPT[:4], foreign), (9,), good[1].samples)
+        scored = StepItem(9, 0, PROMPT[:4], (10,), (), targets=(1, 2, 3, foreign))
+        step = StepPlan(2, (bad, good[0], scored, *good[1:]))
+        pids = ranks.rank_pids()
+        got = await ranks.execute(step, lambda *_: None)
+        why = f"token id {foreign} is not of this model, which has {foreign}"
+        assert got.failed == {8: why, 9: why} and got.scored == {}
+        assert {k: t.token_id for k, t in got.tokens.items()} == {
+            k: t.token_id for k, t in expected.tokens.items()
+        }
+        assert ranks.rank_pids() == pids
+    finally:
+        await ranks.stop()
+
+
+async def test_a_bias_on_a_token_that_the_model_does_not_have_fails_its_sequence_alone():
+    spec, model = load(TINY, "float32")
+    direct = ModelRunner(model, MemoryKV(spec.layout(16), 16)._shards[0], 16, 16)
+    good = _two(1).items
+    wish = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None, bias=((spec.vocabulary_size, 1.0),)),)
+    result = direct.execute(
+        StepPlan(1, (StepItem(8, 0, PROMPT, (9, 10), wish), *good)), lambda *_: None
+    )
+    assert set(result.failed) == {8} and "out of bounds" in result.failed[8]
+    assert set(result.tokens) == set(direct.execute(StepPlan(2, good), lambda *_: None).tokens)

@@ -74,11 +74,22 @@ class DirectRunner:
     def __init__(self, model, memory, engine):
         self.inner = ModelRunner(model, memory, engine.num_blocks, engine.block_size_tokens)
         self.num_steps = 0
+        self.layers_done = 0
+
+    def counted(self, plan, on_layer):
+        """As a rank does: count every layer, speak of those that are asked for."""
+
+        def layer_done(step_id, layer):
+            self.layers_done += 1
+            if plan.report_layers:
+                on_layer(step_id, layer)
+
+        return layer_done
 
     async def execute(self, plan, on_layer):
         self.num_steps += 1
         await asyncio.sleep(0)
-        result = self.inner.execute(plan, on_layer)
+        result = self.inner.execute(plan, self.counted(plan, on_layer))
         await asyncio.sleep(0)
         return result
 
@@ -149,7 +160,7 @@ class ThreadedRunner(DirectRunner):
         await asyncio.sleep(0)
         with ThreadPoolExecutor(len(self.others)) as pool:
             rest = [pool.submit(runner.execute, plan, lambda *_: None) for runner in self.others]
-            result = self.inner.execute(plan, on_layer)
+            result = self.inner.execute(plan, self.counted(plan, on_layer))
             for part in rest:
                 result.tokens.update(part.result().tokens)
                 result.failed.update(part.result().failed)

@@ -74,17 +74,9 @@ def test_bad_logits_raise(bad):
 # --- against transformers' own processors, which share no code with ours ------------------------------
 
 
-def history(prompt, output, **changes):
-    return Penalties(
-        **{
-            "presence": 0.0,
-            "frequency": 0.0,
-            "repetition": 1.0,
-            "prompt_ids": tuple(sorted(set(prompt))),
-            "output_ids": tuple(output),
-            **changes,
-        }
-    )
+def history(prompt, output, presence=0.0, frequency=0.0, repetition=1.0):
+    tokens = [*prompt, *output]
+    return Penalties(presence, frequency, repetition, tokens, len(prompt), len(tokens))
 
 
 def greedy_order(logits, wish):
@@ -110,7 +102,7 @@ def test_presence_counts_once_and_frequency_every_time_and_neither_sees_the_prom
     logits[:4] = [1.0, 1.1, 1.2, 1.3]
     wish = spec(
         temperature=0.0,
-        penalties=history([3, 3], [2, 1, 1], presence=0.05, frequency=0.1, prompt_ids=()),
+        penalties=history([3, 3], [2, 1, 1], presence=0.05, frequency=0.1),
     )
     # 3 stays 1.3; 2: 1.2 - 0.15; 1: 1.1 - 0.25; 0 stays 1.0
     order, banned = [], (4, 5)

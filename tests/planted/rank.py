@@ -1,0 +1,108 @@
+"""Bugs in what travels to ranks, in what they remember, and in how progress is counted."""
+
+from planted.bug import Bug
+
+WIRE = "tests/unit/test_plan_wire.py"
+ARRIVES = f"{WIRE}::test_what_arrives_is_the_plan_whatever_the_scheduler_did"
+PROGRESS = "tests/simulation/test_progress.py"
+RANKS = "tests/component/test_rank_process.py"
+
+BUGS: list[Bug] = [
+    Bug(
+        "whole block tables travel with every step",
+        "engine/plan_wire.py",
+        "first_block = min(told.num_blocks, item.start // size)",
+        "first_block = 0",
+        f"{WIRE}::test_a_decode_step_costs_the_same_bytes_whatever_the_context",
+    ),
+    Bug(
+        "a block replaced by copy on write is not told to ranks",
+        "engine/plan_wire.py",
+        "first_block = min(told.num_blocks, item.start // size)",
+        "first_block = told.num_blocks",
+        f"{WIRE}::test_a_block_that_copy_on_write_replaced_is_sent_again",
+    ),
+    Bug(
+        "ranks keep the table of a sequence that starts again",
+        "engine/scheduler.py",
+        "            self._released.append(sequence.key)\n",
+        "",
+        ARRIVES,
+    ),
+    Bug(
+        "how to draw travels with every token",
+        "engine/plan_wire.py",
+        "    if draws == told.draws:\n        return None\n",
+        "",
+        f"{WIRE}::test_a_decode_step_costs_the_same_bytes_whatever_the_context",
+    ),
+    Bug(
+        "a rank guesses when tokens are missing",
+        "engine/plan_wire.py",
+        "if len(history) != known:",
+        "if len(history) > known:",
+        f"{WIRE}::test_a_history_with_a_gap_is_refused",
+    ),
+    Bug(
+        "the prompt counts as output",
+        "engine/rank_memory.py",
+        "np.add.at(self._counts, token_ids[num_prompt:][is_known[num_prompt:]], 1)",
+        "np.add.at(self._counts, token_ids[is_known], 1)",
+        ARRIVES,
+    ),
+    Bug(
+        "a token twice in the news counts once",
+        "engine/rank_memory.py",
+        "np.add.at(self._counts, token_ids[num_prompt:][is_known[num_prompt:]], 1)",
+        "self._counts[token_ids[num_prompt:][is_known[num_prompt:]]] += 1",
+        f"{WIRE}::test_a_history_counts_the_same_in_any_pieces",
+    ),
+    Bug(
+        "fresh ranks are sent news to what dead ones knew",
+        "engine/rank_group.py",
+        "        self._encoder = PlanEncoder(self._layout.block_size_tokens)\n",
+        "",
+        f"{RANKS}::test_a_rank_that_is_sent_news_draws_what_a_runner_with_the_whole_history_draws",
+    ),
+    Bug(
+        "only reported layers are progress",
+        "simulation/parts.py",
+        """            self.layers_done += 1
+            if plan.report_layers:  # as ranks do: they count every layer, and speak of some
+                on_layer(step_id, layer)
+""",
+        """            if plan.report_layers:
+                self.layers_done += 1
+                on_layer(step_id, layer)
+""",
+        f"{PROGRESS}::test_a_step_that_makes_progress_is_no_hang_however_long_it_takes",
+    ),
+    Bug(
+        "a worker's layers do not count as progress",
+        "worker/worker.py",
+        "layers_done=self._runner.layers_done,",
+        "layers_done=0,",
+        f"{PROGRESS}::test_a_step_that_makes_progress_is_no_hang_however_long_it_takes",
+    ),
+    Bug(
+        "a restart sets the count of layers back",
+        "engine/rank_group.py",
+        "        self._layers_before = self.layers_done\n",
+        "",
+        f"{RANKS}::test_layers_are_counted_in_every_step_and_a_restart_does_not_set_the_count_back",
+    ),
+    Bug(
+        "a token outside the vocabulary kills the rank",
+        "engine/runner.py",
+        "            if not 0 <= token_id < vocabulary_size:",
+        "            if token_id < 0:",
+        f"{RANKS}::test_a_token_that_the_model_does_not_have_fails_its_sequence_and_no_other",
+    ),
+    Bug(
+        "a bias outside the vocabulary kills the rank",
+        "engine/runner.py",
+        "except (ValueError, IndexError) as error:",
+        "except ValueError as error:",
+        f"{RANKS}::test_a_bias_on_a_token_that_the_model_does_not_have_fails_its_sequence_alone",
+    ),
+]
