@@ -137,7 +137,7 @@ class WorkerLink:
         self._unmet: dict[str, None] = {}
         self._measured: dict[str, asyncio.Future[WayReport]] = {}
         self._wake = asyncio.Event()
-        self._counters = (0, 0)
+        self._counters: tuple[int, int] | None = None
         self._moved_at = self._heard_at = 0.0
 
     @property
@@ -352,10 +352,7 @@ class WorkerLink:
             What the worker died of, if it hung rather than the stream broke.
         """
         self._awake.tick()
-        now_s = self._awake.now_s()
-        stood_still_s = max(0.0, self._heard_at - self._moved_at)
-        # Between two streams nothing could be heard, but who stood still before has not moved by that.
-        self._heard_at, self._moved_at = now_s, now_s - stood_still_s
+        self._heard_at = self._awake.now_s()
         hung: WorkerLost | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -418,8 +415,10 @@ class WorkerLink:
     def _note_progress(self, message: Progress) -> None:
         """Take the worker's counters.
 
+        Equal ones with work in hand mean that it stood still all the while, streams or not.
+
         Raises:
-            WorkerDied: It has had work in hand, and none of them has moved, for 3 s of its streams.
+            WorkerDied: It has had work in hand, and none of them has moved, for 3 s.
         """
         counters = (message.steps, message.layers_done)
         if counters != self._counters or not message.work_in_hand:

@@ -5,6 +5,7 @@ import asyncio
 import pytest
 from support.virtual import PROMPT, ask, expected, run, unit
 
+from core.config import RouterConfig
 from core.errors import InternalError
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
@@ -145,8 +146,6 @@ def test_an_order_that_a_worker_fails_at_ends_its_attempt(order):
         async with asyncio.timeout(5):
             await bad
         return bitten, events[-1], await neighbour, states(cluster)
-
-    from core.config import RouterConfig
 
     bitten, end, (tokens, good), links = run(scenario, router=RouterConfig(credit_positions=10))
     assert bitten and type(end.error) is InternalError

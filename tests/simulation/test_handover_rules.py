@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from support.virtual import PROMPT, ask, expected, run, unit
 
-from core.config import EngineConfig, TransferConfig
+from core.config import EngineConfig, RouterConfig, TransferConfig
 from core.errors import (
     KVTransferError,
     PoolExhausted,
@@ -241,24 +241,32 @@ def test_a_full_decode_pool_makes_requests_wait_in_line_and_loses_none():
     assert all(ended.error is None for _, ended in replies)
 
 
-def test_a_reservation_that_waits_too_long_is_refused_with_numbers():
+def test_a_reservation_that_waits_too_long_is_refused_with_numbers_and_made_anew():
+    """A full worker is no fault: it costs nothing of the attempts that faults are allowed."""
+
     async def scenario(cluster):
+        refusals = []
+        cluster.orchestrator.on_retry = refusals.append
         hog = asyncio.get_running_loop().create_task(
             ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
         )
         await asyncio.sleep(0.5)
-        tokens, ended = await ask(cluster, "late", tuple(range(90, 10, -1)), max_tokens=5)
+        late = await ask(cluster, "late", tuple(range(90, 10, -1)), max_tokens=5)
         await hog
-        return ended
+        return refusals, *late
 
-    ended = run(
+    refusals, tokens, ended = run(
         scenario,
         engine=EngineConfig(block_size_tokens=4, num_blocks=30, max_step_tokens=64),
         transfer=TransferConfig(reserve_wait_s=0.05),
         step_s=0.05,
     )
-    assert isinstance(ended.error, PoolExhausted)
-    assert "free blocks within 0.05 s" in ended.error.message
+    assert all(isinstance(e, PoolExhausted) for e in refusals)
+    assert all("free blocks within 0.05 s" in e.message for e in refusals)
+    assert ended.error is None and len(tokens[0]) == 5
+    codes = [attempt.partition(":pd:")[2] for attempt in ended.anatomy.attempts]
+    assert codes == ["pool_exhausted"] * len(refusals) + ["ok"]
+    assert len(refusals) > RouterConfig().max_fault_attempts
 
 
 def test_what_can_never_fit_is_refused_by_the_worker_too():
