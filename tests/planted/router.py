@@ -37,7 +37,7 @@ BUGS = [
         "worker/worker.py",
         "        except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt",
         "        except ServingError as error:",
-        f"{CONTAINMENT}::test_a_worker_that_fails_to_begin_an_attempt_ends_that_one",
+        f"{CONTAINMENT}::test_what_a_failed_beginning_had_begun_is_given_back_at_once",
     ),
     Bug(
         "a worker that is ready again wakes nobody",

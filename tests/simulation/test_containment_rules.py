@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from support.virtual import PROMPT, ask, expected, run, unit
 
-from core.config import RouterConfig
+from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
@@ -169,3 +169,22 @@ def test_a_result_that_a_worker_fails_to_take_ends_its_attempt(monkeypatch):
     (tokens, bad), (rest, good) = run(scenario)
     assert type(bad.error) is InternalError and len(tokens[0]) == 5
     assert good.error is None and rest == expected(**LONG)
+
+
+def test_what_a_failed_beginning_had_begun_is_given_back_at_once():
+    async def scenario(cluster):
+        worker = unit(cluster, Role.DECODE).worker
+        begin = worker._begin_local
+
+        def fails(attempt, replaces):
+            begin(attempt, replaces)
+            raise KeyError("bug")
+
+        worker._begin_local = fails
+        _, ended = await ask(cluster, max_tokens=100, ignore_eos=True)
+        await asyncio.sleep(0.05)
+        scheduler = worker.scheduler
+        return ended.error, len(scheduler.waiting) + len(scheduler.running)
+
+    error, left = run(scenario, placement=PlacementConfig(path="local"))
+    assert type(error) is InternalError and left == 0

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from cluster.session_codec import from_worker_wire, to_worker_wire
 from core.errors import InternalError, WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
 from core.session import (
@@ -31,6 +32,7 @@ from core.session import (
     WorkerDescriptor,
 )
 from core.types import GenerateRequest, SamplingParams
+from protos.baton.internal.v1 import session_pb2 as pb
 from router.introductions import Introductions
 from router.links import Links
 from router.retry_budget import RetryBudget
@@ -381,6 +383,20 @@ def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_strea
     (resets, said), replaced = run_virtual(main())
     assert resets == [False, True, False] and said == []
     assert replaced == (True, False)
+
+
+async def test_what_a_router_says_crosses_the_wire_whole():
+    request = replace(REQUEST, deadline_at=asyncio.get_running_loop().time() + 9.0)
+    submit = Submit(request, 3, Task.LOCAL, ((),), age_s=2.5)
+    wanted = (Wanted("r", 3, (4,), 256, True), Wanted("q", 1, (0, 2), 16))
+    hello = Hello("router", wanted, 77)
+    for message in (submit, hello):
+        wire = pb.ToWorker.FromString(to_worker_wire(5, message).SerializeToString())
+        found = from_worker_wire(wire)
+        if isinstance(found, Submit):
+            assert found.request.deadline_at == pytest.approx(request.deadline_at, abs=5.0)
+            found = replace(found, request=request)
+        assert (wire.number, found) == (5, message)
 
 
 # --- retries ------------------------------------------------------------------------------------------
