@@ -114,7 +114,7 @@ BUGS = [
         "moves without end",
         "router/orchestrator.py",
         "MAX_MOVES = 32",
-        "MAX_MOVES = 1 << 30",
+        "MAX_MOVES = 320",
         f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
     ),
     Bug(
