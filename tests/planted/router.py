@@ -167,13 +167,6 @@ BUGS = [
         f"{LINKS}::test_whatever_comes_from_a_router_renews_its_leases",
     ),
     Bug(
-        "the end of a choice is sent once",
-        "worker/attempt.py",
-        "            log.is_finish_sent = False\n",
-        "",
-        f"{LINK_RULES}::test_the_end_of_a_choice_that_was_lost_with_its_stream_is_sent_again",
-    ),
-    Bug(
         "credit is renewed only when all of it is used",
         "router/orchestrator.py",
         "        if limit - run.credit < self._config.credit_positions // 2:",
