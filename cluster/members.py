@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
+from core.containment import contained
 from core.ids import Incarnation, WorkerId
 from core.session import Role, WorkerDescriptor
 
@@ -48,7 +49,8 @@ class ToldMembership:
         self._members, self._is_starting = fresh, is_starting
         if has_changed:
             for watcher in self._watchers:
-                watcher()
+                with contained("a watcher of the members"):
+                    watcher()
 
     def members(self) -> tuple[WorkerDescriptor, ...]:
         """See `Membership`."""

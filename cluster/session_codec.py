@@ -44,9 +44,13 @@ MAX_ERROR_CHARACTERS = 1000
 def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
     """Encode a router's message and its number in the stream."""
     match message:
-        case Hello(router_id, wanted):
-            rows = [_wanted_to_wire(w) for w in wanted]
-            return pb.ToWorker(number=number, hello=pb.Hello(router_id=router_id, wanted=rows))
+        case Hello(router_id, wanted, stream_number):
+            hello = pb.Hello(
+                router_id=router_id,
+                wanted=[_wanted_to_wire(w) for w in wanted],
+                stream_number=stream_number,
+            )
+            return pb.ToWorker(number=number, hello=hello)
         case Submit():
             return pb.ToWorker(number=number, submit=_submit_to_wire(message))
         case Cancel(request_id, epoch):
@@ -65,8 +69,9 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
     """Decode a router's message; None for a kind of a newer version."""
     match wire.WhichOneof("message"):
         case "hello":
-            rows = tuple(_wanted_from_wire(w) for w in wire.hello.wanted)
-            return Hello(RouterId(wire.hello.router_id), rows)
+            hello = wire.hello
+            wanted = tuple(_wanted_from_wire(w) for w in hello.wanted)
+            return Hello(RouterId(hello.router_id), wanted, hello.stream_number)
         case "submit":
             return _submit_from_wire(wire.submit)
         case "cancel":
@@ -86,16 +91,26 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
     return pb.Wanted(
-        request_id=w.request_id, epoch=w.epoch, next_positions=w.next_positions, credit=w.credit,
-        num_scores=w.num_scores, finished_choices=w.finished_choices,
-    )  # fmt: skip
+        request_id=w.request_id,
+        epoch=w.epoch,
+        next_positions=w.next_positions,
+        credit=w.credit,
+        num_scores=w.num_scores,
+        finished_choices=w.finished_choices,
+        is_coming=w.is_coming,
+    )
 
 
 def _wanted_from_wire(w: pb.Wanted) -> Wanted:
     return Wanted(
-        RequestId(w.request_id), Epoch(w.epoch), tuple(w.next_positions), w.credit, w.num_scores,
+        RequestId(w.request_id),
+        Epoch(w.epoch),
+        tuple(w.next_positions),
+        w.credit,
+        w.num_scores,
         tuple(w.finished_choices),
-    )  # fmt: skip
+        w.is_coming,
+    )
 
 
 def _credit_to_wire(m: Credit) -> pb.Credit:
@@ -121,7 +136,7 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
         emitted=[pb.TokenIds(ids=ids) for ids in m.emitted], finished_choices=m.finished_choices, credit=m.credit,
         transfer_id=m.transfer_id, peer_id=m.peer_id, peer_incarnation=m.peer_incarnation,
         peer_address=m.peer_address, run_alone=m.run_alone, traceparent=r.trace.traceparent if r.trace else "",
-        tracestate=r.trace.state if r.trace else "",
+        tracestate=r.trace.state if r.trace else "", age_s=m.age_s,
     )  # fmt: skip
 
 
@@ -145,7 +160,7 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
         request=request, epoch=Epoch(w.epoch), task=Task(w.task), emitted=tuple(tuple(e.ids) for e in w.emitted),
         finished_choices=tuple(w.finished_choices), credit=w.credit, transfer_id=TransferId(w.transfer_id),
         peer_id=WorkerId(w.peer_id), peer_incarnation=Incarnation(w.peer_incarnation), peer_address=w.peer_address,
-        run_alone=w.run_alone,
+        run_alone=w.run_alone, age_s=w.age_s,
     )  # fmt: skip
 
 

@@ -68,14 +68,20 @@ class Wanted:
     num_scores: int = 0
     """Prompt log probabilities that have come."""
     finished_choices: tuple[int, ...] = ()
+    is_coming: bool = False
+    """Its Submit follows on this stream; one that is known already came before the last stream ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Open or re-open a session; attempts not in `wanted` are cancelled."""
+    """Open or re-open a session; attempts not in `wanted` are cancelled.
+
+    `stream_number` rises over a router's streams: one that was dialled earlier and comes later is refused.
+    """
 
     router_id: RouterId
     wanted: tuple[Wanted, ...] = ()
+    stream_number: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,8 @@ class Submit:
     peer_incarnation: Incarnation = Incarnation(0)
     peer_address: str = ""
     run_alone: bool = False
+    age_s: float = 0.0
+    """Seconds since the router received the request: one that moves keeps its place in line."""
 
 
 @dataclass(frozen=True, slots=True)

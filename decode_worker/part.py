@@ -83,6 +83,7 @@ class DecodePart:
             attempt.open_choices,
             submit.emitted[attempt.open_choices[0]],
             self._clock.now_s(),
+            age_s=submit.age_s,
             credit=submit.credit,
         )
         sequence.run_alone = submit.run_alone

@@ -84,6 +84,7 @@ class PrefillPart:
             attempt.open_choices,
             submit.emitted[attempt.open_choices[0]],
             self._clock.now_s(),
+            age_s=submit.age_s,
             handover=Handover(submit.peer_id),
         )
         sequence.run_alone = submit.run_alone

@@ -1,6 +1,7 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
-Owns the queue at the door. Does not know workers. Called by the orchestrator, once per request.
+Owns the queue at the door and every permit: what is granted is counted at once, whoever was granted
+it gives it back. Does not know workers. Called by the orchestrator, once per request.
 """
 
 from __future__ import annotations
@@ -28,12 +29,11 @@ class Admission:
         max_queued_tokens: int = 1 << 22,
     ) -> None:
         """Start with all permits free."""
-        self._max_queued_tokens, self._num_queued_tokens = max_queued_tokens, 0
-        self._max_running, self._max_queued, self._queue_wait_s = (
-            max_running,
-            max_queued,
-            queue_wait_s,
-        )
+        self._max_running = max_running
+        self._max_queued = max_queued
+        self._queue_wait_s = queue_wait_s
+        self._max_queued_tokens = max_queued_tokens
+        self._num_queued_tokens = 0
         self._waiting: OrderedDict[int, asyncio.Future[None]] = OrderedDict()
         self._next_ticket = 0
         self.num_running = 0
@@ -59,8 +59,7 @@ class Admission:
         try:
             yield
         finally:
-            self.num_running -= 1
-            self._let_next_in()
+            self._release()
 
     async def _acquire(self, num_tokens: int) -> None:
         if self.is_draining:
@@ -68,43 +67,52 @@ class Admission:
         if self.num_running < self._max_running and not self._waiting:
             self.num_running += 1
             return
+        self._check_room(num_tokens)
+        loop = asyncio.get_running_loop()
+        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
+        granted: asyncio.Future[None] = loop.create_future()
+        self._waiting[ticket] = granted
+        self._num_queued_tokens += num_tokens
+        timer = loop.call_later(self._queue_wait_s, self._refuse, granted)
+        try:
+            await granted
+        except asyncio.CancelledError:
+            if _is_granted(granted):  # in the very turn in which its waiter left
+                self._release()
+            raise
+        finally:
+            timer.cancel()
+            self._waiting.pop(ticket, None)
+            self._num_queued_tokens -= num_tokens
+
+    def _check_room(self, num_tokens: int) -> None:
         if len(self._waiting) >= self._max_queued:
             raise Overloaded(
-                f"{self.num_running} requests run and {len(self._waiting)} wait, the limits are {self._max_running} and "
-                f"{self._max_queued}; try again later"
+                f"{self.num_running} requests run and {len(self._waiting)} wait, "
+                f"the limits are {self._max_running} and {self._max_queued}; try again later"
             )
         if self._num_queued_tokens + num_tokens > self._max_queued_tokens:
             raise Overloaded(
-                f"requests with {self._num_queued_tokens} prompt tokens wait, this one has {num_tokens}, the limit is "
-                f"{self._max_queued_tokens}; try again later"
+                f"requests with {self._num_queued_tokens} prompt tokens wait, this one has "
+                f"{num_tokens}, the limit is {self._max_queued_tokens}; try again later"
             )
-        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
-        future = asyncio.get_running_loop().create_future()
-        self._waiting[ticket] = future
-        self._num_queued_tokens += num_tokens
-        try:
-            async with asyncio.timeout(self._queue_wait_s):
-                await future
-        except TimeoutError as error:
-            raise Overloaded(
-                f"no permit within {self._queue_wait_s:g} s; try again later"
-            ) from error
-        finally:
-            self._waiting.pop(ticket, None)
-            self._num_queued_tokens -= num_tokens
-            # A permit granted in the very moment the waiter gave up goes on to the next one.
-            if future.done() and not future.cancelled() and _is_giving_up():
-                self.num_running -= 1
-                self._let_next_in()
 
-    def _let_next_in(self) -> None:
+    def _refuse(self, granted: asyncio.Future[None]) -> None:
+        """The waiter's time is over; the future is settled once, so a permit that came before stands."""
+        if not granted.done():
+            granted.set_exception(
+                Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later")
+            )
+
+    def _release(self) -> None:
+        """Give one permit back, to whoever is next."""
+        self.num_running -= 1
         while self._waiting and self.num_running < self._max_running:
-            _, future = self._waiting.popitem(last=False)
-            if not future.done():
+            _, granted = self._waiting.popitem(last=False)
+            if not granted.done():
                 self.num_running += 1
-                future.set_result(None)
+                granted.set_result(None)
 
 
-def _is_giving_up() -> bool:
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+def _is_granted(future: asyncio.Future[None]) -> bool:
+    return future.done() and not future.cancelled() and future.exception() is None

@@ -8,8 +8,9 @@ event. Does not know HTTP, gRPC, tensors or how text is made. Called by the door
                           │ fault                  ▲
                           └─▶ attempt 1 (epoch+1, tokens emitted so far) ─┘ ... at most max_fault_attempts
 
-A worker that drains ends its attempts with `Draining`; such a move is no fault and costs nothing of
-the budgets. A client that comes back says how much it has (`resume_from`): the request is computed
+A worker that drains ends its attempts with `Draining`, one that has no room with `PoolExhausted`;
+such a move is no fault and costs nothing of the budgets. A fault while a request is served, in
+whatever part, ends that request. A client that comes back says how much it has (`resume_from`): the request is computed
 anew, from the same seed, and what the client has is not sent again.
 """
 
@@ -17,26 +18,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from core.config import PlacementConfig, RouterConfig
+from core.containment import contained, fault_of
 from core.errors import (
     Cancelled,
     DeadlineExceeded,
     Draining,
     DuplicateRequest,
-    InternalError,
     LayoutMismatch,
     NoWorker,
+    PoolExhausted,
     Quarantined,
     ServingError,
     WorkerDied,
     WorkerLost,
 )
-from core.ids import Epoch, Ids, Incarnation, RequestId, TransferId
+from core.ids import Epoch, Ids, RequestId, TransferId
 from core.ports import Clock
 from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.timeline import Timeline
@@ -52,11 +53,10 @@ from router.retry_budget import RetryBudget
 
 RunKey = tuple[str, RequestId]
 AFTER_FAULT_WAIT_S = 3.0
-"""How long a request that lost its worker waits for another to appear."""
+"""How long a request that lost its worker waits for another while none is known to be starting."""
 FAULT_PAUSE_S = 0.05
-MAX_MISFITS = 1024
 MAX_MOVES = 32
-"""Moves off draining workers that one request may see."""
+"""Moves off draining or full workers that one request may see."""
 DEATHS_BEFORE_ALONE = 2
 
 
@@ -74,20 +74,19 @@ class Orchestrator:
         new_decoder: NewDecoder,
     ) -> None:
         """Keep the collaborators."""
-        self._links, self._admission, self._config, self._placement = (
-            links,
-            admission,
-            config,
-            placement,
-        )
-        self._clock, self._ids, self._new_decoder = clock, ids, new_decoder
+        self._links = links
+        self._admission = admission
+        self._config = config
+        self._placement = placement
+        self._clock = clock
+        self._ids = ids
+        self._new_decoder = new_decoder
         self._runs: dict[RunKey, RequestRun] = {}
         self._tasks: dict[RunKey, asyncio.Task[object]] = {}
         self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
         self.on_retry: Callable[[ServingError], None] = lambda error: None
         self.tracing: Tracing = NoTracing()
         share = max(1, config.replicas)
-        self._misfits: OrderedDict[tuple[Incarnation, Incarnation], None] = OrderedDict()
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 
     @property
@@ -117,11 +116,19 @@ class Orchestrator:
             fact = f"request_id {request.request_id} is running; choose another"
             emit(RequestEnded(Usage(0), DuplicateRequest(fact)))
             return
+        try:
+            run = self._begin(request, emit, forced_path)
+        except Exception as error:  # noqa: BLE001 - a request's fault ends with the request
+            emit(RequestEnded(Usage(0), fault_of("the start of a request", error)))
+            return
+        await self._carry(run, run_key)
+
+    def _begin(self, request: GenerateRequest, emit: Emit, forced_path: Path | None) -> RequestRun:
         sampling, now_s = request.sampling, self._clock.now_s()
         received_at = now_s if request.received_at is None else request.received_at
         span = self.tracing.open("gateway.request", request.trace, received_at)
         request = replace(request, trace=span.context)
-        run = RequestRun(
+        return RequestRun(
             request=request,
             session_key=self._ids.session_key(request.request_id),
             emit=emit,
@@ -137,27 +144,18 @@ class Orchestrator:
             has_prompt_scores=any(request.resume_from),
             path=forced_path.value if forced_path else self._placement.path,
         )
+
+    async def _carry(self, run: RequestRun, run_key: RunKey) -> None:
+        """Serve a request that has begun, and tell its end, once."""
         self._runs[run_key] = run
         task = asyncio.current_task()
         if task is not None:
             self._tasks[run_key] = task
-        error: ServingError | None = InternalError("the orchestrator itself failed")
+        error: ServingError | None = Cancelled("the caller left")
         try:
-            for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
-                choice.restore(tokens)
-            async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
-                run.timeline.admitted_at = self._clock.now_s()
-                await self._attempts(run)
-            error = None
-        except TimeoutError:
-            error = DeadlineExceeded(
-                f"the deadline passed after {run.num_output_tokens} output tokens"
-            )
-        except ServingError as failure:
-            error = failure
+            error = await self._serve(run)
         except asyncio.CancelledError:
             if run.aborted_with is None:
-                error = Cancelled("the caller left")
                 raise
             error = run.aborted_with
             if task is not None:
@@ -165,10 +163,39 @@ class Orchestrator:
         finally:
             del self._runs[run_key]
             self._tasks.pop(run_key, None)
-            run.timeline.ended_at = self._clock.now_s()
-            ended = RequestEnded(run.usage(), error, anatomy_of(run))
+            self._tell_end(run, error)
+
+    async def _serve(self, run: RequestRun) -> ServingError | None:
+        """Carry a request as far as it goes.
+
+        Returns:
+            What it failed with.
+        """
+        request = run.request
+        try:
+            for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
+                choice.restore(tokens)
+            async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
+                run.timeline.admitted_at = self._clock.now_s()
+                await self._attempts(run)
+        except TimeoutError:
+            return DeadlineExceeded(
+                f"the deadline passed after {run.num_output_tokens} output tokens"
+            )
+        except Exception as error:  # noqa: BLE001 - a request's fault ends with the request
+            return fault_of("serving a request", error)
+        return None
+
+    def _tell_end(self, run: RequestRun, error: ServingError | None) -> None:
+        """Tell the end, whatever becomes of those who note it down."""
+        run.timeline.ended_at = self._clock.now_s()
+        ended = RequestEnded(run.usage(), error)
+        with contained("the account of a request"):
+            ended = replace(ended, anatomy=anatomy_of(run))
             end_span(run, ended)
-            emit(ended)
+        with contained("the delivery of a request's end"):
+            run.emit(ended)
+        with contained("noting that a request has ended"):
             self.on_ended(run, ended)
 
     def abort(self, run_key: RunKey, error: ServingError | None = None) -> bool:
@@ -243,12 +270,15 @@ class Orchestrator:
                 await self._attempt(run, epoch, last_error)
             except ServingError as error:
                 run.attempts.append(f"{epoch}:{run.path_taken}:{error.code}")
-                last_error, is_move = error, isinstance(error, Draining)
-                num_moves, num_faults = num_moves + is_move, num_faults + (not is_move)
+                last_error = error
+                is_move = isinstance(error, Draining | PoolExhausted)
+                num_moves += is_move
+                num_faults += not is_move
                 run.num_deaths += isinstance(error, WorkerDied)
                 if run.num_deaths > DEATHS_BEFORE_ALONE:
                     raise Quarantined(
-                        f"{run.num_deaths} workers died while serving this request; it is not tried again"
+                        f"{run.num_deaths} workers died while serving this request; "
+                        "it is not tried again"
                     ) from error
                 if (
                     run.aborted_with is not None
@@ -258,19 +288,22 @@ class Orchestrator:
                 ):
                     raise
                 if isinstance(error, LayoutMismatch) and run.placement is not None:
-                    self._note_misfit(run.placement)
-                if not is_move:
-                    self.on_retry(error)
-                    await self._wait_for_budget(error)
+                    self._links.note_misfit(run.placement.prefill, run.placement.decode)
+                await self._pause(error)
             else:
                 run.attempts.append(f"{epoch}:{run.path_taken}:ok")
                 return
 
-    def _note_misfit(self, placement: Placement) -> None:
-        """These two will never understand each other; other pairs go on."""
-        self._misfits[placement.prefill.incarnation, placement.decode.incarnation] = None
-        while len(self._misfits) > MAX_MISFITS:
-            self._misfits.popitem(last=False)
+    async def _pause(self, error: ServingError) -> None:
+        """Wait before the next attempt: not at all when a worker drains, for one's turn after a fault."""
+        if isinstance(error, Draining):
+            return
+        with contained("noting a retry"):
+            self.on_retry(error)
+        if isinstance(error, PoolExhausted):
+            await asyncio.sleep(FAULT_PAUSE_S)
+        else:
+            await self._wait_for_budget(error)
 
     async def _wait_for_budget(self, error: ServingError) -> None:
         """A peer often reports a death before the dead worker's own stream does; and retries take turns."""
@@ -299,39 +332,47 @@ class Orchestrator:
             await attempt.finished
         finally:
             run.current = None
-            attempt.finished.cancel()
+            if not attempt.finished.cancel() and not attempt.finished.cancelled():
+                attempt.finished.exception()  # heard by now, or nobody is left to hear it
             for link in links:
                 link.forget(key, epoch)
 
     async def _place(self, run: RequestRun, after: ServingError | None) -> Placement:
-        """Choose workers; with none, wait for one to appear: to the deadline, or 3 s after a fault."""
-        emitted = [c for c in run.choices if c.token_ids]
-        wish = Wish(
-            path=run.path,
-            local_below_tokens=self._placement.local_below_tokens,
-            must_be_local=(len(run.choices) > 1 and bool(emitted))
-            or run.request.sampling.max_tokens == 1,
-            excluded=frozenset(run.excluded),
-            misfits=frozenset(self._misfits),
-        )
-        is_after_fault = after is not None and not isinstance(after, Draining)
-        give_up_at = (
-            self._clock.now_s() + AFTER_FAULT_WAIT_S if is_after_fault else run.request.deadline_at
-        )
+        """Choose workers; with none, wait for one.
+
+        To the deadline while one is starting; for 3 s if one was just lost, to this request or to
+        all; otherwise not at all.
+        """
+        hopeless_at: float | None = None
         while True:
             changed = self._links.changed
             try:
-                return choose(self._links.candidates(), run.request, wish)
+                return choose(self._links.candidates(), run.request, self._wish(run))
             except NoWorker:
-                if not self._links.is_starting() and after is None:
+                now_s = self._clock.now_s()
+                if self._links.is_starting():
+                    hopeless_at = None
+                    await changed.wait()  # within the request's deadline, which is watched above
+                    continue
+                if after is None and not self._links.has_lost():
                     raise
-                try:
-                    async with asyncio.timeout_at(min(give_up_at, run.request.deadline_at)):
-                        await changed.wait()
-                except TimeoutError:
-                    if self._clock.now_s() >= run.request.deadline_at:
-                        raise
-                    return choose(self._links.candidates(), run.request, wish)
+                hopeless_at = now_s + AFTER_FAULT_WAIT_S if hopeless_at is None else hopeless_at
+                if now_s >= hopeless_at:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(hopeless_at - now_s):
+                    await changed.wait()
+
+    def _wish(self, run: RequestRun) -> Wish:
+        has_output = any(c.token_ids for c in run.choices)
+        return Wish(
+            path=run.path,
+            local_below_tokens=self._placement.local_below_tokens,
+            must_be_local=(len(run.choices) > 1 and has_output)
+            or run.request.sampling.max_tokens == 1,
+            excluded=frozenset(run.excluded),
+            misfits=self._links.misfits,
+        )
 
     def _submits(
         self, run: RequestRun, epoch: Epoch, placement: Placement
@@ -349,6 +390,7 @@ class Orchestrator:
             finished_choices=run.finished_choices,
             credit=run.credit,
             run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
+            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
         )
         if placement.path is Path.LOCAL:
             return [(placement.decode, base)]

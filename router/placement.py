@@ -10,6 +10,7 @@ rule sends them all to one worker.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,7 +23,11 @@ from core.types import GenerateRequest, Path
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One live worker as the router sees it. `pending_tokens` were sent by this router and not answered."""
+    """One live worker as the router sees it.
+
+    `pending_tokens` were sent by this router and are not answered by a first word; `pending_requests`
+    are those of this router that are under way there.
+    """
 
     descriptor: WorkerDescriptor
     load: Load
@@ -60,78 +65,116 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
     Raises:
         NoWorker: Nobody can take the request on an allowed path.
     """
-    fit = [c for c in candidates if request.model in ("", c.descriptor.model)]
-    prefill = _of_role(fit, Role.PREFILL, wish.excluded)
-    decode = _of_role(fit, Role.DECODE, wish.excluded)
-    pairs = [(p, d) for p in prefill for d in decode if _fits(p.descriptor, d.descriptor, wish)]
-    if wish.path == "pd" and not wish.must_be_local:
-        note = "their KV layouts differ; " if prefill and decode else ""
-        return _pair(pairs, "path pd is forced") if pairs else _nobody(candidates, wish, note)
-    if wish.path == "local" or wish.must_be_local:
-        reason = (
-            "path local is forced"
-            if wish.path == "local"
-            else "choices with output of their own stay together"
-        )
-        return _local(decode or prefill, candidates, wish, reason)
-    if not pairs:
-        return _local(
-            decode or prefill,
-            candidates,
-            wish,
-            f"{len(prefill)} prefill and {len(decode)} decode workers match",
-        )
-    if len(request.token_ids) < wish.local_below_tokens:
-        return _local(
-            decode,
-            candidates,
-            wish,
-            f"prompt of {len(request.token_ids)} tokens is below {wish.local_below_tokens}",
-        )
-    return _pair(pairs, "prompt is worth a hand-over")
-
-
-def _of_role(
-    candidates: Sequence[Candidate], role: Role, excluded: frozenset[WorkerId]
-) -> list[Candidate]:
-    mine = [c for c in candidates if c.descriptor.role is role]
-    return [c for c in mine if c.descriptor.worker_id not in excluded] or mine
-
-
-def _fits(prefill: WorkerDescriptor, decode: WorkerDescriptor, wish: Wish) -> bool:
-    """Can KV go from one to the other?"""
-    small, large = sorted((prefill.block_size_tokens, decode.block_size_tokens))
-    is_alike = prefill.content_digest == decode.content_digest and large % small == 0
-    return is_alike and (prefill.incarnation, decode.incarnation) not in wish.misfits
-
-
-def _pair(pairs: list[tuple[Candidate, Candidate]], reason: str) -> Placement:
-    prefill, decode = min(pairs, key=lambda pair: (_prefill_cost(pair[0]), _decode_cost(pair[1])))
-    return Placement(Path.PD, prefill.descriptor, decode.descriptor, reason)
-
-
-def _local(
-    pool: list[Candidate], candidates: Sequence[Candidate], wish: Wish, reason: str
-) -> Placement:
+    prefill, decode = _by_role(candidates, request.model, wish.excluded)
+    may_cross = not wish.must_be_local and wish.path != "local"
+    pair = _best_pair(prefill, decode, request, wish) if may_cross else None
+    if wish.path == "pd" and may_cross:
+        if pair is None:
+            note = "their KV layouts differ; " if prefill and decode else ""
+            raise _no_worker(candidates, wish, note)
+        return Placement(Path.PD, *pair, "path pd is forced")
+    size = len(request.token_ids)
+    if wish.path == "local":
+        reason = "path local is forced"
+    elif wish.must_be_local:
+        reason = "choices with output of their own stay together"
+    elif pair is None:
+        reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
+    elif size < wish.local_below_tokens:
+        reason = f"prompt of {size} tokens is below {wish.local_below_tokens}"
+    else:
+        return Placement(Path.PD, *pair, "prompt is worth a hand-over")
+    pool = decode or prefill
     if not pool:
-        return _nobody(candidates, wish)
-    best = min(pool, key=_decode_cost).descriptor
+        raise _no_worker(candidates, wish)
+    best = _best_decode(pool, request)
     return Placement(Path.LOCAL, best, best, reason)
 
 
-def _nobody(candidates: Sequence[Candidate], wish: Wish, note: str = "") -> Placement:
+def _by_role(
+    candidates: Sequence[Candidate], model: str, excluded: frozenset[WorkerId]
+) -> tuple[list[Candidate], list[Candidate]]:
+    """Split those that serve the model; excluded ones stay only where nobody else is."""
+    prefill: list[Candidate] = []
+    decode: list[Candidate] = []
+    for c in candidates:
+        if model in ("", c.descriptor.model):
+            (prefill if c.descriptor.role is Role.PREFILL else decode).append(c)
+    if not excluded:
+        return prefill, decode
+    return _without(prefill, excluded), _without(decode, excluded)
+
+
+def _without(pool: list[Candidate], excluded: frozenset[WorkerId]) -> list[Candidate]:
+    return [c for c in pool if c.descriptor.worker_id not in excluded] or pool
+
+
+def _best_pair(
+    prefill: list[Candidate], decode: list[Candidate], request: GenerateRequest, wish: Wish
+) -> tuple[WorkerDescriptor, WorkerDescriptor] | None:
+    """Find the cheapest prefill worker that has a partner, and the cheapest of its partners.
+
+    Linear in workers: partners are looked up by layout, of which there are few, and one misfit takes
+    one partner from one worker.
+    """
+    by_layout: dict[tuple[str, int], list[Candidate]] = {}
+    for c in decode:
+        by_layout.setdefault(_layout(c.descriptor), []).append(c)
+    partners: dict[tuple[str, int], list[Candidate]] = {}
+    queue = [(_prefill_cost(c), index) for index, c in enumerate(prefill)]
+    heapq.heapify(queue)
+    while queue:
+        sender = prefill[heapq.heappop(queue)[1]].descriptor
+        layout = _layout(sender)
+        if layout not in partners:
+            fitting = [pool for other, pool in by_layout.items() if _fits(layout, other)]
+            partners[layout] = [c for pool in fitting for c in pool]
+        mine = partners[layout]
+        if wish.misfits:
+            mine = [
+                c
+                for c in mine
+                if (sender.incarnation, c.descriptor.incarnation) not in wish.misfits
+            ]
+        if mine:
+            return sender, _best_decode(mine, request)
+    return None
+
+
+def _layout(descriptor: WorkerDescriptor) -> tuple[str, int]:
+    return descriptor.content_digest, descriptor.block_size_tokens
+
+
+def _fits(sender: tuple[str, int], receiver: tuple[str, int]) -> bool:
+    """Can KV go from one to the other?"""
+    small, large = sorted((sender[1], receiver[1]))
+    return sender[0] == receiver[0] and large % small == 0
+
+
+def _no_worker(candidates: Sequence[Candidate], wish: Wish, note: str = "") -> NoWorker:
     roles = [c.descriptor.role.value for c in candidates]
-    raise NoWorker(
-        f"no worker for path {wish.path}: {roles.count('prefill')} prefill and {roles.count('decode')} decode workers "
-        f"are live; {note}try again, or raise pools.*.replicas"
+    return NoWorker(
+        f"no worker for path {wish.path}: {roles.count('prefill')} prefill and "
+        f"{roles.count('decode')} decode workers are live; {note}try again, or raise pools.*.replicas"
     )
 
 
-def _prefill_cost(c: Candidate) -> tuple[int, int, str]:
+def _prefill_cost(c: Candidate) -> tuple[int, int, WorkerId]:
     return c.load.waiting_tokens + c.pending_tokens, c.pending_requests, c.descriptor.worker_id
 
 
-def _decode_cost(c: Candidate) -> tuple[int, int, str]:
-    used_blocks = c.descriptor.num_blocks - c.load.free_blocks - c.load.cached_blocks
-    running = max(c.load.num_running + c.load.num_waiting, c.pending_requests)
-    return running, used_blocks, c.descriptor.worker_id
+def _best_decode(pool: list[Candidate], request: GenerateRequest) -> WorkerDescriptor:
+    num_tokens, num_choices = len(request.token_ids), request.sampling.n
+    return min(pool, key=lambda c: _decode_cost(c, num_tokens, num_choices)).descriptor
+
+
+def _decode_cost(
+    c: Candidate, num_tokens: int, num_choices: int
+) -> tuple[bool, int, int, WorkerId]:
+    """Room first: a worker with few sequences that hold all its blocks would let the prompt wait."""
+    descriptor, load = c.descriptor, c.load
+    num_available = load.free_blocks + load.cached_blocks
+    num_needed = -(-num_tokens // descriptor.block_size_tokens) + num_choices
+    running = max(load.num_running + load.num_waiting, c.pending_requests)
+    used_blocks = descriptor.num_blocks - num_available
+    return num_needed > num_available, running, used_blocks, descriptor.worker_id

@@ -22,13 +22,14 @@ from router.admission import CANARY_TIER, Admission
 from router.canary import Canary
 from router.credentials import Keyring
 from router.detokenizing import TextModel
-from router.links import Links, LinkState
+from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_log import RequestLog
 from router.request_making import RequestMaker, ServedModel, Wish
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
 from router.telemetry import Telemetry
+from router.worker_link import LinkState
 
 MAX_DETOKENIZE_TOKENS = 1 << 20
 

@@ -172,6 +172,12 @@ class Attempt:
         )
         self.is_timing_sent = self.is_timing_sent or is_scored
 
+    def drop_output(self) -> None:
+        """Forget what is logged: it cannot be told, and only the end of the attempt will be."""
+        self.logs.clear()
+        self.prompt_logprobs = ()
+        self.num_scores_sent = 0
+
     def rewind(self, wanted: Wanted) -> None:
         """After a reconnect: what the router does not say it has was not received."""
         for choice, log in self.logs.items():

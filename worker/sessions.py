@@ -2,18 +2,22 @@
 
 Owns the streams, what each router has not been sent yet, and the patience with a router that is
 gone (5 s). There is no outbox of frames: the next frame is built from unsent positions when the
-stream is writable. Does not know scheduling. Called by `worker.worker`.
+stream is writable. A command that fails harms the attempt it names, never the session. Does not know
+scheduling. Called by `worker.worker`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from collections.abc import Callable
 from typing import Protocol
 
-from core.errors import WorkerLost
-from core.ids import RequestId, RouterId
+from core.awake import AwakeClock
+from core.containment import contained
+from core.errors import ServingError, WorkerLost
+from core.ids import Epoch, RequestId, RouterId
 from core.numbered import NumberedStream
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
@@ -29,6 +33,7 @@ from core.session import (
     Submit,
     Task,
     TokenDelta,
+    ToWorker,
     Wanted,
     WayReport,
     Welcome,
@@ -58,6 +63,10 @@ class SessionHost(Protocol):
         """More positions may be computed."""
         ...
 
+    def fail(self, request_id: RequestId, epoch: int, error: ServingError) -> None:
+        """A command for this attempt failed: it ends."""
+        ...
+
     def meet(self, message: Meet) -> None:
         """Open the ways to peers."""
         ...
@@ -75,15 +84,21 @@ class SessionHost(Protocol):
         ...
 
 
+Fail = Callable[[RequestId, Epoch, ServingError], None]
+
+
 class RouterSession:
     """One router's side: its attempts, and the stream while there is one."""
 
-    def __init__(self, router_id: RouterId) -> None:
-        """Start without a stream."""
+    def __init__(self, router_id: RouterId, fail: Fail) -> None:
+        """Start without a stream; `fail` ends an attempt that cannot be told."""
         self.router_id = router_id
+        self._fail = fail
         self.attempts: dict[RequestId, Attempt] = {}
         self.stream: MessageStream | None = None
         self.lost_at: float | None = None
+        self.stream_number = -1
+        """Of the newest stream: an older one that comes late is refused."""
         self.heard_at = 0.0
         self.unknown: list[AttemptEnded] = []
         self.ways: dict[str, WayReport] = {}
@@ -112,14 +127,19 @@ class RouterSession:
         for attempt in attempts:
             if left_bytes < MIN_SHARE_BYTES:
                 break
-            part = attempt.take(min(share_bytes, left_bytes))
-            left_bytes -= part.num_bytes
-            deltas += part.deltas
-            ended += part.ended
             del self.dirty[attempt.request_id]
-            if attempt.has_unsent:
-                self.dirty[attempt.request_id] = None
+            with contained("the frame of an attempt", functools.partial(self._drop, attempt)):
+                part = attempt.take(min(share_bytes, left_bytes))
+                left_bytes -= part.num_bytes
+                deltas += part.deltas
+                ended += part.ended
+                if attempt.has_unsent:
+                    self.dirty[attempt.request_id] = None
         return StepFrame(step_id, tuple(deltas), tuple(ended)) if deltas or ended else None
+
+    def _drop(self, attempt: Attempt, error: ServingError) -> None:
+        attempt.drop_output()
+        self._fail(attempt.request_id, attempt.epoch, error)
 
 
 class SessionServer:
@@ -129,7 +149,10 @@ class SessionServer:
         self, network: Network, host: SessionHost, clock: Clock, step_id: Callable[[], int]
     ) -> None:
         """Keep the collaborators; `listen` starts it."""
-        self._network, self._host, self._clock, self._step_id = network, host, clock, step_id
+        self._network = network
+        self._host = host
+        self._step_id = step_id
+        self._awake = AwakeClock(clock)
         self._sessions: dict[RouterId, RouterSession] = {}
         self.num_cut = 0
         self._news = asyncio.Event()
@@ -155,7 +178,7 @@ class SessionServer:
 
     def session(self, router_id: RouterId) -> RouterSession:
         """Find or begin the session with a router."""
-        return self._sessions.setdefault(router_id, RouterSession(router_id))
+        return self._sessions.setdefault(router_id, RouterSession(router_id, self._host.fail))
 
     async def _serve(self, carrier: MessageStream) -> None:
         stream = NumberedStream(carrier)
@@ -169,10 +192,15 @@ class SessionServer:
             stream.reset()
             return
         session = self.session(hello.router_id)
+        if hello.stream_number < session.stream_number:
+            stream.reset()  # it was dialled before the newest, which has said what is wanted
+            return
+        session.stream_number = hello.stream_number
         if session.stream is not None:
             session.stream.reset()
-        session.stream, session.lost_at = stream, None
-        session.heard_at = self._clock.now_s()
+        session.stream = stream
+        session.lost_at = None
+        session.heard_at = self._awake.now_s()
         self._resume(session, hello.wanted)
         try:
             await stream.send(Welcome(self._host.descriptor()))
@@ -184,29 +212,32 @@ class SessionServer:
             self.num_cut += 1
         finally:
             if session.stream is stream:
-                session.stream, session.lost_at = None, self._clock.now_s()
+                session.stream = None
+                session.lost_at = self._awake.now_s()
 
     def _resume(self, session: RouterSession, wanted: tuple[Wanted, ...]) -> None:
         """Send again from the wanted positions; cancel what is no longer wanted."""
         wanted_by_id = {w.request_id: w for w in wanted}
         for request_id, attempt in list(session.attempts.items()):
             want = wanted_by_id.get(request_id)
-            if want is None or want.epoch != attempt.epoch:
-                self._host.cancel(
-                    request_id, attempt.epoch
-                )  # a newer one, if wanted, is reported as unknown below
-            else:
-                del wanted_by_id[request_id]
-                attempt.rewind(want)
-                self._host.credit(
-                    Credit(request_id, want.epoch, want.credit, want.finished_choices)
-                )
-                session.touch(attempt)
+            fail = functools.partial(self._host.fail, request_id, attempt.epoch)
+            with contained("taking up an attempt after a reconnect", fail):
+                if want is None or want.epoch != attempt.epoch:
+                    # A newer one, if wanted, is reported as unknown below.
+                    self._host.cancel(request_id, attempt.epoch)
+                else:
+                    del wanted_by_id[request_id]
+                    attempt.rewind(want)
+                    self._host.credit(
+                        Credit(request_id, want.epoch, want.credit, want.finished_choices)
+                    )
+                    session.touch(attempt)
         for want in wanted_by_id.values():
-            error = WorkerLost("the worker does not know this attempt (any more)")
-            session.unknown.append(
-                AttemptEnded(want.request_id, want.epoch, Task.LOCAL, PhaseTimings(), error)
-            )
+            if not want.is_coming:
+                error = WorkerLost("the worker does not know this attempt (any more)")
+                session.unknown.append(
+                    AttemptEnded(want.request_id, want.epoch, Task.LOCAL, PhaseTimings(), error)
+                )
         session.wake.set()
 
     async def _read(self, session: RouterSession, stream: MessageStream) -> None:
@@ -216,19 +247,36 @@ class SessionServer:
                 raise StreamClosed(
                     "a newer stream took over"
                 )  # it has said what is wanted; this is older
-            session.heard_at = self._clock.now_s()
+            session.heard_at = self._awake.now_s()
+            self._take(session, message)
+
+    def _take(self, session: RouterSession, message: ToWorker) -> None:
+        """Pass a command on; what goes wrong with it ends the attempt it names, if it names one."""
+        with contained("the renewal of a router's leases"):
             self._host.router_alive(session.router_id)
-            match message:
-                case Submit():
+        match message:
+            case Submit():
+                with contained("a Submit", functools.partial(self._refuse, session, message)):
                     self._host.submit(session.router_id, message)
-                case Cancel(request_id, epoch):
+            case Cancel(request_id, epoch):
+                with contained("a Cancel"):
                     self._host.cancel(request_id, epoch)
-                case Credit():
+            case Credit(request_id, epoch):
+                with contained("a Credit", functools.partial(self._host.fail, request_id, epoch)):
                     self._host.credit(message)
-                case Meet():
+            case Meet():
+                with contained("meeting peers"):
                     self._host.meet(message)
-                case _:
-                    pass  # a beat, or a message of a newer version
+            case _:
+                pass  # a beat, or a message of a newer version
+
+    def _refuse(self, session: RouterSession, submit: Submit, error: ServingError) -> None:
+        """The worker could not even begin: say so, or the router would wait for it."""
+        request_id = submit.request.request_id
+        session.unknown.append(
+            AttemptEnded(request_id, submit.epoch, submit.task, PhaseTimings(), error)
+        )
+        session.wake.set()
 
     async def _write(self, session: RouterSession, stream: MessageStream) -> None:
         while True:
@@ -246,7 +294,11 @@ class SessionServer:
 
     async def _beat(self, stream: MessageStream) -> None:
         while True:
-            await stream.send(self._host.progress())
+            progress: Progress | None = None
+            with contained("counting progress"):
+                progress = self._host.progress()
+            if progress is not None:
+                await stream.send(progress)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_S):
                     await self._news.wait()
@@ -254,16 +306,20 @@ class SessionServer:
     async def watch(self) -> None:
         """Give up on routers that stay away or are silent; runs as long as the worker."""
         while True:
-            asleep_from = self._clock.now_s()
             await asyncio.sleep(BEAT_S)
-            now_s = self._clock.now_s()
-            if now_s - asleep_from > 2 * BEAT_S:
-                continue  # this process itself was stopped or starved: first read what came meanwhile
+            self._awake.tick()
+            now_s = self._awake.now_s()
             for session in list(self._sessions.values()):
                 if session.stream is not None and now_s - session.heard_at > ROUTER_PATIENCE_S:
-                    session.stream.reset()  # half open: the router's end of the wire is gone without a word
-                    session.stream, session.lost_at = None, session.heard_at
+                    # Half open: the router's end of the wire is gone without a word.
+                    session.stream.reset()
+                    session.stream = None
+                    session.lost_at = session.heard_at
                 if session.lost_at is not None and now_s - session.lost_at > ROUTER_PATIENCE_S:
-                    for request_id, attempt in list(session.attempts.items()):
-                        self._host.cancel(request_id, attempt.epoch)
-                    del self._sessions[session.router_id]
+                    self._give_up(session)
+
+    def _give_up(self, session: RouterSession) -> None:
+        for request_id, attempt in list(session.attempts.items()):
+            with contained("a Cancel for a router that is gone"):
+                self._host.cancel(request_id, attempt.epoch)
+        del self._sessions[session.router_id]

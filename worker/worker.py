@@ -11,11 +11,13 @@ know how a role sends or receives KV: that is `RolePart`'s. Called by `worker.se
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from core.containment import contained, fault_of
 from core.errors import (
     Draining,
     InvalidRequest,
@@ -218,10 +220,10 @@ class Worker:
                 self._part.begin(attempt)
             else:
                 raise WorkerLost(f"this worker has no part in {submit.task} attempts")
-        except ServingError as error:
+        except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt
             self._drop_old(old)
             self._enter(attempt)
-            self.end(attempt, error)
+            self.end(attempt, fault_of("the beginning of an attempt", error))
             return
         self._drop_old(old)
         self._enter(attempt)
@@ -249,6 +251,7 @@ class Worker:
                 group,
                 submit.emitted[group[0]],
                 now_s,
+                age_s=submit.age_s,
                 credit=submit.credit,
             )
             sequence.run_alone = submit.run_alone
@@ -282,6 +285,12 @@ class Worker:
         self._end_if_whole(attempt)
         self._loop.wake()
 
+    def fail(self, request_id: RequestId, epoch: int, error: ServingError) -> None:
+        """A command for this attempt failed: it ends."""
+        attempt = self.attempts.get(request_id)
+        if attempt is not None and attempt.epoch == epoch:
+            self.end(attempt, error)
+
     def meet(self, message: Meet) -> None:
         """Open the ways to peers."""
         if self._part is not None:
@@ -304,17 +313,19 @@ class Worker:
             attempt = self._attempt_of(event.sequence)
             if attempt is None:
                 continue
-            match event:
-                case Sampled():
-                    self._log(attempt, event)
-                case PromptComputed(sequence):
-                    if self._part is None:
-                        raise InvariantViolation(
-                            "a hand-over was computed on a worker without a role"
-                        )
-                    self._part.prompt_computed(attempt, sequence)
-                case SequenceFailed(_, message):
-                    self.end(attempt, _failure(message))
+            with contained("taking a step's result", functools.partial(self.end, attempt)):
+                self._take(attempt, event)
+
+    def _take(self, attempt: Attempt, event: SchedulerEvent) -> None:
+        match event:
+            case Sampled():
+                self._log(attempt, event)
+            case PromptComputed(sequence):
+                if self._part is None:
+                    raise InvariantViolation("a hand-over was computed on a worker without a role")
+                self._part.prompt_computed(attempt, sequence)
+            case SequenceFailed(_, message):
+                self.end(attempt, _failure(message))
 
     def _attempt_of(self, sequence: Sequence) -> Attempt | None:
         attempt = self.attempts.get(sequence.request.request_id)
@@ -374,16 +385,19 @@ class Worker:
         attempt.ended = AttemptEnded(
             attempt.request_id, attempt.epoch, attempt.submit.task, timings, error
         )
-        trace_attempt(self.tracing, attempt, self._clock.now_s())
+        with contained("the trace of an attempt"):
+            trace_attempt(self.tracing, attempt, self._clock.now_s())
         self._stop_sequences(attempt, error)
         self._sessions.session(attempt.router_id).touch(attempt)
         self._loop.wake()
 
     def _stop_sequences(self, attempt: Attempt, error: ServingError | None) -> None:
         if self._part is not None and attempt.submit.task is not Task.LOCAL:
-            self._part.end(attempt, error)
+            with contained("the end of a hand-over"):
+                self._part.end(attempt, error)
         for sequence in attempt.sequences:
-            self.scheduler.cancel(sequence)
+            with contained("the end of a sequence"):
+                self.scheduler.cancel(sequence)
 
     async def _rank_lost(self, error: WorkerLost, plan: StepPlan) -> None:
         """Every request in the engine ends with the rank group; a fresh group takes over.

@@ -188,15 +188,15 @@ def test_on_ray_the_decode_worker_is_killed_survived_and_replaced_and_nothing_is
 
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_on_ray_with_pd_forced_the_running_request_ends_within_five_seconds_with_one_typed_error(
+def test_on_ray_with_pd_forced_the_running_request_waits_for_a_decode_worker_that_is_starting(
     start, monkeypatch
 ):
     monkeypatch.setenv("BATON_PLACEMENT__PATH", "pd")
     up = start()
     expected = up.complete(**LONG).json()["choices"][0]["text"]
-    text, error, took_s = kill_mid_stream(up, pids(up, "decode")[0])
-    assert expected.startswith(text)
-    assert took_s < 5
+    text, error, _ = kill_mid_stream(up, pids(up, "decode")[0])
+    # Whole, if Serve said within 3 s of the loss that another is starting; else one typed error.
+    assert text == expected if error is None else expected.startswith(text)
     assert error is None or error["code"] in ("no_worker", "worker_lost")
     up.wait_ready(60)
     assert up.complete(**LONG).json()["choices"][0]["text"] == expected

@@ -101,6 +101,7 @@ def test_small_hand_overs_pass_a_giant_that_waits_for_blocks_and_it_is_served():
 def test_a_stopped_decode_worker_holds_up_no_hand_over_to_a_healthy_one():
     def first_tokens_s(pause_s):
         async def scenario(cluster):
+            await asyncio.sleep(0.2)  # until the router has heard of everyone
             node = next(n for n, u in cluster.units.items() if u.descriptor.role is Role.DECODE)
             pause = asyncio.get_running_loop().create_task(cluster.pause(node, pause_s))
             await asyncio.sleep(0.01)

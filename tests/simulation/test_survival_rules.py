@@ -102,7 +102,6 @@ def test_the_only_decode_worker_dies_and_prefill_finishes_the_request():
 
 def test_with_pd_forced_and_no_decode_left_there_is_one_typed_error_within_five_seconds():
     async def scenario(cluster):
-        cluster.membership.starting = 1
         running = asyncio.get_running_loop().create_task(
             ask(cluster, max_tokens=30, ignore_eos=True)
         )

@@ -30,6 +30,7 @@ from router.admission import Admission
 from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
 from router.placement import Candidate, Wish, choose
+from simulation.loop import run_virtual
 
 
 class Letters:
@@ -226,6 +227,29 @@ async def test_admission_gives_up_in_time_and_returns_permits_of_those_who_left(
     with pytest.raises(Draining):
         async with admission.permit(REQUEST):
             pass
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_permit_that_comes_in_the_turn_in_which_its_waiter_gives_up_is_used_or_passed_on(
+    is_first,
+):
+    async def main():
+        admission, loop = Admission(1, 5, 1.0), asyncio.get_running_loop()
+        await admission._acquire(1)
+        if is_first:
+            loop.call_at(1.0, admission._release)
+        waiting = asyncio.ensure_future(take(admission, REQUEST))
+        await asyncio.sleep(0.5)
+        later = asyncio.ensure_future(take(admission, REQUEST))
+        if not is_first:
+            loop.call_at(1.0, admission._release)
+        found = await asyncio.gather(waiting, later, return_exceptions=True)
+        assert loop.time() == 1.0
+        return found, admission.num_running, admission.num_queued
+
+    (first, second), running, queued = run_virtual(main())
+    assert second is None and (running, queued) == (0, 0)
+    assert first is None if is_first else isinstance(first, Overloaded)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from cluster.session_codec import (
     to_router_wire,
     to_worker_wire,
 )
-from core.errors import StepFailed, WorkerLost
+from core.errors import InternalError, StepFailed, WorkerLost
 from core.session import (
     AttemptEnded,
     Credit,
@@ -49,7 +49,7 @@ def attempt(name, num_scores=0, num_tokens=1, n=1, logprobs=20):
 
 
 def session_of(*attempts):
-    session = RouterSession("router")
+    session = RouterSession("router", lambda *told: None)
     for one in attempts:
         session.attempts[one.request_id] = one
         session.touch(one)
@@ -131,7 +131,7 @@ def test_more_attempts_than_one_frame_has_room_for_take_turns():
 
 
 def test_unknown_attempts_are_reported_in_frames_of_a_bounded_size():
-    session = RouterSession("router")
+    session = RouterSession("router", lambda *told: None)
     error = WorkerLost("the worker does not know this attempt (any more)")
     session.unknown = [
         AttemptEnded(f"{LONG_ID}{i}", 1, Task.LOCAL, TIMINGS, error) for i in range(4000)
@@ -238,3 +238,24 @@ async def test_a_missing_part_ends_the_attempt():
     with pytest.raises(WorkerLost, match="prompt scores 4 to 4 are missing"):
         run.finished.result()
     assert told == []
+
+
+def test_an_attempt_that_cannot_be_put_into_a_frame_ends_alone_and_is_told_so(monkeypatch, caplog):
+    bad, good = attempt("bad"), attempt("good")
+    failed = []
+
+    def fail(request_id, epoch, error):
+        failed.append((request_id, epoch, type(error)))
+        end(bad, error.message)
+        session.touch(bad)
+
+    session = RouterSession("router", fail)
+    for one in (bad, good):
+        session.attempts[one.request_id] = one
+        session.touch(one)
+    bad.logs[0].tokens[0] = None
+    frames = frames_of(session)
+    assert failed == [("bad", bad.epoch, InternalError)]
+    assert "the frame of an attempt failed" in caplog.text
+    assert [e.request_id for f in frames for e in f.ended] == ["bad"]
+    assert {d.request_id for f in frames for d in f.deltas} == {"good"}

@@ -39,28 +39,32 @@ class ToRouter(_message.Message):
     def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., frame: _Optional[_Union[StepFrame, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., met: _Optional[_Union[Met, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("router_id", "wanted")
+    __slots__ = ("router_id", "wanted", "stream_number")
     ROUTER_ID_FIELD_NUMBER: _ClassVar[int]
     WANTED_FIELD_NUMBER: _ClassVar[int]
+    STREAM_NUMBER_FIELD_NUMBER: _ClassVar[int]
     router_id: str
     wanted: _containers.RepeatedCompositeFieldContainer[Wanted]
-    def __init__(self, router_id: _Optional[str] = ..., wanted: _Optional[_Iterable[_Union[Wanted, _Mapping]]] = ...) -> None: ...
+    stream_number: int
+    def __init__(self, router_id: _Optional[str] = ..., wanted: _Optional[_Iterable[_Union[Wanted, _Mapping]]] = ..., stream_number: _Optional[int] = ...) -> None: ...
 
 class Wanted(_message.Message):
-    __slots__ = ("request_id", "epoch", "next_positions", "credit", "num_scores", "finished_choices")
+    __slots__ = ("request_id", "epoch", "next_positions", "credit", "num_scores", "finished_choices", "is_coming")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     NEXT_POSITIONS_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     NUM_SCORES_FIELD_NUMBER: _ClassVar[int]
     FINISHED_CHOICES_FIELD_NUMBER: _ClassVar[int]
+    IS_COMING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     next_positions: _containers.RepeatedScalarFieldContainer[int]
     credit: int
     num_scores: int
     finished_choices: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., num_scores: _Optional[int] = ..., finished_choices: _Optional[_Iterable[int]] = ...) -> None: ...
+    is_coming: bool
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., next_positions: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., num_scores: _Optional[int] = ..., finished_choices: _Optional[_Iterable[int]] = ..., is_coming: _Optional[bool] = ...) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -117,7 +121,7 @@ class TokenBias(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate")
+    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate", "age_s")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +142,7 @@ class Submit(_message.Message):
     RUN_ALONE_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     task: str
@@ -158,7 +163,8 @@ class Submit(_message.Message):
     run_alone: bool
     traceparent: str
     tracestate: str
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ...) -> None: ...
+    age_s: float
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., age_s: _Optional[float] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request_id", "epoch")

@@ -1,0 +1,34 @@
+"""A change that many wait for, told once a turn of the loop however often it happens in it.
+
+Owns the event. Does not know what changes. Called by `router.links`, which notes changes, and by
+those who wait for the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Changes:
+    """Take `next` first, then look at what may change, then wait: so no change is missed."""
+
+    def __init__(self) -> None:
+        """Nothing has changed yet."""
+        self._next = asyncio.Event()
+        self._is_due = False
+
+    @property
+    def next(self) -> asyncio.Event:
+        """Set when something changes after now; another one stands here afterwards."""
+        return self._next
+
+    def note(self) -> None:
+        """Something has changed: who waits is woken when this turn of the loop is over."""
+        if not self._is_due:
+            self._is_due = True
+            asyncio.get_running_loop().call_soon(self._tell)
+
+    def _tell(self) -> None:
+        self._is_due = False
+        self._next.set()
+        self._next = asyncio.Event()

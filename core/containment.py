@@ -1,0 +1,46 @@
+"""The boundary at which a fault stops: it harms what it belongs to, and nothing around it.
+
+Owns two rules. An error of the tree is told as it is; any other exception is a bug of ours: it is
+logged once, with its traceback, and told as `InternalError`. Does not know what goes on around the
+boundary. Called wherever one party's code runs inside another's loop: deliveries, callbacks, commands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterator
+
+from core.errors import InternalError, ServingError
+
+log = logging.getLogger(__name__)
+
+
+def fault_of(what: str, error: Exception) -> ServingError:
+    """Turn an exception into what the one it belongs to is told; logs it unless it is of the tree.
+
+    Args:
+        what: What failed, as the subject of a sentence; no data of users.
+        error: The exception that is being handled.
+    """
+    if isinstance(error, ServingError):
+        return error
+    log.error("%s failed", what, exc_info=error)
+    return InternalError(f"{what} failed with {type(error).__name__}; the log has the traceback")
+
+
+@contextlib.contextmanager
+def contained(what: str, on_fault: Callable[[ServingError], None] | None = None) -> Iterator[None]:
+    """Let no exception out of the block.
+
+    Args:
+        what: As for `fault_of`.
+        on_fault: Hears what became of it; without one, errors of the tree are logged too.
+    """
+    try:
+        yield
+    except Exception as error:
+        if on_fault is not None:
+            on_fault(fault_of(what, error))
+        else:
+            log.error("%s failed", what, exc_info=error)

@@ -1,0 +1,197 @@
+"""Bugs of the router and its sessions: what was lost, leaked, misjudged or took others with it."""
+
+from planted.bug import Bug
+
+LINKS = "tests/unit/test_links.py"
+LINK_RULES = "tests/simulation/test_link_rules.py"
+CONTAINMENT = "tests/simulation/test_containment_rules.py"
+PLACEMENT = "tests/unit/test_placement.py"
+PARTS = "tests/unit/test_router_parts.py"
+
+BUGS = [
+    Bug(
+        "a request's fault takes the link",
+        "router/worker_link.py",
+        '                with contained("the delivery of tokens", listener.fail):\n'
+        "                    listener.on_delta(worker_id, delta)",
+        "                listener.on_delta(worker_id, delta)",
+        f"{CONTAINMENT}::test_a_decoder_that_raises_ends_its_request_alone",
+    ),
+    Bug(
+        "a link goes with its task",
+        "router/links.py",
+        '                with contained(f"the link to worker {descriptor.worker_id}"):\n'
+        "                    await self._links[key].run()",
+        "                await self._links[key].run()",
+        f"{LINKS}::test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_again",
+    ),
+    Bug(
+        "an order that fails takes the session",
+        "worker/sessions.py",
+        "                    self._host.credit(message)",
+        "                    pass\n                self._host.credit(message)",
+        f"{LINKS}::test_an_order_that_fails_harms_its_attempt_and_not_the_session",
+    ),
+    Bug(
+        "a fault at the beginning of an attempt leaves its parts behind",
+        "worker/worker.py",
+        "        except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt",
+        "        except ServingError as error:",
+        f"{CONTAINMENT}::test_what_a_failed_beginning_had_begun_is_given_back_at_once",
+    ),
+    Bug(
+        "a worker that is ready again wakes nobody",
+        "router/worker_link.py",
+        "        self._stand(is_ready=message.is_ready)",
+        "        self._is_ready = message.is_ready",
+        f"{LINK_RULES}::test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up",
+    ),
+    Bug(
+        "after a fault three seconds are all",
+        "router/orchestrator.py",
+        "                if self._links.is_starting():",
+        "                if after is None and self._links.is_starting():",
+        f"{LINK_RULES}::test_after_a_fault_a_request_waits_as_long_as_ranks_are_starting",
+    ),
+    Bug(
+        "a hung worker behind a new stream is not found",
+        "router/worker_link.py",
+        "        self._heard_at = self._awake.now_s()\n        hung:",
+        "        self._heard_at = self._moved_at = self._awake.now_s()\n        hung:",
+        f"{LINK_RULES}::test_a_hung_worker_behind_a_stream_that_breaks_again_and_again_is_found",
+    ),
+    Bug(
+        "own sleep counts as a worker's silence",
+        "core/awake.py",
+        "min(self._clock.now_s() - self._ticked_at, MAX_COUNTED_S)",
+        "self._clock.now_s() - self._ticked_at",
+        "tests/unit/test_containment.py",
+    ),
+    Bug(
+        "a late greeting takes the session over",
+        "worker/sessions.py",
+        "        if hello.stream_number < session.stream_number:",
+        "        if False:",
+        f"{LINKS}::test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream",
+    ),
+    Bug(
+        "a permit granted as its waiter gives up is lost",
+        "router/admission.py",
+        "        timer = loop.call_later(self._queue_wait_s, self._refuse, granted)\n"
+        "        try:\n"
+        "            await granted\n",
+        "        timer = loop.call_later(9e9, self._refuse, granted)\n"
+        "        try:\n"
+        "            async with asyncio.timeout(self._queue_wait_s):\n"
+        "                await granted\n"
+        "        except TimeoutError as error:\n"
+        '            raise Overloaded("no permit in time") from error\n',
+        f"{PARTS}::test_a_permit_that_comes_in_the_turn_in_which_its_waiter_gives_up_is_used_or_passed_on",
+    ),
+    Bug(
+        "a prompt is load until its answer ends",
+        "router/worker_link.py",
+        "        self._answered(news.request_id)\n        return subscriber",
+        "        return subscriber",
+        f"{LINKS}::test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
+    ),
+    Bug(
+        "a Submit that was half sent is cancelled as unwanted",
+        "router/worker_link.py",
+        "            for request_id, subscriber in self._subscribers.items()\n",
+        "            for request_id, subscriber in self._subscribers.items()\n"
+        "            if request_id not in queued\n",
+        f"{LINK_RULES}::test_a_submit_that_arrived_before_its_write_returned_is_served_once",
+    ),
+    Bug(
+        "a full worker costs a fault",
+        "router/orchestrator.py",
+        "is_move = isinstance(error, Draining | PoolExhausted)",
+        "is_move = isinstance(error, Draining)",
+        f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
+    ),
+    Bug(
+        "moves without end",
+        "router/orchestrator.py",
+        "MAX_MOVES = 32",
+        "MAX_MOVES = 320",
+        f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
+    ),
+    Bug(
+        "bystanders of a rank's death are suspected",
+        "worker/worker.py",
+        "error if was_in_step else WorkerLost(error.message)",
+        "error",
+        f"{LINK_RULES}::test_who_was_not_in_the_step_that_killed_the_ranks_is_not_suspected",
+    ),
+    Bug(
+        "a worker that was never reached is said to have died",
+        "router/worker_link.py",
+        "kind = WorkerDied if was_live else WorkerLost",
+        "kind = WorkerDied",
+        f"{LINKS}::test_only_a_worker_that_was_reached_can_have_died",
+    ),
+    Bug(
+        "a full decode worker is chosen for its few sequences",
+        "router/placement.py",
+        "    return num_needed > num_available, running,",
+        "    return False, running,",
+        f"{PLACEMENT}::test_room_for_the_prompt_comes_before_few_sequences",
+    ),
+    Bug(
+        "tokens that were sent are not counted",
+        "router/placement.py",
+        "c.load.waiting_tokens + c.pending_tokens",
+        "c.load.waiting_tokens",
+        f"{PLACEMENT}::test_tokens_that_were_sent_and_not_answered_count_as_prefill_load",
+    ),
+    Bug(
+        "news of other epochs are told",
+        "router/worker_link.py",
+        "        if subscriber is None or subscriber.wanted().epoch != news.epoch:",
+        "        if subscriber is None:",
+        f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
+    ),
+    Bug(
+        "what the engine says after the end is logged",
+        "worker/worker.py",
+        "attempt.epoch == sequence.epoch and attempt.ended is None",
+        "attempt.epoch == sequence.epoch",
+        f"{LINK_RULES}::test_what_the_engine_says_after_an_attempts_end_is_not_told",
+    ),
+    Bug(
+        "a beat renews no lease",
+        "worker/sessions.py",
+        "            self._host.router_alive(session.router_id)",
+        "            pass",
+        f"{LINKS}::test_whatever_comes_from_a_router_renews_its_leases",
+    ),
+    Bug(
+        "credit is renewed only when all of it is used",
+        "router/orchestrator.py",
+        "        if limit - run.credit < self._config.credit_positions // 2:",
+        "        if limit - run.credit < self._config.credit_positions:",
+        f"{LINK_RULES}::test_credit_is_renewed_when_half_of_it_is_used_and_not_before",
+    ),
+    Bug(
+        "prefill's late troubles end an answer",
+        "router/request_run.py",
+        "        if not (is_prefill and self.decode_spoke):\n            self.fail(error, worker_id)",
+        "        if True:\n            self.fail(error, worker_id)",
+        f"{LINK_RULES}::test_troubles_of_prefill_count_only_until_decode_has_spoken",
+    ),
+    Bug(
+        "a burst is one retry longer than it says",
+        "router/retry_budget.py",
+        "(burst - 1) / per_s",
+        "burst / per_s",
+        f"{LINKS}::test_a_burst_is_as_many_retries_as_it_says",
+    ),
+    Bug(
+        "a request that moves is young again",
+        "router/orchestrator.py",
+        "            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),\n",
+        "",
+        f"{LINK_RULES}::test_a_submit_carries_the_age_of_its_request",
+    ),
+]

@@ -1,0 +1,414 @@
+"""A link by itself, on streams made by hand: fences, accounts, introductions; and a session's end of it."""
+
+import asyncio
+import itertools
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from cluster.session_codec import from_worker_wire, to_worker_wire
+from core.errors import InternalError, WorkerDied, WorkerLost
+from core.ports import LoopClock, StreamClosed
+from core.session import (
+    AttemptEnded,
+    Cancel,
+    Credit,
+    Hello,
+    Load,
+    Meet,
+    Met,
+    PhaseTimings,
+    Progress,
+    Role,
+    RouterBeat,
+    StepFrame,
+    Submit,
+    Task,
+    TokenDelta,
+    Wanted,
+    WayReport,
+    Welcome,
+    WorkerDescriptor,
+)
+from core.types import GenerateRequest, SamplingParams
+from protos.baton.internal.v1 import session_pb2 as pb
+from router.introductions import Introductions
+from router.links import Links
+from router.retry_budget import RetryBudget
+from router.worker_link import WorkerLink
+from simulation.loop import run_virtual
+from simulation.parts import StaticMembership
+from worker.sessions import SessionServer
+
+WORKER = WorkerDescriptor("w", Role.DECODE, 1, "session", "transfer", "m", "digest", 16, 100, 2048)
+REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
+
+
+def link(**changes):
+    return WorkerLink(
+        replace(WORKER, **changes),
+        None,
+        "router",
+        SimpleNamespace(now_s=lambda: 0.0),
+        iter(range(9)),
+    )
+
+
+class Listener:
+    """An attempt of epoch 3 that keeps what it hears, and fails if it is told to."""
+
+    def __init__(self, error=None):
+        self.heard, self.failed, self.error = [], [], error
+
+    def wanted(self):
+        return Wanted("r", 3, (0,))
+
+    def on_delta(self, worker_id, delta):
+        self._hear(delta)
+
+    def on_ended(self, worker_id, ended):
+        self._hear(ended)
+
+    def on_lost(self, worker_id, error):
+        self._hear(error)
+
+    def _hear(self, news):
+        self.heard.append(news)
+        if self.error is not None:
+            raise self.error
+
+    def fail(self, error):
+        self.failed.append(error)
+
+
+def delta(epoch=3, request_id="r"):
+    return TokenDelta(request_id, epoch, 0, 0, (7,))
+
+
+def ended(epoch=3, request_id="r"):
+    return AttemptEnded(request_id, epoch, Task.LOCAL, PhaseTimings())
+
+
+def test_news_of_other_epochs_and_of_nobody_are_dropped():
+    worker, listener = link(), Listener()
+    worker.subscribe("r", listener, 3)
+    old = StepFrame(1, (delta(2), delta(4), delta(3, "x")), (ended(2), ended(4)))
+    worker._dispatch(old)
+    assert listener.heard == [] and worker.num_stale == 5
+    worker._dispatch(StepFrame(2, (delta(),), (ended(),)))
+    assert listener.heard == [delta(), ended()]
+
+
+def test_a_listener_that_fails_ends_alone_and_the_rest_of_the_frame_is_told(caplog):
+    worker, bad, good = link(), Listener(RuntimeError("bug")), Listener()
+    worker.subscribe("bad", bad, 3)
+    worker.subscribe("r", good, 3)
+    frame = StepFrame(1, (delta(3, "bad"), delta()), (ended(3, "bad"), ended()))
+    worker._dispatch(frame)
+    assert good.heard == [delta(), ended()] and good.failed == []
+    assert [type(e) for e in bad.failed] == [InternalError] * 2
+    worker.subscribe("bad", bad, 3)
+    worker._lose(WorkerLost("gone"))
+    assert isinstance(good.heard[-1], WorkerLost) and len(bad.failed) == 3
+    assert len(caplog.records) == 3 and all(r.exc_info for r in caplog.records)
+
+
+@pytest.mark.parametrize("word", [StepFrame(1, (delta(),)), StepFrame(1, (), (ended(),))])
+def test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten(word):
+    worker = link()
+    worker.subscribe("r", Listener(), 500)
+    worker.subscribe("other", Listener(), 20)
+    assert (worker.candidate.pending_tokens, worker.candidate.pending_requests) == (520, 2)
+    worker._dispatch(StepFrame(1, (delta(2),)))
+    assert worker.candidate.pending_tokens == 520, "a word of another attempt"
+    worker._dispatch(word)
+    assert (worker.candidate.pending_tokens, worker.candidate.pending_requests) == (20, 2)
+    worker.forget("r", 3)
+    worker.forget("other", 3)
+    assert (worker.candidate.pending_tokens, worker.candidate.pending_requests) == (0, 0)
+
+
+def test_what_placement_reads_of_a_worker_never_changes_untold():
+    worker, told = link(), []
+    worker.on_standing = lambda link: told.append((link.state.name, link.is_ready))
+    worker._note_progress(Progress(0, 0, False, Load(), (), True))
+    assert told == [], "nothing changed"
+    worker._note_progress(Progress(0, 0, False, Load(), (), False))
+    assert not worker.is_usable and worker.is_back_soon
+    worker._note_progress(Progress(0, 0, False, Load(3), (), True))
+    assert worker.is_usable and worker.candidate.load == Load(3)
+    worker._lose(WorkerLost("gone"))
+    assert told == [("DIALLING", False), ("DIALLING", True), ("LOST", True)]
+    with pytest.raises(AttributeError):
+        worker.is_ready = True
+
+
+def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
+    pairs = Introductions()
+    p1, p2 = (link(worker_id=p, role=Role.PREFILL, transfer_address=p) for p in ("p1", "p2"))
+    d1, d2 = (link(worker_id=d) for d in ("d1", "d2"))
+
+    def met(receiver):
+        new, receiver._unmet = list(receiver._unmet), {}
+        return new
+
+    for one in (p1, d1, p2, d2):
+        pairs.joined(one)
+    assert (met(d1), met(d2)) == (["p1", "p2"], ["p1", "p2"])
+    for one in (p1, d1, p2, d2):
+        pairs.joined(one)
+    assert (met(d1), met(d2)) == ([], []), "after a reconnect they know one another"
+    pairs.left(p1)
+    assert list(d1._introduced) == ["p2"]
+    pairs.joined(p1)
+    assert (met(d1), met(d2)) == (["p1"], ["p1"]), "one that comes back is a newcomer"
+    pairs.left(d1)
+    again = link(worker_id="d1")
+    pairs.joined(again)
+    assert met(again) == ["p2", "p1"] and met(d2) == []
+
+
+class Wire:
+    """A network whose streams are scripted: each dial takes the next script."""
+
+    def __init__(self, *scripts):
+        self.scripts, self.streams = list(scripts), []
+
+    async def dial(self, address):
+        stream = self.scripts.pop(0)
+        if isinstance(stream, Exception):
+            raise stream
+        self.streams.append(stream)
+        return stream
+
+
+class Script:
+    """The far end of a stream: numbered messages to receive, then silence."""
+
+    transport = "script"
+
+    def __init__(self, *messages, fails=None):
+        self.inbox = asyncio.Queue()
+        for number, message in enumerate(messages):
+            self.inbox.put_nowait(SimpleNamespace(number=number, message=message))
+        self.sent, self.is_reset, self.fails = [], False, fails
+
+    async def send(self, numbered):
+        self.sent.append(numbered.message)
+
+    async def recv(self):
+        if self.fails is not None and self.inbox.empty():
+            raise self.fails
+        return await self.inbox.get()
+
+    def reset(self):
+        self.is_reset = True
+
+
+def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
+    async def main():
+        silent = Script()
+        worker = WorkerLink(WORKER, Wire(silent), "router", LoopClock(), iter(range(9)))
+        with pytest.raises(TimeoutError):
+            await worker._connect()
+        return silent
+
+    silent = run_virtual(main())
+    assert [type(m) for m in silent.sent] == [Hello] and silent.is_reset
+
+
+@pytest.mark.parametrize("was_live", [False, True])
+def test_only_a_worker_that_was_reached_can_have_died(was_live):
+    """A request that was placed on a worker which never answered is under no suspicion."""
+
+    async def main():
+        refusals = [StreamClosed("refused") for _ in range(4)]
+        first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
+        worker = WorkerLink(WORKER, Wire(*first, *refusals), "router", LoopClock(), iter(range(9)))
+        listener = Listener()
+        worker.subscribe("r", listener, 3)
+        await worker.run()
+        return listener.heard
+
+    [error] = run_virtual(main())
+    assert type(error) is (WorkerDied if was_live else WorkerLost)
+
+
+def test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_again(caplog):
+    async def main():
+        broken = Script(Welcome(WORKER), fails=KeyError("a bug in the codec"))
+        good = Script(Welcome(WORKER))
+        members = StaticMembership()
+        members.join(WORKER)
+        links = Links(members, Wire(broken, good), "router", LoopClock())
+        links.follow()
+        listener = Listener()
+        links.get(WORKER).subscribe("r", listener, 3)
+        await asyncio.sleep(0.5)
+        lost = links.has_lost(), links.candidates(), links.all()[0].state.name
+        await asyncio.sleep(1.0)
+        back = [c.descriptor for c in links.candidates()], links.all()[0].state.name
+        numbers = [stream.sent[0].stream_number for stream in (broken, good)]
+        await links.close()
+        return listener.heard, lost, back, numbers, links.all()
+
+    heard, lost, back, numbers, left = run_virtual(main())
+    assert [type(e) for e in heard] == [WorkerLost]
+    assert lost == (True, [], "LOST") and back == ([WORKER], "LIVE")
+    assert numbers == [0, 1] and left == []
+    assert [r.getMessage() for r in caplog.records] == ["the link to worker w failed"]
+
+
+def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
+    async def main():
+        first = Script(Welcome(WORKER), Met((WayReport("a", "shm"),)))
+        second = Script(Welcome(WORKER))
+        worker = WorkerLink(WORKER, Wire(first, second), "router", LoopClock(), iter(range(9)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(0)
+        worker.introduce("a")
+        worker.introduce("b")
+        await asyncio.sleep(0.1)
+        first.fails = StreamClosed("cut")
+        first.inbox.put_nowait(SimpleNamespace(number=2, message=None))
+        await asyncio.sleep(0.2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return [[m for m in s.sent if isinstance(m, Meet)] for s in (first, second)]
+
+    assert run_virtual(main()) == [[Meet(("a", "b"))], [Meet(("b",))]]
+
+
+# --- the worker's end --------------------------------------------------------------------------------
+
+
+class Host:
+    """A worker that keeps its orders and fails at some."""
+
+    def __init__(self, *bad):
+        self.orders, self.bad, self.failed = [], bad, []
+
+    def _order(self, name, *details):
+        self.orders.append((name, *details))
+        if name in self.bad:
+            raise RuntimeError(name)
+
+    def submit(self, router_id, submit):
+        self._order("submit", submit.request.request_id)
+
+    def cancel(self, request_id, epoch):
+        self._order("cancel", request_id, epoch)
+
+    def credit(self, message):
+        self._order("credit", message.request_id)
+
+    def meet(self, message):
+        self._order("meet", message.addresses)
+
+    def router_alive(self, router_id):
+        self._order("alive", router_id)
+
+    def fail(self, request_id, epoch, error):
+        self.failed.append((request_id, epoch, type(error)))
+
+    def progress(self):
+        self._order("progress")
+        return Progress(0, 0, False)
+
+    def descriptor(self):
+        return WORKER
+
+
+def sessions(host):
+    return SessionServer(None, host, LoopClock(), lambda: 1)
+
+
+def test_whatever_comes_from_a_router_renews_its_leases():
+    async def main():
+        host = Host()
+        server = sessions(host)
+        for message in (RouterBeat(), Meet(("a",))):
+            server._take(server.session("router"), message)
+        return host.orders
+
+    assert run_virtual(main()) == [("alive", "router"), ("alive", "router"), ("meet", ("a",))]
+
+
+@pytest.mark.parametrize("bad", ["submit", "cancel", "credit", "meet", "alive", "progress"])
+def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
+    async def main():
+        host = Host(bad)
+        server = sessions(host)
+        submit = Submit(REQUEST, 3, Task.LOCAL, ((),))
+        orders = (submit, Credit("r", 3, 9), Cancel("q", 1), Meet(("a",)), RouterBeat())
+        stream = Script(Hello("router"), *orders)
+        serving = asyncio.ensure_future(server._serve(stream))
+        await asyncio.sleep(1.2)
+        is_open = not stream.is_reset
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return host, is_open, stream.sent
+
+    host, is_open, sent = run_virtual(main())
+    names = [name for name, *_ in host.orders]
+    assert is_open and names.count("alive") == 5
+    assert {"submit", "credit", "cancel", "meet"} <= set(names), "the others were carried out"
+    assert bad in names and caplog.records and isinstance(sent[0], Welcome)
+    ends = [e for m in sent if isinstance(m, StepFrame) for e in m.ended]
+    told = [(e.request_id, e.epoch, type(e.error)) for e in ends]
+    assert told == ([("r", 3, InternalError)] if bad == "submit" else [])
+    assert host.failed == ([("r", 3, InternalError)] if bad == "credit" else [])
+
+
+def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream():
+    async def main():
+        server = sessions(Host())
+        newer, late = Script(Hello("router", (), 8)), Script(Hello("router", (), 7))
+        other = Script(Hello("another", (), 1))
+        serving = []
+        for stream in (newer, late, other):
+            serving.append(asyncio.ensure_future(server._serve(stream)))
+            await asyncio.sleep(0.1)
+        found = [s.is_reset for s in (newer, late, other)], late.sent
+        newest = Script(Hello("router", (), 9))
+        serving.append(asyncio.ensure_future(server._serve(newest)))
+        await asyncio.sleep(0.1)
+        replaced = newer.is_reset, newest.is_reset
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)
+        return found, replaced
+
+    (resets, said), replaced = run_virtual(main())
+    assert resets == [False, True, False] and said == []
+    assert replaced == (True, False)
+
+
+async def test_what_a_router_says_crosses_the_wire_whole():
+    request = replace(REQUEST, deadline_at=asyncio.get_running_loop().time() + 9.0)
+    submit = Submit(request, 3, Task.LOCAL, ((),), age_s=2.5)
+    wanted = (
+        Wanted("r", 3, (4,), 256, num_scores=7, finished_choices=(0,), is_coming=True),
+        Wanted("q", 1, (0, 2), 16),
+    )
+    hello = Hello("router", wanted, 77)
+    for message in (submit, hello):
+        wire = pb.ToWorker.FromString(to_worker_wire(5, message).SerializeToString())
+        found = from_worker_wire(wire)
+        if isinstance(found, Submit):
+            assert found.request.deadline_at == pytest.approx(request.deadline_at, abs=5.0)
+            found = replace(found, request=request)
+        assert (wire.number, found) == (5, message)
+
+
+# --- retries ------------------------------------------------------------------------------------------
+
+
+def test_a_burst_is_as_many_retries_as_it_says():
+    budget = RetryBudget(burst=3, per_s=2.0)
+    delays = [budget.reserve(10.0, 9.0) for _ in range(5)]
+    assert delays == [0.0, 0.0, 0.0, pytest.approx(0.5), pytest.approx(1.0)]
+    assert budget.reserve(10.0, 1.4) is None, "the next would wait 1.5 s"
+    assert budget.reserve(10.0, 1.6) == pytest.approx(1.5), "and the refusal took nothing"
+    assert list(itertools.islice((budget.reserve(99.0, 9.0) for _ in range(3)), 3)) == [0.0] * 3

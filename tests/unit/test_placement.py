@@ -1,0 +1,139 @@
+"""Placement against brute force over all pairs, and what it looks at."""
+
+import itertools
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.errors import NoWorker
+from core.session import Load, Role, WorkerDescriptor
+from core.types import GenerateRequest, Path, SamplingParams
+from router.placement import Candidate, Wish, choose
+
+REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
+DESCRIPTOR = WorkerDescriptor("w", Role.DECODE, 1, "a", "b", "m", "digest", 16, 100, 2048)
+PD = Wish("pd", 32)
+
+
+def prefill_cost(c):
+    return c.load.waiting_tokens + c.pending_tokens, c.pending_requests, c.descriptor.worker_id
+
+
+def decode_cost(c, request):
+    available = c.load.free_blocks + c.load.cached_blocks
+    blocks = -(-len(request.token_ids) // c.descriptor.block_size_tokens) + request.sampling.n
+    running = max(c.load.num_running + c.load.num_waiting, c.pending_requests)
+    return (
+        blocks > available,
+        running,
+        c.descriptor.num_blocks - available,
+        c.descriptor.worker_id,
+    )
+
+
+def brute_force(candidates, request, wish):
+    """Every fitting pair is looked at; the least in (prefill cost, decode cost) wins."""
+
+    def of(role):
+        mine = [
+            c
+            for c in candidates
+            if c.descriptor.role is role and request.model in ("", c.descriptor.model)
+        ]
+        return [c for c in mine if c.descriptor.worker_id not in wish.excluded] or mine
+
+    def fits(p, d):
+        a, b = p.descriptor, d.descriptor
+        small, large = sorted((a.block_size_tokens, b.block_size_tokens))
+        is_alike = a.content_digest == b.content_digest and large % small == 0
+        return is_alike and (a.incarnation, b.incarnation) not in wish.misfits
+
+    pairs = [(p, d) for p, d in itertools.product(of(Role.PREFILL), of(Role.DECODE)) if fits(p, d)]
+    if not pairs:
+        return None
+    p, d = min(pairs, key=lambda pair: (prefill_cost(pair[0]), decode_cost(pair[1], request)))
+    return p.descriptor, d.descriptor
+
+
+SMALL = st.integers(0, 3)
+
+
+@st.composite
+def clusters(draw):
+    candidates = []
+    for index in range(draw(st.integers(0, 9))):
+        descriptor = replace(
+            DESCRIPTOR,
+            worker_id=f"w{draw(st.integers(0, 99))}-{index}",
+            role=draw(st.sampled_from(list(Role))),
+            incarnation=index,
+            model=draw(st.sampled_from("mmmn")),
+            content_digest=draw(st.sampled_from("aab")),
+            block_size_tokens=draw(st.sampled_from((4, 6, 16))),
+            num_blocks=12,
+        )
+        load = Load(draw(SMALL), draw(SMALL), draw(SMALL), draw(st.integers(0, 12)), 0)
+        candidates.append(Candidate(descriptor, load, draw(SMALL), draw(SMALL)))
+    incarnations = st.integers(0, 9)
+    wish = replace(
+        PD,
+        excluded=frozenset(
+            c.descriptor.worker_id for c in candidates if draw(st.integers(0, 4)) == 0
+        ),
+        misfits=draw(st.frozensets(st.tuples(incarnations, incarnations), max_size=25)),
+    )
+    return candidates, wish
+
+
+@settings(max_examples=500, deadline=None)
+@given(clusters())
+def test_the_pair_is_the_one_that_brute_force_over_all_pairs_finds(cluster):
+    candidates, wish = cluster
+    expected = brute_force(candidates, REQUEST, wish)
+    try:
+        placement = choose(candidates, REQUEST, wish)
+    except NoWorker:
+        assert expected is None
+    else:
+        assert (placement.prefill, placement.decode) == expected
+
+
+def worker(name, role=Role.DECODE, pending=0, pending_requests=0, **load):
+    descriptor = replace(DESCRIPTOR, worker_id=name, role=role, incarnation=hash(name))
+    return Candidate(descriptor, Load(**{"free_blocks": 100, **load}), pending, pending_requests)
+
+
+P = worker("p", Role.PREFILL)
+
+
+def test_tokens_that_were_sent_and_not_answered_count_as_prefill_load():
+    busy = worker("p1", Role.PREFILL, pending=500)
+    quiet = worker("p2", Role.PREFILL, waiting_tokens=400)
+    assert choose([busy, quiet, worker("d")], REQUEST, PD).prefill.worker_id == "p2"
+
+
+def test_of_equally_busy_decode_workers_the_one_with_more_room_is_chosen():
+    tight, roomy = worker("d1", free_blocks=20), worker("d2", free_blocks=50)
+    assert choose([P, tight, roomy], REQUEST, PD).decode.worker_id == "d2"
+    cached = worker("d0", free_blocks=20, cached_blocks=60)
+    assert choose([P, tight, roomy, cached], REQUEST, PD).decode.worker_id == "d0"
+
+
+def test_room_for_the_prompt_comes_before_few_sequences():
+    """40 tokens and the first of the answer need 4 blocks."""
+    full = worker("d1", free_blocks=3, num_running=1)
+    busy = worker("d2", free_blocks=4, num_running=9)
+    assert choose([P, full, busy], REQUEST, PD).decode.worker_id == "d2"
+    local = Wish("local", 32)
+    assert choose([full, busy], REQUEST, local).decode.worker_id == "d2"
+    four = replace(REQUEST, sampling=SamplingParams(n=4))
+    assert choose([P, full, busy], four, PD).decode.worker_id == "d1", "neither has room"
+
+
+def test_a_misfit_pair_is_left_out_and_others_go_on():
+    p2 = worker("p2", Role.PREFILL, waiting_tokens=9)
+    d = worker("d")
+    wish = replace(PD, misfits=frozenset({(P.descriptor.incarnation, d.descriptor.incarnation)}))
+    assert choose([P, p2, d], REQUEST, wish).prefill.worker_id == "p2"
+    assert choose([P, d], REQUEST, replace(wish, path="auto")).path is Path.LOCAL
