@@ -24,18 +24,26 @@ class MemoryKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Start zeroed."""
-        size = layout.layer_block_bytes
+        self._layout, self._num_blocks = layout, num_blocks
+        self._shards: list[memoryview] = []
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
+        self.replace()
+
+    def replace(self) -> None:
+        """Begin anew in other memory, zeroed; views of the old one stay valid and lead nowhere."""
+        layout, num_blocks = self._layout, self._num_blocks
+        size = layout.layer_block_bytes
         self._shards = [
             memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)
         ]
-        for pool in self._shards:
-            starts = [
-                [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]
-                for i in range(layout.num_layers)
-            ]
-            self._views.append([[pool[at : at + size] for at in row] for row in starts])
+        starts = [
+            [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]
+            for i in range(layout.num_layers)
+        ]
+        self._views = [
+            [[pool[at : at + size] for at in row] for row in starts] for pool in self._shards
+        ]
 
     def segments(self) -> list[memoryview]:
         """See `KVBytes`."""
@@ -65,6 +73,8 @@ class HashModel:
         self._layout, self._kv, self._vocabulary_size = layout, kv, vocabulary_size
         self._wait, self._cost_s = wait, cost_s
         self._block_size_tokens, self._slot_bytes = layout.block_size_tokens, layout.slot_bytes
+        self.layers_done = 0
+        """Of all steps, reported or not: what ranks count on their page."""
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """Run one step layer by layer, spreading its cost evenly."""
@@ -75,14 +85,32 @@ class HashModel:
             for item in plan.items:
                 self._write(item, layer)
             await self._wait(layer_s)
-            on_layer(plan.step_id, layer)
-        tokens = {}
+            self.layers_done += 1
+            if plan.report_layers:  # as ranks do
+                on_layer(plan.step_id, layer)
+        tokens, scored = {}, {}
         for item in plan.items:
+            if item.targets:
+                scored[item.sequence_key] = self._score(item)
             if item.samples:
                 seen = self._read(item)
                 for spec in item.samples:
                     tokens[item.sequence_key, spec.choice] = self._draw(seen, spec)
-        return StepResult(plan.step_id, tokens)
+        return StepResult(plan.step_id, tokens, scored=scored)
+
+    def _score(self, item: StepItem) -> tuple[Logprob, ...]:
+        """Score each target by the KV of the position before it, which hashes all that precedes."""
+        scores = []
+        for index, target in enumerate(item.targets):
+            slot = self._slot(item, self._layout.num_layers - 1, 0, item.start + index)
+            digest = hashlib.blake2b(slot, digest_size=8).digest()
+            first = int.from_bytes(digest, "little")
+            top = tuple(
+                ((first + rank) % self._vocabulary_size, -0.5 * (rank + 1))
+                for rank in range(item.num_target_logprobs)
+            )
+            scores.append(Logprob(target, -1.0 - (first + target) % 997, top))
+        return tuple(scores)
 
     def _copy(self, source: int, destination: int) -> None:
         for layer in range(self._layout.num_layers):
