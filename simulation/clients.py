@@ -176,7 +176,8 @@ class Client:
         name, report = self._order.name, self._report
         late_s = self._cluster.clock.now_s() - self.request.deadline_at
         phases = ended.anatomy.phases()
-        if late_s > 1:
+        # Who is in a hurry may find its router paused at its deadline.
+        if late_s > (1 if self._order.timeout_s == TIMEOUT_S else 10):
             report.violated(f"L1 {name}: ended {late_s:.1f} s after its deadline")
         if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.anatomy.e2e_s) > 1e-6:
             report.violated(f"I7 {name}: phases {phases} do not add up to {ended.anatomy.e2e_s}")

@@ -198,7 +198,10 @@ class Fairness:
         held_back = [
             s.key
             for s in waiting
-            if s not in announced and partner.get(s.key) not in busy and not scheduler.running
+            if s not in announced
+            and busy
+            and partner.get(s.key) not in busy
+            and not scheduler.running
         ]
         for key in [key for key in since_s if key not in held_back]:
             del since_s[key]

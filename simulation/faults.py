@@ -7,7 +7,7 @@ Called by `simulation.loads`, and by `simulation.injector`, which carries a sche
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -106,10 +106,15 @@ class Fault:
 
 
 def draw(
-    rng: random.Random, num_faults: int, within_s: float, without: Collection[Kind] = ()
+    rng: random.Random,
+    num_faults: int,
+    within_s: float,
+    without: Collection[Kind] = (),
+    often: Sequence[Kind] = (),
 ) -> tuple[Fault, ...]:
-    """Draw a schedule, sorted by time."""
+    """Draw a schedule, sorted by time, without some kinds and with more of others."""
     kinds = [k for k in Kind if k not in without for _ in range(1 if k in SELDOM else 2)]
+    kinds += often
     faults = []
     for _ in range(num_faults):
         kind = rng.choice(kinds)

@@ -83,10 +83,23 @@ def make_plan(
     drawn = rng.choice(STYLES)
     style = style or drawn
     shape = _STYLED[style](rng, _calm(rng))
-    without = [Kind.MISFIT] if shape.placement.path == "pd" else []
-    faults = draw(rng, num_faults, LOAD_S, without)
+    faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
     return Plan(seed, shape, _with_faults(rng, drawing.orders(), faults), faults, style)
+
+
+def _draw_faults(
+    rng: random.Random, num_faults: int, style: Style, shape: Shape
+) -> tuple[Fault, ...]:
+    # A forced path has no way round a worker of another model.
+    without = [Kind.MISFIT] if shape.placement.path == "pd" else []
+    often = 8 * [Kind.RANK_DEATH] if style is Style.ALONE else []
+    faults = draw(rng, num_faults, LOAD_S, without, often)
+    if style is not Style.GIANTS or not faults:
+        return faults
+    # One decode worker among healthy ones stands still from the first burst on.
+    still = Fault(Kind.PAUSE, 0.25, 0.0, rng.uniform(2.0, 2.9))
+    return (still, *(f for f in faults[1:] if f.kind is not Kind.PAUSE))
 
 
 # --- clusters -----------------------------------------------------------------------------------------
@@ -125,7 +138,15 @@ def _alone(rng: random.Random, shape: Shape) -> Shape:
     path = rng.choice(["auto", "pd", "pd", "local"])
     placement = shape.placement.model_copy(update={"path": path})
     load_s = rng.choice([0.5, 2.0, 4.5])
-    return replace(shape, prefill=1, decode=1, placement=placement, load_s=load_s)
+    return replace(
+        shape,
+        prefill=1,
+        decode=1,
+        placement=placement,
+        latency_s=rng.choice([(0.0001, 0.002), (0.01, 0.1)]),
+        spawn_s=rng.choice([0.05, 0.6]),
+        load_s=load_s,
+    )
 
 
 def _door(rng: random.Random, shape: Shape) -> Shape:
@@ -173,7 +194,10 @@ def _giants(rng: random.Random, shape: Shape) -> Shape:
     )
     return replace(
         shape,
+        prefill=rng.choice([1, 1, 2]),
+        decode=2,
         engine=engine,
+        placement=PlacementConfig(path="auto", local_below_tokens=rng.choice([1, 1, 12])),
         max_model_len=GIANT_MODEL_LEN,
         step_s=rng.choice([0.004, 0.02]),
         slow=rng.choice([1.0, 20.0]),
@@ -208,7 +232,7 @@ class _Drawing:
     def orders(self) -> list[Order]:
         """Draw them all."""
         draw_one = {Style.POOL: self._small_or_long, Style.GIANTS: self._small_or_giant}
-        count = {Style.POOL: 90, Style.GIANTS: 36, Style.DOOR: 48}.get(self._style, NUM_REQUESTS)
+        count = {Style.POOL: 90, Style.GIANTS: 48, Style.DOOR: 48}.get(self._style, NUM_REQUESTS)
         return [
             draw_one.get(self._style, self._mixed)(i) for i in range(self._num_requests or count)
         ]
@@ -259,7 +283,7 @@ class _Drawing:
         )
 
     def _small_or_giant(self, i: int) -> Order:
-        rng, is_giant = self._rng, i % 6 == 1
+        rng, is_giant = self._rng, i % 8 == 1
         return Order(
             start_s=self._burst_s(),
             name=f"r{i}",

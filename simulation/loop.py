@@ -53,7 +53,7 @@ def _note_failure(task: asyncio.Task[Any]) -> None:
 
 def _is_unheard(task: asyncio.Task[Any]) -> bool:
     """True while nobody has asked a failed task for its exception."""
-    return bool(task._log_traceback)  # type: ignore[attr-defined]
+    return bool(task._log_traceback)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):

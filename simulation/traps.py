@@ -110,11 +110,11 @@ class Traps:
 
     def trap_worker(self, node: str, worker: Worker) -> None:
         """Let what a session reader calls raise."""
-        submit = worker.submit
+        inner = worker.submit
 
-        def trapped(router_id: RouterId, message: Submit) -> None:
-            self.step(Place.SUBMIT, node, message.request.request_id)
-            submit(router_id, message)
+        def trapped(router_id: RouterId, submit: Submit) -> None:
+            self.step(Place.SUBMIT, node, submit.request.request_id)
+            inner(router_id, submit)
 
         worker.submit = trapped  # type: ignore[method-assign]
 
