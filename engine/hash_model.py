@@ -28,22 +28,26 @@ class MemoryKV:
         self._shards: list[memoryview] = []
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
+        self.generation = 0
         self.replace()
 
     def replace(self) -> None:
-        """Begin anew in other memory, zeroed; views of the old one stay valid and lead nowhere."""
-        layout, num_blocks = self._layout, self._num_blocks
-        size = layout.layer_block_bytes
+        """Switch to fresh, zeroed memory, as a rank group does when it starts again.
+
+        Views into the old memory stay valid; nobody computes there any more.
+        """
+        layout, num_blocks, size = self._layout, self._num_blocks, self._layout.layer_block_bytes
+        self.generation += 1
         self._shards = [
             memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)
         ]
-        starts = [
-            [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]
-            for i in range(layout.num_layers)
-        ]
-        self._views = [
-            [[pool[at : at + size] for at in row] for row in starts] for pool in self._shards
-        ]
+        self._views = []
+        for pool in self._shards:
+            starts = [
+                [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]
+                for i in range(layout.num_layers)
+            ]
+            self._views.append([[pool[at : at + size] for at in row] for row in starts])
 
     def segments(self) -> list[memoryview]:
         """See `KVBytes`."""
@@ -73,8 +77,6 @@ class HashModel:
         self._layout, self._kv, self._vocabulary_size = layout, kv, vocabulary_size
         self._wait, self._cost_s = wait, cost_s
         self._block_size_tokens, self._slot_bytes = layout.block_size_tokens, layout.slot_bytes
-        self.layers_done = 0
-        """Of all steps, reported or not: what ranks count on their page."""
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """Run one step layer by layer, spreading its cost evenly."""
@@ -85,9 +87,7 @@ class HashModel:
             for item in plan.items:
                 self._write(item, layer)
             await self._wait(layer_s)
-            self.layers_done += 1
-            if plan.report_layers:  # as ranks do
-                on_layer(plan.step_id, layer)
+            on_layer(plan.step_id, layer)
         tokens, scored = {}, {}
         for item in plan.items:
             if item.targets:

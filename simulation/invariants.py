@@ -14,12 +14,10 @@ Does not know clients. Called by `simulation.trial`.
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
 from engine.wake_ups import WakeUp, wake_up_of
-from router.links import LinkState
 from router.placement import Placement, Wish, choose
 from router.request_run import RequestRun
 from router.request_stream import RequestStream
@@ -125,7 +123,6 @@ def _could_place(router: SimRouter, run: RequestRun) -> bool:
         path=run.path,
         local_below_tokens=1,
         must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
-        misfits=frozenset(router.orchestrator._misfits),
     )
     try:
         choose(router.links.candidates(), run.request, wish)
@@ -175,12 +172,12 @@ async def check_recovery(cluster: SimCluster, injector: Injector, report: Report
 
 
 def _check_links(cluster: SimCluster, router: SimRouter, report: Report) -> None:
-    links = {link.descriptor.incarnation: link for link in router.links.all()}
+    links = {link.descriptor.incarnation: link.state.name for link in router.links.all()}
+    candidates = {c.descriptor.incarnation for c in router.links.candidates()}
     for member in cluster.membership.members():
-        link: Any = links.get(member.incarnation)
-        state = "gone" if link is None else link.state.name.lower()
-        if link is None or link.state is not LinkState.LIVE or not link.is_ready:
-            report.violated(f"L2 {router.name}: the link to {member.worker_id} is {state}")
+        state = links.get(member.incarnation, "GONE")
+        if state != "LIVE" or member.incarnation not in candidates:
+            report.violated(f"L2 {router.name}: the link to {member.worker_id} is {state.lower()}")
 
 
 async def _last_event(stream: RequestStream, wake: asyncio.Event) -> RequestEnded:
@@ -205,7 +202,6 @@ async def check_rest(cluster: SimCluster, report: Report) -> None:
             "permits": admission.num_running,
             "waiting for a permit": admission.num_queued,
             "subscriptions": sum(link.num_subscribers for link in router.links.all()),
-            "pending": sum(len(link.pending) for link in router.links.all()),
         }
         found = {name: count for name, count in left.items() if count}
         if found:

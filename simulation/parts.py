@@ -144,11 +144,7 @@ class SimRunner:
         self.poison: Callable[[StepPlan], bool] = lambda plan: False
         self.num_bitten = 0
         self.is_executing = False
-
-    @property
-    def layers_done(self) -> int:
-        """Layers finished in all steps, as ranks count them in shared memory."""
-        return self._model.layers_done
+        self.layers_done = 0
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """See `Runner`."""
@@ -168,7 +164,13 @@ class SimRunner:
             self.dies_next = False
             self.num_bitten += 1
             raise WorkerDied("the rank process died; its KV cache is lost")
-        result = await self._model.execute(plan, on_layer)
+
+        def layer_done(step_id: int, layer: int) -> None:
+            self.layers_done += 1
+            if plan.report_layers:  # as ranks do: they count every layer, and speak of some
+                on_layer(step_id, layer)
+
+        result = await self._model.execute(plan, layer_done)
         if self.fails_next:
             self.fails_next -= 1
             self.num_bitten += 1
