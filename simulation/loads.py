@@ -95,7 +95,7 @@ def _draw_faults(
     without = [Kind.MISFIT] if shape.placement.path == "pd" else []
     often = 8 * [Kind.RANK_DEATH] if style is Style.ALONE else []
     faults = draw(rng, num_faults, LOAD_S, without, often)
-    if style is not Style.GIANTS or not faults:
+    if style not in (Style.GIANTS, Style.POOL) or shape.decode == 1 or not faults:
         return faults
     # One decode worker among healthy ones stands still from the first burst on.
     still = Fault(Kind.PAUSE, 0.25, 0.0, rng.uniform(2.0, 2.9))
@@ -161,7 +161,7 @@ def _door(rng: random.Random, shape: Shape) -> Shape:
 
 
 def _pool(rng: random.Random, shape: Shape) -> Shape:
-    """One decode worker whose blocks are few."""
+    """One or two decode workers whose blocks are few."""
     engine = shape.engine.model_copy(
         update={
             "block_size_tokens": 4,
@@ -174,7 +174,8 @@ def _pool(rng: random.Random, shape: Shape) -> Shape:
     transfer = shape.transfer.model_copy(update={"reserve_wait_s": 10.0, "lease_s": 5.0})
     return replace(
         shape,
-        decode=1,
+        prefill=rng.choice([1, 2]),
+        decode=rng.choice([1, 1, 2]),
         engine=engine,
         placement=placement,
         transfer=transfer,
