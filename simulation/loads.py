@@ -271,8 +271,9 @@ class _Drawing:
     def _small_or_long(self, i: int) -> Order:
         """A steady stream of small requests, and now and then a long answer."""
         rng, is_long = self._rng, i % 9 == 2
+        is_at_once = self._shape.decode > 1  # so that much goes to the one that stands still
         return Order(
-            start_s=rng.uniform(0, LOAD_S),
+            start_s=rng.uniform(0.2, 1.2) if is_at_once else rng.uniform(0, LOAD_S),
             name=f"r{i}",
             prompt=self._tokens(rng.randrange(14, 40) if is_long else rng.randrange(3, 20)),
             sampling=SamplingParams(
