@@ -56,6 +56,7 @@ class Client:
         self._texts = [""] * order.sampling.n
         self._has_tail = [False] * order.sampling.n
         self._finish: dict[int, str] = {}
+        self._torn: set[int] = set()
         self._scores: tuple[Logprob, ...] | None = None
         self._has_scores_of_stream = False
         self.ended: RequestEnded | None = None
@@ -160,7 +161,9 @@ class Client:
     def _check_delta(self, delta: TextDelta) -> None:
         choice, tokens = delta.choice, self._tokens[delta.choice]
         is_next = delta.position == len(tokens)
-        if not is_next or choice in self._finish or self._has_tail[choice]:
+        is_after_end = choice in self._finish or self._has_tail[choice]
+        if (not is_next or is_after_end) and choice not in self._torn:
+            self._torn.add(choice)
             self._report.violated(
                 f"I2 {self._order.name}: position {delta.position} of choice {choice} after "
                 f"{len(tokens)}"

@@ -146,7 +146,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """A killed node leaves tasks behind, as a killed process does; anything else is told."""
         message = context.get("message", "")
         if "was destroyed but it is pending" not in message:
-            self.complaints.append(f"{message}: {_cause(context.get('exception'))}")
+            what = message.partition("(")[0]  # arguments hold addresses
+            self.complaints.append(f"{what}: {_cause(context.get('exception'))}")
             loop.default_exception_handler(context)
 
     def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
