@@ -13,11 +13,8 @@ from enum import StrEnum
 from typing import Any
 
 from core.ids import RouterId, TransferId
-from core.kv_layout import KVLayout
-from core.ports import Clock
 from core.session import Submit
 from core.types import GenerateRequest, Path, RequestEvent, TextDelta
-from kv_transfer.posting import Post
 from router.choice_output import TextDecoder
 from router.orchestrator import Orchestrator
 from router.request_run import Emit
@@ -121,10 +118,8 @@ class Traps:
     def trap_role(self, node: str, make_role: MakeRole) -> MakeRole:
         """Let what an agent posts to the worker's loop raise."""
 
-        def make(
-            worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
-        ) -> RoleWiring:
-            wiring = make_role(worker, layout, clock, to_agent, to_worker)
+        def make(worker: Worker, *rest: Any) -> RoleWiring:  # noqa: ANN401
+            wiring = make_role(worker, *rest)
             for name in CALLBACKS:
                 if (callback := getattr(wiring.part, name, None)) is not None:
                     trapped = self._trapped_callback(node, worker, name, callback)
