@@ -78,7 +78,7 @@ def test_each_fault_alone_bites_and_loses_nothing(kind):
         assert report.endings["finished"] + report.endings["injected"] == report.requests
         assert report.endings["injected"] <= report.bitten[kind]
         if kind is Kind.SLOW_STEP:  # it makes progress: nobody is taken for dead
-            assert report.retries == 0
+            assert not [line for line in report.decisions if "worker_lost" in line]
         bitten += report.bitten[kind]
     assert bitten > 0
 
