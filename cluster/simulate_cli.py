@@ -16,8 +16,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from core.errors import ConfigError
+from simulation.loads import make_plan
 from simulation.search import MAX_SHRUNK, Summary, as_line, chosen, replay_line, search, shrink
-from simulation.trial import make_plan, run_trial
+from simulation.trial import run_trial
 
 
 def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:
@@ -103,6 +104,7 @@ def _show(summary: Summary, found: dict[str, object]) -> None:
         f"{summary.tokens} tokens; at least {summary.fewest_faults} faults bit in every seed"
     )
     console.print(f"endings: {dict(summary.endings)}")
+    console.print(f"above capacity: {dict(summary.overload_endings)}")
     console.print(
         f"fault attempts {summary.retries}, moves off draining workers {summary.moves}, "
         f"client reconnects {summary.reconnects}"

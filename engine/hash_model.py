@@ -24,12 +24,24 @@ class MemoryKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Start zeroed."""
-        size = layout.layer_block_bytes
+        self._layout, self._num_blocks = layout, num_blocks
+        self._shards: list[memoryview] = []
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
+        self.generation = 0
+        self.replace()
+
+    def replace(self) -> None:
+        """Switch to fresh, zeroed memory, as a rank group does when it starts again.
+
+        Views into the old memory stay valid; nobody computes there any more.
+        """
+        layout, num_blocks, size = self._layout, self._num_blocks, self._layout.layer_block_bytes
+        self.generation += 1
         self._shards = [
             memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)
         ]
+        self._views = []
         for pool in self._shards:
             starts = [
                 [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]
@@ -76,14 +88,29 @@ class HashModel:
                 self._write(item, layer)
             await self._wait(layer_s)
             on_layer(plan.step_id, layer)
-        tokens = {}
+        tokens, scored = {}, {}
         for item in plan.items:
+            if item.targets:
+                scored[item.sequence_key] = self._score(item)
             if item.samples:
                 seen = self._read(item)
                 for spec in item.samples:
                     tokens[item.sequence_key, spec.choice] = self._draw(seen, spec)
-        scored = {item.sequence_key: _scores(item) for item in plan.items if item.targets}
-        return StepResult(plan.step_id, tokens, {}, scored)
+        return StepResult(plan.step_id, tokens, scored=scored)
+
+    def _score(self, item: StepItem) -> tuple[Logprob, ...]:
+        """Score each target by the KV of the position before it, which hashes all that precedes."""
+        scores = []
+        for index, target in enumerate(item.targets):
+            slot = self._slot(item, self._layout.num_layers - 1, 0, item.start + index)
+            digest = hashlib.blake2b(slot, digest_size=8).digest()
+            first = int.from_bytes(digest, "little")
+            top = tuple(
+                ((first + rank) % self._vocabulary_size, -0.5 * (rank + 1))
+                for rank in range(item.num_target_logprobs)
+            )
+            scores.append(Logprob(target, -1.0 - (first + target) % 997, top))
+        return tuple(scores)
 
     def _copy(self, source: int, destination: int) -> None:
         for layer in range(self._layout.num_layers):
@@ -137,12 +164,3 @@ class HashModel:
             if token_id not in spec.banned:
                 break
         return Logprob(token_id, -1.0)
-
-
-def _scores(item: StepItem) -> tuple[Logprob, ...]:
-    """Score each target by its position, so that a score that is missing or comes twice shows."""
-    top = tuple((i, -1.0) for i in range(item.num_target_logprobs))
-    return tuple(
-        Logprob(target, -float(position), top)
-        for position, target in enumerate(item.targets, item.start + 1)
-    )

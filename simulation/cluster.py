@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
-from core.errors import PoolExhausted
+from core.errors import ServingError
 from core.ids import Ids, RequestId, WorkerId, seed_of
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
@@ -22,7 +23,6 @@ from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEvent, SamplingParams
 from decode_worker.part import decode_role
 from engine.hash_model import HashModel, MemoryKV
-from engine.sequence import Sequence
 from kv_transfer.agent import TransferAgent
 from prefill_worker.part import prefill_role
 from prefix_index.mirror import MembershipMirror
@@ -30,9 +30,13 @@ from router.admission import Admission
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_stream import RequestStream
+from simulation.contrary import Contrary
 from simulation.loop import VirtualLoop
 from simulation.network import Hub, SimNetwork, on_node
-from simulation.parts import InlineDecoder, MemoryStore, NodeClock, SimRunner, StaticMembership
+from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
+from simulation.sizes import message_bytes
+from simulation.traps import Traps
+from worker.attempt import Attempt
 from worker.unit import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
@@ -60,6 +64,11 @@ class Shape:
     token_s: float = 0.0005
     latency_s: tuple[float, float] = (0.0001, 0.002)
     max_model_len: int = 200
+    max_message_bytes: int | None = None
+    spawn_s: float = 0.05
+    load_s: float = 0.45
+    slow: float = 1.0
+    """How many times slower the first decode worker is than the others."""
 
 
 class SimRouter:
@@ -78,15 +87,17 @@ class SimRouter:
             ids.router(),
             cluster.clock,
         )
+        self.admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
         self.orchestrator = Orchestrator(
             self.links,
-            Admission(router.max_running, router.max_queued, router.queue_wait_s),
+            self.admission,
             router,
             shape.placement,
             cluster.clock,
             ids,
-            lambda prompt: InlineDecoder(),
+            cluster.traps.decoder,
         )
+        cluster.traps.trap_emit(self.orchestrator)
         self.mirror = MembershipMirror(
             cluster.store,
             lambda: [{"worker_id": link.descriptor.worker_id} for link in self.links.all()],
@@ -129,6 +140,7 @@ class SimCluster:
         """Prepare; `start` brings the nodes up."""
         self.shape, self.rng = shape, random.Random(seed)
         self.hub = Hub(self.rng, shape.latency_s)
+        self.hub.max_message_bytes, self.hub.size_of = shape.max_message_bytes, message_bytes
         self.membership, self.store = StaticMembership(), MemoryStore()
         self.clock = LoopClock()
         self.ids = Ids(random.Random(seed + 1))
@@ -140,9 +152,13 @@ class SimCluster:
         self.paused: dict[str, None] = {}
         self.num_steps = 0
         self.num_preemptions = 0
-        self.num_forced: dict[str, int] = {"preempt": 0, "evict": 0, "no_blocks": 0}
-        self.preempt_odds = self.evict_odds = 0.0
-        self.failing_allocations: dict[str, int] = {}
+        self.contrary, self.traps = Contrary(self.rng), Traps()
+        self.ill_at: dict[str, float] = {}
+        """When something last happened to a node that may be taken for its death."""
+        self.on_step: Callable[[str, WorkerUnit, StepPlan], None] = lambda node, unit, plan: None
+        self.on_attempt_ended: Callable[[str, WorkerUnit, Attempt], None] = (
+            lambda node, unit, attempt: None
+        )
         self._serial = self._router_serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
@@ -191,13 +207,17 @@ class SimCluster:
             replace(self.layout, model_digest="another") if is_misfit else self.layout,
         )
         kv = MemoryKV(layout, engine.num_blocks)
+        is_slow = role is Role.DECODE and self._serial == shape.prefill + 1
+        slow = shape.slow if is_slow else 1.0
         clock = self.clocks[node] = NodeClock()
         model = HashModel(
             self.layout,
             kv,
             VOCABULARY,
             asyncio.sleep,
-            lambda plan: shape.step_s + shape.token_s * plan.num_tokens,
+            lambda plan: (
+                slow * (shape.step_s + shape.token_s * plan.num_tokens) + runner.take_slowness_s()
+            ),
         )
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
@@ -206,12 +226,19 @@ class SimCluster:
             max_model_len=shape.max_model_len,
         )  # fmt: skip
         unit: WorkerUnit
-        runner = self.runners[node] = SimRunner(model, self.rng, lambda plan: self._check(unit))
+        runner = self.runners[node] = SimRunner(
+            model,
+            kv,
+            self.rng,
+            lambda plan: self._check(node, unit, plan),
+            shape.spawn_s,
+            shape.load_s,
+        )
+        is_prefill = role is Role.PREFILL
+        make_role = prefill_role if is_prefill else decode_role(shape.transfer.reserve_wait_s)
         parts = WorkerParts(
             role=role,
-            make_role=prefill_role
-            if role is Role.PREFILL
-            else decode_role(shape.transfer.reserve_wait_s),
+            make_role=self.traps.trap_role(node, make_role),
             runner=runner,
             kv=kv,
             layout=layout,
@@ -227,43 +254,29 @@ class SimCluster:
         unit = context.run(WorkerUnit, parts, None)
         self.units[node] = unit
         self._agents.append(unit.agent)
-        self._buggify(node, unit)
+        self.traps.trap_worker(node, unit.worker)
+        self.contrary.take_hold(node, unit)
+        self._hear_endings(node, unit)
         self.membership.join(
             await asyncio.get_running_loop().create_task(unit.start(), context=context)
         )
         return node
 
-    def _buggify(self, node: str, unit: WorkerUnit) -> None:
-        """Make legal but rare choices at random: preempt before a plan, evict the cache, find no blocks."""
-        plan, allocate = unit.scheduler.plan, unit.scheduler.tables.allocate
-
-        def contrary_plan(now_s: float) -> StepPlan:
-            victims = [*unit.scheduler.running, *unit.scheduler.holding.values()]
-            if victims and self.rng.random() < self.preempt_odds:
-                self.num_forced["preempt"] += 1
-                unit.scheduler.preempt(self.rng.choice(victims))
-            if unit.pool.num_cached and self.rng.random() < self.evict_odds:
-                self.num_forced["evict"] += 1
-                unit.pool.drop_cache()
-            return plan(now_s)
-
-        def contrary_allocate(
-            sequence: Sequence, hits: list[int], num_new: int, num_spare: int
-        ) -> None:
-            if self.failing_allocations.get(node, 0):
-                self.failing_allocations[node] -= 1
-                self.num_forced["no_blocks"] += 1
-                # Whoever held them gives them back, and that wakes the worker.
-                asyncio.get_running_loop().call_later(0.05, unit.worker.wake)
-                raise PoolExhausted("injected: no blocks")
-            allocate(sequence, hits, num_new, num_spare)
-
-        unit.scheduler.plan = contrary_plan  # type: ignore[method-assign]
-        unit.scheduler.tables.allocate = contrary_allocate  # type: ignore[method-assign]
-
-    def _check(self, unit: WorkerUnit) -> None:
+    def _check(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
         self.num_steps += 1
         unit.pool.check()
+        self.on_step(node, unit, plan)
+
+    def _hear_endings(self, node: str, unit: WorkerUnit) -> None:
+        end = unit.worker.end
+
+        def heard(attempt: Attempt, error: ServingError | None) -> None:
+            is_news = attempt.ended is None
+            end(attempt, error)
+            if is_news:
+                self.on_attempt_ended(node, unit, attempt)
+
+        unit.worker.end = heard  # type: ignore[method-assign]
 
     # --- what can be done to a node -----------------------------------------------------------------------
 

@@ -1,26 +1,15 @@
-"""The faults a trial may meet: their kinds, the drawing of a schedule, and carrying it out.
+"""The faults a trial may meet: their kinds, how long each lasts, and the drawing of a schedule.
 
-Owns what each fault does to a simulated cluster and the count of those that bit: a fault that was
-drawn but touched nothing does not count. Does not know loads or invariants. Called by
-`simulation.trial`.
+Owns the kinds and their odds. Does not know how a fault is carried out, nor loads or invariants.
+Called by `simulation.loads`, and by `simulation.injector`, which carries a schedule out.
 """
 
 from __future__ import annotations
 
-import asyncio
 import random
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
-
-from core.session import Role
-from simulation.cluster import SimCluster
-from simulation.network import SimStream
-
-MEMBERS_LAG_S = 0.3
-"""How long the member list goes on naming a dead worker."""
 
 
 class Kind(StrEnum):
@@ -45,7 +34,9 @@ class Kind(StrEnum):
     STORE_EMPTY = "store_empty"
     STORE_SLOW = "store_slow"
     NO_BLOCKS = "no_blocks"
+    STUCK_STEP = "stuck_step"
     SLOW_STEP = "slow_step"
+    BUSY = "busy"
     STEP_FAILED = "step_failed"
     RANK_DEATH = "rank_death"
     MISFIT = "misfit"
@@ -53,17 +44,43 @@ class Kind(StrEnum):
     EVICT = "evict"
     CANCEL = "cancel"
     SLOW_READER = "slow_reader"
+    DECODER_RAISES = "decoder_raises"
+    EMIT_RAISES = "emit_raises"
+    READ_RAISES = "read_raises"
+    SUBMIT_RAISES = "submit_raises"
+    CALLBACK_RAISES = "callback_raises"
 
 
-OF_CLIENTS = (Kind.CANCEL, Kind.SLOW_READER)
-ON_THE_WIRE = (Kind.DROP, Kind.DELAY, Kind.DUPLICATE, Kind.REORDER, Kind.FLIP)
+OF_CLIENTS = (Kind.CANCEL, Kind.SLOW_READER, Kind.DECODER_RAISES, Kind.EMIT_RAISES)
+"""Part of a client's order: nothing is to be done at their time."""
+ON_THE_WIRE = (
+    Kind.DROP,
+    Kind.DELAY,
+    Kind.DUPLICATE,
+    Kind.REORDER,
+    Kind.FLIP,
+    Kind.READ_RAISES,
+)
 LASTS_S: dict[Kind, tuple[float, float]] = {
-    Kind.DELAY: (0.01, 4.0), Kind.PARTITION: (0.1, 7.0), Kind.ONE_WAY: (0.1, 7.0), Kind.KILL: (0.3, 3.0),
-    Kind.PAUSE: (0.2, 9.0), Kind.ROUTER_DEATH: (0.1, 2.0), Kind.ROUTER_PAUSE: (0.2, 6.0), Kind.CLOCK_JUMP: (0.1, 3600.0),
-    Kind.CLOCK_SKEW: (-30.0, 30.0), Kind.STORE_DOWN: (1.0, 8.0), Kind.STORE_SLOW: (1.0, 8.0),
-    Kind.SLOW_STEP: (0.05, 4.5), Kind.MISFIT: (0.5, 3.0), Kind.PREEMPT: (0.2, 2.0), Kind.EVICT: (0.2, 2.0),
+    Kind.DELAY: (0.01, 4.0),
+    Kind.PARTITION: (0.1, 7.0),
+    Kind.ONE_WAY: (0.1, 7.0),
+    Kind.KILL: (0.3, 3.0),
+    Kind.PAUSE: (0.2, 9.0),
+    Kind.ROUTER_DEATH: (0.1, 2.0),
+    Kind.ROUTER_PAUSE: (0.2, 6.0),
+    Kind.CLOCK_JUMP: (0.1, 3600.0),
+    Kind.CLOCK_SKEW: (-30.0, 30.0),
+    Kind.STORE_DOWN: (1.0, 8.0),
+    Kind.STORE_SLOW: (1.0, 8.0),
+    Kind.STUCK_STEP: (0.05, 4.5),
+    Kind.SLOW_STEP: (0.5, 4.5),
+    Kind.BUSY: (0.3, 2.0),
+    Kind.MISFIT: (0.5, 3.0),
+    Kind.PREEMPT: (0.2, 2.0),
+    Kind.EVICT: (0.2, 2.0),
     Kind.SLOW_READER: (0.1, 8.0),
-}  # fmt: skip
+}
 SELDOM = (
     Kind.KILL,
     Kind.RANK_DEATH,
@@ -71,6 +88,9 @@ SELDOM = (
     Kind.PAUSE,
     Kind.PARTITION,
     Kind.ROUTER_DEATH,
+    Kind.STUCK_STEP,
+    Kind.DECODER_RAISES,
+    Kind.EMIT_RAISES,
 )
 """Drawn less often, so that few requests meet more faults than they have attempts."""
 
@@ -85,256 +105,19 @@ class Fault:
     for_s: float = 0.0
 
 
-def draw(rng: random.Random, num_faults: int, within_s: float) -> tuple[Fault, ...]:
-    """Draw a schedule, sorted by time."""
-    kinds = [k for k in Kind for _ in range(1 if k in SELDOM else 2)]
+def draw(
+    rng: random.Random,
+    num_faults: int,
+    within_s: float,
+    without: Collection[Kind] = (),
+    often: Sequence[Kind] = (),
+) -> tuple[Fault, ...]:
+    """Draw a schedule, sorted by time, without some kinds and with more of others."""
+    kinds = [k for k in Kind if k not in without for _ in range(1 if k in SELDOM else 2)]
+    kinds += often
     faults = []
     for _ in range(num_faults):
         kind = rng.choice(kinds)
         low, high = LASTS_S.get(kind, (0.0, 0.0))
         faults.append(Fault(kind, rng.uniform(0.0, within_s), rng.random(), rng.uniform(low, high)))
     return tuple(sorted(faults, key=lambda f: f.at_s))
-
-
-class Injector:
-    """Carries a schedule out on one cluster."""
-
-    def __init__(self, cluster: SimCluster, faults: Sequence[Fault], rng: random.Random) -> None:
-        """Hook into the wire; `run` does the rest."""
-        self._cluster, self._faults, self._rng = cluster, faults, rng
-        self._armed: list[Fault] = []
-        self._swapped: dict[SimStream, Any] = {}
-        self._tasks: list[asyncio.Task[None]] = []
-        self.bitten: Counter[str] = Counter()
-        self.store_back_at: float | None = None
-        cluster.hub.mangle = self._mangle
-
-    async def run(self) -> None:
-        """Inflict every fault at its time and undo those that last; returns when all is over."""
-        loop = asyncio.get_running_loop()
-        act: dict[Kind, Callable[[Fault], Any]] = {
-            Kind.CUT: self._cut, Kind.PARTITION: self._partition, Kind.ONE_WAY: self._one_way, Kind.KILL: self._kill,
-            Kind.PAUSE: self._pause, Kind.DRAIN: self._drain, Kind.ROUTER_DEATH: self._router_death,
-            Kind.ROUTER_PAUSE: self._router_pause, Kind.CLOCK_SKEW: self._clock, Kind.CLOCK_JUMP: self._clock,
-            Kind.STORE_DOWN: self._store, Kind.STORE_SLOW: self._store, Kind.STORE_EMPTY: self._store_empty,
-            Kind.NO_BLOCKS: self._no_blocks, Kind.SLOW_STEP: self._step, Kind.STEP_FAILED: self._step,
-            Kind.RANK_DEATH: self._step, Kind.MISFIT: self._misfit, Kind.PREEMPT: self._contrary,
-            Kind.EVICT: self._contrary,
-        }  # fmt: skip
-        for fault in self._faults:
-            await asyncio.sleep(max(0.0, fault.at_s - loop.time()))
-            if fault.kind in ON_THE_WIRE:
-                self._armed.append(fault)
-            elif fault.kind not in OF_CLIENTS:
-                self._tasks.append(loop.create_task(act[fault.kind](fault)))
-        for task in self._tasks:
-            await task
-        self._armed.clear()
-
-    def _pick(self, fault: Fault, things: Sequence[Any]) -> Any:  # noqa: ANN401
-        return things[int(fault.pick * len(things))] if things else None
-
-    # --- on the wire ------------------------------------------------------------------------------------
-
-    def _mangle(self, stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
-        if stream in self._swapped:
-            self.bitten[Kind.REORDER] += 1
-            return [message, self._swapped.pop(stream)]
-        for fault in self._armed:
-            if fault.kind is Kind.FLIP and not (isinstance(message, bytes) and len(message) > 64):
-                continue
-            if fault.pick < 0.5 and stream.kind != "fetch":
-                continue  # half of them wait for the hand-over, which has fewer messages
-            self._armed.remove(fault)
-            return self._mangled(fault, stream, message)
-        return [message]
-
-    def _mangled(self, fault: Fault, stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
-        match fault.kind:
-            case Kind.REORDER:
-                self._swapped[stream] = message
-                return []
-            case Kind.DUPLICATE:
-                out = [message, message]
-            case Kind.DELAY:
-                stream.last_arrival = asyncio.get_running_loop().time() + fault.for_s
-                out = [message]
-            case Kind.FLIP:
-                damaged = bytearray(message)
-                # Anywhere, or in the payload alone: a flip in the head is seen before the payload is looked at.
-                first = self._rng.choice([0, len(damaged) * 3 // 4])
-                for _ in range(self._rng.randint(1, 64)):
-                    damaged[self._rng.randrange(first, len(damaged))] ^= 1 << self._rng.randrange(8)
-                out = [bytes(damaged)]
-                if out[0] == message:
-                    return out
-            case _:
-                out = []
-        self.bitten[fault.kind] += 1
-        return out
-
-    async def _cut(self, fault: Fault) -> None:
-        kind = "session" if fault.pick < 0.5 else "fetch"
-        victims = [s for s in self._cluster.hub.streams if s.kind == kind]
-        if victims:
-            victims[int(self._rng.random() * len(victims))].reset()
-            self.bitten[fault.kind] += 1
-
-    def _pair(self, fault: Fault) -> tuple[str, str] | None:
-        """Two nodes that talk: a router and a worker, or a prefill and a decode worker."""
-        units = sorted(self._cluster.units.items())
-        prefill = [n for n, u in units if u.descriptor.role is Role.PREFILL]
-        decode = [n for n, u in units if u.descriptor.role is Role.DECODE]
-        routers = [r.name for r in self._cluster.routers if r.is_alive]
-        pairs = [(p, d) for p in prefill for d in decode] + [
-            (r, n) for r in routers for n, _ in units
-        ]
-        pair: tuple[str, str] | None = self._pick(fault, pairs)
-        return pair
-
-    async def _partition(self, fault: Fault) -> None:
-        pair = self._pair(fault)
-        if pair is not None:
-            await self._block(fault, [pair, (pair[1], pair[0])])
-
-    async def _one_way(self, fault: Fault) -> None:
-        pair = self._pair(fault)
-        if pair is not None:
-            await self._block(fault, [pair if self._rng.random() < 0.5 else (pair[1], pair[0])])
-
-    async def _block(self, fault: Fault, ways: list[tuple[str, str]]) -> None:
-        hub = self._cluster.hub
-        for way in ways:
-            hub.block(*way)
-        await asyncio.sleep(fault.for_s)
-        self.bitten[fault.kind] += any([hub.unblock(*way) for way in ways])  # noqa: C419 - each is to be unblocked
-
-    # --- nodes ------------------------------------------------------------------------------------------
-
-    def _workers(self) -> list[str]:
-        cluster = self._cluster
-        return [
-            n
-            for n in sorted(cluster.units)
-            if n not in cluster.draining and n not in cluster.paused
-        ]
-
-    async def _kill(self, fault: Fault) -> None:
-        """Kill a worker; another takes its place after a while."""
-        node = self._pick(fault, self._workers())
-        if node is None:
-            return
-        cluster = self._cluster
-        role = cluster.units[node].descriptor.role
-        self.bitten[fault.kind] += 1
-        cluster.membership.starting += 1
-        await cluster.kill(node, MEMBERS_LAG_S)
-        await asyncio.sleep(fault.for_s)
-        await cluster.add(role)
-        cluster.membership.starting -= 1
-        cluster.membership.notify()
-
-    async def _pause(self, fault: Fault) -> None:
-        node = self._pick(fault, self._workers())
-        if node is not None:
-            self.bitten[fault.kind] += 1
-            await self._cluster.pause(node, fault.for_s)
-
-    async def _drain(self, fault: Fault) -> None:
-        """A rolling restart of one worker: the new one first, then the old one drains."""
-        cluster = self._cluster
-        node = self._pick(fault, self._workers())
-        if node is None:
-            return
-        cluster.draining[node] = None
-        await cluster.add(cluster.units[node].descriptor.role)
-        if node in cluster.units and node not in cluster.paused:
-            self.bitten[fault.kind] += 1
-            await cluster.drain(node)
-
-    async def _router_death(self, fault: Fault) -> None:
-        cluster = self._cluster
-        alive = [r.name for r in cluster.routers if r.is_alive and r.name not in cluster.paused]
-        if len(alive) > 1:
-            self.bitten[fault.kind] += 1
-            new = cluster.kill_router(self._pick(fault, alive))
-            await asyncio.sleep(fault.for_s)
-            new.start()
-            new.is_alive = True
-
-    async def _router_pause(self, fault: Fault) -> None:
-        cluster = self._cluster
-        alive = [r.name for r in cluster.routers if r.is_alive and r.name not in cluster.paused]
-        if len(alive) > 1:
-            self.bitten[fault.kind] += 1
-            await cluster.pause(self._pick(fault, alive), fault.for_s)
-
-    async def _clock(self, fault: Fault) -> None:
-        node = self._pick(fault, sorted(self._cluster.units))
-        if node is not None:
-            self._cluster.clocks[node].offset_s += abs(fault.for_s)
-            self.bitten[fault.kind] += 1
-
-    # --- inside a worker ----------------------------------------------------------------------------------
-
-    async def _no_blocks(self, fault: Fault) -> None:
-        node = self._pick(fault, sorted(self._cluster.units))
-        if node is not None:
-            before, self._cluster.failing_allocations[node] = (
-                self._cluster.num_forced["no_blocks"],
-                4,
-            )
-            await asyncio.sleep(2.0)
-            self._cluster.failing_allocations[node] = 0
-            self.bitten[fault.kind] += self._cluster.num_forced["no_blocks"] > before
-
-    async def _step(self, fault: Fault) -> None:
-        node = self._pick(fault, self._workers())
-        if node is None:
-            return
-        runner = self._cluster.runners[node]
-        before = runner.num_bitten
-        if fault.kind is Kind.SLOW_STEP:
-            runner.stuck_for_s = fault.for_s
-        elif fault.kind is Kind.RANK_DEATH:
-            runner.dies_next = True
-        else:
-            runner.fails_next = 1
-        await asyncio.sleep(max(1.0, fault.for_s))
-        self.bitten[fault.kind] += runner.num_bitten > before
-        runner.stuck_for_s, runner.dies_next, runner.fails_next = 0.0, False, 0
-
-    async def _misfit(self, fault: Fault) -> None:
-        """A worker of another model joins by mistake, and leaves again."""
-        cluster = self._cluster
-        node = await cluster.add(Role.DECODE, is_misfit=True)
-        cluster.draining[node] = None
-        await asyncio.sleep(fault.for_s)
-        self.bitten[fault.kind] += cluster.units[node].worker.num_attempts > 0
-        await cluster.drain(node)
-
-    async def _contrary(self, fault: Fault) -> None:
-        cluster, is_preempt = self._cluster, fault.kind is Kind.PREEMPT
-        before = cluster.num_forced[fault.kind.value]
-        cluster.preempt_odds += 0.2 * is_preempt
-        cluster.evict_odds += 0.2 * (not is_preempt)
-        await asyncio.sleep(fault.for_s)
-        cluster.preempt_odds -= 0.2 * is_preempt
-        cluster.evict_odds -= 0.2 * (not is_preempt)
-        self.bitten[fault.kind] += cluster.num_forced[fault.kind.value] > before
-
-    # --- the store ----------------------------------------------------------------------------------------
-
-    async def _store(self, fault: Fault) -> None:
-        store = self._cluster.store
-        before, store.mode = store.num_refused, "down" if fault.kind is Kind.STORE_DOWN else "slow"
-        await asyncio.sleep(fault.for_s)
-        store.mode = "ok"
-        self.store_back_at = asyncio.get_running_loop().time()
-        self.bitten[fault.kind] += store.num_refused > before
-
-    async def _store_empty(self, fault: Fault) -> None:
-        store = self._cluster.store
-        self.bitten[fault.kind] += bool(store.members)
-        store.empty()
-        self.store_back_at = asyncio.get_running_loop().time()

@@ -3,8 +3,8 @@
 Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `TaskGroup` children in a
 set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes: each
 callback belongs to the node in whose context it was made, so a node can be paused as by SIGSTOP or
-killed as by SIGKILL, without a word from it. Does not know what runs on it. Called by
-`simulation.cluster`.
+killed as by SIGKILL, without a word from it. It also keeps every exception that nobody caught. Does
+not know what runs on it. Called by `simulation.cluster`.
 """
 
 from __future__ import annotations
@@ -36,12 +36,24 @@ class _NumberedTask(asyncio.Task[Any]):
         context: contextvars.Context | None = options.get("context")
         self.node = context.get(NODE, "") if context is not None else NODE.get()
         super().__init__(coroutine, **options)
+        self.add_done_callback(_note_failure, context=contextvars.Context())
 
     def __hash__(self) -> int:
         return self._number
 
     def __eq__(self, other: object) -> bool:
         return self is other
+
+
+def _note_failure(task: asyncio.Task[Any]) -> None:
+    loop = task.get_loop()
+    if isinstance(loop, VirtualLoop) and _is_unheard(task):
+        loop.failed.append(task)
+
+
+def _is_unheard(task: asyncio.Task[Any]) -> bool:
+    """True while nobody has asked a failed task for its exception."""
+    return bool(task._log_traceback)
 
 
 class VirtualLoop(asyncio.BaseEventLoop):
@@ -57,6 +69,11 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._now_s = 0.0
         self._paused: dict[str, list[asyncio.Handle]] = {}
         self._dead: set[str] = set()
+        self.turn_s = 0.0
+        """What one turn of the loop takes; more than nothing while the machine is busy."""
+        self.complaints: list[str] = []
+        """What reached the exception handler."""
+        self.failed: list[asyncio.Task[Any]] = []
         self.set_task_factory(
             lambda loop, coroutine, **options: _NumberedTask(coroutine, loop=loop, **options)
         )
@@ -76,6 +93,16 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Let a paused node go on with everything that came due."""
         self._ready.extend(self._paused.pop(node, []))
 
+    def uncaught(self) -> list[str]:
+        """Say what reached the exception handler, and which tasks failed with nobody to hear it."""
+        unheard = [
+            f"nobody heard {getattr(task.get_coro(), '__qualname__', task)} fail: "
+            f"{_cause(task.exception())}"
+            for task in filter(_is_unheard, self.failed)
+        ]
+        self.failed.clear()
+        return [*self.complaints, *unheard]
+
     def kill(self, node: str) -> None:
         """Let nothing of a node run ever again, not even its clean-up."""
         self._dead.add(node)
@@ -91,6 +118,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
             if not scheduled:
                 raise Deadlock("no timer is set and nothing is ready")
             self._now_s = max(self._now_s, scheduled[0]._when)
+        else:  # timers that come due while a turn is under way fall into the same one
+            self._now_s += self.turn_s
         while scheduled and scheduled[0]._when <= self._now_s:
             handle = heapq.heappop(scheduled)
             handle._scheduled = False
@@ -115,7 +144,10 @@ class VirtualLoop(asyncio.BaseEventLoop):
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """A killed node leaves tasks behind, as a killed process does; anything else is told."""
-        if "was destroyed but it is pending" not in context.get("message", ""):
+        message = context.get("message", "")
+        if "was destroyed but it is pending" not in message:
+            what = message.partition("(")[0]  # arguments hold addresses
+            self.complaints.append(f"{what}: {_cause(context.get('exception'))}")
             loop.default_exception_handler(context)
 
     def run_in_executor(self, *_: Any) -> Any:  # type: ignore[override]  # noqa: ANN401
@@ -129,6 +161,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
     async def create_connection(self, *_: Any, **__: Any) -> Any:  # noqa: ANN401
         """Refuse: sockets are not simulated."""
         raise RuntimeError("sockets do not exist in simulation; use the Network port")
+
+
+def _cause(error: BaseException | None) -> str:
+    """The first exception of a group is what happened."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return repr(error)
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

@@ -20,6 +20,8 @@ from core.ports import StreamClosed, StreamHandler
 from simulation.loop import NODE
 
 WINDOW = 256
+MAX_TOO_LARGE = 10
+"""A sender that repeats what breaks its stream does so for ever; a trial has seen enough of it then."""
 TICK_S = 1e-9
 
 
@@ -48,6 +50,9 @@ class SimStream:
             await self.peer._changed.wait()
         if self._is_closed:
             raise StreamClosed("the stream is closed")
+        if self.hub.is_too_large(self, message):
+            self.reset()
+            raise StreamClosed("RESOURCE_EXHAUSTED: the message is over the limit")
         for one in self.hub.pass_on(self, message):
             self.peer._num_unread += 1
             self.hub.carry(self, self.peer._deliver, one)
@@ -66,6 +71,8 @@ class SimStream:
         self._num_unread -= 1
         message = self._inbox.popleft()
         self._notify()
+        if isinstance(message, Exception):  # a fault in the reader's own code, put where it reads
+            raise message
         return message
 
     async def close(self) -> None:
@@ -105,6 +112,10 @@ class Hub:
         self.tasks: dict[str, dict[asyncio.Task[None], None]] = {}
         self.window = WINDOW
         self.num_resets = 0
+        self.max_message_bytes: int | None = None
+        """Of a session's message; a larger one breaks its stream, as gRPC's limit does."""
+        self.size_of: Callable[[Any], int] = lambda message: 0
+        self.too_large: list[str] = []
         self.tamper: Callable[[SimStream, Any], Any] = lambda stream, message: message
         """Sees each message without its number; returns what goes on, None to lose it."""
         self.mangle: Callable[[SimStream, Any], list[Any]] = lambda stream, message: [message]
@@ -123,6 +134,17 @@ class Hub:
         else:
             message = self.tamper(stream, message)
         return [] if message is None else self.mangle(stream, message)
+
+    def is_too_large(self, stream: SimStream, message: Any) -> bool:  # noqa: ANN401
+        """Compare a session's message with the limit."""
+        limit = self.max_message_bytes
+        if limit is None or stream.kind != "session" or len(self.too_large) >= MAX_TOO_LARGE:
+            return False
+        size = self.size_of(message)
+        if size > limit:
+            fact = f"{stream.node} sent a message of {size} bytes, the limit is {limit}"
+            self.too_large.append(fact)
+        return size > limit
 
     def carry(self, stream: SimStream, call: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
         """Bring something to the other side of a stream, in order, now or when the way is free."""
@@ -240,6 +262,7 @@ class SimNetwork:
     def __init__(self, hub: Hub, node: str, kind: str) -> None:
         """Join a node to the hub."""
         self._hub, self._node, self._kind = hub, node, kind
+        self.max_message_bytes = hub.max_message_bytes if kind == "session" else None
 
     async def dial(self, address: str) -> SimStream:
         """See `Network`."""

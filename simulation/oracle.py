@@ -2,7 +2,7 @@
 
 Owns the reference output of the hash model: one sequence after the other on a pool of its own, and
 text and stop strings by the plainest reading of their definition. Does not know the router's code.
-Called by `simulation.trial`, which compares every stream with it.
+Called by `simulation.clients`, which compare their streams with it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from core.kv_layout import KVLayout
 from core.plan import SampleSpec, StepItem, StepPlan
-from core.types import GenerateRequest
+from core.types import GenerateRequest, Logprob
 from engine.hash_model import HashModel, MemoryKV
 from simulation.parts import InlineDecoder
 
@@ -54,6 +54,22 @@ class Oracle:
     def expected(self, request: GenerateRequest) -> list[Expected]:
         """Compute every choice of a request."""
         return [self._choice(request, choice) for choice in range(request.sampling.n)]
+
+    def scores(self, request: GenerateRequest) -> tuple[Logprob, ...]:
+        """Score a request's prompt, from the second token on."""
+        prompt, most = request.token_ids, request.sampling.prompt_logprobs or 0
+        item = StepItem(
+            1,
+            0,
+            prompt,
+            self._table,
+            scope=request.scope,
+            targets=prompt[1:],
+            num_target_logprobs=most,
+        )
+        result = _drive(self._model.execute(StepPlan(1, (item,)), lambda step_id, layer: None))
+        scored: tuple[Logprob, ...] = result.scored.get(1, ())
+        return scored
 
     def _choice(self, request: GenerateRequest, choice: int) -> Expected:
         sampling, start = request.sampling, 0

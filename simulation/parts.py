@@ -17,10 +17,7 @@ from core.ids import WorkerId
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer, StoreFailed
 from core.session import WorkerDescriptor
-from engine.hash_model import HashModel
-
-RESTART_S = 0.5
-"""How long a rank group takes to start again."""
+from engine.hash_model import HashModel, MemoryKV
 
 
 class InlineDecoder:
@@ -121,24 +118,44 @@ class NodeClock:
 
 
 class SimRunner:
-    """The hash model as a restartable runner, with the faults a rank group can have."""
+    """The hash model as a restartable runner, with the faults a rank group can have.
+
+    A restart goes in the order of `RankGroup.restart`: the old group is stopped, processes are spawned
+    (`spawn_s`), their fresh memory takes the old one's place, the model loads (`load_s`).
+    """
 
     def __init__(
-        self, model: HashModel, rng: random.Random, on_step: Callable[[StepPlan], None]
+        self,
+        model: HashModel,
+        kv: MemoryKV,
+        rng: random.Random,
+        on_step: Callable[[StepPlan], None],
+        spawn_s: float = 0.05,
+        load_s: float = 0.45,
     ) -> None:
-        """Wrap a model; `on_step` checks the books at every step boundary."""
-        self._model, self._rng, self._on_step = model, rng, on_step
+        """Wrap a model over its pool; `on_step` checks the books at every step boundary."""
+        self._model, self._kv, self._rng, self._on_step = model, kv, rng, on_step
+        self._spawn_s, self._load_s = spawn_s, load_s
         self.on_lost: Callable[[], None] = lambda: None
         self.dies_next = False
         self.fails_next = 0
         self.stuck_for_s = 0.0
+        self.slow_for_s = 0.0
         self.poison: Callable[[StepPlan], bool] = lambda plan: False
         self.num_bitten = 0
+        self.is_executing = False
         self.layers_done = 0
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """See `Runner`."""
         self._on_step(plan)
+        self.is_executing = True
+        try:
+            return await self._execute(plan, on_layer)
+        finally:
+            self.is_executing = False
+
+    async def _execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         if self.stuck_for_s:
             stuck_for_s, self.stuck_for_s = self.stuck_for_s, 0.0
             self.num_bitten += 1
@@ -159,12 +176,27 @@ class SimRunner:
             self.num_bitten += 1
             key = self._rng.choice(plan.items).sequence_key
             tokens = {k: v for k, v in result.tokens.items() if k[0] != key}
-            result = StepResult(result.step_id, tokens, {key: "injected: non-finite logits"})
+            result = StepResult(
+                result.step_id, tokens, {key: "injected: non-finite logits"}, result.scored
+            )
         return result
 
+    def take_slowness_s(self) -> float:
+        """How much longer the next step takes, spread over its layers; once."""
+        slow_for_s, self.slow_for_s = self.slow_for_s, 0.0
+        self.num_bitten += slow_for_s > 0
+        return slow_for_s
+
+    def die_between_steps(self) -> None:
+        """The group's watch finds it dead while no step runs."""
+        self.num_bitten += 1
+        self.on_lost()
+
     async def restart(self) -> None:
-        """A fresh rank group takes a while to start."""
-        await asyncio.sleep(RESTART_S)
+        """Start a fresh rank group over fresh memory."""
+        await asyncio.sleep(self._spawn_s)
+        self._kv.replace()
+        await asyncio.sleep(self._load_s)
 
     def rank_pids(self) -> tuple[int, ...]:
         """No processes."""

@@ -18,10 +18,13 @@ from typing import Any
 
 from kv_transfer.transitions import Transition
 from simulation.faults import Kind
-from simulation.trial import Plan, Report, make_plan, run_trial
+from simulation.loads import Plan, Style, make_plan
+from simulation.report import Report
+from simulation.trial import run_trial
 
 LINE_LIMIT_BYTES = 1 << 20
 MAX_SHRUNK = 3
+COUNTS = ("requests", "tokens", "retries", "moves", "reconnects", "scored", "preemptions")
 
 
 @dataclass(slots=True)
@@ -34,48 +37,70 @@ class Summary:
     requests: int = 0
     tokens: int = 0
     endings: Counter[str] = field(default_factory=Counter)
+    """Of trials below capacity."""
+    overload_endings: Counter[str] = field(default_factory=Counter)
+    styles: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     fewest_faults: int = 1 << 30
     transitions: Counter[str] = field(default_factory=Counter)
     retries: int = 0
     moves: int = 0
     reconnects: int = 0
+    scored: int = 0
+    preemptions: int = 0
     violations: list[str] = field(default_factory=list)
 
     def add(self, line: dict[str, Any]) -> None:
         """Count one seed's report."""
         self.seeds += 1
         self.virtual_s += line["virtual_s"]
-        for name in ("requests", "tokens", "retries", "moves", "reconnects"):
+        self.styles[line["style"]] += 1
+        for name in COUNTS:
             setattr(self, name, getattr(self, name) + line[name])
-        for name in ("endings", "faults", "transitions"):
+        for name in ("faults", "transitions"):
             getattr(self, name).update(line[name])
+        is_overload = Style(line["style"]).is_overload
+        (self.overload_endings if is_overload else self.endings).update(line["endings"])
         self.fewest_faults = min(self.fewest_faults, sum(line["faults"].values()))
         self.violations += [f"seed {line['seed']}: {v}" for v in line["violations"]]
 
     def as_dict(self) -> dict[str, Any]:
         """For `-o json`: hours, sorted counts, and what was never met."""
         return {
-            "first_seed": self.first_seed, "seeds": self.seeds, "virtual_hours": round(self.virtual_s / 3600, 2),
-            "requests": self.requests, "tokens": self.tokens, "endings": dict(sorted(self.endings.items())),
+            "first_seed": self.first_seed,
+            "seeds": self.seeds,
+            "styles": {style.value: self.styles[style.value] for style in Style},
+            "virtual_hours": round(self.virtual_s / 3600, 2),
+            "requests": self.requests,
+            "tokens": self.tokens,
+            "prompts_scored": self.scored,
+            "preemptions": self.preemptions,
+            "endings": dict(sorted(self.endings.items())),
+            "endings_above_capacity": dict(sorted(self.overload_endings.items())),
             "faults": {kind.value: self.faults[kind.value] for kind in Kind},
             "fewest_faults_in_a_seed": self.fewest_faults,
             "transitions": {t.value: self.transitions[t.value] for t in Transition},
             "faults_never_met": [kind.value for kind in Kind if not self.faults[kind.value]],
             "transitions_never_met": [t.value for t in Transition if not self.transitions[t.value]],
-            "fault_attempts": self.retries, "moves": self.moves, "client_reconnects": self.reconnects,
+            "fault_attempts": self.retries,
+            "moves": self.moves,
+            "client_reconnects": self.reconnects,
             "violations": self.violations,
-        }  # fmt: skip
+        }
 
 
 def as_line(seed: int, report: Report) -> dict[str, Any]:
     """One seed's report as plain values."""
     return {
-        "seed": seed, "virtual_s": report.virtual_s, "requests": report.requests, "tokens": report.tokens,
-        "endings": dict(report.endings), "faults": {str(k): n for k, n in report.bitten.items() if n},
-        "transitions": {str(k): n for k, n in report.transitions.items()}, "retries": report.retries,
-        "moves": report.moves, "reconnects": report.reconnects, "violations": report.violations,
-    }  # fmt: skip
+        "seed": seed,
+        "style": report.style,
+        "virtual_s": report.virtual_s,
+        **{name: getattr(report, name) for name in COUNTS},
+        "endings": dict(report.endings),
+        "faults": {str(k): n for k, n in report.bitten.items() if n},
+        "transitions": {str(k): n for k, n in report.transitions.items()},
+        "violations": report.violations,
+    }
 
 
 async def search(
@@ -107,9 +132,16 @@ async def _run_child(
     first: int, end: int, step: int, summary: Summary, on_seed: Callable[[Summary], None]
 ) -> None:
     child = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "simulation.search", str(first), str(end), str(step),
-        stdout=asyncio.subprocess.PIPE, env={**os.environ, "PYTHONHASHSEED": "0"}, limit=LINE_LIMIT_BYTES,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "simulation.search",
+        str(first),
+        str(end),
+        str(step),
+        stdout=asyncio.subprocess.PIPE,
+        env={**os.environ, "PYTHONHASHSEED": "0"},
+        limit=LINE_LIMIT_BYTES,
+    )
     try:
         if child.stdout is not None:
             async for line in child.stdout:

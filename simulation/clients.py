@@ -1,0 +1,247 @@
+"""A client of a trial: reads, stalls, leaves, comes back when its router is gone, checks everything.
+
+Owns the promises that are made to one request: I1 and I2 as its stream shows them, I7 and L1 at its
+end. Does not know faults or workers. Called by `simulation.trial`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from core.errors import (
+    DeadlineExceeded,
+    InternalError,
+    NoWorker,
+    Overloaded,
+    Quarantined,
+    ServingError,
+)
+from core.types import (
+    ChoiceFinished,
+    GenerateRequest,
+    Logprob,
+    PromptScored,
+    RequestEnded,
+    RequestEvent,
+    TextDelta,
+)
+from router.request_stream import RequestStream
+from simulation.cluster import SimCluster, SimRouter
+from simulation.faults import Kind
+from simulation.loads import TIMEOUT_S, Order, Plan
+from simulation.oracle import Expected, Oracle
+from simulation.report import Report
+from simulation.traps import Place
+
+UNANSWERED_PING_S = 3.0
+MAX_RECONNECTS = 8
+TOKENS_BEFORE_RAISING = 2
+PLACES = {Kind.DECODER_RAISES: Place.DECODER, Kind.EMIT_RAISES: Place.EMIT}
+
+
+class Client:
+    """One client and what it was told."""
+
+    def __init__(
+        self, cluster: SimCluster, plan: Plan, order: Order, index: int, report: Report
+    ) -> None:
+        """Nothing is asked yet; `run` does."""
+        self._cluster, self._plan, self._order = cluster, plan, order
+        self._index, self._report = index, report
+        self.request: GenerateRequest = cluster.request(
+            order.name, order.prompt, order.sampling, order.timeout_s, order.scope
+        )
+        self._tokens: list[list[int]] = [[] for _ in range(order.sampling.n)]
+        self._texts = [""] * order.sampling.n
+        self._has_tail = [False] * order.sampling.n
+        self._finish: dict[int, str] = {}
+        self._torn: set[int] = set()
+        self._scores: tuple[Logprob, ...] | None = None
+        self._has_scores_of_stream = False
+        self.ended: RequestEnded | None = None
+        self._is_cancelled = False
+        self._was_starting = False
+        if order.raises is not None:
+            cluster.traps.arm(PLACES[order.raises], order.name, TOKENS_BEFORE_RAISING)
+
+    async def run(self) -> None:
+        """Ask, and ask again elsewhere, until there is an end."""
+        for attempt in range(MAX_RECONNECTS):
+            router = await self._alive_router(attempt)
+            wake = asyncio.Event()
+            request = self._resuming() if attempt else self.request
+            self._has_scores_of_stream = False
+            stream = router.open(request, wake)
+            self._report.reconnects += attempt > 0
+            is_over = await self._read(router, stream, wake)
+            router.closed(wake)
+            if router.is_alive:  # it sees the connection close, at the latest when it runs again
+                asyncio.get_running_loop().create_task(
+                    stream.close(), context=router.context.copy()
+                )
+            if is_over:
+                return
+
+    def _resuming(self) -> GenerateRequest:
+        have = tuple(
+            len(tokens) + (2 if choice in self._finish else self._has_tail[choice])
+            for choice, tokens in enumerate(self._tokens)
+        )
+        # As our client does; one that reads server-sent events cannot.
+        said = tuple(tuple(t) for t in self._tokens) if self._index % 2 else ()
+        return replace(self.request, resume_from=have, resume_tokens=said)
+
+    async def _alive_router(self, attempt: int) -> SimRouter:
+        while True:
+            routers = self._cluster.routers
+            for step in range(len(routers)):
+                router = routers[(self._index + attempt + step) % len(routers)]
+                if router.is_alive and router.name not in self._cluster.paused:
+                    return router
+            await asyncio.sleep(0.05)
+
+    async def _read(self, router: SimRouter, stream: RequestStream, wake: asyncio.Event) -> bool:
+        """Read one stream; False: it broke, come back elsewhere."""
+        loop = asyncio.get_running_loop()
+        order, stall_s = self._order, self._order.stall_s
+        leaves_at = None if order.cancel_after_s is None else loop.time() + order.cancel_after_s
+        while True:
+            wake.clear()
+            if not router.is_alive:
+                return False
+            for event in stream.take() if router.name not in self._cluster.paused else []:
+                self._check(event, router)
+            if self.ended is not None:
+                return True
+            if leaves_at is not None and loop.time() >= leaves_at:
+                self._is_cancelled = True
+                self._report.bitten[Kind.CANCEL] += 1
+                return True
+            if stall_s and any(self._tokens):
+                self._report.bitten[Kind.SLOW_READER] += 1
+                await asyncio.sleep(stall_s)
+                stall_s = 0.0
+            wait_s = UNANSWERED_PING_S if leaves_at is None else max(0.0, leaves_at - loop.time())
+            try:
+                async with asyncio.timeout(wait_s):
+                    await wake.wait()
+            except TimeoutError:
+                if router.name in self._cluster.paused:
+                    return False
+
+    # --- what comes ---------------------------------------------------------------------------------
+
+    def _check(self, event: RequestEvent, router: SimRouter) -> None:
+        name, report = self._order.name, self._report
+        if self.ended is not None:
+            report.violated(f"I2 {name}: {type(event).__name__} after its end")
+        match event:
+            case PromptScored(logprobs):
+                self._check_scores(logprobs)
+            case TextDelta():
+                self._check_delta(event)
+            case ChoiceFinished(choice, reason):
+                if choice in self._finish:
+                    report.violated(f"I2 {name}: choice {choice} finished twice")
+                self._finish[choice] = reason.value
+            case RequestEnded():
+                self.ended = event
+                self._was_starting = router.links.is_starting()
+                self._check_end(event)
+
+    def _check_scores(self, logprobs: tuple[Logprob, ...]) -> None:
+        name = self._order.name
+        if self._has_scores_of_stream:
+            self._report.violated(f"I2 {name}: the prompt was scored twice")
+        if any(self._tokens):
+            self._report.violated(f"I2 {name}: scores of the prompt came after tokens")
+        self._has_scores_of_stream, self._scores = True, logprobs
+
+    def _check_delta(self, delta: TextDelta) -> None:
+        choice, tokens = delta.choice, self._tokens[delta.choice]
+        is_next = delta.position == len(tokens)
+        is_after_end = choice in self._finish or self._has_tail[choice]
+        if (not is_next or is_after_end) and choice not in self._torn:
+            self._torn.add(choice)
+            self._report.violated(
+                f"I2 {self._order.name}: position {delta.position} of choice {choice} after "
+                f"{len(tokens)}"
+            )
+        is_scored = self._order.sampling.prompt_logprobs is not None and len(self._order.prompt) > 1
+        if is_scored and self._scores is None:
+            self._report.violated(f"I2 {self._order.name}: tokens before the prompt's scores")
+        tokens += delta.token_ids
+        self._texts[choice] += delta.text
+        self._has_tail[choice] = not delta.token_ids
+
+    def _check_end(self, ended: RequestEnded) -> None:
+        name, report = self._order.name, self._report
+        late_s = self._cluster.clock.now_s() - self.request.deadline_at
+        phases = ended.anatomy.phases()
+        # Who is in a hurry may find its router paused at its deadline.
+        if late_s > (1 if self._order.timeout_s == TIMEOUT_S else 10):
+            report.violated(f"L1 {name}: ended {late_s:.1f} s after its deadline")
+        if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.anatomy.e2e_s) > 1e-6:
+            report.violated(f"I7 {name}: phases {phases} do not add up to {ended.anatomy.e2e_s}")
+        report.retries += sum(not a.endswith((":ok", ":draining")) for a in ended.anatomy.attempts)
+        report.moves += sum(a.endswith(":draining") for a in ended.anatomy.attempts)
+        report.decisions.append(f"{name} {' '.join(ended.anatomy.attempts)}")
+
+    # --- afterwards ---------------------------------------------------------------------------------
+
+    def compare(self, oracle: Oracle) -> None:
+        """Check the whole stream against the reference (I1), and its ending (I7)."""
+        name, report, expected = self._order.name, self._report, oracle.expected(self.request)
+        if self._is_cancelled:
+            report.endings["cancelled"] += 1
+        elif self.ended is None:
+            report.violated(f"I2 {name}: no terminal event")
+        else:
+            self._compare_end(self.ended, len(expected))
+        if self._scores is not None:
+            report.scored += 1
+            if self._scores != oracle.scores(self.request):
+                report.violated(f"I1 {name}: {len(self._scores)} scores of the prompt are wrong")
+        for choice, want in enumerate(expected):
+            report.tokens += len(self._tokens[choice])
+            if not self._is_exact(choice, want):
+                tokens, text = tuple(self._tokens[choice]), self._texts[choice]
+                report.violated(f"I1 {name} choice {choice}: {tokens} {text!r} is not {want}")
+
+    def _is_exact(self, choice: int, want: Expected) -> bool:
+        tokens, text = tuple(self._tokens[choice]), self._texts[choice]
+        if choice in self._finish:
+            return (tokens, text, self._finish[choice]) == (want.token_ids, want.text, want.finish)
+        return tokens == want.token_ids[: len(tokens)] and want.text.startswith(text)
+
+    def _compare_end(self, ended: RequestEnded, num_choices: int) -> None:
+        name, report, error = self._order.name, self._report, ended.error
+        is_victim = isinstance(error, InternalError) and name in self._cluster.traps.victims
+        kind = type(error).__name__ if error else "finished"
+        report.endings["injected" if is_victim else kind] += 1
+        if error is None and len(self._finish) != num_choices:
+            report.violated(f"I2 {name}: {len(self._finish)} of {num_choices} choices finished")
+        if error is not None and not is_victim and not self._is_justified(error, ended):
+            report.violated(f"I7 {name}: {error!r} after {ended.anatomy.attempts}")
+
+    def _is_justified(self, error: ServingError, ended: RequestEnded) -> bool:
+        """Say whether an error is honest.
+
+        It is if the request met more faults than it has attempts for, if nobody was left and nobody
+        was about to come, if the door was crowded, or if its client was in a hurry.
+        """
+        num_faults = sum(not a.endswith((":ok", ":draining")) for a in ended.anatomy.attempts)
+        match error:
+            case NoWorker():
+                return num_faults > 0 and not self._was_starting
+            case Quarantined():
+                return num_faults > 2
+            case Overloaded():
+                return self._plan.style.is_overload
+            case DeadlineExceeded():
+                return self._order.timeout_s < TIMEOUT_S
+            case _:
+                return error.is_retryable and (
+                    num_faults > self._plan.shape.router.max_fault_attempts
+                )

@@ -1,0 +1,55 @@
+"""Rare but legal choices, forced on a worker's scheduler at random.
+
+Owns the odds and the count of what was forced: preemption before a plan, a cache that is evicted, free
+blocks that are refused. Does not know schedules. Called by `simulation.cluster`, which hands it each
+worker, and by `simulation.faults`, which sets the odds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from random import Random
+
+from core.errors import PoolExhausted
+from core.plan import StepPlan
+from engine.sequence import Sequence
+from worker.unit import WorkerUnit
+
+
+class Contrary:
+    """Legal but rare choices at random: preempt before a plan, evict the cache, find no blocks."""
+
+    def __init__(self, rng: Random) -> None:
+        """Nothing is forced yet."""
+        self._rng = rng
+        self.num_forced: dict[str, int] = {"preempt": 0, "evict": 0, "no_blocks": 0}
+        self.preempt_odds = self.evict_odds = 0.0
+        self.failing_allocations: dict[str, int] = {}
+
+    def take_hold(self, node: str, unit: WorkerUnit) -> None:
+        """Wrap what a worker's scheduler decides."""
+        plan, allocate = unit.scheduler.plan, unit.scheduler.tables.allocate
+
+        def contrary_plan(now_s: float) -> StepPlan:
+            victims = [*unit.scheduler.running, *unit.scheduler.holding.values()]
+            if victims and self._rng.random() < self.preempt_odds:
+                self.num_forced["preempt"] += 1
+                unit.scheduler.preempt(self._rng.choice(victims))
+            if unit.pool.num_cached and self._rng.random() < self.evict_odds:
+                self.num_forced["evict"] += 1
+                unit.pool.drop_cache()
+            return plan(now_s)
+
+        def contrary_allocate(
+            sequence: Sequence, hits: list[int], num_new: int, num_spare: int
+        ) -> None:
+            if self.failing_allocations.get(node, 0):
+                self.failing_allocations[node] -= 1
+                self.num_forced["no_blocks"] += 1
+                # Whoever held them gives them back, and that wakes the worker.
+                asyncio.get_running_loop().call_later(0.05, unit.worker.wake)
+                raise PoolExhausted("injected: no blocks")
+            allocate(sequence, hits, num_new, num_spare)
+
+        unit.scheduler.plan = contrary_plan  # type: ignore[method-assign]
+        unit.scheduler.tables.allocate = contrary_allocate  # type: ignore[method-assign]

@@ -1,0 +1,231 @@
+"""Who waits at a worker while others are served.
+
+Owns the bounds of overtaking, checked at every step and every ending of an attempt:
+
+    F1 nobody stands still in mid-answer while many that came later are served to their end
+    F2 a small prompt that could run is not held back by the steps of a giant one
+    F3 a small reservation for which there is room does not wait behind one that does not fit
+    F4 a hand-over is not held back by announcements to another partner
+
+Does not know what is fair between tenants. Called by `simulation.trial`, through the cluster's hooks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from core.ids import TransferId
+from core.plan import StepPlan
+from core.session import Role, Task
+from engine.sequence import Sequence, Status
+from simulation.cluster import SimCluster
+from simulation.report import Report
+from worker.attempt import Attempt
+from worker.unit import WorkerUnit
+
+MAX_OVERTAKES = 16
+"""Later ones that may pass one that waits for blocks, beside those that were in flight already."""
+SMALL_TOKENS = 20
+GIANT_TOKENS = 100
+MAX_MISSED_STEPS = 8
+MAX_LINE_S = 2.0
+MAX_HELD_BACK_S = 1.0
+
+
+@dataclass(slots=True)
+class _Stop:
+    """A sequence that stands still in mid-answer."""
+
+    at_s: float
+    num_overtakes: int = 0
+
+
+@dataclass(slots=True)
+class _InLine:
+    """A hand-over whose prefill worker waits for its reservation."""
+
+    sequence: Sequence
+    room_since_s: float | None = None
+    num_overtakes: int = 0
+
+
+@dataclass(slots=True)
+class _Books:
+    """What is remembered of one worker."""
+
+    stops: dict[int, _Stop] = field(default_factory=dict)
+    missed_steps: dict[int, int] = field(default_factory=dict)
+    line: dict[TransferId, _InLine] = field(default_factory=dict)
+    unannounced_since_s: dict[int, float] = field(default_factory=dict)
+
+
+class Fairness:
+    """Watches every worker of a cluster."""
+
+    def __init__(self, cluster: SimCluster, report: Report) -> None:
+        """Hook into the cluster; `look` is to be called now and then."""
+        self._cluster, self._report = cluster, report
+        self._books: dict[str, _Books] = {}
+        cluster.on_step = self._stepped
+        cluster.on_attempt_ended = self._attempt_ended
+
+    def _of(self, node: str) -> _Books:
+        return self._books.setdefault(node, _Books())
+
+    def look(self) -> None:
+        """Look at what stands in line at every worker."""
+        now_s = self._cluster.clock.now_s()
+        for node, unit in self._cluster.units.items():
+            if node in self._cluster.paused or not unit.worker.is_ready:
+                self._of(node).line.clear()
+                self._of(node).unannounced_since_s.clear()
+            elif unit.descriptor.role is Role.DECODE:
+                self._look_at_line(node, unit, now_s)
+            else:
+                self._look_at_announcements(node, unit, now_s)
+
+    # --- F1, F2: at every step ----------------------------------------------------------------------
+
+    def _stepped(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
+        books, scheduler = self._of(node), unit.scheduler
+        now_s = self._cluster.clocks[node].now_s()
+        stopped = {
+            s.key
+            for s in scheduler.waiting
+            if not s.is_out_of_credit and s.num_output_tokens and s.started_at is not None
+        }
+        for key in [key for key in books.stops if key not in stopped]:
+            del books.stops[key]
+        for key in sorted(stopped - books.stops.keys()):
+            books.stops[key] = _Stop(now_s)
+        self._count_missed(node, unit, plan)
+
+    def _count_missed(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
+        """Count the steps in which a giant prompt took most of the budget and a small one none."""
+        books, scheduler = self._of(node), unit.scheduler
+        giants = {s.key for s in scheduler.running if _is_giant(s)}
+        chunks = [item for item in plan.items if len(item.token_ids) > 1]
+        small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}
+        has_giant = any(item.sequence_key in giants for item in chunks)
+        others = not has_giant or any(item.sequence_key not in giants for item in chunks)
+        if not small or others:
+            books.missed_steps.clear()
+            return
+        books.missed_steps = {key: books.missed_steps.get(key, 0) + 1 for key in small}
+        for key, num_missed in books.missed_steps.items():
+            if num_missed == MAX_MISSED_STEPS:
+                self._report.violated(
+                    f"F2 {node}: a prompt of {small[key].num_tokens} tokens waited for "
+                    f"{num_missed} steps of a giant one"
+                )
+
+    # --- endings ------------------------------------------------------------------------------------
+
+    def _attempt_ended(self, node: str, unit: WorkerUnit, attempt: Attempt) -> None:
+        ended = attempt.ended
+        if ended is None or not attempt.sequences or attempt.submit.task is Task.PREFILL:
+            return
+        books = self._of(node)
+        books.line.pop(attempt.submit.transfer_id, None)
+        if ended.error is not None:
+            return
+        most = MAX_OVERTAKES + 2 * unit.scheduler.limits.max_sequences
+        for key, stop in books.stops.items():
+            stop.num_overtakes += attempt.sequences[0].arrived_at > stop.at_s
+            if stop.num_overtakes == most + 1:
+                self._report.violated(
+                    f"F1 {node}: {most} requests that came after sequence {key} stopped in "
+                    f"mid-answer were served before it went on"
+                )
+
+    # --- F3, F4: now and then -----------------------------------------------------------------------
+
+    def _look_at_line(self, node: str, unit: WorkerUnit, now_s: float) -> None:
+        line = self._of(node).line
+        for attempt in unit.worker.attempts.values():
+            is_asking = attempt.submit.transfer_id in self._cluster.traps.asking.get(node, {})
+            if attempt.submit.task is Task.DECODE and attempt.ended is None and is_asking:
+                line.setdefault(attempt.submit.transfer_id, _InLine(attempt.sequences[0]))
+        left = [i for i, w in line.items() if w.sequence.status is not Status.WAITING]
+        ids = list(line)
+        for transfer_id in left:
+            if line[transfer_id].sequence.status is Status.ARRIVING:
+                for before in ids[: ids.index(transfer_id)]:
+                    if before in line:
+                        line[before].num_overtakes += 1
+            del line[transfer_id]
+        for transfer_id, waiting in line.items():
+            self._check_room(node, unit, transfer_id, waiting, now_s)
+
+    def _check_room(
+        self,
+        node: str,
+        unit: WorkerUnit,
+        transfer_id: TransferId,
+        waiting: _InLine,
+        now_s: float,
+    ) -> None:
+        sequence, line = waiting.sequence, self._of(node).line
+        needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
+        has_room = needed <= unit.pool.num_available
+        is_bounded = any(
+            other.num_overtakes >= MAX_OVERTAKES // 2
+            for other in line.values()
+            if other.sequence.arrived_at < sequence.arrived_at
+        )
+        if not has_room or is_bounded or self._cluster.contrary.failing_allocations.get(node, 0):
+            waiting.room_since_s = None
+            return
+        if waiting.room_since_s is None:
+            waiting.room_since_s = now_s
+        if now_s - waiting.room_since_s > MAX_LINE_S:
+            self._report.violated(
+                f"F3 {node}: a reservation of {needed} blocks stood in line for {MAX_LINE_S:g} s "
+                f"while there was room for it"
+            )
+
+    def _look_at_announcements(self, node: str, unit: WorkerUnit, now_s: float) -> None:
+        """Only while nothing runs there: then nothing but the announcements is waited for."""
+        since_s, scheduler = self._of(node).unannounced_since_s, unit.scheduler
+        partner = {
+            attempt.sequences[0].key: attempt.submit.peer_id
+            for attempt in unit.worker.attempts.values()
+            if attempt.submit.task is Task.PREFILL and attempt.sequences
+        }
+        waiting = [s for s in scheduler.waiting if s.handover and not s.handover.is_partnered]
+        announced = [s for s in waiting if s.handover and s.handover.is_announced]
+        busy = {partner.get(s.key) for s in announced}
+        held_back = [
+            s.key
+            for s in waiting
+            if s not in announced
+            and busy
+            and partner.get(s.key) not in busy
+            and not scheduler.running
+        ]
+        for key in [key for key in since_s if key not in held_back]:
+            del since_s[key]
+        for key in held_back:
+            if now_s - since_s.setdefault(key, now_s) > MAX_HELD_BACK_S:
+                self._report.violated(
+                    f"F4 {node}: a hand-over to {partner.get(key)} was not announced for "
+                    f"{MAX_HELD_BACK_S:g} s, those to {sorted(map(str, busy))} were"
+                )
+
+
+def _is_giant(sequence: Sequence) -> bool:
+    left = sequence.num_tokens - sequence.num_computed_tokens
+    return not sequence.num_output_tokens and left > GIANT_TOKENS
+
+
+def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
+    """True for a small fresh prompt that nothing but the budget keeps waiting."""
+    scheduler = unit.scheduler
+    if sequence.num_tokens > SMALL_TOKENS or sequence.is_out_of_credit or sequence.run_alone:
+        return False
+    if sequence.handover is not None and not sequence.handover.is_partnered:
+        return False
+    active = [s for s in scheduler.running if not s.is_out_of_credit]
+    if len(active) >= scheduler.limits.max_sequences or any(s.run_alone for s in active):
+        return False
+    return scheduler.tables.blocks_for(sequence.num_tokens) < scheduler.pool.num_available

@@ -1,0 +1,212 @@
+"""What must hold of the whole cluster, while it runs and when it is at rest.
+
+Owns the checks that no single stream shows:
+
+    I6 queues stay under their bounds          L2 after the last fault, service is whole again
+    L3 at rest nothing is left                 L4 who waits for a worker is told when there is one
+    I8 nobody who moves is taken for dead      X1 no exception is left that nobody caught
+    I9 no message is sent that is over its carrier's limit
+    L1 what is unfinished waits for something that is still to come
+
+Does not know clients. Called by `simulation.trial`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
+from core.types import RequestEnded, SamplingParams
+from engine.wake_ups import WakeUp, wake_up_of
+from router.placement import Placement, Wish, choose
+from router.request_run import RequestRun
+from router.request_stream import RequestStream
+from simulation.cluster import SimCluster, SimRouter
+from simulation.fairness import Fairness
+from simulation.injector import Injector
+from simulation.report import Report
+
+WATCH_S = 0.25
+UNUSED_WORKER_S = 1.0
+PROBES_PER_ROUTER = 2
+RECOVERY_S = 8.0
+DEATH_HEARD_S = 8.0
+"""How long after its cause a death may be believed."""
+
+
+class Watch:
+    """Looks at a cluster every quarter of a second."""
+
+    def __init__(self, cluster: SimCluster, report: Report) -> None:
+        """Nothing is looked at yet; `run` does."""
+        self._cluster, self._report = cluster, report
+        self._fairness = Fairness(cluster, report)
+        self._suspects: list[str] = []
+        self._placing: dict[int, tuple[SimRouter, RequestRun, float]] = {}
+        self._watched: dict[str, None] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            for router in self._cluster.routers:
+                if router.name not in self._watched:
+                    self._watched[router.name] = None
+                    self._watch_router(router)
+            await asyncio.sleep(WATCH_S)
+            self._check_bounds()
+            self._check_wake_ups()
+            self._check_placing()
+            self._fairness.look()
+
+    def _check_bounds(self) -> None:
+        """I6: nothing that workers hold for a router outgrows what its requests may have open."""
+        credit = self._cluster.shape.router.credit_positions
+        for node, unit in self._cluster.units.items():
+            for attempt in unit.worker.attempts.values():
+                for choice, log in attempt.logs.items():
+                    num_unsent = len(log.tokens) - log.num_sent
+                    if num_unsent > max(credit, attempt.submit.credit) + 1:
+                        self._report.violated(f"I6 {node}: {num_unsent} unsent of {choice}")
+
+    def _check_wake_ups(self) -> None:
+        """Twice in a row, so that a wake-up under way is not taken for a lost one."""
+        found = _lost_wake_ups(self._cluster)
+        for suspect in found:
+            if suspect in self._suspects:
+                self._report.violated(suspect)
+        self._suspects = found
+
+    # --- routers ------------------------------------------------------------------------------------
+
+    def _watch_router(self, router: SimRouter) -> None:
+        orchestrator = router.orchestrator
+        place = orchestrator._place
+
+        async def watched(run: RequestRun, after: ServingError | None) -> Placement:
+            key = id(run)
+            self._placing[key] = (router, run, asyncio.get_running_loop().time())
+            try:
+                return await place(run, after)
+            finally:
+                self._placing.pop(key, None)
+
+        orchestrator._place = watched  # type: ignore[method-assign]
+        orchestrator.on_retry = self._check_death
+
+    def _check_placing(self) -> None:
+        """L4: nobody waits for a placement that could be made."""
+        now_s = asyncio.get_running_loop().time()
+        for key, (router, run, since_s) in list(self._placing.items()):
+            if not router.is_alive:
+                del self._placing[key]
+            elif router.name in self._cluster.paused or not _could_place(router, run):
+                self._placing[key] = (router, run, now_s)
+            elif now_s - since_s > UNUSED_WORKER_S:
+                self._report.violated(
+                    f"L4 {router.name}: {run.request.request_id} waited for a worker for "
+                    f"{UNUSED_WORKER_S:g} s while one was ready"
+                )
+
+    def _check_death(self, error: ServingError) -> None:
+        """I8: a worker called dead had something that looks like it."""
+        if not isinstance(error, WorkerDied):
+            return
+        now_s, ill_at = asyncio.get_running_loop().time(), self._cluster.ill_at
+        for node in self._cluster.units:
+            is_named = f"worker {node} " in error.message
+            if is_named and now_s - ill_at.get(node, -DEATH_HEARD_S) >= DEATH_HEARD_S:
+                self._report.violated(f"I8 {node} was well, and called dead: {error.message}")
+
+
+def _could_place(router: SimRouter, run: RequestRun) -> bool:
+    wish = Wish(
+        path=run.path,
+        local_below_tokens=1,
+        must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
+    )
+    try:
+        choose(router.links.candidates(), run.request, wish)
+    except NoWorker:
+        return False
+    return True
+
+
+def _lost_wake_ups(cluster: SimCluster) -> list[str]:
+    """L1: on an idle worker every unfinished sequence waits for something that is still to come."""
+    found = []
+    for node, unit in cluster.units.items():
+        if node in cluster.paused or not unit.worker.is_idle:
+            continue
+        if cluster.contrary.failing_allocations.get(node, 0):
+            continue  # blocks are refused that are there, and a timer makes good for it
+        scheduler = unit.scheduler
+        found += [
+            f"L1 {node}: sequence {sequence.key} waits for a step that nobody takes"
+            for sequence in (*scheduler.running, *scheduler.waiting)
+            if wake_up_of(scheduler, sequence) is WakeUp.STEP
+        ]
+    return found
+
+
+# --- afterwards ---------------------------------------------------------------------------------------
+
+
+async def check_recovery(cluster: SimCluster, injector: Injector, report: Report) -> None:
+    """L2: after the last fault every router serves at the first attempt, and the store is whole."""
+    await asyncio.sleep(RECOVERY_S)
+    for router in cluster.routers:
+        _check_links(cluster, router, report)
+        for number in range(PROBES_PER_ROUTER):
+            request = cluster.request(
+                f"probe-{router.name}-{number}", tuple(range(1, 50)), SamplingParams(max_tokens=4)
+            )
+            wake = asyncio.Event()
+            stream = router.open(request, wake)
+            ended = await _last_event(stream, wake)
+            router.closed(wake)
+            if ended.error is not None or len(ended.anatomy.attempts) != 1:
+                report.violated(f"L2 {router.name}: {ended.error!r} after {ended.anatomy.attempts}")
+    back_at_s = injector.store_back_at
+    if back_at_s is not None and cluster.store.written_at < back_at_s:
+        report.violated(f"L2 the store was not written within {RECOVERY_S} s of its return")
+
+
+def _check_links(cluster: SimCluster, router: SimRouter, report: Report) -> None:
+    links = {link.descriptor.incarnation: link.state.name for link in router.links.all()}
+    candidates = {c.descriptor.incarnation for c in router.links.candidates()}
+    for member in cluster.membership.members():
+        state = links.get(member.incarnation, "GONE")
+        if state != "LIVE" or member.incarnation not in candidates:
+            report.violated(f"L2 {router.name}: the link to {member.worker_id} is {state.lower()}")
+
+
+async def _last_event(stream: RequestStream, wake: asyncio.Event) -> RequestEnded:
+    while True:
+        wake.clear()
+        for event in stream.take():
+            if isinstance(event, RequestEnded):
+                return event
+        await wake.wait()
+
+
+async def check_rest(cluster: SimCluster, report: Report) -> None:
+    """L3 and I3: nothing is left, neither at the workers nor at the routers; X1."""
+    try:
+        await cluster.rest()
+    except InvariantViolation as error:
+        report.violated(f"L3 {error}")
+    for router in cluster.routers:
+        admission = router.admission
+        left = {
+            "requests": router.orchestrator.num_running,
+            "permits": admission.num_running,
+            "waiting for a permit": admission.num_queued,
+            "subscriptions": sum(link.num_subscribers for link in router.links.all()),
+        }
+        found = {name: count for name, count in left.items() if count}
+        if found:
+            report.violated(f"L3 {router.name} is not at rest: {found}")
+    for fact in cluster.hub.too_large:
+        report.violated(f"I9 {fact}")
+    for fact in cluster.loop.uncaught():
+        report.violated(f"X1 {fact}")

@@ -1,0 +1,317 @@
+"""What one seed decides before it runs: a cluster with odd but legal settings, a load, its faults.
+
+Owns the styles of trials and the drawing of each. Does not know how a plan is carried out. Called by
+`simulation.trial`, `simulation.search` and tests.
+
+    CALM   a load well below capacity            POOL    above capacity, with few blocks
+    ALONE  one worker a role, slow to start      GIANTS  giant prompts beside small ones
+    DOOR   few permits, short waits for them
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
+from core.types import SamplingParams
+from simulation.cluster import VOCABULARY, Shape
+from simulation.faults import Fault, Kind, draw
+
+NUM_REQUESTS = 24
+NUM_FAULTS = 20
+LOAD_S = 4.0
+TIMEOUT_S = 120.0
+MODEL_LEN = 130
+GIANT_MODEL_LEN = 700
+
+
+class Style(StrEnum):
+    """What a trial presses on."""
+
+    CALM = "calm"
+    ALONE = "alone"
+    DOOR = "door"
+    POOL = "pool"
+    GIANTS = "giants"
+
+    @property
+    def is_overload(self) -> bool:
+        """True if more is asked than can be served, so that refusals are honest."""
+        return self in (Style.DOOR, Style.POOL, Style.GIANTS)
+
+
+STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.DOOR, Style.POOL, Style.GIANTS]
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What one client does."""
+
+    start_s: float
+    name: str
+    prompt: tuple[int, ...]
+    sampling: SamplingParams
+    scope: str = ""
+    timeout_s: float = TIMEOUT_S
+    cancel_after_s: float | None = None
+    stall_s: float = 0.0
+    raises: Kind | None = None
+    """Its decoder or its reply raises, after a few tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything one seed decides before the run."""
+
+    seed: int
+    shape: Shape
+    orders: tuple[Order, ...]
+    faults: tuple[Fault, ...]
+    style: Style = Style.CALM
+
+
+def make_plan(
+    seed: int,
+    num_faults: int = NUM_FAULTS,
+    num_requests: int | None = None,
+    style: Style | None = None,
+) -> Plan:
+    """Draw a plan; a style that is given is taken instead of the drawn one."""
+    rng = random.Random(seed)
+    drawn = rng.choice(STYLES)
+    style = style or drawn
+    shape = _STYLED[style](rng, _calm(rng))
+    faults = _draw_faults(rng, num_faults, style, shape)
+    drawing = _Drawing(rng, style, shape, num_requests)
+    return Plan(seed, shape, _with_faults(rng, drawing.orders(), faults), faults, style)
+
+
+def _draw_faults(
+    rng: random.Random, num_faults: int, style: Style, shape: Shape
+) -> tuple[Fault, ...]:
+    # A forced path has no way round a worker of another model.
+    without = [Kind.MISFIT] if shape.placement.path == "pd" else []
+    often = 8 * [Kind.RANK_DEATH] if style is Style.ALONE else []
+    faults = draw(rng, num_faults, LOAD_S, without, often)
+    if style not in (Style.GIANTS, Style.POOL) or shape.decode == 1 or not faults:
+        return faults
+    # One decode worker among healthy ones stands still from the first burst on.
+    still = Fault(Kind.PAUSE, 0.25, 0.0, rng.uniform(2.0, 2.9))
+    return (still, *(f for f in faults[1:] if f.kind is not Kind.PAUSE))
+
+
+# --- clusters -----------------------------------------------------------------------------------------
+
+
+def _calm(rng: random.Random) -> Shape:
+    block_size = rng.choice([2, 4, 8])
+    engine = EngineConfig(
+        block_size_tokens=block_size,
+        num_blocks=rng.choice([44, 64, 128]) * 4 // block_size,
+        max_step_tokens=rng.choice([8, 16, 32, 128]),
+        max_sequences=rng.choice([4, 8, 16]),
+        is_prefix_cache_on=rng.random() < 0.8,
+    )
+    return Shape(
+        prefill=rng.randint(1, 3),
+        decode=rng.randint(2, 3),
+        routers=2,
+        engine=engine,
+        router=RouterConfig(credit_positions=rng.choice([4, 16, 256]), replicas=2),
+        placement=PlacementConfig(path="auto", local_below_tokens=rng.choice([1, 12, 40])),
+        transfer=TransferConfig(
+            frame_bytes=4096, lease_s=rng.choice([1.0, 5.0]), reserve_wait_s=rng.choice([0.5, 10.0])
+        ),
+        step_s=rng.choice([0.0005, 0.004, 0.02]),
+        latency_s=rng.choice([(1e-6, 2e-5), (0.0001, 0.002), (0.001, 0.03)]),
+        max_model_len=MODEL_LEN,
+        max_message_bytes=rng.choice([8, 16, 64]) << 10,
+        spawn_s=rng.choice([0.0, 0.05, 0.6]),
+        load_s=rng.choice([0.1, 0.5, 2.0]),
+    )
+
+
+def _alone(rng: random.Random, shape: Shape) -> Shape:
+    """One worker a role: nobody else's news wakes those who wait for it."""
+    path = rng.choice(["auto", "pd", "pd", "local"])
+    placement = shape.placement.model_copy(update={"path": path})
+    load_s = rng.choice([0.5, 2.0, 4.5])
+    return replace(
+        shape,
+        prefill=1,
+        decode=1,
+        placement=placement,
+        latency_s=rng.choice([(0.0001, 0.002), (0.01, 0.1)]),
+        spawn_s=rng.choice([0.05, 0.6]),
+        load_s=load_s,
+    )
+
+
+def _door(rng: random.Random, shape: Shape) -> Shape:
+    router = shape.router.model_copy(
+        update={
+            "max_running": rng.choice([2, 4]),
+            "max_queued": rng.choice([8, 32]),
+            "queue_wait_s": rng.choice([0.1, 0.3, 1.0]),
+        }
+    )
+    return replace(shape, router=router, step_s=max(shape.step_s, 0.004))
+
+
+def _pool(rng: random.Random, shape: Shape) -> Shape:
+    """One or two decode workers whose blocks are few."""
+    engine = shape.engine.model_copy(
+        update={
+            "block_size_tokens": 4,
+            "num_blocks": rng.choice([38, 44, 60]),
+            "max_sequences": rng.choice([8, 16]),
+            "max_step_tokens": 32,
+        }
+    )
+    placement = PlacementConfig(path=rng.choice(["auto", "pd"]), local_below_tokens=1)
+    transfer = shape.transfer.model_copy(update={"reserve_wait_s": 10.0, "lease_s": 5.0})
+    return replace(
+        shape,
+        prefill=rng.choice([1, 2]),
+        decode=rng.choice([1, 1, 2]),
+        engine=engine,
+        placement=placement,
+        transfer=transfer,
+        step_s=rng.choice([0.004, 0.01]),
+        latency_s=(0.0001, 0.002),
+    )
+
+
+def _giants(rng: random.Random, shape: Shape) -> Shape:
+    """Prompts of many steps, and a decode worker slower than the others."""
+    block_size = shape.engine.block_size_tokens
+    engine = shape.engine.model_copy(
+        update={
+            "num_blocks": GIANT_MODEL_LEN * rng.choice([2, 3]) // (2 * block_size) + 16,
+            "max_step_tokens": rng.choice([16, 32]),
+        }
+    )
+    return replace(
+        shape,
+        prefill=rng.choice([1, 1, 2]),
+        decode=2,
+        engine=engine,
+        placement=PlacementConfig(path="auto", local_below_tokens=rng.choice([1, 1, 12])),
+        max_model_len=GIANT_MODEL_LEN,
+        step_s=rng.choice([0.004, 0.02]),
+        slow=rng.choice([1.0, 20.0]),
+    )
+
+
+_STYLED = {
+    Style.CALM: lambda rng, shape: shape,
+    Style.ALONE: _alone,
+    Style.DOOR: _door,
+    Style.POOL: _pool,
+    Style.GIANTS: _giants,
+}
+
+
+# --- orders -------------------------------------------------------------------------------------------
+
+
+class _Drawing:
+    """The orders of one plan."""
+
+    def __init__(
+        self, rng: random.Random, style: Style, shape: Shape, num_requests: int | None
+    ) -> None:
+        self._rng, self._style, self._shape = rng, style, shape
+        self._num_requests = num_requests
+        self._shared = self._tokens(24)
+
+    def _tokens(self, count: int) -> tuple[int, ...]:
+        return tuple(self._rng.randrange(1, VOCABULARY) for _ in range(count))
+
+    def orders(self) -> list[Order]:
+        """Draw them all."""
+        draw_one = {Style.POOL: self._small_or_long, Style.GIANTS: self._small_or_giant}
+        count = {Style.POOL: 90, Style.GIANTS: 48, Style.DOOR: 48}.get(self._style, NUM_REQUESTS)
+        return [
+            draw_one.get(self._style, self._mixed)(i) for i in range(self._num_requests or count)
+        ]
+
+    def _mixed(self, i: int) -> Order:
+        rng = self._rng
+        prompt = self._tokens(rng.randrange(1, 60))
+        is_scored = rng.random() < 0.12
+        sampling = SamplingParams(
+            max_tokens=rng.randrange(1, 40),
+            n=rng.choice([1, 1, 1, 2, 3]),
+            temperature=rng.choice([0.0, 1.0]),
+            ignore_eos=rng.random() < 0.5,
+            stop=(chr(32 + rng.randrange(VOCABULARY)) + chr(32 + rng.randrange(VOCABULARY)),)
+            * (rng.random() < 0.2),
+            prompt_logprobs=rng.choice([0, 5, 20]) if is_scored else None,
+        )
+        is_shared = i % 3 == 0
+        timeout_s = TIMEOUT_S
+        if self._style is Style.DOOR and rng.random() < 0.2:
+            timeout_s = rng.uniform(0.2, 3.0)
+        return Order(
+            start_s=self._burst_s() if self._style is Style.DOOR else rng.uniform(0, LOAD_S),
+            name=f"r{i}",
+            prompt=self._shared + prompt if is_shared else prompt,
+            sampling=sampling,
+            scope=rng.choice(["", "", "tenant-b"]),
+            timeout_s=timeout_s,
+        )
+
+    def _burst_s(self) -> float:
+        """Many at once, so that they wait for permits together."""
+        return float(self._rng.choice([0.3, 1.2, 2.0, 3.0])) + self._rng.uniform(0, 0.3)
+
+    def _small_or_long(self, i: int) -> Order:
+        """A steady stream of small requests, and now and then a long answer."""
+        rng, is_long = self._rng, i % 9 == 2
+        is_at_once = self._shape.decode > 1  # so that much goes to the one that stands still
+        return Order(
+            start_s=rng.uniform(0.2, 1.2) if is_at_once else rng.uniform(0, LOAD_S),
+            name=f"r{i}",
+            prompt=self._tokens(rng.randrange(14, 40) if is_long else rng.randrange(3, 20)),
+            sampling=SamplingParams(
+                max_tokens=rng.randrange(60, 90) if is_long else rng.randrange(4, 20),
+                temperature=0.0,
+                ignore_eos=True,
+            ),
+            scope=rng.choice(["", "tenant-b", "tenant-c"]),
+        )
+
+    def _small_or_giant(self, i: int) -> Order:
+        rng, is_giant = self._rng, i % 8 == 1
+        return Order(
+            start_s=self._burst_s(),
+            name=f"r{i}",
+            prompt=self._tokens(rng.randrange(300, 600) if is_giant else rng.randrange(3, 20)),
+            sampling=SamplingParams(
+                max_tokens=rng.randrange(2, 24),
+                n=rng.choice([1, 1, 2]),
+                temperature=0.0,
+                prompt_logprobs=5 if is_giant and rng.random() < 0.3 else None,
+            ),
+            scope=rng.choice(["", "tenant-b", "tenant-c"]),
+        )
+
+
+def _with_faults(
+    rng: random.Random, orders: list[Order], faults: tuple[Fault, ...]
+) -> tuple[Order, ...]:
+    for fault in faults:
+        index = int(fault.pick * len(orders))
+        match fault.kind:
+            case Kind.CANCEL:
+                orders[index] = replace(orders[index], cancel_after_s=rng.uniform(0, 1.0))
+            case Kind.SLOW_READER:
+                orders[index] = replace(orders[index], stall_s=fault.for_s)
+            case Kind.DECODER_RAISES | Kind.EMIT_RAISES:
+                orders[index] = replace(orders[index], raises=fault.kind)
+            case _:
+                pass
+    return tuple(orders)

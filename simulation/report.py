@@ -1,0 +1,36 @@
+"""What one trial found.
+
+Owns the counts and the list of violations. Does not know how they are found. Called by everything in
+this room that checks an invariant.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass(slots=True)
+class Report:
+    """What happened."""
+
+    style: str = ""
+    violations: list[str] = field(default_factory=list)
+    bitten: Counter[str] = field(default_factory=Counter)
+    endings: Counter[str] = field(default_factory=Counter)
+    transitions: Counter[str] = field(default_factory=Counter)
+    decisions: list[str] = field(default_factory=list)
+    requests: int = 0
+    retries: int = 0
+    moves: int = 0
+    reconnects: int = 0
+    tokens: int = 0
+    scored: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    virtual_s: float = 0.0
+
+    def violated(self, what: str) -> None:
+        """Note a violation, once."""
+        if what not in self.violations:
+            self.violations.append(what)

@@ -1,0 +1,42 @@
+"""How large a session's message is on the wire, near enough and cheap.
+
+Owns the estimate, which never falls below the encoded size of what grows without bound: tokens, log
+probabilities, prompts. Does not know the codec. Called by `simulation.network`, through the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from core.numbered import Numbered
+from core.session import StepFrame, Submit, TokenDelta
+from core.types import Logprob
+
+HEAD_BYTES = 64
+DELTA_BYTES = 96
+TOKEN_BYTES = 2
+LOGPROB_BYTES = 15
+"""A token id of up to two bytes, a double and their tags; the same for each rival."""
+
+
+def message_bytes(message: Any) -> int:  # noqa: ANN401 - any session message
+    """Estimate one message, with or without its number."""
+    inner = message.message if isinstance(message, Numbered) else message
+    match inner:
+        case StepFrame(_, deltas, ended):
+            return HEAD_BYTES + DELTA_BYTES * len(ended) + sum(map(_delta_bytes, deltas))
+        case Submit():
+            num_tokens = len(inner.request.token_ids) + sum(map(len, inner.emitted))
+            return HEAD_BYTES + DELTA_BYTES + TOKEN_BYTES * num_tokens
+        case _:
+            return HEAD_BYTES
+
+
+def _delta_bytes(delta: TokenDelta) -> int:
+    scores = _scores_bytes(delta.logprobs) + _scores_bytes(delta.prompt_logprobs)
+    return DELTA_BYTES + TOKEN_BYTES * len(delta.token_ids) + scores
+
+
+def _scores_bytes(scores: Iterable[Logprob]) -> int:
+    return sum(LOGPROB_BYTES * (1 + len(score.top)) for score in scores)
