@@ -3,12 +3,15 @@
 import gc
 import os
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+os.environ["TEST_RUN"] = uuid.uuid4().hex
+"""Every process started from here inherits it: another run on the same machine is not ours."""
 
 
 def _segments() -> int:
