@@ -55,7 +55,16 @@ def _children() -> set[int]:
             )
         ):
             found.add(pid)
-    return found
+    from support import shared
+
+    return found.difference(*(pids() for pids in shared.children))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How to repeat this run: which share of the sampled matrices it took."""
+    from support import samples
+
+    terminalreporter.write_line(f"samples of this run: SAMPLE={samples.SEED}")
 
 
 @pytest.fixture(autouse=True)

@@ -166,9 +166,9 @@ def start():
         wait_gone(up.before)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def local():
-    """One cluster of child processes, path pd forced, for a whole module."""
+    """One cluster of child processes, path pd forced, for all tests that leave it whole."""
     up = Up("--local", BATON_PLACEMENT__PATH="pd")
     yield up
     code, left = up.end()

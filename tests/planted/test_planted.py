@@ -10,11 +10,12 @@ import sys
 
 import pytest
 from support.rig import is_long, note
+from support.samples import sample
 from support.tree import ROOT, copy_tree
 
-from planted.bugs import BUGS, UNCAUGHT
+from planted.bugs import BUGS, SEARCH, UNCAUGHT
 
-SAMPLE = BUGS[::13]
+SAMPLE = sample([bug for bug in BUGS if bug.by != SEARCH], 4)  # the whole search takes minutes
 TIMEOUT_S = 280
 caught: dict[str, str] = {}
 

@@ -69,6 +69,16 @@ def test_make_test_is_the_readmes_test_command_and_ci_runs_both():
     assert "make check" in script and "make test" in script
 
 
+def test_make_test_and_make_test_long_run_every_folder_of_tests():
+    recipes = dict(
+        re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    )
+    assert {"test-processes", "test-rest"} <= set(recipes["test"].split())
+    folders = {f"tests/{p.parent.name}" for p in (ROOT / "tests").glob("*/test_*.py")}
+    for parts in (recipes["test-processes"] + recipes["test-rest"], recipes["test-long"]):
+        assert folders == set(re.findall(r"tests/\w+", parts))
+
+
 def test_every_dependency_has_its_line():
     text = (ROOT / "docs" / "dependencies.md").read_text()
     project = (ROOT / "pyproject.toml").read_text()
