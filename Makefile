@@ -1,7 +1,7 @@
 # Everything a fresh machine needs: python3.11+ with venv, and this file.
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
 #   make test    what CI runs             make check   style, types, house rules
-#   make test-long   everything, what make test samples too
+#   make test-long   everything, what make test samples too     make mutants   bugs that no test sees
 # On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
 #   make demo TORCH_PIP_ARGS="--index-url URL"
 PYTHON ?= python3
@@ -11,7 +11,7 @@ PYTEST := $(BIN)/python -m pytest
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-processes test-rest test-fast test-long coverage check protos reference format clean
+.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference format clean
 
 setup: $(VENV)/.ready
 
@@ -46,6 +46,11 @@ test-long: setup
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json > benchmarks/results/simulate_faults.json
+
+# Are the tests good? Small random bugs of the heart, and which of them nobody notices (about an hour).
+MUTANTS ?= --save
+mutants: setup
+	PYTHONPATH=.:tests $(BIN)/python -m mutants $(MUTANTS)
 
 coverage: setup
 	FUZZ_SHARE=0.15 $(PYTEST) tests --cov --cov-report=term
