@@ -42,7 +42,7 @@ async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
             await load
             verdict = rig.verdict()
             assert verdict["wrong"] == [] or all(
-                "kv_transfer_failed" in w for w in verdict["wrong"]
+                "came damaged twice" in w for w in verdict["wrong"]
             ), verdict["wrong"]
             assert not any("inexact" in w for w in verdict["wrong"])
             flips = sum(p.bitten["flip"] for p in proxies(rig, "transfer"))

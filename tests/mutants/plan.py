@@ -82,7 +82,7 @@ class Equivalent:
 def stages_of(path: str, num_seeds: int, is_far: bool) -> list[dict[str, Any]]:
     """What to run for a mutant of a module, cheapest first: a name, and tests or seeds each."""
     package, stem = path.split("/", maxsplit=1)[0], Path(path).stem
-    own = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"tests/*/test_{stem}*.py"))
+    own = [f"tests/{level}/test_{stem}.py" for level in ("unit", "simulation")]
     near = [t for t in dict.fromkeys([*own, *NEAR.get(package, [])]) if (ROOT / t).exists()]
     units = [f"tests/unit/{p.name}" for p in sorted((ROOT / "tests/unit").glob("test_*.py"))
              if p.name not in SLOW]  # fmt: skip

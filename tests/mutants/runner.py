@@ -95,12 +95,15 @@ def fork_and_run(stage: dict[str, Any], log: Path) -> dict[str, Any]:
     if pid == 0:
         _child(stage, log, writing)
     os.close(writing)
-    is_done = bool(select.select([reading], [], [], stage["limit_s"])[0])
+    ready = select.select([reading, sys.stdin], [], [], stage["limit_s"])[0]
+    is_done = reading in ready
     said = os.read(reading, 1 << 16) if is_done else b""
     os.close(reading)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     _, _, usage = os.wait4(pid, 0)
+    if sys.stdin in ready:  # nobody sends before the answer: it is closed, so nobody waits for it
+        sys.exit("the command that started the tests is gone")
     result = {"by": "", "is_timed_out": not is_done}
     if is_done:  # nothing said: it died of a limit or of itself, and either was noticed
         result["by"] = json.loads(said)["by"] if said else "the process died"

@@ -3,10 +3,13 @@
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = (
@@ -46,6 +49,29 @@ def test_nobody_else_installs_packages_of_our_names():
     owners = importlib.metadata.packages_distributions()
     for package in (*PACKAGES, "protos"):
         assert set(owners.get(package, ["baton-serve"])) == {"baton-serve"}, package
+
+
+@pytest.mark.parametrize("failing", ["", "tests/faults", "tests/e2e", "tests/component"])
+def test_make_test_runs_all_parts_and_fails_when_one_fails(failing, tmp_path):
+    """With a python that only notes what it is to run, and fails on one part."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"""#!/bin/sh
+echo "$*" >> {tmp_path}/ran
+case "$*" in *{failing or "nothing"}*) exit 1;; esac
+""")
+    python.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "test", f"VENV={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is (failing == ""), done
+    assert len((tmp_path / "ran").read_text().splitlines()) == 3
 
 
 def test_links_in_documents_exist():
