@@ -45,13 +45,14 @@ NEAR = {
 }
 """Which tests to try first for the modules of a package."""
 
+EXACT = ["tests/component/test_exactness.py", "-k", "not bare_engine and not every_family"]
 FAR = {
-    "engine": ["tests/component/test_exactness.py", "tests/component/test_sampling_exactness.py"],
+    "engine": ["tests/component/test_sampling_exactness.py", *EXACT],
     "kv_transfer": ["tests/component/test_transports.py", "tests/component/test_meeting.py"],
     "router": ["tests/component/test_tokenizing.py"],
     "worker": ["tests/component/test_disconnects.py"],
-    "prefill_worker": ["tests/component/test_exactness.py"],
-    "decode_worker": ["tests/component/test_exactness.py"],
+    "prefill_worker": EXACT,
+    "decode_worker": EXACT,
 }
 """Tests on real models and wires, for what nothing cheaper noticed."""
 
