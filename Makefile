@@ -1,16 +1,17 @@
 # Everything a fresh machine needs: python3.11+ with venv, and this file.
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
-#   make test    the whole suite          make check   style, types, house rules
-#   make test-long   what make test only samples
+#   make test    what CI runs             make check   style, types, house rules
+#   make test-long   everything, what make test samples too     make mutants   bugs that no test sees
 # On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
 #   make demo TORCH_PIP_ARGS="--index-url URL"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-long test-unit coverage check protos reference format clean
+.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference format clean
 
 setup: $(VENV)/.ready
 
@@ -23,20 +24,36 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m cluster.demo
 
+# Two runs at once: real processes, which wait more than they compute, and all the rest, which takes what
+# they leave. Either may fail; both are heard to the end.
 test: setup
-	$(BIN)/python -m pytest tests
+	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest
 
-# Everything that `make test` only samples: hours of kills, hangs, planted bugs and a soak; figures go to
-# benchmarks/results/faults_*.json
+test-processes: setup
+	$(PYTEST) tests/faults; failed=$$?; $(PYTEST) tests/e2e && exit $$failed
+
+test-rest: setup
+	nice -n 5 $(PYTEST) tests/component tests/planted tests/unit tests/simulation
+
+# No processes, no models: seconds.
+test-fast: setup
+	$(PYTEST) tests/unit tests/simulation -k "not 500_seeds and not shrunk"
+
+# Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a soak;
+# figures go to benchmarks/results/faults_*.json
 test-long: setup
-	LONG=1 $(BIN)/python -m pytest -v tests/faults tests/planted tests/component/test_disconnects.py
+	LONG=1 $(PYTEST) -v tests/unit tests/simulation tests/component tests/planted
+	LONG=1 $(PYTEST) -v tests/faults
+	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json > benchmarks/results/simulate_faults.json
 
-test-unit: setup
-	$(BIN)/python -m pytest tests/unit
+# Are the tests good? Small random bugs of the heart, and which of them nobody notices (about an hour).
+MUTANTS ?= --save
+mutants: setup
+	PYTHONPATH=.:tests $(BIN)/python -m mutants $(MUTANTS)
 
 coverage: setup
-	FUZZ_SHARE=0.15 $(BIN)/python -m pytest tests --cov --cov-report=term
+	FUZZ_SHARE=0.15 $(PYTEST) tests --cov --cov-report=term
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -3,12 +3,15 @@
 import gc
 import os
 import sys
+import uuid
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
+os.environ["TEST_RUN"] = uuid.uuid4().hex
+"""Every process started from here inherits it: another run on the same machine is not ours."""
 
 
 def _segments() -> int:
@@ -53,7 +56,16 @@ def _children() -> set[int]:
             )
         ):
             found.add(pid)
-    return found
+    from support import shared
+
+    return found.difference(*(pids() for pids in shared.children))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How to repeat this run: which share of the sampled matrices it took."""
+    from support import samples
+
+    terminalreporter.write_line(f"samples of this run: SAMPLE={samples.SEED}")
 
 
 @pytest.fixture(autouse=True)

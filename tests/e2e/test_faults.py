@@ -9,7 +9,7 @@ import time
 
 import httpx
 import pytest
-from conftest import BATON, ROOT, our_processes, processes, wait_gone
+from conftest import BATON, ROOT, Up, our_processes, processes, wait_gone
 
 LONG = {"prompt": "import os", "max_tokens": 600, "temperature": 0, "ignore_eos": True}
 
@@ -41,16 +41,16 @@ def kill_mid_stream(up, pid, **fields):
     return text, error, time.monotonic() - killed_at
 
 
-@pytest.mark.parametrize("what", ["decode", "prefill", "decode rank"])
-def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, start):
-    up = start("--local")
-    expected = up.complete(**LONG).json()["choices"][0]["text"]
-    role = what.split()[0]
-    victim = next(r for r in up.status() if r["role"] == role)
-    pid = victim["rank_pids"][0] if "rank" in what else victim["pid"]
-    text, error, _ = kill_mid_stream(up, pid)
-    assert error is None and text == expected
-    assert pid not in our_processes()
+@pytest.fixture(scope="module")
+def mended():
+    """A cluster that each test breaks and finds whole again."""
+    up = Up("--local")
+    yield up
+    assert up.end() == (0, set())
+
+
+def wait_replaced(up, role, pid):
+    """Wait until a process is gone from its role, and another serves in its place."""
     up.wait_ready()
     for _ in range(100):
         fresh = [
@@ -59,22 +59,34 @@ def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, s
             if r["role"] == role and r["state"] == "live" and pid not in (r["pid"], *r["rank_pids"])
         ]
         if fresh:
-            break
+            return
         time.sleep(0.1)
-    assert fresh, "the dead process was not replaced"
+    raise AssertionError("the dead process was not replaced")
+
+
+@pytest.mark.parametrize("what", ["decode", "prefill", "decode rank"])
+def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, mended):
+    up = mended
+    expected = up.complete(**LONG).json()["choices"][0]["text"]
+    role = what.split()[0]
+    victim = next(r for r in up.status() if r["role"] == role)
+    pid = victim["rank_pids"][0] if "rank" in what else victim["pid"]
+    text, error, _ = kill_mid_stream(up, pid)
+    assert error is None and text == expected
+    assert pid not in our_processes()
+    wait_replaced(up, role, pid)
     assert up.complete(**LONG).json()["choices"][0]["text"] == expected
-    assert up.end() == (0, set())
 
 
-def test_a_workers_death_ends_its_ranks_within_a_second(start):
-    up = start("--local")
+def test_a_workers_death_ends_its_ranks_within_a_second(mended):
+    up = mended
     victim = next(r for r in up.status() if r["role"] == "decode")
     os.kill(victim["pid"], signal.SIGKILL)
     until = time.monotonic() + 1
     while time.monotonic() < until and set(victim["rank_pids"]) & processes("engine.rank"):
         time.sleep(0.02)
     assert not set(victim["rank_pids"]) & processes("engine.rank")
-    assert up.end() == (0, set())
+    wait_replaced(up, "decode", victim["pid"])
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
@@ -114,18 +126,21 @@ def test_a_port_in_use_is_one_clear_line(way):
 
 
 def test_a_bad_config_or_model_is_one_clear_line(tmp_path):
-    config = tmp_path / "baton.yaml"
+    cases = []
     for text, message in (
         ("rooter: {replicas: 1}", "did you mean router"), ("router: {replicas: many}", "router.replicas"),
         ("a: [", "is not YAML"), ("[1, 2]", "must be a mapping"), ("pools: {decode: {replica: 2}}", "did you mean pools.decode.replicas"),
         (f"model: {{path: {tmp_path}/nothing}}", "config.json"), ("placement: {path: pd}\ncolocated: true", "colocated has one pool"),
         ("router: {http_port: 99999}", "router.http_port"), ("transfer: {lease_s: .nan}", "transfer.lease_s"),
     ):  # fmt: skip
-        config.write_text(text)
-        for command in ("up", "check-config"):
-            done = run_baton(command, "-c", str(config))
-            assert done.returncode == 2, (text, done)
-            assert message in done.stderr and "Traceback" not in done.stderr, (text, done.stderr)
+        cases.append((tmp_path / f"{len(cases)}.yaml", message))
+        cases[-1][0].write_text(text)
+    runs = [(c, *case) for c in ("up", "check-config") for case in cases]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        all_done = list(pool.map(lambda run: run_baton(run[0], "-c", str(run[1])), runs))
+    for run, done in zip(runs, all_done, strict=True):
+        assert done.returncode == 2, (run, done)
+        assert run[2] in done.stderr and "Traceback" not in done.stderr, (run, done.stderr)
 
 
 def test_check_config_and_version_print_json(tmp_path):

@@ -26,8 +26,13 @@ MODEL = "baton-tiny"
 
 @pytest.fixture(scope="module", params=["local", "ray"])
 def up(request):
-    cluster = Up(*(["--local"] if request.param == "local" else []), BATON_PLACEMENT__PATH="pd")
-    cluster.kind = request.param
+    if request.param == "local":
+        cluster = request.getfixturevalue("local")
+        cluster.kind = "local"
+        yield cluster
+        return
+    cluster = Up(BATON_PLACEMENT__PATH="pd")
+    cluster.kind = "ray"
     yield cluster
     code, left = cluster.end()
     assert code == 0 and not left

@@ -35,11 +35,9 @@ def parent(pid):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("where", ["ray", "--local"])
-def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, start):
+def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, start, local):
     arguments = [where] if where != "ray" else []
-    whole = start("--local")
-    expected = whole.complete(**BODY).json()["choices"][0]["text"]
-    assert whole.end() == (0, set())
+    expected = local.complete(**BODY).json()["choices"][0]["text"]
     up = start(*arguments, **settings(1, 2))
     assert up.complete(**BODY).json()["choices"][0]["text"] == expected
     decode = next(r for r in up.status() if r["role"] == "decode")

@@ -6,15 +6,17 @@ Some seconds of it in `make test`.
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import statistics
 import time
 from pathlib import Path
 
 import pytest
-from support.rig import Rig, config_of, is_gone, is_long, note
+from support.rig import is_gone, is_long, note
+from support.samples import SEED
 
-SECONDS, PERIOD_S = (1200, 10) if is_long() else (20, 5)
+SECONDS, PERIOD_S = (1200, 10) if is_long() else (12, 5)
 WARM_UP_S = SECONDS * 0.2
 
 
@@ -64,44 +66,43 @@ async def terminate(rig, role):
 
 
 @pytest.mark.timeout(2400)
-async def test_soak_with_a_random_fault_every_ten_seconds():
-    async with Rig(config_of()) as rig:
-        rig.make_requests(24, max_tokens=60)
-        await rig.learn()
-        faults = {f"{what.__name__} {role}": (lambda w=what, r=role: w(r)) for what in (rig.kill,)
-                  for role in ("decode", "prefill", "router")}  # fmt: skip
-        faults |= {
-            f"hang {role}": (lambda r=role: rig.hang(r, 5))
-            for role in ("decode", "prefill", "router")
-        }
-        faults |= {
-            f"terminate {role}": (lambda r=role: terminate(rig, r))
-            for role in ("decode", "prefill", "router")
-        }
-        faults |= {"rank death": lambda: rank_death(rig), "20 clients leave": lambda: leavers(rig)}
-        started, log, memory = time.monotonic(), [], []
-        load = asyncio.create_task(rig.load(SECONDS, 8))
-        while time.monotonic() - started < SECONDS - PERIOD_S:
-            at = time.monotonic()
-            name = rig.rng.choice(sorted(faults))
-            await faults[name]()
-            await rig.wait_whole()
-            await asyncio.sleep(max(0.0, PERIOD_S - (time.monotonic() - at)))
-            now_s = time.monotonic() - started
-            verdict = rig.verdict()
-            routers = rss_mib(rig.pids("router"))
-            workers = rss_mib([*rig.pids("decode"), *rig.pids("prefill")])
-            memory.append((now_s, routers + workers))
-            log.append({"at_s": round(now_s, 1), "fault": name, "requests": verdict["requests"], "affected": verdict["affected"],
-                        "wrong": verdict["wrong"], "routers_mib": round(routers, 1), "workers_mib": round(workers, 1)})  # fmt: skip
-            assert verdict["wrong"] == [], log[-1]
-        await load
+@pytest.mark.asyncio(loop_scope="session")
+async def test_soak_with_a_random_fault_every_ten_seconds(learned):
+    rig = learned
+    faults = {f"{what.__name__} {role}": (lambda w=what, r=role: w(r)) for what in (rig.kill,)
+              for role in ("decode", "prefill", "router")}  # fmt: skip
+    faults |= {
+        f"hang {role}": (lambda r=role: rig.hang(r, 5)) for role in ("decode", "prefill", "router")
+    }
+    faults |= {
+        f"terminate {role}": (lambda r=role: terminate(rig, r))
+        for role in ("decode", "prefill", "router")
+    }
+    faults |= {"rank death": lambda: rank_death(rig), "20 clients leave": lambda: leavers(rig)}
+    rng = random.Random(SEED)
+    started, log, memory = time.monotonic(), [], []
+    load = asyncio.create_task(rig.load(SECONDS, 8))
+    while time.monotonic() - started < SECONDS - PERIOD_S:
+        at = time.monotonic()
+        name = rng.choice(sorted(faults))
+        await faults[name]()
+        await rig.wait_whole()
+        await asyncio.sleep(max(0.0, PERIOD_S - (time.monotonic() - at)))
+        now_s = time.monotonic() - started
         verdict = rig.verdict()
-        assert verdict["wrong"] == []
-        assert await rig.leaked() == {}
-        grows, margin = slope([p for p in memory if p[0] > WARM_UP_S])
-        print(len(log), "faults", verdict, f"memory {grows:+.2f} +- {margin:.2f} MiB a minute")
-        note("soak", {"seconds": SECONDS, "faults": len(log), **verdict, "memory_slope_mib_per_min": round(grows, 3),
-                      "memory_slope_95": round(margin, 3), "log": log})  # fmt: skip
-        if is_long():
-            assert grows - margin <= 0.5, "memory grows"
+        routers = rss_mib(rig.pids("router"))
+        workers = rss_mib([*rig.pids("decode"), *rig.pids("prefill")])
+        memory.append((now_s, routers + workers))
+        log.append({"at_s": round(now_s, 1), "fault": name, "requests": verdict["requests"], "affected": verdict["affected"],
+                    "wrong": verdict["wrong"], "routers_mib": round(routers, 1), "workers_mib": round(workers, 1)})  # fmt: skip
+        assert verdict["wrong"] == [], log[-1]
+    await load
+    verdict = rig.verdict()
+    assert verdict["wrong"] == []
+    assert await rig.leaked() == {}
+    grows, margin = slope([p for p in memory if p[0] > WARM_UP_S])
+    print(len(log), "faults", verdict, f"memory {grows:+.2f} +- {margin:.2f} MiB a minute")
+    note("soak", {"seconds": SECONDS, "faults": len(log), **verdict, "memory_slope_mib_per_min": round(grows, 3),
+                  "memory_slope_95": round(margin, 3), "log": log})  # fmt: skip
+    if is_long():
+        assert grows - margin <= 0.5, "memory grows"

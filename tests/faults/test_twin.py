@@ -12,7 +12,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from support.rig import Rig, config_of, is_gone, is_long, note
+from support.rig import is_gone, is_long, note
 
 from client.stream import Client
 from core.config import PlacementConfig, RouterConfig
@@ -192,12 +192,13 @@ async def real_fault(rig, fault):
 
 
 @pytest.mark.timeout(2400)
-async def test_the_simulation_and_real_processes_decide_alike():
+@pytest.mark.asyncio(loop_scope="session")
+async def test_the_simulation_and_real_processes_decide_alike(shared):
     rows = [schedule(seed) for seed in range(NUM_SCHEDULES)]
     expected = await asyncio.to_thread(lambda: [simulated(row) for row in rows])
-    async with Rig(config_of(placement__local_below_tokens=LOCAL_BELOW)) as rig:
-        for row, decisions in zip(rows, expected, strict=True):
-            assert await real(rig, row) == decisions
+    assert shared.cluster.config.placement.local_below_tokens == LOCAL_BELOW
+    for row, decisions in zip(rows, expected, strict=True):
+        assert await real(shared, row) == decisions
     seen = " ".join(d for row in expected for d in row)
     assert "worker_lost" in seen
     note(

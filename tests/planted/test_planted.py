@@ -5,20 +5,17 @@ A sample in `make test`, all of them in `make test-long`.
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from support.rig import is_long, note
+from support.samples import sample
+from support.tree import ROOT, copy_tree
 
-from planted.bugs import BUGS, UNCAUGHT
+from planted.bugs import BUGS, SEARCH, UNCAUGHT
 
-ROOT = Path(__file__).parents[2]
-PARTS = ["core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "prefix_index", "router", "cluster",
-         "simulation", "client", "protos", "models", "tests", "pyproject.toml"]  # fmt: skip
-SAMPLE = BUGS[::13]
+SAMPLE = sample([bug for bug in BUGS if bug.by != SEARCH], 4)  # the whole search takes minutes
 TIMEOUT_S = 280
 caught: dict[str, str] = {}
 
@@ -27,16 +24,7 @@ caught: dict[str, str] = {}
 def copy(tmp_path_factory):
     """A copy of the tree, to be damaged and mended."""
     folder = tmp_path_factory.mktemp("tree")
-    for part in PARTS:
-        source = ROOT / part
-        if source.is_dir():
-            shutil.copytree(
-                source,
-                folder / part,
-                ignore=shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc"),
-            )
-        else:
-            shutil.copy(source, folder / part)
+    copy_tree(folder)
     yield folder
     note(
         "planted",

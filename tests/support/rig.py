@@ -195,6 +195,10 @@ class Rig:
             children = [c for seat, c in self.cluster._workers.items() if seat.startswith(role)]
         return [c.process.pid for c in children if c.process.returncode is None]
 
+    def child_pids(self):
+        """All live child processes of the cluster."""
+        return {pid for role in ("router", "prefill", "decode") for pid in self.pids(role)}
+
     # --- load ----------------------------------------------------------------------------------------
 
     def make_requests(self, count, max_tokens=60):

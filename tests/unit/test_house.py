@@ -3,10 +3,13 @@
 import importlib
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = (
@@ -48,6 +51,29 @@ def test_nobody_else_installs_packages_of_our_names():
         assert set(owners.get(package, ["baton-serve"])) == {"baton-serve"}, package
 
 
+@pytest.mark.parametrize("failing", ["", "tests/faults", "tests/e2e", "tests/component"])
+def test_make_test_runs_all_parts_and_fails_when_one_fails(failing, tmp_path):
+    """With a python that only notes what it is to run, and fails on one part."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f"""#!/bin/sh
+echo "$*" >> {tmp_path}/ran
+case "$*" in *{failing or "nothing"}*) exit 1;; esac
+""")
+    python.chmod(0o755)
+    (tmp_path / ".ready").touch()
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "test", f"VENV={tmp_path}"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode == 0) is (failing == ""), done
+    assert len((tmp_path / "ran").read_text().splitlines()) == 3
+
+
 def test_links_in_documents_exist():
     for document in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]:
         for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", document.read_text()):
@@ -67,6 +93,16 @@ def test_make_test_is_the_readmes_test_command_and_ci_runs_both():
     assert "make test" in (ROOT / "README.md").read_text()
     script = (ROOT / ".ci" / "run").read_text()
     assert "make check" in script and "make test" in script
+
+
+def test_make_test_and_make_test_long_run_every_folder_of_tests():
+    recipes = dict(
+        re.findall(r"^(test[a-z-]*):.*\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text(), re.M)
+    )
+    assert {"test-processes", "test-rest"} <= set(recipes["test"].split())
+    folders = {f"tests/{p.parent.name}" for p in (ROOT / "tests").glob("*/test_*.py")}
+    for parts in (recipes["test-processes"] + recipes["test-rest"], recipes["test-long"]):
+        assert folders == set(re.findall(r"tests/\w+", parts))
 
 
 def test_every_dependency_has_its_line():

@@ -1,0 +1,120 @@
+"""Where mutants are drawn from and what is run for each, cheapest first.
+
+Owns the list of modules, the stages and the list of mutants that change nothing. Does not know how
+a stage is run. Called by the command.
+"""
+
+import itertools
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from planted.bug import Bug
+from support.tree import ROOT
+
+from mutants.operators import Mutant, compiles, mutants_of
+
+MODULES = """
+core/numbered.py
+engine/block_pool.py engine/block_tables.py engine/scheduler.py engine/step_budget.py
+kv_transfer/agent.py kv_transfer/receiver.py kv_transfer/sender.py
+worker/attempt.py worker/sessions.py worker/worker.py
+prefill_worker/part.py decode_worker/part.py
+router/admission.py router/choice_output.py router/detokenizing.py router/links.py
+router/orchestrator.py router/placement.py router/request_run.py
+""".split()
+"""The heart: what decides who holds which block, which attempt counts, and when it ends."""
+
+RULES = [
+    "tests/simulation/test_ending_rules.py",
+    "tests/simulation/test_handover_rules.py",
+    "tests/simulation/test_survival_rules.py",
+    "tests/simulation/test_drain.py",
+]
+NEAR = {
+    "core": ["tests/unit/test_numbered.py"],
+    "engine": ["tests/unit/test_block_pool.py", "tests/unit/test_scheduler.py"],
+    "kv_transfer": ["tests/simulation/test_handover_rules.py"],
+    "router": [
+        "tests/unit/test_resuming.py",
+        "tests/unit/test_router_inside.py",
+        "tests/unit/test_router_parts.py",
+    ],
+    "worker": ["tests/simulation/test_ending_rules.py"],
+}
+"""Which tests to try first for the modules of a package."""
+
+EXACT = ["tests/component/test_exactness.py", "-k", "not bare_engine and not every_family"]
+FAR = {
+    "engine": ["tests/component/test_sampling_exactness.py", *EXACT],
+    "kv_transfer": ["tests/component/test_transports.py", "tests/component/test_meeting.py"],
+    "router": ["tests/component/test_tokenizing.py"],
+    "worker": ["tests/component/test_disconnects.py"],
+    "prefill_worker": EXACT,
+    "decode_worker": EXACT,
+}
+"""Tests on real models and wires, for what nothing cheaper noticed."""
+
+SLOW = {
+    f"test_{name}.py"
+    for name in ("bench", "copying", "credentials", "frames", "house", "mutants", "protos")
+}
+"""Unit tests that run nothing of the heart, or start processes; each is near its own module."""
+
+TEST_TIMEOUT_S = 30
+
+
+@dataclass(frozen=True)
+class Equivalent:
+    """A mutant that changes nothing that anyone can see: its path, its lines, and why."""
+
+    path: str
+    before: str
+    after: str
+    reason: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """As a mutant's key."""
+        return self.path, self.before, self.after
+
+
+def stages_of(path: str, num_seeds: int, is_far: bool) -> list[dict[str, Any]]:
+    """What to run for a mutant of a module, cheapest first: a name, and tests or seeds each."""
+    package, stem = path.split("/", maxsplit=1)[0], Path(path).stem
+    own = [f"tests/{level}/test_{stem}.py" for level in ("unit", "simulation")]
+    near = [t for t in dict.fromkeys([*own, *NEAR.get(package, [])]) if (ROOT / t).exists()]
+    units = [f"tests/unit/{p.name}" for p in sorted((ROOT / "tests/unit").glob("test_*.py"))
+             if p.name not in SLOW]  # fmt: skip
+    simulated = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/simulation/test_*.py"))
+    ordered = dict.fromkeys([*RULES, *(t for t in simulated if "test_trials" not in t), *units])
+    rules = list(ordered)  # the near ones too: one list for all modules is tried whole once
+    stages = [{"name": "near", "tests": near}] if near else []
+    stages += [{"name": "rules", "tests": rules}, {"name": "seeds", "seeds": [0, num_seeds]}]
+    if is_far and package in FAR:
+        stages.append({"name": "far", "tests": FAR[package]})
+    return stages
+
+
+def sample(modules: list[str], count: int, seed: int) -> list[Mutant]:
+    """A random choice of all mutants of some modules; the same for the same seed and text."""
+    sources = {path: (ROOT / path).read_text() for path in modules}
+    everything = [m for path, source in sources.items() for m in mutants_of(path, source)]
+    random.Random(seed).shuffle(everything)
+    fine = (m for m in everything if compiles(m.applied(sources[m.path])))
+    return list(itertools.islice(fine, count))
+
+
+def given(bugs: list[Bug]) -> list[Mutant]:
+    """Bugs made by hand, as mutants."""
+    found = []
+    for bug in bugs:
+        source = (ROOT / bug.path).read_text()
+        at = source.index(bug.old)
+        start = len(source[:at].encode())
+        found.append(Mutant(
+            bug.path, source.count("\n", 0, at) + 1, bug.name, start, start + len(bug.old.encode()), bug.new,
+            " ".join(bug.old.split()), " ".join(bug.new.split()),
+        ))  # fmt: skip
+    return found

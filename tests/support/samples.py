@@ -1,0 +1,22 @@
+"""What `make test` takes of a matrix that `make test-long` runs whole: a share that changes every day.
+
+Owns the draw and its seed. A failure is repeated with the seed that the run ends with: `SAMPLE=20260131
+make test`. Called by the tests that are sampled and by the suite's last lines.
+"""
+
+import os
+import random
+from datetime import UTC, datetime
+
+from support.rig import is_long
+
+SEED = int(os.environ.get("SAMPLE", datetime.now(UTC).strftime("%Y%m%d")))
+
+
+def sample(cases, count):
+    """So many cases of a list, in its order; all of them in `make test-long`."""
+    cases = list(cases)
+    if is_long() or count >= len(cases):
+        return cases
+    taken = random.Random(SEED).sample(range(len(cases)), count)
+    return [case for index, case in enumerate(cases) if index in taken]
