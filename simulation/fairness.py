@@ -104,7 +104,8 @@ class Fairness:
         """Count the steps in which a giant prompt took most of the budget and a small one none."""
         books, scheduler = self._of(node), unit.scheduler
         giants = {s.key for s in scheduler.running if _is_giant(s)}
-        chunks = [item for item in plan.items if len(item.token_ids) > 1]
+        prompts = {s.key for s in scheduler.running if not s.num_output_tokens}
+        chunks = [item for item in plan.items if item.sequence_key in prompts]
         small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}
         has_giant = any(item.sequence_key in giants for item in chunks)
         others = not has_giant or any(item.sequence_key not in giants for item in chunks)
@@ -146,7 +147,7 @@ class Fairness:
             is_asking = attempt.submit.transfer_id in self._cluster.traps.asking.get(node, {})
             if attempt.submit.task is Task.DECODE and attempt.ended is None and is_asking:
                 line.setdefault(attempt.submit.transfer_id, _InLine(attempt.sequences[0]))
-        left = [i for i, w in line.items() if w.sequence.status is not Status.WAITING]
+        left = [i for i, w in line.items() if w.sequence.status is not Status.RESERVING]
         ids = list(line)
         for transfer_id in left:
             if line[transfer_id].sequence.status is Status.ARRIVING:
@@ -228,4 +229,6 @@ def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
     active = [s for s in scheduler.running if not s.is_out_of_credit]
     if len(active) >= scheduler.limits.max_sequences or any(s.run_alone for s in active):
         return False
+    if any(s.num_overtaken >= MAX_OVERTAKES for s in scheduler.waiting.ready):
+        return False  # what is free is kept for one that was passed often enough
     return scheduler.tables.blocks_for(sequence.num_tokens) < scheduler.pool.num_available
