@@ -24,12 +24,24 @@ class MemoryKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Start zeroed."""
-        size = layout.layer_block_bytes
+        self._layout, self._num_blocks = layout, num_blocks
+        self._shards: list[memoryview] = []
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
+        self.generation = 0
+        self.replace()
+
+    def replace(self) -> None:
+        """Switch to fresh, zeroed memory, as a rank group does when it starts again.
+
+        Views into the old memory stay valid; nobody computes there any more.
+        """
+        layout, num_blocks, size = self._layout, self._num_blocks, self._layout.layer_block_bytes
+        self.generation += 1
         self._shards = [
             memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)
         ]
+        self._views = []
         for pool in self._shards:
             starts = [
                 [layout.offset_bytes(i, b, num_blocks) for b in range(num_blocks)]

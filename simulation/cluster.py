@@ -206,7 +206,7 @@ class SimCluster:
             max_model_len=shape.max_model_len,
         )  # fmt: skip
         unit: WorkerUnit
-        runner = self.runners[node] = SimRunner(model, self.rng, lambda plan: self._check(unit))
+        runner = self.runners[node] = SimRunner(model, kv, self.rng, lambda plan: self._check(unit))
         parts = WorkerParts(
             role=role,
             make_role=prefill_role

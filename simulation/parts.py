@@ -17,10 +17,12 @@ from core.ids import WorkerId
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer, StoreFailed
 from core.session import WorkerDescriptor
-from engine.hash_model import HashModel
+from engine.hash_model import HashModel, MemoryKV
 
 RESTART_S = 0.5
 """How long a rank group takes to start again."""
+SPAWN_S = 0.05
+"""The part of it before the new processes are there, with new memory; then they load the model."""
 
 
 class InlineDecoder:
@@ -124,10 +126,14 @@ class SimRunner:
     """The hash model as a restartable runner, with the faults a rank group can have."""
 
     def __init__(
-        self, model: HashModel, rng: random.Random, on_step: Callable[[StepPlan], None]
+        self,
+        model: HashModel,
+        kv: MemoryKV,
+        rng: random.Random,
+        on_step: Callable[[StepPlan], None],
     ) -> None:
-        """Wrap a model; `on_step` checks the books at every step boundary."""
-        self._model, self._rng, self._on_step = model, rng, on_step
+        """Wrap a model and its memory; `on_step` checks the books at every step boundary."""
+        self._model, self._kv, self._rng, self._on_step = model, kv, rng, on_step
         self.on_lost: Callable[[], None] = lambda: None
         self.dies_next = False
         self.fails_next = 0
@@ -156,8 +162,10 @@ class SimRunner:
         return result
 
     async def restart(self) -> None:
-        """A fresh rank group takes a while to start."""
-        await asyncio.sleep(RESTART_S)
+        """A fresh rank group takes a while to start; its memory is new (`RankGroup.restart`)."""
+        await asyncio.sleep(SPAWN_S)
+        self._kv.replace()
+        await asyncio.sleep(RESTART_S - SPAWN_S)
 
     def rank_pids(self) -> tuple[int, ...]:
         """No processes."""
