@@ -166,7 +166,7 @@ class NoWorker(Unavailable):
 
 
 class Draining(Unavailable):
-    """The process is shutting down."""
+    """The process takes nothing new: it shuts down, or its ranks start again."""
 
     code = "draining"
 

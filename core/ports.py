@@ -136,9 +136,20 @@ class MappedStream(MessageStream, Protocol):
     peer_segments: list[memoryview] | None
     """The peer's KV pool, read-only, on the end that dialled."""
 
+    pool_name: bytes
+    """`SharedPool.name` of the accepting end's pool when the stream was dialled."""
+
 
 class KVBytes(Protocol):
     """The bytes of a KV pool: `[layer][block]` in one segment per shard."""
+
+    @property
+    def generation(self) -> int:
+        """Return how often the segments were replaced; raised before they change.
+
+        Whoever keeps views compares it: views of replaced segments stay readable, and mean nothing.
+        """
+        ...
 
     def segments(self) -> list[memoryview]:
         """Return the whole of every shard, uint8 [pool bytes], writable, not copied."""

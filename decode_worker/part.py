@@ -17,7 +17,7 @@ from core.errors import InvariantViolation, KVTransferError, PoolExhausted, Serv
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
-from core.ports import Clock
+from core.ports import Clock, KVBytes
 from core.session import Meet, Task, WayReport
 from core.types import Logprob
 from engine.sequence import Sequence, Status
@@ -36,6 +36,8 @@ class Incoming:
     attempt: Attempt
     sequence: Sequence
     give_up: asyncio.TimerHandle | None = None
+    pool_generation: int | None = None
+    """Of the pool in which blocks are reserved; None: nothing is reserved yet."""
 
 
 class DecodePart:
@@ -44,11 +46,17 @@ class DecodePart:
     task = Task.DECODE
 
     def __init__(
-        self, worker: Worker, layout: KVLayout, clock: Clock, post: Post, reserve_wait_s: float
+        self,
+        worker: Worker,
+        kv: KVBytes,
+        layout: KVLayout,
+        clock: Clock,
+        post: Post,
+        reserve_wait_s: float,
     ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
-        self._reserve_wait_s = reserve_wait_s
+        self._worker, self._kv, self._layout = worker, kv, layout
+        self._clock, self._post, self._reserve_wait_s = clock, post, reserve_wait_s
         self._agent: TransferAgent | None = None
         self._incoming: dict[TransferId, Incoming] = {}
         self._reserving: dict[int, TransferId] = {}
@@ -137,7 +145,7 @@ class DecodePart:
             self._worker.end(incoming.attempt, error)
             return
         if incoming.sequence.status is not Status.NEW:
-            error = KVTransferError("the prefill worker starts the same transfer twice")
+            error = KVTransferError("the prefill worker started this transfer twice")
             self._worker.end(incoming.attempt, error)
             return
         self._reserving[incoming.sequence.key] = transfer_id
@@ -149,10 +157,12 @@ class DecodePart:
     def _reserved(self, sequence: Sequence, num_have_blocks: int) -> None:
         """It was this sequence's turn: tell the agent where KV may go."""
         transfer_id = self._reserving[sequence.key]
-        self._leave_line(self._incoming[transfer_id])
+        incoming = self._incoming[transfer_id]
+        self._leave_line(incoming)
         table = tuple(sequence.block_table)
         generations = tuple(self._worker.scheduler.pool.generation(b) for b in table)
-        reservation = Reservation(table, generations, num_have_blocks)
+        incoming.pool_generation = self._kv.generation
+        reservation = Reservation(table, generations, num_have_blocks, incoming.pool_generation)
         self._post(self.agent.reserved, transfer_id, reservation)
 
     def _leave_line(self, incoming: Incoming) -> None:
@@ -189,6 +199,13 @@ class DecodePart:
         if incoming is None or incoming.sequence.status is not Status.ARRIVING:
             return
         attempt, sequence = incoming.attempt, incoming.sequence
+        if incoming.pool_generation != self._kv.generation:
+            error = KVTransferError(
+                f"the KV arrived in generation {incoming.pool_generation} of the pool, this is "
+                f"{self._kv.generation}: the ranks started again, and so must the attempt"
+            )
+            self._worker.end(attempt, error)
+            return
         if set(first_tokens) != set(sequence.choices):
             error = KVTransferError(
                 f"first tokens came for choices {sorted(first_tokens)}, not {sorted(sequence.choices)}"
@@ -233,11 +250,10 @@ def decode_role(reserve_wait_s: float) -> MakeRole:
     """Make the decode role, with the longest wait for free blocks."""
 
     def make(
-        worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+        worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
     ) -> RoleWiring:
-        part = DecodePart(worker, layout, clock, to_agent, reserve_wait_s)
-        return RoleWiring(
-            part, PostedReceiverHost(part, to_worker), part.use_agent, lambda: part.num_live
-        )
+        part = DecodePart(worker, kv, layout, clock, to_agent, reserve_wait_s)
+        host = PostedReceiverHost(part, to_worker, worker.fail_transfer)
+        return RoleWiring(part, host, part.use_agent, lambda: part.num_live)
 
     return make

@@ -299,8 +299,9 @@ class RankGroup:
         for rank in ranks:
             rank.writer.close()
             os.close(rank.life_fd)
-            # The process is dead already; only the kernel's book-keeping is waited for.
-            rank.process.wait(timeout=KILL_TIMEOUT_S)
+            # It is dead already, and only the kernel's book-keeping is waited for; but a process
+            # that sleeps in the kernel keeps that waiting, and this loop has beats to send.
+            await asyncio.to_thread(rank.process.wait, KILL_TIMEOUT_S)
 
     @property
     def layers_done(self) -> int:

@@ -42,15 +42,18 @@ class SharedKV:
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Nothing is mapped until `use`."""
         self._layout, self._num_blocks = layout, num_blocks
+        self.generation = 0
         self._shards: list[memoryview] = []
         self._shared: SharedPool | None = None
 
     def use(self, fds: list[int]) -> None:
         """Switch to a fresh rank group's segments, whose descriptors are this object's from now on.
 
-        Views into the old ones stay valid memory.
+        Views into the old ones stay valid memory, so a new generation says that they mean nothing.
+        Other threads read it: it changes first, and what is read before it is of the old one.
         """
         self.close()
+        self.generation += 1
         sizes = [os.fstat(fd).st_size for fd in fds]
         self._shards = [map_segment(fd, size) for fd, size in zip(fds, sizes, strict=True)]
         self._shared = SharedPool(secrets.token_bytes(POOL_NAME_BYTES), tuple(fds), tuple(sizes))

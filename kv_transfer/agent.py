@@ -9,13 +9,15 @@ thread of its own (`AgentThread`); in simulation both loops are one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 from core.config import TransferConfig
-from core.errors import InvariantViolation, KVTransferError, ServingError
+from core.errors import InvariantViolation, KVTransferError, ServingError, to_wire
 from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
@@ -23,17 +25,20 @@ from core.session import WayReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import warm
+from kv_transfer.failures import failure_of
+from kv_transfer.parking import ParkingLot
 from kv_transfer.probing import answer, probe
 from kv_transfer.receiver import FetchOrder, Receiver, ReceiverHost, Reservation
-from kv_transfer.sender import Blocks, Offer, Sender, SenderHost
+from kv_transfer.sender import LAST_SUB_ATTEMPT, Blocks, Offer, Sender, SenderHost
 from kv_transfer.transitions import Transition
 
 T = TypeVar("T")
 TOMBSTONE_S = 10.0
 BEAT_S = 0.5
-MAX_PARKED = 256
 MAX_MEETINGS = 512
 MEETING_S = 5.0
+_TAKEN = KVTransferError("this transfer has a stream already; a receiver opens one")
+log = logging.getLogger(__name__)
 
 
 class TransferAgent:
@@ -68,13 +73,15 @@ class TransferAgent:
         self._senders: dict[TransferId, Sender] = {}
         self._receivers: dict[TransferId, Receiver] = {}
         self._tombstones: dict[TransferId, float] = {}
-        self._parked: dict[TransferId, asyncio.Event] = {}
+        self._parked = ParkingLot()
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_unknown = 0
         self.num_late_frames = 0
         self.num_healed = 0
         self.num_sent_bytes = 0
         self.transitions: Counter[Transition] = Counter()
+        self.on_fault: Callable[[BaseException], None] = _report
+        """Told, on this loop, when a task of the agent's ends by a bug: nobody else notices."""
 
     async def listen(self) -> str:
         """Serve Fetch and watch the leases; returns the address to publish."""
@@ -116,29 +123,56 @@ class TransferAgent:
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._task_done)
+
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.on_fault(error)
+
+    @contextlib.contextmanager
+    def _contained(self, transfer_id: TransferId) -> Iterator[None]:
+        """Let a fault in one transfer's business fail that transfer, and nothing beside it."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - logged, and the attempt is made again
+            self._fail(transfer_id, failure_of(error, "the transfer"))
+
+    def _fail(self, transfer_id: TransferId, error: ServingError) -> None:
+        if sender := self._senders.get(transfer_id):
+            sender.fail(error)
+            self._forget_sender(sender)
+        elif receiver := self._receivers.get(transfer_id):
+            receiver.fail(error)
+        elif isinstance(self._host, SenderHost):
+            self._host.transfer_lost(transfer_id, error)
+        else:
+            self._host.transfer_failed(transfer_id, error)
 
     # --- sending ------------------------------------------------------------------------------------
 
     def offer(self, offer: Offer) -> None:
         """Expect a peer's Open; the lease begins now."""
-        sender = Sender(offer, self._sender_host, self._kv, self._layout, self._config, self._note)
-        self._note(Transition.SENDER_OFFERED)
-        sender.last_traffic_at = asyncio.get_running_loop().time()
-        self._senders[offer.transfer_id] = sender
-        parked = self._parked.pop(offer.transfer_id, None)
-        if parked is not None:
-            parked.set()
+        with self._contained(offer.transfer_id):
+            sender = Sender(
+                offer, self._sender_host, self._kv, self._layout, self._config, self._note
+            )
+            self._note(Transition.SENDER_OFFERED)
+            sender.last_traffic_at = asyncio.get_running_loop().time()
+            self._senders[offer.transfer_id] = sender
+            self._parked.offered(offer.transfer_id)
 
     def start(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Ask the partner to reserve."""
-        if sender := self._sender(transfer_id):
-            sender.start(num_tokens)
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.start(num_tokens)
 
     def publish(self, transfer_id: TransferId, sub_attempt: int, blocks: Blocks) -> None:
         """Let blocks go out."""
-        if sender := self._sender(transfer_id):
-            sender.publish(sub_attempt, blocks)
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.publish(sub_attempt, blocks)
 
     def commit(
         self,
@@ -148,25 +182,28 @@ class TransferAgent:
         final: frozenset[int],
     ) -> None:
         """Everything was published."""
-        if sender := self._sender(transfer_id):
-            sender.commit(sub_attempt, first_tokens, final)
-            if len(final) == len(first_tokens):
-                self._end_sender(sender, None)
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.commit(sub_attempt, first_tokens, final)
+                if len(final) == len(first_tokens):
+                    self._end_sender(sender, None)
 
     def restart(self, transfer_id: TransferId, sub_attempt: int) -> None:
         """The sequence was preempted."""
-        if sender := self._sender(transfer_id):
-            sender.restart(sub_attempt)
-        else:
-            self._sender_host.transfer_drained(transfer_id, sub_attempt - 1)
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.restart(sub_attempt)
+            else:
+                self._sender_host.transfer_drained(transfer_id, sub_attempt - 1)
 
     def end_send(self, transfer_id: TransferId, error: ServingError | None) -> None:
         """Give a transfer up; `transfer_drained` is the answer, also for an unknown one."""
-        sender = self._senders.get(transfer_id)
-        if sender is None:
-            self._sender_host.transfer_drained(transfer_id, -1)
-        else:
-            self._end_sender(sender, error)
+        with self._contained(transfer_id):
+            sender = self._senders.get(transfer_id)
+            if sender is None:
+                self._sender_host.transfer_drained(transfer_id, LAST_SUB_ATTEMPT)
+            else:
+                self._end_sender(sender, error)
 
     def renew(self, transfer_ids: list[TransferId]) -> None:
         """The owning router is alive: its leases go on."""
@@ -199,7 +236,8 @@ class TransferAgent:
             async with asyncio.timeout(self._config.open_timeout_s):
                 number, opened = frames.decode(await stream.recv())
             if isinstance(opened, frames.Probe):
-                await answer(stream, opened, self._config.frame_bytes)
+                async with asyncio.timeout(MEETING_S):
+                    await answer(stream, opened, self._config.frame_bytes)
                 return
             if number or not isinstance(opened, frames.Open):
                 raise KVTransferError(f"a fetch stream began with {type(opened).__name__}")
@@ -207,34 +245,41 @@ class TransferAgent:
             if sender is None:
                 self.num_unknown += 1
                 self._note(Transition.SENDER_NOT_FOUND)
-                await stream.send(frames.encode(0, frames.NotFound()))
-                await stream.close()
-                return
+                await self._turn_away(stream, frames.NotFound())
+            elif sender.has_stream:
+                self.num_unknown += 1
+                await self._turn_away(stream, frames.Failed(*to_wire(_TAKEN)))
+            else:
+                await self._serve(sender, stream, opened)
         except (StreamClosed, TimeoutError, KVTransferError):
             stream.reset()
-            return
+        except Exception:
+            # One peer's stream; the network that carries it would only end it, and say nothing.
+            log.exception("a fetch stream broke on a bug")
+            stream.reset()
+
+    async def _serve(self, sender: Sender, stream: MessageStream, opened: frames.Open) -> None:
         try:
             await sender.serve(stream, opened)
-        except StreamClosed:
-            pass  # the refusal itself could not be delivered
         finally:
             self._forget_sender(sender)
 
+    async def _turn_away(self, stream: MessageStream, message: frames.Message) -> None:
+        """Say why an Open is not served; whatever is served goes on."""
+        async with asyncio.timeout(self._config.open_timeout_s):
+            await stream.send(frames.encode(0, message))
+            await stream.close()
+
     async def _find_offer(self, opened: frames.Open) -> Sender | None:
         """Match an Open with its offer, waiting a while for a Submit that is still on its way."""
-        transfer_id = opened.transfer_id
+        transfer_id, peer = opened.transfer_id, opened.receiver_id
         if (
             transfer_id not in self._senders
             and transfer_id not in self._tombstones
-            and len(self._parked) < MAX_PARKED
+            and self._parked.has_room(peer)
         ):
-            event = self._parked.setdefault(transfer_id, asyncio.Event())
             self._note(Transition.SENDER_PARKED)
-            try:
-                async with asyncio.timeout(self._config.park_s):
-                    await event.wait()
-            except TimeoutError:
-                self._parked.pop(transfer_id, None)
+            await self._parked.wait(transfer_id, peer, self._config.park_s)
         sender = self._senders.get(transfer_id)
         if sender is None:
             return None
@@ -247,8 +292,9 @@ class TransferAgent:
             now_s = asyncio.get_running_loop().time()
             for sender in list(self._senders.values()):
                 if now_s - sender.last_traffic_at > self._config.lease_s:
-                    sender.expire()
-                    self._forget_sender(sender)
+                    with self._contained(sender.offer.transfer_id):
+                        sender.expire()
+                        self._forget_sender(sender)
             for transfer_id, until in list(self._tombstones.items()):
                 if now_s >= until:
                     del self._tombstones[transfer_id]
@@ -257,19 +303,20 @@ class TransferAgent:
 
     def fetch(self, order: FetchOrder) -> None:
         """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
-        receiver = Receiver(
-            order,
-            self._receiver_host,
-            self._kv,
-            self._layout,
-            self._config.lease_s,
-            self._generation_of,
-            self._note,
-            self._config.copy_threads,
-        )
-        self._note(Transition.RECEIVER_FETCHING)
-        self._receivers[order.transfer_id] = receiver
-        self._own(self._receive(receiver))
+        with self._contained(order.transfer_id):
+            receiver = Receiver(
+                order,
+                self._receiver_host,
+                self._kv,
+                self._layout,
+                self._config.lease_s,
+                self._generation_of,
+                self._note,
+                self._config.copy_threads,
+            )
+            self._note(Transition.RECEIVER_FETCHING)
+            self._receivers[order.transfer_id] = receiver
+            self._own(self._receive(receiver))
 
     def meet(self, address: str, probe_bytes: int) -> None:
         """Try the way to a peer; the host hears `way_found`. More than a few hundred at once are not tried."""
@@ -288,6 +335,8 @@ class TransferAgent:
                 )
         except TimeoutError:
             way = WayReport(address, error=f"no answer within {MEETING_S:g} s")
+        except Exception as error:  # noqa: BLE001 - a way that breaks is no way; logged
+            way = WayReport(address, error=failure_of(error, "the probe").message)
         finally:
             self._num_meetings -= 1
         self._receiver_host.way_found(way)
@@ -302,25 +351,33 @@ class TransferAgent:
 
     def reserved(self, transfer_id: TransferId, reservation: Reservation) -> None:
         """Blocks are reserved: frames may come."""
-        if receiver := self._receivers.get(transfer_id):
-            receiver.reserved(reservation)
+        with self._contained(transfer_id):
+            if receiver := self._receivers.get(transfer_id):
+                receiver.reserved(reservation)
 
     def refuse(self, transfer_id: TransferId, error: ServingError) -> None:
         """No room."""
-        if receiver := self._receivers.get(transfer_id):
-            receiver.refuse(error)
+        with self._contained(transfer_id):
+            if receiver := self._receivers.get(transfer_id):
+                receiver.refuse(error)
 
     def ack(self, transfer_id: TransferId) -> None:
         """Attached."""
-        if receiver := self._receivers.get(transfer_id):
-            receiver.ack()
+        with self._contained(transfer_id):
+            if receiver := self._receivers.get(transfer_id):
+                receiver.ack()
 
     def end_fetch(self, transfer_id: TransferId) -> None:
         """Stop writing; `transfer_closed` is the answer, also for an unknown one."""
-        if receiver := self._receivers.get(transfer_id):
-            receiver.end()
-        else:
-            self._receiver_host.transfer_closed(transfer_id)
+        with self._contained(transfer_id):
+            if receiver := self._receivers.get(transfer_id):
+                receiver.end()
+            else:
+                self._receiver_host.transfer_closed(transfer_id)
+
+
+def _report(error: BaseException) -> None:
+    log.error("a task of the transfer agent ended by a bug", exc_info=error)
 
 
 class AgentThread:

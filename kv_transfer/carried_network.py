@@ -16,6 +16,7 @@ import asyncio
 import contextlib
 import functools
 import hashlib
+import logging
 import socket
 from pathlib import Path
 
@@ -28,6 +29,7 @@ STILL_S = 2.0
 WATCH_S = 0.5
 RESTART_PAUSE_S, MAX_PAUSE_S = 1.0, 60.0
 BACKLOG = 128
+log = logging.getLogger(__name__)
 
 
 @functools.cache
@@ -79,20 +81,30 @@ class CarriedNetwork:
             try:
                 await client.ready()
                 pause_s = RESTART_PAUSE_S
+                await self._watch(client)
             except StreamClosed:
-                client.kill()
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
-            num_still, before = 0, -1.0
-            # Only watches of its own are counted: a worker that was stopped itself blames nobody.
-            while not client.is_dead and num_still * WATCH_S < STILL_S:
-                num_still, before = num_still + 1 if client.beat_at == before else 0, client.beat_at
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(WATCH_S):
-                        await client.died.wait()
+            except Exception:
+                # Without a keeper nobody would ever start the next one.
+                log.exception("the watch over the %s carrier broke on a bug", self._kind)
             await client.close()
             await asyncio.sleep(pause_s)
             with contextlib.suppress(OSError):  # no process to be had: the next turn tries again
                 self._spawn()
+
+    async def _watch(self, client: CarrierClient) -> None:
+        """Return when it is dead, or has shown no pulse for too long.
+
+        Only watches of its own are counted: a worker that was stopped itself blames nobody.
+        """
+        num_still = 0
+        before = -1.0
+        while not client.is_dead and num_still * WATCH_S < STILL_S:
+            num_still = num_still + 1 if client.beat_at == before else 0
+            before = client.beat_at
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await client.died.wait()
 
     async def dial(self, address: str) -> MessageStream:
         """See `Network`; `listen` comes first."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import os
 import socket
 import subprocess
@@ -24,6 +25,7 @@ DIAL_TIMEOUT_S = {"gloo": 0.7, "nccl": 3.0, "nixl": 3.0}
 """Longest wait for a stream, a new link included: what is slow to begin is begun when workers meet."""
 START_TIMEOUT_S = 30.0
 SOCKET_BYTES = 1 << 20
+log = logging.getLogger(__name__)
 STDERR = 2
 """Where a carrier's libraries may write: standard output can be somebody's protocol."""
 
@@ -153,7 +155,13 @@ class CarrierClient:
             self.kill()
             return
         self.beat_at = asyncio.get_running_loop().time()
-        self._obey(Record.unpack(data), fds)
+        try:
+            self._obey(Record.unpack(data), fds)
+        except Exception:
+            # What it says makes no sense, or a bug of ours: the loop would log it and read on. The
+            # next one begins with clean books, and transfers go another way meanwhile.
+            log.exception("the %s carrier is ended: its record could not be obeyed", self.kind)
+            self.kill()
 
     def _obey(self, record: Record, fds: list[int]) -> None:
         link = self._links.get(record.link)

@@ -24,6 +24,12 @@ from core.types import Logprob
 from kv_transfer.copying import Array, bind
 
 MAX_CONTROL_BYTES = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 24
+"""Every transport carries a message as long as this; `transfer.frame_bytes` may be as large."""
+MAX_RESENDS = 64
+"""Parts a receiver may ask for again in one transfer before the attempt is given up."""
+MAPPED_FRAMES = 8
+"""Frames without payload may stand for so many: only their books cost time, kept per frame."""
 FRAME, FRAME_IN_POOL = 5, 14
 ENTRY = np.dtype(
     [("block", "<u4"), ("layer", "<u2"), ("shard", "<u2"), ("num_valid_tokens", "<u4"), ("source", "<u4"),
@@ -34,6 +40,7 @@ ENTRY = np.dtype(
 _HEAD = struct.Struct("<BII")  # kind, number, CRC-32
 _NUMBER = struct.Struct("<BI")
 _FRAME = struct.Struct("<HI1x")  # sub-attempt, entries; what follows is aligned to words
+FRAME_HEAD_BYTES = _HEAD.size + _FRAME.size
 _OPEN = struct.Struct(
     f"<B{TRANSFER_ID_BYTES}sqHHHH"
 )  # ..., shards, block size, id bytes, identity bytes
@@ -188,21 +195,51 @@ def combined_checksum(checksums: Array) -> int:
     return zlib.crc32(np.ascontiguousarray(checksums).tobytes())
 
 
+def parts_per_frame(frame_bytes: int, part_bytes: int, *, is_mapped: bool) -> int:
+    """How many parts go into one frame, so that with head and entries it is as long as allowed.
+
+    Args:
+        frame_bytes: Longest frame; one part always goes.
+        part_bytes: Of one part.
+        is_mapped: The payload stays in the pool; a frame stands for up to `MAPPED_FRAMES` then.
+    """
+    room = frame_bytes - FRAME_HEAD_BYTES
+    if is_mapped:
+        count = min(MAPPED_FRAMES * frame_bytes // part_bytes, room // ENTRY.itemsize)
+    else:
+        count = room // (ENTRY.itemsize + part_bytes)
+    return max(1, count)
+
+
 def encode_frame(
     number: int, sub_attempt: int, entries: Array, payload: memoryview | None
 ) -> bytes:
     """Encode a frame.
 
     The payload has the entries' checksums, so that only its damaged parts are asked for again.
+
+    Raises:
+        KVTransferError: No transport carries a message as long.
     """
     kind = FRAME if payload is not None else FRAME_IN_POOL
+    num_bytes = FRAME_HEAD_BYTES + entries.nbytes + len(payload or b"")
+    if num_bytes > MAX_MESSAGE_BYTES:
+        raise KVTransferError(
+            f"a frame of {len(entries)} parts has {num_bytes} bytes, a message has at most "
+            f"{MAX_MESSAGE_BYTES}; lower transfer.frame_bytes or engine.block_size_tokens"
+        )
     body = _FRAME.pack(sub_attempt, len(entries)) + entries.tobytes()
     return b"".join((_HEAD.pack(kind, number, _head_crc(kind, number, body)), body, payload or b""))
 
 
 def encode(number: int, message: Message) -> bytes:
-    """Encode any message but `Frame`; `number` is its place in its stream."""
+    """Encode any message but `Frame`; `number` is its place in its stream.
+
+    Raises:
+        KVTransferError: It is longer than a peer would take.
+    """
     plain = _encode(message)
+    _check_control(plain)
     kind, body = plain[0], plain[1:]
     return _HEAD.pack(kind, number, _head_crc(kind, number, body)) + body
 
@@ -279,12 +316,16 @@ def decode(data: bytes) -> tuple[int, Message]:
         ) from error
 
 
+def _check_control(plain: bytes) -> None:
+    if len(plain) > MAX_CONTROL_BYTES:
+        raise KVTransferError(
+            f"a transfer control message has {len(plain)} bytes, the limit is {MAX_CONTROL_BYTES}"
+        )
+
+
 def _decode(data: bytes) -> Message:
     kind = data[0]
-    if len(data) > MAX_CONTROL_BYTES:
-        raise KVTransferError(
-            f"a transfer control message has {len(data)} bytes, the limit is {MAX_CONTROL_BYTES}"
-        )
+    _check_control(data)
     if kind in _EMPTY:
         return _EMPTY[kind]()
     match kind:

@@ -26,6 +26,8 @@ from core.session import WayReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
+from kv_transfer.failures import failure_of
+from kv_transfer.fenced_pool import FIRST_GENERATION, FencedPool
 from kv_transfer.resharding import Grid, PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 
@@ -85,11 +87,12 @@ class FetchOrder:
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
-    """Blocks that await KV, by position in the sequence, with the generation they had when taken."""
+    """Blocks that await KV, by position in the sequence; generations are those at the time."""
 
     block_ids: tuple[int, ...]
     generations: tuple[int, ...]
     have_blocks: int
+    pool_generation: int = FIRST_GENERATION
 
 
 class Receiver:
@@ -115,7 +118,9 @@ class Receiver:
         self._note, self._silence_s, self._copy_threads = note, silence_s, copy_threads
         self._stream: MessageStream | None = None
         self._reservation: Reservation | None = None
+        self._fence: FencedPool | None = None
         self._starting: frames.Starting | None = None
+        self._grid: Grid | None = None
         self._pool: PoolParts | None = None
         self._source: PoolParts | None = None
         self._sub_attempt = 0
@@ -136,10 +141,17 @@ class Receiver:
     # --- told by the worker -------------------------------------------------------------------------
 
     def reserved(self, reservation: Reservation) -> None:
-        """Blocks are reserved: frames may come."""
-        if self.is_closed or self._pool is None or self._starting is None:
+        """Blocks are reserved: frames may come.
+
+        Raises:
+            KVTransferError: They are of a pool that was replaced since.
+        """
+        grid = self._grid
+        if self.is_closed or grid is None or self._starting is None:
             return
-        self._reservation, grid = reservation, self._pool.grid
+        self._fence = FencedPool(self._kv, reservation.pool_generation)
+        self._pool = self._fence.parts(self._layout, grid, self._copy_threads)
+        self._reservation = reservation
         self._block_ids = np.asarray(reservation.block_ids, np.int64)
         shape = self._layout.num_layers, grid.num_shards, grid.blocks_for(self._starting.num_tokens)
         self._checksums, self._is_here = np.zeros(shape, np.uint64), np.zeros(shape, bool)
@@ -165,6 +177,11 @@ class Receiver:
             self._note(Transition.RECEIVER_ENDED)
         self._finish()
 
+    def fail(self, error: ServingError) -> None:
+        """Something broke here: the worker is told; the peer sees the stream end."""
+        self._fail(error)
+        self._finish()
+
     def _reply(self, message: frames.Message) -> None:
         self._replies.append(message)
         self._wake.set()
@@ -176,35 +193,30 @@ class Receiver:
     # --- the stream ---------------------------------------------------------------------------------
 
     async def run(self, network: Network, open_timeout_s: float) -> None:
-        """Fetch; whatever happens, the host hears `transfer_closed` last."""
+        """Fetch; whatever happens, nothing is raised and the host hears `transfer_closed` last."""
+        stream: MessageStream | None = None
         try:
-            async with asyncio.timeout(open_timeout_s):
-                stream = await network.dial(self.order.address)
-                await self._send(stream, self._open_message())
-        except (StreamClosed, TimeoutError):
-            self._note(Transition.RECEIVER_UNREACHED)
-            self._fail(KVTransferError("the prefill worker could not be reached for the KV"))
-            self._host.transfer_closed(self.order.transfer_id)
-            return
-        try:
+            try:
+                async with asyncio.timeout(open_timeout_s):
+                    stream = await network.dial(self.order.address)
+                    await self._send(stream, self._open_message())
+            except (StreamClosed, TimeoutError):
+                self._note(Transition.RECEIVER_UNREACHED)
+                raise KVTransferError(
+                    "the prefill worker could not be reached for the KV"
+                ) from None
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(stream))
                 beats = tasks.create_task(self._beat())
                 await self._write(stream)
                 reader.cancel()
                 beats.cancel()
-        except* StreamClosed:
-            self._fail(KVTransferError("the prefill worker's stream was lost"))
-        except* TimeoutError:
-            self._fail(
-                KVTransferError(f"the prefill worker's stream was silent for {self._silence_s:g} s")
-            )
-        except* ServingError as group:
-            first = group.exceptions[0]
-            self._fail(first if isinstance(first, ServingError) else KVTransferError(str(first)))
+        except Exception as error:  # noqa: BLE001 - whatever broke here fails this transfer, logged
+            self._fail(failure_of(error, "the prefill worker's stream", self._silence_s))
         finally:
             self.is_closed = True
-            stream.reset()
+            if stream is not None:
+                stream.reset()
             self._host.transfer_closed(self.order.transfer_id)
 
     async def _send(self, stream: MessageStream, message: frames.Message) -> None:
@@ -285,12 +297,11 @@ class Receiver:
 
     def _meet(self, starting: frames.Starting, stream: MessageStream) -> None:
         """Find the common grid; if the sender's pool is mapped here, parts are read from it."""
+        if self._starting is not None:
+            raise KVTransferError("the prefill worker started this transfer twice")
         self._transport = stream.transport
         grid = common_grid(self._layout, starting.num_shards, starting.block_size_tokens)
-        self._starting, self._pool = (
-            starting,
-            PoolParts(self._kv.segments(), self._layout, grid, self._copy_threads),
-        )
+        self._starting, self._grid = starting, grid
         if isinstance(stream, MappedStream) and stream.peer_segments is not None:
             theirs = replace(
                 self._layout,
@@ -304,10 +315,11 @@ class Receiver:
         if frame.sub_attempt != self._sub_attempt or self._is_arrived:
             self.num_late_frames += 1
             return
-        pool, reservation = self._pool, self._reservation
+        pool, reservation, fence = self._pool, self._reservation, self._fence
         entries, source = frame.entries, self._source
-        if pool is None or reservation is None or not len(entries):
+        if pool is None or reservation is None or fence is None or not len(entries):
             raise KVTransferError(f"a frame of {len(entries)} parts was not expected")
+        fence.check()
         self._check_range(entries, pool, reservation)
         at = entries["block"] // pool.blocks_per_block
         self._check_owner(reservation, int(at.min()), int(at.max()) + 1)
@@ -373,6 +385,11 @@ class Receiver:
 
     def _ask_again(self, bad: list[tuple[int, int, int]]) -> None:
         self._note(Transition.RECEIVER_DAMAGED)
+        if len(self._asked_again) + len(bad) > frames.MAX_RESENDS:
+            raise ChecksumMismatch(
+                f"{len(bad)} parts of the KV came damaged after {len(self._asked_again)}, "
+                f"{frames.MAX_RESENDS} may be asked for again"
+            )
         twice = [part for part in bad if part in self._asked_again]
         if twice:
             raise ChecksumMismatch(
@@ -389,7 +406,7 @@ class Receiver:
         num_here = int(self._is_here.sum())
         if num_here < commit.num_entries:
             return  # parts that were asked for again are on their way
-        if reservation is None or self._pool is None:
+        if reservation is None or self._pool is None or self._fence is None:
             raise KVTransferError("the prefill worker committed before blocks were reserved")
         grid = self._pool.grid
         first, last = self._wire_blocks(grid, reservation)
@@ -400,6 +417,7 @@ class Receiver:
             )
         if frames.combined_checksum(self._checksums) != commit.checksum:
             raise ChecksumMismatch("the checksum over all parts does not match")
+        self._fence.check()
         self._is_arrived = True
         self._note(Transition.RECEIVER_ARRIVED)
         num_blocks = len(reservation.block_ids) - reservation.have_blocks

@@ -11,6 +11,7 @@ not know the scheduler: it is told block ids and reports through `SenderHost`. C
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -33,15 +34,15 @@ from core.ports import KVBytes, MappedStream, MessageStream, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
+from kv_transfer.failures import failure_of
+from kv_transfer.fenced_pool import FIRST_GENERATION, FencedPool
 from kv_transfer.resharding import PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 
 BEAT_S = 0.5
 COALESCE_S = 0.002
-MAPPED_FRAMES = 8
-"""Frames without payload may stand for this much more: only their books cost time, and are kept per frame."""
-MAX_RESENDS = 64
-"""Entries a receiver may ask for again in one transfer before the attempt is given up."""
+LAST_SUB_ATTEMPT = (1 << 16) - 1
+"""As far as sub-attempts are counted on the wire: drained up to here means all of them."""
 
 
 @runtime_checkable
@@ -61,17 +62,18 @@ class SenderHost(Protocol):
         ...
 
     def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
-        """Nothing of this sub-attempt is being read any more."""
+        """Nothing of this sub-attempt, or of one before it, is being read any more."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A transfer this worker will serve, and the only peer that may fetch it."""
+    """A transfer this worker will serve, the only peer that may fetch it, and the pool it means."""
 
     transfer_id: TransferId
     receiver_id: WorkerId
     receiver_incarnation: Incarnation
+    pool_generation: int = FIRST_GENERATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +104,8 @@ class Sender:
         self.last_traffic_at = 0.0
         self.is_closed = False
         self.num_bytes = 0
-        self._host, self._kv, self._layout, self._note = host, kv, layout, note
+        self._host, self._layout, self._note = host, layout, note
+        self._fence = FencedPool(kv, offer.pool_generation)
         self._frame_bytes = config.frame_bytes
         self._silence_s = config.lease_s
         self._stream: MessageStream | None = None
@@ -118,7 +121,9 @@ class Sender:
         self._control: deque[frames.Message] = deque()
         self._arrivals = Arrivals()
         self._num_sent = 0
+        self._is_partnered = False
         self._is_mapped = False
+        self._parts_per_frame = 1
         self._num_resends = 0
         self._wake = asyncio.Event()
 
@@ -207,20 +212,27 @@ class Sender:
             )
             self.end(LeaseExpired("the lease on the KV expired"))
 
+    def fail(self, error: ServingError) -> None:
+        """Something broke here: the worker and the peer are told."""
+        self._lost(error)
+        self.end(error)
+
     # --- the stream ---------------------------------------------------------------------------------
 
+    @property
+    def has_stream(self) -> bool:
+        """True once a receiver has opened its stream: it opens one, and nobody else may."""
+        return self._stream is not None
+
     async def serve(self, stream: MessageStream, opened: frames.Open) -> None:
-        """Carry one accepted stream, whose number 0 was `opened`, to its end."""
+        """Carry the one stream, whose number 0 was `opened`, to its end; raises nothing."""
         self._arrivals.is_new(0)
-        try:
-            self._pool = self._meet(opened)
-        except LayoutMismatch as error:
-            self._note(Transition.SENDER_MISFIT)
-            await self._send(stream, frames.Failed(*to_wire(error)))
-            self._host.transfer_lost(self.offer.transfer_id, error)
-            self._close()
-            return
         self._stream, self._is_mapped = stream, isinstance(stream, MappedStream)
+        try:
+            self._pool = self._meet(stream, opened)
+        except Exception as error:  # noqa: BLE001 - whatever broke here fails this transfer, logged
+            await self._refuse(stream, failure_of(error, "the meeting with the decode worker"))
+            return
         self._note(Transition.SENDER_OPENED)
         if self._starting is not None:
             self._say(replace(self._starting, sub_attempt=self._sub_attempt))
@@ -229,34 +241,47 @@ class Sender:
                 reader = tasks.create_task(self._read(stream))
                 await self._write(stream)
                 reader.cancel()
-        except* StreamClosed:
-            self._lost(KVTransferError("the decode worker's fetch stream was lost"))
-        except* TimeoutError:
-            self._lost(
-                KVTransferError(
-                    f"the decode worker's fetch stream was silent for {self._silence_s:g} s"
-                )
-            )
-        except* ServingError as group:
-            first = group.exceptions[0]
-            self._lost(first if isinstance(first, ServingError) else KVTransferError(str(first)))
+        except Exception as error:  # noqa: BLE001 - whatever broke here fails this transfer, logged
+            self._lost(failure_of(error, "the decode worker's fetch stream", self._silence_s))
+            stream.reset()
         finally:
             if not self.is_closed:
                 self._close()
 
-    def _meet(self, opened: frames.Open) -> PoolParts:
+    async def _refuse(self, stream: MessageStream, error: ServingError) -> None:
+        """End what cannot even begin; the peer hears why."""
+        if isinstance(error, LayoutMismatch):
+            self._note(Transition.SENDER_MISFIT)
+        self._lost(error)
+        self._close()
+        with contextlib.suppress(StreamClosed, TimeoutError):
+            async with asyncio.timeout(self._silence_s):
+                await self._send(stream, frames.Failed(*to_wire(error)))
+                await stream.close()
+
+    def _meet(self, stream: MessageStream, opened: frames.Open) -> PoolParts:
         """Agree with the receiver on the parts that travel.
 
         Raises:
             LayoutMismatch: Names every difference.
+            KVTransferError: The pool is not the one that was offered, or that the peer has mapped.
         """
         differences = self._layout.differences(opened.identity)
         if differences:
             raise LayoutMismatch(f"KV cannot go between these workers: {'; '.join(differences)}")
-        if self._stream is not None:
-            raise LayoutMismatch("this transfer has a stream already; a receiver opens one")
         grid = common_grid(self._layout, opened.num_shards, opened.block_size_tokens)
-        return PoolParts(self._kv.segments(), self._layout, grid)
+        pool = self._fence.parts(self._layout, grid)
+        self._fence.check_mapping(stream)
+        longest = frames.MAX_MESSAGE_BYTES - frames.FRAME_HEAD_BYTES - frames.ENTRY.itemsize
+        if pool.part_bytes > longest and not self._is_mapped:
+            raise LayoutMismatch(
+                f"a part of KV between these workers has {pool.part_bytes} bytes, a message "
+                f"carries {longest}; lower engine.block_size_tokens"
+            )
+        self._parts_per_frame = frames.parts_per_frame(
+            self._frame_bytes, pool.part_bytes, is_mapped=self._is_mapped
+        )
+        return pool
 
     def _lost(self, error: ServingError) -> None:
         if not self.is_closed:
@@ -309,6 +334,9 @@ class Sender:
             raise KVTransferError(
                 f"the decode worker claims to have {have_tokens} tokens of this transfer"
             )
+        if self._is_partnered:
+            raise KVTransferError("the decode worker reserved twice for this transfer")
+        self._is_partnered = True
         self._note(Transition.SENDER_PARTNERED)
         grid = pool.grid
         self._first_block = grid.blocks_for(have_tokens)
@@ -328,9 +356,10 @@ class Sender:
             for batch in self._sent
             for e in batch
         }
-        if any(part not in sent for part in parts) or self._num_resends > MAX_RESENDS:
+        if any(part not in sent for part in parts) or self._num_resends > frames.MAX_RESENDS:
             raise KVTransferError(
-                f"the decode worker asked {self._num_resends} times for parts again, the limit is {MAX_RESENDS}"
+                f"the decode worker asked for {self._num_resends} parts again, the limit is "
+                f"{frames.MAX_RESENDS}, of what was sent"
             )
         self._queue(np.array([sent[part] for part in parts], frames.ENTRY))
 
@@ -378,16 +407,13 @@ class Sender:
             pass
 
     def _has_reason_to_send(self) -> bool:
-        is_full = (
-            self._pool is not None
-            and self._num_waiting * self._pool.part_bytes >= self._frame_bytes
-        )
+        is_full = self._num_waiting >= self._parts_per_frame
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
     def _build_frame(self, pool: PoolParts) -> bytes:
         """Copy up to a frame of parts out of the pool, or only say where they lie if the receiver can read there."""
-        frame_bytes = self._frame_bytes * (MAPPED_FRAMES if self._is_mapped else 1)
-        entries = self._next_entries(max(1, frame_bytes // pool.part_bytes))
+        self._fence.check()
+        entries = self._next_entries(self._parts_per_frame)
         payload, tallies = (None, pool.tally(entries)) if self._is_mapped else pool.gather(entries)
         checksums = frames.bound_checksums(
             self.offer.transfer_id, self._sub_attempt, entries, tallies

@@ -26,12 +26,12 @@ from dataclasses import dataclass
 
 from core.ports import SharedPool, StreamClosed, StreamHandler
 from core.segments import touch
+from kv_transfer.frames import MAX_MESSAGE_BYTES
 
 NAME_BYTES = 16
 MAX_SEGMENTS = 64
 UNUSED_S = 30.0
 """A mapping keeps a dead peer's memory from the system, so what is not used is let go; mapping again is cheap."""
-MAX_MESSAGE_BYTES = 4 << 20
 ANSWER_TIMEOUT_S = 2.0
 BACKLOG = 256
 ACCEPT_PAUSE_S = 0.1
@@ -51,9 +51,10 @@ class _SharedStream:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         segments: list[memoryview] | None,
+        pool_name: bytes,
     ) -> None:
         self._reader, self._writer = reader, writer
-        self.peer_segments = segments
+        self.peer_segments, self.pool_name = segments, pool_name
 
     async def send(self, message: bytes) -> None:
         try:
@@ -129,19 +130,22 @@ class SharedNetwork:
     async def _accept(self, connection: socket.socket, on_stream: StreamHandler) -> None:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await self._hand_over(connection)
+                pool_name = await self._hand_over(connection)
         except (OSError, TimeoutError, StreamClosed):
             connection.close()
             return
+        except BaseException:
+            connection.close()
+            raise
         reader, writer = await asyncio.open_unix_connection(sock=connection)
-        stream = _SharedStream(reader, writer, None)
+        stream = _SharedStream(reader, writer, None, pool_name)
         try:
             await on_stream(stream)
         finally:
             writer.close()
 
-    async def _hand_over(self, connection: socket.socket) -> None:
-        """Check who dials, and give it what it has not mapped yet."""
+    async def _hand_over(self, connection: socket.socket) -> bytes:
+        """Check who dials, and give it what it has not mapped yet; returns the pool's name."""
         loop = asyncio.get_running_loop()
         _check_user(connection)
         known = await loop.sock_recv(connection, NAME_BYTES)
@@ -153,6 +157,7 @@ class SharedNetwork:
         )
         # A fresh socket's buffer takes these few bytes at once.
         socket.send_fds(connection, [head], [] if known == pool.name else list(pool.fds))
+        return pool.name
 
     async def dial(self, address: str) -> _SharedStream:
         """See `Network`; afterwards the stream's `peer_segments` are the peer's pool."""
@@ -163,19 +168,21 @@ class SharedNetwork:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
                 await loop.sock_connect(connection, address.replace("@", "\0", 1))
                 _check_user(connection)
-                segments = await self._map(connection, address)
+                mapped = await self._map(connection, address)
         except (OSError, TimeoutError, struct.error, StreamClosed) as error:
             connection.close()
             raise StreamClosed(f"no shared memory with {address}: {error}") from error
+        except BaseException:  # whoever dials has given up, or a bug: nobody else has the socket
+            connection.close()
+            raise
         reader, writer = await asyncio.open_unix_connection(sock=connection)
-        if known is None or known.segments is not segments:
-            for segment in (
-                segments
-            ):  # workers meet before a request needs them, so it is a meeting that waits here
+        if known is None or known.segments is not mapped.segments:
+            # Workers meet before a request needs them, so it is a meeting that waits here.
+            for segment in mapped.segments:
                 await asyncio.to_thread(touch, segment)
-        return _SharedStream(reader, writer, segments)
+        return _SharedStream(reader, writer, mapped.segments, mapped.name)
 
-    async def _map(self, connection: socket.socket, address: str) -> list[memoryview]:
+    async def _map(self, connection: socket.socket, address: str) -> _Mapped:
         loop = asyncio.get_running_loop()
         known = self._mapped.get(address)
         name, segments = (known.name, known.segments) if known else (NO_POOL, [])
@@ -199,9 +206,9 @@ class SharedNetwork:
         finally:
             for fd in fds:
                 os.close(fd)
-        self._mapped[address] = _Mapped(new_name, segments, loop.time())
+        mapped = self._mapped[address] = _Mapped(new_name, segments, loop.time())
         self._purge = self._purge or loop.call_later(UNUSED_S, self._let_go)
-        return segments
+        return mapped
 
     def _let_go(self) -> None:
         """Forget what nobody dialled for a while; streams keep what they use."""

@@ -16,7 +16,7 @@ from core.errors import Cancelled, InvariantViolation, ServingError
 from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
-from core.ports import Clock
+from core.ports import Clock, KVBytes
 from core.session import Meet, Task
 from core.types import Logprob
 from engine.sequence import Handover, Sequence, Status
@@ -46,13 +46,17 @@ class PrefillPart:
 
     task = Task.PREFILL
 
-    def __init__(self, worker: Worker, layout: KVLayout, clock: Clock, post: Post) -> None:
+    def __init__(
+        self, worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
+    ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker, self._layout, self._clock, self._post = worker, layout, clock, post
+        self._worker, self._kv, self._layout = worker, kv, layout
+        self._clock, self._post = clock, post
         self._agent: TransferAgent | None = None
         self._outgoing: dict[TransferId, Outgoing] = {}
         self._by_key: dict[int, Outgoing] = {}
-        self._draining: dict[TransferId, list[int]] = {}
+        self._draining: dict[TransferId, dict[int, list[int]]] = {}
+        """Pins of ended transfers, by sub-attempt."""
         worker.scheduler.hooks.announce = self._announce
         worker.scheduler.hooks.started = self._started
         worker.scheduler.hooks.preempted = self._preempted
@@ -92,9 +96,10 @@ class PrefillPart:
         outgoing = Outgoing(attempt, sequence, [0] * num_layers, [0] * num_layers)
         self._outgoing[submit.transfer_id] = outgoing
         self._by_key[sequence.key] = outgoing
-        self._post(
-            self.agent.offer, Offer(submit.transfer_id, submit.peer_id, submit.peer_incarnation)
+        offer = Offer(
+            submit.transfer_id, submit.peer_id, submit.peer_incarnation, self._kv.generation
         )
+        self._post(self.agent.offer, offer)
         self._worker.scheduler.submit(sequence)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
@@ -104,10 +109,8 @@ class PrefillPart:
         if outgoing is None:
             return
         del self._by_key[outgoing.sequence.key]
-        pins = self._worker.scheduler.tables.pin(outgoing.sequence)
-        for blocks in outgoing.pins.values():
-            pins += blocks
-        self._draining[transfer_id] = pins
+        outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(outgoing.sequence)
+        self._draining[transfer_id] = outgoing.pins
         self._post(self.agent.end_send, transfer_id, error or Cancelled("the request ended"))
 
     def layer_done(self, plan: StepPlan, layer: int) -> None:
@@ -252,23 +255,24 @@ class PrefillPart:
             self._worker.end(outgoing.attempt, error)
 
     def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
-        """Nothing of this sub-attempt is read any more: drop its pins."""
+        """Nothing up to this sub-attempt is read any more: drop its pins, not later ones'."""
         outgoing = self._outgoing.get(transfer_id)
-        if outgoing is not None:
-            self._worker.scheduler.tables.unpin(outgoing.pins.pop(sub_attempt, []))
-        else:
-            self._worker.scheduler.tables.unpin(self._draining.pop(transfer_id, []))
+        pins = self._draining.get(transfer_id, {}) if outgoing is None else outgoing.pins
+        for drained in [number for number in pins if number <= sub_attempt]:
+            self._worker.scheduler.tables.unpin(pins.pop(drained))
+        if not pins:
+            self._draining.pop(transfer_id, None)
         self._worker.wake()
 
 
 def prefill_role(
-    worker: Worker, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+    worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
 ) -> RoleWiring:
     """Make the prefill role of a worker."""
-    part = PrefillPart(worker, layout, clock, to_agent)
+    part = PrefillPart(worker, kv, layout, clock, to_agent)
     return RoleWiring(
         part,
-        PostedSenderHost(part, to_worker),
+        PostedSenderHost(part, to_worker, worker.fail_transfer),
         lambda agent, _: part.use_agent(agent),
         lambda: part.num_live,
     )

@@ -21,7 +21,7 @@ from engine.block_pool import BlockPool
 from engine.block_tables import Limits
 from engine.scheduler import Scheduler
 from kv_transfer.agent import AgentThread, TransferAgent
-from kv_transfer.posting import Post
+from kv_transfer.posting import Post, watched
 from kv_transfer.receiver import ReceiverHost
 from kv_transfer.sender import SenderHost
 from worker.worker import RestartableRunner, RolePart, Worker
@@ -37,8 +37,8 @@ class RoleWiring:
     num_live: Callable[[], int]
 
 
-MakeRole = Callable[[Worker, KVLayout, Clock, Post, Post], RoleWiring]
-"""(worker, layout, clock, post to the agent's loop, post to the worker's loop) -> role."""
+MakeRole = Callable[[Worker, KVBytes, KVLayout, Clock, Post, Post], RoleWiring]
+"""(worker, pool, layout, clock, post to the agent's loop, post to the worker's loop) -> role."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,17 +88,23 @@ class WorkerUnit:
         self.worker.tracing = parts.tracing
         loop = asyncio.get_running_loop()
         agent_loop = agent_thread.loop if agent_thread else loop
+
+        def agent_broke(error: BaseException) -> None:
+            loop.call_soon_threadsafe(self.worker.break_down, error)
+
         role = parts.make_role(
             self.worker,
+            parts.kv,
             parts.layout,
             parts.clock,
-            agent_loop.call_soon_threadsafe,
-            loop.call_soon_threadsafe,
+            watched(agent_loop.call_soon_threadsafe, agent_broke),
+            watched(loop.call_soon_threadsafe, self.worker.break_down),
         )
         self.agent = TransferAgent(
             parts.transfer_network, role.host, parts.kv, parts.layout, parts.transfer, self.pool.generation,
             parts.clock.now_s,
         )  # fmt: skip
+        self.agent.on_fault = agent_broke
         role.use_agent(self.agent, (self.descriptor.worker_id, self.descriptor.incarnation))
         self.worker.use_part(role.part)
         self._num_live = role.num_live

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from core.errors import (
     StepFailed,
     WorkerLost,
 )
-from core.ids import Epoch, RequestId, RouterId
+from core.ids import Epoch, RequestId, RouterId, TransferId
 from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.ports import Clock, Network, Runner
 from core.session import (
@@ -51,6 +52,7 @@ from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
 
 MAX_TOMBSTONES = 4096
+log = logging.getLogger(__name__)
 
 
 class RolePart(Protocol):
@@ -149,9 +151,16 @@ class Worker:
         return address
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or self.fatal is None or self.fatal.done():
+        if not task.cancelled():
+            self.break_down(
+                task.exception() or InvariantViolation("a task that never ends has ended")
+            )
+
+    def break_down(self, error: BaseException) -> None:
+        """End the worker: something it cannot go on without has broken. The first error is kept."""
+        log.error("the worker cannot go on", exc_info=error)
+        if self.fatal is None or self.fatal.done():
             return
-        error = task.exception() or InvariantViolation("a task that never ends has ended")
         self.is_ready = False
         self.fatal.set_exception(error)
 
@@ -212,8 +221,7 @@ class Worker:
             return
         attempt = Attempt(router_id, submit)
         try:
-            if self._is_draining:
-                raise Draining("the worker is shutting down; another one will take the request")
+            self._check_open()
             if submit.task is Task.LOCAL:
                 self._begin_local(attempt)
             elif self._part is not None and self._part.task is submit.task:
@@ -228,6 +236,20 @@ class Worker:
         self._drop_old(old)
         self._enter(attempt)
         self._loop.wake()
+
+    def _check_open(self) -> None:
+        """Take nothing in that would be lost: while the ranks are down there is no pool.
+
+        Raises:
+            Draining: Nothing of the request is here, so it moves, and no fault is counted.
+        """
+        if self._is_draining:
+            raise Draining("the worker is shutting down; another one will take the request")
+        if not self.is_ready:
+            raise Draining(
+                "the worker's ranks are not running, fresh ones start; "
+                "another worker will take the request"
+            )
 
     def _enter(self, attempt: Attempt) -> None:
         self.num_attempts += 1
@@ -390,6 +412,12 @@ class Worker:
         self._stop_sequences(attempt, error)
         self._sessions.session(attempt.router_id).touch(attempt)
         self._loop.wake()
+
+    def fail_transfer(self, transfer_id: TransferId, error: ServingError) -> None:
+        """End the attempt that a transfer belongs to: a step of it broke here."""
+        for attempt in list(self.attempts.values()):
+            if attempt.submit.transfer_id == transfer_id:
+                self.end(attempt, error)
 
     def _stop_sequences(self, attempt: Attempt, error: ServingError | None) -> None:
         if self._part is not None and attempt.submit.task is not Task.LOCAL:

@@ -1,0 +1,57 @@
+"""Opens that came before their Submit, and wait for it a while.
+
+Owns who waits, for how long, and how many may: in all, and per peer, so that one that opens what
+nobody submitted does not use up the places of others. Does not know streams or offers. Called by
+`kv_transfer.agent`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+from core.ids import TransferId, WorkerId
+
+MAX_PARKED = 256
+MAX_PARKED_PER_PEER = 32
+
+
+class ParkingLot:
+    """Places for early Opens."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._waiting: dict[TransferId, dict[asyncio.Event, None]] = {}
+        self._by_peer: Counter[WorkerId] = Counter()
+
+    def __len__(self) -> int:
+        """Opens that wait; zero at rest."""
+        return self._by_peer.total()
+
+    def has_room(self, peer: WorkerId) -> bool:
+        """True if one more of this peer's Opens may wait."""
+        return len(self) < MAX_PARKED and self._by_peer[peer] < MAX_PARKED_PER_PEER
+
+    async def wait(self, transfer_id: TransferId, peer: WorkerId, park_s: float) -> None:
+        """Wait until the transfer is offered, for at most `park_s`; any way out frees the place."""
+        event = asyncio.Event()
+        self._waiting.setdefault(transfer_id, {})[event] = None
+        self._by_peer[peer] += 1
+        try:
+            async with asyncio.timeout(park_s):
+                await event.wait()
+        except TimeoutError:
+            pass  # whoever asked looks for the offer itself
+        finally:
+            waiting = self._waiting[transfer_id]
+            del waiting[event]
+            if not waiting:
+                del self._waiting[transfer_id]
+            self._by_peer[peer] -= 1
+            if not self._by_peer[peer]:
+                del self._by_peer[peer]
+
+    def offered(self, transfer_id: TransferId) -> None:
+        """A Submit has come: let whoever waits for it go on."""
+        for event in self._waiting.get(transfer_id, ()):
+            event.set()
