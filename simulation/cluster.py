@@ -37,9 +37,12 @@ from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
+from worker.sessions import FRAME_BYTES
 from worker.unit import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
+HEAD_BYTES = 1 << 10
+"""Room in a message for what is around a frame."""
 
 
 @dataclass(slots=True)
@@ -249,6 +252,7 @@ class SimCluster:
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,
             descriptor=descriptor,
+            frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - HEAD_BYTES),
         )
         context = on_node(node)
         unit = context.run(WorkerUnit, parts, None)

@@ -127,7 +127,7 @@ def _calm(rng: random.Random) -> Shape:
         step_s=rng.choice([0.0005, 0.004, 0.02]),
         latency_s=rng.choice([(1e-6, 2e-5), (0.0001, 0.002), (0.001, 0.03)]),
         max_model_len=MODEL_LEN,
-        max_message_bytes=rng.choice([8, 16, 64]) << 10,
+        max_message_bytes=rng.choice([10, 16, 64]) << 10,
         spawn_s=rng.choice([0.0, 0.05, 0.6]),
         load_s=rng.choice([0.1, 0.5, 2.0]),
     )

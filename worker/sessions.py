@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -40,6 +41,8 @@ from core.session import (
     WorkerDescriptor,
 )
 from worker.attempt import MIN_SHARE_BYTES, Attempt
+
+log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 ROUTER_PATIENCE_S = 5.0
@@ -90,9 +93,16 @@ Fail = Callable[[RequestId, Epoch, ServingError], None]
 class RouterSession:
     """One router's side: its attempts, and the stream while there is one."""
 
-    def __init__(self, router_id: RouterId, fail: Fail) -> None:
-        """Start without a stream; `fail` ends an attempt that cannot be told."""
+    def __init__(self, router_id: RouterId, fail: Fail, frame_bytes: int = FRAME_BYTES) -> None:
+        """Start without a stream.
+
+        Args:
+            router_id: Whose session it is.
+            fail: Ends an attempt that cannot be told.
+            frame_bytes: Longest frame; at least `MIN_SHARE_BYTES`.
+        """
         self.router_id = router_id
+        self._frame_bytes = frame_bytes
         self._fail = fail
         self.attempts: dict[RequestId, Attempt] = {}
         self.stream: MessageStream | None = None
@@ -111,17 +121,17 @@ class RouterSession:
         self.wake.set()
 
     def build_frame(self, step_id: int) -> StepFrame | None:
-        """Collect what is unsent into one frame of at most `FRAME_BYTES`; None if nothing is.
+        """Collect what is unsent into one frame of a bounded size; None if nothing is.
 
         Attempts share the frame equally, so that one with much to say holds back nobody's tokens;
         what does not fit stays unsent, behind the others.
         """
         attempts = [a for r in self.dirty if (a := self.attempts.get(r)) is not None]
         self.dirty = {attempt.request_id: None for attempt in attempts}
-        share_bytes = max(FRAME_BYTES // max(1, len(attempts)), MIN_SHARE_BYTES)
-        left_bytes = FRAME_BYTES
+        share_bytes = max(self._frame_bytes // max(1, len(attempts)), MIN_SHARE_BYTES)
+        left_bytes = self._frame_bytes
         deltas: list[TokenDelta] = []
-        num_unknown = FRAME_BYTES // MIN_SHARE_BYTES
+        num_unknown = self._frame_bytes // MIN_SHARE_BYTES
         ended = self.unknown[:num_unknown]
         del self.unknown[:num_unknown]
         for attempt in attempts:
@@ -146,9 +156,15 @@ class SessionServer:
     """All sessions of one worker."""
 
     def __init__(
-        self, network: Network, host: SessionHost, clock: Clock, step_id: Callable[[], int]
+        self,
+        network: Network,
+        host: SessionHost,
+        clock: Clock,
+        step_id: Callable[[], int],
+        frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """Keep the collaborators; `listen` starts it."""
+        self._frame_bytes = frame_bytes
         self._network = network
         self._host = host
         self._step_id = step_id
@@ -178,7 +194,9 @@ class SessionServer:
 
     def session(self, router_id: RouterId) -> RouterSession:
         """Find or begin the session with a router."""
-        return self._sessions.setdefault(router_id, RouterSession(router_id, self._host.fail))
+        return self._sessions.setdefault(
+            router_id, RouterSession(router_id, self._host.fail, self._frame_bytes)
+        )
 
     async def _serve(self, carrier: MessageStream) -> None:
         stream = NumberedStream(carrier)
@@ -210,6 +228,11 @@ class SessionServer:
                 tasks.create_task(self._beat(stream))
         except* StreamClosed:
             self.num_cut += 1
+        except* Exception as fault:
+            # The stream's own fault ends the stream; the router dials again and says what it wants.
+            log.error("the session with router %s failed", session.router_id, exc_info=fault)
+            self.num_cut += 1
+            stream.reset()
         finally:
             if session.stream is stream:
                 session.stream = None

@@ -24,6 +24,7 @@ from kv_transfer.agent import AgentThread, TransferAgent
 from kv_transfer.posting import Post, watched
 from kv_transfer.receiver import ReceiverHost
 from kv_transfer.sender import SenderHost
+from worker.sessions import FRAME_BYTES
 from worker.worker import RestartableRunner, RolePart, Worker
 
 
@@ -59,6 +60,8 @@ class WorkerParts:
     descriptor: WorkerDescriptor
     """Addresses are filled in by `start`."""
     tracing: Tracing = field(default_factory=NoTracing)
+    frame_bytes: int = FRAME_BYTES
+    """Longest frame of a session."""
 
 
 class WorkerUnit:
@@ -84,6 +87,7 @@ class WorkerUnit:
             parts.clock,
             parts.session_network,
             lambda: self.descriptor,
+            parts.frame_bytes,
         )
         self.worker.tracing = parts.tracing
         loop = asyncio.get_running_loop()

@@ -47,7 +47,7 @@ from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFaile
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
 from worker.attempt import Attempt
-from worker.sessions import SessionServer
+from worker.sessions import FRAME_BYTES, SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
 
@@ -115,6 +115,7 @@ class Worker:
         clock: Clock,
         session_network: Network,
         describe: Callable[[], WorkerDescriptor],
+        frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """Keep the collaborators; `use_part` and `start` complete it."""
         self.scheduler = scheduler
@@ -124,7 +125,9 @@ class Worker:
         self._runner, self._clock, self._describe = runner, clock, describe
         self.tracing: Tracing = NoTracing()
         self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
-        self._sessions = SessionServer(session_network, self, clock, lambda: self._loop.num_steps)
+        self._sessions = SessionServer(
+            session_network, self, clock, lambda: self._loop.num_steps, frame_bytes
+        )
         self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
         runner.on_lost = self._loop.runner_lost
         self._part: RolePart | None = None
