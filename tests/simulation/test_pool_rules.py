@@ -1,0 +1,278 @@
+"""Blocks and the pool while transfers run: pins, sub-attempts, memory that is replaced."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
+
+from core.errors import Draining, KVTransferError
+from core.ids import RequestId, TransferId
+from core.session import Role, Submit, Task
+from decode_worker.part import DecodePart
+from engine.sequence import Status
+from kv_transfer import frames
+from prefill_worker.part import PrefillPart
+from worker.sessions import SessionServer
+
+FRAME = b"\x05"
+OTHER_PROMPT = tuple(range(60, 10, -1))
+
+
+async def until(condition):
+    while not condition():
+        await asyncio.sleep(0.0005)
+
+
+# --- the ranks start again -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
+@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.045, 0.06, 0.3, 0.6])
+def test_answers_are_exact_whenever_they_begin_around_a_restart_of_ranks(role, delay_s):
+    """The new memory comes in the middle of it, and what the old held is nobody's KV."""
+
+    async def scenario(cluster):
+        await ask(cluster, "before", OTHER_PROMPT)
+        victim = unit(cluster, role)
+        generation = victim._parts.kv.generation
+        victim.worker._loop.runner_lost()
+        await asyncio.sleep(delay_s)
+        during = await asyncio.gather(*(ask(cluster, f"r{n}", PROMPT) for n in range(3)))
+        await asyncio.sleep(1)
+        after = await ask(cluster, "after", PROMPT)
+        return victim._parts.kv.generation - generation, [*during, after]
+
+    replaced, replies = run(scenario, prefill=2, decode=2)
+    assert replaced == 1
+    right = expected()
+    assert [(ended.error, tokens == right) for tokens, ended in replies] == [(None, True)] * 4
+
+
+@pytest.mark.parametrize("role", [Role.PREFILL, Role.DECODE])
+@pytest.mark.parametrize("is_local", [True, False])
+def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
+    """It is refused as by a worker that drains: it moves, and no fault is counted."""
+
+    async def scenario(cluster):
+        submits = []
+
+        def spy(stream, message):
+            if isinstance(message, Submit):
+                submits.append((stream.peer.node, message))
+            return message
+
+        cluster.hub.tamper = spy
+        await ask(cluster)
+        target = unit(cluster, role)
+        node = target.descriptor.worker_id
+        [(_, submit)] = [s for s in submits if s[0] == node]
+        [router_id] = target.worker._sessions._sessions
+        late = replace(
+            submit,
+            request=replace(submit.request, request_id=RequestId("late~1")),
+            transfer_id=TransferId(b"l" * 16),
+            task=Task.LOCAL if is_local else submit.task,
+        )
+        target.worker._loop.runner_lost()
+        await until(lambda: not target.worker.is_ready)
+        target.worker.submit(router_id, late)
+        attempt = attempt_of(target, "late")
+        seen = (
+            attempt.ended.error,
+            attempt.sequences,
+            len(target.scheduler.waiting),
+            target._num_live(),
+        )
+        await until(lambda: target.worker.is_ready)
+        target.worker.cancel(late.request.request_id, late.epoch)
+        return seen
+
+    error, *left = run(scenario)
+    assert isinstance(error, Draining) and "ranks are not running" in error.message
+    assert left == [[], 0, 0]
+
+
+def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatch):
+    """Between the agent's word and the worker's loop there is time for a restart."""
+    arrived, replaced = DecodePart.transfer_arrived, []
+
+    def late(self, *told):
+        if not replaced:
+            replaced.append(self._worker.scheduler)
+            self._kv.replace()
+            assert self._worker.scheduler.arriving
+        arrived(self, *told)
+        if len(replaced) == 1:
+            replaced.append(self._worker.scheduler.pool.num_cached)
+
+    monkeypatch.setattr(DecodePart, "transfer_arrived", late)
+    tokens, ended = run(ask)
+    assert replaced[1] == 0, "blocks of the old pool became cache"
+    assert ended.anatomy.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
+    assert ended.error is None and tokens == expected()
+
+
+# --- pins ----------------------------------------------------------------------------------------
+
+
+def test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go():
+    async def scenario(cluster):
+        prefill = unit(cluster, Role.PREFILL)
+        running = asyncio.get_running_loop().create_task(ask(cluster))
+        part = prefill.worker._part
+        await until(lambda: any(any(o.published_blocks) for o in part._outgoing.values()))
+        [outgoing] = part._outgoing.values()
+        blocks = list(outgoing.sequence.block_table)
+        prefill.scheduler.preempt(outgoing.sequence)
+        kept = [prefill.pool.references(b) for b in blocks]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        freed = [prefill.pool.references(b) for b in blocks]
+        return kept, freed, await running
+
+    kept, freed, (tokens, ended) = run(scenario, step_s=0.05)
+    assert kept and set(kept) == {1} and set(freed) == {0}
+    assert ended.error is None and tokens == expected()
+
+
+def test_blocks_that_are_written_into_are_kept_until_the_agent_has_let_go():
+    async def scenario(cluster):
+        decode = unit(cluster, Role.DECODE)
+        running = asyncio.get_running_loop().create_task(ask(cluster))
+        await until(lambda: decode.agent._receivers and decode.scheduler.arriving)
+        [sequence] = decode.scheduler.arriving.values()
+        blocks = list(sequence.block_table)
+        decode.worker.end(attempt_of(decode, "r"), KVTransferError("the test ends it"))
+        kept = [decode.pool.references(b) for b in blocks]
+        await until(lambda: not decode.agent._receivers)
+        await asyncio.sleep(0)
+        return sequence.status, kept, [decode.pool.references(b) for b in blocks], await running
+
+    status, kept, freed, (tokens, ended) = run(scenario, step_s=0.05)
+    assert status is Status.FINISHED and kept and set(kept) == {1} and set(freed) == {0}
+    assert ended.error is None and tokens == expected()
+
+
+def test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one():
+    """The attempt may have ended here before the agent hears of its restart."""
+
+    async def scenario(cluster):
+        prefill = unit(cluster, Role.PREFILL)
+        running = asyncio.get_running_loop().create_task(ask(cluster))
+        part = prefill.worker._part
+        await until(lambda: any(any(o.published_blocks) for o in part._outgoing.values()))
+        [(transfer_id, outgoing)] = part._outgoing.items()
+        prefill.scheduler.preempt(outgoing.sequence)
+        await until(lambda: any(outgoing.published_blocks))
+        blocks = list(outgoing.sequence.block_table)
+        prefill.worker.end(outgoing.attempt, KVTransferError("the test ends it"))
+        pinned = [prefill.pool.references(b) for b in blocks]
+        part.transfer_drained(transfer_id, 0)
+        kept = [prefill.pool.references(b) for b in blocks]
+        await until(lambda: not part._draining)
+        return pinned, kept, [prefill.pool.references(b) for b in blocks], await running
+
+    pinned, kept, freed, (tokens, ended) = run(scenario, step_s=0.05)
+    assert kept and kept == pinned and freed == [n - 1 for n in pinned]
+    assert ended.error is None and tokens == expected()
+
+
+def test_blocks_that_decode_has_are_not_sent_again():
+    async def scenario(cluster):
+        await ask(cluster, "first", max_tokens=4)
+        unit(cluster, Role.PREFILL).pool.drop_cache()
+        sent = []
+
+        def watch(stream, message):
+            if isinstance(message, bytes) and message[:1] == FRAME:
+                sent.extend(frames.decode(message)[1].entries["block"].tolist())
+            return message
+
+        cluster.hub.tamper = watch
+        return sent, await ask(cluster, "second", max_tokens=4)
+
+    sent, (tokens, ended) = run(scenario)
+    assert sorted(set(sent)) == [14], "59 tokens: 14 blocks of 4 are cached there, one is not"
+    assert ended.error is None and tokens == expected(max_tokens=4)
+
+
+def test_decode_reserves_once_whatever_it_is_told():
+    async def scenario(cluster):
+        decode = unit(cluster, Role.DECODE)
+        running = asyncio.get_running_loop().create_task(ask(cluster))
+        await until(lambda: decode.scheduler.arriving)
+        [(transfer_id, incoming)] = decode.worker._part._incoming.items()
+        held = decode.pool.num_held
+        decode.worker._part.transfer_starting(transfer_id, incoming.sequence.num_tokens)
+        return held, decode.pool.num_held, incoming.attempt.ended, await running
+
+    held, after, ended_there, (tokens, ended) = run(scenario, step_s=0.05)
+    assert held == after > 0 and "twice" in ended_there.error.message
+    assert ended.error is None and tokens == expected()
+
+
+# --- calls between the loops that break ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "step"),
+    [
+        (PrefillPart, "transfer_reserved"),
+        (PrefillPart, "transfer_sent"),
+        (DecodePart, "transfer_starting"),
+        (DecodePart, "transfer_arrived"),
+    ],
+)
+def test_a_bug_in_a_step_of_a_transfer_ends_its_attempt(part, step, monkeypatch, caplog):
+    whole, broken = getattr(part, step), []
+
+    def breaks(self, *told):
+        if not broken:
+            broken.append(1)
+            raise ValueError("a bug")
+        whole(self, *told)
+
+    monkeypatch.setattr(part, step, breaks)
+
+    async def scenario(cluster):
+        replies = await asyncio.gather(ask(cluster, timeout_s=20), ask(cluster, "b", OTHER_PROMPT))
+        return replies, [u.worker.fatal.done() for u in cluster.units.values()]
+
+    [(tokens, ended), (_, other)], fatal = run(scenario)
+    assert broken and "ValueError: a bug" in caplog.text and not any(fatal)
+    assert ended.error is None and tokens == expected() and other.error is None
+
+
+def test_a_bug_where_blocks_are_given_back_ends_the_worker(monkeypatch, caplog):
+    """Its books are wrong from then on; a loop would only log it."""
+    broken = []
+
+    def breaks(self, *told):
+        broken.append(told)
+        raise ValueError("a bug")
+
+    async def scenario(cluster):
+        with monkeypatch.context() as patch:
+            patch.setattr(PrefillPart, "transfer_drained", breaks)
+            await ask(cluster)
+        prefill = unit(cluster, Role.PREFILL)
+        error = prefill.worker.fatal.exception()
+        is_ready = prefill.worker.is_ready
+        for told in broken:
+            prefill.worker._part.transfer_drained(*told)
+        return error, is_ready
+
+    error, is_ready = run(scenario)
+    assert broken and isinstance(error, ValueError) and not is_ready
+    assert "the worker cannot go on" in caplog.text
+
+
+def test_a_report_of_a_way_that_cannot_be_taken_ends_nothing(monkeypatch, caplog):
+    def breaks(self, way):
+        raise ValueError("a bug")
+
+    monkeypatch.setattr(SessionServer, "tell_way", breaks)
+    tokens, ended = run(ask)
+    assert "could not be taken" in caplog.text
+    assert ended.error is None and tokens == expected()

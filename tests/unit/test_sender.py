@@ -1,0 +1,433 @@
+"""The prefill side of a transfer alone, and who may fetch it: its receiver keeps no rule."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from support.peers import (
+    NUM_TOKENS,
+    TRANSFER,
+    SendingHost,
+    blocks_of,
+    offer_of,
+    opened,
+    partnered,
+    run,
+    settle,
+)
+
+from core.errors import KVTransferError, LayoutMismatch, LeaseExpired
+from core.ids import Incarnation, TransferId, WorkerId
+from core.ports import SharedPool, StreamClosed
+from core.types import Logprob
+from kv_transfer import frames
+from kv_transfer.fenced_pool import FencedPool
+from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER
+from kv_transfer.sender import LAST_SUB_ATTEMPT, Sender
+
+FIRST = {0: Logprob(5, -0.5)}
+OTHER = TransferId(b"o" * 16)
+
+
+async def finished(world, talk):
+    """Acknowledge, as after a whole transfer."""
+    await talk.say(frames.Ack())
+    await settle()
+    world.agent.end_send(TRANSFER, None)
+
+
+def test_a_transfer_goes_from_offer_to_ack():
+    async def scenario(world):
+        talk = await partnered(world)
+        for layer in range(2):
+            world.agent.publish(TRANSFER, 0, blocks_of(layer))
+        world.agent.commit(TRANSFER, 0, FIRST, frozenset())
+        frame, commit = await talk.hear(), await talk.hear()
+        await finished(world, talk)
+        return len(frame.entries), commit.num_entries, commit.first_tokens
+
+    host = SendingHost()
+    assert run(scenario, host) == (6, 6, FIRST)
+    assert host.names() == ["reserved", "sent", "drained", "drained"]
+    assert host.calls[-2:] == [
+        ("drained", TRANSFER, 0),
+        ("drained", TRANSFER, LAST_SUB_ATTEMPT),
+    ]
+
+
+def test_what_an_older_sub_attempt_publishes_is_not_sent():
+    """The worker's loop may run ahead: its blocks belong to somebody else by then."""
+
+    async def scenario(world):
+        talk = await partnered(world)
+        world.agent.restart(TRANSFER, 1)
+        assert await talk.hear() == frames.Restart(1)
+        world.agent.publish(TRANSFER, 0, blocks_of(0))
+        world.agent.commit(TRANSFER, 0, FIRST, frozenset())
+        await settle()
+        world.agent.publish(TRANSFER, 1, blocks_of(1))
+        frame = await talk.hear()
+        world.agent.end_send(TRANSFER, None)
+        return frame.sub_attempt, frame.entries["layer"].tolist()
+
+    assert run(scenario, SendingHost()) == (1, [1, 1, 1])
+
+
+def lost(scenario, host=None, **world):
+    """Run a scenario that must end the transfer; returns why."""
+    host = host or SendingHost()
+    run(scenario, host, **world)
+    assert host.names()[-2:] == ["lost", "drained"] and "sent" not in host.names()
+    return host.error("lost")
+
+
+def test_parts_are_sent_again_so_often_and_no_more():
+    async def scenario(world):
+        talk = await partnered(world)
+        world.agent.publish(TRANSFER, 0, blocks_of(0))
+        await talk.hear()
+        for _ in range(frames.MAX_RESENDS):
+            await talk.say(frames.Resend(0, ((0, 0, 1),)))
+            assert (await talk.hear()).entries["block"].tolist() == [1]
+        assert "lost" not in world.host.names()
+        await talk.say(frames.Resend(0, ((0, 0, 1),)))
+        await settle()
+
+    assert "asked for 65 parts again, the limit is 64" in lost(scenario).message
+
+
+def test_parts_that_were_never_sent_cannot_be_asked_for():
+    async def scenario(world):
+        talk = await partnered(world)
+        await talk.say(frames.Resend(0, ((1, 0, 2),)))
+        await settle()
+
+    assert "of what was sent" in lost(scenario).message
+
+
+@pytest.mark.parametrize("have_tokens", [NUM_TOKENS, NUM_TOKENS + 4, 3])
+def test_nobody_has_the_whole_prompt_or_a_part_of_a_block(have_tokens):
+    """The last token is always computed: with a claim of all there is nothing to wait for."""
+
+    async def scenario(world):
+        world.agent.offer(offer_of(world))
+        talk = await opened(world)
+        world.agent.start(TRANSFER, NUM_TOKENS)
+        await talk.hear()
+        await talk.say(frames.Reserved(0, have_tokens))
+        await settle()
+
+    host = SendingHost()
+    error = lost(scenario, host)
+    assert f"claims to have {have_tokens} tokens" in error.message
+    assert "reserved" not in host.names()
+
+
+def test_a_second_reserved_ends_the_transfer():
+    async def scenario(world):
+        talk = await partnered(world)
+        await talk.say(frames.Reserved(0, 4))
+        await settle()
+
+    host = SendingHost()
+    assert "reserved twice" in lost(scenario, host).message
+    assert host.names().count("reserved") == 1
+
+
+# --- opening -------------------------------------------------------------------------------------
+
+
+def test_a_second_open_is_turned_away_and_the_first_goes_on():
+    async def scenario(world):
+        talk = await partnered(world)
+        second = await opened(world)
+        answer = await second.hear()
+        assert world.host.names() == ["reserved"]
+        for layer in range(2):
+            world.agent.publish(TRANSFER, 0, blocks_of(layer))
+        world.agent.commit(TRANSFER, 0, FIRST, frozenset())
+        await talk.hear()
+        assert isinstance(await talk.hear(), frames.Commit)
+        await finished(world, talk)
+        return answer
+
+    host = SendingHost()
+    answer = run(scenario, host)
+    assert answer.kind == "KVTransferError" and "has a stream already" in answer.message
+    assert host.names()[:2] == ["reserved", "sent"]
+
+
+def test_an_open_after_the_end_is_turned_away_at_once():
+    """It must not wait in the lot for a Submit that has long been served."""
+
+    async def scenario(world):
+        world.agent.offer(offer_of(world))
+        world.agent.end_send(TRANSFER, None)
+        began_at = asyncio.get_running_loop().time()
+        talk = await opened(world)
+        answer = await talk.hear()
+        return answer, asyncio.get_running_loop().time() - began_at
+
+    assert run(scenario, SendingHost(), park_s=1.0) == (frames.NotFound(), 0.0)
+
+
+def test_an_open_that_is_cut_while_it_waits_gives_its_place_back():
+    async def scenario(world):
+        for _ in range(MAX_PARKED_PER_PEER):
+            await opened(world, OTHER)
+        await settle()
+        waiting = world.agent.num_live
+        for task in list(world.network._tasks):
+            task.cancel()
+        await settle()
+        left = world.agent.num_live
+        talk = await opened(world)
+        world.agent.offer(offer_of(world))
+        world.agent.start(TRANSFER, NUM_TOKENS)
+        answer = await talk.hear()
+        world.agent.end_send(TRANSFER, None)
+        return waiting, left, type(answer)
+
+    assert run(scenario, SendingHost()) == (MAX_PARKED_PER_PEER, 0, frames.Starting)
+
+
+def test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others():
+    async def scenario(world):
+        stranger = (WorkerId("stranger"), Incarnation(1))
+        talks = [await opened(world, TransferId(bytes([n]) * 16), stranger) for n in range(200)]
+        await settle()
+        waiting = world.agent.num_live
+        turned_away = await talks[-1].hear()
+        honest = await opened(world)
+        await settle()
+        world.agent.offer(offer_of(world))
+        world.agent.start(TRANSFER, NUM_TOKENS)
+        answer = await honest.hear()
+        world.agent.end_send(TRANSFER, None)
+        return waiting, turned_away, type(answer)
+
+    counted = run(scenario, SendingHost())
+    assert counted == (MAX_PARKED_PER_PEER, frames.NotFound(), frames.Starting)
+
+
+def test_places_are_bounded_in_all():
+    async def scenario(world):
+        for n in range(MAX_PARKED + 20):
+            name = TransferId(n.to_bytes(16, "big"))
+            await opened(world, name, (WorkerId(f"w{n}"), Incarnation(1)))
+        await settle()
+        waiting = world.agent.num_live
+        await settle(2)
+        return waiting, world.agent.num_live
+
+    assert run(scenario, SendingHost(), park_s=1.0) == (MAX_PARKED, 0)
+
+
+# --- leases --------------------------------------------------------------------------------------
+
+
+def test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it():
+    async def scenario(world):
+        world.agent.offer(offer_of(world))
+        for _ in range(8):
+            await settle(1.5)
+            world.agent.renew([TRANSFER])
+        held = world.host.names()
+        await settle(3)
+        return held, world.host.names()
+
+    host = SendingHost()
+    held, after = run(scenario, host, lease_s=2.0)
+    assert held == [] and after == ["lost", "drained"]
+    assert isinstance(host.error("lost"), LeaseExpired)
+
+
+def test_a_lease_whose_end_breaks_keeps_no_other_from_ending(monkeypatch, caplog):
+    expire = Sender.expire
+
+    def breaks(self):
+        if self.offer.transfer_id == TRANSFER:
+            raise ValueError("a bug")
+        expire(self)
+
+    monkeypatch.setattr(Sender, "expire", breaks)
+
+    async def scenario(world):
+        for name in (TRANSFER, OTHER):
+            world.agent.offer(offer_of(world, name))
+        await settle(4)
+        return world.agent.num_live
+
+    host = SendingHost()
+    assert run(scenario, host, lease_s=2.0) == 0
+    assert "ValueError: a bug" in caplog.text
+    assert host.names() == host.names(OTHER) == ["lost", "drained"]
+
+
+def test_a_watch_that_ends_by_a_bug_is_reported():
+    """Without it no lease would ever end, and nobody would notice."""
+
+    async def scenario(world):
+        world.agent._tombstones = None
+        await settle(1)
+        world.agent._tombstones = {}
+        return world.broken
+
+    [error] = run(scenario, SendingHost())
+    assert isinstance(error, AttributeError)
+
+
+# --- the pool is replaced ------------------------------------------------------------------------
+
+
+def test_a_pool_that_was_replaced_since_the_offer_is_not_served():
+    async def scenario(world):
+        world.agent.offer(offer_of(world))
+        world.kv.replace()
+        talk = await opened(world)
+        answer = await talk.hear()
+        assert "generation 2, this transfer was promised in 1" in answer.message
+        return answer.kind
+
+    host = SendingHost()
+    assert run(scenario, host) == "KVTransferError"
+    assert host.names() == ["lost", "drained"]
+
+
+def test_no_frame_is_built_from_a_replaced_pool():
+    async def scenario(world):
+        talk = await partnered(world)
+        world.agent.publish(TRANSFER, 0, blocks_of(0))
+        world.kv.replace()
+        with pytest.raises(StreamClosed):  # and no frame before it
+            await talk.hear()
+
+    host = SendingHost()
+    run(scenario, host)
+    assert host.names() == ["reserved", "lost", "drained"]
+    assert "generation 2, this transfer was promised in 1" in host.error("lost").message
+
+
+class _Mapped:
+    """A stream whose peer has mapped a pool."""
+
+    transport, peer_segments = "shm", None
+
+    def __init__(self, pool_name):
+        self.pool_name = pool_name
+
+    async def send(self, message): ...
+
+    async def recv(self): ...
+
+    async def close(self): ...
+
+    def reset(self): ...
+
+
+@pytest.mark.parametrize("is_current", [True, False])
+def test_a_peer_that_mapped_an_older_pool_is_told_at_once(is_current):
+    """Its early Open waited here while the ranks started again: it would read the old memory."""
+
+    class Shared:
+        generation = 1
+
+        def shared(self):
+            return SharedPool(b"n" * 16, (), ())
+
+    fence = FencedPool(Shared(), 1)
+    if is_current:
+        fence.check_mapping(_Mapped(b"n" * 16))
+        return
+    with pytest.raises(KVTransferError, match="mapped a KV pool that was replaced"):
+        fence.check_mapping(_Mapped(b"o" * 16))
+
+
+# --- messages that can be sent -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("is_mapped", [True, False])
+@pytest.mark.parametrize("frame_bytes", [4096, 1 << 20, 1 << 24])
+@pytest.mark.parametrize("part_bytes", [64, 1024, 4096, 16384, 3 << 20])
+def test_a_frame_with_its_entries_is_as_long_as_allowed(is_mapped, frame_bytes, part_bytes):
+    count = frames.parts_per_frame(frame_bytes, part_bytes, is_mapped=is_mapped)
+    payload = None if is_mapped else memoryview(bytes(count * part_bytes))
+    data = frames.encode_frame(1, 0, np.zeros(count, frames.ENTRY), payload)
+    assert len(data) <= frames.MAX_MESSAGE_BYTES
+    assert len(data) <= frame_bytes or count == 1
+    if count > 1 and not is_mapped:
+        assert len(data) + part_bytes + frames.ENTRY.itemsize > frame_bytes
+    if is_mapped:
+        assert count * part_bytes <= max(part_bytes, frames.MAPPED_FRAMES * frame_bytes)
+
+
+def test_what_no_transport_carries_is_refused_where_it_is_made():
+    payload = memoryview(bytes(frames.MAX_MESSAGE_BYTES))
+    with pytest.raises(KVTransferError, match="a message has at most 16777216"):
+        frames.encode_frame(1, 0, np.zeros(1, frames.ENTRY), payload)
+    parts = tuple((0, 0, n) for n in range(100_000))
+    with pytest.raises(KVTransferError, match="1200003 bytes, the limit is 1048576"):
+        frames.encode(0, frames.Resend(0, parts))
+
+
+def test_workers_whose_parts_no_message_carries_do_not_fit_together(monkeypatch):
+    """It is said when they meet: trying again on a fresh stream would never help."""
+    monkeypatch.setattr(frames, "MAX_MESSAGE_BYTES", 100)
+
+    async def scenario(world):
+        world.agent.offer(offer_of(world))
+        talk = await opened(world)
+        return await talk.hear()
+
+    host = SendingHost()
+    answer = run(scenario, host)
+    assert answer.kind == "LayoutMismatch" and "lower engine.block_size_tokens" in answer.message
+    assert isinstance(host.error("lost"), LayoutMismatch)
+
+
+# --- faults of this side -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("what", ["publish", "_build_frame", "_read", "_meet"])
+def test_a_bug_in_a_sender_fails_its_transfer_alone(what, monkeypatch, caplog):
+    whole = getattr(Sender, what)
+
+    def breaks(self, *args):
+        if self.offer.transfer_id == TRANSFER:
+            raise ValueError("cannot reshape array")
+        return whole(self, *args)
+
+    async def breaks_later(self, *args):
+        if self.offer.transfer_id == TRANSFER:
+            raise ValueError("cannot reshape array")
+        await whole(self, *args)
+
+    monkeypatch.setattr(Sender, what, breaks_later if what == "_read" else breaks)
+
+    async def scenario(world):
+        talks = []
+        for name in (TRANSFER, OTHER):
+            world.agent.offer(offer_of(world, name))
+            talks.append(await opened(world, name))
+            world.agent.start(name, NUM_TOKENS)
+        await settle()
+        for talk in talks:
+            try:
+                await talk.say(frames.Reserved(0, 0))
+            except Exception:
+                assert talk is talks[0]
+        await settle()
+        for name in (TRANSFER, OTHER):
+            world.agent.publish(name, 0, blocks_of(0))
+        await talks[1].hear()
+        frame = await talks[1].hear()
+        await settle()
+        world.agent.end_send(OTHER, None)
+        return len(frame.entries)
+
+    host = SendingHost()
+    assert run(scenario, host) == 3
+    assert "ValueError: cannot reshape array" in caplog.text
+    error = host.error("lost")
+    assert isinstance(error, KVTransferError) and error.is_retryable
+    assert host.names()[-1] == "drained" and "lost" not in host.names(OTHER)
