@@ -126,11 +126,12 @@ def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str
     """Items with a token that the model does not have, and what to say of them."""
     failed: dict[int, str] = {}
     for item in items:
-        for token_id in (*item.token_ids, *item.targets):
-            if not 0 <= token_id < vocabulary_size:
-                failed[item.sequence_key] = (
-                    f"token id {token_id} is not of this model, which has {vocabulary_size}"
-                )
+        ids = (*item.token_ids, *item.targets)
+        if not 0 <= min(ids) <= max(ids) < vocabulary_size:
+            wrong = min(ids) if min(ids) < 0 else max(ids)
+            failed[item.sequence_key] = (
+                f"token id {wrong} is not of this model, which has {vocabulary_size}"
+            )
     return failed
 
 

@@ -4,6 +4,7 @@ Modelled on the field's failure catalogue: releases forgotten, frees too early, 
 writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
 """
 
+from planted import fairness, rank, router, text
 from planted.bug import Bug
 
 RULES = "tests/simulation/test_handover_rules.py"
@@ -13,36 +14,37 @@ SEARCH = "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_
 LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
 
 
-BUGS = [
+FIRST = [
     Bug("after a reconnect nothing is sent again", "worker/attempt.py",
-        '        """After a reconnect: positions from these on were not received."""\n',
-        '        """After a reconnect: positions from these on were not received."""\n        return\n', "seeds 0-60"),
+        '        """After a reconnect: what the router does not say it has was not received."""\n',
+        '        """After a reconnect: what the router does not say it has was not received."""\n        return\n', "seeds 0-60"),
     Bug("a router's silence is never noticed by a worker", "worker/sessions.py",
         "ROUTER_PATIENCE_S = 5.0", "ROUTER_PATIENCE_S = 5e9", "seeds 0-100"),
     Bug("a stream that was taken over still takes unsent positions", "worker/sessions.py",
         '                raise StreamClosed("a newer stream took over")  # what is unsent is its to send', "                pass",
         "seeds 0-400"),
-    Bug("a reconnect does not say what it wants", "router/links.py",
-        "await stream.send(Hello(self._router_id, wanted))", "await stream.send(Hello(self._router_id, ()))", "seeds 0-60"),
+    Bug("a reconnect does not say what it wants", "router/worker_link.py",
+        "await stream.send(Hello(self._router_id, self._wanted(), number))",
+        "await stream.send(Hello(self._router_id, (), number))", "seeds 0-60"),
     Bug("repeated messages are taken for new ones", "core/numbered.py",
         "            self.num_repeats += 1\n            return False", "            return True",
         "tests/unit/test_numbered.py"),
     Bug("a missing message is not missed", "core/numbered.py",
         '            raise StreamClosed(f"message {self._next} of the stream is missing, {number} came")', "            pass",
         "seeds 0-60"),
-    Bug("parked sequences keep their places", "engine/scheduler.py",
-        "            active = [s for s in self.running if not s.is_out_of_credit]", "            active = list(self.running)",
-        "seeds 0-120"),
-    Bug("parked sequences keep their blocks", "engine/scheduler.py",
-        "        for sequence in [s for s in self.running if s.is_out_of_credit and s.key not in planned]:",
-        "        for sequence in []:", "seeds 0-400"),
-    Bug("a preempted sequence keeps its blocks", "engine/scheduler.py",
-        "        self.tables.free(sequence)\n        sequence.num_computed_tokens = 0\n",
+    Bug("parked sequences keep their places", "engine/sequences.py",
+        "        return sum(not s.is_out_of_credit for s in self.running)", "        return len(self.running)",
+        "seeds 0-200"),
+    Bug("parked sequences keep their blocks", "engine/block_supply.py",
+        "        for sequence in (*unasked, *reversed(parked)):",
+        "        for sequence in unasked:", "tests/unit/test_fairness.py"),
+    Bug("a preempted sequence keeps its blocks", "engine/block_supply.py",
+        "        self._sequences.release(sequence)\n        sequence.num_computed_tokens = 0\n",
         "        sequence.num_computed_tokens = 0\n", "seeds 0-20"),
-    Bug("forks write into shared blocks", "engine/scheduler.py",
-        "if not is_new and self.pool.references(sequence.block_table[index]) == 1:", "if not is_new:", "seeds 0-40"),
-    Bug("blocks in an executing step are freed at once", "engine/scheduler.py",
-        "        if sequence.key in self._executing:\n", "        if False:\n", "tests/unit/test_scheduler.py"),
+    Bug("forks write into shared blocks", "engine/block_supply.py",
+        "if not is_new and self._pool.references(sequence.block_table[index]) == 1:", "if not is_new:", "seeds 0-40"),
+    Bug("blocks in an executing step are freed at once", "engine/sequences.py",
+        "        if self.executing:\n", "        if False:\n", "tests/unit/test_scheduler.py"),
     Bug("a full prefix hit leaves nothing to compute", "engine/block_tables.py",
         "for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):",
         "for index in range(sequence.num_tokens // self._limits.block_size_tokens):", "tests/unit/test_scheduler.py"),
@@ -73,9 +75,9 @@ BUGS = [
         SEARCH),
     Bug("an attempt keeps its epoch", "router/orchestrator.py",
         "            epoch = Epoch(num_faults + num_moves)", "            epoch = Epoch(0)", "seeds 0-40"),
-    Bug("workers are not told to forget", "router/links.py",
+    Bug("workers are not told to forget", "router/worker_link.py",
         "            self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]", "            pass", "seeds 0-10"),
-    Bug("a hung worker is not found", "router/links.py", "HUNG_S = 3.0", "HUNG_S = 3e9",
+    Bug("a hung worker is not found", "router/worker_link.py", "HUNG_S = 3.0", "HUNG_S = 3e9",
         f"{SURVIVAL}::test_a_hung_worker_is_found_within_four_seconds"),
     Bug("an old epoch is served again", "worker/worker.py", "        if submit.epoch <= known:", "        if False:",
         f"{ENDINGS}::test_a_submit_with_an_old_epoch_is_dropped"),
@@ -83,7 +85,8 @@ BUGS = [
         "        self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))\n", "",
         f"{ENDINGS}::test_a_cancel_before_its_submit_leaves_a_tombstone"),
     Bug("a cancelled attempt keeps its sequences", "worker/worker.py",
-        "        for sequence in attempt.sequences:\n            self.scheduler.cancel(sequence)\n", "", "seeds 0-20"),
+        "        for sequence in attempt.sequences:\n            with contained(\"the end of a sequence\"):\n"
+        "                self.scheduler.cancel(sequence)\n", "", "seeds 0-20"),
     Bug("positions that came twice are delivered twice", "router/choice_output.py",
         "        fresh = delta.token_ids[len(overlap) :]", "        fresh = delta.token_ids", "seeds 0-60"),
     Bug("a resumed stream begins one token late", "router/choice_output.py",
@@ -96,13 +99,16 @@ BUGS = [
         "            pass\n", "tests/simulation/test_drain.py"),
     Bug("leases are kept by the wall clock", "worker/sessions.py", "import asyncio\n", "import asyncio\nimport time\n", LINT),
     Bug("links are visited in the order of their hashes", "router/links.py",
-        "            for link in self._links.values()\n            if link.state in", "            for link in set(self._links.values())\n            if link.state in",
+        "for link in self._links.values() if link.is_usable",
+        "for link in set(self._links.values()) if link.is_usable",
         LINT),
     Bug("any secret opens", "router/credentials.py",
         "        if not is_right or entry is _DUMMY:", "        if entry is _DUMMY:", "tests/unit/test_credentials.py"),
     Bug("what begins like an open path is open", "router/http_guard.py",
         'scope["path"] in OPEN_PATHS', 'scope["path"].startswith(tuple(OPEN_PATHS))', "tests/unit/test_credentials.py"),
 ]  # fmt: skip
+
+BUGS = [*FIRST, *fairness.BUGS, *rank.BUGS, *router.BUGS, *text.BUGS]
 
 UNCAUGHT = {
     "a transfer takes no pins of its own": "on virtual time the agent shares the worker's loop, so nobody reads a block "

@@ -24,7 +24,7 @@ BUGS: list[Bug] = [
     ),
     Bug(
         "ranks keep the table of a sequence that starts again",
-        "engine/scheduler.py",
+        "engine/sequences.py",
         "            self._released.append(sequence.key)\n",
         "",
         ARRIVES,

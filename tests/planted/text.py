@@ -40,7 +40,7 @@ BUGS = [
     Bug("a missing part of the scores is not missed", "router/request_run.py",
         "        if delta.prompt_start > known:", "        if False:",
         f"{FRAMES}::test_a_missing_part_ends_the_attempt"),
-    Bug("scores interrupted by a preemption are kept", "engine/scheduler.py",
+    Bug("scores interrupted by a preemption are kept", "engine/block_supply.py",
         "            sequence.prompt_logprobs.clear()\n", "            pass\n",
         "tests/unit/test_scheduler.py"
         "::test_prompt_scores_that_a_preemption_interrupts_are_there_once"),
@@ -63,7 +63,7 @@ BUGS = [
         "        self._check_rows(wish.prompt, token_ids)\n", "",
         f"{MAKING}::test_a_token_that_the_model_has_no_row_for_is_named"),
     Bug("an id without a row ends the rank", "engine/runner.py",
-        "        failed = _without_rows(plan, self.model.spec.vocabulary_size)\n",
+        "        failed = _outside(plan.items, self.model.spec.vocabulary_size)\n",
         "        failed: dict[int, str] = {}\n",
         "tests/component/test_model.py"
         "::test_an_id_that_the_model_has_no_row_for_fails_only_its_own_sequence"),
