@@ -130,7 +130,7 @@ def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str
         if not 0 <= min(ids) <= max(ids) < vocabulary_size:
             wrong = min(ids) if min(ids) < 0 else max(ids)
             failed[item.sequence_key] = (
-                f"token id {wrong} is not of this model, which has {vocabulary_size}"
+                f"a token id is {wrong}, the model has rows for 0 to {vocabulary_size - 1}"
             )
     return failed
 

@@ -250,7 +250,7 @@ async def test_a_token_that_the_model_does_not_have_fails_its_sequence_and_no_ot
         step = StepPlan(2, (bad, good[0], scored, *good[1:]))
         pids = ranks.rank_pids()
         got = await ranks.execute(step, lambda *_: None)
-        why = f"token id {foreign} is not of this model, which has {foreign}"
+        why = f"a token id is {foreign}, the model has rows for 0 to {foreign - 1}"
         assert got.failed == {8: why, 9: why} and got.scored == {}
         assert {k: t.token_id for k, t in got.tokens.items()} == {
             k: t.token_id for k, t in expected.tokens.items()

@@ -94,8 +94,8 @@ BUGS: list[Bug] = [
     Bug(
         "a token outside the vocabulary kills the rank",
         "engine/runner.py",
-        "            if not 0 <= token_id < vocabulary_size:",
-        "            if token_id < 0:",
+        "        if not 0 <= min(ids) <= max(ids) < vocabulary_size:",
+        "        if min(ids) < 0:",
         f"{RANKS}::test_a_token_that_the_model_does_not_have_fails_its_sequence_and_no_other",
     ),
     Bug(
