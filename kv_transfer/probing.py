@@ -27,9 +27,9 @@ async def answer(stream: MessageStream, probe: frames.Probe, frame_bytes: int) -
         StreamClosed: The peer has left.
     """
     await stream.send(frames.encode(0, frames.Beat()))
-    size = frame_bytes - frames.FRAME_HEAD_BYTES
-    count = -(-min(probe.num_bytes, MAX_PROBE_BYTES) // size)
-    payload = None if isinstance(stream, MappedStream) else memoryview(bytes(size))
+    count = -(-min(probe.num_bytes, MAX_PROBE_BYTES) // frame_bytes)
+    is_mapped = isinstance(stream, MappedStream)
+    payload = None if is_mapped else memoryview(bytes(frame_bytes - frames.FRAME_HEAD_BYTES))
     for number in range(1, count + 1):
         await stream.send(frames.encode_frame(number, 0, NO_ENTRIES, payload))
     await stream.send(frames.encode(count + 1, frames.Finished()))

@@ -13,6 +13,7 @@ from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
 from kv_transfer import shared_network
 from kv_transfer.carried_network import CarriedNetwork
+from kv_transfer.frames import MAX_MESSAGE_BYTES
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.inproc import InProcessNetwork
 from kv_transfer.shared_network import SharedNetwork
@@ -321,3 +322,20 @@ async def test_a_peer_that_is_gone_is_refused_within_a_second():
             await asyncio.wait_for(up.recv(), 5)
         with pytest.raises(StreamClosed):
             await asyncio.wait_for(pair.client.dial(pair.address), 3)
+
+
+@pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo"])
+async def test_every_transport_carries_the_longest_message(name):
+    async with Pair(name) as pair:
+        up, down = await pair.dial()
+        longest = bytes(MAX_MESSAGE_BYTES - 1) + b"x"
+        sending = asyncio.create_task(up.send(longest))
+        message = await asyncio.wait_for(down.recv(), 30)
+        await sending
+        assert len(message) == MAX_MESSAGE_BYTES and bytes(message[-1:]) == b"x"
+
+
+async def test_both_ends_know_which_pool_is_mapped():
+    async with Pair("shm") as pair:
+        up, down = await pair.dial()
+        assert up.pool_name == down.pool_name == pair.pools[0].shared().name

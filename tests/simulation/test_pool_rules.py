@@ -189,10 +189,19 @@ def test_blocks_that_decode_has_are_not_sent_again():
                 sent.extend(frames.decode(message)[1].entries["block"].tolist())
             return message
 
-        cluster.hub.tamper = watch
-        return sent, await ask(cluster, "second", max_tokens=4)
+        agent, published = unit(cluster, Role.PREFILL).agent, []
+        publish = agent.publish
 
-    sent, (tokens, ended) = run(scenario)
+        def publishing(transfer_id, sub_attempt, blocks):
+            published.append(blocks.first_block)
+            publish(transfer_id, sub_attempt, blocks)
+
+        agent.publish = publishing
+        cluster.hub.tamper = watch
+        return published, sent, await ask(cluster, "second", max_tokens=4)
+
+    published, sent, (tokens, ended) = run(scenario)
+    assert set(published) == {14}
     assert sorted(set(sent)) == [14], "59 tokens: 14 blocks of 4 are cached there, one is not"
     assert ended.error is None and tokens == expected(max_tokens=4)
 
