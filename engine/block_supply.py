@@ -44,11 +44,11 @@ class BlockSupply:
     # --- the waiting line ---------------------------------------------------------------------
 
     def fitting(self, *, takes_back: bool = True) -> Iterator[Sequence]:
-        """Walk the line, the first first, and yield those whose blocks are there.
+        """Walk the line, the first first, and yield those whose blocks and place are there.
 
         The caller may start or reserve for each before the walk goes on; whom it leaves waiting
-        keeps a claim to its blocks. One that finds too few lets those behind it pass, until it was
-        overtaken MAX_OVERTAKEN times; from then on what is free is kept for it.
+        keeps a claim to its blocks. One that finds too few, or no place, lets those behind it pass,
+        until it was overtaken MAX_OVERTAKEN times; from then on what is free is kept for it.
 
         Args:
             takes_back: Take blocks from those that have to yield them. False: only look.
@@ -56,6 +56,7 @@ class BlockSupply:
         self._blocked = []
         num_kept = 0
         num_passed = 0
+        has_lonely = False
         for sequence in self._sequences.waiting.in_order():
             if num_passed >= LOOK_AHEAD:
                 return
@@ -63,19 +64,31 @@ class BlockSupply:
                 continue
             if not self._may_start(sequence):
                 continue
+            is_arrival = sequence.status is Status.RESERVING
+            has_place = is_arrival or (self.has_place(sequence) and not has_lonely)
+            has_lonely = has_lonely or (sequence.run_alone and not is_arrival)
             num_needed = self.num_needed(sequence, num_kept)
-            if takes_back and num_kept + num_needed > self._pool.num_available:
+            if takes_back and has_place and num_kept + num_needed > self._pool.num_available:
                 self._make_room(num_kept + num_needed, set())
                 num_needed = self.num_needed(sequence, num_kept)
-            if num_kept + num_needed > self._pool.num_available:
+            if not has_place or num_kept + num_needed > self._pool.num_available:
                 self._blocked.append(sequence)
-                num_kept += num_needed if sequence.num_overtaken >= MAX_OVERTAKEN else 0
+                if sequence.num_overtaken >= MAX_OVERTAKEN:
+                    if sequence.run_alone:
+                        return  # an arrival would run beside it for as long as its answer is
+                    num_kept += num_needed
                 num_passed += 1
                 continue
             yield sequence
             if sequence.status in (Status.WAITING, Status.RESERVING):
                 num_kept += num_needed
                 num_passed += 1
+
+    def has_place(self, sequence: Sequence) -> bool:
+        """Could one more sequence run now, blocks aside?"""
+        num_active = self._sequences.num_active
+        is_free = num_active < self._limits.max_sequences
+        return is_free and not (sequence.run_alone and num_active)
 
     def _may_start(self, sequence: Sequence) -> bool:
         """A hand-over waits for its partner, but above the watermark it may run ahead, once.

@@ -151,6 +151,7 @@ class Scheduler:
             InvariantViolation: It is not new.
         """
         self._enter(sequence, Status.WAITING)
+        self._announce_in_turn()
 
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
@@ -181,6 +182,13 @@ class Scheduler:
         sequence.handover.first_block = first_block
         if is_waiting:
             self.waiting.add(sequence)
+        self._announce_in_turn()
+
+    def _announce_in_turn(self) -> None:
+        """Let partners hear of hand-overs that are near; also while a step runs, to be answered then."""
+        while (sequence := self.waiting.next_to_announce()) is not None:
+            self.waiting.announced(sequence)
+            self.hooks.announce(sequence)
 
     def credit(self, sequence: Sequence, limit: int) -> None:
         """Positions below `limit` may be computed; a lower limit than before changes nothing."""
@@ -284,9 +292,7 @@ class Scheduler:
         num_preemptions = self.num_preemptions
         self._step_id += 1
         self.reserve_in_turn(now_s)
-        while (sequence := self.waiting.next_to_announce()) is not None:
-            self.waiting.announced(sequence)
-            self.hooks.announce(sequence)
+        self._announce_in_turn()
         step = self._plan(now_s)
         if not step.items and self.num_preemptions > num_preemptions:
             # One that ran alone gave up its blocks: the step is the others', whom nobody looked at.
@@ -369,22 +375,12 @@ class Scheduler:
     def _starting(self) -> Iterator[Sequence]:
         """Walk over waiting prompts that fit, the first first; the caller may start each."""
         for sequence in self.blocks.fitting():
-            if sequence.status is Status.RESERVING:
-                continue
-            if not self.has_place(sequence):
-                return  # nobody behind may have its place
-            yield sequence
-            if sequence.run_alone:
-                return
-
-    def has_place(self, sequence: Sequence) -> bool:
-        """Could one more sequence run now, blocks aside?"""
-        num_active = self._sequences.num_active
-        return num_active < self.limits.max_sequences and not (sequence.run_alone and num_active)
+            if sequence.status is Status.WAITING:
+                yield sequence
 
     def _start(self, sequence: Sequence, now_s: float) -> bool:
         """Let a waiting sequence run, if there is a place and its blocks are there."""
-        if not self.has_place(sequence):
+        if not self.blocks.has_place(sequence):
             return False
         hits = self.blocks.take(sequence)
         if hits is None:

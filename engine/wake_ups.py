@@ -51,14 +51,9 @@ def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
 
 
 def _in_line(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
-    fitting = list(scheduler.blocks.fitting(takes_back=False))
-    if sequence not in fitting:
-        is_short = scheduler.blocks.num_needed(sequence) > scheduler.pool.num_available
-        return WakeUp.BLOCKS if is_short else WakeUp.ORDER
-    if sequence.status is Status.RESERVING:
+    if sequence in scheduler.blocks.fitting(takes_back=False):
         return WakeUp.STEP
-    if not scheduler.has_place(sequence):
+    if sequence.status is Status.WAITING and not scheduler.blocks.has_place(sequence):
         return WakeUp.PLACE
-    before = fitting[: fitting.index(sequence)]
-    is_held_up = any(s.status is Status.WAITING and not scheduler.has_place(s) for s in before)
-    return WakeUp.ORDER if is_held_up else WakeUp.STEP
+    is_short = scheduler.blocks.num_needed(sequence) > scheduler.pool.num_available
+    return WakeUp.BLOCKS if is_short else WakeUp.ORDER

@@ -240,19 +240,22 @@ def test_partners_are_asked_in_order_and_not_while_enough_is_ready_to_start():
     engine = Engine(num_blocks=18, max_sequences=1, cache=False)
     announced = []
     engine.scheduler.hooks.announce = announced.append
-    waiting = [hand_over(engine, f"r{i}", f"partner{i % 4}") for i in range(40)]
-    engine.scheduler.plan(0.0)
-    assert announced == waiting[: 4 * MAX_UNANSWERED]
-    for sequence in waiting[: MAX_READY + 1]:
+    waiting = [hand_over(engine, f"r{i}", f"partner{i % 4}") for i in range(64)]
+    num_asked = 4 * MAX_UNANSWERED
+    assert announced == waiting[:num_asked], "at once, also while a step runs"
+    for sequence in waiting[:MAX_READY]:
         engine.scheduler.partnered(sequence, 0)
+    num_asked += MAX_READY - 1
+    assert announced == waiting[:num_asked], "one more for each answer, until enough are ready"
     assert wake_up_of(engine.scheduler, waiting[-1]) is WakeUp.TURN
+    engine.scheduler.partnered(waiting[MAX_READY], 0)
     plan = engine.scheduler.plan(0.0)
     assert [i.sequence_key for i in plan.items] == [waiting[0].key]
-    assert len(announced) == 4 * MAX_UNANSWERED, "sixteen and one were ready"
+    assert announced == waiting[:num_asked], "sixteen and one were ready"
     engine.scheduler.cancel(waiting[1])
-    engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0)
+    assert wake_up_of(engine.scheduler, waiting[num_asked]) is WakeUp.STEP
     engine.scheduler.plan(0.0)
-    assert announced == waiting
+    assert announced == waiting[: num_asked + 2], "two have answered since"
 
 
 def test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once():
