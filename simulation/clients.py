@@ -177,7 +177,7 @@ class Client:
 
     def _check_end(self, ended: RequestEnded) -> None:
         name, report = self._order.name, self._report
-        late_s = self._cluster.clock.now_s() - self.request.deadline_at
+        late_s = self._cluster.clock.now_s() - self.request.deadline_at - self._order.stall_s
         phases = ended.anatomy.phases()
         # Who is in a hurry may find its router paused at its deadline.
         if late_s > (1 if self._order.timeout_s == TIMEOUT_S else 10):
