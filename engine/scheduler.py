@@ -37,8 +37,10 @@ MAX_ANNOUNCED = 8
 class Scheduler:
     """Queues and block tables of one engine."""
 
-    def __init__(self, pool: BlockPool, limits: Limits, content_digest: str) -> None:
-        """Start empty over a pool that nobody else uses."""
+    def __init__(
+        self, pool: BlockPool, limits: Limits, content_digest: str, hash_key: bytes = b""
+    ) -> None:
+        """Start empty over a pool that nobody else uses; `hash_key` as in `root_hash`."""
         self.pool = pool
         self.limits = limits
         self.tables = BlockTables(pool, limits)
@@ -52,6 +54,7 @@ class Scheduler:
         self.preempted: Callable[[Sequence], None] = lambda sequence: None
         self.budget = StepBudget(limits)
         self._content_digest = content_digest
+        self._hash_key = hash_key
         self._next_key = 0
         self._step_id = 0
         self._executing: frozenset[int] = frozenset()
@@ -92,7 +95,7 @@ class Scheduler:
         )
 
     def _root(self, request: GenerateRequest) -> BlockHash:
-        return root_hash(self._content_digest, request.scope)
+        return root_hash(self._content_digest, request.scope, self._hash_key)
 
     def submit(self, sequence: Sequence, replaces: Sequence | None = None) -> None:
         """Queue a sequence; it starts when blocks (and its partner, if it has one) are there.
@@ -445,7 +448,7 @@ class Scheduler:
                 continue
             sequence.num_computed_tokens = item.start + len(item.token_ids)
             sequence.prompt_logprobs += result.scored.get(item.sequence_key, ())
-            self.tables.register(sequence, item.start)
+            self.tables.register(sequence)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 events += self._prompt_or_token_done(sequence, item, result, now_s)
         return events
@@ -490,25 +493,7 @@ class Scheduler:
         events: list[SchedulerEvent] = []
         for choice in sequence.choices:
             self._next_key += 1
-            fork = Sequence(
-                key=self._next_key,
-                request=sequence.request,
-                epoch=sequence.epoch,
-                choices=(choice,),
-                token_ids=list(sequence.token_ids),
-                root_hash=sequence.root_hash,
-                block_size_tokens=sequence.block_size_tokens,
-                credit=sequence.credit,
-                arrived_at=sequence.arrived_at,
-                status=Status.RUNNING,
-                num_computed_tokens=sequence.num_computed_tokens,
-                num_prefix_hit_tokens=sequence.num_prefix_hit_tokens,
-                block_table=list(sequence.block_table),
-                started_at=sequence.started_at,
-                prompt_done_at=sequence.prompt_done_at,
-                run_alone=sequence.run_alone,
-                prompt_logprobs=sequence.prompt_logprobs,
-            )
+            fork = sequence.fork(self._next_key, choice)
             for block_id in fork.block_table:
                 self.pool.share(block_id)
             if sequence.spare_blocks:

@@ -36,6 +36,7 @@ from simulation.parts import InlineDecoder, MemoryStore, NodeClock, SimRunner, S
 from worker.unit import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
+HASH_KEY = b"simulation"
 
 
 @dataclass(slots=True)
@@ -222,6 +223,7 @@ class SimCluster:
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,
             descriptor=descriptor,
+            hash_key=HASH_KEY,
         )
         context = on_node(node)
         unit = context.run(WorkerUnit, parts, None)

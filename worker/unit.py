@@ -59,6 +59,8 @@ class WorkerParts:
     descriptor: WorkerDescriptor
     """Addresses are filled in by `start`."""
     tracing: Tracing = field(default_factory=NoTracing)
+    hash_key: bytes = b""
+    """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
 
 
 class WorkerUnit:
@@ -77,7 +79,7 @@ class WorkerUnit:
             is_prefix_cache_on=engine.is_prefix_cache_on,
         )
         self.pool = BlockPool(engine.num_blocks)
-        self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest)
+        self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest, parts.hash_key)
         self.worker = Worker(
             self.scheduler,
             parts.runner,
