@@ -336,6 +336,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     tree = resolved.model_dump()
     tree["redis"]["url"] = "***" if resolved.redis.url else ""
     tree["seed_key"] = "***"
+    tree["security"]["cluster_key"] = "***" if resolved.security.cluster_key else ""
     facts = {
         "model": spec.name, "architecture": spec.architecture, "dtype": spec.dtype, "max_model_len": spec.max_model_len,
         "kv_block_bytes": layout.block_bytes, "kv_pool_bytes": layout.block_bytes * engine.num_blocks,

@@ -14,6 +14,7 @@ from cluster.model_source import model_folder
 from cluster.session_network import session_network
 from cluster.tls import fetch_tls, session_tls
 from cluster.tracing import make_tracing
+from core.block_hash import hash_key
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
 from core.ids import Ids, WorkerId
@@ -106,7 +107,13 @@ class RunningWorker:
         Raises:
             ModelLoadError: The model cannot be served.
             WorkerLost: The rank did not start.
+            ConfigError: There is no cluster key.
         """
+        if not config.security.cluster_key:
+            raise ConfigError(
+                "a worker was started without security.cluster_key; `baton up` makes one if the "
+                "config has none, whoever starts workers in another way must set it"
+            )
         spec, engine = model_of(config), pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
         await ranks.start()
@@ -129,6 +136,7 @@ class RunningWorker:
             engine=engine,
             transfer=config.transfer,
             max_model_len=spec.max_model_len,
+            hash_key=hash_key(config.security.cluster_key),
             session_network=session_network(host, session_tls(config.security, role.value)),
             transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),

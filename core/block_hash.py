@@ -1,7 +1,8 @@
-"""Identity of a full KV block: a chained, keyed hash over everything its content depends on.
+"""Name of a full KV block: a chained, keyed hash over everything its content depends on.
 
-Owns the hash. Does not know pools or tensors. Called by `engine` to share blocks, later by the
-prefix index to find them on other workers.
+Owns the hash and the derivation of its key. Does not know pools or tensors. Called by `engine` to
+find blocks, later by the prefix index to find them on other workers. Workers of one cluster give
+one content one name; without the key nobody can work out names, or make two contents meet in one.
 """
 
 from __future__ import annotations
@@ -15,13 +16,19 @@ BlockHash = NewType("BlockHash", bytes)
 DIGEST_BYTES = 16
 
 
+def hash_key(cluster_key: str) -> bytes:
+    """Derive the key of block names from the secret that all workers of a cluster share."""
+    secret = cluster_key.encode()
+    return hashlib.blake2b(secret, digest_size=32, person=b"baton.kv.blocks").digest()
+
+
 def root_hash(content_digest: str, scope: str, key: bytes = b"") -> BlockHash:
     """Start a chain: the parent of a sequence's first block.
 
     Args:
         content_digest: `KVLayout.content_digest`; other models never share blocks.
         scope: Tenant scope, derived by the server from the credential; tenants never share.
-        key: Cluster secret, so that outsiders cannot craft collisions.
+        key: From `hash_key`; empty: names that anybody can work out, for tests and simulation.
     """
     text = f"{content_digest}\x00{scope}".encode()
     return BlockHash(hashlib.blake2b(text, key=key, digest_size=DIGEST_BYTES).digest())

@@ -20,6 +20,7 @@ from core.errors import ConfigError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+MIN_KEY_CHARACTERS = 16
 
 
 class Node(BaseModel):
@@ -230,6 +231,12 @@ class SecurityConfig(Node):
     )
     door_certificate: str = Field("", description="PEM chain of both doors; empty: plain text")
     door_key: str = Field("", description="PEM key of both doors")
+    cluster_key: str = Field(
+        "",
+        repr=False,
+        description="secret of this cluster's workers, at least 16 characters, which keys the names "
+        "of KV blocks; empty: made at each start",
+    )
     trusts_network: bool = Field(
         default=False, description="allow plain text inside a cluster of several machines"
     )
@@ -276,6 +283,12 @@ class BatonConfig(Node):
         if bool(security.door_certificate) != bool(security.door_key):
             raise ValueError(
                 "security.door_certificate and security.door_key go together; set both or none"
+            )
+        # Checked here and not at the field, whose message would show the value.
+        if 0 < len(security.cluster_key) < MIN_KEY_CHARACTERS:
+            raise ValueError(
+                f"security.cluster_key has {len(security.cluster_key)} characters and can be "
+                f"guessed; use {MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
             )
         return self
 

@@ -30,7 +30,8 @@ class BlockTables:
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
         """Keep the pool and the sizes."""
-        self._pool, self._limits = pool, limits
+        self._pool = pool
+        self._limits = limits
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold `num_tokens`."""
@@ -61,13 +62,15 @@ class BlockTables:
         hits: list[int] = []
         if not self._limits.is_prefix_cache_on or sequence.needs_prompt_scores:
             return hits
+        parent = self._pool.root(sequence.request.scope)
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
             block_id = self._pool.find(
-                sequence.full_block_hash(index), sequence.block_tokens(index)
+                parent, sequence.full_block_hash(index), sequence.block_tokens(index)
             )
             if block_id is None:
                 break
             hits.append(block_id)
+            parent = self._pool.identity(block_id)
         return hits
 
     def allocate(self, sequence: Sequence, hits: list[int], num_new: int, num_spare: int) -> None:
@@ -85,6 +88,8 @@ class BlockTables:
             raise
         sequence.block_table = [*hits, *fresh[:num_new]]
         sequence.spare_blocks = fresh[num_new:]
+        sequence.parents = [self._pool.remember_root(sequence.request.scope)]
+        sequence.parents += map(self._pool.identity, hits)
 
     def pin(self, sequence: Sequence) -> list[int]:
         """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
@@ -100,15 +105,20 @@ class BlockTables:
     def free(self, sequence: Sequence) -> None:
         """Drop a sequence's own references."""
         self._pool.free([*sequence.block_table, *sequence.spare_blocks])
-        sequence.block_table, sequence.spare_blocks = [], []
+        sequence.block_table = []
+        sequence.spare_blocks = []
+        sequence.parents = []
 
-    def register(self, sequence: Sequence, first_token: int = 0) -> None:
-        """Give identities to the full, computed blocks from `first_token` on."""
+    def register(self, sequence: Sequence) -> None:
+        """Give identities to the full, computed blocks that have none yet."""
         if not self._limits.is_prefix_cache_on:
             return
-        size = self._limits.block_size_tokens
-        for index in range(first_token // size, sequence.num_computed_tokens // size):
-            block_id = sequence.block_table[index]
-            self._pool.register(
-                block_id, sequence.full_block_hash(index), sequence.block_tokens(index)
+        num_full = sequence.num_computed_tokens // self._limits.block_size_tokens
+        for index in range(len(sequence.parents) - 1, num_full):
+            identity = self._pool.register(
+                sequence.block_table[index],
+                sequence.parents[index],
+                sequence.full_block_hash(index),
+                sequence.block_tokens(index),
             )
+            sequence.parents.append(identity)

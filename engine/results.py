@@ -47,7 +47,7 @@ class Results:
                 continue
             sequence.num_computed_tokens = item.start + len(item.token_ids)
             sequence.prompt_logprobs += result.scored.get(item.sequence_key, ())
-            self._tables.register(sequence, item.start)
+            self._tables.register(sequence)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 events += self._prompt_or_token_done(sequence, item, result, now_s)
         return events
@@ -89,27 +89,7 @@ class Results:
         """Fork a computed prompt into one running sequence per choice, sharing all its blocks."""
         events: list[SchedulerEvent] = []
         for choice in sequence.choices:
-            key = self._next_key()
-            fork = Sequence(
-                key=key,
-                request=sequence.request,
-                epoch=sequence.epoch,
-                choices=(choice,),
-                token_ids=list(sequence.token_ids),
-                root_hash=sequence.root_hash,
-                block_size_tokens=sequence.block_size_tokens,
-                credit=sequence.credit,
-                arrived_at=sequence.arrived_at,
-                place=(sequence.place[0], key),
-                status=Status.RUNNING,
-                num_computed_tokens=sequence.num_computed_tokens,
-                num_prefix_hit_tokens=sequence.num_prefix_hit_tokens,
-                block_table=list(sequence.block_table),
-                started_at=sequence.started_at,
-                prompt_done_at=sequence.prompt_done_at,
-                run_alone=sequence.run_alone,
-                prompt_logprobs=sequence.prompt_logprobs,
-            )
+            fork = sequence.fork(self._next_key(), choice)
             for block_id in fork.block_table:
                 self._pool.share(block_id)
             if sequence.spare_blocks:

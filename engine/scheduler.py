@@ -68,9 +68,18 @@ class Scheduler:
         pool: BlockPool,
         limits: Limits,
         content_digest: str,
+        hash_key: bytes = b"",
         order: Order | None = None,
     ) -> None:
-        """Start empty over a pool that nobody else uses; `order` is first come, first served."""
+        """Start empty over a pool that nobody else uses.
+
+        Args:
+            pool: The engine's own.
+            limits: Sizes.
+            content_digest: `KVLayout.content_digest`.
+            hash_key: The cluster's, as in `root_hash`.
+            order: Who goes first; first come, first served unless given.
+        """
         self.pool = pool
         self.limits = limits
         self.hooks = Hooks()
@@ -83,6 +92,7 @@ class Scheduler:
         self.arriving = self._sequences.arriving
         self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self.hooks)
         self._content_digest = content_digest
+        self._hash_key = hash_key
         self._order: Order = order or ArrivalOrder()
         self._keys = itertools.count(1)
         next_key = self._keys.__next__
@@ -142,7 +152,7 @@ class Scheduler:
         )
 
     def _root(self, request: GenerateRequest) -> BlockHash:
-        return root_hash(self._content_digest, request.scope)
+        return root_hash(self._content_digest, request.scope, self._hash_key)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a new sequence; it starts when blocks (and its partner, if it has one) are there.

@@ -11,7 +11,7 @@ meaning or the network. Called by `engine.scheduler` and `worker`, from the even
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
 from core.block_hash import BlockHash, block_hash
@@ -72,6 +72,8 @@ class Sequence:
     num_prefix_hit_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     spare_blocks: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)
+    """Identity of what comes before each block, as far as it is known: the root first."""
     started_at: float | None = None
     prompt_done_at: float | None = None
     run_alone: bool = False
@@ -132,6 +134,25 @@ class Sequence:
         """Work out the hashes of all full blocks; asking for them later costs nothing."""
         if num_full := self.num_tokens // self.block_size_tokens:
             self.full_block_hash(num_full - 1)
+
+    def fork(self, key: int, choice: int) -> Sequence:
+        """Make the running sequence of one choice: this one's tokens, blocks and hashes so far.
+
+        The references of the shared blocks are the caller's to take; spare blocks stay here.
+        """
+        return replace(
+            self,
+            key=key,
+            place=(self.place[0], key),
+            choices=(choice,),
+            status=Status.RUNNING,
+            handover=None,
+            token_ids=list(self.token_ids),
+            block_table=list(self.block_table),
+            spare_blocks=[],
+            parents=list(self.parents),
+            _hashes=list(self._hashes),
+        )
 
     def block_tokens(self, index: int) -> list[int]:
         """Tokens of block `index` that are known."""

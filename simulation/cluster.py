@@ -43,6 +43,7 @@ from worker.unit import WorkerParts, WorkerUnit
 VOCABULARY = 97
 HEAD_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
+HASH_KEY = b"simulation"
 
 
 @dataclass(slots=True)
@@ -253,6 +254,7 @@ class SimCluster:
             clock=clock,
             descriptor=descriptor,
             frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - HEAD_BYTES),
+            hash_key=HASH_KEY,
         )
         context = on_node(node)
         unit = context.run(WorkerUnit, parts, None)

@@ -62,6 +62,8 @@ class WorkerParts:
     tracing: Tracing = field(default_factory=NoTracing)
     frame_bytes: int = FRAME_BYTES
     """Longest frame of a session."""
+    hash_key: bytes = b""
+    """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
 
 
 class WorkerUnit:
@@ -80,7 +82,7 @@ class WorkerUnit:
             is_prefix_cache_on=engine.is_prefix_cache_on,
         )
         self.pool = BlockPool(engine.num_blocks)
-        self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest)
+        self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest, parts.hash_key)
         self.worker = Worker(
             self.scheduler,
             parts.runner,

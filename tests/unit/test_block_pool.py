@@ -1,124 +1,381 @@
-"""The books of a block pool balance under any history."""
+"""A block pool's books under any history, next to plain dicts and lists that keep the same ones."""
+
+from collections import OrderedDict
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+)
 
 from core.block_hash import block_hash, root_hash
 from core.errors import InvariantViolation, PoolExhausted
+from engine.block_identities import NO_IDENTITY
 from engine.block_pool import BlockPool
 
 ROOT = root_hash("model", "tenant")
+SCOPES = ("red", "blue", "green")
+counts = st.integers(0, 6)
+tokens = st.integers(0, 2)
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Random allocations, shares, frees and registrations, next to a model of references."""
+    """The model keeps orders in lists and contents in dicts, keyed by the parent and the tokens.
 
-    @initialize(size=st.integers(1, 12))
+    All names are one of two, so that most blocks meet others in their bucket.
+    """
+
+    @initialize(size=st.integers(1, 9))
     def make(self, size):
-        self.pool, self.references, self.registered = BlockPool(size), {}, 0
+        self.pool = BlockPool(size)
+        self.free_order = list(range(size))
+        self.cached_order = []
+        self.references = [0] * size
+        self.generations = [0] * size
+        self.identities = {}  # block -> its serial number
+        self.blocks = {}  # (parent's serial number, token) -> block
+        self.roots = OrderedDict()
+        self.given = []  # every serial number that was ever given
 
-    @rule(count=st.integers(0, 6))
+    def held(self):
+        return [b for b, count in enumerate(self.references) if count]
+
+    def anonymize(self, block):
+        del self.identities[block]
+        self.blocks = {key: b for key, b in self.blocks.items() if b != block}
+
+    @rule(count=counts)
     def allocate(self, count):
-        available = self.pool.num_available
-        if count > available:
-            with pytest.raises(PoolExhausted):
+        order = self.free_order + self.cached_order
+        if count > len(order):
+            with pytest.raises(PoolExhausted, match=f"needed {count} blocks, {len(order)} of"):
                 self.pool.allocate(count)
-            assert self.pool.num_available == available
             return
-        generations = [self.pool.generation(b) for b in range(self.pool.num_blocks)]
-        for block in self.pool.allocate(count):
-            assert block not in self.references, "a block was given out twice"
-            assert self.pool.generation(block) == generations[block] + 1
+        assert self.pool.allocate(count) == order[:count]
+        for block in order[:count]:
+            if block in self.free_order:
+                self.free_order.remove(block)
+            else:
+                self.cached_order.remove(block)
+                self.anonymize(block)
             self.references[block] = 1
+            self.generations[block] += 1
 
     @rule(data=st.data())
     def share(self, data):
-        if self.references:
-            block = data.draw(st.sampled_from(sorted(self.references)))
-            self.pool.share(block)
-            self.references[block] += 1
+        block = data.draw(st.integers(0, self.pool.num_blocks - 1))
+        if block in self.free_order:
+            with pytest.raises(InvariantViolation, match=f"block {block} is free"):
+                self.pool.share(block)
+            return
+        self.pool.share(block)
+        self.references[block] += 1
+        if block in self.cached_order:
+            self.cached_order.remove(block)
 
+    @precondition(lambda self: self.held())
     @rule(data=st.data())
     def free(self, data):
-        if self.references:
-            block = data.draw(st.sampled_from(sorted(self.references)))
-            self.pool.free([block])
+        table = data.draw(st.lists(st.sampled_from(self.held()), unique=True, max_size=6))
+        self.pool.free(table)
+        for block in reversed(table):
             self.references[block] -= 1
-            if not self.references[block]:
-                del self.references[block]
+            if self.references[block] == 0:
+                order = self.cached_order if block in self.identities else self.free_order
+                order.append(block)
 
-    @rule(data=st.data(), token=st.integers(0, 5))
-    def register_and_find(self, data, token):
-        if self.references:
-            block = data.draw(st.sampled_from(sorted(self.references)))
-            identity = block_hash(ROOT, [token])
-            self.pool.register(block, identity, [token])
-            found = self.pool.find(identity, [token])
-            assert found is not None or block in self.pool._identity, (
-                "a block keeps its first identity"
-            )
-            assert self.pool.find(identity, [token + 100]) is None, (
-                "tokens are compared, not only hashes"
-            )
+    @rule(data=st.data())
+    def free_too_often(self, data):
+        unreferenced = self.free_order + self.cached_order
+        if unreferenced:
+            with pytest.raises(InvariantViolation, match="more often than referenced"):
+                self.pool.free([data.draw(st.sampled_from(unreferenced))])
 
-    @rule(token=st.integers(0, 5))
-    def hit(self, token):
-        block = self.pool.find(block_hash(ROOT, [token]), [token])
-        if block is not None:
-            self.pool.share(block)
-            self.references[block] = self.references.get(block, 0) + 1
+    @rule(scope=st.sampled_from(SCOPES))
+    def remember_root(self, scope):
+        serial = self.pool.remember_root(scope)
+        if scope in self.roots:
+            assert serial == self.roots[scope]
+        else:
+            self.give(serial)
+        self.roots[scope] = serial
+        self.roots.move_to_end(scope)
+        if len(self.roots) > self.pool.num_blocks:
+            self.roots.popitem(last=False)
+
+    @precondition(lambda self: self.held() and self.given)
+    @rule(data=st.data(), token=tokens)
+    def register(self, data, token):
+        block = data.draw(st.sampled_from(self.held()))
+        parent = data.draw(st.sampled_from(self.given))
+        serial = self.pool.register(block, parent, self.name(token), [token])
+        if block in self.identities:
+            assert serial == self.identities[block], "a block keeps its first identity"
+        elif (parent, token) in self.blocks:
+            assert serial == self.identities[self.blocks[parent, token]]
+        else:
+            self.give(serial)
+            self.identities[block] = serial
+            self.blocks[parent, token] = block
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), token=tokens)
+    def find(self, data, token):
+        parent = data.draw(st.sampled_from(self.given))
+        found = self.pool.find(parent, self.name(token), [token])
+        assert found == self.blocks.get((parent, token))
+
+    @rule()
+    def drop_cache(self):
+        self.pool.drop_cache()
+        self.free_order += self.cached_order
+        self.cached_order = []
+        self.identities = {}
+        self.blocks = {}
+
+    def give(self, serial):
+        assert serial not in (NO_IDENTITY, *self.given), "a number was given twice"
+        self.given.append(serial)
+
+    @staticmethod
+    def name(token):
+        return bytes([token % 2])
 
     @invariant()
-    def books_balance(self):
-        if hasattr(self, "pool"):
-            self.pool.check()
-            assert self.pool.num_held == len(self.references)
-            assert (
-                self.pool.num_free + self.pool.num_cached + self.pool.num_held
-                == self.pool.num_blocks
-            )
+    def books_are_those_of_the_model(self):
+        if not hasattr(self, "pool"):
+            return
+        self.pool.check()
+        blocks = range(self.pool.num_blocks)
+        assert [self.pool.references(b) for b in blocks] == self.references
+        assert [self.pool.generation(b) for b in blocks] == self.generations
+        assert [self.pool.identity(b) for b in blocks] == [
+            self.identities.get(b, NO_IDENTITY) for b in blocks
+        ]
+        names = {b: self.name(token) for (_, token), b in self.blocks.items()}
+        assert [self.pool.name(b) for b in blocks] == [names.get(b) for b in blocks]
+        assert self.pool.num_free == len(self.free_order)
+        assert self.pool.num_cached == len(self.cached_order)
+        assert self.pool.num_held == len(self.held())
+        assert self.pool.num_available == len(self.free_order) + len(self.cached_order)
+        assert {s: self.pool.root(s) for s in SCOPES} == {
+            s: self.roots.get(s, NO_IDENTITY) for s in SCOPES
+        }
 
 
 TestPool = PoolMachine.TestCase
-TestPool.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPool.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 
 
-def test_a_block_freed_twice_is_an_invariant_violation():
-    pool = BlockPool(2)
-    blocks = pool.allocate(1)
-    pool.free(blocks)
-    with pytest.raises(InvariantViolation, match="more often than referenced"):
-        pool.free(blocks)
+def chain(pool, blocks, scope="tenant", first=0):
+    """Register blocks as one chain with the tokens `first`, `first + 1` and so on."""
+    parent = pool.remember_root(scope)
+    name = ROOT
+    for token, block in enumerate(blocks, first):
+        name = block_hash(name, [token])
+        parent = pool.register(block, parent, name, [token])
+
+
+def walk(pool, num_blocks, scope="tenant", first=0):
+    """Find such a chain again, as far as it is known."""
+    found = []
+    parent = pool.root(scope)
+    name = ROOT
+    for token in range(first, first + num_blocks):
+        name = block_hash(name, [token])
+        block = pool.find(parent, name, [token])
+        if block is None:
+            break
+        found.append(block)
+        parent = pool.identity(block)
+    return found
+
+
+def test_a_block_freed_twice_is_an_invariant_violation_and_leaves_good_books():
+    pool = BlockPool(3)
+    first, second = pool.allocate(2)
+    pool.free([first])
+    with pytest.raises(InvariantViolation, match=f"block {first} was freed more often"):
+        pool.free([first, second])
+    assert (pool.num_free, pool.num_held, pool.references(second)) == (3, 0, 0)
+    pool.check()
 
 
 def test_the_least_recently_used_block_is_evicted_and_a_prefix_outlives_its_tail():
+    pool = BlockPool(6)
+    old, new = pool.allocate(3), pool.allocate(3)
+    chain(pool, old)
+    chain(pool, new, first=10)
+    pool.free(old)
+    pool.free(new)
+    assert pool.allocate(2) == [old[2], old[1]]
+    assert (walk(pool, 3), walk(pool, 3, first=10)) == (old[:1], new)
+    assert pool.allocate(2) == [old[0], new[2]]
+    assert (walk(pool, 3), walk(pool, 3, first=10)) == ([], new[:2])
+
+
+def test_a_hit_makes_a_block_the_last_to_be_evicted():
     pool = BlockPool(3)
     blocks = pool.allocate(3)
-    hashes, parent = [], ROOT
-    for i, block in enumerate(blocks):
-        parent = block_hash(parent, [i])
-        hashes.append(parent)
-        pool.register(block, parent, [i])
-    pool.free(blocks)
-    pool.allocate(1)
-    assert [pool.find(h, [i]) is not None for i, h in enumerate(hashes)] == [True, True, False]
+    for token, block in enumerate(blocks):
+        chain(pool, [block], first=token * 10)
+    for block in blocks:
+        pool.free([block])
+    pool.share(blocks[0])
+    pool.free([blocks[0]])
+    assert pool.allocate(3) == [blocks[1], blocks[2], blocks[0]]
 
 
-def test_a_planted_leak_is_seen_by_check():
+def test_the_same_tokens_after_another_parent_are_another_block_under_any_name():
     pool = BlockPool(4)
-    pool._free.popleft()
-    with pytest.raises(InvariantViolation, match="do not add up"):
+    red, blue = pool.allocate(2)
+    roots = [pool.remember_root("red"), pool.remember_root("blue")]
+    identities = [
+        pool.register(red, roots[0], b"same", [7, 7]),
+        pool.register(blue, roots[1], b"same", [7, 7]),
+    ]
+    assert [pool.find(root, b"same", [7, 7]) for root in roots] == [red, blue]
+    child = pool.allocate(1)[0]
+    pool.register(child, identities[0], b"same", [1, 2])
+    assert pool.find(identities[0], b"same", [1, 2]) == child
+    assert pool.find(identities[1], b"same", [1, 2]) is None
+    assert pool.find(identities[0], b"same", [1, 3]) is None
+    assert pool.find(identities[0], b"same", [1]) is None
+
+
+def test_a_child_is_not_inherited_by_a_parent_that_was_computed_anew():
+    """Serial numbers are never given again, not even for the same content in the same block."""
+    pool = BlockPool(2)
+    parent, child = pool.allocate(2)
+    chain(pool, [parent, child])
+    before = pool.identity(parent)
+    pool.free([parent])
+    assert pool.allocate(1) == [parent]
+    chain(pool, [parent])
+    assert pool.identity(parent) > before
+    assert walk(pool, 2) == [parent]
+
+
+@pytest.mark.parametrize("evicted", [0, 1, 2])
+def test_a_block_leaves_its_bucket_from_any_place(evicted):
+    pool = BlockPool(3)
+    blocks = pool.allocate(3)
+    root = pool.remember_root("tenant")
+    for token, block in enumerate(blocks):
+        pool.register(block, root, b"same", [token])
+    pool.free([blocks[evicted]])
+    assert pool.allocate(1) == [blocks[evicted]]
+    found = [pool.find(root, b"same", [token]) for token in range(3)]
+    assert found == [None if b == blocks[evicted] else b for b in blocks]
+    pool.check()
+
+
+def test_a_second_copy_stays_anonymous_and_learns_the_identity_of_the_first():
+    pool = BlockPool(2)
+    first, second = pool.allocate(2)
+    root = pool.remember_root("tenant")
+    identity = pool.register(first, root, b"name", [1])
+    assert pool.register(second, root, b"name", [1]) == identity
+    assert (pool.identity(second), pool.name(second)) == (NO_IDENTITY, None)
+    pool.free([first, second])
+    assert (pool.num_free, pool.num_cached) == (1, 1)
+
+
+def test_no_more_roots_are_remembered_than_there_are_blocks_and_the_one_unused_longest_goes():
+    pool = BlockPool(2)
+    block = pool.allocate(1)[0]
+    chain(pool, [block], scope="a")
+    first = pool.remember_root("a")
+    pool.remember_root("b")
+    assert pool.remember_root("a") == first
+    pool.remember_root("c")
+    assert (pool.root("a"), pool.root("b")) == (first, NO_IDENTITY)
+    pool.remember_root("d")
+    pool.remember_root("e")
+    assert pool.root("a") == NO_IDENTITY and walk(pool, 1, scope="a") == []
+    assert pool.remember_root("a") > first and walk(pool, 1, scope="a") == []
+
+
+def test_dropping_the_cache_frees_what_was_cached_in_its_order_and_holds_what_was_held():
+    pool = BlockPool(5)
+    blocks = pool.allocate(4)
+    chain(pool, blocks)
+    pool.free(blocks[1:])
+    pool.drop_cache()
+    pool.check()
+    assert (pool.num_free, pool.num_cached, pool.num_held) == (4, 0, 1)
+    assert pool.identity(blocks[0]) == NO_IDENTITY and walk(pool, 4) == []
+    pool.free(blocks[:1])
+    assert pool.num_cached == 0
+    assert pool.allocate(5) == [4, 3, 2, 1, 0]
+    chain(pool, [4, 3])
+    assert walk(pool, 3) == [4, 3]
+    pool.check()
+
+
+def test_what_may_not_be_registered_is_refused():
+    pool = BlockPool(3)
+    held, other = pool.allocate(2)
+    root = pool.remember_root("tenant")
+    with pytest.raises(InvariantViolation, match="block 2 is not held"):
+        pool.register(2, root, b"name", [1, 2])
+    with pytest.raises(InvariantViolation, match="no parent"):
+        pool.register(held, NO_IDENTITY, b"name", [1, 2])
+    pool.register(held, root, b"name", [1, 2])
+    with pytest.raises(InvariantViolation, match="equally many tokens"):
+        pool.register(other, root, b"name", [1, 2, 3])
+    assert [pool.identity(b) > NO_IDENTITY for b in (held, other)] == [True, False]
+    pool.check()
+
+
+def lose_a_free_block(pool):
+    pool._lists.remove(pool.num_blocks - 1)
+
+
+def lose_a_cached_block(pool):
+    pool._lists.remove(1)
+
+
+def free_a_held_block(pool):
+    pool._lists.extend(pool._free, [0])
+    pool._num_free += 1
+
+
+def list_a_block_twice(pool):
+    pool._lists.extend(pool._free, [1])
+
+
+def forget_a_reference(pool):
+    pool._references[0] -= 1
+
+
+def make_a_cached_block_anonymous(pool):
+    pool._identities.forget(1)
+
+
+def unlink_a_registered_block(pool):
+    pool._identities._links[pool._identities._bucket(pool.name(1))] = -1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lose_a_free_block, lose_a_cached_block, free_a_held_block, list_a_block_twice,
+        forget_a_reference, make_a_cached_block_anonymous, unlink_a_registered_block,
+    ],
+)  # fmt: skip
+def test_damaged_books_are_seen_by_check(damage):
+    pool = BlockPool(4)
+    held, cached = pool.allocate(2)
+    chain(pool, [cached])
+    pool.free([cached])
+    pool.check()
+    assert (held, cached) == (0, 1)
+    damage(pool)
+    with pytest.raises(InvariantViolation):
         pool.check()
-
-
-def test_hashes_depend_on_parent_tokens_scope_model_and_key():
-    base = block_hash(root_hash("m", "t"), [1, 2])
-    others = [
-        block_hash(root_hash("m", "t"), [2, 1]), block_hash(root_hash("m", "u"), [1, 2]),
-        block_hash(root_hash("n", "t"), [1, 2]), block_hash(root_hash("m", "t", b"key"), [1, 2]),
-        block_hash(block_hash(root_hash("m", "t"), [0]), [1, 2]),
-    ]  # fmt: skip
-    assert len({base, *others}) == 6
-    assert root_hash("ab", "c") != root_hash("a", "bc")
