@@ -4,12 +4,13 @@ Modelled on the field's failure catalogue: releases forgotten, frees too early, 
 writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
 """
 
-from planted import fairness, rank, router, text
+from planted import fairness, pool, rank, router, text, transfer
 from planted.bug import Bug
 
 RULES = "tests/simulation/test_handover_rules.py"
 SURVIVAL = "tests/simulation/test_survival_rules.py"
 ENDINGS = "tests/simulation/test_ending_rules.py"
+IDENTITY = "tests/unit/test_block_identity.py"
 SEARCH = "tests/simulation/test_trials.py::test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met"
 LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
 
@@ -48,14 +49,15 @@ FIRST = [
     Bug("a full prefix hit leaves nothing to compute", "engine/block_tables.py",
         "for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):",
         "for index in range(sequence.num_tokens // self._limits.block_size_tokens):", "tests/unit/test_scheduler.py"),
-    Bug("a freed block is forgotten", "engine/block_pool.py", "                    self._free.append(block_id)\n",
-        "                    pass\n", "seeds 0-10"),
+    Bug("a freed block is forgotten", "engine/block_pool.py",
+        "                    (cached if identity_of(block_id) else freed).append(block_id)\n",
+        "                    cached.extend([block_id] * bool(identity_of(block_id)))\n", "seeds 0-10"),
     Bug("a slot keeps its generation when it is handed out again", "engine/block_pool.py",
-        "        self._generations[block_id] += 1\n", "", f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused"),
+        "            generations[block_id] += 1\n", "            pass\n", f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused"),
     Bug("tenants share blocks", "core/block_hash.py", 'text = f"{content_digest}\\x00{scope}".encode()',
-        'text = f"{content_digest}".encode()', "seeds 0-60"),
+        'text = f"{content_digest}".encode()', f"{IDENTITY}::test_names_depend_on_parent_tokens_scope_model_and_key"),
     Bug("a block is known by its own tokens, not by what came before", "core/block_hash.py",
-        "    payload = parent + struct.pack", "    payload = struct.pack", "tests/unit/test_block_pool.py"),
+        "    payload = parent + struct.pack", "    payload = struct.pack", f"{IDENTITY}::test_names_depend_on_parent_tokens_scope_model_and_key"),
     Bug("damaged KV is taken as it comes", "kv_transfer/receiver.py",
         '        is_good = checksums == entries["checksum"]\n', '        is_good = checksums == checksums\n', "seeds 0-60"),
     Bug("damaged control messages are believed", "kv_transfer/frames.py",
@@ -108,7 +110,15 @@ FIRST = [
         'scope["path"] in OPEN_PATHS', 'scope["path"].startswith(tuple(OPEN_PATHS))', "tests/unit/test_credentials.py"),
 ]  # fmt: skip
 
-BUGS = [*FIRST, *fairness.BUGS, *rank.BUGS, *router.BUGS, *text.BUGS]
+BUGS = [
+    *FIRST,
+    *fairness.BUGS,
+    *pool.BUGS,
+    *rank.BUGS,
+    *router.BUGS,
+    *text.BUGS,
+    *transfer.BUGS,
+]
 
 UNCAUGHT = {
     "a transfer takes no pins of its own": "on virtual time the agent shares the worker's loop, so nobody reads a block "

@@ -49,15 +49,15 @@ BUGS = [
     Bug(
         "what does not fit blocks everybody behind it",
         "engine/block_supply.py",
-        "num_needed if sequence.num_overtaken >= MAX_OVERTAKEN else 0",
-        "num_needed",
+        "                if sequence.num_overtaken >= MAX_OVERTAKEN:\n",
+        "                if True:\n",
         f"{WHOLE}::test_small_hand_overs_pass_a_giant_that_waits_for_blocks_and_it_is_served",
     ),
     Bug(
         "blocks are never kept for what does not fit",
         "engine/block_supply.py",
-        "num_needed if sequence.num_overtaken >= MAX_OVERTAKEN else 0",
-        "0",
+        "                if sequence.num_overtaken >= MAX_OVERTAKEN:\n",
+        "                if False:\n",
         f"{UNIT}::test_what_does_not_fit_is_passed_a_bounded_number_of_times"
         "_and_then_blocks_are_kept_for_it",
     ),

@@ -74,7 +74,7 @@ BUGS = [
     Bug(
         "decode reserves as often as it is told to",
         "decode_worker/part.py",
-        "        if transfer_id in self._reserving or incoming.pool_generation is not None:\n",
+        "        if incoming.sequence.status is not Status.NEW:\n",
         "        if False:\n",
         f"{POOL}::test_decode_reserves_once_whatever_it_is_told",
     ),
