@@ -1,4 +1,4 @@
-"""A client of a trial: reads, stalls, leaves, comes back when its router is gone, checks everything.
+"""A client of a trial: reads, stalls, leaves, comes back when its router is gone, checks it all.
 
 Owns the promises that are made to one request: I1 and I2 as its stream shows them, I7 and L1 at its
 end. Does not know faults or workers. Called by `simulation.trial`.
@@ -130,7 +130,7 @@ class Client:
                 if router.name in self._cluster.paused:
                     return False
 
-    # --- what comes ---------------------------------------------------------------------------------
+    # --- what comes -------------------------------------------------------------------------------
 
     def _check(self, event: RequestEvent, router: SimRouter) -> None:
         name, report = self._order.name, self._report
@@ -188,7 +188,7 @@ class Client:
         report.moves += sum(a.endswith(":draining") for a in ended.anatomy.attempts)
         report.decisions.append(f"{name} {' '.join(ended.anatomy.attempts)}")
 
-    # --- afterwards ---------------------------------------------------------------------------------
+    # --- afterwards -------------------------------------------------------------------------------
 
     def compare(self, oracle: Oracle) -> None:
         """Check the whole stream against the reference (I1), and its ending (I7)."""

@@ -284,7 +284,7 @@ class SimCluster:
 
         unit.worker.end = heard  # type: ignore[method-assign]
 
-    # --- what can be done to a node -----------------------------------------------------------------------
+    # --- what can be done to a node ---------------------------------------------------------------
 
     async def kill(self, node: str, lag_s: float = 0.0) -> None:
         """End a worker's node as SIGKILL would: nothing is said to anyone; the members hear after `lag_s`."""

@@ -7,7 +7,8 @@ Owns the bounds of overtaking, checked at every step and every ending of an atte
     F3 a small reservation for which there is room does not wait behind one that does not fit
     F4 a hand-over is not held back by announcements to another partner
 
-Does not know what is fair between tenants. Called by `simulation.trial`, through the cluster's hooks.
+Does not know what is fair between tenants. Called by `simulation.invariants` and, through the
+cluster's hooks, at every step.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ class Fairness:
             else:
                 self._look_at_announcements(node, unit, now_s)
 
-    # --- F1, F2: at every step ----------------------------------------------------------------------
+    # --- F1, F2: at every step --------------------------------------------------------------------
 
     def _stepped(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
         books, scheduler = self._of(node), unit.scheduler
@@ -120,7 +121,7 @@ class Fairness:
                     f"{num_missed} steps of a giant one"
                 )
 
-    # --- endings ------------------------------------------------------------------------------------
+    # --- endings ----------------------------------------------------------------------------------
 
     def _attempt_ended(self, node: str, unit: WorkerUnit, attempt: Attempt) -> None:
         ended = attempt.ended
@@ -139,7 +140,7 @@ class Fairness:
                     f"mid-answer were served before it went on"
                 )
 
-    # --- F3, F4: now and then -----------------------------------------------------------------------
+    # --- F3, F4: now and then ---------------------------------------------------------------------
 
     def _look_at_line(self, node: str, unit: WorkerUnit, now_s: float) -> None:
         line = self._of(node).line

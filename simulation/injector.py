@@ -1,7 +1,7 @@
 """Carrying out a schedule of faults on a simulated cluster.
 
-Owns what each fault does and the count of those that bit: a fault that was drawn but touched nothing
-does not count. Does not know loads or invariants. Called by `simulation.trial`.
+Owns what each fault does and the count of those that bit: a fault that was drawn but touched
+nothing does not count. Does not know loads or invariants. Called by `simulation.trial`.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Injector:
         now_s = asyncio.get_running_loop().time()
         self._cluster.ill_at.update(dict.fromkeys(nodes, now_s))
 
-    # --- on the wire --------------------------------------------------------------------------------
+    # --- on the wire ------------------------------------------------------------------------------
 
     def _mangle(self, stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
         if stream in self._swapped:
@@ -116,7 +116,7 @@ class Injector:
                 out = [Injected("injected: reading")]
             case Kind.FLIP:
                 damaged = bytearray(message)
-                # Anywhere, or in the payload alone: a flip in the head is seen before the payload is looked at.
+                # Anywhere, or in the payload alone: one in the head is seen before the payload is.
                 first = self._rng.choice([0, len(damaged) * 3 // 4])
                 for _ in range(self._rng.randint(1, 64)):
                     damaged[self._rng.randrange(first, len(damaged))] ^= 1 << self._rng.randrange(8)
@@ -170,9 +170,10 @@ class Injector:
         await asyncio.sleep(fault.for_s)
         for way in ways:
             self._ill(*way)
-        self.bitten[fault.kind] += any([hub.unblock(*way) for way in ways])  # noqa: C419 - each is to be unblocked
+        num_stalled = [hub.unblock(*way) for way in ways]
+        self.bitten[fault.kind] += any(num_stalled)
 
-    # --- nodes ------------------------------------------------------------------------------------------
+    # --- nodes ------------------------------------------------------------------------------------
 
     def _workers(self) -> list[str]:
         cluster = self._cluster
@@ -241,7 +242,7 @@ class Injector:
             self._cluster.clocks[node].offset_s += abs(fault.for_s)
             self.bitten[fault.kind] += 1
 
-    # --- inside a worker ----------------------------------------------------------------------------------
+    # --- inside a worker --------------------------------------------------------------------------
 
     async def _no_blocks(self, fault: Fault) -> None:
         node, contrary = self._pick(fault, sorted(self._cluster.units)), self._cluster.contrary
@@ -312,7 +313,7 @@ class Injector:
         contrary.evict_odds -= 0.2 * (not is_preempt)
         self.bitten[fault.kind] += contrary.num_forced[fault.kind.value] > before
 
-    # --- the store ----------------------------------------------------------------------------------------
+    # --- the store --------------------------------------------------------------------------------
 
     async def _store(self, fault: Fault) -> None:
         store = self._cluster.store

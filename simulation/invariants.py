@@ -76,7 +76,7 @@ class Watch:
                 self._report.violated(suspect)
         self._suspects = found
 
-    # --- routers ------------------------------------------------------------------------------------
+    # --- routers ----------------------------------------------------------------------------------
 
     def _watch_router(self, router: SimRouter) -> None:
         orchestrator = router.orchestrator
@@ -148,7 +148,7 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
     return found
 
 
-# --- afterwards ---------------------------------------------------------------------------------------
+# --- afterwards -----------------------------------------------------------------------------------
 
 
 async def check_recovery(cluster: SimCluster, injector: Injector, report: Report) -> None:

@@ -1,7 +1,7 @@
 """What one seed decides before it runs: a cluster with odd but legal settings, a load, its faults.
 
-Owns the styles of trials and the drawing of each. Does not know how a plan is carried out. Called by
-`simulation.trial`, `simulation.search` and tests.
+Owns the styles of trials and the drawing of each. Does not know how a plan is carried out. Called
+by `simulation.trial`, `simulation.search` and tests.
 
     CALM   a load well below capacity            POOL    above capacity, with few blocks
     ALONE  one worker a role, slow to start      GIANTS  giant prompts beside small ones
@@ -102,7 +102,7 @@ def _draw_faults(
     return (still, *(f for f in faults[1:] if f.kind is not Kind.PAUSE))
 
 
-# --- clusters -----------------------------------------------------------------------------------------
+# --- clusters -------------------------------------------------------------------------------------
 
 
 def _calm(rng: random.Random) -> Shape:
@@ -214,7 +214,7 @@ _STYLED = {
 }
 
 
-# --- orders -------------------------------------------------------------------------------------------
+# --- orders ---------------------------------------------------------------------------------------
 
 
 class _Drawing:

@@ -83,7 +83,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """Return virtual seconds."""
         return self._now_s
 
-    # --- nodes ------------------------------------------------------------------------------------------
+    # --- nodes ------------------------------------------------------------------------------------
 
     def pause(self, node: str) -> None:
         """Let nothing of a node run until `resume`; its timers come due meanwhile."""
@@ -108,7 +108,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._dead.add(node)
         self._paused.pop(node, None)
 
-    # --- the loop itself ----------------------------------------------------------------------------------
+    # --- the loop itself --------------------------------------------------------------------------
 
     def _run_once(self) -> None:
         scheduled, ready = self._scheduled, self._ready

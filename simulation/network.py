@@ -21,7 +21,7 @@ from simulation.loop import NODE
 
 WINDOW = 256
 MAX_TOO_LARGE = 10
-"""A sender that repeats what breaks its stream does so for ever; a trial has seen enough of it then."""
+"""A sender that repeats what breaks its stream does so for ever; a trial has seen enough then."""
 TICK_S = 1e-9
 
 
@@ -161,7 +161,7 @@ class Hub:
         stream.last_arrival = at
         loop.call_at(at, call, *args, context=self._wire)
 
-    # --- faults -------------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------
 
     def block(self, source: str, target: str) -> None:
         """Let nothing through one way until `unblock`; blocks of several faults add up."""
@@ -200,7 +200,7 @@ class Hub:
         self.num_resets += len(hit)
         return len(hit)
 
-    # --- nodes --------------------------------------------------------------------------------------------
+    # --- nodes ------------------------------------------------------------------------------------
 
     def listen(self, node: str, kind: str, on_stream: StreamHandler) -> str:
         """Open a port on a node; its handlers run as that node."""

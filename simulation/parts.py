@@ -120,8 +120,8 @@ class NodeClock:
 class SimRunner:
     """The hash model as a restartable runner, with the faults a rank group can have.
 
-    A restart goes in the order of `RankGroup.restart`: the old group is stopped, processes are spawned
-    (`spawn_s`), their fresh memory takes the old one's place, the model loads (`load_s`).
+    A restart goes in the order of `RankGroup.restart`: the old group is stopped, processes are
+    spawned (`spawn_s`), their fresh memory takes the old one's place, the model loads (`load_s`).
     """
 
     def __init__(

@@ -158,7 +158,7 @@ async def _run_child(
             await child.wait()
 
 
-# --- one seed, again ---------------------------------------------------------------------------------------
+# --- one seed, again ------------------------------------------------------------------------------
 
 
 def chosen(plan: Plan, faults: Sequence[int] | None, requests: Sequence[int] | None) -> Plan:

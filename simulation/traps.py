@@ -2,7 +2,7 @@
 
 Owns which trap is armed, for whom, and who stepped into one: only that request may suffer. Does not
 know schedules. Called by `simulation.cluster`, which wraps the product's callables, and by
-`simulation.faults`, which arms.
+`simulation.injector`, which arms.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Traps:
         self.victims.add(request_id.partition("~")[0])
         raise Injected(f"injected: {place}")
 
-    # --- at a router --------------------------------------------------------------------------------
+    # --- at a router ------------------------------------------------------------------------------
 
     def decoder(self, request: GenerateRequest) -> TextDecoder:
         """Make a text decoder that may raise."""
@@ -103,7 +103,7 @@ class Traps:
 
         orchestrator.run = trapped  # type: ignore[method-assign]
 
-    # --- at a worker --------------------------------------------------------------------------------
+    # --- at a worker ------------------------------------------------------------------------------
 
     def trap_worker(self, node: str, worker: Worker) -> None:
         """Let what a session reader calls raise."""
