@@ -299,14 +299,15 @@ class Scheduler:
 
     def plan(self, now_s: float) -> StepPlan:
         """Choose the next step. May preempt, announce, reserve, and come back empty."""
-        num_preemptions = self.num_preemptions
         self._step_id += 1
-        self.reserve_in_turn(now_s)
-        self._announce_in_turn()
-        step = self._plan(now_s)
-        if not step.items and self.num_preemptions > num_preemptions:
-            # One that ran alone gave up its blocks: the step is the others', whom nobody looked at.
+        while True:
+            num_preemptions = self.num_preemptions
+            self.reserve_in_turn(now_s)
+            self._announce_in_turn()
             step = self._plan(now_s)
+            if step.items or self.num_preemptions == num_preemptions:
+                break
+            # Somebody gave up its blocks and nobody used them: look again, or they wait for a wake-up.
         if not step.items:
             return StepPlan(self._step_id, ())
         released = self._sequences.step_begins(step.planned)

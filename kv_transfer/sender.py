@@ -187,6 +187,8 @@ class Sender:
     def end(self, error: ServingError | None) -> None:
         """The worker gives the transfer up; the peer is told, blocks may be freed at once (as in `restart`)."""
         if self.is_closed:
+            # It ended by itself, and the worker began another sub-attempt before it heard of that.
+            self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)
             return
         if error is not None:
             self._note(Transition.SENDER_ENDED)

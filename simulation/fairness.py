@@ -38,6 +38,7 @@ class _Stop:
     """A sequence that stands still in mid-answer."""
 
     at_s: float
+    place: tuple[float, int]
     num_overtakes: int = 0
 
 
@@ -91,14 +92,14 @@ class Fairness:
         books, scheduler = self._of(node), unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
         stopped = {
-            s.key
+            s.key: s.place
             for s in scheduler.waiting
             if not s.is_out_of_credit and s.num_output_tokens and s.started_at is not None
         }
         for key in [key for key in books.stops if key not in stopped]:
             del books.stops[key]
-        for key in sorted(stopped - books.stops.keys()):
-            books.stops[key] = _Stop(now_s)
+        for key in sorted(stopped.keys() - books.stops.keys()):
+            books.stops[key] = _Stop(now_s, stopped[key])
         self._count_missed(node, unit, plan)
 
     def _count_missed(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
@@ -133,7 +134,9 @@ class Fairness:
             return
         most = MAX_OVERTAKES + 2 * unit.scheduler.limits.max_sequences
         for key, stop in books.stops.items():
-            stop.num_overtakes += attempt.sequences[0].arrived_at > stop.at_s
+            # One that reached its router before the stopped one, and this worker only now, is due.
+            first = attempt.sequences[0]
+            stop.num_overtakes += first.arrived_at > stop.at_s and first.place > stop.place
             if stop.num_overtakes == most + 1:
                 self._report.violated(
                     f"F1 {node}: {most} requests that came after sequence {key} stopped in "
@@ -230,6 +233,8 @@ def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
     active = [s for s in scheduler.running if not s.is_out_of_credit]
     if len(active) >= scheduler.limits.max_sequences or any(s.run_alone for s in active):
         return False
-    if any(s.num_overtaken >= MAX_OVERTAKES for s in scheduler.waiting.ready):
-        return False  # what is free is kept for one that was passed often enough
+    if any(s.num_overtaken >= MAX_OVERTAKES or s.run_alone for s in scheduler.waiting.ready):
+        return (
+            False  # blocks are kept for one that was passed often enough, or places for one alone
+        )
     return scheduler.tables.blocks_for(sequence.num_tokens) < scheduler.pool.num_available

@@ -83,6 +83,13 @@ BUGS = [
         f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
     ),
     Bug(
+        "blocks given up in a plan that comes back empty wait for a wake-up",
+        "engine/scheduler.py",
+        "            if step.items or self.num_preemptions == num_preemptions:\n",
+        "            if True:\n",
+        f"{UNIT}::test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan",
+    ),
+    Bug(
         "the oldest is the victim",
         "engine/block_supply.py",
         "for s in reversed(self._sequences.running) if s.key not in planned",

@@ -8,6 +8,15 @@ POOL = "tests/simulation/test_pool_rules.py"
 
 BUGS = [
     Bug(
+        "a transfer that ended by itself never answers the worker again",
+        "kv_transfer/sender.py",
+        "            self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)\n"
+        "            return\n",
+        "            return\n",
+        "tests/unit/test_sender.py"
+        "::test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too",
+    ),
+    Bug(
         "a pool that was replaced is read and written all the same",
         "kv_transfer/fenced_pool.py",
         "        if self._kv.generation != self._generation:\n",

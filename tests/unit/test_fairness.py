@@ -120,6 +120,21 @@ def test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later():
     assert [i.sequence_key for i in plan.items] == [answer.key]
 
 
+def test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan():
+    """Nothing runs afterwards, so nobody would come to hand them out later."""
+    engine = Engine(num_blocks=10, block=4, cache=False, max_len=40)
+    first = engine.arrive(request("first", [1] * 16, max_tokens=20, ignore_eos=True))
+    engine.scheduler.attach(first, engine.drawn(7, first), 0.0)
+    engine.arrive(request("later", [2] * 12, max_tokens=8))
+    small = engine.arrive(request("small", [3] * 8, max_tokens=4))
+    assert small.status is Status.RESERVING and engine.pool.num_available == 1
+    while (plan := engine.scheduler.plan(0.0)).items:
+        result = asyncio.run(engine.model.execute(plan, lambda *_: None))
+        engine.scheduler.commit(plan, result, 0.0)
+    assert not engine.scheduler.running and engine.scheduler.num_preemptions == 1
+    assert small.status is Status.ARRIVING
+
+
 def test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back():
     engine = Engine(num_blocks=8, block=4, cache=False, max_len=40)
     old, young = (

@@ -55,6 +55,20 @@ def test_a_transfer_goes_from_offer_to_ack():
     ]
 
 
+def test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too():
+    """The worker heard of the end only after it had preempted the sequence once more."""
+
+    async def scenario(world):
+        await partnered(world)
+        world.agent._senders[TRANSFER].end(None)
+        world.agent.restart(TRANSFER, 1)
+        world.agent.end_send(TRANSFER, None)
+
+    host = SendingHost()
+    run(scenario, host)
+    assert host.calls[-1] == ("drained", TRANSFER, 1)
+
+
 def test_what_an_older_sub_attempt_publishes_is_not_sent():
     """The worker's loop may run ahead: its blocks belong to somebody else by then."""
 
