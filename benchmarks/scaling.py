@@ -24,11 +24,13 @@ from rich.table import Table
 
 from benchmarks.record import save
 from benchmarks.scaling_router import BLOCK_SIZE_TOKENS, cpu_ms, measure_router
+from core.ids import WorkerId
 from core.plan import StepResult
 from core.types import GenerateRequest, Logprob, SamplingParams
 from engine import rank_wire
 from engine.block_pool import BlockPool
 from engine.block_tables import Limits
+from engine.plan_wire import PlanEncoder
 from engine.scheduler import Scheduler
 from engine.sequence import Handover
 
@@ -37,6 +39,7 @@ CONTEXTS = (128, 2_048, 16_384, 32_768)
 OUTPUTS = (100, 1_000, 8_000)
 CACHED_BLOCKS = (10_000, 100_000, 1_000_000)
 RUNNING = 64
+NUM_PARTNERS = 8
 VOCABULARY = 128_000
 STEP_TOKENS = 512
 AIMS = {
@@ -70,11 +73,12 @@ def make_pool(num_blocks):
 
 def make_packer():
     """Plan -> the bytes that go to every rank."""
-    return lambda plan: rank_wire.pack(["plan", rank_wire.plan_to_wire(plan)])
+    encoder = PlanEncoder(BLOCK_SIZE_TOKENS)
+    return lambda plan: rank_wire.pack(["plan", encoder.encode(plan)])
 
 
-def make_handover(number):  # noqa: ARG001 - partners may be counted apart
-    return Handover()
+def make_handover(number):
+    return Handover(WorkerId(f"decode{number % NUM_PARTNERS}"))
 
 
 class Curves:

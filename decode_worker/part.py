@@ -11,8 +11,10 @@ its `RolePart`) and by the transfer agent (as its host).
 from __future__ import annotations
 
 import asyncio
+import functools
 from dataclasses import dataclass, replace
 
+from core.containment import contained
 from core.errors import InvariantViolation, KVTransferError, PoolExhausted, ServingError
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
@@ -172,17 +174,20 @@ class DecodePart:
 
     def _give_up_later(self, transfer_id: TransferId, incoming: Incoming) -> None:
         loop = asyncio.get_running_loop()
-        incoming.give_up = loop.call_later(
-            self._reserve_wait_s, self._refuse, transfer_id, incoming
-        )
+
+        def give_up() -> None:
+            fail = functools.partial(self._worker.end, incoming.attempt)
+            with contained("a refusal for want of room", fail):
+                self._refuse(transfer_id, incoming)
+
+        incoming.give_up = loop.call_later(self._reserve_wait_s, give_up)
 
     def _refuse(self, transfer_id: TransferId, incoming: Incoming) -> None:
         """Another worker may have room sooner, but for the head of the line, whose turn it is."""
-        scheduler = self._worker.scheduler
-        if scheduler.waiting.ready.first is incoming.sequence:
+        if self._worker.scheduler.waiting.ready.first is incoming.sequence:
             self._give_up_later(transfer_id, incoming)
             return
-        pool = scheduler.pool
+        pool = self._worker.scheduler.pool
         error = PoolExhausted(
             f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within "
             f"{self._reserve_wait_s:g} s, {pool.num_available} of {pool.num_blocks} are available; "

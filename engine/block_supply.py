@@ -21,6 +21,11 @@ LOOK_AHEAD = 32
 """How many waiting sequences a walk passes over before it gives up finding one that fits."""
 
 
+def _is_waiting(sequence: Sequence) -> bool:
+    """True unless it was started, reserved for or cancelled while the walk went on."""
+    return sequence.status in (Status.WAITING, Status.RESERVING)
+
+
 class BlockSupply:
     """Blocks of one pool for the sequences of one engine."""
 
@@ -57,19 +62,19 @@ class BlockSupply:
         num_kept = 0
         num_passed = 0
         has_lonely = False
+        may_help = takes_back
+        num_active = self._sequences.num_active
         for sequence in self._sequences.waiting.in_order():
             if num_passed >= LOOK_AHEAD:
                 return
-            if sequence.status not in (Status.WAITING, Status.RESERVING):
-                continue
-            if not self._may_start(sequence):
+            if not (_is_waiting(sequence) and self._may_start(sequence)):
                 continue
             is_arrival = sequence.status is Status.RESERVING
-            has_place = is_arrival or (self.has_place(sequence) and not has_lonely)
+            has_place = is_arrival or (not has_lonely and self._is_free(sequence, num_active))
             has_lonely = has_lonely or (sequence.run_alone and not is_arrival)
             num_needed = self.num_needed(sequence, num_kept)
-            if takes_back and has_place and num_kept + num_needed > self._pool.num_available:
-                self._make_room(num_kept + num_needed, set())
+            if may_help and has_place and num_kept + num_needed > self._pool.num_available:
+                may_help = self._make_room(num_kept + num_needed, set())
                 num_needed = self.num_needed(sequence, num_kept)
             if not has_place or num_kept + num_needed > self._pool.num_available:
                 self._blocked.append(sequence)
@@ -80,15 +85,19 @@ class BlockSupply:
                 num_passed += 1
                 continue
             yield sequence
-            if sequence.status in (Status.WAITING, Status.RESERVING):
+            if _is_waiting(sequence):
                 num_kept += num_needed
                 num_passed += 1
+            else:
+                num_active = self._sequences.num_active
 
     def has_place(self, sequence: Sequence) -> bool:
         """Could one more sequence run now, blocks aside?"""
-        num_active = self._sequences.num_active
-        is_free = num_active < self._limits.max_sequences
-        return is_free and not (sequence.run_alone and num_active)
+        return self._is_free(sequence, self._sequences.num_active)
+
+    def _is_free(self, sequence: Sequence, num_active: int) -> bool:
+        has_room = num_active < self._limits.max_sequences
+        return has_room and not (sequence.run_alone and num_active)
 
     def _may_start(self, sequence: Sequence) -> bool:
         """A hand-over waits for its partner, but above the watermark it may run ahead, once.

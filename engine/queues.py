@@ -12,7 +12,7 @@ that wait for a partner or for credit cost it nothing. Does not know blocks or s
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -22,6 +22,7 @@ from engine.sequence import Handover, Sequence, Status
 
 MAX_UNANSWERED = 8
 """Hand-overs announced to one decode worker that it has not answered yet."""
+WALK_BATCH = 64
 MAX_READY = 16
 """Sequences ready to start beyond which no partner is asked to hold blocks for more."""
 
@@ -54,6 +55,16 @@ class SequenceQueue:
     def first(self) -> Sequence | None:
         """Who goes first; None if nobody is here."""
         return self._sequences[0] if self._sequences else None
+
+    def walk(self) -> Iterator[Sequence]:
+        """Go through the queue while sequences that were come to may leave it.
+
+        Looks at a few at a time, so that a walk that stops early costs nothing for those behind.
+        """
+        at = 0
+        while batch := self._sequences[at : at + WALK_BATCH]:
+            yield from batch
+            at = bisect_right(self._sequences, batch[-1].place, key=_place)
 
     def add(self, sequence: Sequence) -> None:
         """Let a sequence stand at its place."""
@@ -167,6 +178,6 @@ class WaitingLine:
 
         The walk may start or remove sequences that it has come to.
         """
-        yield from list(self.ready)
+        yield from self.ready.walk()
         lines = [list(partner.announced) for partner in self._partners.values()]
         yield from heapq.merge(*lines, key=_place)

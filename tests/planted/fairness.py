@@ -71,7 +71,7 @@ BUGS = [
     Bug(
         "what runs ahead of its partner comes before what has one",
         "engine/queues.py",
-        "        yield from list(self.ready)\n        lines = [",
+        "        yield from self.ready.walk()\n        lines = [",
         "        lines = [list(self.ready)] + [",
         f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
     ),
