@@ -337,6 +337,8 @@ class Scheduler:
         in_turn = heapq.merge(prompts, starting, key=_turn)
         for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
             self._plan_prompts(step, group)
+            if not step.num_left:
+                break
         return step
 
     def _plan_prompts(self, step: _Step, prompts: Iterator[Sequence]) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from support.engine import Engine, request
+from support.stepping import Engine, request
 
 from core.types import GenerateRequest, SamplingParams
 from engine.block_supply import MAX_OVERTAKEN

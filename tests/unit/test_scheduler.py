@@ -6,7 +6,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.engine import Engine, request
+from support.stepping import Engine, request
 
 from core.errors import InvariantViolation, PromptTooLong
 from core.plan import StepResult
