@@ -52,7 +52,7 @@ class BlockSupply:
         """Walk the line, the first first, and yield those whose blocks and place are there.
 
         The caller may start or reserve for each before the walk goes on; whom it leaves waiting
-        keeps a claim to its blocks. One that finds too few, or no place, lets those behind it pass,
+        keeps a claim to its blocks and its place. One that finds too few, or no place, lets those behind it pass,
         until it was overtaken MAX_OVERTAKEN times; from then on what is free is kept for it.
 
         Args:
@@ -64,13 +64,15 @@ class BlockSupply:
         has_lonely = False
         may_help = takes_back
         num_active = self._sequences.num_active
+        num_places_kept = 0
         for sequence in self._sequences.waiting.in_order():
             if num_passed >= LOOK_AHEAD:
                 return
             if not (_is_waiting(sequence) and self._may_start(sequence)):
                 continue
             is_arrival = sequence.status is Status.RESERVING
-            has_place = is_arrival or (not has_lonely and self._is_free(sequence, num_active))
+            num_places = num_active + num_places_kept
+            has_place = is_arrival or (not has_lonely and self._is_free(sequence, num_places))
             has_lonely = has_lonely or (sequence.run_alone and not is_arrival)
             num_needed = self.num_needed(sequence, num_kept)
             if may_help and has_place and num_kept + num_needed > self._pool.num_available:
@@ -87,6 +89,7 @@ class BlockSupply:
             yield sequence
             if _is_waiting(sequence):
                 num_kept += num_needed
+                num_places_kept += not is_arrival
                 num_passed += 1
             else:
                 num_active = self._sequences.num_active

@@ -121,6 +121,11 @@ class WaitingLine:
         yield from self._parked.values()
         yield from self._partnering()
 
+    @property
+    def num_partners(self) -> int:
+        """Decode workers that hand-overs wait for; zero at rest."""
+        return len(self._partners)
+
     def _partnering(self) -> Iterator[Sequence]:
         for partner in self._partners.values():
             yield from partner.announced

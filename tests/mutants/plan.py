@@ -16,13 +16,17 @@ from support.tree import ROOT
 from mutants.operators import Mutant, compiles, mutants_of
 
 MODULES = """
-core/numbered.py
-engine/block_pool.py engine/block_tables.py engine/scheduler.py engine/step_budget.py
-kv_transfer/agent.py kv_transfer/receiver.py kv_transfer/sender.py
+core/awake.py core/changes.py core/numbered.py
+engine/block_identities.py engine/block_lists.py engine/block_pool.py engine/block_supply.py
+engine/block_tables.py engine/plan_wire.py engine/queues.py engine/results.py engine/scheduler.py
+engine/sequences.py engine/step_budget.py
+kv_transfer/agent.py kv_transfer/fenced_pool.py kv_transfer/parking.py kv_transfer/posting.py
+kv_transfer/receiver.py kv_transfer/sender.py
 worker/attempt.py worker/sessions.py worker/worker.py
 prefill_worker/part.py decode_worker/part.py
-router/admission.py router/choice_output.py router/detokenizing.py router/links.py
-router/orchestrator.py router/placement.py router/request_run.py
+router/admission.py router/choice_output.py router/detokenizing.py router/introductions.py
+router/links.py router/orchestrator.py router/placement.py router/request_run.py
+router/worker_link.py
 """.split()
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
 
@@ -31,17 +35,30 @@ RULES = [
     "tests/simulation/test_handover_rules.py",
     "tests/simulation/test_survival_rules.py",
     "tests/simulation/test_drain.py",
+    "tests/simulation/test_fairness_rules.py",
 ]
 NEAR = {
-    "core": ["tests/unit/test_numbered.py"],
-    "engine": ["tests/unit/test_block_pool.py", "tests/unit/test_scheduler.py"],
-    "kv_transfer": ["tests/simulation/test_handover_rules.py"],
+    "core": ["tests/unit/test_numbered.py", "tests/unit/test_links.py"],
+    "engine": [
+        "tests/unit/test_fairness.py",
+        "tests/unit/test_scheduler.py",
+        "tests/unit/test_block_pool.py",
+        "tests/unit/test_block_identity.py",
+        "tests/unit/test_plan_wire.py",
+    ],
+    "kv_transfer": [
+        "tests/unit/test_sender.py",
+        "tests/unit/test_receiver.py",
+        "tests/simulation/test_handover_rules.py",
+    ],
     "router": [
+        "tests/unit/test_links.py",
+        "tests/unit/test_placement.py",
         "tests/unit/test_resuming.py",
         "tests/unit/test_router_inside.py",
         "tests/unit/test_router_parts.py",
     ],
-    "worker": ["tests/simulation/test_ending_rules.py"],
+    "worker": ["tests/unit/test_session_frames.py", "tests/simulation/test_ending_rules.py"],
 }
 """Which tests to try first for the modules of a package."""
 

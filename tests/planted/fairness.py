@@ -90,6 +90,35 @@ BUGS = [
         f"{UNIT}::test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan",
     ),
     Bug(
+        "a place in a step is anybody's, whoever is next for it",
+        "engine/block_supply.py",
+        "                num_places_kept += not is_arrival\n",
+        "",
+        f"{UNIT}::test_a_prompt_that_is_next_for_a_place_is_not_passed_by_shorter_ones",
+    ),
+    Bug(
+        "arrivals run beside one that must run alone for ever",
+        "engine/block_supply.py",
+        "                    if sequence.run_alone:\n",
+        "                    if False:\n",
+        f"{UNIT}::test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough",
+    ),
+    Bug(
+        "partners without hand-overs are remembered for ever",
+        "engine/queues.py",
+        "            if not partner:\n",
+        "            if False:\n",
+        f"{UNIT}::test_partners_without_hand_overs_are_forgotten",
+    ),
+    Bug(
+        "what arrived in memory that is gone is told to new ranks",
+        "engine/scheduler.py",
+        "        self._sequences.ranks_are_gone()\n        self._arrived.clear()\n",
+        "        self._sequences.ranks_are_gone()\n",
+        "tests/unit/test_scheduler.py"
+        "::test_what_arrived_in_memory_that_is_gone_is_not_taken_in_by_new_ranks",
+    ),
+    Bug(
         "the oldest is the victim",
         "engine/block_supply.py",
         "for s in reversed(self._sequences.running) if s.key not in planned",

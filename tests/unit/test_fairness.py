@@ -227,6 +227,34 @@ def test_a_tier_that_stands_back_ages():
     assert due_s("batch", 0.0) < due_s("standard", 61.0)
 
 
+def test_a_prompt_that_is_next_for_a_place_is_not_passed_by_shorter_ones():
+    engine = Engine(num_blocks=900, budget=16, max_sequences=2, max_len=4000, cache=False)
+    engine.submit(request("giant", [1] * 3000, max_tokens=1))
+    engine.step()
+    engine.submit(request("next", [2] * 20, max_tokens=1))
+    for i in range(6):
+        engine.submit(request(f"short{i}", [3] * 2, max_tokens=1))
+        engine.step()
+    assert [name for name, _ in engine.tokens][:2] == ["next", "short0"]
+
+
+def test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough():
+    engine = Engine(num_blocks=60, block=4, cache=False)
+    engine.submit(request("running", [1] * 4, max_tokens=50, ignore_eos=True))
+    engine.step()
+    lonely = engine.scheduler.new_sequence(request("lonely", [2] * 4), 1, (0,), (), 0.0)
+    lonely.run_alone = True
+    engine.scheduler.submit(lonely)
+    for i in range(MAX_OVERTAKEN):
+        arrival = engine.arrive(request(f"a{i}", [3] * 4, max_tokens=4))
+        assert arrival.status is Status.ARRIVING
+        engine.scheduler.cancel(arrival)
+    late = engine.arrive(request("late", [3] * 4, max_tokens=4))
+    assert late.status is Status.RESERVING and engine.pool.num_available > 50
+    engine.step()
+    assert late.status is Status.RESERVING and lonely.status is Status.WAITING
+
+
 # --- hand-overs -----------------------------------------------------------------------------------
 
 
@@ -289,6 +317,14 @@ def test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once():
     assert wake_up_of(engine.scheduler, ahead) is WakeUp.PARTNER
     engine.scheduler.partnered(ahead, 0)
     assert lengths(engine.step()) == {ahead.key: 8}
+
+
+def test_partners_without_hand_overs_are_forgotten():
+    engine = Engine(num_blocks=40, cache=False)
+    for i in range(200):
+        engine.scheduler.cancel(hand_over(engine, f"h{i}", f"partner{i}"))
+    assert len(engine.scheduler.waiting) == 0
+    assert engine.scheduler.waiting.num_partners == 0
 
 
 @pytest.mark.parametrize("num_waiting", [10, 2000])

@@ -189,6 +189,16 @@ def test_a_hand_over_waits_for_its_partner_unless_the_pool_is_roomy():
     assert [i.sequence_key for i in engine.scheduler.plan(0.0).items] == [large.key]
 
 
+def test_what_arrived_in_memory_that_is_gone_is_not_taken_in_by_new_ranks():
+    engine = Engine()
+    first = engine.arrive(request("first", [1] * 8))
+    engine.scheduler.attach(first, engine.drawn(7, first), 0.0)
+    engine.scheduler.fail_all()
+    engine.submit(request("second", [2] * 8))
+    plan = engine.scheduler.plan(0.0)
+    assert plan.items and plan.arrived == () and plan.released == ()
+
+
 def test_a_result_of_another_step_is_an_invariant_violation():
     engine = Engine()
     engine.submit(request("a", [1]))
