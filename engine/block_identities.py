@@ -114,7 +114,13 @@ class BlockIdentities:
         return serial
 
     def forget(self, block_id: int) -> None:
-        """Make a registered block anonymous."""
+        """Make a registered block anonymous.
+
+        Raises:
+            InvariantViolation: It is anonymous.
+        """
+        if not self.of(block_id):
+            raise InvariantViolation(f"block {block_id} has no identity to forget")
         before = self._bucket(self._name(block_id))
         while self._links[before] != block_id:
             before = self._links[before]

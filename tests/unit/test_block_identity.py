@@ -52,7 +52,7 @@ def beginnings_with_one_tail(count):
 
 
 def answers(wishes, *, cache):
-    engine = Engine(num_blocks=4000, budget=512, cache=cache)
+    engine = Engine(num_blocks=1300, budget=512, cache=cache)
     num_hit_tokens = 0
     for wish in wishes:
         sequence = engine.submit(wish)
@@ -61,7 +61,7 @@ def answers(wishes, *, cache):
     return engine.tokens, num_hit_tokens, engine.pool
 
 
-@pytest.mark.parametrize("digest_bytes", [1, 2, 16])
+@pytest.mark.parametrize("digest_bytes", [1, 16])
 def test_answers_do_not_depend_on_the_cache_however_short_the_names_are(digest_bytes, monkeypatch):
     """With names of one byte nearly every block has the name of many others."""
     monkeypatch.setattr(block_hash_module, "DIGEST_BYTES", digest_bytes)

@@ -196,6 +196,19 @@ def walk(pool, num_blocks, scope="tenant", first=0):
     return found
 
 
+def test_blocks_are_given_out_all_or_none():
+    pool = BlockPool(3)
+    held, cached = pool.allocate(2)
+    chain(pool, [cached])
+    pool.free([cached])
+    with pytest.raises(PoolExhausted, match="needed 3 blocks, 2 of 3 are available"):
+        pool.allocate(3)
+    assert (pool.num_free, pool.num_cached, pool.num_held) == (1, 1, 1)
+    assert walk(pool, 1) == [cached]
+    assert pool.allocate(2) == [2, cached] and pool.references(held) == 1
+    pool.check()
+
+
 def test_a_block_freed_twice_is_an_invariant_violation_and_leaves_good_books():
     pool = BlockPool(3)
     first, second = pool.allocate(2)
@@ -286,6 +299,16 @@ def test_a_second_copy_stays_anonymous_and_learns_the_identity_of_the_first():
     assert (pool.num_free, pool.num_cached) == (1, 1)
 
 
+def test_a_block_keeps_the_identity_it_has():
+    pool = BlockPool(1)
+    block = pool.allocate(1)[0]
+    root = pool.remember_root("tenant")
+    identity = pool.register(block, root, b"a", [1])
+    assert pool.register(block, root, b"b", [2]) == identity
+    assert (pool.find(root, b"a", [1]), pool.find(root, b"b", [2])) == (block, None)
+    assert pool.name(block) == b"a"
+
+
 def test_no_more_roots_are_remembered_than_there_are_blocks_and_the_one_unused_longest_goes():
     pool = BlockPool(2)
     block = pool.allocate(1)[0]
@@ -307,6 +330,7 @@ def test_dropping_the_cache_frees_what_was_cached_in_its_order_and_holds_what_wa
     chain(pool, blocks)
     pool.free(blocks[1:])
     pool.drop_cache()
+    pool.drop_cache()  # nothing is left to drop
     pool.check()
     assert (pool.num_free, pool.num_cached, pool.num_held) == (4, 0, 1)
     assert pool.identity(blocks[0]) == NO_IDENTITY and walk(pool, 4) == []
