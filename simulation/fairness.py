@@ -177,6 +177,9 @@ class Fairness:
             other.num_overtakes >= MAX_OVERTAKES // 2
             for other in line.values()
             if other.sequence.arrived_at < sequence.arrived_at
+        ) or any(
+            s.num_overtaken >= MAX_OVERTAKES // 2 and s.place < sequence.place
+            for s in unit.scheduler.waiting.ready
         )
         if not has_room or is_bounded or self._cluster.contrary.failing_allocations.get(node, 0):
             waiting.room_since_s = None
