@@ -4,6 +4,7 @@ A `House` checks at its end that no block, lease, transfer, attempt, permit or s
 """
 
 import asyncio
+import contextlib
 import inspect
 
 import pytest
@@ -22,11 +23,11 @@ async def no_task_is_left(request):
     before = asyncio.all_tasks()
     yield
     if inspect.iscoroutinefunction(request.function):
-        for _ in range(20):
-            await asyncio.sleep(0)
-        left = {
-            t
-            for t in asyncio.all_tasks() - before
-            if t is not asyncio.current_task() and not t.done()
-        }
+        left = {t for t in asyncio.all_tasks() - before if t is not asyncio.current_task()}
+        with contextlib.suppress(TimeoutError):  # a closed gRPC call takes its time to end
+            async with asyncio.timeout(5):
+                await asyncio.gather(
+                    *(asyncio.shield(task) for task in left), return_exceptions=True
+                )
+        left = {t for t in left if not t.done()}
         assert not left, f"tasks were left behind: {left}"
