@@ -24,7 +24,7 @@ from typing import Protocol
 from core.awake import AwakeClock
 from core.containment import contained
 from core.errors import ServingError, WorkerDied, WorkerLost
-from core.ids import Incarnation, RequestId, RouterId, WorkerId
+from core.ids import Epoch, Incarnation, RequestId, RouterId, WorkerId
 from core.numbered import NumberedStream
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
@@ -69,6 +69,11 @@ class LinkState(Enum):
 
 class Subscriber(Protocol):
     """An attempt that listens to a worker."""
+
+    @property
+    def epoch(self) -> Epoch:
+        """The attempt's number; news of others are not for it."""
+        ...
 
     def wanted(self) -> Wanted:
         """What is still missing, for a reconnect."""
@@ -340,10 +345,11 @@ class WorkerLink:
     def _wanted(self) -> tuple[Wanted, ...]:
         """All that is listened for; a Submit that is still queued, perhaps half sent, comes (again)."""
         queued = {m.request.request_id for m in self._outgoing if isinstance(m, Submit)}
-        return tuple(
-            replace(subscriber.wanted(), is_coming=request_id in queued)
-            for request_id, subscriber in self._subscribers.items()
-        )
+        wanted: list[Wanted] = []
+        for request_id, subscriber in list(self._subscribers.items()):
+            with contained("what a request still wants", subscriber.fail):
+                wanted.append(replace(subscriber.wanted(), is_coming=request_id in queued))
+        return tuple(wanted)
 
     async def _serve(self, stream: MessageStream) -> WorkerLost | None:
         """Carry one stream until it is lost.
@@ -399,7 +405,7 @@ class WorkerLink:
 
     def _listener(self, news: TokenDelta | AttemptEnded) -> Subscriber | None:
         subscriber = self._subscribers.get(news.request_id)
-        if subscriber is None or subscriber.wanted().epoch != news.epoch:
+        if subscriber is None or subscriber.epoch != news.epoch:
             self.num_stale += 1
             return None
         self._answered(news.request_id)

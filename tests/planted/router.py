@@ -10,6 +10,23 @@ PARTS = "tests/unit/test_router_parts.py"
 
 BUGS = [
     Bug(
+        "credit taken between two attempts is lost",
+        "router/orchestrator.py",
+        "        if run is None:\n            return\n        limit = num_positions",
+        "        if run is None or run.current is None:\n            return\n"
+        "        limit = num_positions",
+        "tests/simulation/test_survival_rules.py"
+        "::test_what_a_client_takes_while_nobody_serves_it_counts_for_the_next_attempt",
+    ),
+    Bug(
+        "an ended attempt whose output breaks is never told",
+        "worker/sessions.py",
+        "        self.touch(attempt)  # `fail` does not touch one that had ended already\n",
+        "",
+        "tests/unit/test_session_frames.py"
+        "::test_an_ended_attempt_whose_output_breaks_is_told_as_ended",
+    ),
+    Bug(
         "a request's fault takes the link",
         "router/worker_link.py",
         '                with contained("the delivery of tokens", listener.fail):\n'
@@ -98,9 +115,9 @@ BUGS = [
     Bug(
         "a Submit that was half sent is cancelled as unwanted",
         "router/worker_link.py",
-        "            for request_id, subscriber in self._subscribers.items()\n",
-        "            for request_id, subscriber in self._subscribers.items()\n"
-        "            if request_id not in queued\n",
+        "        for request_id, subscriber in list(self._subscribers.items()):\n",
+        "        for request_id, subscriber in list(self._subscribers.items()):\n"
+        "            if request_id in queued:\n                continue\n",
         f"{LINK_RULES}::test_a_submit_that_arrived_before_its_write_returned_is_served_once",
     ),
     Bug(
@@ -148,9 +165,16 @@ BUGS = [
     Bug(
         "news of other epochs are told",
         "router/worker_link.py",
-        "        if subscriber is None or subscriber.wanted().epoch != news.epoch:",
+        "        if subscriber is None or subscriber.epoch != news.epoch:",
         "        if subscriber is None:",
         f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
+    ),
+    Bug(
+        "who cannot say what it wants takes the link down",
+        "router/worker_link.py",
+        'with contained("what a request still wants", subscriber.fail):',
+        "if True:",
+        f"{LINKS}::test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for",
     ),
     Bug(
         "what the engine says after the end is logged",

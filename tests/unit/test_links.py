@@ -58,6 +58,8 @@ def link(**changes):
 class Listener:
     """An attempt of epoch 3 that keeps what it hears, and fails if it is told to."""
 
+    epoch = 3
+
     def __init__(self, error=None):
         self.heard, self.failed, self.error = [], [], error
 
@@ -216,6 +218,15 @@ def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
 
     silent = run_virtual(main())
     assert [type(m) for m in silent.sent] == [Hello] and silent.is_reset
+
+
+def test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for(caplog):
+    worker, bad, good = link(), Listener(), Listener()
+    bad.wanted = lambda: {}["a bug"]
+    worker.subscribe("bad", bad, 3)
+    worker.subscribe("r", good, 3)
+    assert [w.request_id for w in worker._wanted()] == ["r"]
+    assert [type(e) for e in bad.failed] == [InternalError] and good.failed == []
 
 
 @pytest.mark.parametrize("was_live", [False, True])
