@@ -70,7 +70,9 @@ class EngineConfig(Node):
     block_size_tokens: int = Field(16, ge=1, le=256, description="tokens per KV block")
     num_blocks: int = Field(512, ge=2, description="blocks in a worker's KV pool")
     max_step_tokens: int = Field(512, ge=1, description="token budget of one step")
-    max_sequences: int = Field(64, ge=1, description="sequences that run at once")
+    max_sequences: int = Field(
+        64, ge=1, description="sequences that run at once; choices of one request may come on top"
+    )
     attention: Literal["auto", "cpu", "gathered", "dense"] = Field(
         "auto",
         description="attention backend; auto: cpu on CPU, gathered on CUDA; dense is the oracle",

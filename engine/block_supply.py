@@ -52,8 +52,9 @@ class BlockSupply:
         """Walk the line, the first first, and yield those whose blocks and place are there.
 
         The caller may start or reserve for each before the walk goes on; whom it leaves waiting
-        keeps a claim to its blocks and its place. One that finds too few, or no place, lets those behind it pass,
-        until it was overtaken MAX_OVERTAKEN times; from then on what is free is kept for it.
+        keeps a claim to its blocks and its place. One that finds too few, or no place, lets those
+        behind it pass, until it was overtaken MAX_OVERTAKEN times; from then on what is free is kept
+        for it. An arrival has its place from its reservation on.
 
         Args:
             takes_back: Take blocks from those that have to yield them. False: only look.
@@ -62,8 +63,8 @@ class BlockSupply:
         num_kept = 0
         num_passed = 0
         has_lonely = False
-        may_help = takes_back
-        num_active = self._sequences.num_active
+        num_yielding = self._num_yielding() if takes_back else 0
+        num_taken = self._sequences.num_places_taken
         num_places_kept = 0
         for sequence in self._sequences.waiting.in_order():
             if num_passed >= LOOK_AHEAD:
@@ -71,12 +72,14 @@ class BlockSupply:
             if not (_is_waiting(sequence) and self._may_start(sequence)):
                 continue
             is_arrival = sequence.status is Status.RESERVING
-            num_places = num_active + num_places_kept
-            has_place = is_arrival or (not has_lonely and self._is_free(sequence, num_places))
+            is_shut = has_lonely and not is_arrival
+            has_place = not is_shut and self._is_free(sequence, num_taken + num_places_kept)
             has_lonely = has_lonely or (sequence.run_alone and not is_arrival)
             num_needed = self.num_needed(sequence, num_kept)
-            if may_help and has_place and num_kept + num_needed > self._pool.num_available:
-                may_help = self._make_room(num_kept + num_needed, set())
+            num_lacking = num_kept + num_needed - self._pool.num_available
+            if has_place and 0 < num_lacking <= num_yielding:
+                self._make_room(num_kept + num_needed, set())
+                num_yielding = self._num_yielding()
                 num_needed = self.num_needed(sequence, num_kept)
             if not has_place or num_kept + num_needed > self._pool.num_available:
                 self._blocked.append(sequence)
@@ -89,18 +92,19 @@ class BlockSupply:
             yield sequence
             if _is_waiting(sequence):
                 num_kept += num_needed
-                num_places_kept += not is_arrival
+                num_places_kept += 1
                 num_passed += 1
             else:
-                num_active = self._sequences.num_active
+                num_taken = self._sequences.num_places_taken
 
     def has_place(self, sequence: Sequence) -> bool:
         """Could one more sequence run now, blocks aside?"""
-        return self._is_free(sequence, self._sequences.num_active)
+        return self._is_free(sequence, self._sequences.num_places_taken)
 
-    def _is_free(self, sequence: Sequence, num_active: int) -> bool:
-        has_room = num_active < self._limits.max_sequences
-        return has_room and not (sequence.run_alone and num_active)
+    def _is_free(self, sequence: Sequence, num_taken: int) -> bool:
+        if sequence.run_alone and sequence.status is Status.WAITING:
+            return not num_taken
+        return num_taken < self._limits.max_sequences
 
     def _may_start(self, sequence: Sequence) -> bool:
         """A hand-over waits for its partner, but above the watermark it may run ahead, once.
@@ -208,13 +212,24 @@ class BlockSupply:
         if self._sequences.executing:
             return False
         num_before = self._pool.num_available
-        unasked = [s for s in self._sequences.holding.values() if s.is_ahead]
-        parked = [s for s in self._sequences.running if s.is_out_of_credit and s.key not in planned]
-        for sequence in (*unasked, *reversed(parked)):
+        for sequence in self._yielding(planned):
             if self._pool.num_available >= num_blocks:
                 break
             self.preempt(sequence)
         return self._pool.num_available > num_before
+
+    def _yielding(self, planned: set[int]) -> list[Sequence]:
+        """Who gives up blocks for anybody: the first of them first."""
+        unasked = [s for s in self._sequences.holding.values() if s.is_ahead]
+        parked = [s for s in self._sequences.running if s.is_out_of_credit and s.key not in planned]
+        return [*unasked, *reversed(parked)]
+
+    def _num_yielding(self) -> int:
+        """Blocks that may come free so, at the most: shared ones do not, and none while a step runs."""
+        if self._sequences.executing:
+            return 0
+        yielding = self._yielding(set())
+        return sum(len(s.block_table) + len(s.spare_blocks) for s in yielding)
 
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks and queue it at its old place; its tokens are recomputed later.

@@ -216,8 +216,8 @@ class Scheduler:
 
         Blocks whose content is already here are pinned, not taken anew.
         """
-        if not self.waiting.num_reservations:
-            return
+        if not self.waiting.num_reservations or self._sequences.copies_from_free:
+            return  # the plan after the step comes back to them
         for sequence in self.blocks.fitting():
             if sequence.status is Status.RESERVING:
                 self._reserve(sequence, now_s)
@@ -290,7 +290,7 @@ class Scheduler:
     @property
     def active(self) -> list[Sequence]:
         """Running sequences that take a place in a step; parked ones do not."""
-        return [s for s in self.running if not s.is_out_of_credit]
+        return self._sequences.active
 
     @property
     def num_waiting_tokens(self) -> int:
@@ -310,7 +310,8 @@ class Scheduler:
             # Somebody gave up its blocks and nobody used them: look again, or they wait for a wake-up.
         if not step.items:
             return StepPlan(self._step_id, ())
-        released = self._sequences.step_begins(step.planned)
+        is_loose = any(self.pool.references(source) == 0 for source, _ in step.copies)
+        released = self._sequences.step_begins(step.planned, copies_from_free=is_loose)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(
             self._step_id,

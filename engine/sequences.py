@@ -47,6 +47,8 @@ class Sequences:
         self.arriving: dict[int, Sequence] = {}
         self.executing: frozenset[int] = frozenset()
         """Keys in the step that runs; empty between steps."""
+        self.copies_from_free = False
+        """While a step runs that reads from a free block, nobody may be given one."""
         self._tables = tables
         self._cancelled_in_step: list[Sequence] = []
         self._known_to_ranks: set[int] = set()
@@ -59,9 +61,14 @@ class Sequences:
         yield from self.arriving.values()
 
     @property
-    def num_active(self) -> int:
+    def active(self) -> list[Sequence]:
         """Running sequences that take a place in a step; parked ones do not."""
-        return sum(not s.is_out_of_credit for s in self.running)
+        return [s for s in self.running if not s.is_out_of_credit]
+
+    @property
+    def num_places_taken(self) -> int:
+        """Places of those that run, and of those that will as soon as their KV is here."""
+        return sum(not s.is_out_of_credit for s in self.running) + len(self.arriving)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out of the set that it is in; the caller says where it goes."""
@@ -93,8 +100,12 @@ class Sequences:
         else:
             self.release(sequence)
 
-    def step_begins(self, planned: set[int]) -> tuple[int, ...]:
+    def step_begins(self, planned: set[int], *, copies_from_free: bool) -> tuple[int, ...]:
         """These are executed now.
+
+        Args:
+            planned: Their keys.
+            copies_from_free: The step copies from a block that nobody holds any more.
 
         Returns:
             Keys of those that gave up their blocks since the last step: ranks forget them.
@@ -102,12 +113,14 @@ class Sequences:
         released = tuple(self._released)
         self._released.clear()
         self.executing = frozenset(planned)
+        self.copies_from_free = copies_from_free
         self._known_to_ranks |= planned
         return released
 
     def step_ended(self) -> None:
         """Nothing is executing any more: free what was cancelled meanwhile."""
         self.executing = frozenset()
+        self.copies_from_free = False
         for sequence in self._cancelled_in_step:
             self.release(sequence)
         self._cancelled_in_step.clear()

@@ -53,7 +53,7 @@ def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
 def _in_line(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
     if sequence in scheduler.blocks.fitting(takes_back=False):
         return WakeUp.STEP
-    if sequence.status is Status.WAITING and not scheduler.blocks.has_place(sequence):
+    if not scheduler.blocks.has_place(sequence):
         return WakeUp.PLACE
     is_short = scheduler.blocks.num_needed(sequence) > scheduler.pool.num_available
     return WakeUp.BLOCKS if is_short else WakeUp.ORDER

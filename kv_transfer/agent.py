@@ -321,10 +321,10 @@ class TransferAgent:
     def meet(self, address: str, probe_bytes: int) -> None:
         """Try the way to a peer; the host hears `way_found`. More than a few hundred at once are not tried."""
         if self._num_meetings < MAX_MEETINGS:
+            self._num_meetings += 1
             self._own(self._meet(address, probe_bytes))
 
     async def _meet(self, address: str, probe_bytes: int) -> None:
-        self._num_meetings += 1
         try:
             async with (
                 self._meeting,

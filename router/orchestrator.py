@@ -217,13 +217,14 @@ class Orchestrator:
     def consumed(self, run_key: RunKey, num_positions: int) -> None:
         """The client has taken `num_positions` of every choice: workers may compute that much further."""
         run = self._runs.get(run_key)
-        if run is None or run.current is None:
+        if run is None:
             return
         limit = num_positions + self._config.credit_positions
         if limit - run.credit < self._config.credit_positions // 2:
             return
         run.credit = limit
-        self._send_credit(run.current)
+        if run.current is not None:  # else the next attempt is submitted with it
+            self._send_credit(run.current)
 
     def _send_credit(self, attempt: AttemptRun) -> None:
         """Tell who decodes how far it may compute, and which choices no further."""

@@ -172,7 +172,7 @@ class Fairness:
     ) -> None:
         sequence, line = waiting.sequence, self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
-        has_room = needed <= unit.pool.num_available
+        has_room = needed <= unit.pool.num_available and _has_place(unit)
         is_bounded = any(
             other.num_overtakes >= MAX_OVERTAKES // 2
             for other in line.values()
@@ -226,6 +226,12 @@ def _is_giant(sequence: Sequence) -> bool:
     return not sequence.num_output_tokens and left > GIANT_TOKENS
 
 
+def _has_place(unit: WorkerUnit) -> bool:
+    scheduler = unit.scheduler
+    num_taken = len(scheduler.active) + len(scheduler.arriving)
+    return num_taken < scheduler.limits.max_sequences
+
+
 def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
     """True for a small fresh prompt that nothing but the budget keeps waiting."""
     scheduler = unit.scheduler
@@ -233,8 +239,7 @@ def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
         return False
     if sequence.handover is not None and not sequence.handover.is_partnered:
         return False
-    active = [s for s in scheduler.running if not s.is_out_of_credit]
-    if len(active) >= scheduler.limits.max_sequences or any(s.run_alone for s in active):
+    if not _has_place(unit) or any(s.run_alone for s in scheduler.active):
         return False
     if any(s.num_overtaken >= MAX_OVERTAKES or s.run_alone for s in scheduler.waiting.ready):
         return (

@@ -17,6 +17,7 @@ is checked: `loads`, `injector`, `clients`, `invariants` and `fairness` do. Call
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 from simulation.clients import Client
@@ -58,6 +59,8 @@ async def _trial(plan: Plan) -> Report:
         tasks.create_task(injector.run())
     await check_recovery(cluster, injector, report)
     watching.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await watching  # a watch that broke has watched nothing: that is no clean trial
     await check_rest(cluster, report)
     oracle = Oracle(cluster.layout, VOCABULARY, plan.shape.max_model_len + 70)
     for client in clients:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from core.awake import AwakeClock
+from core.changes import Changes
 from core.containment import contained
 from core.errors import ServingError, WorkerLost
 from core.ids import Epoch, RequestId, RouterId
@@ -40,7 +41,7 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
-from worker.attempt import MIN_SHARE_BYTES, Attempt
+from worker.attempt import ENDED_BYTES, MIN_SHARE_BYTES, Attempt
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +130,11 @@ class RouterSession:
         attempts = [a for r in self.dirty if (a := self.attempts.get(r)) is not None]
         self.dirty = {attempt.request_id: None for attempt in attempts}
         share_bytes = max(self._frame_bytes // max(1, len(attempts)), MIN_SHARE_BYTES)
-        left_bytes = self._frame_bytes
         deltas: list[TokenDelta] = []
         num_unknown = self._frame_bytes // MIN_SHARE_BYTES
         ended = self.unknown[:num_unknown]
         del self.unknown[:num_unknown]
+        left_bytes = self._frame_bytes - ENDED_BYTES * len(ended)
         for attempt in attempts:
             if left_bytes < MIN_SHARE_BYTES:
                 break
@@ -150,6 +151,7 @@ class RouterSession:
     def _drop(self, attempt: Attempt, error: ServingError) -> None:
         attempt.drop_output()
         self._fail(attempt.request_id, attempt.epoch, error)
+        self.touch(attempt)  # `fail` does not touch one that had ended already
 
 
 class SessionServer:
@@ -171,7 +173,7 @@ class SessionServer:
         self._awake = AwakeClock(clock)
         self._sessions: dict[RouterId, RouterSession] = {}
         self.num_cut = 0
-        self._news = asyncio.Event()
+        self._changes = Changes()
 
     async def listen(self) -> str:
         """Serve sessions; returns the address to publish."""
@@ -185,8 +187,7 @@ class SessionServer:
 
     def tell(self) -> None:
         """Something in `progress` changed that routers should know before the next beat."""
-        self._news.set()
-        self._news = asyncio.Event()
+        self._changes.note()
 
     async def close(self) -> None:
         """End every stream."""
@@ -241,6 +242,7 @@ class SessionServer:
     def _resume(self, session: RouterSession, wanted: tuple[Wanted, ...]) -> None:
         """Send again from the wanted positions; cancel what is no longer wanted."""
         wanted_by_id = {w.request_id: w for w in wanted}
+        session.unknown.clear()  # what is unknown is worked out anew
         for request_id, attempt in list(session.attempts.items()):
             want = wanted_by_id.get(request_id)
             fail = functools.partial(self._host.fail, request_id, attempt.epoch)
@@ -317,6 +319,7 @@ class SessionServer:
 
     async def _beat(self, stream: MessageStream) -> None:
         while True:
+            changed = self._changes.next  # before the count: what comes later is told next
             progress: Progress | None = None
             with contained("counting progress"):
                 progress = self._host.progress()
@@ -324,7 +327,7 @@ class SessionServer:
                 await stream.send(progress)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(BEAT_S):
-                    await self._news.wait()
+                    await changed.wait()
 
     async def watch(self) -> None:
         """Give up on routers that stay away or are silent; runs as long as the worker."""

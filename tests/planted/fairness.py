@@ -92,7 +92,7 @@ BUGS = [
     Bug(
         "a place in a step is anybody's, whoever is next for it",
         "engine/block_supply.py",
-        "                num_places_kept += not is_arrival\n",
+        "                num_places_kept += 1\n",
         "",
         f"{UNIT}::test_a_prompt_that_is_next_for_a_place_is_not_passed_by_shorter_ones",
     ),
@@ -117,6 +117,34 @@ BUGS = [
         "        self._sequences.ranks_are_gone()\n",
         "tests/unit/test_scheduler.py"
         "::test_what_arrived_in_memory_that_is_gone_is_not_taken_in_by_new_ranks",
+    ),
+    Bug(
+        "an arrival needs no place",
+        "engine/sequences.py",
+        "for s in self.running) + len(self.arriving)",
+        "for s in self.running)",
+        f"{UNIT}::test_an_arrival_has_its_place_from_its_reservation_on",
+    ),
+    Bug(
+        "parked answers yield to one that does not fit all the same",
+        "engine/block_supply.py",
+        "            if has_place and 0 < num_lacking <= num_yielding:\n",
+        "            if has_place and 0 < num_lacking:\n",
+        f"{UNIT}::test_nobody_yields_to_one_that_would_not_fit_all_the_same",
+    ),
+    Bug(
+        "a block is given away while the running step copies from it",
+        "engine/scheduler.py",
+        "        if not self.waiting.num_reservations or self._sequences.copies_from_free:\n",
+        "        if not self.waiting.num_reservations:\n",
+        f"{UNIT}::test_a_block_that_the_running_step_copies_from_is_given_to_nobody",
+    ),
+    Bug(
+        "a watch of the search that breaks is not noticed",
+        "simulation/trial.py",
+        "        await watching  # a watch that broke has watched nothing: that is no clean trial\n",
+        "        pass\n",
+        "tests/simulation/test_trials.py::test_a_watch_that_breaks_is_no_clean_trial",
     ),
     Bug(
         "the oldest is the victim",

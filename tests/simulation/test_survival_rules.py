@@ -200,6 +200,39 @@ def test_a_slow_client_is_parked_by_credit_and_goes_on_when_it_reads():
     assert isinstance(events[-1], RequestEnded) and events[-1].usage.completion_tokens == 60
 
 
+def test_what_a_client_takes_while_nobody_serves_it_counts_for_the_next_attempt():
+    async def scenario(cluster):
+        request = cluster.request(
+            "slow", PROMPT, SamplingParams(max_tokens=40, ignore_eos=True, temperature=0.0), 60
+        )
+        events = []
+        running = asyncio.get_running_loop().create_task(
+            cluster.orchestrator.run(request, events.append)
+        )
+
+        def num_told():
+            return sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
+
+        await asyncio.sleep(2)
+        parked = num_told()
+        (node,) = [n for n, u in cluster.units.items() if u.descriptor.role is Role.DECODE]
+        cluster.membership.starting += 1
+        await cluster.kill(node)
+        await asyncio.sleep(1)
+        assert cluster.orchestrator._runs[request.run_key].current is None
+        cluster.orchestrator.consumed(request.run_key, parked)
+        await cluster.add(Role.DECODE)
+        cluster.membership.starting -= 1
+        cluster.membership.notify()
+        await asyncio.sleep(2)
+        after = num_told()
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return parked, after
+
+    assert run(scenario, router=RouterConfig(credit_positions=10)) == (10, 20)
+
+
 def test_a_lost_credit_is_missed_by_its_number_and_made_good_by_a_reconnect():
     async def scenario(cluster):
         request = cluster.request(

@@ -14,6 +14,7 @@ import pytest
 
 from kv_transfer.transitions import Transition
 from simulation.faults import LASTS_S, OF_CLIENTS, Fault, Kind
+from simulation.invariants import Watch
 from simulation.loads import Style, make_plan
 from simulation.loop import Deadlock, run_virtual
 from simulation.search import Summary, as_line, chosen, replay_line, search, shrink
@@ -243,3 +244,12 @@ def test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code
 )  # fmt: skip
 def test_the_lint_can_see(code):
     assert list(faults_of(ast.parse(code)))
+
+
+def test_a_watch_that_breaks_is_no_clean_trial(monkeypatch):
+    def breaks(self):
+        raise RuntimeError("the watch itself is broken")
+
+    monkeypatch.setattr(Watch, "_check_bounds", breaks)
+    with pytest.raises(RuntimeError, match="itself is broken"):
+        run_trial(make_plan(3))

@@ -92,6 +92,22 @@ def test_what_does_not_fit_is_passed_a_bounded_number_of_times_and_then_blocks_a
     assert reserved[1 + MAX_OVERTAKEN] is giant, "what came free went to it first"
 
 
+def test_an_arrival_has_its_place_from_its_reservation_on():
+    engine = Engine(block=4, max_sequences=3, cache=False)
+    running = engine.submit(request("running", [1] * 4, **SMALL))
+    engine.step()
+    arriving = [engine.arrive(request(f"a{i}", [2 + i] * 4, **SMALL)) for i in range(3)]
+    prompt = engine.submit(request("prompt", [9] * 4, **SMALL))
+    assert [s.status for s in arriving] == [Status.ARRIVING, Status.ARRIVING, Status.RESERVING]
+    assert wake_up_of(engine.scheduler, arriving[2]) is WakeUp.PLACE
+    assert wake_up_of(engine.scheduler, prompt) is WakeUp.PLACE
+    engine.step()
+    assert running.is_finished and prompt.status is Status.WAITING
+    engine.scheduler.plan(0.0)
+    assert arriving[2].status is Status.ARRIVING, "the first of the line has what came free"
+    assert prompt.status is Status.WAITING
+
+
 def test_room_beside_what_is_kept_is_not_held_back():
     engine = Engine(num_blocks=40, block=4, cache=False, max_len=200)
     engine.arrive(request("hog", [1] * 60, max_tokens=40))
@@ -118,6 +134,51 @@ def test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later():
     assert latest.status is Status.RESERVING, "five blocks are kept for the answer, five are there"
     plan = engine.scheduler.plan(2.0)
     assert [i.sequence_key for i in plan.items] == [answer.key]
+
+
+def test_nobody_yields_to_one_that_would_not_fit_all_the_same():
+    engine = Engine(num_blocks=12, block=4, cache=False)
+    parked = engine.scheduler.new_sequence(
+        request("parked", [1] * 8, ignore_eos=True), 1, (0,), (), 0.0, credit=1
+    )
+    engine.scheduler.submit(parked)
+    engine.step()
+    hog = engine.arrive(request("hog", [2] * 24, max_tokens=4))
+    assert hog.status is Status.ARRIVING and engine.pool.num_available == 3
+    big = engine.arrive(request("big", [3] * 28, max_tokens=4))
+    assert big.status is Status.RESERVING and parked.status is Status.RUNNING
+    fits = engine.arrive(request("fits", [4] * 16, max_tokens=4))
+    assert fits.status is Status.ARRIVING and parked.status is Status.WAITING
+
+
+def test_a_block_that_the_running_step_copies_from_is_given_to_nobody():
+    """Its last holder lost it in the very plan that copies: the ranks have yet to read it."""
+    engine = Engine(num_blocks=8, block=4, cache=False)
+    engine.submit(request("pair", [1] * 6, n=2, temperature=1.0, max_tokens=4, ignore_eos=True))
+    engine.step()
+    first, second = engine.scheduler.running
+    assert first.block_table == second.block_table
+    take = engine.scheduler.blocks.take
+    make_writable = engine.scheduler.blocks.make_writable
+
+    def loses_the_other(sequence, *rest):
+        is_writable = make_writable(sequence, *rest)
+        if sequence is first:
+            engine.scheduler.preempt(second)
+        return is_writable
+
+    engine.scheduler.blocks.make_writable = loses_the_other
+    engine.scheduler.blocks.take = lambda sequence: None
+    plan = engine.scheduler.plan(0.0)
+    engine.scheduler.blocks.take = take
+    ((source, _),) = plan.copies
+    assert engine.pool.references(source) == 0
+    arrival = engine.arrive(request("arrival", [3] * 4, max_tokens=4))
+    assert arrival.status is Status.RESERVING
+    result = asyncio.run(engine.model.execute(plan, lambda *_: None))
+    engine.scheduler.commit(plan, result, 0.0)
+    engine.scheduler.reserve_in_turn(0.0)
+    assert arrival.status is Status.ARRIVING
 
 
 def test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan():

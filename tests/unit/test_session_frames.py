@@ -259,3 +259,28 @@ def test_an_attempt_that_cannot_be_put_into_a_frame_ends_alone_and_is_told_so(mo
     assert "the frame of an attempt failed" in caplog.text
     assert [e.request_id for f in frames for e in f.ended] == ["bad"]
     assert {d.request_id for f in frames for d in f.deltas} == {"good"}
+
+
+def test_an_ended_attempt_whose_output_breaks_is_told_as_ended():
+    bad = attempt("bad")
+    end(bad)
+    session = RouterSession("router", lambda *told: None)  # the worker ends no attempt twice
+    session.attempts["bad"] = bad
+    session.touch(bad)
+    bad.logs[0].tokens[0] = None
+    session.wake.clear()
+    assert session.build_frame(7) is None and session.wake.is_set()
+    assert [e.request_id for f in frames_of(session) for e in f.ended] == ["bad"]
+
+
+def test_endings_of_unknown_attempts_count_in_a_frame():
+    session = session_of(attempt("fat", num_scores=5000))
+    error = WorkerLost("e" * MAX_ERROR_CHARACTERS)
+    session.unknown = [
+        AttemptEnded(f"{LONG_ID}{i}", 1, Task.LOCAL, TIMINGS, error) for i in range(200)
+    ]
+    frames = frames_of(session)
+    assert sum(len(f.ended) for f in frames) == 200
+    bound = FRAME_BYTES - ENDED_BYTES * max(len(f.ended) for f in frames)
+    first = max(frames, key=lambda f: len(f.ended))
+    assert size_of(StepFrame(1, first.deltas)) <= bound
