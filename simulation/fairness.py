@@ -172,7 +172,11 @@ class Fairness:
     ) -> None:
         sequence, line = waiting.sequence, self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
-        has_room = needed <= unit.pool.num_available and _has_place(unit)
+        num_before = sum(
+            s.status is Status.WAITING and s.place < sequence.place
+            for s in unit.scheduler.waiting.ready
+        )
+        has_room = needed <= unit.pool.num_available and _has_place(unit, num_before)
         is_bounded = any(
             other.num_overtakes >= MAX_OVERTAKES // 2
             for other in line.values()
@@ -226,9 +230,10 @@ def _is_giant(sequence: Sequence) -> bool:
     return not sequence.num_output_tokens and left > GIANT_TOKENS
 
 
-def _has_place(unit: WorkerUnit) -> bool:
+def _has_place(unit: WorkerUnit, num_before: int = 0) -> bool:
+    """True for a place beside those that `num_before` others will have with the next step."""
     scheduler = unit.scheduler
-    num_taken = len(scheduler.active) + len(scheduler.arriving)
+    num_taken = len(scheduler.active) + len(scheduler.arriving) + num_before
     return num_taken < scheduler.limits.max_sequences
 
 
