@@ -43,7 +43,6 @@ class Links:
         self._tasks: dict[Key, asyncio.Task[None]] = {}
         self._introductions = Introductions()
         self._changes = Changes()
-        self._measuring = asyncio.Lock()
         self.misfits: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
         """(prefill, decode) pairs that found their layouts to differ; of members only."""
 
@@ -153,7 +152,7 @@ class Links:
     ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
         """Measure every way from a live prefill worker to a live decode worker, one after the other.
 
-        A second caller waits for the first: two probes of one way would share its width.
+        The caller sees to it that nobody else measures meanwhile.
 
         Args:
             probe_bytes: Moved over each.
@@ -161,12 +160,6 @@ class Links:
         Returns:
             Sender, receiver and what was found.
         """
-        async with self._measuring:
-            return await self._measure(probe_bytes)
-
-    async def _measure(
-        self, probe_bytes: int
-    ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
         found = []
         live = [link for link in self._links.values() if link.state is LinkState.LIVE]
         senders = [link.descriptor for link in live if link.descriptor.role is Role.PREFILL]
