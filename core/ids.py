@@ -16,6 +16,9 @@ TransferId = NewType("TransferId", bytes)
 BlockId = NewType("BlockId", int)
 Epoch = NewType("Epoch", int)
 Incarnation = NewType("Incarnation", int)
+"""Drawn at each start of a worker."""
+WorkerLife = tuple[WorkerId, Incarnation]
+"""One life of one worker."""
 
 TRANSFER_ID_BYTES = 16
 

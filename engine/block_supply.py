@@ -147,7 +147,7 @@ class BlockSupply:
         except PoolExhausted:
             return None
         for older in self._blocked:
-            older.num_overtaken += older.place < sequence.place
+            older.num_overtaken += older.due < sequence.due
         sequence.num_overtaken = 0
         return hits
 
@@ -232,7 +232,7 @@ class BlockSupply:
         return sum(len(s.block_table) + len(s.spare_blocks) for s in yielding)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Free a sequence's blocks and queue it at its old place; its tokens are recomputed later.
+        """Free a sequence's blocks and queue it where it is due; its tokens are recomputed later.
 
         `preempted` is called first: whoever may still read the blocks pins them there.
         """

@@ -1,10 +1,10 @@
-"""Queues of sequences: in order of their places, and apart by what they wait for.
+"""Queues of sequences: in the order in which they are due, and apart by what they wait for.
 
 Owns where each waiting sequence stands, so that a step looks only at those it can move: ten thousand
 that wait for a partner or for credit cost it nothing. Does not know blocks or steps. Called by
 `engine.scheduler`.
 
-    ready      wait for blocks, budget or a place in a step; also reservations, which want blocks alone
+    ready      wait for blocks, budget or a place in a step; also reservations
     partners   hand-overs, by decode worker: not announced yet, or announced and not answered
     parked     out of credit, woken by more of it
 """
@@ -27,12 +27,12 @@ MAX_READY = 16
 """Sequences ready to start beyond which no partner is asked to hold blocks for more."""
 
 
-def _place(sequence: Sequence) -> tuple[float, int]:
-    return sequence.place
+def _due(sequence: Sequence) -> tuple[float, int]:
+    return sequence.due
 
 
 class SequenceQueue:
-    """Sequences in order of their places, the first first. Adding and removing take O(log n) compares."""
+    """Sequences in the order in which they are due. Adding and removing take O(log n) compares."""
 
     def __init__(self) -> None:
         """Start empty."""
@@ -48,7 +48,7 @@ class SequenceQueue:
         return reversed(self._sequences)
 
     def __contains__(self, sequence: Sequence) -> bool:
-        at = bisect_left(self._sequences, sequence.place, key=_place)
+        at = bisect_left(self._sequences, sequence.due, key=_due)
         return at < len(self._sequences) and self._sequences[at] is sequence
 
     @property
@@ -64,11 +64,11 @@ class SequenceQueue:
         at = 0
         while batch := self._sequences[at : at + WALK_BATCH]:
             yield from batch
-            at = bisect_right(self._sequences, batch[-1].place, key=_place)
+            at = bisect_right(self._sequences, batch[-1].due, key=_due)
 
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence stand at its place."""
-        insort(self._sequences, sequence, key=_place)
+        """Put a sequence where it is due."""
+        insort(self._sequences, sequence, key=_due)
 
     def remove(self, sequence: Sequence) -> None:
         """Take a sequence out.
@@ -78,7 +78,7 @@ class SequenceQueue:
         """
         if sequence not in self:
             raise InvariantViolation(f"sequence {sequence.key} does not stand in this queue")
-        del self._sequences[bisect_left(self._sequences, sequence.place, key=_place)]
+        del self._sequences[bisect_left(self._sequences, sequence.due, key=_due)]
 
 
 @dataclass(slots=True)
@@ -169,7 +169,7 @@ class WaitingLine:
         if len(self.ready) >= MAX_READY:
             return None
         candidates = (partner.next_to_announce for partner in self._partners.values())
-        return min((s for s in candidates if s is not None), key=_place, default=None)
+        return min((s for s in candidates if s is not None), key=_due, default=None)
 
     def announced(self, sequence: Sequence) -> None:
         """Its partner hears of a hand-over now."""
@@ -185,4 +185,4 @@ class WaitingLine:
         """
         yield from self.ready.walk()
         lines = [list(partner.announced) for partner in self._partners.values()]
-        yield from heapq.merge(*lines, key=_place)
+        yield from heapq.merge(*lines, key=_due)

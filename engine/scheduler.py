@@ -57,7 +57,7 @@ class _Step:
 
 def _turn(sequence: Sequence) -> tuple[bool, tuple[float, int]]:
     """What is computed for a partner that may never answer comes after everything else."""
-    return sequence.is_ahead, sequence.place
+    return sequence.is_ahead, sequence.due
 
 
 class Scheduler:
@@ -128,7 +128,7 @@ class Scheduler:
             emitted: Output tokens known already.
             now_s: Current instant.
             age_s: How long ago the request reached its router. It stands in line accordingly,
-                so that a request tried again keeps its place.
+                so that a request tried again keeps its turn.
             credit: Positions that may be computed.
             handover: For a prompt whose KV a decode worker will fetch.
 
@@ -147,7 +147,7 @@ class Scheduler:
             block_size_tokens=self.limits.block_size_tokens,
             credit=credit,
             arrived_at=now_s,
-            place=(self._order.due_s(request, now_s - age_s), key),
+            due=(self._order.due_s(request, now_s - age_s), key),
             handover=handover,
         )
 
@@ -262,7 +262,7 @@ class Scheduler:
         self._sequences.cancel(sequence)
 
     def preempt(self, sequence: Sequence) -> None:
-        """Take a running or holding sequence's blocks; it waits at its old place and recomputes."""
+        """Take a running or holding sequence's blocks; it waits where it is due and recomputes."""
         self.blocks.preempt(sequence)
 
     def fail_all(self) -> list[Sequence]:

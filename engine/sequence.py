@@ -62,7 +62,7 @@ class Sequence:
     block_size_tokens: int
     credit: int
     arrived_at: float
-    place: tuple[float, int] = (0.0, 0)
+    due: tuple[float, int] = (0.0, 0)
     """Where it stands in every queue: the instant at which it is due, and its key."""
     num_overtaken: int = 0
     """Sequences behind it that took blocks while it waited for some."""
@@ -143,7 +143,7 @@ class Sequence:
         return replace(
             self,
             key=key,
-            place=(self.place[0], key),
+            due=(self.due[0], key),
             choices=(choice,),
             status=Status.RUNNING,
             handover=None,

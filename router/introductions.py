@@ -7,11 +7,9 @@ receiver once, and what is gone is forgotten. Does not know streams. Called by `
 
 from __future__ import annotations
 
-from core.ids import Incarnation, WorkerId
+from core.ids import WorkerLife
 from core.session import Role
 from router.worker_link import WorkerLink
-
-Key = tuple[WorkerId, Incarnation]
 
 
 class Introductions:
@@ -19,8 +17,8 @@ class Introductions:
 
     def __init__(self) -> None:
         """Nobody is there."""
-        self._senders: dict[Key, str] = {}
-        self._receivers: dict[Key, WorkerLink] = {}
+        self._senders: dict[WorkerLife, str] = {}
+        self._receivers: dict[WorkerLife, WorkerLink] = {}
 
     def joined(self, link: WorkerLink) -> None:
         """A worker is connected; one that is here already has been introduced."""

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from core.changes import Changes
 from core.containment import contained
 from core.errors import WorkerLost
-from core.ids import Incarnation, RouterId, WorkerId
+from core.ids import Incarnation, RouterId, WorkerLife
 from core.ports import Clock, Membership, Network
 from core.session import Role, WayReport, WorkerDescriptor
 from router.introductions import Introductions
@@ -24,7 +24,6 @@ from router.worker_link import MEASURE_S, LinkState, WorkerLink
 
 REDIAL_S = 1.0
 MAX_MISFITS = 1024
-Key = tuple[WorkerId, Incarnation]
 
 
 class Links:
@@ -39,8 +38,8 @@ class Links:
         self._router_id = router_id
         self._clock = clock
         self._stream_numbers = itertools.count()
-        self._links: dict[Key, WorkerLink] = {}
-        self._tasks: dict[Key, asyncio.Task[None]] = {}
+        self._links: dict[WorkerLife, WorkerLink] = {}
+        self._tasks: dict[WorkerLife, asyncio.Task[None]] = {}
         self._introductions = Introductions()
         self._changes = Changes()
         self.misfits: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
@@ -67,7 +66,7 @@ class Links:
                 self._tasks[key] = loop.create_task(self._keep(key, descriptor))
         self._changes.note()
 
-    def _members(self) -> dict[Key, WorkerDescriptor]:
+    def _members(self) -> dict[WorkerLife, WorkerDescriptor]:
         return {(m.worker_id, m.incarnation): m for m in self._membership.members()}
 
     def _new_link(self, descriptor: WorkerDescriptor, *, was_lost: bool = False) -> WorkerLink:
@@ -84,7 +83,7 @@ class Links:
         link.on_standing = self._stands
         self._links[link.key] = link
 
-    async def _keep(self, key: Key, descriptor: WorkerDescriptor) -> None:
+    async def _keep(self, key: WorkerLife, descriptor: WorkerDescriptor) -> None:
         """Keep a link while the worker is a member; a lost one is dialled again after a pause."""
         try:
             while True:

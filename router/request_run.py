@@ -2,7 +2,7 @@
 
 Owns the delivery of tokens to the choices, the merging of workers' figures, and how an attempt ends
 by what its workers say. Does not know placement, admission or the doors. Called by
-`router.orchestrator` and, as a session's listener, by `router.links`.
+`router.orchestrator` and, as a session's listener, by `router.worker_link`.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from typing import Protocol
 from core.awake import AwakeClock
 from core.containment import contained
 from core.errors import ServingError, WorkerDied, WorkerLost
-from core.ids import Epoch, Incarnation, RequestId, RouterId, WorkerId
+from core.ids import Epoch, RequestId, RouterId, WorkerId, WorkerLife
 from core.numbered import NumberedStream
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
@@ -146,7 +146,7 @@ class WorkerLink:
         self._moved_at = self._heard_at = 0.0
 
     @property
-    def key(self) -> tuple[WorkerId, Incarnation]:
+    def key(self) -> WorkerLife:
         """One life of one worker."""
         return self.descriptor.worker_id, self.descriptor.incarnation
 

@@ -38,7 +38,7 @@ class _Stop:
     """A sequence that stands still in mid-answer."""
 
     at_s: float
-    place: tuple[float, int]
+    due: tuple[float, int]
     num_overtakes: int = 0
 
 
@@ -92,7 +92,7 @@ class Fairness:
         books, scheduler = self._of(node), unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
         stopped = {
-            s.key: s.place
+            s.key: s.due
             for s in scheduler.waiting
             if not s.is_out_of_credit and s.num_output_tokens and s.started_at is not None
         }
@@ -136,7 +136,7 @@ class Fairness:
         for key, stop in books.stops.items():
             # One that reached its router before the stopped one, and this worker only now, is due.
             first = attempt.sequences[0]
-            stop.num_overtakes += first.arrived_at > stop.at_s and first.place > stop.place
+            stop.num_overtakes += first.arrived_at > stop.at_s and first.due > stop.due
             if stop.num_overtakes == most + 1:
                 self._report.violated(
                     f"F1 {node}: {most} requests that came after sequence {key} stopped in "
@@ -159,21 +159,20 @@ class Fairness:
                     if before in line:
                         line[before].num_overtakes += 1
             del line[transfer_id]
-        for transfer_id, waiting in line.items():
-            self._check_room(node, unit, transfer_id, waiting, now_s)
+        for waiting in line.values():
+            self._check_room(node, unit, waiting, now_s)
 
     def _check_room(
         self,
         node: str,
         unit: WorkerUnit,
-        transfer_id: TransferId,
         waiting: _InLine,
         now_s: float,
     ) -> None:
         sequence, line = waiting.sequence, self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
         num_before = sum(
-            s.status is Status.WAITING and s.place < sequence.place
+            s.status is Status.WAITING and s.due < sequence.due
             for s in unit.scheduler.waiting.ready
         )
         has_room = needed <= unit.pool.num_available and _has_place(unit, num_before)
@@ -182,7 +181,7 @@ class Fairness:
             for other in line.values()
             if other.sequence.arrived_at < sequence.arrived_at
         ) or any(
-            s.num_overtaken >= MAX_OVERTAKES // 2 and s.place < sequence.place
+            s.num_overtaken >= MAX_OVERTAKES // 2 and s.due < sequence.due
             for s in unit.scheduler.waiting.ready
         )
         if not has_room or is_bounded or self._cluster.contrary.failing_allocations.get(node, 0):

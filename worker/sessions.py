@@ -195,9 +195,11 @@ class SessionServer:
 
     def session(self, router_id: RouterId) -> RouterSession:
         """Find or begin the session with a router."""
-        return self._sessions.setdefault(
-            router_id, RouterSession(router_id, self._host.fail, self._frame_bytes)
-        )
+        session = self._sessions.get(router_id)
+        if session is None:
+            session = RouterSession(router_id, self._host.fail, self._frame_bytes)
+            self._sessions[router_id] = session
+        return session
 
     async def _serve(self, carrier: MessageStream) -> None:
         stream = NumberedStream(carrier)

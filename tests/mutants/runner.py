@@ -57,7 +57,8 @@ def run_tests(paths: list[str], timeout_s: float) -> str:
 
 def run_seeds(first: int, end: int) -> str:
     """Run seeds of the fault search until one violates something; returns which, or nothing."""
-    from simulation.trial import make_plan, run_trial
+    from simulation.loads import make_plan
+    from simulation.trial import run_trial
 
     signal.signal(signal.SIGPROF, _end_seed)
     for seed in range(first, end):

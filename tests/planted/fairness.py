@@ -10,7 +10,7 @@ BUGS = [
         "a preempted sequence goes to the end of the line",
         "engine/block_supply.py",
         "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
-        "        sequence.place = (1e9, sequence.key)\n"
+        "        sequence.due = (1e9, sequence.key)\n"
         "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
         f"{UNIT}::test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later",
     ),
