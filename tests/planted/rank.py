@@ -55,7 +55,7 @@ BUGS: list[Bug] = [
         "engine/rank_memory.py",
         "np.add.at(self._counts, token_ids[num_prompt:][is_known[num_prompt:]], 1)",
         "self._counts[token_ids[num_prompt:][is_known[num_prompt:]]] += 1",
-        f"{WIRE}::test_a_history_counts_the_same_in_any_pieces",
+        f"{WIRE}::test_a_token_twice_in_one_piece_counts_twice",
     ),
     Bug(
         "fresh ranks are sent news to what dead ones knew",

@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -298,10 +299,14 @@ def test_growing_numbers_keep_what_stands_before_and_forget_what_stood_behind():
     assert numbers.view().tolist() == [0, 1, 9]
 
 
+def test_a_token_twice_in_one_piece_counts_twice():
+    history = TokenHistory(1, VOCABULARY)
+    history.extend(np.array([3, 3, 3, 5], dtype=np.uint32))
+    assert [array.tolist() for array in history.distinct()] == [[3, 5], [2, 1]]
+
+
 @given(st.lists(st.integers(0, VOCABULARY - 1), max_size=80), st.integers(0, 90), st.data())
 def test_a_history_counts_the_same_in_any_pieces(tokens, num_prompt, data):
-    import numpy as np
-
     history = TokenHistory(num_prompt, VOCABULARY)
     at = 0
     while at < len(tokens):
