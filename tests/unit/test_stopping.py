@@ -71,3 +71,11 @@ def test_a_shown_special_token_is_found_in_the_text(includes, text):
         [*b"hi", END, *b"yo"], stop=("<|end|>",), include_stop=includes, skip_special_tokens=False
     )
     assert (found, finished.stop_match) == (text, "<|end|>")
+
+
+def test_only_what_may_become_a_stop_is_kept_back():
+    pieces = iter(["xy", "xya", "by"])
+    decoder = SimpleNamespace(push=lambda _: next(pieces), flush=lambda: "")
+    choice = ChoiceOutput(0, SamplingParams(stop=("abc",)), decoder)
+    told = [choice.accept(TokenDelta("r", 0, 0, at, (1,)))[0].text for at in range(3)]
+    assert told == ["xy", "xy", "aby"]
