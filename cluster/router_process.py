@@ -64,9 +64,8 @@ class RunningRouter:
         )
         self.links = Links(membership, self._network, ids.router(), clock)
         self.orchestrator = Orchestrator(
-            self.links, admission, router, config.placement, clock, ids,
-            lambda r: text.decoder(r.token_ids, skips_special=r.sampling.skip_special_tokens),
-        )  # fmt: skip
+            self.links, admission, router, config.placement, clock, ids, text.decoder_of
+        )
         model = ServedModel(
             spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
             fingerprint=f"fp_{spec.digest[:10]}",

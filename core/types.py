@@ -165,6 +165,9 @@ class GenerateRequest:
     hidden_stops: tuple[tuple[int, str], ...] = ()
     """Stop tokens by id, with the stop string each stands for: special tokens have no text while they
     are hidden. Stays in the router."""
+    echoes: bool = False
+    """The prompt is shown before the output: a character that it began is told with the output.
+    Stays in the router."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
     """What such a client says the tokens were: a start for the computation, checked at the last of them."""
     resume_from: tuple[int, ...] = ()
@@ -188,6 +191,12 @@ class Logprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def ranked(self) -> tuple[tuple[int, float], ...]:
+        """The most likely tokens, best first, and the token itself, which may be one more."""
+        is_among = any(token_id == self.token_id for token_id, _ in self.top)
+        return self.top if is_among else (*self.top, (self.token_id, self.logprob))
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,7 +225,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         if logprob is None:
             return pb.TokenInfo(token_id=token_id)
         text = self._service.text.token_text
-        top = [pb.TopToken(token_id=i, text=text(i), logprob=p) for i, p in logprob.top]
+        ranked = logprob.ranked if logprob.top else ()
+        top = [pb.TopToken(token_id=i, text=text(i), logprob=p) for i, p in ranked]
         return pb.TokenInfo(token_id=token_id, logprob=logprob.logprob, top=top)
 
 

@@ -7,6 +7,7 @@ unknown, harmless and refused fields. Does not know replies. Called by `router.o
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from pydantic import (
@@ -187,9 +188,10 @@ class CompletionBody(SamplingBody):
         if self.is_echo_only:
             given |= {"max_tokens": 1, "min_tokens": 0}
         adds = self.add_special_tokens is not False
-        return [
+        wishes = [
             self.wish(p, given, request_id, trace, adds_special_tokens=adds) for p in self.prompts()
         ]
+        return [replace(wish, echoes=bool(self.echo)) for wish in wishes]
 
 
 class ContentPart(BaseModel):

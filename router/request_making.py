@@ -54,6 +54,8 @@ class Wish:
     """Truncate at the end instead of the beginning."""
     adds_special_tokens: bool = True
     cache_salt: str = ""
+    echoes: bool = False
+    """The prompt is shown before the output."""
     trace: TraceContext | None = None
     identity: Identity = ANYBODY
     resume_from: tuple[int, ...] = ()
@@ -150,7 +152,7 @@ class RequestMaker:
             tenant=wish.identity.tenant, tier=wish.identity.tier,
             trace=wish.trace, operation="chat" if isinstance(wish.prompt, ChatPrompt) else "text_completion",
             received_at=received_at, resume_from=wish.resume_from,
-            resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops,
+            resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops, echoes=wish.echoes,
         )  # fmt: skip
 
     async def encode(
