@@ -21,9 +21,6 @@ from core.config import BatonConfig
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
 from router.http_bodies import (
-    FREE,
-    OFF,
-    RENAMED,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -31,6 +28,7 @@ from router.http_bodies import (
     TokenizeBody,
     TokenizeChatBody,
 )
+from router.other_fields import FREE, OFF, RENAMED
 
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"

@@ -6,7 +6,6 @@ events. Does not know how they are carried. Called by every room.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -92,7 +91,7 @@ class SamplingParams:
         _in_range("max_tokens", self.max_tokens, 1, 2**31)
         _in_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.seed is not None:
-            _in_range("seed", self.seed, 0, MAX_SEED)
+            _in_range("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         for name, top in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if top is not None:
                 _in_range(name, top, 0, MAX_TOP_LOGPROBS)
@@ -121,7 +120,7 @@ class SamplingParams:
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # NaN is in no range
         raise InvalidRequest(name, f"is {value}, must be from {low:g} to {high:g}")
 
 

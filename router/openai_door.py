@@ -30,12 +30,12 @@ from router.http_bodies import (
     SamplingBody,
     TokenizeBody,
     TokenizeChatBody,
-    ignored_fields,
     parse_body,
 )
 from router.http_errors import error_response, plain_error
 from router.http_guard import Guard
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.other_fields import ignored_fields
 from router.request_making import MAX_ID_CHARACTERS, Wish
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
@@ -173,8 +173,8 @@ class Door:
         stream = body.stream_options
         return {
             "includes_usage": stream is not None
-            and (stream.include_usage or stream.continuous_usage_stats),
-            "has_continuous_usage": stream is not None and stream.continuous_usage_stats,
+            and bool(stream.include_usage or stream.continuous_usage_stats),
+            "has_continuous_usage": stream is not None and bool(stream.continuous_usage_stats),
             "wants_timing": request.headers.get(TIMING_HEADER) == "1",
             "returns_token_ids": bool(body.return_token_ids),
             "names_ids": bool(body.return_tokens_as_token_ids),
