@@ -159,6 +159,8 @@ class GenerateRequest:
     trace: TraceContext | None = None
     operation: str = "text_completion"
     """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
+    correlation_id: str = ""
+    """What the caller calls the action it belongs to, for the log; stays in the router."""
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
     hidden_stops: tuple[tuple[int, str], ...] = ()

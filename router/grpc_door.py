@@ -202,7 +202,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             )
         except ServingError as error:
             await abort(context, error)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, made.request_id),))
+        shown_id = made.correlation_id or made.request_id
+        context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id),))
         return self._service.open(made)
 
     def _chat_wish(self, request: pb.ChatRequest, context: Any) -> Wish:

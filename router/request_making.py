@@ -46,6 +46,9 @@ class Wish:
     sampling: dict[str, Any]
     model: str = ""
     request_id: str = ""
+    """What makes it one request and no other: its seed, its stream. Empty: made here."""
+    correlation_id: str = ""
+    """What the caller calls the action it belongs to; many requests may have the same."""
     time_limit_s: float | None = None
     bad_words: Sequence[str] = ()
     truncate_prompt_tokens: int | None = None
@@ -156,6 +159,7 @@ class RequestMaker:
             trace=wish.trace, operation="chat" if is_chat else "text_completion",
             received_at=received_at, resume_from=wish.resume_from,
             resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops, echoes=wish.echoes,
+            correlation_id=wish.correlation_id,
         )  # fmt: skip
 
     async def encode(
@@ -315,8 +319,17 @@ def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) ->
             )
 
 
+def correlation_id_of(value: str) -> str:
+    """A caller's own id if it may be echoed and logged; else nothing."""
+    return value if _is_text(value, MAX_ID_CHARACTERS) else ""
+
+
+def _is_text(value: str, limit: int) -> bool:
+    return len(value) <= limit and value.isascii() and (value.isprintable() or not value)
+
+
 def _check_text(name: str, value: str, limit: int) -> None:
-    if len(value) > limit or not (value.isascii() and (value.isprintable() or not value)):
+    if not _is_text(value, limit):
         raise InvalidRequest(
             name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones"
         )

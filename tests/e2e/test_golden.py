@@ -231,10 +231,14 @@ def test_models_and_headers(client, up):
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-17")
     raw = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=ASK, extra_headers={"x-request-id": f"mine-{up.kind}"}, extra_body={"flavour": 1}, user="me"
-    )  # fmt: skip
+        model=MODEL,
+        messages=ASK,
+        extra_headers={"x-request-id": "a-click", "idempotency-key": f"mine-{up.kind}"},
+        extra_body={"flavour": 1},
+        user="me",
+    )
     assert (
-        raw.headers["x-request-id"] == f"mine-{up.kind}"
+        raw.headers["x-request-id"] == "a-click"
         and raw.headers["x-baton-ignored-params"] == "flavour"
     )
     assert raw.parse().id == f"chatcmpl-mine-{up.kind}"
