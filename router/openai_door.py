@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, RequestTimeout, ServingError
 from core.trace import TraceContext, parse_trace
@@ -47,6 +49,15 @@ TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = (
     "x-request-id",
     "x-baton-ignored-params",
 )
+SHOWN_HEADERS = (
+    REQUEST_ID_HEADER,
+    IGNORED_HEADER,
+    "server-timing",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+)
+"""Headers of replies that scripts of other origins may read."""
 KEY_HEADER = "idempotency-key"
 """A request with the same key is the same request: one at a time, with the same randomness."""
 EVENT_IDS_HEADER, LAST_EVENT_HEADER = "x-baton-event-ids", "last-event-id"
@@ -387,5 +398,23 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
         ("/links", door.links),
     ):  # fmt: skip
         app.get(path, response_model=None)(reader)
+        app.head(path, response_model=None, include_in_schema=False)(reader)
     app.add_middleware(Guard, keyring=service.keyring)
+    if service.config.cors_origins:
+        _let_pages_call(app, service.config.cors_origins)
     return app
+
+
+def _let_pages_call(app: FastAPI, origins: Sequence[str]) -> None:
+    """Answer browsers that ask before they call. What they may call still needs a key.
+
+    It stands before the guard: a browser's question carries no key, and its answer tells nothing but
+    who may ask. Refusals get the headers too, or a page could not read them.
+    """
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=SHOWN_HEADERS,
+    )
