@@ -109,7 +109,8 @@ class RunningRouter:
         security = self._config.security
         app = make_app(self.service, created, is_production=security.production)
         settings = uvicorn.Config(
-            app, http=CloseDelimited, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60,
+            app, http=CloseDelimited, log_level="warning", access_log=False, lifespan="off",
+            timeout_keep_alive=60,
             timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
         )  # fmt: skip

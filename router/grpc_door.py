@@ -42,7 +42,7 @@ SERVICE = "baton.v1.Generation"
 REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
 PING_INTERVAL_MS = 500
-"""Clients that ping more often on a quiet stream are sent away; without it, all below five minutes."""
+"""Who pings a quiet stream more often is sent away; the library's limit is five minutes."""
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 

@@ -87,5 +87,7 @@ def test_an_echoed_prompt_that_ends_inside_a_character_is_one_text_with_its_outp
     entries, scored = [Logprob(end, -0.5), Logprob(T, -0.5)], [Logprob(start, -1.0)]
     both = whole(service, Dialect, entries, scored, (T, start), "ét", echo=True)
     assert both["text"] == "tét" and both["logprobs"]["text_offset"] == [0, 1, 1, 2]
+    broken = whole(service, Dialect, entries[1:], scored, (T, start), "\ufffdt", echo=True)
+    assert broken["text"] == "t\ufffdt" and broken["logprobs"]["text_offset"] == [0, 1, 2]
     alone = whole(service, Dialect, [], scored, (T, start), echo=True, is_echo_only=True)
     assert alone["text"] == "t\ufffd"

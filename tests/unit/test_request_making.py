@@ -1,6 +1,7 @@
 """From wish to request: defaults, truncation, limits; and the bodies and headers around it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,8 @@ from core.errors import (
 from core.ids import Ids
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
+from protos.baton.v1 import generation_pb2 as pb
+from router.grpc_requests import generate_wish
 from router.http_bodies import ChatBody, CompletionBody, parse_body
 from router.http_errors import error_body, error_response
 from router.other_fields import ignored_fields
@@ -263,6 +266,23 @@ def test_unknown_harmless_refused_and_renamed_fields():
             sort(**fields)
     with pytest.raises(InvalidRequest, match="flavour"):
         sort(is_strict=True, flavour=1)
+
+
+async def test_a_prompt_that_is_shown_is_known_to_the_output():
+    for body, echoes in (({"echo": True}, True), ({"echo": False}, False), ({}, False)):
+        (wish,) = parse_body(CompletionBody, {"prompt": "x", **body}).wishes("", None)
+        assert (await maker().make(wish)).echoes is echoes
+
+
+@pytest.mark.parametrize(("own", "request_id"), [("", "k-1"), ("own", "own")])
+def test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not(own, request_id):
+    metadata = [("idempotency-key", "k-1"), ("x-request-id", "a-click")]
+    context = SimpleNamespace(invocation_metadata=lambda: metadata, time_remaining=lambda: None)
+    wish = generate_wish(pb.GenerateRequest(text="x", request_id=own), context)
+    assert (wish.request_id, wish.correlation_id) == (request_id, "a-click")
+    metadata[:] = [("x-request-id", "k" * 129)]
+    odd = generate_wish(pb.GenerateRequest(text="x"), context)
+    assert (odd.request_id, odd.correlation_id) == ("", "")
 
 
 def test_tools_that_may_not_be_called_are_ignored_and_told_of():
