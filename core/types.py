@@ -169,6 +169,8 @@ class GenerateRequest:
     echoes: bool = False
     """The prompt is shown before the output: a character that it began is told with the output.
     Stays in the router."""
+    prompt_text: str = ""
+    """What is shown then, if the prompt came as text; stays in the router."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
     """What such a client says the tokens were: a start for the computation, checked at the last of them."""
     resume_from: tuple[int, ...] = ()

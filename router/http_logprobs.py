@@ -44,9 +44,12 @@ class LogprobShapes:
             "top_logprobs": [self._rivals(entry) for entry in entries],
         }
 
-    def echoed(self, prompt: tuple[int, ...], scored: Sequence[Logprob]) -> Legacy:
+    def echoed(
+        self, prompt: tuple[int, ...], scored: Sequence[Logprob], *, shows_special: bool
+    ) -> Legacy:
         """The same of a prompt that is shown; its first token has no probability."""
-        offsets = TextOffsets(self._text, self._text.decoder((), skips_special=False))
+        decoder = self._text.decoder((), skips_special=not shows_special)
+        offsets = TextOffsets(self._text, decoder)
         first: Legacy = {
             "text_offset": [offsets.begin(prompt[0])],
             "token_logprobs": [None],

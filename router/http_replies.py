@@ -23,7 +23,7 @@ from core.types import (
     Usage,
 )
 from router.detokenizing import TextOffsets
-from router.http_logprobs import LogprobShapes, joined
+from router.http_logprobs import Legacy, LogprobShapes, joined
 from router.resuming import Progress
 from router.service import GenerationService
 
@@ -94,7 +94,7 @@ class Dialect:
         if self.options.echo:
             text = prompt.text + text
         if self.options.echo and logprobs is not None:
-            logprobs = joined(self.shapes.echoed(prompt.token_ids, prompt.scored), logprobs)
+            logprobs = joined(self.echoed_logprobs(prompt), logprobs)
         out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
                "stop_reason": choice.stop_reason}  # fmt: skip
         if self.options.has_prompt_logprobs:
@@ -102,6 +102,11 @@ class Dialect:
         if self.options.returns_token_ids:
             out |= {"token_ids": choice.token_ids, "prompt_token_ids": list(prompt.token_ids)}
         return out
+
+    def echoed_logprobs(self, prompt: PromptText) -> Legacy:
+        """Those of a prompt that is shown; what its text does not show has no length there."""
+        shows_special = self.service.text.text(prompt.token_ids).startswith(prompt.text)
+        return self.shapes.echoed(prompt.token_ids, prompt.scored, shows_special=shows_special)
 
     def chunk_choice(self, choice: ChoiceText, delta: TextDelta) -> dict[str, Any]:
         """One choice of a chunk with text."""
@@ -122,7 +127,7 @@ class Dialect:
             return None
         logprobs = None
         if self.options.has_logprobs:
-            logprobs = self.shapes.echoed(prompt.token_ids, prompt.scored)
+            logprobs = self.echoed_logprobs(prompt)
         return {
             "index": index,
             "text": prompt.text,
@@ -226,7 +231,9 @@ class Reply:
         text = dialect.service.text
         echo = text.text if self.options.is_echo_only else text.echo
         self._prompts = [
-            PromptText(r.token_ids, echo(r.token_ids) if self.options.echo else "")
+            PromptText(
+                r.token_ids, (r.prompt_text or echo(r.token_ids)) if self.options.echo else ""
+            )
             for r in requests
         ]
         self._choices = [

@@ -38,7 +38,7 @@ from router.http_errors import error_response, plain_error
 from router.http_guard import Guard
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
 from router.other_fields import ignored_fields
-from router.request_making import Wish, correlation_id_of
+from router.request_making import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
@@ -110,6 +110,17 @@ def correlation_of(request: Request) -> str:
     return correlation_id_of(request.headers.get(REQUEST_ID_HEADER, ""))
 
 
+def key_of(request: Request) -> str:
+    """The idempotency key; empty: the request has none.
+
+    Raises:
+        InvalidRequest: It cannot be a request's id.
+    """
+    key = request.headers.get(KEY_HEADER, "")
+    check_text(KEY_HEADER, key, MAX_ID_CHARACTERS)
+    return key
+
+
 def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wish]:
     """The same wishes, from where the client is.
 
@@ -155,7 +166,7 @@ class Door:
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`."""
         body, headers = await self.body(CompletionBody, request)
-        wishes = body.wishes(request.headers.get(KEY_HEADER, ""), trace_of(request))
+        wishes = body.wishes(key_of(request), trace_of(request))
         options = ReplyOptions(
             has_logprobs=body.logprobs is not None,
             has_prompt_logprobs=body.prompt_logprobs is not None,
@@ -173,7 +184,7 @@ class Door:
             trusts_template=self.config.trust_request_chat_template,
             adds_special_tokens=bool(body.add_special_tokens),
         )
-        wishes = body.wishes(chat, request.headers.get(KEY_HEADER, ""), trace_of(request))
+        wishes = body.wishes(chat, key_of(request), trace_of(request))
         options = ReplyOptions(
             is_chat=True,
             has_logprobs=bool(body.logprobs),

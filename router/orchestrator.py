@@ -113,7 +113,7 @@ class Orchestrator:
         if request.resume_from:
             await self._take_over(request)
         if run_key in self._runs:
-            fact = f"request {request.request_id} is running; wait for it or choose another id"
+            fact = f"request_id {request.request_id} is running; choose another"
             emit(RequestEnded(Usage(0), DuplicateRequest(fact)))
             return
         try:

@@ -123,8 +123,8 @@ class RequestMaker:
         """
         received_at = self._clock.now_s()
         self.check_model(wish.model)
-        _check_text("request_id", wish.request_id, MAX_ID_CHARACTERS)
-        _check_text("cache_salt", wish.cache_salt, MAX_SALT_CHARACTERS)
+        check_text("request_id", wish.request_id, MAX_ID_CHARACTERS)
+        check_text("cache_salt", wish.cache_salt, MAX_SALT_CHARACTERS)
         limit_s = self._config.deadline_s
         if wish.time_limit_s is not None:
             limit_s = min(wish.time_limit_s, limit_s)
@@ -135,7 +135,9 @@ class RequestMaker:
         if not token_ids:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         self._check_rows(wish.prompt, token_ids)
+        num_tokens = len(token_ids)
         token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
+        is_whole_text = isinstance(wish.prompt, str) and len(token_ids) == num_tokens
         bad_words = await self._bad_words(wish.bad_words)
         is_chat = isinstance(wish.prompt, ChatPrompt)
         if "max_tokens" not in given:
@@ -159,6 +161,7 @@ class RequestMaker:
             trace=wish.trace, operation="chat" if is_chat else "text_completion",
             received_at=received_at, resume_from=wish.resume_from,
             resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops, echoes=wish.echoes,
+            prompt_text=str(wish.prompt) if wish.echoes and is_whole_text else "",
             correlation_id=wish.correlation_id,
         )  # fmt: skip
 
@@ -328,7 +331,12 @@ def _is_text(value: str, limit: int) -> bool:
     return len(value) <= limit and value.isascii() and (value.isprintable() or not value)
 
 
-def _check_text(name: str, value: str, limit: int) -> None:
+def check_text(name: str, value: str, limit: int) -> None:
+    """Refuse a name that cannot be logged and echoed.
+
+    Raises:
+        InvalidRequest: It is too long, or not printable ASCII.
+    """
     if not _is_text(value, limit):
         raise InvalidRequest(
             name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones"

@@ -21,6 +21,8 @@ from router.grpc_door import GenerationServicer
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions
 
 T, SPACE_T, SPACE_TH = PIECE_IDS["t"], PIECE_IDS["▁t"], PIECE_IDS["▁th"]
+BEGIN = 1
+"""Id of `<s>`, which the tokenizer adds."""
 END = RequestEnded(Usage(1, 3))
 FINISHED = ChoiceFinished(0, FinishReason.LENGTH)
 
@@ -31,9 +33,11 @@ def service(tmp_path_factory):
     return SimpleNamespace(text=text, model=SimpleNamespace(name="m", fingerprint="fp"))
 
 
-def whole(service, dialect, entries, scored=(), prompt=(T,), text="", **options):
+def whole(service, dialect, entries, scored=(), prompt=(T,), text="", given="", **options):
     made = ReplyOptions(is_chat=dialect is ChatDialect, has_logprobs=True, **options)
-    request = GenerateRequest("id", "m", tuple(prompt), SamplingParams(), 1, 9.0, echoes=made.echo)
+    request = GenerateRequest(
+        "id", "m", tuple(prompt), SamplingParams(), 1, 9.0, echoes=made.echo, prompt_text=given
+    )
     reply = Reply(dialect(service, made), [request], 5)
     ids = tuple(entry.token_id for entry in entries)
     events = [PromptScored(tuple(scored)), TextDelta(0, 0, ids, text, tuple(entries))]
@@ -53,6 +57,18 @@ def test_pieces_keep_their_space_and_stand_where_the_text_has_them(service):
     assert both["text"] == "t th tt th"
     assert both["logprobs"]["tokens"] == ["t", " th", " t", "t", " th"]
     assert both["logprobs"]["text_offset"] == [0, 1, 4, 6, 7]
+
+
+def test_an_echo_is_what_was_sent_and_what_was_added_has_no_place_in_it(service):
+    entries, scored = [Logprob(T, -0.5)], [Logprob(SPACE_TH, -2.0), Logprob(SPACE_T, -1.0)]
+    sent = whole(
+        service, Dialect, entries, scored, (BEGIN, SPACE_TH, SPACE_T), "t", "th t", echo=True
+    )
+    assert sent["text"] == "th tt"
+    assert sent["logprobs"]["tokens"] == ["<s>", " th", " t", "t"]
+    assert sent["logprobs"]["text_offset"] == [0, 0, 2, 4]
+    ids = whole(service, Dialect, entries, scored, (BEGIN, SPACE_TH, SPACE_T), "t", echo=True)
+    assert ids["text"] == "<s> th tt" and ids["logprobs"]["text_offset"] == [0, 3, 6, 8]
 
 
 def test_rivals_of_one_text_are_all_there_and_the_likeliest_has_the_text(service):

@@ -115,7 +115,7 @@ def test_equal_idempotency_keys_are_one_request_with_one_randomness():
     bare = http.post("/v1/completions", json=ASK)
     assert bare.json()["id"] == f"cmpl-{bare.headers['x-request-id']}"
     long = http.post("/v1/completions", json=ASK, headers={"idempotency-key": "k" * 129})
-    assert long.status_code == 400
+    assert long.status_code == 400 and long.json()["error"]["param"] == "idempotency-key"
 
 
 def test_a_stream_resumes_by_its_event_id_whatever_the_trace_is_called():

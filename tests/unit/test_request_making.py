@@ -271,7 +271,11 @@ def test_unknown_harmless_refused_and_renamed_fields():
 async def test_a_prompt_that_is_shown_is_known_to_the_output():
     for body, echoes in (({"echo": True}, True), ({"echo": False}, False), ({}, False)):
         (wish,) = parse_body(CompletionBody, {"prompt": "x", **body}).wishes("", None)
-        assert (await maker().make(wish)).echoes is echoes
+        made = await maker().make(wish)
+        assert made.echoes is echoes and made.prompt_text == ("x" if echoes else "")
+    for prompt, cut in (([7, 8], None), ("abc", 2)):
+        made = await make(prompt, echoes=True, truncate_prompt_tokens=cut)
+        assert made.echoes and made.prompt_text == ""
 
 
 @pytest.mark.parametrize(("own", "request_id"), [("", "k-1"), ("own", "own")])
