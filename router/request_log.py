@@ -63,6 +63,7 @@ class RequestLog:
             "phases_ms": {name: round(s * 1000, 3) for name, s in a.phases().items() if s > SHOWN_ABOVE_S},
             "path": a.path, "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker,
             "kv_bytes": a.kv_bytes, "attempts": a.attempts,
+            "correlation_id": request.correlation_id,
             "trace_id": f"{request.trace.trace_id:032x}" if request.trace else "",
         }  # fmt: skip
         self._logger.info(json.dumps(line, separators=(",", ":")))

@@ -79,3 +79,16 @@ def test_only_what_may_become_a_stop_is_kept_back():
     choice = ChoiceOutput(0, SamplingParams(stop=("abc",)), decoder)
     told = [choice.accept(TokenDelta("r", 0, 0, at, (1,)))[0].text for at in range(3)]
     assert told == ["xy", "xy", "aby"]
+
+
+@pytest.mark.parametrize(("completes", "stop", "text"), [
+    (False, "to", "go "), (False, "wor", "go to be"), (False, "\ufffd", "go to be"),
+    (True, "to", "\ufffdgo "),
+])  # fmt: skip
+def test_a_prompt_that_ends_inside_a_character_has_no_part_in_a_stop(completes, stop, text):
+    decoder = TextModel(TINY).decoder((*b"hello wor\xf0\x9f",), completes=completes)
+    choice = ChoiceOutput(0, SamplingParams(max_tokens=100, stop=(stop,)), decoder)
+    delta = TokenDelta("r", 0, 0, 0, tuple(b"go to be"), finish=FinishReason.LENGTH)
+    events = choice.accept(delta)
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == text
+    assert (choice.finished.reason is FinishReason.STOP) == (stop == "to")
