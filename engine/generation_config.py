@@ -34,7 +34,7 @@ def default_sampling(generation: Mapping[str, Any], vocabulary_size: int) -> dic
     if top_k is not None and (limit := _whole(GENERATION_CONFIG, "top_k", top_k)) > 0:
         found["top_k"] = min(limit, vocabulary_size)
     try:
-        SamplingParams(**found).validate(vocabulary_size)  # type: ignore[arg-type] # top_k is an int
+        SamplingParams(**found).validate(vocabulary_size)  # type: ignore[arg-type]
     except InvalidRequest as error:
         raise ModelLoadError(f"{GENERATION_CONFIG}: {error.message}") from error
     return found

@@ -1,4 +1,4 @@
-"""Model repositories as people publish them: other weights beside the model's, loose JSON values."""
+"""Model repositories as they are published: other weights beside the model, loose JSON values."""
 
 import fnmatch
 import json
@@ -68,11 +68,11 @@ def test_a_model_in_one_file_counts_before_an_index_that_was_left(whole):
 
 def test_a_tensor_that_two_shards_hold_is_taken_from_where_the_index_says(sharded):
     places = json.loads((sharded / "model.safetensors.index.json").read_text())["weight_map"]
-    shards = sorted(set(places.values()))
-    for other in (shards[0], shards[-1]):
-        tensors = load_file(sharded / other)
-        if places[NORM] != other:
-            save_file({**tensors, NORM: torch.zeros(1)}, sharded / other)
+    first, *_, last = sorted(set(places.values()))
+    of_first = next(tensor for tensor, file in places.items() if file == first)
+    of_last = next(tensor for tensor, file in places.items() if file == last)
+    for tensor, other in ((of_first, last), (of_last, first)):
+        save_file({**load_file(sharded / other), tensor: torch.zeros(1)}, sharded / other)
     assert read_model(sharded).tensor_files == places
 
 
