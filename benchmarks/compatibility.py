@@ -15,11 +15,18 @@ ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "compatibility.md"
 TESTS = [
     "tests/component/test_model.py", "tests/component/test_exactness.py", "tests/component/test_sampling_exactness.py",
-    "tests/component/test_tokenizing.py", "tests/e2e/test_golden.py",
-    "tests/unit/test_request_making.py", "tests/unit/test_openai_door.py",
-    "tests/unit/test_logprobs.py", "tests/component/test_http_versions.py",
-    "tests/component/test_grpc_pings.py",
+    "tests/component/test_tokenizing.py", "tests/component/test_chat_templates.py",
+    "tests/e2e/test_golden.py", "tests/unit/test_request_making.py",
+    "tests/unit/test_openai_door.py", "tests/unit/test_logprobs.py",
+    "tests/component/test_http_versions.py", "tests/component/test_grpc_pings.py",
 ]  # fmt: skip
+REPOSITORIES = (
+    "\nOf a repository the same files are read, and downloaded, as by transformers: "
+    "`model.safetensors`, or the shards that `model.safetensors.index.json` names; other "
+    "weights beside them are not. An output ends with the end tokens of "
+    "`generation_config.json`, `config.json` and the tokenizer together. A value of the wrong "
+    "type is refused at load, with its file and field.\n"
+)
 MODELS = {
     "llama": "Llama 2, 3, 3.x (`LlamaForCausalLM`)", "mistral": "Mistral, sliding window (`MistralForCausalLM`)",
     "qwen2": "Qwen 2, 2.5 (`Qwen2ForCausalLM`)", "qwen3": "Qwen 3 (`Qwen3ForCausalLM`)", "gemma": "Gemma (`GemmaForCausalLM`)",
@@ -114,6 +121,7 @@ def write(tests, path):
     parts += [
         table(head, rows),
         "\nOther architectures, quantised weights, and rope scalings besides linear and llama3 are refused by name.\n",
+        REPOSITORIES,
     ]
     parts += [
         "\n## Clients\n\n",
@@ -143,7 +151,9 @@ def write(tests, path):
     rows = [
         [t.partition("::")[2].removeprefix("test_").replace("_", " "), "yes" if good else "**no**"]
         for t, good in tests.items()
-        if t.startswith(("test_tokenizing::test_chats", "test_sampling_exactness::"))
+        if t.startswith(
+            ("test_tokenizing::test_chats", "test_chat_templates::", "test_sampling_exactness::")
+        )
     ]
     parts += [table(["what", "passed"], rows), "\n## Tools, unchanged\n\n"]
     runs = sorted(RESULTS.glob("tool_*.txt"))

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from core.config import ModelConfig
 from core.errors import ModelLoadError
+from engine.safetensors_files import WHOLE, weight_files
 
 TINY_MODEL = Path(__file__).parent.parent / "models" / "baton-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-FILES = ["*.safetensors", "*.json", "*.jinja"]
+DESCRIPTIONS = ["*.json", "*.jinja"]
 
 
 def model_folder(config: ModelConfig) -> Path:
@@ -37,7 +38,12 @@ def _from_hub(hub_id: str, revision: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError  # noqa: PLC0415
 
     try:
-        return Path(str(snapshot_download(hub_id, revision=revision, allow_patterns=FILES)))
+        wanted = [*DESCRIPTIONS, WHOLE]
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=wanted))
+        if not (folder / WHOLE).is_file():  # the index says which shards; the folder is a commit's
+            shards = weight_files(folder)
+            snapshot_download(hub_id, revision=folder.name, allow_patterns=shards)
+        return folder
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
             f"model {hub_id} is no local folder, not in the hub cache, and the hub cannot be reached; "

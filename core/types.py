@@ -126,7 +126,10 @@ def _in_range(name: str, value: float, low: float, high: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ChatPrompt:
-    """A conversation before the chat template: contents are text already, `variables` are allowed ones."""
+    """A conversation before the chat template; `variables` are allowed ones.
+
+    A message's content is text, a list of parts of type text, or None.
+    """
 
     messages: list[dict[str, Any]]
     variables: dict[str, Any] = field(default_factory=dict)

@@ -19,6 +19,7 @@ from typing import Any
 from core.errors import ModelLoadError
 
 Config = dict[str, Any]
+MAX_NUMBER = 1e30
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +166,7 @@ def _gemma2(config: Config, traits: Traits) -> Traits:
     return replace(
         traits,
         has_post_norms=True,
-        attention_scale=float(config.get("query_pre_attn_scalar", 256)) ** -0.5,
+        attention_scale=number(config, "query_pre_attn_scalar", 256.0) ** -0.5,
         attention_softcap=float(config.get("attn_logit_softcapping") or 0.0),
         final_softcap=float(config.get("final_logit_softcapping") or 0.0),
     )
@@ -176,15 +177,15 @@ def _gemma3(config: Config, traits: Traits) -> Traits:
     traits = _with_windows(
         config, _gemma2(config, traits), default="sliding_attention", every=every
     )
-    parameters = config.get("rope_parameters") or {}
-    if "full_attention" in parameters:
+    settings = rope_settings(config)
+    if "full_attention" in settings:
         ropes = (
-            _rope(parameters["full_attention"], config),
-            _rope(parameters["sliding_attention"], config),
+            _rope(_settings(settings, "full_attention"), config),
+            _rope(_settings(settings, "sliding_attention"), config),
         )
     else:
-        local = Rope(float(config.get("rope_local_base_freq", 10_000.0)))
-        ropes = (_rope({"rope_theta": 1_000_000.0, **rope_settings(config)}, config), local)
+        local = Rope(number(config, "rope_local_base_freq", 10_000.0))
+        ropes = (_rope({"rope_theta": 1_000_000.0, **settings}, config), local)
     layers = tuple(replace(layer, rope=1 if layer.window else 0) for layer in traits.layers)
     return replace(traits, has_qk_norm=True, ropes=ropes, layers=layers)
 
@@ -243,22 +244,52 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
     return family(config, plain)
 
 
-def positive(config: Config, key: str) -> int:
-    """Read a positive integer.
+def positive(config: Config, key: str, absent: int = 0) -> int:
+    """Read a positive integer; `absent` stands for a key that is missing or null.
 
     Raises:
-        ModelLoadError: Missing or anything else.
+        ModelLoadError: Anything else.
     """
     value = config.get(key)
+    if value is None and absent:
+        return absent
     if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
         raise ModelLoadError(f"config.json has {key} = {value!r}, must be a positive integer")
     return value
 
 
+def number(config: Config, key: str, default: float) -> float:
+    """Read a number that is not negative; absent means the default, null does not.
+
+    Raises:
+        ModelLoadError: Anything else.
+    """
+    value = config.get(key, default)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value <= MAX_NUMBER:
+        raise ModelLoadError(
+            f"config.json has {key} = {value!r:.60}, must be a number from 0 to {MAX_NUMBER:g}"
+        )
+    return float(value)
+
+
 def rope_settings(config: Config) -> Config:
-    """Merge both spellings: transformers 5 writes `rope_parameters`, earlier ones `rope_scaling`."""
-    theta = {"rope_theta": config["rope_theta"]} if config.get("rope_theta") else {}
-    return {**theta, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    """Merge both spellings: transformers 5 writes `rope_parameters`, earlier ones `rope_scaling`.
+
+    Some writers store every key they know, the unused ones as null: those are left out.
+    """
+    return {
+        **({"rope_theta": config["rope_theta"]} if config.get("rope_theta") else {}),
+        **_settings(config, "rope_scaling"),
+        **_settings(config, "rope_parameters"),
+    }
+
+
+def _settings(config: Config, key: str) -> Config:
+    settings = config.get(key) or {}
+    if not isinstance(settings, dict):
+        raise ModelLoadError(f"config.json has {key} = {settings!r:.60}, must be an object")
+    return {name: value for name, value in settings.items() if value is not None}
 
 
 def _rope(settings: Config, config: Config) -> Rope:

@@ -1,25 +1,29 @@
 """What a Hugging Face folder holds, read without torch.
 
-Owns the parsing of `config.json` and `generation_config.json`, the list of tensors a model must
-have, and the strict comparison with the safetensors headers, in both directions. Does not know
-what tells families apart (`engine.families`) and loads no weights. Called by `engine.weights`, by
-the worker (for its layout) and by `baton check-config`.
+Owns the parsing of `config.json`, the list of tensors a model must have, and the strict comparison
+with the safetensors headers, in both directions. Does not know what tells families apart
+(`engine.families`) and loads no weights. Called by `engine.weights`, by the worker (for its layout)
+and by `baton check-config`.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core.errors import ModelLoadError
 from core.kv_layout import KVLayout
-from engine.families import ALWAYS_TIED, Traits, positive, read_traits
+from engine.families import ALWAYS_TIED, Traits, number, positive, read_traits
+from engine.generation_config import GENERATION_CONFIG, default_sampling, end_tokens
+from engine.json_file import read_json, read_json_if_there
 from engine.safetensors_files import tensor_headers, weights_digest
 
-MAX_JSON_BYTES = 64 << 20
+TIED_COPY = "lm_head.weight"
+"""Stored beside the embedding that it is a copy of."""
+OLD_BUFFER = "rotary_emb.inv_freq"
+"""Written by old versions of transformers and ignored by new ones: it follows from the config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +135,24 @@ def read_model(
     Raises:
         ModelLoadError: Names the file, key or tensor at fault, and what was expected.
     """
-    config = _read_json(folder / "config.json")
-    architecture = (config.get("architectures") or ["none"])[0]
+    config = read_json(folder / "config.json")
+    architectures = config.get("architectures")
+    if not isinstance(architectures, list) or not architectures:
+        raise ModelLoadError(f"config.json has architectures = {architectures!r}, must be a list")
+    architecture = str(architectures[0])
     num_layers, num_heads = (
         positive(config, "num_hidden_layers"),
         positive(config, "num_attention_heads"),
     )
-    head_size = config.get("head_dim") or positive(config, "hidden_size") // num_heads
+    head_size = positive(config, "head_dim", absent=positive(config, "hidden_size") // num_heads)
     try:
         traits = read_traits(architecture, config, num_layers, head_size)
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelLoadError(
             f"config.json of {folder.name} has a value of the wrong kind: {error}"
         ) from error
-    generation_path = folder / "generation_config.json"
-    generation = _read_json(generation_path) if generation_path.exists() else {}
+    generation = read_json_if_there(folder / GENERATION_CONFIG)
+    vocabulary_size = positive(config, "vocab_size")
     own_len = positive(config, "max_position_embeddings")
     if max_model_len > own_len:
         raise ModelLoadError(
@@ -157,22 +164,22 @@ def read_model(
         name=name or folder.name,
         architecture=architecture,
         digest=weights_digest(folder, sorted({file for file, _ in headers.values()})),
-        vocabulary_size=positive(config, "vocab_size"),
+        vocabulary_size=vocabulary_size,
         width=positive(config, "hidden_size"),
         hidden=positive(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
+        num_kv_heads=positive(config, "num_key_value_heads", absent=num_heads),
         head_size=head_size,
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
         traits=traits,
         max_model_len=max_model_len or own_len,
         is_tied=bool(config.get("tie_word_embeddings", architecture in ALWAYS_TIED)),
         dtype=_dtype(config, dtype),
-        eos_token_ids=_eos(config, generation),
+        eos_token_ids=end_tokens(generation, config, folder),
         tensor_files={tensor: file for tensor, (file, _) in headers.items()},
         tokenizer_digest=_tokenizer_digest(folder / "tokenizer.json"),
-        default_sampling=_default_sampling(generation),
+        default_sampling=default_sampling(generation, vocabulary_size),
     )
     if spec.num_heads % spec.num_kv_heads:
         raise ModelLoadError(
@@ -184,34 +191,6 @@ def read_model(
         is_tied=spec.is_tied,
     )
     return spec
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise ModelLoadError(f"{path.name} has more than {MAX_JSON_BYTES} bytes")
-        tree = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(
-            f"{path.parent.name}/{path.name} cannot be read: {error.strerror}"
-        ) from error
-    except ValueError as error:
-        raise ModelLoadError(f"{path.parent.name}/{path.name} is not JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise ModelLoadError(
-            f"{path.parent.name}/{path.name} holds a {type(tree).__name__}, must be an object"
-        )
-    return tree
-
-
-def _default_sampling(generation: dict[str, Any]) -> dict[str, float]:
-    """Sampling fields that the model's makers set; zero temperature and absent ones are left out."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {
-        n: generation[n]
-        for n in names
-        if isinstance(generation.get(n), (int, float)) and generation[n] > 0
-    }
 
 
 def _tokenizer_digest(path: Path) -> str:
@@ -230,22 +209,15 @@ def _dtype(config: dict[str, Any], wish: str) -> str:
     return chosen
 
 
-def _eos(config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
-    value = generation.get("eos_token_id", config.get("eos_token_id"))
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (int(value),)
-
-
 def _compare(
     expected: dict[str, tuple[int, ...]], found: dict[str, tuple[int, ...]], *, is_tied: bool
 ) -> None:
     missing = sorted(expected.keys() - found.keys())
-    surplus = sorted(found.keys() - expected.keys())
-    if is_tied:
-        surplus = [
-            name for name in surplus if name != "lm_head.weight"
-        ]  # a stored copy of the embedding
+    surplus = sorted(
+        name
+        for name in found.keys() - expected.keys()
+        if OLD_BUFFER not in name and not (is_tied and name == TIED_COPY)
+    )
     wrong = [
         f"{n} is {list(found[n])}, must be {list(s)}"
         for n, s in expected.items()

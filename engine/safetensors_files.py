@@ -1,39 +1,80 @@
-"""What the safetensors files of a folder claim to hold, read without torch and checked against their size.
+"""Which safetensors files hold a model, and what they claim to hold, read without torch.
 
-Owns the headers (names, shapes) and the fingerprint of the weights. Does not know which tensors a
-model needs. Called by `engine.model_spec`.
+Owns the choice of files, their headers (names, shapes), checked against their size, and the
+fingerprint of the weights. Does not know which tensors a model needs. Called by `engine.model_spec`
+and, for what is to be downloaded, by `cluster.model_source`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 import struct
 from pathlib import Path
 
 from core.errors import ModelLoadError
+from engine.json_file import read_json
 
 MAX_HEADER_BYTES = 100 << 20
+WHOLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+FILE_NAME = re.compile(r"[\w.-]+\.safetensors")
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Name the files that hold the model; they need not be there.
+
+    The choice is that of transformers: the whole model if it is there, else the shards of the
+    index. Others (`consolidated.safetensors`, adapters) are other forms of the model.
+
+    Raises:
+        ModelLoadError: Neither, or a malformed index.
+    """
+    return sorted(set(_places(folder).values())) or [WHOLE]
 
 
 def tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Map every tensor to its file and shape, over all shards.
 
     Raises:
-        ModelLoadError: No file, a damaged one, or a tensor that is there twice.
+        ModelLoadError: A file is missing or damaged, or a tensor is not where the index says.
     """
-    files = sorted(path.name for path in folder.glob("*.safetensors"))
-    if not files:
-        raise ModelLoadError(
-            f"{folder.name} holds no *.safetensors file; other weight formats are not read"
-        )
+    places = _places(folder)
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
-    for file in files:
+    for file in sorted(set(places.values())) or [WHOLE]:
+        if not (folder / file).is_file():
+            raise ModelLoadError(f"{folder.name} lacks {file}, which {INDEX} names")
         for tensor, shape in _read_header(folder / file).items():
-            if tensor in found:
-                raise ModelLoadError(f"tensor {tensor} is in {found[tensor][0]} and in {file}")
-            found[tensor] = (file, shape)
+            if places.get(tensor, file) == file:
+                found[tensor] = (file, shape)
+    lost = next((tensor for tensor in places if tensor not in found), None)
+    if lost is not None:
+        raise ModelLoadError(f"{places[lost]} lacks tensor {lost}, which {INDEX} places there")
     return found
+
+
+def _places(folder: Path) -> dict[str, str]:
+    """Map every tensor to its shard; empty for a model in one file."""
+    if (folder / WHOLE).is_file():
+        return {}
+    if not (folder / INDEX).is_file():
+        others = sorted(path.name for path in folder.glob("*.safetensors"))
+        raise ModelLoadError(
+            f"{folder.name} holds no {WHOLE} and no {INDEX}"
+            + (f" (but {', '.join(others[:4])})" if others else "")
+            + "; other weight formats are not read"
+        )
+    places = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise ModelLoadError(f"{folder.name}/{INDEX} has no weight_map")
+    for tensor, file in places.items():
+        if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
+            raise ModelLoadError(
+                f"{folder.name}/{INDEX} places {tensor} in {str(file)[:80]!r}, "
+                "which is not the name of a safetensors file"
+            )
+    return places
 
 
 def _read_header(path: Path) -> dict[str, tuple[int, ...]]:

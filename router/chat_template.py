@@ -1,11 +1,12 @@
 """Messages to one prompt, with the model's own Jinja template in an immutable sandbox.
 
 Owns finding, compiling and rendering templates, bounded in size (time and memory are bounded by the
-process it runs in). Does not know tokens. Called by `router.tokenizer_child` only: templates never
-run in the router's own process.
+process it runs in). Does not know tokens, nor what a message becomes for a template
+(`router.template_messages`). Called by `router.tokenizer_child` only: templates never run in the
+router's own process.
 
-Filters, globals and whitespace rules are those of transformers' `apply_chat_template`, which is the
-oracle in the tests.
+Filters, globals, variables and whitespace rules are those of transformers' `apply_chat_template`,
+which is the oracle in the tests.
 """
 
 from __future__ import annotations
@@ -21,17 +22,14 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from core.errors import InvalidRequest
+from core.special_tokens import special_tokens
+from router.template_messages import Message, last_text, seen_messages, with_last_text
+from router.template_shape import TemplateShape, read_shape
 
-SPECIAL_TOKENS = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
 MAX_TEMPLATE_CHARACTERS = 256 << 10
+END_OF_FINAL = "[the last message ends here] "
+"""Put behind a message that is to be gone on with, to find its end in the prompt. The space shows
+whether the template trims contents."""
 
 
 class Generation(Extension):
@@ -68,13 +66,15 @@ def _environment() -> ImmutableSandboxedEnvironment:
 
 
 @functools.lru_cache(maxsize=8)
-def _compile(source: str) -> jinja2.Template:
+def _compile(source: str) -> tuple[jinja2.Template, TemplateShape]:
     if len(source) > MAX_TEMPLATE_CHARACTERS:
         raise InvalidRequest(
             "chat_template", f"has {len(source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}"
         )
     try:
-        return _environment().from_string(source)
+        tree = _environment().parse(source)
+        shape = read_shape(tree)  # before the compiler folds constants
+        return _environment().from_string(tree), shape
     except (jinja2.exceptions.TemplateError, RecursionError) as error:
         raise InvalidRequest("chat_template", f"is not a valid template: {error}") from error
 
@@ -83,12 +83,9 @@ class ChatTemplates:
     """The templates and special tokens of one model folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read `tokenizer_config.json` and `chat_template.jinja`, where there are any."""
-        path = folder / "tokenizer_config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        self._variables = {
-            name: _content(config[name]) for name in SPECIAL_TOKENS if config.get(name)
-        }
+        """Read the files of a folder that name them, where there are any."""
+        config = _read(folder / "tokenizer_config.json")
+        self._special_tokens = special_tokens(config, _read(folder / "special_tokens_map.json"))
         self._source = config.get("chat_template") or ""
         if isinstance(self._source, list):
             named = {entry["name"]: entry["template"] for entry in self._source}
@@ -99,7 +96,7 @@ class ChatTemplates:
 
     def render(
         self,
-        messages: list[dict[str, Any]],
+        messages: list[Message],
         variables: dict[str, Any],
         source: str = "",
         *,
@@ -110,7 +107,7 @@ class ChatTemplates:
         """Render a conversation.
 
         Args:
-            messages: As the client sent them, contents as text.
+            messages: As the client sent them, contents as text, as text parts, or none.
             variables: The allowed `chat_template_kwargs`.
             source: A template to use instead of the model's.
             adds_generation_prompt: Open the assistant's turn.
@@ -125,12 +122,19 @@ class ChatTemplates:
             raise InvalidRequest(
                 "messages", "cannot be used: the model has no chat template; use /v1/completions"
             )
-        names = {**self._variables, **variables}
-        pieces, size = [], 0
+        template, shape = _compile(source)
+        seen = seen_messages(messages, shape)
+        final = last_text(seen[-1]) if continues_final else ""
+        if final is None:
+            raise _no_end()
+        if continues_final:
+            seen[-1] = with_last_text(seen[-1], final + END_OF_FINAL)
+        names = {"tools": None, "documents": None, **self._special_tokens, **variables}
+        names |= {"messages": seen, "add_generation_prompt": adds_generation_prompt}
+        pieces: list[str] = []
+        size = 0
         try:
-            for piece in _compile(source).generate(
-                messages=messages, add_generation_prompt=adds_generation_prompt, **names
-            ):
+            for piece in template.generate(names):
                 size += len(piece)
                 if size > max_characters:
                     raise InvalidRequest(
@@ -150,19 +154,24 @@ class ChatTemplates:
                 "messages", f"are refused by the chat template: {error}"[:500]
             ) from error
         text = "".join(pieces)
-        return _cut_after_final(text, messages[-1].get("content")) if continues_final else text
+        return _cut_at_end(text, final) if continues_final else text
 
 
-def _content(token: Any) -> str:  # noqa: ANN401
-    return str(token["content"]) if isinstance(token, dict) else str(token)
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _cut_after_final(text: str, final: object) -> str:
+def _cut_at_end(text: str, final: str) -> str:
     """End the prompt where the last message's content ends, as transformers does."""
-    if not isinstance(final, str) or not final.strip() or final.strip() not in text:
-        raise InvalidRequest(
-            "continue_final_message",
-            "cannot be used: the chat template does not show the last message's content",
-        )
-    kept = final if final in text else final.strip()
-    return text[: text.rindex(kept) + len(kept)]
+    at = text.rfind(END_OF_FINAL.strip())
+    if at < 0 or final.strip() not in text:
+        raise _no_end()
+    is_whole = text.startswith(END_OF_FINAL, at)
+    return text[:at] if is_whole else text[:at].rstrip()
+
+
+def _no_end() -> InvalidRequest:
+    return InvalidRequest(
+        "continue_final_message",
+        "cannot be used: the chat template does not show the last message's content",
+    )

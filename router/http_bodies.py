@@ -243,7 +243,7 @@ class Message(BaseModel):
             raise InvalidRequest(
                 f"messages[{index}].role", f"must have 1 to {MAX_ROLE_CHARACTERS} characters"
             )
-        content = self.content
+        content: Any = self.content
         if isinstance(content, list):
             odd = next((part.type for part in content if part.words is None), None)
             if odd is not None:
@@ -251,7 +251,7 @@ class Message(BaseModel):
                     f"messages[{index}].content",
                     f"has a part of type {odd[:20]!r}; only text is served",
                 )
-            content = "\n".join(part.words or "" for part in content)
+            content = [{"type": "text", "text": part.words} for part in content]
         return {"role": self.role, "content": content, **(self.model_extra or {})}
 
 

@@ -51,6 +51,8 @@ def main() -> None:
     """Answer until the router lets go of the pipe."""
     folder, max_characters = Path(sys.argv[1]), int(sys.argv[2])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()  # some files were saved with what a training run had set
+    tokenizer.no_padding()
     templates = ChatTemplates(folder)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     sys.stdout.write("ready\n")

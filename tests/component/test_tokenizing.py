@@ -129,7 +129,9 @@ async def test_limits_and_missing_templates_are_named(tmp_path, pool):
     with pytest.raises(InvalidRequest, match="limit is 4194304"):
         await pool.encode("a" * (5 << 20))
     with pytest.raises(InvalidRequest, match="continue_final_message"):
-        await pool.encode_chat(ChatPrompt([{"role": "user", "content": " "}], continues_final=True))
+        await pool.encode_chat(
+            ChatPrompt(CHAT, template="{{ messages[0].content }}", continues_final=True)
+        )
     bare = TokenizerPool(folder_with(tmp_path, ""), 5.0)
     with pytest.raises(InvalidRequest, match="no chat template"):
         await bare.encode_chat(ChatPrompt(CHAT))
@@ -144,6 +146,54 @@ async def test_limits_and_missing_templates_are_named(tmp_path, pool):
     pool3 = TokenizerPool(listed, 5.0)
     assert await pool3.encode_chat(ChatPrompt(CHAT)) == list(b"file")
     await pool3.stop()
+
+
+async def test_truncation_and_padding_that_were_saved_with_the_tokenizer_are_off(tmp_path):
+    folder = folder_with(tmp_path, None)
+    path = folder / "tokenizer.json"
+    saved = {
+        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
+        "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
+                    "pad_id": 261, "pad_type_id": 0, "pad_token": "<|pad|>"},
+    }  # fmt: skip
+    path.write_text(json.dumps({**json.loads(path.read_text()), **saved}))
+    theirs, ours = AutoTokenizer.from_pretrained(folder), TokenizerPool(folder, 5.0)
+    try:
+        for text in ("abc", "a long text"):
+            assert await ours.encode(text) == list(text.encode()) == theirs.encode(text)
+    finally:
+        await ours.stop()
+
+
+NAMED = "{{ bos_token }}|{{ eos_token }}|{{ image_token }}|{{ media }}|{{ pad_token is defined }}"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"bos_token": None},
+        {"bos_token": None, "added_tokens_decoder": {}},
+        {"image_token": "<|user|>", "bos_token": {"content": "<|pad|>", "__type": "AddedToken"}},
+        {"extra_special_tokens": {"media": "<|system|>"}},
+        {"pad_token": None},
+    ],
+)
+@pytest.mark.parametrize(
+    "older", [{}, {"bos_token": "<|begin|>"}, {"eos_token": {"content": "<|user|>"}}]
+)
+async def test_templates_know_the_special_tokens_that_they_know_in_transformers(
+    tmp_path, changes, older
+):
+    folder = folder_with(tmp_path, NAMED, **changes)
+    if older:
+        (folder / "special_tokens_map.json").write_text(json.dumps(older))
+    theirs, ours = AutoTokenizer.from_pretrained(folder), TokenizerPool(folder, 5.0)
+    try:
+        expected = theirs.apply_chat_template(CHAT, tokenize=True, return_dict=False)
+        assert await ours.encode_chat(ChatPrompt(CHAT)) == expected
+    finally:
+        await ours.stop()
 
 
 async def test_a_cancelled_order_does_not_put_the_pipe_out_of_step(pool):

@@ -329,7 +329,7 @@ def test_parts_of_a_message_are_text_by_any_of_its_names():
     ]  # fmt: skip
     body = parse_body(ChatBody, {"messages": [{"role": "user", "content": parts}]})
     chat = body.chat((), trusts_template=False, adds_special_tokens=False)
-    assert chat.messages[0]["content"] == "a\nb\nc\nd"
+    assert chat.messages[0]["content"] == [{"type": "text", "text": letter} for letter in "abcd"]
     for odd in ({"type": "refusal", "text": "x"}, {"type": "text"}, {"type": "input_image"}):
         body = parse_body(ChatBody, {"messages": [{"role": "user", "content": [odd]}]})
         with pytest.raises(InvalidRequest, match="only text"):

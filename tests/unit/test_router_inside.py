@@ -72,7 +72,8 @@ def test_templates_refuse_by_name(tmp_path):
     for options, words in cases:
         with pytest.raises(InvalidRequest, match=words):
             render(empty, **options)
-    assert render(empty, source="a Hi b", continues_final=True) == "a Hi "
+    shown = "a{{ messages[0].content }}b"
+    assert render(empty, source=shown, continues_final=True) == "a Hi "
     assert render(empty, source="[{{ messages[0].content | trim }}]", continues_final=True) == "[Hi"
 
 
