@@ -20,9 +20,8 @@ from router.chat_template import ChatTemplates
 
 DATA = Path(__file__).parent.parent / "data" / "chat_templates"
 MORE = os.environ.get("BATON_CHAT_TEMPLATES")
-FILES = [
-    path for folder in (DATA, *([Path(MORE)] if MORE else [])) for path in folder.glob("*.jinja")
-]
+FOLDERS = [DATA, *([Path(MORE)] if MORE else [])]
+FILES = [path for folder in FOLDERS for path in sorted(folder.glob("*.jinja"))]
 ROOM = 1 << 20
 NOT_PLAIN = re.compile("'type'|\"type\"")
 PRINTED_NULL = re.compile("None|null<")
