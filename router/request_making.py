@@ -17,7 +17,7 @@ from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
 from core.types import MAX_BAD_WORDS, ChatPrompt, GenerateRequest, SamplingParams
-from router.credentials import ANYBODY, Identity
+from router.identities import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
 MAX_SALT_CHARACTERS = 256
@@ -143,7 +143,9 @@ class RequestMaker:
         sampling = replace(sampling, stop_token_ids=stop_ids)
         _check_resume(wish, sampling, self._model.vocabulary_size)
         request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
-        seed = sampling.seed if sampling.seed is not None else seed_of(request_id, self._seed_key)
+        seed = sampling.seed
+        if seed is None:
+            seed = seed_of(request_id, self._seed_key, wish.identity.tenant)
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
             deadline_at=received_at + limit_s, eos_token_ids=self._eos_token_ids, scope=_scope(wish),
