@@ -58,18 +58,20 @@ class DoorCertificate:
             return self.version
 
     def _take_up(self) -> None:
+        stamp: Stamp = ()  # of files that are gone
         try:
             stamp = self._look()
             if stamp == self._stamp:
                 return
-            self._stamp = stamp
             self._pair = self._read()
         except (OSError, ssl.SSLError) as error:
-            fact = error.strerror or str(error)
-            log.error("the new door certificate cannot be used (%s); the old one stays", fact)
-            return
-        self.version += 1
-        log.warning("the doors have a new certificate")
+            if stamp != self._stamp:
+                fact = error.strerror or str(error)
+                log.error("the new door certificate cannot be used (%s); the old one stays", fact)
+        else:
+            self.version += 1
+            log.warning("the doors have a new certificate")
+        self._stamp = stamp
 
     def _look(self) -> Stamp:
         facts = [path.stat() for path in self._files]
