@@ -65,6 +65,9 @@ class Telemetry:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
+        for door in ("http", "grpc"):
+            for code in sorted(REFUSAL_CODES):
+                self._counters[metrics.REFUSALS].add(0, {"door": door, "code": code})
         for client in ADDRESS_CLASSES:
             self._counters[metrics.BAD_KEYS].add(0, {"client": client})
         for transport in ("shm", "grpc"):

@@ -12,7 +12,7 @@ import pytest
 from support.doors import REFUSED_TEXT, Doors, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
-from router import bad_keys
+from router import bad_keys, calls
 from router.identities import Identity, Right
 from router.request_making import Wish
 
@@ -33,6 +33,13 @@ def counted(doors, family, **labels):
         if name == family and set(rest.partition("}")[0].split(",")) == wanted:
             return float(line.rpartition(" ")[2])
     return 0.0
+
+
+def refusals(doors):
+    """Every series of refused calls."""
+    lines = doors.service.telemetry.text().decode().splitlines()
+    found = [line.rpartition(" ") for line in lines if line.startswith("baton_refusals_total{")]
+    return {series: float(value) for series, _, value in found}
 
 
 POST = "/v1/completions"
@@ -178,7 +185,7 @@ async def test_what_is_answered_leaves_no_refusal_and_probes_are_no_requests(doo
         assert (await doors.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
         await asyncio.sleep(0.05)
     assert lines == []
-    assert "baton_refusals_total{" not in doors.service.telemetry.text().decode()
+    assert set(refusals(doors).values()) == {0.0}
 
 
 async def test_a_bug_is_a_line_too(doors):
@@ -196,17 +203,19 @@ async def test_a_bug_is_a_line_too(doors):
 
 
 async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(doors):
+    doors.service.call_ended(calls.Call("http", code="never heard of"))
+    before = refusals(doors)
     evil = 'x"}\n{"event":"request","tenant":"acme'
     with log_lines() as lines:
         async with doors.web("acme") as http:
             for n in range(40):
                 await http.get(f"/{n}/%0a%7b{n}", headers={"x-request-id": f"id{n}"})
                 await http.post(POST, json={**BODY, "model": f"{evil}{n}"})
-        assert len(lines) == 80
+        assert len(lines) == 80 and all("\n" not in json.dumps(line) for line in lines)
         assert not any("event" in str(line["route"]) or evil in str(line) for line in lines)
         text = doors.service.telemetry.text().decode()
-    series = [x for x in text.splitlines() if x.startswith("baton_refusals_total{")]
-    assert len(series) == 2, series
+        doors.service.call_ended(calls.Call("http", code="a code of tomorrow"))
+    assert refusals(doors).keys() == before.keys(), text
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
