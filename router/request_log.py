@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,10 @@ from core.types import GenerateRequest, RequestEnded
 from router.calls import Call
 
 MAX_WAITING_LINES = 4096
+STRANGERS_BURST = 1000
+STRANGERS_PER_S = 20.0
+"""Lines about callers without a key, who would otherwise decide how fast the disk fills. What goes
+beyond is counted in the metrics, and in the next line as `unlogged`."""
 SHOWN_ABOVE_S = 1e-6
 
 
@@ -39,8 +44,12 @@ class _DroppingQueueHandler(logging.handlers.QueueHandler):
 class RequestLog:
     """Writes the lines."""
 
-    def __init__(self) -> None:
-        """Start the writer's thread."""
+    def __init__(self, now_s: Callable[[], float]) -> None:
+        """Start the writer's thread; `now_s` is in monotonic seconds."""
+        self._now_s = now_s
+        self._allowed = float(STRANGERS_BURST)
+        self._allowed_at = now_s()
+        self._num_unlogged = 0
         lines: queue.Queue[Any] = queue.Queue(MAX_WAITING_LINES)
         self._entry = _DroppingQueueHandler(lines)
         self._writer = logging.handlers.QueueListener(lines, logging.StreamHandler(sys.stderr))
@@ -80,10 +89,29 @@ class RequestLog:
 
     def call_refused(self, call: Call) -> None:
         """Log a call that ended before it had a request of its own."""
+        unlogged: dict[str, int] = {}
+        if not call.identity.tenant:
+            if not self._may_log_stranger():
+                self._num_unlogged += 1
+                return
+            if self._num_unlogged:
+                unlogged = {"unlogged": self._num_unlogged}
+                self._num_unlogged = 0
         self._write({
             "event": "refusal", "outcome": call.code, "route": call.route,
             "tenant": call.identity.tenant, "tier": call.identity.tier, **_call_fields(call),
+            **unlogged,
         })  # fmt: skip
+
+    def _may_log_stranger(self) -> bool:
+        now_s = self._now_s()
+        earned = (now_s - self._allowed_at) * STRANGERS_PER_S
+        self._allowed = min(STRANGERS_BURST, self._allowed + earned)
+        self._allowed_at = now_s
+        if self._allowed < 1:
+            return False
+        self._allowed -= 1
+        return True
 
     def _write(self, fields: dict[str, Any]) -> None:
         line = {"time": datetime.now(UTC).isoformat(timespec="milliseconds"), **fields}

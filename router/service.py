@@ -82,7 +82,7 @@ class GenerationService:
         self.bad_keys = BadKeys(clock.now_s)
         self._measuring = asyncio.Lock()
         self._clock, self._started_at = clock, clock.now_s()
-        self._log = RequestLog() if config.has_request_log else None
+        self._log = RequestLog(clock.now_s) if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
         self.telemetry = Telemetry(
             {
@@ -117,7 +117,7 @@ class GenerationService:
     def call_ended(self, call: Call) -> None:
         """Tell and count a call that was refused, unless a request of its own has been told.
 
-        Both doors, and whatever refuses before them, say each call's end here.
+        Both doors, and whatever turns a client away before it has asked for anything, say it here.
         """
         if call.is_told or not call.code:
             return

@@ -5,6 +5,7 @@ Here too: what each kind of key may do, and that tenants with equal request ids 
 
 import asyncio
 import json
+from dataclasses import replace
 
 import grpc
 import grpc.aio
@@ -12,7 +13,7 @@ import pytest
 from support.doors import REFUSED_TEXT, Doors, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
-from router import bad_keys, calls
+from router import bad_keys, calls, request_log
 from router.identities import Identity, Right
 from router.request_making import Wish
 
@@ -319,6 +320,46 @@ async def test_an_open_cluster_needs_no_role(tmp_path):
             assert (await http.get(path)).status_code == 200, path
         assert (await http.post("/links", json={"mib": 1})).status_code == 200
         assert (await doors.call("ListModels", pb.ListModelsRequest())).models
+
+
+async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(doors.service._log, "_now_s", lambda: now[0])
+    monkeypatch.setattr(doors.service._log, "_allowed_at", 0.0)
+    stranger = calls.Call("http", "192.0.2.7")
+    tenant = calls.Call("http", "192.0.2.7", identity=Identity("acme"))
+    with log_lines() as lines:
+        for _ in range(request_log.STRANGERS_BURST + 500):
+            doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+        assert len(lines) == request_log.STRANGERS_BURST
+        doors.service.call_ended(replace(tenant, code="invalid_value"))
+        now[0] += 10.0
+        doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+        doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+    assert [line.get("unlogged") for line in lines[-3:]] == [None, 500, None]
+    assert [line["tenant"] for line in lines[-3:]] == ["acme", "", ""]
+    total = request_log.STRANGERS_BURST + 502
+    assert counted(doors, "baton_bad_keys_total", client="public") == 0, "192.0.2.0/24 is no place"
+    assert counted(doors, "baton_bad_keys_total", client="private") == total
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1", "loopback"), ("::1", "loopback"), ("::ffff:127.0.0.2", "loopback"),
+     ("10.0.0.1", "private"), ("fe80::1", "private"), ("100.64.0.1", "private"),
+     ("8.8.8.8", "public"), ("2606:4700::1111", "public"), ("", "unknown"), ("x\n", "unknown")],
+)  # fmt: skip
+def test_an_address_is_told_by_its_class(address, expected):
+    assert calls.Call("http", address).client == expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("ipv4:10.0.0.1:5000", "10.0.0.1"), ("ipv6:%5B::1%5D:5000", "::1"),
+     ("ipv6:[2001:db8::1]:80", "2001:db8::1"), ("unix:/run/x", "127.0.0.1"), ("", "")],
+)  # fmt: skip
+def test_grpc_names_of_peers(peer, address):
+    assert calls.peer_address(peer) == address
 
 
 # --- many wrong keys ---------------------------------------------------------------------------
