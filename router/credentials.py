@@ -19,11 +19,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from core.errors import ConfigError, Unauthenticated
 from router.identities import ANYBODY, Identity, KeyRole
-from router.key_file import KeyLine, Stamp, check_names, read_keys, stamp_of
+from router.key_file import SIZE, KeyLine, Stamp, check_names, read_keys, stamp_of
 
 log = logging.getLogger(__name__)
 _KEY = re.compile(r"bt-([0-9a-f]{8})-([0-9a-f]{32})")
@@ -31,6 +32,8 @@ RELOAD_S = 1.0
 LOST_FILE_GRACE_S = 5.0
 """How long the keys of a file hold that is gone or cannot be read: long enough for whoever replaces
 it, and no longer, as nobody can take back a key meanwhile."""
+INLINE_BYTES = 64 << 10
+"""A longer file is read beside the event loop, which carries every stream."""
 MAX_TOLD_FAULTS = 10
 _DUMMY = KeyLine("", b"\0" * 16, b"\0" * 32, ANYBODY)
 
@@ -57,8 +60,10 @@ class Keyring:
         self._stamp: Stamp = ()
         self._looked_at = self._seen_at = now_s()
         self._is_lost = False
+        self._reader = ThreadPoolExecutor(1, "key-file")
+        self._reading: Future[tuple[Stamp, dict[str, KeyLine], list[str]]] | None = None
         if self._path is not None:
-            self._read(self._path)
+            self._hold(*_read(self._path))
 
     @property
     def is_open(self) -> bool:
@@ -91,18 +96,39 @@ class Keyring:
         Lines that cannot be understood are told and open nothing; the others hold. A file that is
         gone or cannot be read is told too, and a few seconds later opens nothing at all.
         """
-        now_s = self._now_s()
-        if self._path is None or now_s - self._looked_at < RELOAD_S:
+        if self._path is None:
             return
-        self._looked_at = now_s
+        now_s = self._now_s()
         try:
-            if stamp_of(self._path) != self._stamp:
-                self._read(self._path)
+            if not self._look(self._path, now_s):
+                return
         except ConfigError as error:
             self._note_lost(error, now_s)
             return
+        if self._is_lost:
+            log.warning("security.api_keys can be read again")
         self._seen_at = now_s
         self._is_lost = False
+
+    def _look(self, path: Path, now_s: float) -> bool:
+        """Returns whether the keys are now those of the file."""
+        if self._reading is not None:
+            if not self._reading.done():
+                return False
+            reading, self._reading = self._reading, None
+            self._hold(*reading.result())
+            return True
+        if now_s - self._looked_at < RELOAD_S:
+            return False
+        self._looked_at = now_s
+        stamp = stamp_of(path)
+        if stamp == self._stamp:
+            return True
+        if stamp[SIZE] > INLINE_BYTES:
+            self._reading = self._reader.submit(_read, path)
+            return False
+        self._hold(*_read(path))
+        return True
 
     def num_by_state(self) -> dict[str, int]:
         """Keys that hold and that have expired, refused lines, and 1 while the file is lost."""
@@ -116,10 +142,10 @@ class Keyring:
             "lost_file": int(self._is_lost),
         }
 
-    def _read(self, path: Path) -> None:
-        stamp = stamp_of(path)  # before the content: a change in between is seen at the next look
-        self._keys, faults = read_keys(path)
-        self._stamp, self._num_faults = stamp, len(faults)
+    def _hold(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
+        self._stamp = stamp
+        self._keys = keys
+        self._num_faults = len(faults)
         for fault in faults[:MAX_TOLD_FAULTS]:
             log.error("%s; this line opens nothing", fault)
         if len(faults) > MAX_TOLD_FAULTS:
@@ -138,6 +164,11 @@ class Keyring:
             self._keys = {}
             self._stamp = ()
             self._num_faults = 0
+
+
+def _read(path: Path) -> tuple[Stamp, dict[str, KeyLine], list[str]]:
+    stamp = stamp_of(path)  # before the content: a change in between is seen at the next look
+    return stamp, *read_keys(path)
 
 
 def _digest(salt: bytes, secret: str) -> bytes:

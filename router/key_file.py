@@ -35,6 +35,8 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FORMAT = "`name salt hash tenant tier [role=...] [expires=...]`"
 _ANY_BYTES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 Stamp = tuple[int, ...]
+SIZE = 1
+"""Where a stamp has the file's size (bytes)."""
 
 
 @dataclass(frozen=True, slots=True)

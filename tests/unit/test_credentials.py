@@ -1,5 +1,6 @@
 """Keys and the gate: what is not literally open needs a key, and a key opens what it is bound to."""
 
+import threading
 import time
 
 import pytest
@@ -9,6 +10,7 @@ from starlette.testclient import TestClient
 from cluster.up import check_doors
 from core.config import load_config
 from core.errors import ConfigError, PermissionDenied, Unauthenticated
+from router import credentials
 from router.bad_keys import BadKeys
 from router.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
 from router.http_guard import Guard
@@ -113,6 +115,26 @@ def test_without_a_readable_file_keys_hold_for_a_moment_and_then_none_does(ring,
     ring.file.write_text(text)
     ring.file.chmod(0o600)
     assert opens(ring, "acme") and ring.num_by_state()["lost_file"] == 0
+
+
+def test_a_long_file_is_read_beside_the_loop_and_then_holds(ring, monkeypatch):
+    may_read, readers = threading.Event(), []
+
+    def read(path):
+        readers.append(threading.current_thread())
+        may_read.wait(30)
+        return credentials_read(path)
+
+    credentials_read = credentials._read
+    monkeypatch.setattr(credentials, "_read", read)
+    ring.file.write_text(ring.lines["acme"] + "\n" + "# much\n" * 10_000)
+    assert opens(ring, "bulk") and opens(ring, "bulk"), "what was good holds until it is read"
+    may_read.set()
+    ring._reading.exception(30)
+    assert not opens(ring, "bulk", 0) and opens(ring, "acme")
+    assert len(readers) == 1 and readers[0] is not threading.current_thread()
+    ring.file.write_text(ring.lines["bulk"])
+    assert opens(ring, "bulk") and readers[1] is threading.current_thread()
 
 
 def test_whoever_comes_first_after_an_hour_without_a_file_is_refused(ring):
