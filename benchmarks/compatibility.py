@@ -8,6 +8,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+from benchmarks.client_values import ROWS
 from benchmarks.record import RESULTS, save
 
 ROOT = Path(__file__).parent.parent
@@ -15,6 +16,9 @@ OUT = ROOT / "docs" / "compatibility.md"
 TESTS = [
     "tests/component/test_model.py", "tests/component/test_exactness.py", "tests/component/test_sampling_exactness.py",
     "tests/component/test_tokenizing.py", "tests/e2e/test_golden.py",
+    "tests/unit/test_request_making.py", "tests/unit/test_openai_door.py",
+    "tests/unit/test_logprobs.py", "tests/component/test_http_versions.py",
+    "tests/component/test_grpc_pings.py",
 ]  # fmt: skip
 MODELS = {
     "llama": "Llama 2, 3, 3.x (`LlamaForCausalLM`)", "mistral": "Mistral, sliding window (`MistralForCausalLM`)",
@@ -72,9 +76,27 @@ def table(head, rows):
     return "\n".join("| " + " | ".join(row) + " |" for row in lines) + "\n"
 
 
+def client_values(tests):
+    """What clients send, what becomes of it, and whether its test passed."""
+    return [
+        [
+            sent,
+            sender,
+            fate,
+            mark([good for t, good in tests.items() if t.partition("[")[0] == test]),
+        ]
+        for sent, sender, fate, test in ROWS
+    ]
+
+
 def main():
     tests = outcomes()
-    path = save("compatibility", {"tests": tests})
+    write(tests, save("compatibility", {"tests": tests}))
+    print(OUT.relative_to(ROOT), mark(list(tests.values())))
+
+
+def write(tests, path):
+    """Write the tables of these outcomes, which are kept in the file at `path`."""
     parts = ["# Compatibility\n\nMade from test results by `python -m benchmarks.compatibility`; do not edit. ",
              f"Raw outcomes: [{path.name}](../benchmarks/results/{path.name}).\n\n## Models\n\n",
              "Small random checkpoints written by transformers, fp32, on CPU; logits within 1e-4.\n\n"]  # fmt: skip
@@ -112,6 +134,11 @@ def main():
         ]
         rows.append([name.removeprefix("test_").replace("_", " "), *cells])
     parts += [table(["what", "--local", "Ray"], rows)]
+    parts += [
+        "\n## What clients send\n\n",
+        "Every field is in the [reference](reference.md). Where clients differ from one another:\n\n",
+        table(["sent", "by", "what becomes of it", "tested"], client_values(tests)),
+    ]
     parts += ["\n## Templates and sampling\n\n"]
     rows = [
         [t.partition("::")[2].removeprefix("test_").replace("_", " "), "yes" if good else "**no**"]
@@ -129,7 +156,6 @@ def main():
     ]
     parts += [table(["tool (its output)", "command"], rows)]
     OUT.write_text("".join(parts))
-    print(OUT.relative_to(ROOT), mark(list(tests.values())))
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import httpx
+import psutil
 from rich.console import Console
 from rich.table import Table
 
@@ -130,6 +131,12 @@ class Door:
                 is_done = True
         if not is_done and not outcome.code:
             outcome.code = "client: cut off"
+
+
+def cluster_cpu_s():
+    """CPU seconds of all processes of the cluster so far."""
+    times = [p.cpu_times() for p in psutil.Process().children(recursive=True)]
+    return sum(t.user + t.system for t in times)
 
 
 async def closed_loop(door, concurrency, seconds):
@@ -281,12 +288,16 @@ async def measure(options, console):
 
         async def capacity():
             seconds = options.capacity_seconds
+            cpu_began_s = cluster_cpu_s()
             outcomes, began = await closed_loop(door, options.max_running, seconds)
+            cpu_s = cluster_cpu_s() - cpu_began_s
             found = goodput(outcomes, began, began + seconds, options.slo_s)
+            found["cpu_ms_per_answer"] = 1e3 * cpu_s / len(outcomes)
             found["not_ok"] = sum(not o.is_ok for o in outcomes)
             found["ttft_s"] = quantiles([o.ttft_s for o in outcomes if o.is_ok])
             capacities.append(found)
-            console.print(f"capacity {found['answers_per_s']:.1f} answers/s", style="dim")
+            said = f"{found['answers_per_s']:.1f} answers/s, {found['cpu_ms_per_answer']:.0f} ms of CPU"
+            console.print(f"capacity {said} each", style="dim")
 
         await capacity()  # warms up
         capacities.clear()

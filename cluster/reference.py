@@ -21,9 +21,6 @@ from core.config import BatonConfig
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
 from router.http_bodies import (
-    FREE,
-    OFF,
-    RENAMED,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
@@ -31,7 +28,16 @@ from router.http_bodies import (
     TokenizeBody,
     TokenizeChatBody,
 )
+from router.other_fields import FREE, OFF, RENAMED
 
+X_REQUEST_ID = (
+    "what the caller calls the action: echoed, also on errors, and logged as `correlation_id`; "
+    "calls with the same one are different requests; absent: the reply has the request's id"
+)
+IDEMPOTENCY_KEY = (
+    "the request's id, as `request_id` in the body: a second one while the first runs is refused "
+    "(`duplicate_request`), and without a seed both have the same randomness"
+)
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"
 PROTO = ROOT / "protos" / "baton" / "v1" / "generation.proto"
@@ -102,7 +108,7 @@ def _proto() -> str:
             out.append(f"\n### {message}\n\n{' '.join(comments)}".rstrip() + "\n")
         elif (
             match := re.match(
-                r"((?:optional |repeated |map<[^>]*> ?)?[\w.]*) ?(\w+) = (\d+);", text
+                r"(?:(map<[^>]*>|(?:optional |repeated )?[\w.]+) )?(\w+) = (\d+);", text
             )
         ) and message:
             kind = f"`{match[1].strip()}` " if match[1] else ""
@@ -146,7 +152,8 @@ def render() -> str:
         "Unknown: ignored and listed in the reply's header `x-baton-ignored-params`; with `router.is_strict`, refused.\n",
         "\n### Headers\n\n",
         _table(("header", "direction", "meaning"), [
-            ("`x-request-id`", "both", "accepted, else made; echoed, also on errors; the same id in logs, spans and gRPC"),
+            ("`x-request-id`", "both", X_REQUEST_ID),
+            ("`idempotency-key`", "request", IDEMPOTENCY_KEY),
             ("`x-baton-timing: 1`", "request", "`timing` in the reply or the last chunk: where the time went"),
             ("`traceparent`, `tracestate`", "request", "W3C trace context"),
             ("`Server-Timing`", "reply", "the phases of a plain reply, which browsers show"),

@@ -13,6 +13,7 @@ import time
 
 import uvicorn
 
+from cluster.close_delimited import CloseDelimited
 from cluster.session_network import session_network
 from cluster.tls import session_tls
 from cluster.tracing import make_tracing
@@ -65,9 +66,8 @@ class RunningRouter:
         )
         self.links = Links(membership, self._network, ids.router(), clock)
         self.orchestrator = Orchestrator(
-            self.links, admission, router, config.placement, clock, ids,
-            lambda r: text.decoder(r.token_ids, skips_special=r.sampling.skip_special_tokens),
-        )  # fmt: skip
+            self.links, admission, router, config.placement, clock, ids, text.decoder_of
+        )
         model = ServedModel(
             spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
             fingerprint=f"fp_{spec.digest[:10]}",
@@ -113,7 +113,8 @@ class RunningRouter:
         certificate = self._certificate
         app = make_app(self.service, created, is_production=security.production)
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60,
+            app, http=CloseDelimited, log_level="warning", access_log=False, lifespan="off",
+            timeout_keep_alive=60,
             timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
             ssl_context_factory=(

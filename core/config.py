@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from core.errors import ConfigError
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 MIN_KEY_CHARACTERS = 16
 MAX_SEED_KEY_BYTES = 64
@@ -164,6 +165,9 @@ class RouterConfig(Node):
     host: str = Field("127.0.0.1", description="address both doors bind")
     http_port: Port = Field(8000, description="HTTP door; 0: any free port")
     grpc_port: Port = Field(9000, description="gRPC door; 0: any free port")
+    cors_origins: tuple[Origin, ...] = Field(
+        (), description="whose pages may call the HTTP door from a browser; *: anybody's"
+    )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
     max_running: int = Field(256, ge=1, description="requests in flight per router")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")

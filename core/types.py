@@ -6,7 +6,6 @@ events. Does not know how they are carried. Called by every room.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -92,7 +91,7 @@ class SamplingParams:
         _in_range("max_tokens", self.max_tokens, 1, 2**31)
         _in_range("min_tokens", self.min_tokens, 0, self.max_tokens)
         if self.seed is not None:
-            _in_range("seed", self.seed, 0, MAX_SEED)
+            _in_range("seed", self.seed, -MAX_SEED - 1, MAX_SEED)
         for name, top in (("logprobs", self.logprobs), ("prompt_logprobs", self.prompt_logprobs)):
             if top is not None:
                 _in_range(name, top, 0, MAX_TOP_LOGPROBS)
@@ -121,7 +120,7 @@ class SamplingParams:
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:
-    if not math.isfinite(value) or not low <= value <= high:
+    if not low <= value <= high:  # NaN is in no range
         raise InvalidRequest(name, f"is {value}, must be from {low:g} to {high:g}")
 
 
@@ -160,11 +159,18 @@ class GenerateRequest:
     trace: TraceContext | None = None
     operation: str = "text_completion"
     """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
+    correlation_id: str = ""
+    """What the caller calls the action it belongs to, for the log; stays in the router."""
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
     hidden_stops: tuple[tuple[int, str], ...] = ()
     """Stop tokens by id, with the stop string each stands for: special tokens have no text while they
     are hidden. Stays in the router."""
+    echoes: bool = False
+    """The prompt is shown before the output: a character that it began is told with the output.
+    Stays in the router."""
+    prompt_text: str = ""
+    """What is shown then, if the prompt came as text; stays in the router."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
     """What such a client says the tokens were: a start for the computation, checked at the last of them."""
     resume_from: tuple[int, ...] = ()
@@ -188,6 +194,12 @@ class Logprob:
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def ranked(self) -> tuple[tuple[int, float], ...]:
+        """The most likely tokens, best first, and the token itself, which may be one more."""
+        is_among = any(token_id == self.token_id for token_id, _ in self.top)
+        return self.top if is_among else (*self.top, (self.token_id, self.logprob))
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from core.errors import ModelLoadError
+from core.types import GenerateRequest
 
 CONTEXT_TOKENS = 6
 """Prompt tokens the decoder sees first, so that a leading space is judged as in the whole text."""
@@ -42,9 +43,18 @@ class StreamDecoder:
     """The `TextDecoder` of one choice."""
 
     def __init__(
-        self, model: TextModel, context: tuple[int, ...], *, skips_special: bool = True
+        self,
+        model: TextModel,
+        context: tuple[int, ...],
+        *,
+        skips_special: bool = True,
+        completes: bool = False,
     ) -> None:
-        """Begin after `context`: its text is not told again, nor what it left of a character."""
+        """Begin after `context`, whose text is not told again.
+
+        `completes`: a character that the context left unfinished is told here, whatever becomes of
+        it; otherwise only if the output finishes it.
+        """
         self._model, self._skips_special = model, skips_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(model.broken_bytes)
         self._window: list[int] = []
@@ -52,8 +62,10 @@ class StreamDecoder:
         """Text of the window; all of it was passed on."""
         for token_id in context:
             self._push(token_id)
-        unfinished = self._utf8.getstate()[0]
-        self._foreign = unfinished.decode("utf-8", model.broken_bytes)
+        self.unfinished = self._utf8.getstate()[0]
+        """Bytes of a character that the context began."""
+        shown = self.unfinished.decode("utf-8", model.broken_bytes)
+        self._foreign = "" if completes else shown
         """What the context's own last bytes show as if no character comes of them."""
 
     def push(self, token_id: int) -> str:
@@ -99,6 +111,22 @@ class StreamDecoder:
         self._told = self._model.text(self._window)
 
 
+class TextOffsets:
+    """Where each token's text begins in the output (characters), for log probabilities."""
+
+    def __init__(self, model: TextModel, decoder: StreamDecoder, start: int = 0) -> None:
+        """Begin at `start` with a decoder that has been given nothing yet."""
+        self._model, self._decoder, self._end = model, decoder, start
+
+    def begin(self, token_id: int) -> int:
+        """Take the next token and say where it begins; inside a character: where that begins."""
+        begin = self._end
+        text = self._decoder.push(token_id)
+        self._end += len(text)
+        own = self._model.token_text(token_id)
+        return self._end - len(own) if text.endswith(own) and own else begin
+
+
 class TextModel:
     """The tokenizer file, loaded once per router."""
 
@@ -129,10 +157,41 @@ class TextModel:
         self.special_ids = {token.content: i for i, token in added.items() if token.special}
         """Special tokens by their text; a decoder leaves them out unless it is told not to."""
         self._hidden_ids = frozenset(self.special_ids.values())
+        self._anchor = self._find_anchor()
+        self._anchor_text = self.text(self._anchor)
 
-    def decoder(self, prompt: tuple[int, ...], *, skips_special: bool = True) -> StreamDecoder:
-        """Make the decoder of one choice."""
-        return StreamDecoder(self, prompt[-CONTEXT_TOKENS:], skips_special=skips_special)
+    def _find_anchor(self) -> tuple[int, ...]:
+        """Find a piece of text after which others are decoded, so that they keep their space."""
+        if self.is_byte_level:
+            return ()
+        for token_id in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
+            text = self.text([token_id])
+            is_piece = text and self.own_bytes(token_id) is None
+            if is_piece and self.text([token_id, token_id]).startswith(text):
+                return (token_id,)
+        return ()
+
+    def decoder(
+        self, prompt: tuple[int, ...], *, skips_special: bool = True, completes: bool = False
+    ) -> StreamDecoder:
+        """Make the decoder of one choice; `completes` as in `StreamDecoder`."""
+        context = prompt[-CONTEXT_TOKENS:]
+        return StreamDecoder(self, context, skips_special=skips_special, completes=completes)
+
+    def decoder_of(self, request: GenerateRequest) -> StreamDecoder:
+        """Make the decoder of one choice of a request."""
+        skips_special = request.sampling.skip_special_tokens
+        return self.decoder(
+            request.token_ids, skips_special=skips_special, completes=request.echoes
+        )
+
+    def echo(self, prompt: tuple[int, ...]) -> str:
+        """Text of a prompt but for a character that its end began: the output tells that."""
+        decoder = self.decoder(prompt, skips_special=False)
+        if self._falls_back:  # where each byte is a token, and one broken byte breaks all beside it
+            return self.text(prompt[: len(prompt) - len(decoder.unfinished)])
+        shown = decoder.unfinished.decode("utf-8", self.broken_bytes)
+        return self.text(prompt).removesuffix(shown)
 
     def is_hidden(self, token_id: int, *, skips_special: bool) -> bool:
         """Whether a token has no text: a special one that is left out, or an id without a name."""
@@ -153,9 +212,20 @@ class TextModel:
         """Decode a whole list."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skips_special))
 
-    def token_text(self, token_id: int) -> str:
-        """Text of one token alone, for log probabilities."""
-        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+    def token_text(self, token_id: int, *, is_first: bool = False) -> str:
+        """Text of one token, for log probabilities.
+
+        Args:
+            token_id: Of any token; a part of a character shows as U+FFFD.
+            is_first: Whether it opens a text, where it may lose the space that it begins with.
+        """
+        data = self.own_bytes(token_id)
+        if data is not None:
+            return data.decode("utf-8", self.broken_bytes)
+        text = self.text([*self._anchor, token_id])
+        if is_first or not text.startswith(self._anchor_text):
+            return self.text([token_id])
+        return text[len(self._anchor_text) :]
 
     def name(self, token_id: int) -> str:
         """The token as the vocabulary names it."""

@@ -43,6 +43,8 @@ from router.service import GenerationService
 SERVICE = "baton.v1.Generation"
 REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
+PING_INTERVAL_MS = 500
+"""Who pings a quiet stream more often is sent away; the library's limit is five minutes."""
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -202,7 +204,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             )
         except ServingError as error:
             await abort(context, error)
-        context.set_trailing_metadata(((REQUEST_ID_KEY, made.request_id),))
+        shown_id = made.correlation_id or made.request_id
+        context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id),))
         return self._service.open(made)
 
     def _chat_wish(self, request: pb.ChatRequest, context: Any) -> Wish:
@@ -225,7 +228,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         if logprob is None:
             return pb.TokenInfo(token_id=token_id)
         text = self._service.text.token_text
-        top = [pb.TopToken(token_id=i, text=text(i), logprob=p) for i, p in logprob.top]
+        ranked = logprob.ranked if logprob.top else ()
+        top = [pb.TopToken(token_id=i, text=text(i), logprob=p) for i, p in ranked]
         return pb.TokenInfo(token_id=token_id, logprob=logprob.logprob, top=top)
 
 
@@ -291,6 +295,7 @@ class GrpcDoor:
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
         ]
         server = grpc.aio.server(options=options, interceptors=[Gate(self._service)])
         generation_pb2_grpc.add_GenerationServicer_to_server(

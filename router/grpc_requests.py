@@ -25,7 +25,7 @@ from core.trace import parse_trace
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
 from router.calls import note_error
-from router.request_making import Wish
+from router.request_making import Wish, correlation_id_of
 
 
 def optional(message: Any, field: str, default: Any) -> Any:
@@ -64,7 +64,9 @@ def _wish(
     metadata = dict(context.invocation_metadata() or ())
     return Wish(
         prompt=prompt, sampling=_given(request), model=request.model,
-        request_id=request.request_id or str(metadata.get("x-request-id", "")), time_limit_s=context.time_remaining(),
+        time_limit_s=context.time_remaining(),
+        request_id=request.request_id or str(metadata.get("idempotency-key", "")),
+        correlation_id=correlation_id_of(str(metadata.get("x-request-id", ""))),
         bad_words=request.sampling.bad_words, adds_special_tokens=adds,
         truncate_prompt_tokens=optional(request.prompt, "truncate_tokens", None), cache_salt=request.prompt.cache_salt,
         resume_from=tuple(request.resume_from.positions),

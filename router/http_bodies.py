@@ -1,16 +1,17 @@
-"""Bodies of the HTTP door: every field that is read, what it means, and what becomes of all others.
+"""Bodies of the HTTP door: every field that is read, and what it means.
 
-Owns the pydantic models (the API reference and `/docs` are made from them) and the sorting of
-unknown, harmless and refused fields. Does not know replies. Called by `router.openai_door`.
+Owns the pydantic models: the API reference and `/docs` are made from them. Does not know replies, nor
+fields that are not read (`router.other_fields`). Called by `router.openai_door`.
 """
 
 from __future__ import annotations
 
-import json
-from typing import Any, TypeVar
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictBool,
@@ -25,7 +26,14 @@ from core.trace import TraceContext
 from core.types import ChatPrompt
 from router.request_making import Wish
 
+
+def _whole(value: object) -> object:
+    """Some clients write every number as a float: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 Number = StrictFloat | StrictInt
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
 MAX_PROMPTS = 128
 MAX_ROLE_CHARACTERS = 64
 
@@ -40,16 +48,18 @@ class StreamOptions(BaseModel):
     """What a stream carries besides text."""
 
     model_config = ConfigDict(extra="ignore")
-    include_usage: StrictBool = Field(
-        False, description="a last chunk with the usage and no choices"
+    include_usage: StrictBool | None = Field(
+        None, description="a last chunk with the usage and no choices"
     )
-    continuous_usage_stats: StrictBool = Field(False, description="the usage so far in every chunk")
+    continuous_usage_stats: StrictBool | None = Field(
+        None, description="the usage so far in every chunk"
+    )
 
 
 class MeasureBody(Body):
     """`POST /links`: measure every way KV can take."""
 
-    mib: StrictInt = Field(16, ge=1, le=256, description="moved over each way (MiB)")
+    mib: Whole = Field(16, ge=1, le=256, description="moved over each way (MiB)")
 
 
 class SamplingBody(Body):
@@ -57,8 +67,8 @@ class SamplingBody(Body):
 
     model: StrictStr = Field("", description="empty: the only served model")
     temperature: Number | None = Field(None, description="0 is greedy; 0 to 100")
-    top_p: Number | None = Field(None, description="above 0, at most 1 (off)")
-    top_k: StrictInt | None = Field(None, description="0 or -1: off")
+    top_p: Number | None = Field(None, description="0 (greedy) to 1 (off)")
+    top_k: Whole | None = Field(None, description="0 or -1: off")
     min_p: Number | None = Field(
         None, description="least probability, as a share of the likeliest token's"
     )
@@ -78,23 +88,26 @@ class SamplingBody(Body):
     bad_words: list[StrictStr] | None = Field(
         None, description="must not appear in the output; at most 64"
     )
-    n: StrictInt | None = Field(None, description="choices, 1 to 8")
-    seed: StrictInt | None = Field(None, description="absent: derived from the request id")
+    n: Whole | None = Field(None, description="choices, 1 to 8")
+    best_of: Whole | None = Field(None, description="only as many as n: nothing is ranked")
+    seed: Whole | None = Field(
+        None, description="any of 64 bits, signed; absent: derived from the request id"
+    )
     stop: StrictStr | list[StrictStr] | None = Field(
-        None, description="at most 16 of at most 256 bytes"
+        None, description="at most 16 of at most 256 bytes; empty ones are left out"
     )
     stop_token_ids: list[StrictInt] | None = Field(None, description="at most 16")
-    min_tokens: StrictInt | None = Field(None, description="no end before this many tokens")
-    max_tokens: StrictInt | None = Field(None, description="longest output (tokens)")
+    min_tokens: Whole | None = Field(None, description="no end before this many tokens")
+    max_tokens: Whole | None = Field(None, description="longest output (tokens)")
     ignore_eos: StrictBool | None = Field(None, description="go on after the end-of-text token")
     include_stop_str_in_output: StrictBool | None = Field(
         None, description="leave the stop in the text"
     )
     skip_special_tokens: StrictBool | None = Field(None, description="default true")
-    prompt_logprobs: StrictInt | None = Field(
+    prompt_logprobs: Whole | None = Field(
         None, description="log probabilities of the prompt, with k rivals"
     )
-    truncate_prompt_tokens: StrictInt | None = Field(
+    truncate_prompt_tokens: Whole | None = Field(
         None, description="keep the last k tokens; -1: what fits"
     )
     truncation_side: StrictStr | None = Field(None, description="left (default) or right")
@@ -133,6 +146,10 @@ class SamplingBody(Body):
         """Put together what the service is asked for."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options", "is only allowed with stream: true")
+        if self.best_of not in (None, self.n or 1):
+            raise InvalidRequest(
+                "best_of", f"is {self.best_of}, must be n = {self.n or 1}: choices are not ranked"
+            )
         if self.truncation_side not in (None, "left", "right"):
             raise InvalidRequest(
                 "truncation_side", f"is {self.truncation_side[:20]!r}, must be left or right"
@@ -151,7 +168,7 @@ class CompletionBody(SamplingBody):
     prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]] = Field(
         description="text, token ids, or a list of either (at most 128)"
     )
-    logprobs: StrictInt | None = Field(None, description="of chosen tokens, with k rivals, 0 to 20")
+    logprobs: Whole | None = Field(None, description="of chosen tokens, with k rivals, 0 to 20")
     echo: StrictBool | None = Field(
         None, description="prompt before the output; allows max_tokens 0"
     )
@@ -187,9 +204,10 @@ class CompletionBody(SamplingBody):
         if self.is_echo_only:
             given |= {"max_tokens": 1, "min_tokens": 0}
         adds = self.add_special_tokens is not False
-        return [
+        wishes = [
             self.wish(p, given, request_id, trace, adds_special_tokens=adds) for p in self.prompts()
         ]
+        return [replace(wish, echoes=bool(self.echo)) for wish in wishes]
 
 
 class ContentPart(BaseModel):
@@ -198,6 +216,14 @@ class ContentPart(BaseModel):
     model_config = ConfigDict(extra="allow")
     type: StrictStr
     text: StrictStr | None = None
+    refusal: StrictStr | None = None
+
+    @property
+    def words(self) -> str | None:
+        """What the part says; None: it is no text. OpenAI's APIs have several names for text."""
+        if self.type == "refusal":
+            return self.refusal
+        return self.text if self.type in ("text", "input_text", "output_text") else None
 
 
 class Message(BaseModel):
@@ -208,7 +234,7 @@ class Message(BaseModel):
         description="system, developer, user, assistant, tool, or what the template knows"
     )
     content: StrictStr | list[ContentPart] | None = Field(
-        None, description="text, or parts of type text"
+        None, description="text, or parts of type text, input_text, output_text or refusal"
     )
 
     def plain(self, index: int) -> dict[str, Any]:
@@ -219,15 +245,13 @@ class Message(BaseModel):
             )
         content = self.content
         if isinstance(content, list):
-            odd = next(
-                (part.type for part in content if part.type != "text" or part.text is None), None
-            )
+            odd = next((part.type for part in content if part.words is None), None)
             if odd is not None:
                 raise InvalidRequest(
                     f"messages[{index}].content",
                     f"has a part of type {odd[:20]!r}; only text is served",
                 )
-            content = "\n".join(part.text or "" for part in content)
+            content = "\n".join(part.words or "" for part in content)
         return {"role": self.role, "content": content, **(self.model_extra or {})}
 
 
@@ -283,8 +307,8 @@ class ChatBody(SamplingBody, Conversation):
     """`POST /v1/chat/completions`."""
 
     logprobs: StrictBool | None = Field(None, description="log probabilities of the output tokens")
-    top_logprobs: StrictInt | None = Field(None, description="rivals, 0 to 20; needs logprobs")
-    max_completion_tokens: StrictInt | None = Field(
+    top_logprobs: Whole | None = Field(None, description="rivals, 0 to 20; needs logprobs")
+    max_completion_tokens: Whole | None = Field(
         None, description="longest output (tokens); absent: what fits"
     )
 
@@ -324,61 +348,6 @@ class DetokenizeBody(Body):
 
     model: StrictStr = ""
     tokens: list[StrictInt]
-
-
-OFF: dict[str, tuple[Any, ...]] = {
-    "best_of": (None, 1), "suffix": (None, ""), "store": (None, False), "service_tier": (None, "auto", "default"),
-    "parallel_tool_calls": (None, True, False), "tools": (None, []), "tool_choice": (None, "none"),
-    "functions": (None, []), "function_call": (None, "none"), "response_format": (None, {"type": "text"}),
-    "modalities": (None, ["text"]), "audio": (None,), "prediction": (None,), "web_search_options": (None,),
-    "verbosity": (None, "medium"), "length_penalty": (None, 1), "use_beam_search": (None, False),
-    "spaces_between_special_tokens": (None, True), "logprob_token_ids": (None,), "thinking_token_budget": (None,),
-    "structured_outputs": (None,), "documents": (None, []), "mm_processor_kwargs": (None,), "media_io_kwargs": (None,),
-    "kv_transfer_params": (None,), "priority": (None, 0), "include_reasoning": (None, True),
-    "repetition_detection": (None,), "logits_processors": (None,), "vllm_xargs": (None,),
-    "echo": (None, False), "background": (None, False), "early_stopping": (None, False),
-}  # fmt: skip
-"""Known fields that are not built, with the values that mean "off"."""
-FREE = (
-    "user",
-    "metadata",
-    "prompt_cache_key",
-    "safety_identifier",
-    "session_id",
-    "prompt_cache_retention",
-)
-"""Known fields that change nothing of an answer here."""
-RENAMED = {"guided_json": "structured_outputs", "guided_regex": "structured_outputs", "guided_choice": "structured_outputs",
-           "guided_grammar": "structured_outputs", "guided_decoding_backend": "structured_outputs"}  # fmt: skip
-
-
-def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
-    """Sort out fields beyond the built ones.
-
-    Returns:
-        Unknown ones, which are ignored and reported.
-
-    Raises:
-        InvalidRequest: A known field asks for something that is not built, or `is_strict` and one is unknown.
-    """
-    unknown = []
-    for name, value in (body.model_extra or {}).items():
-        if name in RENAMED and value is not None:
-            raise InvalidRequest(
-                name, f"is now called {RENAMED[name]}, which is not supported yet; leave it out"
-            )
-        if name in OFF:
-            if not any(value == off and type(value) is type(off) for off in OFF[name]):
-                raise InvalidRequest(
-                    name, f"= {json.dumps(value)[:40]} is not supported; leave it out"
-                )
-        elif name not in FREE and name not in RENAMED:
-            if is_strict:
-                raise InvalidRequest(
-                    name[:80], "is not a known field, and router.is_strict refuses such"
-                )
-            unknown.append(name)
-    return unknown
 
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)

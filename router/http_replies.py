@@ -1,8 +1,7 @@
 """Replies of the HTTP door, whole and in chunks, byte-compatible with OpenAI's.
 
-Owns the two dialects (`text_completion`, `chat.completion`), both shapes of log probabilities, usage
-and timing. Does not know sockets or bodies' fields beyond the options it is given. Called by
-`router.openai_door`.
+Owns the two dialects (`text_completion`, `chat.completion`), usage and timing. Does not know sockets
+or bodies' fields beyond the options it is given. Called by `router.openai_door`.
 """
 
 from __future__ import annotations
@@ -23,6 +22,8 @@ from core.types import (
     TextDelta,
     Usage,
 )
+from router.detokenizing import TextOffsets
+from router.http_logprobs import Legacy, LogprobShapes, joined
 from router.resuming import Progress
 from router.service import GenerationService
 
@@ -79,68 +80,43 @@ class Dialect:
     def __init__(self, service: GenerationService, options: ReplyOptions) -> None:
         """Keep what every reply needs."""
         self.service, self.options = service, options
+        self.shapes = LogprobShapes(service.text, names_ids=options.names_ids)
 
-    def token(self, token_id: int) -> str:
-        """How a token is named in log probabilities."""
-        return (
-            f"token_id:{token_id}"
-            if self.options.names_ids
-            else self.service.text.token_text(token_id)
-        )
-
-    def logprobs(self, entries: Sequence[Logprob], offset: int) -> dict[str, Any] | None:
-        """The legacy shape; `offset` is where the first token's text begins."""
+    def logprobs(self, entries: Sequence[Logprob], choice: ChoiceText) -> dict[str, Any] | None:
+        """The choice's next log probabilities, if they were asked for."""
         if not self.options.has_logprobs:
             return None
-        tokens, offsets = [self.token(entry.token_id) for entry in entries], []
-        for token in tokens:
-            offsets.append(offset)
-            offset += len(token)
-        return {
-            "text_offset": offsets,
-            "token_logprobs": [entry.logprob for entry in entries],
-            "tokens": tokens,
-            "top_logprobs": [{self.token(i): p for i, p in entry.top} for entry in entries],
-        }
-
-    def prompt_logprobs(self, prompt: Sequence[int], scored: Sequence[Logprob]) -> list[Any]:
-        """List as vLLM does: null for the first token, then by token id."""
-        if not scored:
-            return [None] * bool(prompt)
-        return [
-            None,
-            *(
-                {str(i): {"logprob": p, "decoded_token": self.token(i)} for i, p in _with_own(e)}
-                for e in scored
-            ),
-        ]
+        return self.shapes.legacy(entries, choice.offsets)
 
     def whole_choice(self, choice: ChoiceText, prompt: PromptText) -> dict[str, Any]:
         """One choice of a whole reply."""
-        text, logprobs = choice.text, self.logprobs(choice.logprobs, choice.offset)
+        text, logprobs = choice.text, self.logprobs(choice.logprobs, choice)
         if self.options.echo:
             text = prompt.text + text
-            logprobs = None if logprobs is None else _joined(self.echoed_logprobs(prompt), logprobs)
+        if self.options.echo and logprobs is not None:
+            logprobs = joined(self.echoed_logprobs(prompt), logprobs)
         out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
                "stop_reason": choice.stop_reason}  # fmt: skip
         if self.options.has_prompt_logprobs:
-            out["prompt_logprobs"] = self.prompt_logprobs(prompt.token_ids, prompt.scored)
+            out["prompt_logprobs"] = self.shapes.by_id(prompt.token_ids, prompt.scored)
         if self.options.returns_token_ids:
             out |= {"token_ids": choice.token_ids, "prompt_token_ids": list(prompt.token_ids)}
         return out
 
-    def echoed_logprobs(self, prompt: PromptText) -> dict[str, list[Any]]:
-        """The prompt's part of the legacy shape; the first token has none."""
-        name = self.token(prompt.token_ids[0])
-        first: dict[str, list[Any]] = {
-            "text_offset": [0], "token_logprobs": [None], "tokens": [name], "top_logprobs": [None],
-        }  # fmt: skip
-        return _joined(first, self.logprobs(prompt.scored, len(name)) or {})
+    def echoed_logprobs(self, prompt: PromptText) -> Legacy:
+        """Those of a prompt that is shown; what its text does not show has no length there."""
+        shows_special = self.service.text.text(prompt.token_ids).startswith(prompt.text)
+        return self.shapes.echoed(prompt.token_ids, prompt.scored, shows_special=shows_special)
 
-    def chunk_choice(self, index: int, delta: TextDelta, offset: int) -> dict[str, Any]:
+    def chunk_choice(self, choice: ChoiceText, delta: TextDelta) -> dict[str, Any]:
         """One choice of a chunk with text."""
-        out: dict[str, Any] = {"index": index, "text": delta.text, "logprobs": self.logprobs(delta.logprobs, offset),
-                               "finish_reason": None, "stop_reason": None}  # fmt: skip
+        out: dict[str, Any] = {
+            "index": choice.index,
+            "text": delta.text,
+            "logprobs": self.logprobs(delta.logprobs, choice),
+            "finish_reason": None,
+            "stop_reason": None,
+        }
         if self.options.returns_token_ids:
             out["token_ids"] = list(delta.token_ids)
         return out
@@ -149,7 +125,9 @@ class Dialect:
         """What opens a choice in a stream; None for nothing."""
         if not self.options.echo:
             return None
-        logprobs = self.echoed_logprobs(prompt) if self.options.has_logprobs else None
+        logprobs = None
+        if self.options.has_logprobs:
+            logprobs = self.echoed_logprobs(prompt)
         return {
             "index": index,
             "text": prompt.text,
@@ -173,27 +151,16 @@ class ChatDialect(Dialect):
 
     object_whole, object_chunk, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def logprobs(self, entries: Sequence[Logprob], offset: int) -> dict[str, Any] | None:
-        """The chat shape: bytes beside text, so that characters can be put together."""
+    def logprobs(self, entries: Sequence[Logprob], choice: ChoiceText) -> dict[str, Any] | None:
+        """The choice's next log probabilities, if they were asked for."""
         if not self.options.has_logprobs:
             return None
-        content = [
-            {
-                **self._token(e.token_id, e.logprob),
-                "top_logprobs": [self._token(i, p) for i, p in e.top],
-            }
-            for e in entries
-        ]
-        return {"content": content, "refusal": None}
-
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self.service.text.token_bytes(token_id)
-        return {"token": self.token(token_id), "logprob": logprob, "bytes": list(data)}
+        return {"content": self.shapes.chat(entries), "refusal": None}
 
     def whole_choice(self, choice: ChoiceText, prompt: PromptText) -> dict[str, Any]:
         """One choice of a whole reply."""
         message = {"role": "assistant", "content": choice.text, "refusal": None}
-        out = {"index": choice.index, "message": message, "logprobs": self.logprobs(choice.logprobs, 0),
+        out = {"index": choice.index, "message": message, "logprobs": self.logprobs(choice.logprobs, choice),
                "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}  # fmt: skip
         if self.options.returns_token_ids:
             out["token_ids"] = choice.token_ids
@@ -204,10 +171,14 @@ class ChatDialect(Dialect):
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
-    def chunk_choice(self, index: int, delta: TextDelta, offset: int) -> dict[str, Any]:
+    def chunk_choice(self, choice: ChoiceText, delta: TextDelta) -> dict[str, Any]:
         """One choice of a chunk with text."""
-        out: dict[str, Any] = {"index": index, "delta": {"content": delta.text}, "finish_reason": None,
-                               "logprobs": self.logprobs(delta.logprobs, offset)}  # fmt: skip
+        out: dict[str, Any] = {
+            "index": choice.index,
+            "delta": {"content": delta.text},
+            "finish_reason": None,
+            "logprobs": self.logprobs(delta.logprobs, choice),
+        }
         if self.options.returns_token_ids:
             out["token_ids"] = list(delta.token_ids)
         return out
@@ -239,7 +210,7 @@ class ChoiceText:
     text: str
     logprobs: list[Logprob]
     token_ids: list[int]
-    offset: int = 0
+    offsets: TextOffsets
     finish_reason: str | None = None
     stop_reason: str | int | None = None
 
@@ -257,15 +228,22 @@ class Reply:
         """
         self.dialect, self.options = dialect, dialect.options
         self._num_choices = requests[0].sampling.n
-        text = dialect.service.text.text
+        text = dialect.service.text
+        echo = text.text if self.options.is_echo_only else text.echo
         self._prompts = [
-            PromptText(r.token_ids, text(r.token_ids) if self.options.echo else "")
+            PromptText(
+                r.token_ids, (r.prompt_text or echo(r.token_ids)) if self.options.echo else ""
+            )
             for r in requests
         ]
         self._choices = [
-            ChoiceText(i, "", [], [], len(self._prompts[i // self._num_choices].text))
-            for i in range(len(requests) * self._num_choices)
-        ]
+            ChoiceText(
+                index * self._num_choices + choice, "", [], [],
+                TextOffsets(text, text.decoder_of(request), len(self._prompts[index].text)),
+            )
+            for index, request in enumerate(requests)
+            for choice in range(self._num_choices)
+        ]  # fmt: skip
         self._usages = [Usage(len(r.token_ids), 0) for r in requests]
         self.error: Exception | None = None
         self.anatomy = Anatomy()
@@ -338,7 +316,7 @@ class Reply:
                                  "usage": usage_body(self.usage)}  # fmt: skip
         if self.options.is_chat and self.options.has_prompt_logprobs:
             first = self._prompts[0]
-            reply["prompt_logprobs"] = self.dialect.prompt_logprobs(first.token_ids, first.scored)
+            reply["prompt_logprobs"] = self.dialect.shapes.by_id(first.token_ids, first.scored)
         if self.options.is_chat and self.options.returns_token_ids:
             reply["prompt_token_ids"] = list(self._prompts[0].token_ids)
         if self.options.wants_timing:
@@ -377,10 +355,7 @@ class Reply:
         )
         if self.options.is_echo_only or not (event.text or event.logprobs or event.token_ids):
             return opening
-        choice = self._choices[index]
-        body = self.dialect.chunk_choice(index, event, choice.offset)
-        choice.offset += sum(len(self.dialect.token(e.token_id)) for e in event.logprobs)
-        return opening + self._chunk(body)
+        return opening + self._chunk(self.dialect.chunk_choice(self._choices[index], event))
 
     def _open(self, prompt: int, index: int) -> str:
         """Begin a choice: the role, the echoed prompt."""
@@ -407,14 +382,3 @@ class Reply:
             return ""
         timing = {"timing": timing_body(self.anatomy)} if self.options.wants_timing else {}
         return self._sse({"choices": [], "usage": usage_body(self.usage), **timing})
-
-
-def _with_own(entry: Logprob) -> list[tuple[int, float]]:
-    own = (
-        [] if any(i == entry.token_id for i, _ in entry.top) else [(entry.token_id, entry.logprob)]
-    )
-    return [*own, *entry.top]
-
-
-def _joined(first: dict[str, list[Any]], second: dict[str, list[Any]]) -> dict[str, list[Any]]:
-    return {name: values + second.get(name, []) for name, values in first.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeVar
@@ -19,6 +19,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, RequestTimeout, ServingError
 from core.trace import TraceContext, parse_trace
@@ -32,14 +33,14 @@ from router.http_bodies import (
     SamplingBody,
     TokenizeBody,
     TokenizeChatBody,
-    ignored_fields,
     parse_body,
 )
 from router.http_errors import error_response, plain_error
 from router.http_guard import Guard, needs
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
 from router.identities import Right
-from router.request_making import MAX_ID_CHARACTERS, Wish
+from router.other_fields import ignored_fields
+from router.request_making import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
@@ -50,6 +51,17 @@ TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = (
     "x-request-id",
     "x-baton-ignored-params",
 )
+SHOWN_HEADERS = (
+    REQUEST_ID_HEADER,
+    IGNORED_HEADER,
+    "server-timing",
+    "retry-after",
+    "retry-after-ms",
+    "x-should-retry",
+)
+"""Headers of replies that scripts of other origins may read."""
+KEY_HEADER = "idempotency-key"
+"""A request with the same key is the same request: one at a time, with the same randomness."""
 EVENT_IDS_HEADER, LAST_EVENT_HEADER = "x-baton-event-ids", "last-event-id"
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
@@ -92,12 +104,23 @@ def trace_of(request: Request) -> TraceContext | None:
     )
 
 
-def request_id_of(request: Request) -> str:
-    """The caller's request id, if it is one that may be echoed."""
-    value = request.headers.get(REQUEST_ID_HEADER, "")
-    return (
-        value if len(value) <= MAX_ID_CHARACTERS and value.isascii() and value.isprintable() else ""
-    )
+def correlation_of(request: Request) -> str:
+    """What the caller calls the action it belongs to, if that may be echoed.
+
+    A proxy gives all calls of one action the same, so it makes no request the same as another.
+    """
+    return correlation_id_of(request.headers.get(REQUEST_ID_HEADER, ""))
+
+
+def key_of(request: Request) -> str:
+    """The idempotency key; empty: the request has none.
+
+    Raises:
+        InvalidRequest: It cannot be a request's id.
+    """
+    key = request.headers.get(KEY_HEADER, "")
+    check_text(KEY_HEADER, key, MAX_ID_CHARACTERS)
+    return key
 
 
 def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wish]:
@@ -145,7 +168,7 @@ class Door:
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`."""
         body, headers = await self.body(CompletionBody, request)
-        wishes = body.wishes(request_id_of(request), trace_of(request))
+        wishes = body.wishes(key_of(request), trace_of(request))
         options = ReplyOptions(
             has_logprobs=body.logprobs is not None,
             has_prompt_logprobs=body.prompt_logprobs is not None,
@@ -163,7 +186,7 @@ class Door:
             trusts_template=self.config.trust_request_chat_template,
             adds_special_tokens=bool(body.add_special_tokens),
         )
-        wishes = body.wishes(chat, request_id_of(request), trace_of(request))
+        wishes = body.wishes(chat, key_of(request), trace_of(request))
         options = ReplyOptions(
             is_chat=True,
             has_logprobs=bool(body.logprobs),
@@ -176,8 +199,8 @@ class Door:
         stream = body.stream_options
         return {
             "includes_usage": stream is not None
-            and (stream.include_usage or stream.continuous_usage_stats),
-            "has_continuous_usage": stream is not None and stream.continuous_usage_stats,
+            and bool(stream.include_usage or stream.continuous_usage_stats),
+            "has_continuous_usage": stream is not None and bool(stream.continuous_usage_stats),
             "wants_timing": request.headers.get(TIMING_HEADER) == "1",
             "returns_token_ids": bool(body.return_token_ids),
             "names_ids": bool(body.return_tokens_as_token_ids),
@@ -194,11 +217,13 @@ class Door:
         last_event = request.headers.get(LAST_EVENT_HEADER, "")
         if last_event:
             wishes = _resumed(wishes, last_event, is_stream=bool(body.stream))
-        identity = request.state.identity
-        made = await self.service.make_requests([replace(w, identity=identity) for w in wishes])
+        identity, correlation_id = request.state.identity, correlation_of(request)
+        made = await self.service.make_requests(
+            [replace(w, identity=identity, correlation_id=correlation_id) for w in wishes]
+        )
         reply = Reply(dialect, made, self.created_now())
         group = self.service.open(*made)
-        headers[REQUEST_ID_HEADER] = str(made[0].request_id)
+        headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
         if body.stream:
             has_ids = bool(last_event) or request.headers.get(EVENT_IDS_HEADER) == "1"
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
@@ -338,7 +363,7 @@ def _without_references(node: Any) -> None:  # noqa: ANN401 - any JSON
 def _add_error_pages(app: FastAPI) -> None:
     @app.exception_handler(ServingError)
     async def serving_error(request: Request, error: ServingError) -> JSONResponse:
-        return error_response(error, request_id_of(request))
+        return error_response(error, correlation_of(request))
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
@@ -384,9 +409,9 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
     ):
         rights = [Depends(needs(right))]
         app.post(path, openapi_extra=schema, response_model=None, dependencies=rights)(endpoint)
-    for path in ("/health", "/ping"):
-        app.get(path, response_model=None)(door.health)
-    readers: tuple[tuple[str, Callable[..., Any], Right], ...] = (
+    readers: tuple[tuple[str, Callable[..., Any], Right | None], ...] = (
+        ("/health", door.health, None),
+        ("/ping", door.health, None),
         ("/v1/models", door.models, Right.ANY_KEY),
         ("/v1/models/{model_id:path}", door.model, Right.ANY_KEY),
         ("/ready", door.ready, Right.ANY_KEY),
@@ -396,9 +421,28 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
         ("/replicas", door.replicas, observe),
         ("/links", door.links, observe),
     )
-    for path, reader, right in readers:
-        app.get(path, response_model=None, dependencies=[Depends(needs(right))])(reader)
+    for path, reader, asked in readers:
+        rights = [Depends(needs(asked))] if asked else []
+        app.get(path, response_model=None, dependencies=rights)(reader)
+        app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
     app.add_middleware(
         Guard, keyring=service.keyring, bad_keys=service.bad_keys, on_ended=service.call_ended
     )
+    if service.config.cors_origins:
+        _let_pages_call(app, service.config.cors_origins)
     return app
+
+
+def _let_pages_call(app: FastAPI, origins: Sequence[str]) -> None:
+    """Answer browsers that ask before they call. What they may call still needs a key.
+
+    It stands before the guard: a browser's question carries no key, and its answer tells nothing but
+    who may ask. Refusals get the headers too, or a page could not read them.
+    """
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=("GET", "HEAD", "POST"),
+        allow_headers=("*",),
+        expose_headers=SHOWN_HEADERS,
+    )

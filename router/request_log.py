@@ -78,6 +78,7 @@ class RequestLog:
             "ttft_ms": round(a.ttft_s * 1000, 3), "e2e_ms": round(a.e2e_s * 1000, 3),
             "phases_ms": phases, "path": a.path, "prefill_worker": a.prefill_worker,
             "decode_worker": a.decode_worker, "kv_bytes": a.kv_bytes, "attempts": a.attempts,
+            "correlation_id": request.correlation_id,
             "trace_id": f"{request.trace.trace_id:032x}" if request.trace else "",
         })  # fmt: skip
 

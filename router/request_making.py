@@ -16,7 +16,7 @@ from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
-from core.types import MAX_BAD_WORDS, ChatPrompt, GenerateRequest, SamplingParams
+from core.types import MAX_BAD_WORDS, MAX_SEED, ChatPrompt, GenerateRequest, SamplingParams
 from router.identities import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
@@ -46,6 +46,9 @@ class Wish:
     sampling: dict[str, Any]
     model: str = ""
     request_id: str = ""
+    """What makes it one request and no other: its seed, its stream. Empty: made here."""
+    correlation_id: str = ""
+    """What the caller calls the action it belongs to; many requests may have the same."""
     time_limit_s: float | None = None
     bad_words: Sequence[str] = ()
     truncate_prompt_tokens: int | None = None
@@ -54,6 +57,8 @@ class Wish:
     """Truncate at the end instead of the beginning."""
     adds_special_tokens: bool = True
     cache_salt: str = ""
+    echoes: bool = False
+    """The prompt is shown before the output."""
     trace: TraceContext | None = None
     identity: Identity = ANYBODY
     resume_from: tuple[int, ...] = ()
@@ -118,26 +123,30 @@ class RequestMaker:
         """
         received_at = self._clock.now_s()
         self.check_model(wish.model)
-        _check_text("request_id", wish.request_id, MAX_ID_CHARACTERS)
-        _check_text("cache_salt", wish.cache_salt, MAX_SALT_CHARACTERS)
+        check_text("request_id", wish.request_id, MAX_ID_CHARACTERS)
+        check_text("cache_salt", wish.cache_salt, MAX_SALT_CHARACTERS)
         limit_s = self._config.deadline_s
         if wish.time_limit_s is not None:
             limit_s = min(wish.time_limit_s, limit_s)
-        given = {**self._model.default_sampling, **wish.sampling}
+        given = _usual({**self._model.default_sampling, **wish.sampling})
         if "max_tokens" in given:  # before the work of tokenizing
             SamplingParams(**given).validate(self._model.vocabulary_size)
         token_ids = await self.encode(wish.prompt, adds_special_tokens=wish.adds_special_tokens)
         if not token_ids:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         self._check_rows(wish.prompt, token_ids)
+        num_tokens = len(token_ids)
         token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
+        is_whole_text = isinstance(wish.prompt, str) and len(token_ids) == num_tokens
         bad_words = await self._bad_words(wish.bad_words)
+        is_chat = isinstance(wish.prompt, ChatPrompt)
         if "max_tokens" not in given:
-            is_chat = isinstance(wish.prompt, ChatPrompt)
-            given["max_tokens"] = self._room(token_ids) if is_chat else DEFAULT_COMPLETION_TOKENS
+            room = self._room(len(token_ids), given.get("n", 1))
+            given["max_tokens"] = room if is_chat else min(room, DEFAULT_COMPLETION_TOKENS)
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
-        self._check_prompt(token_ids, sampling)
+        self._check_scores(token_ids, sampling)
+        self._check_length(token_ids, sampling, "messages" if is_chat else "prompt")
         hidden_stops = self._hidden_stops(sampling)
         stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
         sampling = replace(sampling, stop_token_ids=stop_ids)
@@ -146,13 +155,17 @@ class RequestMaker:
         seed = sampling.seed
         if seed is None:
             seed = seed_of(request_id, self._seed_key, wish.identity.tenant)
+        else:
+            seed &= MAX_SEED
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
             deadline_at=received_at + limit_s, eos_token_ids=self._eos_token_ids, scope=_scope(wish),
             tenant=wish.identity.tenant, tier=wish.identity.tier,
-            trace=wish.trace, operation="chat" if isinstance(wish.prompt, ChatPrompt) else "text_completion",
+            trace=wish.trace, operation="chat" if is_chat else "text_completion",
             received_at=received_at, resume_from=wish.resume_from,
-            resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops,
+            resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops, echoes=wish.echoes,
+            prompt_text=str(wish.prompt) if wish.echoes and is_whole_text else "",
+            correlation_id=wish.correlation_id,
         )  # fmt: skip
 
     async def encode(
@@ -225,37 +238,53 @@ class RequestMaker:
         rows = self._model.vocabulary_size
         return tuple(ids for ids in found if max(ids, default=0) < rows)  # others are never drawn
 
-    def _room(self, token_ids: Sequence[int]) -> int:
-        """Longest output (tokens) that the context window and the smallest pool can hold."""
-        tokens = [
-            self._model.max_model_len,
-            *((d.num_blocks - 1) * d.block_size_tokens for d in self._pools()),
-        ]
-        return max(1, min(tokens) - len(token_ids))
+    def _limits(self, num_choices: int) -> list[tuple[int, str]]:
+        """How long prompt and output together may be (tokens), and how an operator can raise it."""
+        limits = [(self._model.max_model_len, "")]
+        for d in self._pools():
+            num_tokens = max(0, d.num_blocks - num_choices) * d.block_size_tokens
+            remedy = f" A worker's pool holds {d.num_blocks} KV blocks; raise engine.num_blocks."
+            limits.append((num_tokens, remedy))
+        return limits
 
-    def _check_prompt(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
-        if sampling.prompt_logprobs is not None:
-            num_scores = len(token_ids) * (sampling.prompt_logprobs + 1)
-            limit = self._config.max_prompt_logprobs
-            if num_scores > limit:
-                raise InvalidRequest(
-                    "prompt_logprobs",
-                    f"of {len(token_ids)} prompt tokens would be {num_scores} numbers, the limit is "
-                    f"{limit}; ask for fewer, shorten the prompt or raise router.max_prompt_logprobs",
-                )
-        total = len(token_ids) + sampling.max_tokens
-        if total > self._model.max_model_len:
-            raise PromptTooLong(
-                f"prompt of {len(token_ids)} tokens plus max_tokens {sampling.max_tokens} is {total}, the context window is "
-                f"{self._model.max_model_len}; shorten one of them"
+    def _room(self, num_prompt_tokens: int, num_choices: int) -> int:
+        """Longest output (tokens) that the context window and the smallest pool can hold."""
+        return max(1, min(self._limits(num_choices))[0] - num_prompt_tokens)
+
+    def _check_scores(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
+        if sampling.prompt_logprobs is None:
+            return
+        num_scores = len(token_ids) * (sampling.prompt_logprobs + 1)
+        limit = self._config.max_prompt_logprobs
+        if num_scores > limit:
+            raise InvalidRequest(
+                "prompt_logprobs",
+                f"of {len(token_ids)} prompt tokens would be {num_scores} numbers, the limit is "
+                f"{limit}; ask for fewer, shorten the prompt or raise router.max_prompt_logprobs",
             )
-        for d in self._pools():  # refuse at the door what the smallest pool could never hold
-            needed = -(-total // d.block_size_tokens) + sampling.n
-            if needed > d.num_blocks:
-                raise PromptTooLong(
-                    f"prompt plus max_tokens is {total} tokens and needs {needed} KV blocks, a worker's pool holds "
-                    f"{d.num_blocks}; lower max_tokens or raise engine.num_blocks"
-                )
+
+    def _check_length(
+        self, token_ids: Sequence[int], sampling: SamplingParams, prompt_field: str
+    ) -> None:
+        """Refuse what could never be held, in OpenAI's words: clients know this error by them."""
+        limit, remedy = min(self._limits(sampling.n))
+        total = len(token_ids) + sampling.max_tokens
+        if total > limit:
+            raise PromptTooLong(
+                f"This model's maximum context length is {limit} tokens. However, you requested "
+                f"{total} tokens ({len(token_ids)} in the {prompt_field}, {sampling.max_tokens} in "
+                f"the completion). Please reduce the length of the {prompt_field} or completion."
+                f"{remedy}"
+            )
+
+
+def _usual(given: dict[str, Any]) -> dict[str, Any]:
+    """Say the usual for what some clients send: `top_p` 0 is greedy, an empty stop is none."""
+    if given.get("top_p") == 0:
+        given |= {"top_p": 1.0, "temperature": 0.0}
+    if "stop" in given:
+        given["stop"] = tuple(text for text in given["stop"] if text)
+    return given
 
 
 def _scope(wish: Wish) -> str:
@@ -296,8 +325,22 @@ def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) ->
             )
 
 
-def _check_text(name: str, value: str, limit: int) -> None:
-    if len(value) > limit or not (value.isascii() and (value.isprintable() or not value)):
+def correlation_id_of(value: str) -> str:
+    """A caller's own id if it may be echoed and logged; else nothing."""
+    return value if _is_text(value, MAX_ID_CHARACTERS) else ""
+
+
+def _is_text(value: str, limit: int) -> bool:
+    return len(value) <= limit and value.isascii() and (value.isprintable() or not value)
+
+
+def check_text(name: str, value: str, limit: int) -> None:
+    """Refuse a name that cannot be logged and echoed.
+
+    Raises:
+        InvalidRequest: It is too long, or not printable ASCII.
+    """
+    if not _is_text(value, limit):
         raise InvalidRequest(
             name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones"
         )

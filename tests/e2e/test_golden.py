@@ -231,10 +231,14 @@ def test_models_and_headers(client, up):
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("gpt-17")
     raw = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=ASK, extra_headers={"x-request-id": f"mine-{up.kind}"}, extra_body={"flavour": 1}, user="me"
-    )  # fmt: skip
+        model=MODEL,
+        messages=ASK,
+        extra_headers={"x-request-id": "a-click", "idempotency-key": f"mine-{up.kind}"},
+        extra_body={"flavour": 1},
+        user="me",
+    )
     assert (
-        raw.headers["x-request-id"] == f"mine-{up.kind}"
+        raw.headers["x-request-id"] == "a-click"
         and raw.headers["x-baton-ignored-params"] == "flavour"
     )
     assert raw.parse().id == f"chatcmpl-mine-{up.kind}"
@@ -342,8 +346,11 @@ def test_the_bytes_are_those_on_file(up, name):
 
 def test_the_phases_add_up_everywhere(up, client):
     raw = client.chat.completions.with_raw_response.create(
-        model=MODEL, messages=ASK, temperature=0, extra_headers={"x-baton-timing": "1", "x-request-id": f"sum-{up.kind}"}
-    )  # fmt: skip
+        model=MODEL,
+        messages=ASK,
+        temperature=0,
+        extra_headers={"x-baton-timing": "1", "idempotency-key": f"sum-{up.kind}"},
+    )
     timing = json.loads(raw.text if isinstance(raw.text, str) else raw.text())["timing"]
     assert abs(sum(timing[f"{p}_ms"] for p in TTFT_PHASES) - timing["ttft_ms"]) < 0.01
     assert abs(sum(timing[f"{p}_ms"] for p in PHASES) - timing["e2e_ms"]) < 0.01

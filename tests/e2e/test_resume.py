@@ -67,7 +67,7 @@ def joined(chunks):
 async def test_streams_resume_at_another_router_wherever_they_were_cut():
     async with Rig(config_of()) as rig:
         for path, body in (("/v1/completions", BODY), ("/v1/chat/completions", CHAT)):
-            ids = {"x-request-id": "whole", "x-baton-event-ids": "1"}
+            ids = {"idempotency-key": "whole", "x-baton-event-ids": "1"}
             whole, _ = await read(rig, 0, path, body, ids)
             assert len(whole) > 6
             for cut in (1, 2, len(whole) // 2, len(whole) - 1, len(whole)):

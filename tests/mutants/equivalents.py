@@ -7,6 +7,18 @@ from mutants.plan import Equivalent
 
 EQUIVALENTS: list[Equivalent] = [
     Equivalent(
+        "kv_transfer/sender.py",
+        "LAST_SUB_ATTEMPT = (1 << 16) - 1",
+        "LAST_SUB_ATTEMPT = (2 << 16) - 1",
+        "it stands for all sub-attempts, and is never sent: any number above them does",
+    ),
+    Equivalent(
+        "router/orchestrator.py",
+        "age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),",
+        "age_s=max((-1.0), self._clock.now_s() - run.timeline.received_at),",
+        "one clock, which does not go back: the difference is never negative",
+    ),
+    Equivalent(
         "router/detokenizing.py",
         "others = [b for b in range(256) if b not in printable]",
         "others = [b for b in range(255) if b not in printable]",

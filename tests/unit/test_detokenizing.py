@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.models import TINY
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from router.detokenizing import CONTEXT_TOKENS, TextModel
+from router.detokenizing import CONTEXT_TOKENS, TextModel, TextOffsets
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = ("▁", "t", "h", "▁t", "▁th", "<|tool|>")
@@ -129,6 +129,51 @@ def test_bytes_of_a_byte_level_tokenizer_are_told_as_one_decode_of_the_output(pr
 def test_a_prompt_that_ends_inside_a_character_is_not_told_again(fallback, output, text):
     assert told(TextModel(TINY), b"hello wor\xf0\x9f", output) == text
     assert told(fallback, raw(b"hello wor\xf0\x9f"), raw(output)) == text
+
+
+@pytest.mark.parametrize(("output", "text"), [
+    (b"to be", "hello wor\ufffdto be"), (b"\x98\x80!", "hello wor\U0001f600!"),
+    (b"", "hello wor\ufffd"), (b"\xff!", "hello wor\ufffd\ufffd!"),
+])  # fmt: skip
+def test_an_echo_and_its_output_are_one_text_whatever_character_they_share(output, text):
+    model, prompt = TextModel(TINY), tuple(b"hello wor\xf0\x9f")
+    assert model.echo(prompt) == "hello wor"
+    assert model.echo(prompt) + told(model, prompt, output, completes=True) == text
+
+
+def test_an_echo_keeps_the_characters_before_the_one_that_its_end_began(fallback):
+    prompt = (T, *raw("é".encode() + b"\xe2\x82"))
+    assert fallback.echo(prompt) == "té"
+    assert told(fallback, prompt, raw(b"\xac"), completes=True) == "€"
+
+
+def test_pieces_of_text_are_named_with_their_space(fallback):
+    names = [fallback.token_text(i) for i in (WORD, T, SPACE_T, SPACE_TH, raw(b" ")[0])]
+    assert names == [" ", "t", " t", " th", " "]
+    assert [fallback.token_bytes(i) for i in (WORD, SPACE_TH)] == [b" ", b" th"]
+    assert fallback.token_text(SPACE_T, is_first=True) == "t"
+    assert fallback.token_text(raw(b"\xe2")[0]) == "\ufffd"
+
+
+@settings(max_examples=300, deadline=None)
+@given(PIECES)
+def test_names_of_tokens_are_the_text_and_stand_where_it_says(fallback, pieces):
+    ids = [i for piece in pieces for i in piece if i >= BYTE]
+    text = told(fallback, [T], ids, skips_special=False)
+    offsets = TextOffsets(fallback, fallback.decoder((T,), skips_special=False), 100)
+    begins = [offsets.begin(i) - 100 for i in ids]
+    data = b"".join(fallback.token_bytes(i) for i in ids)
+    assert data.decode() == text
+    sizes = [len(fallback.token_bytes(i)) for i in ids]
+    starts = [len(data[: sum(sizes[:n])].decode(errors="ignore")) for n in range(len(ids))]
+    assert begins == starts
+
+
+def test_what_follows_a_broken_character_stands_behind_it(fallback):
+    ids = [*raw(b"\xe2"), T, SPACE_T]
+    offsets = TextOffsets(fallback, fallback.decoder((T,)))
+    assert told(fallback, [T], ids) == "\ufffdt t"
+    assert [offsets.begin(i) for i in ids] == [0, 1, 2]
 
 
 def test_a_text_that_begins_with_a_space_in_bytes_loses_it_as_the_whole_does(fallback):

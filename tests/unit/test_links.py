@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from cluster.session_codec import from_worker_wire, to_worker_wire
+from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError, WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
 from core.session import (
@@ -35,6 +36,7 @@ from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 from router.introductions import Introductions
 from router.links import Links
+from router.orchestrator import Orchestrator
 from router.retry_budget import RetryBudget
 from router.worker_link import WorkerLink
 from simulation.loop import run_virtual
@@ -246,6 +248,30 @@ def test_only_a_worker_that_was_reached_can_have_died(was_live):
     assert type(error) is (WorkerDied if was_live else WorkerLost)
 
 
+def test_a_pair_that_does_not_fit_is_forgotten_with_either_of_them():
+    async def main():
+        prefill = replace(WORKER, worker_id="p", role=Role.PREFILL, incarnation=2)
+        other = replace(WORKER, worker_id="o", incarnation=3)
+        members = StaticMembership()
+        for member in (WORKER, prefill, other):
+            members.join(member)
+        streams = (Script(Welcome(m), fails=StreamClosed("cut")) for m in (WORKER, prefill, other))
+        links = Links(
+            members, Wire(*streams, *[StreamClosed("refused")] * 99), "router", LoopClock()
+        )
+        links.follow()
+        links.note_misfit(prefill, WORKER)
+        links.note_misfit(prefill, other)
+        before = links.misfits
+        members.leave("w")
+        await asyncio.sleep(9.0)
+        left = links.misfits
+        await links.close()
+        return before, left
+
+    assert run_virtual(main()) == ({(2, 1), (2, 3)}, {(2, 3)})
+
+
 def test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_again(caplog):
     async def main():
         broken = Script(Welcome(WORKER), fails=KeyError("a bug in the codec"))
@@ -414,6 +440,15 @@ async def test_what_a_router_says_crosses_the_wire_whole():
 
 
 # --- retries ------------------------------------------------------------------------------------------
+
+
+def test_routers_share_the_retries_and_each_has_one_at_least():
+    for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
+        config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
+        parts = (None, None, config, PlacementConfig(), LoopClock(), None, None)
+        budget = Orchestrator(*parts)._budget
+        delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
+        assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]
 
 
 def test_a_burst_is_as_many_retries_as_it_says():

@@ -1,6 +1,7 @@
 """From wish to request: defaults, truncation, limits; and the bodies and headers around it."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,8 +17,11 @@ from core.errors import (
 from core.ids import Ids
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
-from router.http_bodies import ChatBody, CompletionBody, ignored_fields, parse_body
+from protos.baton.v1 import generation_pb2 as pb
+from router.grpc_requests import generate_wish
+from router.http_bodies import ChatBody, CompletionBody, parse_body
 from router.http_errors import error_body, error_response
+from router.other_fields import ignored_fields
 from router.request_making import RequestMaker, ServedModel, Wish
 
 MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
@@ -133,7 +137,7 @@ async def test_bad_words_are_tokenized_in_both_forms():
     [
         ("ab", {"model": "other"}, ModelNotFound, "other"), ("", {"adds_special_tokens": False}, InvalidRequest, "prompt is empty"),
         ([300], {}, InvalidRequest, "token id 300"), ([-1], {}, InvalidRequest, "token id -1"),
-        ([1] * 200, {}, PromptTooLong, "context window is 100"), ("ab", {"request_id": "x" * 129}, InvalidRequest, "request_id"),
+        ([1] * 200, {}, PromptTooLong, "maximum context length is 100 tokens"), ("ab", {"request_id": "x" * 129}, InvalidRequest, "request_id"),
         ("ab", {"cache_salt": "\n"}, InvalidRequest, "cache_salt"),
     ],
 )  # fmt: skip
@@ -143,8 +147,46 @@ async def test_refusals(prompt, fields, kind, words):
 
 
 async def test_what_the_smallest_pool_cannot_hold_is_refused_with_the_numbers():
-    with pytest.raises(PromptTooLong, match="needs 26 KV blocks, a worker's pool holds 20"):
+    words = r"length is 76 tokens.*85 tokens \(84 in the prompt, 1 in .* pool holds 20 KV blocks"
+    with pytest.raises(PromptTooLong, match=words):
         await make([1] * 84, pools=[pool(100), pool(20)])
+
+
+async def test_what_is_too_long_is_refused_in_the_words_that_clients_look_for():
+    with pytest.raises(PromptTooLong) as chat:
+        await make(ChatPrompt([{"role": "user", "content": "x" * 99}]), {"max_tokens": 7})
+    assert chat.value.message == (
+        "This model's maximum context length is 100 tokens. However, you requested 106 tokens "
+        "(99 in the messages, 7 in the completion). Please reduce the length of the messages or "
+        "completion."
+    )
+    assert chat.value.code == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(("num_prompt_tokens", "max_tokens"), [(84, 16), (90, 10), (99, 1)])
+async def test_a_completion_that_names_no_length_shrinks_to_what_fits(
+    num_prompt_tokens, max_tokens
+):
+    assert (await make([1] * num_prompt_tokens)).sampling.max_tokens == max_tokens
+
+
+async def test_the_choices_of_a_request_share_what_the_smallest_pool_holds():
+    made = await make(TALK, {"n": 3}, pools=[pool(11)])
+    assert made.sampling.max_tokens == 8 * 4 - 5
+
+
+async def test_top_p_0_is_greedy_and_empty_stops_are_none():
+    sampling = (await make(given={"top_p": 0, "stop": ("", "x", "")})).sampling
+    assert (sampling.temperature, sampling.top_p, sampling.stop) == (0.0, 1.0, ("x",))
+    assert (await make(given={"stop": ("",) * 40})).sampling.stop == ()
+
+
+async def test_seeds_are_any_64_bits_and_reach_the_workers_without_a_sign():
+    seeds = [(await make(given={"seed": s})).seed for s in (-1, -2, -(2**63), 2**63 - 1, 5)]
+    assert seeds == [2**63 - 1, 2**63 - 2, 0, 2**63 - 1, 5]
+    for seed in (-(2**63) - 1, 2**63, 10**400):
+        with pytest.raises(InvalidRequest, match="seed"):
+            await make(given={"seed": seed})
 
 
 def test_bodies_name_the_field_that_is_wrong():
@@ -217,12 +259,81 @@ def test_unknown_harmless_refused_and_renamed_fields():
             parse_body(CompletionBody, {"prompt": "x", **fields}), is_strict=is_strict
         )
 
-    assert sort(user="me", store=False, best_of=1, flavour=1, guided_json=None) == ["flavour"]
-    for fields in ({"best_of": 2}, {"best_of": True}, {"guided_json": {}}, {"tools": [1]}):
+    free = {"store": True, "service_tier": "flex", "verbosity": "low"}
+    assert sort(user="me", flavour=1, guided_json=None, **free) == ["flavour"]
+    for fields in ({"suffix": "x"}, {"guided_json": {}}, {"tools": [1]}, {"background": True}):
         with pytest.raises(InvalidRequest, match=next(iter(fields))):
             sort(**fields)
     with pytest.raises(InvalidRequest, match="flavour"):
         sort(is_strict=True, flavour=1)
+
+
+async def test_a_prompt_that_is_shown_is_known_to_the_output():
+    for body, echoes in (({"echo": True}, True), ({"echo": False}, False), ({}, False)):
+        (wish,) = parse_body(CompletionBody, {"prompt": "x", **body}).wishes("", None)
+        made = await maker().make(wish)
+        assert made.echoes is echoes and made.prompt_text == ("x" if echoes else "")
+    for prompt, cut in (([7, 8], None), ("abc", 2)):
+        made = await make(prompt, echoes=True, truncate_prompt_tokens=cut)
+        assert made.echoes and made.prompt_text == ""
+
+
+@pytest.mark.parametrize(("own", "request_id"), [("", "k-1"), ("own", "own")])
+def test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not(own, request_id):
+    metadata = [("idempotency-key", "k-1"), ("x-request-id", "a-click")]
+    context = SimpleNamespace(invocation_metadata=lambda: metadata, time_remaining=lambda: None)
+    wish = generate_wish(pb.GenerateRequest(text="x", request_id=own), context)
+    assert (wish.request_id, wish.correlation_id) == (request_id, "a-click")
+    metadata[:] = [("x-request-id", "k" * 129)]
+    odd = generate_wish(pb.GenerateRequest(text="x"), context)
+    assert (odd.request_id, odd.correlation_id) == ("", "")
+
+
+def test_tools_that_may_not_be_called_are_ignored_and_told_of():
+    def sort(**fields):
+        return ignored_fields(parse_body(ChatBody, {"messages": [], **fields}))
+
+    assert sort(tools=[{"type": "function"}], tool_choice="none") == ["tools"]
+    assert sort(functions=[{"name": "f"}], function_call="none") == ["functions"]
+    for choice in ("auto", "required", None):
+        with pytest.raises(InvalidRequest, match="tools"):
+            sort(tools=[{"type": "function"}], tool_choice=choice)
+
+
+def test_as_many_as_n_are_the_best_and_no_others():
+    def wishes(**fields):
+        return parse_body(CompletionBody, {"prompt": "x", **fields}).wishes("", None)
+
+    assert wishes(n=2, best_of=2)[0].sampling["n"] == 2 and wishes(best_of=1) and wishes(n=3)
+    for fields in ({"best_of": 2}, {"n": 2, "best_of": 3}, {"n": 2, "best_of": 1}):
+        with pytest.raises(InvalidRequest, match="best_of is"):
+            wishes(**fields)
+
+
+def test_whole_numbers_may_come_as_floats_and_options_as_null():
+    fields = ("max_tokens", "n", "top_k", "seed", "min_tokens", "logprobs")
+    body = parse_body(CompletionBody, {"prompt": "x", **dict.fromkeys(fields, 5.0)})
+    values = [getattr(body, name) for name in fields]
+    assert values == [5] * 6 and {type(value) for value in values} == {int}
+    nulls = {"include_usage": None, "continuous_usage_stats": None}
+    assert parse_body(ChatBody, {"messages": [], "stream": True, "stream_options": nulls})
+    for value in (5.5, "5", True, float("inf")):
+        with pytest.raises(InvalidRequest, match="max_tokens"):
+            parse_body(CompletionBody, {"prompt": "x", "max_tokens": value})
+
+
+def test_parts_of_a_message_are_text_by_any_of_its_names():
+    parts = [
+        {"type": "text", "text": "a"}, {"type": "input_text", "text": "b"},
+        {"type": "output_text", "text": "c", "annotations": []}, {"type": "refusal", "refusal": "d"},
+    ]  # fmt: skip
+    body = parse_body(ChatBody, {"messages": [{"role": "user", "content": parts}]})
+    chat = body.chat((), trusts_template=False, adds_special_tokens=False)
+    assert chat.messages[0]["content"] == "a\nb\nc\nd"
+    for odd in ({"type": "refusal", "text": "x"}, {"type": "text"}, {"type": "input_image"}):
+        body = parse_body(ChatBody, {"messages": [{"role": "user", "content": [odd]}]})
+        with pytest.raises(InvalidRequest, match="only text"):
+            body.chat((), trusts_template=False, adds_special_tokens=False)
 
 
 def test_error_replies_steer_the_clients_retries():

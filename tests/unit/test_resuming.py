@@ -105,3 +105,15 @@ def test_claimed_tokens_that_go_on_after_a_stop_string_are_refused_before_anythi
     output = ChoiceOutput(0, SamplingParams(stop=("b",)), Letters(), 4)
     with pytest.raises(InvalidRequest, match="stop string"):
         output.restore((2, 1, 4, 5))
+
+
+def test_the_last_claimed_token_is_compared_with_the_one_that_is_computed():
+    for computed in (4, 5):
+        output = ChoiceOutput(0, SamplingParams(), Letters(), 3)
+        output.restore((2, 1, 4))
+        if computed == 4:
+            output.accept(TokenDelta("r", 0, 0, 2, (4,)))
+            output.accept(TokenDelta("r", 0, 0, 3, (9,)))
+        else:
+            with pytest.raises(InvalidRequest, match="says token 4 at position 2 of choice 0"):
+                output.accept(TokenDelta("r", 0, 0, 2, (5,)))

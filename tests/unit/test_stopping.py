@@ -71,3 +71,24 @@ def test_a_shown_special_token_is_found_in_the_text(includes, text):
         [*b"hi", END, *b"yo"], stop=("<|end|>",), include_stop=includes, skip_special_tokens=False
     )
     assert (found, finished.stop_match) == (text, "<|end|>")
+
+
+def test_only_what_may_become_a_stop_is_kept_back():
+    pieces = iter(["xy", "xya", "by"])
+    decoder = SimpleNamespace(push=lambda _: next(pieces), flush=lambda: "")
+    choice = ChoiceOutput(0, SamplingParams(stop=("abc",)), decoder)
+    told = [choice.accept(TokenDelta("r", 0, 0, at, (1,)))[0].text for at in range(3)]
+    assert told == ["xy", "xy", "aby"]
+
+
+@pytest.mark.parametrize(("completes", "stop", "text"), [
+    (False, "to", "go "), (False, "wor", "go to be"), (False, "\ufffd", "go to be"),
+    (True, "to", "\ufffdgo "),
+])  # fmt: skip
+def test_a_prompt_that_ends_inside_a_character_has_no_part_in_a_stop(completes, stop, text):
+    decoder = TextModel(TINY).decoder((*b"hello wor\xf0\x9f",), completes=completes)
+    choice = ChoiceOutput(0, SamplingParams(max_tokens=100, stop=(stop,)), decoder)
+    delta = TokenDelta("r", 0, 0, 0, tuple(b"go to be"), finish=FinishReason.LENGTH)
+    events = choice.accept(delta)
+    assert "".join(e.text for e in events if isinstance(e, TextDelta)) == text
+    assert (choice.finished.reason is FinishReason.STOP) == (stop == "to")

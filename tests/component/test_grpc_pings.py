@@ -1,0 +1,40 @@
+"""Keep-alive pings of ordinary gRPC clients on streams on which nothing comes."""
+
+import asyncio
+from types import SimpleNamespace
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from core.config import RouterConfig, SecurityConfig
+from router.credentials import ANYBODY
+from router.grpc_door import GrpcDoor
+
+PING_MS = 1000
+OPTIONS = [
+    ("grpc.keepalive_time_ms", PING_MS),
+    ("grpc.keepalive_timeout_ms", 5000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+async def test_a_client_that_pings_every_second_on_a_quiet_stream_is_not_sent_away():
+    service = SimpleNamespace(
+        config=RouterConfig(grpc_port=0),
+        keyring=SimpleNamespace(identify=lambda *_: ANYBODY),
+        is_ready=True,
+        tell_readiness=lambda tell: None,
+    )
+    door = GrpcDoor(service, SecurityConfig())
+    await door.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}", options=OPTIONS) as channel:
+            stub = health_pb2_grpc.HealthStub(channel)
+            watch = stub.Watch(health_pb2.HealthCheckRequest())
+            assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+            await asyncio.sleep(5 * PING_MS / 1000)  # the third ping too many ends a connection
+            assert not watch.done(), await watch.details()
+            watch.cancel()
+    finally:
+        await door.stop(0.0)
