@@ -82,13 +82,14 @@ class Keyring:
         scheme, _, token = authorization.partition(" ")
         match = _KEY.fullmatch(token.strip()) if scheme.lower() == "bearer" else None
         name, secret = match.groups() if match else ("", "")
-        key = self._keys.get(name, _DUMMY)
+        entry = self._keys.get(name, _DUMMY)
         # The same work for every wrong key: an unknown name is compared with a hash that nothing
         # has.
-        is_right = hmac.compare_digest(_digest(key.salt, secret), key.digest)
-        if not is_right or key is _DUMMY or key.expires_at <= self._wall_s():
+        is_right = hmac.compare_digest(_digest(entry.salt, secret), entry.digest)
+        is_right = is_right and entry.expires_at > self._wall_s()
+        if not is_right or entry is _DUMMY:
             raise Unauthenticated("no valid API key; send `Authorization: Bearer <key>`")
-        return key.identity
+        return entry.identity
 
     def refresh(self) -> None:
         """Look at the file, at most once a second, and read it if it has changed.

@@ -276,7 +276,7 @@ class GrpcDoor:
         self,
         service: GenerationService,
         security: SecurityConfig,
-        certificate: DoorCertificate | None,
+        certificate: DoorCertificate | None = None,
     ) -> None:
         """Nothing listens yet; without a certificate the door speaks plain text."""
         self._service, self._security = service, security

@@ -12,6 +12,7 @@ import logging
 import logging.handlers
 import queue
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -44,7 +45,7 @@ class _DroppingQueueHandler(logging.handlers.QueueHandler):
 class RequestLog:
     """Writes the lines."""
 
-    def __init__(self, now_s: Callable[[], float]) -> None:
+    def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         """Start the writer's thread; `now_s` is in monotonic seconds."""
         self._now_s = now_s
         self._allowed = float(STRANGERS_BURST)

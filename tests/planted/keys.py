@@ -25,7 +25,7 @@ BUGS = [
         "    if facts.st_mode & stat.S_IWOTH:", "    if facts.st_mode & 0:",
         KEYS + "test_a_file_that_anybody_may_write_is_refused_at_start"),
     Bug("a key never ends", "router/credentials.py",
-        " or key.expires_at <= self._wall_s()", "", KEYS + "test_a_key_ends_at_its_time"),
+        " and entry.expires_at > self._wall_s()", "", KEYS + "test_a_key_ends_at_its_time"),
     Bug("a change of permissions is not seen", "router/key_file.py",
         "facts.st_mtime_ns, facts.st_ctime_ns", "facts.st_mtime_ns",
         KEYS + "test_without_a_readable_file_keys_hold_for_a_moment_and_then_none_does"),

@@ -4,7 +4,6 @@ import asyncio
 import json
 import logging
 import queue
-import time
 from datetime import UTC, datetime
 from types import SimpleNamespace
 
@@ -353,7 +352,7 @@ async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
 
 
 def test_a_blocked_reader_of_the_log_never_blocks_the_router(capsys):
-    log = RequestLog(time.monotonic)
+    log = RequestLog()
     try:
         log.request_ended(request(), ENDED)
         log._writer.stop()
