@@ -7,13 +7,13 @@ imported inside the commands that need them: `baton --help` stays under 0.3 s.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from cluster.keys_cli import keys
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -256,28 +256,7 @@ def bench_serve(  # noqa: PLR0913 - one option each
     )
 
 
-keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
-
-
-@keys.command("add")
-def keys_add(
-    file: Annotated[Path, typer.Option(help="key file, as in security.api_keys")],
-    tenant: Annotated[str, typer.Option(help="whose key it is; tenants share no cache")],
-    tier: Annotated[str, typer.Option(help="tier of its requests")] = "standard",
-) -> None:
-    """Make a key: shown once, its hash goes to the file. A running router takes it up within a second."""
-    from router.credentials import new_key  # noqa: PLC0415
-
-    key, line = new_key(tenant, tier)
-    with open(
-        file.expanduser(),
-        "a",
-        opener=lambda name, flags: os.open(name, flags, 0o600),
-        encoding="utf-8",
-    ) as out:
-        out.write(line + "\n")
-    typer.echo(key)
 
 
 @app.command()
@@ -323,7 +302,7 @@ def simulate_faults(
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
-    from cluster.up import warn_of_tokens_beyond  # noqa: PLC0415
+    from cluster.up import check_doors, warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
     from router.detokenizing import TextModel  # noqa: PLC0415
@@ -331,11 +310,12 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     resolved = load_config(config)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
+    check_doors(resolved)
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     tree = resolved.model_dump()
     tree["redis"]["url"] = "***" if resolved.redis.url else ""
-    tree["seed_key"] = "***"
+    tree["seed_key"] = "***" if resolved.seed_key else ""
     tree["security"]["cluster_key"] = "***" if resolved.security.cluster_key else ""
     facts = {
         "model": spec.name, "architecture": spec.architecture, "dtype": spec.dtype, "max_model_len": spec.max_model_len,
@@ -379,6 +359,11 @@ def _get(url: str, path: str) -> dict[str, Any]:
     except HTTPError as error:
         if error.code == HTTPStatus.UNAUTHORIZED:
             _fail(f"the router at {url} wants an API key; set OPENAI_API_KEY")
+        if error.code == HTTPStatus.FORBIDDEN:
+            _fail(
+                f"the key in OPENAI_API_KEY may not ask the router at {url} for {path}; use one of "
+                "role metrics or admin (`baton keys add --role`)"
+            )
         body = error.read()  # /ready answers 503 with a body
     except (URLError, OSError) as error:
         _fail(f"no router answers at {url}: {error}; is `baton up` running?")

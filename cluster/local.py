@@ -14,7 +14,7 @@ import os
 import sys
 from typing import Any
 
-from cluster.cluster_key import with_cluster_key
+from cluster.cluster_key import with_cluster_keys
 from cluster.members import from_json, to_json
 from cluster.redis_server import RedisServer, with_redis
 from core.config import BatonConfig
@@ -125,7 +125,7 @@ class LocalCluster:
         ]
         seats += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
         self._desired = len(seats)
-        self.config = with_cluster_key(self.config)
+        self.config = with_cluster_keys(self.config)
         if self.config.redis.is_on and not self.config.redis.url:
             self._redis = RedisServer()
             self.config = with_redis(self.config, self._redis.url)

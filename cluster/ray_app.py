@@ -18,7 +18,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.cluster_key import with_cluster_key
+from cluster.cluster_key import with_cluster_keys
 from cluster.members import ToldMembership, from_json, to_json
 from cluster.ray_ranks import STRATEGY, ActorRanks, bundles, check_fit
 from cluster.redis_server import RedisServer, with_redis
@@ -250,7 +250,7 @@ class RayCluster:
         check_network(self.config, is_loopback=is_loopback)
         for name, pool in _pools(self.config).items():
             check_fit(name, pool, ray.nodes())
-        self.config = with_cluster_key(self.config)
+        self.config = with_cluster_keys(self.config)
         if self.config.redis.is_on and not self.config.redis.url:
             self._start_redis(is_loopback=is_loopback)
         logging.getLogger("ray.serve").setLevel(logging.WARNING)

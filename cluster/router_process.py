@@ -27,6 +27,7 @@ from prefix_index.redis_store import RedisStore
 from router.admission import Admission
 from router.credentials import Keyring
 from router.detokenizing import TextModel
+from router.door_certificate import DoorCertificate
 from router.grpc_door import GrpcDoor
 from router.links import Links
 from router.openai_door import make_app
@@ -85,7 +86,9 @@ class RunningRouter:
         )
         self._mirror_task: asyncio.Task[None] | None = None
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
-        self._grpc = GrpcDoor(self.service, config.security)
+        is_private = bool(config.security.door_certificate)
+        self._certificate = DoorCertificate(config.security, clock.now_s) if is_private else None
+        self._grpc = GrpcDoor(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
@@ -107,12 +110,16 @@ class RunningRouter:
         self.http_port = listener.getsockname()[1]
         created = int(time.time())  # noqa: TID251 - OpenAI's `created` is wall-clock
         security = self._config.security
+        certificate = self._certificate
         app = make_app(self.service, created, is_production=security.production)
         settings = uvicorn.Config(
             app, http=CloseDelimited, log_level="warning", access_log=False, lifespan="off",
             timeout_keep_alive=60,
             timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
+            ssl_context_factory=(
+                (lambda _, make: certificate.context(make)) if certificate else None
+            ),
         )  # fmt: skip
         self._http = _Server(settings)
         self._http_task = asyncio.get_running_loop().create_task(

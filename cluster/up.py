@@ -21,9 +21,10 @@ from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
-from core.config import BatonConfig, load_config
+from core.config import BatonConfig, is_loopback, load_config
 from core.errors import ConfigError
 from router.detokenizing import TextModel
+from router.key_file import check_keys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console()
@@ -38,6 +39,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     config = load_config(path, flags)
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
+    check_doors(config)
     check_ports(config)
     engine = config.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
@@ -60,6 +62,27 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
             f"baton: warning: tokenizer.json has {len(beyond)} tokens for which the model has no row "
             f"(ids from {vocabulary_size} on), the first is {first[1]!r} (id {first[0]}); prompts "
             "with one are refused",
+            err=True,
+        )
+
+
+def check_doors(config: BatonConfig) -> None:
+    """Refuse a key file with a fault, and say on standard error if keys cross a network in the clear.
+
+    A router that already serves is milder to the file: there a fault closes its own line alone.
+
+    Raises:
+        ConfigError: Names the line.
+    """
+    check_keys(config.security.api_keys)
+    host, security = config.router.host, config.security
+    is_readable = bool(security.api_keys) and not security.door_certificate
+    if is_readable and not is_loopback(host) and not security.trusts_network:
+        typer.echo(
+            f"baton: warning: router.host is {host}, which others can reach, and "
+            "security.door_certificate is empty: API keys, prompts and answers cross the network "
+            "in plain text; set security.door_certificate and security.door_key (`baton certs`), "
+            "or security.trusts_network if something before the doors speaks TLS",
             err=True,
         )
 

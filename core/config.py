@@ -22,6 +22,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 MIN_KEY_CHARACTERS = 16
+MAX_SEED_KEY_BYTES = 64
 
 
 class Node(BaseModel):
@@ -276,7 +277,12 @@ class BatonConfig(Node):
         default_factory=SecurityConfig, description="keys and certificates"
     )
     colocated: bool = Field(default=False, description="one pool does both phases")
-    seed_key: str = Field("baton", description="key of the hash that makes seeds from request ids")
+    seed_key: str = Field(
+        "",
+        repr=False,
+        description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids into "
+        "seeds; empty: made at each start",
+    )
 
     @model_validator(mode="after")
     def _doors_are_closed(self) -> BatonConfig:
@@ -290,11 +296,20 @@ class BatonConfig(Node):
             raise ValueError(
                 "security.door_certificate and security.door_key go together; set both or none"
             )
-        # Checked here and not at the field, whose message would show the value.
-        if 0 < len(security.cluster_key) < MIN_KEY_CHARACTERS:
+        # Checked here and not at the fields, whose messages would show the value.
+        for name, secret in (
+            ("security.cluster_key", security.cluster_key),
+            ("seed_key", self.seed_key),
+        ):
+            if 0 < len(secret) < MIN_KEY_CHARACTERS:
+                raise ValueError(
+                    f"{name} has {len(secret)} characters and can be guessed; use "
+                    f"{MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
+                )
+        if len(self.seed_key.encode()) > MAX_SEED_KEY_BYTES:
             raise ValueError(
-                f"security.cluster_key has {len(security.cluster_key)} characters and can be "
-                f"guessed; use {MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
+                f"seed_key has {len(self.seed_key.encode())} bytes, the hash takes at most "
+                f"{MAX_SEED_KEY_BYTES}"
             )
         return self
 

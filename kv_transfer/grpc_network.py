@@ -17,6 +17,7 @@ import grpc
 import grpc.aio
 
 from core.ports import StreamClosed, StreamHandler
+from core.renewed import Renewed
 
 MAX_MESSAGE_BYTES = (16 << 20) + (1 << 16)
 OPTIONS = [
@@ -135,16 +136,51 @@ def _is_cancelled() -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """A process's certificate (PEM), the authority it believes, and the names that peers must have."""
+class TlsFiles:
+    """A process's certificate and key, and the authority it believes (PEM)."""
 
     certificate: bytes
     key: bytes
     authority: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What a process shows, renewed when its files are, and the names that peers must have."""
+
+    files: Renewed[TlsFiles]
     peer_name: str
     """Who may dial in."""
     server_name: str
     """Who a dialled server must be."""
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a new channel."""
+        self.files.refresh()
+        files = self.files.content
+        return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For a server, which asks at every handshake whether there is something new."""
+        given = self.files.version
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            version = self.files.refresh()
+            if version == given:
+                return None
+            given = version
+            return self._configuration()
+
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(), renewed, require_client_authentication=True
+        )
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        files = self.files.content
+        return grpc.ssl_server_certificate_configuration(
+            [(files.key, files.certificate)], files.authority
+        )
 
 
 def _names_of(context: Any) -> set[str]:  # noqa: ANN401
@@ -211,9 +247,8 @@ class GrpcNetwork:
         tls = self._tls
         if tls is None:
             return grpc.aio.insecure_channel(address, options=OPTIONS)
-        credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
         options = [*OPTIONS, ("grpc.ssl_target_name_override", tls.server_name)]
-        return grpc.aio.secure_channel(address, credentials, options=options)
+        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
@@ -243,11 +278,7 @@ class GrpcNetwork:
         if self._tls is None:
             port = server.add_insecure_port(f"{self._host}:0")
         else:
-            pair = (self._tls.key, self._tls.certificate)
-            credentials = grpc.ssl_server_credentials(
-                [pair], self._tls.authority, require_client_auth=True
-            )
-            port = server.add_secure_port(f"{self._host}:0", credentials)
+            port = server.add_secure_port(f"{self._host}:0", self._tls.server_credentials())
         await server.start()
         self._server = server
         return f"{self._host}:{port}"

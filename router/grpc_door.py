@@ -32,8 +32,10 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.grpc_guard import Gate, door_credentials
-from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, identity_of, optional
+from router.calls import caller
+from router.door_certificate import DoorCertificate
+from router.grpc_guard import Gate
+from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
 from router.request_making import Wish
 from router.request_stream import StreamGroup
 from router.service import GenerationService
@@ -179,8 +181,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         """Cancel a request by id."""
-        tenant = identity_of(context, self._service.keyring).tenant
-        is_aborted = self._service.abort(tenant, request.request_id)
+        is_aborted = self._service.abort(caller().tenant, request.request_id)
         return pb.AbortResponse(
             outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING
         )
@@ -198,9 +199,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]
     ) -> StreamGroup:
         try:
-            identity = identity_of(context, self._service.keyring)
             made = await self._service.make_request(
-                replace(to_wish(request, context), identity=identity)
+                replace(to_wish(request, context), identity=caller())
             )
         except ServingError as error:
             await abort(context, error)
@@ -272,9 +272,15 @@ async def _check(context: Any, ended: RequestEnded) -> None:
 class GrpcDoor:
     """The server around the servicer."""
 
-    def __init__(self, service: GenerationService, security: SecurityConfig) -> None:
-        """Nothing listens yet."""
+    def __init__(
+        self,
+        service: GenerationService,
+        security: SecurityConfig,
+        certificate: DoorCertificate | None = None,
+    ) -> None:
+        """Nothing listens yet; without a certificate the door speaks plain text."""
         self._service, self._security = service, security
+        self._certificate = certificate
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -291,7 +297,7 @@ class GrpcDoor:
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
         ]
-        server = grpc.aio.server(options=options, interceptors=[Gate(self._service.keyring)])
+        server = grpc.aio.server(options=options, interceptors=[Gate(self._service)])
         generation_pb2_grpc.add_GenerationServicer_to_server(
             GenerationServicer(self._service), server
         )
@@ -302,10 +308,10 @@ class GrpcDoor:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._note_readiness(self._service.is_ready)
         self._service.tell_readiness(self._note_readiness)
-        address, credentials = f"{config.host}:{config.grpc_port}", door_credentials(self._security)
+        address = f"{config.host}:{config.grpc_port}"
         self.port = (
-            server.add_secure_port(address, credentials)
-            if credentials
+            server.add_secure_port(address, self._certificate.credentials())
+            if self._certificate
             else server.add_insecure_port(address)
         )
         await server.start()

@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
@@ -23,6 +23,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from core.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, RequestTimeout, ServingError
 from core.trace import TraceContext, parse_trace
+from router import calls
 from router.event_stream import EventStream, StreamLimits, whole_reply
 from router.http_bodies import (
     ChatBody,
@@ -35,8 +36,9 @@ from router.http_bodies import (
     parse_body,
 )
 from router.http_errors import error_response, plain_error
-from router.http_guard import Guard
+from router.http_guard import Guard, needs
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.identities import Right
 from router.other_fields import ignored_fields
 from router.request_making import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
@@ -296,7 +298,10 @@ class Door:
         return Response(status_code=200)
 
     async def ready(self) -> JSONResponse:
-        """Able to get a request through."""
+        """Able to get a request through; if not, that is an answer and no refusal."""
+        call = calls.current()
+        if call is not None:
+            call.is_told = True
         return JSONResponse(
             self.service.readiness(), status_code=200 if self.service.is_ready else 503
         )
@@ -394,23 +399,35 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
     )
     door = Door(service, created)
     _add_error_pages(app)
-    for path, endpoint, schema in (
-        ("/v1/chat/completions", door.chat, _schema(ChatBody)),
-        ("/v1/completions", door.completions, _schema(CompletionBody)),
-        ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody)),
-        ("/detokenize", door.detokenize, _schema(DetokenizeBody)),
-        ("/links", door.measure_links, _schema(MeasureBody)),
+    work, observe, operate = Right.GENERATE, Right.OBSERVE, Right.OPERATE
+    for path, endpoint, schema, right in (
+        ("/v1/chat/completions", door.chat, _schema(ChatBody), work),
+        ("/v1/completions", door.completions, _schema(CompletionBody), work),
+        ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
+        ("/detokenize", door.detokenize, _schema(DetokenizeBody), work),
+        ("/links", door.measure_links, _schema(MeasureBody), operate),
     ):
-        app.post(path, openapi_extra=schema, response_model=None)(endpoint)
-    for path, reader in (
-        ("/v1/models", door.models), ("/v1/models/{model_id:path}", door.model), ("/health", door.health),
-        ("/ping", door.health), ("/ready", door.ready), ("/load", door.load), ("/metrics", door.metrics),
-        ("/version", door.show_version), ("/replicas", door.replicas),
-        ("/links", door.links),
-    ):  # fmt: skip
-        app.get(path, response_model=None)(reader)
-        app.head(path, response_model=None, include_in_schema=False)(reader)
-    app.add_middleware(Guard, keyring=service.keyring)
+        rights = [Depends(needs(right))]
+        app.post(path, openapi_extra=schema, response_model=None, dependencies=rights)(endpoint)
+    readers: tuple[tuple[str, Callable[..., Any], Right | None], ...] = (
+        ("/health", door.health, None),
+        ("/ping", door.health, None),
+        ("/v1/models", door.models, Right.ANY_KEY),
+        ("/v1/models/{model_id:path}", door.model, Right.ANY_KEY),
+        ("/ready", door.ready, Right.ANY_KEY),
+        ("/version", door.show_version, Right.ANY_KEY),
+        ("/load", door.load, observe),
+        ("/metrics", door.metrics, observe),
+        ("/replicas", door.replicas, observe),
+        ("/links", door.links, observe),
+    )
+    for path, reader, asked in readers:
+        rights = [Depends(needs(asked))] if asked else []
+        app.get(path, response_model=None, dependencies=rights)(reader)
+        app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
+    app.add_middleware(
+        Guard, keyring=service.keyring, bad_keys=service.bad_keys, on_ended=service.call_ended
+    )
     if service.config.cors_origins:
         _let_pages_call(app, service.config.cors_origins)
     return app

@@ -17,7 +17,7 @@ from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
 from core.types import MAX_BAD_WORDS, MAX_SEED, ChatPrompt, GenerateRequest, SamplingParams
-from router.credentials import ANYBODY, Identity
+from router.identities import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
 MAX_SALT_CHARACTERS = 256
@@ -153,7 +153,10 @@ class RequestMaker:
         _check_resume(wish, sampling, self._model.vocabulary_size)
         request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
         seed = sampling.seed
-        seed = seed_of(request_id, self._seed_key) if seed is None else seed & MAX_SEED
+        if seed is None:
+            seed = seed_of(request_id, self._seed_key, wish.identity.tenant)
+        else:
+            seed &= MAX_SEED
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
             deadline_at=received_at + limit_s, eos_token_ids=self._eos_token_ids, scope=_scope(wish),

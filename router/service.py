@@ -13,12 +13,15 @@ from typing import Any
 
 from core import metrics
 from core.config import RouterConfig
-from core.errors import InvalidRequest, Overloaded
+from core.errors import InvalidRequest, Overloaded, ServingError
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
 from core.types import ChatPrompt, GenerateRequest, RequestEnded
+from router import calls
 from router.admission import CANARY_TIER, Admission
+from router.bad_keys import BadKeys
+from router.calls import Call
 from router.canary import Canary
 from router.credentials import Keyring
 from router.detokenizing import TextModel
@@ -76,26 +79,52 @@ class GenerationService:
             model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross
         )
         self.keyring = keyring
+        self.bad_keys = BadKeys(clock.now_s)
         self._measuring = asyncio.Lock()
         self._clock, self._started_at = clock, clock.now_s()
-        self._log = RequestLog() if config.has_request_log else None
+        self._log = RequestLog(clock.now_s) if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
         self.telemetry = Telemetry(
             {
                 metrics.RUNNING: lambda: {"": admission.num_running},
                 metrics.QUEUED: lambda: {"": admission.num_queued},
                 metrics.WORKERS: self._live_by_role,
+                metrics.API_KEYS: keyring.num_by_state,
             }
         )
         orchestrator.on_ended = self._ended
+        orchestrator.on_refused = self._refused
         orchestrator.on_retry = self.telemetry.retried
 
     def _ended(self, run: RequestRun, ended: RequestEnded) -> None:
         if run.request.tier == CANARY_TIER:
             return
+        call = calls.current()
         self.telemetry.request_ended(run, ended)
         if self._log is not None:
-            self._log.request_ended(run.request, ended)
+            self._log.request_ended(run.request, ended, call)
+        if call is not None:
+            call.is_told = True
+
+    def _refused(self, request: GenerateRequest, error: ServingError) -> None:
+        call = calls.current()
+        self.telemetry.request_refused(call.door if call else "", error)
+        if self._log is not None:
+            self._log.request_refused(request, error, call)
+        if call is not None:
+            call.is_told = True
+
+    def call_ended(self, call: Call) -> None:
+        """Tell and count a call that was refused, unless a request of its own has been told.
+
+        Both doors, and whatever turns a client away before it has asked for anything, say it here.
+        """
+        if call.is_told or not call.code:
+            return
+        call.is_told = True
+        self.telemetry.call_refused(call)
+        if self._log is not None:
+            self._log.call_refused(call)
 
     # --- requests -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from core.errors import ConfigError
 from kv_transfer.transports import read_address
 from protos.baton.v1 import generation_pb2 as pb
 from router.credentials import new_key
+from router.identities import KeyRole
 
 PROMPT = "def main(argv):\n    for value in argv: print(value, index, self)\n" * 3
 
@@ -28,7 +29,11 @@ PROMPT = "def main(argv):\n    for value in argv: print(value, index, self)\n" *
 @contextlib.asynccontextmanager
 async def closed_cluster(folder):
     """A cluster with keys of two tenants, certificates inside and on the doors."""
-    keys = {tenant: new_key(tenant, "standard") for tenant in ("acme", "bulk")}
+    roles = {"scraper": KeyRole.METRICS, "operator": KeyRole.ADMIN}
+    keys = {
+        name: new_key(name, "standard", roles.get(name, KeyRole.TENANT))
+        for name in ("acme", "bulk", *roles)
+    }
     (folder / "keys").write_text("\n".join(line for _, line in keys.values()))
     make_certificates(folder / "tls", ["localhost", "127.0.0.1"])
     config = config_of(
@@ -102,6 +107,7 @@ async def test_a_closed_cluster(tmp_path):
     async with closed_cluster(tmp_path) as cluster:
         await every_route_needs_a_key(cluster)
         await every_method_needs_a_key(cluster)
+        await each_role_has_its_routes(cluster)
         await tenants_share_neither_cache_nor_ids(cluster)
         await only_the_right_roles_may_dial_inside(cluster)
         only_listed_sockets_listen(cluster)
@@ -170,6 +176,23 @@ async def every_method_needs_a_key(cluster):
         assert await refused(reflection.read()) is grpc.StatusCode.UNIMPLEMENTED
         health = channel.unary_unary("/grpc.health.v1.Health/Check")
         assert await health(b"", timeout=5) is not None
+
+
+async def each_role_has_its_routes(cluster):
+    calls = [("GET", "/v1/models"), ("POST", "/tokenize"), ("GET", "/replicas"), ("POST", "/links")]
+    allowed = {"acme": "++--", "scraper": "+-+-", "operator": "++++"}
+    for name, expected in allowed.items():
+        async with web(cluster, name) as http:
+            codes = [
+                (await http.request(method, path, json={"prompt": "a", "mib": 1})).status_code
+                for method, path in calls
+            ]
+        assert "".join("-" if code == 403 else "+" for code in codes) == expected, (name, codes)
+    async with web(cluster, "scraper") as http:
+        text = (await http.get("/metrics")).text
+    assert 'baton_refusals_total{code="permission_denied",door="http"} 4.0' in text
+    assert 'baton_bad_keys_total{client="loopback"}' in text
+    assert 'baton_api_keys{state="valid"} 4.0' in text
 
 
 async def generate(cluster, tenant, **fields):

@@ -12,6 +12,7 @@ from core.config import RouterConfig
 from core.errors import Unauthenticated
 from core.ids import Ids
 from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
+from router.bad_keys import BadKeys
 from router.credentials import ANYBODY
 from router.detokenizing import TextModel
 from router.openai_door import make_app
@@ -64,6 +65,8 @@ class Service:
     def __init__(self, key="", **config):
         self.config, self.model, self.text = RouterConfig(**config), MODEL, TEXT
         self.keyring = Ring(key)
+        self.bad_keys = BadKeys(lambda: 1.0)
+        self.call_ended = lambda call: None
         clock = SimpleNamespace(now_s=lambda: 1.0)
         self._maker = RequestMaker(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
         self.made = []

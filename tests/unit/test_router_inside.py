@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import queue
+from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -366,6 +367,8 @@ def test_a_blocked_reader_of_the_log_never_blocks_the_router(capsys):
     line = json.loads(capsys.readouterr().err.splitlines()[0])
     assert (
         line["request_id"] == "id"
+        and (line["tenant"], line["tier"]) == ("", "standard")
+        and datetime.fromisoformat(line["time"]).tzinfo is UTC
         and line["phases_ms"] == {"queue": 1.0}
-        and logging.getLogger("baton.requests").handlers == []
+        and log._entry not in logging.getLogger("baton.requests").handlers
     )
