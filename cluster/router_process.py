@@ -7,12 +7,20 @@ Owns the composition of a router out of real parts. Does not know where members 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
+from collections import Counter
 
 import uvicorn
 
+from cluster.connections import ConnectionBook
+from cluster.http_listener import (
+    INSIDE_DESCRIPTORS,
+    NUM_RESERVED,
+    HttpServer,
+    make_book,
+    raise_descriptor_limit,
+)
 from cluster.session_network import session_network
 from cluster.tls import session_tls
 from cluster.tracing import make_tracing
@@ -35,7 +43,6 @@ from router.service import GenerationService
 from router.tokenizing import TokenizerPool
 
 STOP_GRACE_S = 5.0
-HEADER_BYTES = 16 << 10
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
@@ -89,6 +96,7 @@ class RunningRouter:
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
+        self.refused: Counter[str] = Counter()
 
     async def start(self) -> None:
         """Follow the members and open both doors."""
@@ -98,8 +106,7 @@ class RunningRouter:
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
         await self._grpc.start()
-        # The protocol is named because asyncio turns Nagle's algorithm off only then; with it on, a client's
-        # delayed acknowledgement holds each reply back by 40 ms.
+        # The protocol is named because asyncio turns Nagle's algorithm off only then.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -109,14 +116,25 @@ class RunningRouter:
         security = self._config.security
         app = make_app(self.service, created, is_production=security.production)
         settings = uvicorn.Config(
-            app, log_level="warning", access_log=False, lifespan="off", timeout_keep_alive=60,
-            timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
+            app, http="httptools", ws="none", log_level="warning", access_log=False, lifespan="off",
+            timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
         )  # fmt: skip
-        self._http = _Server(settings)
-        self._http_task = asyncio.get_running_loop().create_task(
-            self._http.serve(sockets=[listener])
+        self._http = HttpServer(
+            settings, listener, self._make_book(), self._config.router.slow_reader_s, self._refused
         )
+        self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
+
+    def _make_book(self) -> ConnectionBook:
+        """Limits of the HTTP door, within what this process may open."""
+        router = self._config.router
+        at_once = max(router.max_connections, router.max_running + router.max_queued)
+        limit = raise_descriptor_limit(at_once * 3 // 2 + INSIDE_DESCRIPTORS + NUM_RESERVED)
+        return make_book(router.max_connections, router.max_connections_per_address, limit)
+
+    def _refused(self, reason: str, _address: str) -> None:
+        """Count what was turned away before it was a request."""
+        self.refused[reason] += 1
 
     @property
     def grpc_port(self) -> int:
@@ -137,14 +155,3 @@ class RunningRouter:
         await self._network.close()
         await self._tokenizer.stop()
         self._tracing.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process that hosts it has its own."""
-
-    def install_signal_handlers(self) -> None:
-        """Install none."""
-
-    def capture_signals(self) -> contextlib.nullcontext[None]:
-        """Capture none."""
-        return contextlib.nullcontext()

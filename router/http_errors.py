@@ -1,7 +1,7 @@
 """OpenAI's error object, its status and the headers that steer a client's retries.
 
 Owns the one translation from the error tree to HTTP. Does not know routes. Called by
-`router.openai_door` and `router.event_stream`.
+`router.openai_door`, `router.event_stream` and, for what is no request yet, `cluster.http_protocol`.
 """
 
 from __future__ import annotations
@@ -60,9 +60,14 @@ def plain_error(
     status: int, message: str, code: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An error of the HTTP layer itself: no such path, wrong method, a bug."""
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return JSONResponse(
-        _body(message, kind, None, code),
+        plain_body(status, message, code),
         status_code=status,
         headers={**(headers or {}), "x-should-retry": "false"},
     )
+
+
+def plain_body(status: int, message: str, code: str) -> dict[str, Any]:
+    """The body of such an error."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return _body(message, kind, None, code)
