@@ -19,6 +19,7 @@ import uvicorn
 
 from cluster.connections import Connection, ConnectionBook
 from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
+from router.grpc_door import MAX_CONNECTIONS
 
 log = logging.getLogger(__name__)
 BACKLOG = 1024
@@ -62,10 +63,15 @@ def raise_descriptor_limit(needed: int) -> int:
 
 def make_book(max_connections: int, max_per_address: int, num_descriptors: int) -> ConnectionBook:
     """The book for what is configured, or for what the descriptors leave."""
-    room = num_descriptors - INSIDE_DESCRIPTORS - NUM_RESERVED
-    limit = max(NUM_RESERVED, min(max_connections, room * 2 // 3))  # a third for the gRPC door
+    room = num_descriptors - INSIDE_DESCRIPTORS - NUM_RESERVED - grpc_share(num_descriptors)
+    limit = max(NUM_RESERVED, min(max_connections, room))
     share = max_per_address or max(1, limit * 3 // 4)
     return ConnectionBook(limit, min(share, limit), NUM_RESERVED)
+
+
+def grpc_share(num_descriptors: int) -> int:
+    """Connections that the gRPC door may take: a fourth of all descriptors, and not too many."""
+    return max(1, min(MAX_CONNECTIONS, num_descriptors // 4))
 
 
 class HttpListener:

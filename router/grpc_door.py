@@ -41,6 +41,13 @@ from router.service import GenerationService
 SERVICE = "baton.v1.Generation"
 REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
+HANDSHAKE_TIMEOUT_MS = 5_000
+"""From accept to the client's HTTP/2 settings."""
+IDLE_MS = 300_000
+"""A connection without calls is told to go; clients open another when they need one."""
+MAX_STREAMS = 512
+"""Calls at once on one connection; clients let further ones wait on their side."""
+MAX_CONNECTIONS = 4096
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -170,7 +177,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         """Token ids to text."""
         skips = optional(request, "skip_special_tokens", default=False)
         try:
-            text = self._service.detokenize(request.model, request.token_ids, skips_special=skips)
+            text = await self._service.detokenize(
+                request.model, list(request.token_ids), skips_special=skips
+            )
         except ServingError as error:
             await abort(context, error)
         return pb.DetokenizeResponse(text=text)
@@ -271,6 +280,7 @@ class GrpcDoor:
     def __init__(self, service: GenerationService, security: SecurityConfig) -> None:
         """Nothing listens yet."""
         self._service, self._security = service, security
+        self.max_connections = MAX_CONNECTIONS
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -285,6 +295,10 @@ class GrpcDoor:
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
         server = grpc.aio.server(options=options, interceptors=[Gate(self._service.keyring)])
         generation_pb2_grpc.add_GenerationServicer_to_server(

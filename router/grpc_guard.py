@@ -1,6 +1,6 @@
 """The gate of the gRPC door: nothing passes without a key but health checks.
 
-Owns the refusal, before a request is read, and the door's certificate. A new method is closed until
+Owns the refusal, before a request is read, the bounds on what is read, and the door's certificate. A new method is closed until
 someone opens it here. Does not know services. Called by `router.grpc_door`.
 """
 
@@ -16,8 +16,10 @@ from grpc_health.v1 import health
 from core.config import SecurityConfig
 from core.errors import ServingError
 from router.credentials import Keyring
+from router.grpc_limits import bounded
 from router.grpc_requests import abort
 
+OWN_METHODS = "/baton.v1."
 OPEN_METHODS = f"/{health.SERVICE_NAME}/"
 
 
@@ -40,7 +42,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             self._keyring.identify(str(values[0]) if len(values) == 1 else "")
         except ServingError as error:
             return _refusal(handler, error)
-        return handler
+        return bounded(handler) if details.method.startswith(OWN_METHODS) else handler
 
 
 def _refusal(handler: Any, error: ServingError) -> Any:  # noqa: ANN401

@@ -25,13 +25,13 @@ from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish
+from router.request_making import RequestMaker, ServedModel, Wish, outside
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
 from router.telemetry import Telemetry
 from router.worker_link import LinkState
 
-MAX_DETOKENIZE_TOKENS = 1 << 20
+MAX_DETOKENIZE_TOKENS = 1 << 18
 
 
 class GenerationService:
@@ -130,7 +130,7 @@ class GenerationService:
     # --- tokens ---------------------------------------------------------------------------------------
 
     async def tokenize(
-        self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool
+        self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool, tenant: str = ""
     ) -> tuple[list[int], list[str]]:
         """Token ids of a text or a conversation, and each token as the vocabulary names it.
 
@@ -140,12 +140,12 @@ class GenerationService:
         self._maker.check_model(model)
         if isinstance(prompt, str):
             return await self._tokenizer.encode_with_tokens(
-                prompt, adds_special_tokens=adds_special_tokens
+                prompt, adds_special_tokens=adds_special_tokens, tenant=tenant
             )
-        ids = list(await self._maker.encode(prompt))
+        ids = list(await self._maker.encode(prompt, tenant=tenant))
         return ids, [self.text.name(i) for i in ids]
 
-    def detokenize(
+    async def detokenize(
         self, model: str, token_ids: Sequence[int], *, skips_special: bool = False
     ) -> str:
         """Text of token ids.
@@ -158,12 +158,13 @@ class GenerationService:
             raise InvalidRequest(
                 "tokens", f"has {len(token_ids)} entries, the limit is {MAX_DETOKENIZE_TOKENS}"
             )
-        wrong = next((t for t in token_ids if not 0 <= t < self.model.vocabulary_size), None)
+        wrong = outside(token_ids, self.model.vocabulary_size)
         if wrong is not None:
             raise InvalidRequest(
                 "tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}"
             )
-        return self.text.text(token_ids, skips_special=skips_special)
+        # The decoder runs without the interpreter's lock: meanwhile the loop serves others.
+        return await asyncio.to_thread(self.text.text, token_ids, skips_special=skips_special)
 
     # --- readiness and status -------------------------------------------------------------------------
 

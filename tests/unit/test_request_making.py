@@ -27,13 +27,13 @@ TALK = ChatPrompt([{"role": "user", "content": "hello"}])
 class Letters:
     """A tokenizer of bytes."""
 
-    async def encode(self, text, *, adds_special_tokens=True):
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
         return [*([1] if adds_special_tokens else []), *text.encode()]
 
-    async def encode_with_tokens(self, text, *, adds_special_tokens):
+    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
         return await self.encode(text, adds_special_tokens=adds_special_tokens), list(text)
 
-    async def encode_chat(self, chat):
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
         return [5] * sum(len(m["content"]) for m in chat.messages)
 
 
@@ -259,11 +259,11 @@ class Vocabulary:
 class Wide(Letters):
     """A tokenizer that knows more tokens than the model has rows for."""
 
-    async def encode(self, text, *, adds_special_tokens=True):
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
         ids = await super().encode(text, adds_special_tokens=adds_special_tokens)
         return [300 if i == ord("N") else i for i in ids]
 
-    async def encode_chat(self, chat):
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
         return await self.encode(chat.messages[0]["content"])
 
 
