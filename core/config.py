@@ -172,7 +172,7 @@ class RouterConfig(Node):
     max_connections_per_address: int = Field(
         0, ge=0, description="those of one address; 0: three quarters of them"
     )
-    max_running: int = Field(256, ge=1, description="requests in flight per router")
+    max_running: int = Field(256, ge=1, description="outputs in flight per router: requests x n")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
     max_queued_tokens: int = Field(
         1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit"

@@ -10,7 +10,7 @@ from typing import Any
 from core.errors import InvalidRequest
 
 MAX_DEPTH = 64
-MAX_VALUES = 1 << 15
+MAX_VALUES = 1 << 14
 """Strings, numbers, lists and objects of one top-level field, token ids aside."""
 MAX_TOKEN_IDS = 1 << 18
 """Integers in lists of nothing else."""

@@ -27,7 +27,7 @@ from router.child_pool import ChildPool
 
 SMALL_BYTES = 64 << 10
 """Parsed on the loop: at most a few milliseconds."""
-PARSE_TIMEOUT_S = 5.0
+PARSE_TIMEOUT_S = 10.0
 NUM_LARGEST = 16
 """Uploads of full length that fit into memory at once."""
 

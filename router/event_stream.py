@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -23,6 +24,7 @@ from router.request_stream import StreamGroup
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 KEEP_ALIVE = b": keep-alive\n\n"
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,7 @@ class EventStream(Response):
         is_started = False
         while not self._group.is_over and self._reply.error is None:
             events = await self._group.batch(self._limits.keep_alive_s)
-            text = self._text(events)
+            text = await self._text(events)
             if not is_started:
                 if not text and isinstance(self._reply.error, ServingError):
                     raise self._reply.error
@@ -90,7 +92,12 @@ class EventStream(Response):
             }
         )
 
-    def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
+    async def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
+        if self._reply.is_heavy_batch(events):
+            return await beside_the_loop(self._chunks, events)
+        return self._chunks(events)
+
+    def _chunks(self, events: list[tuple[int, RequestEvent]]) -> str:
         if not self._limits.has_ids:
             return "".join([self._reply.chunks(index, event) for index, event in events])
         out = []
@@ -111,6 +118,18 @@ class EventStream(Response):
             ) from error
 
 
+_maker: ThreadPoolExecutor = ThreadPoolExecutor(1, "replies")
+"""One thread: the loop waits for the interpreter behind one other at most, some milliseconds."""
+
+
+async def beside_the_loop(make: Callable[..., Made], *arguments: Any) -> Made:  # noqa: ANN401
+    """Make something large in a thread, so that streams go on meanwhile.
+
+    It must not be one long call into C: that holds the interpreter, in whatever thread it is.
+    """
+    return await asyncio.get_running_loop().run_in_executor(_maker, lambda: make(*arguments))
+
+
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:
     """Wait for every request's end and give the body.
 
@@ -125,7 +144,7 @@ async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dic
                 reply.take(index, event)
             if isinstance(reply.error, ServingError):
                 raise reply.error
-        return reply.whole()
+        return await beside_the_loop(reply.whole) if reply.is_heavy else reply.whole()
 
     try:
         body: dict[str, Any] = await unless_disconnected(receive, collect())

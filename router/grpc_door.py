@@ -32,6 +32,7 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
+from router.event_stream import beside_the_loop
 from router.grpc_guard import Gate, door_credentials
 from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, identity_of, optional
 from router.request_making import Wish
@@ -77,7 +78,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            prompt = self._prompt(logprobs)
+                            prompt = await beside_the_loop(self._prompt, logprobs)
                         case TextDelta():
                             texts[event.choice] = texts.get(event.choice, "") + event.text
                             tokens.setdefault(event.choice, []).extend(self._tokens(event))
@@ -128,7 +129,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            await write(prompt=self._prompt(logprobs))
+                            await write(prompt=await beside_the_loop(self._prompt, logprobs))
                         case TextDelta():
                             delta = pb.Delta(
                                 choice=event.choice,

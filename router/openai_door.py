@@ -21,7 +21,13 @@ from core.errors import InvalidRequest, ModelNotFound, ServingError
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
 from router.body_reading import BodyReader
-from router.event_stream import EventStream, StreamLimits, unless_disconnected, whole_reply
+from router.event_stream import (
+    EventStream,
+    StreamLimits,
+    beside_the_loop,
+    unless_disconnected,
+    whole_reply,
+)
 from router.http_bodies import (
     ChatBody,
     CompletionBody,
@@ -36,6 +42,7 @@ from router.http_bodies import (
 from router.http_errors import error_response, plain_error
 from router.http_guard import Guard
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.json_pieces import UTF8, dumps
 from router.request_making import MAX_ID_CHARACTERS, Wish
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
@@ -174,9 +181,11 @@ class Door:
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
-        return JSONResponse(
-            content, headers={**headers, "Server-Timing": server_timing(reply.anatomy)}
-        )
+        headers["Server-Timing"] = server_timing(reply.anatomy)
+        if not reply.is_heavy:
+            return JSONResponse(content, headers=headers)
+        text = await beside_the_loop(dumps, content, UTF8)
+        return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
 
     def created_now(self) -> int:
         """Unix seconds for a reply's `created`."""

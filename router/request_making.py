@@ -17,7 +17,7 @@ from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
-from core.types import MAX_BAD_WORDS, ChatPrompt, GenerateRequest, SamplingParams
+from core.types import MAX_BAD_WORDS, MAX_CHOICES, ChatPrompt, GenerateRequest, SamplingParams
 from router.credentials import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
@@ -281,6 +281,11 @@ class RequestMaker:
                     f"prompt plus max_tokens is {total} tokens and needs {needed} KV blocks, a worker's pool holds "
                     f"{d.num_blocks}; lower max_tokens or raise engine.num_blocks"
                 )
+
+
+def num_choices(wish: Wish) -> int:
+    """Choices that a wish asks for, as far as they are allowed: above that, `n` is refused itself."""
+    return min(wish.sampling.get("n", 1), MAX_CHOICES)
 
 
 def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:

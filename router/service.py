@@ -25,7 +25,7 @@ from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish, outside
+from router.request_making import RequestMaker, ServedModel, Wish, num_choices, outside
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
 from router.telemetry import Telemetry
@@ -113,6 +113,8 @@ class GenerationService:
         Raises:
             ServingError: One of them is wrong; none is started.
         """
+        if wishes:
+            self._admission.check_share(len(wishes), num_choices(wishes[0]))
         made: list[GenerateRequest] = []
         for index, wish in enumerate(wishes):
             request_id = f"{made[0].request_id}-{index}" if index else wish.request_id
