@@ -1,6 +1,6 @@
 """Who is next and who makes room, when several tenants wait in one line."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.fair_line import FairLine
@@ -42,6 +42,7 @@ def test_who_leaves_is_not_served():
     assert len(line) == 2 and taken(line) == ["a2", "b1"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from("aaaabc"), max_size=60), st.integers(1, 8))
 def test_a_tenant_waits_behind_at_most_one_of_each_other(arrivals, limit):
     line, standing = FairLine(limit), {}
