@@ -4,12 +4,16 @@ import asyncio
 import json
 import resource
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from support.http_door import HttpDoor, status
+
+from cluster import http_listener
+from cluster.certs import make_certificates
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +67,27 @@ async def test_one_address_has_a_share():
         assert status(await reader.readuntil(b"ok")) == 200
         assert door.book.of_address("127.0.0.1") == 3 and door.book.of_address("127.0.0.2") == 1
         drop([*mine, (reader, writer)])
+
+
+async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(http_listener, "HEAD_TIMEOUT_S", 0.5)
+    make_certificates(tmp_path, ["127.0.0.1"])
+    pair = tmp_path / "door.pem", tmp_path / "door.key"
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    async with HttpDoor(limit=4, tls=pair) as door:
+        silent = await hold(door, 3)
+        while len(door.book) < 3:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port, ssl=context)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        more = await hold(door, 3)  # a handshake in progress makes room as well
+        async with asyncio.timeout(20):
+            while len(door.book) > 1:
+                await asyncio.sleep(0.02)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        drop([*silent, *more, (reader, writer)])
 
 
 SCRIPT = """

@@ -42,10 +42,10 @@ class SmallApp:
 class HttpDoor:
     """`async with HttpDoor(limit=8) as door:`"""
 
-    def __init__(self, limit=64, per_address=None, reserved=2, stall_s=30.0, app=None):
+    def __init__(self, limit=64, per_address=None, reserved=2, stall_s=30.0, app=None, tls=None):
         self.app = app or SmallApp()
         self.book = ConnectionBook(limit, per_address or limit, reserved)
-        self.stall_s = stall_s
+        self.stall_s, self.tls = stall_s, tls
         self.refused = Counter()
 
     async def __aenter__(self):
@@ -55,6 +55,7 @@ class HttpDoor:
         config = uvicorn.Config(
             self.app, http="httptools", ws="none", log_level="warning", access_log=False,
             lifespan="off", timeout_keep_alive=60, timeout_graceful_shutdown=1,
+            **({"ssl_certfile": self.tls[0], "ssl_keyfile": self.tls[1]} if self.tls else {}),
         )  # fmt: skip
 
         def count(reason, _address):

@@ -1,11 +1,13 @@
 """From wish to request: defaults, truncation, limits; and the bodies and headers around it."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
 from core.config import RouterConfig
 from core.errors import (
+    DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
@@ -16,6 +18,7 @@ from core.errors import (
 from core.ids import Ids
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
+from router.credentials import Identity
 from router.http_bodies import ChatBody, CompletionBody, ignored_fields, parse_body
 from router.http_errors import error_body, error_response
 from router.request_making import RequestMaker, ServedModel, Wish
@@ -309,3 +312,27 @@ async def test_prompt_scores_have_a_limit():
     with pytest.raises(InvalidRequest, match=r"5 prompt tokens would be 35 .* limit is 30") as told:
         await make_of_wide("abcd", {"prompt_logprobs": 6}, config)
     assert told.value.field == "prompt_logprobs"
+
+
+class Slow(Letters):
+    """A tokenizer that has other work; it remembers for whom it was asked and how much may fit."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
+        self.asked.append((tenant, max_bytes))
+        await asyncio.sleep(0.05)
+        return [5]
+
+
+async def test_a_prompt_is_read_for_its_tenant_within_the_deadline_and_what_may_fit():
+    slow = Slow()
+    model = replace(MODEL, max_prompt_bytes=700)
+    made = RequestMaker(model, RouterConfig(), slow, StillClock(), Ids(), b"key", list)
+    identity = Identity(tenant="acme", tier="")
+    await made.make(Wish("ab", {}, identity=identity))
+    await made.make(Wish("ab", {}, truncate_prompt_tokens=5, identity=identity))
+    assert slow.asked == [("acme", 700), ("acme", 0)], "what is cut need not fit"
+    with pytest.raises(DeadlineExceeded, match="before the prompt was read"):
+        await made.make(Wish("ab", {}, time_limit_s=0.01))
