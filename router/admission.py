@@ -74,6 +74,25 @@ class Admission:
         finally:
             self._release(num_permits)
 
+    def check_open(self, tenant: str) -> None:
+        """Refuse at once what would find no place in line, before any work is done for it.
+
+        Raises:
+            Overloaded: The line is full, and nobody would have to make room.
+            Draining: The router is shutting down.
+        """
+        if self.is_draining:
+            raise Draining("the router is shutting down; try another one")
+        is_free = self.num_running < self._max_running and not self._waiting
+        if not is_free and not self._waiting.has_room_for(tenant):
+            raise self._full()
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"{self.num_running} requests run and {len(self._waiting)} wait, "
+            f"the limits are {self._max_running} and {self._max_queued}; try again later"
+        )
+
     def check_share(self, num_prompts: int, num_choices: int) -> None:
         """Refuse a reply that would need more than half of all permits.
 
@@ -121,14 +140,10 @@ class Admission:
         loser = self._waiting.join(tenant, waiter)
         if loser is None:
             return
-        error = Overloaded(
-            f"{self.num_running} requests run and {len(self._waiting)} wait, "
-            f"the limits are {self._max_running} and {self._max_queued}; try again later"
-        )
         if loser is waiter:
-            raise error
+            raise self._full()
         if not loser.granted.done():
-            loser.granted.set_exception(error)
+            loser.granted.set_exception(self._full())
 
     def _check_room(self, num_tokens: int) -> None:
         if self._num_queued_tokens + num_tokens > self._max_queued_tokens:

@@ -35,14 +35,24 @@ class FairLine(Generic[Waiter]):
         if self._num_waiting < self._limit:
             self._add(tenant, waiter)
             return None
-        longest = max(self._lines, key=lambda t: len(self._lines[t]), default=tenant)
-        mine = len(self._lines.get(tenant, ()))
-        if mine + 1 >= len(self._lines.get(longest, ())):
+        longest = self._longest()
+        if longest is None or not self.has_room_for(tenant):
             return waiter
         newest = next(reversed(self._lines[longest]))
         self.leave(longest, newest)
         self._add(tenant, waiter)
         return newest
+
+    def has_room_for(self, tenant: str) -> bool:
+        """Could the tenant join now, in somebody's place if need be?"""
+        if self._num_waiting < self._limit:
+            return True
+        longest = self._longest()
+        most = len(self._lines[longest]) if longest is not None else 0
+        return len(self._lines.get(tenant, ())) + 1 < most
+
+    def _longest(self) -> str | None:
+        return max(self._lines, key=lambda t: len(self._lines[t]), default=None)
 
     def _add(self, tenant: str, waiter: Waiter) -> None:
         self._lines.setdefault(tenant, OrderedDict())[waiter] = None

@@ -163,8 +163,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 if kind == "text"
                 else self._chat_prompt(talk.messages, talk.options, adds)
             )
+            tenant = identity_of(context, self._service.keyring).tenant
             ids, names = await self._service.tokenize(
-                request.model, prompt, adds_special_tokens=adds
+                request.model, prompt, adds_special_tokens=adds, tenant=tenant
             )
         except ServingError as error:
             await abort(context, error)

@@ -285,7 +285,8 @@ class RequestMaker:
 
 def num_choices(wish: Wish) -> int:
     """Choices that a wish asks for, as far as they are allowed: above that, `n` is refused itself."""
-    return min(wish.sampling.get("n", 1), MAX_CHOICES)
+    n: int = wish.sampling.get("n", 1)
+    return min(n, MAX_CHOICES)
 
 
 def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:

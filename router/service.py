@@ -105,6 +105,7 @@ class GenerationService:
         Raises:
             ServingError: Names what is wrong with it.
         """
+        self._admission.check_open(wish.identity.tenant)
         return await self._maker.make(wish)
 
     async def make_requests(self, wishes: Sequence[Wish]) -> list[GenerateRequest]:
@@ -114,6 +115,7 @@ class GenerationService:
             ServingError: One of them is wrong; none is started.
         """
         if wishes:
+            self._admission.check_open(wishes[0].identity.tenant)
             self._admission.check_share(len(wishes), num_choices(wishes[0]))
         made: list[GenerateRequest] = []
         for index, wish in enumerate(wishes):

@@ -49,12 +49,14 @@ class HttpDoor:
         self.refused = Counter()
 
     async def __aenter__(self):
+        self._patience = asyncio.timeout(60)  # a test that waits for ever fails
+        await self._patience.__aenter__()
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
             self.app, http="httptools", ws="none", log_level="warning", access_log=False,
-            lifespan="off", timeout_keep_alive=60, timeout_graceful_shutdown=1,
+            lifespan="off", timeout_keep_alive=60, timeout_graceful_shutdown=1, log_config=None,
             **({"ssl_certfile": self.tls[0], "ssl_keyfile": self.tls[1]} if self.tls else {}),
         )  # fmt: skip
 
@@ -65,8 +67,16 @@ class HttpDoor:
         self._task = asyncio.create_task(self._server.serve())
         return self
 
-    async def __aexit__(self, *_):
+    async def __aexit__(self, *error):
+        try:
+            await self._stop()
+        finally:
+            await self._patience.__aexit__(*error)
+
+    async def _stop(self):
         self.app.let_go.set() if hasattr(self.app, "let_go") else None
+        for connection in list(self.book._all):
+            connection.close()
         self._server.should_exit = True
         await self._task
 

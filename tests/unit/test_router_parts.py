@@ -201,6 +201,9 @@ async def test_one_tenants_many_do_not_keep_out_anothers_one():
     many = [asyncio.create_task(hold(admission, of("a"), log, until)) for _ in range(5)]
     await asyncio.sleep(0)
     assert (admission.num_running, admission.num_queued) == (2, 3)
+    with pytest.raises(Overloaded, match="2 requests run and 3 wait"):
+        admission.check_open("a")  # before anything is done for one more
+    admission.check_open("b")
     one = asyncio.create_task(hold(admission, of("b"), log, until))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
