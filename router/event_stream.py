@@ -8,23 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled, ServingError, SlowReader
 from core.types import RequestEvent
+from router.beside_the_loop import beside_the_loop
 from router.http_errors import error_body, error_response
 from router.http_replies import Reply
 from router.request_stream import StreamGroup
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 KEEP_ALIVE = b": keep-alive\n\n"
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,18 +115,6 @@ class EventStream(Response):
             raise SlowReader(
                 f"the client did not read for {self._limits.slow_reader_s:g} s"
             ) from error
-
-
-_maker: ThreadPoolExecutor = ThreadPoolExecutor(1, "replies")
-"""One thread: the loop waits for the interpreter behind one other at most, some milliseconds."""
-
-
-async def beside_the_loop(make: Callable[..., Made], *arguments: Any) -> Made:  # noqa: ANN401
-    """Make something large in a thread, so that streams go on meanwhile.
-
-    It must not be one long call into C: that holds the interpreter, in whatever thread it is.
-    """
-    return await asyncio.get_running_loop().run_in_executor(_maker, lambda: make(*arguments))
 
 
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:

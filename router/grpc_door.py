@@ -32,7 +32,7 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.event_stream import beside_the_loop
+from router.beside_the_loop import beside_the_loop
 from router.grpc_guard import Gate, door_credentials
 from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, identity_of, optional
 from router.request_making import Wish

@@ -20,11 +20,11 @@ from starlette.exceptions import HTTPException
 from core.errors import InvalidRequest, ModelNotFound, ServingError
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
+from router.beside_the_loop import beside_the_loop
 from router.body_reading import BodyReader
 from router.event_stream import (
     EventStream,
     StreamLimits,
-    beside_the_loop,
     unless_disconnected,
     whole_reply,
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from core import metrics
@@ -19,6 +20,7 @@ from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
 from core.types import ChatPrompt, GenerateRequest, RequestEnded
 from router.admission import CANARY_TIER, Admission
+from router.beside_the_loop import beside_the_loop
 from router.canary import Canary
 from router.credentials import Keyring
 from router.detokenizing import TextModel
@@ -168,7 +170,9 @@ class GenerationService:
                 "tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}"
             )
         # The decoder runs without the interpreter's lock: meanwhile the loop serves others.
-        return await asyncio.to_thread(self.text.text, token_ids, skips_special=skips_special)
+        return await beside_the_loop(
+            partial(self.text.text, skips_special=skips_special), token_ids
+        )
 
     # --- readiness and status -------------------------------------------------------------------------
 

@@ -49,7 +49,7 @@ class HttpDoor:
         self.refused = Counter()
 
     async def __aenter__(self):
-        self._patience = asyncio.timeout(60)  # a test that waits for ever fails
+        self._patience = asyncio.timeout(30)  # a test that waits for ever fails
         await self._patience.__aenter__()
         listener = socket.socket()
         listener.bind(("127.0.0.1", 0))

@@ -116,8 +116,9 @@ async def test_an_order_in_work_is_given_up_soon_after_its_client_left(make, mon
     task.cancel()
     await settle()
     assert not pool._free, "its process is still at work"
-    while not pool._free:
-        await asyncio.sleep(0.005)
+    async with asyncio.timeout(5):
+        while not pool._free:
+            await asyncio.sleep(0.005)
     assert pool._children[0].num_killed == 1
 
 
