@@ -197,7 +197,7 @@ async def hold(admission, request, log, until):
 
 async def test_one_tenants_many_do_not_keep_out_anothers_one():
     """The line is full of one tenant: its newest makes room, and the newcomer is next but one."""
-    admission, log, until = Admission(2, 3, 30.0), [], asyncio.Event()
+    admission, log, until = Admission(2, 3, 5.0), [], asyncio.Event()
     many = [asyncio.create_task(hold(admission, of("a"), log, until)) for _ in range(5)]
     await asyncio.sleep(0)
     assert (admission.num_running, admission.num_queued) == (2, 3)
