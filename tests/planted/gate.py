@@ -71,8 +71,8 @@ BUGS = [
     Bug(
         "a newcomer is turned away while others idle",
         "cluster/connections.py",
-        "                    connection.close()\n                    return True",
-        "                    return False",
+        "        for idle in (self.silent, self.resting):",
+        "        for idle in ():",
         f"{CONNECTIONS}::test_silent_connections_make_room",
     ),
     Bug(
