@@ -7,13 +7,20 @@ Owns the composition of a router out of real parts. Does not know where members 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 
 import uvicorn
 
-from cluster.close_delimited import CloseDelimited
+from cluster.connections import ConnectionBook
+from cluster.http_listener import (
+    INSIDE_DESCRIPTORS,
+    NUM_RESERVED,
+    HttpServer,
+    grpc_share,
+    make_book,
+    raise_descriptor_limit,
+)
 from cluster.session_network import session_network
 from cluster.tls import session_tls
 from cluster.tracing import make_tracing
@@ -25,6 +32,8 @@ from core.session import Role
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.admission import Admission
+from router.body_reading import BodyReader
+from router.calls import Call
 from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.door_certificate import DoorCertificate
@@ -34,10 +43,10 @@ from router.openai_door import make_app
 from router.orchestrator import Orchestrator
 from router.request_making import ServedModel
 from router.service import GenerationService
+from router.text_bounds import longest_token_bytes
 from router.tokenizing import TokenizerPool
 
 STOP_GRACE_S = 5.0
-HEADER_BYTES = 16 << 10
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
@@ -58,8 +67,9 @@ class RunningRouter:
         clock, ids = SystemClock(), Ids()
         self._network = session_network(router.host, session_tls(config.security, "router"))
         self._tokenizer = TokenizerPool(
-            spec.folder, router.tokenize_timeout_s, router.tokenizer_processes
+            spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )
+        self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         admission = Admission(
             router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens
@@ -71,6 +81,7 @@ class RunningRouter:
         model = ServedModel(
             spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
             fingerprint=f"fp_{spec.digest[:10]}",
+            max_prompt_bytes=spec.max_model_len * (longest_token_bytes(spec.folder) or 0),
         )  # fmt: skip
         keyring = Keyring(config.security.api_keys, clock.now_s)
         self.service = GenerationService(
@@ -100,9 +111,9 @@ class RunningRouter:
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
+        book = self._make_book()
         await self._grpc.start()
-        # The protocol is named because asyncio turns Nagle's algorithm off only then; with it on, a client's
-        # delayed acknowledgement holds each reply back by 40 ms.
+        # The protocol is named because asyncio turns Nagle's algorithm off only then.
         listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -111,20 +122,32 @@ class RunningRouter:
         created = int(time.time())  # noqa: TID251 - OpenAI's `created` is wall-clock
         security = self._config.security
         certificate = self._certificate
-        app = make_app(self.service, created, is_production=security.production)
+        app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
-            app, http=CloseDelimited, log_level="warning", access_log=False, lifespan="off",
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
+            app, http="httptools", ws="none", log_level="warning", access_log=False, lifespan="off",
+            timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
             ssl_context_factory=(
                 (lambda _, make: certificate.context(make)) if certificate else None
             ),
         )  # fmt: skip
-        self._http = _Server(settings)
-        self._http_task = asyncio.get_running_loop().create_task(
-            self._http.serve(sockets=[listener])
+        self._http = HttpServer(
+            settings, listener, book, self._config.router.slow_reader_s, self._refused
         )
+        self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
+
+    def _make_book(self) -> ConnectionBook:
+        """Limits of both doors, within what this process may open."""
+        router = self._config.router
+        at_once = min(router.max_connections, router.max_running + router.max_queued)
+        limit = raise_descriptor_limit(at_once * 4 // 3 + INSIDE_DESCRIPTORS + NUM_RESERVED)
+        self._grpc.max_connections = grpc_share(limit)
+        return make_book(router.max_connections, router.max_connections_per_address, limit)
+
+    def _refused(self, reason: str, address: str) -> None:
+        """Tell of what was turned away before it was a request; of a slow reader its request tells."""
+        if reason != "slow_reader":
+            self.service.call_ended(Call("http", address, code=reason))
 
     @property
     def grpc_port(self) -> int:
@@ -143,16 +166,6 @@ class RunningRouter:
             await asyncio.gather(self._mirror_task, return_exceptions=True)
         await self.links.close()
         await self._network.close()
+        await self._bodies.stop()
         await self._tokenizer.stop()
         self._tracing.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process that hosts it has its own."""
-
-    def install_signal_handlers(self) -> None:
-        """Install none."""
-
-    def capture_signals(self) -> contextlib.nullcontext[None]:
-        """Capture none."""
-        return contextlib.nullcontext()

@@ -169,7 +169,15 @@ class RouterConfig(Node):
         (), description="whose pages may call the HTTP door from a browser; *: anybody's"
     )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
-    max_running: int = Field(256, ge=1, description="requests in flight per router")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="HTTP connections at once per router; fewer where descriptors are scarce",
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="those of one address; 0: three quarters of them"
+    )
+    max_running: int = Field(256, ge=1, description="outputs in flight per router: requests x n")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
     max_queued_tokens: int = Field(
         1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit"

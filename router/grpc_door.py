@@ -32,6 +32,7 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
+from router.beside_the_loop import beside_the_loop
 from router.calls import caller
 from router.door_certificate import DoorCertificate
 from router.grpc_guard import Gate
@@ -45,6 +46,13 @@ REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
 PING_INTERVAL_MS = 500
 """Who pings a quiet stream more often is sent away; the library's limit is five minutes."""
+HANDSHAKE_TIMEOUT_MS = 5_000
+"""From accept to the client's HTTP/2 settings."""
+IDLE_MS = 300_000
+"""A connection without calls is told to go; clients open another when they need one."""
+MAX_STREAMS = 512
+"""Calls at once on one connection; clients let further ones wait on their side."""
+MAX_CONNECTIONS = 4096
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -74,7 +82,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            prompt = self._prompt(logprobs)
+                            prompt = await beside_the_loop(self._prompt, logprobs)
                         case TextDelta():
                             texts[event.choice] = texts.get(event.choice, "") + event.text
                             tokens.setdefault(event.choice, []).extend(self._tokens(event))
@@ -125,7 +133,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            await write(prompt=self._prompt(logprobs))
+                            await write(prompt=await beside_the_loop(self._prompt, logprobs))
                         case TextDelta():
                             delta = pb.Delta(
                                 choice=event.choice,
@@ -159,8 +167,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 if kind == "text"
                 else self._chat_prompt(talk.messages, talk.options, adds)
             )
+            tenant = caller().tenant
             ids, names = await self._service.tokenize(
-                request.model, prompt, adds_special_tokens=adds
+                request.model, prompt, adds_special_tokens=adds, tenant=tenant
             )
         except ServingError as error:
             await abort(context, error)
@@ -174,7 +183,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         """Token ids to text."""
         skips = optional(request, "skip_special_tokens", default=False)
         try:
-            text = self._service.detokenize(request.model, request.token_ids, skips_special=skips)
+            text = await self._service.detokenize(
+                request.model, list(request.token_ids), skips_special=skips
+            )
         except ServingError as error:
             await abort(context, error)
         return pb.DetokenizeResponse(text=text)
@@ -281,6 +292,7 @@ class GrpcDoor:
         """Nothing listens yet; without a certificate the door speaks plain text."""
         self._service, self._security = service, security
         self._certificate = certificate
+        self.max_connections = MAX_CONNECTIONS
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -296,6 +308,10 @@ class GrpcDoor:
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
         server = grpc.aio.server(options=options, interceptors=[Gate(self._service)])
         generation_pb2_grpc.add_GenerationServicer_to_server(

@@ -1,7 +1,8 @@
 """The gate of the gRPC door: nothing passes without a key but health checks, and no refusal unseen.
 
-Owns the refusal, before a request is read, and the record of every call. A new method is closed
-until someone opens it here. Does not know services. Called by `router.grpc_door`.
+Owns the refusal, before a request is read, the bounds on what is read, and the record of every
+call. A new method is closed until someone opens it here. Does not know services. Called by
+`router.grpc_door`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
 from router.bad_keys import BadKeys
 from router.calls import Call, begin, peer_address
 from router.credentials import Keyring
+from router.grpc_limits import bounded
 from router.grpc_requests import abort
 from router.identities import Right
 
+OWN_METHODS = "/baton.v1."
 OPEN_METHODS = f"/{health.SERVICE_NAME}/"
 RIGHTS = {"/baton.v1.Generation/ListModels": Right.ANY_KEY}
 """What a method asks of its caller, unless it is `Right.GENERATE`."""
@@ -72,7 +75,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             call.refuse("unsupported_endpoint")
             return None
-        return _watched(handler, call)
+        is_ours = details.method.startswith(OWN_METHODS)
+        return _watched(bounded(handler) if is_ours else handler, call)
 
     def _end(self, call: Call) -> None:
         if not call.is_read:

@@ -1,7 +1,8 @@
 """OpenAI's error object, its status and the headers that steer a client's retries.
 
 Owns the one translation from the error tree to HTTP, and notes each on the call it answers. Does not
-know routes. Called by `router.openai_door`, `router.event_stream` and `router.http_guard`.
+know routes. Called by `router.openai_door`, `router.event_stream`, `router.http_guard` and, for what
+is no request yet, `cluster.http_protocol`.
 """
 
 from __future__ import annotations
@@ -64,9 +65,14 @@ def plain_error(
     """An error of the HTTP layer itself: no such path, wrong method, a bug."""
     is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     note(code, "failed" if is_ours else "rejected")
-    kind = "server_error" if is_ours else "invalid_request_error"
     return JSONResponse(
-        _body(message, kind, None, code),
+        plain_body(status, message, code),
         status_code=status,
         headers={**(headers or {}), "x-should-retry": "false"},
     )
+
+
+def plain_body(status: int, message: str, code: str) -> dict[str, Any]:
+    """The body of such an error."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return _body(message, kind, None, code)

@@ -6,17 +6,25 @@ Owns every check that can be made before a worker is asked. Does not know HTTP o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from core.config import RouterConfig
-from core.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptTooLong
 from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
-from core.types import MAX_BAD_WORDS, MAX_SEED, ChatPrompt, GenerateRequest, SamplingParams
+from core.types import (
+    MAX_BAD_WORDS,
+    MAX_CHOICES,
+    MAX_SEED,
+    ChatPrompt,
+    GenerateRequest,
+    SamplingParams,
+)
 from router.identities import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
@@ -36,6 +44,8 @@ class ServedModel:
     dtype: str
     default_sampling: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    max_prompt_bytes: int = 0
+    """Text with more bytes cannot fit, however it is tokenized; 0: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +141,14 @@ class RequestMaker:
         given = _usual({**self._model.default_sampling, **wish.sampling})
         if "max_tokens" in given:  # before the work of tokenizing
             SamplingParams(**given).validate(self._model.vocabulary_size)
-        token_ids = await self.encode(wish.prompt, adds_special_tokens=wish.adds_special_tokens)
+        token_ids = await self._encode_in_time(wish, received_at + limit_s)
         if not token_ids:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         self._check_rows(wish.prompt, token_ids)
         num_tokens = len(token_ids)
         token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
         is_whole_text = isinstance(wish.prompt, str) and len(token_ids) == num_tokens
-        bad_words = await self._bad_words(wish.bad_words)
+        bad_words = await self._bad_words(wish.bad_words, wish.identity.tenant)
         is_chat = isinstance(wish.prompt, ChatPrompt)
         if "max_tokens" not in given:
             room = self._room(len(token_ids), given.get("n", 1))
@@ -168,8 +178,26 @@ class RequestMaker:
             correlation_id=wish.correlation_id,
         )  # fmt: skip
 
+    async def _encode_in_time(self, wish: Wish, deadline_at: float) -> Sequence[int]:
+        """The prompt's token ids, by the request's deadline."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline_at - self._clock.now_s())):
+                return await self.encode(
+                    wish.prompt,
+                    adds_special_tokens=wish.adds_special_tokens,
+                    tenant=wish.identity.tenant,
+                    max_bytes=0 if wish.truncate_prompt_tokens else self._model.max_prompt_bytes,
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the prompt was read") from error
+
     async def encode(
-        self, prompt: str | Sequence[int] | ChatPrompt, *, adds_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[int] | ChatPrompt,
+        *,
+        adds_special_tokens: bool = True,
+        tenant: str = "",
+        max_bytes: int = 0,
     ) -> Sequence[int]:
         """Turn any form of prompt into token ids.
 
@@ -177,11 +205,16 @@ class RequestMaker:
             InvalidRequest: The tokenizer or the chat template refuses it.
         """
         if isinstance(prompt, ChatPrompt):
-            return await self._tokenizer.encode_chat(prompt)
+            return await self._tokenizer.encode_chat(prompt, tenant=tenant, max_bytes=max_bytes)
         if isinstance(prompt, str):
-            return await self._tokenizer.encode(prompt, adds_special_tokens=adds_special_tokens)
+            return await self._tokenizer.encode(
+                prompt,
+                adds_special_tokens=adds_special_tokens,
+                tenant=tenant,
+                max_bytes=max_bytes,
+            )
         size = self._model.vocabulary_size
-        wrong = next((t for t in prompt if not 0 <= t < size), None)
+        wrong = outside(prompt, size)
         if wrong is not None:
             raise InvalidRequest("prompt", f"has token id {wrong}, must be from 0 to {size - 1}")
         return prompt
@@ -191,7 +224,7 @@ class RequestMaker:
     ) -> None:
         """Refuse what the tokenizer knows and the model does not: fine-tunes may add such tokens."""
         size = self._model.vocabulary_size
-        wrong = next((t for t in token_ids if not 0 <= t < size), None)
+        wrong = outside(token_ids, size)
         if wrong is not None:
             name = self._tokens.name(wrong) if self._tokens else ""
             raise InvalidRequest(
@@ -220,7 +253,7 @@ class RequestMaker:
             )
         return token_ids[:keep] if wish.keeps_left else token_ids[-keep:]
 
-    async def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    async def _bad_words(self, words: Sequence[str], tenant: str) -> tuple[tuple[int, ...], ...]:
         """Tokens of each word, at the beginning of a text and after a space: the same two forms as in vLLM."""
         if len(words) > MAX_BAD_WORDS // 2:
             raise InvalidRequest(
@@ -234,7 +267,8 @@ class RequestMaker:
                     f"has an empty word or one above {MAX_BAD_WORD_CHARACTERS} characters",
                 )
             for form in (word.lstrip(), " " + word.lstrip()):
-                found[tuple(await self._tokenizer.encode(form, adds_special_tokens=False))] = None
+                ids = await self._tokenizer.encode(form, adds_special_tokens=False, tenant=tenant)
+                found[tuple(ids)] = None
         rows = self._model.vocabulary_size
         return tuple(ids for ids in found if max(ids, default=0) < rows)  # others are never drawn
 
@@ -285,6 +319,18 @@ def _usual(given: dict[str, Any]) -> dict[str, Any]:
     if "stop" in given:
         given["stop"] = tuple(text for text in given["stop"] if text)
     return given
+
+
+def num_choices(wish: Wish) -> int:
+    """Choices that a wish asks for, as far as they are allowed: above that, `n` is refused itself."""
+    n: int = wish.sampling.get("n", 1)
+    return min(n, MAX_CHOICES)
+
+
+def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:
+    """One token id that is not in the vocabulary, if there is any; without a step per token."""
+    ends = (min(token_ids), max(token_ids)) if token_ids else ()
+    return next((t for t in ends if not 0 <= t < vocabulary_size), None)
 
 
 def _scope(wish: Wish) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from core import metrics
@@ -21,6 +22,7 @@ from core.types import ChatPrompt, GenerateRequest, RequestEnded
 from router import calls
 from router.admission import CANARY_TIER, Admission
 from router.bad_keys import BadKeys
+from router.beside_the_loop import beside_the_loop
 from router.calls import Call
 from router.canary import Canary
 from router.credentials import Keyring
@@ -28,13 +30,13 @@ from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish
+from router.request_making import RequestMaker, ServedModel, Wish, num_choices, outside
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
 from router.telemetry import Telemetry
 from router.worker_link import LinkState
 
-MAX_DETOKENIZE_TOKENS = 1 << 20
+MAX_DETOKENIZE_TOKENS = 1 << 18
 
 
 class GenerationService:
@@ -134,6 +136,7 @@ class GenerationService:
         Raises:
             ServingError: Names what is wrong with it.
         """
+        self._admission.check_open(wish.identity.tenant)
         return await self._maker.make(wish)
 
     async def make_requests(self, wishes: Sequence[Wish]) -> list[GenerateRequest]:
@@ -142,6 +145,9 @@ class GenerationService:
         Raises:
             ServingError: One of them is wrong; none is started.
         """
+        if wishes:
+            self._admission.check_open(wishes[0].identity.tenant)
+            self._admission.check_share(len(wishes), num_choices(wishes[0]))
         made: list[GenerateRequest] = []
         for index, wish in enumerate(wishes):
             request_id = f"{made[0].request_id}-{index}" if index else wish.request_id
@@ -159,7 +165,7 @@ class GenerationService:
     # --- tokens ---------------------------------------------------------------------------------------
 
     async def tokenize(
-        self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool
+        self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool, tenant: str = ""
     ) -> tuple[list[int], list[str]]:
         """Token ids of a text or a conversation, and each token as the vocabulary names it.
 
@@ -169,12 +175,12 @@ class GenerationService:
         self._maker.check_model(model)
         if isinstance(prompt, str):
             return await self._tokenizer.encode_with_tokens(
-                prompt, adds_special_tokens=adds_special_tokens
+                prompt, adds_special_tokens=adds_special_tokens, tenant=tenant
             )
-        ids = list(await self._maker.encode(prompt))
+        ids = list(await self._maker.encode(prompt, tenant=tenant))
         return ids, [self.text.name(i) for i in ids]
 
-    def detokenize(
+    async def detokenize(
         self, model: str, token_ids: Sequence[int], *, skips_special: bool = False
     ) -> str:
         """Text of token ids.
@@ -187,12 +193,15 @@ class GenerationService:
             raise InvalidRequest(
                 "tokens", f"has {len(token_ids)} entries, the limit is {MAX_DETOKENIZE_TOKENS}"
             )
-        wrong = next((t for t in token_ids if not 0 <= t < self.model.vocabulary_size), None)
+        wrong = outside(token_ids, self.model.vocabulary_size)
         if wrong is not None:
             raise InvalidRequest(
                 "tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}"
             )
-        return self.text.text(token_ids, skips_special=skips_special)
+        # The decoder runs without the interpreter's lock: meanwhile the loop serves others.
+        return await beside_the_loop(
+            partial(self.text.text, skips_special=skips_special), token_ids
+        )
 
     # --- readiness and status -------------------------------------------------------------------------
 

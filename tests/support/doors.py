@@ -16,6 +16,7 @@ from core.ids import Ids
 from core.ports import SystemClock
 from protos.baton.v1 import generation_pb2 as pb
 from router.admission import Admission
+from router.body_reading import BodyReader
 from router.credentials import Keyring, new_key
 from router.detokenizing import TextModel
 from router.grpc_door import GrpcDoor
@@ -40,16 +41,16 @@ REFUSED_TEXT = "a text that the tokenizer refuses"
 class Tokenizer:
     """One token for each character."""
 
-    async def encode(self, text, *, adds_special_tokens=True):
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
         if text == REFUSED_TEXT:
             raise InvalidRequest("prompt", "took too long")
         return [1 + ord(c) % 64 for c in text]
 
-    async def encode_with_tokens(self, text, *, adds_special_tokens):
+    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
         ids = await self.encode(text)
         return ids, [str(i) for i in ids]
 
-    async def encode_chat(self, chat):
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
         return await self.encode("".join(m["content"] for m in chat.messages))
 
 
@@ -77,7 +78,7 @@ class Doors:
             admission, self.links, Tokenizer(), text, clock, ids, b"a key of these tests",
             Keyring("" if is_open else str(file), clock.now_s), frozenset(), must_cross=False,
         )  # fmt: skip
-        self.app = make_app(self.service, 0)
+        self.app = make_app(self.service, 0, BodyReader(config.router.max_body_bytes, 5.0, 30.0))
         self.grpc = GrpcDoor(self.service, config.security, certificate)
         self.channel = None
 

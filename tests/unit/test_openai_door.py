@@ -13,6 +13,7 @@ from core.errors import Unauthenticated
 from core.ids import Ids
 from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
 from router.bad_keys import BadKeys
+from router.body_reading import BodyReader
 from router.credentials import ANYBODY
 from router.detokenizing import TextModel
 from router.openai_door import make_app
@@ -83,7 +84,9 @@ class Service:
 
 
 def client(service):
-    return TestClient(make_app(service, 5), raise_server_exceptions=False)
+    return TestClient(
+        make_app(service, 5, BodyReader(4 << 20, 5.0, 30.0)), raise_server_exceptions=False
+    )
 
 
 def test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged(caplog):
