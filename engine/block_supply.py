@@ -44,22 +44,24 @@ class BlockSupply:
         self._limits = limits
         self._sequences = sequences
         self._hooks = hooks
-        self._blocked: list[Sequence] = []
+        self._passed: list[Sequence] = []
 
     # --- the waiting line ---------------------------------------------------------------------
 
-    def fitting(self, *, takes_back: bool = True) -> Iterator[Sequence]:
+    def fitting(self, status: Status, *, takes_back: bool = True) -> Iterator[Sequence]:
         """Walk the line, the first first, and yield those whose blocks and place are there.
 
-        The caller may start or reserve for each before the walk goes on; whom it leaves waiting
-        keeps a claim to its blocks and its place. One that finds too few, or no place, lets those
-        behind it pass, until it was overtaken MAX_OVERTAKEN times; from then on what is free is kept
-        for it. An arrival has its place from its reservation on.
+        The caller may start or reserve for each before the walk goes on. One that finds too few
+        blocks, no place, or is left waiting, lets those behind it pass, until it was overtaken
+        MAX_OVERTAKEN times; from then on what it needs is kept for it. Where one of the other status
+        would fit, what it needs is kept at once: its turn comes with the next walk. An arrival has
+        its place from its reservation on.
 
         Args:
+            status: Whom to yield: those that would run, or arrivals.
             takes_back: Take blocks from those that have to yield them. False: only look.
         """
-        self._blocked = []
+        self._passed = []
         num_kept = 0
         num_passed = 0
         has_lonely = False
@@ -81,21 +83,22 @@ class BlockSupply:
                 self._make_room(num_kept + num_needed, set())
                 num_yielding = self._num_yielding()
                 num_needed = self.num_needed(sequence, num_kept)
-            if not has_place or num_kept + num_needed > self._pool.num_available:
-                self._blocked.append(sequence)
-                if sequence.num_overtaken >= MAX_OVERTAKEN:
-                    if sequence.run_alone:
-                        return  # an arrival would run beside it for as long as its answer is
-                    num_kept += num_needed
-                num_passed += 1
-                continue
-            yield sequence
-            if _is_waiting(sequence):
-                num_kept += num_needed
-                num_places_kept += 1
-                num_passed += 1
-            else:
+            fits = has_place and num_kept + num_needed <= self._pool.num_available
+            is_asked_for = sequence.status is status
+            if fits and is_asked_for:
+                yield sequence
+            if not _is_waiting(sequence):
                 num_taken = self._sequences.num_places_taken
+                continue
+            num_passed += 1
+            if is_asked_for or not fits:
+                self._passed.append(sequence)
+                if sequence.num_overtaken < MAX_OVERTAKEN:
+                    continue
+                if sequence.run_alone and not fits:
+                    return  # an arrival would run beside it for as long as its answer is
+            num_kept += num_needed
+            num_places_kept += fits
 
     def has_place(self, sequence: Sequence) -> bool:
         """Could one more sequence run now, blocks aside?"""
@@ -135,7 +138,7 @@ class BlockSupply:
         return num_blocks - sum(self._pool.references(block_id) > 0 for block_id in hits)
 
     def take(self, sequence: Sequence) -> list[int] | None:
-        """Give a sequence its table; who waits in front of it for blocks was overtaken.
+        """Give a sequence its table; those in front of it that still wait were overtaken.
 
         Returns:
             Leading blocks whose content is here already; None if there were too few.
@@ -146,8 +149,8 @@ class BlockSupply:
             self._tables.allocate(sequence, hits, num_new, num_spare=self._num_spare(sequence))
         except PoolExhausted:
             return None
-        for older in self._blocked:
-            older.num_overtaken += older.due < sequence.due
+        for older in self._passed:
+            older.num_overtaken += _is_waiting(older) and older.due < sequence.due
         sequence.num_overtaken = 0
         return hits
 

@@ -32,7 +32,7 @@ from core.ids import Epoch
 from core.plan import SampleSpec, StepItem, StepPlan, StepResult
 from core.types import GenerateRequest, Logprob
 from engine.block_pool import BlockPool
-from engine.block_supply import LOOK_AHEAD, BlockSupply
+from engine.block_supply import LOOK_AHEAD, MAX_OVERTAKEN, BlockSupply
 from engine.block_tables import BlockTables, Limits
 from engine.events import SchedulerEvent
 from engine.order import ArrivalOrder, Order
@@ -58,6 +58,11 @@ class _Step:
 def _turn(sequence: Sequence) -> tuple[bool, tuple[float, int]]:
     """What is computed for a partner that may never answer comes after everything else."""
     return sequence.is_ahead, sequence.due
+
+
+def _shortest_first(sequence: Sequence) -> tuple[bool, int]:
+    """Unless somebody was overtaken as often as may be: that one is next."""
+    return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens
 
 
 class Scheduler:
@@ -218,9 +223,8 @@ class Scheduler:
         """
         if not self.waiting.num_reservations or self._sequences.copies_from_free:
             return  # the plan after the step comes back to them
-        for sequence in self.blocks.fitting():
-            if sequence.status is Status.RESERVING:
-                self._reserve(sequence, now_s)
+        for sequence in self.blocks.fitting(Status.RESERVING):
+            self._reserve(sequence, now_s)
 
     def _reserve(self, sequence: Sequence, now_s: float) -> None:
         hits = self.blocks.take(sequence)
@@ -334,7 +338,7 @@ class Scheduler:
         # Those who gave their blocks to an older one just now wait in the line.
         active = [s for s in active if s.status is Status.RUNNING]
         prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
-        starting = self._starting() if lonely is None else ()
+        starting = self.blocks.fitting(Status.WAITING) if lonely is None else ()
         in_turn = heapq.merge(prompts, starting, key=_turn)
         for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
             self._plan_prompts(step, group)
@@ -346,8 +350,9 @@ class Scheduler:
         """Share what is left of the budget among prompts, the oldest first.
 
         One that would take more than half of what is left gets half of it; the other half goes to
-        those behind, shortest first, and what they do not need comes back. So a giant takes at most
-        twice as long as alone, and whoever is behind it does not wait for its end.
+        those behind, shortest first unless one was passed often enough, and what they do not need
+        comes back. So a giant takes at most twice as long as alone, and whoever is behind it does
+        not wait for its end.
         """
         giant: Sequence | None = None
         num_kept = 0
@@ -365,7 +370,7 @@ class Scheduler:
         step.num_left -= num_kept
         if step.num_left:
             behind = itertools.islice(prompts, LOOK_AHEAD)
-            for sequence in sorted(behind, key=lambda s: s.num_missing_tokens):
+            for sequence in sorted(behind, key=_shortest_first):
                 self._add(step, sequence, step.num_left)
         step.num_left += num_kept
         self._add(step, giant, step.num_left)
@@ -385,12 +390,6 @@ class Scheduler:
         step.planned.add(sequence.key)
         step.num_left -= num_tokens
         step.has_handover = step.has_handover or sequence.handover is not None
-
-    def _starting(self) -> Iterator[Sequence]:
-        """Walk over waiting prompts that fit, the first first; the caller may start each."""
-        for sequence in self.blocks.fitting():
-            if sequence.status is Status.WAITING:
-                yield sequence
 
     def _start(self, sequence: Sequence, now_s: float) -> bool:
         """Let a waiting sequence run, if there is a place and its blocks are there."""

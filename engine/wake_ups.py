@@ -51,7 +51,7 @@ def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
 
 
 def _in_line(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
-    if sequence in scheduler.blocks.fitting(takes_back=False):
+    if sequence in scheduler.blocks.fitting(sequence.status, takes_back=False):
         return WakeUp.STEP
     if not scheduler.blocks.has_place(sequence):
         return WakeUp.PLACE

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import Role, Task
+from engine.queues import MAX_READY
 from engine.sequence import Sequence, Status
 from simulation.cluster import SimCluster
 from simulation.report import Report
@@ -106,7 +107,7 @@ class Fairness:
         """Count the steps in which a giant prompt took most of the budget and a small one none."""
         books, scheduler = self._of(node), unit.scheduler
         giants = {s.key for s in scheduler.running if _is_giant(s)}
-        prompts = {s.key for s in scheduler.running if not s.num_output_tokens}
+        prompts = {s.key for s in scheduler.running if _is_prompt(s)}
         chunks = [item for item in plan.items if item.sequence_key in prompts]
         small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}
         has_giant = any(item.sequence_key in giants for item in chunks)
@@ -171,11 +172,9 @@ class Fairness:
     ) -> None:
         sequence, line = waiting.sequence, self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
-        num_before = sum(
-            s.status is Status.WAITING and s.due < sequence.due
-            for s in unit.scheduler.waiting.ready
-        )
-        has_room = needed <= unit.pool.num_available and _has_place(unit, num_before)
+        num_before, num_kept_blocks = _kept_before(sequence, unit)
+        has_blocks = num_kept_blocks + needed <= unit.pool.num_available
+        has_room = has_blocks and _has_place(unit, num_before)
         is_bounded = any(
             other.num_overtakes >= MAX_OVERTAKES // 2
             for other in line.values()
@@ -206,6 +205,8 @@ class Fairness:
         waiting = [s for s in scheduler.waiting if s.handover and not s.handover.is_partnered]
         announced = [s for s in waiting if s.handover and s.handover.is_announced]
         busy = {partner.get(s.key) for s in announced}
+        if len(scheduler.waiting.ready) >= MAX_READY:
+            busy.clear()  # enough is ready to start: nobody is announced
         held_back = [
             s.key
             for s in waiting
@@ -224,9 +225,27 @@ class Fairness:
                 )
 
 
+def _is_prompt(sequence: Sequence) -> bool:
+    """True for one that needs a chunk: also one that computes again what a preemption took."""
+    return not sequence.num_output_tokens or sequence.num_missing_tokens > 1
+
+
 def _is_giant(sequence: Sequence) -> bool:
     left = sequence.num_tokens - sequence.num_computed_tokens
     return not sequence.num_output_tokens and left > GIANT_TOKENS
+
+
+def _kept_before(sequence: Sequence, unit: WorkerUnit) -> tuple[int, int]:
+    """Places and blocks of older ones that will run with the next step, which may be long in coming."""
+    num_places, num_blocks = 0, 0
+    for older in unit.scheduler.waiting.ready:
+        if older.due >= sequence.due or older.status is not Status.WAITING:
+            continue
+        num_needed = unit.scheduler.tables.blocks_for(older.num_tokens)
+        if num_blocks + num_needed <= unit.pool.num_available:
+            num_places += 1
+            num_blocks += num_needed
+    return num_places, num_blocks
 
 
 def _has_place(unit: WorkerUnit, num_before: int = 0) -> bool:

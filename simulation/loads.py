@@ -25,6 +25,8 @@ LOAD_S = 4.0
 TIMEOUT_S = 120.0
 MODEL_LEN = 130
 GIANT_MODEL_LEN = 700
+SLOW_STEP_S = 0.25
+"""At this pace one worker alone, where faults leave no other, serves a whole load in time."""
 
 
 class Style(StrEnum):
@@ -193,7 +195,7 @@ def _giants(rng: random.Random, shape: Shape) -> Shape:
             "max_step_tokens": rng.choice([16, 32]),
         }
     )
-    return replace(
+    shape = replace(
         shape,
         prefill=rng.choice([1, 1, 2]),
         decode=2,
@@ -201,8 +203,9 @@ def _giants(rng: random.Random, shape: Shape) -> Shape:
         placement=PlacementConfig(path="auto", local_below_tokens=rng.choice([1, 1, 12])),
         max_model_len=GIANT_MODEL_LEN,
         step_s=rng.choice([0.004, 0.02]),
-        slow=rng.choice([1.0, 20.0]),
     )
+    whole_step_s = shape.step_s + shape.token_s * engine.max_step_tokens
+    return replace(shape, slow=rng.choice([1.0, SLOW_STEP_S / whole_step_s]))
 
 
 _STYLED = {

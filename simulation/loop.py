@@ -94,11 +94,15 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._ready.extend(self._paused.pop(node, []))
 
     def uncaught(self) -> list[str]:
-        """Say what reached the exception handler, and which tasks failed with nobody to hear it."""
+        """Say what reached the exception handler, and which tasks failed with nobody to hear it.
+
+        One that failed in the turn in which its node was killed is heard by nobody, like all of it.
+        """
         unheard = [
             f"nobody heard {getattr(task.get_coro(), '__qualname__', task)} fail: "
             f"{_cause(task.exception())}"
-            for task in filter(_is_unheard, self.failed)
+            for task in self.failed
+            if _is_unheard(task) and getattr(task, "node", "") not in self._dead
         ]
         self.failed.clear()
         return [*self.complaints, *unheard]

@@ -203,12 +203,13 @@ class SessionServer:
 
     async def _serve(self, carrier: MessageStream) -> None:
         stream = NumberedStream(carrier)
-        try:
+        hello: object = None
+        with (
+            contained("the greeting of a router"),
+            contextlib.suppress(StreamClosed, TimeoutError),
+        ):
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = await stream.recv()
-        except (StreamClosed, TimeoutError):
-            stream.reset()
-            return
         if not isinstance(hello, Hello):
             stream.reset()
             return

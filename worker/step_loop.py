@@ -44,8 +44,10 @@ class StepLoop:
         return self.plan is None and not self._wake.is_set()
 
     def wake(self) -> None:
-        """Something changed that may allow a step."""
+        """Something changed that may allow a step, or an arrival its blocks: a step may be long."""
         self._wake.set()
+        if self.plan is not None:
+            self._scheduler.reserve_in_turn(self._clock.now_s())
 
     def runner_lost(self) -> None:
         """The rank group died between two steps."""

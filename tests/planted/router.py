@@ -184,6 +184,13 @@ BUGS = [
         f"{LINK_RULES}::test_what_the_engine_says_after_an_attempts_end_is_not_told",
     ),
     Bug(
+        "a greeting that cannot be read is nobody's fault",
+        "worker/sessions.py",
+        'contained("the greeting of a router"),',
+        "contextlib.nullcontext(),",
+        f"{LINKS}::test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged",
+    ),
+    Bug(
         "a beat renews no lease",
         "worker/sessions.py",
         "            self._host.router_alive(session.router_id)",

@@ -333,3 +333,33 @@ def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
     assert len(replies) == 24 and all(
         ended.error is None and ended.anatomy.path == "pd" for _, ended in replies
     )
+
+
+def test_a_place_that_comes_free_in_the_midst_of_a_long_step_is_the_next_reservations():
+    async def scenario(cluster):
+        loop = asyncio.get_running_loop()
+        node, decode = next(
+            (n, u) for n, u in cluster.units.items() if u.descriptor.role is Role.DECODE
+        )
+        hog = loop.create_task(ask(cluster, "hog", max_tokens=60, ignore_eos=True))
+        sampling = SamplingParams(max_tokens=60, temperature=0.0, ignore_eos=True)
+        leaver = cluster.routers[0].open(
+            cluster.request("leaver", tuple(range(60, 80)), sampling), asyncio.Event()
+        )
+        while len(decode.scheduler.running) < 2:
+            await asyncio.sleep(0.01)
+        waiting = loop.create_task(ask(cluster, "waiting", tuple(range(20, 40)), max_tokens=2))
+        while not decode.scheduler.waiting.num_reservations:
+            await asyncio.sleep(0.01)
+        cluster.runners[node].slow_for_s = 2.0
+        while not cluster.runners[node].num_bitten:
+            await asyncio.sleep(0.01)
+        num_steps = cluster.num_steps
+        await leaver.close()
+        while decode.scheduler.waiting.num_reservations:
+            await asyncio.sleep(0.01)
+        return cluster.num_steps - num_steps, (await hog)[1], (await waiting)[1]
+
+    few = EngineConfig(block_size_tokens=4, num_blocks=200, max_step_tokens=64, max_sequences=2)
+    num_steps, *endings = run(scenario, engine=few)
+    assert num_steps == 0 and all(ended.error is None for ended in endings)

@@ -288,15 +288,59 @@ def test_a_tier_that_stands_back_ages():
     assert due_s("batch", 0.0) < due_s("standard", 61.0)
 
 
-def test_a_prompt_that_is_next_for_a_place_is_not_passed_by_shorter_ones():
-    engine = Engine(num_blocks=900, budget=16, max_sequences=2, max_len=4000, cache=False)
-    engine.submit(request("giant", [1] * 3000, max_tokens=1))
+@pytest.mark.parametrize("max_sequences", [2, 8])
+def test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times(
+    max_sequences,
+):
+    engine = Engine(
+        num_blocks=900, budget=32, max_sequences=max_sequences, max_len=4000, cache=False
+    )
+    giant = engine.submit(request("giant", [1] * 3000, max_tokens=1))
     engine.step()
-    engine.submit(request("next", [2] * 20, max_tokens=1))
-    for i in range(6):
-        engine.submit(request(f"short{i}", [3] * 2, max_tokens=1))
+    engine.submit(request("next", [2] * 16, max_tokens=1))
+    for i in range(2 * MAX_OVERTAKEN):
+        engine.submit(request(f"short{i}", [3] * 8, max_tokens=1))
+        if i % 2:
+            engine.step()
+    while len(engine.tokens) <= MAX_OVERTAKEN:
         engine.step()
-    assert [name for name, _ in engine.tokens][:2] == ["next", "short0"]
+    names = [name for name, _ in engine.tokens]
+    assert names.index("next") == MAX_OVERTAKEN and giant.status is Status.RUNNING
+
+
+def test_an_arrival_does_not_take_the_place_that_an_older_prompt_gets_with_the_next_step():
+    engine = Engine(num_blocks=90, max_sequences=2)
+    engine.submit(request("running", [1] * 4, max_tokens=50, ignore_eos=True))
+    engine.step()
+    older = engine.submit(request("older", [2] * 4, max_tokens=50, ignore_eos=True))
+    arrival = engine.arrive(request("arrival", [3] * 4, max_tokens=4))
+    assert arrival.status is Status.RESERVING
+    engine.step()
+    assert older.status is Status.RUNNING and arrival.status is Status.RESERVING
+
+
+@pytest.mark.parametrize(("num_blocks", "max_sequences"), [(90, 16), (900, 3)])
+def test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones(
+    num_blocks, max_sequences
+):
+    engine = Engine(
+        num_blocks=num_blocks,
+        budget=16,
+        max_sequences=max_sequences,
+        max_len=400,
+        block=8,
+        cache=False,
+    )
+    engine.submit(request("oldest", [1] * 200, max_tokens=1))
+    engine.submit(request("second", [2] * 200, max_tokens=1))
+    engine.step()
+    third = engine.submit(request("third", [3] * 300, max_tokens=1))
+    for i in range(5):
+        engine.submit(request(f"small{i}", [4] * 8, max_tokens=1))
+    for _ in range(5):
+        engine.step()
+    assert [name for name, _ in engine.tokens] == [f"small{i}" for i in range(5)]
+    assert third.status is Status.WAITING and third.num_overtaken == 5
 
 
 def test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough():

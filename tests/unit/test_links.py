@@ -422,6 +422,19 @@ def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_strea
     assert replaced == (True, False)
 
 
+def test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged(caplog):
+    async def main():
+        server = sessions(Host())
+        broken = Script(fails=KeyError("a bug in the codec"))
+        cut = Script(fails=StreamClosed("cut"))
+        await server._serve(broken)
+        await server._serve(cut)
+        return broken.is_reset, cut.is_reset, broken.sent
+
+    assert run_virtual(main()) == (True, True, [])
+    assert [r.getMessage() for r in caplog.records] == ["the greeting of a router failed"]
+
+
 async def test_what_a_router_says_crosses_the_wire_whole():
     request = replace(REQUEST, deadline_at=asyncio.get_running_loop().time() + 9.0)
     submit = Submit(request, 3, Task.LOCAL, ((),), age_s=2.5)
