@@ -126,7 +126,7 @@ class BlockSupply:
         """Blocks for growth that an arrival takes with its prompt's: one for each choice."""
         return len(sequence.choices) if sequence.status is Status.RESERVING else 0
 
-    def num_needed(self, sequence: Sequence, num_kept: int = 0) -> int:
+    def num_needed(self, sequence: Sequence, num_kept: int) -> int:
         """Available blocks that a sequence would use up: cached ones count, held ones are shared.
 
         Where blocks are plenty even beside `num_kept`, nobody looks for what is here already.
