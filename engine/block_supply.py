@@ -48,7 +48,9 @@ class BlockSupply:
 
     # --- the waiting line ---------------------------------------------------------------------
 
-    def fitting(self, status: Status, *, takes_back: bool = True) -> Iterator[Sequence]:
+    def fitting(
+        self, status: Status, *, lends: bool = False, takes_back: bool = True
+    ) -> Iterator[Sequence]:
         """Walk the line, the first first, and yield those whose blocks and place are there.
 
         The caller may start or reserve for each before the walk goes on. One that finds too few
@@ -59,6 +61,7 @@ class BlockSupply:
 
         Args:
             status: Whom to yield: those that would run, or arrivals.
+            lends: What fits is left waiting, whoever it is: a step begins and had no budget for it.
             takes_back: Take blocks from those that have to yield them. False: only look.
         """
         self._passed = []
@@ -91,7 +94,7 @@ class BlockSupply:
                 num_taken = self._sequences.num_places_taken
                 continue
             num_passed += 1
-            if is_asked_for or not fits:
+            if is_asked_for or lends or not fits:
                 self._passed.append(sequence)
                 if sequence.num_overtaken < MAX_OVERTAKEN:
                     continue

@@ -221,9 +221,12 @@ class Scheduler:
 
         Blocks whose content is already here are pinned, not taken anew.
         """
+        self._reserve_fitting(now_s, lends=False)
+
+    def _reserve_fitting(self, now_s: float, *, lends: bool) -> None:
         if not self.waiting.num_reservations or self._sequences.copies_from_free:
             return  # the plan after the step comes back to them
-        for sequence in self.blocks.fitting(Status.RESERVING):
+        for sequence in self.blocks.fitting(Status.RESERVING, lends=lends):
             self._reserve(sequence, now_s)
 
     def _reserve(self, sequence: Sequence, now_s: float) -> None:
@@ -316,6 +319,7 @@ class Scheduler:
             return StepPlan(self._step_id, ())
         is_loose = any(self.pool.references(source) == 0 for source, _ in step.copies)
         released = self._sequences.step_begins(step.planned, copies_from_free=is_loose)
+        self._reserve_fitting(now_s, lends=True)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(
             self._step_id,

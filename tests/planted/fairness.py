@@ -17,7 +17,8 @@ BUGS = [
     Bug(
         "arrivals take blocks before anybody who waits",
         "engine/scheduler.py",
-        "        for sequence in self.blocks.fitting(Status.RESERVING):\n            self._reserve(",
+        "        for sequence in self.blocks.fitting(Status.RESERVING, lends=lends):\n"
+        "            self._reserve(",
         "        for sequence in list(self.waiting.ready):\n"
         "            if sequence.status is Status.RESERVING:\n"
         "                self._reserve(",
@@ -106,9 +107,16 @@ BUGS = [
     Bug(
         "room is kept for one that gets no budget, whoever else could use it",
         "engine/block_supply.py",
-        "            if is_asked_for or not fits:\n",
-        "            if not fits:\n",
+        "            if is_asked_for or lends or not fits:\n",
+        "            if lends or not fits:\n",
         f"{UNIT}::test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones",
+    ),
+    Bug(
+        "room is kept from arrivals for one that gets no budget",
+        "engine/scheduler.py",
+        "        self._reserve_fitting(now_s, lends=True)\n",
+        "",
+        f"{UNIT}::test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_arrivals",
     ),
     Bug(
         "one that was passed often enough still goes behind what is shorter",

@@ -343,6 +343,19 @@ def test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones(
     assert third.status is Status.WAITING and third.num_overtaken == 5
 
 
+def test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_arrivals():
+    engine = Engine(num_blocks=900, budget=16, max_sequences=3, max_len=400, cache=False)
+    engine.submit(request("oldest", [1] * 200, max_tokens=1))
+    engine.submit(request("second", [2] * 200, max_tokens=1))
+    engine.step()
+    third = engine.submit(request("third", [3] * 300, max_tokens=1))
+    arrival = engine.arrive(request("arrival", [4] * 8, max_tokens=1))
+    assert arrival.status is Status.RESERVING, "the third may be part of the next step"
+    engine.step()
+    assert arrival.status is Status.ARRIVING
+    assert third.status is Status.WAITING and third.num_overtaken == 1
+
+
 def test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough():
     engine = Engine(num_blocks=60, block=4, cache=False)
     engine.submit(request("running", [1] * 4, max_tokens=50, ignore_eos=True))
