@@ -120,9 +120,17 @@ BUGS = [
     Bug(
         "arrivals run beside one that must run alone for ever",
         "engine/block_supply.py",
-        "                if sequence.run_alone and not fits:\n",
-        "                if False:\n",
+        "            if sequence.run_alone and not is_arrival:\n",
+        "            if False:\n",
         f"{UNIT}::test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough",
+    ),
+    Bug(
+        "arrivals go before an older one that must run alone and could",
+        "engine/block_supply.py",
+        "            if sequence.run_alone and not is_arrival:\n",
+        "            if sequence.run_alone and not is_arrival and not fits:\n",
+        f"{UNIT}::test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone"
+        "_with_the_next_step",
     ),
     Bug(
         "partners without hand-overs are remembered for ever",

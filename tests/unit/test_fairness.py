@@ -360,6 +360,20 @@ def test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_eno
     assert late.status is Status.RESERVING and lonely.status is Status.WAITING
 
 
+def test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone_with_the_next_step():
+    """Each arrival would be counted by nobody, and the next one stands in line before it ends."""
+    engine = Engine(num_blocks=60, block=4, cache=False)
+    lonely = engine.scheduler.new_sequence(request("lonely", [2] * 4), 1, (0,), (), 0.0)
+    lonely.run_alone = True
+    engine.scheduler.submit(lonely)
+    late = engine.arrive(request("late", [3] * 4, max_tokens=4), now_s=1.0)
+    assert late.status is Status.RESERVING and engine.pool.num_available == 60
+    assert lengths(engine.step()) == {lonely.key: 4}
+    engine.scheduler.cancel(lonely)
+    engine.step()
+    assert late.status is Status.ARRIVING
+
+
 # --- hand-overs -----------------------------------------------------------------------------------
 
 
