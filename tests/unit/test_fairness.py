@@ -308,6 +308,20 @@ def test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_t
     assert names.index("next") == MAX_OVERTAKEN and giant.status is Status.RUNNING
 
 
+def test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times_for_each_part():
+    engine = Engine(num_blocks=900, budget=32, max_sequences=64, max_len=3400, cache=False)
+    giant = engine.submit(request("giant", [1] * 3000, max_tokens=1))
+    engine.step()
+    engine.submit(request("next", [2] * 64, max_tokens=1))
+    while ("next", 0) not in engine.tokens:
+        for i in range(3):
+            engine.submit(request(f"short{engine.num_steps}-{i}", [3] * 8, max_tokens=1))
+        engine.step()
+    assert giant.status is Status.RUNNING
+    num_short = len(engine.tokens) - 1
+    assert 3 * MAX_OVERTAKEN < num_short <= 4 * MAX_OVERTAKEN, "sixteen tokens at a time"
+
+
 def test_an_arrival_does_not_take_the_place_that_an_older_prompt_gets_with_the_next_step():
     engine = Engine(num_blocks=90, max_sequences=2)
     engine.submit(request("running", [1] * 4, max_tokens=50, ignore_eos=True))
