@@ -10,6 +10,7 @@ from engine.block_supply import MAX_OVERTAKEN
 from engine.order import ArrivalOrder
 from engine.queues import MAX_READY, MAX_UNANSWERED
 from engine.sequence import Handover, Status
+from engine.step_budget import MIN_STEP_TOKENS
 from engine.wake_ups import WakeUp, wake_up_of
 
 SMALL = {"max_tokens": 2, "ignore_eos": True}
@@ -68,6 +69,16 @@ def test_running_answers_come_before_any_prompt():
         engine.step()
     plan = lengths(engine.step())
     assert all(plan[s.key] == 1 for s in young)
+
+
+def test_a_prompt_goes_on_beside_as_many_answers_as_may_run_however_long_steps_are():
+    engine = Engine(budget=512, max_sequences=32, cache=False)
+    for i in range(31):
+        engine.submit(request(f"a{i}", [1], max_tokens=50, ignore_eos=True))
+    engine.step()
+    prompt = engine.submit(request("prompt", [2] * 100, max_tokens=1))
+    engine.scheduler.budget.fit(32, 600.0)
+    assert lengths(engine.step())[prompt.key] >= MIN_STEP_TOKENS
 
 
 # --- blocks ---------------------------------------------------------------------------------------
