@@ -98,8 +98,8 @@ class BlockSupply:
                 self._passed.append(sequence)
                 if sequence.num_overtaken < MAX_OVERTAKEN:
                     continue
-                if sequence.run_alone and not fits:
-                    return  # an arrival would run beside it for as long as its answer is
+            if sequence.run_alone and not is_arrival:
+                return  # it needs every place: an arrival would run beside it as long as it answers
             num_kept += num_needed
             num_places_kept += fits
 

@@ -39,6 +39,13 @@ BUGS = [
         f"{UNIT}::test_small_prompts_behind_a_giant_are_in_the_next_step",
     ),
     Bug(
+        "long steps leave prompts nothing beside the answers that run",
+        "engine/step_budget.py",
+        "self._limits.max_sequences + MIN_STEP_TOKENS",
+        "max(self._limits.max_sequences, MIN_STEP_TOKENS)",
+        f"{UNIT}::test_a_prompt_goes_on_beside_as_many_answers_as_may_run_however_long_steps_are",
+    ),
+    Bug(
         "a giant gets what small ones leave",
         "engine/scheduler.py",
         "        step.num_left -= num_kept\n",
@@ -126,11 +133,27 @@ BUGS = [
         f"{UNIT}::test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times",
     ),
     Bug(
+        "a prompt under way is passed by shorter ones as often as they come",
+        "engine/scheduler.py",
+        "            _count_passed(step, behind)\n",
+        "",
+        f"{UNIT}::test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times"
+        "_for_each_part",
+    ),
+    Bug(
         "arrivals run beside one that must run alone for ever",
         "engine/block_supply.py",
-        "                if sequence.run_alone and not fits:\n",
-        "                if False:\n",
+        "            if sequence.run_alone and not is_arrival:\n",
+        "            if False:\n",
         f"{UNIT}::test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough",
+    ),
+    Bug(
+        "arrivals go before an older one that must run alone and could",
+        "engine/block_supply.py",
+        "            if sequence.run_alone and not is_arrival:\n",
+        "            if sequence.run_alone and not is_arrival and not fits:\n",
+        f"{UNIT}::test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone"
+        "_with_the_next_step",
     ),
     Bug(
         "partners without hand-overs are remembered for ever",
