@@ -52,6 +52,8 @@ from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
 
 MAX_TOMBSTONES = 4096
+LEAVE_S = 0.25
+"""How long a worker that drains waits for what was placed on it before its routers heard of that."""
 log = logging.getLogger(__name__)
 
 
@@ -191,6 +193,9 @@ class Worker:
         for attempt in list(self.attempts.values()):
             if attempt.submit.task is not Task.PREFILL:
                 self.end(attempt, moving)
+        leave_s = min(LEAVE_S, grace_s)
+        await asyncio.sleep(leave_s)
+        grace_s -= leave_s
         # A prompt under way is worth more finished than moved, and its blocks may be unread: half the time is its own.
         for share, error in ((0.5, moving), (0.5, None)):
             try:

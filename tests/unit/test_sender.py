@@ -208,7 +208,8 @@ def test_an_open_that_is_cut_while_it_waits_gives_its_place_back():
 def test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others():
     async def scenario(world):
         stranger = (WorkerId("stranger"), Incarnation(1))
-        talks = [await opened(world, TransferId(bytes([n]) * 16), stranger) for n in range(200)]
+        names = [TransferId(n.to_bytes(16, "big")) for n in range(MAX_PARKED_PER_PEER + 20)]
+        talks = [await opened(world, name, stranger) for name in names]
         await settle()
         waiting = world.agent.num_live
         turned_away = await talks[-1].hear()
