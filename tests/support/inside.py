@@ -51,7 +51,7 @@ def good_submit(request_id, task=Task.LOCAL, n=1, **fields):
     )
     return pb.Submit(
         request_id=request_id, task=task.value, model="m", prompt=PROMPT, sampling=sampling,
-        time_left_s=30.0, credit=256, emitted=[pb.TokenIds()] * n, **fields,
+        time_left_s=30.0, emitted=[pb.TokenIds()] * n, **{"credit": 256, **fields},
     )  # fmt: skip
 
 
