@@ -37,7 +37,11 @@ def session_network(
 
 
 def _decode_up(data: bytes) -> Numbered:
-    """Decode what a router says; one that does not speak our language is not listened to further."""
+    """Decode what a router says.
+
+    Raises:
+        StreamClosed: It is no message of ours; the stream is over.
+    """
     try:
         wire = pb.ToWorker.FromString(data)
         return Numbered(wire.number, from_worker_wire(wire))

@@ -68,7 +68,7 @@ RAW_BYTES = MessageCodec()
 
 
 class _ClientStream:
-    """The dialling end; `proof`, if there is one, is asked of the listener with its first message."""
+    """The dialling end; a `proof` is asked of the listener with its first message."""
 
     transport = "grpc"
 

@@ -1,4 +1,4 @@
-"""The ports inside: strangers, a router in wrong hands, a peer that lies. Neighbours notice nothing."""
+"""The ports inside: strangers, a router in wrong hands, a peer that lies, and unharmed neighbours."""
 
 import asyncio
 import contextlib
@@ -97,7 +97,7 @@ async def test_strangers_are_refused_at_every_port_counted_and_told(caplog):
                 assert why == "this stream is for those who know the cluster's key"
             assert network.num_refused == len(guesses)
             good = words(StreamProof(KEY, method, nonce, mine), mine)
-            assert (await knock(address, method, good))[0] is not DENIED
+            assert (await knock(address, method, good, b"no message"))[0] is not DENIED
             assert network.num_refused == len(guesses)
     told = [r.getMessage() for r in caplog.records if "refused a stream" in r.getMessage()]
     assert sum(SESSION in line for line in told) >= 2 and sum(FETCH in line for line in told) >= 2
@@ -148,7 +148,7 @@ async def test_who_takes_over_a_port_is_told_nothing_and_believed_nothing():
     await server.stop(0)
 
 
-# --- a router that says what it likes --------------------------------------------------------------
+# --- a router that says what it likes ------------------------------------------------------------
 
 
 def random_bytes(rng):
@@ -434,7 +434,8 @@ def spoiled(rng):
     opened = frames.Open(TransferId(rng.randbytes(16)), "p", rng.getrandbits(63), "x=1", 2, 16)
     message = rng.choice((
         opened, frames.Reserved(0, BIG), frames.Resend(0, ((BIG, BIG, BIG),)), frames.Resend(0, ()),
-        frames.Probe(2**64 - 1), frames.Ack(), frames.Refused("x" * 5000), frames.Starting(9, BIG, 0, 0),
+        frames.Probe(2**64 - 1), frames.Ack(), frames.Refused("x" * 5000),
+        frames.Starting(9, BIG, 0, 0),
     ))  # fmt: skip
     data = bytearray(frames.encode(rng.choice((0, 0, 0, 1, BIG)), message))
     if rng.random() < 0.5:

@@ -27,12 +27,16 @@ def where_of(address):
     return address.rpartition("@")[2]
 
 
-async def knock(address, method, shown=None, data=b""):
-    """Open a stream with the metadata `shown` and say something; returns (status, what it says)."""
+async def knock(address, method, shown=None, data=None):
+    """Open a stream with the metadata `shown`, and perhaps say something; returns how it ended.
+
+    Who is to be refused says nothing: a refusal that crosses a message may come as a broken stream.
+    """
     async with grpc.aio.insecure_channel(where_of(address)) as channel:
         call = channel.stream_stream(method)(metadata=tuple((shown or {}).items()), timeout=20)
         try:
-            await call.write(data)
+            if data is not None:
+                await call.write(data)
             await call.read()
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the status says it
