@@ -135,17 +135,18 @@ async def test_who_takes_over_a_port_is_told_nothing_and_believed_nothing():
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     dialler, worker = (GrpcNetwork(SESSION, key=KEY) for _ in range(2))
-    stream = await dialler.dial(f"{new_nonce()}@127.0.0.1:{port}")
-    await stream.send(b"hello")
-    with pytest.raises(StreamClosed, match="does not know the cluster's key"):
-        await stream.recv()
-    async with asyncio.timeout(20):
+    try:
+        stream = await dialler.dial(f"{new_nonce()}@127.0.0.1:{port}")
+        await stream.send(b"hello")
+        with pytest.raises(StreamClosed, match="does not know the cluster's key"):
+            await stream.recv()
         address = await worker.listen(lambda stream: asyncio.sleep(0))
         shown = {k: v for k, v in seen[0].items() if k.startswith("baton-")}
         assert len(shown) == 2 and (await knock(address, SESSION, shown))[0] is DENIED
-    await dialler.close()
-    await worker.close()
-    await server.stop(0)
+    finally:
+        await dialler.close()
+        await worker.close()
+        await server.stop(0)
 
 
 # --- a router that says what it likes ------------------------------------------------------------
