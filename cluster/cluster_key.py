@@ -1,6 +1,6 @@
 """The secrets that the processes of one cluster share and nobody else knows.
 
-Owns how they are made when the config names none: the workers' key, and the key from which the
+Owns how they are made when the config names none: the cluster's key, and the key from which the
 routers make seeds. Does not know what they key. Called by `cluster.local` and `cluster.ray_app`
 before they start a process; the secrets then travel inside the config, as the address of Redis does:
 through a pipe to children, in the arguments of replicas on Ray. A process that is started again gets

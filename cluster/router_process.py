@@ -29,6 +29,7 @@ from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
+from kv_transfer.stream_proof import stream_key
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.admission import Admission
@@ -65,7 +66,10 @@ class RunningRouter:
         """Compose; `start` opens the doors."""
         spec, router = model_of(config), config.router
         clock, ids = SystemClock(), Ids()
-        self._network = session_network(router.host, session_tls(config.security, "router"))
+        security = config.security
+        self._network = session_network(
+            router.host, session_tls(security, "router"), stream_key(security.cluster_key)
+        )
         self._tokenizer = TokenizerPool(
             spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )

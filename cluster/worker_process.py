@@ -28,6 +28,7 @@ from kv_transfer.agent import AgentThread
 from kv_transfer.carried_network import CarriedNetwork
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.shared_network import SharedNetwork
+from kv_transfer.stream_proof import stream_key
 from kv_transfer.transports import Transports
 from prefill_worker.part import prefill_role
 from worker.unit import WorkerParts, WorkerUnit
@@ -82,7 +83,10 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
             )
         else:
-            made[name] = fetch_network(host, fetch_tls(config.security, role.value))
+            security = config.security
+            made[name] = fetch_network(
+                host, fetch_tls(security, role.value), stream_key(security.cluster_key)
+            )
     return Transports(made)
 
 
@@ -136,8 +140,13 @@ class RunningWorker:
             engine=engine,
             transfer=config.transfer,
             max_model_len=spec.max_model_len,
+            vocabulary_size=spec.vocabulary_size,
             hash_key=hash_key(config.security.cluster_key),
-            session_network=session_network(host, session_tls(config.security, role.value)),
+            session_network=session_network(
+                host,
+                session_tls(config.security, role.value),
+                stream_key(config.security.cluster_key),
+            ),
             transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),
             descriptor=descriptor,

@@ -249,8 +249,8 @@ class SecurityConfig(Node):
     cluster_key: str = Field(
         "",
         repr=False,
-        description="secret of this cluster's workers, at least 16 characters, which keys the names "
-        "of KV blocks; empty: made at each start",
+        description="secret of this cluster's processes, at least 16 characters, which keys the "
+        "names of KV blocks and, without TLS, opens the ports inside; empty: made at each start",
     )
     trusts_network: bool = Field(
         default=False, description="allow plain text inside a cluster of several machines"

@@ -18,7 +18,7 @@ from core.errors import InvalidRequest, Overloaded, ServingError
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
-from core.types import ChatPrompt, GenerateRequest, RequestEnded
+from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
 from router import calls
 from router.admission import CANARY_TIER, Admission
 from router.bad_keys import BadKeys
@@ -30,7 +30,7 @@ from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish, num_choices, outside
+from router.request_making import RequestMaker, ServedModel, Wish, num_choices
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
 from router.telemetry import Telemetry
@@ -251,7 +251,8 @@ class GenerationService:
         return [
             {
                 "role": d.role.value, "tier": d.tier, "worker_id": d.worker_id, "pid": d.pid,
-                "rank_pids": list(link.rank_pids), "node": d.node, "address": d.session_address,
+                "rank_pids": list(link.rank_pids), "node": d.node,
+                "address": d.session_address.rpartition("@")[2],
                 "state": link.state.name.lower() if link.is_ready else "restarting",
                 "load": {
                     "running": link.load.num_running, "waiting": link.load.num_waiting,

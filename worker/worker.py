@@ -47,6 +47,7 @@ from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFaile
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
 from worker.attempt import Attempt
+from worker.checking import check_credit, check_submit
 from worker.sessions import FRAME_BYTES, SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
@@ -117,10 +118,12 @@ class Worker:
         clock: Clock,
         session_network: Network,
         describe: Callable[[], WorkerDescriptor],
+        vocabulary_size: int,
         frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """Keep the collaborators; `use_part` and `start` complete it."""
         self.scheduler = scheduler
+        self.vocabulary_size = vocabulary_size
         self.attempts: dict[RequestId, Attempt] = {}
         self.is_ready = True
         self.fatal: asyncio.Future[None] | None = None
@@ -220,7 +223,12 @@ class Worker:
     # --- commands from routers ----------------------------------------------------------------------
 
     def submit(self, router_id: RouterId, submit: Submit) -> None:
-        """Take part in an attempt, if its epoch is news; an older attempt makes room for it."""
+        """Take part in an attempt, if its epoch is news; an older attempt makes room for it.
+
+        Raises:
+            InvalidRequest: It says what no request can be; nothing was changed.
+        """
+        check_submit(submit, self.vocabulary_size)
         request_id = submit.request.request_id
         old = self.attempts.get(request_id)
         known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
@@ -303,11 +311,16 @@ class Worker:
         self._loop.wake()
 
     def credit(self, message: Credit) -> None:
-        """More positions may be computed."""
+        """More positions may be computed.
+
+        Raises:
+            InvalidRequest: It names choices that the request does not have.
+        """
         attempt = self.attempts.get(message.request_id)
         if attempt is None or attempt.epoch != message.epoch:
             self.num_stale += 1
             return
+        check_credit(message.finished_choices, attempt.submit.request)
         attempt.finished_choices.update(message.finished_choices)
         for sequence in attempt.sequences:
             self.scheduler.credit(sequence, message.limit)
