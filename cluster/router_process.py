@@ -25,6 +25,7 @@ from cluster.session_network import session_network
 from cluster.tls import session_tls
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
+from core import events
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
@@ -96,6 +97,10 @@ class RunningRouter:
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
+        self.service.configured = {
+            Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
+            Role.DECODE: config.pools.decode.replicas,
+        }
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
         is_private = bool(config.security.door_certificate)
         self._certificate = DoorCertificate(config.security, clock.now_s) if is_private else None
@@ -124,7 +129,7 @@ class RunningRouter:
         certificate = self._certificate
         app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
-            app, http="httptools", ws="none", log_level="warning", access_log=False, lifespan="off",
+            app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="off",
             timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
             ssl_context_factory=(
@@ -135,6 +140,7 @@ class RunningRouter:
             settings, listener, book, self._config.router.slow_reader_s, self._refused
         )
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
+        events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
 
     def _make_book(self) -> ConnectionBook:
         """Limits of both doors, within what this process may open."""

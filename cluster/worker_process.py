@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from cluster.model_source import model_folder
 from cluster.session_network import session_network
 from cluster.tls import fetch_tls, session_tls
 from cluster.tracing import make_tracing
+from core import events
 from core.block_hash import hash_key
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
@@ -114,6 +116,7 @@ class RunningWorker:
                 "a worker was started without security.cluster_key; `baton up` makes one if the "
                 "config has none, whoever starts workers in another way must set it"
             )
+        began_at = time.monotonic()
         spec, engine = model_of(config), pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
         await ranks.start()
@@ -145,6 +148,13 @@ class RunningWorker:
         )
         unit = WorkerUnit(parts, AgentThread())
         await unit.start()
+        events.WORKER_READY.tell(
+            worker_id=worker_id,
+            role=role.value,
+            model=spec.name,
+            rank_pids=descriptor.rank_pids,
+            took_s=round(time.monotonic() - began_at, 3),
+        )
         return cls(ranks, unit)
 
     @property

@@ -7,18 +7,18 @@ client knocks; connections that stand keep what they have. Does not know request
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
+from core import events
 from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.renewed import Renewed
 
-log = logging.getLogger(__name__)
+DOORS = "the doors' certificate"
 
 
 class DoorCertificate:
@@ -33,9 +33,7 @@ class DoorCertificate:
         self._chain = Path(security.door_certificate)
         self._key = Path(security.door_key)
         try:
-            self._pair = Renewed(
-                "the doors' certificate", (self._chain, self._key), self._read, now_s
-            )
+            self._pair = Renewed(DOORS, (self._chain, self._key), self._read, now_s)
         except OSError as error:  # errors of TLS are of this kind, too
             raise ConfigError(
                 "security.door_certificate and security.door_key cannot be used: "
@@ -79,7 +77,7 @@ class DoorCertificate:
                 try:
                     newest = make()
                 except OSError as error:  # the files have changed once more
-                    log.error("the doors' certificate cannot be used: %s", error)
+                    events.CERTIFICATE_UNUSABLE.tell(what=DOORS, reason=str(error))
             connection.context = newest
 
         door.sni_callback = knocked  # called for clients that name no server, too
