@@ -7,6 +7,7 @@ imported inside the commands that need them: `baton --help` stays under 0.3 s.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -356,6 +357,7 @@ def version(output: Output = "table") -> None:
 
 def main() -> None:
     """Run the command; our own errors are one line, not a stack."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core talks on standard error, too
     try:
         app()
     except ServingError as error:

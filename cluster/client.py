@@ -21,7 +21,7 @@ import typer
 from google.protobuf.json_format import MessageToDict
 
 from client.stream import Client
-from cluster.door_access import DoorAccess, api_key, host_and_port
+from cluster.door_access import DoorAccess, api_key
 from protos.baton.v1 import generation_pb2 as pb
 
 TIMEOUT_S = 300.0
@@ -73,7 +73,7 @@ def stream_chat(
 def _client(address: str, access: DoorAccess) -> Client:
     addresses = address.split(",")
     files = access.grpc_files(addresses) or (None, None, None)
-    return Client([host_and_port(one) for one in addresses], api_key(), *files)
+    return Client([one.rpartition("/")[2] for one in addresses], api_key(), *files)
 
 
 @functools.cache

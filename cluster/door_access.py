@@ -76,7 +76,7 @@ class DoorAccess:
         it is TLS; else the door is asked.
 
         Raises:
-            ConfigError: A file cannot be used.
+            ConfigError: A file cannot be used, or a door is not who it should be.
         """
         schemes = {address.partition("://")[0] for address in addresses if "://" in address}
         is_told = self.ca is not None or self.certificate is not None
@@ -84,9 +84,11 @@ class DoorAccess:
             if is_told or "https" in schemes:
                 raise ConfigError("http:// is plain text; write https:// with --ca or --cert")
             return None
-        if not is_told and "https" not in schemes and not any(map(speaks_tls, addresses)):
+        doors = [address for address in addresses if speaks_tls(address)]
+        if not doors and not is_told and "https" not in schemes:
             return None
-        _ = self.context  # files that are no use are told by name
+        for address in doors:
+            self._check(address)
         roots = self.ca or ssl.get_default_verify_paths().cafile
         key = self.key or self.certificate
         return (
@@ -94,6 +96,20 @@ class DoorAccess:
             key.read_bytes() if key else None,
             self.certificate.read_bytes() if self.certificate else None,
         )
+
+    def _check(self, address: str) -> None:
+        """Meet a door once: gRPC would try again and again, and say why in words of its own."""
+        place = host_and_port(address)
+        try:
+            with (
+                socket.create_connection(place, LOOK_TIMEOUT_S) as wire,
+                self.context.wrap_socket(wire, server_hostname=place[0]),
+            ):
+                pass
+        except ssl.SSLCertVerificationError as error:
+            raise unreachable(address, error) from error
+        except OSError:
+            return  # it has left meanwhile, or wants a certificate: the request says so
 
     def get(self, url: str, path: str) -> dict[str, Any]:
         """Ask a router's HTTP door.
@@ -141,25 +157,31 @@ def unreachable(url: str, error: Exception) -> ConfigError:
     return ConfigError(f"no router answers at {url}: {text}; {remedy}")
 
 
-def host_and_port(address: str) -> str:
-    """An address without what may stand before it."""
-    return address.partition("://")[2] if "://" in address else address
+def host_and_port(address: str) -> tuple[str, int]:
+    """Where a door is, by its address or URL.
+
+    Raises:
+        ConfigError: The address makes no sense.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        return parts.hostname or "localhost", parts.port or 443
+    except ValueError as error:
+        raise ConfigError(f"{address} is no address of a door: {error}") from error
 
 
 def speaks_tls(address: str) -> bool:
     """Greet a door as TLS does, and look at its first byte; False if nobody answers."""
-    parts = urlsplit(address if "://" in address else f"//{address}")
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    hello = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
-        incoming, outgoing, server_hostname=parts.hostname or "localhost"
-    )
+    place = host_and_port(address)
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    hello = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=place[0])
     with contextlib.suppress(ssl.SSLWantReadError):
         hello.do_handshake()
     try:
-        place = parts.hostname or "localhost", parts.port or 443
         with socket.create_connection(place, LOOK_TIMEOUT_S) as door:
             door.sendall(outgoing.read())
             first = door.recv(1)
-    except (OSError, ValueError):
+    except OSError:
         return False
     return bool(first) and first[0] in TLS_RECORDS

@@ -12,6 +12,7 @@ import time
 
 import uvicorn
 
+from cluster.certificate_ends import CertificateEnds
 from cluster.connections import ConnectionBook
 from cluster.http_listener import (
     INSIDE_DESCRIPTORS,
@@ -66,7 +67,8 @@ class RunningRouter:
         """Compose; `start` opens the doors."""
         spec, router = model_of(config), config.router
         clock, ids = SystemClock(), Ids()
-        self._network = session_network(router.host, session_tls(config.security, "router"))
+        inner = session_tls(config.security, "router")
+        self._network = session_network(router.host, inner)
         self._tokenizer = TokenizerPool(
             spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )
@@ -104,6 +106,13 @@ class RunningRouter:
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
         is_private = bool(config.security.door_certificate)
         self._certificate = DoorCertificate(config.security, clock.now_s) if is_private else None
+        self._ends = CertificateEnds(
+            config.security,
+            "router",
+            inner,
+            self._certificate.chain if self._certificate is not None else None,
+        )
+        self.service.read_certificate_ends = self._ends.read
         self._grpc = GrpcDoor(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
@@ -140,6 +149,7 @@ class RunningRouter:
             settings, listener, book, self._config.router.slow_reader_s, self._refused
         )
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
+        self._ends.watch()
         events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
 
     def _make_book(self) -> ConnectionBook:
@@ -162,6 +172,7 @@ class RunningRouter:
 
     async def stop(self) -> None:
         """Take nothing new, let requests finish, close doors and links."""
+        self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)
         if self._http is not None and self._http_task is not None:

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+from cluster.certificate_ends import CertificateEnds
 from cluster.model_source import model_folder
 from cluster.session_network import session_network
 from cluster.tls import fetch_tls, session_tls
@@ -91,9 +92,9 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
 class RunningWorker:
     """A started worker."""
 
-    def __init__(self, ranks: RankGroup, unit: WorkerUnit) -> None:
+    def __init__(self, ranks: RankGroup, unit: WorkerUnit, ends: CertificateEnds) -> None:
         """Made by `start`."""
-        self._ranks, self._unit = ranks, unit
+        self._ranks, self._unit, self._ends = ranks, unit, ends
 
     @classmethod
     async def start(
@@ -128,6 +129,7 @@ class RunningWorker:
             block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
             max_model_len=spec.max_model_len, node=node, pid=os.getpid(), rank_pids=ranks.rank_pids(),
         )  # fmt: skip
+        tls = session_tls(config.security, role.value)
         parts = WorkerParts(
             role=role,
             make_role=prefill_role
@@ -140,7 +142,7 @@ class RunningWorker:
             transfer=config.transfer,
             max_model_len=spec.max_model_len,
             hash_key=hash_key(config.security.cluster_key),
-            session_network=session_network(host, session_tls(config.security, role.value)),
+            session_network=session_network(host, tls),
             transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),
             descriptor=descriptor,
@@ -155,7 +157,9 @@ class RunningWorker:
             rank_pids=descriptor.rank_pids,
             took_s=round(time.monotonic() - began_at, 3),
         )
-        return cls(ranks, unit)
+        ends = CertificateEnds(config.security, role.value, tls)
+        ends.watch()
+        return cls(ranks, unit, ends)
 
     @property
     def descriptor(self) -> WorkerDescriptor:
@@ -179,6 +183,7 @@ class RunningWorker:
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Let requests move to other workers, then end sessions, agent and ranks."""
+        self._ends.close()
         await self._unit.worker.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()

@@ -76,14 +76,15 @@ class Canary:
 
     async def _run(self) -> None:
         """Send a small request across both workers again and again: the proof behind /ready."""
-        was_good: bool | None = None
+        told: bool | None = None
         while True:
             changed = self._links.changed
             await self._once()
             is_good = self.is_good
-            if is_good is not was_good:
+            is_still_starting = told is None and self._links.is_starting()
+            if is_good is not told and (is_good or not is_still_starting):
                 self._tell()
-            was_good = is_good
+                told = is_good
             if self.on_checked is not None:
                 await self.on_checked(is_good)
             try:

@@ -44,6 +44,11 @@ class DoorCertificate:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._chain, self._key)
         return self._key.read_bytes(), self._chain.read_bytes()
 
+    def chain(self) -> bytes:
+        """The chain in use (PEM)."""
+        self._pair.refresh()
+        return self._pair.content[1]
+
     def credentials(self) -> grpc.ServerCredentials:
         """For the gRPC door."""
         given = self._pair.version

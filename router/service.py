@@ -89,6 +89,7 @@ class GenerationService:
         self._shedding = Shedding(admission, clock.now_s)
         self._log = RequestLog(clock.now_s) if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
+        self.read_certificate_ends: Callable[[], dict[str, int]] = dict
         self.configured: Mapping[Role, int] = {}
         """Workers that each pool should have."""
         self.telemetry = Telemetry(
@@ -97,6 +98,7 @@ class GenerationService:
                 metrics.QUEUED: lambda: {"": admission.num_queued},
                 metrics.WORKERS: self._live_by_role,
                 metrics.API_KEYS: keyring.num_by_state,
+                metrics.CERTIFICATE_ENDS: self._certificate_ends,
             }
         )
         orchestrator.on_ended = self._ended
@@ -224,6 +226,9 @@ class GenerationService:
     def is_ready(self) -> bool:
         """True when a request can get through."""
         return self._canary.is_good and not self._admission.is_draining
+
+    def _certificate_ends(self) -> dict[str, int]:
+        return self.read_certificate_ends()
 
     def _live_by_role(self) -> dict[str, int]:
         links = self._links.all()
