@@ -28,7 +28,8 @@ class Event:
 
     def tell(self, **fields: object) -> None:
         """Say that it has happened."""
-        LOGGER.log(self.level, self.name, extra={"event": self.name, "fields": fields})
+        extra = {"event": self.name, "fields": fields}
+        LOGGER.log(self.level, "%s %s", self.name, fields, extra=extra)
 
 
 WORKER_FIELDS = ("worker_id", "role", "worker_pid", "node")
