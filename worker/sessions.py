@@ -15,6 +15,7 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from core import events
 from core.awake import AwakeClock
 from core.changes import Changes
 from core.containment import contained
@@ -201,6 +202,7 @@ class SessionServer:
         """Find or begin the session with a router."""
         session = self._sessions.get(router_id)
         if session is None:
+            events.ROUTER_CONNECTED.tell(router_id=router_id)
             session = RouterSession(router_id, self._host.fail, self._frame_bytes)
             self._sessions[router_id] = session
         return session
@@ -370,6 +372,7 @@ class SessionServer:
                     self._give_up(session)
 
     def _give_up(self, session: RouterSession) -> None:
+        events.ROUTER_GONE.tell(router_id=session.router_id, attempts=len(session.attempts))
         for request_id, attempt in list(session.attempts.items()):
             with contained("a Cancel for a router that is gone"):
                 self._host.cancel(request_id, attempt.epoch)

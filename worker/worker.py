@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from core import events as told
 from core.containment import contained, fault_of
 from core.errors import (
     Draining,
@@ -166,7 +167,10 @@ class Worker:
 
     def break_down(self, error: BaseException) -> None:
         """End the worker: something it cannot go on without has broken. The first error is kept."""
-        log.error("the worker cannot go on", exc_info=error)
+        if isinstance(error, ServingError):
+            told.WORKER_FAILED.tell(reason=error.message)
+        else:
+            log.error("the worker cannot go on", exc_info=error)
         if self.fatal is None or self.fatal.done():
             return
         self.is_ready = False
@@ -191,6 +195,7 @@ class Worker:
             True if nothing was left.
         """
         self._is_draining, self.is_ready = True, False
+        told.DRAIN_BEGUN.tell(running=len(self.attempts), grace_s=grace_s)
         self._sessions.tell()
         moving = Draining("the worker is shutting down; the request moves to another one")
         for attempt in list(self.attempts.values()):
@@ -209,6 +214,7 @@ class Worker:
             except TimeoutError:
                 for attempt in list(self.attempts.values()) if error else ():
                     self.end(attempt, error)
+        told.DRAIN_ENDED.tell(left=len(self.attempts))
         return not self.attempts
 
     @property
@@ -454,6 +460,12 @@ class Worker:
         Only requests in the fatal step are under suspicion of having caused it.
         """
         self.is_ready = False
+        told.RANKS_LOST.tell(
+            worker_id=self._describe().worker_id,
+            reason=error.message,
+            rank_pids=self._runner.rank_pids(),
+            attempts=len(self.attempts),
+        )
         in_step = {item.sequence_key for item in plan.items}
         for attempt in list(self.attempts.values()):
             was_in_step = any(s.key in in_step for s in attempt.sequences)
