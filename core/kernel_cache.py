@@ -47,6 +47,10 @@ def _user_folder() -> Path:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """May this user make files in the folder, or make the folder itself?"""
-    nearest = next((f for f in (folder, *folder.parents) if f.exists()), None)
-    return nearest is not None and nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    """Try as numba will: permissions alone do not tell of every file system."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError:
+        return False
+    return True
