@@ -8,11 +8,17 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from support.rig import config_of
 from test_security import LOOPBACK, descendants, listeners
 
+from client.stream import Client
 from cluster.guardian import VARIABLE, cluster_processes
+from cluster.local import LocalCluster
 from cluster.ray_probe import RayDoor, knock
+from core.addresses import join_address
+from protos.baton.v1 import generation_pb2 as pb
 
+IPV6_LOOPBACK = "00000000000000000000000001000000"
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 ALLOWED = {
     "the driver": r"cluster\.cli up",
@@ -132,3 +138,31 @@ def job_of_a_stranger(port):
         return httpx.post(url, json={"entrypoint": "true"}, timeout=5).status_code
     except httpx.HTTPError:
         return 0
+
+
+@pytest.mark.timeout(300)
+async def test_doors_on_an_ipv6_address_answer_where_they_say_they_are():
+    cluster = LocalCluster(
+        config_of(
+            router__host="[::1]", router__replicas=1, pools__prefill__replicas=1,
+            pools__decode__replicas=1,
+        )
+    )  # fmt: skip
+    await cluster.start()
+    try:
+        address = join_address("::1", cluster.grpc_port)
+        url = f"http://{join_address('::1', cluster.http_port)}"
+        async with httpx.AsyncClient(base_url=url, timeout=60) as http, Client([address]) as client:
+            reply = await http.post("/v1/completions", json={"prompt": "def", "max_tokens": 2})
+            assert reply.status_code == 200
+            request = pb.GenerateRequest(text="def", stopping=pb.StoppingOptions(max_tokens=2))
+            messages = [message async for message in client.generate(request)]
+        assert messages[-1].summary.usage.completion_tokens == 2
+        doors = {
+            port: address
+            for address, port in listeners({c.process.pid for c in cluster._routers.values()})
+        }
+        assert set(doors.values()) == {IPV6_LOOPBACK}
+        assert set(doors) == {cluster.http_port, cluster.grpc_port}
+    finally:
+        await cluster.stop()
