@@ -314,9 +314,13 @@ def simulate_faults(
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
+    from cluster.cluster_key import secrets_of, with_secrets  # noqa: PLC0415
+    from cluster.network_check import faults_between_machines  # noqa: PLC0415
+    from cluster.ray_probe import door_of_environment  # noqa: PLC0415
     from cluster.up import check_doors, warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
+    from core.references import is_reference  # noqa: PLC0415
     from router.detokenizing import TextModel  # noqa: PLC0415
 
     resolved = load_config(config)
@@ -325,14 +329,14 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     check_doors(resolved)
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
-    tree = resolved.model_dump()
-    tree["redis"]["url"] = "***" if resolved.redis.url else ""
-    tree["seed_key"] = "***" if resolved.seed_key else ""
-    tree["security"]["cluster_key"] = "***" if resolved.security.cluster_key else ""
+    hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
+    tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
+    door = door_of_environment(os.environ)
     facts = {
         "model": spec.name, "architecture": spec.architecture, "dtype": spec.dtype, "max_model_len": spec.max_model_len,
         "kv_block_bytes": layout.block_bytes, "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
         "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
+        "in_the_way_of_several_machines": faults_between_machines(resolved, door),
     }  # fmt: skip
     if output == "json":
         typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))

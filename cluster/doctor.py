@@ -25,6 +25,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from cluster.door_access import DoorAccess, authorization, unreachable
+from cluster.redis_binary import describe_server
 from core.errors import ConfigError
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -165,10 +166,15 @@ def run_doctor(url: str, mib: int, access: DoorAccess, *, as_json: bool) -> None
     )
     verdicts = [judge(link, prompts) for link in links]
     if as_json:
-        tree = {"links": [asdict(v) for v in verdicts], "prompts": [asdict(p) for p in prompts]}
+        tree = {
+            "links": [asdict(v) for v in verdicts],
+            "prompts": [asdict(p) for p in prompts],
+            "store_server": describe_server(),
+        }
         typer.echo(json.dumps(tree, indent=2))
     else:
         _show(verdicts, prompts)
+        Console().print(f"Store that `baton up` starts on this machine: {describe_server()}")
     raise typer.Exit(0 if verdicts and not any(v.error for v in verdicts) else 1)
 
 

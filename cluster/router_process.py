@@ -13,6 +13,7 @@ import time
 import uvicorn
 
 from cluster.certificate_ends import CertificateEnds
+from cluster.cluster_key import with_read_secrets
 from cluster.connections import ConnectionBook
 from cluster.http_listener import (
     INSIDE_DESCRIPTORS,
@@ -27,6 +28,7 @@ from cluster.tls import session_tls
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
 from core import events
+from core.addresses import bare_host, family_of
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
@@ -66,7 +68,9 @@ class RunningRouter:
 
     def __init__(self, config: BatonConfig, membership: Membership) -> None:
         """Compose; `start` opens the doors."""
-        spec, router = model_of(config), config.router
+        config = with_read_secrets(config)
+        spec = model_of(config)
+        router = config.router
         clock, ids = SystemClock(), Ids()
         security = config.security
         inner = session_tls(security, "router")
@@ -130,10 +134,11 @@ class RunningRouter:
         book = self._make_book()
         await self._grpc.start()
         # The protocol is named because asyncio turns Nagle's algorithm off only then.
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        host = bare_host(self._config.router.host)
+        listener = socket.socket(family_of(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((self._config.router.host, self._config.router.http_port))
+        listener.bind((host, self._config.router.http_port))
         self.http_port = listener.getsockname()[1]
         created = int(time.time())  # noqa: TID251 - OpenAI's `created` is wall-clock
         security = self._config.security

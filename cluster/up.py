@@ -23,6 +23,7 @@ from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
 from core import events, logs
+from core.addresses import bare_host, family_of, join_address
 from core.config import BatonConfig, is_loopback, load_config
 from core.errors import ConfigError
 from router.detokenizing import TextModel
@@ -107,10 +108,10 @@ def check_ports(config: BatonConfig) -> None:
     for port, flag in ((router.http_port, "--http-port"), (router.grpc_port, "--grpc-port")):
         if port == 0:
             continue
-        with socket.socket() as probe:
+        with socket.socket(family_of(router.host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((router.host, port))
+                probe.bind((bare_host(router.host), port))
                 probe.listen(1)
             except OSError as error:
                 raise ConfigError(
@@ -126,23 +127,23 @@ def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
     host, pools = config.router.host, config.pools
     http_port, grpc_port = addresses[0]
     events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
+    grpc_address = join_address(host, grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
     table.add_row(
         "prefill",
         "0" if config.colocated else str(pools.prefill.replicas),
         "HTTP",
-        f"{scheme}://{host}:{http_port}",
+        f"{scheme}://{join_address(host, http_port)}",
     )
-    table.add_row("decode", str(pools.decode.replicas), "gRPC", f"{host}:{grpc_port}")
+    table.add_row("decode", str(pools.decode.replicas), "gRPC", grpc_address)
     for other_http, other_grpc in dict.fromkeys(addresses[1:]):
         if (other_http, other_grpc) != addresses[0]:
-            table.add_row(
-                "", "", "router", f"{scheme}://{host}:{other_http}, gRPC {host}:{other_grpc}"
-            )
+            doors = join_address(host, other_http), join_address(host, other_grpc)
+            table.add_row("", "", "router", f"{scheme}://{doors[0]}, gRPC {doors[1]}")
     console.print(table)
     console.print(
-        f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster"
+        f"try: baton generate 'def main(' --grpc {grpc_address}    Ctrl-C ends the cluster"
     )
 
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 from cluster.certificate_ends import CertificateEnds
+from cluster.cluster_key import with_read_secrets
 from cluster.model_source import model_folder
 from cluster.session_network import session_network
 from cluster.tls import fetch_tls, session_tls
@@ -116,6 +117,7 @@ class RunningWorker:
             WorkerLost: The rank did not start.
             ConfigError: There is no cluster key.
         """
+        config = with_read_secrets(config)
         if not config.security.cluster_key:
             raise ConfigError(
                 "a worker was started without security.cluster_key; `baton up` makes one if the "

@@ -16,7 +16,9 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.addresses import bare_host
 from core.errors import ConfigError
+from core.references import is_reference
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
@@ -229,7 +231,12 @@ class RouterConfig(Node):
 class RedisConfig(Node):
     """The advisory store. Losing it costs cache hits across workers, nothing else."""
 
-    url: str = Field("", description="redis://...; empty: one is started on the head node")
+    url: str = Field(
+        "",
+        repr=False,
+        description="redis://, rediss:// or unix://, or file:PATH or env:NAME that hold it; empty: "
+        "one is started for this machine, none for several",
+    )
     is_on: bool = Field(default=True, description="false: run without a store")
 
 
@@ -248,7 +255,8 @@ class SecurityConfig(Node):
         "",
         repr=False,
         description="secret of this cluster's processes, at least 16 characters, which keys the "
-        "names of KV blocks and, without TLS, opens the ports inside; empty: made at each start",
+        "names of KV blocks and, without TLS, opens the ports inside; file:PATH and env:NAME name "
+        "it; empty: made at each start",
     )
     trusts_network: bool = Field(
         default=False, description="allow plain text inside a cluster of several machines"
@@ -297,7 +305,7 @@ class BatonConfig(Node):
         "",
         repr=False,
         description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids into "
-        "seeds; empty: made at each start",
+        "seeds; file:PATH and env:NAME name it; empty: made at each start",
     )
 
     @model_validator(mode="after")
@@ -313,20 +321,8 @@ class BatonConfig(Node):
                 "security.door_certificate and security.door_key go together; set both or none"
             )
         # Checked here and not at the fields, whose messages would show the value.
-        for name, secret in (
-            ("security.cluster_key", security.cluster_key),
-            ("seed_key", self.seed_key),
-        ):
-            if 0 < len(secret) < MIN_KEY_CHARACTERS:
-                raise ValueError(
-                    f"{name} has {len(secret)} characters and can be guessed; use "
-                    f"{MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
-                )
-        if len(self.seed_key.encode()) > MAX_SEED_KEY_BYTES:
-            raise ValueError(
-                f"seed_key has {len(self.seed_key.encode())} bytes, the hash takes at most "
-                f"{MAX_SEED_KEY_BYTES}"
-            )
+        check_key("security.cluster_key", security.cluster_key)
+        check_key("seed_key", self.seed_key)
         return self
 
     @model_validator(mode="after")
@@ -350,12 +346,32 @@ class BatonConfig(Node):
         return self
 
 
+def check_key(name: str, secret: str) -> None:
+    """Refuse a key that can be guessed; one that is named only is checked where it is read.
+
+    Raises:
+        ValueError: It is too short, or too long for the hash.
+    """
+    if is_reference(secret):
+        return
+    if 0 < len(secret) < MIN_KEY_CHARACTERS:
+        raise ValueError(
+            f"{name} has {len(secret)} characters and can be guessed; use "
+            f"{MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
+        )
+    if name == "seed_key" and len(secret.encode()) > MAX_SEED_KEY_BYTES:
+        raise ValueError(
+            f"seed_key has {len(secret.encode())} bytes, the hash takes at most "
+            f"{MAX_SEED_KEY_BYTES}"
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Can only this machine reach an address?"""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(bare_host(host)).is_loopback
     except ValueError:
         return False
 

@@ -21,6 +21,7 @@ import socket
 from pathlib import Path
 
 from core import events
+from core.addresses import bare_host, family_of, join_address
 from core.ports import MessageStream, StreamClosed, StreamHandler
 from kv_transfer.carrier_client import CarrierClient, is_loopback
 from kv_transfer.carrier_wire import PIECE_HEAD_BYTES
@@ -59,14 +60,15 @@ class CarriedNetwork:
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`. The carrier is up on return, or will be tried again: other ways are there meanwhile."""
         self._on_stream = on_stream
-        self._listener = socket.create_server((self._host, 0), backlog=BACKLOG)
+        host = bare_host(self._host)
+        self._listener = socket.create_server((host, 0), family=family_of(host), backlog=BACKLOG)
         self._spawn()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
         if self.client is not None:
             with contextlib.suppress(StreamClosed):
                 await self.client.ready()
         host, port = self._listener.getsockname()[:2]
-        return f"{host}:{port}/{_here() if is_loopback(host) else ''}"
+        return f"{join_address(host, port)}/{_here() if is_loopback(host) else ''}"
 
     def _spawn(self) -> None:
         if self._listener is not None:

@@ -21,6 +21,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from core.addresses import join_address
 from core.ports import StreamClosed, StreamHandler
 from core.renewed import Renewed
 from kv_transfer.stream_proof import StreamProof, new_nonce
@@ -320,13 +321,14 @@ class GrpcNetwork:
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, {method: handler}),)
         )
+        address = join_address(self._host, 0)
         if self._tls is None:
-            port = server.add_insecure_port(f"{self._host}:0")
+            port = server.add_insecure_port(address)
         else:
-            port = server.add_secure_port(f"{self._host}:0", self._tls.server_credentials())
+            port = server.add_secure_port(address, self._tls.server_credentials())
         await server.start()
         self._server = server
-        where = f"{self._host}:{port}"
+        where = join_address(self._host, port)
         return f"{nonce}@{where}" if self._tls is None else where
 
     async def _admit(self, context: Any, nonce: str) -> dict[str, str]:  # noqa: ANN401

@@ -17,6 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from core.addresses import join_address
 from core.config import SecurityConfig
 from core.errors import InvalidRequest, ServingError, SlowReader
 from core.types import (
@@ -324,7 +325,7 @@ class GrpcDoor:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._note_readiness(self._service.is_ready)
         self._service.tell_readiness(self._note_readiness)
-        address = f"{config.host}:{config.grpc_port}"
+        address = join_address(config.host, config.grpc_port)
         self.port = (
             server.add_secure_port(address, self._certificate.credentials())
             if self._certificate

@@ -15,8 +15,6 @@ from support.rig import config_of
 from client.stream import Client
 from cluster.certs import make_certificates
 from cluster.local import LocalCluster
-from cluster.ray_app import check_network
-from core.config import load_config
 from core.errors import ConfigError
 from kv_transfer.transports import read_address
 from protos.baton.v1 import generation_pb2 as pb
@@ -300,33 +298,13 @@ def only_listed_sockets_listen(cluster):
         *(descendants(child.process.pid) for child in children), {cluster._redis.pid}
     )
     found = listeners(pids)
-    listed = {
-        cluster.http_port,
-        cluster.grpc_port,
-        int(cluster._redis.url.rsplit(":", 1)[1].split("/")[0]),
-    }
+    listed = {cluster.http_port, cluster.grpc_port}
     for member in cluster._members.values():
         addresses = (member.session_address, read_address(member.transfer_address)["grpc"])
         listed |= {int(address.rsplit(":", 1)[1]) for address in addresses}
     assert {port for _, port in found} == listed
     assert {address for address, _ in found} <= LOOPBACK
-
-
-def test_between_machines_nothing_travels_in_plain_text():
-    plain = load_config(environment={})
-    check_network(plain, is_loopback=True)
-    with pytest.raises(ConfigError, match="baton certs"):
-        check_network(plain, is_loopback=False)
-    tls = load_config(flags={"security.tls_dir": "x"}, environment={})
-    with pytest.raises(ConfigError, match="rediss://"):
-        check_network(tls, is_loopback=False)
-    check_network(
-        load_config(flags={"security.tls_dir": "x", "redis.is_on": False}, environment={}),
-        is_loopback=False,
-    )
-    check_network(
-        load_config(flags={"security.trusts_network": True}, environment={}), is_loopback=False
-    )
+    assert not listeners({cluster._redis.pid})
 
 
 def test_certificates_are_not_overwritten_and_keys_are_private(tmp_path):
