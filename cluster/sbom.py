@@ -25,7 +25,7 @@ MAX_LICENSE_NAME = 80
 
 def needed(name: str, extras: frozenset[str]) -> Iterator[Requirement]:
     """What an installed package requires here, with some of its extras."""
-    environment = {**default_environment(), "extra": ""}
+    environment = {key: str(value) for key, value in default_environment().items()}
     for text in distribution(name).requires or ():
         requirement = Requirement(text)
         marker = requirement.marker
@@ -86,14 +86,18 @@ def _reference(name: str) -> str:
     return f"pkg:pypi/{name}@{distribution(name).version.replace('+', '%2B')}"
 
 
+def _field(package: Distribution, name: str) -> str:
+    return next(iter(package.metadata.get_all(name) or ()), "")
+
+
 def _licenses(package: Distribution) -> dict[str, Any]:
-    expression = package.metadata.get("License-Expression")
+    expression = _field(package, "License-Expression")
     if expression:
         return {"licenses": [{"expression": expression}]}
     prefix = "License :: "
     classifiers = package.metadata.get_all("Classifier") or []
     names = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith(prefix)]
-    free = package.metadata.get("License") or ""  # some put the whole text there
+    free = _field(package, "License")  # some put the whole text there
     if not names and 0 < len(free) <= MAX_LICENSE_NAME and "\n" not in free:
         names = [free]
     return {"licenses": [{"license": {"name": name}} for name in names]} if names else {}
