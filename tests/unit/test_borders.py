@@ -10,7 +10,6 @@ from core.config import load_config
 from core.errors import (
     ConfigError,
     InvalidRequest,
-    Overloaded,
     PoolExhausted,
     Unavailable,
     WorkerLost,
@@ -23,7 +22,7 @@ from router.detokenizing import TextModel
 from router.grpc_requests import chat_prompt, generate_wish
 from router.request_run import AttemptRun, RequestRun
 from router.service import GenerationService
-from router.tokenizing import MAX_WAITING, TokenizerPool
+from router.tokenizing import TokenizerPool
 
 ALLOWED = ("enable_thinking",)
 
@@ -59,14 +58,6 @@ def test_grpc_requests_without_what_they_need():
     odd.template_kwargs.update({"evil": 1})
     with pytest.raises(InvalidRequest, match="evil"):
         chat_prompt(talk, odd, ALLOWED, False)
-
-
-async def test_a_tokenizer_with_too_long_a_line_says_so_and_one_that_stops_was_never_started():
-    pool = TokenizerPool(TINY, 5.0)
-    pool._children[0].num_waiting = MAX_WAITING
-    with pytest.raises(Overloaded, match="wait to be tokenized"):
-        await pool.encode("x")
-    await pool.stop()
 
 
 def choice(**sampling):
