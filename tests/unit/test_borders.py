@@ -21,7 +21,7 @@ from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
 from router.grpc_requests import chat_prompt, generate_wish
 from router.request_run import AttemptRun, RequestRun
-from router.service import GenerationService
+from router.service import MAX_DETOKENIZE_TOKENS, GenerationService
 from router.tokenizing import TokenizerPool
 
 ALLOWED = ("enable_thinking",)
@@ -87,18 +87,18 @@ def test_a_choice_that_is_over_takes_nothing_and_an_end_alone_releases_what_was_
     )
 
 
-def test_too_many_tokens_to_turn_into_text():
+async def test_too_many_tokens_to_turn_into_text():
     service = GenerationService.__new__(GenerationService)
     service._maker = SimpleNamespace(check_model=lambda name: None)
-    with pytest.raises(InvalidRequest, match="limit is 1048576"):
-        service.detokenize("", [0] * ((1 << 20) + 1))
+    with pytest.raises(InvalidRequest, match=f"limit is {MAX_DETOKENIZE_TOKENS}"):
+        await service.detokenize("", [0] * (MAX_DETOKENIZE_TOKENS + 1))
 
 
 async def test_a_tokenizer_process_that_died_is_replaced():
     pool = TokenizerPool(TINY, 5.0)
     try:
         assert await pool.encode("a") == [97]
-        process = pool._children[0]._process
+        process = pool._children._children[0]._process
         process.kill()
         await process.wait()
         assert await pool.encode("a") == [97]
