@@ -7,18 +7,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# torch alone comes without a hash of ours, as its build is yours to choose; a site that pins its own:
+#   make demo TORCH="--require-hashes --no-deps --requirement torch.txt"
+TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference format clean
+.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0 $(TORCH_PIP_ARGS)
-	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt
+	$(BIN)/pip install --quiet $(TORCH) $(TORCH_PIP_ARGS)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
@@ -70,6 +74,10 @@ protos: setup
 
 reference: setup
 	$(BIN)/python -m cluster.reference
+
+# What a server installs, as CycloneDX JSON.
+sbom: setup
+	$(BIN)/python -m cluster.sbom > sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

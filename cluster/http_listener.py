@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import logging
 import resource
 import socket
 import ssl
@@ -19,9 +18,9 @@ import uvicorn
 
 from cluster.connections import Connection, ConnectionBook
 from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
+from core import events
 from router.grpc_door import MAX_CONNECTIONS
 
-log = logging.getLogger(__name__)
 BACKLOG = 1024
 ACCEPTS_AT_ONCE = 64
 """Between two looks at everything else the loop carries."""
@@ -52,12 +51,7 @@ def raise_descriptor_limit(needed: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = needed if soft == resource.RLIM_INFINITY else soft
     if limit < needed:
-        log.warning(
-            "this process may open %d files, router.max_connections, max_running and max_queued "
-            "together may need %d; raise the limit (ulimit -Hn, LimitNOFILE=) or lower them",
-            limit,
-            needed,
-        )
+        events.DESCRIPTORS_SCARCE.tell(limit=limit, needed=needed)
     return limit
 
 

@@ -29,6 +29,7 @@ from cluster.ray_ranks import STRATEGY, ActorRanks, bundles, check_fit
 from cluster.redis_server import RedisServer, with_redis
 from cluster.router_process import RunningRouter
 from cluster.worker_process import RunningWorker, pool_of
+from core import logs
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
 from core.session import Role, WorkerDescriptor
@@ -58,6 +59,7 @@ class WorkerReplica:
     async def __init__(self, config_json: str, role: str, is_loopback: bool) -> None:  # type: ignore[misc]
         """Load the model and listen."""
         config = BatonConfig.model_validate_json(config_json)
+        logs.configure(role, config.log.format, config.log.level)
         node = ray.get_runtime_context().get_node_id()[:12]
         pool = pool_of(config, Role(role))
         launch = ActorRanks(pool) if pool.engine.tensor_parallel_size > 1 else launch_child
@@ -84,6 +86,7 @@ class RouterReplica:
     async def __init__(self, config_json: str, *pools: DeploymentHandle) -> None:  # type: ignore[misc]
         """Open the doors and follow the pools."""
         config = BatonConfig.model_validate_json(config_json)
+        logs.configure("router", config.log.format, config.log.level)
         self._membership = ToldMembership()
         self._desired = desired_workers(config)
         self._router = RunningRouter(config, self._membership)

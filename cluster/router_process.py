@@ -12,6 +12,7 @@ import time
 
 import uvicorn
 
+from cluster.certificate_ends import CertificateEnds
 from cluster.cluster_key import with_read_secrets
 from cluster.connections import ConnectionBook
 from cluster.http_listener import (
@@ -26,11 +27,13 @@ from cluster.session_network import session_network
 from cluster.tls import session_tls
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
+from core import events
 from core.addresses import bare_host, family_of
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
+from kv_transfer.stream_proof import stream_key
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.admission import Admission
@@ -69,7 +72,9 @@ class RunningRouter:
         spec = model_of(config)
         router = config.router
         clock, ids = SystemClock(), Ids()
-        self._network = session_network(router.host, session_tls(config.security, "router"))
+        security = config.security
+        inner = session_tls(security, "router")
+        self._network = session_network(router.host, inner, stream_key(security.cluster_key))
         self._tokenizer = TokenizerPool(
             spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )
@@ -100,9 +105,20 @@ class RunningRouter:
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
+        self.service.configured = {
+            Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
+            Role.DECODE: config.pools.decode.replicas,
+        }
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
         is_private = bool(config.security.door_certificate)
         self._certificate = DoorCertificate(config.security, clock.now_s) if is_private else None
+        self._ends = CertificateEnds(
+            config.security,
+            "router",
+            inner,
+            self._certificate.chain if self._certificate is not None else None,
+        )
+        self.service.read_certificate_ends = self._ends.read
         self._grpc = GrpcDoor(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
@@ -129,7 +145,7 @@ class RunningRouter:
         certificate = self._certificate
         app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
-            app, http="httptools", ws="none", log_level="warning", access_log=False, lifespan="off",
+            app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="off",
             timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
             ssl_context_factory=(
@@ -140,6 +156,8 @@ class RunningRouter:
             settings, listener, book, self._config.router.slow_reader_s, self._refused
         )
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
+        self._ends.watch()
+        events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
 
     def _make_book(self) -> ConnectionBook:
         """Limits of both doors, within what this process may open."""
@@ -161,6 +179,7 @@ class RunningRouter:
 
     async def stop(self) -> None:
         """Take nothing new, let requests finish, close doors and links."""
+        self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)
         if self._http is not None and self._http_task is not None:

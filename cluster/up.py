@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
+from core import events, logs
 from core.addresses import bare_host, family_of, join_address
 from core.config import BatonConfig, is_loopback, load_config
 from core.errors import ConfigError
@@ -38,6 +40,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         ServingError: Something is wrong with config, model, ports or the start; nothing is left running.
     """
     config = load_config(path, flags)
+    logs.configure("up", config.log.format, config.log.level)
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_doors(config)
@@ -48,6 +51,13 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     console.print(
         f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context {spec.max_model_len} tokens, "
         f"KV pool {tokens} tokens a worker ({layout.block_bytes} bytes a block)"
+    )
+    events.CLUSTER_STARTS.tell(
+        version=version("baton-serve"),
+        model=spec.name,
+        prefill=0 if config.colocated else config.pools.prefill.replicas,
+        decode=config.pools.decode.replicas,
+        routers=config.router.replicas,
     )
     if is_local:
         asyncio.run(_run_local(config))
@@ -116,6 +126,7 @@ def check_ports(config: BatonConfig) -> None:
 def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
     host, pools = config.router.host, config.pools
     http_port, grpc_port = addresses[0]
+    events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
     grpc_address = join_address(host, grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
@@ -161,13 +172,18 @@ async def _run_local(config: BatonConfig) -> None:
             await stop.wait()
     starting.cancel()
     stopping.cancel()
-    console.print("stopping")
+    _say_stopping()
     failure = (
         cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
     )
     await cluster.stop()
     if failure is not None:
         raise failure
+
+
+def _say_stopping() -> None:
+    events.CLUSTER_STOPS.tell()
+    console.print("stopping")
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:
@@ -198,7 +214,7 @@ def _run_ray(config: BatonConfig, address: str) -> None:
         _announce(config, [(cluster.http_port, cluster.grpc_port)])
         with announced(cluster.http_port, cluster.grpc_port, "ray"):
             stop.wait()
-        console.print("stopping")
+        _say_stopping()
     finally:
         cluster.stop()
         if guardian is not None:

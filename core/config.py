@@ -225,9 +225,7 @@ class RouterConfig(Node):
     is_strict: bool = Field(
         default=False, description="refuse unknown request fields instead of ignoring them"
     )
-    has_request_log: bool = Field(
-        default=True, description="one JSON line per request on standard error"
-    )
+    has_request_log: bool = Field(default=True, description="an event for each request and refusal")
 
 
 class RedisConfig(Node):
@@ -256,8 +254,9 @@ class SecurityConfig(Node):
     cluster_key: str = Field(
         "",
         repr=False,
-        description="secret of this cluster's workers, at least 16 characters, which keys the names "
-        "of KV blocks; file:PATH and env:NAME name it; empty: made at each start",
+        description="secret of this cluster's processes, at least 16 characters, which keys the "
+        "names of KV blocks and, without TLS, opens the ports inside; file:PATH and env:NAME name "
+        "it; empty: made at each start",
     )
     trusts_network: bool = Field(
         default=False, description="allow plain text inside a cluster of several machines"
@@ -276,6 +275,15 @@ class TracingConfig(Node):
     )
 
 
+class LogConfig(Node):
+    """What every process says on standard error."""
+
+    format: Literal["auto", "text", "json"] = Field(
+        "auto", description="one line an event; auto: text on a terminal, JSON elsewhere"
+    )
+    level: Literal["info", "warning", "error"] = Field("info", description="the least that is told")
+
+
 class BatonConfig(Node):
     """The whole tree."""
 
@@ -288,6 +296,7 @@ class BatonConfig(Node):
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
+    log: LogConfig = Field(default_factory=LogConfig, description="events on standard error")
     security: SecurityConfig = Field(
         default_factory=SecurityConfig, description="keys and certificates"
     )

@@ -67,8 +67,16 @@ RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault",
 RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")
 QUEUED = Metric("baton_requests_queued", "gauge", "requests waiting for a permit")
 WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
+CERTIFICATE_ENDS = Metric(
+    "baton_certificate_expiration_timestamp_seconds",
+    "gauge",
+    "when a certificate in use ends (Unix time): door, authority, or the role it is for; days left "
+    "are (this - time()) / 86400",
+    ("certificate",),
+)
 ALL = (
     TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, TRANSFERS, HEALED, ATTEMPTS,
     RETRIES, RUNNING, QUEUED, WORKERS, REFUSALS, BAD_KEYS, API_KEYS,
+    CERTIFICATE_ENDS,
 )  # fmt: skip
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -7,15 +7,14 @@ the files hold. Called for the certificates of the doors and of the cluster's in
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from core import events
 from core.errors import ServingError
 
-log = logging.getLogger(__name__)
 LOOK_S = 1.0
 Content = TypeVar("Content")
 Stamp = tuple[tuple[int, int, int], ...]
@@ -73,10 +72,10 @@ class Renewed(Generic[Content]):
         except (OSError, ServingError) as error:
             if stamp != self._stamp:
                 fact = getattr(error, "strerror", None) or str(error)
-                log.error("%s cannot be read again (%s); the old one stays", self._what, fact)
+                events.CERTIFICATE_UNUSABLE.tell(what=self._what, reason=fact)
         else:
             self.version += 1
-            log.warning("%s has changed and is in use", self._what)
+            events.CERTIFICATE_RENEWED.tell(what=self._what)
         self._stamp = stamp
 
     def _look(self) -> Stamp:

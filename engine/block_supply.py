@@ -48,7 +48,9 @@ class BlockSupply:
 
     # --- the waiting line ---------------------------------------------------------------------
 
-    def fitting(self, status: Status, *, takes_back: bool = True) -> Iterator[Sequence]:
+    def fitting(
+        self, status: Status, *, lends: bool = False, takes_back: bool = True
+    ) -> Iterator[Sequence]:
         """Walk the line, the first first, and yield those whose blocks and place are there.
 
         The caller may start or reserve for each before the walk goes on. One that finds too few
@@ -59,6 +61,7 @@ class BlockSupply:
 
         Args:
             status: Whom to yield: those that would run, or arrivals.
+            lends: What fits is left waiting, whoever it is: a step begins and had no budget for it.
             takes_back: Take blocks from those that have to yield them. False: only look.
         """
         self._passed = []
@@ -91,12 +94,12 @@ class BlockSupply:
                 num_taken = self._sequences.num_places_taken
                 continue
             num_passed += 1
-            if is_asked_for or not fits:
+            if is_asked_for or lends or not fits:
                 self._passed.append(sequence)
                 if sequence.num_overtaken < MAX_OVERTAKEN:
                     continue
-                if sequence.run_alone and not fits:
-                    return  # an arrival would run beside it for as long as its answer is
+            if sequence.run_alone and not is_arrival:
+                return  # it needs every place: an arrival would run beside it as long as it answers
             num_kept += num_needed
             num_places_kept += fits
 
@@ -126,7 +129,7 @@ class BlockSupply:
         """Blocks for growth that an arrival takes with its prompt's: one for each choice."""
         return len(sequence.choices) if sequence.status is Status.RESERVING else 0
 
-    def num_needed(self, sequence: Sequence, num_kept: int = 0) -> int:
+    def num_needed(self, sequence: Sequence, num_kept: int) -> int:
         """Available blocks that a sequence would use up: cached ones count, held ones are shared.
 
         Where blocks are plenty even beside `num_kept`, nobody looks for what is here already.

@@ -65,6 +65,14 @@ def _shortest_first(sequence: Sequence) -> tuple[bool, int]:
     return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens
 
 
+def _count_passed(step: _Step, prompts: list[Sequence]) -> None:
+    """Prompts under way that got nothing were overtaken too; who waits is counted by `take`."""
+    for older in prompts:
+        if older.status is Status.RUNNING and older.key not in step.planned:
+            younger = (s.key for s in prompts if s.due > older.due)
+            older.num_overtaken += sum(key in step.planned for key in younger)
+
+
 class Scheduler:
     """Queues and block tables of one engine."""
 
@@ -221,9 +229,12 @@ class Scheduler:
 
         Blocks whose content is already here are pinned, not taken anew.
         """
+        self._reserve_fitting(now_s, lends=False)
+
+    def _reserve_fitting(self, now_s: float, *, lends: bool) -> None:
         if not self.waiting.num_reservations or self._sequences.copies_from_free:
             return  # the plan after the step comes back to them
-        for sequence in self.blocks.fitting(Status.RESERVING):
+        for sequence in self.blocks.fitting(Status.RESERVING, lends=lends):
             self._reserve(sequence, now_s)
 
     def _reserve(self, sequence: Sequence, now_s: float) -> None:
@@ -316,6 +327,7 @@ class Scheduler:
             return StepPlan(self._step_id, ())
         is_loose = any(self.pool.references(source) == 0 for source, _ in step.copies)
         released = self._sequences.step_begins(step.planned, copies_from_free=is_loose)
+        self._reserve_fitting(now_s, lends=True)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(
             self._step_id,
@@ -369,9 +381,10 @@ class Scheduler:
             return
         step.num_left -= num_kept
         if step.num_left:
-            behind = itertools.islice(prompts, LOOK_AHEAD)
-            for sequence in sorted(behind, key=_shortest_first):
+            behind = sorted(itertools.islice(prompts, LOOK_AHEAD), key=_shortest_first)
+            for sequence in behind:
                 self._add(step, sequence, step.num_left)
+            _count_passed(step, behind)
         step.num_left += num_kept
         self._add(step, giant, step.num_left)
 
@@ -388,6 +401,7 @@ class Scheduler:
             return
         step.items.append(self._item(sequence, num_tokens))
         step.planned.add(sequence.key)
+        sequence.num_overtaken = 0
         step.num_left -= num_tokens
         step.has_handover = step.has_handover or sequence.handover is not None
 

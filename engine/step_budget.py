@@ -30,10 +30,8 @@ class StepBudget:
         """
         if took_s > MAX_STEP_S:
             fitting = int(num_tokens * TARGET_STEP_S / took_s)
-            # Never below what lets every running sequence decode one token.
-            floor = min(
-                self._limits.max_step_tokens, max(MIN_STEP_TOKENS, self._limits.max_sequences)
-            )
+            # Never below what lets every running sequence decode one token, and a prompt go on.
+            floor = min(self._limits.max_step_tokens, self._limits.max_sequences + MIN_STEP_TOKENS)
             self.num_tokens = max(min(self.num_tokens, fitting), floor)
         elif took_s < TARGET_STEP_S / 2 and num_tokens >= self.num_tokens:
             self.num_tokens = min(self.num_tokens * 2, self._limits.max_step_tokens)

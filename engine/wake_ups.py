@@ -55,5 +55,5 @@ def _in_line(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
         return WakeUp.STEP
     if not scheduler.blocks.has_place(sequence):
         return WakeUp.PLACE
-    is_short = scheduler.blocks.num_needed(sequence) > scheduler.pool.num_available
+    is_short = scheduler.blocks.num_needed(sequence, 0) > scheduler.pool.num_available
     return WakeUp.BLOCKS if is_short else WakeUp.ORDER

@@ -20,6 +20,7 @@ import logging
 import socket
 from pathlib import Path
 
+from core import events
 from core.addresses import bare_host, family_of, join_address
 from core.ports import MessageStream, StreamClosed, StreamHandler
 from kv_transfer.carrier_client import CarrierClient, is_loopback
@@ -83,19 +84,22 @@ class CarriedNetwork:
             try:
                 await client.ready()
                 pause_s = RESTART_PAUSE_S
-                await self._watch(client)
-            except StreamClosed:
+                reason = await self._watch(client)
+            except StreamClosed as error:
+                reason = str(error)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
             except Exception:
                 # Without a keeper nobody would ever start the next one.
                 log.exception("the watch over the %s carrier broke on a bug", self._kind)
+                reason = "the watch over it broke"
+            events.CARRIER_ENDED.tell(kind=self._kind, reason=reason)
             await client.close()
             await asyncio.sleep(pause_s)
             with contextlib.suppress(OSError):  # no process to be had: the next turn tries again
                 self._spawn()
 
-    async def _watch(self, client: CarrierClient) -> None:
-        """Return when it is dead, or has shown no pulse for too long.
+    async def _watch(self, client: CarrierClient) -> str:
+        """Return why, when it is dead or has shown no pulse for too long.
 
         Only watches of its own are counted: a worker that was stopped itself blames nobody.
         """
@@ -107,6 +111,7 @@ class CarriedNetwork:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await client.died.wait()
+        return "it died" if client.is_dead else f"it gave no sign for {STILL_S:g} s"
 
     async def dial(self, address: str) -> MessageStream:
         """See `Network`; `listen` comes first."""

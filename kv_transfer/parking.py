@@ -12,8 +12,9 @@ from collections import Counter
 
 from core.ids import TransferId, WorkerId
 
-MAX_PARKED = 256
-MAX_PARKED_PER_PEER = 32
+MAX_PARKED = 4096
+MAX_PARKED_PER_PEER = 1024
+"""As many as all routers may place on one pair at once while the sender's commands are late."""
 
 
 class ParkingLot:

@@ -12,6 +12,7 @@ import json
 import resource
 import sys
 
+from core import logs
 from core.errors import InvalidRequest
 from router.body_limits import check_size
 
@@ -62,4 +63,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("body-reader")
     main()

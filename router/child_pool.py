@@ -13,6 +13,7 @@ import asyncio
 import sys
 from collections.abc import Sequence
 
+from core import events
 from core.errors import Overloaded, Unavailable
 from router.fair_line import FairLine
 
@@ -42,7 +43,7 @@ class _Child:
         process = await self.start()
         if process.stdin is None or process.stdout is None:
             return b""
-        reply = b""
+        reply, reason = b"", "it died"
         try:
             async with asyncio.timeout(timeout_s):
                 process.stdin.write(order)
@@ -50,7 +51,15 @@ class _Child:
                 reply = await process.stdout.readline()
         except (ConnectionError, ValueError):
             return b""
+        except TimeoutError:
+            reason = f"an order took more than {timeout_s:g} s"
+            raise
+        except asyncio.CancelledError:
+            reason = ""  # whoever asked has left: nothing is wrong with the process
+            raise
         finally:
+            if not reply and reason:
+                events.SIDE_PROCESS_REPLACED.tell(module=self._command[0], reason=reason)
             if not reply:  # timed out, died, or given up: the pipe is out of step
                 self._kill()
         return reply

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import logging
 import math
 import re
 import secrets
@@ -22,11 +21,11 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+from core import events
 from core.errors import ConfigError, Unauthenticated
 from router.identities import ANYBODY, Identity, KeyRole
 from router.key_file import SIZE, KeyLine, Stamp, check_names, read_keys, stamp_of
 
-log = logging.getLogger(__name__)
 _KEY = re.compile(r"bt-([0-9a-f]{8})-([0-9a-f]{32})")
 RELOAD_S = 1.0
 LOST_FILE_GRACE_S = 5.0
@@ -107,7 +106,7 @@ class Keyring:
             self._note_lost(error, now_s)
             return
         if self._is_lost:
-            log.warning("security.api_keys can be read again")
+            events.KEY_FILE_BACK.tell()
         self._seen_at = now_s
         self._is_lost = False
 
@@ -117,7 +116,7 @@ class Keyring:
             if not self._reading.done():
                 return False
             reading, self._reading = self._reading, None
-            self._hold(*reading.result())
+            self._reload(*reading.result())
             return True
         if now_s - self._looked_at < RELOAD_S:
             return False
@@ -128,7 +127,7 @@ class Keyring:
         if stamp[SIZE] > INLINE_BYTES:
             self._reading = self._reader.submit(_read, path)
             return False
-        self._hold(*_read(path))
+        self._reload(*_read(path))
         return True
 
     def num_by_state(self) -> dict[str, int]:
@@ -143,25 +142,27 @@ class Keyring:
             "lost_file": int(self._is_lost),
         }
 
+    def _reload(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
+        self._hold(stamp, keys, faults)
+        events.KEYS_RELOADED.tell(keys=len(keys), faults=len(faults))
+
     def _hold(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
         self._stamp = stamp
         self._keys = keys
         self._num_faults = len(faults)
         for fault in faults[:MAX_TOLD_FAULTS]:
-            log.error("%s; this line opens nothing", fault)
+            events.KEY_LINE_REFUSED.tell(reason=fault)
         if len(faults) > MAX_TOLD_FAULTS:
-            log.error("security.api_keys has %d such lines in all", len(faults))
+            events.KEY_LINE_REFUSED.tell(
+                reason=f"security.api_keys has {len(faults)} such lines in all"
+            )
 
     def _note_lost(self, error: ConfigError, now_s: float) -> None:
         if not self._is_lost:
-            log.error(
-                "%s; unless it is mended within %g s, no key opens",
-                error.message,
-                LOST_FILE_GRACE_S,
-            )
+            events.KEY_FILE_LOST.tell(reason=error.message, closes_in_s=LOST_FILE_GRACE_S)
         self._is_lost = True
         if now_s - self._seen_at >= LOST_FILE_GRACE_S and self._stamp:
-            log.error("%s; no key opens any more", error.message)
+            events.KEYS_CLOSED.tell(reason=error.message)
             self._keys = {}
             self._stamp = ()
             self._num_faults = 0

@@ -7,18 +7,18 @@ client knocks; connections that stand keep what they have. Does not know request
 
 from __future__ import annotations
 
-import logging
 import ssl
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 
+from core import events
 from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.renewed import Renewed
 
-log = logging.getLogger(__name__)
+DOORS = "the doors' certificate"
 
 
 class DoorCertificate:
@@ -33,9 +33,7 @@ class DoorCertificate:
         self._chain = Path(security.door_certificate)
         self._key = Path(security.door_key)
         try:
-            self._pair = Renewed(
-                "the doors' certificate", (self._chain, self._key), self._read, now_s
-            )
+            self._pair = Renewed(DOORS, (self._chain, self._key), self._read, now_s)
         except OSError as error:  # errors of TLS are of this kind, too
             raise ConfigError(
                 "security.door_certificate and security.door_key cannot be used: "
@@ -45,6 +43,11 @@ class DoorCertificate:
     def _read(self) -> tuple[bytes, bytes]:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._chain, self._key)
         return self._key.read_bytes(), self._chain.read_bytes()
+
+    def chain(self) -> bytes:
+        """The chain in use (PEM)."""
+        self._pair.refresh()
+        return self._pair.content[1]
 
     def credentials(self) -> grpc.ServerCredentials:
         """For the gRPC door."""
@@ -79,7 +82,7 @@ class DoorCertificate:
                 try:
                     newest = make()
                 except OSError as error:  # the files have changed once more
-                    log.error("the doors' certificate cannot be used: %s", error)
+                    events.CERTIFICATE_UNUSABLE.tell(what=DOORS, reason=str(error))
             connection.context = newest
 
         door.sni_callback = knocked  # called for clients that name no server, too

@@ -24,6 +24,7 @@ from core.types import (
     ChatPrompt,
     GenerateRequest,
     SamplingParams,
+    outside,
 )
 from router.identities import ANYBODY, Identity
 
@@ -270,7 +271,7 @@ class RequestMaker:
                 ids = await self._tokenizer.encode(form, adds_special_tokens=False, tenant=tenant)
                 found[tuple(ids)] = None
         rows = self._model.vocabulary_size
-        return tuple(ids for ids in found if max(ids, default=0) < rows)  # others are never drawn
+        return tuple(ids for ids in found if ids and max(ids) < rows)  # others are never drawn
 
     def _limits(self, num_choices: int) -> list[tuple[int, str]]:
         """How long prompt and output together may be (tokens), and how an operator can raise it."""
@@ -325,12 +326,6 @@ def num_choices(wish: Wish) -> int:
     """Choices that a wish asks for, as far as they are allowed: above that, `n` is refused itself."""
     n: int = wish.sampling.get("n", 1)
     return min(n, MAX_CHOICES)
-
-
-def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:
-    """One token id that is not in the vocabulary, if there is any; without a step per token."""
-    ends = (min(token_ids), max(token_ids)) if token_ids else ()
-    return next((t for t in ends if not 0 <= t < vocabulary_size), None)
 
 
 def _scope(wish: Wish) -> str:

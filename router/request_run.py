@@ -101,8 +101,9 @@ class AttemptRun:
         self.prefill_spoke = self.prefill_spoke or not is_decode
         held, self.held = self.held, []
         try:
-            self.run.deliver(delta, is_decode=is_decode)
-            for later in held:
+            if not is_decode:
+                self.run.deliver(delta, is_decode=False)
+            for later in (*held, delta) if is_decode else held:
                 self.run.deliver(later, is_decode=True)
         except ServingError as error:
             self.fail(error)

@@ -7,18 +7,18 @@ Owns the composition of the router's parts into one service. Does not know HTTP 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from core import metrics
+from core import events, metrics
 from core.config import RouterConfig
 from core.errors import InvalidRequest, Overloaded, ServingError
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
-from core.types import ChatPrompt, GenerateRequest, RequestEnded
+from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
 from router import calls
 from router.admission import CANARY_TIER, Admission
 from router.bad_keys import BadKeys
@@ -29,10 +29,12 @@ from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
+from router.readiness import View, num_usable, pools_of, state_of
 from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish, num_choices, outside
+from router.request_making import RequestMaker, ServedModel, Wish, num_choices
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
+from router.shedding import Shedding
 from router.telemetry import Telemetry
 from router.worker_link import LinkState
 
@@ -84,14 +86,19 @@ class GenerationService:
         self.bad_keys = BadKeys(clock.now_s)
         self._measuring = asyncio.Lock()
         self._clock, self._started_at = clock, clock.now_s()
+        self._shedding = Shedding(admission, clock.now_s)
         self._log = RequestLog(clock.now_s) if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
+        self.read_certificate_ends: Callable[[], dict[str, int]] = dict
+        self.configured: Mapping[Role, int] = {}
+        """Workers that each pool should have."""
         self.telemetry = Telemetry(
             {
                 metrics.RUNNING: lambda: {"": admission.num_running},
                 metrics.QUEUED: lambda: {"": admission.num_queued},
                 metrics.WORKERS: self._live_by_role,
                 metrics.API_KEYS: keyring.num_by_state,
+                metrics.CERTIFICATE_ENDS: self._certificate_ends,
             }
         )
         orchestrator.on_ended = self._ended
@@ -111,6 +118,7 @@ class GenerationService:
     def _refused(self, request: GenerateRequest, error: ServingError) -> None:
         call = calls.current()
         self.telemetry.request_refused(call.door if call else "", error)
+        self._shedding.note(error.code)
         if self._log is not None:
             self._log.request_refused(request, error, call)
         if call is not None:
@@ -125,6 +133,7 @@ class GenerationService:
             return
         call.is_told = True
         self.telemetry.call_refused(call)
+        self._shedding.note(call.code)
         if self._log is not None:
             self._log.call_refused(call)
 
@@ -218,28 +227,34 @@ class GenerationService:
         """True when a request can get through."""
         return self._canary.is_good and not self._admission.is_draining
 
+    def _certificate_ends(self) -> dict[str, int]:
+        return self.read_certificate_ends()
+
     def _live_by_role(self) -> dict[str, int]:
-        links = [x for x in self._links.all() if x.state is LinkState.LIVE and x.is_ready]
-        live = [link.descriptor.role for link in links]
-        return {role.value: live.count(role) for role in Role}
+        links = self._links.all()
+        return {role.value: num_usable(links, role) for role in Role}
 
     def readiness(self) -> dict[str, Any]:
-        """Describe readiness per model."""
-        live, links = self._live_by_role(), self._links.all()
-        pools = {
-            role.value: {
-                "ready": live[role.value],
-                "total": sum(1 for x in links if x.descriptor.role is role),
-            }
-            for role in Role
-        }
+        """Describe readiness per model, and everything that is not as configured."""
+        links = self._links.all()
+        view = View(
+            links=links,
+            configured=self.configured,
+            store=self.read_store_state(),
+            is_draining=self._admission.is_draining,
+            is_starting=not self._canary.has_passed,
+            canary_error=self._canary.error,
+        )
+        problems = view.problems()
         canary_ms = None if self._canary.took_s is None else round(self._canary.took_s * 1000, 3)
         return {
             "ready": self.is_ready,
-            "store": self.read_store_state(),
+            "state": state_of(problems, is_ready=self.is_ready),
+            "problems": [problem.tree() for problem in problems],
+            "store": view.store,
             "models": {
                 self.model.name: {
-                    **pools,
+                    **pools_of(links, self.configured),
                     "canary_ms": canary_ms,
                     "canary_error": self._canary.error,
                 }
@@ -251,7 +266,8 @@ class GenerationService:
         return [
             {
                 "role": d.role.value, "tier": d.tier, "worker_id": d.worker_id, "pid": d.pid,
-                "rank_pids": list(link.rank_pids), "node": d.node, "address": d.session_address,
+                "rank_pids": list(link.rank_pids), "node": d.node,
+                "address": d.session_address.rpartition("@")[2],
                 "state": link.state.name.lower() if link.is_ready else "restarting",
                 "load": {
                     "running": link.load.num_running, "waiting": link.load.num_waiting,
@@ -320,11 +336,11 @@ class GenerationService:
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take nothing new, let requests finish for a while, then end."""
         self._admission.is_draining = True
+        events.DRAIN_BEGUN.tell(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()
         await self._orchestrator.drain(grace_s)
+        events.DRAIN_ENDED.tell(left=self._admission.num_running)
         self.telemetry.close()
-        if self._log is not None:
-            self._log.close()
 
 
 def _way(sender: WorkerDescriptor, receiver: WorkerDescriptor, way: WayReport) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from core import logs
 from core.errors import InvalidRequest, PromptTooLong
 from router.chat_template import ChatTemplates
 from router.text_bounds import check_bytes
@@ -81,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("tokenizer")
     main()

@@ -54,6 +54,7 @@ class WorkerParts:
     engine: EngineConfig
     transfer: TransferConfig
     max_model_len: int
+    vocabulary_size: int
     session_network: Network
     transfer_network: Network
     clock: Clock
@@ -89,6 +90,7 @@ class WorkerUnit:
             parts.clock,
             parts.session_network,
             lambda: self.descriptor,
+            parts.vocabulary_size,
             parts.frame_bytes,
         )
         self.worker.tracing = parts.tracing

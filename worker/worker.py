@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
+from core import events as told
 from core.containment import contained, fault_of
 from core.errors import (
     Draining,
@@ -47,11 +48,14 @@ from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFaile
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
 from worker.attempt import Attempt
+from worker.checking import check_credit, check_submit
 from worker.sessions import FRAME_BYTES, SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
 
 MAX_TOMBSTONES = 4096
+LEAVE_S = 0.25
+"""How long a worker that drains waits for what was placed on it before its routers heard of that."""
 log = logging.getLogger(__name__)
 
 
@@ -115,10 +119,12 @@ class Worker:
         clock: Clock,
         session_network: Network,
         describe: Callable[[], WorkerDescriptor],
+        vocabulary_size: int,
         frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """Keep the collaborators; `use_part` and `start` complete it."""
         self.scheduler = scheduler
+        self.vocabulary_size = vocabulary_size
         self.attempts: dict[RequestId, Attempt] = {}
         self.is_ready = True
         self.fatal: asyncio.Future[None] | None = None
@@ -161,7 +167,10 @@ class Worker:
 
     def break_down(self, error: BaseException) -> None:
         """End the worker: something it cannot go on without has broken. The first error is kept."""
-        log.error("the worker cannot go on", exc_info=error)
+        if isinstance(error, ServingError):
+            told.WORKER_FAILED.tell(reason=error.message)
+        else:
+            log.error("the worker cannot go on", exc_info=error)
         if self.fatal is None or self.fatal.done():
             return
         self.is_ready = False
@@ -186,11 +195,15 @@ class Worker:
             True if nothing was left.
         """
         self._is_draining, self.is_ready = True, False
+        told.DRAIN_BEGUN.tell(running=len(self.attempts), grace_s=grace_s)
         self._sessions.tell()
         moving = Draining("the worker is shutting down; the request moves to another one")
         for attempt in list(self.attempts.values()):
             if attempt.submit.task is not Task.PREFILL:
                 self.end(attempt, moving)
+        leave_s = min(LEAVE_S, grace_s)
+        await asyncio.sleep(leave_s)
+        grace_s -= leave_s
         # A prompt under way is worth more finished than moved, and its blocks may be unread: half the time is its own.
         for share, error in ((0.5, moving), (0.5, None)):
             try:
@@ -201,6 +214,7 @@ class Worker:
             except TimeoutError:
                 for attempt in list(self.attempts.values()) if error else ():
                     self.end(attempt, error)
+        told.DRAIN_ENDED.tell(left=len(self.attempts))
         return not self.attempts
 
     @property
@@ -215,7 +229,12 @@ class Worker:
     # --- commands from routers ----------------------------------------------------------------------
 
     def submit(self, router_id: RouterId, submit: Submit) -> None:
-        """Take part in an attempt, if its epoch is news; an older attempt makes room for it."""
+        """Take part in an attempt, if its epoch is news; an older attempt makes room for it.
+
+        Raises:
+            InvalidRequest: It says what no request can be; nothing was changed.
+        """
+        check_submit(submit, self.vocabulary_size)
         request_id = submit.request.request_id
         old = self.attempts.get(request_id)
         known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
@@ -298,11 +317,16 @@ class Worker:
         self._loop.wake()
 
     def credit(self, message: Credit) -> None:
-        """More positions may be computed."""
+        """More positions may be computed.
+
+        Raises:
+            InvalidRequest: It names choices that the request does not have.
+        """
         attempt = self.attempts.get(message.request_id)
         if attempt is None or attempt.epoch != message.epoch:
             self.num_stale += 1
             return
+        check_credit(message.finished_choices, attempt.submit.request)
         attempt.finished_choices.update(message.finished_choices)
         for sequence in attempt.sequences:
             self.scheduler.credit(sequence, message.limit)
@@ -436,6 +460,12 @@ class Worker:
         Only requests in the fatal step are under suspicion of having caused it.
         """
         self.is_ready = False
+        told.RANKS_LOST.tell(
+            worker_id=self._describe().worker_id,
+            reason=error.message,
+            rank_pids=self._runner.rank_pids(),
+            attempts=len(self.attempts),
+        )
         in_step = {item.sequence_key for item in plan.items}
         for attempt in list(self.attempts.values()):
             was_in_step = any(s.key in in_step for s in attempt.sequences)

@@ -94,10 +94,12 @@ SCRIPT = """
 import asyncio, json, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 import uvloop
+from core import logs
 from cluster.http_listener import make_book, raise_descriptor_limit
 from support.http_door import HttpDoor
 
 async def main():
+    logs.configure("router", "json")
     door = HttpDoor()
     door.book = make_book(4096, 0, raise_descriptor_limit(4096))
     async with door:
@@ -138,5 +140,6 @@ def test_fifteen_hundred_silent_connections_at_a_limit_of_1024_descriptors():
             one.close()
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
     assert told["displaced"] > 900 and not told["refused"]
-    assert "may open 1024 files" in err and "LimitNOFILE" in err
+    line = json.loads(err)
+    assert (line["event"], line["limit"], line["needed"]) == ("descriptors_scarce", 1024, 4096)
     print(f"longest wait for liveness: {max(waits_s) * 1000:.0f} ms")

@@ -24,4 +24,22 @@ EQUIVALENTS: list[Equivalent] = [
         "others = [b for b in range(255) if b not in printable]",
         "byte 255 is printable, so it is not among the others either way",
     ),
+    Equivalent(
+        "router/choice_output.py",
+        "for size in range(min(len(stop) - 1, len(text)), 0, -1):",
+        "for size in range(max(len(stop) - 1, len(text)), 0, -1):",
+        "a text that ends with the whole stop string is a match, which was looked for before",
+    ),
+    Equivalent(
+        "engine/block_identities.py",
+        "num_buckets = 1 << max(num_blocks - 1, 1).bit_length()",
+        "num_buckets = 1 << max(num_blocks - 1, 2).bit_length()",
+        "two more buckets in a pool of one or two blocks",
+    ),
+    Equivalent(
+        "kv_transfer/sender.py",
+        "if len(batch) > most:",
+        "if (len(batch) >= most):",
+        "an empty rest stays in the queue, adds nothing to the next frame and is not counted",
+    ),
 ]

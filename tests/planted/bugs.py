@@ -4,7 +4,7 @@ Modelled on the field's failure catalogue: releases forgotten, frees too early, 
 writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
 """
 
-from planted import doors, fairness, gate, keys, load, pool, rank, router, text, transfer
+from planted import doors, fairness, gate, inside, keys, load, pool, rank, router, text, transfer
 from planted.bug import Bug
 
 RULES = "tests/simulation/test_handover_rules.py"
@@ -115,6 +115,7 @@ BUGS = [
     *doors.BUGS,
     *fairness.BUGS,
     *gate.BUGS,
+    *inside.BUGS,
     *keys.BUGS,
     *load.BUGS,
     *pool.BUGS,

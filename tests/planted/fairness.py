@@ -17,7 +17,8 @@ BUGS = [
     Bug(
         "arrivals take blocks before anybody who waits",
         "engine/scheduler.py",
-        "        for sequence in self.blocks.fitting(Status.RESERVING):\n            self._reserve(",
+        "        for sequence in self.blocks.fitting(Status.RESERVING, lends=lends):\n"
+        "            self._reserve(",
         "        for sequence in list(self.waiting.ready):\n"
         "            if sequence.status is Status.RESERVING:\n"
         "                self._reserve(",
@@ -36,6 +37,13 @@ BUGS = [
         "num_half = -(-step.num_left // 2)",
         "num_half = step.num_left",
         f"{UNIT}::test_small_prompts_behind_a_giant_are_in_the_next_step",
+    ),
+    Bug(
+        "long steps leave prompts nothing beside the answers that run",
+        "engine/step_budget.py",
+        "self._limits.max_sequences + MIN_STEP_TOKENS",
+        "max(self._limits.max_sequences, MIN_STEP_TOKENS)",
+        f"{UNIT}::test_a_prompt_goes_on_beside_as_many_answers_as_may_run_however_long_steps_are",
     ),
     Bug(
         "a giant gets what small ones leave",
@@ -106,9 +114,16 @@ BUGS = [
     Bug(
         "room is kept for one that gets no budget, whoever else could use it",
         "engine/block_supply.py",
-        "            if is_asked_for or not fits:\n",
-        "            if not fits:\n",
+        "            if is_asked_for or lends or not fits:\n",
+        "            if lends or not fits:\n",
         f"{UNIT}::test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones",
+    ),
+    Bug(
+        "room is kept from arrivals for one that gets no budget",
+        "engine/scheduler.py",
+        "        self._reserve_fitting(now_s, lends=True)\n",
+        "",
+        f"{UNIT}::test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_arrivals",
     ),
     Bug(
         "one that was passed often enough still goes behind what is shorter",
@@ -118,11 +133,27 @@ BUGS = [
         f"{UNIT}::test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times",
     ),
     Bug(
+        "a prompt under way is passed by shorter ones as often as they come",
+        "engine/scheduler.py",
+        "            _count_passed(step, behind)\n",
+        "",
+        f"{UNIT}::test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times"
+        "_for_each_part",
+    ),
+    Bug(
         "arrivals run beside one that must run alone for ever",
         "engine/block_supply.py",
-        "                if sequence.run_alone and not fits:\n",
-        "                if False:\n",
+        "            if sequence.run_alone and not is_arrival:\n",
+        "            if False:\n",
         f"{UNIT}::test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough",
+    ),
+    Bug(
+        "arrivals go before an older one that must run alone and could",
+        "engine/block_supply.py",
+        "            if sequence.run_alone and not is_arrival:\n",
+        "            if sequence.run_alone and not is_arrival and not fits:\n",
+        f"{UNIT}::test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone"
+        "_with_the_next_step",
     ),
     Bug(
         "partners without hand-overs are remembered for ever",

@@ -19,6 +19,21 @@ BUGS = [
         "::test_what_a_client_takes_while_nobody_serves_it_counts_for_the_next_attempt",
     ),
     Bug(
+        "what decode says after the prompt's scores goes before what it said",
+        "router/request_run.py",
+        "            for later in (*held, delta) if is_decode else held:\n",
+        "            for later in (delta, *held) if is_decode else held:\n",
+        f"{PARTS}::test_what_decode_said_before_the_prompts_scores_goes_before_what_it_says_after_them",
+    ),
+    Bug(
+        "a worker with nothing to do leaves before its routers have heard of it",
+        "worker/worker.py",
+        "        await asyncio.sleep(leave_s)\n",
+        "",
+        "tests/simulation/test_drain.py"
+        "::test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves",
+    ),
+    Bug(
         "an ended attempt whose output breaks is never told",
         "worker/sessions.py",
         "        self.touch(attempt)  # `fail` does not touch one that had ended already\n",

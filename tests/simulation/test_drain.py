@@ -6,7 +6,7 @@ from support import virtual
 
 from core.config import RouterConfig
 from core.errors import Draining
-from core.session import Role
+from core.session import Role, Submit
 
 
 def run(scenario, **shape):
@@ -49,10 +49,35 @@ def test_a_draining_prefill_worker_finishes_its_hand_overs():
     assert is_empty and all(ended.error is None for _, ended in answers)
 
 
+def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
+    """It has nothing to do and could leave at once; the request's Submit is on its way to it."""
+
+    async def scenario(cluster):
+        loop = asyncio.get_running_loop()
+        node = nodes(cluster, Role.DECODE)[0]
+        worker = cluster.units[node].worker
+        draining = []
+
+        def leave(stream, message):
+            is_submit = isinstance(getattr(message, "message", None), Submit)
+            if is_submit and stream.peer.node == node and not draining:
+                draining.append(loop.create_task(cluster.drain(node)))
+            return [message]
+
+        cluster.hub.mangle = leave
+        _, ended = await ask(cluster)
+        return worker.num_attempts, await draining[0], ended
+
+    num_attempts, is_empty, ended = run(scenario)
+    assert num_attempts == 1 and is_empty
+    assert ended.anatomy.attempts == ("0:pd:draining", "1:pd:ok")
+
+
 def test_a_move_is_no_fault_however_often_it_happens():
     """More moves than fault attempts are allowed, one after the other."""
 
     async def scenario(cluster):
+        leaving = []
         task = asyncio.ensure_future(ask(cluster, max_tokens=100))
         for _ in range(6):
             await asyncio.sleep(0.15)
@@ -63,7 +88,8 @@ def test_a_move_is_no_fault_however_often_it_happens():
             ]
             if attempts:
                 await cluster.add(Role.DECODE)
-                await cluster.drain(attempts[0])
+                leaving.append(asyncio.ensure_future(cluster.drain(attempts[0])))
+        await asyncio.gather(*leaving)
         return await task
 
     tokens, ended = run(scenario)

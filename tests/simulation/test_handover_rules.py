@@ -175,6 +175,32 @@ def test_an_open_before_its_submit_is_parked_and_one_without_is_not_found():
     assert 1.0 <= waited_s < 1.2
 
 
+def test_a_burst_whose_submits_reach_prefill_late_loses_no_attempt():
+    """The decode worker opens at once what the prefill worker has not heard of yet."""
+
+    async def scenario(cluster):
+        loop, hub = asyncio.get_running_loop(), cluster.hub
+        prefill = unit(cluster, Role.PREFILL)
+
+        def late(stream, message):
+            if isinstance(getattr(message, "message", None), Submit):
+                if stream.peer.node == prefill.descriptor.worker_id:
+                    stream.last_arrival = max(stream.last_arrival, loop.time() + 0.3)
+            return [message]
+
+        hub.mangle = late
+        replies = asyncio.gather(
+            *(ask(cluster, f"r{i}", PROMPT[:6], max_tokens=2) for i in range(100))
+        )
+        await asyncio.sleep(0.2)
+        num_parked = prefill.agent.num_live
+        return num_parked, await replies
+
+    num_parked, replies = run(scenario)
+    assert num_parked == 100
+    assert [ended.anatomy.attempts for _, ended in replies] == [("0:pd:ok",)] * 100
+
+
 def test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)

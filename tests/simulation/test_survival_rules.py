@@ -175,6 +175,36 @@ def test_a_request_of_death_is_quarantined_and_kills_at_most_three():
     )
 
 
+def test_after_two_deaths_a_request_is_computed_alone_on_both_workers():
+    """Whoever it kills next, nobody else is lost with it."""
+
+    async def scenario(cluster):
+        running = asyncio.get_running_loop().create_task(
+            ask(cluster, "suspect", max_tokens=20, ignore_eos=True)
+        )
+        num_deaths, lonely = 0, {}
+        while not running.done():
+            await asyncio.sleep(0.005)
+            for name, u in list(cluster.units.items()):
+                attempt = attempt_of(u, "suspect")
+                if attempt is None or attempt.ended is not None:
+                    continue
+                is_decoding = u.descriptor.role is Role.DECODE and len(attempt.sequences) > 1
+                if num_deaths < 2 and is_decoding:
+                    await cluster.kill(name)
+                    num_deaths += 1
+                    break
+                for sequence in attempt.sequences if attempt.epoch == 2 else ():
+                    lonely.setdefault(u.descriptor.role, set()).add(sequence.run_alone)
+        return num_deaths, lonely, await running
+
+    num_deaths, lonely, (tokens, ended) = run(
+        scenario, decode=4, router=RouterConfig(max_fault_attempts=5)
+    )
+    assert num_deaths == 2 and lonely == {Role.PREFILL: {True}, Role.DECODE: {True}}
+    assert ended.error is None and tokens == expected(max_tokens=20, ignore_eos=True)
+
+
 def test_a_slow_client_is_parked_by_credit_and_goes_on_when_it_reads():
     async def scenario(cluster):
         request = cluster.request(

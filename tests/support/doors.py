@@ -10,9 +10,11 @@ import logging
 import grpc.aio
 import httpx
 
+from core import events
 from core.config import BatonConfig
 from core.errors import InvalidRequest
 from core.ids import Ids
+from core.logs import JsonFormat
 from core.ports import SystemClock
 from protos.baton.v1 import generation_pb2 as pb
 from router.admission import Admission
@@ -119,16 +121,20 @@ class Doors:
 
 @contextlib.contextmanager
 def log_lines():
-    """Lines of the request log, parsed; complete when the block ends."""
+    """Events of requests and refusals, as JSON has them; complete when the block ends."""
     found = []
+    formatter = JsonFormat("router")
 
     class Taker(logging.Handler):
         def emit(self, record):
-            found.append(json.loads(record.getMessage()))
+            if record.event in (events.REQUEST.name, events.REFUSAL.name):
+                found.append(json.loads(formatter.format(record)))
 
-    logger, taker = logging.getLogger("baton.requests"), Taker()
-    logger.addHandler(taker)
+    taker, level = Taker(), events.LOGGER.level
+    events.LOGGER.setLevel(logging.INFO)
+    events.LOGGER.addHandler(taker)
     try:
         yield found
     finally:
-        logger.removeHandler(taker)
+        events.LOGGER.setLevel(level)
+        events.LOGGER.removeHandler(taker)

@@ -10,6 +10,7 @@ from engine.block_supply import MAX_OVERTAKEN
 from engine.order import ArrivalOrder
 from engine.queues import MAX_READY, MAX_UNANSWERED
 from engine.sequence import Handover, Status
+from engine.step_budget import MIN_STEP_TOKENS
 from engine.wake_ups import WakeUp, wake_up_of
 
 SMALL = {"max_tokens": 2, "ignore_eos": True}
@@ -68,6 +69,16 @@ def test_running_answers_come_before_any_prompt():
         engine.step()
     plan = lengths(engine.step())
     assert all(plan[s.key] == 1 for s in young)
+
+
+def test_a_prompt_goes_on_beside_as_many_answers_as_may_run_however_long_steps_are():
+    engine = Engine(budget=512, max_sequences=32, cache=False)
+    for i in range(31):
+        engine.submit(request(f"a{i}", [1], max_tokens=50, ignore_eos=True))
+    engine.step()
+    prompt = engine.submit(request("prompt", [2] * 100, max_tokens=1))
+    engine.scheduler.budget.fit(32, 600.0)
+    assert lengths(engine.step())[prompt.key] >= MIN_STEP_TOKENS
 
 
 # --- blocks ---------------------------------------------------------------------------------------
@@ -308,6 +319,20 @@ def test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_t
     assert names.index("next") == MAX_OVERTAKEN and giant.status is Status.RUNNING
 
 
+def test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times_for_each_part():
+    engine = Engine(num_blocks=900, budget=32, max_sequences=64, max_len=3400, cache=False)
+    giant = engine.submit(request("giant", [1] * 3000, max_tokens=1))
+    engine.step()
+    engine.submit(request("next", [2] * 64, max_tokens=1))
+    while ("next", 0) not in engine.tokens:
+        for i in range(3):
+            engine.submit(request(f"short{engine.num_steps}-{i}", [3] * 8, max_tokens=1))
+        engine.step()
+    assert giant.status is Status.RUNNING
+    num_short = len(engine.tokens) - 1
+    assert 3 * MAX_OVERTAKEN < num_short <= 4 * MAX_OVERTAKEN, "sixteen tokens at a time"
+
+
 def test_an_arrival_does_not_take_the_place_that_an_older_prompt_gets_with_the_next_step():
     engine = Engine(num_blocks=90, max_sequences=2)
     engine.submit(request("running", [1] * 4, max_tokens=50, ignore_eos=True))
@@ -343,6 +368,19 @@ def test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones(
     assert third.status is Status.WAITING and third.num_overtaken == 5
 
 
+def test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_arrivals():
+    engine = Engine(num_blocks=900, budget=16, max_sequences=3, max_len=400, cache=False)
+    engine.submit(request("oldest", [1] * 200, max_tokens=1))
+    engine.submit(request("second", [2] * 200, max_tokens=1))
+    engine.step()
+    third = engine.submit(request("third", [3] * 300, max_tokens=1))
+    arrival = engine.arrive(request("arrival", [4] * 8, max_tokens=1))
+    assert arrival.status is Status.RESERVING, "the third may be part of the next step"
+    engine.step()
+    assert arrival.status is Status.ARRIVING
+    assert third.status is Status.WAITING and third.num_overtaken == 1
+
+
 def test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough():
     engine = Engine(num_blocks=60, block=4, cache=False)
     engine.submit(request("running", [1] * 4, max_tokens=50, ignore_eos=True))
@@ -358,6 +396,20 @@ def test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_eno
     assert late.status is Status.RESERVING and engine.pool.num_available > 50
     engine.step()
     assert late.status is Status.RESERVING and lonely.status is Status.WAITING
+
+
+def test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone_with_the_next_step():
+    """Each arrival would be counted by nobody, and the next one stands in line before it ends."""
+    engine = Engine(num_blocks=60, block=4, cache=False)
+    lonely = engine.scheduler.new_sequence(request("lonely", [2] * 4), 1, (0,), (), 0.0)
+    lonely.run_alone = True
+    engine.scheduler.submit(lonely)
+    late = engine.arrive(request("late", [3] * 4, max_tokens=4), now_s=1.0)
+    assert late.status is Status.RESERVING and engine.pool.num_available == 60
+    assert lengths(engine.step()) == {lonely.key: 4}
+    engine.scheduler.cancel(lonely)
+    engine.step()
+    assert late.status is Status.ARRIVING
 
 
 # --- hand-overs -----------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """Routes and headers of the HTTP door, over a service that answers at once."""
 
-import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -100,11 +100,9 @@ def test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged(caplog
     one, two = service.made
     assert one.request_id != two.request_id and one.seed != two.seed
     assert one.correlation_id == two.correlation_id == "a-click"
-    log = RequestLog()
-    log._logger.propagate = True
-    log.request_ended(one, RequestEnded(Usage(1, 1)))
-    log.close()
-    line = json.loads(caplog.messages[-1])
+    with caplog.at_level(logging.INFO, "baton"):
+        RequestLog().request_ended(one, RequestEnded(Usage(1, 1)))
+    line = caplog.records[-1].fields
     assert (line["request_id"], line["correlation_id"]) == (one.request_id, "a-click")
 
 

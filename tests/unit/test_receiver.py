@@ -125,6 +125,31 @@ def test_a_part_cannot_hold_more_tokens_than_its_block(num_valid_tokens):
     assert "block 1, which is not in this transfer" in failure(scenario).message
 
 
+@pytest.mark.parametrize(("field", "first_beyond"), [("layer", 2), ("shard", 1), ("block", 3)])
+def test_a_part_lies_within_the_transfer(field, first_beyond):
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        entries = source.entries(0)
+        payload, _ = source.pool.gather(entries)
+        entries[field][2] = first_beyond
+        await source.stream.send(frames.encode_frame(source.number, 0, entries, payload))
+        await settle()
+        assert not any(world.kv.view(0, 0, 0)), "bytes were written before the claims were checked"
+
+    message = failure(scenario).message
+    assert f"{field} {first_beyond}" in message and "not in this transfer" in message
+
+
+def test_a_message_of_the_other_end_is_refused():
+    async def scenario(world):
+        source = await fetched(world)
+        await source.say(frames.Ack())
+        await settle()
+
+    assert "sent Ack, which is not its to send" in failure(scenario).message
+
+
 def test_a_second_starting_ends_the_stream_and_the_worker_reserves_once():
     async def scenario(world):
         source = await fetched(world)

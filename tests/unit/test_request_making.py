@@ -408,6 +408,17 @@ async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
     assert request.sampling.bad_words == ((77,), (32, 77)) and request.eos_token_ids == (2,)
 
 
+async def test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker():
+    class Silent(Letters):
+        """A tokenizer that drops what it does not know."""
+
+        async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
+            return [1, *text.encode()] if adds_special_tokens else []
+
+    made = RequestMaker(MODEL, RouterConfig(), Silent(), StillClock(), Ids(), b"key", list)
+    assert (await made.make(Wish("ab", {}, bad_words=("x",)))).sampling.bad_words == ()
+
+
 async def test_a_stop_that_is_a_hidden_special_token_becomes_a_stop_token():
     given = {"stop": ("<|end|>", "x", "<|new|>"), "stop_token_ids": (5,)}
     request = await make_of_wide(given=given)

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import logging
-import queue
 import threading
-from datetime import UTC, datetime
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +36,6 @@ from router.http_replies import (
     server_timing,
 )
 from router.json_pieces import UTF8, dumps
-from router.request_log import RequestLog
 from router.tokenizer_child import answer
 
 TALK = [{"role": "user", "content": " Hi "}]
@@ -418,28 +414,3 @@ async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
     assert [c["text"] for c in body["choices"]] == ["a", "b"]
     with pytest.raises(DeadlineExceeded):
         await whole_reply(stays, reply(), Group([RequestEnded(Usage(2), DeadlineExceeded("late"))]))
-
-
-# --- log ----------------------------------------------------------------------------------------------------
-
-
-def test_a_blocked_reader_of_the_log_never_blocks_the_router(capsys):
-    log = RequestLog()
-    try:
-        log.request_ended(request(), ENDED)
-        log._writer.stop()
-        log._entry.queue = queue.Queue(1)
-        for _ in range(3):
-            log.request_ended(request(), ENDED)
-        assert log.num_dropped == 2
-    finally:
-        log._writer.start()
-        log.close()
-    line = json.loads(capsys.readouterr().err.splitlines()[0])
-    assert (
-        line["request_id"] == "id"
-        and (line["tenant"], line["tier"]) == ("", "standard")
-        and datetime.fromisoformat(line["time"]).tzinfo is UTC
-        and line["phases_ms"] == {"queue": 1.0}
-        and log._entry not in logging.getLogger("baton.requests").handlers
-    )

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -22,14 +23,17 @@ from core.types import (
     ChoiceFinished,
     FinishReason,
     GenerateRequest,
+    Logprob,
     Path,
+    PromptScored,
     SamplingParams,
     TextDelta,
 )
 from router.admission import Admission
 from router.choice_output import ChoiceOutput
 from router.detokenizing import TextModel
-from router.placement import Candidate, Wish, choose
+from router.placement import Candidate, Placement, Wish, choose
+from router.request_run import AttemptRun, RequestRun
 from simulation.loop import run_virtual
 
 
@@ -92,6 +96,36 @@ def test_equal_positions_are_dropped_unequal_ones_are_a_violation_missing_ones_r
 
 
 WORD = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
+
+
+async def test_what_decode_said_before_the_prompts_scores_goes_before_what_it_says_after_them():
+    """The scores may fill the prefill worker's frame, so that its token comes in the next one."""
+    events = []
+    request = GenerateRequest("r", "m", (1, 2), SamplingParams(prompt_logprobs=0), 1, 0.0)
+    run = RequestRun(
+        request,
+        session_key=request.request_id,
+        emit=events.append,
+        clock=SimpleNamespace(now_s=lambda: 0.0),
+        timeline=Timeline(0.0),
+        choices=[ChoiceOutput(0, request.sampling, Letters())],
+        credit=256,
+        path="pd",
+    )
+    pair = [worker(role.value, role).descriptor for role in (Role.PREFILL, Role.DECODE)]
+    finished = asyncio.get_running_loop().create_future()
+    attempt = AttemptRun(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0)
+    scores = (Logprob(2, -1.0),)
+    attempt.on_delta("decode", delta(0, "ab"))
+    attempt.on_delta("prefill", delta(0, "", prompt_logprobs=scores))
+    attempt.on_delta("decode", delta(2, "c"))
+    attempt.on_delta("prefill", delta(0, "a"))
+    assert events == [
+        PromptScored(scores),
+        TextDelta(0, 0, (97, 98), "ab"),
+        TextDelta(0, 2, (99,), "c"),
+    ]
+    assert not finished.done()
 
 
 @settings(max_examples=200, deadline=None)
