@@ -169,7 +169,8 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
         prompt_logprobs=s.prompt_logprobs if s.HasField("prompt_logprobs") else None,
     )  # fmt: skip
     request = GenerateRequest(
-        request_id=_request_id(w.request_id), model=w.model, token_ids=tuple(w.prompt), sampling=sampling, seed=s.seed,
+        request_id=_request_id(w.request_id), model=w.model, token_ids=tuple(w.prompt),
+        sampling=sampling, seed=s.seed,
         deadline_at=asyncio.get_running_loop().time() + w.time_left_s, eos_token_ids=tuple(w.eos_token_ids),
         tier=w.tier, scope=w.scope, trace=parse_trace(w.traceparent, w.tracestate),
     )  # fmt: skip

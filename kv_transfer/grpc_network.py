@@ -1,10 +1,10 @@
 """The gRPC transport: bidirectional methods of raw bytes on a server and port of their own.
 
-Owns channels and servers, and the refusal of whoever is not of the cluster: with TLS its certificate
-says which role it has, without it both ends prove that they know the cluster's key. Messages are
-bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); whoever wants typed messages passes a
-codec. Does not know what they mean. Called by the composition root for Fetch, and, with the session
-codec, for sessions.
+Owns channels and servers, and the refusal of whoever is not of the cluster: with TLS its
+certificate says which role it has, without it both ends prove that they know the cluster's key.
+Messages are bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); whoever wants typed
+messages passes a codec. Does not know what they mean. Called by the composition root for Fetch,
+and, with the session codec, for sessions.
 
 The address of a listener without TLS is `nonce@host:port`.
 """

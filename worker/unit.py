@@ -24,8 +24,9 @@ from kv_transfer.agent import AgentThread, TransferAgent
 from kv_transfer.posting import Post, watched
 from kv_transfer.receiver import ReceiverHost
 from kv_transfer.sender import SenderHost
+from worker.ports import RestartableRunner, RolePart
 from worker.sessions import FRAME_BYTES
-from worker.worker import RestartableRunner, RolePart, Worker
+from worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)

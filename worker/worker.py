@@ -16,7 +16,6 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
 from core import events as told
 from core.containment import contained, fault_of
@@ -30,7 +29,7 @@ from core.errors import (
 )
 from core.ids import Epoch, RequestId, RouterId, TransferId
 from core.plan import NOTHING_TO_DRAW, StepPlan
-from core.ports import Clock, Network, Runner
+from core.ports import Clock, Network
 from core.session import (
     AttemptEnded,
     Credit,
@@ -49,6 +48,7 @@ from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
 from worker.attempt import Attempt
 from worker.checking import check_credit, check_submit
+from worker.ports import RestartableRunner, RolePart
 from worker.sessions import FRAME_BYTES, SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
@@ -57,56 +57,6 @@ MAX_TOMBSTONES = 4096
 LEAVE_S = 0.25
 """How long a worker that drains waits for what was placed on it before its routers heard of that."""
 log = logging.getLogger(__name__)
-
-
-class RolePart(Protocol):
-    """What a role adds: its part in a hand-over."""
-
-    task: Task
-
-    def begin(self, attempt: Attempt) -> None:
-        """Start this role's part in an attempt that names a transfer."""
-        ...
-
-    def end(self, attempt: Attempt, error: ServingError | None) -> None:
-        """The attempt is over: close its transfer and give its blocks back, now or when drained."""
-        ...
-
-    def layer_done(self, plan: StepPlan, layer: int) -> None:
-        """A layer of the running step is complete."""
-        ...
-
-    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
-        """All KV and the first tokens are there."""
-        ...
-
-    def renew(self, attempts: list[Attempt]) -> None:
-        """The owning router is alive."""
-        ...
-
-    def meet(self, message: Meet) -> None:
-        """Open the ways to peers that may send KV here; each is reported by `Worker.way_found`."""
-        ...
-
-
-class RestartableRunner(Runner, Protocol):
-    """A runner whose rank group can be replaced after its death."""
-
-    on_lost: Callable[[], None]
-    """Called when the group dies between two steps; death in a step is `execute`'s to report."""
-
-    @property
-    def layers_done(self) -> int:
-        """Layers finished so far, also in the middle of a step; a restart does not set it back."""
-        ...
-
-    async def restart(self) -> None:
-        """Start a fresh rank group; its KV pool is empty."""
-        ...
-
-    def rank_pids(self) -> tuple[int, ...]:
-        """Process ids of the ranks."""
-        ...
 
 
 class Worker:

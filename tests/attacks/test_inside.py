@@ -1,4 +1,4 @@
-"""The ports inside: strangers, a router in wrong hands, a peer that lies, and unharmed neighbours."""
+"""The ports inside: strangers, a router in wrong hands, a peer that lies; neighbours unharmed."""
 
 import asyncio
 import contextlib

@@ -17,8 +17,8 @@ LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unor
 
 FIRST = [
     Bug("after a reconnect nothing is sent again", "worker/attempt.py",
-        '        """After a reconnect: what the router does not say it has was not received."""\n',
-        '        """After a reconnect: what the router does not say it has was not received."""\n        return\n', "seeds 0-60"),
+        '        """After a reconnect: what the router does not say it has was not received.\n',
+        '        return\n        """After a reconnect: what the router does not say it has was not received.\n', "seeds 0-60"),
     Bug("a router's silence is never noticed by a worker", "worker/sessions.py",
         "ROUTER_PATIENCE_S = 5.0", "ROUTER_PATIENCE_S = 5e9", "seeds 0-100"),
     Bug("a stream that was taken over still takes unsent positions", "worker/sessions.py",

@@ -12,7 +12,8 @@ SHAPES = f"{CHECKING}::test_a_message_without_the_shape_of_one_ends_its_stream_w
 
 BUGS = [
     Bug("a stranger opens a session", "kv_transfer/grpc_network.py",
-        '        if not proof.is_dialler(str(shown.get(DIALLER_KEY, ""))):\n', "        if False:\n",
+        '        if not proof.is_dialler(str(shown.get(DIALLER_KEY, ""))):\n',
+        "        if False:\n",
         STRANGERS),
     Bug("a word holds at every listener", "kv_transfer/stream_proof.py",
         "self._key, self._names = key, (method, listener, dialler)",
@@ -29,7 +30,7 @@ BUGS = [
         'StreamProof(self._key, self._method, "", str(shown.get(NONCE_KEY', STRANGERS),
     Bug("a worker believes what a router submits", "worker/worker.py",
         "        check_submit(submit, self.vocabulary_size)\n", "",
-        f"{ATTACKS}::test_a_submit_that_cannot_be_ends_its_attempt_and_names_the_field"),
+        f"{RULES}::test_a_submit_that_a_router_spoils_ends_its_request_and_no_other"),
     Bug("a token id that the model has not goes on to the rank", "worker/checking.py",
         '    _check_tokens("prompt", request.token_ids, vocabulary_size)\n', "", SUBMITS),
     Bug("tokens that are said to be there already are believed", "worker/checking.py",
@@ -67,8 +68,8 @@ BUGS = [
         "        if incoming is None:\n",
         f"{RULES}::test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone"),
     Bug("a transfer id is given twice", "prefill_worker/part.py",
-        "        if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:\n",
-        "        if False:\n",
+        "if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:\n",
+        "if False:\n",
         f"{RULES}::test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone"),
     Bug("an empty question for parts costs nothing", "kv_transfer/sender.py",
         "        if not parts:\n", "        if False:\n",
@@ -86,6 +87,6 @@ BUGS = [
         "        if len(session.unknown) >= MAX_UNTOLD:\n", "        if False:\n",
         f"{CHECKING}::test_a_router_that_does_not_read_of_ends_is_cut"),
     Bug("a router in wrong hands is as many as it likes", "worker/sessions.py",
-        "            if hello.router_id not in self._sessions and len(self._sessions) >= MAX_ROUTERS:\n",
-        "            if False:\n", f"{CHECKING}::test_routers_have_a_number"),
+        "if hello.router_id not in self._sessions and len(self._sessions) >= MAX_ROUTERS:\n",
+        "if False:\n", f"{CHECKING}::test_routers_have_a_number"),
 ]  # fmt: skip

@@ -46,7 +46,7 @@ BUGS = [
         "seed_of(request_id, self._seed_key)",
         REFUSALS + "test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers"),
     Bug("the seed key is a public word", "cluster/cluster_key.py",
-        '{"seed_key": secrets.token_urlsafe(KEY_BYTES)}', '{"seed_key": "baton"}',
+        'found[name] = found[name] or secrets.token_urlsafe(KEY_BYTES)', 'found[name] = found[name] or "baton"',
         SECRETS + "test_secrets_of_a_cluster_are_made_if_there_are_none_and_never_shown"),
     Bug("refused calls leave no line", "router/service.py",
         "            self._log.call_refused(call)", "            pass",

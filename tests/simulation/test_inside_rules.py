@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 
+from core.errors import InvalidRequest
 from core.session import Role, Submit, Task
 from core.types import Logprob, SamplingParams
 from kv_transfer import frames
@@ -35,6 +36,30 @@ def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
     assert (
         ended.anatomy.attempts[0] == "0:pd:kv_transfer_failed" and len(ended.anatomy.attempts) == 2
     )
+
+
+def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
+    """As a bug, or somebody, in a router may: the clients of the others hear nothing of it."""
+
+    async def scenario(cluster):
+        spoiled = []
+
+        def spoil(stream, message):
+            if isinstance(message, Submit) and message.request.request_id.startswith("bad~"):
+                spoiled.append(message)
+                tokens = (*message.request.token_ids[:-1], 2**31)
+                return replace(message, request=replace(message.request, token_ids=tokens))
+            return message
+
+        cluster.hub.tamper = spoil
+        answers = await asyncio.gather(*(ask(cluster, name, **LONG) for name in ("bad", "good")))
+        return answers, len(spoiled), [u.worker.is_ready for u in cluster.units.values()]
+
+    ((_, bad), (tokens, good)), num_spoiled, ready = run(scenario)
+    assert num_spoiled == 2 and type(bad.error) is InvalidRequest
+    assert bad.error.message == "prompt has token id 2147483648, must be from 0 to 96"
+    assert good.error is None and tokens == expected(**LONG) and ready == [True, True]
+    assert len(good.anatomy.attempts) == 1
 
 
 def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
