@@ -8,8 +8,8 @@ an actor on the head node) and by `cluster.local`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import logging
 import secrets
 import shutil
 import subprocess
@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from cluster.redis_binary import find_server
+from core import events
 from core.config import BatonConfig
 from core.lifeline import hanging
 
@@ -39,7 +40,6 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 30.0
 STEADY_S = 60.0
 """A server that lived so long starts again at once; one that did not waits longer each time."""
 MAX_SOCKET_PATH_BYTES = 100
-log = logging.getLogger(__name__)
 
 
 class RedisServer:
@@ -94,32 +94,42 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )
         if process.stdin is not None:  # nothing of it stands on a command line
-            process.stdin.write(self._settings.encode())
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # ended already: its keeper will see
+                process.stdin.write(self._settings.encode())
+                process.stdin.close()
         return process
 
     def _keep(self) -> None:
         """Start the server again whenever it ends; routers write into it what they know."""
         pause_s = FIRST_PAUSE_S
-        while True:
-            started_s = time.monotonic()
-            code = self._process.wait()
-            if self._is_stopping.is_set():
-                return
+        started_s = time.monotonic()
+        reason = f"exit code {self._process.wait()}"
+        while not self._is_stopping.is_set():
             lived_s = time.monotonic() - started_s
             pause_s = FIRST_PAUSE_S if lived_s >= STEADY_S else pause_s
-            log.warning(
-                "Redis ended with code %s after %.0f s; restart %s follows in %g s",
-                code, lived_s, self.num_restarts + 1, pause_s,
-            )  # fmt: skip
+            events.STORE_RESTARTED.tell(
+                reason=reason,
+                lived_s=round(lived_s, 1),
+                restarts=self.num_restarts + 1,
+                retry_in_s=pause_s,
+            )
             if self._is_stopping.wait(pause_s):
                 return
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
-            with self._lock:
-                if self._is_stopping.is_set():
-                    return
+            started_s = time.monotonic()
+            reason = self._run_again()
+
+    def _run_again(self) -> str:
+        """Start the server and wait for its end; returns how it ended, or why it did not start."""
+        with self._lock:
+            if self._is_stopping.is_set():
+                return "stopped"
+            self.num_restarts += 1
+            try:
                 self._process = self._spawn()
-                self.num_restarts += 1
+            except OSError as error:  # no process to be had: the next turn tries again
+                return str(error)
+        return f"exit code {self._process.wait()}"
 
 
 def with_redis(config: BatonConfig, url: str) -> BatonConfig:
