@@ -55,13 +55,13 @@ class BlockSupply:
 
         The caller may start or reserve for each before the walk goes on. One that finds too few
         blocks, no place, or is left waiting, lets those behind it pass, until it was overtaken
-        MAX_OVERTAKEN times; from then on what it needs is kept for it. Where one of the other status
-        would fit, what it needs is kept at once: its turn comes with the next walk. An arrival has
-        its place from its reservation on.
+        MAX_OVERTAKEN times; from then on what it needs is kept for it. What one of the other status
+        needs is kept at once if it would fit: its turn comes with the next walk. An arrival has its
+        place from its reservation on.
 
         Args:
             status: Whom to yield: those that would run, or arrivals.
-            lends: What fits is left waiting, whoever it is: a step begins and had no budget for it.
+            lends: Keep nothing at once: a step begins, and had no budget for those who wait still.
             takes_back: Take blocks from those that have to yield them. False: only look.
         """
         self._passed = []

@@ -236,7 +236,7 @@ def _is_giant(sequence: Sequence) -> bool:
 
 
 def _kept_before(sequence: Sequence, unit: WorkerUnit) -> tuple[int, int]:
-    """Places and blocks of older ones that will run with the next step, which may be long in coming."""
+    """Places and blocks of older ones that run from the next step on; this one may be long."""
     num_places, num_blocks = 0, 0
     for older in unit.scheduler.waiting.ready:
         if older.due >= sequence.due or older.status is not Status.WAITING:

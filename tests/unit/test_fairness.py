@@ -348,14 +348,8 @@ def test_an_arrival_does_not_take_the_place_that_an_older_prompt_gets_with_the_n
 def test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones(
     num_blocks, max_sequences
 ):
-    engine = Engine(
-        num_blocks=num_blocks,
-        budget=16,
-        max_sequences=max_sequences,
-        max_len=400,
-        block=8,
-        cache=False,
-    )
+    sizes = {"num_blocks": num_blocks, "max_sequences": max_sequences, "max_len": 400, "block": 8}
+    engine = Engine(budget=16, cache=False, **sizes)
     engine.submit(request("oldest", [1] * 200, max_tokens=1))
     engine.submit(request("second", [2] * 200, max_tokens=1))
     engine.step()
