@@ -51,7 +51,8 @@ class NumberedStream:
 
     def __init__(self, inner: MessageStream) -> None:
         """Begin both directions at 0."""
-        self._inner, self._arrivals = inner, Arrivals()
+        self._inner = inner
+        self._arrivals = Arrivals()
         self._num_sent = 0
         self.transport = inner.transport
         self._turn = asyncio.Lock()

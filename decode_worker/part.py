@@ -57,8 +57,12 @@ class DecodePart:
         reserve_wait_s: float,
     ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker, self._kv, self._layout = worker, kv, layout
-        self._clock, self._post, self._reserve_wait_s = clock, post, reserve_wait_s
+        self._worker = worker
+        self._kv = kv
+        self._layout = layout
+        self._clock = clock
+        self._post = post
+        self._reserve_wait_s = reserve_wait_s
         self._agent: TransferAgent | None = None
         self._incoming: dict[TransferId, Incoming] = {}
         self._reserving: dict[int, TransferId] = {}
@@ -68,7 +72,8 @@ class DecodePart:
 
     def use_agent(self, agent: TransferAgent, identity: tuple[WorkerId, Incarnation]) -> None:
         """Complete the circle: the agent needs its host first."""
-        self._agent, self.identity = agent, identity
+        self._agent = agent
+        self.identity = identity
 
     @property
     def agent(self) -> TransferAgent:
@@ -203,7 +208,8 @@ class DecodePart:
         incoming = self._incoming.get(transfer_id)
         if incoming is None or incoming.sequence.status is not Status.ARRIVING:
             return
-        attempt, sequence = incoming.attempt, incoming.sequence
+        attempt = incoming.attempt
+        sequence = incoming.sequence
         if incoming.pool_generation != self._kv.generation:
             error = KVTransferError(
                 f"the KV arrived in generation {incoming.pool_generation} of the pool, this is "

@@ -139,11 +139,9 @@ def attend_rows(
     )
 
 
-LOG2_E, LN2_HIGH, LN2_LOW = (
-    np.float32(1.4426950408889634),
-    np.float32(0.693359375),
-    np.float32(-2.12194440e-4),
-)
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)
+LN2_LOW = np.float32(-2.12194440e-4)
 
 
 @numba.njit(cache=True)

@@ -87,7 +87,9 @@ class DistributedGroup:
 
     def __init__(self, group: Any, rank: int, size: int) -> None:  # noqa: ANN401
         """Take a group that is joined already."""
-        self._group, self.rank, self.size = group, rank, size
+        self._group = group
+        self.rank = rank
+        self.size = size
 
     @classmethod
     def join(

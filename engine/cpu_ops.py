@@ -93,7 +93,8 @@ def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]
 @numba.njit(inline="always", fastmath=FASTMATH)
 def _turn(row, first, weight, eps, cos, sin, shift, out):  # type: ignore[no-untyped-def]
     """Norm (if there is a weight) and rotate one head into fp32 `out`."""
-    size, half = out.shape[0], cos.shape[0]
+    size = out.shape[0]
+    half = cos.shape[0]
     scale = np.float32(1.0)
     if weight.shape[0]:
         total = np.float32(0.0)

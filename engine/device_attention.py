@@ -43,7 +43,8 @@ def _attend(
     q: Tensor, kv: Tensor, inputs: AttentionInputs, sequences: np.ndarray[tuple[int], np.dtype[np.int64]], rules: AttentionRules
 ) -> Tensor:  # fmt: skip
     """Attend rows q [S, H, t, D] of some sequences, t the same for all, to their contexts."""
-    block_size, num_rows = kv.shape[2], q.shape[2]
+    block_size = kv.shape[2]
+    num_rows = q.shape[2]
     starts = inputs.row_starts[sequences]
     positions = inputs.positions[starts[:, None] + np.arange(num_rows)]
     length = int(positions.max()) + 1

@@ -116,10 +116,8 @@ def _qwen3_moe(config: Config, traits: Traits) -> Traits:
         up="up_proj",
         down="down_proj",
     )
-    step, dense = (
-        int(config.get("decoder_sparse_step") or 1),
-        set(config.get("mlp_only_layers") or ()),
-    )
+    step = int(config.get("decoder_sparse_step") or 1)
+    dense = set(config.get("mlp_only_layers") or ())
     traits = _qwen3(config, traits)
     layers = tuple(
         replace(layer, is_sparse=index not in dense and (index + 1) % step == 0)

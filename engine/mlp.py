@@ -45,8 +45,11 @@ class GatedMlp:
 
     def __init__(self, gate_up: Linear, down: Linear, activation: str, *, is_fused: bool) -> None:
         """Keep the packed weights; `is_fused` takes the compiled kernel between the products."""
-        self._gate_up, self._down, self._is_fused = gate_up, down, is_fused
-        self._activation, self._is_gelu = ACTIVATIONS[activation], activation == "gelu_tanh"
+        self._gate_up = gate_up
+        self._down = down
+        self._is_fused = is_fused
+        self._activation = ACTIVATIONS[activation]
+        self._is_gelu = activation == "gelu_tanh"
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
         """Map [T, C] to [T, C]."""
@@ -64,7 +67,8 @@ class SparseMlp:
         self, experts: Experts, get: GetWeight, activation: str, *, is_fused: bool
     ) -> None:
         """Pack every expert."""
-        self._per_token, self._is_normalised = experts.per_token, experts.is_normalised
+        self._per_token = experts.per_token
+        self._is_normalised = experts.is_normalised
         self._router = Linear(get(f"{experts.prefix}.gate.weight"))
         self._experts = []
         for index in range(experts.num):

@@ -122,9 +122,13 @@ class Model:
         Raises:
             ModelLoadError: A weight file cannot be read.
         """
-        spec, tensors = shard.spec, load_tensors(shard, device)
-        self.shard, self.ranks = shard, ranks or Alone()
-        self.spec, self.device, self.dtype = spec, device, DTYPES[spec.dtype]
+        spec = shard.spec
+        tensors = load_tensors(shard, device)
+        self.shard = shard
+        self.ranks = ranks or Alone()
+        self.spec = spec
+        self.device = device
+        self.dtype = DTYPES[spec.dtype]
         self._attend = BACKENDS[attention]
         self._is_fused = (
             attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.FUSED_DTYPES
@@ -239,7 +243,9 @@ class Model:
 
     def _fused_attention(self, inputs: AttentionInputs) -> Attend:
         """Attention of one step with the compiled kernels."""
-        spec, rows, num_heads = self.spec, int(inputs.row_starts[-1]), self.shard.num_heads
+        spec = self.spec
+        rows = int(inputs.row_starts[-1])
+        num_heads = self.shard.num_heads
         q = np.empty((rows, num_heads, spec.head_size), dtype=np.float32)
 
         def attend(layer: Layer, qkv: Tensor, kv: Tensor) -> Tensor:
@@ -255,7 +261,9 @@ class Model:
 
     def _plain_attention(self, inputs: AttentionInputs, block_size: int, rows: int) -> Attend:
         """Attention of one step with torch operations, on any device and in any dtype."""
-        spec, num_heads, num_kv_heads = self.spec, self.shard.num_heads, self.shard.num_kv_heads
+        spec = self.spec
+        num_heads = self.shard.num_heads
+        num_kv_heads = self.shard.num_kv_heads
         positions = self._index(inputs.positions, rows)
         rotations = [
             (cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations
@@ -272,10 +280,8 @@ class Model:
             k_TKD = k.view(rows, num_kv_heads, spec.head_size)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
-            q_THD, k_TKD = (
-                _rotate(q_THD, *rotations[layer.rope]),
-                _rotate(k_TKD, *rotations[layer.rope]),
-            )
+            q_THD = _rotate(q_THD, *rotations[layer.rope])
+            k_TKD = _rotate(k_TKD, *rotations[layer.rope])
             v_TKD = v.view(rows, num_kv_heads, spec.head_size)
             kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
             kv[blocks, 1, offsets] = v_TKD[: len(blocks)]

@@ -78,7 +78,9 @@ class ModelSpec:
         return shapes
 
     def _attention_tensors(self) -> dict[str, tuple[int, ...]]:
-        t, q, kv = self.traits, self.num_heads * self.head_size, self.num_kv_heads * self.head_size
+        t = self.traits
+        q = self.num_heads * self.head_size
+        kv = self.num_kv_heads * self.head_size
         rows = {"qkv_proj": q + 2 * kv} if t.is_fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
         shapes: dict[str, tuple[int, ...]] = {
             f"self_attn.{n}.weight": (size, self.width) for n, size in rows.items()
@@ -140,10 +142,8 @@ def read_model(
     if not isinstance(architectures, list) or not architectures:
         raise ModelLoadError(f"config.json has architectures = {architectures!r}, must be a list")
     architecture = str(architectures[0])
-    num_layers, num_heads = (
-        positive(config, "num_hidden_layers"),
-        positive(config, "num_attention_heads"),
-    )
+    num_layers = positive(config, "num_hidden_layers")
+    num_heads = positive(config, "num_attention_heads")
     head_size = positive(config, "head_dim", absent=positive(config, "hidden_size") // num_heads)
     try:
         traits = read_traits(architecture, config, num_layers, head_size)

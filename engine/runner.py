@@ -139,7 +139,8 @@ def _scores(
     logits: np.ndarray[Any, Any], scoring: list[StepItem]
 ) -> dict[int, tuple[Logprob, ...]]:
     """Score prompt tokens; logits fp32 [all targets, V]."""
-    scored, at = {}, 0
+    scored = {}
+    at = 0
     for item in scoring:
         part = logits[at : at + len(item.targets)]
         at += len(item.targets)

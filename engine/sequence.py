@@ -161,7 +161,8 @@ class Sequence:
 
     def sample_specs(self) -> tuple[SampleSpec, ...]:
         """How to draw the next token of each choice."""
-        sampling, position = self.request.sampling, self.num_output_tokens
+        sampling = self.request.sampling
+        position = self.num_output_tokens
         banned: tuple[int, ...] = self._ends_of_bad_words()
         if position < sampling.min_tokens:
             banned += self.request.eos_token_ids + sampling.stop_token_ids
@@ -196,7 +197,8 @@ class Sequence:
         )
 
     def _penalties(self) -> Penalties | None:
-        s, first = self.request.sampling, len(self.request.token_ids)
+        s = self.request.sampling
+        first = len(self.request.token_ids)
         if not s.presence_penalty and not s.frequency_penalty and s.repetition_penalty == 1.0:
             return None
         return Penalties(

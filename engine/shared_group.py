@@ -44,7 +44,8 @@ class SharedGroup:
             words: uint8 [a page]: the number of each rank's last message, a cache line each.
             slots: uint8 [any]: two slots a rank.
         """
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         self._words = words.cast("I")
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(words))
         self._slot_bytes = len(slots) // (2 * size)
@@ -98,7 +99,8 @@ class SharedGroup:
         Raises:
             GroupBroken: Nothing came in time.
         """
-        at, spin_until = rank * WORD_BYTES // 4, time.perf_counter() + SPIN_S
+        at = rank * WORD_BYTES // 4
+        spin_until = time.perf_counter() + SPIN_S
         while not _is_there(seen := self._words[at], wanted):
             now = time.perf_counter()
             if now < spin_until:

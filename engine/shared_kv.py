@@ -41,7 +41,8 @@ class SharedKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Nothing is mapped until `use`."""
-        self._layout, self._num_blocks = layout, num_blocks
+        self._layout = layout
+        self._num_blocks = num_blocks
         self.generation = 0
         self._shards: list[memoryview] = []
         self._shared: SharedPool | None = None

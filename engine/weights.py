@@ -113,7 +113,8 @@ class Norm:
 
     def __init__(self, weight: Tensor, eps: float, *, has_offset: bool) -> None:
         """Keep the weight [size] in the form it is used in."""
-        self._eps, self._has_offset = eps, has_offset
+        self._eps = eps
+        self._has_offset = has_offset
         self._weight = weight.float() + 1.0 if has_offset else weight
 
         self.plain = self._weight.float().cpu().numpy()

@@ -50,8 +50,11 @@ class PrefillPart:
         self, worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
     ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker, self._kv, self._layout = worker, kv, layout
-        self._clock, self._post = clock, post
+        self._worker = worker
+        self._kv = kv
+        self._layout = layout
+        self._clock = clock
+        self._post = post
         self._agent: TransferAgent | None = None
         self._outgoing: dict[TransferId, Outgoing] = {}
         self._by_key: dict[int, Outgoing] = {}
@@ -81,7 +84,8 @@ class PrefillPart:
 
     def begin(self, attempt: Attempt) -> None:
         """Queue the prompt and expect the peer's Fetch."""
-        submit, num_layers = attempt.submit, self._layout.num_layers
+        submit = attempt.submit
+        num_layers = self._layout.num_layers
         sequence = self._worker.scheduler.new_sequence(
             submit.request,
             submit.epoch,
@@ -174,7 +178,8 @@ class PrefillPart:
             self._post(
                 self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt
             )
-        outgoing.done_blocks, outgoing.published_blocks = [0] * num_layers, [0] * num_layers
+        outgoing.done_blocks = [0] * num_layers
+        outgoing.published_blocks = [0] * num_layers
 
     # --- publishing ---------------------------------------------------------------------------------
 
@@ -187,7 +192,8 @@ class PrefillPart:
         if first >= last:
             return
         outgoing.published_blocks[layer] = last
-        sequence, size = outgoing.sequence, self._layout.block_size_tokens
+        sequence = outgoing.sequence
+        size = self._layout.block_size_tokens
         num_tokens = min(last * size, sequence.num_tokens) - first * size
         blocks = Blocks(layer, first, tuple(sequence.block_table[first:last]), num_tokens)
         self._post(
@@ -214,7 +220,8 @@ class PrefillPart:
         return True
 
     def _commit(self, outgoing: Outgoing) -> None:
-        sequence, final = outgoing.sequence, self._final(outgoing)
+        sequence = outgoing.sequence
+        final = self._final(outgoing)
         tokens = sequence.handover.first_tokens if sequence.handover else {}
         outgoing.is_committed = True
         transfer_id = outgoing.attempt.submit.transfer_id

@@ -80,8 +80,10 @@ class SimRouter:
 
     def __init__(self, cluster: SimCluster, name: str) -> None:
         """Compose it from the product's parts; `start` lets it follow the members."""
-        shape, router = cluster.shape, cluster.shape.router
-        self.name, self.is_alive = name, True
+        shape = cluster.shape
+        router = cluster.shape.router
+        self.name = name
+        self.is_alive = True
         self.context = on_node(name)
         self._clients: dict[asyncio.Event, None] = {}
         ids = cluster.ids
@@ -142,10 +144,13 @@ class SimCluster:
 
     def __init__(self, shape: Shape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
-        self.shape, self.rng = shape, random.Random(seed)
+        self.shape = shape
+        self.rng = random.Random(seed)
         self.hub = Hub(self.rng, shape.latency_s)
-        self.hub.max_message_bytes, self.hub.size_of = shape.max_message_bytes, message_bytes
-        self.membership, self.store = StaticMembership(), MemoryStore()
+        self.hub.max_message_bytes = shape.max_message_bytes
+        self.hub.size_of = message_bytes
+        self.membership = StaticMembership()
+        self.store = MemoryStore()
         self.clock = LoopClock()
         self.ids = Ids(random.Random(seed + 1))
         self.units: dict[str, WorkerUnit] = {}
@@ -156,7 +161,8 @@ class SimCluster:
         self.paused: dict[str, None] = {}
         self.num_steps = 0
         self.num_preemptions = 0
-        self.contrary, self.traps = Contrary(self.rng), Traps()
+        self.contrary = Contrary(self.rng)
+        self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
         self.on_step: Callable[[str, WorkerUnit, StepPlan], None] = lambda node, unit, plan: None
@@ -205,11 +211,10 @@ class SimCluster:
             The node's name.
         """
         self._serial += 1
-        node, shape = f"{role.value}{self._serial}", self.shape
-        engine, layout = (
-            shape.engine,
-            replace(self.layout, model_digest="another") if is_misfit else self.layout,
-        )
+        node = f"{role.value}{self._serial}"
+        shape = self.shape
+        engine = shape.engine
+        layout = replace(self.layout, model_digest="another") if is_misfit else self.layout
         kv = MemoryKV(layout, engine.num_blocks)
         is_slow = role is Role.DECODE and self._serial == shape.prefill + 1
         slow = shape.slow if is_slow else 1.0

@@ -67,7 +67,8 @@ class Fairness:
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
         """Hook into the cluster; `look` is to be called now and then."""
-        self._cluster, self._report = cluster, report
+        self._cluster = cluster
+        self._report = report
         self._books: dict[str, _Books] = {}
         cluster.on_step = self._stepped
         cluster.on_attempt_ended = self._attempt_ended
@@ -90,7 +91,8 @@ class Fairness:
     # --- F1, F2: at every step --------------------------------------------------------------------
 
     def _stepped(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
-        books, scheduler = self._of(node), unit.scheduler
+        books = self._of(node)
+        scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
         stopped = {
             s.key: s.due
@@ -105,7 +107,8 @@ class Fairness:
 
     def _count_missed(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
         """Count the steps in which a giant prompt took most of the budget and a small one none."""
-        books, scheduler = self._of(node), unit.scheduler
+        books = self._of(node)
+        scheduler = unit.scheduler
         giants = {s.key for s in scheduler.running if _is_giant(s)}
         prompts = {s.key for s in scheduler.running if _is_prompt(s)}
         chunks = [item for item in plan.items if item.sequence_key in prompts]
@@ -170,7 +173,8 @@ class Fairness:
         waiting: _InLine,
         now_s: float,
     ) -> None:
-        sequence, line = waiting.sequence, self._of(node).line
+        sequence = waiting.sequence
+        line = self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
         num_before, num_kept_blocks = _kept_before(sequence, unit)
         has_blocks = num_kept_blocks + needed <= unit.pool.num_available
@@ -196,7 +200,8 @@ class Fairness:
 
     def _look_at_announcements(self, node: str, unit: WorkerUnit, now_s: float) -> None:
         """Only while nothing runs there: then nothing but the announcements is waited for."""
-        since_s, scheduler = self._of(node).unannounced_since_s, unit.scheduler
+        since_s = self._of(node).unannounced_since_s
+        scheduler = unit.scheduler
         partner = {
             attempt.sequences[0].key: attempt.submit.peer_id
             for attempt in unit.worker.attempts.values()

@@ -115,7 +115,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- the loop itself --------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready
+        scheduled = self._scheduled
+        ready = self._ready
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
         if not ready:

@@ -177,7 +177,8 @@ def shrink(seed: int) -> tuple[list[int], list[int]]:
         Indices of the faults and of the requests that are needed.
     """
     plan = make_plan(seed)
-    faults, requests = list(range(len(plan.faults))), list(range(len(plan.orders)))
+    faults = list(range(len(plan.faults)))
+    requests = list(range(len(plan.orders)))
 
     def fails() -> bool:
         report = run_trial(chosen(plan, faults, requests))
