@@ -132,7 +132,7 @@ class RankGroup:
         """Called when a rank dies while no step is in hand."""
         self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
         self._common_bytes = common_bytes(
-            engine.tensor_parallel_size, engine.max_step_tokens, spec.width
+            engine.tensor_parallel_size, engine.max_step_tokens, spec.hidden_size
         )
         self._ranks: list[_Rank] = []
         self._encoder = PlanEncoder(engine.block_size_tokens)

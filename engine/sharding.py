@@ -85,7 +85,11 @@ class Shard:
     def _mlp_cut(self, name: str, module: str, kind: str) -> Cut | None:
         experts = self.spec.traits.experts
         is_expert = ".experts." in name
-        hidden = experts.hidden if is_expert and experts is not None else self.spec.hidden
+        hidden = (
+            experts.intermediate_size
+            if is_expert and experts is not None
+            else self.spec.intermediate_size
+        )
         mine = self._share(hidden)
         if is_expert and experts is not None:
             # Mixtral names its projections w1, w3, w2.
@@ -141,9 +145,9 @@ def _remainders(spec: ModelSpec, size: int) -> list[str]:
         problems.append(f"{spec.num_heads} query heads")
     if spec.num_kv_heads % size and size % spec.num_kv_heads:
         problems.append(f"{spec.num_kv_heads} KV heads")
-    if spec.hidden % size:
-        problems.append(f"{spec.hidden} hidden columns")
+    if spec.intermediate_size % size:
+        problems.append(f"{spec.intermediate_size} hidden columns")
     experts = spec.traits.experts
-    if experts is not None and experts.hidden % size:
-        problems.append(f"{experts.hidden} columns of an expert")
+    if experts is not None and experts.intermediate_size % size:
+        problems.append(f"{experts.intermediate_size} columns of an expert")
     return problems

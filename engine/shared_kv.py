@@ -25,10 +25,16 @@ WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)
 SLOTS_AT = 2 * PAGE_BYTES
 
 
-def common_bytes(size: int, max_rows: int, width: int) -> int:
-    """Bytes of the segment that all ranks of a group share, with slots for messages of `max_rows` rows of fp32."""
-    slot = -(-max(max_rows * width * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
-    return SLOTS_AT + (2 * size * slot if size > 1 else 0)
+def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
+    """Bytes of the segment that all ranks of a group share.
+
+    Args:
+        size: Ranks of the group; one alone needs no slots.
+        max_rows: The longest message (rows of fp32).
+        hidden_size: Columns of a row.
+    """
+    slot_bytes = -(-max(max_rows * hidden_size * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
+    return SLOTS_AT + (2 * size * slot_bytes if size > 1 else 0)
 
 
 def can_share_sums() -> bool:

@@ -116,8 +116,7 @@ class Norm:
         self._eps = eps
         self._has_offset = has_offset
         self._weight = weight.float() + 1.0 if has_offset else weight
-
-        self.plain = self._weight.float().cpu().numpy()
+        self.numpy_weight = self._weight.float().cpu().numpy()
         """fp32 [size], any offset added: the form compiled kernels take."""
 
     def __call__(self, x: Tensor) -> Tensor:
