@@ -10,11 +10,12 @@ changes to `Results`. Called by `worker` and the roles, from the event loop only
     scheduler.commit(plan, result)
 
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
-cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for everything
-(`engine.order`): a step first gives every running answer its token, then shares what is left among
-prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both ways: the
-oldest prompt gets at least half of what is left, the others go shortest first (`_plan_prompts`);
-what does not fit lets smaller ones pass for a while, then blocks are kept for it (`BlockSupply`).
+cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for
+everything (`engine.order`): a step first gives every running answer its token, then shares what is
+left among prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both
+ways: the oldest prompt gets at least half of what is left, the others go shortest first
+(`_plan_prompts`); what does not fit lets smaller ones pass for a while, then blocks are kept for it
+(`BlockSupply`).
 
 A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
 what waits may be the sibling whose progress the credit depends on.
@@ -246,7 +247,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         sequence.status = Status.ARRIVING
         sequence.num_prefix_hit_tokens = len(hits) * self.limits.block_size_tokens
-        sequence.name_blocks()  # now, while the KV is on its way, and not when it is there
+        sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
         self.hooks.reserved(sequence, len(hits))

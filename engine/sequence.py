@@ -138,7 +138,7 @@ class Sequence:
             self._hashes.append(block_hash(parent, self.token_ids[at * size : (at + 1) * size]))
         return self._hashes[index]
 
-    def name_blocks(self) -> None:
+    def hash_blocks(self) -> None:
         """Work out the hashes of all full blocks; asking for them later costs nothing."""
         if num_full := self.num_tokens // self.block_size_tokens:
             self.full_block_hash(num_full - 1)
