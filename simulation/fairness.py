@@ -166,13 +166,7 @@ class Fairness:
         for waiting in line.values():
             self._check_room(node, unit, waiting, now_s)
 
-    def _check_room(
-        self,
-        node: str,
-        unit: WorkerUnit,
-        waiting: _InLine,
-        now_s: float,
-    ) -> None:
+    def _check_room(self, node: str, unit: WorkerUnit, waiting: _InLine, now_s: float) -> None:
         sequence = waiting.sequence
         line = self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
@@ -202,31 +196,26 @@ class Fairness:
         """Only while nothing runs there: then nothing but the announcements is waited for."""
         since_s = self._of(node).unannounced_since_s
         scheduler = unit.scheduler
-        partner = {
-            attempt.sequences[0].key: attempt.submit.peer_id
-            for attempt in unit.worker.attempts.values()
-            if attempt.submit.task is Task.PREFILL and attempt.sequences
+        unanswered = {
+            s.key: s.handover
+            for s in scheduler.waiting
+            if s.handover and not s.handover.is_partnered
         }
-        waiting = [s for s in scheduler.waiting if s.handover and not s.handover.is_partnered]
-        announced = [s for s in waiting if s.handover and s.handover.is_announced]
-        busy = {partner.get(s.key) for s in announced}
-        if len(scheduler.waiting.ready) >= MAX_READY:
-            busy.clear()  # enough is ready to start: nobody is announced
+        busy = {h.partner for h in unanswered.values() if h.is_announced}
+        # With enough ready to start, or with steps to take, nobody has to be announced.
+        is_bound = bool(busy) and not scheduler.running and len(scheduler.waiting.ready) < MAX_READY
         held_back = [
-            s.key
-            for s in waiting
-            if s not in announced
-            and busy
-            and partner.get(s.key) not in busy
-            and not scheduler.running
+            key
+            for key, handover in unanswered.items()
+            if is_bound and not handover.is_announced and handover.partner not in busy
         ]
         for key in [key for key in since_s if key not in held_back]:
             del since_s[key]
         for key in held_back:
             if now_s - since_s.setdefault(key, now_s) > MAX_HELD_BACK_S:
                 self._report.violated(
-                    f"F4 {node}: a hand-over to {partner.get(key)} was not announced for "
-                    f"{MAX_HELD_BACK_S:g} s, those to {sorted(map(str, busy))} were"
+                    f"F4 {node}: a hand-over to {unanswered[key].partner} was not announced for "
+                    f"{MAX_HELD_BACK_S:g} s, those to {sorted(busy)} were"
                 )
 
 
@@ -236,12 +225,11 @@ def _is_prompt(sequence: Sequence) -> bool:
 
 
 def _is_giant(sequence: Sequence) -> bool:
-    left = sequence.num_tokens - sequence.num_computed_tokens
-    return not sequence.num_output_tokens and left > GIANT_TOKENS
+    return not sequence.num_output_tokens and sequence.num_missing_tokens > GIANT_TOKENS
 
 
 def _kept_before(sequence: Sequence, unit: WorkerUnit) -> tuple[int, int]:
-    """Places and blocks of older ones that will run with the next step, which may be long in coming."""
+    """Places and blocks of older ones that will run with the next step, however late it comes."""
     num_places, num_blocks = 0, 0
     for older in unit.scheduler.waiting.ready:
         if older.due >= sequence.due or older.status is not Status.WAITING:
@@ -265,12 +253,10 @@ def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
     scheduler = unit.scheduler
     if sequence.num_tokens > SMALL_TOKENS or sequence.is_out_of_credit or sequence.run_alone:
         return False
-    if sequence.handover is not None and not sequence.handover.is_partnered:
+    if sequence.is_ahead:
         return False
     if not _has_place(unit) or any(s.run_alone for s in scheduler.active):
         return False
     if any(s.num_overtaken >= MAX_OVERTAKES or s.run_alone for s in scheduler.waiting.ready):
-        return (
-            False  # blocks are kept for one that was passed often enough, or places for one alone
-        )
+        return False  # kept: blocks for one passed often enough, or the places for one alone
     return scheduler.tables.blocks_for(sequence.num_tokens) < scheduler.pool.num_available
