@@ -135,12 +135,8 @@ class HashModel:
     def _write(self, item: StepItem, layer: int) -> None:
         for shard in range(self._layout.num_shards):
             key = f"{self._layout.model_digest}|{item.scope}|{layer}|{shard}".encode()
-            for index, token_id in enumerate(item.token_ids):
-                position = item.start + index
-                if index == 0:
-                    parent = (
-                        bytes(self._slot(item, layer, shard, position - 1)) if position else b""
-                    )
+            parent = bytes(self._slot(item, layer, shard, item.start - 1)) if item.start else b""
+            for position, token_id in enumerate(item.token_ids, item.start):
                 content = token_id.to_bytes(4, "little") + key
                 digest = hashlib.blake2b(
                     parent + content, digest_size=min(64, self._slot_bytes)
