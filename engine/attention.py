@@ -99,9 +99,9 @@ def dense_attention(
     return out
 
 
-# How a stored number becomes fp32: (its unsigned type, magnitude mask and shift, sign mask and shift,
-# factor). bf16 is the upper half of fp32; an fp16's bits, shifted into place, are 2**112 too small,
-# subnormals included.
+# How a stored number becomes fp32: (its unsigned type, magnitude mask and shift, sign mask and
+# shift, factor). bf16 is the upper half of fp32; an fp16's bits, shifted into place, are 2**112 too
+# small, subnormals included.
 _FORMS = {
     torch.float32: (np.uint32, 0xFFFFFFFF, 0, 0, 0, 1.0),
     torch.bfloat16: (np.uint16, 0xFFFF, 16, 0, 0, 1.0),

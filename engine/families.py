@@ -215,7 +215,8 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
     family = FAMILIES.get(architecture)
     if family is None:
         raise ModelLoadError(
-            f"architecture {architecture} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"architecture {architecture} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}"
         )
     for key in ("quantization_config", "use_bidirectional_attention"):
         if config.get(key):
@@ -318,7 +319,10 @@ def _rope(settings: Config, config: Config) -> Rope:
 
 
 def _with_windows(config: Config, traits: Traits, default: str, every: int = 0) -> Traits:
-    """Give sliding layers their window; `layer_types` decides, else every layer but each `every`-th slides."""
+    """Give sliding layers their window.
+
+    `layer_types` decides; without it each `every`-th layer sees everything, the others `default`.
+    """
     window = int(config.get("sliding_window") or 0)
     kinds = config.get("layer_types") or [
         "full_attention" if every and (index + 1) % every == 0 else default

@@ -3,8 +3,9 @@
 Owns the products between attention and the next layer. Does not know attention or the KV cache.
 Called by `engine.model`.
 
-Dimension key: T token rows (padded), C hidden size, F intermediate size, E experts, n rows of one expert. Sources:
-SwiGLU, arXiv:2002.05202; sparse experts with renormalised top-k routing, arXiv:2401.04088.
+Dimension key: T token rows (padded), C hidden size, F intermediate size, E experts, n rows of one
+expert. Sources: SwiGLU, arXiv:2002.05202; sparse experts with renormalised top-k routing,
+arXiv:2401.04088.
 
 A row's output must not depend on its neighbours. So every expert computes a padded number of rows,
 and a row adds up its experts in ascending order of the expert, whoever else is in the batch.

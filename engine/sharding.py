@@ -1,11 +1,11 @@
 """Which part of every tensor one rank of a group holds.
 
-Owns the arithmetic of tensor parallelism: heads, hidden columns, vocabulary rows. Does not know tensors
-or processes. Called by `engine.weights`, `engine.model` and, to refuse early, by `cluster`.
+Owns the arithmetic of tensor parallelism: heads, hidden columns, vocabulary rows. Does not know
+tensors or processes. Called by `engine.weights`, `engine.model` and, to refuse early, by `cluster`.
 
-Source: Megatron-LM, arXiv:1909.08053. Query heads, gate, up and the head of the vocabulary are cut by
-rows (columns of the product), the output and down projections by columns, so that two sums per layer
-join the parts. With fewer KV heads than ranks, neighbouring ranks hold copies of one head.
+Source: Megatron-LM, arXiv:1909.08053. Query heads, gate, up and the head of the vocabulary are cut
+by rows (columns of the product), the output and down projections by columns, so that two sums per
+layer join the parts. With fewer KV heads than ranks, neighbouring ranks hold copies of one head.
 """
 
 from __future__ import annotations
@@ -135,7 +135,8 @@ def check_split(spec: ModelSpec, size: int) -> None:
     if problems:
         good = [n for n in range(1, spec.num_heads + 1) if not _remainders(spec, n)]
         raise ModelLoadError(
-            f"tensor_parallel_size {size} does not divide {' and '.join(problems)} of {spec.name}; possible: {good}"
+            f"tensor_parallel_size {size} does not divide {' and '.join(problems)} of {spec.name}; "
+            f"possible: {good}"
         )
 
 

@@ -1,8 +1,9 @@
 """Memory that processes share: a rank's KV pool, and what the ranks of a group have in common.
 
-Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind, and
-what lies where in the common one. Does not know tensors: the worker side is bytes, the rank side wraps
-the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (maps them).
+Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind,
+and what lies where in the common one. Does not know tensors: the worker side is bytes, the rank
+side wraps the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (maps
+them).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from core.segments import PAGE_BYTES, map_segment
 POOL_NAME_BYTES = 16
 
 PULSE = slice(0, PAGE_BYTES)
-"""First page of what a group shares: rank r counts finished layers in the r-th unsigned 64-bit word."""
+"""First page of what a group shares: rank r counts finished layers in its r-th uint64."""
 WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)
 """Second page: the words of `engine.shared_group`. Its slots follow."""
 SLOTS_AT = 2 * PAGE_BYTES
@@ -38,7 +39,7 @@ def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
 
 
 def can_share_sums() -> bool:
-    """True where `engine.shared_group` may rely on the order of stores and on the number of its system call."""
+    """True where `engine.shared_group` may rely on the order of stores and on its system call."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 

@@ -41,7 +41,7 @@ from worker.sessions import FRAME_BYTES
 from worker.unit import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
-HEAD_BYTES = 1 << 10
+ENVELOPE_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
 HASH_KEY = b"simulation"
 
@@ -140,7 +140,7 @@ class SimRouter:
 
 
 class SimCluster:
-    """One router and its workers on the running virtual loop."""
+    """Routers and workers on the running virtual loop."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
@@ -229,11 +229,17 @@ class SimCluster:
             ),
         )
         descriptor = WorkerDescriptor(
-            worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
-            transfer_address="", model="hash", content_digest=self.layout.content_digest,
-            block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
+            worker_id=WorkerId(node),
+            role=role,
+            incarnation=self.ids.incarnation(),
+            session_address="",
+            transfer_address="",
+            model="hash",
+            content_digest=self.layout.content_digest,
+            block_size_tokens=engine.block_size_tokens,
+            num_blocks=engine.num_blocks,
             max_model_len=shape.max_model_len,
-        )  # fmt: skip
+        )
         unit: WorkerUnit
         runner = self.runners[node] = SimRunner(
             model,
@@ -258,7 +264,7 @@ class SimCluster:
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,
             descriptor=descriptor,
-            frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - HEAD_BYTES),
+            frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
             hash_key=HASH_KEY,
         )
         context = on_node(node)
@@ -292,7 +298,7 @@ class SimCluster:
     # --- what can be done to a node ---------------------------------------------------------------
 
     async def kill(self, node: str, lag_s: float = 0.0) -> None:
-        """End a worker's node as SIGKILL would: nothing is said to anyone; the members hear after `lag_s`."""
+        """End a worker's node as SIGKILL would, without a word; members hear after `lag_s`."""
         unit = self.units.pop(node)
         self.num_preemptions += unit.scheduler.num_preemptions
         self._end(node)
@@ -353,10 +359,15 @@ class SimCluster:
         """Make a request as a door would."""
         request_id = RequestId(name)
         return GenerateRequest(
-            request_id=request_id, model="", token_ids=token_ids, sampling=sampling,
+            request_id=request_id,
+            model="",
+            token_ids=token_ids,
+            sampling=sampling,
             seed=sampling.seed if sampling.seed is not None else seed_of(request_id, b"sim"),
-            deadline_at=self.clock.now_s() + timeout_s, eos_token_ids=(0,), scope=scope,
-        )  # fmt: skip
+            deadline_at=self.clock.now_s() + timeout_s,
+            eos_token_ids=(0,),
+            scope=scope,
+        )
 
     async def generate(self, request: GenerateRequest) -> list[RequestEvent]:
         """Run one request and collect its events."""

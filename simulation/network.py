@@ -1,8 +1,8 @@
 """Streams in memory, with latency and faults.
 
-Owns delivery between nodes: order within a stream, one-way delays, partitions (what is sent waits, as
-TCP sends again, and arrives late), cuts, and the hooks by which a test or a fault schedule loses,
-repeats, swaps or damages messages. Does not know what the messages mean. Called by
+Owns delivery between nodes: order within a stream, one-way delays, partitions (what is sent waits,
+as TCP sends again, and arrives late), cuts, and the hooks by which a test or a fault schedule
+loses, repeats, swaps or damages messages. Does not know what the messages mean. Called by
 `simulation.cluster`.
 """
 
@@ -149,7 +149,12 @@ class Hub:
             self.too_large.append(fact)
         return size > limit
 
-    def carry(self, stream: SimStream, call: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
+    def carry(
+        self,
+        stream: SimStream,
+        call: Callable[..., None],
+        *args: Any,  # noqa: ANN401
+    ) -> None:
         """Bring something to the other side of a stream, in order, now or when the way is free."""
         way = (stream.node, stream.peer.node)
         if way in self._blocked:

@@ -21,7 +21,7 @@ from engine.hash_model import HashModel, MemoryKV
 
 
 class InlineDecoder:
-    """Token ids as letters; the simulated side of the text decoder. Every tenth letter waits for its successor."""
+    """Token ids as letters, instead of the text decoder; each tenth waits for its successor."""
 
     def __init__(self) -> None:
         """Nothing is held back."""
