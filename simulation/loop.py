@@ -1,10 +1,10 @@
 """An asyncio loop whose clock jumps from one timer to the next, and whose nodes can be stopped.
 
-Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `TaskGroup` children in a
-set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes: each
-callback belongs to the node in whose context it was made, so a node can be paused as by SIGSTOP or
-killed as by SIGKILL, without a word from it. It also keeps every exception that nobody caught. Does
-not know what runs on it. Called by `simulation.cluster`.
+Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `TaskGroup` children in
+a set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes:
+each callback belongs to the node in whose context it was made, so a node can be paused as by
+SIGSTOP or killed as by SIGKILL, without a word from it. It also keeps every exception that nobody
+caught. Does not know what runs on it. Called by `simulation.cluster`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Virtual time, starting at 0."""
 
     _ready: Any
-    """asyncio's own queue and heap of handles: there is no public way to run one callback at a time."""
+    """asyncio's own queue and heap of handles: nothing public runs one callback at a time."""
     _scheduled: Any
 
     def __init__(self) -> None:
@@ -130,7 +130,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- the loop itself --------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready
+        scheduled = self._scheduled
+        ready = self._ready
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
         if not ready:
@@ -210,7 +211,7 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _bury(dead: list[asyncio.Task[Any]]) -> None:
-    """Let go of what killed nodes left behind; their clean-up may fail as it likes, nobody hears it."""
+    """Let go of what killed nodes left behind; nobody hears how their clean-up fails."""
     for task in dead:
         coroutine = task.get_coro()
         with contextlib.suppress(BaseException):
