@@ -25,6 +25,13 @@ BUGS = [
         f"{WHOLE}::test_nobody_stands_still_in_mid_answer_while_many_later_ones_are_served",
     ),
     Bug(
+        "more answers run at once than a step has tokens for",
+        "worker/unit.py",
+        "max(1, min(engine.max_sequences, engine.max_step_tokens - 1))",
+        "engine.max_sequences",
+        f"{WHOLE}::test_no_more_answers_run_at_once_than_a_step_has_tokens_for",
+    ),
+    Bug(
         "nobody hears of a preemption",
         "engine/block_supply.py",
         "        self._hooks.preempted(sequence)\n",
