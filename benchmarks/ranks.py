@@ -59,7 +59,7 @@ def child(folder, rank, size, fd, steps):
 
     torch.set_num_threads(1)
     spec = read_model(Path(folder))
-    common = map_segment(fd, common_bytes(size, ROWS, spec.width))
+    common = map_segment(fd, common_bytes(size, ROWS, spec.hidden_size))
     model = Model(Shard(spec, rank, size), torch.device("cpu"), "cpu")
     if size > 1:
         model.ranks = SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
@@ -82,7 +82,7 @@ def child(folder, rank, size, fd, steps):
 def bare(folder, size, steps):
     """Seconds of the bare forward of one decode step."""
     spec = read_model(folder)
-    fd = create_segment(common_bytes(size, ROWS, spec.width))
+    fd = create_segment(common_bytes(size, ROWS, spec.hidden_size))
     ranks = [
         subprocess.Popen(
             [sys.executable, "-m", "benchmarks.ranks", "--child", str(folder), str(rank), str(size), str(fd), str(steps)],

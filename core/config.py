@@ -75,7 +75,9 @@ class EngineConfig(Node):
     num_blocks: int = Field(512, ge=2, description="blocks in a worker's KV pool")
     max_step_tokens: int = Field(512, ge=1, description="token budget of one step")
     max_sequences: int = Field(
-        64, ge=1, description="sequences that run at once; choices of one request may come on top"
+        64,
+        ge=1,
+        description="sequences that run at once, always fewer than max_step_tokens; choices of one request may come on top",
     )
     attention: Literal["auto", "cpu", "gathered", "dense"] = Field(
         "auto",

@@ -13,7 +13,6 @@ RequestId = NewType("RequestId", str)
 WorkerId = NewType("WorkerId", str)
 RouterId = NewType("RouterId", str)
 TransferId = NewType("TransferId", bytes)
-BlockId = NewType("BlockId", int)
 Epoch = NewType("Epoch", int)
 Incarnation = NewType("Incarnation", int)
 """Drawn at each start of a worker."""
@@ -35,7 +34,7 @@ class Ids:
         return RequestId(f"req-{self._rng.getrandbits(96):024x}")
 
     def session_key(self, request_id: RequestId) -> RequestId:
-        """Return what workers call one run of a request: clients may use an id again, and at several routers."""
+        """Return what workers call one run of a request: clients may use an id more than once."""
         return RequestId(f"{request_id}~{self._rng.getrandbits(48):012x}")
 
     def router(self) -> RouterId:

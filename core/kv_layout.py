@@ -71,9 +71,14 @@ class KVLayout:
     def identity(self) -> str:
         """What must be equal on both sides of a transfer, as `name=value` words."""
         words = {
-            "protocol": LAYOUT_VERSION, "model": self.model_digest, "tokenizer": self.tokenizer_digest or "none",
-            "dtype": self.dtype, "layers": self.num_layers, "kv_heads": self.num_kv_heads, "head_size": self.head_size,
-        }  # fmt: skip
+            "protocol": LAYOUT_VERSION,
+            "model": self.model_digest,
+            "tokenizer": self.tokenizer_digest or "none",
+            "dtype": self.dtype,
+            "layers": self.num_layers,
+            "kv_heads": self.num_kv_heads,
+            "head_size": self.head_size,
+        }
         return " ".join(f"{name}={value}" for name, value in words.items())
 
     @property

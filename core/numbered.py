@@ -1,9 +1,10 @@
-"""Messages of a stream, numbered, so that what was lost, repeated or swapped on the way shows at once.
+"""Messages of a stream, numbered, so that what was lost, repeated or swapped shows at once.
 
 Owns the rule: a repeat is dropped, a gap ends the stream, and whoever used it begins anew with what
-is still wanted. Carriers promise order, but a bug or a proxy between them may break the promise, and
-a lost Submit or Cancel would otherwise be waited for until a deadline. Does not know what messages
-mean. Called by `router.worker_link`, `worker.sessions` (sessions) and `kv_transfer` (Fetch streams).
+is still wanted. Carriers promise order, but a bug or a proxy between them may break the promise,
+and a lost Submit or Cancel would otherwise be waited for until a deadline. Does not know what
+messages mean. Called by `router.worker_link`, `worker.sessions` (sessions) and `kv_transfer` (Fetch
+streams).
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ class NumberedStream:
 
     def __init__(self, inner: MessageStream) -> None:
         """Begin both directions at 0."""
-        self._inner, self._arrivals = inner, Arrivals()
+        self._inner = inner
+        self._arrivals = Arrivals()
         self._num_sent = 0
         self.transport = inner.transport
         self._turn = asyncio.Lock()

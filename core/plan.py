@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from core.types import Logprob
 
 NOTHING_TO_DRAW = "every token of the vocabulary is banned"
-"""Why a sequence failed whose own request left no token to draw: the client's mistake, not the engine's."""
+"""Why a sequence failed whose own request left no token to draw: the client's mistake."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,9 @@ class StepItem:
     `start + len(token_ids)`; entries behind those are none of the step's business. While a key is
     not released, entries before the block of `start` stay as they were in its earlier items: the
     scheduler appends, or replaces the block that it is about to write (copy on write). `samples` is
-    empty while prompt tokens remain; several entries draw the first token of several choices. `targets` are the
-    tokens that follow the first rows, to be scored with their `num_target_logprobs` likeliest rivals.
+    empty while prompt tokens remain; several entries draw the first token of several choices.
+    `targets` are the tokens that follow the first rows, to be scored with their
+    `num_target_logprobs` likeliest rivals.
     """
 
     sequence_key: int

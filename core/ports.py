@@ -38,7 +38,7 @@ class LoopClock:
 
 
 class SystemClock:
-    """The system's monotonic clock: the base of asyncio's and uvloop's `loop.time()`, at full resolution.
+    """The system's monotonic clock: the base of `loop.time()`, at full resolution.
 
     uvloop's own `loop.time()` counts whole milliseconds, too coarse to measure a hand-over.
     """
@@ -122,7 +122,7 @@ class Runner(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class SharedPool:
-    """A KV pool's segments as files: a name that changes with them, descriptors, and sizes in bytes."""
+    """A KV pool's segments as files: a name that changes with them, descriptors, sizes (bytes)."""
 
     name: bytes
     fds: tuple[int, ...]

@@ -1,7 +1,8 @@
 """Memory that processes share, as files that no file system knows.
 
-Owns making and mapping them; nothing can be left behind by whoever is killed. Does not know what lies in
-them. Called by `engine` for KV pools, by `kv_transfer` for what goes between a worker and its carrier.
+Owns making and mapping them; nothing can be left behind by whoever is killed. Does not know what
+lies in them. Called by `engine` for KV pools, by `kv_transfer` for what goes between a worker and
+its carrier.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CHUNK_BYTES = 32 << 20
 
 
 def create_segment(num_bytes: int) -> int:
-    """Make an unlinked shared-memory file of this size; returns its descriptor, owned by the caller.
+    """Make an unlinked shared-memory file; returns its descriptor, which is the caller's.
 
     On Linux its size is sealed: whoever maps it can rely on every byte being there.
     """
@@ -40,10 +41,10 @@ def map_segment(fd: int, num_bytes: int) -> memoryview:
 
 
 def touch(memory: memoryview) -> None:
-    """Make every page of a mapping present in this process, uint8 [any]; takes a while, so call it from a thread.
+    """Make every page of a mapping present in this process, uint8 [any]; from a thread, it is slow.
 
-    Whoever touches a page first waits for the system: in the middle of a transfer that is a third of its time, and the
-    first decode step after it meets each page of the prompt again.
+    Whoever touches a page first waits for the system: in the middle of a transfer that is a third
+    of its time, and the first decode step after it meets each page of the prompt again.
     """
     for at in range(0, len(memory), CHUNK_BYTES):
         bytes(memory[at : at + CHUNK_BYTES : PAGE_BYTES])

@@ -180,17 +180,17 @@ class GenerateRequest:
     received_at: float | None = None
     """When the door saw the request, in loop time; stays in the router."""
     hidden_stops: tuple[tuple[int, str], ...] = ()
-    """Stop tokens by id, with the stop string each stands for: special tokens have no text while they
-    are hidden. Stays in the router."""
+    """Stop tokens by id, with the stop string each stands for: special tokens have no text while
+    they are hidden. Stays in the router."""
     echoes: bool = False
     """The prompt is shown before the output: a character that it began is told with the output.
     Stays in the router."""
     prompt_text: str = ""
     """What is shown then, if the prompt came as text; stays in the router."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
-    """What such a client says the tokens were: a start for the computation, checked at the last of them."""
+    """What a client that comes back says the tokens were: a start, checked at the last of them."""
     resume_from: tuple[int, ...] = ()
-    """For a client that comes back: how much of each choice it has (positions, tail and end; see `router.resuming`)."""
+    """How much of each choice such a client has: positions, tail and end (`router.resuming`)."""
 
     @property
     def run_key(self) -> tuple[str, RequestId]:
@@ -305,7 +305,7 @@ class ChoiceFinished:
     position: int = 0
     """Output tokens of the whole choice."""
     is_news: bool = True
-    """False: a client that came back was told before; it counts for the credit and is not sent again."""
+    """False: a client that came back knows it; it counts for the credit and is not sent again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +319,7 @@ class RequestEnded:
 
 @dataclass(frozen=True, slots=True)
 class PromptScored:
-    """Log probabilities of the prompt's tokens from the second on; at most once, before any delta."""
+    """Log probabilities of the prompt's tokens but the first; at most once, before any delta."""
 
     logprobs: tuple[Logprob, ...]
 

@@ -4,8 +4,8 @@ Owns, per transfer: the arriving sequence, its place in the queue for free block
 blocks that the agent may be writing. Does not know frames or streams. Called by `worker.worker` (as
 its `RolePart`) and by the transfer agent (as its host).
 
-    begin (Fetch opened, nothing held) ─▶ Starting ─▶ reserved, all or nothing ─▶ arrived ─▶ attached
-                                              └─ waits its turn for free blocks, at most reserve_wait_s
+    begin (Fetch opened, nothing held) ─▶ Starting ─▶ reserved, all or none ─▶ arrived ─▶ attached
+                                              └─ waits its turn for blocks, at most reserve_wait_s
 """
 
 from __future__ import annotations
@@ -64,18 +64,25 @@ class DecodePart:
         reserve_wait_s: float,
     ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker, self._kv, self._layout = worker, kv, layout
-        self._clock, self._post, self._reserve_wait_s = clock, post, reserve_wait_s
+        self._worker = worker
+        self._kv = kv
+        self._layout = layout
+        self._clock = clock
+        self._post = post
+        self._reserve_wait_s = reserve_wait_s
         self._agent: TransferAgent | None = None
         self._incoming: dict[TransferId, Incoming] = {}
         self._reserving: dict[int, TransferId] = {}
+        """Transfers in line for blocks, by the sequence's key."""
         self._closing: dict[TransferId, list[int]] = {}
+        """Pins of ended transfers, until the agent writes no more."""
         worker.scheduler.hooks.reserved = self._reserved
         self.identity: tuple[WorkerId, Incarnation] = (WorkerId(""), Incarnation(0))
 
     def use_agent(self, agent: TransferAgent, identity: tuple[WorkerId, Incarnation]) -> None:
         """Complete the circle: the agent needs its host first."""
-        self._agent, self.identity = agent, identity
+        self._agent = agent
+        self.identity = identity
 
     @property
     def agent(self) -> TransferAgent:
@@ -89,7 +96,7 @@ class DecodePart:
         """Transfers with any state left; zero at rest."""
         return len(self._incoming) + len(self._closing)
 
-    # --- told by the worker -------------------------------------------------------------------------
+    # --- told by the worker -----------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> None:
         """Open the Fetch; nothing is held until the prefill worker is ready."""
@@ -138,7 +145,7 @@ class DecodePart:
         for address in message.addresses:
             self._post(self.agent.meet, address, message.probe_bytes)
 
-    # --- told by the agent (on the worker's loop) -----------------------------------------------------
+    # --- told by the agent (on the worker's loop) -------------------------------------------------
 
     def way_found(self, way: WayReport) -> None:
         """A way to a peer was tried."""
@@ -213,7 +220,8 @@ class DecodePart:
         incoming = self._incoming.get(transfer_id)
         if incoming is None or incoming.sequence.status is not Status.ARRIVING:
             return
-        attempt, sequence = incoming.attempt, incoming.sequence
+        attempt = incoming.attempt
+        sequence = incoming.sequence
         if incoming.pool_generation != self._kv.generation:
             error = KVTransferError(
                 f"the KV arrived in generation {incoming.pool_generation} of the pool, this is "
@@ -223,7 +231,8 @@ class DecodePart:
             return
         if set(first_tokens) != set(sequence.choices):
             error = KVTransferError(
-                f"first tokens came for choices {sorted(first_tokens)}, not {sorted(sequence.choices)}"
+                f"first tokens came for choices {sorted(first_tokens)}, "
+                f"not {sorted(sequence.choices)}"
             )
             self._worker.end(attempt, error)
             return

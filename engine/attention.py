@@ -31,23 +31,25 @@ TILE = 16
 
 @dataclass(frozen=True, slots=True)
 class AttentionInputs:
-    """Where each row stands: rows of sequence s are `row_starts[s]` to `row_starts[s + 1]`.
-
-    positions int64 [T], row_starts int64 [S + 1], block_tables int64 [S, M].
-    """
+    """Where each row stands."""
 
     positions: np.ndarray[Any, Any]
+    """int64 [T]."""
     row_starts: np.ndarray[Any, Any]
+    """int64 [S + 1]: rows of sequence s are `row_starts[s]` to `row_starts[s + 1]`."""
     block_tables: np.ndarray[Any, Any]
+    """int64 [S, M]."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionRules:
-    """What a layer does to its scores: `softcap` 0 is off, `window` 0 sees every earlier position."""
+    """What a layer does to its scores."""
 
     scale: float
     softcap: float = 0.0
+    """0: off."""
     window: int = 0
+    """Positions that a row sees, its own included; 0: every earlier one."""
 
 
 class AttentionBackend(Protocol):
@@ -97,8 +99,9 @@ def dense_attention(
     return out
 
 
-# How a stored number becomes fp32: (magnitude mask, its shift, sign mask, its shift, factor). bf16 is the
-# upper half of fp32; an fp16's bits, shifted into place, are 2**112 too small, subnormals included.
+# How a stored number becomes fp32: (its unsigned type, magnitude mask and shift, sign mask and
+# shift, factor). bf16 is the upper half of fp32; an fp16's bits, shifted into place, are 2**112 too
+# small, subnormals included.
 _FORMS = {
     torch.float32: (np.uint32, 0xFFFFFFFF, 0, 0, 0, 1.0),
     torch.bfloat16: (np.uint16, 0xFFFF, 16, 0, 0, 1.0),
@@ -139,16 +142,14 @@ def attend_rows(
     )
 
 
-LOG2_E, LN2_HIGH, LN2_LOW = (
-    np.float32(1.4426950408889634),
-    np.float32(0.693359375),
-    np.float32(-2.12194440e-4),
-)
+LOG2_E = np.float32(1.4426950408889634)
+LN2_HIGH = np.float32(0.693359375)
+LN2_LOW = np.float32(-2.12194440e-4)
 
 
 @numba.njit(cache=True)
-def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """e**x for x <= 0 to 4e-7, as straight-line code, so that a loop over it becomes vector instructions.
+def _exp(x):  # type: ignore[no-untyped-def]
+    """e**x for x <= 0 to 4e-7, as straight-line code that becomes vector instructions in a loop.
 
     A NaN stays one: a damaged key must fail its own sequence, not vanish from the sum. No fast-math
     here: the reduced argument needs its two roundings. Source: Cephes, expf.
@@ -167,8 +168,8 @@ def _exp(x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 
 @numba.njit(fastmath=FASTMATH, inline="always")
-def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Fold places `first` to `valid` of a tile (k, v: fp32 [TILE, D]) into one row's output.
+def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ignore[no-untyped-def]
+    """Fold positions `first` to `valid` of a tile (k, v: fp32 [TILE, D]) into one row's output.
 
     state = [running max, running sum].
     """
@@ -184,16 +185,15 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
             score = softcap * np.tanh(score / softcap)
         scores[j] = score
         top = max(top, score)
-    fade = _exp(state[0] - top) if state[1] > 0 else np.float32(0.0)
-    total = state[1] * fade
+    correction = _exp(state[0] - top) if state[1] > 0 else np.float32(0.0)
+    total = state[1] * correction
     for d in range(head_size):
-        out[d] *= fade
+        out[d] *= correction
     for j in range(TILE):
         scores[j] = _exp(scores[j] - top) if first <= j < valid else np.float32(0.0)
         total += scores[j]
-    for j in range(
-        0, valid, 4
-    ):  # four places at once: `out` is read and written a quarter as often
+    # Four positions at once: `out` is read and written a quarter as often.
+    for j in range(0, valid, 4):
         a, b, c, e = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
         for d in range(head_size):
             out[d] += (a * v[j, d] + b * v[j + 1, d]) + (c * v[j + 2, d] + e * v[j + 3, d])
@@ -202,10 +202,11 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
 
 
 @numba.njit(cache=True)
-def _widen(row, mask, shift, sign_mask, sign_shift, factor, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _widen(row, mask, shift, sign_mask, sign_shift, factor, out):  # type: ignore[no-untyped-def]
     """One stored row to fp32: a loop of its own, so that it becomes vector instructions.
 
-    The factor is applied here and not to the sums: products of unscaled fp16 numbers would be denormal.
+    The factor is applied here and not to the sums: products of unscaled fp16 numbers would be
+    denormal.
     """
     for d in range(out.shape[0]):
         raw = np.uint32(row[d])
@@ -214,7 +215,7 @@ def _widen(row, mask, shift, sign_mask, sign_shift, factor, out):  # type: ignor
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
     mask, shift, sign_mask, sign_shift = form[0], form[1], form[2], form[3]
@@ -225,17 +226,15 @@ def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, o
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
         length = positions[end - 1] + 1
-        seen = max(0, positions[begin] + 1 - window) if window > 0 else 0
+        oldest = max(0, positions[begin] + 1 - window) if window > 0 else 0
         for h in range(num_kv_heads):
             for t in range(begin, end):
                 for g in range(group):
                     state[t, g, 0] = -np.inf
                     state[t, g, 1] = 0.0
-            for b in range(seen // TILE, (length + TILE - 1) // TILE):
+            for b in range(oldest // TILE, (length + TILE - 1) // TILE):
                 filled = min(TILE, length - b * TILE)
-                v[filled:] = (
-                    0  # weighed with zero below, so it must not be a NaN of somebody else's
-                )
+                v[filled:] = 0  # weighed with zero below: a NaN of somebody else's would stay one
                 for j in range(filled):
                     block = block_tables[s, (b * TILE + j) // block_size]
                     at = (b * TILE + j) % block_size

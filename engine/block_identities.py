@@ -6,16 +6,16 @@ Owns the identities of one pool. Does not know references, eviction or tensors. 
 A block is its own tokens after a parent: the block before it, or the root of its chain. Each
 identity, once registered, has a serial number that no other identity ever gets, so the number of
 the parent and the block's own tokens say everything that the block's KV was computed from, and
-two equal records are equal contents whatever the hash. The hash is the block's name: the same in
-every worker of a cluster, and the way into the table. Blocks whose hashes meet stand in one
+two equal records are equal contents whatever the hash. The hash is the same in every worker of a
+cluster, and the way into the table. Blocks whose hashes meet stand in one
 bucket beside each other.
 
 Within one engine the content digest is a constant, so the scope alone tells roots apart. Scopes
 come from outside, so only the most recently used roots are remembered. What is registered under a
 forgotten root is not found again, and leaves with the least recently used blocks.
 
-    records     name │ parent's serial │ tokens      of each block, back to back
-    links       bucket ──▶ block ──▶ block           names that fall into the same bucket
+    records     hash │ parent's serial │ tokens      of each block, back to back
+    links       bucket ──▶ block ──▶ block           hashes that fall into the same bucket
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NO_IDENTITY = 0
 """Serial number of nothing: an anonymous block, an unknown root."""
 MAX_ROOTS = 65_536
 _NOTHING = -1
-_NAME_BYTES_USED = 8
-"""Of a name, to choose its bucket."""
+_HASH_BYTES_USED = 8
+"""Of a hash, to choose its bucket."""
 
 
-def _record(parent: int, name: BlockHash, token_ids: Sequence[int]) -> bytes:
-    return name + struct.pack(f"<q{len(token_ids)}i", parent, *token_ids)
+def _record(parent: int, block_hash: BlockHash, token_ids: Sequence[int]) -> bytes:
+    return block_hash + struct.pack(f"<q{len(token_ids)}i", parent, *token_ids)
 
 
 class BlockIdentities:
@@ -52,7 +52,7 @@ class BlockIdentities:
         self._serials = array("q", [NO_IDENTITY]) * num_blocks
         self._records = bytearray()
         self._record_bytes = 0
-        self._name_bytes = 0
+        self._hash_bytes = 0
         self._next_serial = NO_IDENTITY + 1
         self._oldest_serial = self._next_serial
         self._num_registered = 0
@@ -64,9 +64,9 @@ class BlockIdentities:
         serial = self._serials[block_id]
         return serial if serial >= self._oldest_serial else NO_IDENTITY
 
-    def name(self, block_id: int) -> BlockHash | None:
+    def block_hash(self, block_id: int) -> BlockHash | None:
         """Hash under which a block is registered, if it is."""
-        return self._name(block_id) if self.of(block_id) else None
+        return self._hash(block_id) if self.of(block_id) else None
 
     def root(self, scope: str) -> int:
         """Serial number of a scope's root, or `NO_IDENTITY` if nothing was remembered of it."""
@@ -82,12 +82,12 @@ class BlockIdentities:
                 self._roots.popitem(last=False)
         return self._roots[scope]
 
-    def find(self, parent: int, name: BlockHash, token_ids: Sequence[int]) -> int | None:
+    def find(self, parent: int, block_hash: BlockHash, token_ids: Sequence[int]) -> int | None:
         """Find the block that is exactly these tokens after this parent."""
-        return self._find(name, _record(parent, name, token_ids))
+        return self._find(block_hash, _record(parent, block_hash, token_ids))
 
     def register(
-        self, block_id: int, parent: int, name: BlockHash, token_ids: Sequence[int]
+        self, block_id: int, parent: int, block_hash: BlockHash, token_ids: Sequence[int]
     ) -> int:
         """Say what a block is, unless it has an identity or another block is the same.
 
@@ -101,13 +101,13 @@ class BlockIdentities:
             return own
         if parent == NO_IDENTITY:
             raise InvariantViolation(f"block {block_id} has no parent to be registered under")
-        record = _record(parent, name, token_ids)
-        same = self._find(name, record)
+        record = _record(parent, block_hash, token_ids)
+        same = self._find(block_hash, record)
         if same is not None:
             return self._serials[same]
-        self._keep(block_id, name, record)
+        self._keep(block_id, block_hash, record)
         serial = self._serials[block_id] = self._take_serial()
-        bucket = self._bucket(name)
+        bucket = self._bucket(block_hash)
         self._links[block_id] = self._links[bucket]
         self._links[bucket] = block_id
         self._num_registered += 1
@@ -121,7 +121,7 @@ class BlockIdentities:
         """
         if not self.of(block_id):
             raise InvariantViolation(f"block {block_id} has no identity to forget")
-        before = self._bucket(self._name(block_id))
+        before = self._bucket(self._hash(block_id))
         while self._links[before] != block_id:
             before = self._links[before]
         self._links[before] = self._links[block_id]
@@ -152,8 +152,8 @@ class BlockIdentities:
         self._next_serial += 1
         return serial
 
-    def _find(self, name: BlockHash, record: bytes) -> int | None:
-        block_id = self._links[self._bucket(name)]
+    def _find(self, block_hash: BlockHash, record: bytes) -> int | None:
+        block_id = self._links[self._bucket(block_hash)]
         while block_id != _NOTHING:
             start = block_id * self._record_bytes
             if self._records[start : start + self._record_bytes] == record:
@@ -161,11 +161,11 @@ class BlockIdentities:
             block_id = self._links[block_id]
         return None
 
-    def _keep(self, block_id: int, name: BlockHash, record: bytes) -> None:
+    def _keep(self, block_id: int, block_hash: BlockHash, record: bytes) -> None:
         if not self._records:
             self._records = bytearray(self._num_blocks * len(record))
             self._record_bytes = len(record)
-            self._name_bytes = len(name)
+            self._hash_bytes = len(block_hash)
         if len(record) != self._record_bytes:
             raise InvariantViolation(
                 f"block {block_id} has a record of {len(record)} bytes, those of this pool have "
@@ -174,10 +174,10 @@ class BlockIdentities:
         start = block_id * self._record_bytes
         self._records[start : start + self._record_bytes] = record
 
-    def _name(self, block_id: int) -> BlockHash:
+    def _hash(self, block_id: int) -> BlockHash:
         start = block_id * self._record_bytes
-        return BlockHash(bytes(self._records[start : start + self._name_bytes]))
+        return BlockHash(bytes(self._records[start : start + self._hash_bytes]))
 
-    def _bucket(self, name: BlockHash) -> int:
-        number = int.from_bytes(name[:_NAME_BYTES_USED], "little")
+    def _bucket(self, block_hash: BlockHash) -> int:
+        number = int.from_bytes(block_hash[:_HASH_BYTES_USED], "little")
         return self._num_blocks + (number & self._mask)

@@ -151,9 +151,9 @@ class BlockPool:
         """Number of what a block is, given once and never again; `NO_IDENTITY` if anonymous."""
         return self._identities.of(block_id)
 
-    def name(self, block_id: int) -> BlockHash | None:
+    def block_hash(self, block_id: int) -> BlockHash | None:
         """Hash of a registered block, the same in every worker of the cluster."""
-        return self._identities.name(block_id)
+        return self._identities.block_hash(block_id)
 
     def register(
         self, block_id: int, parent: int, block_hash: BlockHash, token_ids: Sequence[int]
@@ -163,7 +163,7 @@ class BlockPool:
         Args:
             block_id: Keeps the identity that it has already.
             parent: Identity of the block before it, or of the root.
-            block_hash: The block's name.
+            block_hash: Chained over everything before it too.
             token_ids: The block's own tokens; as many in each block of a pool.
 
         Returns:

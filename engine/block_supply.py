@@ -1,13 +1,14 @@
 """Who gets blocks, in which order, and from whom they are taken back.
 
 Owns the walk down the waiting line with its bounded overtaking, blocks to write to for running
-sequences, copy on write, and preemption by recompute. Does not know budgets or the network. Called by
-`engine.scheduler`.
+sequences, copy on write, and preemption by recompute. Does not know budgets or the network. Called
+by `engine.scheduler`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from core.errors import PoolExhausted
 from engine.block_pool import BlockPool
@@ -24,6 +25,29 @@ LOOK_AHEAD = 32
 def _is_waiting(sequence: Sequence) -> bool:
     """True unless it was started, reserved for or cancelled while the walk went on."""
     return sequence.status in (Status.WAITING, Status.RESERVING)
+
+
+def _needs_every_place(sequence: Sequence) -> bool:
+    """True for a prompt that must run alone; an arrival takes one place like any other."""
+    return sequence.run_alone and sequence.status is Status.WAITING
+
+
+@dataclass(slots=True)
+class _Walk:
+    """What a walk down the waiting line has found so far."""
+
+    num_yielding: int
+    """Blocks that may still be taken back for somebody."""
+    num_places_taken: int
+    num_places_kept: int = 0
+    num_blocks_kept: int = 0
+    """Like the places, for those in front, out of the reach of those behind."""
+    num_left_waiting: int = 0
+    """Of those that might have started."""
+    has_met_lone_one: bool = False
+    """One that must run alone waits in front: no prompt behind it may start."""
+    passed: list[Sequence] = field(default_factory=list)
+    """Those that were left waiting and let others pass."""
 
 
 class BlockSupply:
@@ -45,6 +69,7 @@ class BlockSupply:
         self._sequences = sequences
         self._hooks = hooks
         self._passed: list[Sequence] = []
+        """By the walk under way: overtaken by whoever takes blocks and came later."""
 
     # --- the waiting line ---------------------------------------------------------------------
 
@@ -55,60 +80,67 @@ class BlockSupply:
 
         The caller may start or reserve for each before the walk goes on. One that finds too few
         blocks, no place, or is left waiting, lets those behind it pass, until it was overtaken
-        MAX_OVERTAKEN times; from then on what it needs is kept for it. Where one of the other status
-        would fit, what it needs is kept at once: its turn comes with the next walk. An arrival has
-        its place from its reservation on.
+        MAX_OVERTAKEN times; from then on what it needs is kept for it. What one of the other status
+        needs is kept at once if it would fit: its turn comes with the next walk. An arrival has its
+        place from its reservation on.
 
         Args:
             status: Whom to yield: those that would run, or arrivals.
-            lends: What fits is left waiting, whoever it is: a step begins and had no budget for it.
+            lends: Keep nothing at once: a step begins, and had no budget for those who wait still.
             takes_back: Take blocks from those that have to yield them. False: only look.
         """
-        self._passed = []
-        num_kept = 0
-        num_passed = 0
-        has_lonely = False
         num_yielding = self._num_yielding() if takes_back else 0
-        num_taken = self._sequences.num_places_taken
-        num_places_kept = 0
+        walk = _Walk(num_yielding, self._sequences.num_places_taken)
+        if takes_back:
+            self._passed = walk.passed
         for sequence in self._sequences.waiting.in_order():
-            if num_passed >= LOOK_AHEAD:
+            if walk.num_left_waiting >= LOOK_AHEAD:
                 return
             if not (_is_waiting(sequence) and self._may_start(sequence)):
                 continue
-            is_arrival = sequence.status is Status.RESERVING
-            is_shut = has_lonely and not is_arrival
-            has_place = not is_shut and self._is_free(sequence, num_taken + num_places_kept)
-            has_lonely = has_lonely or (sequence.run_alone and not is_arrival)
-            num_needed = self.num_needed(sequence, num_kept)
-            num_lacking = num_kept + num_needed - self._pool.num_available
-            if has_place and 0 < num_lacking <= num_yielding:
-                self._make_room(num_kept + num_needed, set())
-                num_yielding = self._num_yielding()
-                num_needed = self.num_needed(sequence, num_kept)
-            fits = has_place and num_kept + num_needed <= self._pool.num_available
+            num_needed, fits = self._find_room(sequence, walk)
             is_asked_for = sequence.status is status
             if fits and is_asked_for:
                 yield sequence
             if not _is_waiting(sequence):
-                num_taken = self._sequences.num_places_taken
+                walk.num_places_taken = self._sequences.num_places_taken
                 continue
-            num_passed += 1
+            walk.num_left_waiting += 1
             if is_asked_for or lends or not fits:
-                self._passed.append(sequence)
+                walk.passed.append(sequence)
                 if sequence.num_overtaken < MAX_OVERTAKEN:
                     continue
-            if sequence.run_alone and not is_arrival:
-                return  # it needs every place: an arrival would run beside it as long as it answers
-            num_kept += num_needed
-            num_places_kept += fits
+            if _needs_every_place(sequence):
+                return  # an arrival would run beside it as long as it answers
+            walk.num_blocks_kept += num_needed
+            walk.num_places_kept += fits
+
+    def _find_room(self, sequence: Sequence, walk: _Walk) -> tuple[int, bool]:
+        """Look for blocks and a place beside what is kept; blocks are taken back if that helps.
+
+        Returns:
+            Blocks that it needs, and whether it would find them and a place.
+        """
+        is_shut_out = walk.has_met_lone_one and sequence.status is Status.WAITING
+        num_taken = walk.num_places_taken + walk.num_places_kept
+        has_place = not is_shut_out and self._is_free(sequence, num_taken)
+        if _needs_every_place(sequence):
+            walk.has_met_lone_one = True
+        num_needed = self.num_needed(sequence, walk.num_blocks_kept)
+        num_lacking = walk.num_blocks_kept + num_needed - self._pool.num_available
+        if has_place and 0 < num_lacking <= walk.num_yielding:
+            self._make_room(walk.num_blocks_kept + num_needed, set())
+            walk.num_yielding = self._num_yielding()
+            num_needed = self.num_needed(sequence, walk.num_blocks_kept)
+        has_blocks = walk.num_blocks_kept + num_needed <= self._pool.num_available
+        return num_needed, has_place and has_blocks
 
     def has_place(self, sequence: Sequence) -> bool:
         """Could one more sequence run now, blocks aside?"""
         return self._is_free(sequence, self._sequences.num_places_taken)
 
     def _is_free(self, sequence: Sequence, num_taken: int) -> bool:
-        if sequence.run_alone and sequence.status is Status.WAITING:
+        if _needs_every_place(sequence):
             return not num_taken
         return num_taken < self._limits.max_sequences
 
@@ -231,7 +263,7 @@ class BlockSupply:
         return [*unasked, *reversed(parked)]
 
     def _num_yielding(self) -> int:
-        """Blocks that may come free so, at the most: shared ones do not, and none while a step runs."""
+        """Blocks that may come free so, at the most: shared ones do not, none while a step runs."""
         if self._sequences.executing:
             return 0
         yielding = self._yielding(set())

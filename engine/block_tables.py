@@ -46,15 +46,16 @@ class BlockTables:
         total = request.max_total_tokens
         if total > self._limits.max_model_len:
             raise PromptTooLong(
-                f"prompt of {len(request.token_ids)} tokens plus max_tokens {request.sampling.max_tokens} is {total}, "
-                f"the context window is {self._limits.max_model_len}; shorten one of them"
+                f"prompt of {len(request.token_ids)} tokens plus max_tokens "
+                f"{request.sampling.max_tokens} is {total}, the context window is "
+                f"{self._limits.max_model_len}; shorten one of them"
             )
         # Every choice could own all its blocks, plus one for growth while the prompt is shared.
-        needed = -(-total // self._limits.block_size_tokens) + request.sampling.n
+        needed = self.blocks_for(total) + request.sampling.n
         if needed > self._pool.num_blocks:
             raise PromptTooLong(
-                f"prompt plus max_tokens is {total} tokens and needs {needed} blocks, the pool holds "
-                f"{self._pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
+                f"prompt plus max_tokens is {total} tokens and needs {needed} blocks, the pool "
+                f"holds {self._pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
             )
 
     def find_prefix(self, sequence: Sequence) -> list[int]:

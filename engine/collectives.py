@@ -5,8 +5,9 @@ the order of ranks, whatever their number and size, so a row's sum depends on th
 not know models. Called by `engine.model`; made by `engine.rank`.
 
 A ring all-reduce would add the same numbers in an order that depends on where a row lies in the
-message, and batch invariance (ADR 2) would be gone with three ranks or more. So every rank gathers all
-parts and adds them itself; for the few rows of a decode step that is one latency instead of two.
+message, and batch invariance (ADR 2) would be gone with three ranks or more. So every rank gathers
+all parts and adds them itself; for the few rows of a decode step that is one latency instead of
+two.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Collectives(Protocol):
     size: int
 
     def sum(self, x: Tensor, rows: int) -> Tensor:
-        """Add up the first `rows` rows of every rank's x [T, C]; the rest is padding and keeps its value."""
+        """Add up the first `rows` rows of every rank's x [T, C]; the rest is padding."""
         ...
 
     def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:
@@ -57,7 +58,7 @@ class Collectives(Protocol):
 
 
 def add_in_order(x: Tensor, rows: int, parts: Sequence[Tensor]) -> Tensor:
-    """Sum of all ranks' parts [rows, C], padded like x; 16-bit parts are added in fp32 and rounded once."""
+    """Sum of all ranks' parts [rows, C], padded like x; added in fp32 and rounded once."""
     total = parts[0].float()
     for part in parts[1:]:
         total = total + part
@@ -87,7 +88,9 @@ class DistributedGroup:
 
     def __init__(self, group: Any, rank: int, size: int) -> None:  # noqa: ANN401
         """Take a group that is joined already."""
-        self._group, self.rank, self.size = group, rank, size
+        self._group = group
+        self.rank = rank
+        self.size = size
 
     @classmethod
     def join(
@@ -95,8 +98,9 @@ class DistributedGroup:
     ) -> DistributedGroup:
         """Meet the other ranks through a file of theirs; returns when all are there.
 
-        No global group is made, so a process may be in several and leave without a word. Over NCCL an operation is
-        only queued when it returns; a rank that waits for one that never ends is ended by its worker.
+        No global group is made, so a process may be in several and leave without a word. Over NCCL
+        an operation is only queued when it returns; a rank that waits for one that never ends is
+        ended by its worker.
         """
         store = dist.FileStore(str(meeting_point), size)
         if is_cuda:
@@ -104,7 +108,8 @@ class DistributedGroup:
             nccl._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
             return cls(dist.ProcessGroupNCCL(store, rank, size, nccl), rank, size)
         options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to name a device
-        options._devices = [dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")]  # noqa: SLF001
+        loopback = dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")
+        options._devices = [loopback]  # noqa: SLF001
         options._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
         return cls(dist.ProcessGroupGloo(store, rank, size, options), rank, size)
 
@@ -112,7 +117,8 @@ class DistributedGroup:
         """See `Collectives`."""
         gathered = x.new_empty((self.size * rows, x.shape[1]))
         with _answered():
-            self._group._allgather_base(gathered, x[:rows].contiguous()).wait()  # noqa: SLF001 - it has no public name
+            mine = x[:rows].contiguous()
+            self._group._allgather_base(gathered, mine).wait()  # noqa: SLF001 - has no public name
         return add_in_order(x, rows, gathered.split(rows))
 
     def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:

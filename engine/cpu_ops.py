@@ -1,11 +1,12 @@
-"""Compiled CPU kernels for what lies between the products: norms, rotary, KV writes, attention, gating.
+"""Compiled CPU kernels for what lies between the products: norms, rotary, KV writes, gating.
 
 Owns numba kernels over raw fp32 and bf16 numbers, and their torch-facing wrappers. Does not know
-weights' names or layers. Called by `engine.model` and `engine.mlp` when the CPU backend runs in one of
-those dtypes; every other case takes the plain torch operations beside them, which are the oracle.
+weights' names or layers, nor attention itself (`engine.attention`). Called by `engine.model` and
+`engine.mlp` when the CPU backend runs in one of those dtypes; every other case takes the plain
+torch operations beside them, which are the oracle.
 
-One token through a small model is a hundred torch calls of microseconds each; these are five a layer.
-A row's result depends on that row alone, and rows of padding are zeroed, never computed.
+One token through a small model is a hundred torch calls of microseconds each; these are five a
+layer. A row's result depends on that row alone, and rows of padding are zeroed, never computed.
 """
 
 from __future__ import annotations
@@ -17,12 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FASTMATH = {"reassoc", "nsz", "arcp", "contract"}
-FUSED_DTYPES = (torch.float32, torch.bfloat16)
-Bits = np.ndarray[Any, Any]
+from engine.attention import FASTMATH, AttentionInputs
+
+SQRT_2_OVER_PI = np.float32(0.7978845608028654)
+COMPILED_DTYPES = (torch.float32, torch.bfloat16)
+Array = np.ndarray[Any, Any]
+NO_WEIGHT: Array = np.empty(0, dtype=np.float32)
+"""In place of a norm's weight: do not normalise."""
 
 
-def bits(x: Tensor) -> Bits:
+def bits(x: Tensor) -> Array:
     """Raw numbers of a contiguous tensor: uint32 for fp32, uint16 for bf16; not copied."""
     if x.dtype is torch.float32:
         return x.numpy().view(np.uint32)
@@ -34,13 +39,13 @@ def _shift(x: Tensor) -> np.uint32:
 
 
 @numba.njit(inline="always")
-def _get(raw, shift):  # type: ignore[no-untyped-def]
+def _to_fp32(raw, shift):  # type: ignore[no-untyped-def]
     return np.uint32(np.uint32(raw) << shift).view(np.float32)
 
 
 @numba.njit(inline="always")
-def _put(value, shift):  # type: ignore[no-untyped-def]
-    """Round to nearest even, as torch does."""
+def _from_fp32(value, shift):  # type: ignore[no-untyped-def]
+    """Back to the stored dtype, rounded to nearest even, as torch does."""
     raw = np.float32(value).view(np.uint32)
     if shift:
         raw = np.uint32(
@@ -55,11 +60,11 @@ def _rms_norm(x, weight, eps, shift, rows, out):  # type: ignore[no-untyped-def]
     for t in range(rows):
         total = np.float32(0.0)
         for c in range(size):
-            value = _get(x[t, c], shift)
+            value = _to_fp32(x[t, c], shift)
             total += value * value
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for c in range(size):
-            out[t, c] = _put(_get(x[t, c], shift) * scale * weight[c], shift)
+            out[t, c] = _from_fp32(_to_fp32(x[t, c], shift) * scale * weight[c], shift)
     for t in range(rows, x.shape[0]):
         for c in range(size):
             out[t, c] = 0
@@ -70,42 +75,35 @@ def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]
     size = x.shape[1] // 2
     for t in range(rows):
         for c in range(size):
-            g = _get(x[t, c], shift)
+            g = _to_fp32(x[t, c], shift)
             if is_gelu:
-                g = (
-                    np.float32(0.5)
-                    * g
-                    * (
-                        np.float32(1.0)
-                        + np.tanh(
-                            np.float32(0.7978845608028654) * (g + np.float32(0.044715) * g * g * g)
-                        )
-                    )
-                )
+                inner = SQRT_2_OVER_PI * (g + np.float32(0.044715) * g * g * g)
+                g = np.float32(0.5) * g * (np.float32(1.0) + np.tanh(inner))
             else:
                 g = g / (np.float32(1.0) + np.exp(-g))
-            out[t, c] = _put(g * _get(x[t, size + c], shift), shift)
+            out[t, c] = _from_fp32(g * _to_fp32(x[t, size + c], shift), shift)
     for t in range(rows, x.shape[0]):
         for c in range(size):
             out[t, c] = 0
 
 
 @numba.njit(inline="always", fastmath=FASTMATH)
-def _turn(row, first, weight, eps, cos, sin, shift, out):  # type: ignore[no-untyped-def]
+def _norm_and_rotate(row, first, weight, eps, cos, sin, shift, out):  # type: ignore[no-untyped-def]
     """Norm (if there is a weight) and rotate one head into fp32 `out`."""
-    size, half = out.shape[0], cos.shape[0]
+    size = out.shape[0]
+    half = cos.shape[0]
     scale = np.float32(1.0)
     if weight.shape[0]:
         total = np.float32(0.0)
         for d in range(size):
-            value = _get(row[first + d], shift)
+            value = _to_fp32(row[first + d], shift)
             total += value * value
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for d in range(size):
-            out[d] = _get(row[first + d], shift) * scale * weight[d]
+            out[d] = _to_fp32(row[first + d], shift) * scale * weight[d]
     else:
         for d in range(size):
-            out[d] = _get(row[first + d], shift)
+            out[d] = _to_fp32(row[first + d], shift)
     for d in range(half):
         a, b = out[d], out[d + half]
         out[d] = a * cos[d] - b * sin[d]
@@ -135,7 +133,7 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
             position = positions[t]
             block, at = tables[s, position // block_size], position % block_size
             for h in range(num_heads):
-                _turn(
+                _norm_and_rotate(
                     qkv[t],
                     h * head_size,
                     q_weight,
@@ -147,19 +145,18 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
                 )
                 if shift:  # what other backends keep in bf16 is rounded here too
                     for d in range(head_size):
-                        q_out[t, h, d] = _get(_put(q_out[t, h, d], shift), shift)
+                        q_out[t, h, d] = _to_fp32(_from_fp32(q_out[t, h, d], shift), shift)
             for h in range(num_kv_heads):
                 first = (num_heads + h) * head_size
-                _turn(qkv[t], first, k_weight, eps, cos[position], sin[position], shift, k)
+                _norm_and_rotate(
+                    qkv[t], first, k_weight, eps, cos[position], sin[position], shift, k
+                )
                 for d in range(head_size):
-                    kv[block, 0, at, h, d] = _put(k[d], shift)
+                    kv[block, 0, at, h, d] = _from_fp32(k[d], shift)
                     kv[block, 1, at, h, d] = qkv[t, first + num_kv_heads * head_size + d]
 
 
-NO_WEIGHT = np.empty(0, dtype=np.float32)
-
-
-def rms_norm(x: Tensor, weight: Bits, eps: float, rows: int) -> Tensor:
+def rms_norm(x: Tensor, weight: Array, eps: float, rows: int) -> Tensor:
     """Normalise the first `rows` rows of [T, C]; weight is fp32 [C], any offset already added."""
     out = torch.empty_like(x)
     _rms_norm(bits(x), weight, np.float32(eps), _shift(x), rows, bits(out))
@@ -174,11 +171,34 @@ def gate(x: Tensor, rows: int, *, is_gelu: bool) -> Tensor:
 
 
 def rotate_and_store(
-    qkv: Tensor, norms: tuple[Bits, Bits], eps: float, rotation: tuple[Bits, Bits], kv: Tensor, q_out: Bits,
-    positions: Bits, row_starts: Bits, tables: Bits,
-) -> None:  # fmt: skip
-    """Write rotated queries to fp32 `q_out` [t, H, D] and rotated keys and values into the pool's layer."""
+    qkv: Tensor,
+    norm_weights: tuple[Array, Array],
+    eps: float,
+    rotation: tuple[Array, Array],
+    inputs: AttentionInputs,
+    kv: Tensor,
+    q_out: Array,
+) -> None:
+    """Write rotated queries to `q_out`, rotated keys and values into the pool's layer.
+
+    Args:
+        qkv: [T, (H + 2K) D].
+        norm_weights: fp32 [D] for queries and for keys, or `NO_WEIGHT`.
+        eps: Of the norms.
+        rotation: Cosines and sines by position, fp32 [positions, D' / 2]; D' is rotated.
+        inputs: Positions and block tables of the rows.
+        kv: One layer of the pool, [N, 2, B, K, D].
+        q_out: fp32 [t, H, D].
+    """
     _rotate_and_store(
-        bits(qkv), norms[0], norms[1], np.float32(eps), rotation[0], rotation[1], _shift(qkv), positions, row_starts,
-        tables, bits(kv), q_out,
-    )  # fmt: skip
+        bits(qkv),
+        *norm_weights,
+        np.float32(eps),
+        *rotation,
+        _shift(qkv),
+        inputs.positions,
+        inputs.row_starts,
+        inputs.block_tables,
+        bits(kv),
+        q_out,
+    )

@@ -1,11 +1,11 @@
 """Paged attention for devices: the context gathered through block tables, the products torch's own.
 
-Owns one backend of `engine.attention`'s protocol. Does not know kernels of its own: outside the CPU the
-library's are the better ones. Called by `engine.model`, once per layer.
+Owns one backend of `engine.attention`'s protocol. Does not know kernels of its own: outside the CPU
+the library's are the better ones. Called by `engine.model`, once per layer.
 
-All sequences with one row (decoding) are one padded call, each longer one (a prompt's chunk) a call of its
-own. Sums follow the kernel torch picks for the shape, so rows are not bitwise the same in every batch:
-`dense` is the backend to take where that matters more than speed.
+All sequences with one row (decoding) are one padded call, each longer one (a prompt's chunk) a call
+of its own. Sums follow the kernel torch picks for the shape, so rows are not bitwise the same in
+every batch: `dense` is the backend to take where that matters more than speed.
 
 Dimension key: as in `engine.attention`; L positions of the longest context.
 """
@@ -23,7 +23,7 @@ from engine.attention import AttentionInputs, AttentionRules, dense_attention
 def gathered_attention(
     q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules
 ) -> Tensor:
-    """Attend causally, see `AttentionBackend`; soft caps, which torch's kernels lack, go to the oracle."""
+    """See `AttentionBackend`; soft caps, which torch's kernels lack, go to the oracle."""
     if rules.softcap:
         return dense_attention(q, kv, inputs, rules)
     out = torch.zeros_like(q)
@@ -40,10 +40,15 @@ def gathered_attention(
 
 
 def _attend(
-    q: Tensor, kv: Tensor, inputs: AttentionInputs, sequences: np.ndarray[tuple[int], np.dtype[np.int64]], rules: AttentionRules
-) -> Tensor:  # fmt: skip
+    q: Tensor,
+    kv: Tensor,
+    inputs: AttentionInputs,
+    sequences: np.ndarray[tuple[int], np.dtype[np.int64]],
+    rules: AttentionRules,
+) -> Tensor:
     """Attend rows q [S, H, t, D] of some sequences, t the same for all, to their contexts."""
-    block_size, num_rows = kv.shape[2], q.shape[2]
+    block_size = kv.shape[2]
+    num_rows = q.shape[2]
     starts = inputs.row_starts[sequences]
     positions = inputs.positions[starts[:, None] + np.arange(num_rows)]
     length = int(positions.max()) + 1
@@ -57,7 +62,8 @@ def _attend(
     mask = columns <= seen
     if rules.window:
         mask &= columns > seen - rules.window
-    # What lies behind a sequence's own end is somebody else's, and may be a NaN: weighed with zero it would stay one.
+    # What lies behind a sequence's own end is somebody else's, and may be a NaN: weighed with zero
+    # it would stay one.
     is_unseen = ~mask.any(dim=2)[:, :, :, None]
     k, v = k.masked_fill(is_unseen, 0.0), v.masked_fill(is_unseen, 0.0)
     return F.scaled_dot_product_attention(

@@ -36,11 +36,11 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class Experts:
-    """A sparse MLP: `per_token` of `num` experts of size `hidden` each."""
+    """A sparse MLP: `per_token` of `num` experts of `intermediate_size` columns each."""
 
     num: int
     per_token: int
-    hidden: int
+    intermediate_size: int
     is_normalised: bool
     prefix: str
     gate: str
@@ -70,7 +70,8 @@ class Traits:
     has_mlp_bias: bool = False
     has_qk_norm: bool = False
     has_post_norms: bool = False
-    is_fused: bool = False
+    has_fused_projections: bool = False
+    """Q, K and V are stored as one matrix, and so are gate and up."""
     has_norm_offset: bool = False
     embedding_scale: float = 1.0
     activation: str = "silu"
@@ -109,17 +110,15 @@ def _qwen3_moe(config: Config, traits: Traits) -> Traits:
     experts = Experts(
         num=positive(config, "num_experts" if "num_experts" in config else "num_local_experts"),
         per_token=positive(config, "num_experts_per_tok"),
-        hidden=positive(config, "moe_intermediate_size"),
+        intermediate_size=positive(config, "moe_intermediate_size"),
         is_normalised=bool(config.get("norm_topk_prob")),
         prefix="mlp",
         gate="gate_proj",
         up="up_proj",
         down="down_proj",
     )
-    step, dense = (
-        int(config.get("decoder_sparse_step") or 1),
-        set(config.get("mlp_only_layers") or ()),
-    )
+    step = int(config.get("decoder_sparse_step") or 1)
+    dense = set(config.get("mlp_only_layers") or ())
     traits = _qwen3(config, traits)
     layers = tuple(
         replace(layer, is_sparse=index not in dense and (index + 1) % step == 0)
@@ -132,7 +131,7 @@ def _mixtral(config: Config, traits: Traits) -> Traits:
     experts = Experts(
         num=positive(config, "num_local_experts"),
         per_token=positive(config, "num_experts_per_tok"),
-        hidden=positive(config, "intermediate_size"),
+        intermediate_size=positive(config, "intermediate_size"),
         is_normalised=True,
         prefix="block_sparse_moe",
         gate="w1",
@@ -146,7 +145,9 @@ def _mixtral(config: Config, traits: Traits) -> Traits:
 
 
 def _phi3(config: Config, traits: Traits) -> Traits:
-    return replace(_with_windows(config, traits, default="sliding_attention"), is_fused=True)
+    return replace(
+        _with_windows(config, traits, default="sliding_attention"), has_fused_projections=True
+    )
 
 
 def _gemma(config: Config, traits: Traits) -> Traits:
@@ -214,7 +215,8 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
     family = FAMILIES.get(architecture)
     if family is None:
         raise ModelLoadError(
-            f"architecture {architecture} is not supported; supported: {', '.join(sorted(FAMILIES))}"
+            f"architecture {architecture} is not supported; "
+            f"supported: {', '.join(sorted(FAMILIES))}"
         )
     for key in ("quantization_config", "use_bidirectional_attention"):
         if config.get(key):
@@ -317,7 +319,10 @@ def _rope(settings: Config, config: Config) -> Rope:
 
 
 def _with_windows(config: Config, traits: Traits, default: str, every: int = 0) -> Traits:
-    """Give sliding layers their window; `layer_types` decides, else every layer but each `every`-th slides."""
+    """Give sliding layers their window.
+
+    `layer_types` decides; without it each `every`-th layer sees everything, the others `default`.
+    """
     window = int(config.get("sliding_window") or 0)
     kinds = config.get("layer_types") or [
         "full_attention" if every and (index + 1) % every == 0 else default

@@ -60,7 +60,8 @@ def _tokenizer_end(folder: Path) -> list[int]:
     """The id of the tokenizer's own `eos_token`, if it has one."""
     config = read_json_if_there(folder / "tokenizer_config.json")
     older = read_json_if_there(folder / "special_tokens_map.json")
-    text, path = special_tokens(config, older).get("eos_token"), folder / "tokenizer.json"
+    text = special_tokens(config, older).get("eos_token")
+    path = folder / "tokenizer.json"
     if not text or not path.exists():
         return []
     tree = read_json(path)

@@ -24,7 +24,8 @@ class MemoryKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Start zeroed."""
-        self._layout, self._num_blocks = layout, num_blocks
+        self._layout = layout
+        self._num_blocks = num_blocks
         self._shards: list[memoryview] = []
         self._views: list[list[list[memoryview]]] = []
         """By shard, layer and block; made once, since a simulation reads them millions of times."""
@@ -36,7 +37,9 @@ class MemoryKV:
 
         Views into the old memory stay valid; nobody computes there any more.
         """
-        layout, num_blocks, size = self._layout, self._num_blocks, self._layout.layer_block_bytes
+        layout = self._layout
+        num_blocks = self._num_blocks
+        size = self._layout.layer_block_bytes
         self.generation += 1
         self._shards = [
             memoryview(bytearray(layout.pool_bytes(num_blocks))) for _ in range(layout.num_shards)
@@ -74,9 +77,13 @@ class HashModel:
         cost_s: Callable[[StepPlan], float],
     ) -> None:
         """Keep the pool; `wait` sleeps on the caller's clock."""
-        self._layout, self._kv, self._vocabulary_size = layout, kv, vocabulary_size
-        self._wait, self._cost_s = wait, cost_s
-        self._block_size_tokens, self._slot_bytes = layout.block_size_tokens, layout.slot_bytes
+        self._layout = layout
+        self._kv = kv
+        self._vocabulary_size = vocabulary_size
+        self._wait = wait
+        self._cost_s = cost_s
+        self._block_size_tokens = layout.block_size_tokens
+        self._slot_bytes = layout.slot_bytes
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """Run one step layer by layer, spreading its cost evenly."""
@@ -88,7 +95,8 @@ class HashModel:
                 self._write(item, layer)
             await self._wait(layer_s)
             on_layer(plan.step_id, layer)
-        tokens, scored = {}, {}
+        tokens = {}
+        scored = {}
         for item in plan.items:
             if item.targets:
                 scored[item.sequence_key] = self._score(item)
@@ -127,12 +135,8 @@ class HashModel:
     def _write(self, item: StepItem, layer: int) -> None:
         for shard in range(self._layout.num_shards):
             key = f"{self._layout.model_digest}|{item.scope}|{layer}|{shard}".encode()
-            for index, token_id in enumerate(item.token_ids):
-                position = item.start + index
-                if index == 0:
-                    parent = (
-                        bytes(self._slot(item, layer, shard, position - 1)) if position else b""
-                    )
+            parent = bytes(self._slot(item, layer, shard, item.start - 1)) if item.start else b""
+            for position, token_id in enumerate(item.token_ids, item.start):
                 content = token_id.to_bytes(4, "little") + key
                 digest = hashlib.blake2b(
                     parent + content, digest_size=min(64, self._slot_bytes)

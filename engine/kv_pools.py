@@ -1,14 +1,15 @@
-"""Where a rank's KV lies: in the memory it shares with its worker, or on a device with that memory as its stage.
+"""Where a rank's KV lies: in memory shared with its worker, or on a device, staged in that memory.
 
-Owns the pool's tensor and what goes between a device and the stage. Does not know plans, transfers or
-models. Called by `engine.runner`.
+Owns the pool's tensor and what goes between a device and the stage. Does not know plans, transfers
+or models. Called by `engine.runner`.
 
-    device pool ── layer by layer, as each is finished ──▶ stage (pinned) ──▶ the agent reads, or its peer does
-                ◀── blocks that arrived, before the step that reads them ── stage ◀── the agent writes
+    device pool ── each layer as it is finished ──▶ stage (pinned) ──▶ the agent or its peer reads
+                ◀── blocks that arrived, before their step ── stage ◀── the agent writes
 
-The stage has the pool's own layout, so block ids mean the same in both, and everything outside the rank is
-the same with and without a device. Source of the pattern: layer-wise offloading beside compute, as in
-Mooncake (arXiv:2407.00079); CUDA's rule that copies overlap compute only from pinned memory.
+The stage has the pool's own layout, so block ids mean the same in both, and everything outside the
+rank is the same with and without a device. Source of the pattern: layer-wise offloading beside
+compute, as in Mooncake (arXiv:2407.00079); CUDA's rule that copies overlap compute only from pinned
+memory.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ class StagedPool:
             _pin(self._stage)
 
     def take_in(self, blocks: Sequence[int]) -> None:
-        """See `KVPool`: on the stream that computes, so the step waits for it and nothing else does."""
+        """See `KVPool`: on the stream that computes, so the step waits for it and nobody else."""
         for begin, end in runs_of(blocks):
             for layer in range(self.kv.shape[0]):
                 self.kv[layer, begin:end].copy_(self._stage[layer, begin:end], non_blocking=True)
@@ -145,6 +146,6 @@ def _pin(stage: Tensor) -> None:
     result = cudart.cudaHostRegister(stage.data_ptr(), stage.nbytes, 0)
     if int(result) != 0:
         raise ModelLoadError(
-            f"{stage.nbytes} bytes of KV stage cannot be pinned (CUDA error {int(result)}); lower engine.num_blocks or "
-            "raise the limit of locked memory (ulimit -l)"
+            f"{stage.nbytes} bytes of KV stage cannot be pinned (CUDA error {int(result)}); "
+            "lower engine.num_blocks or raise the limit of locked memory (ulimit -l)"
         )

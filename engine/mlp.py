@@ -3,8 +3,9 @@
 Owns the products between attention and the next layer. Does not know attention or the KV cache.
 Called by `engine.model`.
 
-Dimension key: T token rows (padded), C width, F hidden, E experts, n rows of one expert. Sources:
-SwiGLU, arXiv:2002.05202; sparse experts with renormalised top-k routing, arXiv:2401.04088.
+Dimension key: T token rows (padded), C hidden size, F intermediate size, E experts, n rows of one
+expert. Sources: SwiGLU, arXiv:2002.05202; sparse experts with renormalised top-k routing,
+arXiv:2401.04088.
 
 A row's output must not depend on its neighbours. So every expert computes a padded number of rows,
 and a row adds up its experts in ascending order of the expert, whoever else is in the batch.
@@ -43,15 +44,20 @@ class Mlp(Protocol):
 class GatedMlp:
     """down(activation(gate(x)) * up(x)), gate and up as one product."""
 
-    def __init__(self, gate_up: Linear, down: Linear, activation: str, *, is_fused: bool) -> None:
-        """Keep the packed weights; `is_fused` takes the compiled kernel between the products."""
-        self._gate_up, self._down, self._is_fused = gate_up, down, is_fused
-        self._activation, self._is_gelu = ACTIVATIONS[activation], activation == "gelu_tanh"
+    def __init__(
+        self, gate_up: Linear, down: Linear, activation: str, *, is_compiled: bool
+    ) -> None:
+        """Keep the packed weights; `is_compiled` takes the compiled kernel between the products."""
+        self._gate_up = gate_up
+        self._down = down
+        self._is_compiled = is_compiled
+        self._activation = ACTIVATIONS[activation]
+        self._is_gelu = activation == "gelu_tanh"
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
         """Map [T, C] to [T, C]."""
         gate_up = self._gate_up(x)
-        if self._is_fused:
+        if self._is_compiled:
             return self._down(cpu_ops.gate(gate_up, rows, is_gelu=self._is_gelu))
         gate_TF, up_TF = gate_up.chunk(2, dim=1)
         return self._down(self._activation(gate_TF) * up_TF)
@@ -61,10 +67,11 @@ class SparseMlp:
     """A router and its experts; the rows of one expert are computed together."""
 
     def __init__(
-        self, experts: Experts, get: GetWeight, activation: str, *, is_fused: bool
+        self, experts: Experts, get: GetWeight, activation: str, *, is_compiled: bool
     ) -> None:
         """Pack every expert."""
-        self._per_token, self._is_normalised = experts.per_token, experts.is_normalised
+        self._per_token = experts.per_token
+        self._is_normalised = experts.is_normalised
         self._router = Linear(get(f"{experts.prefix}.gate.weight"))
         self._experts = []
         for index in range(experts.num):
@@ -73,7 +80,9 @@ class SparseMlp:
                 [get(f"{name}.{experts.gate}.weight"), get(f"{name}.{experts.up}.weight")]
             )
             down = Linear(get(f"{name}.{experts.down}.weight"))
-            self._experts.append(GatedMlp(Linear(gate_up), down, activation, is_fused=is_fused))
+            self._experts.append(
+                GatedMlp(Linear(gate_up), down, activation, is_compiled=is_compiled)
+            )
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
         """Map [T, C] to [T, C]; rows of padding choose no expert."""

@@ -3,10 +3,10 @@
 Owns the forward pass. Does not know scheduling, sampling or where weights come from. Called by
 `engine.runner`, in rank processes only.
 
-Dimension key: T token rows (padded, see `engine.weights`), C width, F hidden, H query heads, K KV
-heads, D head size, V vocabulary, R rows to sample. Source: LLaMA, arXiv:2302.13971; GQA,
-arXiv:2305.13245; rotary embedding, arXiv:2104.09864, stretched as in Llama 3.1; what families add
-to it stands in `engine.families`.
+Dimension key: T token rows (padded, see `engine.weights`), C hidden size, H query heads, K KV
+heads, D head size, V vocabulary, R rows to sample, N blocks in the pool, B tokens per block.
+Sources: LLaMA, arXiv:2302.13971; GQA, arXiv:2305.13245; rotary embedding, arXiv:2104.09864,
+stretched as in Llama 3.1; what families add to it stands in `engine.families`.
 """
 
 from __future__ import annotations
@@ -39,17 +39,19 @@ from engine.sharding import Shard
 from engine.weights import DTYPES, Linear, Norm, load_tensors, padded_rows
 
 BACKENDS: dict[str, AttentionBackend] = {
-    "dense": dense_attention, "cpu": cpu_attention, "gathered": gathered_attention,
-}  # fmt: skip
+    "dense": dense_attention,
+    "cpu": cpu_attention,
+    "gathered": gathered_attention,
+}
 Attend = Callable[["Layer", Tensor, Tensor], Tensor]
-"""(layer, QKV [T, (H + 2K) D], the layer's pool) to the attention's output [T, H D]; K and V are written."""
+"""(layer, QKV [T, (H + 2K) D], its pool) to the attention's output [T, H D]; writes K and V."""
 
 
 class Layer:
     """Weights of one decoder layer. Q, K and V are one product, so are gate and up."""
 
     def __init__(
-        self, spec: ModelSpec, tensors: dict[str, Tensor], index: int, *, is_fused: bool
+        self, spec: ModelSpec, tensors: dict[str, Tensor], index: int, *, is_compiled: bool
     ) -> None:
         """Pack the layer's weights, or this rank's part of them."""
         traits = spec.traits
@@ -82,27 +84,32 @@ class Layer:
         self.k_norm = norm("self_attn.k_norm") if traits.has_qk_norm else None
         qkv = (
             ("self_attn.qkv_proj",)
-            if traits.is_fused
+            if traits.has_fused_projections
             else tuple(f"self_attn.{n}_proj" for n in "qkv")
         )
         self.qkv = linear(qkv, has_bias=traits.has_qkv_bias)
         self.o = linear(("self_attn.o_proj",), has_bias=traits.has_o_bias)
-        self.qk_norms = tuple(
-            norm.plain if norm else cpu_ops.NO_WEIGHT for norm in (self.q_norm, self.k_norm)
+        self.qk_norm_weights = (
+            self.q_norm.numpy_weight if self.q_norm else cpu_ops.NO_WEIGHT,
+            self.k_norm.numpy_weight if self.k_norm else cpu_ops.NO_WEIGHT,
         )
-        self.mlp: Mlp = _mlp(spec, index, get, linear, is_fused=is_fused)
+        self.mlp: Mlp = _mlp(spec, index, get, linear, is_compiled=is_compiled)
 
 
 def _mlp(
-    spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear], *, is_fused: bool
+    spec: ModelSpec, index: int, get: GetWeight, linear: Callable[..., Linear], *, is_compiled: bool
 ) -> Mlp:
     traits = spec.traits
     if traits.experts is not None and traits.layers[index].is_sparse:
-        return SparseMlp(traits.experts, get, traits.activation, is_fused=is_fused)
-    gate_up = ("mlp.gate_up_proj",) if traits.is_fused else ("mlp.gate_proj", "mlp.up_proj")
+        return SparseMlp(traits.experts, get, traits.activation, is_compiled=is_compiled)
+    gate_up = (
+        ("mlp.gate_up_proj",) if traits.has_fused_projections else ("mlp.gate_proj", "mlp.up_proj")
+    )
     has_bias = traits.has_mlp_bias
     down = linear(("mlp.down_proj",), has_bias=has_bias)
-    return GatedMlp(linear(gate_up, has_bias=has_bias), down, traits.activation, is_fused=is_fused)
+    return GatedMlp(
+        linear(gate_up, has_bias=has_bias), down, traits.activation, is_compiled=is_compiled
+    )
 
 
 class Model:
@@ -122,12 +129,16 @@ class Model:
         Raises:
             ModelLoadError: A weight file cannot be read.
         """
-        spec, tensors = shard.spec, load_tensors(shard, device)
-        self.shard, self.ranks = shard, ranks or Alone()
-        self.spec, self.device, self.dtype = spec, device, DTYPES[spec.dtype]
+        spec = shard.spec
+        tensors = load_tensors(shard, device)
+        self.shard = shard
+        self.ranks = ranks or Alone()
+        self.spec = spec
+        self.device = device
+        self.dtype = DTYPES[spec.dtype]
         self._attend = BACKENDS[attention]
-        self._is_fused = (
-            attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.FUSED_DTYPES
+        self._is_compiled = (
+            attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.COMPILED_DTYPES
         )
         self._embedding = tensors["model.embed_tokens.weight"]
         self._embedding_scale = torch.tensor(
@@ -136,7 +147,7 @@ class Model:
         has_offset = spec.traits.has_norm_offset
         self._norm = Norm(tensors["model.norm.weight"], spec.rms_norm_eps, has_offset=has_offset)
         self._layers = [
-            Layer(spec, tensors, i, is_fused=self._is_fused) for i in range(spec.num_layers)
+            Layer(spec, tensors, i, is_compiled=self._is_compiled) for i in range(spec.num_layers)
         ]
         self._head = Linear(self._embedding if spec.is_tied else tensors["lm_head.weight"])
         positions = torch.arange(spec.max_model_len).float()
@@ -145,8 +156,8 @@ class Model:
             for rope in spec.traits.ropes
         ]
         self._rotations = [(a.cos().to(device), a.sin().to(device)) for a in angles]
-        self._plain_rotations = (
-            [(a.cos().numpy(), a.sin().numpy()) for a in angles] if self._is_fused else []
+        self._numpy_rotations = (
+            [(a.cos().numpy(), a.sin().numpy()) for a in angles] if self._is_compiled else []
         )
 
     @torch.inference_mode()
@@ -182,9 +193,9 @@ class Model:
             )
         ids = self._index(token_ids, padded_rows(num_rows, self.dtype, self.device))
         attend = (
-            self._fused_attention(inputs)
-            if self._is_fused
-            else self._plain_attention(inputs, kv.shape[3], len(ids))
+            self._compiled_attention(inputs)
+            if self._is_compiled
+            else self._torch_attention(inputs, kv.shape[3], len(ids))
         )
         x_TC = self._embed(ids, num_rows)
         if self.spec.traits.embedding_scale != 1.0:
@@ -215,8 +226,8 @@ class Model:
         if norm is None:
             return x
         return (
-            cpu_ops.rms_norm(x, norm.plain, self.spec.rms_norm_eps, rows)
-            if self._is_fused
+            cpu_ops.rms_norm(x, norm.numpy_weight, self.spec.rms_norm_eps, rows)
+            if self._is_compiled
             else norm(x)
         )
 
@@ -237,25 +248,34 @@ class Model:
         padded[: len(values)] = values
         return torch.from_numpy(padded).to(self.device)
 
-    def _fused_attention(self, inputs: AttentionInputs) -> Attend:
+    def _compiled_attention(self, inputs: AttentionInputs) -> Attend:
         """Attention of one step with the compiled kernels."""
-        spec, rows, num_heads = self.spec, int(inputs.row_starts[-1]), self.shard.num_heads
+        spec = self.spec
+        rows = int(inputs.row_starts[-1])
+        num_heads = self.shard.num_heads
         q = np.empty((rows, num_heads, spec.head_size), dtype=np.float32)
 
         def attend(layer: Layer, qkv: Tensor, kv: Tensor) -> Tensor:
             cpu_ops.rotate_and_store(
-                qkv, (layer.qk_norms[0], layer.qk_norms[1]), spec.rms_norm_eps, self._plain_rotations[layer.rope], kv, q,
-                inputs.positions, inputs.row_starts, inputs.block_tables,
-            )  # fmt: skip
+                qkv,
+                layer.qk_norm_weights,
+                spec.rms_norm_eps,
+                self._numpy_rotations[layer.rope],
+                inputs,
+                kv,
+                q,
+            )
             out = np.zeros((qkv.shape[0], num_heads, spec.head_size), dtype=np.float32)
             attend_rows(q, kv, inputs, layer.rules, out)
             return torch.from_numpy(out).view(qkv.shape[0], -1).to(self.dtype)
 
         return attend
 
-    def _plain_attention(self, inputs: AttentionInputs, block_size: int, rows: int) -> Attend:
+    def _torch_attention(self, inputs: AttentionInputs, block_size: int, rows: int) -> Attend:
         """Attention of one step with torch operations, on any device and in any dtype."""
-        spec, num_heads, num_kv_heads = self.spec, self.shard.num_heads, self.shard.num_kv_heads
+        spec = self.spec
+        num_heads = self.shard.num_heads
+        num_kv_heads = self.shard.num_kv_heads
         positions = self._index(inputs.positions, rows)
         rotations = [
             (cos[positions][:, None, :], sin[positions][:, None, :]) for cos, sin in self._rotations
@@ -272,10 +292,8 @@ class Model:
             k_TKD = k.view(rows, num_kv_heads, spec.head_size)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q_THD, k_TKD = layer.q_norm(q_THD), layer.k_norm(k_TKD)
-            q_THD, k_TKD = (
-                _rotate(q_THD, *rotations[layer.rope]),
-                _rotate(k_TKD, *rotations[layer.rope]),
-            )
+            q_THD = _rotate(q_THD, *rotations[layer.rope])
+            k_TKD = _rotate(k_TKD, *rotations[layer.rope])
             v_TKD = v.view(rows, num_kv_heads, spec.head_size)
             kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
             kv[blocks, 1, offsets] = v_TKD[: len(blocks)]

@@ -35,8 +35,8 @@ class ModelSpec:
     architecture: str
     digest: str
     vocabulary_size: int
-    width: int
-    hidden: int
+    hidden_size: int
+    intermediate_size: int
     num_layers: int
     num_heads: int
     num_kv_heads: int
@@ -56,18 +56,24 @@ class ModelSpec:
     def layout(self, block_size_tokens: int, num_shards: int = 1) -> KVLayout:
         """KV layout of a worker of `num_shards` ranks."""
         return KVLayout(
-            self.digest, self.dtype, self.num_layers, self.num_kv_heads, self.head_size, block_size_tokens, num_shards,
-            self.tokenizer_digest,
-        )  # fmt: skip
+            model_digest=self.digest,
+            dtype=self.dtype,
+            num_layers=self.num_layers,
+            num_kv_heads=self.num_kv_heads,
+            head_size=self.head_size,
+            block_size_tokens=block_size_tokens,
+            num_shards=num_shards,
+            tokenizer_digest=self.tokenizer_digest,
+        )
 
     def expected_tensors(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every tensor the folder must hold, no more and no fewer."""
         shapes: dict[str, tuple[int, ...]] = {
-            "model.embed_tokens.weight": (self.vocabulary_size, self.width),
-            "model.norm.weight": (self.width,),
+            "model.embed_tokens.weight": (self.vocabulary_size, self.hidden_size),
+            "model.norm.weight": (self.hidden_size,),
         }
         if not self.is_tied:
-            shapes["lm_head.weight"] = (self.vocabulary_size, self.width)
+            shapes["lm_head.weight"] = (self.vocabulary_size, self.hidden_size)
         for index in range(self.num_layers):
             layer = {
                 **self._attention_tensors(),
@@ -78,16 +84,22 @@ class ModelSpec:
         return shapes
 
     def _attention_tensors(self) -> dict[str, tuple[int, ...]]:
-        t, q, kv = self.traits, self.num_heads * self.head_size, self.num_kv_heads * self.head_size
-        rows = {"qkv_proj": q + 2 * kv} if t.is_fused else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        t = self.traits
+        q = self.num_heads * self.head_size
+        kv = self.num_kv_heads * self.head_size
+        rows = (
+            {"qkv_proj": q + 2 * kv}
+            if t.has_fused_projections
+            else {"q_proj": q, "k_proj": kv, "v_proj": kv}
+        )
         shapes: dict[str, tuple[int, ...]] = {
-            f"self_attn.{n}.weight": (size, self.width) for n, size in rows.items()
+            f"self_attn.{n}.weight": (size, self.hidden_size) for n, size in rows.items()
         }
-        shapes["self_attn.o_proj.weight"] = (self.width, q)
+        shapes["self_attn.o_proj.weight"] = (self.hidden_size, q)
         if t.has_qkv_bias:
             shapes |= {f"self_attn.{n}.bias": (size,) for n, size in rows.items()}
         if t.has_o_bias:
-            shapes["self_attn.o_proj.bias"] = (self.width,)
+            shapes["self_attn.o_proj.bias"] = (self.hidden_size,)
         if t.has_qk_norm:
             shapes |= {f"self_attn.{n}.weight": (self.head_size,) for n in ("q_norm", "k_norm")}
         return shapes
@@ -96,27 +108,33 @@ class ModelSpec:
         names = ["input_layernorm", "post_attention_layernorm"]
         if self.traits.has_post_norms:
             names += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
-        return {f"{name}.weight": (self.width,) for name in names}
+        return {f"{name}.weight": (self.hidden_size,) for name in names}
 
     def _mlp_tensors(self, index: int) -> dict[str, tuple[int, ...]]:
         t, e = self.traits, self.traits.experts
         if e is not None and t.layers[index].is_sparse:
-            shapes: dict[str, tuple[int, ...]] = {f"{e.prefix}.gate.weight": (e.num, self.width)}
+            shapes: dict[str, tuple[int, ...]] = {
+                f"{e.prefix}.gate.weight": (e.num, self.hidden_size)
+            }
             for expert in range(e.num):
                 name = f"{e.prefix}.experts.{expert}"
-                shapes |= {f"{name}.{n}.weight": (e.hidden, self.width) for n in (e.gate, e.up)}
-                shapes[f"{name}.{e.down}.weight"] = (self.width, e.hidden)
+                shapes |= {
+                    f"{name}.{n}.weight": (e.intermediate_size, self.hidden_size)
+                    for n in (e.gate, e.up)
+                }
+                shapes[f"{name}.{e.down}.weight"] = (self.hidden_size, e.intermediate_size)
             return shapes
         rows = (
-            {"gate_up_proj": 2 * self.hidden}
-            if t.is_fused
-            else {"gate_proj": self.hidden, "up_proj": self.hidden}
+            {"gate_up_proj": 2 * self.intermediate_size}
+            if t.has_fused_projections
+            else {"gate_proj": self.intermediate_size, "up_proj": self.intermediate_size}
         )
-        shapes = {f"mlp.{n}.weight": (size, self.width) for n, size in rows.items()}
-        shapes["mlp.down_proj.weight"] = (self.width, self.hidden)
+        shapes = {f"mlp.{n}.weight": (size, self.hidden_size) for n, size in rows.items()}
+        shapes["mlp.down_proj.weight"] = (self.hidden_size, self.intermediate_size)
         if t.has_mlp_bias:
             shapes |= {
-                f"mlp.{n}.bias": (size,) for n, size in {**rows, "down_proj": self.width}.items()
+                f"mlp.{n}.bias": (size,)
+                for n, size in {**rows, "down_proj": self.hidden_size}.items()
             }
         return shapes
 
@@ -140,10 +158,8 @@ def read_model(
     if not isinstance(architectures, list) or not architectures:
         raise ModelLoadError(f"config.json has architectures = {architectures!r}, must be a list")
     architecture = str(architectures[0])
-    num_layers, num_heads = (
-        positive(config, "num_hidden_layers"),
-        positive(config, "num_attention_heads"),
-    )
+    num_layers = positive(config, "num_hidden_layers")
+    num_heads = positive(config, "num_attention_heads")
     head_size = positive(config, "head_dim", absent=positive(config, "hidden_size") // num_heads)
     try:
         traits = read_traits(architecture, config, num_layers, head_size)
@@ -165,8 +181,8 @@ def read_model(
         architecture=architecture,
         digest=weights_digest(folder, sorted({file for file, _ in headers.values()})),
         vocabulary_size=vocabulary_size,
-        width=positive(config, "hidden_size"),
-        hidden=positive(config, "intermediate_size"),
+        hidden_size=positive(config, "hidden_size"),
+        intermediate_size=positive(config, "intermediate_size"),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=positive(config, "num_key_value_heads", absent=num_heads),

@@ -1,10 +1,11 @@
 """Who goes first: one order for blocks, budget and places in a step.
 
-Owns the rule that turns a request and its arrival into a place in line. Does not know queues, blocks
-or steps. Called by `engine.scheduler` once per sequence; shares between tenants are another `Order`.
+Owns the rule that turns a request and its arrival into a place in line. Does not know queues,
+blocks or steps. Called by `engine.scheduler` once per sequence; shares between tenants are another
+`Order`.
 
-A place is an instant, and a lower priority is a later one. So everything ages by itself: whoever has
-waited as long as the delay of its tier stands level with a newcomer that has none.
+A place is an instant, and a lower priority is a later one. So everything ages by itself: whoever
+has waited as long as the delay of its tier stands level with a newcomer that has none.
 """
 
 from __future__ import annotations

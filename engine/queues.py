@@ -1,8 +1,8 @@
 """Queues of sequences: in the order in which they are due, and apart by what they wait for.
 
-Owns where each waiting sequence stands, so that a step looks only at those it can move: ten thousand
-that wait for a partner or for credit cost it nothing. Does not know blocks or steps. Called by
-`engine.scheduler`.
+Owns where each waiting sequence stands, so that a step looks only at those it can move: ten
+thousand that wait for a partner or for credit cost it nothing. Does not know blocks or steps.
+Called by `engine.scheduler` and, through `engine.sequences`, by `engine.block_supply`.
 
     ready      wait for blocks, budget or a place in a step; also reservations
     partners   hand-overs, by decode worker: not announced yet, or announced and not answered
@@ -22,9 +22,10 @@ from engine.sequence import Handover, Sequence, Status
 
 MAX_UNANSWERED = 8
 """Hand-overs announced to one decode worker that it has not answered yet."""
-WALK_BATCH = 64
 MAX_READY = 16
 """Sequences ready to start beyond which no partner is asked to hold blocks for more."""
+WALK_BATCH = 64
+"""Sequences that a walk looks up at a time."""
 
 
 def _due(sequence: Sequence) -> tuple[float, int]:
@@ -32,7 +33,7 @@ def _due(sequence: Sequence) -> tuple[float, int]:
 
 
 class SequenceQueue:
-    """Sequences in the order in which they are due. Adding and removing take O(log n) compares."""
+    """Sequences in the order in which they are due; adding and removing take O(log n) compares."""
 
     def __init__(self) -> None:
         """Start empty."""

@@ -1,8 +1,9 @@
 """A rank process: one model or its part of one, one shard of the KV pool, one pipe.
 
-Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then execute
-plans one by one. Does not know requests, sessions or transfers. Started by `engine.rank_group` as
-`python -m engine.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`; everything else comes as the first message.
+Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then
+execute plans one by one. Does not know requests, sessions or transfers. Started by
+`engine.rank_group` as `python -m engine.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`; everything else
+comes as the first message, the setup.
 """
 
 from __future__ import annotations
@@ -53,40 +54,40 @@ def main() -> None:
     control_fd, life_fd, kv_fd, common_fd = (int(argument) for argument in sys.argv[1:5])
     hang_on(life_fd)
     pipe = Pipe(control_fd)
-    order = pipe.read()
-    common = map_segment(common_fd, order["common_bytes"])
+    setup = pipe.read()
+    common = map_segment(common_fd, setup["common_bytes"])
     try:
-        runner = _load(order, kv_fd, common)
+        runner = _load(setup, kv_fd, common)
     except ModelLoadError as error:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error
     pipe.write(["ready"])
     pulse = common[PULSE].cast("Q")
-    decoder = PlanDecoder(order["block_size_tokens"], runner.model.spec.vocabulary_size)
+    decoder = PlanDecoder(setup["block_size_tokens"], runner.model.spec.vocabulary_size)
     while True:
-        _step(pipe, decoder, runner, pulse, order["rank"])
+        _step(pipe, decoder, runner, pulse, setup["rank"])
 
 
-def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401 - torch is imported here and no earlier
-    import torch  # noqa: PLC0415 - after the lifeline: the import takes seconds
+def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401
+    import torch  # noqa: PLC0415 - after the lifeline and no earlier: it takes seconds
 
     from engine.model import Model  # noqa: PLC0415
     from engine.model_spec import read_model  # noqa: PLC0415
     from engine.runner import ModelRunner  # noqa: PLC0415
     from engine.sharding import Shard  # noqa: PLC0415
 
-    torch.set_num_threads(order["threads"])
-    rank, size = order["rank"], order["size"]
-    device = _device(order["device"], rank)
-    spec = read_model(Path(order["folder"]), order["dtype"], order["max_model_len"])
-    layout = spec.layout(order["block_size_tokens"], size)
-    memory = map_segment(kv_fd, layout.pool_bytes(order["num_blocks"]))
+    torch.set_num_threads(setup["threads"])
+    rank, size = setup["rank"], setup["size"]
+    device = _device(setup["device"], rank)
+    spec = read_model(Path(setup["folder"]), setup["dtype"], setup["max_model_len"])
+    layout = spec.layout(setup["block_size_tokens"], size)
+    memory = map_segment(kv_fd, layout.pool_bytes(setup["num_blocks"]))
     touch(memory)
-    model = Model(Shard(spec, rank, size), device, order["attention"])
+    model = Model(Shard(spec, rank, size), device, setup["attention"])
     if size > 1:
-        model.ranks = _join(order, common)
+        model.ranks = _join(setup, common)
     runner = ModelRunner(
-        model, memory, order["num_blocks"], order["block_size_tokens"], hands_out=order["hands_out"]
+        model, memory, setup["num_blocks"], setup["block_size_tokens"], hands_out=setup["hands_out"]
     )
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(
@@ -97,7 +98,7 @@ def _load(order: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
 
 
 def _device(kind: str, rank: int) -> Any:  # noqa: ANN401
-    """This rank's device: the launcher shows a rank its own GPUs, or all of a host's, in the order of ranks."""
+    """This rank's device: it is shown its own GPUs, or all of a host's in the order of ranks."""
     import torch  # noqa: PLC0415
 
     if kind == "cpu":
@@ -111,16 +112,16 @@ def _device(kind: str, rank: int) -> Any:  # noqa: ANN401
     return device
 
 
-def _join(order: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
-    """Meet the other ranks: on GPUs over NCCL, else in shared memory where that is possible, else over gloo."""
+def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
+    """Meet the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
     from engine.collectives import DistributedGroup  # noqa: PLC0415
     from engine.shared_group import SharedGroup  # noqa: PLC0415
 
-    rank, size = order["rank"], order["size"]
-    if order["shares_sums"]:
+    rank, size = setup["rank"], setup["size"]
+    if setup["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
     return DistributedGroup.join(
-        Path(order["meeting_point"]), rank, size, is_cuda=order["device"] == "cuda"
+        Path(setup["meeting_point"]), rank, size, is_cuda=setup["device"] == "cuda"
     )
 
 

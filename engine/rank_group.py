@@ -1,16 +1,16 @@
 """The worker's side of its ranks: start, execute, notice death and standstill, restart.
 
-Owns the rank processes, their pipes, the KV segments and the memory that ranks share: a page on which
-they count the layers they finish, and the slots of their collectives. Does not know torch: a worker
-process never imports it. Called by `worker` through the `Runner` port.
+Owns the rank processes, their pipes, the KV segments and the memory that ranks share: a page on
+which they count the layers they finish, and the slots of their collectives. Does not know torch: a
+worker process never imports it. Called by `worker` through the `Runner` port.
 
     start ──▶ READY ──execute──▶ READY
                 │ a pipe ends, a process exits, or nothing is counted for STALL_S in mid-step
                 └──▶ DEAD ──restart──▶ READY (fresh, empty KV segments)
 
 Every rank gets the same plan. A rank answers for the sequences it draws for, and rank 0 says when a
-layer is done: it cannot be done there before it is done everywhere, for the ranks add up their parts
-after it. One rank's end is the end of the group: the others wait for its part.
+layer is done: it cannot be done there before it is done everywhere, for the ranks add up their
+parts after it. One rank's end is the end of the group: the others wait for its part.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ Launch = Callable[[int, tuple[int, ...]], Awaitable[RankProcess]]
 """(rank, descriptors to hand on in this order) -> process. They stay open here until it returns."""
 
 
-async def launch_child(rank: int, fds: tuple[int, ...]) -> RankProcess:  # noqa: ARG001 - a child needs no place
+async def launch_child(_: int, fds: tuple[int, ...]) -> RankProcess:
     """Start a rank as a child of this process."""
     return subprocess.Popen(  # noqa: ASYNC220, S603 - our own module; forking takes milliseconds
         [sys.executable, "-m", "engine.rank", *map(str, fds)],
@@ -134,7 +134,7 @@ class RankGroup:
         """Called when a rank dies while no step is in hand."""
         self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
         self._common_bytes = common_bytes(
-            engine.tensor_parallel_size, engine.max_step_tokens, spec.width
+            engine.tensor_parallel_size, engine.max_step_tokens, spec.hidden_size
         )
         self._ranks: list[_Rank] = []
         self._encoder = PlanEncoder(engine.block_size_tokens)
@@ -142,7 +142,7 @@ class RankGroup:
         self._layers_before = 0
         self._step_id: int | None = None
         self._watch_task: asyncio.Task[None] | None = None
-        self._order = {
+        self._setup = {
             "folder": str(spec.folder),
             "dtype": spec.dtype,
             "max_model_len": spec.max_model_len,
@@ -174,12 +174,12 @@ class RankGroup:
             segments = []
             try:
                 for index in range(self._layout.num_shards):
-                    order = {
-                        **self._order,
+                    setup = {
+                        **self._setup,
                         "rank": index,
                         "meeting_point": str(Path(folder) / "meeting"),
                     }
-                    segments.append(await self._spawn(order, common_fd))
+                    segments.append(await self._spawn(setup, common_fd))
             except WorkerLost:
                 for fd in segments:
                     os.close(fd)
@@ -209,11 +209,11 @@ class RankGroup:
 
     def _meeting_folder(self) -> contextlib.AbstractContextManager[str]:
         """Where ranks that do not share memory for their sums find one another."""
-        if self._layout.num_shards == 1 or self._order["shares_sums"]:
+        if self._layout.num_shards == 1 or self._setup["shares_sums"]:
             return contextlib.nullcontext("")
         return tempfile.TemporaryDirectory(prefix="baton-ranks-")
 
-    async def _spawn(self, order: dict[str, object], common_fd: int) -> int:
+    async def _spawn(self, setup: dict[str, object], common_fd: int) -> int:
         """Start one rank; returns the descriptor of its KV segment."""
         mine, theirs = socket.socketpair()
         life_read, life_write = os.pipe()
@@ -231,7 +231,7 @@ class RankGroup:
             os.close(life_read)
         reader, writer = await asyncio.open_connection(sock=mine, limit=MAX_MESSAGE_BYTES)
         self._ranks.append(_Rank(process, reader, writer, life_write))
-        writer.write(pack(order))
+        writer.write(pack(setup))
         return kv_fd
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
@@ -343,6 +343,7 @@ def _attention(engine: EngineConfig) -> str:
         return "cpu" if engine.device == "cpu" else "gathered"
     if engine.attention == "cpu" and engine.device != "cpu":
         raise ConfigError(
-            f"engine.attention cpu cannot read a pool on {engine.device}; use auto, gathered or dense"
+            f"engine.attention cpu cannot read a pool on {engine.device}; "
+            "use auto, gathered or dense"
         )
     return engine.attention

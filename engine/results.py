@@ -49,12 +49,13 @@ class Results:
             sequence.prompt_logprobs += result.scored.get(item.sequence_key, ())
             self._tables.register(sequence)
             if sequence.num_computed_tokens == sequence.num_tokens:
-                events += self._prompt_or_token_done(sequence, item, result, now_s)
+                events += self._caught_up(sequence, item, result, now_s)
         return events
 
-    def _prompt_or_token_done(
+    def _caught_up(
         self, sequence: Sequence, item: StepItem, result: StepResult, now_s: float
     ) -> list[SchedulerEvent]:
+        """All known tokens are computed: what was drawn becomes the next ones."""
         tokens = {
             spec.choice: result.tokens[item.sequence_key, spec.choice] for spec in item.samples
         }

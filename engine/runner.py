@@ -6,7 +6,7 @@ Owns the KV tensor and the building of inputs. Does not know processes or the ne
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,10 @@ from engine.attention import AttentionInputs
 from engine.kv_pools import HostPool, KVPool, StagedPool
 from engine.model import Model
 from engine.sampling import draw, score
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+Indexed = list[tuple[int, StepItem]]
+"""Items of a plan with their places in it."""
 
 
 class ModelRunner:
@@ -74,52 +78,30 @@ class ModelRunner:
             if self.pool.layer_queued(layer, written):
                 on_layer(plan.step_id, layer)
 
-        # What fails is computed for some token, so that the others' rows stay where they are.
-        token_ids = np.concatenate(
-            [
-                np.asarray(item.token_ids, dtype=np.int64)
-                if item.sequence_key not in failed
-                else np.zeros(len(item.token_ids), dtype=np.int64)
-                for item in plan.items
-            ]
-        )
         inputs = _inputs(plan.items)
-        sampling = [
-            (index, item)
-            for index, item in enumerate(plan.items)
-            if item.samples and item.sequence_key not in failed
-        ]
-        scoring = [
-            (index, item)
-            for index, item in enumerate(plan.items)
-            if item.targets and item.sequence_key not in failed
-        ]
-        rows = np.asarray(
-            [inputs.row_starts[index + 1] - 1 for index, _ in sampling], dtype=np.int64
-        )
-        rows = np.concatenate(
-            [rows, *(inputs.row_starts[i] + np.arange(len(item.targets)) for i, item in scoring)]
-        )
-        # Every rank draws for its share of the sequences: the work of sampling is split like the rest.
+        sound = [(i, item) for i, item in enumerate(plan.items) if item.sequence_key not in failed]
+        sampling = [(i, item) for i, item in sound if item.samples]
+        scoring = [(i, item) for i, item in sound if item.targets]
+        # Every rank draws for its share of the sequences: sampling is split like the other work.
         rank, size = self.model.ranks.rank, self.model.ranks.size
-        owners = [index % size for index, _ in sampling]
-        owners += [index % size for index, item in scoring for _ in item.targets]
-        logits = self.model.forward(token_ids, inputs, self.kv, rows, layer_queued, owners)
+        owners = [i % size for i, _ in sampling]
+        owners += [i % size for i, item in scoring for _ in item.targets]
+        logits = self.model.forward(
+            _token_ids(plan.items, failed),
+            inputs,
+            self.kv,
+            _logit_rows(inputs.row_starts, sampling, scoring),
+            layer_queued,
+            owners,
+        )
         for layer in self.pool.finished():
             on_layer(plan.step_id, layer)
         values = logits.cpu().numpy()
-        mine = [item for index, item in sampling if index % size == rank]
-        tokens: dict[tuple[int, int], Logprob] = {}
-        for row, item in zip(values, mine, strict=False):  # rows to score follow
-            try:
-                for spec in item.samples:
-                    tokens[item.sequence_key, spec.choice] = draw(row, spec)
-            except (ValueError, IndexError) as error:
-                failed[item.sequence_key] = str(error)
-        scored = _scores(
-            values[len(mine) :], [item for index, item in scoring if index % size == rank]
-        )
-        return StepResult(plan.step_id, tokens, failed, scored)
+        drawn = [item for i, item in sampling if i % size == rank]
+        scored = [item for i, item in scoring if i % size == rank]
+        tokens, not_drawn = _tokens(values[: len(drawn)], drawn)
+        scores = _scores(values[len(drawn) :], scored)
+        return StepResult(plan.step_id, tokens, failed | not_drawn, scores)
 
 
 def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str]:
@@ -135,11 +117,50 @@ def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str
     return failed
 
 
+def _token_ids(items: tuple[StepItem, ...], failed: Container[int]) -> Ints:
+    """Ids of all rows; what fails is computed for some token, so that rows stay where they are."""
+    return np.concatenate(
+        [
+            np.zeros(len(item.token_ids), dtype=np.int64)
+            if item.sequence_key in failed
+            else np.asarray(item.token_ids, dtype=np.int64)
+            for item in items
+        ]
+    )
+
+
+def _logit_rows(row_starts: Ints, sampling: Indexed, scoring: Indexed) -> Ints:
+    """Rows whose logits are wanted: the last one of what samples, then one for each target."""
+    last_rows = [row_starts[i + 1] - 1 for i, _ in sampling]
+    scored_rows = [row_starts[i] + np.arange(len(item.targets)) for i, item in scoring]
+    return np.concatenate([np.asarray(last_rows, dtype=np.int64), *scored_rows])
+
+
+def _tokens(
+    logits: np.ndarray[Any, Any], items: list[StepItem]
+) -> tuple[dict[tuple[int, int], Logprob], dict[int, str]]:
+    """Draw each item's tokens from its row of fp32 [items, V].
+
+    Returns:
+        Tokens by (sequence key, choice), and why a sequence has none or not all.
+    """
+    tokens: dict[tuple[int, int], Logprob] = {}
+    failed: dict[int, str] = {}
+    for row, item in zip(logits, items, strict=True):
+        try:
+            for spec in item.samples:
+                tokens[item.sequence_key, spec.choice] = draw(row, spec)
+        except (ValueError, IndexError) as error:
+            failed[item.sequence_key] = str(error)
+    return tokens, failed
+
+
 def _scores(
     logits: np.ndarray[Any, Any], scoring: list[StepItem]
 ) -> dict[int, tuple[Logprob, ...]]:
     """Score prompt tokens; logits fp32 [all targets, V]."""
-    scored, at = {}, 0
+    scored = {}
+    at = 0
     for item in scoring:
         part = logits[at : at + len(item.targets)]
         at += len(item.targets)

@@ -88,26 +88,17 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
             )
         try:
             header = json.loads(file.read(length))
-            shapes = {
-                name: tuple(info["shape"])
-                for name, info in header.items()
-                if name != "__metadata__"
-            }
-            end = max(
-                (
-                    info["data_offsets"][1]
-                    for name, info in header.items()
-                    if name != "__metadata__"
-                ),
-                default=0,
-            )
+            header.pop("__metadata__", None)
+            shapes = {name: tuple(info["shape"]) for name, info in header.items()}
+            end = max((info["data_offsets"][1] for info in header.values()), default=0)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelLoadError(
                 f"{path.name} has a malformed safetensors header: {error}"
             ) from error
     if 8 + length + end != size:
         raise ModelLoadError(
-            f"{path.name} has {size} bytes, its header describes {8 + length + end}; it is truncated or damaged"
+            f"{path.name} has {size} bytes, its header describes {8 + length + end}; "
+            "it is truncated or damaged"
         )
     return shapes
 

@@ -20,7 +20,7 @@ Row = np.ndarray[Any, np.dtype[np.float64]]
 
 
 def uniform(seed: int, choice: int, position: int) -> float:
-    """The number in [0, 1) for one position of one choice: a counter, not a stream (decision 9)."""
+    """The number in [0, 1) for one position of one choice: a counter, not a stream of its own."""
     digest = hashlib.blake2b(
         struct.pack("<QII", seed & (2**64 - 1), choice, position), digest_size=8
     ).digest()
@@ -35,9 +35,7 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     """
     is_plain = not (spec.bias or spec.allowed or spec.banned) and spec.penalties is None
     if spec.temperature == 0 and is_plain and spec.num_logprobs is None:
-        token_id = int(
-            logits.argmax()
-        )  # the first of equals, as below; a NaN is found as the largest
+        token_id = int(logits.argmax())  # the first of equals, as below; a NaN counts as largest
         if np.isfinite(logits[token_id]):
             return Logprob(token_id, 0.0)
     row: Row = logits.astype(np.float64)
@@ -77,7 +75,10 @@ def _adjusted(row: Row, spec: SampleSpec) -> Row:
 
 
 def _penalise(row: Row, p: Penalties) -> None:
-    """Change a row in place. Sources: CTRL, arXiv:1909.05858 (repetition); OpenAI's API (the others)."""
+    """Change a row in place.
+
+    Sources: CTRL, arXiv:1909.05858 (repetition); OpenAI's API (the others).
+    """
     history = p.token_ids if isinstance(p.token_ids, TokenHistory) else TokenHistory.of(p, len(row))
     seen, counts = history.distinct()
     if p.repetition != 1.0:

@@ -1,19 +1,21 @@
 """Which sequences compute how many tokens in the next step, and what a step's result means.
 
-Owns the running and waiting sequences, who gets blocks and budget in which order, copy-on-write forks
-and preemption by recompute. Pure: plain Python over integers, `now_s` is an argument. Does not know
-tensors, transfers or sessions. Called by `worker.step_loop`, from the event loop only.
+Owns how the budget of a step is shared, and the way of a sequence from its entry to its end. Pure:
+plain Python over integers, `now_s` is an argument. Does not know tensors, transfers or sessions,
+and leaves who gets blocks to `BlockSupply`, where sequences stand to `Sequences`, and what a result
+changes to `Results`. Called by `worker` and the roles, from the event loop only.
 
     plan = scheduler.plan(now_s)
     result = await runner.execute(plan, on_layer)
     scheduler.commit(plan, result)
 
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
-cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for everything
-(`engine.order`): a step first gives every running answer its token, then shares what is left among
-prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both ways: the
-oldest prompt gets at least half of what is left and the others go shortest first (`_plan_prompts`);
-what does not fit lets smaller ones pass for a while, then blocks are kept for it (`BlockSupply`).
+cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for
+everything (`engine.order`): a step first gives every running answer its token, then shares what is
+left among prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both
+ways: the oldest prompt gets at least half of what is left, the others go shortest first
+(`_plan_prompts`); what does not fit lets smaller ones pass for a while, then blocks are kept for it
+(`BlockSupply`).
 
 A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
 what waits may be the sibling whose progress the credit depends on.
@@ -37,7 +39,7 @@ from engine.block_tables import BlockTables, Limits
 from engine.events import SchedulerEvent
 from engine.order import ArrivalOrder, Order
 from engine.results import Results
-from engine.sequence import Handover, Sequence, Status
+from engine.sequence import UNLIMITED_CREDIT, Handover, Sequence, Status
 from engine.sequences import Hooks, Sequences
 from engine.step_budget import StepBudget
 
@@ -112,6 +114,7 @@ class Scheduler:
         self._results = Results(pool, self.tables, self._sequences, next_key)
         self._step_id = 0
         self._arrived: dict[int, None] = {}
+        """Blocks that transfers wrote since the last step, in order."""
 
     @property
     def num_preemptions(self) -> int:
@@ -129,7 +132,7 @@ class Scheduler:
         now_s: float,
         *,
         age_s: float = 0.0,
-        credit: int = 2**31,
+        credit: int = UNLIMITED_CREDIT,
         handover: Handover | None = None,
     ) -> Sequence:
         """Make a sequence that knows the prompt and the tokens emitted so far; it waits nowhere.
@@ -195,7 +198,7 @@ class Scheduler:
         self.waiting.add(sequence)
 
     def partnered(self, sequence: Sequence, first_block: int) -> None:
-        """The decode worker has reserved blocks, and has the first `first_block` of them already."""
+        """The decode worker has reserved blocks, and has those before `first_block` already."""
         if sequence.handover is None:
             raise InvariantViolation(f"sequence {sequence.key} has no hand-over to be partnered in")
         is_waiting = sequence.status is Status.WAITING
@@ -208,7 +211,7 @@ class Scheduler:
         self._announce_in_turn()
 
     def _announce_in_turn(self) -> None:
-        """Let partners hear of hand-overs that are near; also while a step runs, to be answered then."""
+        """Let partners hear of hand-overs that are near; during a step too: they take a while."""
         while (sequence := self.waiting.next_to_announce()) is not None:
             self.waiting.announced(sequence)
             self.hooks.announce(sequence)
@@ -244,7 +247,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         sequence.status = Status.ARRIVING
         sequence.num_prefix_hit_tokens = len(hits) * self.limits.block_size_tokens
-        sequence.name_blocks()  # now, while the KV is on its way, and not when it is there
+        sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
         self.hooks.reserved(sequence, len(hits))
@@ -322,11 +325,12 @@ class Scheduler:
             step = self._plan(now_s)
             if step.items or self.num_preemptions == num_preemptions:
                 break
-            # Somebody gave up its blocks and nobody used them: look again, or they wait for a wake-up.
+            # Somebody gave up its blocks and nobody used them: look again, or they lie idle until
+            # something wakes the worker.
         if not step.items:
             return StepPlan(self._step_id, ())
-        is_loose = any(self.pool.references(source) == 0 for source, _ in step.copies)
-        released = self._sequences.step_begins(step.planned, copies_from_free=is_loose)
+        copies_from_free = any(self.pool.references(source) == 0 for source, _ in step.copies)
+        released = self._sequences.step_begins(step.planned, copies_from_free=copies_from_free)
         self._reserve_fitting(now_s, lends=True)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(
@@ -341,16 +345,16 @@ class Scheduler:
     def _plan(self, now_s: float) -> _Step:
         step = _Step(now_s, self.budget.num_tokens)
         active = self.active
-        lonely = next((s for s in active if s.run_alone), None)
-        if lonely is not None:
-            active = [lonely]
+        alone = next((s for s in active if s.run_alone), None)
+        if alone is not None:
+            active = [alone]
         for sequence in active:
             if sequence.status is Status.RUNNING and sequence.num_missing_tokens == 1:
                 self._add(step, sequence, 1)
         # Those who gave their blocks to an older one just now wait in the line.
         active = [s for s in active if s.status is Status.RUNNING]
         prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
-        starting = self.blocks.fitting(Status.WAITING) if lonely is None else ()
+        starting = self.blocks.fitting(Status.WAITING) if alone is None else ()
         in_turn = heapq.merge(prompts, starting, key=_turn)
         for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
             self._plan_prompts(step, group)
@@ -389,7 +393,7 @@ class Scheduler:
         self._add(step, giant, step.num_left)
 
     def _add(self, step: _Step, sequence: Sequence, most: int) -> None:
-        """Let a sequence compute up to `most` tokens, if it can start and has blocks to write to."""
+        """Let a sequence compute up to `most` tokens, if it can start and finds blocks for them."""
         if not most or not step.num_left:
             return
         if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
@@ -430,8 +434,8 @@ class Scheduler:
         start = sequence.num_computed_tokens
         end = start + num_tokens
         samples: tuple[SampleSpec, ...] = ()
-        has_tokens = sequence.handover is not None and bool(sequence.handover.first_tokens)
-        if end == sequence.num_tokens and not has_tokens:
+        is_drawn = sequence.handover is not None and bool(sequence.handover.first_tokens)
+        if end == sequence.num_tokens and not is_drawn:
             samples = sequence.sample_specs()
         return StepItem(
             sequence_key=sequence.key,

@@ -32,36 +32,42 @@ class Status(Enum):
     FINISHED = auto()
 
 
+UNLIMITED_CREDIT = 2**31
+
+
 @dataclass(slots=True)
 class Handover:
-    """A prefill sequence's promise to a decode worker.
-
-    `is_announced`: the partner was told that the request is near the head of the queue.
-    `is_partnered`: the partner has reserved blocks; until then, computed KV may be evicted.
-    """
+    """A prefill sequence's promise to a decode worker."""
 
     partner: WorkerId = WorkerId("")
     is_announced: bool = False
+    """The partner was told that the request is near the head of the line."""
     is_partnered: bool = False
+    """The partner has reserved blocks; until then, computed KV may be taken back."""
     ran_ahead: bool = False
     """It was computed before its partner answered, which is done once."""
     first_block: int = 0
+    """The partner has the content of the blocks before this one."""
     first_tokens: dict[int, Logprob] = field(default_factory=dict)
+    """By choice, once the prompt is computed."""
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """Tokens and blocks of one or several choices; several only until their first token is drawn."""
+    """Tokens and blocks of one choice, or of several until their first token is drawn."""
 
     key: int
     request: GenerateRequest
     epoch: Epoch
     choices: tuple[int, ...]
     token_ids: list[int]
+    """The prompt, then the output."""
     root_hash: BlockHash
     block_size_tokens: int
     credit: int
+    """Output positions below it may be computed."""
     arrived_at: float
+    """At this worker, on its clock (seconds), as the other instants here."""
     due: tuple[float, int] = (0.0, 0)
     """Where it stands in every queue: the instant at which it is due, and its key."""
     num_overtaken: int = 0
@@ -72,11 +78,13 @@ class Sequence:
     num_prefix_hit_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     spare_blocks: list[int] = field(default_factory=list)
+    """Blocks to grow into, one for each choice."""
     parents: list[int] = field(default_factory=list)
     """Identity of what comes before each block, as far as it is known: the root first."""
     started_at: float | None = None
     prompt_done_at: float | None = None
     run_alone: bool = False
+    """Nobody else may be in its steps: it is suspected of ending ranks."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)
     _hashes: list[BlockHash] = field(default_factory=list)
 
@@ -112,7 +120,7 @@ class Sequence:
 
     @property
     def needs_prompt_scores(self) -> bool:
-        """True while prompt log probabilities are wanted and not all there; cached blocks have none to give."""
+        """True while the prompt has to be scored; cached blocks have no scores to give."""
         return self.request.sampling.prompt_logprobs is not None and self.prompt_done_at is None
 
     def targets(self, start: int, end: int) -> tuple[int, ...]:
@@ -130,7 +138,7 @@ class Sequence:
             self._hashes.append(block_hash(parent, self.token_ids[at * size : (at + 1) * size]))
         return self._hashes[index]
 
-    def name_blocks(self) -> None:
+    def hash_blocks(self) -> None:
         """Work out the hashes of all full blocks; asking for them later costs nothing."""
         if num_full := self.num_tokens // self.block_size_tokens:
             self.full_block_hash(num_full - 1)
@@ -161,7 +169,8 @@ class Sequence:
 
     def sample_specs(self) -> tuple[SampleSpec, ...]:
         """How to draw the next token of each choice."""
-        sampling, position = self.request.sampling, self.num_output_tokens
+        sampling = self.request.sampling
+        position = self.num_output_tokens
         banned: tuple[int, ...] = self._ends_of_bad_words()
         if position < sampling.min_tokens:
             banned += self.request.eos_token_ids + sampling.stop_token_ids
@@ -196,7 +205,8 @@ class Sequence:
         )
 
     def _penalties(self) -> Penalties | None:
-        s, first = self.request.sampling, len(self.request.token_ids)
+        s = self.request.sampling
+        first = len(self.request.token_ids)
         if not s.presence_penalty and not s.frequency_penalty and s.repetition_penalty == 1.0:
             return None
         return Penalties(

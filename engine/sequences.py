@@ -1,7 +1,8 @@
 """Every unfinished sequence of one engine, by what it is doing.
 
-Owns the four sets a sequence can be in and its way out of them. Does not know steps, blocks' meaning
-or transfers. Called by `engine.scheduler` and `engine.block_supply`.
+Owns the four sets a sequence can be in and its way out of them, and which of them a running step
+and the ranks still know. Does not know budgets, what blocks mean, or transfers. Called by
+`engine.scheduler`, `engine.block_supply` and `engine.results`.
 """
 
 from __future__ import annotations
@@ -14,24 +15,20 @@ from engine.queues import SequenceQueue, WaitingLine
 from engine.sequence import Sequence, Status
 
 
-def _nobody_hears(sequence: Sequence) -> None:
-    """No role has joined."""
-
-
-def _nobody_has(sequence: Sequence, num_have_blocks: int) -> None:
+def _nobody_hears(*_: object) -> None:
     """No role has joined."""
 
 
 @dataclass(slots=True)
 class Hooks:
-    """What a role hears in the midst of a plan."""
+    """What a role hears from the scheduler, mostly in the midst of a plan."""
 
     announce: Callable[[Sequence], None] = _nobody_hears
     """Tell the partner of a hand-over that it may reserve."""
     started: Callable[[Sequence], None] = _nobody_hears
     """A sequence has its blocks; the first of them may have been computed before."""
-    reserved: Callable[[Sequence, int], None] = _nobody_has
-    """An arrival has its blocks; the content of so many leading ones is here."""
+    reserved: Callable[[Sequence, int], None] = _nobody_hears
+    """An arrival has its blocks; the content of this many leading ones is here already."""
     preempted: Callable[[Sequence], None] = _nobody_hears
     """A sequence is about to lose its blocks: whoever may still read them pins them now."""
 
@@ -48,7 +45,7 @@ class Sequences:
         self.executing: frozenset[int] = frozenset()
         """Keys in the step that runs; empty between steps."""
         self.copies_from_free = False
-        """While a step runs that reads from a free block, nobody may be given one."""
+        """True while a step runs that reads from a free block: nobody may be given one."""
         self._tables = tables
         self._cancelled_in_step: list[Sequence] = []
         self._known_to_ranks: set[int] = set()
@@ -101,10 +98,10 @@ class Sequences:
             self.release(sequence)
 
     def step_begins(self, planned: set[int], *, copies_from_free: bool) -> tuple[int, ...]:
-        """These are executed now.
+        """Note what is executed from now on.
 
         Args:
-            planned: Their keys.
+            planned: Keys of the sequences in the step.
             copies_from_free: The step copies from a block that nobody holds any more.
 
         Returns:

@@ -1,11 +1,11 @@
 """Which part of every tensor one rank of a group holds.
 
-Owns the arithmetic of tensor parallelism: heads, hidden columns, vocabulary rows. Does not know tensors
-or processes. Called by `engine.weights`, `engine.model` and, to refuse early, by `cluster`.
+Owns the arithmetic of tensor parallelism: heads, hidden columns, vocabulary rows. Does not know
+tensors or processes. Called by `engine.weights`, `engine.model` and, to refuse early, by `cluster`.
 
-Source: Megatron-LM, arXiv:1909.08053. Query heads, gate, up and the head of the vocabulary are cut by
-rows (columns of the product), the output and down projections by columns, so that two sums per layer
-join the parts. With fewer KV heads than ranks, neighbouring ranks hold copies of one head.
+Source: Megatron-LM, arXiv:1909.08053. Query heads, gate, up and the head of the vocabulary are cut
+by rows (columns of the product), the output and down projections by columns, so that two sums per
+layer join the parts. With fewer KV heads than ranks, neighbouring ranks hold copies of one head.
 """
 
 from __future__ import annotations
@@ -85,7 +85,11 @@ class Shard:
     def _mlp_cut(self, name: str, module: str, kind: str) -> Cut | None:
         experts = self.spec.traits.experts
         is_expert = ".experts." in name
-        hidden = experts.hidden if is_expert and experts is not None else self.spec.hidden
+        hidden = (
+            experts.intermediate_size
+            if is_expert and experts is not None
+            else self.spec.intermediate_size
+        )
         mine = self._share(hidden)
         if is_expert and experts is not None:
             # Mixtral names its projections w1, w3, w2.
@@ -131,7 +135,8 @@ def check_split(spec: ModelSpec, size: int) -> None:
     if problems:
         good = [n for n in range(1, spec.num_heads + 1) if not _remainders(spec, n)]
         raise ModelLoadError(
-            f"tensor_parallel_size {size} does not divide {' and '.join(problems)} of {spec.name}; possible: {good}"
+            f"tensor_parallel_size {size} does not divide {' and '.join(problems)} of {spec.name}; "
+            f"possible: {good}"
         )
 
 
@@ -141,9 +146,9 @@ def _remainders(spec: ModelSpec, size: int) -> list[str]:
         problems.append(f"{spec.num_heads} query heads")
     if spec.num_kv_heads % size and size % spec.num_kv_heads:
         problems.append(f"{spec.num_kv_heads} KV heads")
-    if spec.hidden % size:
-        problems.append(f"{spec.hidden} hidden columns")
+    if spec.intermediate_size % size:
+        problems.append(f"{spec.intermediate_size} hidden columns")
     experts = spec.traits.experts
-    if experts is not None and experts.hidden % size:
-        problems.append(f"{experts.hidden} columns of an expert")
+    if experts is not None and experts.intermediate_size % size:
+        problems.append(f"{experts.intermediate_size} columns of an expert")
     return problems

@@ -1,11 +1,13 @@
 """The ranks of one host add up and exchange through memory they share.
 
-Owns the slots, one pair a rank, and the words that say which message lies in them. The arithmetic is
-that of `engine.collectives`: parts in the order of ranks. Does not know models. Called by `engine.model`;
-made by `engine.rank` on Linux and x86-64, whose stores are seen in order; elsewhere gloo takes its place.
+Owns the slots, one pair a rank, and the words that say which message lies in them. The arithmetic
+is that of `engine.collectives`: parts in the order of ranks. Does not know models. Called by
+`engine.model`; made by `engine.rank` on Linux and x86-64, whose stores are seen in order; elsewhere
+gloo takes its place.
 
-A message through gloo's loopback sockets takes 200 microseconds and a layer needs two; this takes what
-a copy takes. Slots are used by turns: who posts message n has read n - 1, so slot n - 2 is free.
+A message through gloo's loopback sockets takes 200 microseconds and a layer needs two; this takes
+what a copy takes. Slots are used by turns: who posts message n has read n - 1, so slot n - 2 is
+free.
 """
 
 from __future__ import annotations
@@ -44,7 +46,8 @@ class SharedGroup:
             words: uint8 [a page]: the number of each rank's last message, a cache line each.
             slots: uint8 [any]: two slots a rank.
         """
-        self.rank, self.size = rank, size
+        self.rank = rank
+        self.size = size
         self._words = words.cast("I")
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(words))
         self._slot_bytes = len(slots) // (2 * size)
@@ -98,7 +101,8 @@ class SharedGroup:
         Raises:
             GroupBroken: Nothing came in time.
         """
-        at, spin_until = rank * WORD_BYTES // 4, time.perf_counter() + SPIN_S
+        at = rank * WORD_BYTES // 4
+        spin_until = time.perf_counter() + SPIN_S
         while not _is_there(seen := self._words[at], wanted):
             now = time.perf_counter()
             if now < spin_until:

@@ -1,8 +1,9 @@
 """Memory that processes share: a rank's KV pool, and what the ranks of a group have in common.
 
-Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind, and
-what lies where in the common one. Does not know tensors: the worker side is bytes, the rank side wraps
-the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (maps them).
+Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind,
+and what lies where in the common one. Does not know tensors: the worker side is bytes, the rank
+side wraps the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (maps
+them).
 """
 
 from __future__ import annotations
@@ -19,20 +20,26 @@ from core.segments import PAGE_BYTES, map_segment
 POOL_NAME_BYTES = 16
 
 PULSE = slice(0, PAGE_BYTES)
-"""First page of what a group shares: rank r counts finished layers in the r-th unsigned 64-bit word."""
+"""First page of what a group shares: rank r counts finished layers in its r-th uint64."""
 WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)
 """Second page: the words of `engine.shared_group`. Its slots follow."""
 SLOTS_AT = 2 * PAGE_BYTES
 
 
-def common_bytes(size: int, max_rows: int, width: int) -> int:
-    """Bytes of the segment that all ranks of a group share, with slots for messages of `max_rows` rows of fp32."""
-    slot = -(-max(max_rows * width * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
-    return SLOTS_AT + (2 * size * slot if size > 1 else 0)
+def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
+    """Bytes of the segment that all ranks of a group share.
+
+    Args:
+        size: Ranks of the group; one alone needs no slots.
+        max_rows: The longest message (rows of fp32).
+        hidden_size: Columns of a row.
+    """
+    slot_bytes = -(-max(max_rows * hidden_size * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
+    return SLOTS_AT + (2 * size * slot_bytes if size > 1 else 0)
 
 
 def can_share_sums() -> bool:
-    """True where `engine.shared_group` may rely on the order of stores and on the number of its system call."""
+    """True where `engine.shared_group` may rely on the order of stores and on its system call."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
@@ -41,7 +48,8 @@ class SharedKV:
 
     def __init__(self, layout: KVLayout, num_blocks: int) -> None:
         """Nothing is mapped until `use`."""
-        self._layout, self._num_blocks = layout, num_blocks
+        self._layout = layout
+        self._num_blocks = num_blocks
         self.generation = 0
         self._shards: list[memoryview] = []
         self._shared: SharedPool | None = None

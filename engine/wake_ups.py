@@ -1,9 +1,9 @@
 """What every unfinished sequence waits for, by name.
 
-Owns the one answer to "why does this not move?". A sequence that waits for nothing but the next step,
-on a worker that takes no step, has lost its wake-up: the commonest way in which systems like this
-hang. Does not change anything. Called by the simulation, which asks all the time, and by whoever
-debugs.
+Owns the one answer to "why does this not move?". A sequence that waits for nothing but the next
+step, on a worker that takes no step, has lost its wake-up: the commonest way in which systems like
+this hang. Does not change anything. Called by the simulation, which asks all the time, and by
+whoever debugs.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
     if handover is not None and not handover.is_announced:
         is_next = scheduler.waiting.next_to_announce() is sequence
         return WakeUp.STEP if is_next else WakeUp.TURN
-    if handover is not None and not handover.is_partnered:
+    if sequence.is_ahead:
         return WakeUp.PARTNER
     return _in_line(scheduler, sequence)
 

@@ -6,8 +6,8 @@ Owns loading and the two product recipes. Does not know the model's structure. C
 Batch invariance on CPU (ADR 2 has the measurements): fp32 products with prepacked oneDNN weights
 are bitwise equal for every number of rows from 2 up; bf16 ones are not on every CPU (AMX changes
 its summation with the number of rows), but are for a fixed number of rows. So fp32 is padded to 4
-rows, bf16 is computed in tiles of exactly 32 rows. fp16 weights are kept as fp32 on CPU, which has no
-fp16 products: sums are fp32 and every result is rounded to fp16, as on a GPU.
+rows, bf16 is computed in tiles of exactly 32 rows. fp16 weights are kept as fp32 on CPU, which has
+no fp16 products: sums are fp32 and every result is rounded to fp16, as on a GPU.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_tensors(shard: Shard, device: torch.device) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(opened: Any, name: str, cut: Cut | None) -> Tensor:  # noqa: ANN401 - safetensors has no types
+def _read(opened: Any, name: str, cut: Cut | None) -> Tensor:  # noqa: ANN401 - it has no types
     if cut is None:
         whole: Tensor = opened.get_tensor(name)
         return whole
@@ -113,10 +113,10 @@ class Norm:
 
     def __init__(self, weight: Tensor, eps: float, *, has_offset: bool) -> None:
         """Keep the weight [size] in the form it is used in."""
-        self._eps, self._has_offset = eps, has_offset
+        self._eps = eps
+        self._has_offset = has_offset
         self._weight = weight.float() + 1.0 if has_offset else weight
-
-        self.plain = self._weight.float().cpu().numpy()
+        self.numpy_weight = self._weight.float().cpu().numpy()
         """fp32 [size], any offset added: the form compiled kernels take."""
 
     def __call__(self, x: Tensor) -> Tensor:

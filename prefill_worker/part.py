@@ -4,7 +4,7 @@ Owns, per transfer: how many blocks of each layer are computed and published, th
 the pins on source blocks that the agent may be reading. Does not know frames or streams. Called by
 `worker.worker` (as its `RolePart`) and by the transfer agent (as its host).
 
-    begin ─▶ announced (Starting) ─▶ Reserved ─▶ computing, layers published ─▶ Commit ─▶ Ack ─▶ ended
+    begin ─▶ announced (Starting) ─▶ Reserved ─▶ computed, layers published ─▶ Commit ─▶ Ack ─▶ end
                └─ above the watermark the computing may begin before Reserved ─┘
 """
 
@@ -34,11 +34,14 @@ class Outgoing:
 
     attempt: Attempt
     sequence: Sequence
-    done_blocks: list[int]
-    published_blocks: list[int]
+    num_computed: list[int]
+    """Complete leading blocks of each layer."""
+    num_published: list[int]
+    """Those that the agent may send."""
     sub_attempt: int = 0
     is_committed: bool = False
     pins: dict[int, list[int]] = field(default_factory=dict)
+    """By sub-attempt: blocks that the agent may still read."""
 
 
 class PrefillPart:
@@ -50,8 +53,11 @@ class PrefillPart:
         self, worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
     ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker, self._kv, self._layout = worker, kv, layout
-        self._clock, self._post = clock, post
+        self._worker = worker
+        self._kv = kv
+        self._layout = layout
+        self._clock = clock
+        self._post = post
         self._agent: TransferAgent | None = None
         self._outgoing: dict[TransferId, Outgoing] = {}
         self._by_key: dict[int, Outgoing] = {}
@@ -77,11 +83,12 @@ class PrefillPart:
         """Transfers with any state left; zero at rest."""
         return len(self._outgoing) + len(self._draining)
 
-    # --- told by the worker -------------------------------------------------------------------------
+    # --- told by the worker -----------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> None:
         """Queue the prompt and expect the peer's Fetch."""
-        submit, num_layers = attempt.submit, self._layout.num_layers
+        submit = attempt.submit
+        num_layers = self._layout.num_layers
         if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         sequence = self._worker.scheduler.new_sequence(
@@ -125,14 +132,14 @@ class PrefillPart:
                 continue
             end = item.start + len(item.token_ids)
             is_last = end == outgoing.sequence.num_tokens
-            outgoing.done_blocks[layer] = self._layout.blocks_for(end) if is_last else end // size
+            outgoing.num_computed[layer] = self._layout.blocks_for(end) if is_last else end // size
             self._publish(outgoing, layer)
 
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
         """First tokens are drawn: send what is left, then commit, if the partner is there."""
         outgoing = self._by_key[sequence.key]
         blocks = self._layout.blocks_for(sequence.num_tokens)
-        outgoing.done_blocks = [blocks] * self._layout.num_layers
+        outgoing.num_computed = [blocks] * self._layout.num_layers
         if self._commit_if_ready(outgoing):
             return
         # With every first token final there is nothing to hand over, partner or not.
@@ -148,49 +155,51 @@ class PrefillPart:
         if ids:
             self._post(self.agent.renew, ids)
 
-    # --- told by the scheduler ----------------------------------------------------------------------
+    # --- told by the scheduler --------------------------------------------------------------------
 
     def _announce(self, sequence: Sequence) -> None:
         outgoing = self._by_key[sequence.key]
         self._post(self.agent.start, outgoing.attempt.submit.transfer_id, sequence.num_tokens)
 
     def _started(self, sequence: Sequence) -> None:
-        """Blocks found in the prefix cache are complete: they go out before the first chunk (rule 8)."""
+        """Blocks found in the prefix cache are complete: they go out before the first chunk."""
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
             return
         hits = sequence.num_computed_tokens // self._layout.block_size_tokens
         for layer in range(self._layout.num_layers):
-            outgoing.done_blocks[layer] = hits
+            outgoing.num_computed[layer] = hits
             self._publish(outgoing, layer)
 
     def _preempted(self, sequence: Sequence) -> None:
-        """Blocks are about to go: start a new sub-attempt, pin what may be in flight (rule 9)."""
+        """Blocks are about to go: start a new sub-attempt, pin what may be in flight."""
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
             return
         num_layers = self._layout.num_layers
-        if any(outgoing.published_blocks) or outgoing.is_committed:
+        if any(outgoing.num_published) or outgoing.is_committed:
             outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(sequence)
             outgoing.sub_attempt += 1
             outgoing.is_committed = False
             self._post(
                 self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt
             )
-        outgoing.done_blocks, outgoing.published_blocks = [0] * num_layers, [0] * num_layers
+        outgoing.num_computed = [0] * num_layers
+        outgoing.num_published = [0] * num_layers
 
-    # --- publishing ---------------------------------------------------------------------------------
+    # --- publishing -------------------------------------------------------------------------------
 
     def _publish(self, outgoing: Outgoing, layer: int) -> None:
         handover = outgoing.sequence.handover
         if handover is None or not handover.is_partnered:
             return
-        first = max(outgoing.published_blocks[layer], handover.first_block)
-        last = outgoing.done_blocks[layer]
+        first = max(outgoing.num_published[layer], handover.first_block)
+        last = outgoing.num_computed[layer]
         if first >= last:
             return
-        outgoing.published_blocks[layer] = last
-        sequence, size = outgoing.sequence, self._layout.block_size_tokens
+        outgoing.num_published[layer] = last
+        sequence = outgoing.sequence
+        size = self._layout.block_size_tokens
         num_tokens = min(last * size, sequence.num_tokens) - first * size
         blocks = Blocks(layer, first, tuple(sequence.block_table[first:last]), num_tokens)
         self._post(
@@ -217,7 +226,8 @@ class PrefillPart:
         return True
 
     def _commit(self, outgoing: Outgoing) -> None:
-        sequence, final = outgoing.sequence, self._final(outgoing)
+        sequence = outgoing.sequence
+        final = self._final(outgoing)
         tokens = sequence.handover.first_tokens if sequence.handover else {}
         outgoing.is_committed = True
         transfer_id = outgoing.attempt.submit.transfer_id
@@ -225,7 +235,7 @@ class PrefillPart:
         if len(final) == len(tokens):
             self._worker.end(outgoing.attempt, None)
 
-    # --- told by the agent (on the worker's loop) -----------------------------------------------------
+    # --- told by the agent (on the worker's loop) -------------------------------------------------
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
         """The partner is ready: publish what is computed, let the rest start."""

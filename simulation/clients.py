@@ -47,8 +47,11 @@ class Client:
         self, cluster: SimCluster, plan: Plan, order: Order, index: int, report: Report
     ) -> None:
         """Nothing is asked yet; `run` does."""
-        self._cluster, self._plan, self._order = cluster, plan, order
-        self._index, self._report = index, report
+        self._cluster = cluster
+        self._plan = plan
+        self._order = order
+        self._index = index
+        self._report = report
         self.request: GenerateRequest = cluster.request(
             order.name, order.prompt, order.sampling, order.timeout_s, order.scope
         )
@@ -104,7 +107,8 @@ class Client:
     async def _read(self, router: SimRouter, stream: RequestStream, wake: asyncio.Event) -> bool:
         """Read one stream; False: it broke, come back elsewhere."""
         loop = asyncio.get_running_loop()
-        order, stall_s = self._order, self._order.stall_s
+        order = self._order
+        stall_s = self._order.stall_s
         leaves_at = None if order.cancel_after_s is None else loop.time() + order.cancel_after_s
         while True:
             wake.clear()
@@ -133,7 +137,8 @@ class Client:
     # --- what comes -------------------------------------------------------------------------------
 
     def _check(self, event: RequestEvent, router: SimRouter) -> None:
-        name, report = self._order.name, self._report
+        name = self._order.name
+        report = self._report
         if self.ended is not None:
             report.violated(f"I2 {name}: {type(event).__name__} after its end")
         match event:
@@ -156,10 +161,12 @@ class Client:
             self._report.violated(f"I2 {name}: the prompt was scored twice")
         if any(self._tokens):
             self._report.violated(f"I2 {name}: scores of the prompt came after tokens")
-        self._has_scores_of_stream, self._scores = True, logprobs
+        self._has_scores_of_stream = True
+        self._scores = logprobs
 
     def _check_delta(self, delta: TextDelta) -> None:
-        choice, tokens = delta.choice, self._tokens[delta.choice]
+        choice = delta.choice
+        tokens = self._tokens[delta.choice]
         is_next = delta.position == len(tokens)
         is_after_end = choice in self._finish or self._has_tail[choice]
         if (not is_next or is_after_end) and choice not in self._torn:
@@ -176,7 +183,8 @@ class Client:
         self._has_tail[choice] = not delta.token_ids
 
     def _check_end(self, ended: RequestEnded) -> None:
-        name, report = self._order.name, self._report
+        name = self._order.name
+        report = self._report
         late_s = self._cluster.clock.now_s() - self.request.deadline_at - self._order.stall_s
         phases = ended.anatomy.phases()
         # Who is in a hurry may find its router paused at its deadline.
@@ -192,7 +200,9 @@ class Client:
 
     def compare(self, oracle: Oracle) -> None:
         """Check the whole stream against the reference (I1), and its ending (I7)."""
-        name, report, expected = self._order.name, self._report, oracle.expected(self.request)
+        name = self._order.name
+        report = self._report
+        expected = oracle.expected(self.request)
         if self._is_cancelled:
             report.endings["cancelled"] += 1
         elif self.ended is None:
@@ -206,17 +216,21 @@ class Client:
         for choice, want in enumerate(expected):
             report.tokens += len(self._tokens[choice])
             if not self._is_exact(choice, want):
-                tokens, text = tuple(self._tokens[choice]), self._texts[choice]
+                tokens = tuple(self._tokens[choice])
+                text = self._texts[choice]
                 report.violated(f"I1 {name} choice {choice}: {tokens} {text!r} is not {want}")
 
     def _is_exact(self, choice: int, want: Expected) -> bool:
-        tokens, text = tuple(self._tokens[choice]), self._texts[choice]
+        tokens = tuple(self._tokens[choice])
+        text = self._texts[choice]
         if choice in self._finish:
             return (tokens, text, self._finish[choice]) == (want.token_ids, want.text, want.finish)
         return tokens == want.token_ids[: len(tokens)] and want.text.startswith(text)
 
     def _compare_end(self, ended: RequestEnded, num_choices: int) -> None:
-        name, report, error = self._order.name, self._report, ended.error
+        name = self._order.name
+        report = self._report
+        error = ended.error
         is_victim = isinstance(error, InternalError) and name in self._cluster.traps.victims
         kind = type(error).__name__ if error else "finished"
         report.endings["injected" if is_victim else kind] += 1

@@ -41,7 +41,7 @@ from worker.sessions import FRAME_BYTES
 from worker.unit import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
-HEAD_BYTES = 1 << 10
+ENVELOPE_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
 HASH_KEY = b"simulation"
 
@@ -80,8 +80,10 @@ class SimRouter:
 
     def __init__(self, cluster: SimCluster, name: str) -> None:
         """Compose it from the product's parts; `start` lets it follow the members."""
-        shape, router = cluster.shape, cluster.shape.router
-        self.name, self.is_alive = name, True
+        shape = cluster.shape
+        router = cluster.shape.router
+        self.name = name
+        self.is_alive = True
         self.context = on_node(name)
         self._clients: dict[asyncio.Event, None] = {}
         ids = cluster.ids
@@ -138,14 +140,17 @@ class SimRouter:
 
 
 class SimCluster:
-    """One router and its workers on the running virtual loop."""
+    """Routers and workers on the running virtual loop."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
-        self.shape, self.rng = shape, random.Random(seed)
+        self.shape = shape
+        self.rng = random.Random(seed)
         self.hub = Hub(self.rng, shape.latency_s)
-        self.hub.max_message_bytes, self.hub.size_of = shape.max_message_bytes, message_bytes
-        self.membership, self.store = StaticMembership(), MemoryStore()
+        self.hub.max_message_bytes = shape.max_message_bytes
+        self.hub.size_of = message_bytes
+        self.membership = StaticMembership()
+        self.store = MemoryStore()
         self.clock = LoopClock()
         self.ids = Ids(random.Random(seed + 1))
         self.units: dict[str, WorkerUnit] = {}
@@ -156,7 +161,8 @@ class SimCluster:
         self.paused: dict[str, None] = {}
         self.num_steps = 0
         self.num_preemptions = 0
-        self.contrary, self.traps = Contrary(self.rng), Traps()
+        self.contrary = Contrary(self.rng)
+        self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
         self.on_step: Callable[[str, WorkerUnit, StepPlan], None] = lambda node, unit, plan: None
@@ -205,11 +211,10 @@ class SimCluster:
             The node's name.
         """
         self._serial += 1
-        node, shape = f"{role.value}{self._serial}", self.shape
-        engine, layout = (
-            shape.engine,
-            replace(self.layout, model_digest="another") if is_misfit else self.layout,
-        )
+        node = f"{role.value}{self._serial}"
+        shape = self.shape
+        engine = shape.engine
+        layout = replace(self.layout, model_digest="another") if is_misfit else self.layout
         kv = MemoryKV(layout, engine.num_blocks)
         is_slow = role is Role.DECODE and self._serial == shape.prefill + 1
         slow = shape.slow if is_slow else 1.0
@@ -224,11 +229,17 @@ class SimCluster:
             ),
         )
         descriptor = WorkerDescriptor(
-            worker_id=WorkerId(node), role=role, incarnation=self.ids.incarnation(), session_address="",
-            transfer_address="", model="hash", content_digest=self.layout.content_digest,
-            block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
+            worker_id=WorkerId(node),
+            role=role,
+            incarnation=self.ids.incarnation(),
+            session_address="",
+            transfer_address="",
+            model="hash",
+            content_digest=self.layout.content_digest,
+            block_size_tokens=engine.block_size_tokens,
+            num_blocks=engine.num_blocks,
             max_model_len=shape.max_model_len,
-        )  # fmt: skip
+        )
         unit: WorkerUnit
         runner = self.runners[node] = SimRunner(
             model,
@@ -254,7 +265,7 @@ class SimCluster:
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,
             descriptor=descriptor,
-            frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - HEAD_BYTES),
+            frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
             hash_key=HASH_KEY,
         )
         context = on_node(node)
@@ -288,7 +299,7 @@ class SimCluster:
     # --- what can be done to a node ---------------------------------------------------------------
 
     async def kill(self, node: str, lag_s: float = 0.0) -> None:
-        """End a worker's node as SIGKILL would: nothing is said to anyone; the members hear after `lag_s`."""
+        """End a worker's node as SIGKILL would, without a word; members hear after `lag_s`."""
         unit = self.units.pop(node)
         self.num_preemptions += unit.scheduler.num_preemptions
         self._end(node)
@@ -349,10 +360,15 @@ class SimCluster:
         """Make a request as a door would."""
         request_id = RequestId(name)
         return GenerateRequest(
-            request_id=request_id, model="", token_ids=token_ids, sampling=sampling,
+            request_id=request_id,
+            model="",
+            token_ids=token_ids,
+            sampling=sampling,
             seed=sampling.seed if sampling.seed is not None else seed_of(request_id, b"sim"),
-            deadline_at=self.clock.now_s() + timeout_s, eos_token_ids=(0,), scope=scope,
-        )  # fmt: skip
+            deadline_at=self.clock.now_s() + timeout_s,
+            eos_token_ids=(0,),
+            scope=scope,
+        )
 
     async def generate(self, request: GenerateRequest) -> list[RequestEvent]:
         """Run one request and collect its events."""

@@ -28,7 +28,8 @@ class Contrary:
 
     def take_hold(self, node: str, unit: WorkerUnit) -> None:
         """Wrap what a worker's scheduler decides."""
-        plan, allocate = unit.scheduler.plan, unit.scheduler.tables.allocate
+        plan = unit.scheduler.plan
+        allocate = unit.scheduler.tables.allocate
 
         def contrary_plan(now_s: float) -> StepPlan:
             victims = [*unit.scheduler.running, *unit.scheduler.holding.values()]

@@ -67,7 +67,8 @@ class Fairness:
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
         """Hook into the cluster; `look` is to be called now and then."""
-        self._cluster, self._report = cluster, report
+        self._cluster = cluster
+        self._report = report
         self._books: dict[str, _Books] = {}
         cluster.on_step = self._stepped
         cluster.on_attempt_ended = self._attempt_ended
@@ -90,7 +91,8 @@ class Fairness:
     # --- F1, F2: at every step --------------------------------------------------------------------
 
     def _stepped(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
-        books, scheduler = self._of(node), unit.scheduler
+        books = self._of(node)
+        scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
         stopped = {
             s.key: s.due
@@ -105,7 +107,8 @@ class Fairness:
 
     def _count_missed(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
         """Count the steps in which a giant prompt took most of the budget and a small one none."""
-        books, scheduler = self._of(node), unit.scheduler
+        books = self._of(node)
+        scheduler = unit.scheduler
         giants = {s.key for s in scheduler.running if _is_giant(s)}
         prompts = {s.key for s in scheduler.running if _is_prompt(s)}
         chunks = [item for item in plan.items if item.sequence_key in prompts]
@@ -163,14 +166,9 @@ class Fairness:
         for waiting in line.values():
             self._check_room(node, unit, waiting, now_s)
 
-    def _check_room(
-        self,
-        node: str,
-        unit: WorkerUnit,
-        waiting: _InLine,
-        now_s: float,
-    ) -> None:
-        sequence, line = waiting.sequence, self._of(node).line
+    def _check_room(self, node: str, unit: WorkerUnit, waiting: _InLine, now_s: float) -> None:
+        sequence = waiting.sequence
+        line = self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
         num_before, num_kept_blocks = _kept_before(sequence, unit)
         has_blocks = num_kept_blocks + needed <= unit.pool.num_available
@@ -196,32 +194,28 @@ class Fairness:
 
     def _look_at_announcements(self, node: str, unit: WorkerUnit, now_s: float) -> None:
         """Only while nothing runs there: then nothing but the announcements is waited for."""
-        since_s, scheduler = self._of(node).unannounced_since_s, unit.scheduler
-        partner = {
-            attempt.sequences[0].key: attempt.submit.peer_id
-            for attempt in unit.worker.attempts.values()
-            if attempt.submit.task is Task.PREFILL and attempt.sequences
+        since_s = self._of(node).unannounced_since_s
+        scheduler = unit.scheduler
+        unanswered = {
+            s.key: s.handover
+            for s in scheduler.waiting
+            if s.handover and not s.handover.is_partnered
         }
-        waiting = [s for s in scheduler.waiting if s.handover and not s.handover.is_partnered]
-        announced = [s for s in waiting if s.handover and s.handover.is_announced]
-        busy = {partner.get(s.key) for s in announced}
-        if len(scheduler.waiting.ready) >= MAX_READY:
-            busy.clear()  # enough is ready to start: nobody is announced
+        busy = {h.partner for h in unanswered.values() if h.is_announced}
+        # With enough ready to start, or with steps to take, nobody has to be announced.
+        is_bound = bool(busy) and not scheduler.running and len(scheduler.waiting.ready) < MAX_READY
         held_back = [
-            s.key
-            for s in waiting
-            if s not in announced
-            and busy
-            and partner.get(s.key) not in busy
-            and not scheduler.running
+            key
+            for key, handover in unanswered.items()
+            if is_bound and not handover.is_announced and handover.partner not in busy
         ]
         for key in [key for key in since_s if key not in held_back]:
             del since_s[key]
         for key in held_back:
             if now_s - since_s.setdefault(key, now_s) > MAX_HELD_BACK_S:
                 self._report.violated(
-                    f"F4 {node}: a hand-over to {partner.get(key)} was not announced for "
-                    f"{MAX_HELD_BACK_S:g} s, those to {sorted(map(str, busy))} were"
+                    f"F4 {node}: a hand-over to {unanswered[key].partner} was not announced for "
+                    f"{MAX_HELD_BACK_S:g} s, those to {sorted(busy)} were"
                 )
 
 
@@ -231,12 +225,11 @@ def _is_prompt(sequence: Sequence) -> bool:
 
 
 def _is_giant(sequence: Sequence) -> bool:
-    left = sequence.num_tokens - sequence.num_computed_tokens
-    return not sequence.num_output_tokens and left > GIANT_TOKENS
+    return not sequence.num_output_tokens and sequence.num_missing_tokens > GIANT_TOKENS
 
 
 def _kept_before(sequence: Sequence, unit: WorkerUnit) -> tuple[int, int]:
-    """Places and blocks of older ones that will run with the next step, which may be long in coming."""
+    """Places and blocks of older ones that will run with the next step, however late it comes."""
     num_places, num_blocks = 0, 0
     for older in unit.scheduler.waiting.ready:
         if older.due >= sequence.due or older.status is not Status.WAITING:
@@ -260,12 +253,10 @@ def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
     scheduler = unit.scheduler
     if sequence.num_tokens > SMALL_TOKENS or sequence.is_out_of_credit or sequence.run_alone:
         return False
-    if sequence.handover is not None and not sequence.handover.is_partnered:
+    if sequence.is_ahead:
         return False
     if not _has_place(unit) or any(s.run_alone for s in scheduler.active):
         return False
     if any(s.num_overtaken >= MAX_OVERTAKES or s.run_alone for s in scheduler.waiting.ready):
-        return (
-            False  # blocks are kept for one that was passed often enough, or places for one alone
-        )
+        return False  # kept: blocks for one passed often enough, or the places for one alone
     return scheduler.tables.blocks_for(sequence.num_tokens) < scheduler.pool.num_available

@@ -31,7 +31,9 @@ class Injector:
 
     def __init__(self, cluster: SimCluster, faults: Sequence[Fault], rng: random.Random) -> None:
         """Hook into the wire; `run` does the rest."""
-        self._cluster, self._faults, self._rng = cluster, faults, rng
+        self._cluster = cluster
+        self._faults = faults
+        self._rng = rng
         self._armed: list[Fault] = []
         self._swapped: dict[SimStream, Any] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -245,9 +247,11 @@ class Injector:
     # --- inside a worker --------------------------------------------------------------------------
 
     async def _no_blocks(self, fault: Fault) -> None:
-        node, contrary = self._pick(fault, sorted(self._cluster.units)), self._cluster.contrary
+        node = self._pick(fault, sorted(self._cluster.units))
+        contrary = self._cluster.contrary
         if node is not None:
-            before, contrary.failing_allocations[node] = contrary.num_forced["no_blocks"], 4
+            before = contrary.num_forced["no_blocks"]
+            contrary.failing_allocations[node] = 4
             await asyncio.sleep(2.0)
             contrary.failing_allocations[node] = 0
             self.bitten[fault.kind] += contrary.num_forced["no_blocks"] > before
@@ -274,20 +278,23 @@ class Injector:
         await asyncio.sleep(max(1.0, fault.for_s))
         self.bitten[fault.kind] += runner.num_bitten > before
         runner.stuck_for_s = runner.slow_for_s = 0.0
-        runner.dies_next, runner.fails_next = False, 0
+        runner.dies_next = False
+        runner.fails_next = 0
         if fault.kind is not Kind.SLOW_STEP:
             self._ill(node)
 
     async def _busy(self, fault: Fault) -> None:
         """Every turn of the loop takes its time: what comes due in one turn is done in one turn."""
-        loop, turn_s = self._cluster.loop, BUSY_TURN_S * (0.1 + 0.9 * fault.pick)
+        loop = self._cluster.loop
+        turn_s = BUSY_TURN_S * (0.1 + 0.9 * fault.pick)
         loop.turn_s += turn_s
         await asyncio.sleep(fault.for_s)
         loop.turn_s = max(0.0, loop.turn_s - turn_s)
         self.bitten[fault.kind] += 1
 
     async def _trap(self, fault: Fault) -> None:
-        node, traps = self._pick(fault, self._workers()), self._cluster.traps
+        node = self._pick(fault, self._workers())
+        traps = self._cluster.traps
         place = Place.SUBMIT if fault.kind is Kind.SUBMIT_RAISES else Place.CALLBACK
         if node is not None:
             traps.arm(place, node)
@@ -304,7 +311,8 @@ class Injector:
         await cluster.drain(node)
 
     async def _contrary(self, fault: Fault) -> None:
-        contrary, is_preempt = self._cluster.contrary, fault.kind is Kind.PREEMPT
+        contrary = self._cluster.contrary
+        is_preempt = fault.kind is Kind.PREEMPT
         before = contrary.num_forced[fault.kind.value]
         contrary.preempt_odds += 0.2 * is_preempt
         contrary.evict_odds += 0.2 * (not is_preempt)
@@ -317,7 +325,8 @@ class Injector:
 
     async def _store(self, fault: Fault) -> None:
         store = self._cluster.store
-        before, store.mode = store.num_refused, "down" if fault.kind is Kind.STORE_DOWN else "slow"
+        before = store.num_refused
+        store.mode = "down" if fault.kind is Kind.STORE_DOWN else "slow"
         await asyncio.sleep(fault.for_s)
         store.mode = "ok"
         self.store_back_at = asyncio.get_running_loop().time()

@@ -39,7 +39,8 @@ class Watch:
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
         """Nothing is looked at yet; `run` does."""
-        self._cluster, self._report = cluster, report
+        self._cluster = cluster
+        self._report = report
         self._fairness = Fairness(cluster, report)
         self._suspects: list[str] = []
         self._placing: dict[int, tuple[SimRouter, RequestRun, float]] = {}
@@ -111,7 +112,8 @@ class Watch:
         """I8: a worker called dead had something that looks like it."""
         if not isinstance(error, WorkerDied):
             return
-        now_s, ill_at = asyncio.get_running_loop().time(), self._cluster.ill_at
+        now_s = asyncio.get_running_loop().time()
+        ill_at = self._cluster.ill_at
         for node in self._cluster.units:
             is_named = f"worker {node} " in error.message
             if is_named and now_s - ill_at.get(node, -DEATH_HEARD_S) >= DEATH_HEARD_S:

@@ -226,7 +226,9 @@ class _Drawing:
     def __init__(
         self, rng: random.Random, style: Style, shape: Shape, num_requests: int | None
     ) -> None:
-        self._rng, self._style, self._shape = rng, style, shape
+        self._rng = rng
+        self._style = style
+        self._shape = shape
         self._num_requests = num_requests
         self._shared = self._tokens(24)
 
@@ -273,7 +275,8 @@ class _Drawing:
 
     def _small_or_long(self, i: int) -> Order:
         """A steady stream of small requests, and now and then a long answer."""
-        rng, is_long = self._rng, i % 9 == 2
+        rng = self._rng
+        is_long = i % 9 == 2
         is_at_once = self._shape.decode > 1  # so that much goes to the one that stands still
         return Order(
             start_s=rng.uniform(0.2, 1.2) if is_at_once else rng.uniform(0, LOAD_S),
@@ -288,7 +291,8 @@ class _Drawing:
         )
 
     def _small_or_giant(self, i: int) -> Order:
-        rng, is_giant = self._rng, i % 8 == 1
+        rng = self._rng
+        is_giant = i % 8 == 1
         return Order(
             start_s=self._burst_s(),
             name=f"r{i}",

@@ -1,10 +1,10 @@
 """An asyncio loop whose clock jumps from one timer to the next, and whose nodes can be stopped.
 
-Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `TaskGroup` children in a
-set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes: each
-callback belongs to the node in whose context it was made, so a node can be paused as by SIGSTOP or
-killed as by SIGKILL, without a word from it. It also keeps every exception that nobody caught. Does
-not know what runs on it. Called by `simulation.cluster`.
+Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `TaskGroup` children in
+a set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes:
+each callback belongs to the node in whose context it was made, so a node can be paused as by
+SIGSTOP or killed as by SIGKILL, without a word from it. It also keeps every exception that nobody
+caught. Does not know what runs on it. Called by `simulation.cluster`.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class _NumberedTask(asyncio.Task[Any]):
 
     def __init__(self, coroutine: Coroutine[Any, Any, Any], **options: Any) -> None:  # noqa: ANN401
         self._number = next(self._numbers)
+        self.failed_at_s = 0.0
         context: contextvars.Context | None = options.get("context")
         self.node = context.get(NODE, "") if context is not None else NODE.get()
         super().__init__(coroutine, **options)
@@ -47,8 +48,8 @@ class _NumberedTask(asyncio.Task[Any]):
 
 def _note_failure(task: asyncio.Task[Any]) -> None:
     loop = task.get_loop()
-    if isinstance(loop, VirtualLoop) and _is_unheard(task):
-        loop.failed.append(task)
+    if isinstance(loop, VirtualLoop) and isinstance(task, _NumberedTask) and _is_unheard(task):
+        loop.note_failure(task)
 
 
 def _is_unheard(task: asyncio.Task[Any]) -> bool:
@@ -60,7 +61,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
     """Virtual time, starting at 0."""
 
     _ready: Any
-    """asyncio's own queue and heap of handles: there is no public way to run one callback at a time."""
+    """asyncio's own queue and heap of handles: nothing public runs one callback at a time."""
     _scheduled: Any
 
     def __init__(self) -> None:
@@ -68,12 +69,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
         super().__init__()
         self._now_s = 0.0
         self._paused: dict[str, list[asyncio.Handle]] = {}
+        self._paused_at_s: dict[str, float] = {}
         self._dead: set[str] = set()
         self.turn_s = 0.0
         """What one turn of the loop takes; more than nothing while the machine is busy."""
         self.complaints: list[str] = []
         """What reached the exception handler."""
-        self.failed: list[asyncio.Task[Any]] = []
+        self.failed: list[_NumberedTask] = []
         self.set_task_factory(
             lambda loop, coroutine, **options: _NumberedTask(coroutine, loop=loop, **options)
         )
@@ -88,34 +90,48 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def pause(self, node: str) -> None:
         """Let nothing of a node run until `resume`; its timers come due meanwhile."""
         self._paused.setdefault(node, [])
+        self._paused_at_s.setdefault(node, self._now_s)
 
     def resume(self, node: str) -> None:
         """Let a paused node go on with everything that came due."""
         self._ready.extend(self._paused.pop(node, []))
+        self._paused_at_s.pop(node, None)
+
+    def note_failure(self, task: _NumberedTask) -> None:
+        """Keep a task that failed, until it is known whether anybody hears of it."""
+        task.failed_at_s = self._now_s
+        if task.node in self._dead:
+            task.exception()  # those who would have heard it are dead, too
+        else:
+            self.failed.append(task)
 
     def uncaught(self) -> list[str]:
-        """Say what reached the exception handler, and which tasks failed with nobody to hear it.
-
-        One that failed in the turn in which its node was killed is heard by nobody, like all of it.
-        """
+        """Say what reached the exception handler, and which tasks failed with nobody to hear it."""
         unheard = [
             f"nobody heard {getattr(task.get_coro(), '__qualname__', task)} fail: "
             f"{_cause(task.exception())}"
-            for task in self.failed
-            if _is_unheard(task) and getattr(task, "node", "") not in self._dead
+            for task in filter(_is_unheard, self.failed)
         ]
         self.failed.clear()
         return [*self.complaints, *unheard]
 
     def kill(self, node: str) -> None:
-        """Let nothing of a node run ever again, not even its clean-up."""
+        """Let nothing of a node run ever again, not even its clean-up.
+
+        What failed there in its last turn may not have been heard yet, and that is no bug of it.
+        """
+        last_turn_s = self._paused_at_s.pop(node, self._now_s)
+        for task in self.failed:
+            if task.node == node and task.failed_at_s >= last_turn_s:
+                task.exception()
         self._dead.add(node)
         self._paused.pop(node, None)
 
     # --- the loop itself --------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        scheduled, ready = self._scheduled, self._ready
+        scheduled = self._scheduled
+        ready = self._ready
         while scheduled and scheduled[0]._cancelled:
             heapq.heappop(scheduled)._scheduled = False
         if not ready:
@@ -195,7 +211,7 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _bury(dead: list[asyncio.Task[Any]]) -> None:
-    """Let go of what killed nodes left behind; their clean-up may fail as it likes, nobody hears it."""
+    """Let go of what killed nodes left behind; nobody hears how their clean-up fails."""
     for task in dead:
         coroutine = task.get_coro()
         with contextlib.suppress(BaseException):

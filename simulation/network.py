@@ -1,8 +1,8 @@
 """Streams in memory, with latency and faults.
 
-Owns delivery between nodes: order within a stream, one-way delays, partitions (what is sent waits, as
-TCP sends again, and arrives late), cuts, and the hooks by which a test or a fault schedule loses,
-repeats, swaps or damages messages. Does not know what the messages mean. Called by
+Owns delivery between nodes: order within a stream, one-way delays, partitions (what is sent waits,
+as TCP sends again, and arrives late), cuts, and the hooks by which a test or a fault schedule
+loses, repeats, swaps or damages messages. Does not know what the messages mean. Called by
 `simulation.cluster`.
 """
 
@@ -32,7 +32,9 @@ class SimStream:
 
     def __init__(self, hub: Hub, node: str, kind: str) -> None:
         """Half of a pair; `Hub.dial` joins the halves."""
-        self.hub, self.node, self.kind = hub, node, kind
+        self.hub = hub
+        self.node = node
+        self.kind = kind
         self.peer: SimStream
         self.last_arrival = 0.0
         self._inbox: deque[Any] = deque()
@@ -99,7 +101,8 @@ class Hub:
 
     def __init__(self, rng: random.Random, latency_s: tuple[float, float]) -> None:
         """Start without nodes or faults."""
-        self._rng, self._latency_s = rng, latency_s
+        self._rng = rng
+        self._latency_s = latency_s
         self._listeners: dict[str, tuple[str, str, StreamHandler, contextvars.Context]] = {}
         self._next_port = 0
         self._blocked: dict[tuple[str, str], int] = {}
@@ -146,7 +149,12 @@ class Hub:
             self.too_large.append(fact)
         return size > limit
 
-    def carry(self, stream: SimStream, call: Callable[..., None], *args: Any) -> None:  # noqa: ANN401
+    def carry(
+        self,
+        stream: SimStream,
+        call: Callable[..., None],
+        *args: Any,  # noqa: ANN401
+    ) -> None:
         """Bring something to the other side of a stream, in order, now or when the way is free."""
         way = (stream.node, stream.peer.node)
         if way in self._blocked:
@@ -261,7 +269,9 @@ class SimNetwork:
 
     def __init__(self, hub: Hub, node: str, kind: str) -> None:
         """Join a node to the hub."""
-        self._hub, self._node, self._kind = hub, node, kind
+        self._hub = hub
+        self._node = node
+        self._kind = kind
         self.max_message_bytes = hub.max_message_bytes if kind == "session" else None
 
     async def dial(self, address: str) -> SimStream:

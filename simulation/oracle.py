@@ -57,7 +57,8 @@ class Oracle:
 
     def scores(self, request: GenerateRequest) -> tuple[Logprob, ...]:
         """Score a request's prompt, from the second token on."""
-        prompt, most = request.token_ids, request.sampling.prompt_logprobs or 0
+        prompt = request.token_ids
+        most = request.sampling.prompt_logprobs or 0
         item = StepItem(
             1,
             0,
@@ -72,10 +73,12 @@ class Oracle:
         return scored
 
     def _choice(self, request: GenerateRequest, choice: int) -> Expected:
-        sampling, start = request.sampling, 0
+        sampling = request.sampling
+        start = 0
         tokens = list(request.token_ids)
         output: list[int] = []
-        decoder, text = InlineDecoder(), ""
+        decoder = InlineDecoder()
+        text = ""
         while True:
             spec = SampleSpec(choice, len(output), request.seed, sampling.temperature, 0, 1.0, None)
             item = StepItem(

@@ -21,7 +21,7 @@ from engine.hash_model import HashModel, MemoryKV
 
 
 class InlineDecoder:
-    """Token ids as letters; the simulated side of the text decoder. Every tenth letter waits for its successor."""
+    """Token ids as letters, instead of the text decoder; each tenth waits for its successor."""
 
     def __init__(self) -> None:
         """Nothing is held back."""
@@ -29,7 +29,8 @@ class InlineDecoder:
 
     def push(self, token_id: int) -> str:
         """One letter a token, some of them late, as with tokens that end inside a character."""
-        letter, held = chr(32 + token_id), self._held
+        letter = chr(32 + token_id)
+        held = self._held
         if token_id % 10 == 0:
             self._held = held + letter
             return ""
@@ -95,11 +96,13 @@ class MemoryStore:
         if self.mode != "ok":
             self.num_refused += 1
             raise StoreFailed(f"the store is {self.mode}")
-        self.members, self.written_at = members, asyncio.get_running_loop().time()
+        self.members = members
+        self.written_at = asyncio.get_running_loop().time()
 
     def empty(self) -> None:
         """Forget everything, as after a restart without a disk."""
-        self.members, self.written_at = "", -1.0
+        self.members = ""
+        self.written_at = -1.0
 
     async def close(self) -> None:
         """See `MemberStore`."""
@@ -134,8 +137,12 @@ class SimRunner:
         load_s: float = 0.45,
     ) -> None:
         """Wrap a model over its pool; `on_step` checks the books at every step boundary."""
-        self._model, self._kv, self._rng, self._on_step = model, kv, rng, on_step
-        self._spawn_s, self._load_s = spawn_s, load_s
+        self._model = model
+        self._kv = kv
+        self._rng = rng
+        self._on_step = on_step
+        self._spawn_s = spawn_s
+        self._load_s = load_s
         self.on_lost: Callable[[], None] = lambda: None
         self.dies_next = False
         self.fails_next = 0

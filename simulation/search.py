@@ -1,8 +1,8 @@
 """Many seeds at once: run, add up, shrink what fails, and say how to replay it.
 
 Owns the range of seeds, the child processes that share it, the summary and the shrinking. Does not
-know what a trial checks. Called by `baton simulate faults` and, as `python -m simulation.search`, by
-itself in child processes, which print one JSON line a seed.
+know what a trial checks. Called by `baton simulate faults` and, as `python -m simulation.search`,
+by itself in child processes, which print one JSON line a seed.
 """
 
 from __future__ import annotations
@@ -177,7 +177,8 @@ def shrink(seed: int) -> tuple[list[int], list[int]]:
         Indices of the faults and of the requests that are needed.
     """
     plan = make_plan(seed)
-    faults, requests = list(range(len(plan.faults))), list(range(len(plan.orders)))
+    faults = list(range(len(plan.faults)))
+    requests = list(range(len(plan.orders)))
 
     def fails() -> bool:
         report = run_trial(chosen(plan, faults, requests))

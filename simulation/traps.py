@@ -147,7 +147,9 @@ class Traps:
 
 class _TrappedDecoder:
     def __init__(self, traps: Traps, request_id: str) -> None:
-        self._inner, self._traps, self._request_id = InlineDecoder(), traps, request_id
+        self._inner = InlineDecoder()
+        self._traps = traps
+        self._request_id = request_id
 
     def push(self, token_id: int) -> str:
         self._traps.step(Place.DECODER, self._request_id, self._request_id)

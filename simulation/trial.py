@@ -76,7 +76,8 @@ def _count(cluster: SimCluster, injector: Injector, report: Report) -> None:
     report.bitten.update(injector.bitten)
     report.bitten[Kind.DECODER_RAISES] += cluster.traps.sprung[Place.DECODER]
     report.bitten[Kind.EMIT_RAISES] += cluster.traps.sprung[Place.EMIT]
-    report.steps, report.virtual_s = cluster.num_steps, cluster.clock.now_s()
+    report.steps = cluster.num_steps
+    report.virtual_s = cluster.clock.now_s()
     report.preemptions = cluster.num_preemptions + sum(
         unit.scheduler.num_preemptions for unit in cluster.units.values()
     )

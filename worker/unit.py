@@ -79,7 +79,8 @@ class WorkerUnit:
         limits = Limits(
             block_size_tokens=engine.block_size_tokens,
             max_step_tokens=engine.max_step_tokens,
-            max_sequences=engine.max_sequences,
+            # A running sequence takes a token of every step; one more is for a prompt to go on.
+            max_sequences=max(1, min(engine.max_sequences, engine.max_step_tokens - 1)),
             max_model_len=parts.max_model_len,
             is_prefix_cache_on=engine.is_prefix_cache_on,
         )

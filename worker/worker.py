@@ -55,7 +55,7 @@ from worker.tracing import trace_attempt
 
 MAX_TOMBSTONES = 4096
 LEAVE_S = 0.25
-"""How long a worker that drains waits for what was placed on it before its routers heard of that."""
+"""How long a draining worker waits for what was placed on it before routers heard of that."""
 log = logging.getLogger(__name__)
 
 

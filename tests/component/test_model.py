@@ -242,7 +242,13 @@ def test_the_tiny_model_fits_its_promise():
     files = [f for f in (TINY.parent).rglob("*") if f.is_file()]
     assert sum(f.stat().st_size for f in files) <= 8 << 20
     spec = read_model(TINY)
-    assert (spec.num_layers, spec.width, spec.num_heads, spec.num_kv_heads, spec.head_size) == (
+    assert (
+        spec.num_layers,
+        spec.hidden_size,
+        spec.num_heads,
+        spec.num_kv_heads,
+        spec.head_size,
+    ) == (
         4,
         192,
         8,

@@ -69,7 +69,7 @@ async def test_a_killed_rank_is_reported_at_once_and_can_be_restarted():
 async def test_a_model_that_cannot_be_loaded_is_an_error_with_a_name(tmp_path):
     spec = read_model(TINY)
     ranks = RankGroup(spec, ENGINE)
-    ranks._order["folder"] = str(tmp_path)
+    ranks._setup["folder"] = str(tmp_path)
     with pytest.raises(ModelLoadError, match=r"config\.json"):
         await ranks.start()
     assert ranks.rank_pids() == ()
@@ -179,7 +179,7 @@ async def test_a_rank_that_dies_between_steps_is_reported_without_a_step():
 async def test_a_group_of_which_one_rank_cannot_load_ends_at_once_with_its_reason(tmp_path):
     spec = read_model(TINY)
     ranks = RankGroup(spec, EngineConfig(num_blocks=16, tensor_parallel_size=2))
-    ranks._order["folder"] = str(tmp_path)
+    ranks._setup["folder"] = str(tmp_path)
     async with asyncio.timeout(30):
         with pytest.raises(ModelLoadError, match=r"config\.json"):
             await ranks.start()

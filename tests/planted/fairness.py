@@ -25,6 +25,13 @@ BUGS = [
         f"{WHOLE}::test_nobody_stands_still_in_mid_answer_while_many_later_ones_are_served",
     ),
     Bug(
+        "more answers run at once than a step has tokens for",
+        "worker/unit.py",
+        "max(1, min(engine.max_sequences, engine.max_step_tokens - 1))",
+        "engine.max_sequences",
+        f"{WHOLE}::test_no_more_answers_run_at_once_than_a_step_has_tokens_for",
+    ),
+    Bug(
         "nobody hears of a preemption",
         "engine/block_supply.py",
         "        self._hooks.preempted(sequence)\n",
@@ -106,7 +113,7 @@ BUGS = [
     Bug(
         "a place in a step is anybody's, whoever is next for it",
         "engine/block_supply.py",
-        "            num_places_kept += fits\n",
+        "            walk.num_places_kept += fits\n",
         "",
         f"{UNIT}::test_an_arrival_does_not_take_the_place_that_an_older_prompt_gets"
         "_with_the_next_step",
@@ -143,15 +150,15 @@ BUGS = [
     Bug(
         "arrivals run beside one that must run alone for ever",
         "engine/block_supply.py",
-        "            if sequence.run_alone and not is_arrival:\n",
+        "            if _needs_every_place(sequence):\n",
         "            if False:\n",
         f"{UNIT}::test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough",
     ),
     Bug(
         "arrivals go before an older one that must run alone and could",
         "engine/block_supply.py",
-        "            if sequence.run_alone and not is_arrival:\n",
-        "            if sequence.run_alone and not is_arrival and not fits:\n",
+        "            if _needs_every_place(sequence):\n",
+        "            if _needs_every_place(sequence) and not fits:\n",
         f"{UNIT}::test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone"
         "_with_the_next_step",
     ),
@@ -180,8 +187,8 @@ BUGS = [
     Bug(
         "parked answers yield to one that does not fit all the same",
         "engine/block_supply.py",
-        "            if has_place and 0 < num_lacking <= num_yielding:\n",
-        "            if has_place and 0 < num_lacking:\n",
+        "        if has_place and 0 < num_lacking <= walk.num_yielding:\n",
+        "        if has_place and 0 < num_lacking:\n",
         f"{UNIT}::test_nobody_yields_to_one_that_would_not_fit_all_the_same",
     ),
     Bug(

@@ -23,7 +23,7 @@ BUGS = [
         "router/request_run.py",
         "            for later in (*held, delta) if is_decode else held:\n",
         "            for later in (delta, *held) if is_decode else held:\n",
-        f"{PARTS}::test_what_decode_said_before_the_prompts_scores_goes_before_what_it_says_after_them",
+        f"{PARTS}::test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores",
     ),
     Bug(
         "a worker with nothing to do leaves before its routers have heard of it",

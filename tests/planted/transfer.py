@@ -191,8 +191,8 @@ BUGS = [
     Bug(
         "blocks that decode has are sent too",
         "prefill_worker/part.py",
-        "        first = max(outgoing.published_blocks[layer], handover.first_block)\n",
-        "        first = outgoing.published_blocks[layer]\n",
+        "        first = max(outgoing.num_published[layer], handover.first_block)\n",
+        "        first = outgoing.num_published[layer]\n",
         f"{POOL}::test_blocks_that_decode_has_are_not_sent_again",
     ),
     Bug(

@@ -98,6 +98,23 @@ def test_small_hand_overs_pass_a_giant_that_waits_for_blocks_and_it_is_served():
     assert max(ends[f"small{i}"] for i in range(4)) < ends["hog"] < ends["giant"]
 
 
+def test_no_more_answers_run_at_once_than_a_step_has_tokens_for():
+    narrow = TIGHT.model_copy(update={"max_step_tokens": 8})
+
+    async def scenario(cluster):
+        asks = (ask(cluster, f"r{i}", (i + 1,) * 8, max_tokens=50) for i in range(14))
+        tasks = [asyncio.get_running_loop().create_task(coroutine) for coroutine in asks]
+        most = 0
+        while not all(task.done() for task in tasks):
+            await asyncio.sleep(0.05)
+            most = max(most, len(unit(cluster, Role.DECODE).scheduler.running))
+        return most, [task.result()[1].error for task in tasks]
+
+    most, errors = run(scenario, engine=narrow, step_s=0.02)
+    assert errors == [None] * 14
+    assert most == 7, "one token of a step is a prompt's"
+
+
 def test_a_stopped_decode_worker_holds_up_no_hand_over_to_a_healthy_one():
     def first_tokens_s(pause_s):
         async def scenario(cluster):

@@ -1,6 +1,7 @@
 """The simulation is as hostile as the world: each of its means, seen at work."""
 
 import asyncio
+import contextvars
 import random
 
 import pytest
@@ -11,7 +12,7 @@ from core.ports import StreamClosed
 from core.session import RouterBeat, StepFrame, TokenDelta
 from core.types import Logprob
 from engine.hash_model import MemoryKV
-from simulation.loop import run_virtual
+from simulation.loop import NODE, run_virtual
 from simulation.network import Hub
 from simulation.sizes import message_bytes
 from simulation.traps import Injected, Place, Traps
@@ -84,6 +85,28 @@ def test_a_failure_that_nobody_asks_for_is_told():
     assert first.startswith("Exception in callback")
     assert first.endswith("ZeroDivisionError('division by zero')")
     assert second.endswith("fail fail: ValueError('lost')")
+
+
+@pytest.mark.parametrize(("before_s", "is_told"), [(0.0, False), (0.1, True)])
+def test_what_fails_in_a_nodes_last_turn_is_forgiven_and_what_failed_before_is_told(
+    before_s, is_told
+):
+    async def main():
+        async def fail():
+            raise ValueError("lost")
+
+        loop = asyncio.get_running_loop()
+        context = contextvars.copy_context()
+        context.run(NODE.set, "a")
+        failed = loop.create_task(fail(), context=context)
+        while not failed.done():
+            await asyncio.sleep(0)
+        await asyncio.sleep(before_s)
+        loop.kill("a")
+        await asyncio.sleep(1)
+        return loop.uncaught()
+
+    assert len(run_virtual(main())) == is_told
 
 
 def test_a_message_over_the_limit_breaks_its_stream_on_both_sides():

@@ -121,7 +121,7 @@ def test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go():
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
         part = prefill.worker._part
-        await until(lambda: any(any(o.published_blocks) for o in part._outgoing.values()))
+        await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [outgoing] = part._outgoing.values()
         blocks = list(outgoing.sequence.block_table)
         prefill.scheduler.preempt(outgoing.sequence)
@@ -161,10 +161,10 @@ def test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one():
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
         part = prefill.worker._part
-        await until(lambda: any(any(o.published_blocks) for o in part._outgoing.values()))
+        await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [(transfer_id, outgoing)] = part._outgoing.items()
         prefill.scheduler.preempt(outgoing.sequence)
-        await until(lambda: any(outgoing.published_blocks))
+        await until(lambda: any(outgoing.num_published))
         blocks = list(outgoing.sequence.block_table)
         prefill.worker.end(outgoing.attempt, KVTransferError("the test ends it"))
         pinned = [prefill.pool.references(b) for b in blocks]

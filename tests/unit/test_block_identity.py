@@ -72,7 +72,9 @@ def test_answers_do_not_depend_on_the_cache_however_short_the_names_are(digest_b
     cached, num_hit_tokens, pool = answers(wishes, cache=True)
     assert len(computed) == 600 and cached == computed
     assert num_hit_tokens >= 300 * 12, "the second of each pair finds all but its last block"
-    names = Counter(pool.name(block) for block in range(pool.num_blocks) if pool.identity(block))
+    names = Counter(
+        pool.block_hash(block) for block in range(pool.num_blocks) if pool.identity(block)
+    )
     assert names.total() > 1000
     assert (max(names.values()) > 1) == (digest_bytes < 16), "names met, or they did not"
 
@@ -129,7 +131,7 @@ def test_every_worker_names_blocks_with_the_clusters_key():
         digest = cluster.layout.content_digest
         name = block_hash(root_hash(digest, "", HASH_KEY), PROMPT[:4])
         pools = [unit(cluster, role).pool for role in Role]
-        return [name in map(p.name, range(p.num_blocks)) for p in pools]
+        return [name in map(p.block_hash, range(p.num_blocks)) for p in pools]
 
     assert run(scenario) == [True, True]
 

@@ -158,7 +158,7 @@ class PoolMachine(RuleBasedStateMachine):
             self.identities.get(b, NO_IDENTITY) for b in blocks
         ]
         names = {b: self.name(token) for (_, token), b in self.blocks.items()}
-        assert [self.pool.name(b) for b in blocks] == [names.get(b) for b in blocks]
+        assert [self.pool.block_hash(b) for b in blocks] == [names.get(b) for b in blocks]
         assert self.pool.num_free == len(self.free_order)
         assert self.pool.num_cached == len(self.cached_order)
         assert self.pool.num_held == len(self.held())
@@ -294,7 +294,7 @@ def test_a_second_copy_stays_anonymous_and_learns_the_identity_of_the_first():
     root = pool.remember_root("tenant")
     identity = pool.register(first, root, b"name", [1])
     assert pool.register(second, root, b"name", [1]) == identity
-    assert (pool.identity(second), pool.name(second)) == (NO_IDENTITY, None)
+    assert (pool.identity(second), pool.block_hash(second)) == (NO_IDENTITY, None)
     pool.free([first, second])
     assert (pool.num_free, pool.num_cached) == (1, 1)
 
@@ -306,7 +306,7 @@ def test_a_block_keeps_the_identity_it_has():
     identity = pool.register(block, root, b"a", [1])
     assert pool.register(block, root, b"b", [2]) == identity
     assert (pool.find(root, b"a", [1]), pool.find(root, b"b", [2])) == (block, None)
-    assert pool.name(block) == b"a"
+    assert pool.block_hash(block) == b"a"
 
 
 def test_no_more_roots_are_remembered_than_there_are_blocks_and_the_one_unused_longest_goes():
@@ -383,7 +383,7 @@ def make_a_cached_block_anonymous(pool):
 
 
 def unlink_a_registered_block(pool):
-    pool._identities._links[pool._identities._bucket(pool.name(1))] = -1
+    pool._identities._links[pool._identities._bucket(pool.block_hash(1))] = -1
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_equal_positions_are_dropped_unequal_ones_are_a_violation_missing_ones_r
 WORD = st.text(st.characters(blacklist_categories=("Cs",)), max_size=20)
 
 
-async def test_what_decode_said_before_the_prompts_scores_goes_before_what_it_says_after_them():
+async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores():
     """The scores may fill the prefill worker's frame, so that its token comes in the next one."""
     events = []
     request = GenerateRequest("r", "m", (1, 2), SamplingParams(prompt_logprobs=0), 1, 0.0)
