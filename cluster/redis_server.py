@@ -9,7 +9,6 @@ an actor on the head node) and by `cluster.local`.
 from __future__ import annotations
 
 import hashlib
-import logging
 import secrets
 import shutil
 import subprocess
@@ -19,6 +18,7 @@ import time
 from pathlib import Path
 
 from cluster.redis_binary import find_server
+from core import events
 from core.config import BatonConfig
 from core.lifeline import hanging
 
@@ -39,7 +39,6 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 30.0
 STEADY_S = 60.0
 """A server that lived so long starts again at once; one that did not waits longer each time."""
 MAX_SOCKET_PATH_BYTES = 100
-log = logging.getLogger(__name__)
 
 
 class RedisServer:
@@ -108,10 +107,7 @@ class RedisServer:
                 return
             lived_s = time.monotonic() - started_s
             pause_s = FIRST_PAUSE_S if lived_s >= STEADY_S else pause_s
-            log.warning(
-                "Redis ended with code %s after %.0f s; restart %s follows in %g s",
-                code, lived_s, self.num_restarts + 1, pause_s,
-            )  # fmt: skip
+            events.REDIS_ENDED.tell(exit_code=code, lived_s=round(lived_s), retry_in_s=pause_s)
             if self._is_stopping.wait(pause_s):
                 return
             pause_s = min(pause_s * 2, MAX_PAUSE_S)

@@ -103,7 +103,7 @@ def _licenses(package: Distribution) -> dict[str, Any]:
     return {"licenses": [{"license": {"name": name}} for name in names]} if names else {}
 
 
-def document() -> dict[str, Any]:
+def bill() -> dict[str, Any]:
     """The whole bill."""
     tree = closure(ROOT)
     return {
@@ -124,4 +124,4 @@ def document() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(document(), sys.stdout, indent=1)
+    json.dump(bill(), sys.stdout, indent=1)

@@ -47,6 +47,8 @@ CHILD_ENDED = Event("child_ended", ERROR, "a worker or router process ended; ano
     "child", "child_pid", "reason"))  # fmt: skip
 CHILD_FAILED = Event("child_failed", ERROR, "a worker or router process did not start", (
     "child", "reason", "retry_in_s"))  # fmt: skip
+REDIS_ENDED = Event("redis_ended", WARNING, "the Redis brought along ended; it is started again", (
+    "exit_code", "lived_s", "retry_in_s"))  # fmt: skip
 LEFTOVERS_KILLED = Event("leftovers_killed", INFO, "processes had outlived their cluster", (
     "pids",))  # fmt: skip
 
@@ -101,6 +103,9 @@ CARRIER_ENDED = Event("carrier_ended", WARNING, "a process that carries KV ended
 
 # --- routers and workers ------------------------------------------------------------------------------
 
+STREAM_REFUSED = Event("stream_refused", WARNING,
+    "somebody who is not of the cluster knocked at an inner port; the count is since the start",
+    ("stream", "peer", "refused", "reason"))  # fmt: skip
 DRAIN_BEGUN = Event("drain_begun", INFO, "nothing new is taken; what runs may end or move", (
     "running", "grace_s"))  # fmt: skip
 DRAIN_ENDED = Event("drain_ended", INFO, "the drain is over", ("left",))
