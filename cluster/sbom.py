@@ -1,7 +1,8 @@
 """The bill of materials: every package that a server of this installation runs, as CycloneDX JSON.
 
 Owns the walk from our own requirements to what is installed, and the document. Does not know the
-network: all facts are those of the installed packages. Called by `make sbom` as `python -m cluster.sbom`.
+network: all facts are those of the installed packages. Called by `make sbom` as
+`python -m cluster.sbom`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One line a record, whatever it holds; and every event in the table, the code and the reference alike."""
+"""One line a record, whatever it holds; and events are those of the table."""
 
 import ast
 import io
