@@ -19,7 +19,7 @@ ERROR = logging.ERROR
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kind of event. Fields are facts: ids, numbers, reasons; never keys, prompts or outputs."""
+    """One kind of event. Fields are facts: ids, numbers, reasons; no keys, prompts or outputs."""
 
     name: str
     level: int
