@@ -30,10 +30,10 @@ BUGS = [
         LOGS + "test_keys_and_passwords_stay_out_whoever_puts_them_in",
     ),
     Bug(
-        "a blocked log blocks the loop",
+        "a log that nobody reads grows without bound",
         "core/logs.py",
-        "self._lines.put_nowait(self.format(record))",
-        "self._lines.put(self.format(record), timeout=30)",
+        "queue.Queue(MAX_WAITING_LINES)",
+        "queue.Queue()",
         LOGS + "test_a_reader_that_stands_still_blocks_nobody_and_hears_how_much_it_missed",
     ),
     Bug(
@@ -170,10 +170,10 @@ BUGS = [
         HERE + "test_of_a_chain_the_earliest_end_counts",
     ),
     Bug(
-        "packages are installed without their hashes",
-        "Makefile",
-        "--require-hashes --requirement constraints.txt",
-        "--requirement constraints.txt",
-        HOUSE + "test_what_is_installed_is_pinned_by_version_and_hash",
+        "the bill of materials leaves out what packages need",
+        "cluster/sbom.py",
+        "                waiting.append((other, frozenset(requirement.extras)))\n",
+        "",
+        HOUSE + "test_the_bill_of_materials_has_all_that_a_server_runs_and_who_needs_it",
     ),
 ]
