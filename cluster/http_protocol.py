@@ -32,7 +32,7 @@ HEADER_OVERHEAD_BYTES = 4
 HEAD_TIMEOUT_S = 5.0
 MAX_PIPELINED = 16
 LINGER_S = 1.0
-"""How long a refused client may go on sending: closed at once, it would not read why."""
+"""How long a client that was answered may go on sending: closed at once, it would not read why."""
 WRITE_BUFFER_BYTES = 16 << 10
 """What waits here for a client that reads slowly, beside what the kernel holds."""
 
@@ -70,6 +70,7 @@ class HttpProtocol(CloseDelimited):
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
 
     # --- the connection -------------------------------------------------------------------------
 
@@ -82,10 +83,11 @@ class HttpProtocol(CloseDelimited):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the peer: no request of its line is answered into the void."""
-        for timer in (self._head_timer, self._stall_timer, self._linger_timer):
+        timers = (self._head_timer, self._stall_timer, self._linger_timer, self._body_timer)
+        for timer in timers:
             if timer is not None:
                 timer.cancel()
-        self._head_timer = self._stall_timer = self._linger_timer = None
+        self._head_timer = self._stall_timer = self._linger_timer = self._body_timer = None
         self._unset_keepalive_if_required()
         self._connection.forget()
         for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
@@ -188,6 +190,10 @@ class HttpProtocol(CloseDelimited):
         self._is_in_message = False
         if self._fault is None:
             super().on_message_complete()
+        if self._body_timer is not None:  # it was answered before
+            self._body_timer.cancel()
+            self._body_timer = None
+            self._connection.rest()
 
     def _come_further(self) -> None:
         self._has_come_further = True
@@ -200,12 +206,12 @@ class HttpProtocol(CloseDelimited):
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """Rest until the next request; a client that still sends its body is not waited for."""
+        """Rest until the next request, which follows the body, read or not: that may be on its way."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_reading()
         elif not self.pipeline and self._is_in_message and not self._is_in_head:
-            self._close_in_order()
+            self._body_timer = self.loop.call_later(LINGER_S, self._close_in_order)
         elif not self.pipeline:
             self._connection.rest()
 

@@ -207,8 +207,10 @@ def remove_application(address: str) -> None:
 class RedisActor:
     """Redis on the head node, so that it outlives workers and never hangs on the CLI."""
 
-    def __init__(self) -> None:
+    def __init__(self, config_json: str) -> None:
         """Start the server."""
+        config = BatonConfig.model_validate_json(config_json)
+        logs.configure("redis", config.log.format, config.log.level)
         self._server = RedisServer()
 
     def reference(self) -> str:
@@ -258,11 +260,11 @@ class RayCluster:
             check_fit(name, pool, ray.nodes())
         if is_loopback:
             self._secrets = tempfile.TemporaryDirectory(prefix="baton-secrets-")
-            if self.config.redis.is_on and not self.config.redis.url:
-                self._start_redis()
             self.config = with_secrets_in_files(
                 with_cluster_keys(self.config), Path(self._secrets.name)
             )
+            if self.config.redis.is_on and not self.config.redis.url:
+                self._start_redis()
         elif self.config.redis.is_on and not self.config.redis.url:
             log.warning("redis.url is empty: a cluster of several machines runs without a store")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
@@ -290,7 +292,7 @@ class RayCluster:
         actor = (
             ray.remote(RedisActor)
             .options(**options, lifetime=lifetime, scheduling_strategy=here)
-            .remote()
+            .remote(self.config.model_dump_json())
         )
         reference = ray.get(actor.reference.remote(), timeout=START_TIMEOUT_S)
         self.config = with_redis(self.config, reference)

@@ -8,6 +8,7 @@ an actor on the head node) and by `cluster.local`.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import secrets
 import shutil
@@ -93,29 +94,42 @@ class RedisServer:
             stdout=subprocess.DEVNULL,
         )
         if process.stdin is not None:  # nothing of it stands on a command line
-            process.stdin.write(self._settings.encode())
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):  # ended already: its keeper will see
+                process.stdin.write(self._settings.encode())
+                process.stdin.close()
         return process
 
     def _keep(self) -> None:
         """Start the server again whenever it ends; routers write into it what they know."""
         pause_s = FIRST_PAUSE_S
-        while True:
-            started_s = time.monotonic()
-            code = self._process.wait()
-            if self._is_stopping.is_set():
-                return
+        started_s = time.monotonic()
+        reason = f"exit code {self._process.wait()}"
+        while not self._is_stopping.is_set():
             lived_s = time.monotonic() - started_s
             pause_s = FIRST_PAUSE_S if lived_s >= STEADY_S else pause_s
-            events.REDIS_ENDED.tell(exit_code=code, lived_s=round(lived_s), retry_in_s=pause_s)
+            events.STORE_RESTARTED.tell(
+                reason=reason,
+                lived_s=round(lived_s, 1),
+                restarts=self.num_restarts + 1,
+                retry_in_s=pause_s,
+            )
             if self._is_stopping.wait(pause_s):
                 return
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
-            with self._lock:
-                if self._is_stopping.is_set():
-                    return
+            started_s = time.monotonic()
+            reason = self._run_again()
+
+    def _run_again(self) -> str:
+        """Start the server and wait for its end; returns how it ended, or why it did not start."""
+        with self._lock:
+            if self._is_stopping.is_set():
+                return "stopped"
+            self.num_restarts += 1
+            try:
                 self._process = self._spawn()
-                self.num_restarts += 1
+            except OSError as error:  # no process to be had: the next turn tries again
+                return str(error)
+        return f"exit code {self._process.wait()}"
 
 
 def with_redis(config: BatonConfig, url: str) -> BatonConfig:

@@ -47,8 +47,8 @@ CHILD_ENDED = Event("child_ended", ERROR, "a worker or router process ended; ano
     "child", "child_pid", "reason"))  # fmt: skip
 CHILD_FAILED = Event("child_failed", ERROR, "a worker or router process did not start", (
     "child", "reason", "retry_in_s"))  # fmt: skip
-REDIS_ENDED = Event("redis_ended", WARNING, "the Redis brought along ended; it is started again", (
-    "exit_code", "lived_s", "retry_in_s"))  # fmt: skip
+STORE_RESTARTED = Event("store_restarted", WARNING, "our Redis ended; another is started", (
+    "reason", "lived_s", "restarts", "retry_in_s"))  # fmt: skip
 LEFTOVERS_KILLED = Event("leftovers_killed", INFO, "processes had outlived their cluster", (
     "pids",))  # fmt: skip
 

@@ -191,6 +191,11 @@ class RequestMaker:
                 )
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the prompt was read") from error
+        except PromptTooLong as error:  # in OpenAI's words: clients know this error by them
+            limit = self._model.max_model_len
+            raise PromptTooLong(
+                f"This model's maximum context length is {limit} tokens. However, {error.message}"
+            ) from error
 
     async def encode(
         self,

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from starlette.requests import ClientDisconnect
+from support.http_door import HttpDoor, status
 
 from core.errors import (
     Cancelled,
@@ -172,3 +173,17 @@ async def test_a_client_that_leaves_in_the_middle_is_no_bug(reader, caplog):
     with caplog.at_level(logging.WARNING), pytest.raises(Cancelled, match="left before its body"):
         await reader.read(Coming(b"{", ClientDisconnect()))
     assert not caplog.records
+
+
+async def test_a_body_that_comes_after_the_answer_is_read_and_the_connection_goes_on():
+    """Clients send head and body apart; an answer that needs no body may be between the two."""
+    async with HttpDoor() as door:
+        reader, writer = await door.connect()
+        for _ in range(2):
+            writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")
+            assert status(await reader.readuntil(b"ok")) == 200
+            writer.write(b"12345")
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n1")
+        assert status(await reader.readuntil(b"ok")) == 200
+        assert await reader.read() == b"", "who never sends the rest is not waited for"
+        writer.close()

@@ -117,17 +117,39 @@ async def test_a_server_that_ends_is_started_again_and_takes_what_routers_write(
         old = server.pid
         os.kill(old, signal.SIGKILL)
         async with asyncio.timeout(30):
-            while server.num_restarts < restart:
+            while server.pid == old:
                 await asyncio.sleep(0.02)
-        assert server.pid != old
+        assert server.num_restarts == restart
         await put(server, f"[{restart}]")
-    said = [r.fields for r in caplog.records if getattr(r, "event", "") == "redis_ended"]
-    assert [(f["exit_code"], f["retry_in_s"]) for f in said] == [(-9, 0.2), (-9, 0.4)]
+    told = [
+        (r.fields["reason"], r.fields["restarts"], r.fields["retry_in_s"])
+        for r in caplog.records
+        if getattr(r, "event", "") == "store_restarted"
+    ]
+    assert told == [("exit code -9", 1, 0.2), ("exit code -9", 2, 0.4)]
     last = server.pid
     server.stop()
     assert is_gone(last)
     assert not Path(socket_of(server)).parent.exists()
     assert server.num_restarts == 2
+
+
+async def test_a_server_that_cannot_be_started_is_tried_again(server, monkeypatch):
+    await put(server)
+    start, refusals = server._spawn, []
+
+    def refuse_twice():
+        if len(refusals) < 2:
+            refusals.append(1)
+            raise BlockingIOError("no process to be had")
+        return start()
+
+    monkeypatch.setattr(server, "_spawn", refuse_twice)
+    monkeypatch.setattr(redis_server, "MAX_PAUSE_S", 0.2)
+    os.kill(server.pid, signal.SIGKILL)
+    await put(server, "[2]")
+    assert len(refusals) == 2
+    assert server.num_restarts == 3
 
 
 async def test_another_process_reads_the_address_from_the_file_that_its_config_names(

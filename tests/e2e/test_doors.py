@@ -316,7 +316,7 @@ def test_operators_find_their_way(local):
     ready = httpx.get(f"{local.url}/ready").json()
     assert (
         ready["ready"]
-        and ready["models"]["baton-tiny"]["prefill"] == {"ready": 1, "total": 1}
+        and ready["models"]["baton-tiny"]["prefill"]["ready"] == 1
         and ready["store"] == "ok"
     )
     local.complete()

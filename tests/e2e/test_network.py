@@ -66,9 +66,9 @@ def memory_of(pid):
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(700)
+@pytest.mark.timeout(600)
 def test_a_fresh_cluster_on_ray_listens_on_loopback_alone_and_keeps_secrets_out_of_ray(start):
-    up = start(timeout_s=400, RAY_raylet_start_wait_time_s="300")
+    up = start(timeout_s=300)
     pids, session = processes_of(up)
     by_pid = {pid: (command_of(pid), listeners({pid})) for pid in pids if command_of(pid)}
     unlisted = [

@@ -42,4 +42,16 @@ EQUIVALENTS: list[Equivalent] = [
         "if (len(batch) >= most):",
         "an empty rest stays in the queue, adds nothing to the next frame and is not counted",
     ),
+    Equivalent(
+        "engine/sequences.py",
+        "self._known_to_ranks.clear()",
+        "pass",
+        "every sequence was released before, and its key was taken out with it",
+    ),
+    Equivalent(
+        "engine/block_supply.py",
+        "if victim is None or victim is sequence:",
+        "if (victim is sequence):",
+        "the sequence itself runs and is not planned yet, so there is always a victim",
+    ),
 ]

@@ -4,7 +4,20 @@ Modelled on the field's failure catalogue: releases forgotten, frees too early, 
 writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
 """
 
-from planted import doors, fairness, gate, inside, keys, load, pool, rank, router, text, transfer
+from planted import (
+    doors,
+    fairness,
+    gate,
+    inside,
+    keys,
+    load,
+    network,
+    pool,
+    rank,
+    router,
+    text,
+    transfer,
+)
 from planted.bug import Bug
 
 RULES = "tests/simulation/test_handover_rules.py"
@@ -118,6 +131,7 @@ BUGS = [
     *inside.BUGS,
     *keys.BUGS,
     *load.BUGS,
+    *network.BUGS,
     *pool.BUGS,
     *rank.BUGS,
     *router.BUGS,

@@ -173,4 +173,12 @@ BUGS = [
         "        if False:",
         f"{INSIDE}::test_many_log_probabilities_are_made_beside_the_loop",
     ),
+    Bug(
+        "an answer that needs no body closes the connection on which the body comes",
+        "cluster/http_protocol.py",
+        "            self._body_timer = self.loop.call_later(LINGER_S, self._close_in_order)\n",
+        "            self._close_in_order()\n",
+        "tests/attacks/test_bodies.py::test_a_body_that_comes_after_the_answer_is_read"
+        "_and_the_connection_goes_on",
+    ),
 ]

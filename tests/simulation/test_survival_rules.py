@@ -9,6 +9,7 @@ from core.config import EngineConfig, PlacementConfig, RouterConfig
 from core.errors import (
     NoWorker,
     Quarantined,
+    WorkerDied,
     WorkerLost,
 )
 from core.session import Credit, Role
@@ -117,7 +118,10 @@ def test_with_pd_forced_and_no_decode_left_there_is_one_typed_error_within_five_
 
 
 def test_a_hung_worker_is_found_within_four_seconds():
+    reasons = []
+
     async def scenario(cluster):
+        cluster.orchestrator.on_retry = reasons.append
         running = asyncio.get_running_loop().create_task(
             ask(cluster, max_tokens=30, ignore_eos=True)
         )
@@ -140,6 +144,7 @@ def test_a_hung_worker_is_found_within_four_seconds():
 
     tokens, ended, took_s = run(scenario, decode=2)
     assert ended.error is None and took_s < 4.5
+    assert [type(error) for error in reasons] == [WorkerDied], "the request is under suspicion"
     assert tokens == expected(max_tokens=30, ignore_eos=True)
 
 

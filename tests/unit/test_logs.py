@@ -46,12 +46,12 @@ def tell_bug():
     try:
         raise ValueError(FORGED)
     except ValueError:
-        logging.getLogger("router.x").exception("a request failed: %s", FORGED)
+        logging.getLogger("a.bug").exception("a request failed: %s", FORGED)
 
 
 CLIENTS_WORDS = {
     "an event": lambda: events.REQUEST.tell(request_id=FORGED, model="m"),
-    "a message": lambda: logging.getLogger("uvicorn").warning("a client said %s", FORGED),
+    "a message": lambda: logging.getLogger("a.library").warning("a client said %s", FORGED),
     "a bug": tell_bug,
 }
 
@@ -83,7 +83,7 @@ def test_every_line_says_when_how_bad_what_and_who():
 
 def test_only_a_bug_has_a_traceback_and_is_called_so():
     bug = json.loads(written("json", tell_bug))
-    assert (bug["event"], bug["logger"]) == ("bug", "router.x")
+    assert (bug["event"], bug["logger"]) == ("bug", "a.bug")
     assert bug["traceback"].startswith("Traceback") and "in tell_bug" in bug["traceback"]
     message = json.loads(written("json", CLIENTS_WORDS["a message"]))
     assert message["event"] == "message" and "traceback" not in message
