@@ -1,4 +1,4 @@
-"""When each certificate ends: a metric of the routers, and a warning of every process while there is time.
+"""When each certificate ends: a metric of the routers, and a warning while there is time.
 
 Owns the reading of dates and how early it warns. Does not know who uses certificates. Called by
 `cluster.router_process` and `cluster.worker_process`.

@@ -2,8 +2,8 @@
 
 Owns the one rule for all commands: `--ca`, else `SSL_CERT_FILE`, else what the system believes; a
 client certificate where something before the doors asks for one; the API key from the environment,
-never from the command line, which everyone on a machine can read. Does not know what is asked. Called
-by every command that talks to a cluster.
+never from the command line, which everyone on a machine can read. Does not know what is asked.
+Called by every command that talks to a cluster.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class DoorAccess:
         return context
 
     def grpc_files(self, addresses: list[str]) -> tuple[bytes, bytes | None, bytes | None] | None:
-        """What a gRPC client needs: authorities, key and chain (PEM); None: these doors are plain text.
+        """What a gRPC client needs: authorities, key, chain (PEM); None: the doors are plain text.
 
         An address may say itself which it is, with `https://` or `http://`; with `--ca` or `--cert`
         it is TLS; else the door is asked.
@@ -120,8 +120,10 @@ class DoorAccess:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url} must begin with http:// or https://")
         try:
-            request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310 - scheme is checked above
-            with urlopen(request, timeout=HTTP_TIMEOUT_S, context=self.context) as reply:  # noqa: S310
+            # The scheme is checked above.
+            request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310
+            reply = urlopen(request, timeout=HTTP_TIMEOUT_S, context=self.context)  # noqa: S310
+            with reply:
                 body = reply.read()
         except HTTPError as error:
             if error.code == HTTPStatus.UNAUTHORIZED:
@@ -130,8 +132,8 @@ class DoorAccess:
                 ) from error
             if error.code == HTTPStatus.FORBIDDEN:
                 raise ConfigError(
-                    f"the key in {API_KEY_VARIABLE} may not ask the router at {url} for {path}; use "
-                    "one of role metrics or admin (`baton keys add --role`)"
+                    f"the key in {API_KEY_VARIABLE} may not ask the router at {url} for {path}; "
+                    "use one of role metrics or admin (`baton keys add --role`)"
                 ) from error
             body = error.read()  # /ready answers 503 with a body
         except (URLError, OSError) as error:

@@ -1,7 +1,8 @@
 """The bill of materials: every package that a server of this installation runs, as CycloneDX JSON.
 
 Owns the walk from our own requirements to what is installed, and the document. Does not know the
-network: all facts are those of the installed packages. Called by `make sbom` as `python -m cluster.sbom`.
+network: all facts are those of the installed packages. Called by `make sbom` as
+`python -m cluster.sbom`.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def _licenses(package: Distribution) -> dict[str, Any]:
     return {"licenses": [{"license": {"name": name}} for name in names]} if names else {}
 
 
-def document() -> dict[str, Any]:
+def bill() -> dict[str, Any]:
     """The whole bill."""
     tree = closure(ROOT)
     return {
@@ -124,4 +125,4 @@ def document() -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    json.dump(document(), sys.stdout, indent=1)
+    json.dump(bill(), sys.stdout, indent=1)

@@ -1,7 +1,7 @@
 """`baton status`: whether the cluster serves, what is not as it should be, and every worker.
 
-Owns what is shown and the exit code. Does not know how readiness is found: a router says it. Called by
-`cluster.cli`.
+Owns what is shown and the exit code. Does not know how readiness is found: a router says it. Called
+by `cluster.cli`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Every event that an operator is told: name, level, meaning and fields in one table.
 
 Owns the table and the logger that events go to; nothing is heard of them before `core.logs` is told
-where to write. Does not know formats. Called wherever one happens, as `events.WORKER_LOST.tell(...)`;
-docs/reference.md is made from it.
+where to write. Does not know formats. Called wherever one happens, as
+`events.WORKER_LOST.tell(...)`; docs/reference.md is made from it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ERROR = logging.ERROR
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One kind of event. Fields carry facts: ids, numbers, reasons; never keys, prompts or outputs."""
+    """One kind of event. Fields are facts: ids, numbers, reasons; no keys, prompts or outputs."""
 
     name: str
     level: int
@@ -34,7 +34,7 @@ class Event:
 
 WORKER_FIELDS = ("worker_id", "role", "worker_pid", "node")
 
-# --- the parent of all processes: `baton up` ----------------------------------------------------------
+# --- the parent of all processes: `baton up` ------------------------------------------------------
 
 CLUSTER_STARTS = Event("cluster_starts", INFO, "`baton up` has checked its config", (
     "version", "model", "prefill", "decode", "routers"))  # fmt: skip
@@ -52,7 +52,7 @@ STORE_RESTARTED = Event("store_restarted", WARNING, "our Redis ended; another is
 LEFTOVERS_KILLED = Event("leftovers_killed", INFO, "processes had outlived their cluster", (
     "pids",))  # fmt: skip
 
-# --- routers ------------------------------------------------------------------------------------------
+# --- routers --------------------------------------------------------------------------------------
 
 ROUTER_LISTENS = Event("router_listens", INFO, "both doors are open", ("http_port", "grpc_port"))
 ROUTER_READY = Event("router_ready", INFO, "a request got through: `/ready` says yes", (
@@ -71,7 +71,7 @@ WORKER_RESUMED = Event("worker_resumed", INFO, "that worker takes requests again
 STORE_DOWN = Event("store_down", WARNING, "Redis does not answer; requests are not affected", (
     "reason",))  # fmt: skip
 STORE_UP = Event("store_up", INFO, "Redis answers")
-LOAD_SHED = Event("load_shed", WARNING, "requests are refused for want of room, since the last line", (
+LOAD_SHED = Event("load_shed", WARNING, "requests are refused for want of room", (
     "refused", "running", "queued"))  # fmt: skip
 SIDE_PROCESS_REPLACED = Event("side_process_replaced", WARNING,
     "a process that tokenizes or parses died or took too long", ("module", "reason"))  # fmt: skip
@@ -80,12 +80,13 @@ DESCRIPTORS_SCARCE = Event("descriptors_scarce", WARNING,
     ("limit", "needed"))  # fmt: skip
 REQUEST = Event("request", INFO, "a request ended (`router.has_request_log`)", (
     "request_id", "model", "operation", "outcome", "tenant", "tier", "door", "client",
-    "prompt_tokens", "output_tokens", "cached_tokens", "n", "ttft_ms", "e2e_ms", "phases_ms", "path",
-    "prefill_worker", "decode_worker", "kv_bytes", "attempts", "correlation_id", "trace_id"))  # fmt: skip
+    "prompt_tokens", "output_tokens", "cached_tokens", "n", "ttft_ms", "e2e_ms", "phases_ms",
+    "path", "prefill_worker", "decode_worker", "kv_bytes", "attempts", "correlation_id",
+    "trace_id"))  # fmt: skip
 REFUSAL = Event("refusal", INFO, "a call was refused before it had a request of its own", (
     "outcome", "route", "tenant", "tier", "door", "client", "unlogged"))  # fmt: skip
 
-# --- workers ------------------------------------------------------------------------------------------
+# --- workers --------------------------------------------------------------------------------------
 
 WORKER_READY = Event("worker_ready", INFO, "a worker has loaded its model and listens", (
     "worker_id", "role", "model", "rank_pids", "took_s"))  # fmt: skip
@@ -101,8 +102,11 @@ ROUTER_GONE = Event("router_gone", WARNING, "a router stayed away; its requests 
 CARRIER_ENDED = Event("carrier_ended", WARNING, "a process that carries KV ended; another starts", (
     "kind", "reason"))  # fmt: skip
 
-# --- routers and workers ------------------------------------------------------------------------------
+# --- routers and workers --------------------------------------------------------------------------
 
+STREAM_REFUSED = Event("stream_refused", WARNING,
+    "somebody who is not of the cluster knocked at an inner port; the count is since the start",
+    ("stream", "peer", "refused", "reason"))  # fmt: skip
 DRAIN_BEGUN = Event("drain_begun", INFO, "nothing new is taken; what runs may end or move", (
     "running", "grace_s"))  # fmt: skip
 DRAIN_ENDED = Event("drain_ended", INFO, "the drain is over", ("left",))
@@ -120,7 +124,7 @@ KEYS_CLOSED = Event("keys_closed", ERROR, "the key file stayed lost: no key open
     "reason",))  # fmt: skip
 KEY_FILE_BACK = Event("key_file_back", INFO, "the key file can be read again")
 
-# --- every process ------------------------------------------------------------------------------------
+# --- every process --------------------------------------------------------------------------------
 
 LINES_DROPPED = Event("lines_dropped", WARNING, "whoever reads the log was behind", ("lines",))
 BUG = Event("bug", ERROR, "something failed that should not; nothing else has a traceback", (

@@ -1,12 +1,12 @@
 """How every process logs: one record a line on standard error, as text or as JSON.
 
-Owns the two formats, their escapes, and the bounded queue to the thread that writes, so that a blocked
-pipe never blocks a loop. Does not know what is told: events are `core.events`. Called first thing by
-every process that this project starts, with the settings by `baton up` and Ray's replicas, and without
-them by their children, which find them in the environment.
+Owns the two formats, their escapes, and the bounded queue to the thread that writes, so that a
+blocked pipe never blocks a loop. Does not know what is told: events are `core.events`. Called first
+thing by every process that this project starts: with the settings by `baton up` and Ray's replicas,
+without them by their children, which find them in the environment.
 
-A record is one line, whatever a client wrote: control characters are escaped. The one exception is the
-traceback of a bug as text, whose lines begin with spaces and a bar, as no record does.
+A record is one line, whatever a client wrote: control characters are escaped. The one exception is
+the traceback of a bug as text, whose lines begin with spaces and a bar, as no record does.
 """
 
 from __future__ import annotations
@@ -162,8 +162,8 @@ def configure(process: str, style: str = "", level: str = "") -> None:
 
     Args:
         process: What this process is, for every line: up, router, prefill, rank and so on.
-        style: text or json; auto: text on a terminal, JSON elsewhere; empty: as the environment says.
-        level: The least that is told of events: info, warning or error; empty: as the environment says.
+        style: text or json; auto: text on a terminal, JSON elsewhere; empty: the environment's.
+        level: The least that is told of events: info, warning or error; empty: the environment's.
     """
     style = style or os.environ.get(FORMAT_VARIABLE, "auto")
     level = level or os.environ.get(LEVEL_VARIABLE, "info")

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from core import events
 from core.addresses import join_address
 from core.ports import StreamClosed, StreamHandler
 from core.renewed import Renewed
@@ -47,7 +47,6 @@ FETCH_CHANNELS = 4
 NONCE_KEY, DIALLER_KEY, LISTENER_KEY = "baton-nonce", "baton-dialler", "baton-listener"
 REFUSAL_LINE_S = 1.0
 """Refusals are counted all, and told in at most one line in so many seconds."""
-log = logging.getLogger(__name__)
 
 
 def _identity(message: Any) -> Any:  # noqa: ANN401
@@ -348,10 +347,9 @@ class GrpcNetwork:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._told_at >= REFUSAL_LINE_S:
             self._told_at = now_s
-            log.warning(
-                "%s refused a stream from %s, the refusal no. %d since the start: %s",
-                self._method, context.peer(), self.num_refused, why,
-            )  # fmt: skip
+            events.STREAM_REFUSED.tell(
+                stream=self._method, peer=context.peer(), refused=self.num_refused, reason=why
+            )
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
 
     async def close(self) -> None:

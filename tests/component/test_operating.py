@@ -1,4 +1,4 @@
-"""The operator's side of real processes, files and doors: what is told, what commands reach and return."""
+"""The operator's side of processes, files and doors: what is told, reached and returned."""
 
 import asyncio
 import datetime
@@ -47,7 +47,7 @@ def tls(tmp_path_factory):
     return folder
 
 
-# --- the parent of all processes --------------------------------------------------------------------------
+# --- the parent of all processes ------------------------------------------------------------------
 
 
 async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reason(
@@ -108,7 +108,7 @@ async def test_a_router_that_dies_is_told_of(told, monkeypatch):
     assert isinstance(cluster.failed.exception(), WorkerLost)
 
 
-# --- load ---------------------------------------------------------------------------------------------------
+# --- load -----------------------------------------------------------------------------------------
 
 
 def test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was(told):
@@ -128,7 +128,7 @@ async def test_both_kinds_of_refusal_count_as_load_that_is_shed(told, tmp_path):
     assert "load_shed" in [name for name, _ in told()]
 
 
-# --- doors over TLS ---------------------------------------------------------------------------------------
+# --- doors over TLS -------------------------------------------------------------------------------
 
 
 class Parrot(generation_pb2_grpc.GenerationServicer):
@@ -296,7 +296,7 @@ def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
     assert ("pool_empty: 0 of 1 decode workers are ready" in out) is bool(found)
 
 
-# --- certificates -----------------------------------------------------------------------------------------
+# --- certificates ---------------------------------------------------------------------------------
 
 
 def made(folder, monkeypatch, days):

@@ -1,4 +1,4 @@
-"""What an operator is told while a cluster falls apart and heals, and what `/ready` says meanwhile."""
+"""What an operator is told while a cluster falls apart and heals, and what `/ready` says."""
 
 import asyncio
 import logging
