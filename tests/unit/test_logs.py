@@ -128,7 +128,8 @@ def test_a_reader_that_stands_still_blocks_nobody_and_hears_how_much_it_missed(m
     lines = [json.loads(line) for line in pipe.getvalue().splitlines()]
     told = [line["event"] for line in lines]
     missed = [line["lines"] for line in lines if line["event"] == "lines_dropped"]
-    assert len(missed) == 1 and told.count("store_up") + missed[0] == 9 and missed[0] >= 6
+    assert told.count("store_up") + sum(missed) == 9
+    assert sum(missed) >= 6
     events.LOGGER.manager._clear_cache()
 
 
