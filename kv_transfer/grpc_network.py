@@ -47,6 +47,8 @@ FETCH_CHANNELS = 4
 NONCE_KEY, DIALLER_KEY, LISTENER_KEY = "baton-nonce", "baton-dialler", "baton-listener"
 REFUSAL_LINE_S = 1.0
 """Refusals are counted all, and told in at most one line in so many seconds."""
+HEAR_OUT_S = 1.0
+"""How long a refusal waits for the message that it must not cross."""
 
 
 def _identity(message: Any) -> Any:  # noqa: ANN401
@@ -170,6 +172,17 @@ class _ServerStream:
         self._is_closed = self.is_reset = True
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
+
+
+async def _hear_out(context: Any) -> None:  # noqa: ANN401
+    """Wait for a first message that shall not be answered.
+
+    A status that crosses the caller's first message reaches it as a broken stream, so that it does
+    not learn why. Only for callers with a certificate of the cluster: strangers are not listened to.
+    """
+    with contextlib.suppress(StreamClosed, TimeoutError):
+        async with asyncio.timeout(HEAR_OUT_S):
+            await _ServerStream(context, {}).recv()
 
 
 def _is_cancelled() -> bool:
@@ -334,6 +347,7 @@ class GrpcNetwork:
         """Refuse whoever is not of the cluster; returns what to show to whoever is."""
         if self._tls is not None:
             if self._tls.peer_name not in _names_of(context):
+                await _hear_out(context)
                 await self._refuse(context, "this role may not open this stream")
             return {}
         shown = dict(context.invocation_metadata() or ())

@@ -1,8 +1,11 @@
 """New certificates are taken up where one listens and dials, and a broken pair shuts nothing."""
 
 import asyncio
+import collections
+import contextlib
 import logging
 import ssl
+import sys
 from types import SimpleNamespace
 
 import grpc
@@ -210,6 +213,60 @@ async def test_the_inside_takes_up_new_certificates_where_it_listens_and_where_i
     finally:
         for network in (old, new, echo.server):
             await network.close()
+
+
+LISTEN = """
+import asyncio, sys
+from cluster.tls import fetch_tls
+from core.config import SecurityConfig
+from kv_transfer.grpc_network import fetch_network
+
+async def main():
+    async def silent(stream):
+        await stream.recv()
+    network = fetch_network(tls=fetch_tls(SecurityConfig(tls_dir=sys.argv[1]), "prefill"))
+    print(await network.listen(silent), flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_role_that_may_not_open_a_stream_hears_so_every_time(tmp_path):
+    """Over a process border: within one process the refusal never crosses the first message."""
+    make_certificates(tmp_path, ["localhost"])
+    options = [
+        ("grpc.ssl_target_name_override", "prefill.baton.internal"),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
+    certificate = grpc.ssl_channel_credentials(
+        (tmp_path / "ca.pem").read_bytes(),
+        (tmp_path / "router.key").read_bytes(),
+        (tmp_path / "router.pem").read_bytes(),
+    )
+    ends = collections.Counter()
+
+    async def knock(address):
+        async with grpc.aio.secure_channel(address, certificate, options=options) as channel:
+            call = channel.stream_stream("/baton.internal.v1.KVTransfer/Fetch")(timeout=20)
+            with contextlib.suppress(
+                grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError
+            ):
+                await call.write(b"a first message")
+                await call.read()
+            ends[await call.code(), await call.details()] += 1
+
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LISTEN, str(tmp_path), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        address = (await child.stdout.readline()).decode().strip()
+        for _ in range(20):
+            await asyncio.gather(*(knock(address) for _ in range(8)))
+    finally:
+        child.kill()
+        await child.wait()
+    assert ends == {(grpc.StatusCode.PERMISSION_DENIED, "this role may not open this stream"): 160}
 
 
 def test_the_inside_does_not_start_with_files_that_do_not_fit(tmp_path):

@@ -89,4 +89,8 @@ BUGS = [
     Bug("a router in wrong hands is as many as it likes", "worker/sessions.py",
         "if hello.router_id not in self._sessions and len(self._sessions) >= MAX_ROUTERS:\n",
         "if False:\n", f"{CHECKING}::test_routers_have_a_number"),
+    Bug("a refusal crosses the first message", "kv_transfer/grpc_network.py",
+        "                await _hear_out(context)\n", "",
+        "tests/component/test_certificates.py::"
+        "test_a_role_that_may_not_open_a_stream_hears_so_every_time"),
 ]  # fmt: skip
