@@ -7,18 +7,22 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+# torch alone comes without a hash of ours, as its build is yours to choose; a site that pins its own:
+#   make demo TORCH="--require-hashes --no-deps --requirement torch.txt"
+TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest
 PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference format clean
+.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet torch==2.13.0 $(TORCH_PIP_ARGS)
-	$(BIN)/pip install --quiet --editable '.[dev]' --constraint constraints.txt
+	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt
+	$(BIN)/pip install --quiet $(TORCH) $(TORCH_PIP_ARGS)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
 demo: setup
@@ -33,7 +37,7 @@ test-processes: setup
 	$(PYTEST) tests/faults; failed=$$?; $(PYTEST) tests/e2e && exit $$failed
 
 test-rest: setup
-	nice -n 5 $(PYTEST) tests/component tests/planted tests/unit tests/simulation
+	nice -n 5 $(PYTEST) tests/attacks tests/component tests/planted tests/unit tests/simulation
 
 # No processes, no models: seconds.
 test-fast: setup
@@ -42,7 +46,7 @@ test-fast: setup
 # Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a soak;
 # figures go to benchmarks/results/faults_*.json
 test-long: setup
-	LONG=1 $(PYTEST) -v tests/unit tests/simulation tests/component tests/planted
+	LONG=1 $(PYTEST) -v tests/attacks tests/unit tests/simulation tests/component tests/planted
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json > benchmarks/results/simulate_faults.json
@@ -70,6 +74,10 @@ protos: setup
 
 reference: setup
 	$(BIN)/python -m cluster.reference
+
+# What a server installs, as CycloneDX JSON.
+sbom: setup
+	$(BIN)/python -m cluster.sbom > sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -79,6 +79,7 @@ async def worker():
         WorkerParts(
             role=Role.DECODE, make_role=decode_role(10.0), runner=StubRunner(), kv=MemoryKV(layout, ENGINE.num_blocks),
             layout=layout, engine=ENGINE, transfer=TransferConfig(), max_model_len=spec.max_model_len,
+            vocabulary_size=spec.vocabulary_size,
             session_network=session_network(), transfer_network=fetch_network(), clock=SystemClock(), descriptor=descriptor,
         ),
         None,

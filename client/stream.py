@@ -51,6 +51,8 @@ class Client:
         addresses: Sequence[str],
         api_key: str = "",
         root_certificates: bytes | None = None,
+        private_key: bytes | None = None,
+        certificate_chain: bytes | None = None,
         max_reconnects: int = 10,
     ) -> None:
         """Nothing is dialled yet.
@@ -58,12 +60,16 @@ class Client:
         Args:
             addresses: gRPC doors, `host:port`; the first is tried first.
             api_key: Sent as a bearer token, if there is one.
-            root_certificates: PEM; with them the doors are reached over TLS.
+            root_certificates: PEM; with them the doors are reached over TLS. Empty: gRPC's own.
+            private_key: PEM; with `certificate_chain`, for doors that ask for a certificate.
+            certificate_chain: PEM; what is shown to such doors.
             max_reconnects: How often one stream may break before its last error is raised.
         """
         self._addresses = list(addresses)
         self._metadata = (("authorization", f"Bearer {api_key}"),) if api_key else ()
-        self._roots, self._max_reconnects = root_certificates, max_reconnects
+        self._is_private = root_certificates is not None
+        self._certificates = (root_certificates or None, private_key, certificate_chain)
+        self._max_reconnects = max_reconnects
         self._channels: dict[str, grpc.aio.Channel] = {}
         self._pulses: dict[str, _Pulse] = {}
         self._first = 0
@@ -134,12 +140,11 @@ class Client:
 
     def _stub(self, address: str) -> Any:  # noqa: ANN401
         if address not in self._channels:
-            if self._roots is None:
-                channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+            if self._is_private:
+                credentials = grpc.ssl_channel_credentials(*self._certificates)
+                channel = grpc.aio.secure_channel(address, credentials, options=OPTIONS)
             else:
-                channel = grpc.aio.secure_channel(
-                    address, grpc.ssl_channel_credentials(self._roots), options=OPTIONS
-                )
+                channel = grpc.aio.insecure_channel(address, options=OPTIONS)
             self._channels[address] = channel
         return generation_pb2_grpc.GenerationStub(self._channels[address])
 

@@ -21,6 +21,7 @@ from rich.table import Table
 from cluster.bench_load import Planned, Shape, plan
 from cluster.bench_report import Sample, summarise, svg
 from cluster.bench_serve import run
+from cluster.door_access import DoorAccess
 from core.errors import ConfigError
 
 UNKNOWN_VOCABULARY = 1000
@@ -39,6 +40,7 @@ class Options:
     goodput: str
     timeout_s: float
     plot: Path | None
+    access: DoorAccess
     as_json: bool
 
 
@@ -77,6 +79,7 @@ def run_bench(options: Options) -> None:
                 options.concurrency,
                 options.timeout_s,
                 on_done,
+                options.access,
             )
         )
     summary = summarise(samples, limits)

@@ -16,7 +16,7 @@ import aiohttp
 
 from cluster.bench_load import Planned
 from cluster.bench_report import Sample
-from cluster.client import authorization
+from cluster.door_access import DoorAccess, authorization
 from core.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -104,6 +104,7 @@ async def run(
     concurrency: int,
     timeout_s: float,
     on_done: Callable[[Sample], None],
+    access: DoorAccess,
 ) -> list[Sample]:
     """Offer a load.
 
@@ -114,13 +115,14 @@ async def run(
         concurrency: Most requests in flight; 0: as many as are due.
         timeout_s: Of one request.
         on_done: Told of each.
+        access: Whom to believe.
 
     Raises:
         ConfigError: The server is not there.
     """
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
     # A connection of its own for each request, as separate users have; some servers end theirs without a word.
-    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=access.context)
     async with aiohttp.ClientSession(
         headers=authorization(), timeout=timeout, connector=connector, read_bufsize=1 << 20
     ) as session:

@@ -14,13 +14,21 @@ import grpc
 import typer
 
 from cluster.client import Answer, show_text, stream_chat, told
+from cluster.door_access import DoorAccess
 from protos.baton.v1 import generation_pb2 as pb
 
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it"
 
 
 def run_chat(
-    address: str, system: str, message: str, max_tokens: int, temperature: float, *, as_json: bool
+    address: str,
+    system: str,
+    message: str,
+    max_tokens: int,
+    temperature: float,
+    access: DoorAccess,
+    *,
+    as_json: bool,
 ) -> None:
     """Talk until the user ends it; with a message, one turn only.
 
@@ -45,7 +53,7 @@ def run_chat(
             response=pb.ResponseOptions(timing=True),
         )
         try:
-            answer = stream_chat(address, request, None if as_json else show_text)
+            answer = stream_chat(address, request, None if as_json else show_text, access)
         except grpc.RpcError as error:
             raise told(error) from error
         turns.append(pb.ChatMessage(role="assistant", content=answer.text))

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import signal
 import sys
-import traceback
 from typing import Any
 
 import uvloop
 
+from core import logs
 from core.config import BatonConfig
 from core.errors import ServingError
 from core.lifeline import hang_on
 from core.session import Role
 
 MAX_LINE_BYTES = 16 << 20
-
 EXIT_BUG = 70
+log = logging.getLogger(__name__)
 
 
 def say(message: dict[str, Any]) -> None:
@@ -93,12 +94,13 @@ async def _main(kind: str) -> None:
     except ServingError as error:
         say({"error": type(error).__name__, "message": error.message})
         raise SystemExit(3) from error
-    except Exception:  # noqa: BLE001 - a bug: half-started parts may hold the orderly way out, and the parent waits
-        traceback.print_exc()
-        sys.stderr.flush()
+    except Exception:  # half-started parts may hold the orderly way out, and the parent waits
+        log.exception("the process ends by a bug")
+        logs.close()
         os._exit(EXIT_BUG)
 
 
 if __name__ == "__main__":
+    logs.configure(sys.argv[1])
     hang_on(int(sys.argv[2]))
     uvloop.run(_main(sys.argv[1]))

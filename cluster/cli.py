@@ -10,10 +10,11 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from cluster.keys_cli import keys
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -25,7 +26,13 @@ app = typer.Typer(
 Output = Annotated[str, typer.Option("--output", "-o", help="table or json")]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file")]
 Url = Annotated[str, typer.Option("--url", help="HTTP door of a router")]
-HTTP_TIMEOUT_S = 10.0
+Ca = Annotated[
+    Path | None, typer.Option("--ca", help="PEM of the doors' authority; else SSL_CERT_FILE")
+]
+Cert = Annotated[
+    Path | None, typer.Option("--cert", help="PEM to show where the door asks for a certificate")
+]
+Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if it lies apart")]
 
 
 @app.command()
@@ -39,6 +46,7 @@ def up(
         bool, typer.Option("--colocated", help="one pool does both phases")
     ] = False,
     address: Annotated[str, typer.Option(help="join a running Ray cluster")] = "",
+    log_format: Annotated[str, typer.Option(help="auto, text or json; config: log.format")] = "",
 ) -> None:
     """Start a cluster in the foreground; Ctrl-C ends it."""
     from cluster.up import run_up  # noqa: PLC0415
@@ -52,59 +60,48 @@ def up(
         flags["router.grpc_port"] = grpc_port
     if colocated:
         flags["colocated"] = True
+    if log_format:
+        flags["log.format"] = log_format
     run_up(config, flags, address, is_local=local)
 
 
 @app.command()
-def status(url: Url = "http://127.0.0.1:8000", output: Output = "table") -> None:
-    """Show readiness and every worker."""
-    readiness, replicas = _get(url, "/ready"), _get(url, "/replicas")["replicas"]
-    if output == "json":
-        typer.echo(json.dumps({**readiness, "replicas": replicas}, indent=2))
-    else:
-        _show_status(readiness, replicas)
-    raise typer.Exit(0 if readiness["ready"] else 1)
+def status(
+    url: Url = "http://127.0.0.1:8000",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Show readiness, what is missing, and every worker.
 
+    Exits with 0 if all is well, 1 if not ready, 3 if ready but short of something that is configured,
+    2 if nobody answers.
+    """
+    from cluster.door_access import DoorAccess  # noqa: PLC0415
+    from cluster.status import run_status  # noqa: PLC0415
 
-def _show_status(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
-    from rich import box  # noqa: PLC0415
-    from rich.console import Console  # noqa: PLC0415
-    from rich.table import Table  # noqa: PLC0415
-
-    table = Table(
-        "role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE
-    )
-    for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
-        load = r["load"]
-        ranks = " ".join(map(str, r["rank_pids"]))
-        blocks = f"{load['free_blocks'] + load['cached_blocks']}/{load['total_blocks']}"
-        run, wait = str(load["running"]), str(load["waiting"])
-        table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], run, wait, blocks)
-    console = Console()
-    console.print(table)
-    for name, model in readiness["models"].items():
-        state = (
-            f"ready, canary {model['canary_ms']} ms"
-            if readiness["ready"]
-            else f"not ready: {model['canary_error']}"
-        )
-        console.print(f"{name}: {state}; store {readiness['store']}")
+    raise typer.Exit(run_status(url, DoorAccess(ca, cert, key), as_json=output == "json"))
 
 
 @app.command()
 def doctor(
     url: Url = "http://127.0.0.1:8000",
     mib: Annotated[int, typer.Option(help="moved over each link", min=1, max=256)] = 16,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
     output: Output = "table",
 ) -> None:
     """Measure every link between prefill and decode: its transport, its speed, and when handing over pays."""
     from cluster.doctor import run_doctor  # noqa: PLC0415
+    from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    run_doctor(url, mib, as_json=output == "json")
+    run_doctor(url, mib, DoorAccess(ca, cert, key), as_json=output == "json")
 
 
 @app.command()
-def generate(
+def generate(  # noqa: PLR0913 - one option each
     prompt: Annotated[str, typer.Argument(help="text to continue")],
     grpc_address: Annotated[
         str, typer.Option("--grpc", help="gRPC door of a router")
@@ -112,16 +109,21 @@ def generate(
     max_tokens: Annotated[int, typer.Option(help="longest output (tokens)")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="fix the random numbers")] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
     output: Output = "table",
 ) -> None:
     """Continue a text and show where the time went."""
     from cluster.client import generate_stream  # noqa: PLC0415
+    from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    generate_stream(prompt, grpc_address, max_tokens, temperature, seed, as_json=output == "json")
+    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    generate_stream(prompt, grpc_address, max_tokens, temperature, seed, access, as_json=as_json)
 
 
 @app.command()
-def chat(
+def chat(  # noqa: PLR0913 - one option each
     grpc_address: Annotated[
         str, typer.Option("--grpc", help="gRPC door of a router")
     ] = "127.0.0.1:9000",
@@ -131,12 +133,17 @@ def chat(
     system: Annotated[str, typer.Option(help="system message")] = "",
     max_tokens: Annotated[int, typer.Option(help="longest answer (tokens); 0: what fits")] = 0,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
     output: Output = "table",
 ) -> None:
     """Talk with the model; shows TTFT and tokens per second after each answer."""
     from cluster.chat import run_chat  # noqa: PLC0415
+    from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    run_chat(grpc_address, system, message, max_tokens, temperature, as_json=output == "json")
+    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    run_chat(grpc_address, system, message, max_tokens, temperature, access, as_json=as_json)
 
 
 @app.command()
@@ -233,11 +240,15 @@ def bench_serve(  # noqa: PLR0913 - one option each
     seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
     timeout_s: Annotated[float, typer.Option(help="of one request", min=0.1)] = 600.0,
     plot: Annotated[Path | None, typer.Option(help="write the distributions as SVG")] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
     output: Output = "table",
 ) -> None:
     """Offer a load to any OpenAI-style server and report TTFT, ITL, TPOT, E2E and goodput."""
     from cluster.bench_cli import Options, run_bench  # noqa: PLC0415
     from cluster.bench_load import Shape  # noqa: PLC0415
+    from cluster.door_access import DoorAccess  # noqa: PLC0415
 
     shape = Shape(
         requests,
@@ -251,33 +262,13 @@ def bench_serve(  # noqa: PLR0913 - one option each
         speed,
         seed,
     )
+    access, as_json = DoorAccess(ca, cert, key), output == "json"
     run_bench(
-        Options(url, model, shape, concurrency, goodput, timeout_s, plot, as_json=output == "json")
+        Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
     )
 
 
-keys = typer.Typer(help="API keys.", no_args_is_help=True)
 app.add_typer(keys, name="keys")
-
-
-@keys.command("add")
-def keys_add(
-    file: Annotated[Path, typer.Option(help="key file, as in security.api_keys")],
-    tenant: Annotated[str, typer.Option(help="whose key it is; tenants share no cache")],
-    tier: Annotated[str, typer.Option(help="tier of its requests")] = "standard",
-) -> None:
-    """Make a key: shown once, its hash goes to the file. A running router takes it up within a second."""
-    from router.credentials import new_key  # noqa: PLC0415
-
-    key, line = new_key(tenant, tier)
-    with open(
-        file.expanduser(),
-        "a",
-        opener=lambda name, flags: os.open(name, flags, 0o600),
-        encoding="utf-8",
-    ) as out:
-        out.write(line + "\n")
-    typer.echo(key)
 
 
 @app.command()
@@ -323,24 +314,29 @@ def simulate_faults(
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
-    from cluster.up import warn_of_tokens_beyond  # noqa: PLC0415
+    from cluster.cluster_key import secrets_of, with_secrets  # noqa: PLC0415
+    from cluster.network_check import faults_between_machines  # noqa: PLC0415
+    from cluster.ray_probe import door_of_environment  # noqa: PLC0415
+    from cluster.up import check_doors, warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
+    from core.references import is_reference  # noqa: PLC0415
     from router.detokenizing import TextModel  # noqa: PLC0415
 
     resolved = load_config(config)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
+    check_doors(resolved)
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
-    tree = resolved.model_dump()
-    tree["redis"]["url"] = "***" if resolved.redis.url else ""
-    tree["seed_key"] = "***"
-    tree["security"]["cluster_key"] = "***" if resolved.security.cluster_key else ""
+    hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
+    tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
+    door = door_of_environment(os.environ)
     facts = {
         "model": spec.name, "architecture": spec.architecture, "dtype": spec.dtype, "max_model_len": spec.max_model_len,
         "kv_block_bytes": layout.block_bytes, "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
         "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
+        "in_the_way_of_several_machines": faults_between_machines(resolved, door),
     }  # fmt: skip
     if output == "json":
         typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))
@@ -363,36 +359,9 @@ def version(output: Output = "table") -> None:
     typer.echo(json.dumps({"version": number}) if output == "json" else f"baton {number}")
 
 
-def _get(url: str, path: str) -> dict[str, Any]:
-    from http import HTTPStatus  # noqa: PLC0415
-    from urllib.error import HTTPError, URLError  # noqa: PLC0415
-    from urllib.request import Request, urlopen  # noqa: PLC0415
-
-    from cluster.client import authorization  # noqa: PLC0415
-
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url} must begin with http:// or https://", param_hint="--url")
-    try:
-        request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310 - scheme is checked above
-        with urlopen(request, timeout=HTTP_TIMEOUT_S) as reply:  # noqa: S310
-            body = reply.read()
-    except HTTPError as error:
-        if error.code == HTTPStatus.UNAUTHORIZED:
-            _fail(f"the router at {url} wants an API key; set OPENAI_API_KEY")
-        body = error.read()  # /ready answers 503 with a body
-    except (URLError, OSError) as error:
-        _fail(f"no router answers at {url}: {error}; is `baton up` running?")
-    tree: dict[str, Any] = json.loads(body)
-    return tree
-
-
-def _fail(message: str) -> None:
-    typer.echo(f"baton: {message}", err=True)
-    raise SystemExit(2)
-
-
 def main() -> None:
     """Run the command; our own errors are one line, not a stack."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core talks on standard error, too
     try:
         app()
     except ServingError as error:

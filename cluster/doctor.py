@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.client import authorization
+from cluster.door_access import DoorAccess, authorization, unreachable
+from cluster.redis_binary import describe_server
 from core.errors import ConfigError
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -81,8 +82,11 @@ def judge(link: dict[str, Any], prompts: list[Prompt]) -> Verdict:
 class _Router:
     """The HTTP door of a router."""
 
-    def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=url, headers=authorization(), timeout=TIMEOUT_S)
+    def __init__(self, url: str, access: DoorAccess) -> None:
+        self._url = url
+        self._client = httpx.Client(
+            base_url=url, headers=authorization(), timeout=TIMEOUT_S, verify=access.context
+        )
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
         """One request.
@@ -93,9 +97,7 @@ class _Router:
         try:
             reply = self._client.request(method, path, json=body, headers={"x-baton-timing": "1"})
         except httpx.HTTPError as error:
-            raise ConfigError(
-                f"no router answers at {self._client.base_url}: {error}; is `baton up` running?"
-            ) from error
+            raise unreachable(self._url, error) from error
         if reply.status_code != HTTPStatus.OK:
             raise ConfigError(
                 f"{method} {path} was answered with {reply.status_code}: {reply.text[:300]}"
@@ -153,21 +155,26 @@ def _measure(
     return links, prompts
 
 
-def run_doctor(url: str, mib: int, *, as_json: bool) -> None:
+def run_doctor(url: str, mib: int, access: DoorAccess, *, as_json: bool) -> None:
     """Measure and report; exits with 1 if a link does not work or there is none.
 
     Raises:
         ConfigError: No router answers.
     """
     links, prompts = _measure(
-        _Router(url), mib, is_quiet=as_json or not Console(stderr=True).is_terminal
+        _Router(url, access), mib, is_quiet=as_json or not Console(stderr=True).is_terminal
     )
     verdicts = [judge(link, prompts) for link in links]
     if as_json:
-        tree = {"links": [asdict(v) for v in verdicts], "prompts": [asdict(p) for p in prompts]}
+        tree = {
+            "links": [asdict(v) for v in verdicts],
+            "prompts": [asdict(p) for p in prompts],
+            "store_server": describe_server(),
+        }
         typer.echo(json.dumps(tree, indent=2))
     else:
         _show(verdicts, prompts)
+        Console().print(f"Store that `baton up` starts on this machine: {describe_server()}")
     raise typer.Exit(0 if verdicts and not any(v.error for v in verdicts) else 1)
 
 

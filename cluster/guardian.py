@@ -17,6 +17,8 @@ import sys
 import time
 from pathlib import Path
 
+from core import events, logs
+
 VARIABLE = "CLUSTER_OF_BATON"
 SWEEPS = 50
 SWEEP_S = 0.1
@@ -78,18 +80,23 @@ def _watch(marker: str, parent: int) -> None:
     # Ends when the parent lets go, dead or alive; until then it may name folders.
     folders = [line.strip() for line in sys.stdin]
     num_clean = 0
+    killed: set[int] = set()
     for _ in range(SWEEPS):
         pids = cluster_processes(marker, folders, {os.getpid(), parent})
         num_clean = 0 if pids else num_clean + 1
         if num_clean == CLEAN_SWEEPS:
-            return
+            break
+        killed.update(pids)
         for pid in pids:
             try:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 continue
         time.sleep(SWEEP_S)  # the killed ones need a moment to be gone; bounded by SWEEPS
+    if killed:
+        events.LEFTOVERS_KILLED.tell(pids=sorted(killed))
 
 
 if __name__ == "__main__":
+    logs.configure("guardian")
     _watch(sys.argv[1], os.getppid())

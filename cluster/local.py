@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import sys
 from typing import Any
 
-from cluster.cluster_key import with_cluster_key
+from cluster.cluster_key import with_cluster_keys
 from cluster.members import from_json, to_json
 from cluster.redis_server import RedisServer, with_redis
+from core import events
 from core.config import BatonConfig
 from core.errors import ConfigError, ServingError, WorkerLost, from_wire
 from core.session import Role, WorkerDescriptor
@@ -86,6 +88,16 @@ class Child:
                 await self.process.wait()
         self.close()
 
+    def how_it_ended(self) -> str:
+        """In words: by which signal, or with which exit code."""
+        code = self.process.returncode
+        if code is None or code >= 0:
+            return f"exit code {code}"
+        try:
+            return signal.Signals(-code).name
+        except ValueError:
+            return f"signal {-code}"
+
     def close(self) -> None:
         """Let go of the lifeline."""
         if self._life_fd >= 0:
@@ -125,7 +137,7 @@ class LocalCluster:
         ]
         seats += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
         self._desired = len(seats)
-        self.config = with_cluster_key(self.config)
+        self.config = with_cluster_keys(self.config)
         if self.config.redis.is_on and not self.config.redis.url:
             self._redis = RedisServer()
             self.config = with_redis(self.config, self._redis.url)
@@ -150,6 +162,7 @@ class LocalCluster:
         self._workers[seat] = child
         news = await child.hear()
         self._members[seat] = from_json(news["worker"])
+        events.CHILD_STARTED.tell(child=seat, child_pid=child.process.pid)
 
     async def _start_routers(self) -> None:
         for seat in range(self.config.router.replicas):
@@ -160,6 +173,7 @@ class LocalCluster:
         child = await Child.spawn("router", config)
         self._routers[seat] = child
         news = await child.hear()
+        events.CHILD_STARTED.tell(child=f"router-{seat}", child_pid=child.process.pid)
         return news["http_port"], news["grpc_port"]
 
     async def _tell_routers(self) -> None:
@@ -177,6 +191,7 @@ class LocalCluster:
             child = self._workers.get(seat)
             if child is not None:
                 await child.process.wait()
+                _tell_end(seat, child)
                 child.close()
                 self._members.pop(seat, None)
                 await self._tell_routers()
@@ -185,8 +200,9 @@ class LocalCluster:
                 await self._start_worker(seat)
                 pause_s = 0.0
                 await self._tell_routers()
-            except (ServingError, TimeoutError):
+            except (ServingError, TimeoutError) as error:
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
+                events.CHILD_FAILED.tell(child=seat, reason=str(error), retry_in_s=pause_s)
 
     async def _keep_router(self, seat: int) -> None:
         """Restart a router on the ports it had; one that does not come up three times ends the cluster."""
@@ -198,13 +214,17 @@ class LocalCluster:
         while True:
             child = self._routers[seat]
             code = await child.process.wait()
+            _tell_end(f"router-{seat}", child)
             child.close()
             try:
                 await self._start_router(seat, config)
                 await self._tell_routers()
                 num_failures = 0
-            except (ServingError, TimeoutError):
+            except (ServingError, TimeoutError) as error:
                 num_failures += 1
+                events.CHILD_FAILED.tell(
+                    child=f"router-{seat}", reason=str(error), retry_in_s=num_failures
+                )
                 if num_failures >= MAX_ROUTER_FAILURES:
                     break
                 await asyncio.sleep(num_failures)
@@ -224,3 +244,7 @@ class LocalCluster:
             self._redis.stop()
         if self.failed is not None and not self.failed.done():
             self.failed.cancel()
+
+
+def _tell_end(name: str, child: Child) -> None:
+    events.CHILD_ENDED.tell(child=name, child_pid=child.process.pid, reason=child.how_it_ended())

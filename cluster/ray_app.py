@@ -10,20 +10,26 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.cluster_key import with_cluster_key
+from cluster.cluster_key import with_cluster_keys, with_secrets_in_files
 from cluster.members import ToldMembership, from_json, to_json
+from cluster.network_check import check_network
+from cluster.ray_probe import LOCAL_RAY, RayDoor, knock
 from cluster.ray_ranks import STRATEGY, ActorRanks, bundles, check_fit
 from cluster.redis_server import RedisServer, with_redis
 from cluster.router_process import RunningRouter
 from cluster.worker_process import RunningWorker, pool_of
+from core import logs
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
 from core.session import Role, WorkerDescriptor
@@ -34,6 +40,7 @@ REDIS_ACTOR = "baton-redis"
 NAMESPACE = "baton"
 FOLLOW_S = 0.5
 DESCRIBE_TIMEOUT_S = 2.0
+STOP_REDIS_S = 10.0
 ROLE_LABEL = "baton.role"
 OBJECT_STORE_BYTES = 80 << 20
 START_TIMEOUT_S = 180.0
@@ -52,6 +59,7 @@ class WorkerReplica:
     async def __init__(self, config_json: str, role: str, is_loopback: bool) -> None:  # type: ignore[misc]
         """Load the model and listen."""
         config = BatonConfig.model_validate_json(config_json)
+        logs.configure(role, config.log.format, config.log.level)
         node = ray.get_runtime_context().get_node_id()[:12]
         pool = pool_of(config, Role(role))
         launch = ActorRanks(pool) if pool.engine.tensor_parallel_size > 1 else launch_child
@@ -78,6 +86,7 @@ class RouterReplica:
     async def __init__(self, config_json: str, *pools: DeploymentHandle) -> None:  # type: ignore[misc]
         """Open the doors and follow the pools."""
         config = BatonConfig.model_validate_json(config_json)
+        logs.configure("router", config.log.format, config.log.level)
         self._membership = ToldMembership()
         self._desired = desired_workers(config)
         self._router = RunningRouter(config, self._membership)
@@ -165,25 +174,19 @@ def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa:
     return router.bind(config.model_dump_json(), *pools)
 
 
-def check_network(config: BatonConfig, *, is_loopback: bool) -> None:
-    """Refuse plain text between machines, unless someone answers for the network.
+def _join(address: str) -> None:
+    """Join a running Ray.
 
     Raises:
-        ConfigError: Says what to set.
+        ConfigError: There is none at that address, or it wants another token.
     """
-    security = config.security
-    if is_loopback or security.trusts_network:
-        return
-    if not security.tls_dir:
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise ConfigError(
-            "this Ray cluster has several nodes and security.tls_dir is empty: KV and prompts would travel in plain "
-            "text; make certificates with `baton certs`, or set security.trusts_network if the network is closed"
-        )
-    if config.redis.is_on and not config.redis.url.startswith("rediss://"):
-        raise ConfigError(
-            "this Ray cluster has several nodes and Redis has no TLS: set redis.url to a rediss:// address, "
-            "redis.is_on to false, or security.trusts_network if the network is closed"
-        )
+            f"no Ray cluster can be joined at {address}: {error}; if it asks for a token, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH here as on its nodes"
+        ) from error
 
 
 def remove_application(address: str) -> None:
@@ -192,13 +195,10 @@ def remove_application(address: str) -> None:
     Raises:
         ConfigError: There is no cluster at that address.
     """
-    try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ConfigError(f"no Ray cluster can be joined at {address}: {error}") from error
+    _join(address)
     serve.delete(APP)
     try:
-        ray.kill(ray.get_actor(REDIS_ACTOR, namespace=NAMESPACE))
+        _end_redis(ray.get_actor(REDIS_ACTOR, namespace=NAMESPACE))
     except ValueError:
         log.debug("there was no Redis actor")
     ray.shutdown()
@@ -207,13 +207,19 @@ def remove_application(address: str) -> None:
 class RedisActor:
     """Redis on the head node, so that it outlives workers and never hangs on the CLI."""
 
-    def __init__(self, is_loopback: bool) -> None:
+    def __init__(self, config_json: str) -> None:
         """Start the server."""
-        self._server = RedisServer(_node_host(is_loopback=is_loopback))
+        config = BatonConfig.model_validate_json(config_json)
+        logs.configure("redis", config.log.format, config.log.level)
+        self._server = RedisServer()
 
-    def url(self) -> str:
-        """Address with password."""
-        return self._server.url
+    def reference(self) -> str:
+        """Say which file of this machine holds the address."""
+        return self._server.reference
+
+    def stop(self) -> None:
+        """End the server and leave nothing of it."""
+        self._server.stop()
 
 
 class RayCluster:
@@ -238,6 +244,8 @@ class RayCluster:
         self.grpc_port = 0
         self._router: Any = None
         self._redis: Any = None
+        self._is_deployed = False
+        self._secrets: tempfile.TemporaryDirectory[str] | None = None
 
     def start(self) -> None:
         """Start or join Ray, then deploy; returns when all replicas run.
@@ -245,16 +253,23 @@ class RayCluster:
         Raises:
             ConfigError: Ray or the application did not come up.
         """
-        self._init_ray()
+        door = self._init_ray()
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
-        check_network(self.config, is_loopback=is_loopback)
+        check_network(self.config, door, is_loopback=is_loopback)
         for name, pool in _pools(self.config).items():
             check_fit(name, pool, ray.nodes())
-        self.config = with_cluster_key(self.config)
-        if self.config.redis.is_on and not self.config.redis.url:
-            self._start_redis(is_loopback=is_loopback)
+        if is_loopback:
+            self._secrets = tempfile.TemporaryDirectory(prefix="baton-secrets-")
+            self.config = with_secrets_in_files(
+                with_cluster_keys(self.config), Path(self._secrets.name)
+            )
+            if self.config.redis.is_on and not self.config.redis.url:
+                self._start_redis()
+        elif self.config.redis.is_on and not self.config.redis.url:
+            log.warning("redis.url is empty: a cluster of several machines runs without a store")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=QUIET)
+        self._is_deployed = True
         try:
             self._router = serve.run(
                 build_app(self.config, is_loopback=is_loopback), name=APP, route_prefix=None
@@ -264,7 +279,7 @@ class RayCluster:
             raise ConfigError(f"the application did not start: {error}") from error
         self.http_port, self.grpc_port = ports["http"], ports["grpc"]
 
-    def _start_redis(self, *, is_loopback: bool) -> None:
+    def _start_redis(self) -> None:
         """Run Redis on this node, the head, so that it neither moves nor ends with a worker's node."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {
@@ -277,28 +292,17 @@ class RayCluster:
         actor = (
             ray.remote(RedisActor)
             .options(**options, lifetime=lifetime, scheduling_strategy=here)
-            .remote(is_loopback)
+            .remote(self.config.model_dump_json())
         )
-        self.config = with_redis(self.config, ray.get(actor.url.remote(), timeout=START_TIMEOUT_S))
+        reference = ray.get(actor.reference.remote(), timeout=START_TIMEOUT_S)
+        self.config = with_redis(self.config, reference)
         self._redis = actor
 
-    def _init_ray(self) -> None:
+    def _init_ray(self) -> RayDoor:
+        """Join or start Ray; returns how it is guarded."""
         if self._address:
-            if (
-                os.environ.get("RAY_AUTH_MODE") != "token"
-                and not self.config.security.trusts_network
-            ):
-                raise ConfigError(
-                    "RAY_AUTH_MODE is not token: anybody who reaches this Ray could run code on it; set it and the "
-                    "token on every node (docs: Ray token authentication), or set security.trusts_network"
-                )
-            ray.init(
-                address=self._address,
-                namespace=NAMESPACE,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
-            return
+            _join(self._address)
+            return knock(ray.get_runtime_context().gcs_address)
         pools = _pools(self.config).values()
         cpus = sum(sum(part["CPU"] for part in bundles(p)) * p.replicas for p in pools)
         cpus += self.config.router.num_cpus * self.config.router.replicas
@@ -308,6 +312,7 @@ class RayCluster:
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level="ERROR",
         )  # fmt: skip
         self.on_session(str(context.address_info["session_dir"]))
+        return LOCAL_RAY
 
     def stop(self) -> None:
         """Drain the routers; end our own Ray, or only our application on a shared one."""
@@ -318,8 +323,19 @@ class RayCluster:
                 self._router.broadcast("drain").results(timeout_s=15.0)
             except Exception as error:  # noqa: BLE001 - a router that is gone already needs no drain
                 log.debug("drain failed", extra={"error": str(error)})
-        if self._address:
+        if self._address and self._is_deployed:  # whoever was refused takes nobody's away
             serve.delete(APP)
-            if self._redis is not None:
-                ray.kill(self._redis)
+        if self._redis is not None:
+            _end_redis(self._redis)
         ray.shutdown()
+        if self._secrets is not None:
+            self._secrets.cleanup()
+
+
+def _end_redis(actor: Any) -> None:  # noqa: ANN401 - Ray's type
+    """Let Redis remove what it left on its machine, then end its actor."""
+    try:
+        ray.get(actor.stop.remote(), timeout=STOP_REDIS_S)
+    except RayError as error:
+        log.debug("Redis was gone already", extra={"error": str(error)})
+    ray.kill(actor)

@@ -7,6 +7,7 @@ compares the file with what this module makes.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import typer
 from pydantic import BaseModel
 
 from cluster.cli import app
-from core import metrics
+from core import events, metrics
 from core.config import BatonConfig
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
@@ -38,6 +39,9 @@ IDEMPOTENCY_KEY = (
     "the request's id, as `request_id` in the body: a second one while the first runs is refused "
     "(`duplicate_request`), and without a seed both have the same randomness"
 )
+EVENTS = """What every process says on standard error, one line each (`log.format`: text or json). All have `time`, `level`,
+`event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer, body-reader, guardian) and `pid`.
+"""
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"
 PROTO = ROOT / "protos" / "baton" / "v1" / "generation.proto"
@@ -169,6 +173,11 @@ def render() -> str:
         "\n## Metrics\n\n",
         _table(("metric", "kind", "labels", "meaning"), [
             (f"`{m.name}`", m.kind, ", ".join(m.labels), m.description) for m in metrics.ALL
+        ]),
+        "\n## Events\n\n", EVENTS, "\n",
+        _table(("event", "level", "fields", "meaning"), [
+            (f"`{e.name}`", logging.getLevelName(e.level).lower(), ", ".join(e.fields), e.meaning)
+            for e in events.ALL
         ]),
         "\n## Commands\n\n", _table(("command", "what", "options"), _commands()),
         "\n## Config\n\n",

@@ -7,36 +7,51 @@ Owns the composition of a router out of real parts. Does not know where members 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import time
 
 import uvicorn
 
-from cluster.close_delimited import CloseDelimited
+from cluster.certificate_ends import CertificateEnds
+from cluster.cluster_key import with_read_secrets
+from cluster.connections import ConnectionBook
+from cluster.http_listener import (
+    INSIDE_DESCRIPTORS,
+    NUM_RESERVED,
+    HttpServer,
+    grpc_share,
+    make_book,
+    raise_descriptor_limit,
+)
 from cluster.session_network import session_network
 from cluster.tls import session_tls
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
+from core import events
+from core.addresses import bare_host, family_of
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
+from kv_transfer.stream_proof import stream_key
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.admission import Admission
+from router.body_reading import BodyReader
+from router.calls import Call
 from router.credentials import Keyring
 from router.detokenizing import TextModel
+from router.door_certificate import DoorCertificate
 from router.grpc_door import GrpcDoor
 from router.links import Links
 from router.openai_door import make_app
 from router.orchestrator import Orchestrator
 from router.request_making import ServedModel
 from router.service import GenerationService
+from router.text_bounds import longest_token_bytes
 from router.tokenizing import TokenizerPool
 
 STOP_GRACE_S = 5.0
-HEADER_BYTES = 16 << 10
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
@@ -53,12 +68,17 @@ class RunningRouter:
 
     def __init__(self, config: BatonConfig, membership: Membership) -> None:
         """Compose; `start` opens the doors."""
-        spec, router = model_of(config), config.router
+        config = with_read_secrets(config)
+        spec = model_of(config)
+        router = config.router
         clock, ids = SystemClock(), Ids()
-        self._network = session_network(router.host, session_tls(config.security, "router"))
+        security = config.security
+        inner = session_tls(security, "router")
+        self._network = session_network(router.host, inner, stream_key(security.cluster_key))
         self._tokenizer = TokenizerPool(
-            spec.folder, router.tokenize_timeout_s, router.tokenizer_processes
+            spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )
+        self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         admission = Admission(
             router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens
@@ -70,6 +90,7 @@ class RunningRouter:
         model = ServedModel(
             spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
             fingerprint=f"fp_{spec.digest[:10]}",
+            max_prompt_bytes=spec.max_model_len * (longest_token_bytes(spec.folder) or 0),
         )  # fmt: skip
         keyring = Keyring(config.security.api_keys, clock.now_s)
         self.service = GenerationService(
@@ -84,8 +105,21 @@ class RunningRouter:
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
+        self.service.configured = {
+            Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
+            Role.DECODE: config.pools.decode.replicas,
+        }
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
-        self._grpc = GrpcDoor(self.service, config.security)
+        is_private = bool(config.security.door_certificate)
+        self._certificate = DoorCertificate(config.security, clock.now_s) if is_private else None
+        self._ends = CertificateEnds(
+            config.security,
+            "router",
+            inner,
+            self._certificate.chain if self._certificate is not None else None,
+        )
+        self.service.read_certificate_ends = self._ends.read
+        self._grpc = GrpcDoor(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
@@ -97,27 +131,46 @@ class RunningRouter:
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
+        book = self._make_book()
         await self._grpc.start()
-        # The protocol is named because asyncio turns Nagle's algorithm off only then; with it on, a client's
-        # delayed acknowledgement holds each reply back by 40 ms.
-        listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        # The protocol is named because asyncio turns Nagle's algorithm off only then.
+        host = bare_host(self._config.router.host)
+        listener = socket.socket(family_of(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        listener.bind((self._config.router.host, self._config.router.http_port))
+        listener.bind((host, self._config.router.http_port))
         self.http_port = listener.getsockname()[1]
         created = int(time.time())  # noqa: TID251 - OpenAI's `created` is wall-clock
         security = self._config.security
-        app = make_app(self.service, created, is_production=security.production)
+        certificate = self._certificate
+        app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
-            app, http=CloseDelimited, log_level="warning", access_log=False, lifespan="off",
-            timeout_keep_alive=60,
-            timeout_graceful_shutdown=int(STOP_GRACE_S), h11_max_incomplete_event_size=HEADER_BYTES,
+            app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="off",
+            timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
             ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
+            ssl_context_factory=(
+                (lambda _, make: certificate.context(make)) if certificate else None
+            ),
         )  # fmt: skip
-        self._http = _Server(settings)
-        self._http_task = asyncio.get_running_loop().create_task(
-            self._http.serve(sockets=[listener])
+        self._http = HttpServer(
+            settings, listener, book, self._config.router.slow_reader_s, self._refused
         )
+        self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
+        self._ends.watch()
+        events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
+
+    def _make_book(self) -> ConnectionBook:
+        """Limits of both doors, within what this process may open."""
+        router = self._config.router
+        at_once = min(router.max_connections, router.max_running + router.max_queued)
+        limit = raise_descriptor_limit(at_once * 4 // 3 + INSIDE_DESCRIPTORS + NUM_RESERVED)
+        self._grpc.max_connections = grpc_share(limit)
+        return make_book(router.max_connections, router.max_connections_per_address, limit)
+
+    def _refused(self, reason: str, address: str) -> None:
+        """Tell of what was turned away before it was a request; of a slow reader its request tells."""
+        if reason != "slow_reader":
+            self.service.call_ended(Call("http", address, code=reason))
 
     @property
     def grpc_port(self) -> int:
@@ -126,6 +179,7 @@ class RunningRouter:
 
     async def stop(self) -> None:
         """Take nothing new, let requests finish, close doors and links."""
+        self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)
         if self._http is not None and self._http_task is not None:
@@ -136,16 +190,6 @@ class RunningRouter:
             await asyncio.gather(self._mirror_task, return_exceptions=True)
         await self.links.close()
         await self._network.close()
+        await self._bodies.stop()
         await self._tokenizer.stop()
         self._tracing.close()
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its signal handlers: the process that hosts it has its own."""
-
-    def install_signal_handlers(self) -> None:
-        """Install none."""
-
-    def capture_signals(self) -> contextlib.nullcontext[None]:
-        """Capture none."""
-        return contextlib.nullcontext()

@@ -1,7 +1,8 @@
 """Session values to protobuf and back.
 
 Owns the translation; proto types stop here. Does not know streams. Called by
-`cluster.grpc_network`. Deadlines are instants on this side and seconds left on the wire.
+`cluster.session_network`. Deadlines are instants on this side and seconds left on the wire. What a
+router says has a shape here, and nothing more: whether it can be is `worker.checking`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Iterable
 from core.errors import from_wire, to_wire
 from core.ids import Epoch, Incarnation, RequestId, RouterId, TransferId, WorkerId
 from core.session import (
+    MAX_ID_CHARACTERS,
     AttemptEnded,
     Cancel,
     Credit,
@@ -66,20 +68,24 @@ def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
 
 
 def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
-    """Decode a router's message; None for a kind of a newer version."""
+    """Decode a router's message; None for a kind of a newer version.
+
+    Raises:
+        ValueError: It names a task that there is not, or something by too long an id.
+    """
     match wire.WhichOneof("message"):
         case "hello":
             hello = wire.hello
             wanted = tuple(_wanted_from_wire(w) for w in hello.wanted)
-            return Hello(RouterId(hello.router_id), wanted, hello.stream_number)
+            return Hello(RouterId(_id(hello.router_id)), wanted, hello.stream_number)
         case "submit":
             return _submit_from_wire(wire.submit)
         case "cancel":
-            return Cancel(RequestId(wire.cancel.request_id), Epoch(wire.cancel.epoch))
+            return Cancel(_request_id(wire.cancel.request_id), Epoch(wire.cancel.epoch))
         case "credit":
             w = wire.credit
             return Credit(
-                RequestId(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices)
+                _request_id(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices)
             )
         case "meet":
             return Meet(tuple(wire.meet.addresses), wire.meet.probe_bytes)
@@ -87,6 +93,17 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
             return RouterBeat()
         case _:
             return None
+
+
+def _id(text: str) -> str:
+    """A name that is kept, and told again: nobody may make it long."""
+    if len(text) > MAX_ID_CHARACTERS:
+        raise ValueError(f"an id has {len(text)} characters, the limit is {MAX_ID_CHARACTERS}")
+    return text
+
+
+def _request_id(text: str) -> RequestId:
+    return RequestId(_id(text))
 
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
@@ -103,7 +120,7 @@ def _wanted_to_wire(w: Wanted) -> pb.Wanted:
 
 def _wanted_from_wire(w: pb.Wanted) -> Wanted:
     return Wanted(
-        RequestId(w.request_id),
+        _request_id(w.request_id),
         Epoch(w.epoch),
         tuple(w.next_positions),
         w.credit,
@@ -152,7 +169,8 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
         prompt_logprobs=s.prompt_logprobs if s.HasField("prompt_logprobs") else None,
     )  # fmt: skip
     request = GenerateRequest(
-        request_id=RequestId(w.request_id), model=w.model, token_ids=tuple(w.prompt), sampling=sampling, seed=s.seed,
+        request_id=_request_id(w.request_id), model=w.model, token_ids=tuple(w.prompt),
+        sampling=sampling, seed=s.seed,
         deadline_at=asyncio.get_running_loop().time() + w.time_left_s, eos_token_ids=tuple(w.eos_token_ids),
         tier=w.tier, scope=w.scope, trace=parse_trace(w.traceparent, w.tracestate),
     )  # fmt: skip

@@ -7,11 +7,14 @@ the composition roots of workers and routers.
 
 from __future__ import annotations
 
+import ssl
 from pathlib import Path
 
 from core.config import SecurityConfig
 from core.errors import ConfigError
-from kv_transfer.grpc_network import Tls
+from core.ports import SystemClock
+from core.renewed import Renewed
+from kv_transfer.grpc_network import Tls, TlsFiles
 
 DOMAIN = "baton.internal"
 
@@ -26,26 +29,36 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
         servers: Role that a dialled server must have.
 
     Raises:
-        ConfigError: A file is missing.
+        ConfigError: A file is missing, or cannot be used.
     """
     if not security.tls_dir:
         return None
     folder = Path(security.tls_dir).expanduser()
+    certificate, key, authority = (
+        folder / name for name in (f"{role}.pem", f"{role}.key", "ca.pem")
+    )
+
+    def read() -> TlsFiles:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(authority)
+        return TlsFiles(certificate.read_bytes(), key.read_bytes(), authority.read_bytes())
+
     try:
-        certificate, key, authority = (
-            (folder / name).read_bytes() for name in (f"{role}.pem", f"{role}.key", "ca.pem")
-        )
-    except OSError as error:
+        files = Renewed(
+            f"the certificate of role {role}", (certificate, key, authority), read,
+            SystemClock().now_s,
+        )  # fmt: skip
+    except FileNotFoundError as error:
         raise ConfigError(
             f"security.tls_dir lacks a file of role {role}; make them with `baton certs`"
         ) from error
-    return Tls(
-        certificate,
-        key,
-        authority,
-        peer_name=f"{peers}.{DOMAIN}",
-        server_name=f"{servers}.{DOMAIN}",
-    )
+    except OSError as error:  # errors of TLS are of this kind, too
+        raise ConfigError(
+            f"security.tls_dir has files of role {role} that cannot be used: "
+            f"{error.strerror or error}"
+        ) from error
+    return Tls(files, peer_name=f"{peers}.{DOMAIN}", server_name=f"{servers}.{DOMAIN}")
 
 
 def session_tls(security: SecurityConfig, role: str) -> Tls | None:

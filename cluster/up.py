@@ -10,6 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,12 @@ from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
-from core.config import BatonConfig, load_config
+from core import events, logs
+from core.addresses import bare_host, family_of, join_address
+from core.config import BatonConfig, is_loopback, load_config
 from core.errors import ConfigError
 from router.detokenizing import TextModel
+from router.key_file import check_keys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console()
@@ -36,8 +40,10 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         ServingError: Something is wrong with config, model, ports or the start; nothing is left running.
     """
     config = load_config(path, flags)
+    logs.configure("up", config.log.format, config.log.level)
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
+    check_doors(config)
     check_ports(config)
     engine = config.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
@@ -45,6 +51,13 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     console.print(
         f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context {spec.max_model_len} tokens, "
         f"KV pool {tokens} tokens a worker ({layout.block_bytes} bytes a block)"
+    )
+    events.CLUSTER_STARTS.tell(
+        version=version("baton-serve"),
+        model=spec.name,
+        prefill=0 if config.colocated else config.pools.prefill.replicas,
+        decode=config.pools.decode.replicas,
+        routers=config.router.replicas,
     )
     if is_local:
         asyncio.run(_run_local(config))
@@ -64,6 +77,27 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
         )
 
 
+def check_doors(config: BatonConfig) -> None:
+    """Refuse a key file with a fault, and say on standard error if keys cross a network in the clear.
+
+    A router that already serves is milder to the file: there a fault closes its own line alone.
+
+    Raises:
+        ConfigError: Names the line.
+    """
+    check_keys(config.security.api_keys)
+    host, security = config.router.host, config.security
+    is_readable = bool(security.api_keys) and not security.door_certificate
+    if is_readable and not is_loopback(host) and not security.trusts_network:
+        typer.echo(
+            f"baton: warning: router.host is {host}, which others can reach, and "
+            "security.door_certificate is empty: API keys, prompts and answers cross the network "
+            "in plain text; set security.door_certificate and security.door_key (`baton certs`), "
+            "or security.trusts_network if something before the doors speaks TLS",
+            err=True,
+        )
+
+
 def check_ports(config: BatonConfig) -> None:
     """Refuse to start on a port that is taken; SO_REUSEPORT would share it silently.
 
@@ -74,10 +108,10 @@ def check_ports(config: BatonConfig) -> None:
     for port, flag in ((router.http_port, "--http-port"), (router.grpc_port, "--grpc-port")):
         if port == 0:
             continue
-        with socket.socket() as probe:
+        with socket.socket(family_of(router.host)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                probe.bind((router.host, port))
+                probe.bind((bare_host(router.host), port))
                 probe.listen(1)
             except OSError as error:
                 raise ConfigError(
@@ -92,23 +126,24 @@ def check_ports(config: BatonConfig) -> None:
 def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
     host, pools = config.router.host, config.pools
     http_port, grpc_port = addresses[0]
+    events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
+    grpc_address = join_address(host, grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
     table.add_row(
         "prefill",
         "0" if config.colocated else str(pools.prefill.replicas),
         "HTTP",
-        f"{scheme}://{host}:{http_port}",
+        f"{scheme}://{join_address(host, http_port)}",
     )
-    table.add_row("decode", str(pools.decode.replicas), "gRPC", f"{host}:{grpc_port}")
+    table.add_row("decode", str(pools.decode.replicas), "gRPC", grpc_address)
     for other_http, other_grpc in dict.fromkeys(addresses[1:]):
         if (other_http, other_grpc) != addresses[0]:
-            table.add_row(
-                "", "", "router", f"{scheme}://{host}:{other_http}, gRPC {host}:{other_grpc}"
-            )
+            doors = join_address(host, other_http), join_address(host, other_grpc)
+            table.add_row("", "", "router", f"{scheme}://{doors[0]}, gRPC {doors[1]}")
     console.print(table)
     console.print(
-        f"try: baton generate 'def main(' --grpc {host}:{grpc_port}    Ctrl-C ends the cluster"
+        f"try: baton generate 'def main(' --grpc {grpc_address}    Ctrl-C ends the cluster"
     )
 
 
@@ -137,13 +172,18 @@ async def _run_local(config: BatonConfig) -> None:
             await stop.wait()
     starting.cancel()
     stopping.cancel()
-    console.print("stopping")
+    _say_stopping()
     failure = (
         cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
     )
     await cluster.stop()
     if failure is not None:
         raise failure
+
+
+def _say_stopping() -> None:
+    events.CLUSTER_STOPS.tell()
+    console.print("stopping")
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:
@@ -174,7 +214,7 @@ def _run_ray(config: BatonConfig, address: str) -> None:
         _announce(config, [(cluster.http_port, cluster.grpc_port)])
         with announced(cluster.http_port, cluster.grpc_port, "ray"):
             stop.wait()
-        console.print("stopping")
+        _say_stopping()
     finally:
         cluster.stop()
         if guardian is not None:

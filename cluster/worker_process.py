@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
+from cluster.certificate_ends import CertificateEnds
+from cluster.cluster_key import with_read_secrets
 from cluster.model_source import model_folder
 from cluster.session_network import session_network
 from cluster.tls import fetch_tls, session_tls
 from cluster.tracing import make_tracing
+from core import events
 from core.block_hash import hash_key
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError
@@ -28,6 +32,7 @@ from kv_transfer.agent import AgentThread
 from kv_transfer.carried_network import CarriedNetwork
 from kv_transfer.grpc_network import fetch_network
 from kv_transfer.shared_network import SharedNetwork
+from kv_transfer.stream_proof import stream_key
 from kv_transfer.transports import Transports
 from prefill_worker.part import prefill_role
 from worker.unit import WorkerParts, WorkerUnit
@@ -82,16 +87,19 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
             )
         else:
-            made[name] = fetch_network(host, fetch_tls(config.security, role.value))
+            security = config.security
+            made[name] = fetch_network(
+                host, fetch_tls(security, role.value), stream_key(security.cluster_key)
+            )
     return Transports(made)
 
 
 class RunningWorker:
     """A started worker."""
 
-    def __init__(self, ranks: RankGroup, unit: WorkerUnit) -> None:
+    def __init__(self, ranks: RankGroup, unit: WorkerUnit, ends: CertificateEnds) -> None:
         """Made by `start`."""
-        self._ranks, self._unit = ranks, unit
+        self._ranks, self._unit, self._ends = ranks, unit, ends
 
     @classmethod
     async def start(
@@ -109,11 +117,13 @@ class RunningWorker:
             WorkerLost: The rank did not start.
             ConfigError: There is no cluster key.
         """
+        config = with_read_secrets(config)
         if not config.security.cluster_key:
             raise ConfigError(
                 "a worker was started without security.cluster_key; `baton up` makes one if the "
                 "config has none, whoever starts workers in another way must set it"
             )
+        began_at = time.monotonic()
         spec, engine = model_of(config), pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
         await ranks.start()
@@ -125,6 +135,7 @@ class RunningWorker:
             block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
             max_model_len=spec.max_model_len, node=node, pid=os.getpid(), rank_pids=ranks.rank_pids(),
         )  # fmt: skip
+        tls = session_tls(config.security, role.value)
         parts = WorkerParts(
             role=role,
             make_role=prefill_role
@@ -136,8 +147,9 @@ class RunningWorker:
             engine=engine,
             transfer=config.transfer,
             max_model_len=spec.max_model_len,
+            vocabulary_size=spec.vocabulary_size,
             hash_key=hash_key(config.security.cluster_key),
-            session_network=session_network(host, session_tls(config.security, role.value)),
+            session_network=session_network(host, tls, stream_key(config.security.cluster_key)),
             transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),
             descriptor=descriptor,
@@ -145,7 +157,16 @@ class RunningWorker:
         )
         unit = WorkerUnit(parts, AgentThread())
         await unit.start()
-        return cls(ranks, unit)
+        events.WORKER_READY.tell(
+            worker_id=worker_id,
+            role=role.value,
+            model=spec.name,
+            rank_pids=descriptor.rank_pids,
+            took_s=round(time.monotonic() - began_at, 3),
+        )
+        ends = CertificateEnds(config.security, role.value, tls)
+        ends.watch()
+        return cls(ranks, unit, ends)
 
     @property
     def descriptor(self) -> WorkerDescriptor:
@@ -169,6 +190,7 @@ class RunningWorker:
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Let requests move to other workers, then end sessions, agent and ranks."""
+        self._ends.close()
         await self._unit.worker.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()

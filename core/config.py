@@ -16,12 +16,15 @@ from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from core.addresses import bare_host
 from core.errors import ConfigError
+from core.references import is_reference
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 MIN_KEY_CHARACTERS = 16
+MAX_SEED_KEY_BYTES = 64
 
 
 class Node(BaseModel):
@@ -170,7 +173,15 @@ class RouterConfig(Node):
         (), description="whose pages may call the HTTP door from a browser; *: anybody's"
     )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
-    max_running: int = Field(256, ge=1, description="requests in flight per router")
+    max_connections: int = Field(
+        4096,
+        ge=1,
+        description="HTTP connections at once per router; fewer where descriptors are scarce",
+    )
+    max_connections_per_address: int = Field(
+        0, ge=0, description="those of one address; 0: three quarters of them"
+    )
+    max_running: int = Field(256, ge=1, description="outputs in flight per router: requests x n")
     max_queued: int = Field(1024, ge=0, description="requests that may wait for a permit")
     max_queued_tokens: int = Field(
         1 << 22, ge=1, description="prompt tokens of all requests that wait for a permit"
@@ -216,15 +227,18 @@ class RouterConfig(Node):
     is_strict: bool = Field(
         default=False, description="refuse unknown request fields instead of ignoring them"
     )
-    has_request_log: bool = Field(
-        default=True, description="one JSON line per request on standard error"
-    )
+    has_request_log: bool = Field(default=True, description="an event for each request and refusal")
 
 
 class RedisConfig(Node):
     """The advisory store. Losing it costs cache hits across workers, nothing else."""
 
-    url: str = Field("", description="redis://...; empty: one is started on the head node")
+    url: str = Field(
+        "",
+        repr=False,
+        description="redis://, rediss:// or unix://, or file:PATH or env:NAME that hold it; empty: "
+        "one is started for this machine, none for several",
+    )
     is_on: bool = Field(default=True, description="false: run without a store")
 
 
@@ -242,8 +256,9 @@ class SecurityConfig(Node):
     cluster_key: str = Field(
         "",
         repr=False,
-        description="secret of this cluster's workers, at least 16 characters, which keys the names "
-        "of KV blocks; empty: made at each start",
+        description="secret of this cluster's processes, at least 16 characters, which keys the "
+        "names of KV blocks and, without TLS, opens the ports inside; file:PATH and env:NAME name "
+        "it; empty: made at each start",
     )
     trusts_network: bool = Field(
         default=False, description="allow plain text inside a cluster of several machines"
@@ -262,6 +277,15 @@ class TracingConfig(Node):
     )
 
 
+class LogConfig(Node):
+    """What every process says on standard error."""
+
+    format: Literal["auto", "text", "json"] = Field(
+        "auto", description="one line an event; auto: text on a terminal, JSON elsewhere"
+    )
+    level: Literal["info", "warning", "error"] = Field("info", description="the least that is told")
+
+
 class BatonConfig(Node):
     """The whole tree."""
 
@@ -274,11 +298,17 @@ class BatonConfig(Node):
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
     redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
+    log: LogConfig = Field(default_factory=LogConfig, description="events on standard error")
     security: SecurityConfig = Field(
         default_factory=SecurityConfig, description="keys and certificates"
     )
     colocated: bool = Field(default=False, description="one pool does both phases")
-    seed_key: str = Field("baton", description="key of the hash that makes seeds from request ids")
+    seed_key: str = Field(
+        "",
+        repr=False,
+        description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids into "
+        "seeds; file:PATH and env:NAME name it; empty: made at each start",
+    )
 
     @model_validator(mode="after")
     def _doors_are_closed(self) -> BatonConfig:
@@ -292,12 +322,9 @@ class BatonConfig(Node):
             raise ValueError(
                 "security.door_certificate and security.door_key go together; set both or none"
             )
-        # Checked here and not at the field, whose message would show the value.
-        if 0 < len(security.cluster_key) < MIN_KEY_CHARACTERS:
-            raise ValueError(
-                f"security.cluster_key has {len(security.cluster_key)} characters and can be "
-                f"guessed; use {MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
-            )
+        # Checked here and not at the fields, whose messages would show the value.
+        check_key("security.cluster_key", security.cluster_key)
+        check_key("seed_key", self.seed_key)
         return self
 
     @model_validator(mode="after")
@@ -321,12 +348,32 @@ class BatonConfig(Node):
         return self
 
 
+def check_key(name: str, secret: str) -> None:
+    """Refuse a key that can be guessed; one that is named only is checked where it is read.
+
+    Raises:
+        ValueError: It is too short, or too long for the hash.
+    """
+    if is_reference(secret):
+        return
+    if 0 < len(secret) < MIN_KEY_CHARACTERS:
+        raise ValueError(
+            f"{name} has {len(secret)} characters and can be guessed; use "
+            f"{MIN_KEY_CHARACTERS} or more, or leave it empty to have one made"
+        )
+    if name == "seed_key" and len(secret.encode()) > MAX_SEED_KEY_BYTES:
+        raise ValueError(
+            f"seed_key has {len(secret.encode())} bytes, the hash takes at most "
+            f"{MAX_SEED_KEY_BYTES}"
+        )
+
+
 def is_loopback(host: str) -> bool:
     """Can only this machine reach an address?"""
     if host == "localhost":
         return True
     try:
-        return ipaddress.ip_address(host).is_loopback
+        return ipaddress.ip_address(bare_host(host)).is_loopback
     except ValueError:
         return False
 

@@ -54,7 +54,11 @@ class Ids:
         return Incarnation(self._rng.getrandbits(63) | 1)
 
 
-def seed_of(request_id: RequestId, key: bytes) -> int:
-    """Derive the sampling seed of a request that named none: a keyed hash, so the same anywhere."""
-    digest = hashlib.blake2b(request_id.encode(), key=key, digest_size=8).digest()
+def seed_of(request_id: RequestId, key: bytes, tenant: str = "") -> int:
+    """Derive the sampling seed of a request that named none: a keyed hash, so the same anywhere.
+
+    Equal ids of two tenants give unequal seeds: nobody can repeat another's answer.
+    """
+    name = f"{tenant}\n{request_id}" if tenant else request_id
+    digest = hashlib.blake2b(name.encode(), key=key, digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

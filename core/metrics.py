@@ -34,6 +34,24 @@ PHASE = Metric(
     ("phase",),
 )
 REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome",))
+REFUSALS = Metric(
+    "baton_refusals_total",
+    "counter",
+    "calls and requests that were answered with an error before they ran",
+    ("door", "code"),
+)
+BAD_KEYS = Metric(
+    "baton_bad_keys_total",
+    "counter",
+    "calls without a valid API key, by where they came from",
+    ("client",),
+)
+API_KEYS = Metric(
+    "baton_api_keys",
+    "gauge",
+    "keys that open, keys that have expired, lines refused, and 1 while the file is lost",
+    ("state",),
+)
 PROMPT_TOKENS = Metric("baton_prompt_tokens_total", "counter", "prompt tokens of ended requests")
 OUTPUT_TOKENS = Metric("baton_generation_tokens_total", "counter", "output tokens delivered")
 CACHED_TOKENS = Metric(
@@ -49,8 +67,19 @@ RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault",
 RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")
 QUEUED = Metric("baton_requests_queued", "gauge", "requests waiting for a permit")
 WORKERS = Metric("baton_pool_replicas", "gauge", "workers with a live session", ("role",))
+CERTIFICATE_ENDS = Metric(
+    "baton_certificate_expiration_timestamp_seconds",
+    "gauge",
+    "when a certificate in use ends (Unix time): door, authority, or the role it is for; days left "
+    "are (this - time()) / 86400",
+    ("certificate",),
+)
+PROBLEMS = Metric(
+    "baton_problems", "gauge", "what is not as configured, as `/ready` names it", ("code",)
+)
 ALL = (
     TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, TRANSFERS, HEALED, ATTEMPTS,
-    RETRIES, RUNNING, QUEUED, WORKERS,
+    RETRIES, RUNNING, QUEUED, WORKERS, REFUSALS, BAD_KEYS, API_KEYS,
+    CERTIFICATE_ENDS, PROBLEMS,
 )  # fmt: skip
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

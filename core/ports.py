@@ -203,16 +203,24 @@ class MemberStore(Protocol):
 class Tokenizer(Protocol):
     """Text to token ids, bounded in time and size."""
 
-    async def encode(self, text: str, *, adds_special_tokens: bool = True) -> list[int]:
-        """Encode a prompt.
+    async def encode(
+        self,
+        text: str,
+        *,
+        adds_special_tokens: bool = True,
+        tenant: str = "",
+        max_bytes: int = 0,
+    ) -> list[int]:
+        """Encode a prompt; tenants take turns. `max_bytes`: what may fit; 0: anything.
 
         Raises:
+            PromptTooLong: It has more bytes than may fit.
             InvalidRequest: The text is too long or took too long.
         """
         ...
 
     async def encode_with_tokens(
-        self, text: str, *, adds_special_tokens: bool
+        self, text: str, *, adds_special_tokens: bool, tenant: str = ""
     ) -> tuple[list[int], list[str]]:
         """Encode a text and name each token as the vocabulary does.
 
@@ -221,10 +229,13 @@ class Tokenizer(Protocol):
         """
         ...
 
-    async def encode_chat(self, chat: ChatPrompt) -> list[int]:
+    async def encode_chat(
+        self, chat: ChatPrompt, *, tenant: str = "", max_bytes: int = 0
+    ) -> list[int]:
         """Render messages with the model's chat template and encode the result.
 
         Raises:
+            PromptTooLong: The rendered text has more bytes than may fit.
             InvalidRequest: The template refuses them, or a limit does.
         """
         ...

@@ -6,6 +6,7 @@ events. Does not know how they are carried. Called by every room.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -22,6 +23,7 @@ MAX_SEED = 2**63 - 1
 MAX_LOGIT_BIAS = 300
 MAX_ALLOWED_TOKENS = 4096
 MAX_BAD_WORDS = 128
+MAX_BAD_WORD_TOKENS = 2048
 
 
 class FinishReason(StrEnum):
@@ -107,6 +109,11 @@ class SamplingParams:
         for token_id in self.allowed_token_ids:
             _in_range("allowed_token_ids", token_id, 0, vocabulary_size - 1)
         _in_range("bad_words", len(self.bad_words), 0, MAX_BAD_WORDS)
+        for word in self.bad_words:
+            _in_range("bad_words", len(word), 1, MAX_BAD_WORD_TOKENS)
+            wrong = outside(word, vocabulary_size)
+            if wrong is not None:
+                _in_range("bad_words", wrong, 0, vocabulary_size - 1)
 
     def _validate_stop(self, vocabulary_size: int) -> None:
         _in_range("stop", len(self.stop), 0, MAX_STOP_STRINGS)
@@ -117,6 +124,12 @@ class SamplingParams:
         _in_range("stop_token_ids", len(self.stop_token_ids), 0, MAX_STOP_STRINGS)
         for token_id in self.stop_token_ids:
             _in_range("stop_token_ids", token_id, 0, vocabulary_size - 1)
+
+
+def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:
+    """One token id that is not in the vocabulary, if there is any; without a step per token."""
+    ends = (min(token_ids), max(token_ids)) if token_ids else ()
+    return next((t for t in ends if not 0 <= t < vocabulary_size), None)
 
 
 def _in_range(name: str, value: float, low: float, high: float) -> None:

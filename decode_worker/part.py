@@ -15,7 +15,13 @@ import functools
 from dataclasses import dataclass, replace
 
 from core.containment import contained
-from core.errors import InvariantViolation, KVTransferError, PoolExhausted, ServingError
+from core.errors import (
+    InvalidRequest,
+    InvariantViolation,
+    KVTransferError,
+    PoolExhausted,
+    ServingError,
+)
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
@@ -27,6 +33,7 @@ from kv_transfer.agent import TransferAgent
 from kv_transfer.posting import Post, PostedReceiverHost
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
 from worker.attempt import Attempt
+from worker.checking import check_first_tokens
 from worker.unit import MakeRole, RoleWiring
 from worker.worker import Worker
 
@@ -94,6 +101,8 @@ class DecodePart:
     def begin(self, attempt: Attempt) -> None:
         """Open the Fetch; nothing is held until the prefill worker is ready."""
         submit = attempt.submit
+        if submit.transfer_id in self._incoming or submit.transfer_id in self._closing:
+            raise InvalidRequest("transfer_id", "names a transfer that is here already")
         sequence = self._worker.scheduler.new_sequence(
             submit.request,
             submit.epoch,
@@ -113,9 +122,10 @@ class DecodePart:
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
         transfer_id = attempt.submit.transfer_id
-        incoming = self._incoming.pop(transfer_id, None)
-        if incoming is None:
+        incoming = self._incoming.get(transfer_id)
+        if incoming is None or incoming.attempt is not attempt:
             return
+        del self._incoming[transfer_id]
         self._leave_line(incoming)
         self._closing[transfer_id] = self._worker.scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
@@ -224,6 +234,11 @@ class DecodePart:
                 f"first tokens came for choices {sorted(first_tokens)}, "
                 f"not {sorted(sequence.choices)}"
             )
+            self._worker.end(attempt, error)
+            return
+        try:
+            check_first_tokens(first_tokens.values(), self._worker.vocabulary_size)
+        except KVTransferError as error:
             self._worker.end(attempt, error)
             return
         del self._incoming[transfer_id]

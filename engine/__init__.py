@@ -3,3 +3,9 @@
 Owns everything between a step plan and its tokens. Does not know the network or other workers.
 Called by `worker`. Importing this package imports no torch; the modules a rank runs do.
 """
+
+from pathlib import Path
+
+from core.kernel_cache import prepare_kernel_cache
+
+prepare_kernel_cache(Path(__file__).parent)

@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from core import logs
 from core.errors import ModelLoadError
 from core.lifeline import hang_on
 from core.plan import StepItem, StepPlan
@@ -151,4 +152,5 @@ def _step(
 
 
 if __name__ == "__main__":
+    logs.configure("rank")
     main()

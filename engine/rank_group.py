@@ -22,11 +22,13 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from core import events
 from core.config import EngineConfig
 from core.errors import ConfigError, ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
@@ -283,11 +285,14 @@ class RankGroup:
     async def restart(self) -> None:
         """Replace a dead group."""
         self.num_restarts += 1
-        await self.stop()
+        began_at = time.monotonic()
+        codes = await self.stop()
         await self.start()
+        took_s = round(time.monotonic() - began_at, 3)
+        events.RANKS_RESTARTED.tell(rank_pids=self.rank_pids(), exit_codes=codes, took_s=took_s)
 
-    async def stop(self) -> None:
-        """Kill the ranks, reap them, close their pipes."""
+    async def stop(self) -> list[int]:
+        """Kill the ranks, reap them, close their pipes; returns how each ended, as `Popen.wait`."""
         watch, self._watch_task = self._watch_task, None
         if watch is not None:
             watch.cancel()
@@ -296,12 +301,14 @@ class RankGroup:
         self._kill()
         self.kv.close()
         ranks, self._ranks = self._ranks, []
+        codes = []
         for rank in ranks:
             rank.writer.close()
             os.close(rank.life_fd)
             # It is dead already, and only the kernel's book-keeping is waited for; but a process
             # that sleeps in the kernel keeps that waiting, and this loop has beats to send.
-            await asyncio.to_thread(rank.process.wait, KILL_TIMEOUT_S)
+            codes.append(await asyncio.to_thread(rank.process.wait, KILL_TIMEOUT_S))
+        return codes
 
     @property
     def layers_done(self) -> int:

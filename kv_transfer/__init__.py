@@ -3,3 +3,9 @@
 Owns everything on the wire between a prefill and a decode worker. Does not know models, text or
 schedulers; works on `KVBytes`, block ids and byte counts. Called by `worker`. Imports no torch.
 """
+
+from pathlib import Path
+
+from core.kernel_cache import prepare_kernel_cache
+
+prepare_kernel_cache(Path(__file__).parent)

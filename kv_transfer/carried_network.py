@@ -20,6 +20,8 @@ import logging
 import socket
 from pathlib import Path
 
+from core import events
+from core.addresses import bare_host, family_of, join_address
 from core.ports import MessageStream, StreamClosed, StreamHandler
 from kv_transfer.carrier_client import CarrierClient, is_loopback
 from kv_transfer.carrier_wire import PIECE_HEAD_BYTES
@@ -58,14 +60,15 @@ class CarriedNetwork:
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`. The carrier is up on return, or will be tried again: other ways are there meanwhile."""
         self._on_stream = on_stream
-        self._listener = socket.create_server((self._host, 0), backlog=BACKLOG)
+        host = bare_host(self._host)
+        self._listener = socket.create_server((host, 0), family=family_of(host), backlog=BACKLOG)
         self._spawn()
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
         if self.client is not None:
             with contextlib.suppress(StreamClosed):
                 await self.client.ready()
         host, port = self._listener.getsockname()[:2]
-        return f"{host}:{port}/{_here() if is_loopback(host) else ''}"
+        return f"{join_address(host, port)}/{_here() if is_loopback(host) else ''}"
 
     def _spawn(self) -> None:
         if self._listener is not None:
@@ -81,19 +84,22 @@ class CarriedNetwork:
             try:
                 await client.ready()
                 pause_s = RESTART_PAUSE_S
-                await self._watch(client)
-            except StreamClosed:
+                reason = await self._watch(client)
+            except StreamClosed as error:
+                reason = str(error)
                 pause_s = min(2 * pause_s, MAX_PAUSE_S)
             except Exception:
                 # Without a keeper nobody would ever start the next one.
                 log.exception("the watch over the %s carrier broke on a bug", self._kind)
+                reason = "the watch over it broke"
+            events.CARRIER_ENDED.tell(kind=self._kind, reason=reason)
             await client.close()
             await asyncio.sleep(pause_s)
             with contextlib.suppress(OSError):  # no process to be had: the next turn tries again
                 self._spawn()
 
-    async def _watch(self, client: CarrierClient) -> None:
-        """Return when it is dead, or has shown no pulse for too long.
+    async def _watch(self, client: CarrierClient) -> str:
+        """Return why, when it is dead or has shown no pulse for too long.
 
         Only watches of its own are counted: a worker that was stopped itself blames nobody.
         """
@@ -105,6 +111,7 @@ class CarriedNetwork:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await client.died.wait()
+        return "it died" if client.is_dead else f"it gave no sign for {STILL_S:g} s"
 
     async def dial(self, address: str) -> MessageStream:
         """See `Network`; `listen` comes first."""

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 
+from core import logs
 from core.errors import KVTransferError
 from core.lifeline import hang_on
 from core.segments import create_segment, map_segment
@@ -287,4 +288,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("carrier")
     main()

@@ -1,8 +1,12 @@
 """The gRPC transport: bidirectional methods of raw bytes on a server and port of their own.
 
-Owns channels and servers. Messages are bytes to gRPC, never protobuf (a quarter of the cost at
-1 MiB); whoever wants typed messages passes a codec. Does not know what they mean. Called by the
-composition root for Fetch, and, with the session codec, for sessions.
+Owns channels and servers, and the refusal of whoever is not of the cluster: with TLS its
+certificate says which role it has, without it both ends prove that they know the cluster's key.
+Messages are bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); whoever wants typed
+messages passes a codec. Does not know what they mean. Called by the composition root for Fetch,
+and, with the session codec, for sessions.
+
+The address of a listener without TLS is `nonce@host:port`.
 """
 
 from __future__ import annotations
@@ -16,7 +20,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
+from core import events
+from core.addresses import join_address
 from core.ports import StreamClosed, StreamHandler
+from core.renewed import Renewed
+from kv_transfer.stream_proof import StreamProof, new_nonce
 
 MAX_MESSAGE_BYTES = (16 << 20) + (1 << 16)
 OPTIONS = [
@@ -28,21 +36,46 @@ OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
 ]
+SERVER_OPTIONS = [
+    *OPTIONS,
+    ("grpc.server_handshake_timeout_ms", 5_000),
+    ("grpc.max_concurrent_streams", 1024),
+    ("grpc.max_allowed_incoming_connections", 512),
+]
+"""Whoever is not of the cluster is refused per stream; what connections cost is bounded before."""
 FETCH_CHANNELS = 4
-Codec = Callable[[Any], Any]
+NONCE_KEY, DIALLER_KEY, LISTENER_KEY = "baton-nonce", "baton-dialler", "baton-listener"
+REFUSAL_LINE_S = 1.0
+"""Refusals are counted all, and told in at most one line in so many seconds."""
+HEAR_OUT_S = 1.0
+"""How long a refusal waits for the message that it must not cross."""
 
 
 def _identity(message: Any) -> Any:  # noqa: ANN401
     return message
 
 
+@dataclass(frozen=True, slots=True)
+class MessageCodec:
+    """Messages to bytes and back, up to the server and down to the client."""
+
+    encode_up: Callable[[Any], bytes] = _identity
+    decode_up: Callable[[bytes], Any] = _identity
+    """May raise `StreamClosed`: what came is no message, and the stream is over."""
+    encode_down: Callable[[Any], bytes] = _identity
+    decode_down: Callable[[bytes], Any] = _identity
+
+
+RAW_BYTES = MessageCodec()
+
+
 class _ClientStream:
-    """The dialling end."""
+    """The dialling end; a `proof` is asked of the listener with its first message."""
 
     transport = "grpc"
 
-    def __init__(self, call: Any) -> None:  # noqa: ANN401
-        self._call = call
+    def __init__(self, call: Any, proof: StreamProof | None) -> None:  # noqa: ANN401
+        self._call, self._unproved = call, proof
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
         try:
@@ -66,7 +99,16 @@ class _ClientStream:
             raise
         if message is grpc.aio.EOF:
             raise StreamClosed("the peer closed the stream")
+        if self._unproved is not None:
+            await self._check_listener(self._unproved)
         return message
+
+    async def _check_listener(self, proof: StreamProof) -> None:
+        shown = dict(await self._call.initial_metadata()).get(LISTENER_KEY, "")
+        if not proof.is_listener(str(shown)):
+            self.reset()
+            raise StreamClosed("whoever listens there does not know the cluster's key")
+        self._unproved = None
 
     async def close(self) -> None:
         with contextlib.suppress(
@@ -79,12 +121,12 @@ class _ClientStream:
 
 
 class _ServerStream:
-    """The accepting end."""
+    """The accepting end; `shown` goes to the dialler before the first message."""
 
     transport = "grpc"
 
-    def __init__(self, context: Any) -> None:  # noqa: ANN401
-        self._context = context
+    def __init__(self, context: Any, shown: dict[str, str]) -> None:  # noqa: ANN401
+        self._context, self._unshown = context, shown
         self._is_closed = False
         self.is_reset = False
         self._task = asyncio.current_task()
@@ -93,6 +135,9 @@ class _ServerStream:
         if self._is_closed:
             raise StreamClosed("the stream is closed")
         try:
+            if self._unshown:
+                shown, self._unshown = self._unshown, {}
+                await self._context.send_initial_metadata(tuple(shown.items()))
             await self._context.write(message)
         except (
             grpc.aio.AioRpcError,
@@ -129,22 +174,68 @@ class _ServerStream:
             self._task.cancel()
 
 
+async def _hear_out(context: Any) -> None:  # noqa: ANN401
+    """Wait for a first message that shall not be answered.
+
+    A status that crosses the caller's first message reaches it as a broken stream, so that it does
+    not learn why. Only for callers with a certificate of the cluster: strangers are not listened to.
+    """
+    with contextlib.suppress(StreamClosed, TimeoutError):
+        async with asyncio.timeout(HEAR_OUT_S):
+            await _ServerStream(context, {}).recv()
+
+
 def _is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 @dataclass(frozen=True, slots=True)
-class Tls:
-    """A process's certificate (PEM), the authority it believes, and the names that peers must have."""
+class TlsFiles:
+    """A process's certificate and key, and the authority it believes (PEM)."""
 
     certificate: bytes
     key: bytes
     authority: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """What a process shows, renewed when its files are, and the names that peers must have."""
+
+    files: Renewed[TlsFiles]
     peer_name: str
     """Who may dial in."""
     server_name: str
     """Who a dialled server must be."""
+
+    def channel_credentials(self) -> grpc.ChannelCredentials:
+        """For a new channel."""
+        self.files.refresh()
+        files = self.files.content
+        return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
+
+    def server_credentials(self) -> grpc.ServerCredentials:
+        """For a server, which asks at every handshake whether there is something new."""
+        given = self.files.version
+
+        def renewed() -> grpc.ServerCertificateConfiguration | None:
+            nonlocal given
+            version = self.files.refresh()
+            if version == given:
+                return None
+            given = version
+            return self._configuration()
+
+        return grpc.dynamic_ssl_server_credentials(
+            self._configuration(), renewed, require_client_authentication=True
+        )
+
+    def _configuration(self) -> grpc.ServerCertificateConfiguration:
+        files = self.files.content
+        return grpc.ssl_server_certificate_configuration(
+            [(files.key, files.certificate)], files.authority
+        )
 
 
 def _names_of(context: Any) -> set[str]:  # noqa: ANN401
@@ -161,11 +252,9 @@ class GrpcNetwork:
         self,
         method: str,
         host: str = "127.0.0.1",
-        encode_up: Codec = _identity,
-        decode_up: Codec = _identity,
-        encode_down: Codec = _identity,
-        decode_down: Codec = _identity,
+        codec: MessageCodec = RAW_BYTES,
         tls: Tls | None = None,
+        key: bytes = b"",
         num_channels: int = 1,
     ) -> None:
         """Name the method ("/package.Service/Method") and the address to bind.
@@ -173,58 +262,60 @@ class GrpcNetwork:
         Args:
             method: Full method name.
             host: Address to listen on.
-            encode_up: Client's message to bytes.
-            decode_up: Bytes to client's message, on the server.
-            encode_down: Server's message to bytes.
-            decode_down: Bytes to server's message, on the client.
+            codec: Makes bytes of messages.
             tls: Mutual TLS with roles; None: plain text, for loopback only.
+            key: Without TLS both ends prove that they know it; see `StreamProof`.
             num_channels: Connections to one address, which streams take in turn.
         """
         self._method, self._host, self._tls = method, host, tls
-        self._encode_up, self._decode_up = encode_up, decode_up
-        self._encode_down, self._decode_down = encode_down, decode_down
+        self._codec, self._key = codec, key
         self._num_channels, self._num_dialled = num_channels, 0
         self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
         self._server: Any = None
+        self.num_refused = 0
+        """Streams of whoever is not of the cluster."""
+        self._told_at = -REFUSAL_LINE_S
 
     async def dial(self, address: str) -> _ClientStream:
         """See `Network`. Channels are kept per address; a dead one is dropped."""
-        key = address, self._num_dialled % self._num_channels
+        listener, _, where = address.rpartition("@")
+        key = where, self._num_dialled % self._num_channels
         self._num_dialled += 1
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = self._new_channel(address)
+            channel = self._channels[key] = self._new_channel(where)
+        proof, shown = None, {}
+        if self._tls is None:
+            nonce = new_nonce()
+            proof = StreamProof(self._key, self._method, listener, nonce)
+            shown = {NONCE_KEY: nonce, DIALLER_KEY: proof.dialler_word}
         call = channel.stream_stream(
             self._method,
-            request_serializer=self._encode_up,
-            response_deserializer=self._decode_down,
-        )(wait_for_ready=False)
+            request_serializer=self._codec.encode_up,
+            response_deserializer=self._codec.decode_down,
+        )(metadata=tuple(shown.items()), wait_for_ready=False)
         try:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
             self._channels.pop(key, None)
             await channel.close()
             raise StreamClosed(error.details()) from error
-        return _ClientStream(call)
+        return _ClientStream(call, proof)
 
     def _new_channel(self, address: str) -> grpc.aio.Channel:
         tls = self._tls
         if tls is None:
             return grpc.aio.insecure_channel(address, options=OPTIONS)
-        credentials = grpc.ssl_channel_credentials(tls.authority, tls.key, tls.certificate)
         options = [*OPTIONS, ("grpc.ssl_target_name_override", tls.server_name)]
-        return grpc.aio.secure_channel(address, credentials, options=options)
+        return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
         _, service, method = self._method.split("/")
+        nonce = new_nonce()
 
         async def serve(_: Any, context: Any) -> None:  # noqa: ANN401
-            if self._tls is not None and self._tls.peer_name not in _names_of(context):
-                await context.abort(
-                    grpc.StatusCode.PERMISSION_DENIED, "this role may not open this stream"
-                )
-            stream = _ServerStream(context)
+            stream = _ServerStream(context, await self._admit(context, nonce))
             try:
                 await on_stream(stream)
             except asyncio.CancelledError:
@@ -234,23 +325,46 @@ class GrpcNetwork:
                 await context.abort(grpc.StatusCode.ABORTED, "the stream was reset")
 
         handler = grpc.stream_stream_rpc_method_handler(
-            serve, request_deserializer=self._decode_up, response_serializer=self._encode_down
+            serve,
+            request_deserializer=self._codec.decode_up,
+            response_serializer=self._codec.encode_down,
         )
-        server = grpc.aio.server(options=OPTIONS)
+        server = grpc.aio.server(options=SERVER_OPTIONS)
         server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(service, {method: handler}),)
         )
+        address = join_address(self._host, 0)
         if self._tls is None:
-            port = server.add_insecure_port(f"{self._host}:0")
+            port = server.add_insecure_port(address)
         else:
-            pair = (self._tls.key, self._tls.certificate)
-            credentials = grpc.ssl_server_credentials(
-                [pair], self._tls.authority, require_client_auth=True
-            )
-            port = server.add_secure_port(f"{self._host}:0", credentials)
+            port = server.add_secure_port(address, self._tls.server_credentials())
         await server.start()
         self._server = server
-        return f"{self._host}:{port}"
+        where = join_address(self._host, port)
+        return f"{nonce}@{where}" if self._tls is None else where
+
+    async def _admit(self, context: Any, nonce: str) -> dict[str, str]:  # noqa: ANN401
+        """Refuse whoever is not of the cluster; returns what to show to whoever is."""
+        if self._tls is not None:
+            if self._tls.peer_name not in _names_of(context):
+                await _hear_out(context)
+                await self._refuse(context, "this role may not open this stream")
+            return {}
+        shown = dict(context.invocation_metadata() or ())
+        proof = StreamProof(self._key, self._method, nonce, str(shown.get(NONCE_KEY, "")))
+        if not proof.is_dialler(str(shown.get(DIALLER_KEY, ""))):
+            await self._refuse(context, "this stream is for those who know the cluster's key")
+        return {LISTENER_KEY: proof.listener_word}
+
+    async def _refuse(self, context: Any, why: str) -> None:  # noqa: ANN401
+        self.num_refused += 1
+        now_s = asyncio.get_running_loop().time()
+        if now_s - self._told_at >= REFUSAL_LINE_S:
+            self._told_at = now_s
+            events.STREAM_REFUSED.tell(
+                stream=self._method, peer=context.peer(), refused=self.num_refused, reason=why
+            )
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
 
     async def close(self) -> None:
         """See `Network`."""
@@ -262,8 +376,8 @@ class GrpcNetwork:
             await channel.close()
 
 
-def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None) -> GrpcNetwork:
+def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b"") -> GrpcNetwork:
     """Make the network of Fetch streams; one connection alone is one thread's work on either side."""
     return GrpcNetwork(
-        "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, num_channels=FETCH_CHANNELS
+        "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, key=key, num_channels=FETCH_CHANNELS
     )

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import torch
 import torch.distributed
 
+from core.addresses import bare_host
 from kv_transfer.nixl_pair import NixlPair
 
 dist: Any = torch.distributed  # its stubs know neither stores nor groups of one's own
@@ -194,7 +195,9 @@ def knock(address: str) -> Any:  # noqa: ANN401
         RuntimeError: Nobody is there.
     """
     host, _, port = address.rpartition(":")
-    store = dist.TCPStore(host, int(port), None, False, timedelta(seconds=MEETING_S), False)
+    store = dist.TCPStore(
+        bare_host(host), int(port), None, False, timedelta(seconds=MEETING_S), False
+    )
     # One step, so that whoever dies in the middle of knocking blocks nobody behind him.
     name = f"pair-{secrets.token_hex(16)}"
     store.queue_push(KNOCKS, name.encode())

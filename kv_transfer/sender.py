@@ -349,6 +349,8 @@ class Sender:
         )
 
     def _resend(self, sub_attempt: int, parts: tuple[tuple[int, int, int], ...]) -> None:
+        if not parts:
+            raise KVTransferError("the decode worker asked for no part again")
         if sub_attempt != self._sub_attempt:
             return
         self._num_resends += len(parts)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from core.errors import Cancelled, InvariantViolation, ServingError
+from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingError
 from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
@@ -89,6 +89,8 @@ class PrefillPart:
         """Queue the prompt and expect the peer's Fetch."""
         submit = attempt.submit
         num_layers = self._layout.num_layers
+        if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
+            raise InvalidRequest("transfer_id", "names a transfer that is here already")
         sequence = self._worker.scheduler.new_sequence(
             submit.request,
             submit.epoch,
@@ -112,9 +114,10 @@ class PrefillPart:
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
         transfer_id = attempt.submit.transfer_id
-        outgoing = self._outgoing.pop(transfer_id, None)
-        if outgoing is None:
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is None or outgoing.attempt is not attempt:
             return
+        del self._outgoing[transfer_id]
         del self._by_key[outgoing.sequence.key]
         outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(outgoing.sequence)
         self._draining[transfer_id] = outgoing.pins

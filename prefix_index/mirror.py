@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from core import events
 from core.ports import MemberStore, StoreFailed
 
 PERIOD_S = 2.0
@@ -51,10 +52,13 @@ class MembershipMirror:
         """
         try:
             await self._store.put(json.dumps(self._read_members()), TTL_S)
-        except StoreFailed:
+        except StoreFailed as error:
             self.num_failures += 1
-            if self.num_failures >= FAILURES_TO_BREAK:
+            if self.num_failures == FAILURES_TO_BREAK:
+                events.STORE_DOWN.tell(reason=str(error))
                 self.state = "down"
             return False
+        if self.state != "ok":
+            events.STORE_UP.tell()
         self.state, self.num_failures = "ok", 0
         return True

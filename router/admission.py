@@ -1,25 +1,38 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
 Owns the queue at the door and every permit: what is granted is counted at once, whoever was granted
-it gives it back. Does not know workers. Called by the orchestrator, once per request.
+it gives it back. Does not know workers. Called by the orchestrator, once per request, and by
+`router.service` before the requests of one reply are made.
+
+A request takes a permit for each of its choices. Tenants take turns, and a full line makes room for
+who has less in it, so that nobody's many requests keep out anybody's one.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
-from core.errors import Draining, Overloaded
-from core.types import GenerateRequest
+from core.errors import Draining, InvalidRequest, Overloaded
+from core.types import MAX_CHOICES, GenerateRequest
+from router.fair_line import FairLine
 
 CANARY_TIER = "canary"
 """Tier of the requests behind `/ready`; they take no permit."""
 
 
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    """One request in the line."""
+
+    granted: asyncio.Future[None]
+    num_permits: int
+
+
 class Admission:
-    """First come, first served, bounded in number, in prompt tokens and in waiting time."""
+    """Tenants in turn, first come first served within one; bounded in number, tokens and time."""
 
     def __init__(
         self,
@@ -34,8 +47,7 @@ class Admission:
         self._queue_wait_s = queue_wait_s
         self._max_queued_tokens = max_queued_tokens
         self._num_queued_tokens = 0
-        self._waiting: OrderedDict[int, asyncio.Future[None]] = OrderedDict()
-        self._next_ticket = 0
+        self._waiting: FairLine[_Waiter] = FairLine(max_queued)
         self.num_running = 0
         self.is_draining = False
 
@@ -55,42 +67,85 @@ class Admission:
         if request.tier == CANARY_TIER:  # a full router is still able to get a request through
             yield
             return
-        await self._acquire(len(request.token_ids))
+        num_permits = self._num_permits(request.sampling.n)
+        await self._acquire(len(request.token_ids), request.tenant, num_permits)
         try:
             yield
         finally:
-            self._release()
+            self._release(num_permits)
 
-    async def _acquire(self, num_tokens: int) -> None:
+    def check_open(self, tenant: str) -> None:
+        """Refuse at once what would find no place in line, before any work is done for it.
+
+        Raises:
+            Overloaded: The line is full, and nobody would have to make room.
+            Draining: The router is shutting down.
+        """
         if self.is_draining:
             raise Draining("the router is shutting down; try another one")
-        if self.num_running < self._max_running and not self._waiting:
-            self.num_running += 1
+        is_free = self.num_running < self._max_running and not self._waiting
+        if not is_free and not self._waiting.has_room_for(tenant):
+            raise self._full()
+
+    def _full(self) -> Overloaded:
+        return Overloaded(
+            f"{self.num_running} requests run and {len(self._waiting)} wait, "
+            f"the limits are {self._max_running} and {self._max_queued}; try again later"
+        )
+
+    def check_share(self, num_prompts: int, num_choices: int) -> None:
+        """Refuse a reply that would need more than half of all permits.
+
+        Raises:
+            InvalidRequest: Says how many it may have.
+        """
+        share = max(MAX_CHOICES, self._max_running // 2)
+        if num_prompts * num_choices > share:
+            raise InvalidRequest(
+                "prompt",
+                f"asks for {num_prompts} prompts x n = {num_choices}, which is "
+                f"{num_prompts * num_choices} outputs at once, the limit is {share}; "
+                "send fewer prompts in one request or raise router.max_running",
+            )
+
+    def _num_permits(self, num_choices: int) -> int:
+        return max(1, min(num_choices, self._max_running))
+
+    async def _acquire(self, num_tokens: int, tenant: str = "", num_permits: int = 1) -> None:
+        if self.is_draining:
+            raise Draining("the router is shutting down; try another one")
+        if self.num_running + num_permits <= self._max_running and not self._waiting:
+            self.num_running += num_permits
             return
         self._check_room(num_tokens)
         loop = asyncio.get_running_loop()
-        ticket, self._next_ticket = self._next_ticket, self._next_ticket + 1
         granted: asyncio.Future[None] = loop.create_future()
-        self._waiting[ticket] = granted
+        waiter = _Waiter(granted, num_permits)
+        self._join(tenant, waiter)
         self._num_queued_tokens += num_tokens
         timer = loop.call_later(self._queue_wait_s, self._refuse, granted)
         try:
             await granted
         except asyncio.CancelledError:
             if _is_granted(granted):  # in the very turn in which its waiter left
-                self._release()
+                self._release(num_permits)
             raise
         finally:
             timer.cancel()
-            self._waiting.pop(ticket, None)
+            self._waiting.leave(tenant, waiter)
             self._num_queued_tokens -= num_tokens
 
+    def _join(self, tenant: str, waiter: _Waiter) -> None:
+        """Stand in line, in the place of another tenant's newest if the line is full."""
+        loser = self._waiting.join(tenant, waiter)
+        if loser is None:
+            return
+        if loser is waiter:
+            raise self._full()
+        if not loser.granted.done():
+            loser.granted.set_exception(self._full())
+
     def _check_room(self, num_tokens: int) -> None:
-        if len(self._waiting) >= self._max_queued:
-            raise Overloaded(
-                f"{self.num_running} requests run and {len(self._waiting)} wait, "
-                f"the limits are {self._max_running} and {self._max_queued}; try again later"
-            )
         if self._num_queued_tokens + num_tokens > self._max_queued_tokens:
             raise Overloaded(
                 f"requests with {self._num_queued_tokens} prompt tokens wait, this one has "
@@ -104,14 +159,18 @@ class Admission:
                 Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later")
             )
 
-    def _release(self) -> None:
-        """Give one permit back, to whoever is next."""
-        self.num_running -= 1
-        while self._waiting and self.num_running < self._max_running:
-            _, granted = self._waiting.popitem(last=False)
-            if not granted.done():
-                self.num_running += 1
-                granted.set_result(None)
+    def _release(self, num_permits: int = 1) -> None:
+        """Give permits back, to whoever is next: a large request is not passed by small ones."""
+        self.num_running -= num_permits
+        while (waiter := self._waiting.peek()) is not None:
+            if waiter.granted.done():
+                self._waiting.take()
+                continue
+            if self.num_running + waiter.num_permits > self._max_running:
+                return
+            self._waiting.take()
+            self.num_running += waiter.num_permits
+            waiter.granted.set_result(None)
 
 
 def _is_granted(future: asyncio.Future[None]) -> bool:

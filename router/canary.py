@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from core import events
 from core.config import RouterConfig
 from core.errors import NoWorker
 from core.ids import Ids
@@ -57,6 +58,8 @@ class Canary:
         )
         self._task: asyncio.Task[None] | None = None
         self.took_s: float | None = None
+        self.has_passed = False
+        """A request got through at least once."""
         self._error = "no canary has run yet"
         self.on_checked: Callable[[bool], Awaitable[None]] | None = None
         """Told after every canary whether the router is ready."""
@@ -73,10 +76,15 @@ class Canary:
 
     async def _run(self) -> None:
         """Send a small request across both workers again and again: the proof behind /ready."""
+        told: bool | None = None
         while True:
             changed = self._links.changed
             await self._once()
             is_good = self.is_good
+            is_still_starting = told is None and self._links.is_starting()
+            if is_good is not told and (is_good or not is_still_starting):
+                self._tell()
+                told = is_good
             if self.on_checked is not None:
                 await self.on_checked(is_good)
             try:
@@ -85,6 +93,12 @@ class Canary:
                     await asyncio.sleep(0.2)  # a change is seldom alone: a link goes, another comes
             except TimeoutError:
                 pass
+
+    def _tell(self) -> None:
+        if self.is_good and self.took_s is not None:
+            events.ROUTER_READY.tell(canary_ms=round(self.took_s * 1000, 3))
+        else:
+            events.ROUTER_NOT_READY.tell(reason=self.error)
 
     async def _once(self) -> None:
         if self._missing_roles():
@@ -106,6 +120,7 @@ class Canary:
         error = last.error if isinstance(last, RequestEnded) else NoWorker("the canary did not end")
         self.took_s = None if error else self._clock.now_s() - started_at
         self._error = error.message if error else ""
+        self.has_passed = self.has_passed or error is None
         self._has_crossed = self._has_crossed or (error is None and crosses)
 
     def _live_roles(self) -> set[Role]:

@@ -17,6 +17,7 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled, ServingError, SlowReader
 from core.types import RequestEvent
+from router.beside_the_loop import beside_the_loop
 from router.http_errors import error_body, error_response
 from router.http_replies import Reply
 from router.request_stream import StreamGroup
@@ -65,7 +66,7 @@ class EventStream(Response):
         is_started = False
         while not self._group.is_over and self._reply.error is None:
             events = await self._group.batch(self._limits.keep_alive_s)
-            text = self._text(events)
+            text = await self._text(events)
             if not is_started:
                 if not text and isinstance(self._reply.error, ServingError):
                     raise self._reply.error
@@ -90,7 +91,12 @@ class EventStream(Response):
             }
         )
 
-    def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
+    async def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
+        if self._reply.is_heavy_batch(events):
+            return await beside_the_loop(self._chunks, events)
+        return self._chunks(events)
+
+    def _chunks(self, events: list[tuple[int, RequestEvent]]) -> str:
         if not self._limits.has_ids:
             return "".join([self._reply.chunks(index, event) for index, event in events])
         out = []
@@ -125,7 +131,7 @@ async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dic
                 reply.take(index, event)
             if isinstance(reply.error, ServingError):
                 raise reply.error
-        return reply.whole()
+        return await beside_the_loop(reply.whole) if reply.is_heavy else reply.whole()
 
     try:
         body: dict[str, Any] = await unless_disconnected(receive, collect())

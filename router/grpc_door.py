@@ -17,6 +17,7 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from core.addresses import join_address
 from core.config import SecurityConfig
 from core.errors import InvalidRequest, ServingError, SlowReader
 from core.types import (
@@ -32,8 +33,11 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.grpc_guard import Gate, door_credentials
-from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, identity_of, optional
+from router.beside_the_loop import beside_the_loop
+from router.calls import caller
+from router.door_certificate import DoorCertificate
+from router.grpc_guard import Gate
+from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
 from router.request_making import Wish
 from router.request_stream import StreamGroup
 from router.service import GenerationService
@@ -43,6 +47,13 @@ REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
 KEEPALIVE_MS = 30_000
 PING_INTERVAL_MS = 500
 """Who pings a quiet stream more often is sent away; the library's limit is five minutes."""
+HANDSHAKE_TIMEOUT_MS = 5_000
+"""From accept to the client's HTTP/2 settings."""
+IDLE_MS = 300_000
+"""A connection without calls is told to go; clients open another when they need one."""
+MAX_STREAMS = 512
+"""Calls at once on one connection; clients let further ones wait on their side."""
+MAX_CONNECTIONS = 4096
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -72,7 +83,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            prompt = self._prompt(logprobs)
+                            prompt = await beside_the_loop(self._prompt, logprobs)
                         case TextDelta():
                             texts[event.choice] = texts.get(event.choice, "") + event.text
                             tokens.setdefault(event.choice, []).extend(self._tokens(event))
@@ -123,7 +134,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            await write(prompt=self._prompt(logprobs))
+                            await write(prompt=await beside_the_loop(self._prompt, logprobs))
                         case TextDelta():
                             delta = pb.Delta(
                                 choice=event.choice,
@@ -157,8 +168,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 if kind == "text"
                 else self._chat_prompt(talk.messages, talk.options, adds)
             )
+            tenant = caller().tenant
             ids, names = await self._service.tokenize(
-                request.model, prompt, adds_special_tokens=adds
+                request.model, prompt, adds_special_tokens=adds, tenant=tenant
             )
         except ServingError as error:
             await abort(context, error)
@@ -172,15 +184,16 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         """Token ids to text."""
         skips = optional(request, "skip_special_tokens", default=False)
         try:
-            text = self._service.detokenize(request.model, request.token_ids, skips_special=skips)
+            text = await self._service.detokenize(
+                request.model, list(request.token_ids), skips_special=skips
+            )
         except ServingError as error:
             await abort(context, error)
         return pb.DetokenizeResponse(text=text)
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
         """Cancel a request by id."""
-        tenant = identity_of(context, self._service.keyring).tenant
-        is_aborted = self._service.abort(tenant, request.request_id)
+        is_aborted = self._service.abort(caller().tenant, request.request_id)
         return pb.AbortResponse(
             outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING
         )
@@ -198,9 +211,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]
     ) -> StreamGroup:
         try:
-            identity = identity_of(context, self._service.keyring)
             made = await self._service.make_request(
-                replace(to_wish(request, context), identity=identity)
+                replace(to_wish(request, context), identity=caller())
             )
         except ServingError as error:
             await abort(context, error)
@@ -272,9 +284,16 @@ async def _check(context: Any, ended: RequestEnded) -> None:
 class GrpcDoor:
     """The server around the servicer."""
 
-    def __init__(self, service: GenerationService, security: SecurityConfig) -> None:
-        """Nothing listens yet."""
+    def __init__(
+        self,
+        service: GenerationService,
+        security: SecurityConfig,
+        certificate: DoorCertificate | None = None,
+    ) -> None:
+        """Nothing listens yet; without a certificate the door speaks plain text."""
         self._service, self._security = service, security
+        self._certificate = certificate
+        self.max_connections = MAX_CONNECTIONS
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
         self.port = 0
@@ -290,8 +309,12 @@ class GrpcDoor:
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
-        server = grpc.aio.server(options=options, interceptors=[Gate(self._service.keyring)])
+        server = grpc.aio.server(options=options, interceptors=[Gate(self._service)])
         generation_pb2_grpc.add_GenerationServicer_to_server(
             GenerationServicer(self._service), server
         )
@@ -302,10 +325,10 @@ class GrpcDoor:
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._note_readiness(self._service.is_ready)
         self._service.tell_readiness(self._note_readiness)
-        address, credentials = f"{config.host}:{config.grpc_port}", door_credentials(self._security)
+        address = join_address(config.host, config.grpc_port)
         self.port = (
-            server.add_secure_port(address, credentials)
-            if credentials
+            server.add_secure_port(address, self._certificate.credentials())
+            if self._certificate
             else server.add_insecure_port(address)
         )
         await server.start()

@@ -24,20 +24,8 @@ from core.errors import (
 from core.trace import parse_trace
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
-from router.credentials import Identity, Keyring
+from router.calls import note_error
 from router.request_making import Wish, correlation_id_of
-
-
-def identity_of(context: Any, keyring: Keyring) -> Identity:
-    """Whose call this is.
-
-    Raises:
-        Unauthenticated: No valid key.
-    """
-    values = [
-        value for name, value in context.invocation_metadata() or () if name == "authorization"
-    ]
-    return keyring.identify(str(values[0]) if len(values) == 1 else "")
 
 
 def optional(message: Any, field: str, default: Any) -> Any:
@@ -143,7 +131,8 @@ def chat_prompt(
 
 
 async def abort(context: Any, error: ServingError) -> NoReturn:
-    """End a call with a status and its details; never returns."""
+    """End a call with a status and its details, and note its reason; never returns."""
+    note_error(error)
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=error.code, domain="baton")]
     if isinstance(error, InvalidRequest):
         violation = error_details_pb2.BadRequest.FieldViolation(

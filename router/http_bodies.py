@@ -34,6 +34,9 @@ def _whole(value: object) -> object:
 
 Number = StrictFloat | StrictInt
 Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""One wrong item is enough to say: errors are not collected."""
 MAX_PROMPTS = 128
 MAX_ROLE_CHARACTERS = 64
 
@@ -82,10 +85,10 @@ class SamplingBody(Body):
     logit_bias: dict[str, Number] | None = Field(
         None, description="token id to -100..100, at most 300"
     )
-    allowed_token_ids: list[StrictInt] | None = Field(
+    allowed_token_ids: Many[StrictInt] | None = Field(
         None, description="nothing else is drawn; at most 4096"
     )
-    bad_words: list[StrictStr] | None = Field(
+    bad_words: Many[StrictStr] | None = Field(
         None, description="must not appear in the output; at most 64"
     )
     n: Whole | None = Field(None, description="choices, 1 to 8")
@@ -93,10 +96,10 @@ class SamplingBody(Body):
     seed: Whole | None = Field(
         None, description="any of 64 bits, signed; absent: derived from the request id"
     )
-    stop: StrictStr | list[StrictStr] | None = Field(
+    stop: StrictStr | Many[StrictStr] | None = Field(
         None, description="at most 16 of at most 256 bytes; empty ones are left out"
     )
-    stop_token_ids: list[StrictInt] | None = Field(None, description="at most 16")
+    stop_token_ids: Many[StrictInt] | None = Field(None, description="at most 16")
     min_tokens: Whole | None = Field(None, description="no end before this many tokens")
     max_tokens: Whole | None = Field(None, description="longest output (tokens)")
     ignore_eos: StrictBool | None = Field(None, description="go on after the end-of-text token")
@@ -165,7 +168,7 @@ class SamplingBody(Body):
 class CompletionBody(SamplingBody):
     """`POST /v1/completions`."""
 
-    prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]] = Field(
+    prompt: StrictStr | Many[StrictInt] | Many[StrictStr] | Many[Many[StrictInt]] = Field(
         description="text, token ids, or a list of either (at most 128)"
     )
     logprobs: Whole | None = Field(None, description="of chosen tokens, with k rivals, 0 to 20")
@@ -233,7 +236,7 @@ class Message(BaseModel):
     role: StrictStr = Field(
         description="system, developer, user, assistant, tool, or what the template knows"
     )
-    content: StrictStr | list[ContentPart] | None = Field(
+    content: StrictStr | Many[ContentPart] | None = Field(
         None, description="text, or parts of type text, input_text, output_text or refusal"
     )
 
@@ -258,7 +261,7 @@ class Message(BaseModel):
 class Conversation(Body):
     """Messages and how the chat template is used."""
 
-    messages: list[Message] = Field(description="at least one")
+    messages: Many[Message] = Field(description="at least one")
     add_generation_prompt: StrictBool | None = Field(
         None, description="open the assistant's turn; default true"
     )
@@ -347,7 +350,7 @@ class DetokenizeBody(Body):
     """`POST /detokenize`."""
 
     model: StrictStr = ""
-    tokens: list[StrictInt]
+    tokens: Many[StrictInt]
 
 
 AnyBody = TypeVar("AnyBody", bound=BaseModel)

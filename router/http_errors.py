@@ -1,7 +1,8 @@
 """OpenAI's error object, its status and the headers that steer a client's retries.
 
-Owns the one translation from the error tree to HTTP. Does not know routes. Called by
-`router.openai_door` and `router.event_stream`.
+Owns the one translation from the error tree to HTTP, and notes each on the call it answers. Does not
+know routes. Called by `router.openai_door`, `router.event_stream`, `router.http_guard` and, for what
+is no request yet, `cluster.http_protocol`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from fastapi.responses import JSONResponse
 
 from core.errors import InvalidRequest, RateLimited, ServingError, Unavailable
+from router.calls import note, note_error
 
 RETRIED = (429, 503)
 """openai-python repeats 408, 409, 429 and 5xx blindly unless it is told; only these may help."""
@@ -39,6 +41,7 @@ def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, An
 
 def error_response(error: ServingError, request_id: str) -> JSONResponse:
     """Error object, status and headers."""
+    note_error(error)
     headers = {"x-should-retry": "true" if error.http_status in RETRIED else "false"}
     if request_id:
         headers["x-request-id"] = request_id
@@ -60,9 +63,16 @@ def plain_error(
     status: int, message: str, code: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
     """An error of the HTTP layer itself: no such path, wrong method, a bug."""
-    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    note(code, "failed" if is_ours else "rejected")
     return JSONResponse(
-        _body(message, kind, None, code),
+        plain_body(status, message, code),
         status_code=status,
         headers={**(headers or {}), "x-should-retry": "false"},
     )
+
+
+def plain_body(status: int, message: str, code: str) -> dict[str, Any]:
+    """The body of such an error."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return _body(message, kind, None, code)

@@ -1,33 +1,98 @@
-"""The gate of the HTTP door: nothing passes without a credential but liveness.
+"""The gate of the HTTP door: nothing passes without a credential but liveness, and no refusal unseen.
 
-Owns the short list of open paths and the limits on headers. It stands before routing and compares
+Owns the short list of open paths, and the record of every call. It stands before routing and compares
 whole paths, so a new route is closed until someone opens it here, and no spelling of a path can slip
-by: what is not literally on the list needs a key. Does not know keys. Called by `router.openai_door`.
+by: what is not literally on the list needs a key. What a key of which role may do is bound to the
+routes themselves. Does not know keys. Called by `router.openai_door`.
 """
 
 from __future__ import annotations
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+import asyncio
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 
-from core.errors import ServingError
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
+from router.bad_keys import BadKeys
+from router.calls import Call, begin
 from router.credentials import Keyring
 from router.http_errors import error_response
+from router.identities import Right
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
 OPEN_METHODS = frozenset({"GET", "HEAD"})
 
 
+def needs(right: Right) -> Callable[[Request], Awaitable[None]]:
+    """A route's dependency: refuse a caller whose key has not this right."""
+
+    async def check(request: Request) -> None:
+        request.state.identity.check(right)
+
+    return check
+
+
 class Guard:
     """ASGI middleware; the identity it finds is in `scope["state"]["identity"]`."""
 
-    def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
-        """Stand before an application."""
-        self._app, self._keyring = app, keyring
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        bad_keys: BadKeys,
+        on_ended: Callable[[Call], None],
+    ) -> None:
+        """Stand before an application.
+
+        Args:
+            app: What is guarded.
+            keyring: Who may come in.
+            bad_keys: Holds back the refusals of who tries many.
+            on_ended: Hears of every call, once, when it is over.
+        """
+        self._app = app
+        self._keyring = keyring
+        self._bad_keys = bad_keys
+        self._on_ended = on_ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request pass, or refuse it."""
-        if scope["type"] != "http":
-            return  # no websockets here, and nobody is told why
+        if scope["type"] not in ("http", "websocket"):
+            return
+        call = Call("http", (scope.get("client") or ("",))[0])
+        begin(call)
+        status: int | None = None
+
+        def watched(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        try:
+            if scope["type"] == "websocket":
+                call.refuse("unsupported_endpoint")
+                await send({"type": "websocket.close"})  # before it is accepted: a 403
+            else:
+                await self._pass(call, scope, receive, watched)
+        except asyncio.CancelledError:
+            call.refuse(Cancelled.code, "cancelled")
+            raise
+        except Exception:
+            call.refuse(InternalError.code, "failed")
+            raise
+        finally:
+            call.route = getattr(scope.get("route"), "path", "")
+            if status is None:
+                call.refuse(Cancelled.code, "cancelled")
+            elif status >= HTTPStatus.BAD_REQUEST:
+                call.refuse(f"http_{status}")
+            self._on_ended(call)
+
+    async def _pass(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
         is_open = (
             scope["path"] in OPEN_PATHS
             and scope["method"] in OPEN_METHODS
@@ -36,13 +101,15 @@ class Guard:
         if not is_open:
             values = [value for name, value in scope["headers"] if name == b"authorization"]
             try:
-                identity = self._keyring.identify(
+                call.identity = self._keyring.identify(
                     values[0].decode("latin-1") if len(values) == 1 else ""
                 )
             except ServingError as error:
+                if isinstance(error, Unauthenticated):
+                    await self._bad_keys.hold(call.address)
                 refusal = error_response(error, "")
                 refusal.headers["WWW-Authenticate"] = "Bearer"
                 await refusal(scope, receive, send)
                 return
-            scope.setdefault("state", {})["identity"] = identity
+            scope.setdefault("state", {})["identity"] = call.identity
         await self._app(scope, receive, send)

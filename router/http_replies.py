@@ -24,8 +24,12 @@ from core.types import (
 )
 from router.detokenizing import TextOffsets
 from router.http_logprobs import Legacy, LogprobShapes, joined
+from router.json_pieces import dumps
 from router.resuming import Progress
 from router.service import GenerationService
+
+HEAVY_TOKENS = 256
+"""Tokens with log probabilities above which a reply is made beside the loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +280,18 @@ class Reply:
             sum(u.cached_tokens for u in self._usages),
         )
 
+    @property
+    def is_heavy(self) -> bool:
+        """True when the whole reply is not made in a moment."""
+        echoed = sum(len(p.scored) for p in self._prompts) * self._num_choices
+        return echoed + sum(len(c.logprobs) for c in self._choices) > HEAVY_TOKENS
+
+    def is_heavy_batch(self, events: Sequence[tuple[int, RequestEvent]]) -> bool:
+        """True when the chunks of these events are not made in a moment."""
+        told = sum(len(e.logprobs) for _, e in events if isinstance(e, (PromptScored, TextDelta)))
+        due = 0 if all(self._is_open) else sum(len(p.scored) for p in self._prompts)
+        return told + due > HEAVY_TOKENS
+
     # --- whole ----------------------------------------------------------------------------------------
 
     def take(self, prompt: int, event: RequestEvent) -> None:
@@ -374,7 +390,7 @@ class Reply:
         return self._sse(fields)
 
     def _sse(self, fields: dict[str, Any]) -> str:
-        return f"data: {json.dumps({**self._head, **fields}, separators=(',', ':'))}\n\n"
+        return f"data: {dumps({**self._head, **fields})}\n\n"
 
     def last_chunk(self) -> str:
         """The usage chunk, and timing where it was asked for."""

@@ -90,6 +90,7 @@ class Links:
                 with contained(f"the link to worker {descriptor.worker_id}"):
                     await self._links[key].run()
                 if key not in self._members():
+                    self._links[key].tell_left()
                     return
                 await asyncio.sleep(REDIAL_S)
                 self._use(self._new_link(descriptor, was_lost=True))

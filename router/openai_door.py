@@ -1,29 +1,36 @@
 """The HTTP door: OpenAI's endpoints, vLLM's beside them, and what operators ask for.
 
-Owns the routes, the reading of bodies and of headers. Does not know workers. Called by the
+Owns the routes and the reading of headers. Does not know workers. Called by the
 composition root, which serves `make_app(service)` with uvicorn.
 """
 
 from __future__ import annotations
 
-import asyncio
-import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from fastapi_offline import FastAPIOffline
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from core.errors import InvalidRequest, ModelNotFound, PayloadTooLarge, RequestTimeout, ServingError
+from core.errors import InvalidRequest, ModelNotFound, ServingError
 from core.trace import TraceContext, parse_trace
-from router.event_stream import EventStream, StreamLimits, whole_reply
+from core.types import ChatPrompt
+from router import calls
+from router.beside_the_loop import beside_the_loop
+from router.body_reading import BodyReader
+from router.event_stream import (
+    EventStream,
+    StreamLimits,
+    unless_disconnected,
+    whole_reply,
+)
 from router.http_bodies import (
     ChatBody,
     CompletionBody,
@@ -35,8 +42,10 @@ from router.http_bodies import (
     parse_body,
 )
 from router.http_errors import error_response, plain_error
-from router.http_guard import Guard
+from router.http_guard import Guard, needs
 from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.identities import Right
+from router.json_pieces import UTF8, dumps
 from router.other_fields import ignored_fields
 from router.request_making import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
@@ -62,37 +71,6 @@ KEY_HEADER = "idempotency-key"
 """A request with the same key is the same request: one at a time, with the same randomness."""
 EVENT_IDS_HEADER, LAST_EVENT_HEADER = "x-baton-event-ids", "last-event-id"
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
-
-
-async def read_body(request: Request, limit_bytes: int, timeout_s: float) -> dict[str, Any]:
-    """Read a JSON body, bounded in bytes and time.
-
-    Raises:
-        PayloadTooLarge: More bytes than allowed; reading stops there.
-        RequestTimeout: It came too slowly.
-        InvalidRequest: Not a JSON object.
-    """
-    chunks, size = [], 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > limit_bytes:
-                    raise PayloadTooLarge(
-                        f"the body has more than {limit_bytes} bytes; raise router.max_body_bytes"
-                    )
-                chunks.append(chunk)
-    except TimeoutError as error:
-        raise RequestTimeout(f"the body was not complete within {timeout_s:g} s") from error
-    try:
-        body = json.loads(b"".join(chunks))
-    except RecursionError as error:
-        raise InvalidRequest("body", "is nested too deeply") from error
-    except ValueError as error:
-        raise InvalidRequest("body", f"is not JSON: {error}") from error
-    if not isinstance(body, dict):
-        raise InvalidRequest("body", f"is a JSON {type(body).__name__}, must be an object")
-    return body
 
 
 def trace_of(request: Request) -> TraceContext | None:
@@ -143,9 +121,10 @@ def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wi
 class Door:
     """The endpoints over one service."""
 
-    def __init__(self, service: GenerationService, created: int) -> None:
+    def __init__(self, service: GenerationService, created: int, bodies: BodyReader) -> None:
         """Keep the service; `created` is what OpenAI's field of that name says (Unix seconds)."""
         self.service, self.created, self.config = service, created, service.config
+        self._bodies = bodies
 
     async def body(self, kind: type[AnyBody], request: Request) -> tuple[AnyBody, dict[str, str]]:
         """Read and validate a body.
@@ -156,7 +135,7 @@ class Door:
         Raises:
             ServingError: Names what is wrong.
         """
-        tree = await read_body(request, self.config.max_body_bytes, self.config.body_timeout_s)
+        tree = await self._bodies.read(request)
         body = parse_body(kind, tree)
         ignored = ignored_fields(body, is_strict=self.config.is_strict)
         names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
@@ -216,8 +195,10 @@ class Door:
         if last_event:
             wishes = _resumed(wishes, last_event, is_stream=bool(body.stream))
         identity, correlation_id = request.state.identity, correlation_of(request)
-        made = await self.service.make_requests(
-            [replace(w, identity=identity, correlation_id=correlation_id) for w in wishes]
+        named = [replace(w, identity=identity, correlation_id=correlation_id) for w in wishes]
+        made = await unless_disconnected(
+            request.receive,
+            self.service.make_requests(named),
         )
         reply = Reply(dialect, made, self.created_now())
         group = self.service.open(*made)
@@ -227,9 +208,11 @@ class Door:
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
-        return JSONResponse(
-            content, headers={**headers, "Server-Timing": server_timing(reply.anatomy)}
-        )
+        headers["Server-Timing"] = server_timing(reply.anatomy)
+        if not reply.is_heavy:
+            return JSONResponse(content, headers=headers)
+        text = await beside_the_loop(dumps, content, UTF8)
+        return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
 
     def created_now(self) -> int:
         """Unix seconds for a reply's `created`."""
@@ -237,7 +220,7 @@ class Door:
 
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`, of a text or of a conversation."""
-        tree = await read_body(request, self.config.max_body_bytes, self.config.body_timeout_s)
+        tree = await self._bodies.read(request)
         if "messages" in tree:
             chat = parse_body(TokenizeChatBody, tree)
             ignored_fields(chat, is_strict=self.config.is_strict)
@@ -246,15 +229,13 @@ class Door:
                 trusts_template=self.config.trust_request_chat_template,
                 adds_special_tokens=chat.add_special_tokens,
             )
-            ids, names = await self.service.tokenize(chat.model, prompt, adds_special_tokens=False)
+            ids, names = await self._tokenized(request, chat.model, prompt, adds=False)
             wants_names = chat.return_token_strs
         else:
             text = parse_body(TokenizeBody, tree)
             ignored_fields(text, is_strict=self.config.is_strict)
             adds = text.add_special_tokens
-            ids, names = await self.service.tokenize(
-                text.model, text.prompt, adds_special_tokens=adds
-            )
+            ids, names = await self._tokenized(request, text.model, text.prompt, adds=adds)
             wants_names = text.return_token_strs
         model = self.service.model
         strings = names if wants_names else None
@@ -266,11 +247,19 @@ class Door:
         }
         return JSONResponse(body)
 
+    async def _tokenized(
+        self, request: Request, model: str, prompt: str | ChatPrompt, *, adds: bool
+    ) -> tuple[list[int], list[str]]:
+        tenant = request.state.identity.tenant
+        work = self.service.tokenize(model, prompt, adds_special_tokens=adds, tenant=tenant)
+        tokens: tuple[list[int], list[str]] = await unless_disconnected(request.receive, work)
+        return tokens
+
     async def detokenize(self, request: Request) -> Response:
         """`POST /detokenize`."""
         body, headers = await self.body(DetokenizeBody, request)
         return JSONResponse(
-            {"prompt": self.service.detokenize(body.model, body.tokens)}, headers=headers
+            {"prompt": await self.service.detokenize(body.model, body.tokens)}, headers=headers
         )
 
     def card(self) -> dict[str, Any]:
@@ -296,7 +285,10 @@ class Door:
         return Response(status_code=200)
 
     async def ready(self) -> JSONResponse:
-        """Able to get a request through."""
+        """Able to get a request through; if not, that is an answer and no refusal."""
+        call = calls.current()
+        if call is not None:
+            call.is_told = True
         return JSONResponse(
             self.service.readiness(), status_code=200 if self.service.is_ready else 503
         )
@@ -378,11 +370,14 @@ def _add_error_pages(app: FastAPI) -> None:
         return plain_error(500, "the server failed in a way it should not", "internal_error")
 
 
-def make_app(service: GenerationService, created: int, *, is_production: bool = False) -> FastAPI:
+def make_app(
+    service: GenerationService, created: int, bodies: BodyReader, *, is_production: bool = False
+) -> FastAPI:
     """Build the HTTP application.
 
     Args:
         service: Behind every route.
+        bodies: Reads every body.
         created: Unix seconds of the start, for OpenAI's `created` fields.
         is_production: Without the pages that describe the API.
     """
@@ -392,25 +387,37 @@ def make_app(service: GenerationService, created: int, *, is_production: bool = 
         if is_production
         else FastAPIOffline(**about)
     )
-    door = Door(service, created)
+    door = Door(service, created, bodies)
     _add_error_pages(app)
-    for path, endpoint, schema in (
-        ("/v1/chat/completions", door.chat, _schema(ChatBody)),
-        ("/v1/completions", door.completions, _schema(CompletionBody)),
-        ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody)),
-        ("/detokenize", door.detokenize, _schema(DetokenizeBody)),
-        ("/links", door.measure_links, _schema(MeasureBody)),
+    work, observe, operate = Right.GENERATE, Right.OBSERVE, Right.OPERATE
+    for path, endpoint, schema, right in (
+        ("/v1/chat/completions", door.chat, _schema(ChatBody), work),
+        ("/v1/completions", door.completions, _schema(CompletionBody), work),
+        ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
+        ("/detokenize", door.detokenize, _schema(DetokenizeBody), work),
+        ("/links", door.measure_links, _schema(MeasureBody), operate),
     ):
-        app.post(path, openapi_extra=schema, response_model=None)(endpoint)
-    for path, reader in (
-        ("/v1/models", door.models), ("/v1/models/{model_id:path}", door.model), ("/health", door.health),
-        ("/ping", door.health), ("/ready", door.ready), ("/load", door.load), ("/metrics", door.metrics),
-        ("/version", door.show_version), ("/replicas", door.replicas),
-        ("/links", door.links),
-    ):  # fmt: skip
-        app.get(path, response_model=None)(reader)
-        app.head(path, response_model=None, include_in_schema=False)(reader)
-    app.add_middleware(Guard, keyring=service.keyring)
+        rights = [Depends(needs(right))]
+        app.post(path, openapi_extra=schema, response_model=None, dependencies=rights)(endpoint)
+    readers: tuple[tuple[str, Callable[..., Any], Right | None], ...] = (
+        ("/health", door.health, None),
+        ("/ping", door.health, None),
+        ("/v1/models", door.models, Right.ANY_KEY),
+        ("/v1/models/{model_id:path}", door.model, Right.ANY_KEY),
+        ("/ready", door.ready, Right.ANY_KEY),
+        ("/version", door.show_version, Right.ANY_KEY),
+        ("/load", door.load, observe),
+        ("/metrics", door.metrics, observe),
+        ("/replicas", door.replicas, observe),
+        ("/links", door.links, observe),
+    )
+    for path, reader, asked in readers:
+        rights = [Depends(needs(asked))] if asked else []
+        app.get(path, response_model=None, dependencies=rights)(reader)
+        app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
+    app.add_middleware(
+        Guard, keyring=service.keyring, bad_keys=service.bad_keys, on_ended=service.call_ended
+    )
     if service.config.cors_origins:
         _let_pages_call(app, service.config.cors_origins)
     return app

@@ -84,6 +84,9 @@ class Orchestrator:
         self._runs: dict[RunKey, RequestRun] = {}
         self._tasks: dict[RunKey, asyncio.Task[object]] = {}
         self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
+        self.on_refused: Callable[[GenerateRequest, ServingError], None] = lambda request, error: (
+            None
+        )
         self.on_retry: Callable[[ServingError], None] = lambda error: None
         self.tracing: Tracing = NoTracing()
         share = max(1, config.replicas)
@@ -114,14 +117,20 @@ class Orchestrator:
             await self._take_over(request)
         if run_key in self._runs:
             fact = f"request_id {request.request_id} is running; choose another"
-            emit(RequestEnded(Usage(0), DuplicateRequest(fact)))
+            self._refuse(request, emit, DuplicateRequest(fact))
             return
         try:
             run = self._begin(request, emit, forced_path)
         except Exception as error:  # noqa: BLE001 - a request's fault ends with the request
-            emit(RequestEnded(Usage(0), fault_of("the start of a request", error)))
+            self._refuse(request, emit, fault_of("the start of a request", error))
             return
         await self._carry(run, run_key)
+
+    def _refuse(self, request: GenerateRequest, emit: Emit, error: ServingError) -> None:
+        """End a request that never began to run."""
+        emit(RequestEnded(Usage(0), error))
+        with contained("noting that a request was refused"):
+            self.on_refused(request, error)
 
     def _begin(self, request: GenerateRequest, emit: Emit, forced_path: Path | None) -> RequestRun:
         sampling, now_s = request.sampling, self._clock.now_s()

@@ -6,18 +6,27 @@ Owns every check that can be made before a worker is asked. Does not know HTTP o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from core.config import RouterConfig
-from core.errors import InvalidRequest, ModelNotFound, PromptTooLong
+from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptTooLong
 from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.trace import TraceContext
-from core.types import MAX_BAD_WORDS, MAX_SEED, ChatPrompt, GenerateRequest, SamplingParams
-from router.credentials import ANYBODY, Identity
+from core.types import (
+    MAX_BAD_WORDS,
+    MAX_CHOICES,
+    MAX_SEED,
+    ChatPrompt,
+    GenerateRequest,
+    SamplingParams,
+    outside,
+)
+from router.identities import ANYBODY, Identity
 
 MAX_ID_CHARACTERS = 128
 MAX_SALT_CHARACTERS = 256
@@ -36,6 +45,8 @@ class ServedModel:
     dtype: str
     default_sampling: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
+    max_prompt_bytes: int = 0
+    """Text with more bytes cannot fit, however it is tokenized; 0: nothing is known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +142,14 @@ class RequestMaker:
         given = _usual({**self._model.default_sampling, **wish.sampling})
         if "max_tokens" in given:  # before the work of tokenizing
             SamplingParams(**given).validate(self._model.vocabulary_size)
-        token_ids = await self.encode(wish.prompt, adds_special_tokens=wish.adds_special_tokens)
+        token_ids = await self._encode_in_time(wish, received_at + limit_s)
         if not token_ids:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         self._check_rows(wish.prompt, token_ids)
         num_tokens = len(token_ids)
         token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
         is_whole_text = isinstance(wish.prompt, str) and len(token_ids) == num_tokens
-        bad_words = await self._bad_words(wish.bad_words)
+        bad_words = await self._bad_words(wish.bad_words, wish.identity.tenant)
         is_chat = isinstance(wish.prompt, ChatPrompt)
         if "max_tokens" not in given:
             room = self._room(len(token_ids), given.get("n", 1))
@@ -153,7 +164,10 @@ class RequestMaker:
         _check_resume(wish, sampling, self._model.vocabulary_size)
         request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
         seed = sampling.seed
-        seed = seed_of(request_id, self._seed_key) if seed is None else seed & MAX_SEED
+        if seed is None:
+            seed = seed_of(request_id, self._seed_key, wish.identity.tenant)
+        else:
+            seed &= MAX_SEED
         return GenerateRequest(
             request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
             deadline_at=received_at + limit_s, eos_token_ids=self._eos_token_ids, scope=_scope(wish),
@@ -165,8 +179,31 @@ class RequestMaker:
             correlation_id=wish.correlation_id,
         )  # fmt: skip
 
+    async def _encode_in_time(self, wish: Wish, deadline_at: float) -> Sequence[int]:
+        """The prompt's token ids, by the request's deadline."""
+        try:
+            async with asyncio.timeout(max(0.0, deadline_at - self._clock.now_s())):
+                return await self.encode(
+                    wish.prompt,
+                    adds_special_tokens=wish.adds_special_tokens,
+                    tenant=wish.identity.tenant,
+                    max_bytes=0 if wish.truncate_prompt_tokens else self._model.max_prompt_bytes,
+                )
+        except TimeoutError as error:
+            raise DeadlineExceeded("the deadline passed before the prompt was read") from error
+        except PromptTooLong as error:  # in OpenAI's words: clients know this error by them
+            limit = self._model.max_model_len
+            raise PromptTooLong(
+                f"This model's maximum context length is {limit} tokens. However, {error.message}"
+            ) from error
+
     async def encode(
-        self, prompt: str | Sequence[int] | ChatPrompt, *, adds_special_tokens: bool = True
+        self,
+        prompt: str | Sequence[int] | ChatPrompt,
+        *,
+        adds_special_tokens: bool = True,
+        tenant: str = "",
+        max_bytes: int = 0,
     ) -> Sequence[int]:
         """Turn any form of prompt into token ids.
 
@@ -174,11 +211,16 @@ class RequestMaker:
             InvalidRequest: The tokenizer or the chat template refuses it.
         """
         if isinstance(prompt, ChatPrompt):
-            return await self._tokenizer.encode_chat(prompt)
+            return await self._tokenizer.encode_chat(prompt, tenant=tenant, max_bytes=max_bytes)
         if isinstance(prompt, str):
-            return await self._tokenizer.encode(prompt, adds_special_tokens=adds_special_tokens)
+            return await self._tokenizer.encode(
+                prompt,
+                adds_special_tokens=adds_special_tokens,
+                tenant=tenant,
+                max_bytes=max_bytes,
+            )
         size = self._model.vocabulary_size
-        wrong = next((t for t in prompt if not 0 <= t < size), None)
+        wrong = outside(prompt, size)
         if wrong is not None:
             raise InvalidRequest("prompt", f"has token id {wrong}, must be from 0 to {size - 1}")
         return prompt
@@ -188,7 +230,7 @@ class RequestMaker:
     ) -> None:
         """Refuse what the tokenizer knows and the model does not: fine-tunes may add such tokens."""
         size = self._model.vocabulary_size
-        wrong = next((t for t in token_ids if not 0 <= t < size), None)
+        wrong = outside(token_ids, size)
         if wrong is not None:
             name = self._tokens.name(wrong) if self._tokens else ""
             raise InvalidRequest(
@@ -217,7 +259,7 @@ class RequestMaker:
             )
         return token_ids[:keep] if wish.keeps_left else token_ids[-keep:]
 
-    async def _bad_words(self, words: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+    async def _bad_words(self, words: Sequence[str], tenant: str) -> tuple[tuple[int, ...], ...]:
         """Tokens of each word, at the beginning of a text and after a space: the same two forms as in vLLM."""
         if len(words) > MAX_BAD_WORDS // 2:
             raise InvalidRequest(
@@ -231,9 +273,10 @@ class RequestMaker:
                     f"has an empty word or one above {MAX_BAD_WORD_CHARACTERS} characters",
                 )
             for form in (word.lstrip(), " " + word.lstrip()):
-                found[tuple(await self._tokenizer.encode(form, adds_special_tokens=False))] = None
+                ids = await self._tokenizer.encode(form, adds_special_tokens=False, tenant=tenant)
+                found[tuple(ids)] = None
         rows = self._model.vocabulary_size
-        return tuple(ids for ids in found if max(ids, default=0) < rows)  # others are never drawn
+        return tuple(ids for ids in found if ids and max(ids) < rows)  # others are never drawn
 
     def _limits(self, num_choices: int) -> list[tuple[int, str]]:
         """How long prompt and output together may be (tokens), and how an operator can raise it."""
@@ -282,6 +325,12 @@ def _usual(given: dict[str, Any]) -> dict[str, Any]:
     if "stop" in given:
         given["stop"] = tuple(text for text in given["stop"] if text)
     return given
+
+
+def num_choices(wish: Wish) -> int:
+    """Choices that a wish asks for, as far as they are allowed: above that, `n` is refused itself."""
+    n: int = wish.sampling.get("n", 1)
+    return min(n, MAX_CHOICES)
 
 
 def _scope(wish: Wish) -> str:

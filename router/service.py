@@ -7,31 +7,39 @@ Owns the composition of the router's parts into one service. Does not know HTTP 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from core import metrics
+from core import events, metrics
 from core.config import RouterConfig
-from core.errors import InvalidRequest, Overloaded
+from core.errors import InvalidRequest, Overloaded, ServingError
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
-from core.types import ChatPrompt, GenerateRequest, RequestEnded
+from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
+from router import calls
 from router.admission import CANARY_TIER, Admission
+from router.bad_keys import BadKeys
+from router.beside_the_loop import beside_the_loop
+from router.calls import Call
 from router.canary import Canary
 from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
+from router.readiness import PROBLEMS, View, num_usable, pools_of, state_of
 from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish
+from router.request_making import RequestMaker, ServedModel, Wish, num_choices
 from router.request_run import RequestRun
 from router.request_stream import StreamGroup
+from router.shedding import Shedding
 from router.telemetry import Telemetry
 from router.worker_link import LinkState
 
-MAX_DETOKENIZE_TOKENS = 1 << 20
+MAX_DETOKENIZE_TOKENS = 1 << 18
 
 
 class GenerationService:
@@ -76,26 +84,60 @@ class GenerationService:
             model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross
         )
         self.keyring = keyring
+        self.bad_keys = BadKeys(clock.now_s)
         self._measuring = asyncio.Lock()
         self._clock, self._started_at = clock, clock.now_s()
-        self._log = RequestLog() if config.has_request_log else None
+        self._shedding = Shedding(admission, clock.now_s)
+        self._log = RequestLog(clock.now_s) if config.has_request_log else None
         self.read_store_state: Callable[[], str] = lambda: "off"
+        self.read_certificate_ends: Callable[[], dict[str, int]] = dict
+        self.configured: Mapping[Role, int] = {}
+        """Workers that each pool should have."""
         self.telemetry = Telemetry(
             {
                 metrics.RUNNING: lambda: {"": admission.num_running},
                 metrics.QUEUED: lambda: {"": admission.num_queued},
                 metrics.WORKERS: self._live_by_role,
+                metrics.API_KEYS: keyring.num_by_state,
+                metrics.CERTIFICATE_ENDS: self._certificate_ends,
+                metrics.PROBLEMS: self._num_by_problem,
             }
         )
         orchestrator.on_ended = self._ended
+        orchestrator.on_refused = self._refused
         orchestrator.on_retry = self.telemetry.retried
 
     def _ended(self, run: RequestRun, ended: RequestEnded) -> None:
         if run.request.tier == CANARY_TIER:
             return
+        call = calls.current()
         self.telemetry.request_ended(run, ended)
         if self._log is not None:
-            self._log.request_ended(run.request, ended)
+            self._log.request_ended(run.request, ended, call)
+        if call is not None:
+            call.is_told = True
+
+    def _refused(self, request: GenerateRequest, error: ServingError) -> None:
+        call = calls.current()
+        self.telemetry.request_refused(call.door if call else "", error)
+        self._shedding.note(error.code)
+        if self._log is not None:
+            self._log.request_refused(request, error, call)
+        if call is not None:
+            call.is_told = True
+
+    def call_ended(self, call: Call) -> None:
+        """Tell and count a call that was refused, unless a request of its own has been told.
+
+        Both doors, and whatever turns a client away before it has asked for anything, say it here.
+        """
+        if call.is_told or not call.code:
+            return
+        call.is_told = True
+        self.telemetry.call_refused(call)
+        self._shedding.note(call.code)
+        if self._log is not None:
+            self._log.call_refused(call)
 
     # --- requests -----------------------------------------------------------------------------------
 
@@ -105,6 +147,7 @@ class GenerationService:
         Raises:
             ServingError: Names what is wrong with it.
         """
+        self._admission.check_open(wish.identity.tenant)
         return await self._maker.make(wish)
 
     async def make_requests(self, wishes: Sequence[Wish]) -> list[GenerateRequest]:
@@ -113,6 +156,9 @@ class GenerationService:
         Raises:
             ServingError: One of them is wrong; none is started.
         """
+        if wishes:
+            self._admission.check_open(wishes[0].identity.tenant)
+            self._admission.check_share(len(wishes), num_choices(wishes[0]))
         made: list[GenerateRequest] = []
         for index, wish in enumerate(wishes):
             request_id = f"{made[0].request_id}-{index}" if index else wish.request_id
@@ -130,7 +176,7 @@ class GenerationService:
     # --- tokens ---------------------------------------------------------------------------------------
 
     async def tokenize(
-        self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool
+        self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool, tenant: str = ""
     ) -> tuple[list[int], list[str]]:
         """Token ids of a text or a conversation, and each token as the vocabulary names it.
 
@@ -140,12 +186,12 @@ class GenerationService:
         self._maker.check_model(model)
         if isinstance(prompt, str):
             return await self._tokenizer.encode_with_tokens(
-                prompt, adds_special_tokens=adds_special_tokens
+                prompt, adds_special_tokens=adds_special_tokens, tenant=tenant
             )
-        ids = list(await self._maker.encode(prompt))
+        ids = list(await self._maker.encode(prompt, tenant=tenant))
         return ids, [self.text.name(i) for i in ids]
 
-    def detokenize(
+    async def detokenize(
         self, model: str, token_ids: Sequence[int], *, skips_special: bool = False
     ) -> str:
         """Text of token ids.
@@ -158,12 +204,15 @@ class GenerationService:
             raise InvalidRequest(
                 "tokens", f"has {len(token_ids)} entries, the limit is {MAX_DETOKENIZE_TOKENS}"
             )
-        wrong = next((t for t in token_ids if not 0 <= t < self.model.vocabulary_size), None)
+        wrong = outside(token_ids, self.model.vocabulary_size)
         if wrong is not None:
             raise InvalidRequest(
                 "tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}"
             )
-        return self.text.text(token_ids, skips_special=skips_special)
+        # The decoder runs without the interpreter's lock: meanwhile the loop serves others.
+        return await beside_the_loop(
+            partial(self.text.text, skips_special=skips_special), token_ids
+        )
 
     # --- readiness and status -------------------------------------------------------------------------
 
@@ -180,28 +229,40 @@ class GenerationService:
         """True when a request can get through."""
         return self._canary.is_good and not self._admission.is_draining
 
+    def _certificate_ends(self) -> dict[str, int]:
+        return self.read_certificate_ends()
+
     def _live_by_role(self) -> dict[str, int]:
-        links = [x for x in self._links.all() if x.state is LinkState.LIVE and x.is_ready]
-        live = [link.descriptor.role for link in links]
-        return {role.value: live.count(role) for role in Role}
+        links = self._links.all()
+        return {role.value: num_usable(links, role) for role in Role}
+
+    def _view(self) -> View:
+        return View(
+            links=self._links.all(),
+            configured=self.configured,
+            store=self.read_store_state(),
+            is_draining=self._admission.is_draining,
+            is_starting=not self._canary.has_passed,
+            canary_error=self._canary.error,
+        )
+
+    def _num_by_problem(self) -> dict[str, int]:
+        found = Counter(problem.code for problem in self._view().problems())
+        return {code: found[code] for code in PROBLEMS}
 
     def readiness(self) -> dict[str, Any]:
-        """Describe readiness per model."""
-        live, links = self._live_by_role(), self._links.all()
-        pools = {
-            role.value: {
-                "ready": live[role.value],
-                "total": sum(1 for x in links if x.descriptor.role is role),
-            }
-            for role in Role
-        }
+        """Describe readiness per model, and everything that is not as configured."""
+        view = self._view()
+        problems = view.problems()
         canary_ms = None if self._canary.took_s is None else round(self._canary.took_s * 1000, 3)
         return {
             "ready": self.is_ready,
-            "store": self.read_store_state(),
+            "state": state_of(problems, is_ready=self.is_ready),
+            "problems": [problem.tree() for problem in problems],
+            "store": view.store,
             "models": {
                 self.model.name: {
-                    **pools,
+                    **pools_of(view.links, self.configured),
                     "canary_ms": canary_ms,
                     "canary_error": self._canary.error,
                 }
@@ -213,7 +274,8 @@ class GenerationService:
         return [
             {
                 "role": d.role.value, "tier": d.tier, "worker_id": d.worker_id, "pid": d.pid,
-                "rank_pids": list(link.rank_pids), "node": d.node, "address": d.session_address,
+                "rank_pids": list(link.rank_pids), "node": d.node,
+                "address": d.session_address.rpartition("@")[2],
                 "state": link.state.name.lower() if link.is_ready else "restarting",
                 "load": {
                     "running": link.load.num_running, "waiting": link.load.num_waiting,
@@ -282,11 +344,11 @@ class GenerationService:
     async def stop(self, grace_s: float = 5.0) -> None:
         """Take nothing new, let requests finish for a while, then end."""
         self._admission.is_draining = True
+        events.DRAIN_BEGUN.tell(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()
         await self._orchestrator.drain(grace_s)
+        events.DRAIN_ENDED.tell(left=self._admission.num_running)
         self.telemetry.close()
-        if self._log is not None:
-            self._log.close()
 
 
 def _way(sender: WorkerDescriptor, receiver: WorkerDescriptor, way: WayReport) -> dict[str, Any]:

@@ -15,9 +15,16 @@ from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, V
 from prometheus_client import CollectorRegistry, generate_latest
 
 from core import metrics
-from core.errors import Cancelled, ClientError, Overloaded, RateLimited, ServingError
+from core.errors import ServingError, Unauthenticated, all_errors
 from core.types import RequestEnded
+from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.request_run import RequestRun
+
+REFUSAL_CODES = frozenset(error.code for error in all_errors()) | {
+    "unsupported_endpoint", "method_not_allowed", "unread", "bad_request", "headers_too_large",
+    "too_many_connections", "too_many_pipelined", "no_descriptors", "silent",
+}  # fmt: skip
+"""Reasons that may become a label; whatever else there is counts as `other`."""
 
 
 class Telemetry:
@@ -59,6 +66,11 @@ class Telemetry:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
+        for door in ("http", "grpc"):
+            for code in sorted(REFUSAL_CODES):
+                self._counters[metrics.REFUSALS].add(0, {"door": door, "code": code})
+        for client in ADDRESS_CLASSES:
+            self._counters[metrics.BAD_KEYS].add(0, {"client": client})
         for transport in ("shm", "grpc"):
             self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
         plain = (
@@ -74,7 +86,7 @@ class Telemetry:
     def request_ended(self, run: RequestRun, ended: RequestEnded) -> None:
         """Record one request, whole."""
         line, anatomy, usage = run.timeline, ended.anatomy, ended.usage
-        self._counters[metrics.REQUESTS].add(1, {"outcome": _outcome(ended.error)})
+        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
@@ -95,6 +107,22 @@ class Telemetry:
         for gap_s in line.itl_s:
             self._histograms[metrics.ITL].record(gap_s)
 
+    def call_refused(self, call: Call) -> None:
+        """Record a call that ended before it had a request of its own."""
+        self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
+        self._count_refusal(call.door, call.code)
+        if call.code == Unauthenticated.code:
+            self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
+
+    def request_refused(self, door: str, error: ServingError) -> None:
+        """Record a request that ended before it ran."""
+        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(error)})
+        self._count_refusal(door, error.code)
+
+    def _count_refusal(self, door: str, code: str) -> None:
+        label = code if code in REFUSAL_CODES else "other"
+        self._counters[metrics.REFUSALS].add(1, {"door": door, "code": label})
+
     def retried(self, error: ServingError) -> None:
         """Record an attempt caused by a fault."""
         self._counters[metrics.RETRIES].add(1, {"reason": error.code})
@@ -106,14 +134,6 @@ class Telemetry:
     def close(self) -> None:
         """Stop collecting."""
         self._provider.shutdown()
-
-
-def _outcome(error: ServingError | None) -> str:
-    if error is None:
-        return "finished"
-    if isinstance(error, Cancelled):
-        return "cancelled"
-    return "rejected" if isinstance(error, (ClientError, Overloaded, RateLimited)) else "failed"
 
 
 def _observer(

@@ -15,8 +15,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from core.errors import InvalidRequest
+from core import logs
+from core.errors import InvalidRequest, PromptTooLong
 from router.chat_template import ChatTemplates
+from router.text_bounds import check_bytes
 
 MAX_MEMORY_BYTES = 3 << 30
 
@@ -28,6 +30,7 @@ def answer(
 
     Raises:
         InvalidRequest: Names the field at fault.
+        PromptTooLong: What was rendered cannot fit.
     """
     text = order.get("text")
     if text is None:
@@ -39,6 +42,7 @@ def answer(
             continues_final=order["continues_final"],
             max_characters=max_characters,
         )
+        check_bytes(text, order.get("max_bytes", 0))
     encoding = tokenizer.encode(text, add_special_tokens=order["adds_special_tokens"])
     return (
         {"ids": encoding.ids, "tokens": encoding.tokens}
@@ -60,6 +64,8 @@ def main() -> None:
     for line in sys.stdin.buffer:
         try:
             reply = answer(json.loads(line), tokenizer, templates, max_characters)
+        except PromptTooLong as error:
+            reply = {"error": error.message, "is_too_long": True}
         except InvalidRequest as error:
             reply = {"error": error.message, "field": error.field}
         except (MemoryError, RecursionError) as error:
@@ -76,4 +82,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    logs.configure("tokenizer")
     main()

@@ -21,6 +21,7 @@ from dataclasses import replace
 from enum import Enum, auto
 from typing import Protocol
 
+from core import events
 from core.awake import AwakeClock
 from core.containment import contained
 from core.errors import ServingError, WorkerDied, WorkerLost
@@ -143,6 +144,8 @@ class WorkerLink:
         self._measured: dict[str, asyncio.Future[WayReport]] = {}
         self._wake = asyncio.Event()
         self._counters: tuple[int, int] | None = None
+        self._has_lived = was_lost
+        self._parting = ""
         self._moved_at = self._heard_at = 0.0
 
     @property
@@ -186,6 +189,16 @@ class WorkerLink:
                 self.descriptor, self._load, self._num_unanswered_tokens, len(self._subscribers)
             )
         return self._candidate
+
+    def _tell(self, event: events.Event, **fields: object) -> None:
+        d = self.descriptor
+        event.tell(
+            worker_id=d.worker_id, role=d.role.value, worker_pid=d.pid, node=d.node, **fields
+        )
+
+    def tell_left(self) -> None:
+        """Say that the worker is no member any more."""
+        self._tell(events.WORKER_LEFT)
 
     def _stand(self, *, state: LinkState | None = None, is_ready: bool | None = None) -> None:
         """Change whether the worker can be placed upon: only here, so that nobody waits unwoken."""
@@ -278,6 +291,9 @@ class WorkerLink:
         error = WorkerLost(f"the link to worker {self.descriptor.worker_id} failed")
         try:
             error = await self._stay_connected()
+            if self._state is not LinkState.LOST:
+                requests = len(self._subscribers)
+                self._tell(events.WORKER_LOST, reason=error.message, requests=requests)
         finally:
             self._lose(error)
 
@@ -303,10 +319,13 @@ class WorkerLink:
                 continue
             num_refused = 0
             was_live = True
+            self._tell(events.WORKER_LINK_BACK if self._has_lived else events.WORKER_JOINED)
+            self._has_lived = True
             self._stand(state=LinkState.LIVE)
             hung = await self._serve(stream)
             if hung is not None:
                 return hung
+            self._tell(events.WORKER_LINK_LOST, reason=self._parting)
             self._stand(state=LinkState.RECONNECTING)
             self.num_reconnects += 1
             give_up_at = self._clock.now_s() + RECONNECT_S
@@ -365,8 +384,8 @@ class WorkerLink:
                 tasks.create_task(self._read(stream))
                 tasks.create_task(self._write(stream))
                 tasks.create_task(self._watch())
-        except* StreamClosed:
-            pass
+        except* StreamClosed as group:
+            self._parting = str(group.exceptions[0])
         except* WorkerLost as group:
             hung = WorkerLost(str(group.exceptions[0]))
             if any(isinstance(e, WorkerDied) for e in group.exceptions):
@@ -433,6 +452,8 @@ class WorkerLink:
         if message.load != self._load:
             self._load = message.load
             self._candidate = None
+        if message.is_ready != self._is_ready:
+            self._tell(events.WORKER_RESUMED if message.is_ready else events.WORKER_PAUSED)
         self._stand(is_ready=message.is_ready)
         if self._heard_at - self._moved_at > HUNG_S:
             raise WorkerDied(f"worker {self.descriptor.worker_id} is stuck in a step")

@@ -260,6 +260,7 @@ class SimCluster:
             engine=engine,
             transfer=shape.transfer,
             max_model_len=shape.max_model_len,
+            vocabulary_size=VOCABULARY,
             session_network=SimNetwork(self.hub, node, "session"),
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,

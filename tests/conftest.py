@@ -53,6 +53,7 @@ def _children() -> set[int]:
                 b"slow_child",
                 b"router.tokenizer_child",
                 b"redis-server",
+                b"valkey-server",
             )
         ):
             found.add(pid)

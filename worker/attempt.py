@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.errors import InvalidRequest
 from core.ids import Epoch, RequestId, RouterId
 from core.session import AttemptEnded, PhaseTimings, Submit, TokenDelta, Wanted
 from core.types import MAX_TOP_LOGPROBS, FinishReason, Logprob
@@ -179,7 +180,14 @@ class Attempt:
         self.num_scores_sent = 0
 
     def rewind(self, wanted: Wanted) -> None:
-        """After a reconnect: what the router does not say it has was not received."""
+        """After a reconnect: what the router does not say it has was not received.
+
+        Raises:
+            InvalidRequest: It does not say it of every choice; nothing was changed.
+        """
+        num_told, n = len(wanted.next_positions), self.submit.request.sampling.n
+        if num_told != n:
+            raise InvalidRequest("next_positions", f"are {num_told}, the request has {n} choices")
         for choice, log in self.logs.items():
             log.num_sent = min(max(wanted.next_positions[choice] - log.base, 0), len(log.tokens))
             log.is_finish_sent = False

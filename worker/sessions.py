@@ -15,10 +15,11 @@ import logging
 from collections.abc import Callable
 from typing import Protocol
 
+from core import events
 from core.awake import AwakeClock
 from core.changes import Changes
 from core.containment import contained
-from core.errors import ServingError, WorkerLost
+from core.errors import InvalidRequest, ServingError, WorkerLost
 from core.ids import Epoch, RequestId, RouterId
 from core.numbered import NumberedStream
 from core.ports import Clock, MessageStream, Network, StreamClosed
@@ -42,12 +43,16 @@ from core.session import (
     WorkerDescriptor,
 )
 from worker.attempt import ENDED_BYTES, MIN_SHARE_BYTES, Attempt
+from worker.checking import check_hello, check_meet
 
 log = logging.getLogger(__name__)
 
 BEAT_S = 0.5
 ROUTER_PATIENCE_S = 5.0
 HELLO_TIMEOUT_S = 5.0
+MAX_ROUTERS = 1024
+MAX_UNTOLD = 65_536
+"""Ends of attempts that were never begun, for a router that does not read them."""
 FRAME_BYTES = 256 << 10
 """Most that a frame holds: far below what a message may, and coded in some milliseconds."""
 
@@ -197,6 +202,7 @@ class SessionServer:
         """Find or begin the session with a router."""
         session = self._sessions.get(router_id)
         if session is None:
+            events.ROUTER_CONNECTED.tell(router_id=router_id)
             session = RouterSession(router_id, self._host.fail, self._frame_bytes)
             self._sessions[router_id] = session
         return session
@@ -210,7 +216,7 @@ class SessionServer:
         ):
             async with asyncio.timeout(HELLO_TIMEOUT_S):
                 hello = await stream.recv()
-        if not isinstance(hello, Hello):
+        if not isinstance(hello, Hello) or not self._is_welcome(hello):
             stream.reset()
             return
         session = self.session(hello.router_id)
@@ -241,6 +247,17 @@ class SessionServer:
             if session.stream is stream:
                 session.stream = None
                 session.lost_at = self._awake.now_s()
+
+    def _is_welcome(self, hello: Hello) -> bool:
+        """Refuse a greeting that cannot be a router's."""
+        try:
+            check_hello(hello)
+            if hello.router_id not in self._sessions and len(self._sessions) >= MAX_ROUTERS:
+                raise InvalidRequest("router_id", f"is that of router no. {MAX_ROUTERS + 1}")
+        except InvalidRequest as error:
+            log.warning("the greeting of a router is refused: %s", error)
+            return False
+        return True
 
     def _resume(self, session: RouterSession, wanted: tuple[Wanted, ...]) -> None:
         """Send again from the wanted positions; cancel what is no longer wanted."""
@@ -294,12 +311,19 @@ class SessionServer:
                     self._host.credit(message)
             case Meet():
                 with contained("meeting peers"):
+                    check_meet(message)
                     self._host.meet(message)
             case _:
                 pass  # a beat, or a message of a newer version
 
     def _refuse(self, session: RouterSession, submit: Submit, error: ServingError) -> None:
-        """The worker could not even begin: say so, or the router would wait for it."""
+        """The worker could not even begin: say so, or the router would wait for it.
+
+        Raises:
+            StreamClosed: The router has not read what was said to very many others.
+        """
+        if len(session.unknown) >= MAX_UNTOLD:
+            raise StreamClosed(f"the router does not read of {MAX_UNTOLD} attempts' ends")
         request_id = submit.request.request_id
         session.unknown.append(
             AttemptEnded(request_id, submit.epoch, submit.task, PhaseTimings(), error)
@@ -348,6 +372,7 @@ class SessionServer:
                     self._give_up(session)
 
     def _give_up(self, session: RouterSession) -> None:
+        events.ROUTER_GONE.tell(router_id=session.router_id, attempts=len(session.attempts))
         for request_id, attempt in list(session.attempts.items()):
             with contained("a Cancel for a router that is gone"):
                 self._host.cancel(request_id, attempt.epoch)

@@ -24,8 +24,9 @@ from kv_transfer.agent import AgentThread, TransferAgent
 from kv_transfer.posting import Post, watched
 from kv_transfer.receiver import ReceiverHost
 from kv_transfer.sender import SenderHost
+from worker.ports import RestartableRunner, RolePart
 from worker.sessions import FRAME_BYTES
-from worker.worker import RestartableRunner, RolePart, Worker
+from worker.worker import Worker
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class WorkerParts:
     engine: EngineConfig
     transfer: TransferConfig
     max_model_len: int
+    vocabulary_size: int
     session_network: Network
     transfer_network: Network
     clock: Clock
@@ -90,6 +92,7 @@ class WorkerUnit:
             parts.clock,
             parts.session_network,
             lambda: self.descriptor,
+            parts.vocabulary_size,
             parts.frame_bytes,
         )
         self.worker.tracing = parts.tracing

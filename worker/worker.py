@@ -16,8 +16,8 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol
 
+from core import events as told
 from core.containment import contained, fault_of
 from core.errors import (
     Draining,
@@ -29,7 +29,7 @@ from core.errors import (
 )
 from core.ids import Epoch, RequestId, RouterId, TransferId
 from core.plan import NOTHING_TO_DRAW, StepPlan
-from core.ports import Clock, Network, Runner
+from core.ports import Clock, Network
 from core.session import (
     AttemptEnded,
     Credit,
@@ -47,6 +47,8 @@ from engine.events import PromptComputed, Sampled, SchedulerEvent, SequenceFaile
 from engine.scheduler import Scheduler
 from engine.sequence import Sequence, Status
 from worker.attempt import Attempt
+from worker.checking import check_credit, check_submit
+from worker.ports import RestartableRunner, RolePart
 from worker.sessions import FRAME_BYTES, SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
@@ -55,56 +57,6 @@ MAX_TOMBSTONES = 4096
 LEAVE_S = 0.25
 """How long a draining worker waits for what was placed on it before routers heard of that."""
 log = logging.getLogger(__name__)
-
-
-class RolePart(Protocol):
-    """What a role adds: its part in a hand-over."""
-
-    task: Task
-
-    def begin(self, attempt: Attempt) -> None:
-        """Start this role's part in an attempt that names a transfer."""
-        ...
-
-    def end(self, attempt: Attempt, error: ServingError | None) -> None:
-        """The attempt is over: close its transfer and give its blocks back, now or when drained."""
-        ...
-
-    def layer_done(self, plan: StepPlan, layer: int) -> None:
-        """A layer of the running step is complete."""
-        ...
-
-    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
-        """All KV and the first tokens are there."""
-        ...
-
-    def renew(self, attempts: list[Attempt]) -> None:
-        """The owning router is alive."""
-        ...
-
-    def meet(self, message: Meet) -> None:
-        """Open the ways to peers that may send KV here; each is reported by `Worker.way_found`."""
-        ...
-
-
-class RestartableRunner(Runner, Protocol):
-    """A runner whose rank group can be replaced after its death."""
-
-    on_lost: Callable[[], None]
-    """Called when the group dies between two steps; death in a step is `execute`'s to report."""
-
-    @property
-    def layers_done(self) -> int:
-        """Layers finished so far, also in the middle of a step; a restart does not set it back."""
-        ...
-
-    async def restart(self) -> None:
-        """Start a fresh rank group; its KV pool is empty."""
-        ...
-
-    def rank_pids(self) -> tuple[int, ...]:
-        """Process ids of the ranks."""
-        ...
 
 
 class Worker:
@@ -117,10 +69,12 @@ class Worker:
         clock: Clock,
         session_network: Network,
         describe: Callable[[], WorkerDescriptor],
+        vocabulary_size: int,
         frame_bytes: int = FRAME_BYTES,
     ) -> None:
         """Keep the collaborators; `use_part` and `start` complete it."""
         self.scheduler = scheduler
+        self.vocabulary_size = vocabulary_size
         self.attempts: dict[RequestId, Attempt] = {}
         self.is_ready = True
         self.fatal: asyncio.Future[None] | None = None
@@ -163,7 +117,10 @@ class Worker:
 
     def break_down(self, error: BaseException) -> None:
         """End the worker: something it cannot go on without has broken. The first error is kept."""
-        log.error("the worker cannot go on", exc_info=error)
+        if isinstance(error, ServingError):
+            told.WORKER_FAILED.tell(reason=error.message)
+        else:
+            log.error("the worker cannot go on", exc_info=error)
         if self.fatal is None or self.fatal.done():
             return
         self.is_ready = False
@@ -188,6 +145,7 @@ class Worker:
             True if nothing was left.
         """
         self._is_draining, self.is_ready = True, False
+        told.DRAIN_BEGUN.tell(running=len(self.attempts), grace_s=grace_s)
         self._sessions.tell()
         moving = Draining("the worker is shutting down; the request moves to another one")
         for attempt in list(self.attempts.values()):
@@ -206,6 +164,7 @@ class Worker:
             except TimeoutError:
                 for attempt in list(self.attempts.values()) if error else ():
                     self.end(attempt, error)
+        told.DRAIN_ENDED.tell(left=len(self.attempts))
         return not self.attempts
 
     @property
@@ -220,7 +179,12 @@ class Worker:
     # --- commands from routers ----------------------------------------------------------------------
 
     def submit(self, router_id: RouterId, submit: Submit) -> None:
-        """Take part in an attempt, if its epoch is news; an older attempt makes room for it."""
+        """Take part in an attempt, if its epoch is news; an older attempt makes room for it.
+
+        Raises:
+            InvalidRequest: It says what no request can be; nothing was changed.
+        """
+        check_submit(submit, self.vocabulary_size)
         request_id = submit.request.request_id
         old = self.attempts.get(request_id)
         known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
@@ -303,11 +267,16 @@ class Worker:
         self._loop.wake()
 
     def credit(self, message: Credit) -> None:
-        """More positions may be computed."""
+        """More positions may be computed.
+
+        Raises:
+            InvalidRequest: It names choices that the request does not have.
+        """
         attempt = self.attempts.get(message.request_id)
         if attempt is None or attempt.epoch != message.epoch:
             self.num_stale += 1
             return
+        check_credit(message.finished_choices, attempt.submit.request)
         attempt.finished_choices.update(message.finished_choices)
         for sequence in attempt.sequences:
             self.scheduler.credit(sequence, message.limit)
@@ -441,6 +410,12 @@ class Worker:
         Only requests in the fatal step are under suspicion of having caused it.
         """
         self.is_ready = False
+        told.RANKS_LOST.tell(
+            worker_id=self._describe().worker_id,
+            reason=error.message,
+            rank_pids=self._runner.rank_pids(),
+            attempts=len(self.attempts),
+        )
         in_step = {item.sequence_key for item in plan.items}
         for attempt in list(self.attempts.values()):
             was_in_step = any(s.key in in_step for s in attempt.sequences)

@@ -21,7 +21,6 @@ async def test_members_are_mirrored_and_a_dead_store_harms_nobody():
                 await asyncio.sleep(0.05)
         assert mirror.state == "ok"
         assert json.loads(await client.get(KEY)) == [{"pid": 1}]
-        assert 0 < await client.ttl(KEY) <= 10
     finally:
         await client.aclose()
         server.stop()

@@ -46,6 +46,7 @@ OURS = (
     "engine.rank",
     "router.tokenizer_child",
     "redis-server",
+    "valkey-server",
     "raylet",
     "gcs_server",
     "ray::",
@@ -68,7 +69,7 @@ def wait_gone(before, timeout_s=15):
 class Up:
     """A running `baton up`."""
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments, timeout_s=120, **settings):
         self.before = our_processes()
         self.process = subprocess.Popen(
             [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
@@ -86,7 +87,7 @@ class Up:
 
         self.reader = threading.Thread(target=drain, daemon=True)
         self.reader.start()
-        assert is_up.wait(120), self.output
+        assert is_up.wait(timeout_s), self.output
         http, grpc = (
             re.search(r"http://127.0.0.1:(\d+)", self.output),
             re.search(r"--grpc 127.0.0.1:(\d+)", self.output),

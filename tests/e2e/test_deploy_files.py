@@ -24,10 +24,41 @@ def test_ray_up_files_are_valid_for_ray_itself(provider, tmp_path, monkeypatch):
         validate_config(prepare_config(broken))
 
 
-def test_the_deployed_config_is_valid():
+def starts_of(provider):
+    """Commands that start Ray on the head and on workers."""
+    import yaml
+
+    tree = yaml.safe_load((ROOT / "deploy" / "ray" / f"{provider}.yaml").read_text())
+    commands = [tree[f"{kind}_start_ray_commands"][-1] for kind in ("head", "worker")]
+    assert all("ray start" in command for command in commands)
+    return commands
+
+
+@pytest.mark.parametrize("provider", ["aws", "on-premises"])
+def test_every_port_that_ray_lets_be_named_is_named_and_an_option_of_ray_start(provider):
+    from ray.scripts.scripts import start
+
+    options = {option for parameter in start.params for option in parameter.opts}
+    fixed = {option for option in options if option.endswith("-port")}
+    only_head = {"--port", "--dashboard-port", "--ray-client-server-port"}
+    for command in starts_of(provider):
+        given = {word.partition("=")[0] for word in command.split() if word.startswith("--")}
+        assert given <= options
+        assert fixed - only_head <= given
+
+
+def test_the_deployed_config_is_valid_and_fit_for_several_machines():
+    from cluster.network_check import check_network
+    from cluster.ray_probe import door_of_environment
     from core.config import load_config
 
     config = load_config(ROOT / "deploy" / "ray" / "baton.yaml", {}, {})
+    for provider in ("aws", "on-premises"):
+        for command in starts_of(provider):
+            environment = dict(
+                word.split("=") for word in command.split() if word.startswith("RAY_")
+            )
+            check_network(config, door_of_environment(environment), is_loopback=False)
     assert (
         config.pools.prefill.node_label == "prefill" and config.pools.decode.node_label == "decode"
     )

@@ -4,7 +4,21 @@ Modelled on the field's failure catalogue: releases forgotten, frees too early, 
 writes accepted, numbers reused, clocks misread. `by` is a range of fault-search seeds or a test.
 """
 
-from planted import doors, fairness, load, pool, rank, router, text, transfer
+from planted import (
+    doors,
+    fairness,
+    gate,
+    inside,
+    keys,
+    load,
+    network,
+    operating,
+    pool,
+    rank,
+    router,
+    text,
+    transfer,
+)
 from planted.bug import Bug
 
 RULES = "tests/simulation/test_handover_rules.py"
@@ -17,8 +31,8 @@ LINT = "tests/simulation/test_trials.py::test_lint_keeps_clocks_threads_and_unor
 
 FIRST = [
     Bug("after a reconnect nothing is sent again", "worker/attempt.py",
-        '        """After a reconnect: what the router does not say it has was not received."""\n',
-        '        """After a reconnect: what the router does not say it has was not received."""\n        return\n', "seeds 0-60"),
+        '        """After a reconnect: what the router does not say it has was not received.\n',
+        '        return\n        """After a reconnect: what the router does not say it has was not received.\n', "seeds 0-60"),
     Bug("a router's silence is never noticed by a worker", "worker/sessions.py",
         "ROUTER_PATIENCE_S = 5.0", "ROUTER_PATIENCE_S = 5e9", "seeds 0-100"),
     Bug("a stream that was taken over still takes unsent positions", "worker/sessions.py",
@@ -114,7 +128,12 @@ BUGS = [
     *FIRST,
     *doors.BUGS,
     *fairness.BUGS,
+    *gate.BUGS,
+    *inside.BUGS,
+    *keys.BUGS,
     *load.BUGS,
+    *network.BUGS,
+    *operating.BUGS,
     *pool.BUGS,
     *rank.BUGS,
     *router.BUGS,

@@ -11,7 +11,7 @@ from core.errors import (
     DuplicateRequest,
     NoWorker,
 )
-from core.session import Role, Submit
+from core.session import Role, Submit, Task
 from core.types import SamplingParams
 
 
@@ -20,7 +20,7 @@ def test_a_cancel_before_its_submit_leaves_a_tombstone():
         decode = unit(cluster, Role.DECODE)
         decode.worker.cancel("ghost", 3)
         request = cluster.request("ghost", PROMPT, SamplingParams(max_tokens=4))
-        decode.worker.submit("router", Submit(request, 3, "local", emitted=((),)))
+        decode.worker.submit("router", Submit(request, 3, Task.LOCAL, emitted=((),)))
         return decode.worker.num_stale, dict(decode.worker.attempts)
 
     stale, attempts = run(scenario)
@@ -31,8 +31,8 @@ def test_a_submit_with_an_old_epoch_is_dropped():
     async def scenario(cluster):
         decode = unit(cluster, Role.DECODE)
         request = cluster.request("r", PROMPT, SamplingParams(max_tokens=4))
-        decode.worker.submit("router", Submit(request, 2, "local", emitted=((),)))
-        decode.worker.submit("router", Submit(request, 1, "local", emitted=((),)))
+        decode.worker.submit("router", Submit(request, 2, Task.LOCAL, emitted=((),)))
+        decode.worker.submit("router", Submit(request, 1, Task.LOCAL, emitted=((),)))
         epoch = decode.worker.attempts["r"].epoch
         decode.worker.cancel("r", 2)
         return epoch, decode.worker.num_stale

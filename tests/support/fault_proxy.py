@@ -15,7 +15,8 @@ class FaultProxy:
     """Listens on a port of its own and forwards to one address."""
 
     def __init__(self, target, seed=0):
-        self.host, port = target.rsplit(":", 1)
+        self._nonce, self._at, where = target.rpartition("@")
+        self.host, port = where.rsplit(":", 1)
         self.port = int(port)
         self.bitten = Counter()
         self.delay_s = 0.0
@@ -30,7 +31,8 @@ class FaultProxy:
 
     async def start(self):
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return f"127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        port = self._server.sockets[0].getsockname()[1]
+        return f"{self._nonce}{self._at}127.0.0.1:{port}"
 
     async def _accept(self, reader, writer):
         try:

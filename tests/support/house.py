@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from cluster.session_network import session_network
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
@@ -215,8 +216,10 @@ class House:
         transfer=None,
         threaded=False,
         staged=False,
+        key=None,
     ):
-        self.threaded, self.staged = threaded, staged
+        """With a `key` sessions go over gRPC as well, and everybody has to know it."""
+        self.threaded, self.staged, self.key = threaded, staged, key
         self.spec, self.model = load(folder, dtype)
         self.engine = engine or EngineConfig(
             block_size_tokens=16, num_blocks=96, max_step_tokens=64
@@ -230,9 +233,7 @@ class House:
         self.units: list[WorkerUnit] = []
         self.shared: list[SharedKV] = []
         self.carried = {role: [] for role in Role}
-        self.links = Links(
-            self.membership, InProcessNetwork(self.session_directory), self.ids.router(), self.clock
-        )
+        self.links = Links(self.membership, self._session_network(), self.ids.router(), self.clock)
         router = RouterConfig()
         self.orchestrator = Orchestrator(
             self.links,
@@ -278,7 +279,7 @@ class House:
         )  # fmt: skip
         make = {
             "inproc": lambda: InProcessNetwork(self.directory),
-            "grpc": fetch_network,
+            "grpc": lambda: fetch_network(key=self.key or b""),
             "shm": lambda: SharedNetwork(kv.shared),
             "gloo": lambda: self._carried("gloo", role),
             "nixl": lambda: self._carried("nixl", role),
@@ -294,12 +295,18 @@ class House:
             make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),
             runner=runner,
             kv=kv, layout=layout, engine=engine, transfer=self.transfer, max_model_len=self.spec.max_model_len,
-            session_network=InProcessNetwork(self.session_directory), transfer_network=transfer_network,
+            vocabulary_size=self.spec.vocabulary_size,
+            session_network=self._session_network(), transfer_network=transfer_network,
             clock=self.clock, descriptor=descriptor,
         )  # fmt: skip
         unit = WorkerUnit(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
+
+    def _session_network(self):
+        if self.key is None:
+            return InProcessNetwork(self.session_directory)
+        return session_network(key=self.key)
 
     def _carried(self, kind, role):
         network = CarriedNetwork(kind, "127.0.0.1", self.transfer.frame_bytes + (1 << 16))

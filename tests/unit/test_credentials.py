@@ -1,15 +1,21 @@
 """Keys and the gate: what is not literally open needs a key, and a key opens what it is bound to."""
 
+import threading
 import time
 
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
+from cluster.up import check_doors
 from core.config import load_config
-from core.errors import ConfigError, Unauthenticated
-from router.credentials import ANYBODY, RELOAD_S, Identity, Keyring, new_key
+from core.errors import ConfigError, PermissionDenied, Unauthenticated
+from router import credentials
+from router.bad_keys import BadKeys
+from router.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
 from router.http_guard import Guard
+from router.identities import ANYBODY, Identity, KeyRole, Right
+from router.key_file import check_keys, parse_keys, parse_line
 
 
 @pytest.fixture
@@ -20,10 +26,21 @@ def ring(tmp_path):
     }
     file = tmp_path / "keys"
     file.write_text("# who may come in\n\n" + "\n".join(line for _, line in keys.values()) + "\n")
-    now = [0.0]
-    ring = Keyring(str(file), lambda: now[0])
-    ring.now, ring.file, ring.keys = now, file, {t: key for t, (key, _) in keys.items()}
+    now, wall = [0.0], [1.8e9]
+    ring = Keyring(str(file), lambda: now[0], lambda: wall[0])
+    ring.now, ring.wall, ring.file = now, wall, file
+    ring.keys = {t: key for t, (key, _) in keys.items()}
+    ring.lines = {t: line for t, (_, line) in keys.items()}
     return ring
+
+
+def opens(ring, tenant, after_s=2 * RELOAD_S):
+    """Does a tenant's key open the doors, some seconds later?"""
+    ring.now[0] += after_s
+    try:
+        return ring.identify(f"Bearer {ring.keys[tenant]}").tenant == tenant
+    except Unauthenticated:
+        return False
 
 
 def test_a_key_names_its_tenant_and_tier(ring):
@@ -55,30 +72,152 @@ def test_the_file_holds_no_secret_and_two_keys_of_one_tenant_differ(ring):
     assert new_key("a", "b")[0] != new_key("a", "b")[0]
 
 
-def test_keys_come_and_go_without_a_restart_and_a_broken_file_harms_nobody(ring):
+def test_keys_come_and_go_without_a_restart(ring):
     key, line = new_key("late", "standard")
     ring.file.write_text(line + "\n")
     ring.now[0] += 2 * RELOAD_S
     assert ring.identify(f"Bearer {key}").tenant == "late"
+    assert not opens(ring, "acme") and not opens(ring, "bulk")
+
+
+@pytest.mark.parametrize(
+    "broken", ["a line with a typo", "{bulk} role=king", "{bulk} expires=soon", "{bulk} color=red"]
+)
+def test_a_broken_line_is_told_and_opens_nothing_and_keeps_no_revoked_key_alive(
+    ring, caplog, broken
+):
+    ring.file.write_text(f"{ring.lines['acme']}\n{broken.format(**ring.lines)}\n")
+    assert opens(ring, "acme") and not opens(ring, "bulk")
+    assert [r.levelname for r in caplog.records] == ["ERROR"]
+    assert "line 2" in caplog.text and ring.keys["bulk"].split("-")[2] not in caplog.text
+    assert ring.num_by_state() == {"valid": 1, "expired": 0, "refused": 1, "lost_file": 0}
+    ring.file.write_text("\n".join(ring.lines.values()))
+    assert opens(ring, "bulk") and ring.num_by_state()["refused"] == 0
+
+
+@pytest.mark.parametrize("how", ["gone", "a folder", "written by anybody"])
+def test_without_a_readable_file_keys_hold_for_a_moment_and_then_none_does(ring, caplog, how):
+    text = ring.file.read_text()
+    if how == "written by anybody":
+        ring.file.chmod(0o666)
+    else:
+        ring.file.unlink()
+    if how == "a folder":
+        ring.file.mkdir()
+    assert opens(ring, "acme") and ring.num_by_state()["lost_file"] == 1
+    assert opens(ring, "acme", LOST_FILE_GRACE_S - 2 * RELOAD_S - 0.1)
+    assert len(caplog.records) == 1, "told once, and at once"
+    assert not opens(ring, "acme") and not opens(ring, "acme", 3600)
+    assert ring.num_by_state() == {"valid": 0, "expired": 0, "refused": 0, "lost_file": 1}
+    assert [r.levelname for r in caplog.records] == ["ERROR"] * 2, "and once when the keys end"
+    if how == "a folder":
+        ring.file.rmdir()
+    ring.file.write_text(text)
+    ring.file.chmod(0o600)
+    assert opens(ring, "acme") and ring.num_by_state()["lost_file"] == 0
+
+
+def test_a_long_file_is_read_beside_the_loop_and_then_holds(ring, monkeypatch):
+    may_read, readers = threading.Event(), []
+
+    def read(path):
+        readers.append(threading.current_thread())
+        may_read.wait(30)
+        return credentials_read(path)
+
+    credentials_read = credentials._read
+    monkeypatch.setattr(credentials, "_read", read)
+    ring.file.write_text(ring.lines["acme"] + "\n" + "# much\n" * 10_000)
+    assert opens(ring, "bulk") and opens(ring, "bulk"), "what was good holds until it is read"
+    may_read.set()
+    ring._reading.exception(30)
+    assert not opens(ring, "bulk", 0) and opens(ring, "acme")
+    assert len(readers) == 1 and readers[0] is not threading.current_thread()
+    ring.file.write_text(ring.lines["bulk"])
+    assert opens(ring, "bulk") and readers[1] is threading.current_thread()
+
+
+def test_whoever_comes_first_after_an_hour_without_a_file_is_refused(ring):
+    ring.file.unlink()
+    assert not opens(ring, "acme", 3600)
+
+
+def test_of_two_lines_with_one_name_neither_opens(ring):
+    ring.file.write_text(f"{ring.lines['acme']}\n{ring.lines['acme'].replace('acme', 'evil')}\n")
+    ring.now[0] += 2 * RELOAD_S
     with pytest.raises(Unauthenticated):
         ring.identify(f"Bearer {ring.keys['acme']}")
-    for harm in (lambda: ring.file.write_text("nonsense\n"), ring.file.unlink):
-        harm()
-        ring.now[0] += 2 * RELOAD_S
-        assert ring.identify(f"Bearer {key}").tenant == "late"
+    keys, faults = parse_keys("\n".join([ring.lines["acme"]] * 3))
+    assert not keys and len(faults) == 2 and "line 3" in faults[1] and "line 1" in faults[1]
+
+
+def test_a_key_ends_at_its_time(ring):
+    key, line = new_key("acme", "standard", KeyRole.TENANT, ring.wall[0] + 60)
+    ring.file.write_text(line + "\n")
+    ring.now[0] += 2 * RELOAD_S
+    ring.wall[0] += 59.9
+    assert ring.identify(f"Bearer {key}").tenant == "acme"
+    ring.wall[0] += 0.2
+    with pytest.raises(Unauthenticated):
+        ring.identify(f"Bearer {key}")
+    assert ring.num_by_state()["expired"] == 1 and ring.num_by_state()["valid"] == 0
+
+
+@pytest.mark.parametrize("role", KeyRole)
+def test_a_line_says_all_that_its_key_may(role):
+    _, line = new_key("acme", "batch", role, 1.9e9)
+    read = parse_line(line)
+    assert read.identity == Identity("acme", "batch", role) and read.expires_at == 1.9e9
+    assert read.text() == line and line.endswith("expires=2030-03-17T17:46:40Z")
+
+
+def test_each_role_has_its_rights_and_no_others():
+    rights = {role: set() for role in KeyRole}
+    for role in KeyRole:
+        for right in Right:
+            try:
+                Identity("t", "standard", role).check(right)
+                rights[role].add(right)
+            except PermissionDenied as error:
+                assert "admin" in error.message
+    assert rights == {
+        KeyRole.TENANT: {Right.ANY_KEY, Right.GENERATE},
+        KeyRole.METRICS: {Right.ANY_KEY, Right.OBSERVE},
+        KeyRole.ADMIN: set(Right),
+    }
+    assert all(ANYBODY.check(right) is None for right in Right), "an open cluster stays open"
 
 
 def test_without_a_file_everybody_is_anybody():
     assert Keyring("", time.monotonic).identify("") == ANYBODY
 
 
-@pytest.mark.parametrize("line", ["one two", "a b c d e f", "n zz00 00 t r"])
+HASH = "00" * 32
+
+
+@pytest.mark.parametrize(
+    "line", ["one two", "a b c d e f", f"01234567 zz {HASH} t r", "01234567 00 11 t r",
+             f"01234567 00 {HASH} t! r", f"0123456 00 {HASH} t r"],
+)  # fmt: skip
 def test_a_broken_file_is_refused_at_start_with_its_line(tmp_path, line):
-    (tmp_path / "keys").write_text(f"# c\n{line}\n")
+    file = tmp_path / "keys"
+    file.write_text(f"# c\n{line}\n")
     with pytest.raises(ConfigError, match="line 2"):
-        Keyring(str(tmp_path / "keys"), time.monotonic)
+        check_keys(str(file))
+    ring = Keyring(str(file), time.monotonic)  # a router that comes back meanwhile serves the rest
+    assert ring.num_by_state()["refused"] == 1
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_keys(str(tmp_path / "none"))
     with pytest.raises(ConfigError, match="cannot be read"):
         Keyring(str(tmp_path / "none"), time.monotonic)
+
+
+def test_a_file_that_anybody_may_write_is_refused_at_start(ring):
+    check_keys(str(ring.file))
+    ring.file.chmod(0o602)
+    for refuse in (check_keys, lambda path: Keyring(path, time.monotonic)):
+        with pytest.raises(ConfigError, match="every user of this machine"):
+            refuse(str(ring.file))
 
 
 @pytest.mark.parametrize("name", ["", "a b", "ä", "x" * 65, "a/b"])
@@ -102,7 +241,10 @@ def client(ring):
             scope["state"]["identity"].tenant if "identity" in scope.get("state", {}) else "open"
         )(scope, receive, send)
 
-    return TestClient(Guard(app, ring)), ring
+    bad_keys = BadKeys(lambda: ring.now[0])
+    bad_keys.delay_s = lambda address: 0.0
+    ring.ended = []
+    return TestClient(Guard(app, ring, bad_keys, ring.ended.append)), ring
 
 
 @pytest.mark.parametrize("path", SPELLINGS)
@@ -150,9 +292,27 @@ def test_an_open_address_needs_keys():
         load_config(flags={"security.door_certificate": "x"}, environment={})
 
 
+@pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "door.example"])
+def test_keys_that_cross_a_network_in_the_clear_are_warned_of_by_name(ring, capsys, host):
+    flags = {"router.host": host, "security.api_keys": str(ring.file)}
+    check_doors(load_config(flags=flags, environment={}))
+    warning = capsys.readouterr().err
+    assert all(word in warning for word in (host, "security.door_certificate", "plain text"))
+    pair = {"security.door_certificate": "c", "security.door_key": "k"}
+    for closed in (pair, {"security.trusts_network": True}, {"router.host": "127.0.0.1"}):
+        check_doors(load_config(flags={**flags, **closed}, environment={}))
+        assert capsys.readouterr().err == ""
+
+
+def test_a_start_with_a_broken_key_file_is_refused(ring):
+    ring.file.write_text("nonsense\n")
+    with pytest.raises(ConfigError, match="line 1"):
+        check_doors(load_config(flags={"security.api_keys": str(ring.file)}, environment={}))
+
+
 def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):
     with pytest.raises(ConfigError, match="the router's own"):
         new_key("acme", "canary")
     (tmp_path / "keys").write_text(new_key("acme", "standard")[1].replace(" standard", " canary"))
     with pytest.raises(ConfigError, match="line 1: tier canary"):
-        Keyring(str(tmp_path / "keys"), time.monotonic)
+        check_keys(str(tmp_path / "keys"))

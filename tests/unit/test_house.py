@@ -7,9 +7,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+
+from cluster.sbom import bill, canonical
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = (
@@ -163,3 +167,47 @@ def test_generated_protos_are_those_of_the_proto_files(tmp_path):
         assert path.read_text() == (ROOT / path.relative_to(tmp_path)).read_text(), (
             f"{path.name} drifted; run make protos"
         )
+
+
+def pins():
+    """Lines of the lock: package to (version, hashes)."""
+    text = (ROOT / "constraints.txt").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
+    found = {}
+    for pin, *hashes in lines:
+        name, _, number = pin.partition("==")
+        found[canonical(name.partition("[")[0])] = number, hashes
+    return found
+
+
+def test_what_is_installed_is_pinned_by_version_and_hash():
+    locked = pins()
+    assert len(locked) > 100 and all(
+        number and hashes and all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", h) for h in hashes)
+        for number, hashes in locked.values()
+    )
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    wanted = project["project"]["dependencies"] + project["build-system"]["requires"]
+    for text in [*wanted, *project["project"]["optional-dependencies"]["dev"]]:
+        wish = Requirement(text)
+        if wish.name != "torch":
+            assert wish.specifier.contains(locked[canonical(wish.name)][0]), text
+    recipe = (ROOT / "Makefile").read_text()
+    assert "--require-hashes --requirement constraints.txt" in recipe
+    assert "--no-deps --no-build-isolation --editable" in recipe
+
+
+def test_the_bill_of_materials_has_all_that_a_server_runs_and_who_needs_it():
+    made = bill()
+    assert (made["bomFormat"], made["specVersion"]) == ("CycloneDX", "1.6")
+    parts = {part["name"]: part for part in made["components"]}
+    for name in ("torch", "grpcio", "ray", "redis", "uvicorn", "pydantic-core"):
+        installed = importlib.metadata.version(name)
+        assert parts[name]["version"] == installed
+        assert parts[name]["purl"] == f"pkg:pypi/{name}@{installed.replace('+', '%2B')}"
+    assert not {"pytest", "mypy", "ruff", "baton-serve"} & set(parts), "for development, or itself"
+    references = {part["bom-ref"] for part in [*parts.values(), made["metadata"]["component"]]}
+    edges = {edge["ref"]: edge["dependsOn"] for edge in made["dependencies"]}
+    assert set(edges) == references
+    assert {one for needs in edges.values() for one in needs} <= references
+    assert parts["pydantic-core"]["purl"] in edges[parts["pydantic"]["purl"]]

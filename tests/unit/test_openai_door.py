@@ -1,6 +1,6 @@
 """Routes and headers of the HTTP door, over a service that answers at once."""
 
-import json
+import logging
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +12,8 @@ from core.config import RouterConfig
 from core.errors import Unauthenticated
 from core.ids import Ids
 from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
+from router.bad_keys import BadKeys
+from router.body_reading import BodyReader
 from router.credentials import ANYBODY
 from router.detokenizing import TextModel
 from router.openai_door import make_app
@@ -64,6 +66,8 @@ class Service:
     def __init__(self, key="", **config):
         self.config, self.model, self.text = RouterConfig(**config), MODEL, TEXT
         self.keyring = Ring(key)
+        self.bad_keys = BadKeys(lambda: 1.0)
+        self.call_ended = lambda call: None
         clock = SimpleNamespace(now_s=lambda: 1.0)
         self._maker = RequestMaker(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
         self.made = []
@@ -80,7 +84,9 @@ class Service:
 
 
 def client(service):
-    return TestClient(make_app(service, 5), raise_server_exceptions=False)
+    return TestClient(
+        make_app(service, 5, BodyReader(4 << 20, 5.0, 30.0)), raise_server_exceptions=False
+    )
 
 
 def test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged(caplog):
@@ -94,11 +100,9 @@ def test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged(caplog
     one, two = service.made
     assert one.request_id != two.request_id and one.seed != two.seed
     assert one.correlation_id == two.correlation_id == "a-click"
-    log = RequestLog()
-    log._logger.propagate = True
-    log.request_ended(one, RequestEnded(Usage(1, 1)))
-    log.close()
-    line = json.loads(caplog.messages[-1])
+    with caplog.at_level(logging.INFO, "baton"):
+        RequestLog().request_ended(one, RequestEnded(Usage(1, 1)))
+    line = caplog.records[-1].fields
     assert (line["request_id"], line["correlation_id"]) == (one.request_id, "a-click")
 
 

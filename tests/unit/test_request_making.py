@@ -1,5 +1,6 @@
 """From wish to request: defaults, truncation, limits; and the bodies and headers around it."""
 
+import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 
 from core.config import RouterConfig
 from core.errors import (
+    DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
     Overloaded,
@@ -21,6 +23,7 @@ from protos.baton.v1 import generation_pb2 as pb
 from router.grpc_requests import generate_wish
 from router.http_bodies import ChatBody, CompletionBody, parse_body
 from router.http_errors import error_body, error_response
+from router.identities import Identity
 from router.other_fields import ignored_fields
 from router.request_making import RequestMaker, ServedModel, Wish
 
@@ -31,13 +34,13 @@ TALK = ChatPrompt([{"role": "user", "content": "hello"}])
 class Letters:
     """A tokenizer of bytes."""
 
-    async def encode(self, text, *, adds_special_tokens=True):
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
         return [*([1] if adds_special_tokens else []), *text.encode()]
 
-    async def encode_with_tokens(self, text, *, adds_special_tokens):
+    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
         return await self.encode(text, adds_special_tokens=adds_special_tokens), list(text)
 
-    async def encode_chat(self, chat):
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
         return [5] * sum(len(m["content"]) for m in chat.messages)
 
 
@@ -370,11 +373,11 @@ class Vocabulary:
 class Wide(Letters):
     """A tokenizer that knows more tokens than the model has rows for."""
 
-    async def encode(self, text, *, adds_special_tokens=True):
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
         ids = await super().encode(text, adds_special_tokens=adds_special_tokens)
         return [300 if i == ord("N") else i for i in ids]
 
-    async def encode_chat(self, chat):
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
         return await self.encode(chat.messages[0]["content"])
 
 
@@ -405,6 +408,17 @@ async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
     assert request.sampling.bad_words == ((77,), (32, 77)) and request.eos_token_ids == (2,)
 
 
+async def test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker():
+    class Silent(Letters):
+        """A tokenizer that drops what it does not know."""
+
+        async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
+            return [1, *text.encode()] if adds_special_tokens else []
+
+    made = RequestMaker(MODEL, RouterConfig(), Silent(), StillClock(), Ids(), b"key", list)
+    assert (await made.make(Wish("ab", {}, bad_words=("x",)))).sampling.bad_words == ()
+
+
 async def test_a_stop_that_is_a_hidden_special_token_becomes_a_stop_token():
     given = {"stop": ("<|end|>", "x", "<|new|>"), "stop_token_ids": (5,)}
     request = await make_of_wide(given=given)
@@ -420,3 +434,27 @@ async def test_prompt_scores_have_a_limit():
     with pytest.raises(InvalidRequest, match=r"5 prompt tokens would be 35 .* limit is 30") as told:
         await make_of_wide("abcd", {"prompt_logprobs": 6}, config)
     assert told.value.field == "prompt_logprobs"
+
+
+class Slow(Letters):
+    """A tokenizer that has other work; it remembers for whom it was asked and how much may fit."""
+
+    def __init__(self):
+        self.asked = []
+
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
+        self.asked.append((tenant, max_bytes))
+        await asyncio.sleep(0.05)
+        return [5]
+
+
+async def test_a_prompt_is_read_for_its_tenant_within_the_deadline_and_what_may_fit():
+    slow = Slow()
+    model = replace(MODEL, max_prompt_bytes=700)
+    made = RequestMaker(model, RouterConfig(), slow, StillClock(), Ids(), b"key", list)
+    identity = Identity(tenant="acme", tier="")
+    await made.make(Wish("ab", {}, identity=identity))
+    await made.make(Wish("ab", {}, truncate_prompt_tokens=5, identity=identity))
+    assert slow.asked == [("acme", 700), ("acme", 0)], "what is cut need not fit"
+    with pytest.raises(DeadlineExceeded, match="before the prompt was read"):
+        await made.make(Wish("ab", {}, time_limit_s=0.01))

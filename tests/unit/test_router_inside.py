@@ -2,11 +2,12 @@
 
 import asyncio
 import json
-import logging
-import queue
+import threading
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.models import TINY
 
 from core.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelLoadError, Overloaded
@@ -25,8 +26,16 @@ from core.types import (
 from router.chat_template import ChatTemplates
 from router.detokenizing import TextModel
 from router.event_stream import EventStream, StreamLimits, whole_reply
-from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
-from router.request_log import RequestLog
+from router.http_logprobs import LogprobShapes
+from router.http_replies import (
+    HEAVY_TOKENS,
+    ChatDialect,
+    Dialect,
+    Reply,
+    ReplyOptions,
+    server_timing,
+)
+from router.json_pieces import UTF8, dumps
 from router.tokenizer_child import answer
 
 TALK = [{"role": "user", "content": " Hi "}]
@@ -334,6 +343,65 @@ async def test_event_ids_say_where_the_client_is_and_come_with_the_last_line_of_
     assert ids == ["1", "2", "4"] and all(frame[0].startswith("data: ") for frame in frames)
 
 
+def long_events():
+    """More tokens with log probabilities than are made on the loop."""
+    scored = PromptScored(tuple(Logprob(98, -0.5, ((98, -0.5),)) for _ in range(HEAVY_TOKENS)))
+    return [scored, delta("xy\u65e5" * 200, logprob=-0.1), STOP, ENDED]
+
+
+@pytest.fixture()
+def made_in(monkeypatch):
+    """Names of the threads in which replies name their tokens."""
+    threads = set()
+    name_of = LogprobShapes._name
+
+    def name(self, token_id, **how):
+        threads.add(threading.current_thread().name.partition("_")[0])
+        return name_of(self, token_id, **how)
+
+    monkeypatch.setattr(LogprobShapes, "_name", name)
+    return threads
+
+
+@pytest.mark.parametrize("dialect", [Dialect, ChatDialect])
+async def test_many_log_probabilities_are_made_beside_the_loop(dialect, made_in):
+    options = {"has_logprobs": True, "has_prompt_logprobs": True}
+    expected = whole(reply(dialect, **options), *long_events())
+    made_in.clear()
+    body = await whole_reply(stays, reply(dialect, **options), Group(long_events()))
+    assert body == expected and made_in == {"replies"}
+    assert json.loads(dumps(body, UTF8)) == expected
+
+    events = long_events()
+    parts = chunks(reply(dialect, echo=dialect is Dialect, **options), *events)
+    made_in.clear()
+    made = reply(dialect, echo=dialect is Dialect, **options)
+    sent = await send_all(Group(events[:1], events[1:]), made=made)
+    text = b"".join(m.get("body", b"") for m in sent).decode().removesuffix("data: [DONE]\n\n")
+    lines = [line for line in text.split("\n\n") if line]
+    assert [json.loads(line.removeprefix("data: ")) for line in lines] == parts
+    assert made_in == {"replies"}
+
+
+async def test_few_log_probabilities_are_made_on_the_loop(made_in):
+    events = [SCORED, delta("x", logprob=-0.1), STOP, ENDED]
+    await whole_reply(stays, reply(has_logprobs=True), Group(events))
+    await send_all(Group(events), made=reply(has_logprobs=True))
+    assert made_in == {"MainThread"}
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=40,
+    )
+)
+@settings(deadline=None)
+def test_pieces_are_the_same_json(tree):
+    assert dumps(tree) == json.dumps(tree, separators=(",", ":"))
+
+
 async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
     body = await whole_reply(
         stays,
@@ -346,26 +414,3 @@ async def test_a_whole_reply_is_made_of_all_events_or_is_the_error():
     assert [c["text"] for c in body["choices"]] == ["a", "b"]
     with pytest.raises(DeadlineExceeded):
         await whole_reply(stays, reply(), Group([RequestEnded(Usage(2), DeadlineExceeded("late"))]))
-
-
-# --- log ----------------------------------------------------------------------------------------------------
-
-
-def test_a_blocked_reader_of_the_log_never_blocks_the_router(capsys):
-    log = RequestLog()
-    try:
-        log.request_ended(request(), ENDED)
-        log._writer.stop()
-        log._entry.queue = queue.Queue(1)
-        for _ in range(3):
-            log.request_ended(request(), ENDED)
-        assert log.num_dropped == 2
-    finally:
-        log._writer.start()
-        log.close()
-    line = json.loads(capsys.readouterr().err.splitlines()[0])
-    assert (
-        line["request_id"] == "id"
-        and line["phases_ms"] == {"queue": 1.0}
-        and logging.getLogger("baton.requests").handlers == []
-    )

@@ -219,6 +219,59 @@ async def test_admission_is_bounded_and_first_come_first_served():
     assert order == ["a", "b"] and (admission.num_running, admission.num_queued) == (0, 0)
 
 
+def of(tenant, n=1):
+    return replace(REQUEST, tenant=tenant, sampling=SamplingParams(n=n))
+
+
+async def hold(admission, request, log, until):
+    async with admission.permit(request):
+        log.append(request.tenant)
+        await until.wait()
+
+
+async def test_one_tenants_many_do_not_keep_out_anothers_one():
+    """The line is full of one tenant: its newest makes room, and the newcomer is next but one."""
+    admission, log, until = Admission(2, 3, 5.0), [], asyncio.Event()
+    many = [asyncio.create_task(hold(admission, of("a"), log, until)) for _ in range(5)]
+    await asyncio.sleep(0)
+    assert (admission.num_running, admission.num_queued) == (2, 3)
+    with pytest.raises(Overloaded, match="2 requests run and 3 wait"):
+        admission.check_open("a")  # before anything is done for one more
+    admission.check_open("b")
+    one = asyncio.create_task(hold(admission, of("b"), log, until))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded, match="2 requests run and 3 wait"):
+        await many[-1]
+    until.set()
+    await asyncio.gather(one, *many[:-1])
+    assert log == ["a", "a", "a", "b", "a"]
+    assert (admission.num_running, admission.num_queued) == (0, 0)
+
+
+async def test_a_request_takes_a_permit_for_each_choice():
+    admission, log, until = Admission(8, 9, 30.0), [], asyncio.Event()
+    first = asyncio.create_task(hold(admission, of("a", n=5), log, until))
+    await asyncio.sleep(0)
+    large = asyncio.create_task(hold(admission, of("b", n=4), log, until))
+    small = asyncio.create_task(hold(admission, of("c"), log, until))
+    await asyncio.sleep(0)
+    assert (admission.num_running, admission.num_queued) == (5, 2), "small ones do not pass it"
+    until.set()
+    await asyncio.gather(first, large, small)
+    assert log == ["a", "b", "c"] and admission.num_running == 0
+    tight = Admission(2, 9, 30.0)
+    async with tight.permit(of("a", n=8)):
+        assert tight.num_running == 2
+
+
+def test_one_reply_takes_half_of_all_permits_at_most():
+    Admission(256, 0, 1.0).check_share(128, 1)
+    Admission(1, 0, 1.0).check_share(1, 8)
+    with pytest.raises(InvalidRequest, match="128 prompts x n = 2.*256 outputs.*limit is 128"):
+        Admission(256, 0, 1.0).check_share(128, 2)
+
+
 async def test_admission_is_bounded_in_prompt_tokens_too():
     admission = Admission(1, 100, 5.0, max_queued_tokens=100)
     request = [replace(REQUEST, token_ids=tuple(range(n))) for n in (10, 60, 50, 40)]

@@ -119,6 +119,17 @@ def test_parts_that_were_never_sent_cannot_be_asked_for():
     assert "of what was sent" in lost(scenario).message
 
 
+def test_whoever_asks_for_no_part_again_is_not_served_further():
+    """Each such question would cost a look at all that was sent, and none would count."""
+
+    async def scenario(world):
+        talk = await partnered(world)
+        await talk.say(frames.Resend(0, ()))
+        await settle()
+
+    assert "asked for no part again" in lost(scenario).message
+
+
 @pytest.mark.parametrize("have_tokens", [NUM_TOKENS, NUM_TOKENS + 4, 3])
 def test_nobody_has_the_whole_prompt_or_a_part_of_a_block(have_tokens):
     """The last token is always computed: with a claim of all there is nothing to wait for."""

@@ -1,0 +1,211 @@
+"""The HTTP door's socket: who is let in, and the server behind it.
+
+Owns the accepting of connections, within the book's limits and before TLS, and uvicorn's start and
+stop. Does not know requests. Called by `cluster.router_process`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import resource
+import socket
+import ssl
+from typing import Any
+
+import uvicorn
+
+from cluster.connections import Connection, ConnectionBook
+from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
+from core import events
+from router.grpc_door import MAX_CONNECTIONS
+
+BACKLOG = 1024
+ACCEPTS_AT_ONCE = 64
+"""Between two looks at everything else the loop carries."""
+PAUSE_S = 0.05
+"""Without descriptors, accepting again at once would only spin."""
+INSIDE_DESCRIPTORS = 256
+"""Workers' sessions, tokenizers, the gRPC door's own, files."""
+NUM_RESERVED = 32
+"""Connections kept for liveness."""
+UNSENT_BYTES = 16 << 10
+"""What the kernel takes from us beyond what a client's own buffer has room for."""
+OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Let this process open as many files as it may, and say so when that is too few.
+
+    Args:
+        needed: Descriptors for all that the config allows at once.
+
+    Returns:
+        The limit now in force.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = needed if soft == resource.RLIM_INFINITY else soft
+    if limit < needed:
+        events.DESCRIPTORS_SCARCE.tell(limit=limit, needed=needed)
+    return limit
+
+
+def make_book(max_connections: int, max_per_address: int, num_descriptors: int) -> ConnectionBook:
+    """The book for what is configured, or for what the descriptors leave."""
+    room = num_descriptors - INSIDE_DESCRIPTORS - NUM_RESERVED - grpc_share(num_descriptors)
+    limit = max(NUM_RESERVED, min(max_connections, room))
+    share = max_per_address or max(1, limit * 3 // 4)
+    return ConnectionBook(limit, min(share, limit), NUM_RESERVED)
+
+
+def grpc_share(num_descriptors: int) -> int:
+    """Connections that the gRPC door may take: a fourth of all descriptors, and not too many."""
+    return max(1, min(MAX_CONNECTIONS, num_descriptors // 4))
+
+
+class HttpListener:
+    """Accepts connections for one server; stands where uvicorn keeps an asyncio server."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        book: ConnectionBook,
+        server: uvicorn.Server,
+        stall_s: float,
+        on_refused: OnRefused,
+    ) -> None:
+        """Listen; nobody is accepted before `start`."""
+        self._socket, self._book, self._server = listener, book, server
+        self._stall_s, self._on_refused = stall_s, on_refused
+        self._opening: set[asyncio.Task[None]] = set()
+        self._resume: asyncio.TimerHandle | None = None
+        self._is_closed = False
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                accepted, peer = self._socket.accept()
+            except (BlockingIOError, InterruptedError):
+                return
+            except OSError as error:
+                if error.errno in OUT_OF_DESCRIPTORS:
+                    self._pause()
+                    return
+                continue  # this one left while it waited
+            self._admit(accepted, str(peer[0]))
+
+    def _admit(self, accepted: socket.socket, address: str) -> None:
+        connection = self._book.admit(address)
+        if connection is None:
+            self._on_refused("too_many_connections", address)
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        # With Nagle's algorithm a client's delayed acknowledgement holds each reply back by 40 ms.
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with contextlib.suppress(AttributeError, OSError):  # Linux
+            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        task = self._loop.create_task(self._open(accepted, connection))
+        connection.close = lambda: _cancel(task)
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    async def _open(self, accepted: socket.socket, connection: Connection) -> None:
+        """Hand a connection to its protocol, after the TLS handshake if there is one."""
+        config, state = self._server.config, self._server.server_state
+
+        def protocol() -> HttpProtocol:
+            return HttpProtocol(
+                connection, self._stall_s, self._on_refused,
+                config=config, server_state=state, app_state={}, _loop=self._loop,
+            )  # fmt: skip
+
+        handshake: dict[str, Any] = {}
+        if config.ssl is not None:
+            handshake = {
+                "ssl": config.ssl,
+                "ssl_handshake_timeout": HEAD_TIMEOUT_S,
+                "ssl_shutdown_timeout": LINGER_S,
+            }
+        try:
+            await self._loop.connect_accepted_socket(protocol, accepted, **handshake)
+        except (OSError, ssl.SSLError, TimeoutError):
+            connection.forget()
+            accepted.close()
+        except asyncio.CancelledError:
+            connection.forget()
+            accepted.close()
+            raise
+
+    def _pause(self) -> None:
+        """No descriptor is left: somebody who idles gives his, and nobody is accepted meanwhile."""
+        self._on_refused("no_descriptors", "")
+        self._book.displace()
+        self._loop.remove_reader(self._socket)
+        self._resume = self._loop.call_later(PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._resume = None
+        if not self._is_closed:
+            self._loop.add_reader(self._socket, self._accept)
+
+    def close(self) -> None:
+        """Accept nobody any more; what is open stays."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._resume is not None:
+            self._resume.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        for task in self._opening:
+            task.cancel()
+
+    async def wait_closed(self) -> None:
+        """Wait for handshakes in progress, which `close` has cut."""
+        await asyncio.gather(*self._opening, return_exceptions=True)
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn behind our own listener, and without signal handlers: its host process has them."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        listener: socket.socket,
+        book: ConnectionBook,
+        stall_s: float,
+        on_refused: OnRefused,
+    ) -> None:
+        """Keep the bound socket; `serve` opens it."""
+        super().__init__(config)
+        self._listener = HttpListener(listener, book, self, stall_s, on_refused)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections."""
+        self.servers = [self._listener]
+        self._listener.start()
+        self.started = True
+
+    def install_signal_handlers(self) -> None:
+        """Install none."""
+
+    def capture_signals(self) -> contextlib.nullcontext[None]:
+        """Capture none."""
+        return contextlib.nullcontext()
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()

@@ -1,0 +1,279 @@
+"""What one HTTP connection may do before anybody looks at its request: how much, how long, how many.
+
+Owns the limits on heads, the deadline from accept to the end of the headers and between requests,
+the bound on pipelined requests, and the cut of a peer that does not read. Does not know routes,
+keys or bodies. Called by uvicorn's event loop callbacks; made by `cluster.http_listener`.
+
+uvicorn on httptools has none of these: its parser gathers an unfinished header without end, no timer
+runs before the first request is whole, and pipelined requests of a client that left are started.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+
+from cluster.close_delimited import CloseDelimited
+from cluster.connections import Connection
+from router.http_errors import plain_body
+from router.http_guard import OPEN_PATHS
+
+MAX_HEAD_BYTES = 16 << 10
+"""Of request line and headers together, and of trailers."""
+MAX_HEADERS = 100
+HEADER_OVERHEAD_BYTES = 4
+"""Colon, space and line end."""
+HEAD_TIMEOUT_S = 5.0
+MAX_PIPELINED = 16
+LINGER_S = 1.0
+"""How long a client that was answered may go on sending: closed at once, it would not read why."""
+WRITE_BUFFER_BYTES = 16 << 10
+"""What waits here for a client that reads slowly, beside what the kernel holds."""
+
+OnRefused = Callable[[str, str], None]
+
+
+class HttpProtocol(CloseDelimited):
+    """uvicorn's protocol with limits. `on_refused` is told the reason and the peer's address."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        stall_s: float,
+        on_refused: OnRefused,
+        **uvicorn: Any,  # noqa: ANN401
+    ) -> None:
+        """Nothing has come yet.
+
+        Args:
+            connection: Its entry in the book.
+            stall_s: A client with output waiting that reads nothing for so long is cut.
+            on_refused: Counts refusals.
+            uvicorn: What uvicorn's own protocol is made from.
+        """
+        super().__init__(**uvicorn)
+        self._connection, self._stall_s, self._on_refused = connection, stall_s, on_refused
+        self._is_over = False
+        self._is_in_head = False
+        self._is_in_message = False
+        self._has_come_further = False
+        self._head_bytes = 0
+        self._pending_bytes = 0
+        self._fault: tuple[HTTPStatus, str, str] | None = None
+        self._running: Any = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+        self._body_timer: asyncio.TimerHandle | None = None
+
+    # --- the connection -------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        """Begin; the whole first head is due in `HEAD_TIMEOUT_S`."""
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
+        self._connection.close = transport.abort
+        self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the peer: no request of its line is answered into the void."""
+        timers = (self._head_timer, self._stall_timer, self._linger_timer, self._body_timer)
+        for timer in timers:
+            if timer is not None:
+                timer.cancel()
+        self._head_timer = self._stall_timer = self._linger_timer = self._body_timer = None
+        self._unset_keepalive_if_required()
+        self._connection.forget()
+        for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
+            if cycle is not None:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self.pipeline.clear()
+        super().connection_lost(exc)
+
+    # --- what comes in --------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        """Parse, then judge what has been parsed."""
+        if self._is_over or self.parser is None:
+            return  # of a refused client the rest is read and dropped
+        self._unset_keepalive_if_required()
+        self._has_come_further = False
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            pass  # no other protocol is spoken: the request is answered as what else it is
+        except httptools.HttpParserError:
+            self._fault = self._fault or (
+                HTTPStatus.BAD_REQUEST, "bad_request", "this is not an HTTP request",
+            )  # fmt: skip
+        # An unfinished header is nowhere seen but in the bytes that led to nothing.
+        self._pending_bytes = 0 if self._has_come_further else self._pending_bytes + len(data)
+        if self._pending_bytes > MAX_HEAD_BYTES:
+            self._head_is_too_large()
+        if self._fault is not None:
+            self._refuse(*self._fault)
+        elif self._is_in_head and self._head_timer is None:
+            self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
+
+    def on_message_begin(self) -> None:
+        """A request's first byte."""
+        self._is_in_head = True
+        self._is_in_message = True
+        self._head_bytes = 0
+        super().on_message_begin()
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._fault = (
+                HTTPStatus.TOO_MANY_REQUESTS, "too_many_pipelined",
+                f"more than {MAX_PIPELINED} requests wait on this connection; read the answers",
+            )  # fmt: skip
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of the request line."""
+        self._head_bytes += len(url)
+        if self._fault is None:
+            super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header, or a trailer after the body."""
+        self._head_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
+        if len(self.headers) >= MAX_HEADERS or self._head_bytes > MAX_HEAD_BYTES:
+            self._head_is_too_large()
+        if self._fault is None:
+            super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        """The head is whole: start the request, unless something was wrong with it."""
+        self._come_further()
+        self._is_in_head = False
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._head_is_too_large()
+        path = self.url.partition(b"?")[0].decode("latin-1")
+        if self._connection.is_reserved and path not in OPEN_PATHS:
+            self._fault = self._fault or (
+                HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections",
+                "the server has as many connections as it may; try again later",
+            )  # fmt: skip
+        if self._fault is not None:
+            return
+        self._connection.work()
+        super().on_headers_complete()
+        if self.parser.should_upgrade():
+            self.cycle.keep_alive = False  # the parser takes nothing after such a request
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body."""
+        self._come_further()
+        if self._fault is None:
+            super().on_body(body)
+
+    def on_chunk_header(self) -> None:
+        """A chunk's size."""
+        self._come_further()
+
+    def on_chunk_complete(self) -> None:
+        """A chunk's end."""
+        self._come_further()
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._come_further()
+        self._is_in_message = False
+        if self._fault is None:
+            super().on_message_complete()
+        if self._body_timer is not None:  # it was answered before
+            self._body_timer.cancel()
+            self._body_timer = None
+            self._connection.rest()
+
+    def _come_further(self) -> None:
+        self._has_come_further = True
+
+    # --- what goes out --------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # noqa: ANN401 - uvicorn's own kinds
+        """Note which request is being answered: it is not always the one read last."""
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        """Rest until the next request, which follows the body, read or not: that may be on its way."""
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._watch_reading()
+        elif not self.pipeline and self._is_in_message and not self._is_in_head:
+            self._body_timer = self.loop.call_later(LINGER_S, self._close_in_order)
+        elif not self.pipeline:
+            self._connection.rest()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than is written to it."""
+        super().pause_writing()
+        self._watch_reading()
+
+    def _watch_reading(self) -> None:
+        if self._stall_timer is None:
+            waiting = self.transport.get_write_buffer_size()
+            self._stall_timer = self.loop.call_later(self._stall_s, self._look_again, waiting)
+
+    def _look_again(self, waiting: int) -> None:
+        """Cut a client that took nothing of what waited for it."""
+        self._stall_timer = None
+        now_waiting = self.transport.get_write_buffer_size()
+        if not now_waiting:
+            return
+        if now_waiting >= waiting:
+            self._on_refused("slow_reader", self._connection.address)
+            self.transport.abort()
+        else:
+            self._watch_reading()
+
+    # --- refusals -------------------------------------------------------------------------------
+
+    def _head_is_too_large(self) -> None:
+        self._fault = self._fault or (
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large",
+            f"request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers",
+        )  # fmt: skip
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        if self._is_in_head:
+            self._refuse(
+                HTTPStatus.REQUEST_TIMEOUT, "request_timeout",
+                f"the headers were not complete within {HEAD_TIMEOUT_S:g} s",
+            )  # fmt: skip
+        else:  # it never said a word
+            self._on_refused("silent", self._connection.address)
+            self.transport.abort()
+
+    def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
+        """Say why, and close."""
+        self._on_refused(code, self._connection.address)
+        if self._running is not None and not self._running.response_complete:
+            self._is_over = True
+            self.transport.abort()  # a second answer inside the first would be worse than none
+            return
+        body = json.dumps(plain_body(status, message, code)).encode()
+        length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
+        self.transport.write(STATUS_LINE[status] + length + b"connection: close\r\n\r\n" + body)
+        self._close_in_order()
+
+    def _close_in_order(self) -> None:
+        """End our side and wait a little for theirs: a reset would take the answer away."""
+        self._is_over = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+            self._linger_timer = self.loop.call_later(LINGER_S, self.transport.abort)
+        else:
+            self.transport.close()
+            self._watch_reading()

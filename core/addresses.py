@@ -1,0 +1,30 @@
+"""How a host and a port are written together, IPv6 included: `[::1]:9000`.
+
+Owns that form and the choice of a socket's family. Does not know who listens. Called by whoever
+binds, dials or shows an address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+
+
+def join_address(host: str, port: int) -> str:
+    """Write `host:port`; an IPv6 host goes into brackets, and may be in them already."""
+    bare = bare_host(host)
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
+
+
+def bare_host(host: str) -> str:
+    """Return the host as sockets want it: without the brackets of `[::1]`."""
+    return host[1:-1] if host.startswith("[") and host.endswith("]") else host
+
+
+def family_of(host: str) -> socket.AddressFamily:
+    """Say which sockets can bind a host: those of IPv6 for an IPv6 address, of IPv4 for all else."""
+    try:
+        version = ipaddress.ip_address(bare_host(host)).version
+    except ValueError:
+        return socket.AF_INET
+    return socket.AF_INET6 if version == 6 else socket.AF_INET

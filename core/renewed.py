@@ -1,0 +1,83 @@
+"""What is read from files, and read again when one of them changes.
+
+Owns the looking: only when somebody asks, at most once a second, so that nothing runs while nobody
+needs it. New content that cannot be used is told, once, and what was good stays. Does not know what
+the files hold. Called for the certificates of the doors and of the cluster's inside.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from core import events
+from core.errors import ServingError
+
+LOOK_S = 1.0
+Content = TypeVar("Content")
+Stamp = tuple[tuple[int, int, int], ...]
+
+
+class Renewed(Generic[Content]):
+    """The newest usable content of some files. Handshakes ask from threads of gRPC, hence the lock."""
+
+    def __init__(
+        self,
+        what: str,
+        paths: Sequence[Path],
+        read: Callable[[], Content],
+        now_s: Callable[[], float],
+    ) -> None:
+        """Read for the first time.
+
+        Args:
+            what: What the files hold, as the subject of a sentence.
+            paths: The files, all of which must be there.
+            read: Makes the content; raises `OSError` or `ServingError` if it cannot be used.
+            now_s: Monotonic seconds.
+
+        Raises:
+            OSError: A file is not there, or `read` raised it.
+            ServingError: `read` raised it.
+        """
+        self._what = what
+        self._paths = paths
+        self._read = read
+        self._now_s = now_s
+        self._lock = threading.Lock()
+        self._looked_at = now_s()
+        self._stamp = self._look()
+        self.content = read()
+        self.version = 0
+        """Raised with every new content."""
+
+    def refresh(self) -> int:
+        """Take up what has changed; returns the version."""
+        with self._lock:
+            now_s = self._now_s()
+            if now_s - self._looked_at >= LOOK_S:
+                self._looked_at = now_s
+                self._take_up()
+            return self.version
+
+    def _take_up(self) -> None:
+        stamp: Stamp = ()  # of files that are gone
+        try:
+            stamp = self._look()
+            if stamp == self._stamp:
+                return
+            self.content = self._read()
+        except (OSError, ServingError) as error:
+            if stamp != self._stamp:
+                fact = getattr(error, "strerror", None) or str(error)
+                events.CERTIFICATE_UNUSABLE.tell(what=self._what, reason=fact)
+        else:
+            self.version += 1
+            events.CERTIFICATE_RENEWED.tell(what=self._what)
+        self._stamp = stamp
+
+    def _look(self) -> Stamp:
+        facts = [path.stat() for path in self._paths]
+        return tuple((f.st_ino, f.st_size, f.st_mtime_ns) for f in facts)

@@ -1,0 +1,219 @@
+"""Child processes that do one order at a time for whoever is next: fair, bounded, replaced when stuck.
+
+Owns the processes, their pipes, the line before them and what becomes of an order whose client has
+left. Does not know what orders say. Called by `router.tokenizing` and `router.body_reading`.
+
+Tenants take turns. Large orders may have all processes but one, so that a small one never stands
+behind seconds of somebody else's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from core import events
+from core.errors import Overloaded, Unavailable
+from router.fair_line import FairLine
+
+MAX_LINE_BYTES = 64 << 20
+MAX_WAITING = 256
+LARGE_BYTES = 32 << 10
+START_TIMEOUT_S = 30.0
+ABANDONED_S = 0.25
+"""How long an order that nobody waits for may go on: a new process costs about as much."""
+
+
+class _Child:
+    """One process: one order at a time."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """Nothing is started yet."""
+        self._command = command
+        self._process: asyncio.subprocess.Process | None = None
+        self._ended: asyncio.subprocess.Process | None = None
+
+    async def ask(self, order: bytes, timeout_s: float) -> bytes:
+        """Send an order and wait for the answer's line; empty if the process died.
+
+        Raises:
+            TimeoutError: It took too long; the process is replaced.
+        """
+        process = await self.start()
+        if process.stdin is None or process.stdout is None:
+            return b""
+        reply, reason = b"", "it died"
+        try:
+            async with asyncio.timeout(timeout_s):
+                process.stdin.write(order)
+                await process.stdin.drain()
+                reply = await process.stdout.readline()
+        except (ConnectionError, ValueError):
+            return b""
+        except TimeoutError:
+            reason = f"an order took more than {timeout_s:g} s"
+            raise
+        except asyncio.CancelledError:
+            reason = ""  # whoever asked has left: nothing is wrong with the process
+            raise
+        finally:
+            if not reply and reason:
+                events.SIDE_PROCESS_REPLACED.tell(module=self._command[0], reason=reason)
+            if not reply:  # timed out, died, or given up: the pipe is out of step
+                self._kill()
+        return reply
+
+    async def start(self) -> asyncio.subprocess.Process:
+        """Start the process unless it runs, and wait until it is ready.
+
+        Raises:
+            Unavailable: It did not come up.
+        """
+        if self._process is None or self._process.returncode is not None:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", *self._command,
+                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE_BYTES,
+            )  # fmt: skip
+            is_ready = False
+            try:
+                async with asyncio.timeout(START_TIMEOUT_S):
+                    is_ready = self._process.stdout is not None and bool(
+                        await self._process.stdout.readline()
+                    )
+            except TimeoutError as error:
+                raise Unavailable(
+                    f"a helper process was not ready within {START_TIMEOUT_S:g} s"
+                ) from error
+            finally:
+                if not is_ready:
+                    self._kill()
+        if self._process is None:
+            raise Unavailable("a helper process ended before it was ready")
+        return self._process
+
+    def _kill(self) -> None:
+        """End the process without waiting; the event loop reaps it."""
+        process, self._process = self._process, None
+        if process is not None and process.returncode is None:
+            process.kill()
+            self._ended = process
+
+    async def stop(self) -> None:
+        """End the process."""
+        self._kill()
+        if self._ended is not None:
+            await self._ended.wait()
+
+
+class ChildPool:
+    """Equal children behind one fair line."""
+
+    def __init__(
+        self, command: Sequence[str], num_processes: int, timeout_s: float, wait_s: float
+    ) -> None:
+        """Nothing is started until `start` or the first order.
+
+        Args:
+            command: Module and arguments of `python -m`; it says a line when it is ready.
+            num_processes: At least 1.
+            timeout_s: Longest time for one order.
+            wait_s: Longest wait for a free process.
+        """
+        self._timeout_s, self._wait_s = timeout_s, wait_s
+        self._children = [_Child(command) for _ in range(num_processes)]
+        self._free = list(self._children)
+        self._max_large = max(1, num_processes - 1)
+        self._num_large = 0
+        self._small: FairLine[asyncio.Future[_Child]] = FairLine(MAX_WAITING)
+        self._large: FairLine[asyncio.Future[_Child]] = FairLine(MAX_WAITING)
+        self._is_larges_turn = False
+        self._working: set[asyncio.Task[bytes]] = set()
+
+    @property
+    def num_waiting(self) -> int:
+        """Orders that wait for a process."""
+        return len(self._small) + len(self._large)
+
+    async def start(self) -> None:
+        """Start the processes now, so that the first order does not wait for one."""
+        for child in self._children:
+            await child.start()
+
+    async def ask(self, order: bytes, tenant: str = "") -> bytes:
+        """Wait for a turn, then for the answer's line; empty if the process died of it.
+
+        A caller that is cancelled leaves the line, and soon the process.
+
+        Raises:
+            TimeoutError: The order itself took too long.
+            Overloaded: Too many orders wait, this tenant's most, or none was served in time.
+        """
+        is_large = len(order) > LARGE_BYTES
+        child = await self._turn(tenant, is_large=is_large)
+        work = asyncio.get_running_loop().create_task(child.ask(order, self._timeout_s))
+        self._working.add(work)
+        work.add_done_callback(lambda done: self._is_done(done, child, is_large=is_large))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            asyncio.get_running_loop().call_later(ABANDONED_S, _give_up, work)
+            raise
+
+    async def _turn(self, tenant: str, *, is_large: bool) -> _Child:
+        line = self._large if is_large else self._small
+        granted: asyncio.Future[_Child] = asyncio.get_running_loop().create_future()
+        loser = line.join(tenant, granted)
+        if loser is not None and not loser.done():
+            loser.set_exception(Overloaded(f"{len(line)} texts wait to be read; try again later"))
+        self._hand_out()
+        try:
+            async with asyncio.timeout(self._wait_s):
+                return await granted
+        except TimeoutError as error:
+            raise Overloaded(
+                f"no process was free to read this within {self._wait_s:g} s; try again later"
+            ) from error
+        except asyncio.CancelledError:
+            if granted.done() and not granted.cancelled() and granted.exception() is None:
+                self._give_back(granted.result(), is_large=is_large)
+            raise
+        finally:
+            line.leave(tenant, granted)
+
+    def _hand_out(self) -> None:
+        """Give free processes to whoever is next."""
+        while self._free:
+            may_large = self._num_large < self._max_large and len(self._large) > 0
+            is_large = may_large and (self._is_larges_turn or not len(self._small))
+            granted = (self._large if is_large else self._small).take()
+            if granted is None:
+                return
+            if granted.done():
+                continue
+            self._is_larges_turn = not is_large
+            self._num_large += is_large
+            granted.set_result(self._free.pop())
+
+    def _is_done(self, work: asyncio.Task[bytes], child: _Child, *, is_large: bool) -> None:
+        self._working.discard(work)
+        if not work.cancelled():
+            work.exception()  # was heard by whoever waited, if anybody did
+        self._give_back(child, is_large=is_large)
+
+    def _give_back(self, child: _Child, *, is_large: bool) -> None:
+        self._free.append(child)
+        self._num_large -= is_large
+        self._hand_out()
+
+    async def stop(self) -> None:
+        """End the processes and what they work on."""
+        for work in self._working:
+            work.cancel()
+        await asyncio.gather(*self._working, return_exceptions=True)
+        for child in self._children:
+            await child.stop()
+
+
+def _give_up(work: asyncio.Task[bytes]) -> None:
+    work.cancel()

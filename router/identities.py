@@ -1,0 +1,66 @@
+"""Who calls, and what such a caller may do.
+
+Owns the roles of keys and the rights that each role has. Does not know keys, files or doors. Called
+by the keyring, which finds a caller's identity, and by both doors, which ask it for a right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from core.errors import PermissionDenied
+
+
+class Right(Enum):
+    """What a route or method asks of its caller."""
+
+    ANY_KEY = "any key"
+    """Facts about the service: its models, version and readiness."""
+    GENERATE = "generate"
+    """Work for one's own tenant."""
+    OBSERVE = "observe"
+    """Reading what concerns every tenant: metrics, load, replicas, links."""
+    OPERATE = "operate"
+    """What loads or changes the cluster."""
+
+
+class KeyRole(Enum):
+    """What a key is for."""
+
+    TENANT = "tenant"
+    METRICS = "metrics"
+    ADMIN = "admin"
+
+
+RIGHTS = {
+    KeyRole.TENANT: frozenset({Right.ANY_KEY, Right.GENERATE}),
+    KeyRole.METRICS: frozenset({Right.ANY_KEY, Right.OBSERVE}),
+    KeyRole.ADMIN: frozenset(Right),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whom a credential stands for. The tenant scopes the prefix cache, request ids and aborts."""
+
+    tenant: str = ""
+    tier: str = "standard"
+    role: KeyRole = KeyRole.TENANT
+
+    def check(self, right: Right) -> None:
+        """Refuse what a key of this role may not do.
+
+        Raises:
+            PermissionDenied: Names the roles that may.
+        """
+        if right not in RIGHTS[self.role]:
+            able = " or ".join(role.value for role in KeyRole if right in RIGHTS[role])
+            raise PermissionDenied(
+                f"a key of role {self.role.value} may not do this; use one of role {able} "
+                "(`baton keys add --role`)"
+            )
+
+
+ANYBODY = Identity(role=KeyRole.ADMIN)
+"""Every caller of a cluster without keys, whose doors only this machine can reach."""

@@ -1,0 +1,145 @@
+"""Connections that say nothing, in numbers: liveness answers, and who works is left alone."""
+
+import asyncio
+import json
+import resource
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from support.http_door import HttpDoor, status
+
+from cluster import http_listener
+from cluster.certs import make_certificates
+
+ROOT = Path(__file__).parents[2]
+
+
+async def hold(door, number):
+    """Open connections that say nothing."""
+    return [await door.connect() for _ in range(number)]
+
+
+def drop(connections):
+    for _, writer in connections:
+        writer.transport.abort()
+
+
+async def test_silent_connections_make_room():
+    async with HttpDoor(limit=8) as door:
+        silent = await hold(door, 40)
+        assert await door.status_of("/health") == 200
+        assert door.book.num_displaced >= 32 and len(door.book) <= 8
+        drop(silent)
+
+
+async def test_who_works_is_not_displaced_and_liveness_has_a_reserve():
+    async with HttpDoor(limit=4, reserved=2) as door:
+        busy = await hold(door, 4)
+        for _, writer in busy:
+            writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n")
+        while len(door.app.seen) < 4:
+            await asyncio.sleep(0.01)
+        assert await door.status_of("/health") == 200
+        refusal = await door.say(b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert status(refusal) == 503 and b"too_many_connections" in refusal
+        assert "/echo" not in door.app.seen and not door.book.num_displaced
+        door.app.let_go.set()
+        for reader, _ in busy:
+            assert status(await reader.readuntil(b"ok")) == 200
+        drop(busy)
+
+
+async def test_one_address_has_a_share():
+    async with HttpDoor(limit=8, per_address=3) as door:
+        mine = await hold(door, 6)
+        while len(door.book) > 3:
+            await asyncio.sleep(0.01)
+        other = socket.socket()
+        other.setblocking(False)
+        other.bind(("127.0.0.2", 0))
+        await asyncio.get_running_loop().sock_connect(other, ("127.0.0.1", door.port))
+        reader, writer = await asyncio.open_connection(sock=other)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        assert door.book.of_address("127.0.0.1") == 3 and door.book.of_address("127.0.0.2") == 1
+        drop([*mine, (reader, writer)])
+
+
+async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(http_listener, "HEAD_TIMEOUT_S", 0.5)
+    make_certificates(tmp_path, ["127.0.0.1"])
+    pair = tmp_path / "door.pem", tmp_path / "door.key"
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    async with HttpDoor(limit=4, tls=pair) as door:
+        silent = await hold(door, 3)
+        while len(door.book) < 3:
+            await asyncio.sleep(0.01)
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port, ssl=context)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        more = await hold(door, 3)  # a handshake in progress makes room as well
+        async with asyncio.timeout(20):
+            while len(door.book) > 1:
+                await asyncio.sleep(0.02)
+        writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        drop([*silent, *more, (reader, writer)])
+
+
+SCRIPT = """
+import asyncio, json, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+import uvloop
+from core import logs
+from cluster.http_listener import make_book, raise_descriptor_limit
+from support.http_door import HttpDoor
+
+async def main():
+    logs.configure("router", "json")
+    door = HttpDoor()
+    door.book = make_book(4096, 0, raise_descriptor_limit(4096))
+    async with door:
+        print(door.port, flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        print(json.dumps({"displaced": door.book.num_displaced, "refused": door.refused}))
+
+uvloop.run(main())
+"""
+
+
+def test_fifteen_hundred_silent_connections_at_a_limit_of_1024_descriptors():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": ""}
+    door = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT], env=environment, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    silent = []
+    try:
+        port = int(door.stdout.readline())
+        waits_s = []
+        for number in range(1500):
+            silent.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+            if number % 100 == 99:
+                began = time.monotonic()
+                with socket.create_connection(("127.0.0.1", port), timeout=5) as probe:
+                    probe.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+                    assert probe.recv(100).startswith(b"HTTP/1.1 200"), number
+                waits_s.append(time.monotonic() - began)
+        out, err = door.communicate()
+        told = json.loads(out)
+    finally:
+        door.kill()
+        door.wait()
+        for one in silent:
+            one.close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert told["displaced"] > 900 and not told["refused"]
+    line = json.loads(err)
+    assert (line["event"], line["limit"], line["needed"]) == ("descriptors_scarce", 1024, 4096)
+    print(f"longest wait for liveness: {max(waits_s) * 1000:.0f} ms")

@@ -1,0 +1,120 @@
+"""The gRPC door before a key is seen: silent connections, many streams, rapid resets."""
+
+import asyncio
+import time
+from types import SimpleNamespace
+
+import grpc.aio
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.http2 import CANCEL, MAX_CONCURRENT_STREAMS, RST_STREAM, RawClient, frame
+from support.rig import is_long, note
+
+from core.config import RouterConfig, SecurityConfig
+from protos.baton.v1 import generation_pb2 as pb
+from protos.baton.v1 import generation_pb2_grpc
+from router import grpc_door
+from router.bad_keys import BadKeys
+from router.body_limits import MAX_TOKEN_IDS
+from router.credentials import Keyring
+from router.grpc_door import MAX_STREAMS, GrpcDoor
+
+WATCH = "/grpc.health.v1.Health/Watch"
+EMPTY = b"\0\0\0\0\0"
+
+
+class Service(SimpleNamespace):
+    """What the door asks of a service before it makes a request."""
+
+    def tell_readiness(self, tell):
+        pass
+
+
+@pytest.fixture()
+async def door():
+    config = RouterConfig(grpc_port=0)
+    service = Service(
+        config=config, keyring=Keyring("", time.monotonic), is_ready=True,
+        bad_keys=BadKeys(time.monotonic), call_ended=lambda call: None,
+    )  # fmt: skip
+    made = GrpcDoor(service, SecurityConfig())
+    made.max_connections = 8
+    await made.start()
+    yield made
+    await made.stop(0)
+
+
+async def is_alive(door):
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        reply = await stub.Check(health_pb2.HealthCheckRequest(), timeout=20)
+        return reply.status == health_pb2.HealthCheckResponse.SERVING
+
+
+async def test_a_connection_that_never_greets_is_cut(door, monkeypatch):
+    await door.stop(0)
+    monkeypatch.setattr(grpc_door, "HANDSHAKE_TIMEOUT_MS", 300)
+    await door.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    async with asyncio.timeout(10):
+        await reader.read()  # the server's own greeting, then the end
+    writer.close()
+
+
+async def test_connections_have_a_cap(door):
+    several = [await asyncio.open_connection("127.0.0.1", door.port) for _ in range(20)]
+    ends = [asyncio.create_task(reader.read()) for reader, _ in several]
+    async with asyncio.timeout(10):
+        while sum(end.done() for end in ends) < 12:
+            await asyncio.sleep(0.02)
+    for _, writer in several:
+        writer.transport.abort()
+    await asyncio.gather(*ends, return_exceptions=True)
+
+
+async def test_streams_of_a_connection_have_a_limit_that_is_announced(door):
+    client = await asyncio.to_thread(RawClient, door.port)
+    assert client.settings[MAX_CONCURRENT_STREAMS] == MAX_STREAMS
+    client.socket.close()
+
+
+async def test_rapid_resets_leave_the_loop_to_others(door):
+    """The library does not cut such a connection: it answers others all the while."""
+    client = await asyncio.to_thread(RawClient, door.port)
+    number = 100_000 if is_long() else 5_000
+
+    def flood():
+        for _ in range(number // 50):
+            out = b""
+            for _ in range(50):
+                stream = client.next_stream
+                out += client.call(WATCH, EMPTY) + frame(RST_STREAM, 0, stream, CANCEL)
+            client.socket.sendall(out)
+
+    flooding = asyncio.create_task(asyncio.to_thread(flood))
+    gaps_s = [0.0]
+    while not flooding.done():
+        began = time.monotonic()
+        await asyncio.sleep(0.001)
+        gaps_s.append(time.monotonic() - began)
+    await asyncio.gather(flooding, return_exceptions=True)
+    assert await is_alive(door)
+    client.socket.close()
+    note("rapid_reset", {"streams": number, "longest_gap_ms": round(max(gaps_s) * 1000, 1)})
+
+
+async def test_a_message_with_too_much_in_it_is_refused_before_it_is_built(door):
+    """It reaches no service: this one has nothing to make requests with."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}") as channel:
+        stub = generation_pb2_grpc.GenerationStub(channel)
+        ids = pb.TokenIds(ids=[1] * (MAX_TOKEN_IDS + 1))
+        calls = (
+            stub.Generate(pb.GenerateRequest(token_ids=ids), timeout=20),
+            stub.Detokenize(pb.DetokenizeRequest(token_ids=ids.ids), timeout=20),
+            stub.GenerateStream(pb.GenerateRequest(token_ids=ids), timeout=20).read(),
+        )
+        for call in calls:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await call
+            assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            assert f"more than {MAX_TOKEN_IDS} numbers" in refused.value.details()

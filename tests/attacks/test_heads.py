@@ -1,0 +1,201 @@
+"""Before anybody looks at a request: heads too large, too many, too slow, or of another protocol."""
+
+import asyncio
+import logging
+import socket
+import time
+
+import pytest
+from support.http_door import HttpDoor, read_all, status
+from support.rig import is_long
+
+from cluster import http_protocol
+from cluster.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+
+GET = b"GET /health HTTP/1.1\r\nhost: x\r\n"
+END = b"connection: close\r\n\r\n"
+
+
+def with_header(size):
+    return GET + b"x-a: " + b"a" * size + b"\r\n" + END
+
+
+@pytest.mark.parametrize(
+    "size, expected",
+    [(MAX_HEAD_BYTES - 200, 200), (MAX_HEAD_BYTES + 1, 431), (1 << 20, 431), (16 << 20, 431)],
+)
+async def test_a_header_has_a_limit(size, expected):
+    async with HttpDoor() as door:
+        reply = await door.say(with_header(size))
+        assert status(reply) == expected
+        if expected == 431:
+            assert b'"headers_too_large"' in reply and str(MAX_HEAD_BYTES).encode() in reply
+            assert door.refused["headers_too_large"] == 1 and not door.app.seen
+        assert await door.status_of("/health") == 200
+
+
+@pytest.mark.parametrize("number, expected", [(MAX_HEADERS - 2, 200), (MAX_HEADERS + 1, 431)])
+async def test_headers_are_counted(number, expected):
+    many = b"".join(b"x-%d: 1\r\n" % i for i in range(number))
+    async with HttpDoor() as door:
+        assert status(await door.say(GET + many + END)) == expected
+
+
+async def test_a_request_line_has_the_same_limit():
+    async with HttpDoor() as door:
+        line = b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: x\r\n"
+        assert status(await door.say(line + END)) == 431
+
+
+@pytest.mark.parametrize("pieces", [1, 40])
+async def test_an_unfinished_header_is_not_gathered(pieces):
+    """However it is cut: the parser tells of a header only when the next one begins."""
+    async with HttpDoor() as door:
+        reader, writer = await door.connect()
+        writer.write(GET + b"x-a: ")
+        for _ in range(pieces):
+            writer.write(b"b" * (2 * MAX_HEAD_BYTES // pieces))
+            await writer.drain()
+        async with asyncio.timeout(10):
+            assert status(await read_all(reader)) == 431
+        writer.close()
+
+
+async def test_trailers_have_the_limit_too():
+    chunks = b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n"
+    async with HttpDoor() as door:
+        start = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + chunks
+        assert status(await door.say(start + b"x-t: 1\r\n\r\n")) == 200
+        reader, writer = await door.connect()
+        writer.write(start)
+        for _ in range(64):
+            writer.write(b"y" * 1024)
+        async with asyncio.timeout(10):
+            await read_all(reader)
+        writer.close()
+        assert door.refused["headers_too_large"] == 1
+
+
+async def test_many_small_chunks_and_a_long_body_are_no_head():
+    async with HttpDoor() as door:
+        start = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        ones = b"1\r\nx\r\n" * 30_000
+        body = await door.say(start + b"transfer-encoding: chunked\r\n\r\n" + ones + b"0\r\n\r\n")
+        assert body.endswith(b"\r\n30000")
+        long = b"y" * (1 << 20)
+        whole = start + b"content-length: %d\r\n\r\n" % len(long) + long
+        assert (await door.say(whole)).endswith(b"\r\n1048576")
+
+
+async def test_a_head_is_due_in_time(monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
+    async with HttpDoor() as door:
+        reader, writer = await door.connect()
+        assert await read_all(reader) == b""  # it never said a word, nothing is said to it
+        slow, slow_writer = await door.connect()
+
+        async def drip():
+            for letter in GET * 100:
+                slow_writer.write(bytes([letter]))
+                await asyncio.sleep(0.05)
+
+        dripping = asyncio.create_task(drip())
+        reply = await read_all(slow)
+        dripping.cancel()
+        assert status(reply) == 408 and b"0.3 s" in reply
+        assert door.refused == {"silent": 1, "request_timeout": 1}
+        writer.close()
+        slow_writer.close()
+
+
+async def test_the_next_head_is_due_in_time_too(monkeypatch):
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
+    async with HttpDoor() as door:
+        reader, writer = await door.connect()
+        writer.write(GET + b"\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        await asyncio.sleep(0.5)  # a connection may rest
+        writer.write(GET + b"\r\n")
+        assert status(await reader.readuntil(b"ok")) == 200
+        writer.write(GET)
+        assert status(await read_all(reader)) == 408
+        writer.close()
+
+
+@pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
+async def test_an_upgrade_is_answered_as_the_request_it_also_is(protocol, caplog):
+    async with HttpDoor() as door:
+        upgrade = b"connection: upgrade\r\nupgrade: " + protocol + b"\r\n\r\n"
+        with caplog.at_level(logging.WARNING):
+            reply = await door.say(GET + upgrade)
+        assert status(reply) == 200 and b"connection: close" in reply
+        assert not caplog.records
+
+
+async def test_no_request_of_a_client_that_left_is_answered(caplog):
+    """It sends several at once, the first one waits, and it goes."""
+    async with HttpDoor() as door:
+        reader, writer = await door.connect()
+        writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n" + GET + b"\r\n" + GET + b"\r\n")
+        while not door.app.seen:
+            await asyncio.sleep(0.01)
+        writer.transport.abort()
+        while len(door.book):
+            await asyncio.sleep(0.01)
+        with caplog.at_level(logging.WARNING):
+            door.app.let_go.set()
+            assert await door.status_of("/health") == 200
+        assert door.app.seen == ["/hold", "/health"]
+        assert not caplog.records
+
+
+async def test_pipelined_requests_are_bounded():
+    async with HttpDoor() as door:
+        held = b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n"
+        few = asyncio.create_task(door.say(held + (GET + b"\r\n") * 8 + GET + END))
+        many = await door.say(held + (GET + b"\r\n") * 4 * MAX_PIPELINED)
+        assert many == b"" and door.refused["too_many_pipelined"] == 1
+        door.app.let_go.set()
+        assert (await few).count(b"HTTP/1.1 200 OK") == 10
+
+
+async def test_a_body_that_nobody_wants_is_not_waited_for():
+    async with HttpDoor() as door:
+        head = b"POST /health HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{"
+        began = time.monotonic()
+        assert status(await door.say(head)) == 200
+        while len(door.book):
+            await asyncio.sleep(0.02)
+        assert time.monotonic() - began < 30, "the connection was kept for the body"
+
+
+async def test_a_client_that_reads_nothing_is_cut():
+    async with HttpDoor(stall_s=0.3) as door:
+        deaf = socket.create_connection(("127.0.0.1", door.port))
+        deaf.sendall(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
+        while not door.refused["slow_reader"]:
+            await asyncio.sleep(0.05)
+        while len(door.book):
+            await asyncio.sleep(0.01)
+        deaf.close()
+
+
+async def test_a_client_that_reads_slowly_is_not():
+    async with HttpDoor(stall_s=0.5) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1 << 16)
+        writer.write(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        size = 0
+        while piece := await reader.read(1 << 18):
+            size += len(piece)
+            await asyncio.sleep(0.05)
+        writer.close()
+        assert size > 16 << 20 and not door.refused
+
+
+async def test_noise_gets_a_400_and_no_line_in_the_log(caplog):
+    async with HttpDoor() as door:
+        with caplog.at_level(logging.INFO):
+            for _ in range(200 if is_long() else 20):
+                assert status(await door.say(b"\x16\x03\x01 what is this\r\n\r\n")) == 400
+        assert door.refused["bad_request"] == (200 if is_long() else 20)
+        assert not caplog.records

@@ -1,0 +1,74 @@
+"""What `baton up --address` asks before it deploys, and what it takes away again: only its own."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from cluster import ray_app
+from cluster.cluster_key import with_read_secrets
+from cluster.ray_app import RayCluster
+from cluster.ray_probe import RayDoor
+from core.config import load_config
+from core.errors import ConfigError
+
+CLOSED = RayDoor(has_tokens=True, has_tls=False)
+OPEN = RayDoor(has_tokens=False, has_tls=False)
+
+
+@pytest.fixture()
+def ray(monkeypatch):
+    """A Ray of one node that somebody else runs; what is deployed and deleted is kept."""
+    seen = SimpleNamespace(door=CLOSED, deployed=[], deleted=[])
+    context = SimpleNamespace(gcs_address="127.0.0.1:1", get_node_id=lambda: "n")
+    nodes = [{"Alive": True, "Resources": {"CPU": 64.0}}]
+    fake = SimpleNamespace(
+        nodes=lambda: nodes, is_initialized=lambda: True, shutdown=lambda: None,
+        get_runtime_context=lambda: context,
+    )  # fmt: skip
+    ports = SimpleNamespace(result=lambda timeout_s: {"http": 1, "grpc": 2})
+    router = SimpleNamespace(
+        ports=SimpleNamespace(remote=lambda: ports),
+        broadcast=lambda verb: SimpleNamespace(results=lambda timeout_s: None),
+    )
+
+    def run(app, **_):
+        seen.deployed.append(app)
+        return router
+
+    monkeypatch.setattr(ray_app, "ray", fake)
+    monkeypatch.setattr(ray_app, "_join", lambda address: None)
+    monkeypatch.setattr(ray_app, "knock", lambda address: seen.door)
+    monkeypatch.setattr(ray_app, "build_app", lambda config, *, is_loopback: config)
+    monkeypatch.setattr(ray_app.serve, "start", lambda **_: None)
+    monkeypatch.setattr(ray_app.serve, "run", run)
+    monkeypatch.setattr(ray_app.serve, "delete", seen.deleted.append)
+    return seen
+
+
+def cluster():
+    return RayCluster(load_config(flags={"redis.is_on": False}, environment={}), "somewhere:6379")
+
+
+def test_a_ray_without_tokens_is_refused_whatever_is_set_here(ray, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    ray.door = OPEN
+    refused = cluster()
+    with pytest.raises(ConfigError, match="asks nobody for a token"):
+        refused.start()
+    refused.stop()
+    assert ray.deployed == []
+    assert ray.deleted == [], "what runs there is somebody else's"
+
+
+def test_who_deployed_takes_it_away_and_its_secrets_with_it(ray):
+    own = cluster()
+    own.start()
+    (config,) = ray.deployed
+    assert config.security.cluster_key.startswith("file:")
+    assert config.seed_key.startswith("file:")
+    folder = own._secrets.name
+    own.stop()
+    assert ray.deleted == ["baton"]
+    with pytest.raises(ConfigError, match=folder):
+        with_read_secrets(config)

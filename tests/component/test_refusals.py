@@ -1,0 +1,425 @@
+"""Every call that a door refuses is told once: a line with who, from where and why, and a count.
+
+Here too: what each kind of key may do, and that tenants with equal request ids never meet.
+"""
+
+import asyncio
+import json
+from dataclasses import replace
+
+import grpc
+import grpc.aio
+import pytest
+from support.doors import REFUSED_TEXT, Doors, log_lines
+
+from protos.baton.v1 import generation_pb2 as pb
+from router import bad_keys, calls, request_log
+from router.identities import Identity, Right
+from router.request_making import Wish
+
+NO_KEY = "bt-00000000-" + "0" * 32
+
+
+@pytest.fixture
+async def doors(tmp_path):
+    async with Doors(tmp_path, max_body_bytes=4096).opened() as doors:
+        yield doors
+
+
+def counted(doors, family, **labels):
+    """Value of one series of the exposition, 0 if it is not there."""
+    wanted = {f'{k}="{v}"' for k, v in labels.items()}
+    for line in doors.service.telemetry.text().decode().splitlines():
+        name, _, rest = line.partition("{")
+        if name == family and set(rest.partition("}")[0].split(",")) == wanted:
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+def refusals(doors):
+    """Every series of refused calls."""
+    lines = doors.service.telemetry.text().decode().splitlines()
+    found = [line.rpartition(" ") for line in lines if line.startswith("baton_refusals_total{")]
+    return {series: float(value) for series, _, value in found}
+
+
+POST = "/v1/completions"
+BODY = {"prompt": "abc", "max_tokens": 3}
+HTTP_REFUSALS = {
+    "no key": (None, "GET", "/v1/models", None, 401, "invalid_api_key", ""),
+    "a wrong role": ("acme", "GET", "/replicas", None, 403, "permission_denied", "/replicas"),
+    "no such path": ("acme", "GET", "/v2/x", None, 404, "unsupported_endpoint", ""),
+    "no such method": ("acme", "DELETE", "/v1/models", None, 405, "method_not_allowed", None),
+    "another model": ("acme", "POST", POST, {**BODY, "model": "x"}, 404, "model_not_found", POST),
+    "no such model": ("acme", "GET", "/v1/models/x", None, 404, "model_not_found", None),
+    "a bad value": ("acme", "POST", POST, {**BODY, "n": -1}, 400, "invalid_value", POST),
+    "no json": ("acme", "POST", POST, b"{", 400, "invalid_value", POST),
+    "too long": ("acme", "POST", POST, b" " * 5000, 413, "payload_too_large", POST),
+    "the tokenizer": ("acme", "POST", POST, {**BODY, "prompt": REFUSED_TEXT}, 400,
+                      "invalid_value", POST),
+    "tokenize": ("acme", "POST", "/tokenize", {"prompt": REFUSED_TEXT}, 400, "invalid_value",
+                 "/tokenize"),
+    "no worker": ("acme", "POST", POST, BODY, 503, "no_worker", None),
+    "a stream without a worker": ("acme", "POST", POST, {**BODY, "stream": True}, 503,
+                                  "no_worker", None),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", HTTP_REFUSALS)
+async def test_every_refusal_over_http_is_one_line_and_one_count(doors, case):
+    name, method, path, body, status, code, route = HTTP_REFUSALS[case]
+    content = body if isinstance(body, bytes) or body is None else json.dumps(body)
+    with log_lines() as lines:
+        async with doors.web(name, "10.1.2.3") as http:
+            reply = await http.request(method, path, content=content)
+    assert reply.status_code == status and reply.json()["error"]["code"] == code
+    assert len(lines) == 1, lines
+    line = lines[0]
+    tenant, tier = (name, "batch") if name else ("", "")
+    assert (line["outcome"], line["tenant"], line["tier"]) == (code, tenant, tier)
+    assert (line["door"], line["client"]) == ("http", "private") and "10.1.2.3" not in str(line)
+    assert line["time"].endswith("+00:00")
+    ran = code == "no_worker"
+    assert line["event"] == ("request" if ran else "refusal")
+    assert route is None or line["route"] == route
+    assert counted(doors, "baton_refusals_total", door="http", code=code) == (not ran)
+    outcome = "failed" if ran else "rejected"
+    assert counted(doors, "baton_requests_total", outcome=outcome) == 1
+
+
+GENERATE = pb.GenerateRequest(text="abc", stopping=pb.StoppingOptions(max_tokens=3))
+GRPC_REFUSALS = {
+    "no key": (None, "Generate", GENERATE, "UNAUTHENTICATED", "invalid_api_key"),
+    "no key to a stream": (None, "Chat", pb.ChatRequest(), "UNAUTHENTICATED", "invalid_api_key"),
+    "a wrong role": ("scraper", "Generate", GENERATE, "PERMISSION_DENIED", "permission_denied"),
+    "a wrong role to a stream": ("scraper", "GenerateStream", GENERATE, "PERMISSION_DENIED",
+                                 "permission_denied"),
+    "another model": ("acme", "Generate", pb.GenerateRequest(text="a", model="x"), "NOT_FOUND",
+                      "model_not_found"),
+    "no input": ("acme", "GenerateStream", pb.GenerateRequest(), "INVALID_ARGUMENT",
+                 "invalid_value"),
+    "the tokenizer": ("acme", "Generate", pb.GenerateRequest(text=REFUSED_TEXT),
+                      "INVALID_ARGUMENT", "invalid_value"),
+    "tokenize": ("acme", "Tokenize", pb.TokenizeRequest(text=REFUSED_TEXT), "INVALID_ARGUMENT",
+                 "invalid_value"),
+    "detokenize": ("acme", "Detokenize", pb.DetokenizeRequest(token_ids=[9999]),
+                   "INVALID_ARGUMENT", "invalid_value"),
+    "too long": ("acme", "Generate", pb.GenerateRequest(text="a" * 5000), "RESOURCE_EXHAUSTED",
+                 "unread"),
+    "no worker": ("acme", "Generate", GENERATE, "UNAVAILABLE", "no_worker"),
+}  # fmt: skip
+
+
+async def refusal_of(call):
+    """Status of a call that fails, whole or stream."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        if hasattr(call, "read"):
+            await call.read()
+        else:
+            await call
+    return caught.value.code().name
+
+
+async def until(is_so):
+    """The server's task may end after its client has the answer."""
+    async with asyncio.timeout(5):
+        while not is_so():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("case", GRPC_REFUSALS)
+async def test_every_refusal_over_grpc_is_one_line_and_one_count(doors, case):
+    name, method, message, status, code = GRPC_REFUSALS[case]
+    with log_lines() as lines:
+        assert await refusal_of(doors.call(method, message, name)) == status
+        await until(lambda: lines)
+        await asyncio.sleep(0.05)
+    assert len(lines) == 1, lines
+    line = lines[0]
+    tenant, tier = (name, "batch") if name else ("", "")
+    assert (line["outcome"], line["tenant"], line["tier"]) == (code, tenant, tier)
+    assert line["door"] == "grpc"
+    assert line["client"] == ("unknown" if code == "unread" else "loopback")
+    ran = code == "no_worker"
+    assert ran or line["route"] == f"/baton.v1.Generation/{method}"
+    assert counted(doors, "baton_refusals_total", door="grpc", code=code) == (not ran)
+
+
+async def test_a_method_that_is_not_there_is_a_refusal_and_says_so_only_with_a_key(doors):
+    call = doors.channel.unary_unary("/baton.v1.Generation/Steal\n{}")
+    key = (("authorization", f"Bearer {doors.keys['acme']}"),)
+    with log_lines() as lines:
+        assert await refusal_of(call(b"")) == "UNAUTHENTICATED"
+        assert await refusal_of(call(b"", metadata=key)) == "UNIMPLEMENTED"
+        await until(lambda: len(lines) == 2)
+    assert [line["outcome"] for line in lines] == ["invalid_api_key", "unsupported_endpoint"]
+    assert [line["route"] for line in lines] == ["", ""]
+
+
+async def test_a_call_that_is_cancelled_before_it_runs_is_told(doors):
+    began = asyncio.Event()
+
+    async def encode(text, **options):
+        began.set()
+        await asyncio.Event().wait()
+
+    doors.service._maker._tokenizer.encode = encode
+    with log_lines() as lines:
+        call = doors.call("Generate", GENERATE, "acme")
+        waiting = asyncio.ensure_future(_answer(call))
+        await began.wait()
+        call.cancel()
+        await until(lambda: lines)
+        await _ended(waiting)
+    assert [line["outcome"] for line in lines] == ["cancelled"]
+    assert counted(doors, "baton_requests_total", outcome="cancelled") == 1
+
+
+async def test_what_is_answered_leaves_no_refusal_and_probes_are_no_requests(doors):
+    with log_lines() as lines:
+        async with doors.web("acme") as http:
+            assert (await http.get("/v1/models")).status_code == 200
+            assert (await http.get("/ready")).status_code == 503
+            assert (await http.get("/health")).status_code == 200
+            assert (await http.post("/tokenize", json={"prompt": "a"})).status_code == 200
+        assert (await doors.call("ListModels", pb.ListModelsRequest(), "acme")).models
+        assert (await doors.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
+        await asyncio.sleep(0.05)
+    assert lines == []
+    assert set(refusals(doors).values()) == {0.0}
+
+
+async def test_a_bug_is_a_line_too(doors):
+    async def fail(*_):
+        raise RuntimeError("boom")
+
+    doors.service._maker.make = fail
+    with log_lines() as lines:
+        async with doors.web("acme") as http:
+            assert (await http.post(POST, json=BODY)).status_code == 500
+        assert await refusal_of(doors.call("Generate", GENERATE, "acme")) == "UNKNOWN"
+        await until(lambda: len(lines) == 2)
+    assert [line["outcome"] for line in lines] == ["internal_error"] * 2
+    assert counted(doors, "baton_requests_total", outcome="failed") == 2
+
+
+async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(doors):
+    doors.service.call_ended(calls.Call("http", code="never heard of"))
+    before = refusals(doors)
+    evil = 'x"}\n{"event":"request","tenant":"acme'
+    with log_lines() as lines:
+        async with doors.web("acme") as http:
+            for n in range(40):
+                await http.get(f"/{n}/%0a%7b{n}", headers={"x-request-id": f"id{n}"})
+                await http.post(POST, json={**BODY, "model": f"{evil}{n}"})
+        assert len(lines) == 80 and all("\n" not in json.dumps(line) for line in lines)
+        assert not any("event" in str(line["route"]) or evil in str(line) for line in lines)
+        text = doors.service.telemetry.text().decode()
+        doors.service.call_ended(calls.Call("http", code="a code of tomorrow"))
+    assert refusals(doors).keys() == before.keys(), text
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(doors, door):
+    doors.wait_for_workers()
+    names = ("acme", "bulk")
+    if door == "http":
+        webs = {name: doors.web(name) for name in names}
+        headers = {"idempotency-key": "same"}
+        calls = {n: asyncio.ensure_future(webs[n].post(POST, json=BODY, headers=headers)) for n in names}  # fmt: skip
+    else:
+        message = pb.GenerateRequest(text="abc", request_id="same")
+        calls = {n: asyncio.ensure_future(_answer(doors.call("Generate", message, n))) for n in names}  # fmt: skip
+    await until(lambda: doors.orchestrator.num_running == 2)
+    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "operator")
+    assert aborted.outcome == pb.ABORT_OUTCOME_NOT_RUNNING, "an id names nothing of another tenant"
+    # A double of one tenant is refused and harms neither.
+    with log_lines() as lines:
+        message = pb.GenerateRequest(text="abc", request_id="same")
+        assert await refusal_of(doors.call("Generate", message, "bulk")) == "ALREADY_EXISTS"
+    assert [(x["outcome"], x["tenant"]) for x in lines] == [("duplicate_request", "bulk")]
+    assert doors.orchestrator.num_running == 2
+    # A client that comes back takes over its own tenant's run, and no other.
+    back = doors.call("GenerateStream", _resumed(), "bulk")
+    first = asyncio.ensure_future(back.read())
+    await asyncio.wait_for(asyncio.shield(_ended(calls["bulk"])), 5)
+    await until(lambda: doors.orchestrator.num_running == 2)
+    assert not calls["acme"].done()
+    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "bulk")
+    assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
+    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
+        await first
+    assert doors.orchestrator.num_running == 1 and not calls["acme"].done()
+    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "acme")
+    assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
+    await _ended(calls["acme"])
+
+
+async def _answer(call):
+    return await call
+
+
+async def _ended(task):
+    await asyncio.gather(task, return_exceptions=True)
+
+
+def _resumed():
+    message = pb.GenerateRequest(text="abc", request_id="same")
+    message.resume_from.positions.append(1)
+    return message
+
+
+async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(doors):
+    seeds = {}
+    for tenant in ("", "acme", "bulk"):
+        wish = Wish([1, 2], {"max_tokens": 1}, request_id="same", identity=Identity(tenant))
+        made = [await doors.service.make_request(wish) for _ in range(2)]
+        assert made[0].seed == made[1].seed
+        seeds[tenant] = made[0].seed
+    assert len(set(seeds.values())) == 3
+
+
+RIGHTS = {
+    "/v1/chat/completions": Right.GENERATE, "/v1/completions": Right.GENERATE,
+    "/tokenize": Right.GENERATE, "/detokenize": Right.GENERATE,
+    "/v1/models": Right.ANY_KEY, "/v1/models/{model_id:path}": Right.ANY_KEY,
+    "/ready": Right.ANY_KEY, "/version": Right.ANY_KEY, "/openapi.json": Right.ANY_KEY,
+    "/docs": Right.ANY_KEY, "/docs/oauth2-redirect": Right.ANY_KEY,
+    "/load": Right.OBSERVE, "/metrics": Right.OBSERVE, "/replicas": Right.OBSERVE,
+}  # fmt: skip
+ALLOWED = {
+    Right.ANY_KEY: {"acme", "scraper", "operator"},
+    Right.GENERATE: {"acme", "operator"},
+    Right.OBSERVE: {"scraper", "operator"},
+    Right.OPERATE: {"operator"},
+}
+
+
+async def test_each_key_reaches_the_routes_of_its_role_and_no_other(doors):
+    doors.service.measure_ways = lambda mib: asyncio.sleep(0, [])
+    routes = {
+        (method, route.path)
+        for route in doors.app.routes
+        for method in getattr(route, "methods", None) or ()
+        if route.path not in ("/health", "/ping")
+    }
+    assert len(routes) > 12
+    for method, path in sorted(routes):
+        right = RIGHTS.get(path) or (Right.OPERATE if method == "POST" else Right.OBSERVE)
+        for name in ("acme", "scraper", "operator"):
+            async with doors.web(name) as http:
+                reply = await http.request(method, path, content=b"{")
+            is_refused = reply.status_code == 403
+            assert is_refused == (name not in ALLOWED[right]), (method, path, name)
+
+
+async def test_an_open_cluster_needs_no_role(tmp_path):
+    doors = Doors(tmp_path, is_open=True)
+    async with doors.opened(), doors.web() as http:
+        for path in ("/replicas", "/load", "/metrics", "/links", "/v1/models"):
+            assert (await http.get(path)).status_code == 200, path
+        assert (await http.post("/links", json={"mib": 1})).status_code == 200
+        assert (await doors.call("ListModels", pb.ListModelsRequest())).models
+
+
+async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(doors.service._log, "_now_s", lambda: now[0])
+    monkeypatch.setattr(doors.service._log, "_allowed_at", 0.0)
+    stranger = calls.Call("http", "192.0.2.7")
+    tenant = calls.Call("http", "192.0.2.7", identity=Identity("acme"))
+    with log_lines() as lines:
+        for _ in range(request_log.STRANGERS_BURST + 500):
+            doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+        assert len(lines) == request_log.STRANGERS_BURST
+        doors.service.call_ended(replace(tenant, code="invalid_value"))
+        now[0] += 10.0
+        doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+        doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+    assert [line.get("unlogged") for line in lines[-3:]] == [None, 500, None]
+    assert [line["tenant"] for line in lines[-3:]] == ["acme", "", ""]
+    total = request_log.STRANGERS_BURST + 502
+    assert counted(doors, "baton_bad_keys_total", client="public") == 0, "192.0.2.0/24 is no place"
+    assert counted(doors, "baton_bad_keys_total", client="private") == total
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [("127.0.0.1", "loopback"), ("::1", "loopback"), ("::ffff:127.0.0.2", "loopback"),
+     ("10.0.0.1", "private"), ("fe80::1", "private"), ("100.64.0.1", "private"),
+     ("8.8.8.8", "public"), ("2606:4700::1111", "public"), ("", "unknown"), ("x\n", "unknown")],
+)  # fmt: skip
+def test_an_address_is_told_by_its_class(address, expected):
+    assert calls.Call("http", address).client == expected
+
+
+@pytest.mark.parametrize(
+    ("peer", "address"),
+    [("ipv4:10.0.0.1:5000", "10.0.0.1"), ("ipv6:%5B::1%5D:5000", "::1"),
+     ("ipv6:[2001:db8::1]:80", "2001:db8::1"), ("unix:/run/x", "127.0.0.1"), ("", "")],
+)  # fmt: skip
+def test_grpc_names_of_peers(peer, address):
+    assert calls.peer_address(peer) == address
+
+
+# --- many wrong keys ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is(
+    doors, door, monkeypatch
+):
+    held = []
+    real_sleep = asyncio.sleep
+
+    async def sleep(seconds):
+        held.append(seconds)
+        await real_sleep(0)
+
+    monkeypatch.setattr(bad_keys.asyncio, "sleep", sleep)
+    wrong = {"authorization": f"Bearer {NO_KEY}"}
+    for n in range(bad_keys.FREE_MISTAKES + 30):
+        if door == "http":
+            async with doors.web() as http:
+                assert (await http.get("/v1/models", headers=wrong)).status_code == 401
+            async with doors.web("acme") as http:
+                assert (await http.get("/v1/models")).status_code == 200
+        else:
+            message = pb.ListModelsRequest()
+            assert await refusal_of(doors.call("ListModels", message, **wrong)) == "UNAUTHENTICATED"
+            assert (await doors.call("ListModels", message, "acme")).models
+    monkeypatch.undo()
+    assert len(held) == 30, "the first mistakes are free, and good keys are never held"
+    assert held == sorted(held) and held[0] > 0 and held[-1] == bad_keys.MAX_DELAY_S
+    assert doors.service.bad_keys.num_held == 0
+    await until(lambda: counted(doors, "baton_bad_keys_total", client="loopback") == len(held) + 10)
+
+
+def test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded():
+    now = [0.0]
+    table = bad_keys.BadKeys(lambda: now[0])
+    for _ in range(bad_keys.FREE_MISTAKES):
+        assert table.delay_s("192.0.2.1") == 0
+    assert table.delay_s("192.0.2.1") > 0 and table.delay_s("::ffff:192.0.2.1") > 0
+    assert table.delay_s("192.0.2.2") == 0, "a neighbour pays for nobody"
+    now[0] += 20 / bad_keys.FORGIVEN_PER_S
+    assert table.delay_s("192.0.2.1") == 0
+    for n in range(2 * bad_keys.MAX_ADDRESSES):
+        table.delay_s(f"2001:db8:{n:x}::1")
+    assert len(table._mistakes) == bad_keys.MAX_ADDRESSES
+    for n in range(bad_keys.FREE_MISTAKES):
+        table.delay_s(f"2001:db8:ffff::{n:x}")
+    assert table.delay_s("2001:db8:ffff::ffff:1") > 0, "a host may use every address of its /64"
+
+
+async def test_only_so_many_refusals_wait_at_once():
+    table = bad_keys.BadKeys(lambda: 0.0)
+    table.delay_s = lambda address: 60.0
+    waiting = [asyncio.ensure_future(table.hold("x")) for _ in range(bad_keys.MAX_HELD)]
+    await asyncio.sleep(0)
+    await asyncio.wait_for(table.hold("x"), 5)
+    assert table.num_held == bad_keys.MAX_HELD
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    assert table.num_held == 0

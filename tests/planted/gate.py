@@ -1,0 +1,184 @@
+"""Bugs at the doors: what strangers and single tenants could do before limits stood in their way."""
+
+from planted.bug import Bug
+
+HEADS = "tests/attacks/test_heads.py"
+CONNECTIONS = "tests/attacks/test_connections.py"
+BODIES = "tests/attacks/test_bodies.py"
+GRPC = "tests/attacks/test_grpc_door.py"
+POOL = "tests/unit/test_child_pool.py"
+BOUNDS = "tests/unit/test_text_bounds.py"
+PARTS = "tests/unit/test_router_parts.py"
+INSIDE = "tests/unit/test_router_inside.py"
+
+BUGS = [
+    Bug(
+        "headers have no limit",
+        "cluster/http_protocol.py",
+        "        if len(self.headers) >= MAX_HEADERS or self._head_bytes > MAX_HEAD_BYTES:",
+        "        if False:",
+        f"{HEADS}::test_headers_are_counted",
+    ),
+    Bug(
+        "an unfinished header is gathered",
+        "cluster/http_protocol.py",
+        "        if self._pending_bytes > MAX_HEAD_BYTES:",
+        "        if False:",
+        f"{HEADS}::test_trailers_have_the_limit_too",
+    ),
+    Bug(
+        "no time is set for the head",
+        "cluster/http_protocol.py",
+        "        elif self._is_in_head and self._head_timer is None:",
+        "        elif False:",
+        f"{HEADS}::test_the_next_head_is_due_in_time_too",
+    ),
+    Bug(
+        "an upgrade leaves a connection that answers nothing more",
+        "cluster/http_protocol.py",
+        "            self.cycle.keep_alive = False",
+        "            pass",
+        f"{HEADS}::test_an_upgrade_is_answered_as_the_request_it_also_is",
+    ),
+    Bug(
+        "a request whose client left is answered into a closed socket",
+        "cluster/http_protocol.py",
+        "                cycle.disconnected = True\n",
+        "                pass\n",
+        f"{HEADS}::test_no_request_of_a_client_that_left_is_answered",
+    ),
+    Bug(
+        "any number of requests is read ahead",
+        "cluster/http_protocol.py",
+        "        if len(self.pipeline) >= MAX_PIPELINED:",
+        "        if False:",
+        f"{HEADS}::test_pipelined_requests_are_bounded",
+    ),
+    Bug(
+        "who reads nothing stays",
+        "cluster/http_protocol.py",
+        "        if now_waiting >= waiting:",
+        "        if False:",
+        f"{HEADS}::test_a_client_that_reads_nothing_is_cut",
+    ),
+    Bug(
+        "who reads slowly is cut",
+        "cluster/http_protocol.py",
+        "        if now_waiting >= waiting:",
+        "        if True:",
+        f"{HEADS}::test_a_client_that_reads_slowly_is_not",
+    ),
+    Bug(
+        "a newcomer is turned away while others idle",
+        "cluster/connections.py",
+        "        for idle in (self.silent, self.resting):",
+        "        for idle in ():",
+        f"{CONNECTIONS}::test_silent_connections_make_room",
+    ),
+    Bug(
+        "who works makes room",
+        "cluster/connections.py",
+        "        self._book.silent.pop(self, None)\n        self._book.resting.pop(self, None)\n",
+        "        pass\n",
+        f"{CONNECTIONS}::test_who_works_is_not_displaced_and_liveness_has_a_reserve",
+    ),
+    Bug(
+        "one address may have everything",
+        "cluster/connections.py",
+        "self._by_address[address] >= self._limit_per_address",
+        "False",
+        f"{CONNECTIONS}::test_one_address_has_a_share",
+    ),
+    Bug(
+        "large bodies are parsed on the loop",
+        "router/body_reading.py",
+        "        if len(data) > SMALL_BYTES:",
+        "        if False:",
+        f"{BODIES}::test_a_hostile_body_is_refused_elsewhere",
+    ),
+    Bug(
+        "uploads are hoarded",
+        "router/body_reading.py",
+        "        while self.num_bytes > self._limit_bytes:",
+        "        while False:",
+        f"{BODIES}::test_half_sent_bodies_have_a_limit_together",
+    ),
+    Bug(
+        "an aborted upload is a bug",
+        "router/body_reading.py",
+        "        except ClientDisconnect as error:",
+        "        except ZeroDivisionError as error:",
+        f"{BODIES}::test_a_client_that_leaves_in_the_middle_is_no_bug",
+    ),
+    Bug(
+        "gRPC messages are built whatever is in them",
+        "router/grpc_guard.py",
+        "return _watched(bounded(handler) if is_ours else handler, call)",
+        "return _watched(handler, call)",
+        f"{GRPC}::test_a_message_with_too_much_in_it_is_refused_before_it_is_built",
+    ),
+    Bug(
+        "a connection may have any number of streams",
+        "router/grpc_door.py",
+        '            ("grpc.max_concurrent_streams", MAX_STREAMS),\n',
+        "",
+        f"{GRPC}::test_streams_of_a_connection_have_a_limit_that_is_announced",
+    ),
+    Bug(
+        "texts are first come, first served",
+        "router/fair_line.py",
+        "            self._lines.move_to_end(tenant)\n",
+        "",
+        f"{POOL}::test_tenants_take_turns",
+    ),
+    Bug(
+        "large texts take every tokenizer",
+        "router/child_pool.py",
+        "self._max_large = max(1, num_processes - 1)",
+        "self._max_large = num_processes",
+        f"{POOL}::test_large_orders_leave_one_process_free",
+    ),
+    Bug(
+        "a text whose client left is tokenized to its end",
+        "router/child_pool.py",
+        "            asyncio.get_running_loop().call_later(ABANDONED_S, _give_up, work)\n",
+        "",
+        f"{POOL}::test_an_order_in_work_is_given_up_soon_after_its_client_left",
+    ),
+    Bug(
+        "a bound is claimed of a tokenizer that drops text",
+        "router/text_bounds.py",
+        'and kind.get("behavior") != "Removed"',
+        "",
+        f"{BOUNDS}::test_where_text_may_be_dropped_nothing_is_claimed",
+    ),
+    Bug(
+        "one tenant's many requests keep out another's one",
+        "router/admission.py",
+        "loser = self._waiting.join(tenant, waiter)",
+        'loser = self._waiting.join("", waiter)',
+        f"{PARTS}::test_one_tenants_many_do_not_keep_out_anothers_one",
+    ),
+    Bug(
+        "a request takes one permit whatever its choices",
+        "router/admission.py",
+        "return max(1, min(num_choices, self._max_running))",
+        "return 1",
+        f"{PARTS}::test_a_request_takes_a_permit_for_each_choice",
+    ),
+    Bug(
+        "heavy replies are made on the loop",
+        "router/event_stream.py",
+        "        if self._reply.is_heavy_batch(events):",
+        "        if False:",
+        f"{INSIDE}::test_many_log_probabilities_are_made_beside_the_loop",
+    ),
+    Bug(
+        "an answer that needs no body closes the connection on which the body comes",
+        "cluster/http_protocol.py",
+        "            self._body_timer = self.loop.call_later(LINGER_S, self._close_in_order)\n",
+        "            self._close_in_order()\n",
+        "tests/attacks/test_bodies.py::test_a_body_that_comes_after_the_answer_is_read"
+        "_and_the_connection_goes_on",
+    ),
+]

@@ -1,0 +1,90 @@
+"""A router or a peer that says what cannot be: its own attempt ends, on virtual time."""
+
+import asyncio
+from dataclasses import replace
+
+from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
+
+from core.errors import InvalidRequest
+from core.session import Role, Submit, Task
+from core.types import Logprob, SamplingParams
+from kv_transfer import frames
+
+LONG = {"max_tokens": 30, "ignore_eos": True}
+
+
+def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
+    async def scenario(cluster):
+        spoiled = []
+
+        def lie(stream, message):
+            if not isinstance(message, bytes):
+                return message
+            number, told = frames.decode(message)
+            if isinstance(told, frames.Commit) and not spoiled:
+                spoiled.append(told)
+                told = replace(told, first_tokens={0: Logprob(2**31 - 1, -0.5)})
+                return frames.encode(number, told)
+            return message
+
+        cluster.hub.tamper = lie
+        answer = await ask(cluster, **LONG)
+        return answer, len(spoiled)
+
+    (tokens, ended), num_spoiled = run(scenario)
+    assert num_spoiled == 1 and ended.error is None and tokens == expected(**LONG)
+    assert (
+        ended.anatomy.attempts[0] == "0:pd:kv_transfer_failed" and len(ended.anatomy.attempts) == 2
+    )
+
+
+def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
+    """As a bug, or somebody, in a router may: the clients of the others hear nothing of it."""
+
+    async def scenario(cluster):
+        spoiled = []
+
+        def spoil(stream, message):
+            if isinstance(message, Submit) and message.request.request_id.startswith("bad~"):
+                spoiled.append(message)
+                tokens = (*message.request.token_ids[:-1], 2**31)
+                return replace(message, request=replace(message.request, token_ids=tokens))
+            return message
+
+        cluster.hub.tamper = spoil
+        answers = await asyncio.gather(*(ask(cluster, name, **LONG) for name in ("bad", "good")))
+        return answers, len(spoiled), [u.worker.is_ready for u in cluster.units.values()]
+
+    ((_, bad), (tokens, good)), num_spoiled, ready = run(scenario)
+    assert num_spoiled == 2 and type(bad.error) is InvalidRequest
+    assert bad.error.message == "prompt has token id 2147483648, must be from 0 to 96"
+    assert good.error is None and tokens == expected(**LONG) and ready == [True, True]
+    assert len(good.anatomy.attempts) == 1
+
+
+def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
+    async def scenario(cluster):
+        seen, refused = [], {}
+
+        def spy(stream, message):
+            if isinstance(message, Submit) and message.task is not Task.LOCAL:
+                seen.append(message)
+            return message
+
+        cluster.hub.tamper = spy
+        running = asyncio.get_running_loop().create_task(ask(cluster, **LONG))
+        prefill, decode = unit(cluster, Role.PREFILL), unit(cluster, Role.DECODE)
+        while not (attempt_of(prefill, "r") and attempt_of(decode, "r")):
+            await asyncio.sleep(0.0001)
+        for of, submit in zip((prefill, decode), seen, strict=True):
+            request = cluster.request("thief", PROMPT, SamplingParams(max_tokens=4))
+            of.worker.submit("thief", replace(submit, request=request))
+            refused[submit.task] = of.worker.attempts["thief"].ended.error
+            of.worker.cancel("thief", 0)
+        return await running, refused
+
+    (tokens, ended), refused = run(scenario)
+    assert set(refused) == {Task.PREFILL, Task.DECODE}
+    assert all("names a transfer that is here" in error.message for error in refused.values())
+    assert ended.error is None and tokens == expected(**LONG)
+    assert len(ended.anatomy.attempts) == 1

@@ -1,0 +1,140 @@
+"""Both doors over a real service whose workers never come: what is refused, and what waits.
+
+Owns the composition and the keys of two tenants, a scraper and an operator. Called by component tests.
+"""
+
+import contextlib
+import json
+import logging
+
+import grpc.aio
+import httpx
+
+from core import events
+from core.config import BatonConfig
+from core.errors import InvalidRequest
+from core.ids import Ids
+from core.logs import JsonFormat
+from core.ports import SystemClock
+from protos.baton.v1 import generation_pb2 as pb
+from router.admission import Admission
+from router.body_reading import BodyReader
+from router.credentials import Keyring, new_key
+from router.detokenizing import TextModel
+from router.grpc_door import GrpcDoor
+from router.identities import KeyRole
+from router.links import Links
+from router.openai_door import make_app
+from router.orchestrator import Orchestrator
+from router.request_making import ServedModel
+from router.service import GenerationService
+from simulation.parts import StaticMembership
+from support.rig import ROOT
+
+ROLES = {
+    "acme": KeyRole.TENANT,
+    "bulk": KeyRole.TENANT,
+    "scraper": KeyRole.METRICS,
+    "operator": KeyRole.ADMIN,
+}
+REFUSED_TEXT = "a text that the tokenizer refuses"
+
+
+class Tokenizer:
+    """One token for each character."""
+
+    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
+        if text == REFUSED_TEXT:
+            raise InvalidRequest("prompt", "took too long")
+        return [1 + ord(c) % 64 for c in text]
+
+    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
+        ids = await self.encode(text)
+        return ids, [str(i) for i in ids]
+
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
+        return await self.encode("".join(m["content"] for m in chat.messages))
+
+
+class Doors:
+    """A service without a live worker, and both its doors."""
+
+    def __init__(self, folder, is_open=False, certificate=None, **router):
+        made = {name: new_key(name, "batch", role) for name, role in ROLES.items()}
+        self.keys = {name: key for name, (key, _) in made.items()}
+        file = folder / "keys"
+        file.write_text("".join(line + "\n" for _, line in made.values()))
+        file.chmod(0o600)
+        config = BatonConfig.model_validate({"router": {"grpc_port": 0, **router}})
+        clock, ids = SystemClock(), Ids()
+        self.members = StaticMembership()
+        admission = Admission(config.router.max_running, config.router.max_queued, 30.0)
+        self.links = Links(self.members, None, ids.router(), clock)
+        text = TextModel(ROOT / "models" / "baton-tiny")
+        self.orchestrator = Orchestrator(
+            self.links, admission, config.router, config.placement, clock, ids,
+            lambda r: text.decoder(r.token_ids, skips_special=True),
+        )  # fmt: skip
+        self.service = GenerationService(
+            ServedModel("tiny", 256, 2048, (), "float32"), config.router, self.orchestrator,
+            admission, self.links, Tokenizer(), text, clock, ids, b"a key of these tests",
+            Keyring("" if is_open else str(file), clock.now_s), frozenset(), must_cross=False,
+        )  # fmt: skip
+        self.app = make_app(self.service, 0, BodyReader(config.router.max_body_bytes, 5.0, 30.0))
+        self.grpc = GrpcDoor(self.service, config.security, certificate)
+        self.channel = None
+
+    @contextlib.asynccontextmanager
+    async def opened(self):
+        await self.grpc.start()
+        try:
+            async with grpc.aio.insecure_channel(f"127.0.0.1:{self.grpc.port}") as self.channel:
+                yield self
+        finally:
+            await self.grpc.stop(0)
+            await self.service.stop(0)
+
+    def web(self, name=None, address="127.0.0.1"):
+        """An HTTP client with a key, and an address it seems to come from."""
+        transport = httpx.ASGITransport(
+            self.app, client=(address, 4000), raise_app_exceptions=False
+        )
+        headers = {"authorization": f"Bearer {self.keys[name]}"} if name else {}
+        return httpx.AsyncClient(transport=transport, base_url="http://door", headers=headers)
+
+    def call(self, method, message, name=None, answers=None, **metadata):
+        """A gRPC call with a key; streams are read to their end by the caller."""
+        fields = [(k.replace("_", "-"), v) for k, v in metadata.items()]
+        if name:
+            fields.append(("authorization", f"Bearer {self.keys[name]}"))
+        path = f"/baton.v1.Generation/{method}"
+        if method in ("GenerateStream", "Chat"):
+            return self.channel.unary_stream(path)(message.SerializeToString(), metadata=fields)
+        answers = answers or getattr(pb, f"{method}Response")
+        kind = self.channel.unary_unary(path, response_deserializer=answers.FromString)
+        return kind(message.SerializeToString(), metadata=fields)
+
+    def wait_for_workers(self):
+        """From now on requests wait for a worker that never comes."""
+        self.members.starting = 1
+
+
+@contextlib.contextmanager
+def log_lines():
+    """Events of requests and refusals, as JSON has them; complete when the block ends."""
+    found = []
+    formatter = JsonFormat("router")
+
+    class Taker(logging.Handler):
+        def emit(self, record):
+            if record.event in (events.REQUEST.name, events.REFUSAL.name):
+                found.append(json.loads(formatter.format(record)))
+
+    taker, level = Taker(), events.LOGGER.level
+    events.LOGGER.setLevel(logging.INFO)
+    events.LOGGER.addHandler(taker)
+    try:
+        yield found
+    finally:
+        events.LOGGER.setLevel(level)
+        events.LOGGER.removeHandler(taker)

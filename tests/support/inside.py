@@ -1,0 +1,127 @@
+"""Who talks to the ports inside as nobody should: with and without the cluster's key.
+
+Owns a router that says raw bytes, a dialler that shows what it likes, and the good Submit that the
+attacks start from. Called by `tests/attacks/test_inside.py`.
+"""
+
+import asyncio
+import contextlib
+
+import grpc
+import grpc.aio
+
+from core.session import Task
+from kv_transfer.grpc_network import DIALLER_KEY, NONCE_KEY, GrpcNetwork
+from protos.baton.internal.v1 import session_pb2 as pb
+
+KEY = b"the key that the processes of this cluster share"
+SESSION = "/baton.internal.v1.SessionService/Open"
+FETCH = "/baton.internal.v1.KVTransfer/Fetch"
+PROMPT = tuple(range(40, 80))
+ANSWER_S = 60.0
+BEAT_S = 0.5
+
+
+def where_of(address):
+    """Host and port of a listener, without what only the cluster needs."""
+    return address.rpartition("@")[2]
+
+
+async def knock(address, method, shown=None, data=None):
+    """Open a stream with the metadata `shown`, and perhaps say something; returns how it ended.
+
+    Who is to be refused says nothing: a refusal that crosses a message may come as a broken stream.
+    """
+    async with grpc.aio.insecure_channel(where_of(address)) as channel:
+        call = channel.stream_stream(method)(metadata=tuple((shown or {}).items()), timeout=20)
+        try:
+            if data is not None:
+                await call.write(data)
+            await call.read()
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            pass  # the status says it
+        return await call.code(), await call.details()
+
+
+def words(proof, nonce):
+    """What a dialler shows."""
+    return {NONCE_KEY: nonce, DIALLER_KEY: proof.dialler_word}
+
+
+def good_submit(request_id, task=Task.LOCAL, n=1, **fields):
+    """A Submit that a worker takes."""
+    sampling = pb.Sampling(
+        temperature=0.0, top_p=1.0, n=n, max_tokens=4, repetition_penalty=1.0, ignore_eos=True
+    )
+    return pb.Submit(
+        request_id=request_id, task=task.value, model="m", prompt=PROMPT, sampling=sampling,
+        time_left_s=30.0, emitted=[pb.TokenIds()] * n, **{"credit": 256, **fields},
+    )  # fmt: skip
+
+
+class RawRouter:
+    """A router with the key, whose every byte is the test's to choose."""
+
+    def __init__(self, address, router_id="router-of-an-attacker", key=KEY):
+        self.address, self.router_id = address, router_id
+        self.network = GrpcNetwork(SESSION, key=key)
+        self.number, self.stream = 0, None
+        self._turn = asyncio.Lock()
+
+    async def __aenter__(self):
+        await self.greet()
+        return self
+
+    async def __aexit__(self, *_):
+        await self.network.close()
+
+    async def greet(self):
+        """Open a stream, also where there was one."""
+        self.stream, self.number = await self.network.dial(self.address), 0
+        await self.say(hello=pb.Hello(router_id=self.router_id))
+        assert (await self.hear()).WhichOneof("message") == "welcome"
+
+    async def say(self, **message):
+        async with self._turn:
+            await self.say_bytes(pb.ToWorker(number=self.number, **message).SerializeToString())
+
+    async def say_bytes(self, data):
+        self.number += 1
+        await self.stream.send(data)
+
+    async def _beat(self, over):
+        while not over.is_set():
+            await self.say(beat=pb.RouterBeat())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BEAT_S):
+                    await over.wait()
+
+    async def hear(self):
+        async with asyncio.timeout(ANSWER_S):
+            return pb.ToRouter.FromString(await self.stream.recv())
+
+    async def end_of(self, request_id):
+        """How an attempt ended, and the tokens it had brought; beats, as routers do."""
+        over = asyncio.Event()
+        beating = asyncio.create_task(self._beat(over))
+        try:
+            return await self._hear_end_of(request_id)
+        finally:
+            over.set()  # a write that is cancelled would end the stream
+            await asyncio.gather(beating, return_exceptions=True)
+
+    async def _hear_end_of(self, request_id):
+        tokens = []
+        while True:
+            message = await self.hear()
+            if message.WhichOneof("message") != "frame":
+                continue
+            for delta in message.frame.deltas:
+                if delta.request_id == request_id:
+                    tokens += delta.token_ids
+            for ended in message.frame.ended:
+                if ended.request_id == request_id:
+                    return ended, tokens
+
+    async def cancel(self, request_id, epoch=0):
+        await self.say(cancel=pb.Cancel(request_id=request_id, epoch=epoch))

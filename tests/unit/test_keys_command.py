@@ -1,0 +1,142 @@
+"""`baton keys`: the file is changed as a whole, by one at a time, and holds what it should."""
+
+import json
+import threading
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.cli import app
+from core.errors import ConfigError
+from router.credentials import Keyring
+from router.key_file import change_keys, read_keys
+
+NOW_S = 1.8e9
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr("cluster.keys_cli._now_s", lambda: NOW_S)
+    return tmp_path / "keys"
+
+
+def baton(file, command, *arguments, code=0):
+    run = CliRunner().invoke(app, ["keys", command, "--file", str(file), *arguments])
+    assert run.exit_code == code, run.output
+    return run.stdout.strip()
+
+
+def listed(file, code=0):
+    return json.loads(baton(file, "list", "-o", "json", code=code))
+
+
+def opens(file, key, wall_s=NOW_S):
+    ring = Keyring(str(file), time.monotonic, lambda: wall_s)
+    try:
+        return ring.identify(f"Bearer {key}")
+    except Exception as error:
+        assert type(error).__name__ == "Unauthenticated"
+        return None
+
+
+def test_a_key_is_added_listed_and_taken_back(file):
+    key = baton(file, "add", "--tenant", "acme", "--tier", "batch", "--role", "metrics", "--expires", "90d")  # fmt: skip
+    other = baton(file, "add", "--tenant", "bulk")
+    assert file.stat().st_mode & 0o777 == 0o600
+    rows = listed(file)["keys"]
+    assert rows[0] == {
+        "name": key.split("-")[1], "tenant": "acme", "tier": "batch", "role": "metrics",
+        "expires": "2027-04-15T08:00:00Z", "state": "valid",
+    }  # fmt: skip
+    assert (rows[1]["tenant"], rows[1]["role"], rows[1]["expires"]) == ("bulk", "tenant", "")
+    table = baton(file, "list")
+    assert "acme" in table and key.split("-")[2] not in table
+    baton(file, "revoke", rows[0]["name"])
+    assert opens(file, key) is None and opens(file, other).tenant == "bulk"
+    baton(file, "revoke", other)
+    assert listed(file) == {"keys": [], "refused": []}
+
+
+def test_a_key_is_taken_back_whatever_else_is_in_the_file(file):
+    key = baton(file, "add", "--tenant", "acme")
+    kept = "# Schlüssel für bulk".encode("latin-1") + b"\nhalf a line"
+    file.write_bytes(file.read_bytes() + kept)
+    assert "line 3" in listed(file, code=1)["refused"][0]
+    baton(file, "revoke", key)
+    assert file.read_bytes() == kept + b"\n", "every other byte stays"
+    late = baton(file, "add", "--tenant", "late")
+    assert opens(file, late).tenant == "late", "a line without an end does not swallow the next"
+
+
+def test_one_that_is_not_there_is_not_taken_back_and_nothing_changes(file):
+    key = baton(file, "add", "--tenant", "acme")
+    before = file.read_bytes()
+    for name in ("00000000", "nonsense"):
+        run = CliRunner().invoke(app, ["keys", "revoke", "--file", str(file), key, name])
+        assert run.exit_code != 0 and file.read_bytes() == before
+    run = CliRunner().invoke(app, ["keys", "revoke", "--file", str(file) + "x", key])
+    assert isinstance(run.exception, ConfigError)
+    assert [p.name for p in file.parent.iterdir()] == ["keys"], "no other file is made"
+
+
+def test_a_key_is_replaced_by_one_of_the_same_rights_and_ends_after_a_while(file):
+    old = baton(file, "add", "--tenant", "acme", "--tier", "batch", "--role", "admin")
+    new = baton(file, "rotate", old.split("-")[1], "--overlap", "2h")
+    assert opens(file, old) == opens(file, new) and opens(file, new).role.value == "admin"
+    later = NOW_S + 2 * 3600 + 1
+    assert opens(file, old, later) is None and opens(file, new, later).tenant == "acme"
+
+
+def test_a_replaced_key_never_lives_longer_than_it_would_have(file):
+    old = baton(file, "add", "--tenant", "acme", "--expires", "1h")
+    baton(file, "rotate", old)
+    assert opens(file, old, NOW_S + 3601) is None
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--role", "king"), ("--expires", "soon"), ("--expires", "-1d"), ("--expires", "2027-13-01")],
+)
+def test_what_makes_no_sense_makes_no_key(file, option, value):
+    baton(file, "add", "--tenant", "acme", option, value, code=2)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("text", ["2027-01-31", "2027-01-31T00:00:00Z", "2027-01-31T01:00+01:00"])
+def test_a_date_is_in_utc(file, text):
+    baton(file, "add", "--tenant", "acme", "--expires", text)
+    assert listed(file)["keys"][0]["expires"] == "2027-01-31T00:00:00Z"
+    assert listed(file)["keys"][0]["state"] == "valid"
+
+
+def test_a_file_that_anybody_may_write_is_not_written_to(file):
+    baton(file, "add", "--tenant", "acme")
+    file.chmod(0o606)
+    before = file.read_bytes()
+    run = CliRunner().invoke(app, ["keys", "add", "--file", str(file), "--tenant", "b"])
+    assert "every user of this machine" in str(run.exception) and file.read_bytes() == before
+
+
+def test_two_who_change_the_file_take_turns(file):
+    file.touch(0o640)
+
+    def add(name):
+        change_keys(file, lambda lines: [*lines, f"# {name}"])
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(file.read_text().splitlines()) == sorted(f"# {n}" for n in range(20))
+    assert file.stat().st_mode & 0o777 == 0o640 and read_keys(file) == ({}, [])
+    assert [p.name for p in file.parent.iterdir()] == ["keys"]
+
+
+def test_a_change_that_fails_leaves_the_file_as_it_was(file, monkeypatch):
+    file.write_text("# one\n")
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "disk full")))
+    with pytest.raises(ConfigError, match="disk full"):
+        change_keys(file, lambda lines: [*lines, "# two"])
+    assert file.read_text() == "# one\n" and [p.name for p in file.parent.iterdir()] == ["keys"]

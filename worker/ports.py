@@ -1,0 +1,67 @@
+"""What a worker asks of its role and of its ranks.
+
+Owns the two protocols. Does not know who fulfils them. Called by `worker.worker`; prefill and decode
+have a role each, and ranks, single processes and the simulation's model are runners.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from core.errors import ServingError
+from core.plan import StepPlan
+from core.ports import Runner
+from core.session import Meet, Task
+from engine.sequence import Sequence
+from worker.attempt import Attempt
+
+
+class RolePart(Protocol):
+    """What a role adds: its part in a hand-over."""
+
+    task: Task
+
+    def begin(self, attempt: Attempt) -> None:
+        """Start this role's part in an attempt that names a transfer."""
+        ...
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """The attempt is over: close its transfer and give its blocks back, now or when drained."""
+        ...
+
+    def layer_done(self, plan: StepPlan, layer: int) -> None:
+        """A layer of the running step is complete."""
+        ...
+
+    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+        """All KV and the first tokens are there."""
+        ...
+
+    def renew(self, attempts: list[Attempt]) -> None:
+        """The owning router is alive."""
+        ...
+
+    def meet(self, message: Meet) -> None:
+        """Open the ways to peers that may send KV here; each is reported by `Worker.way_found`."""
+        ...
+
+
+class RestartableRunner(Runner, Protocol):
+    """A runner whose rank group can be replaced after its death."""
+
+    on_lost: Callable[[], None]
+    """Called when the group dies between two steps; death in a step is `execute`'s to report."""
+
+    @property
+    def layers_done(self) -> int:
+        """Layers finished so far, also in the middle of a step; a restart does not set it back."""
+        ...
+
+    async def restart(self) -> None:
+        """Start a fresh rank group; its KV pool is empty."""
+        ...
+
+    def rank_pids(self) -> tuple[int, ...]:
+        """Process ids of the ranks."""
+        ...
