@@ -3,6 +3,7 @@
 Owns the tables. A row is there because a test or a recorded run is; a failed one says so.
 """
 
+import json
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -96,6 +97,22 @@ def client_values(tests):
     ]
 
 
+def client_calls():
+    """What other people's clients did, as `benchmarks.clients` recorded it."""
+    recorded = RESULTS / "clients.json"
+    rows = [
+        [f"{c['client']} {c['version']}", c["call"], "**no**" if c["fault"] else "yes"]
+        for c in json.loads(recorded.read_text())["calls"]
+    ]
+    origin = (
+        "Unchanged, in an environment of their own with pinned versions, against a cluster with an "
+        f"API key: `python -m benchmarks.clients`, raw [{recorded.name}](../benchmarks/results/"
+        f"{recorded.name}).\n\n"
+    )
+    head = ["client", "call", "right"]
+    return ["\n## Clients as published\n\n", origin, table(head, rows)]
+
+
 def main():
     tests = outcomes()
     write(tests, save("compatibility", {"tests": tests}))
@@ -142,6 +159,7 @@ def write(tests, path):
         ]
         rows.append([name.removeprefix("test_").replace("_", " "), *cells])
     parts += [table(["what", "--local", "Ray"], rows)]
+    parts += client_calls()
     parts += [
         "\n## What clients send\n\n",
         "Every field is in the [reference](reference.md). Where clients differ from one another:\n\n",

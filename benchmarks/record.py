@@ -44,7 +44,8 @@ def save(name, result):
     )
     import os
 
-    module = f"benchmarks.{Path(sys.argv[0]).stem}"
+    program = Path(sys.argv[0])
+    module = f"benchmarks.{program.parent.name if program.stem == '__main__' else program.stem}"
     envelope = {
         "commit": git.stdout.strip(), "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
         "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},

@@ -13,6 +13,8 @@ from pydantic import BaseModel
 
 from core.errors import InvalidRequest
 
+MAX_SHOWN = 60
+"""Characters of a refused value in its error."""
 OFF: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "parallel_tool_calls": (None, True, False),
@@ -89,9 +91,7 @@ def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
             )
         if name in OFF:
             if not any(value == off and type(value) is type(off) for off in OFF[name]):
-                raise InvalidRequest(
-                    name, f"= {json.dumps(value)[:40]} is not supported; leave it out"
-                )
+                raise InvalidRequest(name, f"= {_shown(value)} is not supported; leave it out")
         elif name not in FREE and name not in RENAMED:
             if is_strict:
                 raise InvalidRequest(
@@ -99,3 +99,8 @@ def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
                 )
             unknown.append(name)
     return unknown
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - whatever a client sent
+    text = json.dumps(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
