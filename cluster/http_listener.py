@@ -128,9 +128,14 @@ class HttpListener:
 
         def protocol() -> HttpProtocol:
             return HttpProtocol(
-                connection, self._stall_s, self._on_refused,
-                config=config, server_state=state, app_state={}, _loop=self._loop,
-            )  # fmt: skip
+                connection,
+                self._stall_s,
+                self._on_refused,
+                config=config,
+                server_state=state,
+                app_state={},
+                _loop=self._loop,
+            )
 
         handshake: dict[str, Any] = {}
         if config.ssl is not None:

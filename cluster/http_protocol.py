@@ -111,8 +111,10 @@ class HttpProtocol(CloseDelimited):
             pass  # no other protocol is spoken: the request is answered as what else it is
         except httptools.HttpParserError:
             self._fault = self._fault or (
-                HTTPStatus.BAD_REQUEST, "bad_request", "this is not an HTTP request",
-            )  # fmt: skip
+                HTTPStatus.BAD_REQUEST,
+                "bad_request",
+                "this is not an HTTP request",
+            )
         # An unfinished header is nowhere seen but in the bytes that led to nothing.
         self._pending_bytes = 0 if self._has_come_further else self._pending_bytes + len(data)
         if self._pending_bytes > MAX_HEAD_BYTES:
@@ -130,9 +132,10 @@ class HttpProtocol(CloseDelimited):
         super().on_message_begin()
         if len(self.pipeline) >= MAX_PIPELINED:
             self._fault = (
-                HTTPStatus.TOO_MANY_REQUESTS, "too_many_pipelined",
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_pipelined",
                 f"more than {MAX_PIPELINED} requests wait on this connection; read the answers",
-            )  # fmt: skip
+            )
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request line."""
@@ -160,9 +163,10 @@ class HttpProtocol(CloseDelimited):
         path = self.url.partition(b"?")[0].decode("latin-1")
         if self._connection.is_reserved and path not in OPEN_PATHS:
             self._fault = self._fault or (
-                HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections",
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "too_many_connections",
                 "the server has as many connections as it may; try again later",
-            )  # fmt: skip
+            )
         if self._fault is not None:
             return
         self._connection.work()
@@ -241,17 +245,19 @@ class HttpProtocol(CloseDelimited):
 
     def _head_is_too_large(self) -> None:
         self._fault = self._fault or (
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large",
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers_too_large",
             f"request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers",
-        )  # fmt: skip
+        )
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._is_in_head:
             self._refuse(
-                HTTPStatus.REQUEST_TIMEOUT, "request_timeout",
+                HTTPStatus.REQUEST_TIMEOUT,
+                "request_timeout",
                 f"the headers were not complete within {HEAD_TIMEOUT_S:g} s",
-            )  # fmt: skip
+            )
         else:  # it never said a word
             self._on_refused("silent", self._connection.address)
             self.transport.abort()

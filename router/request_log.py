@@ -38,16 +38,23 @@ class RequestLog:
         a = ended.anatomy
         usage = ended.usage
         phases = {name: round(s * 1000, 3) for name, s in a.phases().items() if s > SHOWN_ABOVE_S}
-        events.REQUEST.tell(**{
+        events.REQUEST.tell(
             **_request_fields(request, ended.error, call),
-            "prompt_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens,
-            "cached_tokens": usage.cached_tokens, "n": request.sampling.n,
-            "ttft_ms": round(a.ttft_s * 1000, 3), "e2e_ms": round(a.e2e_s * 1000, 3),
-            "phases_ms": phases, "path": a.path, "prefill_worker": a.prefill_worker,
-            "decode_worker": a.decode_worker, "kv_bytes": a.kv_bytes, "attempts": a.attempts,
-            "correlation_id": request.correlation_id,
-            "trace_id": f"{request.trace.trace_id:032x}" if request.trace else "",
-        })  # fmt: skip
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            n=request.sampling.n,
+            ttft_ms=round(a.ttft_s * 1000, 3),
+            e2e_ms=round(a.e2e_s * 1000, 3),
+            phases_ms=phases,
+            path=a.path,
+            prefill_worker=a.prefill_worker,
+            decode_worker=a.decode_worker,
+            kv_bytes=a.kv_bytes,
+            attempts=a.attempts,
+            correlation_id=request.correlation_id,
+            trace_id=f"{request.trace.trace_id:032x}" if request.trace else "",
+        )
 
     def request_refused(
         self, request: GenerateRequest, error: ServingError, call: Call | None = None
@@ -95,7 +102,11 @@ def _request_fields(
     request: GenerateRequest, error: ServingError | None, call: Call | None
 ) -> dict[str, str]:
     return {
-        "request_id": request.request_id, "model": request.model,
-        "operation": request.operation, "outcome": error.code if error else "finished",
-        "tenant": request.tenant, "tier": request.tier, **_call_fields(call),
-    }  # fmt: skip
+        "request_id": request.request_id,
+        "model": request.model,
+        "operation": request.operation,
+        "outcome": error.code if error else "finished",
+        "tenant": request.tenant,
+        "tier": request.tier,
+        **_call_fields(call),
+    }

@@ -116,9 +116,13 @@ def test_fifteen_hundred_silent_connections_at_a_limit_of_1024_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": ""}
     door = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     silent = []
     try:
         port = int(door.stdout.readline())

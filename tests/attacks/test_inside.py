@@ -438,11 +438,18 @@ async def test_other_commands_that_cannot_be_harm_what_they_name_at_most(caplog)
 def spoiled(rng):
     """A message of a fetch stream, whole, cut, or with bytes of it changed."""
     opened = frames.Open(TransferId(rng.randbytes(16)), "p", rng.getrandbits(63), "x=1", 2, 16)
-    message = rng.choice((
-        opened, frames.Reserved(0, BIG), frames.Resend(0, ((BIG, BIG, BIG),)), frames.Resend(0, ()),
-        frames.Probe(2**64 - 1), frames.Ack(), frames.Refused("x" * 5000),
-        frames.Starting(9, BIG, 0, 0),
-    ))  # fmt: skip
+    message = rng.choice(
+        (
+            opened,
+            frames.Reserved(0, BIG),
+            frames.Resend(0, ((BIG, BIG, BIG),)),
+            frames.Resend(0, ()),
+            frames.Probe(2**64 - 1),
+            frames.Ack(),
+            frames.Refused("x" * 5000),
+            frames.Starting(9, BIG, 0, 0),
+        )
+    )
     data = bytearray(frames.encode(rng.choice((0, 0, 0, 1, BIG)), message))
     if rng.random() < 0.5:
         data = data[: rng.randrange(len(data))] + rng.randbytes(rng.choice((0, 0, 3, 3000)))

@@ -55,10 +55,17 @@ class HttpDoor:
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app, http="httptools", ws="none", log_level="warning", access_log=False,
-            lifespan="off", timeout_keep_alive=60, timeout_graceful_shutdown=1, log_config=None,
+            self.app,
+            http="httptools",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=1,
+            log_config=None,
             **({"ssl_certfile": self.tls[0], "ssl_keyfile": self.tls[1]} if self.tls else {}),
-        )  # fmt: skip
+        )
 
         def count(reason, _address):
             self.refused[reason] += 1

@@ -54,9 +54,15 @@ def good_submit(request_id, task=Task.LOCAL, n=1, **fields):
         temperature=0.0, top_p=1.0, n=n, max_tokens=4, repetition_penalty=1.0, ignore_eos=True
     )
     return pb.Submit(
-        request_id=request_id, task=task.value, model="m", prompt=PROMPT, sampling=sampling,
-        time_left_s=30.0, emitted=[pb.TokenIds()] * n, **{"credit": 256, **fields},
-    )  # fmt: skip
+        request_id=request_id,
+        task=task.value,
+        model="m",
+        prompt=PROMPT,
+        sampling=sampling,
+        time_left_s=30.0,
+        emitted=[pb.TokenIds()] * n,
+        **{"credit": 256, **fields},
+    )
 
 
 class RawRouter:

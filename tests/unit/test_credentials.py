@@ -196,9 +196,16 @@ HASH = "00" * 32
 
 
 @pytest.mark.parametrize(
-    "line", ["one two", "a b c d e f", f"01234567 zz {HASH} t r", "01234567 00 11 t r",
-             f"01234567 00 {HASH} t! r", f"0123456 00 {HASH} t r"],
-)  # fmt: skip
+    "line",
+    [
+        "one two",
+        "a b c d e f",
+        f"01234567 zz {HASH} t r",
+        "01234567 00 11 t r",
+        f"01234567 00 {HASH} t! r",
+        f"0123456 00 {HASH} t r",
+    ],
+)
 def test_a_broken_file_is_refused_at_start_with_its_line(tmp_path, line):
     file = tmp_path / "keys"
     file.write_text(f"# c\n{line}\n")
