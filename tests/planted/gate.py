@@ -71,14 +71,14 @@ BUGS = [
     Bug(
         "a newcomer is turned away while others idle",
         "cluster/connections.py",
-        "        for idle in (self.silent, self.resting):",
-        "        for idle in ():",
+        "        for candidates in (self._silent, self._idle):",
+        "        for candidates in ():",
         f"{CONNECTIONS}::test_silent_connections_make_room",
     ),
     Bug(
         "who works makes room",
         "cluster/connections.py",
-        "        self._book.silent.pop(self, None)\n        self._book.resting.pop(self, None)\n",
+        "        self._table.mark_busy(self)\n",
         "        pass\n",
         f"{CONNECTIONS}::test_who_works_is_not_displaced_and_liveness_has_a_reserve",
     ),
