@@ -1,4 +1,4 @@
-"""The table of connections at the HTTP door: how many may be open, and which makes room for another.
+"""The table of connections at the HTTP door: how many may be open, and which one makes room.
 
 Owns the limits and the order in which idle connections are closed, over plain numbers and
 addresses. Does not know sockets or HTTP. Called by `cluster.http_listener` and

@@ -14,15 +14,15 @@ BUGS = [
     Bug(
         "a stranger opens a session",
         "kv_transfer/grpc_network.py",
-        '        if not proof.is_dialler(str(shown.get(DIALLER_KEY, ""))):\n',
+        '        if not proof.is_dialler(str(metadata.get(DIALLER_KEY, ""))):\n',
         "        if False:\n",
         STRANGERS,
     ),
     Bug(
-        "a word holds at every listener",
+        "a MAC holds at every listener",
         "kv_transfer/stream_proof.py",
-        "self._key, self._names = key, (method, listener, dialler)",
-        "self._key, self._names = key, (method, dialler)",
+        "self._names = (method, listener, dialler)",
+        "self._names = (method, dialler)",
         STRANGERS,
     ),
     Bug(
@@ -42,15 +42,15 @@ BUGS = [
     Bug(
         "who takes over a port is believed",
         "kv_transfer/grpc_network.py",
-        "        if self._unproved is not None:\n",
+        "        if self._pending_proof is not None:\n",
         "        if False:\n",
         TAKEN_PORT,
     ),
     Bug(
         "what a dialler showed is good for another listener",
         "kv_transfer/grpc_network.py",
-        "StreamProof(self._key, self._method, nonce, str(shown.get(NONCE_KEY",
-        'StreamProof(self._key, self._method, "", str(shown.get(NONCE_KEY',
+        "StreamProof(self._key, self._method, nonce, str(metadata.get(NONCE_KEY",
+        'StreamProof(self._key, self._method, "", str(metadata.get(NONCE_KEY',
         STRANGERS,
     ),
     Bug(
@@ -211,7 +211,7 @@ BUGS = [
     Bug(
         "a refusal crosses the first message",
         "kv_transfer/grpc_network.py",
-        "                await _hear_out(context)\n",
+        "                await _await_first_message(context)\n",
         "",
         "tests/component/test_certificates.py::"
         "test_a_role_that_may_not_open_a_stream_hears_so_every_time",
