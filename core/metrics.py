@@ -74,9 +74,12 @@ CERTIFICATE_ENDS = Metric(
     "are (this - time()) / 86400",
     ("certificate",),
 )
+PROBLEMS = Metric(
+    "baton_problems", "gauge", "what is not as configured, as `/ready` names it", ("code",)
+)
 ALL = (
     TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, TRANSFERS, HEALED, ATTEMPTS,
     RETRIES, RUNNING, QUEUED, WORKERS, REFUSALS, BAD_KEYS, API_KEYS,
-    CERTIFICATE_ENDS,
+    CERTIFICATE_ENDS, PROBLEMS,
 )  # fmt: skip
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

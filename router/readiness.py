@@ -9,7 +9,7 @@ Owns the list of problems and their words. Does not know doors. Called by `route
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,18 @@ from core.session import Role
 from router.worker_link import LinkState, WorkerLink
 
 STORE_UNREACHABLE = "down"
+PROBLEMS = (
+    "starting",
+    "draining",
+    "no_request_gets_through",
+    "pool_empty",
+    "pool_short",
+    "worker_connecting",
+    "worker_reconnecting",
+    "worker_lost",
+    "worker_paused",
+    "store_unreachable",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +36,7 @@ class Problem:
     """Something that is not as it should be."""
 
     code: str
-    """starting, draining, no_request_gets_through, pool_empty, pool_short, worker_connecting,
-    worker_reconnecting, worker_lost, worker_paused or store_unreachable."""
+    """One of `PROBLEMS`."""
     detail: str
 
     def tree(self) -> dict[str, str]:
@@ -37,7 +48,7 @@ class Problem:
 class View:
     """What a router sees of its cluster at one moment."""
 
-    links: Iterable[WorkerLink]
+    links: Sequence[WorkerLink]
     configured: Mapping[Role, int]
     """Workers that each pool should have."""
     store: str
@@ -102,7 +113,7 @@ def state_of(problems: list[Problem], *, is_ready: bool) -> str:
     return "degraded" if problems else "ready"
 
 
-def pools_of(links: list[WorkerLink], configured: Mapping[Role, int]) -> dict[str, Any]:
+def pools_of(links: Sequence[WorkerLink], configured: Mapping[Role, int]) -> dict[str, Any]:
     """Workers of each pool: ready, known, configured."""
     return {
         role.value: {

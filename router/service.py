@@ -7,6 +7,7 @@ Owns the composition of the router's parts into one service. Does not know HTTP 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +30,7 @@ from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
-from router.readiness import View, num_usable, pools_of, state_of
+from router.readiness import PROBLEMS, View, num_usable, pools_of, state_of
 from router.request_log import RequestLog
 from router.request_making import RequestMaker, ServedModel, Wish, num_choices
 from router.request_run import RequestRun
@@ -99,6 +100,7 @@ class GenerationService:
                 metrics.WORKERS: self._live_by_role,
                 metrics.API_KEYS: keyring.num_by_state,
                 metrics.CERTIFICATE_ENDS: self._certificate_ends,
+                metrics.PROBLEMS: self._num_by_problem,
             }
         )
         orchestrator.on_ended = self._ended
@@ -234,17 +236,23 @@ class GenerationService:
         links = self._links.all()
         return {role.value: num_usable(links, role) for role in Role}
 
-    def readiness(self) -> dict[str, Any]:
-        """Describe readiness per model, and everything that is not as configured."""
-        links = self._links.all()
-        view = View(
-            links=links,
+    def _view(self) -> View:
+        return View(
+            links=self._links.all(),
             configured=self.configured,
             store=self.read_store_state(),
             is_draining=self._admission.is_draining,
             is_starting=not self._canary.has_passed,
             canary_error=self._canary.error,
         )
+
+    def _num_by_problem(self) -> dict[str, int]:
+        found = Counter(problem.code for problem in self._view().problems())
+        return {code: found[code] for code in PROBLEMS}
+
+    def readiness(self) -> dict[str, Any]:
+        """Describe readiness per model, and everything that is not as configured."""
+        view = self._view()
         problems = view.problems()
         canary_ms = None if self._canary.took_s is None else round(self._canary.took_s * 1000, 3)
         return {
@@ -254,7 +262,7 @@ class GenerationService:
             "store": view.store,
             "models": {
                 self.model.name: {
-                    **pools_of(links, self.configured),
+                    **pools_of(view.links, self.configured),
                     "canary_ms": canary_ms,
                     "canary_error": self._canary.error,
                 }

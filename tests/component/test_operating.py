@@ -6,6 +6,7 @@ import http.server
 import json
 import logging
 import os
+import re
 import signal
 import ssl
 import threading
@@ -25,10 +26,12 @@ from cluster.tls import session_tls
 from core import events
 from core.config import BatonConfig, SecurityConfig
 from core.errors import ConfigError, Overloaded, WorkerLost
+from core.session import Role
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from router.admission import Admission
 from router.calls import Call
+from router.readiness import PROBLEMS
 from router.shedding import PERIOD_S, Shedding
 
 DAY_S = 86400
@@ -304,6 +307,21 @@ def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
     out = capsys.readouterr().out
     assert f"m: {state.replace('_', ' ')};" in out
     assert ("pool_empty: 0 of 1 decode workers are ready" in out) is bool(found)
+
+
+async def test_metrics_count_what_is_not_as_configured_by_the_words_of_ready(tmp_path):
+    service = Doors(tmp_path).service
+    service.configured = {Role.PREFILL: 2, Role.DECODE: 1}
+    found = {}
+    for state in ("down", "ok"):
+        service.read_store_state = lambda state=state: state
+        lines = service.telemetry.text().decode().splitlines()
+        counts = (re.fullmatch(r'baton_problems\{code="(\w+)"\} (.*)', line) for line in lines)
+        found[state] = {match[1]: float(match[2]) for match in counts if match}
+    await service.stop(0)
+    none = dict.fromkeys(PROBLEMS, 0.0)
+    missing = {**none, "starting": 1.0, "pool_empty": 2.0}
+    assert found == {"down": {**missing, "store_unreachable": 1.0}, "ok": missing}
 
 
 # --- certificates ---------------------------------------------------------------------------------

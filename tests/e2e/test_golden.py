@@ -5,6 +5,7 @@ import json
 import os
 import re
 import socket
+import threading
 from pathlib import Path
 
 import grpc
@@ -523,9 +524,12 @@ def test_the_client_repeats_what_may_help_and_waits_as_told(busy):
                 and int(refused.headers["retry-after-ms"]) >= 1
             )
             assert refused.json()["error"]["code"] == "server_overloaded"
+            # Nobody's answer goes on while it is not read.
+            reader = threading.Thread(target=list, args=(lines,))
+            reader.start()
             reply = client.completions.create(model=MODEL, prompt="x", max_tokens=2)
             assert reply.usage.completion_tokens == 2 and len(sent) >= 2
-            list(lines)
+            reader.join(60)
             assert [line for line in waiting if line.startswith("data")][-1] == "data: [DONE]"
 
 

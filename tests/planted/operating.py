@@ -176,4 +176,11 @@ BUGS = [
         "",
         HOUSE + "test_the_bill_of_materials_has_all_that_a_server_runs_and_who_needs_it",
     ),
+    Bug(
+        "metrics know of no problem",
+        "router/service.py",
+        "return {code: found[code] for code in PROBLEMS}",
+        "return dict.fromkeys(PROBLEMS, 0)",
+        HERE + "test_metrics_count_what_is_not_as_configured_by_the_words_of_ready",
+    ),
 ]
