@@ -141,7 +141,7 @@ BUGS = [
     Bug(
         "a text whose client left is tokenized to its end",
         "router/child_pool.py",
-        "            asyncio.get_running_loop().call_later(ABANDONED_S, _give_up, work)\n",
+        "            asyncio.get_running_loop().call_later(ABANDONED_S, work.cancel)\n",
         "",
         f"{POOL}::test_an_order_in_work_is_given_up_soon_after_its_client_left",
     ),
