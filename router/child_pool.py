@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from core import events
 from core.errors import Overloaded, Unavailable
-from router.fair_line import FairLine
+from router.fair_queue import FairQueue
 
 MAX_LINE_BYTES = 64 << 20
 MAX_WAITING = 256
@@ -112,7 +112,7 @@ class _Child:
 
 
 class ChildPool:
-    """Equal children behind one fair line."""
+    """Equal children behind fair queues, one for small orders and one for large ones."""
 
     def __init__(
         self, command: Sequence[str], num_processes: int, timeout_s: float, wait_s: float
@@ -131,8 +131,8 @@ class ChildPool:
         self._free = list(self._children)
         self._max_large = max(1, num_processes - 1)
         self._num_large = 0
-        self._small: FairLine[asyncio.Future[_Child]] = FairLine(MAX_WAITING)
-        self._large: FairLine[asyncio.Future[_Child]] = FairLine(MAX_WAITING)
+        self._small: FairQueue[asyncio.Future[_Child]] = FairQueue(MAX_WAITING)
+        self._large: FairQueue[asyncio.Future[_Child]] = FairQueue(MAX_WAITING)
         self._is_turn_of_large = False
         self._working: set[asyncio.Task[bytes]] = set()
 
@@ -168,11 +168,12 @@ class ChildPool:
             raise
 
     async def _free_child(self, tenant: str, *, is_large: bool) -> _Child:
-        line = self._large if is_large else self._small
+        queue = self._large if is_large else self._small
         granted: asyncio.Future[_Child] = asyncio.get_running_loop().create_future()
-        loser = line.join(tenant, granted)
-        if loser is not None and not loser.done():
-            loser.set_exception(Overloaded(f"{len(line)} texts wait to be read; try again later"))
+        evicted = queue.join(tenant, granted)
+        if evicted is not None and not evicted.done():
+            reason = f"{len(queue)} texts wait to be read; try again later"
+            evicted.set_exception(Overloaded(reason))
         self._hand_out()
         try:
             async with asyncio.timeout(self._wait_s):
@@ -186,7 +187,7 @@ class ChildPool:
                 self._give_back(granted.result(), is_large=is_large)
             raise
         finally:
-            line.leave(tenant, granted)
+            queue.leave(tenant, granted)
 
     def _hand_out(self) -> None:
         """Give free processes to whoever is next."""

@@ -126,8 +126,8 @@ BUGS = [
     ),
     Bug(
         "texts are first come, first served",
-        "router/fair_line.py",
-        "            self._lines.move_to_end(tenant)\n",
+        "router/fair_queue.py",
+        "            self._queues.move_to_end(tenant)\n",
         "",
         f"{POOL}::test_tenants_take_turns",
     ),
@@ -155,8 +155,8 @@ BUGS = [
     Bug(
         "one tenant's many requests keep out another's one",
         "router/admission.py",
-        "loser = self._waiting.join(tenant, waiter)",
-        'loser = self._waiting.join("", waiter)',
+        "evicted = self._waiting.join(tenant, waiter)",
+        'evicted = self._waiting.join("", waiter)',
         f"{PARTS}::test_one_tenants_many_do_not_keep_out_anothers_one",
     ),
     Bug(
@@ -171,7 +171,7 @@ BUGS = [
         "router/event_stream.py",
         "        if self._reply.is_heavy_batch(events):",
         "        if False:",
-        f"{INSIDE}::test_many_log_probabilities_are_made_beside_the_loop",
+        f"{INSIDE}::test_many_log_probabilities_are_made_off_the_loop",
     ),
     Bug(
         "an answer that needs no body closes the connection on which the body comes",

@@ -21,7 +21,7 @@ BUGS = [
         "router/credentials.py",
         "        if stamp[SIZE] > INLINE_BYTES:",
         "        if stamp[SIZE] < 0:",
-        KEYS + "test_a_long_file_is_read_beside_the_loop_and_then_holds",
+        KEYS + "test_a_long_file_is_read_off_the_loop_and_then_holds",
     ),
     Bug(
         "keys outlive their file",

@@ -117,7 +117,7 @@ def test_without_a_readable_file_keys_hold_for_a_moment_and_then_none_does(ring,
     assert opens(ring, "acme") and ring.num_by_state()["lost_file"] == 0
 
 
-def test_a_long_file_is_read_beside_the_loop_and_then_holds(ring, monkeypatch):
+def test_a_long_file_is_read_off_the_loop_and_then_holds(ring, monkeypatch):
     may_read, readers = threading.Event(), []
 
     def read(path):
