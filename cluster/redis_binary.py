@@ -55,7 +55,7 @@ class ServerBinary:
 
     @property
     def is_safe(self) -> bool:
-        """No fault of this version is published; a distribution's own mending does not show here."""
+        """True if no fault of this version is published; distributions' own patches do not show."""
         lines = LOWEST_SAFE[self.product]
         line, patch = self.version[:2], self.version[2]
         return line > max(lines) or patch >= lines.get(line, patch + 1)

@@ -170,7 +170,7 @@ class RunningRouter:
         )
 
     def _refused(self, reason: str, address: str) -> None:
-        """Tell of what was turned away before it was a request; of a slow reader its request tells."""
+        """Report what was refused before it was a request; a slow reader has a request."""
         if reason != "slow_reader":
             self.service.call_ended(Call("http", address, code=reason))
 

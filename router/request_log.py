@@ -1,7 +1,8 @@
-"""One event per ending: what an operator greps for.
+"""One event for each ended request and refused call: what an operator greps for.
 
-Owns the events' fields, and how many there are about strangers. Prompts and outputs are never logged,
-nor addresses; `core.logs` escapes what a client chose. Does not know doors. Called by `router.service`.
+Owns the events' fields, and how many are logged about callers without a key. Prompts, outputs and
+addresses are never logged; `core.logs` escapes what a client chose. Does not know doors. Called by
+`router.service`.
 """
 
 from __future__ import annotations
