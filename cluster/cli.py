@@ -75,8 +75,8 @@ def status(
 ) -> None:
     """Show readiness, what is missing, and every worker.
 
-    Exits with 0 if all is well, 1 if not ready, 3 if ready but short of something that is configured,
-    2 if nobody answers.
+    Exits with 0 if all is well, 1 if not ready, 2 if no router answers, 3 if ready but short of
+    something that is configured.
     """
     from cluster.door_access import DoorAccess  # noqa: PLC0415
     from cluster.status import run_status  # noqa: PLC0415

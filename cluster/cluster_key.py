@@ -2,12 +2,13 @@
 
 Owns which settings they are, how they are made when the config has none (the workers' key, and the
 key from which the routers make seeds), and how they travel. Does not know what they key. Called by
-`cluster.local` and `cluster.ray_app` before they start a process, and by each process that uses one.
+`cluster.local` and `cluster.ray_app` before they start a process, and by each process that uses
+one.
 
-To children secrets go inside the config, through a pipe. On Ray they never do: arguments of replicas
-stand in Ray's store and cross its network, so each is put into a private file of this machine, and
-on several machines the operator puts it there. A process that is started again gets the same ones,
-and all routers of a cluster have one seed key: an id means one seed at each of them.
+Children get the secrets inside the config, through a pipe. Ray's replicas never do: their arguments
+are kept in Ray's store and cross its network, so each secret is put into a private file of this
+machine; on several machines the operator puts it there. A process that is started again gets the
+same secrets. All routers of a cluster have one seed key, so that an id means one seed at each.
 """
 
 from __future__ import annotations
@@ -67,7 +68,7 @@ def with_read_secrets(config: BatonConfig) -> BatonConfig:
 
 
 def with_secrets_in_files(config: BatonConfig, folder: Path) -> BatonConfig:
-    """Put every secret that the config holds into a file of this user alone; return it with the names.
+    """Put every secret into a file of this user alone; return the config with the files' names.
 
     Args:
         config: Holds secrets, names of secrets, or both.

@@ -1,12 +1,13 @@
-"""The book of connections at the HTTP door: how many may be open, and who makes room for a newcomer.
+"""The table of connections at the HTTP door: how many may be open, and which one makes room.
 
-Owns the limits and the order in which idle connections give way, over plain numbers and addresses.
-Does not know sockets or HTTP. Called by `cluster.http_listener` and `cluster.http_protocol`.
+Owns the limits and the order in which idle connections are closed, over plain numbers and
+addresses. Does not know sockets or HTTP. Called by `cluster.http_listener` and
+`cluster.http_protocol`.
 
-A newcomer is never turned away while somebody idles. When the door is full, or an address has its
-share, the connection that has been silent the longest is closed for it: first those that never
-asked for anything, then those that rest between two requests. Only when every connection is at
-work does a newcomer find the reserve, which answers liveness and nothing else.
+A new connection is never refused while another is idle. When the door is full, or an address has
+its share, the connection that has been idle longest is closed for it: first those that never sent
+a request, then those between two requests. Only when every connection is busy does a new one get a
+place in the reserve, which answers liveness and nothing else.
 """
 
 from __future__ import annotations
@@ -18,49 +19,47 @@ from collections.abc import Callable
 class Connection:
     """One open connection. `close` cuts it at once; `is_reserved`: only liveness is answered."""
 
-    __slots__ = ("_book", "address", "close", "is_reserved")
+    __slots__ = ("_table", "address", "close", "is_reserved")
 
-    def __init__(self, book: ConnectionBook, address: str, *, is_reserved: bool) -> None:
-        """It has asked for nothing yet."""
-        self._book = book
+    def __init__(self, table: ConnectionTable, address: str, *, is_reserved: bool) -> None:
+        """No request has come yet."""
+        self._table = table
         self.address = address
         self.is_reserved = is_reserved
-        self.close: Callable[[], None] = lambda: None
+        self.close: Callable[[], object] = lambda: None
 
-    def work(self) -> None:
+    def mark_busy(self) -> None:
         """A whole request head has come: the connection no longer makes room for others."""
-        self._book.silent.pop(self, None)
-        self._book.resting.pop(self, None)
+        self._table.mark_busy(self)
 
-    def rest(self) -> None:
-        """Everything asked for was answered."""
-        self._book.resting[self] = None
+    def mark_idle(self) -> None:
+        """Every request has been answered."""
+        self._table.mark_idle(self)
 
     def forget(self) -> None:
-        """It is closed; may be said more than once."""
-        self._book.forget(self)
+        """Take the closed connection out of the table; more than once does no harm."""
+        self._table.forget(self)
 
 
-class ConnectionBook:
-    """Who is connected."""
+class ConnectionTable:
+    """The open connections."""
 
     def __init__(self, limit: int, limit_per_address: int, num_reserved: int) -> None:
         """Start empty.
 
         Args:
-            limit: Connections that are served.
-            limit_per_address: Those of one address.
-            num_reserved: Further ones, over all addresses, that are answered liveness alone.
+            limit: Most connections that are served.
+            limit_per_address: Most of one address.
+            num_reserved: Further connections, over all addresses, that get liveness alone.
         """
         self._limit = limit
         self._limit_per_address = limit_per_address
         self._num_reserved = num_reserved
         self._all: set[Connection] = set()
         self._by_address: Counter[str] = Counter()
-        self.silent: OrderedDict[Connection, None] = OrderedDict()
-        self.resting: OrderedDict[Connection, None] = OrderedDict()
+        self._silent: OrderedDict[Connection, None] = OrderedDict()
+        self._idle: OrderedDict[Connection, None] = OrderedDict()
         self.num_displaced = 0
-        self.num_refused = 0
 
     def __len__(self) -> int:
         """Connections that are open, the reserve included."""
@@ -71,27 +70,35 @@ class ConnectionBook:
         return self._by_address[address]
 
     def admit(self, address: str) -> Connection | None:
-        """Take a newcomer in, at somebody's expense if need be.
+        """Enter a new connection, and close an idle one for it if need be.
 
         Returns:
-            Its entry; None if even the reserve is full, which leaves the book as it was.
+            The connection; None if even the reserve is full.
         """
         is_full = (
             self._by_address[address] >= self._limit_per_address and not self.displace(address)
         ) or (len(self._all) >= self._limit and not self.displace())
         if is_full and len(self._all) >= self._limit + self._num_reserved:
-            self.num_refused += 1
             return None
         connection = Connection(self, address, is_reserved=is_full)
         self._all.add(connection)
         self._by_address[address] += 1
-        self.silent[connection] = None
+        self._silent[connection] = None
         return connection
 
+    def mark_busy(self, connection: Connection) -> None:
+        """A request is being served."""
+        self._silent.pop(connection, None)
+        self._idle.pop(connection, None)
+
+    def mark_idle(self, connection: Connection) -> None:
+        """The connection is between two requests."""
+        self._idle[connection] = None
+
     def displace(self, address: str | None = None) -> bool:
-        """Close whoever has idled longest (of one address); False if nobody idles."""
-        for idle in (self.silent, self.resting):
-            for connection in idle:
+        """Close the connection that has been idle longest (of one address); False: none is idle."""
+        for candidates in (self._silent, self._idle):
+            for connection in candidates:
                 if address in (None, connection.address):
                     self.num_displaced += 1
                     self.forget(connection)
@@ -100,12 +107,11 @@ class ConnectionBook:
         return False
 
     def forget(self, connection: Connection) -> None:
-        """Take a connection out; nothing happens if it is not in."""
+        """Take a connection out, if it is still in."""
         if connection not in self._all:
             return
         self._all.remove(connection)
-        self.silent.pop(connection, None)
-        self.resting.pop(connection, None)
+        self.mark_busy(connection)
         self._by_address[connection.address] -= 1
         if not self._by_address[connection.address]:
             del self._by_address[connection.address]

@@ -1,7 +1,7 @@
-"""The HTTP door's socket: who is let in, and the server behind it.
+"""The HTTP door's socket: which connections are accepted, and the server behind it.
 
-Owns the accepting of connections, within the book's limits and before TLS, and uvicorn's start and
-stop. Does not know requests. Called by `cluster.router_process`.
+Owns accepting within the connection table's limits, before TLS, and uvicorn's start and stop. Does
+not know requests. Called by `cluster.router_process`.
 """
 
 from __future__ import annotations
@@ -16,27 +16,27 @@ from typing import Any
 
 import uvicorn
 
-from cluster.connections import Connection, ConnectionBook
+from cluster.connections import Connection, ConnectionTable
 from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
 from core import events
 from router.grpc_door import MAX_CONNECTIONS
 
 BACKLOG = 1024
 ACCEPTS_AT_ONCE = 64
-"""Between two looks at everything else the loop carries."""
+"""Then the loop turns to its other work."""
 PAUSE_S = 0.05
 """Without descriptors, accepting again at once would only spin."""
 INSIDE_DESCRIPTORS = 256
-"""Workers' sessions, tokenizers, the gRPC door's own, files."""
+"""For workers' sessions, tokenizers, the gRPC door and files."""
 NUM_RESERVED = 32
 """Connections kept for liveness."""
 UNSENT_BYTES = 16 << 10
-"""What the kernel takes from us beyond what a client's own buffer has room for."""
+"""What the kernel holds of a reply beyond what fits into the client's receive buffer."""
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def raise_descriptor_limit(needed: int) -> int:
-    """Let this process open as many files as it may, and say so when that is too few.
+    """Raise the soft limit of descriptors to the hard one; an event tells when that is too low.
 
     Args:
         needed: Descriptors for all that the config allows at once.
@@ -55,33 +55,38 @@ def raise_descriptor_limit(needed: int) -> int:
     return limit
 
 
-def make_book(max_connections: int, max_per_address: int, num_descriptors: int) -> ConnectionBook:
-    """The book for what is configured, or for what the descriptors leave."""
+def make_connection_table(
+    max_connections: int, max_per_address: int, num_descriptors: int
+) -> ConnectionTable:
+    """A table with the configured limits, lower where descriptors are scarce."""
     room = num_descriptors - INSIDE_DESCRIPTORS - NUM_RESERVED - grpc_share(num_descriptors)
     limit = max(NUM_RESERVED, min(max_connections, room))
     share = max_per_address or max(1, limit * 3 // 4)
-    return ConnectionBook(limit, min(share, limit), NUM_RESERVED)
+    return ConnectionTable(limit, min(share, limit), NUM_RESERVED)
 
 
 def grpc_share(num_descriptors: int) -> int:
-    """Connections that the gRPC door may take: a fourth of all descriptors, and not too many."""
+    """Connections that the gRPC door may take: at most a fourth of all descriptors."""
     return max(1, min(MAX_CONNECTIONS, num_descriptors // 4))
 
 
 class HttpListener:
-    """Accepts connections for one server; stands where uvicorn keeps an asyncio server."""
+    """Accepts connections for one server, in the place of uvicorn's asyncio server."""
 
     def __init__(
         self,
         listener: socket.socket,
-        book: ConnectionBook,
+        table: ConnectionTable,
         server: uvicorn.Server,
         stall_s: float,
         on_refused: OnRefused,
     ) -> None:
-        """Listen; nobody is accepted before `start`."""
-        self._socket, self._book, self._server = listener, book, server
-        self._stall_s, self._on_refused = stall_s, on_refused
+        """Listen; no connection is accepted before `start`."""
+        self._socket = listener
+        self._table = table
+        self._server = server
+        self._stall_s = stall_s
+        self._on_refused = on_refused
         self._opening: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -107,7 +112,7 @@ class HttpListener:
             self._admit(accepted, str(peer[0]))
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
-        connection = self._book.admit(address)
+        connection = self._table.admit(address)
         if connection is None:
             self._on_refused("too_many_connections", address)
             accepted.close()
@@ -118,19 +123,24 @@ class HttpListener:
         with contextlib.suppress(AttributeError, OSError):  # Linux
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         task = self._loop.create_task(self._open(accepted, connection))
-        connection.close = lambda: _cancel(task)
+        connection.close = task.cancel
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
     async def _open(self, accepted: socket.socket, connection: Connection) -> None:
         """Hand a connection to its protocol, after the TLS handshake if there is one."""
-        config, state = self._server.config, self._server.server_state
+        config = self._server.config
 
         def protocol() -> HttpProtocol:
             return HttpProtocol(
-                connection, self._stall_s, self._on_refused,
-                config=config, server_state=state, app_state={}, _loop=self._loop,
-            )  # fmt: skip
+                connection,
+                self._stall_s,
+                self._on_refused,
+                config=config,
+                server_state=self._server.server_state,
+                app_state={},
+                _loop=self._loop,
+            )
 
         handshake: dict[str, Any] = {}
         if config.ssl is not None:
@@ -150,19 +160,19 @@ class HttpListener:
             raise
 
     def _pause(self) -> None:
-        """No descriptor is left: somebody who idles gives his, and nobody is accepted meanwhile."""
+        """No descriptor is left: close an idle connection, and accept none for a moment."""
         self._on_refused("no_descriptors", "")
-        self._book.displace()
+        self._table.displace()
         self._loop.remove_reader(self._socket)
-        self._resume = self._loop.call_later(PAUSE_S, self._go_on)
+        self._resume = self._loop.call_later(PAUSE_S, self._accept_again)
 
-    def _go_on(self) -> None:
+    def _accept_again(self) -> None:
         self._resume = None
         if not self._is_closed:
             self._loop.add_reader(self._socket, self._accept)
 
     def close(self) -> None:
-        """Accept nobody any more; what is open stays."""
+        """Accept no further connections; open ones stay."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -174,24 +184,24 @@ class HttpListener:
             task.cancel()
 
     async def wait_closed(self) -> None:
-        """Wait for handshakes in progress, which `close` has cut."""
+        """Wait for the handshakes that `close` has cancelled."""
         await asyncio.gather(*self._opening, return_exceptions=True)
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn behind our own listener, and without signal handlers: its host process has them."""
+    """uvicorn behind our own listener, without signal handlers: the process has its own."""
 
     def __init__(
         self,
         config: uvicorn.Config,
         listener: socket.socket,
-        book: ConnectionBook,
+        table: ConnectionTable,
         stall_s: float,
         on_refused: OnRefused,
     ) -> None:
         """Keep the bound socket; `serve` opens it."""
         super().__init__(config)
-        self._listener = HttpListener(listener, book, self, stall_s, on_refused)
+        self._listener = HttpListener(listener, table, self, stall_s, on_refused)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept connections."""
@@ -205,7 +215,3 @@ class HttpServer(uvicorn.Server):
     def capture_signals(self) -> contextlib.nullcontext[None]:
         """Capture none."""
         return contextlib.nullcontext()
-
-
-def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()

@@ -1,11 +1,12 @@
-"""What one HTTP connection may do before anybody looks at its request: how much, how long, how many.
+"""The limits on one HTTP connection, in bytes, time and number, before its requests are routed.
 
 Owns the limits on heads, the deadline from accept to the end of the headers and between requests,
 the bound on pipelined requests, and the cut of a peer that does not read. Does not know routes,
 keys or bodies. Called by uvicorn's event loop callbacks; made by `cluster.http_listener`.
 
-uvicorn on httptools has none of these: its parser gathers an unfinished header without end, no timer
-runs before the first request is whole, and pipelined requests of a client that left are started.
+uvicorn on httptools has none of these: its parser collects an unfinished header without end, no
+timer runs before the first request is whole, and pipelined requests of a client that has left are
+started.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ HEADER_OVERHEAD_BYTES = 4
 HEAD_TIMEOUT_S = 5.0
 MAX_PIPELINED = 16
 LINGER_S = 1.0
-"""How long a client that was answered may go on sending: closed at once, it would not read why."""
+"""How long a refused client may go on sending: closed at once, it would not read the answer."""
 WRITE_BUFFER_BYTES = 16 << 10
-"""What waits here for a client that reads slowly, beside what the kernel holds."""
+"""What is kept for a client that reads slowly, beside the kernel's buffers."""
 
 OnRefused = Callable[[str, str], None]
 
@@ -49,20 +50,22 @@ class HttpProtocol(CloseDelimited):
         on_refused: OnRefused,
         **uvicorn: Any,  # noqa: ANN401
     ) -> None:
-        """Nothing has come yet.
+        """No byte has come yet.
 
         Args:
-            connection: Its entry in the book.
-            stall_s: A client with output waiting that reads nothing for so long is cut.
+            connection: Its entry in the connection table.
+            stall_s: A client that leaves waiting output unread for so long is cut.
             on_refused: Counts refusals.
             uvicorn: What uvicorn's own protocol is made from.
         """
         super().__init__(**uvicorn)
-        self._connection, self._stall_s, self._on_refused = connection, stall_s, on_refused
+        self._connection = connection
+        self._stall_s = stall_s
+        self._on_refused = on_refused
         self._is_over = False
         self._is_in_head = False
         self._is_in_message = False
-        self._has_come_further = False
+        self._has_progressed = False
         self._head_bytes = 0
         self._pending_bytes = 0
         self._fault: tuple[HTTPStatus, str, str] | None = None
@@ -75,14 +78,14 @@ class HttpProtocol(CloseDelimited):
     # --- the connection -------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin; the whole first head is due in `HEAD_TIMEOUT_S`."""
+        """The whole first head is due in `HEAD_TIMEOUT_S`."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         self._connection.close = transport.abort
         self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the peer: no request of its line is answered into the void."""
+        """Forget the peer: its pipelined requests are not started."""
         timers = (self._head_timer, self._stall_timer, self._linger_timer, self._body_timer)
         for timer in timers:
             if timer is not None:
@@ -102,19 +105,17 @@ class HttpProtocol(CloseDelimited):
     def data_received(self, data: bytes) -> None:
         """Parse, then judge what has been parsed."""
         if self._is_over or self.parser is None:
-            return  # of a refused client the rest is read and dropped
+            return  # what a refused client still sends is dropped
         self._unset_keepalive_if_required()
-        self._has_come_further = False
+        self._has_progressed = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # no other protocol is spoken: the request is answered as what else it is
+            pass  # no other protocol is spoken: the request is answered as plain HTTP
         except httptools.HttpParserError:
-            self._fault = self._fault or (
-                HTTPStatus.BAD_REQUEST, "bad_request", "this is not an HTTP request",
-            )  # fmt: skip
-        # An unfinished header is nowhere seen but in the bytes that led to nothing.
-        self._pending_bytes = 0 if self._has_come_further else self._pending_bytes + len(data)
+            self._note_fault(HTTPStatus.BAD_REQUEST, "bad_request", "this is not an HTTP request")
+        # The parser does not report an unfinished header: only bytes without progress show it.
+        self._pending_bytes = 0 if self._has_progressed else self._pending_bytes + len(data)
         if self._pending_bytes > MAX_HEAD_BYTES:
             self._head_is_too_large()
         if self._fault is not None:
@@ -129,10 +130,11 @@ class HttpProtocol(CloseDelimited):
         self._head_bytes = 0
         super().on_message_begin()
         if len(self.pipeline) >= MAX_PIPELINED:
-            self._fault = (
-                HTTPStatus.TOO_MANY_REQUESTS, "too_many_pipelined",
+            self._note_fault(
+                HTTPStatus.TOO_MANY_REQUESTS,
+                "too_many_pipelined",
                 f"more than {MAX_PIPELINED} requests wait on this connection; read the answers",
-            )  # fmt: skip
+            )
 
     def on_url(self, url: bytes) -> None:
         """A piece of the request line."""
@@ -150,7 +152,7 @@ class HttpProtocol(CloseDelimited):
 
     def on_headers_complete(self) -> None:
         """The head is whole: start the request, unless something was wrong with it."""
-        self._come_further()
+        self._note_progress()
         self._is_in_head = False
         if self._head_timer is not None:
             self._head_timer.cancel()
@@ -159,61 +161,62 @@ class HttpProtocol(CloseDelimited):
             self._head_is_too_large()
         path = self.url.partition(b"?")[0].decode("latin-1")
         if self._connection.is_reserved and path not in OPEN_PATHS:
-            self._fault = self._fault or (
-                HTTPStatus.SERVICE_UNAVAILABLE, "too_many_connections",
+            self._note_fault(
+                HTTPStatus.SERVICE_UNAVAILABLE,
+                "too_many_connections",
                 "the server has as many connections as it may; try again later",
-            )  # fmt: skip
+            )
         if self._fault is not None:
             return
-        self._connection.work()
+        self._connection.mark_busy()
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False  # the parser takes nothing after such a request
 
     def on_body(self, body: bytes) -> None:
         """A piece of the body."""
-        self._come_further()
+        self._note_progress()
         if self._fault is None:
             super().on_body(body)
 
     def on_chunk_header(self) -> None:
         """A chunk's size."""
-        self._come_further()
+        self._note_progress()
 
     def on_chunk_complete(self) -> None:
         """A chunk's end."""
-        self._come_further()
+        self._note_progress()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
-        self._come_further()
+        self._note_progress()
         self._is_in_message = False
         if self._fault is None:
             super().on_message_complete()
         if self._body_timer is not None:  # it was answered before
             self._body_timer.cancel()
             self._body_timer = None
-            self._connection.rest()
+            self._connection.mark_idle()
 
-    def _come_further(self) -> None:
-        self._has_come_further = True
+    def _note_progress(self) -> None:
+        self._has_progressed = True
 
     # --- what goes out --------------------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # noqa: ANN401 - uvicorn's own kinds
-        """Note which request is being answered: it is not always the one read last."""
+        """Note which request is being answered: it need not be the one that was read last."""
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
-        """Rest until the next request, which follows the body, read or not: that may be on its way."""
+        """Wait for the rest of an unread body, then for the next request."""
         super().on_response_complete()
         if self.transport.is_closing():
             self._watch_reading()
         elif not self.pipeline and self._is_in_message and not self._is_in_head:
             self._body_timer = self.loop.call_later(LINGER_S, self._close_in_order)
         elif not self.pipeline:
-            self._connection.rest()
+            self._connection.mark_idle()
 
     def pause_writing(self) -> None:
         """The client reads more slowly than is written to it."""
@@ -223,10 +226,10 @@ class HttpProtocol(CloseDelimited):
     def _watch_reading(self) -> None:
         if self._stall_timer is None:
             waiting = self.transport.get_write_buffer_size()
-            self._stall_timer = self.loop.call_later(self._stall_s, self._look_again, waiting)
+            self._stall_timer = self.loop.call_later(self._stall_s, self._cut_if_stalled, waiting)
 
-    def _look_again(self, waiting: int) -> None:
-        """Cut a client that took nothing of what waited for it."""
+    def _cut_if_stalled(self, waiting: int) -> None:
+        """Cut a client that has read none of the waiting output."""
         self._stall_timer = None
         now_waiting = self.transport.get_write_buffer_size()
         if not now_waiting:
@@ -240,28 +243,34 @@ class HttpProtocol(CloseDelimited):
     # --- refusals -------------------------------------------------------------------------------
 
     def _head_is_too_large(self) -> None:
-        self._fault = self._fault or (
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large",
+        self._note_fault(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            "headers_too_large",
             f"request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers",
-        )  # fmt: skip
+        )
+
+    def _note_fault(self, status: HTTPStatus, code: str, message: str) -> None:
+        """Remember why the client is refused once its data is parsed; the first reason stays."""
+        self._fault = self._fault or (status, code, message)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._is_in_head:
             self._refuse(
-                HTTPStatus.REQUEST_TIMEOUT, "request_timeout",
+                HTTPStatus.REQUEST_TIMEOUT,
+                "request_timeout",
                 f"the headers were not complete within {HEAD_TIMEOUT_S:g} s",
-            )  # fmt: skip
-        else:  # it never said a word
+            )
+        else:  # no byte has come
             self._on_refused("silent", self._connection.address)
             self.transport.abort()
 
     def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
-        """Say why, and close."""
+        """Answer why, and close."""
         self._on_refused(code, self._connection.address)
         if self._running is not None and not self._running.response_complete:
             self._is_over = True
-            self.transport.abort()  # a second answer inside the first would be worse than none
+            self.transport.abort()  # an answer inside another would be worse than none
             return
         body = json.dumps(plain_body(status, message, code)).encode()
         length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
@@ -269,7 +278,7 @@ class HttpProtocol(CloseDelimited):
         self._close_in_order()
 
     def _close_in_order(self) -> None:
-        """End our side and wait a little for theirs: a reset would take the answer away."""
+        """End our side and wait a little for the peer's: a reset would discard the answer."""
         self._is_over = True
         if self.transport.can_write_eof():
             self.transport.write_eof()

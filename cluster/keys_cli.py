@@ -112,7 +112,7 @@ def rotate(
     overlap: Annotated[str, typer.Option(help="how long the old key still opens")] = "24h",
     expires: Expires = "",
 ) -> None:
-    """Make a key that replaces another: the same tenant, tier and role; the old one ends by itself."""
+    """Make a key with another's tenant, tier and role, which replaces it; the old one expires."""
     from router.credentials import new_key  # noqa: PLC0415
     from router.key_file import change_keys, parse_line, with_expiry  # noqa: PLC0415
 

@@ -18,16 +18,16 @@ NODE_HEALTH = {
 }
 
 
-# Ray then takes 127.0.0.1 for its node's address, and all that it opens listens there alone: control
-# store, raylet, agents, replicas and the exporters of metrics, which ask nobody for a token.
+# Ray then takes 127.0.0.1 for its node's address, and everything listens there alone: control
+# store, raylet, agents, replicas and the metrics exporters, which ask for no token.
 LOOPBACK_ONLY = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 
 def prepare_fresh_ray() -> None:
     """Set health checks, loopback, no usage reports, and a token of this cluster's own.
 
-    The cluster's processes inherit the token; nobody else can talk to this Ray, and no other machine
-    can knock at it.
+    The cluster's processes inherit the token; nobody else can talk to this Ray, and no other
+    machine can connect to it.
     """
     os.environ.update({**NODE_HEALTH, **LOOPBACK_ONLY})
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

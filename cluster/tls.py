@@ -34,9 +34,9 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
     if not security.tls_dir:
         return None
     folder = Path(security.tls_dir).expanduser()
-    certificate, key, authority = (
-        folder / name for name in (f"{role}.pem", f"{role}.key", "ca.pem")
-    )
+    certificate = folder / f"{role}.pem"
+    key = folder / f"{role}.key"
+    authority = folder / "ca.pem"
 
     def read() -> TlsFiles:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -46,9 +46,11 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
 
     try:
         files = Renewed(
-            f"the certificate of role {role}", (certificate, key, authority), read,
+            f"the certificate of role {role}",
+            (certificate, key, authority),
+            read,
             SystemClock().now_s,
-        )  # fmt: skip
+        )
     except FileNotFoundError as error:
         raise ConfigError(
             f"security.tls_dir lacks a file of role {role}; make them with `baton certs`"

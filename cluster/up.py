@@ -78,7 +78,7 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
 
 
 def check_doors(config: BatonConfig) -> None:
-    """Refuse a key file with a fault, and say on standard error if keys cross a network in the clear.
+    """Refuse a key file with a fault, and warn if keys cross a network in plain text.
 
     A router that already serves is milder to the file: there a fault closes its own line alone.
 

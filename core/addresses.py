@@ -22,7 +22,7 @@ def bare_host(host: str) -> str:
 
 
 def family_of(host: str) -> socket.AddressFamily:
-    """Say which sockets can bind a host: those of IPv6 for an IPv6 address, of IPv4 for all else."""
+    """The family of sockets that can bind a host: IPv6 for an IPv6 address, else IPv4."""
     try:
         version = ipaddress.ip_address(bare_host(host)).version
     except ValueError:

@@ -306,8 +306,8 @@ class BatonConfig(Node):
     seed_key: str = Field(
         "",
         repr=False,
-        description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids into "
-        "seeds; file:PATH and env:NAME name it; empty: made at each start",
+        description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids "
+        "into seeds; file:PATH and env:NAME name it; empty: made at each start",
     )
 
     @model_validator(mode="after")

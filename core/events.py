@@ -36,100 +36,196 @@ WORKER_FIELDS = ("worker_id", "role", "worker_pid", "node")
 
 # --- the parent of all processes: `baton up` ------------------------------------------------------
 
-CLUSTER_STARTS = Event("cluster_starts", INFO, "`baton up` has checked its config", (
-    "version", "model", "prefill", "decode", "routers"))  # fmt: skip
-CLUSTER_READY = Event("cluster_ready", INFO, "every process is up and the doors are open", (
-    "http_port", "grpc_port"))  # fmt: skip
+CLUSTER_STARTS = Event(
+    "cluster_starts",
+    INFO,
+    "`baton up` has checked its config",
+    ("version", "model", "prefill", "decode", "routers"),
+)
+CLUSTER_READY = Event(
+    "cluster_ready", INFO, "every process is up and the doors are open", ("http_port", "grpc_port")
+)
 CLUSTER_STOPS = Event("cluster_stops", INFO, "a signal came, or a router could not be kept up")
-CHILD_STARTED = Event("child_started", INFO, "a worker or router process is ready", (
-    "child", "child_pid"))  # fmt: skip
-CHILD_ENDED = Event("child_ended", ERROR, "a worker or router process ended; another is started", (
-    "child", "child_pid", "reason"))  # fmt: skip
-CHILD_FAILED = Event("child_failed", ERROR, "a worker or router process did not start", (
-    "child", "reason", "retry_in_s"))  # fmt: skip
-STORE_RESTARTED = Event("store_restarted", WARNING, "our Redis ended; another is started", (
-    "reason", "lived_s", "restarts", "retry_in_s"))  # fmt: skip
-LEFTOVERS_KILLED = Event("leftovers_killed", INFO, "processes had outlived their cluster", (
-    "pids",))  # fmt: skip
+CHILD_STARTED = Event(
+    "child_started", INFO, "a worker or router process is ready", ("child", "child_pid")
+)
+CHILD_ENDED = Event(
+    "child_ended",
+    ERROR,
+    "a worker or router process ended; another is started",
+    ("child", "child_pid", "reason"),
+)
+CHILD_FAILED = Event(
+    "child_failed",
+    ERROR,
+    "a worker or router process did not start",
+    ("child", "reason", "retry_in_s"),
+)
+STORE_RESTARTED = Event(
+    "store_restarted",
+    WARNING,
+    "our Redis ended; another is started",
+    ("reason", "lived_s", "restarts", "retry_in_s"),
+)
+LEFTOVERS_KILLED = Event(
+    "leftovers_killed", INFO, "processes had outlived their cluster", ("pids",)
+)
 
 # --- routers --------------------------------------------------------------------------------------
 
 ROUTER_LISTENS = Event("router_listens", INFO, "both doors are open", ("http_port", "grpc_port"))
-ROUTER_READY = Event("router_ready", INFO, "a request got through: `/ready` says yes", (
-    "canary_ms",))  # fmt: skip
+ROUTER_READY = Event(
+    "router_ready", INFO, "a request got through: `/ready` says yes", ("canary_ms",)
+)
 ROUTER_NOT_READY = Event("router_not_ready", ERROR, "no request gets through", ("reason",))
 WORKER_JOINED = Event("worker_joined", INFO, "a new worker answers this router", WORKER_FIELDS)
-WORKER_LINK_LOST = Event("worker_link_lost", WARNING, "the session broke, and is dialled again", (
-    *WORKER_FIELDS, "reason"))  # fmt: skip
+WORKER_LINK_LOST = Event(
+    "worker_link_lost",
+    WARNING,
+    "the session broke, and is dialled again",
+    (*WORKER_FIELDS, "reason"),
+)
 WORKER_LINK_BACK = Event("worker_link_back", INFO, "the session stands again", WORKER_FIELDS)
-WORKER_LOST = Event("worker_lost", ERROR, "a worker died, hung or is cut off; its requests move", (
-    *WORKER_FIELDS, "reason", "requests"))  # fmt: skip
+WORKER_LOST = Event(
+    "worker_lost",
+    ERROR,
+    "a worker died, hung or is cut off; its requests move",
+    (*WORKER_FIELDS, "reason", "requests"),
+)
 WORKER_LEFT = Event("worker_left", INFO, "a worker is no member any more", WORKER_FIELDS)
-WORKER_PAUSED = Event("worker_paused", WARNING, "a worker drains or restarts its ranks", (
-    *WORKER_FIELDS,))  # fmt: skip
+WORKER_PAUSED = Event(
+    "worker_paused", WARNING, "a worker drains or restarts its ranks", WORKER_FIELDS
+)
 WORKER_RESUMED = Event("worker_resumed", INFO, "that worker takes requests again", WORKER_FIELDS)
-STORE_DOWN = Event("store_down", WARNING, "Redis does not answer; requests are not affected", (
-    "reason",))  # fmt: skip
+STORE_DOWN = Event(
+    "store_down", WARNING, "Redis does not answer; requests are not affected", ("reason",)
+)
 STORE_UP = Event("store_up", INFO, "Redis answers")
-LOAD_SHED = Event("load_shed", WARNING, "requests are refused for want of room", (
-    "refused", "running", "queued"))  # fmt: skip
-SIDE_PROCESS_REPLACED = Event("side_process_replaced", WARNING,
-    "a process that tokenizes or parses died or took too long", ("module", "reason"))  # fmt: skip
-DESCRIPTORS_SCARCE = Event("descriptors_scarce", WARNING,
+LOAD_SHED = Event(
+    "load_shed", WARNING, "requests are refused for want of room", ("refused", "running", "queued")
+)
+SIDE_PROCESS_REPLACED = Event(
+    "side_process_replaced",
+    WARNING,
+    "a process that tokenizes or parses died or took too long",
+    ("module", "reason"),
+)
+DESCRIPTORS_SCARCE = Event(
+    "descriptors_scarce",
+    WARNING,
     "the process may open fewer files than its limits need: raise `ulimit -Hn`, or lower them",
-    ("limit", "needed"))  # fmt: skip
-REQUEST = Event("request", INFO, "a request ended (`router.has_request_log`)", (
-    "request_id", "model", "operation", "outcome", "tenant", "tier", "door", "client",
-    "prompt_tokens", "output_tokens", "cached_tokens", "n", "ttft_ms", "e2e_ms", "phases_ms",
-    "path", "prefill_worker", "decode_worker", "kv_bytes", "attempts", "correlation_id",
-    "trace_id"))  # fmt: skip
-REFUSAL = Event("refusal", INFO, "a call was refused before it had a request of its own", (
-    "outcome", "route", "tenant", "tier", "door", "client", "unlogged"))  # fmt: skip
+    ("limit", "needed"),
+)
+REQUEST = Event(
+    "request",
+    INFO,
+    "a request ended (`router.has_request_log`)",
+    (
+        "request_id",
+        "model",
+        "operation",
+        "outcome",
+        "tenant",
+        "tier",
+        "door",
+        "client",
+        "prompt_tokens",
+        "output_tokens",
+        "cached_tokens",
+        "n",
+        "ttft_ms",
+        "e2e_ms",
+        "phases_ms",
+        "path",
+        "prefill_worker",
+        "decode_worker",
+        "kv_bytes",
+        "attempts",
+        "correlation_id",
+        "trace_id",
+    ),
+)
+REFUSAL = Event(
+    "refusal",
+    INFO,
+    "a call was refused before it had a request of its own",
+    ("outcome", "route", "tenant", "tier", "door", "client", "unlogged"),
+)
 
 # --- workers --------------------------------------------------------------------------------------
 
-WORKER_READY = Event("worker_ready", INFO, "a worker has loaded its model and listens", (
-    "worker_id", "role", "model", "rank_pids", "took_s"))  # fmt: skip
+WORKER_READY = Event(
+    "worker_ready",
+    INFO,
+    "a worker has loaded its model and listens",
+    ("worker_id", "role", "model", "rank_pids", "took_s"),
+)
 WORKER_FAILED = Event("worker_failed", ERROR, "a worker cannot go on, and ends", ("reason",))
-RANKS_LOST = Event("ranks_lost", ERROR, "a worker's ranks died or stood still; their KV is lost", (
-    "worker_id", "reason", "rank_pids", "attempts"))  # fmt: skip
-RANKS_RESTARTED = Event("ranks_restarted", INFO, "fresh ranks are ready", (
-    "rank_pids", "exit_codes", "took_s"))  # fmt: skip
-ROUTER_CONNECTED = Event("router_connected", INFO, "a router opened its session with this worker", (
-    "router_id",))  # fmt: skip
-ROUTER_GONE = Event("router_gone", WARNING, "a router stayed away; its requests are dropped here", (
-    "router_id", "attempts"))  # fmt: skip
-CARRIER_ENDED = Event("carrier_ended", WARNING, "a process that carries KV ended; another starts", (
-    "kind", "reason"))  # fmt: skip
+RANKS_LOST = Event(
+    "ranks_lost",
+    ERROR,
+    "a worker's ranks died or stood still; their KV is lost",
+    ("worker_id", "reason", "rank_pids", "attempts"),
+)
+RANKS_RESTARTED = Event(
+    "ranks_restarted", INFO, "fresh ranks are ready", ("rank_pids", "exit_codes", "took_s")
+)
+ROUTER_CONNECTED = Event(
+    "router_connected", INFO, "a router opened its session with this worker", ("router_id",)
+)
+ROUTER_GONE = Event(
+    "router_gone",
+    WARNING,
+    "a router stayed away; its requests are dropped here",
+    ("router_id", "attempts"),
+)
+CARRIER_ENDED = Event(
+    "carrier_ended", WARNING, "a process that carries KV ended; another starts", ("kind", "reason")
+)
 
 # --- routers and workers --------------------------------------------------------------------------
 
-STREAM_REFUSED = Event("stream_refused", WARNING,
+STREAM_REFUSED = Event(
+    "stream_refused",
+    WARNING,
     "somebody who is not of the cluster knocked at an inner port; the count is since the start",
-    ("stream", "peer", "refused", "reason"))  # fmt: skip
-DRAIN_BEGUN = Event("drain_begun", INFO, "nothing new is taken; what runs may end or move", (
-    "running", "grace_s"))  # fmt: skip
+    ("stream", "peer", "refused", "reason"),
+)
+DRAIN_BEGUN = Event(
+    "drain_begun", INFO, "nothing new is taken; what runs may end or move", ("running", "grace_s")
+)
 DRAIN_ENDED = Event("drain_ended", INFO, "the drain is over", ("left",))
 CERTIFICATE_RENEWED = Event("certificate_renewed", INFO, "new files are in use", ("what",))
-CERTIFICATE_UNUSABLE = Event("certificate_unusable", ERROR, "new files are no use: the old stay", (
-    "what", "reason"))  # fmt: skip
+CERTIFICATE_UNUSABLE = Event(
+    "certificate_unusable", ERROR, "new files are no use: the old stay", ("what", "reason")
+)
 CERTIFICATE_ENDS_SOON = Event("certificate_ends_soon", WARNING, "renew it", ("what", "days_left"))
 KEYS_RELOADED = Event("keys_reloaded", INFO, "the key file was read again", ("keys", "faults"))
-KEY_LINE_REFUSED = Event("key_line_refused", ERROR, "this line of the key file opens nothing", (
-    "reason",))  # fmt: skip
-KEY_FILE_LOST = Event("key_file_lost", ERROR,
+KEY_LINE_REFUSED = Event(
+    "key_line_refused", ERROR, "this line of the key file opens nothing", ("reason",)
+)
+KEY_FILE_LOST = Event(
+    "key_file_lost",
+    ERROR,
     "the key file is gone or cannot be read; unless it is mended, no key opens then",
-    ("reason", "closes_in_s"))  # fmt: skip
-KEYS_CLOSED = Event("keys_closed", ERROR, "the key file stayed lost: no key opens any more", (
-    "reason",))  # fmt: skip
+    ("reason", "closes_in_s"),
+)
+KEYS_CLOSED = Event(
+    "keys_closed", ERROR, "the key file stayed lost: no key opens any more", ("reason",)
+)
 KEY_FILE_BACK = Event("key_file_back", INFO, "the key file can be read again")
 
 # --- every process --------------------------------------------------------------------------------
 
 LINES_DROPPED = Event("lines_dropped", WARNING, "whoever reads the log was behind", ("lines",))
-BUG = Event("bug", ERROR, "something failed that should not; nothing else has a traceback", (
-    "logger", "message", "traceback"))  # fmt: skip
-MESSAGE = Event("message", WARNING, "what has no event of its own, of libraries too", (
-    "logger", "message"))  # fmt: skip
+BUG = Event(
+    "bug",
+    ERROR,
+    "something failed that should not; nothing else has a traceback",
+    ("logger", "message", "traceback"),
+)
+MESSAGE = Event(
+    "message", WARNING, "what has no event of its own, of libraries too", ("logger", "message")
+)
 
 ALL = tuple(event for event in dict(globals()).values() if isinstance(event, Event))

@@ -1,8 +1,9 @@
 """What is read from files, and read again when one of them changes.
 
-Owns the looking: only when somebody asks, at most once a second, so that nothing runs while nobody
-needs it. New content that cannot be used is told, once, and what was good stays. Does not know what
-the files hold. Called for the certificates of the doors and of the cluster's inside.
+Owns when they are looked at: when a caller asks, at most once a second, so that nothing runs while
+nobody needs the content. An event tells once of new content that cannot be used, and the old stays.
+Does not know the files' format. Called for the certificates of the doors and of the ports inside,
+whose events it tells.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Stamp = tuple[tuple[int, int, int], ...]
 
 
 class Renewed(Generic[Content]):
-    """The newest usable content of some files. Handshakes ask from threads of gRPC, hence the lock."""
+    """The newest usable content of some files. The lock is for gRPC's threads."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """The gRPC transport: bidirectional methods of raw bytes on a server and port of their own.
 
-Owns channels and servers, and the refusal of whoever is not of the cluster: with TLS its
-certificate says which role it has, without it both ends prove that they know the cluster's key.
+Owns channels and servers, and the refusal of peers outside the cluster: with TLS a peer's
+certificate says which role it has; without TLS both ends prove that they know the cluster's key.
 Messages are bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); whoever wants typed
 messages passes a codec. Does not know what they mean. Called by the composition root for Fetch,
 and, with the session codec, for sessions.
@@ -42,12 +42,12 @@ SERVER_OPTIONS = [
     ("grpc.max_concurrent_streams", 1024),
     ("grpc.max_allowed_incoming_connections", 512),
 ]
-"""Whoever is not of the cluster is refused per stream; what connections cost is bounded before."""
+"""Peers outside the cluster are refused per stream; these bound what their connections cost."""
 FETCH_CHANNELS = 4
 NONCE_KEY, DIALLER_KEY, LISTENER_KEY = "baton-nonce", "baton-dialler", "baton-listener"
 REFUSAL_LINE_S = 1.0
-"""Refusals are counted all, and told in at most one line in so many seconds."""
-HEAR_OUT_S = 1.0
+"""All refusals are counted, and at most one is logged in this time."""
+FIRST_MESSAGE_WAIT_S = 1.0
 """How long a refusal waits for the message that it must not cross."""
 
 
@@ -70,12 +70,13 @@ RAW_BYTES = MessageCodec()
 
 
 class _ClientStream:
-    """The dialling end; a `proof` is asked of the listener with its first message."""
+    """The dialling end; with a `proof`, the listener's MAC is checked at its first message."""
 
     transport = "grpc"
 
     def __init__(self, call: Any, proof: StreamProof | None) -> None:  # noqa: ANN401
-        self._call, self._unproved = call, proof
+        self._call = call
+        self._pending_proof = proof
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
         try:
@@ -99,16 +100,16 @@ class _ClientStream:
             raise
         if message is grpc.aio.EOF:
             raise StreamClosed("the peer closed the stream")
-        if self._unproved is not None:
-            await self._check_listener(self._unproved)
+        if self._pending_proof is not None:
+            await self._check_listener(self._pending_proof)
         return message
 
     async def _check_listener(self, proof: StreamProof) -> None:
-        shown = dict(await self._call.initial_metadata()).get(LISTENER_KEY, "")
-        if not proof.is_listener(str(shown)):
+        mac = dict(await self._call.initial_metadata()).get(LISTENER_KEY, "")
+        if not proof.is_listener(str(mac)):
             self.reset()
-            raise StreamClosed("whoever listens there does not know the cluster's key")
-        self._unproved = None
+            raise StreamClosed("the listener at this address does not know the cluster's key")
+        self._pending_proof = None
 
     async def close(self) -> None:
         with contextlib.suppress(
@@ -121,12 +122,13 @@ class _ClientStream:
 
 
 class _ServerStream:
-    """The accepting end; `shown` goes to the dialler before the first message."""
+    """The accepting end; `metadata` goes to the dialler before the first message."""
 
     transport = "grpc"
 
-    def __init__(self, context: Any, shown: dict[str, str]) -> None:  # noqa: ANN401
-        self._context, self._unshown = context, shown
+    def __init__(self, context: Any, metadata: dict[str, str]) -> None:  # noqa: ANN401
+        self._context = context
+        self._unsent_metadata = metadata
         self._is_closed = False
         self.is_reset = False
         self._task = asyncio.current_task()
@@ -135,9 +137,10 @@ class _ServerStream:
         if self._is_closed:
             raise StreamClosed("the stream is closed")
         try:
-            if self._unshown:
-                shown, self._unshown = self._unshown, {}
-                await self._context.send_initial_metadata(tuple(shown.items()))
+            if self._unsent_metadata:
+                metadata = tuple(self._unsent_metadata.items())
+                self._unsent_metadata = {}
+                await self._context.send_initial_metadata(metadata)
             await self._context.write(message)
         except (
             grpc.aio.AioRpcError,
@@ -174,14 +177,14 @@ class _ServerStream:
             self._task.cancel()
 
 
-async def _hear_out(context: Any) -> None:  # noqa: ANN401
-    """Wait for a first message that shall not be answered.
+async def _await_first_message(context: Any) -> None:  # noqa: ANN401
+    """Wait for the caller's first message before it is refused.
 
-    A status that crosses the caller's first message reaches it as a broken stream, so that it does
-    not learn why. Only for callers with a certificate of the cluster: strangers are not listened to.
+    A status that crosses this message reaches the caller as a broken stream, without the reason.
+    Only for callers with a certificate of the cluster: nothing is read from others.
     """
     with contextlib.suppress(StreamClosed, TimeoutError):
-        async with asyncio.timeout(HEAR_OUT_S):
+        async with asyncio.timeout(FIRST_MESSAGE_WAIT_S):
             await _ServerStream(context, {}).recv()
 
 
@@ -192,7 +195,7 @@ def _is_cancelled() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """A process's certificate and key, and the authority it believes (PEM)."""
+    """A process's certificate and key, and the authority it trusts (PEM)."""
 
     certificate: bytes
     key: bytes
@@ -201,13 +204,13 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What a process shows, renewed when its files are, and the names that peers must have."""
+    """A process's own certificate, renewed with its files, and the names its peers must have."""
 
     files: Renewed[TlsFiles]
     peer_name: str
-    """Who may dial in."""
+    """Of peers that may dial in."""
     server_name: str
-    """Who a dialled server must be."""
+    """Of a dialled server."""
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
         """For a new channel."""
@@ -216,7 +219,7 @@ class Tls:
         return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For a server, which asks at every handshake whether there is something new."""
+        """For a server; gRPC asks at every handshake whether there is a newer certificate."""
         given = self.files.version
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -268,12 +271,13 @@ class GrpcNetwork:
             num_channels: Connections to one address, which streams take in turn.
         """
         self._method, self._host, self._tls = method, host, tls
-        self._codec, self._key = codec, key
+        self._codec = codec
+        self._key = key
         self._num_channels, self._num_dialled = num_channels, 0
         self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
         self._server: Any = None
         self.num_refused = 0
-        """Streams of whoever is not of the cluster."""
+        """Streams of peers outside the cluster."""
         self._told_at = -REFUSAL_LINE_S
 
     async def dial(self, address: str) -> _ClientStream:
@@ -284,16 +288,17 @@ class GrpcNetwork:
         channel = self._channels.get(key)
         if channel is None:
             channel = self._channels[key] = self._new_channel(where)
-        proof, shown = None, {}
+        proof = None
+        metadata = {}
         if self._tls is None:
             nonce = new_nonce()
             proof = StreamProof(self._key, self._method, listener, nonce)
-            shown = {NONCE_KEY: nonce, DIALLER_KEY: proof.dialler_word}
+            metadata = {NONCE_KEY: nonce, DIALLER_KEY: proof.dialler_mac}
         call = channel.stream_stream(
             self._method,
             request_serializer=self._codec.encode_up,
             response_deserializer=self._codec.decode_down,
-        )(metadata=tuple(shown.items()), wait_for_ready=False)
+        )(metadata=tuple(metadata.items()), wait_for_ready=False)
         try:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
@@ -344,17 +349,17 @@ class GrpcNetwork:
         return f"{nonce}@{where}" if self._tls is None else where
 
     async def _admit(self, context: Any, nonce: str) -> dict[str, str]:  # noqa: ANN401
-        """Refuse whoever is not of the cluster; returns what to show to whoever is."""
+        """Refuse a peer outside the cluster; returns the metadata for one inside."""
         if self._tls is not None:
             if self._tls.peer_name not in _names_of(context):
-                await _hear_out(context)
+                await _await_first_message(context)
                 await self._refuse(context, "this role may not open this stream")
             return {}
-        shown = dict(context.invocation_metadata() or ())
-        proof = StreamProof(self._key, self._method, nonce, str(shown.get(NONCE_KEY, "")))
-        if not proof.is_dialler(str(shown.get(DIALLER_KEY, ""))):
-            await self._refuse(context, "this stream is for those who know the cluster's key")
-        return {LISTENER_KEY: proof.listener_word}
+        metadata = dict(context.invocation_metadata() or ())
+        proof = StreamProof(self._key, self._method, nonce, str(metadata.get(NONCE_KEY, "")))
+        if not proof.is_dialler(str(metadata.get(DIALLER_KEY, ""))):
+            await self._refuse(context, "the caller does not know the cluster's key")
+        return {LISTENER_KEY: proof.listener_mac}
 
     async def _refuse(self, context: Any, why: str) -> None:  # noqa: ANN401
         self.num_refused += 1

@@ -4,8 +4,8 @@ Owns the queue at the door and every permit: what is granted is counted at once,
 it gives it back. Does not know workers. Called by the orchestrator, once per request, and by
 `router.service` before the requests of one reply are made.
 
-A request takes a permit for each of its choices. Tenants take turns, and a full line makes room for
-who has less in it, so that nobody's many requests keep out anybody's one.
+A request takes a permit for each of its choices. Tenants take turns, and a full queue makes room
+for the tenant with fewer in it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from core.errors import Draining, InvalidRequest, Overloaded
 from core.types import MAX_CHOICES, GenerateRequest
-from router.fair_line import FairLine
+from router.fair_queue import FairQueue
 
 CANARY_TIER = "canary"
 """Tier of the requests behind `/ready`; they take no permit."""
@@ -25,7 +25,7 @@ CANARY_TIER = "canary"
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """One request in the line."""
+    """One request that waits for its permits."""
 
     granted: asyncio.Future[None]
     num_permits: int
@@ -47,7 +47,7 @@ class Admission:
         self._queue_wait_s = queue_wait_s
         self._max_queued_tokens = max_queued_tokens
         self._num_queued_tokens = 0
-        self._waiting: FairLine[_Waiter] = FairLine(max_queued)
+        self._waiting: FairQueue[_Waiter] = FairQueue(max_queued)
         self.num_running = 0
         self.is_draining = False
 
@@ -75,10 +75,10 @@ class Admission:
             self._release(num_permits)
 
     def check_open(self, tenant: str) -> None:
-        """Refuse at once what would find no place in line, before any work is done for it.
+        """Refuse at once what would find no place in the queue, before any work is done for it.
 
         Raises:
-            Overloaded: The line is full, and nobody would have to make room.
+            Overloaded: The queue is full, and no other tenant has to make room.
             Draining: The router is shutting down.
         """
         if self.is_draining:
@@ -97,7 +97,7 @@ class Admission:
         """Refuse a reply that would need more than half of all permits.
 
         Raises:
-            InvalidRequest: Says how many it may have.
+            InvalidRequest: Says how many outputs it may have.
         """
         share = max(MAX_CHOICES, self._max_running // 2)
         if num_prompts * num_choices > share:
@@ -136,14 +136,14 @@ class Admission:
             self._num_queued_tokens -= num_tokens
 
     def _join(self, tenant: str, waiter: _Waiter) -> None:
-        """Stand in line, in the place of another tenant's newest if the line is full."""
-        loser = self._waiting.join(tenant, waiter)
-        if loser is None:
+        """Wait, in the place of another tenant's newest request if the queue is full."""
+        evicted = self._waiting.join(tenant, waiter)
+        if evicted is None:
             return
-        if loser is waiter:
+        if evicted is waiter:
             raise self._full()
-        if not loser.granted.done():
-            loser.granted.set_exception(self._full())
+        if not evicted.granted.done():
+            evicted.granted.set_exception(self._full())
 
     def _check_room(self, num_tokens: int) -> None:
         if self._num_queued_tokens + num_tokens > self._max_queued_tokens:
@@ -160,7 +160,7 @@ class Admission:
             )
 
     def _release(self, num_permits: int = 1) -> None:
-        """Give permits back, to whoever is next: a large request is not passed by small ones."""
+        """Give permits back, to whoever is next: no small request overtakes a large one."""
         self.num_running -= num_permits
         while (waiter := self._waiting.peek()) is not None:
             if waiter.granted.done():

@@ -1,8 +1,8 @@
-"""The process in which large bodies are parsed first: what is wrong or too much ends here.
+"""The process in which large bodies are parsed first: a malformed or oversized one ends here.
 
-Owns the parsing of JSON that may hold anything, with its memory limited here and its time by the
-router. Does not know fields. Started by `router.body_reading` as `python -m router.body_child`.
-An order is a length of 4 bytes (big-endian) and the body; the answer is one line of JSON.
+Owns the parsing of untrusted JSON, with its memory limited here and its time by the router. Does
+not know fields. Started by `router.body_reading` as `python -m router.body_child`. An order is a
+length of 4 bytes (big-endian) and the body; the answer is one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def parse(data: bytes) -> dict[str, object]:
     """Parse a JSON object.
 
     Raises:
-        InvalidRequest: It is none.
+        InvalidRequest: The bytes are no JSON object.
     """
     try:
         body = json.loads(data)
@@ -37,7 +37,7 @@ def parse(data: bytes) -> dict[str, object]:
 
 
 def verdict(data: bytes) -> dict[str, str]:
-    """Judge a body: empty, or what is wrong and with which field."""
+    """Check a body; empty if it is good, else the field and the fact."""
     try:
         check_size(parse(data))
     except InvalidRequest as error:
@@ -48,8 +48,8 @@ def verdict(data: bytes) -> dict[str, str]:
 
 
 def main() -> None:
-    """Answer until the router lets go of the pipe."""
-    gc.disable()  # parsed JSON has no cycles, and the collector would look for them at every turn
+    """Answer until the router closes the pipe."""
+    gc.disable()  # parsed JSON has no cycles, and looking for them takes time
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

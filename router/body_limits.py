@@ -1,6 +1,7 @@
-"""How much may be in a body: depth and number of values, before anybody looks at a single one.
+"""How much a body may hold: its depth and its number of values, before any of them is used.
 
-Owns the limits and the count. Does not know fields' meanings. Called by `router.body_child`.
+Owns the limits and the count. Does not know fields' meanings. Called by `router.body_child`; the
+gRPC door has the same limits, in `router.grpc_limits`.
 """
 
 from __future__ import annotations
@@ -35,8 +36,9 @@ def check_size(body: dict[str, Any]) -> None:
 
 
 def _count(name: str, value: Any) -> int:  # noqa: ANN401 - any JSON
-    """Count a field's token ids, within the limits on everything else."""
-    num_ids, num_values = 0, 0
+    """Count a field's token ids, and refuse more of anything else than the limits allow."""
+    num_ids = 0
+    num_values = 0
     level: list[Any] = [value]
     depth = 0
     while level:

@@ -1,8 +1,8 @@
-"""From the socket to a JSON object: bounded in bytes, in time, and in what all uploads hold together.
+"""From the socket to a JSON object: bounded in bytes, in time, and in memory over all uploads.
 
-Owns the reading of bodies, the memory they may take while they come, and where they are parsed: small
-ones here, large ones first in a process of their own, so that no body stops the loop that carries
-every stream. Does not know fields. Called by `router.openai_door`.
+Owns the reading of bodies, the memory they take while they arrive, and where they are parsed: small
+ones here, large ones first in another process, so that no body stops the loop that carries every
+stream. Does not know fields. Called by `router.openai_door`.
 """
 
 from __future__ import annotations
@@ -33,49 +33,49 @@ NUM_LARGEST = 16
 
 
 class Upload:
-    """One body on its way. `deadline` ends its reading."""
+    """One body that is being received. `deadline` ends its reading."""
 
     def __init__(self, deadline: asyncio.Timeout) -> None:
-        """Nothing has come."""
+        """No byte has arrived."""
         self.deadline = deadline
         self.num_bytes = 0
-        self.has_given_way = False
+        self.is_evicted = False
 
 
 class UploadMemory:
-    """What all uploads hold together; the one that has stood still the longest makes room."""
+    """Memory of all uploads; when it is short, the one that has stalled longest is evicted."""
 
     def __init__(self, limit_bytes: int) -> None:
-        """Nothing is held."""
+        """Start empty."""
         self._limit_bytes = limit_bytes
-        self._coming: OrderedDict[Upload, None] = OrderedDict()
+        self._incomplete: OrderedDict[Upload, None] = OrderedDict()
         self.num_bytes = 0
 
     def take(self, upload: Upload, num_bytes: int) -> None:
-        """Hold more for one upload, at the expense of others if need be.
+        """Hold more for one upload, and evict others if need be.
 
         Raises:
-            Overloaded: There is no other left that still comes.
+            Overloaded: No other incomplete upload is left.
         """
-        self._coming[upload] = None
-        self._coming.move_to_end(upload)
+        self._incomplete[upload] = None
+        self._incomplete.move_to_end(upload)
         upload.num_bytes += num_bytes
         self.num_bytes += num_bytes
         while self.num_bytes > self._limit_bytes:
-            stalest = next(iter(self._coming))
+            stalest = next(iter(self._incomplete))
             if stalest is upload:
                 raise Overloaded("too many bodies are being received; try again later")
-            stalest.has_given_way = True
+            stalest.is_evicted = True
             stalest.deadline.reschedule(asyncio.get_running_loop().time())
             self.release(stalest)
 
-    def is_whole(self, upload: Upload) -> None:
-        """It has come; it is held until it is released, and gives way no more."""
-        self._coming.pop(upload, None)
+    def complete(self, upload: Upload) -> None:
+        """The whole body is here: it is held until it is released, and evicted no more."""
+        self._incomplete.pop(upload, None)
 
     def release(self, upload: Upload) -> None:
-        """Let go of what an upload holds; may be said twice."""
-        self._coming.pop(upload, None)
+        """Free what an upload holds; twice does no harm."""
+        self._incomplete.pop(upload, None)
         self.num_bytes -= upload.num_bytes
         upload.num_bytes = 0
 
@@ -84,14 +84,15 @@ class BodyReader:
     """Reads bodies for one door."""
 
     def __init__(self, limit_bytes: int, timeout_s: float, wait_s: float) -> None:
-        """Start nothing; the parsing process comes with the first large body.
+        """Start nothing; the first large body starts the parsing process.
 
         Args:
             limit_bytes: Longest body.
             timeout_s: Longest time from its first byte to its last.
             wait_s: Longest wait for the parsing process.
         """
-        self._limit_bytes, self._timeout_s = limit_bytes, timeout_s
+        self._limit_bytes = limit_bytes
+        self._timeout_s = timeout_s
         self.memory = UploadMemory(NUM_LARGEST * limit_bytes)
         self._parsers = ChildPool(["router.body_child"], 1, PARSE_TIMEOUT_S, wait_s)
 
@@ -100,8 +101,8 @@ class BodyReader:
 
         Raises:
             PayloadTooLarge: More bytes than allowed; reading stops there.
-            RequestTimeout: It came too slowly.
-            Overloaded: Others needed the memory, or the parsing process.
+            RequestTimeout: It arrived too slowly.
+            Overloaded: No memory for it, or no turn in the parsing process.
             InvalidRequest: Not a JSON object, or too much in it.
             Cancelled: The client left before it was whole.
         """
@@ -110,12 +111,12 @@ class BodyReader:
         try:
             async with deadline:
                 data = await self._receive(request, upload)
-            self.memory.is_whole(upload)
+            self.memory.complete(upload)
             return await self._parse(data, request)
         except TimeoutError as error:
-            if upload.has_given_way:
+            if upload.is_evicted:
                 raise Overloaded(
-                    "the body came so slowly that others needed its place; try again later"
+                    "the body arrived so slowly that others needed its memory; try again later"
                 ) from error
             raise RequestTimeout(
                 f"the body was not complete within {self._timeout_s:g} s"
@@ -138,11 +139,11 @@ class BodyReader:
 
     async def _parse(self, data: bytes, request: Request) -> dict[str, Any]:
         if len(data) > SMALL_BYTES:
-            await self._taste(data, request.state.identity.tenant)
+            await self._check_in_child(data, request.state.identity.tenant)
         return parse(data)
 
-    async def _taste(self, data: bytes, tenant: str) -> None:
-        """Let the other process parse it first: what it lets pass is cheap to parse here."""
+    async def _check_in_child(self, data: bytes, tenant: str) -> None:
+        """Parse a body in the other process first: what passes there is cheap to parse here."""
         try:
             answer = await self._parsers.ask(len(data).to_bytes(4, "big") + data, tenant)
         except TimeoutError as error:

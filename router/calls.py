@@ -99,7 +99,7 @@ def outcome_of(error: ServingError | None) -> str:
 
 
 def peer_address(peer: str) -> str:
-    """The address in what gRPC says of a peer, like `ipv4:10.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
+    """The address of gRPC's name for a peer: `ipv4:10.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
     kind, _, rest = peer.partition(":")
     if kind == "unix":
         return "127.0.0.1"

@@ -1,10 +1,10 @@
-"""Child processes that do one order at a time for whoever is next: fair, bounded, replaced when stuck.
+"""Child processes that do one order at a time: fair, bounded, replaced when stuck.
 
-Owns the processes, their pipes, the line before them and what becomes of an order whose client has
+Owns the processes, their pipes, the queue before them and the end of an order whose client has
 left. Does not know what orders say. Called by `router.tokenizing` and `router.body_reading`.
 
-Tenants take turns. Large orders may have all processes but one, so that a small one never stands
-behind seconds of somebody else's work.
+Tenants take turns. Large orders may have all processes but one, so that a small one never waits
+for seconds of somebody else's work.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from collections.abc import Sequence
 
 from core import events
 from core.errors import Overloaded, Unavailable
-from router.fair_line import FairLine
+from router.fair_queue import FairQueue
 
 MAX_LINE_BYTES = 64 << 20
 MAX_WAITING = 256
 LARGE_BYTES = 32 << 10
 START_TIMEOUT_S = 30.0
 ABANDONED_S = 0.25
-"""How long an order that nobody waits for may go on: a new process costs about as much."""
+"""How long an abandoned order may still run: a new process costs about as much."""
 
 
 class _Child:
@@ -43,7 +43,8 @@ class _Child:
         process = await self.start()
         if process.stdin is None or process.stdout is None:
             return b""
-        reply, reason = b"", "it died"
+        reply = b""
+        reason = "it died"
         try:
             async with asyncio.timeout(timeout_s):
                 process.stdin.write(order)
@@ -55,12 +56,12 @@ class _Child:
             reason = f"an order took more than {timeout_s:g} s"
             raise
         except asyncio.CancelledError:
-            reason = ""  # whoever asked has left: nothing is wrong with the process
+            reason = ""  # the caller has left: nothing is wrong with the process
             raise
         finally:
             if not reply and reason:
                 events.SIDE_PROCESS_REPLACED.tell(module=self._command[0], reason=reason)
-            if not reply:  # timed out, died, or given up: the pipe is out of step
+            if not reply:  # timed out, died or abandoned: the pipe may hold half an answer
                 self._kill()
         return reply
 
@@ -72,9 +73,13 @@ class _Child:
         """
         if self._process is None or self._process.returncode is not None:
             self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", *self._command,
-                stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=MAX_LINE_BYTES,
-            )  # fmt: skip
+                sys.executable,
+                "-m",
+                *self._command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=MAX_LINE_BYTES,
+            )
             is_ready = False
             try:
                 async with asyncio.timeout(START_TIMEOUT_S):
@@ -83,13 +88,13 @@ class _Child:
                     )
             except TimeoutError as error:
                 raise Unavailable(
-                    f"a helper process was not ready within {START_TIMEOUT_S:g} s"
+                    f"{self._command[0]} was not ready within {START_TIMEOUT_S:g} s; try again"
                 ) from error
             finally:
                 if not is_ready:
                     self._kill()
         if self._process is None:
-            raise Unavailable("a helper process ended before it was ready")
+            raise Unavailable(f"{self._command[0]} ended before it was ready; try again")
         return self._process
 
     def _kill(self) -> None:
@@ -107,7 +112,7 @@ class _Child:
 
 
 class ChildPool:
-    """Equal children behind one fair line."""
+    """Equal children behind fair queues, one for small orders and one for large ones."""
 
     def __init__(
         self, command: Sequence[str], num_processes: int, timeout_s: float, wait_s: float
@@ -115,19 +120,20 @@ class ChildPool:
         """Nothing is started until `start` or the first order.
 
         Args:
-            command: Module and arguments of `python -m`; it says a line when it is ready.
+            command: Module and arguments of `python -m`; it writes a line when it is ready.
             num_processes: At least 1.
             timeout_s: Longest time for one order.
             wait_s: Longest wait for a free process.
         """
-        self._timeout_s, self._wait_s = timeout_s, wait_s
+        self._timeout_s = timeout_s
+        self._wait_s = wait_s
         self._children = [_Child(command) for _ in range(num_processes)]
         self._free = list(self._children)
         self._max_large = max(1, num_processes - 1)
         self._num_large = 0
-        self._small: FairLine[asyncio.Future[_Child]] = FairLine(MAX_WAITING)
-        self._large: FairLine[asyncio.Future[_Child]] = FairLine(MAX_WAITING)
-        self._is_larges_turn = False
+        self._small: FairQueue[asyncio.Future[_Child]] = FairQueue(MAX_WAITING)
+        self._large: FairQueue[asyncio.Future[_Child]] = FairQueue(MAX_WAITING)
+        self._is_turn_of_large = False
         self._working: set[asyncio.Task[bytes]] = set()
 
     @property
@@ -141,31 +147,33 @@ class ChildPool:
             await child.start()
 
     async def ask(self, order: bytes, tenant: str = "") -> bytes:
-        """Wait for a turn, then for the answer's line; empty if the process died of it.
+        """Wait for a process, then for the answer's line; empty if the process died.
 
-        A caller that is cancelled leaves the line, and soon the process.
+        A caller that is cancelled leaves the queue; its running order is soon cancelled too.
 
         Raises:
             TimeoutError: The order itself took too long.
-            Overloaded: Too many orders wait, this tenant's most, or none was served in time.
+            Overloaded: Too many orders wait, most of them this tenant's, or no process was free
+                in time.
         """
         is_large = len(order) > LARGE_BYTES
-        child = await self._turn(tenant, is_large=is_large)
+        child = await self._free_child(tenant, is_large=is_large)
         work = asyncio.get_running_loop().create_task(child.ask(order, self._timeout_s))
         self._working.add(work)
-        work.add_done_callback(lambda done: self._is_done(done, child, is_large=is_large))
+        work.add_done_callback(lambda done: self._finish(done, child, is_large=is_large))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            asyncio.get_running_loop().call_later(ABANDONED_S, _give_up, work)
+            asyncio.get_running_loop().call_later(ABANDONED_S, work.cancel)
             raise
 
-    async def _turn(self, tenant: str, *, is_large: bool) -> _Child:
-        line = self._large if is_large else self._small
+    async def _free_child(self, tenant: str, *, is_large: bool) -> _Child:
+        queue = self._large if is_large else self._small
         granted: asyncio.Future[_Child] = asyncio.get_running_loop().create_future()
-        loser = line.join(tenant, granted)
-        if loser is not None and not loser.done():
-            loser.set_exception(Overloaded(f"{len(line)} texts wait to be read; try again later"))
+        evicted = queue.join(tenant, granted)
+        if evicted is not None and not evicted.done():
+            reason = f"{len(queue)} texts wait to be read; try again later"
+            evicted.set_exception(Overloaded(reason))
         self._hand_out()
         try:
             async with asyncio.timeout(self._wait_s):
@@ -179,26 +187,26 @@ class ChildPool:
                 self._give_back(granted.result(), is_large=is_large)
             raise
         finally:
-            line.leave(tenant, granted)
+            queue.leave(tenant, granted)
 
     def _hand_out(self) -> None:
         """Give free processes to whoever is next."""
         while self._free:
-            may_large = self._num_large < self._max_large and len(self._large) > 0
-            is_large = may_large and (self._is_larges_turn or not len(self._small))
+            can_take_large = self._num_large < self._max_large and bool(self._large)
+            is_large = can_take_large and (self._is_turn_of_large or not self._small)
             granted = (self._large if is_large else self._small).take()
             if granted is None:
                 return
             if granted.done():
                 continue
-            self._is_larges_turn = not is_large
+            self._is_turn_of_large = not is_large
             self._num_large += is_large
             granted.set_result(self._free.pop())
 
-    def _is_done(self, work: asyncio.Task[bytes], child: _Child, *, is_large: bool) -> None:
+    def _finish(self, work: asyncio.Task[bytes], child: _Child, *, is_large: bool) -> None:
         self._working.discard(work)
         if not work.cancelled():
-            work.exception()  # was heard by whoever waited, if anybody did
+            work.exception()  # the caller has it; asyncio need not report it again
         self._give_back(child, is_large=is_large)
 
     def _give_back(self, child: _Child, *, is_large: bool) -> None:
@@ -213,7 +221,3 @@ class ChildPool:
         await asyncio.gather(*self._working, return_exceptions=True)
         for child in self._children:
             await child.stop()
-
-
-def _give_up(work: asyncio.Task[bytes]) -> None:
-    work.cancel()

@@ -4,9 +4,9 @@ Owns the comparison in constant time, what a credential is bound to, and which k
 file changes under a running router. Does not know HTTP or gRPC, nor the file's format. Called by
 both doors for every request but liveness, and by `baton keys`.
 
-A key looks like `bt-<8 hex>-<32 hex>`: a name in the clear, to find its line, and a secret. The hash
-in the file is SHA-256 over salt and secret, which is enough for 128 random bits. Without a file
-everybody is nobody in particular, and the doors stay on loopback.
+A key looks like `bt-<8 hex>-<32 hex>`: a name in the clear, to find its line, and a secret. The
+hash in the file is SHA-256 over salt and secret, which is enough for 128 random bits. Without a
+file no caller needs a key, and the doors stay on loopback.
 """
 
 from __future__ import annotations

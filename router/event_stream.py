@@ -17,9 +17,9 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled, ServingError, SlowReader
 from core.types import RequestEvent
-from router.beside_the_loop import beside_the_loop
 from router.http_errors import error_body, error_response
 from router.http_replies import Reply
+from router.reply_thread import in_reply_thread
 from router.request_stream import StreamGroup
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -93,7 +93,7 @@ class EventStream(Response):
 
     async def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
         if self._reply.is_heavy_batch(events):
-            return await beside_the_loop(self._chunks, events)
+            return await in_reply_thread(self._chunks, events)
         return self._chunks(events)
 
     def _chunks(self, events: list[tuple[int, RequestEvent]]) -> str:
@@ -131,7 +131,7 @@ async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dic
                 reply.take(index, event)
             if isinstance(reply.error, ServingError):
                 raise reply.error
-        return await beside_the_loop(reply.whole) if reply.is_heavy else reply.whole()
+        return await in_reply_thread(reply.whole) if reply.is_heavy else reply.whole()
 
     try:
         body: dict[str, Any] = await unless_disconnected(receive, collect())

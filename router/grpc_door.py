@@ -33,11 +33,11 @@ from core.types import (
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.beside_the_loop import beside_the_loop
 from router.calls import caller
 from router.door_certificate import DoorCertificate
 from router.grpc_guard import Gate
 from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
+from router.reply_thread import in_reply_thread
 from router.request_making import Wish
 from router.request_stream import StreamGroup
 from router.service import GenerationService
@@ -83,7 +83,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            prompt = await beside_the_loop(self._prompt, logprobs)
+                            prompt = await in_reply_thread(self._prompt, logprobs)
                         case TextDelta():
                             texts[event.choice] = texts.get(event.choice, "") + event.text
                             tokens.setdefault(event.choice, []).extend(self._tokens(event))
@@ -134,7 +134,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 for _, event in await group.batch():
                     match event:
                         case PromptScored(logprobs):
-                            await write(prompt=await beside_the_loop(self._prompt, logprobs))
+                            await write(prompt=await in_reply_thread(self._prompt, logprobs))
                         case TextDelta():
                             delta = pb.Delta(
                                 choice=event.choice,

@@ -1,8 +1,8 @@
 """OpenAI's error object, its status and the headers that steer a client's retries.
 
-Owns the one translation from the error tree to HTTP, and notes each on the call it answers. Does not
-know routes. Called by `router.openai_door`, `router.event_stream`, `router.http_guard` and, for what
-is no request yet, `cluster.http_protocol`.
+Owns the one translation from the error tree to HTTP, and notes each error on the call it answers.
+Does not know routes. Called by `router.openai_door`, `router.event_stream`, `router.http_guard`
+and, before there is a request, `cluster.http_protocol`.
 """
 
 from __future__ import annotations
@@ -73,6 +73,6 @@ def plain_error(
 
 
 def plain_body(status: int, message: str, code: str) -> dict[str, Any]:
-    """The body of such an error."""
+    """Body of an error of the HTTP layer."""
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return _body(message, kind, None, code)

@@ -1,9 +1,9 @@
-"""The gate of the HTTP door: nothing passes without a credential but liveness, and no refusal unseen.
+"""The gate of the HTTP door: only liveness passes without a credential, and every refusal is seen.
 
-Owns the short list of open paths, and the record of every call. It stands before routing and compares
-whole paths, so a new route is closed until someone opens it here, and no spelling of a path can slip
-by: what is not literally on the list needs a key. What a key of which role may do is bound to the
-routes themselves. Does not know keys. Called by `router.openai_door`.
+Owns the short list of open paths, and the record of every call. It stands before routing and
+compares whole paths: what is not literally on the list needs a key, however it is spelled, and a
+new route is closed until someone opens it here. What each role may do is bound to the routes
+themselves. Does not know keys. Called by `router.openai_door`.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from router.resuming import Progress
 from router.service import GenerationService
 
 HEAVY_TOKENS = 256
-"""Tokens with log probabilities above which a reply is made beside the loop."""
+"""A reply with more tokens with log probabilities is made in the reply thread."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,12 +282,12 @@ class Reply:
 
     @property
     def is_heavy(self) -> bool:
-        """True when the whole reply is not made in a moment."""
+        """True when making the whole reply would hold up the loop."""
         echoed = sum(len(p.scored) for p in self._prompts) * self._num_choices
         return echoed + sum(len(c.logprobs) for c in self._choices) > HEAVY_TOKENS
 
     def is_heavy_batch(self, events: Sequence[tuple[int, RequestEvent]]) -> bool:
-        """True when the chunks of these events are not made in a moment."""
+        """True when making the chunks of these events would hold up the loop."""
         told = sum(len(e.logprobs) for _, e in events if isinstance(e, (PromptScored, TextDelta)))
         due = 0 if all(self._is_open) else sum(len(p.scored) for p in self._prompts)
         return told + due > HEAVY_TOKENS

@@ -1,7 +1,7 @@
 """JSON of replies that may be large, encoded piece by piece.
 
-Owns the cutting: the standard encoder holds the interpreter for as long as one call takes, so a reply
-with very many log probabilities is never one call. Does not know replies. Called by
+Owns the cutting: the standard encoder holds the interpreter's lock for as long as one call takes,
+so a reply with very many log probabilities is never one call. Does not know replies. Called by
 `router.http_replies` and `router.openai_door`.
 """
 

@@ -105,9 +105,12 @@ def parse_line(line: str) -> KeyLine:
             else:
                 raise ConfigError(f"{field[:40]!r} is unknown; expected {_FORMAT}")
         made = KeyLine(
-            name, bytes.fromhex(salt), bytes.fromhex(digest), Identity(tenant, tier, role),
+            name,
+            bytes.fromhex(salt),
+            bytes.fromhex(digest),
+            Identity(tenant, tier, role),
             expires_at,
-        )  # fmt: skip
+        )
     except ValueError as error:
         raise ConfigError(f"{error}; expected {_FORMAT}") from error
     if len(made.digest) != DIGEST_BYTES:

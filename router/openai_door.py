@@ -23,7 +23,6 @@ from core.errors import InvalidRequest, ModelNotFound, ServingError
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
 from router import calls
-from router.beside_the_loop import beside_the_loop
 from router.body_reading import BodyReader
 from router.event_stream import (
     EventStream,
@@ -47,6 +46,7 @@ from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, serve
 from router.identities import Right
 from router.json_pieces import UTF8, dumps
 from router.other_fields import ignored_fields
+from router.reply_thread import in_reply_thread
 from router.request_making import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
@@ -211,7 +211,7 @@ class Door:
         headers["Server-Timing"] = server_timing(reply.anatomy)
         if not reply.is_heavy:
             return JSONResponse(content, headers=headers)
-        text = await beside_the_loop(dumps, content, UTF8)
+        text = await in_reply_thread(dumps, content, UTF8)
         return Response(text.encode(), headers=headers, media_type=JSONResponse.media_type)
 
     def created_now(self) -> int:

@@ -1,7 +1,8 @@
-"""One event per ending: what an operator greps for.
+"""One event for each ended request and refused call: what an operator greps for.
 
-Owns the events' fields, and how many there are about strangers. Prompts and outputs are never logged,
-nor addresses; `core.logs` escapes what a client chose. Does not know doors. Called by `router.service`.
+Owns the events' fields, and how many are logged about callers without a key. Prompts, outputs and
+addresses are never logged; `core.logs` escapes what a client chose. Does not know doors. Called by
+`router.service`.
 """
 
 from __future__ import annotations
@@ -38,16 +39,23 @@ class RequestLog:
         a = ended.anatomy
         usage = ended.usage
         phases = {name: round(s * 1000, 3) for name, s in a.phases().items() if s > SHOWN_ABOVE_S}
-        events.REQUEST.tell(**{
+        events.REQUEST.tell(
             **_request_fields(request, ended.error, call),
-            "prompt_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens,
-            "cached_tokens": usage.cached_tokens, "n": request.sampling.n,
-            "ttft_ms": round(a.ttft_s * 1000, 3), "e2e_ms": round(a.e2e_s * 1000, 3),
-            "phases_ms": phases, "path": a.path, "prefill_worker": a.prefill_worker,
-            "decode_worker": a.decode_worker, "kv_bytes": a.kv_bytes, "attempts": a.attempts,
-            "correlation_id": request.correlation_id,
-            "trace_id": f"{request.trace.trace_id:032x}" if request.trace else "",
-        })  # fmt: skip
+            prompt_tokens=usage.prompt_tokens,
+            output_tokens=usage.completion_tokens,
+            cached_tokens=usage.cached_tokens,
+            n=request.sampling.n,
+            ttft_ms=round(a.ttft_s * 1000, 3),
+            e2e_ms=round(a.e2e_s * 1000, 3),
+            phases_ms=phases,
+            path=a.path,
+            prefill_worker=a.prefill_worker,
+            decode_worker=a.decode_worker,
+            kv_bytes=a.kv_bytes,
+            attempts=a.attempts,
+            correlation_id=request.correlation_id,
+            trace_id=f"{request.trace.trace_id:032x}" if request.trace else "",
+        )
 
     def request_refused(
         self, request: GenerateRequest, error: ServingError, call: Call | None = None
@@ -95,7 +103,11 @@ def _request_fields(
     request: GenerateRequest, error: ServingError | None, call: Call | None
 ) -> dict[str, str]:
     return {
-        "request_id": request.request_id, "model": request.model,
-        "operation": request.operation, "outcome": error.code if error else "finished",
-        "tenant": request.tenant, "tier": request.tier, **_call_fields(call),
-    }  # fmt: skip
+        "request_id": request.request_id,
+        "model": request.model,
+        "operation": request.operation,
+        "outcome": error.code if error else "finished",
+        "tenant": request.tenant,
+        "tier": request.tier,
+        **_call_fields(call),
+    }

@@ -191,11 +191,8 @@ class RequestMaker:
                 )
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the prompt was read") from error
-        except PromptTooLong as error:  # in OpenAI's words: clients know this error by them
-            limit = self._model.max_model_len
-            raise PromptTooLong(
-                f"This model's maximum context length is {limit} tokens. However, {error.message}"
-            ) from error
+        except PromptTooLong as error:
+            raise _too_long(self._model.max_model_len, error.message) from error
 
     async def encode(
         self,
@@ -306,16 +303,23 @@ class RequestMaker:
     def _check_length(
         self, token_ids: Sequence[int], sampling: SamplingParams, prompt_field: str
     ) -> None:
-        """Refuse what could never be held, in OpenAI's words: clients know this error by them."""
+        """Refuse what could never be held."""
         limit, remedy = min(self._limits(sampling.n))
         total = len(token_ids) + sampling.max_tokens
         if total > limit:
-            raise PromptTooLong(
-                f"This model's maximum context length is {limit} tokens. However, you requested "
-                f"{total} tokens ({len(token_ids)} in the {prompt_field}, {sampling.max_tokens} in "
-                f"the completion). Please reduce the length of the {prompt_field} or completion."
-                f"{remedy}"
+            raise _too_long(
+                limit,
+                f"you requested {total} tokens ({len(token_ids)} in the {prompt_field}, "
+                f"{sampling.max_tokens} in the completion). Please reduce the length of the "
+                f"{prompt_field} or completion.{remedy}",
             )
+
+
+def _too_long(limit_tokens: int, fact: str) -> PromptTooLong:
+    """The error in OpenAI's words: clients know it by them."""
+    return PromptTooLong(
+        f"This model's maximum context length is {limit_tokens} tokens. However, {fact}"
+    )
 
 
 def _usual(given: dict[str, Any]) -> dict[str, Any]:
@@ -328,7 +332,7 @@ def _usual(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def num_choices(wish: Wish) -> int:
-    """Choices that a wish asks for, as far as they are allowed: above that, `n` is refused itself."""
+    """Choices that a wish asks for, at most what is allowed: a larger `n` is refused later."""
     n: int = wish.sampling.get("n", 1)
     return min(n, MAX_CHOICES)
 

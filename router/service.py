@@ -23,7 +23,6 @@ from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
 from router import calls
 from router.admission import CANARY_TIER, Admission
 from router.bad_keys import BadKeys
-from router.beside_the_loop import beside_the_loop
 from router.calls import Call
 from router.canary import Canary
 from router.credentials import Keyring
@@ -31,6 +30,7 @@ from router.detokenizing import TextModel
 from router.links import Links
 from router.orchestrator import Orchestrator
 from router.readiness import PROBLEMS, View, num_usable, pools_of, state_of
+from router.reply_thread import in_reply_thread
 from router.request_log import RequestLog
 from router.request_making import RequestMaker, ServedModel, Wish, num_choices
 from router.request_run import RequestRun
@@ -210,7 +210,7 @@ class GenerationService:
                 "tokens", f"has id {wrong}, must be from 0 to {self.model.vocabulary_size - 1}"
             )
         # The decoder runs without the interpreter's lock: meanwhile the loop serves others.
-        return await beside_the_loop(
+        return await in_reply_thread(
             partial(self.text.text, skips_special=skips_special), token_ids
         )
 

@@ -21,9 +21,16 @@ from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.request_run import RequestRun
 
 REFUSAL_CODES = frozenset(error.code for error in all_errors()) | {
-    "unsupported_endpoint", "method_not_allowed", "unread", "bad_request", "headers_too_large",
-    "too_many_connections", "too_many_pipelined", "no_descriptors", "silent",
-}  # fmt: skip
+    "unsupported_endpoint",
+    "method_not_allowed",
+    "unread",
+    "bad_request",
+    "headers_too_large",
+    "too_many_connections",
+    "too_many_pipelined",
+    "no_descriptors",
+    "silent",
+}
 """Reasons that may become a label; whatever else there is counts as `other`."""
 
 

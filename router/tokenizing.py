@@ -1,8 +1,8 @@
 """Text and messages to token ids, in processes of their own, bounded in bytes, time and memory.
 
-Owns the orders to the tokenizer processes: a hostile text or template can at worst kill one of them,
-never the router or its event loop, and the others go on meanwhile. A text that cannot fit is refused
-by its length. Does not know requests. Called by `router.service`. The children run
+Owns the orders to the tokenizer processes: a hostile text or template can at worst kill one of
+them, never the router or its event loop, and the others go on meanwhile. A text that cannot fit is
+refused by its length. Does not know requests. Called by `router.service`. The children run
 `router.tokenizer_child`.
 """
 

@@ -64,23 +64,32 @@ def body(**fields):
 HOSTILE = {
     "empty lists": (body(prompt=many(b"[]", 1_390_000)), "prompt has more than"),
     "tiny messages": (body(messages=many(b'{"role":"user"}', 130_000)), "messages has more than"),
-    "parts": (body(messages=b'[{"content":' + many(b'{"type":"text"}', 250_000) + b"}]"), "messages"),
+    "parts": (
+        body(messages=b'[{"content":' + many(b'{"type":"text"}', 250_000) + b"}]"),
+        "messages",
+    ),
     "unknown fields": (
-        b"{" + b",".join(b'"f%d":1' % i for i in range(350_000)) + b"}", "has 350000 fields",
+        b"{" + b",".join(b'"f%d":1' % i for i in range(350_000)) + b"}",
+        "has 350000 fields",
     ),
     "biases": (
-        body(logit_bias=b"{" + b",".join(b'"%d":1' % i for i in range(350_000)) + b"}"), "logit_bias",
+        body(logit_bias=b"{" + b",".join(b'"%d":1' % i for i in range(350_000)) + b"}"),
+        "logit_bias",
     ),
     "ids": (body(prompt=many(b"1", 2_000_000)), f"more than {MAX_TOKEN_IDS} token ids"),
     "stops": (body(stop=many(b'"a"', 1_000_000)), "stop has more than"),
     "free": (
-        body(metadata=b"{" + b",".join(b'"%d":{}' % i for i in range(200_000)) + b"}"), "metadata",
+        body(metadata=b"{" + b",".join(b'"%d":{}' % i for i in range(200_000)) + b"}"),
+        "metadata",
     ),
     "open brackets": (body(x=b"[" * 2_000_000), "not JSON|nested too deeply"),
-    "depth": (body(x=b"[" * 900 + b"]" * 900, y=b'"%s"' % (b"a" * SMALL_BYTES)), "nested too deeply"),
+    "depth": (
+        body(x=b"[" * 900 + b"]" * 900, y=b'"%s"' % (b"a" * SMALL_BYTES)),
+        "nested too deeply",
+    ),
     "digits": (body(seed=b"9" * 4_000_000), "not JSON"),
     "a list": (many(b"1", 100_000), "is a JSON list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)

@@ -32,7 +32,7 @@ async def test_silent_connections_make_room():
     async with HttpDoor(limit=8) as door:
         silent = await hold(door, 40)
         assert await door.status_of("/health") == 200
-        assert door.book.num_displaced >= 32 and len(door.book) <= 8
+        assert door.table.num_displaced >= 32 and len(door.table) <= 8
         drop(silent)
 
 
@@ -46,7 +46,7 @@ async def test_who_works_is_not_displaced_and_liveness_has_a_reserve():
         assert await door.status_of("/health") == 200
         refusal = await door.say(b"GET /echo HTTP/1.1\r\nhost: x\r\n\r\n")
         assert status(refusal) == 503 and b"too_many_connections" in refusal
-        assert "/echo" not in door.app.seen and not door.book.num_displaced
+        assert "/echo" not in door.app.seen and not door.table.num_displaced
         door.app.let_go.set()
         for reader, _ in busy:
             assert status(await reader.readuntil(b"ok")) == 200
@@ -56,7 +56,7 @@ async def test_who_works_is_not_displaced_and_liveness_has_a_reserve():
 async def test_one_address_has_a_share():
     async with HttpDoor(limit=8, per_address=3) as door:
         mine = await hold(door, 6)
-        while len(door.book) > 3:
+        while len(door.table) > 3:
             await asyncio.sleep(0.01)
         other = socket.socket()
         other.setblocking(False)
@@ -65,7 +65,7 @@ async def test_one_address_has_a_share():
         reader, writer = await asyncio.open_connection(sock=other)
         writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert status(await reader.readuntil(b"ok")) == 200
-        assert door.book.of_address("127.0.0.1") == 3 and door.book.of_address("127.0.0.2") == 1
+        assert door.table.of_address("127.0.0.1") == 3 and door.table.of_address("127.0.0.2") == 1
         drop([*mine, (reader, writer)])
 
 
@@ -76,14 +76,14 @@ async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch)
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     async with HttpDoor(limit=4, tls=pair) as door:
         silent = await hold(door, 3)
-        while len(door.book) < 3:
+        while len(door.table) < 3:
             await asyncio.sleep(0.01)
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port, ssl=context)
         writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert status(await reader.readuntil(b"ok")) == 200
         more = await hold(door, 3)  # a handshake in progress makes room as well
         async with asyncio.timeout(20):
-            while len(door.book) > 1:
+            while len(door.table) > 1:
                 await asyncio.sleep(0.02)
         writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
         assert status(await reader.readuntil(b"ok")) == 200
@@ -95,17 +95,17 @@ import asyncio, json, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 import uvloop
 from core import logs
-from cluster.http_listener import make_book, raise_descriptor_limit
+from cluster.http_listener import make_connection_table, raise_descriptor_limit
 from support.http_door import HttpDoor
 
 async def main():
     logs.configure("router", "json")
     door = HttpDoor()
-    door.book = make_book(4096, 0, raise_descriptor_limit(4096))
+    door.table = make_connection_table(4096, 0, raise_descriptor_limit(4096))
     async with door:
         print(door.port, flush=True)
         await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-        print(json.dumps({"displaced": door.book.num_displaced, "refused": door.refused}))
+        print(json.dumps({"displaced": door.table.num_displaced, "refused": door.refused}))
 
 uvloop.run(main())
 """
@@ -116,9 +116,13 @@ def test_fifteen_hundred_silent_connections_at_a_limit_of_1024_descriptors():
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": ""}
     door = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT], env=environment, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT],
+        env=environment,
+        text=True,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     silent = []
     try:
         port = int(door.stdout.readline())

@@ -34,9 +34,12 @@ class Service(SimpleNamespace):
 async def door():
     config = RouterConfig(grpc_port=0)
     service = Service(
-        config=config, keyring=Keyring("", time.monotonic), is_ready=True,
-        bad_keys=BadKeys(time.monotonic), call_ended=lambda call: None,
-    )  # fmt: skip
+        config=config,
+        keyring=Keyring("", time.monotonic),
+        is_ready=True,
+        bad_keys=BadKeys(time.monotonic),
+        call_ended=lambda call: None,
+    )
     made = GrpcDoor(service, SecurityConfig())
     made.max_connections = 8
     await made.start()

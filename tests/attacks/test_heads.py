@@ -140,7 +140,7 @@ async def test_no_request_of_a_client_that_left_is_answered(caplog):
         while not door.app.seen:
             await asyncio.sleep(0.01)
         writer.transport.abort()
-        while len(door.book):
+        while len(door.table):
             await asyncio.sleep(0.01)
         with caplog.at_level(logging.WARNING):
             door.app.let_go.set()
@@ -164,7 +164,7 @@ async def test_a_body_that_nobody_wants_is_not_waited_for():
         head = b"POST /health HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{"
         began = time.monotonic()
         assert status(await door.say(head)) == 200
-        while len(door.book):
+        while len(door.table):
             await asyncio.sleep(0.02)
         assert time.monotonic() - began < 30, "the connection was kept for the body"
 
@@ -175,7 +175,7 @@ async def test_a_client_that_reads_nothing_is_cut():
         deaf.sendall(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
         while not door.refused["slow_reader"]:
             await asyncio.sleep(0.05)
-        while len(door.book):
+        while len(door.table):
             await asyncio.sleep(0.01)
         deaf.close()
 

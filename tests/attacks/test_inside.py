@@ -15,9 +15,9 @@ from support.inside import (
     SESSION,
     RawRouter,
     good_submit,
-    knock,
+    macs,
+    open_stream,
     where_of,
-    words,
 )
 from support.models import TINY
 from support.rig import is_long, note
@@ -84,25 +84,24 @@ async def test_strangers_are_refused_at_every_port_counted_and_told(caplog):
             nonce, mine = address.partition("@")[0], new_nonce()
             guesses = {
                 "nothing": {},
-                "no word": words(StreamProof(b"", method, nonce, mine), mine)
-                | {"baton-dialler": ""},
-                "without a key": words(StreamProof(b"", method, nonce, mine), mine),
-                "another key": words(StreamProof(stream_key("x" * 32), method, nonce, mine), mine),
-                "another kind of stream": words(StreamProof(KEY, "/x.Y/Z", nonce, mine), mine),
-                "another listener": words(StreamProof(KEY, method, new_nonce(), mine), mine),
-                "another dialler": words(StreamProof(KEY, method, nonce, mine), new_nonce()),
-                "the listener's word": {
+                "no MAC": macs(StreamProof(b"", method, nonce, mine), mine) | {"baton-dialler": ""},
+                "without a key": macs(StreamProof(b"", method, nonce, mine), mine),
+                "another key": macs(StreamProof(stream_key("x" * 32), method, nonce, mine), mine),
+                "another kind of stream": macs(StreamProof(KEY, "/x.Y/Z", nonce, mine), mine),
+                "another listener": macs(StreamProof(KEY, method, new_nonce(), mine), mine),
+                "another dialler": macs(StreamProof(KEY, method, nonce, mine), new_nonce()),
+                "the listener's MAC": {
                     "baton-nonce": mine,
-                    "baton-dialler": StreamProof(KEY, method, nonce, mine).listener_word,
+                    "baton-dialler": StreamProof(KEY, method, nonce, mine).listener_mac,
                 },
             }
-            for name, shown in guesses.items():
-                status, why = await knock(address, method, shown)
+            for name, metadata in guesses.items():
+                status, why = await open_stream(address, method, metadata)
                 assert (status, name) == (DENIED, name)
-                assert why == "this stream is for those who know the cluster's key"
+                assert why == "the caller does not know the cluster's key"
             assert network.num_refused == len(guesses)
-            good = words(StreamProof(KEY, method, nonce, mine), mine)
-            assert (await knock(address, method, good, b"no message"))[0] is not DENIED
+            good = macs(StreamProof(KEY, method, nonce, mine), mine)
+            assert (await open_stream(address, method, good, b"no message"))[0] is not DENIED
             assert network.num_refused == len(guesses)
     told = refusals(caplog)
     streams = [fields["stream"] for fields in told]
@@ -119,7 +118,7 @@ async def test_a_stranger_cannot_fill_the_log(caplog, monkeypatch):
         raise AssertionError("a stranger was let in")
 
     address = await network.listen(never)
-    assert {(await knock(address, SESSION))[0] for _ in range(50)} == {DENIED}
+    assert {(await open_stream(address, SESSION))[0] for _ in range(50)} == {DENIED}
     await network.close()
     assert network.num_refused == 50 and len(refusals(caplog)) == 1
 
@@ -146,8 +145,8 @@ async def test_who_takes_over_a_port_is_told_nothing_and_believed_nothing():
         with pytest.raises(StreamClosed, match="does not know the cluster's key"):
             await stream.recv()
         address = await worker.listen(lambda stream: asyncio.sleep(0))
-        shown = {k: v for k, v in seen[0].items() if k.startswith("baton-")}
-        assert len(shown) == 2 and (await knock(address, SESSION, shown))[0] is DENIED
+        metadata = {k: v for k, v in seen[0].items() if k.startswith("baton-")}
+        assert len(metadata) == 2 and (await open_stream(address, SESSION, metadata))[0] is DENIED
     finally:
         await dialler.close()
         await worker.close()
@@ -438,11 +437,18 @@ async def test_other_commands_that_cannot_be_harm_what_they_name_at_most(caplog)
 def spoiled(rng):
     """A message of a fetch stream, whole, cut, or with bytes of it changed."""
     opened = frames.Open(TransferId(rng.randbytes(16)), "p", rng.getrandbits(63), "x=1", 2, 16)
-    message = rng.choice((
-        opened, frames.Reserved(0, BIG), frames.Resend(0, ((BIG, BIG, BIG),)), frames.Resend(0, ()),
-        frames.Probe(2**64 - 1), frames.Ack(), frames.Refused("x" * 5000),
-        frames.Starting(9, BIG, 0, 0),
-    ))  # fmt: skip
+    message = rng.choice(
+        (
+            opened,
+            frames.Reserved(0, BIG),
+            frames.Resend(0, ((BIG, BIG, BIG),)),
+            frames.Resend(0, ()),
+            frames.Probe(2**64 - 1),
+            frames.Ack(),
+            frames.Refused("x" * 5000),
+            frames.Starting(9, BIG, 0, 0),
+        )
+    )
     data = bytearray(frames.encode(rng.choice((0, 0, 0, 1, BIG)), message))
     if rng.random() < 0.5:
         data = data[: rng.randrange(len(data))] + rng.randbytes(rng.choice((0, 0, 3, 3000)))

@@ -33,25 +33,36 @@ REFUSED = {
     "CVE-2026-22778 in line": media("image_url", IMAGE),
     "CVE-2025-48942": chat(guided_json={"type": "nonsense"}),
     "CVE-2025-48943": chat(structured_outputs={"regex": "(a+)+$"}),
-    "CVE-2025-48944": chat(tools=[{"type": "function", "function": {
-        "name": "f", "parameters": {"pattern": "["}}}]),
+    "CVE-2025-48944": chat(
+        tools=[{"type": "function", "function": {"name": "f", "parameters": {"pattern": "["}}}]
+    ),
     "CVE-2025-61620": chat(chat_template=ENDLESS),
     "CVE-2025-62426": chat(chat_template_kwargs={"tokenize": True}),
     "CVE-2025-62426 with a template": chat(chat_template_kwargs={"chat_template": ENDLESS}),
     "CVE-2026-34756": text(n=16384),
     "CVE-2026-34756 by another name": text(best_of=16384),
     "CVE-2025-62164 as token ids": text(prompt=[2**40]),
-}  # fmt: skip
+}
 HARMLESS = {
     "CVE-2026-0599": chat(messages=[{"role": "user", "content": "![](http://127.0.0.1:{port}/x)"}]),
     "CVE-2025-62164": text(prompt_embeds="AAAA"),
     "CVE-2026-7304": text(custom_logit_processor="80049563"),
 }
 ADMIN = (
-    "/collective_rpc", "/update_weights_from_disk", "/load_lora_adapter_from_tensors", "/sleep",
-    "/server_info", "/reset_prefix_cache", "/v1/load_lora_adapter", "/flush_cache", "/pause",
-    "/start_profile", "/invocations", "/api/jobs/", "/docs/../../etc/passwd",
-)  # fmt: skip
+    "/collective_rpc",
+    "/update_weights_from_disk",
+    "/load_lora_adapter_from_tensors",
+    "/sleep",
+    "/server_info",
+    "/reset_prefix_cache",
+    "/v1/load_lora_adapter",
+    "/flush_cache",
+    "/pause",
+    "/start_profile",
+    "/invocations",
+    "/api/jobs/",
+    "/docs/../../etc/passwd",
+)
 
 
 @pytest.fixture()

@@ -99,8 +99,10 @@ async def test_the_http_door_takes_up_a_new_certificate(pair, names_server):
 
 async def models(port, roots, key):
     credentials = grpc.ssl_channel_credentials(roots)
-    options = [("grpc.ssl_target_name_override", "localhost"),
-               ("grpc.use_local_subchannel_pool", 1)]  # fmt: skip
+    options = [
+        ("grpc.ssl_target_name_override", "localhost"),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
     async with grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options) as channel:
         call = channel.unary_unary(
             "/baton.v1.Generation/ListModels",

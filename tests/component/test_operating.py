@@ -56,8 +56,9 @@ def tls(tmp_path_factory):
 async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reason(
     told, monkeypatch
 ):
-    reports = iter([{"worker": {}}, {"error": "ModelLoadError", "message": "no such folder"},
-                    {"worker": {}}])  # fmt: skip
+    reports = iter(
+        [{"worker": {}}, {"error": "ModelLoadError", "message": "no such folder"}, {"worker": {}}]
+    )
     pids = []
 
     async def spawn(kind, config):
@@ -105,8 +106,9 @@ async def test_a_router_that_dies_is_told_of(told, monkeypatch):
     monkeypatch.setattr("cluster.local.MAX_ROUTER_FAILURES", 1)
     await cluster._keep_router(0)
     assert told()[0] == (
-        "child_ended", {"child": "router-0", "child_pid": process.pid, "reason": "exit code 70"},
-    )  # fmt: skip
+        "child_ended",
+        {"child": "router-0", "child_pid": process.pid, "reason": "exit code 70"},
+    )
     assert told()[1][0] == "child_failed" and told()[1][1]["reason"] == "the port is taken"
     assert isinstance(cluster.failed.exception(), WorkerLost)
 
@@ -211,11 +213,19 @@ def test_what_is_said_to_be_tls_never_becomes_plain_text(grpc_door, tls):
 
 
 READY = {
-    "ready": True, "state": "ready", "problems": [], "store": "ok",
-    "models": {"m": {"prefill": {"ready": 1, "total": 1, "configured": 1},
-                     "decode": {"ready": 1, "total": 1, "configured": 1},
-                     "canary_ms": 3.0, "canary_error": ""}},
-}  # fmt: skip
+    "ready": True,
+    "state": "ready",
+    "problems": [],
+    "store": "ok",
+    "models": {
+        "m": {
+            "prefill": {"ready": 1, "total": 1, "configured": 1},
+            "decode": {"ready": 1, "total": 1, "configured": 1},
+            "canary_ms": 3.0,
+            "canary_error": "",
+        }
+    },
+}
 
 
 @pytest.fixture

@@ -22,9 +22,11 @@ def ray(monkeypatch):
     context = SimpleNamespace(gcs_address="127.0.0.1:1", get_node_id=lambda: "n")
     nodes = [{"Alive": True, "Resources": {"CPU": 64.0}}]
     fake = SimpleNamespace(
-        nodes=lambda: nodes, is_initialized=lambda: True, shutdown=lambda: None,
+        nodes=lambda: nodes,
+        is_initialized=lambda: True,
+        shutdown=lambda: None,
         get_runtime_context=lambda: context,
-    )  # fmt: skip
+    )
     ports = SimpleNamespace(result=lambda timeout_s: {"http": 1, "grpc": 2})
     router = SimpleNamespace(
         ports=SimpleNamespace(remote=lambda: ports),

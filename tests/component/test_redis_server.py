@@ -56,12 +56,23 @@ async def test_routers_write_and_read_our_keys_and_may_do_nothing_else(server):
     try:
         assert await client.get(KEY) == b"[1]"
         forbidden = (
-            ("EVAL", "return 1", "0"), ("SCRIPT", "FLUSH"), ("CONFIG", "GET", "*"),
-            ("MODULE", "LIST"), ("KEYS", "*"), ("CLIENT", "LIST"), ("ACL", "LIST"), ("INFO",),
-            ("RESTORE", KEY, "0", "x"), ("FLUSHALL",), ("SHUTDOWN",), ("REPLICAOF", "a", "1"),
-            ("XADD", KEY, "*", "a", "b"), ("SUBSCRIBE", "x"), ("SET", "members", "x"),
+            ("EVAL", "return 1", "0"),
+            ("SCRIPT", "FLUSH"),
+            ("CONFIG", "GET", "*"),
+            ("MODULE", "LIST"),
+            ("KEYS", "*"),
+            ("CLIENT", "LIST"),
+            ("ACL", "LIST"),
+            ("INFO",),
+            ("RESTORE", KEY, "0", "x"),
+            ("FLUSHALL",),
+            ("SHUTDOWN",),
+            ("REPLICAOF", "a", "1"),
+            ("XADD", KEY, "*", "a", "b"),
+            ("SUBSCRIBE", "x"),
+            ("SET", "members", "x"),
             ("GET", "members"),
-        )  # fmt: skip
+        )
         for command in forbidden:
             with pytest.raises(NoPermissionError):
                 await client.execute_command(*command)

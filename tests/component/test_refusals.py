@@ -55,14 +55,35 @@ HTTP_REFUSALS = {
     "a bad value": ("acme", "POST", POST, {**BODY, "n": -1}, 400, "invalid_value", POST),
     "no json": ("acme", "POST", POST, b"{", 400, "invalid_value", POST),
     "too long": ("acme", "POST", POST, b" " * 5000, 413, "payload_too_large", POST),
-    "the tokenizer": ("acme", "POST", POST, {**BODY, "prompt": REFUSED_TEXT}, 400,
-                      "invalid_value", POST),
-    "tokenize": ("acme", "POST", "/tokenize", {"prompt": REFUSED_TEXT}, 400, "invalid_value",
-                 "/tokenize"),
+    "the tokenizer": (
+        "acme",
+        "POST",
+        POST,
+        {**BODY, "prompt": REFUSED_TEXT},
+        400,
+        "invalid_value",
+        POST,
+    ),
+    "tokenize": (
+        "acme",
+        "POST",
+        "/tokenize",
+        {"prompt": REFUSED_TEXT},
+        400,
+        "invalid_value",
+        "/tokenize",
+    ),
     "no worker": ("acme", "POST", POST, BODY, 503, "no_worker", None),
-    "a stream without a worker": ("acme", "POST", POST, {**BODY, "stream": True}, 503,
-                                  "no_worker", None),
-}  # fmt: skip
+    "a stream without a worker": (
+        "acme",
+        "POST",
+        POST,
+        {**BODY, "stream": True},
+        503,
+        "no_worker",
+        None,
+    ),
+}
 
 
 @pytest.mark.parametrize("case", HTTP_REFUSALS)
@@ -92,22 +113,57 @@ GRPC_REFUSALS = {
     "no key": (None, "Generate", GENERATE, "UNAUTHENTICATED", "invalid_api_key"),
     "no key to a stream": (None, "Chat", pb.ChatRequest(), "UNAUTHENTICATED", "invalid_api_key"),
     "a wrong role": ("scraper", "Generate", GENERATE, "PERMISSION_DENIED", "permission_denied"),
-    "a wrong role to a stream": ("scraper", "GenerateStream", GENERATE, "PERMISSION_DENIED",
-                                 "permission_denied"),
-    "another model": ("acme", "Generate", pb.GenerateRequest(text="a", model="x"), "NOT_FOUND",
-                      "model_not_found"),
-    "no input": ("acme", "GenerateStream", pb.GenerateRequest(), "INVALID_ARGUMENT",
-                 "invalid_value"),
-    "the tokenizer": ("acme", "Generate", pb.GenerateRequest(text=REFUSED_TEXT),
-                      "INVALID_ARGUMENT", "invalid_value"),
-    "tokenize": ("acme", "Tokenize", pb.TokenizeRequest(text=REFUSED_TEXT), "INVALID_ARGUMENT",
-                 "invalid_value"),
-    "detokenize": ("acme", "Detokenize", pb.DetokenizeRequest(token_ids=[9999]),
-                   "INVALID_ARGUMENT", "invalid_value"),
-    "too long": ("acme", "Generate", pb.GenerateRequest(text="a" * 5000), "RESOURCE_EXHAUSTED",
-                 "unread"),
+    "a wrong role to a stream": (
+        "scraper",
+        "GenerateStream",
+        GENERATE,
+        "PERMISSION_DENIED",
+        "permission_denied",
+    ),
+    "another model": (
+        "acme",
+        "Generate",
+        pb.GenerateRequest(text="a", model="x"),
+        "NOT_FOUND",
+        "model_not_found",
+    ),
+    "no input": (
+        "acme",
+        "GenerateStream",
+        pb.GenerateRequest(),
+        "INVALID_ARGUMENT",
+        "invalid_value",
+    ),
+    "the tokenizer": (
+        "acme",
+        "Generate",
+        pb.GenerateRequest(text=REFUSED_TEXT),
+        "INVALID_ARGUMENT",
+        "invalid_value",
+    ),
+    "tokenize": (
+        "acme",
+        "Tokenize",
+        pb.TokenizeRequest(text=REFUSED_TEXT),
+        "INVALID_ARGUMENT",
+        "invalid_value",
+    ),
+    "detokenize": (
+        "acme",
+        "Detokenize",
+        pb.DetokenizeRequest(token_ids=[9999]),
+        "INVALID_ARGUMENT",
+        "invalid_value",
+    ),
+    "too long": (
+        "acme",
+        "Generate",
+        pb.GenerateRequest(text="a" * 5000),
+        "RESOURCE_EXHAUSTED",
+        "unread",
+    ),
     "no worker": ("acme", "Generate", GENERATE, "UNAVAILABLE", "no_worker"),
-}  # fmt: skip
+}
 
 
 async def refusal_of(call):
@@ -226,10 +282,14 @@ async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(door
     if door == "http":
         webs = {name: doors.web(name) for name in names}
         headers = {"idempotency-key": "same"}
-        calls = {n: asyncio.ensure_future(webs[n].post(POST, json=BODY, headers=headers)) for n in names}  # fmt: skip
+        calls = {
+            n: asyncio.ensure_future(webs[n].post(POST, json=BODY, headers=headers)) for n in names
+        }
     else:
         message = pb.GenerateRequest(text="abc", request_id="same")
-        calls = {n: asyncio.ensure_future(_answer(doors.call("Generate", message, n))) for n in names}  # fmt: skip
+        calls = {
+            n: asyncio.ensure_future(_answer(doors.call("Generate", message, n))) for n in names
+        }
     await until(lambda: doors.orchestrator.num_running == 2)
     aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "operator")
     assert aborted.outcome == pb.ABORT_OUTCOME_NOT_RUNNING, "an id names nothing of another tenant"
@@ -280,13 +340,21 @@ async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(doors):
 
 
 RIGHTS = {
-    "/v1/chat/completions": Right.GENERATE, "/v1/completions": Right.GENERATE,
-    "/tokenize": Right.GENERATE, "/detokenize": Right.GENERATE,
-    "/v1/models": Right.ANY_KEY, "/v1/models/{model_id:path}": Right.ANY_KEY,
-    "/ready": Right.ANY_KEY, "/version": Right.ANY_KEY, "/openapi.json": Right.ANY_KEY,
-    "/docs": Right.ANY_KEY, "/docs/oauth2-redirect": Right.ANY_KEY,
-    "/load": Right.OBSERVE, "/metrics": Right.OBSERVE, "/replicas": Right.OBSERVE,
-}  # fmt: skip
+    "/v1/chat/completions": Right.GENERATE,
+    "/v1/completions": Right.GENERATE,
+    "/tokenize": Right.GENERATE,
+    "/detokenize": Right.GENERATE,
+    "/v1/models": Right.ANY_KEY,
+    "/v1/models/{model_id:path}": Right.ANY_KEY,
+    "/ready": Right.ANY_KEY,
+    "/version": Right.ANY_KEY,
+    "/openapi.json": Right.ANY_KEY,
+    "/docs": Right.ANY_KEY,
+    "/docs/oauth2-redirect": Right.ANY_KEY,
+    "/load": Right.OBSERVE,
+    "/metrics": Right.OBSERVE,
+    "/replicas": Right.OBSERVE,
+}
 ALLOWED = {
     Right.ANY_KEY: {"acme", "scraper", "operator"},
     Right.GENERATE: {"acme", "operator"},
@@ -345,19 +413,33 @@ async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, mon
 
 @pytest.mark.parametrize(
     ("address", "expected"),
-    [("127.0.0.1", "loopback"), ("::1", "loopback"), ("::ffff:127.0.0.2", "loopback"),
-     ("10.0.0.1", "private"), ("fe80::1", "private"), ("100.64.0.1", "private"),
-     ("8.8.8.8", "public"), ("2606:4700::1111", "public"), ("", "unknown"), ("x\n", "unknown")],
-)  # fmt: skip
+    [
+        ("127.0.0.1", "loopback"),
+        ("::1", "loopback"),
+        ("::ffff:127.0.0.2", "loopback"),
+        ("10.0.0.1", "private"),
+        ("fe80::1", "private"),
+        ("100.64.0.1", "private"),
+        ("8.8.8.8", "public"),
+        ("2606:4700::1111", "public"),
+        ("", "unknown"),
+        ("x\n", "unknown"),
+    ],
+)
 def test_an_address_is_told_by_its_class(address, expected):
     assert calls.Call("http", address).client == expected
 
 
 @pytest.mark.parametrize(
     ("peer", "address"),
-    [("ipv4:10.0.0.1:5000", "10.0.0.1"), ("ipv6:%5B::1%5D:5000", "::1"),
-     ("ipv6:[2001:db8::1]:80", "2001:db8::1"), ("unix:/run/x", "127.0.0.1"), ("", "")],
-)  # fmt: skip
+    [
+        ("ipv4:10.0.0.1:5000", "10.0.0.1"),
+        ("ipv6:%5B::1%5D:5000", "::1"),
+        ("ipv6:[2001:db8::1]:80", "2001:db8::1"),
+        ("unix:/run/x", "127.0.0.1"),
+        ("", ""),
+    ],
+)
 def test_grpc_names_of_peers(peer, address):
     assert calls.peer_address(peer) == address
 

@@ -144,10 +144,12 @@ def job_of_a_stranger(port):
 async def test_doors_on_an_ipv6_address_answer_where_they_say_they_are():
     cluster = LocalCluster(
         config_of(
-            router__host="[::1]", router__replicas=1, pools__prefill__replicas=1,
+            router__host="[::1]",
+            router__replicas=1,
+            pools__prefill__replicas=1,
             pools__decode__replicas=1,
         )
-    )  # fmt: skip
+    )
     await cluster.start()
     try:
         address = join_address("::1", cluster.grpc_port)

@@ -88,7 +88,7 @@ BUGS = [
         'metadata.get("idempotency-key", "")', 'metadata.get("x-request-id", "")',
         f"{MAKING}::test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not"),
     Bug("the log does not say what the caller calls an action", "router/request_log.py",
-        '            "correlation_id": request.correlation_id,\n', "", TRACES),
+        "            correlation_id=request.correlation_id,\n", "", TRACES),
     Bug("no route answers HEAD", "router/openai_door.py",
         "        app.head(path, response_model=None, include_in_schema=False, "
         "dependencies=rights)(reader)\n",

@@ -71,14 +71,14 @@ BUGS = [
     Bug(
         "a newcomer is turned away while others idle",
         "cluster/connections.py",
-        "        for idle in (self.silent, self.resting):",
-        "        for idle in ():",
+        "        for candidates in (self._silent, self._idle):",
+        "        for candidates in ():",
         f"{CONNECTIONS}::test_silent_connections_make_room",
     ),
     Bug(
         "who works makes room",
         "cluster/connections.py",
-        "        self._book.silent.pop(self, None)\n        self._book.resting.pop(self, None)\n",
+        "        self._table.mark_busy(self)\n",
         "        pass\n",
         f"{CONNECTIONS}::test_who_works_is_not_displaced_and_liveness_has_a_reserve",
     ),
@@ -126,8 +126,8 @@ BUGS = [
     ),
     Bug(
         "texts are first come, first served",
-        "router/fair_line.py",
-        "            self._lines.move_to_end(tenant)\n",
+        "router/fair_queue.py",
+        "            self._queues.move_to_end(tenant)\n",
         "",
         f"{POOL}::test_tenants_take_turns",
     ),
@@ -141,7 +141,7 @@ BUGS = [
     Bug(
         "a text whose client left is tokenized to its end",
         "router/child_pool.py",
-        "            asyncio.get_running_loop().call_later(ABANDONED_S, _give_up, work)\n",
+        "            asyncio.get_running_loop().call_later(ABANDONED_S, work.cancel)\n",
         "",
         f"{POOL}::test_an_order_in_work_is_given_up_soon_after_its_client_left",
     ),
@@ -155,8 +155,8 @@ BUGS = [
     Bug(
         "one tenant's many requests keep out another's one",
         "router/admission.py",
-        "loser = self._waiting.join(tenant, waiter)",
-        'loser = self._waiting.join("", waiter)',
+        "evicted = self._waiting.join(tenant, waiter)",
+        'evicted = self._waiting.join("", waiter)',
         f"{PARTS}::test_one_tenants_many_do_not_keep_out_anothers_one",
     ),
     Bug(
@@ -171,7 +171,7 @@ BUGS = [
         "router/event_stream.py",
         "        if self._reply.is_heavy_batch(events):",
         "        if False:",
-        f"{INSIDE}::test_many_log_probabilities_are_made_beside_the_loop",
+        f"{INSIDE}::test_many_log_probabilities_are_made_off_the_loop",
     ),
     Bug(
         "an answer that needs no body closes the connection on which the body comes",

@@ -36,9 +36,11 @@ def names(found):
 def problems(cluster, store="ok", configured=BOTH, **changes):
     """What `/ready` would say: the state, and the codes of all problems."""
     view = View(
-        links=cluster.links.all(), configured=configured, store=store,
+        links=cluster.links.all(),
+        configured=configured,
+        store=store,
         **{"is_draining": False, "is_starting": False, "canary_error": "", **changes},
-    )  # fmt: skip
+    )
     found = view.problems()
     is_ready = not changes
     return state_of(found, is_ready=is_ready), [problem.code for problem in found]
@@ -54,8 +56,10 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
         await asyncio.sleep(1.0)
         assert problems(cluster) == ("degraded", ["pool_empty"])
         assert pools_of(cluster.links.all(), BOTH)["decode"] == {
-            "ready": 0, "total": 0, "configured": 1,
-        }  # fmt: skip
+            "ready": 0,
+            "total": 0,
+            "configured": 1,
+        }
         await cluster.add(Role.DECODE)
         await asyncio.sleep(1.0)
         assert problems(cluster) == ("ready", [])
@@ -66,8 +70,11 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
     worker = run(scenario, placement=AUTO)
     found = told("worker_joined", "worker_link_lost", "worker_lost", "worker_left")
     assert names(found) == ["worker_joined"] * 2 + [
-        "worker_link_lost", "worker_lost", "worker_left", "worker_joined",
-    ]  # fmt: skip
+        "worker_link_lost",
+        "worker_lost",
+        "worker_left",
+        "worker_joined",
+    ]
     lost = found[3][1]
     assert lost["worker_pid"] == worker.pid and lost["worker_id"] == worker.worker_id
     assert lost["role"] == "decode" and lost["reason"].endswith(" died")
@@ -172,5 +179,7 @@ async def test_a_store_is_told_of_when_it_goes_and_when_it_comes(told):
         for _ in range(2 * FAILURES_TO_BREAK):
             await mirror.write_once()
     assert told() == [
-        ("store_up", {}), ("store_down", {"reason": "connection refused"}), ("store_up", {}),
-    ]  # fmt: skip
+        ("store_up", {}),
+        ("store_down", {"reason": "connection refused"}),
+        ("store_up", {}),
+    ]

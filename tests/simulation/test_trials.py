@@ -178,7 +178,7 @@ OUTSIDE = {
     "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
     "router/http_bodies.py", "router/http_replies.py", "router/grpc_door.py", "router/chat_template.py",
     "core/addresses.py", "core/logs.py", "core/renewed.py", "kv_transfer/stream_proof.py", "router/key_file.py",
-    "router/beside_the_loop.py", "router/body_child.py", "router/body_reading.py", "router/child_pool.py",
+    "router/reply_thread.py", "router/body_child.py", "router/body_reading.py", "router/child_pool.py",
 }  # fmt: skip
 FORBIDDEN = {
     "time",

@@ -72,14 +72,29 @@ class Doors:
         self.links = Links(self.members, None, ids.router(), clock)
         text = TextModel(ROOT / "models" / "baton-tiny")
         self.orchestrator = Orchestrator(
-            self.links, admission, config.router, config.placement, clock, ids,
+            self.links,
+            admission,
+            config.router,
+            config.placement,
+            clock,
+            ids,
             lambda r: text.decoder(r.token_ids, skips_special=True),
-        )  # fmt: skip
+        )
         self.service = GenerationService(
-            ServedModel("tiny", 256, 2048, (), "float32"), config.router, self.orchestrator,
-            admission, self.links, Tokenizer(), text, clock, ids, b"a key of these tests",
-            Keyring("" if is_open else str(file), clock.now_s), frozenset(), must_cross=False,
-        )  # fmt: skip
+            ServedModel("tiny", 256, 2048, (), "float32"),
+            config.router,
+            self.orchestrator,
+            admission,
+            self.links,
+            Tokenizer(),
+            text,
+            clock,
+            ids,
+            b"a key of these tests",
+            Keyring("" if is_open else str(file), clock.now_s),
+            frozenset(),
+            must_cross=False,
+        )
         self.app = make_app(self.service, 0, BodyReader(config.router.max_body_bytes, 5.0, 30.0))
         self.grpc = GrpcDoor(self.service, config.security, certificate)
         self.channel = None

@@ -27,10 +27,16 @@ def block(headers):
 
 
 def call_head(path):
-    return block([
-        (":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x"),
-        ("content-type", "application/grpc"), ("te", "trailers"),
-    ])  # fmt: skip
+    return block(
+        [
+            (":method", "POST"),
+            (":scheme", "http"),
+            (":path", path),
+            (":authority", "x"),
+            ("content-type", "application/grpc"),
+            ("te", "trailers"),
+        ]
+    )
 
 
 class RawClient:

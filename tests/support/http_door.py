@@ -7,7 +7,7 @@ from collections import Counter
 
 import uvicorn
 
-from cluster.connections import ConnectionBook
+from cluster.connections import ConnectionTable
 from cluster.http_listener import HttpServer
 
 
@@ -44,7 +44,7 @@ class HttpDoor:
 
     def __init__(self, limit=64, per_address=None, reserved=2, stall_s=30.0, app=None, tls=None):
         self.app = app or SmallApp()
-        self.book = ConnectionBook(limit, per_address or limit, reserved)
+        self.table = ConnectionTable(limit, per_address or limit, reserved)
         self.stall_s, self.tls = stall_s, tls
         self.refused = Counter()
 
@@ -55,15 +55,22 @@ class HttpDoor:
         listener.bind(("127.0.0.1", 0))
         self.port = listener.getsockname()[1]
         config = uvicorn.Config(
-            self.app, http="httptools", ws="none", log_level="warning", access_log=False,
-            lifespan="off", timeout_keep_alive=60, timeout_graceful_shutdown=1, log_config=None,
+            self.app,
+            http="httptools",
+            ws="none",
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=1,
+            log_config=None,
             **({"ssl_certfile": self.tls[0], "ssl_keyfile": self.tls[1]} if self.tls else {}),
-        )  # fmt: skip
+        )
 
         def count(reason, _address):
             self.refused[reason] += 1
 
-        self._server = HttpServer(config, listener, self.book, self.stall_s, count)
+        self._server = HttpServer(config, listener, self.table, self.stall_s, count)
         self._task = asyncio.create_task(self._server.serve())
         return self
 
@@ -75,7 +82,7 @@ class HttpDoor:
 
     async def _stop(self):
         self.app.let_go.set() if hasattr(self.app, "let_go") else None
-        for connection in list(self.book._all):
+        for connection in list(self.table._all):
             connection.close()
         self._server.should_exit = True
         await self._task

@@ -1,6 +1,6 @@
-"""Who talks to the ports inside as nobody should: with and without the cluster's key.
+"""Hostile peers at the ports inside, with and without the cluster's key.
 
-Owns a router that says raw bytes, a dialler that shows what it likes, and the good Submit that the
+Owns a router that sends raw bytes, a dialler that sends any metadata, and the good Submit that the
 attacks start from. Called by `tests/attacks/test_inside.py`.
 """
 
@@ -27,13 +27,14 @@ def where_of(address):
     return address.rpartition("@")[2]
 
 
-async def knock(address, method, shown=None, data=None):
-    """Open a stream with the metadata `shown`, and perhaps say something; returns how it ended.
+async def open_stream(address, method, metadata=None, data=None):
+    """Open a stream, and perhaps send a message; returns how it ended.
 
-    Who is to be refused says nothing: a refusal that crosses a message may come as a broken stream.
+    A caller that is to be refused sends none: a refusal that crosses a message may arrive as a
+    broken stream.
     """
     async with grpc.aio.insecure_channel(where_of(address)) as channel:
-        call = channel.stream_stream(method)(metadata=tuple((shown or {}).items()), timeout=20)
+        call = channel.stream_stream(method)(metadata=tuple((metadata or {}).items()), timeout=20)
         try:
             if data is not None:
                 await call.write(data)
@@ -43,9 +44,9 @@ async def knock(address, method, shown=None, data=None):
         return await call.code(), await call.details()
 
 
-def words(proof, nonce):
-    """What a dialler shows."""
-    return {NONCE_KEY: nonce, DIALLER_KEY: proof.dialler_word}
+def macs(proof, nonce):
+    """The metadata that a dialler sends."""
+    return {NONCE_KEY: nonce, DIALLER_KEY: proof.dialler_mac}
 
 
 def good_submit(request_id, task=Task.LOCAL, n=1, **fields):
@@ -54,9 +55,15 @@ def good_submit(request_id, task=Task.LOCAL, n=1, **fields):
         temperature=0.0, top_p=1.0, n=n, max_tokens=4, repetition_penalty=1.0, ignore_eos=True
     )
     return pb.Submit(
-        request_id=request_id, task=task.value, model="m", prompt=PROMPT, sampling=sampling,
-        time_left_s=30.0, emitted=[pb.TokenIds()] * n, **{"credit": 256, **fields},
-    )  # fmt: skip
+        request_id=request_id,
+        task=task.value,
+        model="m",
+        prompt=PROMPT,
+        sampling=sampling,
+        time_left_s=30.0,
+        emitted=[pb.TokenIds()] * n,
+        **{"credit": 256, **fields},
+    )
 
 
 class RawRouter:

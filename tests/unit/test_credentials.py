@@ -117,7 +117,7 @@ def test_without_a_readable_file_keys_hold_for_a_moment_and_then_none_does(ring,
     assert opens(ring, "acme") and ring.num_by_state()["lost_file"] == 0
 
 
-def test_a_long_file_is_read_beside_the_loop_and_then_holds(ring, monkeypatch):
+def test_a_long_file_is_read_off_the_loop_and_then_holds(ring, monkeypatch):
     may_read, readers = threading.Event(), []
 
     def read(path):
@@ -196,9 +196,16 @@ HASH = "00" * 32
 
 
 @pytest.mark.parametrize(
-    "line", ["one two", "a b c d e f", f"01234567 zz {HASH} t r", "01234567 00 11 t r",
-             f"01234567 00 {HASH} t! r", f"0123456 00 {HASH} t r"],
-)  # fmt: skip
+    "line",
+    [
+        "one two",
+        "a b c d e f",
+        f"01234567 zz {HASH} t r",
+        "01234567 00 11 t r",
+        f"01234567 00 {HASH} t! r",
+        f"0123456 00 {HASH} t r",
+    ],
+)
 def test_a_broken_file_is_refused_at_start_with_its_line(tmp_path, line):
     file = tmp_path / "keys"
     file.write_text(f"# c\n{line}\n")

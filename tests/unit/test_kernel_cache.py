@@ -60,8 +60,10 @@ print(os.environ["NUMBA_CACHE_DIR"])'"""
     done = subprocess.run(
         ["unshare", "-m", "sh", "-c", script, "sh", str(ROOT), sys.executable],
         env={"HOME": "/proc/nowhere", "PATH": os.environ["PATH"]},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     folder = done.stdout.strip()
     assert "baton-kernels-" in folder

@@ -41,14 +41,20 @@ def opens(file, key, wall_s=NOW_S):
 
 
 def test_a_key_is_added_listed_and_taken_back(file):
-    key = baton(file, "add", "--tenant", "acme", "--tier", "batch", "--role", "metrics", "--expires", "90d")  # fmt: skip
+    key = baton(
+        file, "add", "--tenant", "acme", "--tier", "batch", "--role", "metrics", "--expires", "90d"
+    )
     other = baton(file, "add", "--tenant", "bulk")
     assert file.stat().st_mode & 0o777 == 0o600
     rows = listed(file)["keys"]
     assert rows[0] == {
-        "name": key.split("-")[1], "tenant": "acme", "tier": "batch", "role": "metrics",
-        "expires": "2027-04-15T08:00:00Z", "state": "valid",
-    }  # fmt: skip
+        "name": key.split("-")[1],
+        "tenant": "acme",
+        "tier": "batch",
+        "role": "metrics",
+        "expires": "2027-04-15T08:00:00Z",
+        "state": "valid",
+    }
     assert (rows[1]["tenant"], rows[1]["role"], rows[1]["expires"]) == ("bulk", "tenant", "")
     table = baton(file, "list")
     assert "acme" in table and key.split("-")[2] not in table

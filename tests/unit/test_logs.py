@@ -16,8 +16,17 @@ import pytest
 from core import events, logs
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = ("core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker",
-            "prefix_index", "router", "cluster")  # fmt: skip
+PACKAGES = (
+    "core",
+    "engine",
+    "kv_transfer",
+    "worker",
+    "prefill_worker",
+    "decode_worker",
+    "prefix_index",
+    "router",
+    "cluster",
+)
 FORMATS = {"text": logs.TextFormat, "json": logs.JsonFormat}
 FORGED = 'x\n2026-01-01T00:00:00.000+00:00 ERROR   up[1] forged\r\x1b[2J\x85\u2028"y='
 
@@ -73,9 +82,12 @@ def test_every_line_says_when_how_bad_what_and_who():
     line = json.loads(written("json", lambda: events.STORE_DOWN.tell(reason="gone")))
     assert line.pop("time").endswith("+00:00")
     assert line == {
-        "level": "warning", "event": "store_down", "process": "router", "pid": os.getpid(),
+        "level": "warning",
+        "event": "store_down",
+        "process": "router",
+        "pid": os.getpid(),
         "reason": "gone",
-    }  # fmt: skip
+    }
     text = written("text", lambda: events.STORE_DOWN.tell(reason="is gone", n=3))
     head = f'WARNING router[{os.getpid()}] store_down reason="is gone" n=3'
     assert text.partition(" ")[2] == head
@@ -178,9 +190,13 @@ logging.getLogger("httpx").info("every request of a library")
 
 def run_processes(*settings):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *settings], env={"PYTHONPATH": str(ROOT), "PATH": ""},
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", SCRIPT, *settings],
+        env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return done.stderr.splitlines()
 
 
@@ -188,10 +204,11 @@ def test_a_process_and_its_children_log_alike_and_end_by_a_bug_in_one_line():
     lines = [json.loads(line) for line in run_processes("auto")]
     told = {(line["process"], line["event"], line.get("message", "")) for line in lines}
     assert len(lines) == 4 and told == {
-        ("up", "cluster_stops", ""), ("rank", "store_up", ""),
+        ("up", "cluster_stops", ""),
+        ("rank", "store_up", ""),
         ("rank", "bug", "the process ends by a bug"),
         ("up", "bug", "thread worker ends by a bug"),
-    }  # fmt: skip
+    }
     text = run_processes("text", "error")
     heads = [line.split()[1:4] for line in text if not line.startswith("  | ")]
     told = [(level, process.partition("[")[0], event) for level, process, event in heads]

@@ -66,11 +66,16 @@ def test_programs_that_are_no_server_are_passed_over(offer, tmp_path):
 @pytest.mark.parametrize(
     ("product", "version", "is_safe"),
     [
-        ("Redis", (6, 2, 22), False), ("Redis", (6, 2, 23), True),
+        ("Redis", (6, 2, 22), False),
+        ("Redis", (6, 2, 23), True),
         ("Redis", (7, 0, 15), False),  # gets no fixes any more
-        ("Redis", (8, 0, 9), False), ("Redis", (8, 10, 1), False), ("Redis", (8, 12, 0), True),
-        ("Valkey", (9, 0, 4), False), ("Valkey", (9, 0, 5), True), ("Valkey", (10, 0, 0), True),
+        ("Redis", (8, 0, 9), False),
+        ("Redis", (8, 10, 1), False),
+        ("Redis", (8, 12, 0), True),
+        ("Valkey", (9, 0, 4), False),
+        ("Valkey", (9, 0, 5), True),
+        ("Valkey", (10, 0, 0), True),
     ],
-)  # fmt: skip
+)
 def test_a_version_is_judged_by_its_own_line(product, version, is_safe, tmp_path):
     assert ServerBinary(tmp_path, product, version, "path").is_safe is is_safe

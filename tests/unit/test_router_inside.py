@@ -364,7 +364,7 @@ def made_in(monkeypatch):
 
 
 @pytest.mark.parametrize("dialect", [Dialect, ChatDialect])
-async def test_many_log_probabilities_are_made_beside_the_loop(dialect, made_in):
+async def test_many_log_probabilities_are_made_off_the_loop(dialect, made_in):
     options = {"has_logprobs": True, "has_prompt_logprobs": True}
     expected = whole(reply(dialect, **options), *long_events())
     made_in.clear()

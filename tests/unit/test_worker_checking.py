@@ -25,9 +25,13 @@ REQUEST = GenerateRequest(
 )
 SUBMIT = Submit(REQUEST, 0, Task.LOCAL, ((1, 2, 3, 4), ()), (0,))
 HAND_OVER = replace(
-    SUBMIT, task=Task.DECODE, transfer_id=TransferId(b"t" * 16), peer_id=WorkerId("p"),
-    peer_incarnation=Incarnation(1), peer_address="grpc=127.0.0.1:9",
-)  # fmt: skip
+    SUBMIT,
+    task=Task.DECODE,
+    transfer_id=TransferId(b"t" * 16),
+    peer_id=WorkerId("p"),
+    peer_incarnation=Incarnation(1),
+    peer_address="grpc=127.0.0.1:9",
+)
 
 
 def request(**changes):

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.fair_line import FairLine
+from router.fair_queue import FairQueue
 
 
 def taken(line):
@@ -14,7 +14,7 @@ def taken(line):
 
 
 def test_tenants_take_turns_and_each_keeps_its_order():
-    line = FairLine(10)
+    line = FairQueue(10)
     for waiter in ("a1", "a2", "a3", "b1", "c1", "b2"):
         assert line.join(waiter[0], waiter) is None
     assert line.peek() == "a1"
@@ -23,7 +23,7 @@ def test_tenants_take_turns_and_each_keeps_its_order():
 
 
 def test_a_full_line_makes_room_for_who_has_less():
-    line = FairLine(4)
+    line = FairQueue(4)
     for waiter in ("a1", "a2", "a3", "a4"):
         line.join("a", waiter)
     assert line.join("a", "a5") == "a5"
@@ -35,7 +35,7 @@ def test_a_full_line_makes_room_for_who_has_less():
 
 
 def test_who_leaves_is_not_served():
-    line = FairLine(4)
+    line = FairQueue(4)
     for waiter in ("a1", "a2", "b1"):
         line.join(waiter[0], waiter)
     assert line.leave("a", "a1") and not line.leave("a", "a1") and not line.leave("z", "z")
@@ -45,7 +45,7 @@ def test_who_leaves_is_not_served():
 @settings(deadline=None)
 @given(st.lists(st.sampled_from("aaaabc"), max_size=60), st.integers(1, 8))
 def test_a_tenant_waits_behind_at_most_one_of_each_other(arrivals, limit):
-    line, standing = FairLine(limit), {}
+    line, standing = FairQueue(limit), {}
     for number, tenant in enumerate(arrivals):
         waiter = (tenant, number)
         loser = line.join(tenant, waiter)
