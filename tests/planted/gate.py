@@ -6,6 +6,7 @@ HEADS = "tests/attacks/test_heads.py"
 CONNECTIONS = "tests/attacks/test_connections.py"
 BODIES = "tests/attacks/test_bodies.py"
 GRPC = "tests/attacks/test_grpc_door.py"
+LIMITS = "tests/unit/test_grpc_limits.py"
 POOL = "tests/unit/test_child_pool.py"
 BOUNDS = "tests/unit/test_text_bounds.py"
 PARTS = "tests/unit/test_router_parts.py"
@@ -180,5 +181,33 @@ BUGS = [
         "            self._close_in_order()\n",
         "tests/attacks/test_bodies.py::test_a_body_that_comes_after_the_answer_is_read"
         "_and_the_connection_goes_on",
+    ),
+    Bug(
+        "a number of a gRPC message has no end",
+        "router/grpc_limits.py",
+        "range(0, 7 * MAX_VARINT_BYTES, 7)",
+        "range(0, 7 << 32, 7)",
+        f"{LIMITS}::test_a_number_without_end_is_not_put_together",
+    ),
+    Bug(
+        "what stands behind a group is not counted",
+        "router/grpc_limits.py",
+        "        elif wire not in GROUP:",
+        "        else:",
+        f"{LIMITS}::test_a_group_hides_nothing_behind_it",
+    ),
+    Bug(
+        "what is malformed in a group ends the count",
+        "router/grpc_limits.py",
+        "            at = end\n\n\ndef _varint",
+        "            return\n\n\ndef _varint",
+        f"{LIMITS}::test_a_group_hides_nothing_behind_it",
+    ),
+    Bug(
+        "messages in messages have no limit",
+        "router/grpc_limits.py",
+        "                if len(within) > MAX_DEPTH:",
+        "                if False:",
+        f"{LIMITS}::test_depth_costs_neither_stack_nor_memory",
     ),
 ]
