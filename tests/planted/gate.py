@@ -210,4 +210,28 @@ BUGS = [
         "                if False:",
         f"{LIMITS}::test_depth_costs_neither_stack_nor_memory",
     ),
+    Bug(
+        "a process granted in the turn in which the time ends is lost",
+        "router/child_pool.py",
+        "            return await granted\n",
+        "            async with asyncio.timeout(self._wait_s):\n"
+        "                return await granted\n"
+        "        except TimeoutError as error:\n"
+        '            raise Overloaded("no process was free") from error\n',
+        f"{POOL}::test_a_process_granted_in_the_turn_in_which_the_time_ends_is_not_lost",
+    ),
+    Bug(
+        "half an answer of a process that died is taken for one",
+        "router/child_pool.py",
+        'line if line.endswith(b"\\n") else b""',
+        "line",
+        f"{POOL}::test_half_an_answer_is_none",
+    ),
+    Bug(
+        "a large request that leaves the line frees nobody behind it",
+        "router/admission.py",
+        "            self._hand_out()  # others may",
+        "            # others may",
+        f"{PARTS}::test_when_a_large_request_leaves_the_line_those_behind_it_get_what_is_free",
+    ),
 ]
