@@ -14,16 +14,19 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from router.calls import network_of
+
 
 class Connection:
     """One open connection. `close` cuts it at once; `is_reserved`: only liveness is answered."""
 
-    __slots__ = ("_book", "address", "close", "is_reserved")
+    __slots__ = ("_book", "address", "close", "is_reserved", "network")
 
     def __init__(self, book: ConnectionBook, address: str, *, is_reserved: bool) -> None:
         """It has asked for nothing yet."""
         self._book = book
         self.address = address
+        self.network = network_of(address)
         self.is_reserved = is_reserved
         self.close: Callable[[], None] = lambda: None
 
@@ -49,14 +52,14 @@ class ConnectionBook:
 
         Args:
             limit: Connections that are served.
-            limit_per_address: Those of one address.
+            limit_per_address: Those of one IPv4 address, or of one /64 of IPv6.
             num_reserved: Further ones, over all addresses, that are answered liveness alone.
         """
         self._limit = limit
         self._limit_per_address = limit_per_address
         self._num_reserved = num_reserved
         self._all: set[Connection] = set()
-        self._by_address: Counter[str] = Counter()
+        self._by_network: Counter[str] = Counter()
         self.silent: OrderedDict[Connection, None] = OrderedDict()
         self.resting: OrderedDict[Connection, None] = OrderedDict()
         self.num_displaced = 0
@@ -68,7 +71,7 @@ class ConnectionBook:
 
     def of_address(self, address: str) -> int:
         """Connections of one address."""
-        return self._by_address[address]
+        return self._by_network[network_of(address)]
 
     def admit(self, address: str) -> Connection | None:
         """Take a newcomer in, at somebody's expense if need be.
@@ -76,23 +79,24 @@ class ConnectionBook:
         Returns:
             Its entry; None if even the reserve is full, which leaves the book as it was.
         """
+        network = network_of(address)
         is_full = (
-            self._by_address[address] >= self._limit_per_address and not self.displace(address)
+            self._by_network[network] >= self._limit_per_address and not self.displace(network)
         ) or (len(self._all) >= self._limit and not self.displace())
         if is_full and len(self._all) >= self._limit + self._num_reserved:
             self.num_refused += 1
             return None
         connection = Connection(self, address, is_reserved=is_full)
         self._all.add(connection)
-        self._by_address[address] += 1
+        self._by_network[network] += 1
         self.silent[connection] = None
         return connection
 
-    def displace(self, address: str | None = None) -> bool:
-        """Close whoever has idled longest (of one address); False if nobody idles."""
+    def displace(self, network: str | None = None) -> bool:
+        """Close whoever has idled longest (of one network); False if nobody idles."""
         for idle in (self.silent, self.resting):
             for connection in idle:
-                if address in (None, connection.address):
+                if network in (None, connection.network):
                     self.num_displaced += 1
                     self.forget(connection)
                     connection.close()
@@ -106,6 +110,6 @@ class ConnectionBook:
         self._all.remove(connection)
         self.silent.pop(connection, None)
         self.resting.pop(connection, None)
-        self._by_address[connection.address] -= 1
-        if not self._by_address[connection.address]:
-            del self._by_address[connection.address]
+        self._by_network[connection.network] -= 1
+        if not self._by_network[connection.network]:
+            del self._by_network[connection.network]

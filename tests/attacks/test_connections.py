@@ -14,6 +14,7 @@ from support.http_door import HttpDoor, status
 
 from cluster import http_listener
 from cluster.certs import make_certificates
+from cluster.connections import ConnectionBook
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,15 @@ async def test_one_address_has_a_share():
         assert status(await reader.readuntil(b"ok")) == 200
         assert door.book.of_address("127.0.0.1") == 3 and door.book.of_address("127.0.0.2") == 1
         drop([*mine, (reader, writer)])
+
+
+def test_the_addresses_of_one_ipv6_host_share():
+    book = ConnectionBook(8, 3, 1)
+    for host in range(3):
+        book.admit(f"2001:db8::{host}").work()
+    assert book.admit("2001:db8::ffff").is_reserved
+    assert not book.admit("2001:db8:0:1::1").is_reserved
+    assert book.of_address("2001:db8::1") == 4 and book.of_address("2001:db8:0:1::2") == 1
 
 
 async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch):

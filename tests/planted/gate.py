@@ -234,4 +234,18 @@ BUGS = [
         "            # others may",
         f"{PARTS}::test_when_a_large_request_leaves_the_line_those_behind_it_get_what_is_free",
     ),
+    Bug(
+        "trailers are taken for headers",
+        "cluster/http_protocol.py",
+        "        if self._fault is None and self._is_in_head:",
+        "        if self._fault is None:",
+        f"{HEADS}::test_trailers_are_no_headers",
+    ),
+    Bug(
+        "each of a host's many IPv6 addresses has a share of connections",
+        "cluster/connections.py",
+        "        network = network_of(address)\n        is_full",
+        "        network = address\n        is_full",
+        f"{CONNECTIONS}::test_the_addresses_of_one_ipv6_host_share",
+    ),
 ]
