@@ -69,6 +69,16 @@ def test_a_key_is_taken_back_whatever_else_is_in_the_file(file):
     assert opens(file, late).tenant == "late", "a line without an end does not swallow the next"
 
 
+def test_a_key_is_taken_back_from_the_file_behind_a_link(file, tmp_path):
+    link = tmp_path / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to("../keys")
+    key = baton(link, "add", "--tenant", "acme")
+    assert opens(file, key).tenant == "acme"
+    baton(link, "revoke", key)
+    assert opens(file, key) is None and link.is_symlink()
+
+
 def test_one_that_is_not_there_is_not_taken_back_and_nothing_changes(file):
     key = baton(file, "add", "--tenant", "acme")
     before = file.read_bytes()
