@@ -255,4 +255,11 @@ BUGS = [
         "            if True:",
         f"{BODIES}::test_one_whose_time_ends_in_this_very_turn_makes_room_too",
     ),
+    Bug(
+        "a stranger's message over gRPC is waited for",
+        "router/grpc_guard.py",
+        "        return grpc.stream_stream_rpc_method_handler(refuse)\n",
+        "        return grpc.unary_unary_rpc_method_handler(refuse)\n",
+        f"{GRPC}::test_a_strangers_message_is_not_waited_for",
+    ),
 ]
