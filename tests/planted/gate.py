@@ -86,7 +86,7 @@ BUGS = [
     Bug(
         "one address may have everything",
         "cluster/connections.py",
-        "self._by_address[address] >= self._limit_per_address",
+        "self._by_network[network] >= self._limit_per_address",
         "False",
         f"{CONNECTIONS}::test_one_address_has_a_share",
     ),
