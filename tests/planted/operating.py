@@ -197,4 +197,11 @@ BUGS = [
         "    except (TypeError, ValueError):",
         LOGS + "test_what_cannot_be_shown_is_no_fault_of_who_tells",
     ),
+    Bug(
+        "a key goes wherever a door points",
+        "cluster/door_access.py",
+        "HTTPSHandler(context=self.context), _Stay)",
+        "HTTPSHandler(context=self.context))",
+        HERE + "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
+    ),
 ]
