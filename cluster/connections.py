@@ -15,16 +15,19 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 
+from router.calls import network_of
+
 
 class Connection:
     """One open connection. `close` cuts it at once; `is_reserved`: only liveness is answered."""
 
-    __slots__ = ("_table", "address", "close", "is_reserved")
+    __slots__ = ("_table", "address", "close", "is_reserved", "network")
 
     def __init__(self, table: ConnectionTable, address: str, *, is_reserved: bool) -> None:
         """No request has come yet."""
         self._table = table
         self.address = address
+        self.network = network_of(address)
         self.is_reserved = is_reserved
         self.close: Callable[[], object] = lambda: None
 
@@ -49,14 +52,14 @@ class ConnectionTable:
 
         Args:
             limit: Most connections that are served.
-            limit_per_address: Most of one address.
+            limit_per_address: Most of one IPv4 address, or of one /64 of IPv6.
             num_reserved: Further connections, over all addresses, that get liveness alone.
         """
         self._limit = limit
         self._limit_per_address = limit_per_address
         self._num_reserved = num_reserved
         self._all: set[Connection] = set()
-        self._by_address: Counter[str] = Counter()
+        self._by_network: Counter[str] = Counter()
         self._silent: OrderedDict[Connection, None] = OrderedDict()
         self._idle: OrderedDict[Connection, None] = OrderedDict()
         self.num_displaced = 0
@@ -67,7 +70,7 @@ class ConnectionTable:
 
     def of_address(self, address: str) -> int:
         """Connections of one address."""
-        return self._by_address[address]
+        return self._by_network[network_of(address)]
 
     def admit(self, address: str) -> Connection | None:
         """Enter a new connection, and close an idle one for it if need be.
@@ -75,14 +78,15 @@ class ConnectionTable:
         Returns:
             The connection; None if even the reserve is full.
         """
+        network = network_of(address)
         is_full = (
-            self._by_address[address] >= self._limit_per_address and not self.displace(address)
+            self._by_network[network] >= self._limit_per_address and not self.displace(network)
         ) or (len(self._all) >= self._limit and not self.displace())
         if is_full and len(self._all) >= self._limit + self._num_reserved:
             return None
         connection = Connection(self, address, is_reserved=is_full)
         self._all.add(connection)
-        self._by_address[address] += 1
+        self._by_network[network] += 1
         self._silent[connection] = None
         return connection
 
@@ -95,11 +99,11 @@ class ConnectionTable:
         """The connection is between two requests."""
         self._idle[connection] = None
 
-    def displace(self, address: str | None = None) -> bool:
-        """Close the connection that has been idle longest (of one address); False: none is idle."""
+    def displace(self, network: str | None = None) -> bool:
+        """Close the connection that has been idle longest (of one network); False: none is idle."""
         for candidates in (self._silent, self._idle):
             for connection in candidates:
-                if address in (None, connection.address):
+                if network in (None, connection.network):
                     self.num_displaced += 1
                     self.forget(connection)
                     connection.close()
@@ -112,6 +116,6 @@ class ConnectionTable:
             return
         self._all.remove(connection)
         self.mark_busy(connection)
-        self._by_address[connection.address] -= 1
-        if not self._by_address[connection.address]:
-            del self._by_address[connection.address]
+        self._by_network[connection.network] -= 1
+        if not self._by_network[connection.network]:
+            del self._by_network[connection.network]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
 
 from core.errors import ConfigError
 
@@ -122,8 +122,8 @@ class DoorAccess:
         try:
             # The scheme is checked above.
             request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310
-            reply = urlopen(request, timeout=HTTP_TIMEOUT_S, context=self.context)  # noqa: S310
-            with reply:
+            opener = build_opener(HTTPSHandler(context=self.context), _Stay)
+            with opener.open(request, timeout=HTTP_TIMEOUT_S) as reply:
                 body = reply.read()
         except HTTPError as error:
             if error.code == HTTPStatus.UNAUTHORIZED:
@@ -143,6 +143,13 @@ class DoorAccess:
         except ValueError as error:
             raise ConfigError(f"what answers at {url}{path} is no router") from error
         return tree
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows nobody elsewhere: the API key would go along, to another host or in plain text."""
+
+    def redirect_request(self, *_: object) -> None:
+        """See `HTTPRedirectHandler`: None is an `HTTPError`."""
 
 
 def unreachable(url: str, error: Exception) -> ConfigError:

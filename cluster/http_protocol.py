@@ -147,7 +147,9 @@ class HttpProtocol(CloseDelimited):
         self._head_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
         if len(self.headers) >= MAX_HEADERS or self._head_bytes > MAX_HEAD_BYTES:
             self._head_is_too_large()
-        if self._fault is None:
+        # What comes after the body is no header of the request, whatever its name: whoever stands
+        # before this door has not looked at it.
+        if self._fault is None and self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:

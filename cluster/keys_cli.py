@@ -11,11 +11,14 @@ import math
 import re
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from router.identities import KeyRole
 
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 KeyFile = Annotated[Path, typer.Option(help="key file, as in security.api_keys")]
@@ -43,16 +46,23 @@ def add(
     expires: Expires = "",
 ) -> None:
     """Make a key: shown once, its hash goes to the file."""
-    from router.credentials import new_key  # noqa: PLC0415
     from router.identities import KeyRole  # noqa: PLC0415
-    from router.key_file import change_keys  # noqa: PLC0415
+    from router.key_file import change_keys, check_names  # noqa: PLC0415
 
     roles = [r.value for r in KeyRole]
     if role not in roles:
         raise typer.BadParameter(f"{role} is none of {', '.join(roles)}", param_hint="--role")
-    key, line = new_key(tenant, tier, KeyRole(role), _end_of(expires))
-    change_keys(file.expanduser(), lambda lines: [*lines, line], is_made=True)
-    typer.echo(key)
+    check_names(tenant, tier)
+    ends_at = _end_of(expires)
+    made: list[str] = []
+
+    def edit(lines: list[str]) -> list[str]:
+        key, line = _new_key(lines, tenant, tier, KeyRole(role), ends_at)
+        made[:] = [key]
+        return [*lines, line]
+
+    change_keys(file.expanduser(), edit, is_made=True)
+    typer.echo(made[0])
 
 
 @keys.command("list")
@@ -113,7 +123,6 @@ def rotate(
     expires: Expires = "",
 ) -> None:
     """Make a key with another's tenant, tier and role, which replaces it; the old one expires."""
-    from router.credentials import new_key  # noqa: PLC0415
     from router.key_file import change_keys, parse_line, with_expiry  # noqa: PLC0415
 
     wanted, ends_at = _name_of(name), _end_of(overlap)
@@ -125,7 +134,7 @@ def rotate(
             raise ConfigError(f"{len(places)} keys are named {wanted}; nothing was changed")
         old = parse_line(lines[places[0]])
         who = old.identity
-        key, line = new_key(who.tenant, who.tier, who.role, _end_of(expires))
+        key, line = _new_key(lines, who.tenant, who.tier, who.role, _end_of(expires))
         made[:] = [key]
         lines[places[0]] = with_expiry(old, ends_at).text()
         return [*lines, line]
@@ -144,6 +153,19 @@ def _show(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         table.add_row(*(row[column] for column in columns))
     Console().print(table)
+
+
+def _new_key(
+    lines: list[str], tenant: str, tier: str, role: KeyRole, expires_at: float
+) -> tuple[str, str]:
+    """A key and its line, with a name that no other has: of two with one name neither opens."""
+    from router.credentials import new_key  # noqa: PLC0415
+
+    held = {_first(line) for line in lines}
+    while True:
+        key, line = new_key(tenant, tier, role, expires_at)
+        if _first(line) not in held:
+            return key, line
 
 
 def _first(line: str) -> str:

@@ -93,11 +93,8 @@ def _time(seconds: float) -> str:
 def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
-    except (
-        TypeError,
-        ValueError,
-    ):  # arguments that do not fit: what was meant is still worth a line
-        return str(record.msg)
+    except Exception:  # noqa: BLE001 - arguments that do not fit, or cannot be shown
+        return str(record.msg)  # what was meant is still worth a line, and no fault of who tells
 
 
 def _json(value: object) -> str:
@@ -121,7 +118,9 @@ class _Writer(logging.Handler):
         super().__init__()
         self.setFormatter(formatter)
         self._stream = stream
-        self._lines: queue.Queue[str | None] = queue.Queue(MAX_WAITING_LINES)
+        # This kind alone may be entered again by the thread that is in it: what the collector of
+        # garbage ends may log, in the midst of anything.
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._num_dropped = 0
         self._num_told = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
@@ -129,13 +128,20 @@ class _Writer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue without waiting."""
-        try:
-            self._lines.put_nowait(self.format(record))
-        except queue.Full:
+        line = self.format(record)
+        is_own = threading.current_thread() is self._thread  # how many were dropped: always told
+        if is_own or self._lines.qsize() < MAX_WAITING_LINES:
+            self._lines.put(line)
+        else:
             self._num_dropped += 1
 
     def _write(self) -> None:
-        while (line := self._lines.get()) is not None:
+        is_closing = False
+        while not (is_closing and self._lines.empty()):
+            line = self._lines.get()
+            if line is None:
+                is_closing = True
+                continue
             try:
                 self._stream.write(line + "\n")
                 self._stream.flush()
@@ -149,11 +155,8 @@ class _Writer(logging.Handler):
 
     def close(self) -> None:
         """Write what is queued, as far as somebody reads it, and end the thread."""
-        try:
-            self._lines.put(None, timeout=CLOSE_TIMEOUT_S)
-            self._thread.join(CLOSE_TIMEOUT_S)
-        except queue.Full:
-            pass
+        self._lines.put(None)
+        self._thread.join(CLOSE_TIMEOUT_S)
         super().close()
 
 

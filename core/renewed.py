@@ -50,6 +50,7 @@ class Renewed(Generic[Content]):
         self._lock = threading.Lock()
         self._looked_at = now_s()
         self._stamp = self._look()
+        self._told: Stamp | None = None
         self.content = read()
         self.version = 0
         """Raised with every new content."""
@@ -67,17 +68,19 @@ class Renewed(Generic[Content]):
         stamp: Stamp = ()  # of files that are gone
         try:
             stamp = self._look()
-            if stamp == self._stamp:
-                return
-            self.content = self._read()
-        except (OSError, ServingError) as error:
             if stamp != self._stamp:
+                self.content = self._read()
+                self._stamp = stamp
+                self.version += 1
+                events.CERTIFICATE_RENEWED.tell(what=self._what)
+            self._told = None
+        except (OSError, ServingError) as error:
+            # Told once and tried at every look: what stands in the way may pass by itself, as a
+            # lack of descriptors does.
+            if stamp != self._told:
                 fact = getattr(error, "strerror", None) or str(error)
                 events.CERTIFICATE_UNUSABLE.tell(what=self._what, reason=fact)
-        else:
-            self.version += 1
-            events.CERTIFICATE_RENEWED.tell(what=self._what)
-        self._stamp = stamp
+            self._told = stamp
 
     def _look(self) -> Stamp:
         facts = [path.stat() for path in self._paths]

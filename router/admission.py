@@ -134,6 +134,7 @@ class Admission:
             timer.cancel()
             self._waiting.leave(tenant, waiter)
             self._num_queued_tokens -= num_tokens
+            self._hand_out()  # others may have waited for who needed more than is free
 
     def _join(self, tenant: str, waiter: _Waiter) -> None:
         """Wait, in the place of another tenant's newest request if the queue is full."""
@@ -160,8 +161,12 @@ class Admission:
             )
 
     def _release(self, num_permits: int = 1) -> None:
-        """Give permits back, to whoever is next: no small request overtakes a large one."""
+        """Give permits back."""
         self.num_running -= num_permits
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give free permits to whoever is next: a large request is not passed by small ones."""
         while (waiter := self._waiting.peek()) is not None:
             if waiter.granted.done():
                 self._waiting.take()

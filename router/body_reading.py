@@ -66,7 +66,8 @@ class UploadMemory:
             if stalest is upload:
                 raise Overloaded("too many bodies are being received; try again later")
             stalest.is_evicted = True
-            stalest.deadline.reschedule(asyncio.get_running_loop().time())
+            if not stalest.deadline.expired():  # in this very turn, and it has not heard yet
+                stalest.deadline.reschedule(asyncio.get_running_loop().time())
             self.release(stalest)
 
     def complete(self, upload: Upload) -> None:

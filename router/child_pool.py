@@ -49,7 +49,8 @@ class _Child:
             async with asyncio.timeout(timeout_s):
                 process.stdin.write(order)
                 await process.stdin.drain()
-                reply = await process.stdout.readline()
+                line = await process.stdout.readline()
+                reply = line if line.endswith(b"\n") else b""  # it died in mid-answer
         except (ConnectionError, ValueError):
             return b""
         except TimeoutError:
@@ -169,25 +170,32 @@ class ChildPool:
 
     async def _free_child(self, tenant: str, *, is_large: bool) -> _Child:
         queue = self._large if is_large else self._small
-        granted: asyncio.Future[_Child] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        granted: asyncio.Future[_Child] = loop.create_future()
         evicted = queue.join(tenant, granted)
         if evicted is not None and not evicted.done():
             reason = f"{len(queue)} texts wait to be read; try again later"
             evicted.set_exception(Overloaded(reason))
         self._hand_out()
+        timer = loop.call_later(self._wait_s, self._refuse, granted)
         try:
-            async with asyncio.timeout(self._wait_s):
-                return await granted
-        except TimeoutError as error:
-            raise Overloaded(
-                f"no process was free to read this within {self._wait_s:g} s; try again later"
-            ) from error
+            return await granted
         except asyncio.CancelledError:
             if granted.done() and not granted.cancelled() and granted.exception() is None:
                 self._give_back(granted.result(), is_large=is_large)
             raise
         finally:
+            timer.cancel()
             queue.leave(tenant, granted)
+
+    def _refuse(self, granted: asyncio.Future[_Child]) -> None:
+        """Its time is over; a process that was granted before, even in this very turn, stands."""
+        if not granted.done():
+            granted.set_exception(
+                Overloaded(
+                    f"no process was free to read this within {self._wait_s:g} s; try again later"
+                )
+            )
 
     def _hand_out(self) -> None:
         """Give free processes to whoever is next."""

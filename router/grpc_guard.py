@@ -71,7 +71,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
         except ServingError as error:
-            return self._refusal(handler, call, error)
+            return self._refusal(call, error)
         if handler is None:
             call.refuse("unsupported_endpoint")
             return None
@@ -83,8 +83,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             call.refuse("unread")
         self._keeper.call_ended(call)
 
-    def _refusal(self, handler: Any, call: Call, error: ServingError) -> Any:  # noqa: ANN401
-        """A handler of the same shape that only says no."""
+    def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401
+        """A handler that only says no, and takes no message: one of another shape would first."""
         call.refuse(error.code)
 
         async def refuse(_: Any, context: Any) -> None:  # noqa: ANN401
@@ -93,11 +93,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 await self._keeper.bad_keys.hold(call.address)
             await abort(context, error)
 
-        if handler is None or (handler.request_streaming and handler.response_streaming):
-            return grpc.stream_stream_rpc_method_handler(refuse)
-        if handler.response_streaming:
-            return grpc.unary_stream_rpc_method_handler(refuse)
-        return grpc.unary_unary_rpc_method_handler(refuse)
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _watched(handler: Any, call: Call) -> Any:  # noqa: ANN401

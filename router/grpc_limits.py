@@ -16,71 +16,79 @@ from router.body_limits import MAX_TOKEN_IDS, MAX_VALUES
 from router.grpc_requests import abort
 
 SMALL_BYTES = 64 << 10
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
+VARINT, BYTES = 0, 2
+GROUP = (3, 4)
+"""Begin and end; no field of ours is one, but the parser takes unknown ones."""
+FIXED_BYTES = {1: 8, 5: 4}
+MAX_VARINT_BYTES = 10
+MAX_DEPTH = 100
+"""Messages within messages; the parser's own limit."""
 MORE = bytes(range(0x80, 0x100))
 """Bytes of a varint that are not its last."""
 NOT_PACKED = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
-
-
-class _Count:
-    """Values and packed numbers seen so far."""
-
-    def __init__(self) -> None:
-        self.num_values = 0
-        self.num_packed = 0
 
 
 def check_size(data: bytes, kind: Descriptor) -> None:
     """Refuse a message with too much in it.
 
     Args:
-        data: Its bytes; malformed ones are left to the parser.
+        data: Its bytes; what is malformed is passed over and left to the parser.
         kind: What they should be.
 
     Raises:
         InvalidRequest: Names the field.
     """
-    _walk(data, kind, _Count())
-
-
-def _walk(data: bytes, kind: Descriptor, count: _Count) -> None:
+    num_values, num_packed = 0, 0
+    within = [(kind, len(data))]  # the messages that `at` is in, each with its end
     at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        field, wire = kind.fields_by_number.get(tag >> 3), tag & 7
+    while within:
+        kind, end = within[-1]
+        if at >= end:
+            at = end
+            within.pop()
+            continue
+        tag, at = _varint(data, at, end)
+        field = kind.fields_by_number.get(tag >> 3)
+        wire = tag & 7
         name = field.name if field is not None else "unknown field"
-        count.num_values += 1
-        if count.num_values > MAX_VALUES:
+        num_values += 1
+        if num_values > MAX_VALUES:
             raise InvalidRequest(name, f"is one of more than {MAX_VALUES} values; send fewer")
         if wire == VARINT:
-            _, at = _varint(data, at)
+            _, at = _varint(data, at, end)
         elif wire == BYTES:
-            size, at = _varint(data, at)
-            part, at = data[at : at + size], at + size
-            if field is None:
+            size, at = _varint(data, at, end)
+            part_end = min(at + size, end)
+            if field is not None and field.message_type is not None:
+                within.append((field.message_type, part_end))
+                if len(within) > MAX_DEPTH:
+                    raise InvalidRequest(
+                        name, f"is nested too deeply, the limit is {MAX_DEPTH} levels"
+                    )
                 continue
-            if field.message_type is not None:
-                _walk(part, field.message_type, count)
-            elif field.type not in NOT_PACKED:
-                count.num_packed += len(part.translate(None, MORE))
-                if count.num_packed > MAX_TOKEN_IDS:
+            if field is not None and field.type not in NOT_PACKED:
+                num_packed += len(data[at:part_end].translate(None, MORE))
+                if num_packed > MAX_TOKEN_IDS:
                     raise InvalidRequest(name, f"has more than {MAX_TOKEN_IDS} numbers")
-        elif wire in (FIXED64, FIXED32):
-            at += 8 if wire == FIXED64 else 4
-        else:
-            return  # not of this format: the parser says so
+            at = part_end
+        elif wire in FIXED_BYTES:
+            at += FIXED_BYTES[wire]
+        elif wire not in GROUP:  # its two ends are values, and so is what is between them
+            at = end
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value, shift = 0, 0
-    while at < len(data):
+def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
+    """A number, and where it ends; one that is too long takes all that is left."""
+    value = 0
+    for shift in range(0, 7 * MAX_VARINT_BYTES, 7):
+        if at >= end:
+            return 0, end
         byte = data[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        shift += 7
         if byte < 0x80:
             return value, at
-    return value, at + 1
+    return 0, end
 
 
 def bounded(handler: Any) -> Any:  # noqa: ANN401 - grpc has no types

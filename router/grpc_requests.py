@@ -101,11 +101,14 @@ def chat_prompt(
     """A conversation as the chat template gets it.
 
     Raises:
-        InvalidRequest: No messages, or a variable that may not be set.
+        InvalidRequest: No messages, or a variable that may not be set or has no value in JSON.
     """
     if not messages:
         raise InvalidRequest("messages", "is empty; send at least one")
-    variables = MessageToDict(options.template_kwargs)
+    try:
+        variables = MessageToDict(options.template_kwargs)
+    except ValueError as error:  # NaN, an infinity
+        raise InvalidRequest("template_kwargs", f"is no JSON: {error}") from error
     unknown = sorted(variables.keys() - set(allowed))
     if unknown:
         raise InvalidRequest(

@@ -208,7 +208,8 @@ def change_keys(
 ) -> None:
     """Replace all lines of the file at once, whatever is wrong with some of them.
 
-    Two who change it take turns, and a reader sees the old lines or the new.
+    Two who change it take turns, and a reader sees the old lines or the new. Behind a symbolic link
+    is the file that is changed: others may read it by another name.
 
     Args:
         path: The file.
@@ -218,6 +219,7 @@ def change_keys(
     Raises:
         ConfigError: It cannot be read or written, or anybody may write to it; it stays as it was.
     """
+    path = path.resolve()
     try:
         with _locked(path, os.O_CREAT if is_made else 0) as descriptor:
             facts = os.fstat(descriptor)

@@ -20,7 +20,7 @@ from core.errors import (
     Unavailable,
 )
 from router.body_limits import MAX_DEPTH, MAX_FIELDS, MAX_TOKEN_IDS, MAX_VALUES, check_size
-from router.body_reading import NUM_LARGEST, SMALL_BYTES, BodyReader
+from router.body_reading import NUM_LARGEST, SMALL_BYTES, BodyReader, Upload, UploadMemory
 from router.credentials import Identity
 
 MIB = 1 << 20
@@ -167,6 +167,24 @@ async def test_half_sent_bodies_have_a_limit_together(reader):
     ends = await asyncio.gather(*stalled, return_exceptions=True)
     gone = [isinstance(end, Overloaded) for end in ends]
     assert sum(gone) == 2 * NUM_LARGEST + 1 and all(gone[: 2 * NUM_LARGEST])
+
+
+async def test_one_whose_time_ends_in_this_very_turn_makes_room_too():
+    memory, loop, taken = UploadMemory(10), asyncio.get_running_loop(), []
+    late, newcomer = Upload(asyncio.timeout(None)), Upload(asyncio.timeout(None))
+
+    async def stand_still():
+        async with late.deadline:
+            memory.take(late, 8)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(stand_still())
+    await asyncio.sleep(0)
+    late.deadline.reschedule(loop.time())
+    loop.call_soon(lambda: taken.append(memory.take(newcomer, 8)))
+    with pytest.raises(TimeoutError):
+        await task
+    assert taken == [None] and memory.num_bytes == newcomer.num_bytes == 8
 
 
 async def test_a_body_has_a_deadline_and_a_size():

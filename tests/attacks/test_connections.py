@@ -14,6 +14,7 @@ from support.http_door import HttpDoor, status
 
 from cluster import http_listener
 from cluster.certs import make_certificates
+from cluster.connections import ConnectionTable
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,6 +68,15 @@ async def test_one_address_has_a_share():
         assert status(await reader.readuntil(b"ok")) == 200
         assert door.table.of_address("127.0.0.1") == 3 and door.table.of_address("127.0.0.2") == 1
         drop([*mine, (reader, writer)])
+
+
+def test_the_addresses_of_one_ipv6_host_share():
+    table = ConnectionTable(8, 3, 1)
+    for host in range(3):
+        table.admit(f"2001:db8::{host}").mark_busy()
+    assert table.admit("2001:db8::ffff").is_reserved
+    assert not table.admit("2001:db8:0:1::1").is_reserved
+    assert table.of_address("2001:db8::1") == 4 and table.of_address("2001:db8:0:1::2") == 1
 
 
 async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch):

@@ -1,13 +1,14 @@
 """The gRPC door before a key is seen: silent connections, many streams, rapid resets."""
 
 import asyncio
+import struct
 import time
 from types import SimpleNamespace
 
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.http2 import CANCEL, MAX_CONCURRENT_STREAMS, RST_STREAM, RawClient, frame
+from support.http2 import CANCEL, HEADERS, MAX_CONCURRENT_STREAMS, RST_STREAM, RawClient, frame
 from support.rig import is_long, note
 
 from core.config import RouterConfig, SecurityConfig
@@ -16,7 +17,7 @@ from protos.baton.v1 import generation_pb2_grpc
 from router import grpc_door
 from router.bad_keys import BadKeys
 from router.body_limits import MAX_TOKEN_IDS
-from router.credentials import Keyring
+from router.credentials import Keyring, new_key
 from router.grpc_door import MAX_STREAMS, GrpcDoor
 
 WATCH = "/grpc.health.v1.Health/Watch"
@@ -104,6 +105,26 @@ async def test_rapid_resets_leave_the_loop_to_others(door):
     assert await is_alive(door)
     client.socket.close()
     note("rapid_reset", {"streams": number, "longest_gap_ms": round(max(gaps_s) * 1000, 1)})
+
+
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_a_strangers_message_is_not_waited_for(door, tmp_path, method):
+    """Half of it has come, and it would be held as long as the stranger likes."""
+    keys = tmp_path / "keys"
+    keys.write_text(new_key("acme", "standard")[1] + "\n")
+    door._service.keyring = Keyring(str(keys), time.monotonic)
+    size = struct.pack(">BI", 0, 4_000_000)
+
+    def knock():
+        client = RawClient(door.port, timeout_s=10)
+        stream = client.next_stream
+        client.socket.sendall(client.call(f"/baton.v1.Generation/{method}", size + b"a" * 10_000))
+        while True:
+            for kind, _, of, payload in client.read():
+                if (kind, of) == (HEADERS, stream):
+                    return payload
+
+    assert b"no valid API key" in await asyncio.to_thread(knock)
 
 
 async def test_a_message_with_too_much_in_it_is_refused_before_it_is_built(door):

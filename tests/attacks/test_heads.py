@@ -6,7 +6,7 @@ import socket
 import time
 
 import pytest
-from support.http_door import HttpDoor, read_all, status
+from support.http_door import HttpDoor, SmallApp, read_all, status
 from support.rig import is_long
 
 from cluster import http_protocol
@@ -74,6 +74,21 @@ async def test_trailers_have_the_limit_too():
             await read_all(reader)
         writer.close()
         assert door.refused["headers_too_large"] == 1
+
+
+async def test_trailers_are_no_headers():
+    class App(SmallApp):
+        async def __call__(self, scope, receive, send):
+            await super().__call__(scope, receive, send)
+            self.names = [name for name, _ in scope["headers"]]
+
+    app = App()
+    trailers = b"authorization: Bearer x\r\nx-forwarded-for: 10.0.0.1\r\n"
+    chunked = b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n" + trailers + b"\r\n"
+    async with HttpDoor(app=app) as door:
+        start = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        assert status(await door.say(start + chunked)) == 200
+    assert app.names == [b"host", b"connection", b"transfer-encoding"]
 
 
 async def test_many_small_chunks_and_a_long_body_are_no_head():

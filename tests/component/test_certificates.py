@@ -142,6 +142,25 @@ def test_a_pair_that_does_not_fit_is_told_once_and_the_old_one_stays(pair, caplo
     assert pair.files.refresh() == 1 and pair.files.content != old
 
 
+def test_a_pair_that_could_not_be_read_for_a_moment_is_taken_up_later(pair, caplog, monkeypatch):
+    caplog.set_level(logging.INFO)
+
+    def read():
+        raise OSError(24, "Too many open files")
+
+    new = pair.renew()
+    with monkeypatch.context() as patch:
+        patch.setattr(pair.files, "_read", read)
+        for _ in range(3):
+            pair.now_s += LOOK_S
+            assert pair.files.refresh() == 0
+    told = [record.event for record in caplog.records]
+    assert told == ["certificate_unusable"]
+    pair.now_s += LOOK_S
+    assert pair.files.refresh() == 1 and new != pair.roots
+    assert pair.certificate.chain() == (pair.folder / "door.pem").read_bytes()
+
+
 def test_files_that_are_gone_leave_the_old_pair(pair, caplog):
     (pair.folder / "door.pem").unlink()
     for _ in range(3):

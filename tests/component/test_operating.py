@@ -237,7 +237,13 @@ def web_door(tls):
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             body = json.dumps(answers[self.path]).encode()
-            self.send_response(200 if answers["/ready"]["ready"] else 503)
+            make.keys.append(self.headers["authorization"])
+            if make.elsewhere:
+                self.send_response(302)
+                self.send_header("location", make.elsewhere)
+                body = b"over there"
+            else:
+                self.send_response(200 if answers["/ready"]["ready"] else 503)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -262,7 +268,7 @@ def web_door(tls):
         servers.append(server)
         return f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}"
 
-    make.answers = answers
+    make.answers, make.keys, make.elsewhere = answers, [], ""
     yield make
     for server in servers:
         server.shutdown()
@@ -291,6 +297,15 @@ def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
     with pytest.raises(ConfigError, match="no router answers"):
         status(mutual)
     assert status(mutual, ca, tls / "router.pem", tls / "router.key") == 0
+
+
+def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_door, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
+    elsewhere = web_door(is_tls=False)
+    web_door.elsewhere = f"{elsewhere}/ready"
+    with pytest.raises(ConfigError, match="is no router"):
+        status(web_door(is_tls=False))
+    assert web_door.keys == ["Bearer bt-x"]
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ HEADS = "tests/attacks/test_heads.py"
 CONNECTIONS = "tests/attacks/test_connections.py"
 BODIES = "tests/attacks/test_bodies.py"
 GRPC = "tests/attacks/test_grpc_door.py"
+LIMITS = "tests/unit/test_grpc_limits.py"
 POOL = "tests/unit/test_child_pool.py"
 BOUNDS = "tests/unit/test_text_bounds.py"
 PARTS = "tests/unit/test_router_parts.py"
@@ -85,7 +86,7 @@ BUGS = [
     Bug(
         "one address may have everything",
         "cluster/connections.py",
-        "self._by_address[address] >= self._limit_per_address",
+        "self._by_network[network] >= self._limit_per_address",
         "False",
         f"{CONNECTIONS}::test_one_address_has_a_share",
     ),
@@ -180,5 +181,92 @@ BUGS = [
         "            self._close_in_order()\n",
         "tests/attacks/test_bodies.py::test_a_body_that_comes_after_the_answer_is_read"
         "_and_the_connection_goes_on",
+    ),
+    Bug(
+        "a number of a gRPC message has no end",
+        "router/grpc_limits.py",
+        "range(0, 7 * MAX_VARINT_BYTES, 7)",
+        "range(0, 7 << 32, 7)",
+        f"{LIMITS}::test_a_number_without_end_is_not_put_together",
+    ),
+    Bug(
+        "what stands behind a group is not counted",
+        "router/grpc_limits.py",
+        "        elif wire not in GROUP:",
+        "        else:",
+        f"{LIMITS}::test_a_group_hides_nothing_behind_it",
+    ),
+    Bug(
+        "what is malformed in a group ends the count",
+        "router/grpc_limits.py",
+        "            at = end\n\n\ndef _varint",
+        "            return\n\n\ndef _varint",
+        f"{LIMITS}::test_a_group_hides_nothing_behind_it",
+    ),
+    Bug(
+        "messages in messages have no limit",
+        "router/grpc_limits.py",
+        "                if len(within) > MAX_DEPTH:",
+        "                if False:",
+        f"{LIMITS}::test_depth_costs_neither_stack_nor_memory",
+    ),
+    Bug(
+        "a process granted in the turn in which the time ends is lost",
+        "router/child_pool.py",
+        "            return await granted\n",
+        "            async with asyncio.timeout(self._wait_s):\n"
+        "                return await granted\n"
+        "        except TimeoutError as error:\n"
+        '            raise Overloaded("no process was free") from error\n',
+        f"{POOL}::test_a_process_granted_in_the_turn_in_which_the_time_ends_is_not_lost",
+    ),
+    Bug(
+        "half an answer of a process that died is taken for one",
+        "router/child_pool.py",
+        'line if line.endswith(b"\\n") else b""',
+        "line",
+        f"{POOL}::test_half_an_answer_is_none",
+    ),
+    Bug(
+        "a large request that leaves the line frees nobody behind it",
+        "router/admission.py",
+        "            self._hand_out()  # others may",
+        "            # others may",
+        f"{PARTS}::test_when_a_large_request_leaves_the_line_those_behind_it_get_what_is_free",
+    ),
+    Bug(
+        "trailers are taken for headers",
+        "cluster/http_protocol.py",
+        "        if self._fault is None and self._is_in_head:",
+        "        if self._fault is None:",
+        f"{HEADS}::test_trailers_are_no_headers",
+    ),
+    Bug(
+        "each of a host's many IPv6 addresses has a share of connections",
+        "cluster/connections.py",
+        "        network = network_of(address)\n        is_full",
+        "        network = address\n        is_full",
+        f"{CONNECTIONS}::test_the_addresses_of_one_ipv6_host_share",
+    ),
+    Bug(
+        "an upload whose time has just ended fails the one that needs its place",
+        "router/body_reading.py",
+        "            if not stalest.deadline.expired():",
+        "            if True:",
+        f"{BODIES}::test_one_whose_time_ends_in_this_very_turn_makes_room_too",
+    ),
+    Bug(
+        "a stranger's message over gRPC is waited for",
+        "router/grpc_guard.py",
+        "        return grpc.stream_stream_rpc_method_handler(refuse)\n",
+        "        return grpc.unary_unary_rpc_method_handler(refuse)\n",
+        f"{GRPC}::test_a_strangers_message_is_not_waited_for",
+    ),
+    Bug(
+        "a number that JSON does not have is a bug of the gRPC door",
+        "router/grpc_requests.py",
+        "    except ValueError as error:  # NaN",
+        "    except ZeroDivisionError as error:  # NaN",
+        "tests/unit/test_borders.py::test_grpc_requests_without_what_they_need",
     ),
 ]

@@ -236,4 +236,25 @@ BUGS = [
         "    if not is_readable and not",
         KEYS + "test_keys_that_cross_a_network_in_the_clear_are_warned_of_by_name",
     ),
+    Bug(
+        "a pair that could not be read for a moment is never taken up",
+        "core/renewed.py",
+        "            self._told = stamp\n",
+        "            self._stamp = self._told = stamp\n",
+        CERTIFICATES + "test_a_pair_that_could_not_be_read_for_a_moment_is_taken_up_later",
+    ),
+    Bug(
+        "a key is taken back from a copy of the file that a link names",
+        "router/key_file.py",
+        "    path = path.resolve()\n",
+        "",
+        COMMAND + "test_a_key_is_taken_back_from_the_file_behind_a_link",
+    ),
+    Bug(
+        "a new key may have the name of another",
+        "cluster/keys_cli.py",
+        "        if _first(line) not in held:",
+        "        if True:",
+        COMMAND + "test_a_new_key_never_has_the_name_of_another",
+    ),
 ]

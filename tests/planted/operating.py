@@ -32,8 +32,8 @@ BUGS = [
     Bug(
         "a log that nobody reads grows without bound",
         "core/logs.py",
-        "queue.Queue(MAX_WAITING_LINES)",
-        "queue.Queue()",
+        "        if is_own or self._lines.qsize() < MAX_WAITING_LINES:",
+        "        if True:",
         LOGS + "test_a_reader_that_stands_still_blocks_nobody_and_hears_how_much_it_missed",
     ),
     Bug(
@@ -182,5 +182,26 @@ BUGS = [
         "return {code: found[code] for code in PROBLEMS}",
         "return dict.fromkeys(PROBLEMS, 0)",
         HERE + "test_metrics_count_what_is_not_as_configured_by_the_words_of_ready",
+    ),
+    Bug(
+        "who is made to log while it logs waits for itself",
+        "core/logs.py",
+        "queue.SimpleQueue[str | None] = queue.SimpleQueue()",
+        "queue.Queue[str | None] = queue.Queue()",
+        LOGS + "test_who_is_about_to_log_may_be_made_to_log_at_every_point_of_it",
+    ),
+    Bug(
+        "what cannot be shown is a fault of who tells",
+        "core/logs.py",
+        "    except Exception:  # noqa: BLE001 - arguments that do not fit, or cannot be shown",
+        "    except (TypeError, ValueError):",
+        LOGS + "test_what_cannot_be_shown_is_no_fault_of_who_tells",
+    ),
+    Bug(
+        "a key goes wherever a door points",
+        "cluster/door_access.py",
+        "HTTPSHandler(context=self.context), _Stay)",
+        "HTTPSHandler(context=self.context))",
+        HERE + "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
     ),
 ]

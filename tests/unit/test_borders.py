@@ -1,6 +1,7 @@
 """What is refused at borders that real clients seldom touch."""
 
 import asyncio
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -55,6 +56,11 @@ def test_grpc_requests_without_what_they_need():
         {"role": "user", "content": "x", "name": "me"}
     ]
     odd = pb.ChatOptions()
+    for number in (math.nan, math.inf):
+        odd.template_kwargs.fields[ALLOWED[0]].number_value = number
+        with pytest.raises(InvalidRequest, match="template_kwargs is no JSON"):
+            chat_prompt(talk, odd, ALLOWED, False)
+    odd.template_kwargs.Clear()
     odd.template_kwargs.update({"evil": 1})
     with pytest.raises(InvalidRequest, match="evil"):
         chat_prompt(talk, odd, ALLOWED, False)

@@ -1,6 +1,8 @@
 """Orders to child processes: who is next, what large ones may take, and what leaving costs."""
 
 import asyncio
+import sys
+import time
 
 import pytest
 
@@ -153,3 +155,32 @@ async def test_the_line_is_bounded_in_number_and_time(make, monkeypatch):
             await late
     await finish(pool, 1)
     assert await first == b"done a0" and Child.asked == ["a0"]
+
+
+async def test_a_process_granted_in_the_turn_in_which_the_time_ends_is_not_lost(make):
+    pool = make(wait_s=0.05)
+    first = asyncio.create_task(pool.ask(b"a", "one"))
+    await settle()
+    second = asyncio.create_task(pool.ask(b"b", "two"))
+    await settle()
+    child = pool._children[0]
+    child.let_go.set()
+    await asyncio.sleep(0)  # the first order has ended, and nobody has heard of it yet
+    time.sleep(0.1)  # the time of the second ends meanwhile
+    assert await first == b"done a"
+    await settle()
+    child.let_go.set()
+    assert await second == b"done b"
+
+
+async def test_half_an_answer_is_none():
+    said = "print('ready', flush=True); input(); print('half', end='', flush=True)"
+    pool = ChildPool(["x"], 1, 5.0, 5.0)
+    child = pool._children[0]
+    child._process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", said, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+    )
+    await child._process.stdout.readline()
+    assert await pool.ask(b"order\n") == b""
+    assert child._process is None, "it is replaced"
+    await pool.stop()

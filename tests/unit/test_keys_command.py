@@ -75,6 +75,27 @@ def test_a_key_is_taken_back_whatever_else_is_in_the_file(file):
     assert opens(file, late).tenant == "late", "a line without an end does not swallow the next"
 
 
+def test_a_key_is_taken_back_from_the_file_behind_a_link(file, tmp_path):
+    link = tmp_path / "elsewhere" / "link"
+    link.parent.mkdir()
+    link.symlink_to("../keys")
+    key = baton(link, "add", "--tenant", "acme")
+    assert opens(file, key).tenant == "acme"
+    baton(link, "revoke", key)
+    assert opens(file, key) is None and link.is_symlink()
+
+
+def test_a_new_key_never_has_the_name_of_another(file, monkeypatch):
+    """Names have 32 bits: of 10,000 keys two are alike in one file of a hundred."""
+    names = ["aaaaaaaa", "aaaaaaaa", "bbbbbbbb", "aaaaaaaa", "cccccccc"]
+    drawn = iter([part for i, name in enumerate(names) for part in (name, str(i) * 32)])
+    monkeypatch.setattr("router.credentials.secrets.token_hex", lambda _: next(drawn))
+    first = baton(file, "add", "--tenant", "acme")
+    assert baton(file, "add", "--tenant", "bulk") == "bt-bbbbbbbb-" + "2" * 32
+    assert baton(file, "rotate", "aaaaaaaa") == "bt-cccccccc-" + "4" * 32
+    assert opens(file, first).tenant == "acme" and listed(file)["refused"] == []
+
+
 def test_one_that_is_not_there_is_not_taken_back_and_nothing_changes(file):
     key = baton(file, "add", "--tenant", "acme")
     before = file.read_bytes()

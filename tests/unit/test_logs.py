@@ -174,6 +174,46 @@ def test_a_full_disk_loses_lines_and_nothing_else(monkeypatch):
     assert told == [("store_down", None), ("lines_dropped", 3)], "a lost line makes no lost line"
 
 
+REENTRANT = """
+import logging, sys
+from core import logs
+logs.configure("up", "json")
+log, num_inside, is_inside = logging.getLogger("a"), 0, False
+def enter(frame, event, argument):
+    global num_inside, is_inside
+    if not is_inside:
+        is_inside = True
+        num_inside += 1
+        log.warning("inside")
+        is_inside = False
+sys.setprofile(enter)
+log.warning("outside")
+sys.setprofile(None)
+print(num_inside)
+"""
+
+
+def test_who_is_about_to_log_may_be_made_to_log_at_every_point_of_it():
+    """As the end of a forgotten task is told by the collector of garbage, wherever that runs."""
+    done = subprocess.run(
+        [sys.executable, "-c", REENTRANT], env={"PYTHONPATH": str(ROOT), "PATH": ""},
+        capture_output=True, text=True, timeout=20, check=True,
+    )  # fmt: skip
+    told = [json.loads(line)["message"] for line in done.stderr.splitlines()]
+    assert told.count("inside") == int(done.stdout) > 20
+    assert told.count("outside") == 1
+
+
+def test_what_cannot_be_shown_is_no_fault_of_who_tells():
+    class Broken:
+        def __str__(self):
+            raise KeyError("x")
+
+    for told, arguments in (("met %s", (Broken(),)), ("met %(name)s", ({"other": 1},))):
+        record = logging.LogRecord("a.library", logging.WARNING, "", 0, told, arguments, None)
+        assert json.loads(logs.JsonFormat("router").format(record))["message"] == told
+
+
 SCRIPT = """
 import logging, subprocess, sys, threading
 from core import events, logs

@@ -265,6 +265,29 @@ async def test_a_request_takes_a_permit_for_each_choice():
         assert tight.num_running == 2
 
 
+@pytest.mark.parametrize("leaves", ["late", "cancelled"])
+async def test_when_a_large_request_leaves_the_line_those_behind_it_get_what_is_free(leaves):
+    wait_s = 0.02 if leaves == "late" else 30.0
+    admission, log, until = Admission(8, 2, wait_s), [], asyncio.Event()
+    running = asyncio.create_task(hold(admission, of("a", n=5), log, until))
+    await asyncio.sleep(0)
+    large = asyncio.create_task(hold(admission, of("b", n=4), log, until))
+    await asyncio.sleep(0)
+    admission._queue_wait_s = 30.0
+    small = asyncio.create_task(hold(admission, of("b"), log, until))
+    await asyncio.sleep(0)
+    assert (admission.num_running, admission.num_queued) == (5, 2)
+    if leaves == "cancelled":
+        large.cancel()
+    await asyncio.gather(large, return_exceptions=True)
+    await asyncio.sleep(0)
+    assert log == ["a", "b"]
+    assert (admission.num_running, admission.num_queued) == (6, 0)
+    until.set()
+    await asyncio.gather(running, small)
+    assert admission.num_running == 0
+
+
 def test_one_reply_takes_half_of_all_permits_at_most():
     Admission(256, 0, 1.0).check_share(128, 1)
     Admission(1, 0, 1.0).check_share(1, 8)
