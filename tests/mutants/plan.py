@@ -75,9 +75,9 @@ FAR = {
 
 SLOW = {
     f"test_{name}.py"
-    for name in ("bench", "copying", "credentials", "frames", "house", "mutants", "protos")
+    for name in ("bench", "copying", "credentials", "cves", "frames", "house", "mutants", "protos")
 }
-"""Unit tests that run nothing of the heart, or start processes; each is near its own module."""
+"""Unit tests that run nothing of the heart, start processes, or read what a copy has not (docs)."""
 
 TEST_TIMEOUT_S = 30
 
