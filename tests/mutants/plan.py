@@ -49,6 +49,7 @@ NEAR = {
     "kv_transfer": [
         "tests/unit/test_sender.py",
         "tests/unit/test_receiver.py",
+        "tests/unit/test_unequal_pools.py",
         "tests/simulation/test_handover_rules.py",
     ],
     "router": [
