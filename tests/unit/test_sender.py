@@ -69,6 +69,18 @@ def test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too():
     assert host.calls[-1] == ("drained", TRANSFER, 1)
 
 
+def test_sub_attempts_before_the_one_that_finds_no_transfer_are_drained():
+    """The new one may be pinned again, and its pins go when the transfer is ended."""
+
+    async def scenario(world):
+        world.agent.restart(TRANSFER, 3)
+        return world.agent.num_unknown
+
+    host = SendingHost()
+    assert run(scenario, host) == 1
+    assert host.calls == [("drained", TRANSFER, 2)]
+
+
 def test_what_an_older_sub_attempt_publishes_is_not_sent():
     """The worker's loop may run ahead: its blocks belong to somebody else by then."""
 
@@ -266,6 +278,20 @@ def test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it():
     held, after = run(scenario, host, lease_s=2.0)
     assert held == [] and after == ["lost", "drained"]
     assert isinstance(host.error("lost"), LeaseExpired)
+
+
+def test_a_lease_begins_with_its_offer_however_long_the_agent_has_run():
+    async def scenario(world):
+        await settle(100)
+        world.agent.offer(offer_of(world))
+        await settle(1.9)
+        held = world.host.names()
+        await settle(1)
+        return held
+
+    host = SendingHost()
+    assert run(scenario, host, lease_s=2.0) == []
+    assert host.names() == ["lost", "drained"]
 
 
 def test_a_lease_whose_end_breaks_keeps_no_other_from_ending(monkeypatch, caplog):
