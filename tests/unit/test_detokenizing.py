@@ -182,6 +182,12 @@ def test_a_text_that_begins_with_a_space_in_bytes_loses_it_as_the_whole_does(fal
     )
 
 
+def test_tokens_that_a_model_has_no_row_for_are_named_in_the_order_of_their_ids(fallback):
+    ids = range(WORD, WORD + len(WORDS))
+    assert list(fallback.beyond(WORD).items()) == list(zip(ids, WORDS, strict=True))
+    assert fallback.beyond(WORD + len(WORDS)) == {}
+
+
 def test_ids_without_a_name_have_no_text(fallback):
     assert told(fallback, [T], [99999, SPACE_T]) == " t"
 

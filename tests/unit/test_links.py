@@ -41,6 +41,7 @@ from router.retry_budget import RetryBudget
 from router.worker_link import WorkerLink
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
+from worker.attempt import Attempt
 from worker.sessions import SessionServer
 
 WORKER = WorkerDescriptor("w", Role.DECODE, 1, "session", "transfer", "m", "digest", 16, 100, 2048)
@@ -317,6 +318,57 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
     assert run_virtual(main()) == [[Meet(("a", "b"))], [Meet(("b",))]]
 
 
+@pytest.mark.parametrize("ending", ["silent", "stuck", "replaced"])
+def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
+    """The worker would hold its attempts for a router that does not listen any more."""
+
+    async def main():
+        stuck = [Progress(7, 7, work_in_hand=True)] * (9 if ending == "stuck" else 0)
+        welcome = Welcome(replace(WORKER, incarnation=2) if ending == "replaced" else WORKER)
+        stream, refusals = Script(welcome), [StreamClosed("refused")] * 3
+        worker = WorkerLink(WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9)))
+        listener = Listener()
+        worker.subscribe("r", listener, 3)
+        running = asyncio.ensure_future(worker.run())
+        for number, progress in enumerate(stuck, 1):
+            await asyncio.sleep(0.5)
+            stream.inbox.put_nowait(SimpleNamespace(number=number, message=progress))
+        await running
+        return stream.is_reset, listener.heard
+
+    is_reset, [error] = run_virtual(main())
+    kind = {"silent": WorkerLost, "stuck": WorkerDied, "replaced": WorkerLost}[ending]
+    words = {"silent": "was silent for 3 s", "stuck": "is stuck in a step", "replaced": "died"}
+    assert is_reset and type(error) is kind and error.message == f"worker w {words[ending]}"
+
+
+def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer():
+    async def main():
+        opened, measured = WayReport("a", "shm"), WayReport("a", "shm", gb_per_s=2.5)
+        stream = Script(Welcome(WORKER))
+        worker = WorkerLink(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(0.1)
+        asking = asyncio.ensure_future(worker.measure("a", 1 << 20))
+        answered = []
+        for number, way in enumerate((opened, WayReport("b", gb_per_s=9.0), measured), 1):
+            await asyncio.sleep(0.1)
+            stream.inbox.put_nowait(SimpleNamespace(number=number, message=Met((way,))))
+            await asyncio.sleep(0.1)
+            answered.append(asking.done())
+        found = await asking
+        with pytest.raises(TimeoutError):
+            await worker.measure("c", 1 << 20)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return answered, found, [m for m in stream.sent if isinstance(m, Meet)]
+
+    answered, found, meets = run_virtual(main())
+    assert answered == [False, False, True]
+    assert found == WayReport("a", "shm", gb_per_s=2.5)
+    assert meets == [Meet(("a",), 1 << 20), Meet(("c",), 1 << 20)]
+
+
 # --- the worker's end --------------------------------------------------------------------------------
 
 
@@ -396,6 +448,33 @@ def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
     told = [(e.request_id, e.epoch, type(e.error)) for e in ends]
     assert told == ([("r", 3, InternalError)] if bad == "submit" else [])
     assert host.failed == ([("r", 3, InternalError)] if bad == "credit" else [])
+
+
+@pytest.mark.parametrize("bad", ["credit", "cancel"])
+def test_an_attempt_that_cannot_be_taken_up_after_a_reconnect_ends_and_the_others_go_on(bad):
+    async def main():
+        host = Host(bad)
+        server = sessions(host)
+        session = server.session("router")
+        for name in ("r", "s"):
+            submit = Submit(replace(REQUEST, request_id=name), 3, Task.LOCAL, ((),))
+            session.attempts[name] = Attempt("router", submit)
+        wanted = {"credit": "r", "cancel": "x"}[bad]
+        hello = Hello("router", (Wanted(wanted, 3, (0,), 9), Wanted("gone", 1, (0,))))
+        stream = Script(hello)
+        serving = asyncio.ensure_future(server._serve(stream))
+        await asyncio.sleep(0.1)
+        is_open = not stream.is_reset
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return host, is_open, stream.sent
+
+    host, is_open, sent = run_virtual(main())
+    assert is_open and bad in [name for name, *_ in host.orders]
+    broken = ["r"] if bad == "credit" else ["r", "s"]
+    assert host.failed == [(name, 3, InternalError) for name in broken]
+    ends = [(e.request_id, e.epoch) for m in sent if isinstance(m, StepFrame) for e in m.ended]
+    assert ("gone", 1) in ends, "what is unknown is told all the same"
 
 
 def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream():
