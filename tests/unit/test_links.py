@@ -318,13 +318,14 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
     assert run_virtual(main()) == [[Meet(("a", "b"))], [Meet(("b",))]]
 
 
-@pytest.mark.parametrize("ending", ["silent", "stuck", "replaced"])
+@pytest.mark.parametrize("ending", ["silent", "stuck", "replaced", "odd"])
 def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
     """The worker would hold its attempts for a router that does not listen any more."""
 
     async def main():
         stuck = [Progress(7, 7, work_in_hand=True)] * (9 if ending == "stuck" else 0)
         welcome = Welcome(replace(WORKER, incarnation=2) if ending == "replaced" else WORKER)
+        welcome = Met(()) if ending == "odd" else welcome
         stream, refusals = Script(welcome), [StreamClosed("refused")] * 3
         worker = WorkerLink(WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9)))
         listener = Listener()
@@ -337,9 +338,9 @@ def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
         return stream.is_reset, listener.heard
 
     is_reset, [error] = run_virtual(main())
-    kind = {"silent": WorkerLost, "stuck": WorkerDied, "replaced": WorkerLost}[ending]
-    words = {"silent": "was silent for 3 s", "stuck": "is stuck in a step", "replaced": "died"}
-    assert is_reset and type(error) is kind and error.message == f"worker w {words[ending]}"
+    kind = WorkerDied if ending == "stuck" else WorkerLost
+    words = {"silent": "was silent for 3 s", "stuck": "is stuck in a step"}.get(ending, "died")
+    assert is_reset and type(error) is kind and error.message == f"worker w {words}"
 
 
 def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer():

@@ -151,6 +151,20 @@ def test_a_part_lies_within_the_transfer(field, first_beyond):
     assert f"{field} {first_beyond}" in message and "not in this transfer" in message
 
 
+@pytest.mark.parametrize("num_bytes", [0, 3 * 64 - 1, 3 * 64 + 1, 4 * 64])
+def test_a_frame_has_as_many_bytes_as_its_parts(num_bytes):
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        payload = memoryview(bytes(range(1, 251)) * 2)[:num_bytes]
+        data = frames.encode_frame(source.number, 0, source.entries(0), payload)
+        await source.stream.send(data)
+        await settle()
+        assert not any(any(world.kv.view(0, block, 0)) for block in range(4))
+
+    assert failure(scenario).message == f"a frame has {num_bytes} bytes for 3 parts"
+
+
 def test_a_message_of_the_other_end_is_refused():
     async def scenario(world):
         source = await fetched(world)
