@@ -249,6 +249,24 @@ def test_only_a_worker_that_was_reached_can_have_died(was_live):
     assert type(error) is (WorkerDied if was_live else WorkerLost)
 
 
+@pytest.mark.parametrize("was_live", [False, True])
+def test_a_worker_that_does_not_answer_in_time_is_cut_off_and_has_not_died(was_live):
+    """Its port is open or its host is out of reach: nothing says that its process has ended."""
+
+    async def main():
+        first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
+        silent = [Script() for _ in range(5)]
+        worker = WorkerLink(WORKER, Wire(*first, *silent), "router", LoopClock(), iter(range(9)))
+        listener = Listener()
+        worker.subscribe("r", listener, 3)
+        await worker.run()
+        return listener.heard, [s.is_reset for s in silent if s.sent], worker.state.name
+
+    [error], resets, state = run_virtual(main())
+    assert type(error) is WorkerLost and error.message == "worker w was cut off"
+    assert resets and all(resets) and state == "LOST"
+
+
 def test_a_pair_that_does_not_fit_is_forgotten_with_either_of_them():
     async def main():
         prefill = replace(WORKER, worker_id="p", role=Role.PREFILL, incarnation=2)
