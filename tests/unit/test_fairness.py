@@ -6,7 +6,7 @@ import pytest
 from support.stepping import Engine, request
 
 from core.types import GenerateRequest, SamplingParams
-from engine.block_supply import LOOK_AHEAD, MAX_OVERTAKEN
+from engine.block_supply import MAX_OVERTAKEN
 from engine.order import ArrivalOrder
 from engine.queues import MAX_READY, MAX_UNANSWERED
 from engine.sequence import Handover, Status
@@ -101,21 +101,6 @@ def test_what_does_not_fit_is_passed_a_bounded_number_of_times_and_then_blocks_a
     engine.scheduler.cancel(hog)
     engine.scheduler.reserve_in_turn(0.0)
     assert reserved[1 + MAX_OVERTAKEN] is giant, "what came free went to it first"
-
-
-@pytest.mark.parametrize("num_in_front", [LOOK_AHEAD - 1, LOOK_AHEAD])
-def test_a_walk_passes_over_a_bounded_number_of_those_that_do_not_fit(num_in_front):
-    """However long the line is, a step's walk down it is not."""
-    engine = Engine(num_blocks=20, block=4, cache=False, max_sequences=99)
-    engine.arrive(request("hog", [1] * 20, max_tokens=40))
-    giants = [engine.arrive(request(f"g{i}", [2] * 60, **SMALL)) for i in range(num_in_front)]
-    small = engine.arrive(request("small", [3] * 4, **SMALL))
-    assert {giant.status for giant in giants} == {Status.RESERVING}
-    is_reached = num_in_front < LOOK_AHEAD
-    assert small.status is (Status.ARRIVING if is_reached else Status.RESERVING)
-    engine.scheduler.cancel(giants[0])
-    engine.scheduler.reserve_in_turn(0.0)
-    assert small.status is Status.ARRIVING
 
 
 def test_an_arrival_has_its_place_from_its_reservation_on():

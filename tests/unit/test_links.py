@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.scripts import WORKER, Listener, Script, Wire
 
 from cluster.session_codec import from_worker_wire, to_worker_wire
 from core.config import PlacementConfig, RouterConfig
@@ -30,7 +31,6 @@ from core.session import (
     Wanted,
     WayReport,
     Welcome,
-    WorkerDescriptor,
 )
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
@@ -44,7 +44,6 @@ from simulation.parts import StaticMembership
 from worker.attempt import Attempt
 from worker.sessions import SessionServer
 
-WORKER = WorkerDescriptor("w", Role.DECODE, 1, "session", "transfer", "m", "digest", 16, 100, 2048)
 REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
 
@@ -56,35 +55,6 @@ def link(**changes):
         SimpleNamespace(now_s=lambda: 0.0),
         iter(range(9)),
     )
-
-
-class Listener:
-    """An attempt of epoch 3 that keeps what it hears, and fails if it is told to."""
-
-    epoch = 3
-
-    def __init__(self, error=None):
-        self.heard, self.failed, self.error = [], [], error
-
-    def wanted(self):
-        return Wanted("r", 3, (0,))
-
-    def on_delta(self, worker_id, delta):
-        self._hear(delta)
-
-    def on_ended(self, worker_id, ended):
-        self._hear(ended)
-
-    def on_lost(self, worker_id, error):
-        self._hear(error)
-
-    def _hear(self, news):
-        self.heard.append(news)
-        if self.error is not None:
-            raise self.error
-
-    def fail(self, error):
-        self.failed.append(error)
 
 
 def delta(epoch=3, request_id="r"):
@@ -174,43 +144,6 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
     assert met(again) == ["p2", "p1"] and met(d2) == []
 
 
-class Wire:
-    """A network whose streams are scripted: each dial takes the next script."""
-
-    def __init__(self, *scripts):
-        self.scripts, self.streams = list(scripts), []
-
-    async def dial(self, address):
-        stream = self.scripts.pop(0)
-        if isinstance(stream, Exception):
-            raise stream
-        self.streams.append(stream)
-        return stream
-
-
-class Script:
-    """The far end of a stream: numbered messages to receive, then silence."""
-
-    transport = "script"
-
-    def __init__(self, *messages, fails=None):
-        self.inbox = asyncio.Queue()
-        for number, message in enumerate(messages):
-            self.inbox.put_nowait(SimpleNamespace(number=number, message=message))
-        self.sent, self.is_reset, self.fails = [], False, fails
-
-    async def send(self, numbered):
-        self.sent.append(numbered.message)
-
-    async def recv(self):
-        if self.fails is not None and self.inbox.empty():
-            raise self.fails
-        return await self.inbox.get()
-
-    def reset(self):
-        self.is_reset = True
-
-
 def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
     async def main():
         silent = Script()
@@ -247,24 +180,6 @@ def test_only_a_worker_that_was_reached_can_have_died(was_live):
 
     [error] = run_virtual(main())
     assert type(error) is (WorkerDied if was_live else WorkerLost)
-
-
-@pytest.mark.parametrize("was_live", [False, True])
-def test_a_worker_that_does_not_answer_in_time_is_cut_off_and_has_not_died(was_live):
-    """Its port is open or its host is out of reach: nothing says that its process has ended."""
-
-    async def main():
-        first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
-        silent = [Script() for _ in range(5)]
-        worker = WorkerLink(WORKER, Wire(*first, *silent), "router", LoopClock(), iter(range(9)))
-        listener = Listener()
-        worker.subscribe("r", listener, 3)
-        await worker.run()
-        return listener.heard, [s.is_reset for s in silent if s.sent], worker.state.name
-
-    [error], resets, state = run_virtual(main())
-    assert type(error) is WorkerLost and error.message == "worker w was cut off"
-    assert resets and all(resets) and state == "LOST"
 
 
 def test_a_pair_that_does_not_fit_is_forgotten_with_either_of_them():
@@ -334,58 +249,6 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
         return [[m for m in s.sent if isinstance(m, Meet)] for s in (first, second)]
 
     assert run_virtual(main()) == [[Meet(("a", "b"))], [Meet(("b",))]]
-
-
-@pytest.mark.parametrize("ending", ["silent", "stuck", "replaced", "odd"])
-def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
-    """The worker would hold its attempts for a router that does not listen any more."""
-
-    async def main():
-        stuck = [Progress(7, 7, work_in_hand=True)] * (9 if ending == "stuck" else 0)
-        welcome = Welcome(replace(WORKER, incarnation=2) if ending == "replaced" else WORKER)
-        welcome = Met(()) if ending == "odd" else welcome
-        stream, refusals = Script(welcome), [StreamClosed("refused")] * 3
-        worker = WorkerLink(WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9)))
-        listener = Listener()
-        worker.subscribe("r", listener, 3)
-        running = asyncio.ensure_future(worker.run())
-        for number, progress in enumerate(stuck, 1):
-            await asyncio.sleep(0.5)
-            stream.inbox.put_nowait(SimpleNamespace(number=number, message=progress))
-        await running
-        return stream.is_reset, listener.heard
-
-    is_reset, [error] = run_virtual(main())
-    kind = WorkerDied if ending == "stuck" else WorkerLost
-    words = {"silent": "was silent for 3 s", "stuck": "is stuck in a step"}.get(ending, "died")
-    assert is_reset and type(error) is kind and error.message == f"worker w {words}"
-
-
-def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer():
-    async def main():
-        opened, measured = WayReport("a", "shm"), WayReport("a", "shm", gb_per_s=2.5)
-        stream = Script(Welcome(WORKER))
-        worker = WorkerLink(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
-        running = asyncio.ensure_future(worker.run())
-        await asyncio.sleep(0.1)
-        asking = asyncio.ensure_future(worker.measure("a", 1 << 20))
-        answered = []
-        for number, way in enumerate((opened, WayReport("b", gb_per_s=9.0), measured), 1):
-            await asyncio.sleep(0.1)
-            stream.inbox.put_nowait(SimpleNamespace(number=number, message=Met((way,))))
-            await asyncio.sleep(0.1)
-            answered.append(asking.done())
-        found = await asking
-        with pytest.raises(TimeoutError):
-            await worker.measure("c", 1 << 20)
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
-        return answered, found, [m for m in stream.sent if isinstance(m, Meet)]
-
-    answered, found, meets = run_virtual(main())
-    assert answered == [False, False, True]
-    assert found == WayReport("a", "shm", gb_per_s=2.5)
-    assert meets == [Meet(("a",), 1 << 20), Meet(("c",), 1 << 20)]
 
 
 # --- the worker's end --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from core.ports import SharedPool, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.fenced_pool import FencedPool
-from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER, ParkingLot
+from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER
 from kv_transfer.sender import LAST_SUB_ATTEMPT, Sender
 
 FIRST = {0: Logprob(5, -0.5)}
@@ -134,25 +134,6 @@ def test_parts_that_were_never_sent_cannot_be_asked_for(asked):
     assert f"asked for {len(asked)} parts again, the limit is 64, of what was sent" in (
         lost(scenario).message
     )
-
-
-def test_nothing_is_kept_of_a_peer_whose_opens_have_left_their_places():
-    """Peers name themselves: a name kept of each would be memory without a bound."""
-
-    async def scenario(world):
-        lot = ParkingLot()
-        peers = [WorkerId(f"peer{i}") for i in range(3)]
-        waits = [asyncio.ensure_future(lot.wait(TRANSFER, p, 1.0)) for p in [*peers, peers[0]]]
-        await settle()
-        assert len(lot) == 4
-        waits[0].cancel()
-        await settle()
-        assert len(lot) == 3 and lot.has_room(peers[0])
-        await settle(1.0)
-        await asyncio.gather(*waits, return_exceptions=True)
-        return len(lot), dict(lot._by_peer), lot._waiting
-
-    assert run(scenario, SendingHost()) == (0, {}, {})
 
 
 def test_whoever_asks_for_no_part_again_is_not_served_further():
