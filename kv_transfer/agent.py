@@ -158,7 +158,6 @@ class TransferAgent:
                 offer, self._sender_host, self._kv, self._layout, self._config, self._note
             )
             self._note(Transition.SENDER_OFFERED)
-            sender.last_traffic_at = asyncio.get_running_loop().time()
             self._senders[offer.transfer_id] = sender
             self._parked.offered(offer.transfer_id)
 

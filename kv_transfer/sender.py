@@ -99,9 +99,9 @@ class Sender:
         config: TransferConfig,
         note: Note,
     ) -> None:
-        """Wait for the peer's Open; nothing is held yet."""
+        """Wait for the peer's Open; nothing is held yet. The lease begins now."""
         self.offer = offer
-        self.last_traffic_at = 0.0
+        self.last_traffic_at = asyncio.get_running_loop().time()
         self.is_closed = False
         self.num_bytes = 0
         self._host, self._layout, self._note = host, layout, note

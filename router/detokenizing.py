@@ -13,6 +13,7 @@ ones before them, for the sake of spaces, and only what is new is passed on.
 from __future__ import annotations
 
 import codecs
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -24,7 +25,8 @@ from core.errors import ModelLoadError
 from core.types import GenerateRequest
 
 CONTEXT_TOKENS = 6
-"""Prompt tokens the decoder sees first, so that a leading space is judged as in the whole text."""
+"""Prompt tokens with a text that the decoder sees first, so that a leading space is judged as in
+the whole text, and a character goes on: one and three are needed."""
 BROKEN = "\ufffd"
 EACH_BYTE = "baton.each_byte"
 """How byte fallback replaces what is no UTF-8: byte by byte. A byte-level decoder: as Python does."""
@@ -175,7 +177,12 @@ class TextModel:
         self, prompt: tuple[int, ...], *, skips_special: bool = True, completes: bool = False
     ) -> StreamDecoder:
         """Make the decoder of one choice; `completes` as in `StreamDecoder`."""
-        context = prompt[-CONTEXT_TOKENS:]
+        shown = (
+            token_id
+            for token_id in reversed(prompt)
+            if not self.is_hidden(token_id, skips_special=skips_special)
+        )
+        context = tuple(itertools.islice(shown, CONTEXT_TOKENS))[::-1]
         return StreamDecoder(self, context, skips_special=skips_special, completes=completes)
 
     def decoder_of(self, request: GenerateRequest) -> StreamDecoder:

@@ -54,4 +54,42 @@ EQUIVALENTS: list[Equivalent] = [
         "if (victim is sequence):",
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
+    Equivalent(
+        "engine/step_budget.py",
+        "self.num_tokens = max(min(self.num_tokens, fitting), floor)",
+        "self.num_tokens = max(floor, min(self.num_tokens, fitting))",
+        "the greater of two whole numbers is the same in either order",
+    ),
+    Equivalent(
+        "engine/scheduler.py",
+        "return False",
+        "return None",
+        "`_start` and nothing else here says False, and who calls it only asks whether it is true",
+    ),
+    Equivalent(
+        "router/detokenizing.py",
+        "CONTEXT_TOKENS = 6",
+        "CONTEXT_TOKENS = 5",
+        "a space needs one shown token before it, a character three bytes: more change no text",
+    ),
+    Equivalent(
+        "engine/block_supply.py",
+        "LOOK_AHEAD = 32",
+        "LOOK_AHEAD = 31",
+        "it bounds the work of a walk, and no number is promised: who is not reached is next time, "
+        "as the line moves; that the walk is bounded is tested",
+    ),
+    Equivalent(
+        "worker/attempt.py",
+        "left_bytes = room_bytes - num_score_bytes if is_scored else 0",
+        "left_bytes = room_bytes - num_score_bytes if is_scored else (-1)",
+        "every token has a size, so none fits into no bytes as into less",
+    ),
+    Equivalent(
+        "kv_transfer/agent.py",
+        "self._thread.join(timeout=5)",
+        "self._thread.join(timeout=6)",
+        "the thread was told to end and does so at once; only one that hangs is waited for so long, "
+        "and it is a daemon, so it keeps no process either way",
+    ),
 ]

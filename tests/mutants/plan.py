@@ -49,6 +49,7 @@ NEAR = {
     "kv_transfer": [
         "tests/unit/test_sender.py",
         "tests/unit/test_receiver.py",
+        "tests/unit/test_unequal_pools.py",
         "tests/simulation/test_handover_rules.py",
     ],
     "router": [
@@ -75,9 +76,9 @@ FAR = {
 
 SLOW = {
     f"test_{name}.py"
-    for name in ("bench", "copying", "credentials", "frames", "house", "mutants", "protos")
+    for name in ("bench", "copying", "credentials", "cves", "frames", "house", "mutants", "protos")
 }
-"""Unit tests that run nothing of the heart, or start processes; each is near its own module."""
+"""Unit tests that run nothing of the heart, start processes, or read what a copy has not (docs)."""
 
 TEST_TIMEOUT_S = 30
 

@@ -65,12 +65,12 @@ class ReceivingHost(Heard):
 class World:
     """An agent and its pool."""
 
-    def __init__(self, host, network=None, **transfer):
+    def __init__(self, host, network=None, layout=LAYOUT, **transfer):
         self.directory, self.host = {}, host
-        self.kv = MemoryKV(LAYOUT, NUM_BLOCKS)
+        self.kv = MemoryKV(layout, NUM_BLOCKS)
         self.network = network or InProcessNetwork(self.directory)
         self.agent = TransferAgent(
-            self.network, host, self.kv, LAYOUT, TransferConfig(**transfer), lambda block: 0
+            self.network, host, self.kv, layout, TransferConfig(**transfer), lambda block: 0
         )
         self.broken = []
         self.agent.on_fault = self.broken.append
@@ -88,6 +88,12 @@ def run(scenario, host, **world):
         return result
 
     return run_virtual(main())
+
+
+def fill(kv):
+    """Put other bytes into every place of every shard."""
+    for number, segment in enumerate(kv.segments()):
+        segment[:] = random.Random(number).randbytes(len(segment))
 
 
 class Talk:
@@ -115,8 +121,7 @@ class Source(Talk):
         super().__init__(stream)
         self.num_tokens = num_tokens
         self.kv = MemoryKV(LAYOUT, NUM_BLOCKS)
-        for segment in self.kv.segments():
-            segment[:] = random.Random(1).randbytes(len(segment))
+        fill(self.kv)
         self.pool = PoolParts(self.kv.segments(), LAYOUT, common_grid(LAYOUT, *LAYOUT.shape))
         self.checksums = np.zeros((LAYOUT.num_layers, 1, LAYOUT.blocks_for(num_tokens)), np.uint64)
 
@@ -162,11 +167,12 @@ async def fetched(world, num_tokens=NUM_TOKENS, transfer_id=TRANSFER):
     return source
 
 
-async def reserved(world, source, table=(0, 1, 2), **reservation):
-    """Go on until blocks are reserved."""
+async def reserved(world, source, table=(0, 1, 2), generations=None):
+    """Go on until blocks are reserved; in this world all of them are in generation 0."""
     await source.start()
     await settle()
-    world.agent.reserved(TRANSFER, Reservation(table, (0,) * len(table), 0, **reservation))
+    generations = generations or (0,) * len(table)
+    world.agent.reserved(TRANSFER, Reservation(table, generations, 0))
     assert isinstance(await source.hear(), frames.Reserved)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.models import TINY
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from router.detokenizing import CONTEXT_TOKENS, TextModel, TextOffsets
+from router.detokenizing import TextModel, TextOffsets
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = ("▁", "t", "h", "▁t", "▁th", "<|tool|>")
@@ -99,8 +99,15 @@ def test_pieces_equal_one_decode_of_the_whole(fallback, prompt, output, skips_sp
     after = [i for piece in output for i in piece]
     start = fallback.text(before, skips_special=skips_special)
     whole = fallback.text([*before, *after], skips_special=skips_special)
-    if len(before) <= CONTEXT_TOKENS or before[-1] >= WORD:
-        assert start + told(fallback, before, after, skips_special=skips_special) == whole
+    assert start + told(fallback, before, after, skips_special=skips_special) == whole
+
+
+@pytest.mark.parametrize("num_special", [0, 1, 5, 6, 40])
+def test_special_tokens_at_the_end_of_a_prompt_cost_the_output_no_space(fallback, num_special):
+    prompt = [T, *[2] * num_special]
+    assert told(fallback, prompt, [SPACE_T, T]) == " tt"
+    begun = [T, *raw(b"\xf0\x9f\x98"), *[2] * num_special]
+    assert told(fallback, begun, raw(b"\x80")) == "\U0001f600"
 
 
 @settings(max_examples=200, deadline=None)
@@ -180,6 +187,12 @@ def test_a_text_that_begins_with_a_space_in_bytes_loses_it_as_the_whole_does(fal
     assert told(fallback, [1], [*raw(b" "), T]) == fallback.text(
         [1, *raw(b" "), T], skips_special=True
     )
+
+
+def test_tokens_that_a_model_has_no_row_for_are_named_in_the_order_of_their_ids(fallback):
+    ids = range(WORD, WORD + len(WORDS))
+    assert list(fallback.beyond(WORD).items()) == list(zip(ids, WORDS, strict=True))
+    assert fallback.beyond(WORD + len(WORDS)) == {}
 
 
 def test_ids_without_a_name_have_no_text(fallback):

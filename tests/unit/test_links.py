@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from support.scripts import WORKER, Listener, Script, Wire
 
 from cluster.session_codec import from_worker_wire, to_worker_wire
 from core.config import PlacementConfig, RouterConfig
@@ -30,7 +31,6 @@ from core.session import (
     Wanted,
     WayReport,
     Welcome,
-    WorkerDescriptor,
 )
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
@@ -41,9 +41,9 @@ from router.retry_budget import RetryBudget
 from router.worker_link import WorkerLink
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
+from worker.attempt import Attempt
 from worker.sessions import SessionServer
 
-WORKER = WorkerDescriptor("w", Role.DECODE, 1, "session", "transfer", "m", "digest", 16, 100, 2048)
 REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
 
@@ -55,35 +55,6 @@ def link(**changes):
         SimpleNamespace(now_s=lambda: 0.0),
         iter(range(9)),
     )
-
-
-class Listener:
-    """An attempt of epoch 3 that keeps what it hears, and fails if it is told to."""
-
-    epoch = 3
-
-    def __init__(self, error=None):
-        self.heard, self.failed, self.error = [], [], error
-
-    def wanted(self):
-        return Wanted("r", 3, (0,))
-
-    def on_delta(self, worker_id, delta):
-        self._hear(delta)
-
-    def on_ended(self, worker_id, ended):
-        self._hear(ended)
-
-    def on_lost(self, worker_id, error):
-        self._hear(error)
-
-    def _hear(self, news):
-        self.heard.append(news)
-        if self.error is not None:
-            raise self.error
-
-    def fail(self, error):
-        self.failed.append(error)
 
 
 def delta(epoch=3, request_id="r"):
@@ -171,43 +142,6 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
     again = link(worker_id="d1")
     pairs.joined(again)
     assert met(again) == ["p2", "p1"] and met(d2) == []
-
-
-class Wire:
-    """A network whose streams are scripted: each dial takes the next script."""
-
-    def __init__(self, *scripts):
-        self.scripts, self.streams = list(scripts), []
-
-    async def dial(self, address):
-        stream = self.scripts.pop(0)
-        if isinstance(stream, Exception):
-            raise stream
-        self.streams.append(stream)
-        return stream
-
-
-class Script:
-    """The far end of a stream: numbered messages to receive, then silence."""
-
-    transport = "script"
-
-    def __init__(self, *messages, fails=None):
-        self.inbox = asyncio.Queue()
-        for number, message in enumerate(messages):
-            self.inbox.put_nowait(SimpleNamespace(number=number, message=message))
-        self.sent, self.is_reset, self.fails = [], False, fails
-
-    async def send(self, numbered):
-        self.sent.append(numbered.message)
-
-    async def recv(self):
-        if self.fails is not None and self.inbox.empty():
-            raise self.fails
-        return await self.inbox.get()
-
-    def reset(self):
-        self.is_reset = True
 
 
 def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
@@ -396,6 +330,33 @@ def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
     told = [(e.request_id, e.epoch, type(e.error)) for e in ends]
     assert told == ([("r", 3, InternalError)] if bad == "submit" else [])
     assert host.failed == ([("r", 3, InternalError)] if bad == "credit" else [])
+
+
+@pytest.mark.parametrize("bad", ["credit", "cancel"])
+def test_an_attempt_that_cannot_be_taken_up_after_a_reconnect_ends_and_the_others_go_on(bad):
+    async def main():
+        host = Host(bad)
+        server = sessions(host)
+        session = server.session("router")
+        for name in ("r", "s"):
+            submit = Submit(replace(REQUEST, request_id=name), 3, Task.LOCAL, ((),))
+            session.attempts[name] = Attempt("router", submit)
+        wanted = {"credit": "r", "cancel": "x"}[bad]
+        hello = Hello("router", (Wanted(wanted, 3, (0,), 9), Wanted("gone", 1, (0,))))
+        stream = Script(hello)
+        serving = asyncio.ensure_future(server._serve(stream))
+        await asyncio.sleep(0.1)
+        is_open = not stream.is_reset
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        return host, is_open, stream.sent
+
+    host, is_open, sent = run_virtual(main())
+    assert is_open and bad in [name for name, *_ in host.orders]
+    broken = ["r"] if bad == "credit" else ["r", "s"]
+    assert host.failed == [(name, 3, InternalError) for name in broken]
+    ends = [(e.request_id, e.epoch) for m in sent if isinstance(m, StepFrame) for e in m.ended]
+    assert ("gone", 1) in ends, "what is unknown is told all the same"
 
 
 def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream():

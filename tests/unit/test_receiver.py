@@ -13,12 +13,22 @@ from support.peers import (
     settle,
 )
 
-from core.errors import ChecksumMismatch, KVTransferError, PoolExhausted
+from core.errors import (
+    ChecksumMismatch,
+    DeadlineExceeded,
+    KVTransferError,
+    PoolExhausted,
+    PromptTooLong,
+    TransferNotFound,
+    WorkerLost,
+    to_wire,
+)
 from core.ids import TransferId
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.receiver import FetchOrder, Receiver, Reservation
 from kv_transfer.resharding import PoolParts
+from kv_transfer.transitions import Transition
 
 FIRST = {0: Logprob(5, -0.5)}
 OTHER = TransferId(b"o" * 16)
@@ -141,6 +151,20 @@ def test_a_part_lies_within_the_transfer(field, first_beyond):
     assert f"{field} {first_beyond}" in message and "not in this transfer" in message
 
 
+@pytest.mark.parametrize("num_bytes", [0, 3 * 64 - 1, 3 * 64 + 1, 4 * 64])
+def test_a_frame_has_as_many_bytes_as_its_parts(num_bytes):
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        payload = memoryview(bytes(range(1, 251)) * 2)[:num_bytes]
+        data = frames.encode_frame(source.number, 0, source.entries(0), payload)
+        await source.stream.send(data)
+        await settle()
+        assert not any(any(world.kv.view(0, block, 0)) for block in range(4))
+
+    assert failure(scenario).message == f"a frame has {num_bytes} bytes for 3 parts"
+
+
 def test_a_message_of_the_other_end_is_refused():
     async def scenario(world):
         source = await fetched(world)
@@ -148,6 +172,76 @@ def test_a_message_of_the_other_end_is_refused():
         await settle()
 
     assert "sent Ack, which is not its to send" in failure(scenario).message
+
+
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_a_frame_is_refused_for_the_blocks_that_were_handed_out_again_and_for_no_other(taken):
+    others = [block for block in range(3) if block != taken]
+
+    async def scenario(world):
+        source = await fetched(world)
+        generations = tuple(int(block == taken) for block in range(3))
+        await reserved(world, source, table=(9, 8, 7), generations=generations)
+        for block in others:
+            await source.frame(0, source.entries(0)[block : block + 1])
+        await settle()
+        assert world.host.names() == ["starting"]
+        assert all(any(world.kv.view(0, (9, 8, 7)[block], 0)) for block in others)
+        await source.frame(0, source.entries(1))
+        await settle()
+        written = [b for b in (9, 8, 7) if any(world.kv.view(1, b, 0))]
+        assert written == [], "a part of a refused frame was written"
+
+    assert f"block {(9, 8, 7)[taken]} has a new owner" in failure(scenario).message
+
+
+# --- the sender has no more to send --------------------------------------------------------------
+
+
+def test_a_transfer_that_the_peer_does_not_know_is_told_as_such():
+    """Its error is one of its own: the router counts it, and makes the attempt again."""
+
+    async def scenario(world):
+        source = await fetched(world)
+        await source.say(frames.NotFound())
+        await settle()
+        assert world.agent.transitions[Transition.RECEIVER_NOT_FOUND] == 1
+
+    error = failure(scenario)
+    assert type(error) is TransferNotFound
+    assert error.message == "the prefill worker does not know this transfer"
+
+
+@pytest.mark.parametrize(("theirs", "kind"), [
+    (WorkerLost("its rank died"), WorkerLost),
+    (PoolExhausted("no room"), PoolExhausted),
+    (PromptTooLong("9 tokens of 8"), KVTransferError),
+    (DeadlineExceeded("too late"), KVTransferError),
+])  # fmt: skip
+def test_a_peer_that_gives_up_says_why_and_whether_another_attempt_helps_is_not_its_to_say(
+    theirs, kind
+):
+    async def scenario(world):
+        source = await fetched(world)
+        await source.say(frames.Failed(*to_wire(theirs)))
+        await settle()
+
+    error = failure(scenario)
+    assert type(error) is kind and error.is_retryable
+    assert error.message == f"the prefill worker gave up: {theirs.message}"
+
+
+def test_a_transfer_whose_tokens_were_all_final_is_finished_and_nothing_failed():
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        await source.say(frames.Finished())
+        await settle()
+        return world.agent.num_live, world.agent.transitions[Transition.RECEIVER_FINISHED]
+
+    host = ReceivingHost()
+    assert run(scenario, host) == (0, 1)
+    assert host.names() == ["starting", "finished", "closed"]
 
 
 def test_a_second_starting_ends_the_stream_and_the_worker_reserves_once():

@@ -69,6 +69,18 @@ def test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too():
     assert host.calls[-1] == ("drained", TRANSFER, 1)
 
 
+def test_sub_attempts_before_the_one_that_finds_no_transfer_are_drained():
+    """The new one may be pinned again, and its pins go when the transfer is ended."""
+
+    async def scenario(world):
+        world.agent.restart(TRANSFER, 3)
+        return world.agent.num_unknown
+
+    host = SendingHost()
+    assert run(scenario, host) == 1
+    assert host.calls == [("drained", TRANSFER, 2)]
+
+
 def test_what_an_older_sub_attempt_publishes_is_not_sent():
     """The worker's loop may run ahead: its blocks belong to somebody else by then."""
 
@@ -110,13 +122,18 @@ def test_parts_are_sent_again_so_often_and_no_more():
     assert "asked for 65 parts again, the limit is 64" in lost(scenario).message
 
 
-def test_parts_that_were_never_sent_cannot_be_asked_for():
+@pytest.mark.parametrize("asked", [((1, 0, 2),), ((0, 0, 1), (1, 0, 2)), ((1, 0, 2), (0, 0, 1))])
+def test_parts_that_were_never_sent_cannot_be_asked_for(asked):
     async def scenario(world):
         talk = await partnered(world)
-        await talk.say(frames.Resend(0, ((1, 0, 2),)))
+        world.agent.publish(TRANSFER, 0, blocks_of(0))
+        await talk.hear()
+        await talk.say(frames.Resend(0, asked))
         await settle()
 
-    assert "of what was sent" in lost(scenario).message
+    assert f"asked for {len(asked)} parts again, the limit is 64, of what was sent" in (
+        lost(scenario).message
+    )
 
 
 def test_whoever_asks_for_no_part_again_is_not_served_further():
@@ -266,6 +283,20 @@ def test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it():
     held, after = run(scenario, host, lease_s=2.0)
     assert held == [] and after == ["lost", "drained"]
     assert isinstance(host.error("lost"), LeaseExpired)
+
+
+def test_a_lease_begins_with_its_offer_however_long_the_agent_has_run():
+    async def scenario(world):
+        await settle(100)
+        world.agent.offer(offer_of(world))
+        await settle(1.9)
+        held = world.host.names()
+        await settle(1)
+        return held
+
+    host = SendingHost()
+    assert run(scenario, host, lease_s=2.0) == []
+    assert host.names() == ["lost", "drained"]
 
 
 def test_a_lease_whose_end_breaks_keeps_no_other_from_ending(monkeypatch, caplog):

@@ -28,7 +28,7 @@ from core.session import (
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
 from router.request_run import AttemptRun
-from worker.attempt import ENDED_BYTES, MIN_SHARE_BYTES, Attempt
+from worker.attempt import DELTA_BYTES, ENDED_BYTES, MIN_SHARE_BYTES, ROW_BYTES, Attempt
 from worker.sessions import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
@@ -155,6 +155,20 @@ def test_one_of_each_fits_the_smallest_share():
     )
     wire = to_router_wire(1, StepFrame(1, (), (one.ended,)))
     assert len(wire.frame.ended[0].error_message) == MAX_ERROR_CHARACTERS
+
+
+@pytest.mark.parametrize("num_tokens", range(5))
+def test_the_end_of_an_attempt_waits_for_the_next_frame_if_it_has_no_room_in_this(num_tokens):
+    one = attempt("r", num_tokens=num_tokens)
+    end(one)
+    parts = []
+    while one.has_unsent:
+        parts.append(one.take(MIN_SHARE_BYTES))
+    room_bytes = MIN_SHARE_BYTES - DELTA_BYTES - num_tokens * ROW_BYTES
+    fits = not num_tokens or room_bytes >= ENDED_BYTES
+    assert [len(p.ended) for p in parts] == ([1] if fits else [0, 1])
+    assert max(p.num_bytes for p in parts) <= MIN_SHARE_BYTES
+    assert num_tokens < 3 or not fits, "no case of this test fills a frame"
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,0 +1,121 @@
+"""What a trace holds of a request: its spans, by whom, when, and whose child each is."""
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+from support.virtual import PROMPT, run
+
+from core.config import PlacementConfig
+from core.trace import TraceContext
+from core.types import SamplingParams
+
+CALLER = TraceContext(0xABC, 0xDEF)
+
+
+class Recorder:
+    """Keeps every span that was closed: name, parent, its own context, instants, the rest."""
+
+    def __init__(self):
+        self.spans, self.num_open = [], 0
+
+    def open(self, name, parent, start_s):
+        self.num_open += 1
+        context = TraceContext(parent.trace_id, self.num_open)
+        return Open(self, context, {"name": name, "parent": parent, "start_s": start_s})
+
+    def close(self):
+        pass
+
+    def one(self, name):
+        [span] = [span for span in self.spans if span["name"] == name]
+        return span
+
+    def under(self, name):
+        """Children of a span, in order: name, start, end."""
+        parent = self.one(name)["context"]
+        children = [s for s in self.spans if s["parent"] == parent]
+        return [(s["name"], s["start_s"], s["end_s"]) for s in children]
+
+
+class Open:
+    def __init__(self, recorder, context, span):
+        self.context, self._recorder, self._span = context, recorder, span
+
+    def end(self, end_s, attributes, error=""):
+        closed = {"context": self.context, "end_s": end_s, **attributes, "error": error}
+        self._recorder.spans.append({**self._span, **closed})
+
+
+def traced(path, trace=CALLER, records_routers=True):
+    """Ask once, workers recording; returns the recorder and the request's end."""
+    recorder = Recorder()
+
+    async def scenario(cluster):
+        await asyncio.sleep(1.0)
+        if records_routers:
+            cluster.orchestrator.tracing = recorder
+        for one in cluster.units.values():
+            one.worker.tracing = recorder
+        sampling = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
+        request = cluster.request("r", PROMPT, sampling)
+        events = await cluster.generate(replace(request, trace=trace, received_at=0.75))
+        return events[-1]
+
+    return recorder, run(scenario, placement=PlacementConfig(path=path))
+
+
+WORKERS = {
+    "pd": {
+        "worker.prefill": ["prefill.queue", "prefill.compute", "kv.send"],
+        "worker.decode": ["kv.wait", "kv.receive", "decode.generate"],
+    },
+    "local": {"worker.local": ["prefill.queue", "prefill.compute", "decode.generate"]},
+}
+
+
+@pytest.mark.parametrize("path", ["pd", "local"])
+def test_a_requests_span_is_the_callers_child_and_the_workers_are_its_own(path):
+    recorder, ended = traced(path)
+    gateway = recorder.one("gateway.request")
+    assert gateway["parent"] == CALLER and gateway["start_s"] == 0.75
+    assert gateway["end_s"] - gateway["start_s"] == pytest.approx(ended.anatomy.e2e_s)
+    names = [name for name, _, _ in recorder.under("gateway.request")]
+    assert sorted(names) == sorted(WORKERS[path])
+    for worker, parts in WORKERS[path].items():
+        span, children = recorder.one(worker), recorder.under(worker)
+        assert [name for name, _, _ in children] == parts
+        starts = [start_s for _, start_s, _ in children]
+        ends = [end_s for _, _, end_s in children]
+        assert [span["start_s"], *ends] == [*starts, span["end_s"]], "parts follow one another"
+        assert 1.0 < span["start_s"] < span["end_s"] < gateway["end_s"]
+    assert {span["error"] for span in recorder.spans} == {""}
+    assert recorder.num_open == len(recorder.spans)
+
+
+@pytest.mark.parametrize("path", ["pd", "local"])
+def test_a_requests_span_says_what_it_cost(path):
+    recorder, ended = traced(path)
+    gateway = recorder.one("gateway.request")
+    worker = "worker.prefill" if path == "pd" else "worker.local"
+    _, start_s, end_s = recorder.under(worker)[1]
+    assert gateway["baton.phase.prefill_ms"] == pytest.approx((end_s - start_s) * 1000)
+    assert gateway["baton.phase.tokenize_ms"] == pytest.approx(250)
+    phases = [ms for name, ms in gateway.items() if name.startswith("baton.phase.")]
+    assert sum(phases) == pytest.approx(ended.anatomy.e2e_s * 1000)
+    assert gateway["gen_ai.usage.output_tokens"] == 12
+    assert gateway["gen_ai.usage.input_tokens"] == len(PROMPT)
+    assert gateway["baton.attempts"] == f"0:{path}:ok"
+    if path == "pd":
+        decode = recorder.one("worker.decode")
+        assert decode["baton.kv_blocks"] == 15 and decode["baton.kv_transport"] == "sim"
+        assert gateway["baton.kv_bytes"] == decode["baton.kv_bytes"] == 15 * 4 * 16 * 3
+
+
+@pytest.mark.parametrize("trace", [CALLER, None])
+def test_a_router_that_records_nothing_hands_the_callers_trace_to_workers(trace):
+    recorder, ended = traced("pd", trace=trace, records_routers=False)
+    assert ended.error is None
+    spans = [s for s in recorder.spans if s["name"].startswith("worker.")]
+    assert [span["parent"] for span in spans] == ([CALLER] * 2 if trace else [])
+    assert trace is not None or recorder.num_open == 0

@@ -1,0 +1,24 @@
+"""The walk down the waiting line: how far it looks."""
+
+import pytest
+from support.stepping import Engine, request
+
+from engine.block_supply import LOOK_AHEAD
+from engine.sequence import Status
+
+SMALL = {"max_tokens": 2, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("num_in_front", [LOOK_AHEAD - 1, LOOK_AHEAD])
+def test_a_walk_passes_over_a_bounded_number_of_those_that_do_not_fit(num_in_front):
+    """However long the line is, a step's walk down it is not."""
+    engine = Engine(num_blocks=20, block=4, cache=False, max_sequences=99)
+    engine.arrive(request("hog", [1] * 20, max_tokens=40))
+    giants = [engine.arrive(request(f"g{i}", [2] * 60, **SMALL)) for i in range(num_in_front)]
+    small = engine.arrive(request("small", [3] * 4, **SMALL))
+    assert {giant.status for giant in giants} == {Status.RESERVING}
+    is_reached = num_in_front < LOOK_AHEAD
+    assert small.status is (Status.ARRIVING if is_reached else Status.RESERVING)
+    engine.scheduler.cancel(giants[0])
+    engine.scheduler.reserve_in_turn(0.0)
+    assert small.status is Status.ARRIVING
