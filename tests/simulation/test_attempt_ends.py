@@ -153,3 +153,17 @@ def test_what_breaks_before_a_worker_has_started_raises_nothing():
         return is_ready, fatal.done()
 
     assert run(scenario) == (True, False)
+
+
+def test_a_worker_that_has_stopped_leaves_no_task_and_is_not_broken():
+    def running():
+        names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]
+        return sorted(n for n in names if n in ("StepLoop.run", "SessionServer.watch"))
+
+    async def scenario(cluster):
+        before, decode = running(), unit(cluster, Role.DECODE)
+        await decode.worker.stop()
+        return before, running(), decode.worker.fatal.done()
+
+    both = ["SessionServer.watch", "StepLoop.run"]
+    assert run(scenario) == (sorted(both * 2), both, False)

@@ -197,6 +197,9 @@ def test_tokens_that_a_model_has_no_row_for_are_named_in_the_order_of_their_ids(
 
 def test_ids_without_a_name_have_no_text(fallback):
     assert told(fallback, [T], [99999, SPACE_T]) == " t"
+    whole = [T, *raw(b"\xe2\x82"), 99999, *raw(b"\xac")]
+    assert fallback.text(whole) == "t€"
+    assert told(fallback, whole[:1], whole[1:]) == told(fallback, whole[:4], whole[4:]) == "€"
 
 
 def test_tokens_of_other_decoders_are_told_as_one_decode_of_the_whole(tmp_path):

@@ -82,3 +82,12 @@ def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer
     assert answered == [False, False, True]
     assert found == WayReport("a", "shm", gb_per_s=2.5)
     assert meets == [Meet(("a",), 1 << 20), Meet(("c",), 1 << 20)]
+
+
+def test_the_last_ranks_that_a_worker_named_are_kept_while_fresh_ones_start():
+    worker = WorkerLink(WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)))
+    found = []
+    for pids in ((7, 8), (), (9,)):
+        worker._note_progress(Progress(0, 0, work_in_hand=False, rank_pids=pids))
+        found.append(worker.rank_pids)
+    assert found == [(7, 8), (7, 8), (9,)]
