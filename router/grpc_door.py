@@ -36,6 +36,7 @@ from protos.baton.v1 import generation_pb2_grpc
 from router.calls import caller
 from router.door_certificate import DoorCertificate
 from router.grpc_guard import Gate
+from router.grpc_incoming import IncomingMessages
 from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
 from router.reply_thread import in_reply_thread
 from router.request_making import Wish
@@ -314,7 +315,8 @@ class GrpcDoor:
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
-        server = grpc.aio.server(options=options, interceptors=[Gate(self._service)])
+        gate = Gate(self._service, IncomingMessages(config.body_timeout_s))
+        server = grpc.aio.server(options=options, interceptors=[gate])
         generation_pb2_grpc.add_GenerationServicer_to_server(
             GenerationServicer(self._service), server
         )

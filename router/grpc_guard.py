@@ -21,6 +21,7 @@ from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
 from router.bad_keys import BadKeys
 from router.calls import Call, begin, peer_address
 from router.credentials import Keyring
+from router.grpc_incoming import IncomingMessages
 from router.grpc_limits import bounded
 from router.grpc_requests import abort
 from router.identities import Right
@@ -46,15 +47,16 @@ class Gatekeeper(Protocol):
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Stands before every method."""
 
-    def __init__(self, keeper: Gatekeeper) -> None:
-        """Keep who decides and who is told."""
+    def __init__(self, keeper: Gatekeeper, incoming: IncomingMessages) -> None:
+        """Keep who decides and is told, and who reads."""
         self._keeper = keeper
+        self._incoming = incoming
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:  # noqa: ANN401
         """Let a call pass, or refuse it."""
         handler = await continuation(details)
         if details.method.startswith(OPEN_METHODS):
-            return handler
+            return handler and self._incoming.handler(handler)
         call = Call("grpc", route=details.method if handler is not None else "")
         begin(call)
         # This task carries the call to its end, whatever that is: a message too long for gRPC ends
@@ -75,8 +77,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if handler is None:
             call.refuse("unsupported_endpoint")
             return None
-        is_ours = details.method.startswith(OWN_METHODS)
-        return _watched(bounded(handler) if is_ours else handler, call)
+        if not details.method.startswith(OWN_METHODS):
+            return _watched(handler, call)
+        return self._incoming.handler(_watched(bounded(handler), call))
 
     def _end(self, call: Call) -> None:
         if not call.is_read:

@@ -1,6 +1,7 @@
 """The gRPC door before a key is seen: silent connections, many streams, rapid resets."""
 
 import asyncio
+import itertools
 import struct
 import time
 from types import SimpleNamespace
@@ -8,13 +9,21 @@ from types import SimpleNamespace
 import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from support.http2 import CANCEL, HEADERS, MAX_CONCURRENT_STREAMS, RST_STREAM, RawClient, frame
+from support.http2 import (
+    CANCEL,
+    END_STREAM,
+    HEADERS,
+    MAX_CONCURRENT_STREAMS,
+    RST_STREAM,
+    RawClient,
+    frame,
+)
 from support.rig import is_long, note
 
 from core.config import RouterConfig, SecurityConfig
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router import grpc_door
+from router import grpc_door, grpc_incoming
 from router.bad_keys import BadKeys
 from router.body_limits import MAX_TOKEN_IDS
 from router.credentials import Keyring, new_key
@@ -125,6 +134,39 @@ async def test_a_strangers_message_is_not_waited_for(door, tmp_path, method):
                     return payload
 
     assert b"no valid API key" in await asyncio.to_thread(knock)
+
+
+async def test_half_sent_messages_are_given_up_and_whole_ones_answered(door, monkeypatch):
+    """Some at once, where there are too many; the others when their time is over."""
+    monkeypatch.setattr(grpc_incoming, "MAX_SLOW", 4)
+    door._service.config = RouterConfig(grpc_port=0, body_timeout_s=3.0)
+    door = GrpcDoor(door._service, SecurityConfig())
+    await door.start()
+    half = struct.pack(">BI", 0, 4_000_000) + b"a" * 10_000
+    client = await asyncio.to_thread(RawClient, door.port, 20)
+
+    def send():
+        for _ in range(10):
+            client.socket.sendall(client.call("/grpc.health.v1.Health/Check", half))
+
+    def endings():
+        while True:
+            for kind, flags, _, payload in client.read():
+                if kind == HEADERS and flags & END_STREAM:
+                    yield payload
+
+    def first(number):
+        return list(itertools.islice(ends, number))
+
+    await asyncio.to_thread(send)
+    ends = endings()
+    evicted = await asyncio.to_thread(first, 6)
+    assert all(b"too many messages are being received" in payload for payload in evicted)
+    assert await is_alive(door)
+    late = await asyncio.to_thread(first, 4)
+    assert all(b"did not come within 3 s" in payload for payload in late)
+    client.socket.close()
+    await door.stop(0)
 
 
 async def test_a_message_with_too_much_in_it_is_refused_before_it_is_built(door):

@@ -114,9 +114,23 @@ BUGS = [
     Bug(
         "gRPC messages are built whatever is in them",
         "router/grpc_guard.py",
-        "return _watched(bounded(handler) if is_ours else handler, call)",
-        "return _watched(handler, call)",
+        "_watched(bounded(handler), call)",
+        "_watched(handler, call)",
         f"{GRPC}::test_a_message_with_too_much_in_it_is_refused_before_it_is_built",
+    ),
+    Bug(
+        "half-sent messages are held for as long as their clients like",
+        "router/grpc_guard.py",
+        "            return handler and self._incoming.handler(handler)\n",
+        "            return handler\n",
+        f"{GRPC}::test_half_sent_messages_are_given_up_and_whole_ones_answered",
+    ),
+    Bug(
+        "any number of messages may be slow",
+        "router/grpc_incoming.py",
+        "        if len(self._slow) > MAX_SLOW:\n",
+        "        if False:\n",
+        f"{GRPC}::test_half_sent_messages_are_given_up_and_whole_ones_answered",
     ),
     Bug(
         "a connection may have any number of streams",
