@@ -92,4 +92,10 @@ EQUIVALENTS: list[Equivalent] = [
         "the thread was told to end and does so at once; only one that hangs is waited for so long, "
         "and it is a daemon, so it keeps no process either way",
     ),
+    Equivalent(
+        "worker/attempt.py",
+        "return False",
+        "return None",
+        "`append` alone here says False, and who calls it only asks whether it is true",
+    ),
 ]

@@ -3,6 +3,7 @@
 import pytest
 from support.stepping import Engine, request
 
+from core.errors import PoolExhausted
 from engine.block_supply import LOOK_AHEAD
 from engine.sequence import Status
 
@@ -22,3 +23,14 @@ def test_a_walk_passes_over_a_bounded_number_of_those_that_do_not_fit(num_in_fro
     engine.scheduler.cancel(giants[0])
     engine.scheduler.reserve_in_turn(0.0)
     assert small.status is Status.ARRIVING
+
+
+def test_a_table_that_cannot_be_filled_holds_none_of_the_blocks_that_it_would_share():
+    engine = Engine(num_blocks=8, block=4)
+    tables, pool = engine.scheduler.tables, engine.pool
+    sequence = engine.submit(request("r", [1] * 12, **SMALL))
+    held = pool.allocate(2)
+    with pytest.raises(PoolExhausted):
+        tables.allocate(sequence, held, 7, 0)
+    assert [pool.references(block_id) for block_id in held] == [1, 1]
+    assert sequence.block_table == [] and pool.num_available == 6

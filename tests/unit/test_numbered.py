@@ -37,6 +37,7 @@ class Pipe:
 async def test_concurrent_senders_leave_in_the_order_of_their_numbers():
     pipe = Pipe()
     stream = NumberedStream(pipe)
+    assert stream.transport == "pipe"
     await asyncio.gather(*(stream.send(text) for text in "abc"))
     assert [(m.number, m.message) for m in pipe.sent] == [(0, "a"), (1, "b"), (2, "c")]
     pipe.inbox = [Numbered(0, "x"), Numbered(0, "x"), Numbered(1, "y"), Numbered(3, "z")]

@@ -9,9 +9,14 @@ from support.scripts import WORKER, Listener, Script, Wire
 
 from core.errors import WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
-from core.session import Meet, Met, Progress, WayReport, Welcome
-from router.worker_link import WorkerLink
+from core.session import Credit, Load, Meet, Met, Progress, WayReport, Welcome
+from router.worker_link import MAX_OUTGOING, LinkState, WorkerLink
 from simulation.loop import run_virtual
+
+
+def still_link():
+    """A link that nobody runs: nothing is sent, and no time passes."""
+    return WorkerLink(WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)))
 
 
 @pytest.mark.parametrize("was_live", [False, True])
@@ -85,9 +90,39 @@ def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer
 
 
 def test_the_last_ranks_that_a_worker_named_are_kept_while_fresh_ones_start():
-    worker = WorkerLink(WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)))
-    found = []
+    worker, found = still_link(), []
     for pids in ((7, 8), (), (9,)):
         worker._note_progress(Progress(0, 0, work_in_hand=False, rank_pids=pids))
         found.append(worker.rank_pids)
     assert found == [(7, 8), (7, 8), (9,)]
+
+
+def test_placement_sees_every_change_of_a_workers_load():
+    worker, found = still_link(), []
+
+    def look():
+        candidate = worker.candidate
+        found.append((candidate.load.num_waiting, candidate.pending_tokens))
+
+    look()
+    worker._note_progress(Progress(0, 0, work_in_hand=False, load=Load(num_waiting=4)))
+    look()
+    worker.subscribe("r", Listener(), 30)
+    look()
+    worker.forget("r", 0)
+    look()
+    assert found == [(0, 0), (4, 0), (4, 30), (4, 0)]
+
+
+def test_a_command_that_would_not_be_read_is_refused_and_not_kept():
+    worker = still_link()
+    for _ in range(MAX_OUTGOING):
+        worker.send(Credit("r", 0, 9))
+    with pytest.raises(WorkerLost, match="worker w is dialling"):
+        worker.send(Credit("r", 0, 9))
+    assert len(worker._outgoing) == MAX_OUTGOING
+    lost = still_link()
+    lost._stand(state=LinkState.LOST)
+    with pytest.raises(WorkerLost, match="worker w is lost"):
+        lost.send(Credit("r", 0, 9))
+    assert not lost._outgoing
