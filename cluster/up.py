@@ -16,14 +16,14 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from cluster.banner import announce
 from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
 from core import events, logs
-from core.addresses import bare_host, family_of, join_address
+from core.addresses import bare_host, family_of
 from core.config import BatonConfig, is_loopback, load_config
 from core.errors import ConfigError
 from router.detokenizing import TextModel
@@ -123,30 +123,6 @@ def check_ports(config: BatonConfig) -> None:
         )
 
 
-def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
-    host, pools = config.router.host, config.pools
-    http_port, grpc_port = addresses[0]
-    events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
-    grpc_address = join_address(host, grpc_port)
-    scheme = "https" if config.security.door_certificate else "http"
-    table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
-    table.add_row(
-        "prefill",
-        "0" if config.colocated else str(pools.prefill.replicas),
-        "HTTP",
-        f"{scheme}://{join_address(host, http_port)}",
-    )
-    table.add_row("decode", str(pools.decode.replicas), "gRPC", grpc_address)
-    for other_http, other_grpc in dict.fromkeys(addresses[1:]):
-        if (other_http, other_grpc) != addresses[0]:
-            doors = join_address(host, other_http), join_address(host, other_grpc)
-            table.add_row("", "", "router", f"{scheme}://{doors[0]}, gRPC {doors[1]}")
-    console.print(table)
-    console.print(
-        f"try: baton generate 'def main(' --grpc {grpc_address}    Ctrl-C ends the cluster"
-    )
-
-
 async def _run_local(config: BatonConfig) -> None:
     from cluster.local import LocalCluster  # noqa: PLC0415 - each way loads only its own half
 
@@ -167,7 +143,7 @@ async def _run_local(config: BatonConfig) -> None:
         starting.result()
         if cluster.failed is not None:
             cluster.failed.add_done_callback(lambda _: stop.set())
-        _announce(config, cluster.addresses)
+        announce(console, config, cluster.addresses)
         with announced(cluster.http_port, cluster.grpc_port, "local"):
             await stop.wait()
     starting.cancel()
@@ -211,7 +187,7 @@ def _run_ray(config: BatonConfig, address: str) -> None:
             cluster.start()
         for number in SIGNALS:  # after Ray, which installs handlers of its own
             signal.signal(number, lambda *_: stop.set())
-        _announce(config, [(cluster.http_port, cluster.grpc_port)])
+        announce(console, config, [(cluster.http_port, cluster.grpc_port)])
         with announced(cluster.http_port, cluster.grpc_port, "ray"):
             stop.wait()
         _say_stopping()
