@@ -6,8 +6,8 @@ Owns the foreground life of a cluster. Does not know commands or flags. Called b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-import socket
 import threading
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -18,14 +18,14 @@ import typer
 from rich.console import Console
 
 from cluster.banner import announce
+from cluster.door_ports import claimed
 from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
 from core import events, logs
-from core.addresses import bare_host, family_of
 from core.config import BatonConfig, is_loopback, load_config
-from core.errors import ConfigError
+from engine.model_spec import ModelSpec
 from router.detokenizing import TextModel
 from router.key_file import check_keys
 
@@ -44,13 +44,25 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_doors(config)
-    check_ports(config)
+    with contextlib.ExitStack() as claims:
+        claims.enter_context(claimed(config))
+        if address:
+            claims.close()  # the routers may be another user's, or on another machine
+        _tell_start(config, spec)
+        if is_local:
+            asyncio.run(_run_local(config))
+        else:
+            _run_ray(config, address)
+
+
+def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
     engine = config.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     tokens = engine.num_blocks * engine.block_size_tokens
     console.print(
-        f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context {spec.max_model_len} tokens, "
-        f"KV pool {tokens} tokens a worker ({layout.block_bytes} bytes a block)"
+        f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context "
+        f"{spec.max_model_len} tokens, KV pool {tokens} tokens a worker "
+        f"({layout.block_bytes} bytes a block)"
     )
     events.CLUSTER_STARTS.tell(
         version=version("baton-serve"),
@@ -59,10 +71,6 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         decode=config.pools.decode.replicas,
         routers=config.router.replicas,
     )
-    if is_local:
-        asyncio.run(_run_local(config))
-    else:
-        _run_ray(config, address)
 
 
 def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
@@ -95,31 +103,6 @@ def check_doors(config: BatonConfig) -> None:
             "in plain text; set security.door_certificate and security.door_key (`baton certs`), "
             "or security.trusts_network if something before the doors speaks TLS",
             err=True,
-        )
-
-
-def check_ports(config: BatonConfig) -> None:
-    """Refuse to start on a port that is taken; SO_REUSEPORT would share it silently.
-
-    Raises:
-        ConfigError: Names the port and the flag that changes it.
-    """
-    router = config.router
-    for port, flag in ((router.http_port, "--http-port"), (router.grpc_port, "--grpc-port")):
-        if port == 0:
-            continue
-        with socket.socket(family_of(router.host)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((bare_host(router.host), port))
-                probe.listen(1)
-            except OSError as error:
-                raise ConfigError(
-                    f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}"
-                ) from error
-    if router.http_port and router.http_port == router.grpc_port:
-        raise ConfigError(
-            f"router.http_port and router.grpc_port are both {router.http_port}; make them different"
         )
 
 
