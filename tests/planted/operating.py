@@ -6,6 +6,7 @@ LOGS = "tests/unit/test_logs.py::"
 TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
 HOUSE = "tests/unit/test_house.py::"
+KEYS = "tests/unit/test_credentials.py::"
 BANNER = "tests/component/test_banner.py::"
 
 BUGS = [
@@ -232,5 +233,19 @@ BUGS = [
         "host if bare_host(host) in hosts or not hosts else hosts[0]",
         "host",
         BANNER + "test_the_command_that_is_shown_names_a_host_and_an_authority_that_fit",
+    ),
+    Bug(
+        "a key file is looked at by calls alone",
+        "router/service.py",
+        "        self.keyring.watch()\n",
+        "",
+        KEYS + "test_a_router_looks_at_its_key_file_from_start_to_stop",
+    ),
+    Bug(
+        "a lost key file is told late, and with more time than its keys have",
+        "router/credentials.py",
+        "closes_in_s=round(left_s, 1)",
+        "closes_in_s=LOST_FILE_GRACE_S",
+        KEYS + "test_a_file_is_lost_and_back_though_nobody_calls",
     ),
 ]
