@@ -242,4 +242,11 @@ BUGS = [
         "        if True:\n            claims.close()",
         PORTS + "test_up_holds_its_ports_while_it_runs",
     ),
+    Bug(
+        "Ctrl-C on a terminal ends Redis before its keeper, who tells it as lost",
+        "cluster/redis_server.py",
+        "            start_new_session=True,",
+        "            start_new_session=False,",
+        REDIS + "test_what_a_terminal_sends_reaches_no_server_of_ours",
+    ),
 ]
