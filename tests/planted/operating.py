@@ -6,6 +6,7 @@ LOGS = "tests/unit/test_logs.py::"
 TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
 HOUSE = "tests/unit/test_house.py::"
+LINKS = "tests/unit/test_links.py::"
 KEYS = "tests/unit/test_credentials.py::"
 BANNER = "tests/component/test_banner.py::"
 
@@ -247,5 +248,33 @@ BUGS = [
         "closes_in_s=round(left_s, 1)",
         "closes_in_s=LOST_FILE_GRACE_S",
         KEYS + "test_a_file_is_lost_and_back_though_nobody_calls",
+    ),
+    Bug(
+        "a worker that was told to end is told as one that died",
+        "router/worker_link.py",
+        "        return self._is_leaving and not self._subscribers",
+        "        return False",
+        TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
+    ),
+    Bug(
+        "a worker that dies on its way out with requests on it is told as in order",
+        "router/worker_link.py",
+        "        return self._is_leaving and not self._subscribers",
+        "        return self._is_leaving",
+        LINKS + "test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it",
+    ),
+    Bug(
+        "a worker that has failed leaves as if it had been told to",
+        "worker/worker.py",
+        "is_leaving=self._is_draining and not has_failed",
+        "is_leaving=self._is_draining",
+        TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
+    ),
+    Bug(
+        "a process that was told to end is told as a fault",
+        "cluster/local.py",
+        "    if child.process.returncode == 0:",
+        "    if child.process.returncode is None:",
+        HERE + "test_a_process_that_was_told_to_end_is_no_fault",
     ),
 ]
