@@ -1,18 +1,21 @@
 """`baton certs`: certificates for development, one for each role, signed by an authority of one's own.
 
-Owns the making and the names in them. A role is a DNS name, `router.baton.internal`; workers are also
-`worker.baton.internal`. Production brings its own files of the same names. Does not know who uses them:
-`cluster.tls` reads them. Called by `cluster.cli`.
+Owns the making and the names in them, and the reading of those names and of who signed. A role is a
+DNS name, `router.baton.internal`; workers are also `worker.baton.internal`. Production brings its own
+files of the same names. Does not know who uses them: `cluster.tls` reads them. Called by `cluster.cli`,
+`cluster.door_access` and `cluster.banner`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import ipaddress
 import os
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -22,6 +25,8 @@ from core.errors import ConfigError
 ROLES = ("router", "prefill", "decode")
 DOMAIN = "baton.internal"
 DAYS = 365
+LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
+"""Always in the doors' certificate: commands on the machine itself reach them so."""
 
 
 def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
@@ -29,7 +34,7 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
 
     Args:
         folder: Made if need be; files that are there already are an error.
-        hosts: Names and addresses by which clients reach the doors.
+        hosts: Names and addresses by which clients reach the doors from elsewhere.
 
     Raises:
         ConfigError: A file exists already.
@@ -49,7 +54,8 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
         role: [f"{role}.{DOMAIN}", *([f"worker.{DOMAIN}"] if role != "router" else [])]
         for role in ROLES
     }
-    for role, hostnames in {**names, "door": hosts}.items():
+    names["door"] = list(dict.fromkeys((*LOCAL_HOSTS, *hosts)))
+    for role, hostnames in names.items():
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = _sign(
             _name(f"Baton {role}"), key, authority, authority_key, hostnames, is_authority=False
@@ -66,6 +72,35 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
         )
         written.append(_write(folder / f"{role}.key", plain, 0o600))
     return written
+
+
+def hosts_of(pem: bytes) -> list[str]:
+    """Names and addresses that the first certificate of a chain is valid for.
+
+    Raises:
+        ValueError: There is no certificate.
+    """
+    certificate = x509.load_pem_x509_certificate(pem)
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    kinds = (x509.DNSName, x509.IPAddress)
+    return [str(name.value) for name in names.value if isinstance(name, kinds)]
+
+
+def is_signed_by(pem: bytes, authorities: bytes) -> bool:
+    """True if one of the authorities (PEM) has signed the last certificate of a chain (PEM).
+
+    Raises:
+        ValueError: One of the two holds no certificate.
+    """
+    last = x509.load_pem_x509_certificates(pem)[-1]
+    for authority in x509.load_pem_x509_certificates(authorities):
+        with contextlib.suppress(ValueError, TypeError, InvalidSignature):
+            last.verify_directly_issued_by(authority)
+            return True
+    return False
 
 
 def _name(text: str) -> x509.Name:

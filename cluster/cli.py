@@ -275,13 +275,14 @@ app.add_typer(keys, name="keys")
 def certs(
     out: Annotated[Path, typer.Option(help="folder to write to")],
     host: Annotated[
-        list[str] | None, typer.Option(help="name or address of the doors; repeat it")
+        list[str] | None,
+        typer.Option(help="name or address of the doors beside localhost; repeat it"),
     ] = None,
 ) -> None:
     """Make development certificates: an authority, one pair for each role, one for the doors."""
     from cluster.certs import make_certificates  # noqa: PLC0415
 
-    for path in make_certificates(out.expanduser(), host or ["localhost", "127.0.0.1"]):
+    for path in make_certificates(out.expanduser(), host or []):
         typer.echo(path.name)
 
 

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cluster.door_access import DoorAccess, authorization, unreachable
+from cluster.door_access import DoorAccess, authorization
 from cluster.redis_binary import describe_server
 from core.errors import ConfigError
 
@@ -84,6 +84,7 @@ class _Router:
 
     def __init__(self, url: str, access: DoorAccess) -> None:
         self._url = url
+        self._access = access
         self._client = httpx.Client(
             base_url=url, headers=authorization(), timeout=TIMEOUT_S, verify=access.context
         )
@@ -97,7 +98,7 @@ class _Router:
         try:
             reply = self._client.request(method, path, json=body, headers={"x-baton-timing": "1"})
         except httpx.HTTPError as error:
-            raise unreachable(self._url, error) from error
+            raise self._access.unreachable(self._url, error) from error
         if reply.status_code != HTTPStatus.OK:
             raise ConfigError(
                 f"{method} {path} was answered with {reply.status_code}: {reply.text[:300]}"

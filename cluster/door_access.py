@@ -107,7 +107,7 @@ class DoorAccess:
             ):
                 pass
         except ssl.SSLCertVerificationError as error:
-            raise unreachable(address, error) from error
+            raise self.unreachable(address, error) from error
         except OSError:
             return  # it has left meanwhile, or wants a certificate: the request says so
 
@@ -137,12 +137,50 @@ class DoorAccess:
                 ) from error
             body = error.read()  # /ready answers 503 with a body
         except (URLError, OSError) as error:
-            raise unreachable(url, error) from error
+            raise self.unreachable(url, error) from error
         try:
             tree: dict[str, Any] = json.loads(body)
         except ValueError as error:
             raise ConfigError(f"what answers at {url}{path} is no router") from error
         return tree
+
+    def unreachable(self, url: str, error: Exception) -> ConfigError:
+        """Say why nobody answers, and what to do."""
+        text = str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            remedy = self._remedy_of_belief(url, text)
+        elif "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
+            remedy = "this door is plain text: write http://"
+        elif url.startswith("http://") and speaks_tls(url):
+            remedy = "this door speaks TLS: write https://"
+        else:
+            remedy = "is `baton up` running?"
+        return ConfigError(f"no router answers at {url}: {text}; {remedy}")
+
+    def _remedy_of_belief(self, url: str, text: str) -> str:
+        """What helps against a certificate that TLS does not believe, by its words."""
+        if "is not valid for" in text:
+            hosts = ", ".join(_hosts_at(url)) or "no host"
+            return (
+                f"this door's certificate is for {hosts}: reach it by one of these, or give it "
+                "one for this address (`baton certs --host`)"
+            )
+        if "has expired" in text or "not yet valid" in text:
+            return "give the doors a certificate that holds today, or set this machine's clock"
+        if self.ca is None:
+            return "give --ca (or SSL_CERT_FILE) the authority that signed the doors' certificate"
+        return f"{self.ca} is not the authority that signed it: give --ca the one that did"
+
+
+def _hosts_at(address: str) -> list[str]:
+    """Hosts for which the certificate of a door is; none if it shows no certificate."""
+    from cluster.certs import hosts_of  # noqa: PLC0415 - most commands meet no certificate
+
+    try:
+        pem = ssl.get_server_certificate(host_and_port(address), timeout=LOOK_TIMEOUT_S)
+        return hosts_of(pem.encode())
+    except (OSError, ValueError):
+        return []
 
 
 class _Stay(HTTPRedirectHandler):
@@ -150,20 +188,6 @@ class _Stay(HTTPRedirectHandler):
 
     def redirect_request(self, *_: object) -> None:
         """See `HTTPRedirectHandler`: None is an `HTTPError`."""
-
-
-def unreachable(url: str, error: Exception) -> ConfigError:
-    """Say why nobody answers, and what to do."""
-    text = str(error)
-    if "CERTIFICATE_VERIFY_FAILED" in text:
-        remedy = "give --ca (or SSL_CERT_FILE) the authority that signed the doors' certificate"
-    elif "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
-        remedy = "this door is plain text: write http://"
-    elif url.startswith("http://") and speaks_tls(url):
-        remedy = "this door speaks TLS: write https://"
-    else:
-        remedy = "is `baton up` running?"
-    return ConfigError(f"no router answers at {url}: {text}; {remedy}")
 
 
 def host_and_port(address: str) -> tuple[str, int]:

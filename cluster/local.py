@@ -247,4 +247,7 @@ class LocalCluster:
 
 
 def _tell_end(name: str, child: Child) -> None:
+    if child.process.returncode == 0:  # nobody ends so but by SIGTERM or SIGINT
+        events.CHILD_LEFT.tell(child=name, child_pid=child.process.pid)
+        return
     events.CHILD_ENDED.tell(child=name, child_pid=child.process.pid, reason=child.how_it_ended())

@@ -99,6 +99,7 @@ class RedisServer:
             hanging([str(self.binary.path), "-"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for `baton up`, which ends it in order
         )
         if process.stdin is not None:  # nothing of it stands on a command line
             with contextlib.suppress(BrokenPipeError):  # ended already: its keeper will see

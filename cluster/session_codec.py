@@ -196,11 +196,12 @@ def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
                 ended=[_ended_to_wire(e) for e in ended],
             )
             return pb.ToRouter(number=number, frame=frame)
-        case Progress(steps, layers_done, work_in_hand, load, rank_pids, is_ready):
+        case Progress(steps, layers_done, work_in_hand, load, rank_pids, is_ready, is_leaving):
             progress = pb.Progress(
                 steps=steps, layers_done=layers_done, work_in_hand=work_in_hand, num_waiting=load.num_waiting,
                 num_running=load.num_running, waiting_tokens=load.waiting_tokens, free_blocks=load.free_blocks,
                 cached_blocks=load.cached_blocks, rank_pids=rank_pids, is_ready=is_ready,
+                is_leaving=is_leaving,
             )  # fmt: skip
             return pb.ToRouter(number=number, progress=progress)
         case Met(ways):
@@ -230,7 +231,13 @@ def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
                 p.num_waiting, p.num_running, p.waiting_tokens, p.free_blocks, p.cached_blocks
             )
             return Progress(
-                p.steps, p.layers_done, p.work_in_hand, load, tuple(p.rank_pids), p.is_ready
+                p.steps,
+                p.layers_done,
+                p.work_in_hand,
+                load,
+                tuple(p.rank_pids),
+                p.is_ready,
+                p.is_leaving,
             )
         case "met":
             ways = wire.met.ways

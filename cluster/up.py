@@ -6,8 +6,8 @@ Owns the foreground life of a cluster. Does not know commands or flags. Called b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
-import socket
 import threading
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -16,16 +16,16 @@ from typing import Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
+from cluster.banner import announce
+from cluster.door_ports import claimed
 from cluster.guardian import Guardian
 from cluster.ray_env import prepare_fresh_ray
 from cluster.running import announced
 from cluster.worker_process import model_of
 from core import events, logs
-from core.addresses import bare_host, family_of, join_address
 from core.config import BatonConfig, is_loopback, load_config
-from core.errors import ConfigError
+from engine.model_spec import ModelSpec
 from router.detokenizing import TextModel
 from router.key_file import check_keys
 
@@ -44,13 +44,25 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_doors(config)
-    check_ports(config)
+    with contextlib.ExitStack() as claims:
+        claims.enter_context(claimed(config))
+        if address:
+            claims.close()  # the routers may be another user's, or on another machine
+        _tell_start(config, spec)
+        if is_local:
+            asyncio.run(_run_local(config))
+        else:
+            _run_ray(config, address)
+
+
+def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
     engine = config.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     tokens = engine.num_blocks * engine.block_size_tokens
     console.print(
-        f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context {spec.max_model_len} tokens, "
-        f"KV pool {tokens} tokens a worker ({layout.block_bytes} bytes a block)"
+        f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context "
+        f"{spec.max_model_len} tokens, KV pool {tokens} tokens a worker "
+        f"({layout.block_bytes} bytes a block)"
     )
     events.CLUSTER_STARTS.tell(
         version=version("baton-serve"),
@@ -59,10 +71,6 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         decode=config.pools.decode.replicas,
         routers=config.router.replicas,
     )
-    if is_local:
-        asyncio.run(_run_local(config))
-    else:
-        _run_ray(config, address)
 
 
 def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
@@ -98,55 +106,6 @@ def check_doors(config: BatonConfig) -> None:
         )
 
 
-def check_ports(config: BatonConfig) -> None:
-    """Refuse to start on a port that is taken; SO_REUSEPORT would share it silently.
-
-    Raises:
-        ConfigError: Names the port and the flag that changes it.
-    """
-    router = config.router
-    for port, flag in ((router.http_port, "--http-port"), (router.grpc_port, "--grpc-port")):
-        if port == 0:
-            continue
-        with socket.socket(family_of(router.host)) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((bare_host(router.host), port))
-                probe.listen(1)
-            except OSError as error:
-                raise ConfigError(
-                    f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}"
-                ) from error
-    if router.http_port and router.http_port == router.grpc_port:
-        raise ConfigError(
-            f"router.http_port and router.grpc_port are both {router.http_port}; make them different"
-        )
-
-
-def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
-    host, pools = config.router.host, config.pools
-    http_port, grpc_port = addresses[0]
-    events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
-    grpc_address = join_address(host, grpc_port)
-    scheme = "https" if config.security.door_certificate else "http"
-    table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
-    table.add_row(
-        "prefill",
-        "0" if config.colocated else str(pools.prefill.replicas),
-        "HTTP",
-        f"{scheme}://{join_address(host, http_port)}",
-    )
-    table.add_row("decode", str(pools.decode.replicas), "gRPC", grpc_address)
-    for other_http, other_grpc in dict.fromkeys(addresses[1:]):
-        if (other_http, other_grpc) != addresses[0]:
-            doors = join_address(host, other_http), join_address(host, other_grpc)
-            table.add_row("", "", "router", f"{scheme}://{doors[0]}, gRPC {doors[1]}")
-    console.print(table)
-    console.print(
-        f"try: baton generate 'def main(' --grpc {grpc_address}    Ctrl-C ends the cluster"
-    )
-
-
 async def _run_local(config: BatonConfig) -> None:
     from cluster.local import LocalCluster  # noqa: PLC0415 - each way loads only its own half
 
@@ -167,7 +126,7 @@ async def _run_local(config: BatonConfig) -> None:
         starting.result()
         if cluster.failed is not None:
             cluster.failed.add_done_callback(lambda _: stop.set())
-        _announce(config, cluster.addresses)
+        announce(console, config, cluster.addresses)
         with announced(cluster.http_port, cluster.grpc_port, "local"):
             await stop.wait()
     starting.cancel()
@@ -211,7 +170,7 @@ def _run_ray(config: BatonConfig, address: str) -> None:
             cluster.start()
         for number in SIGNALS:  # after Ray, which installs handlers of its own
             signal.signal(number, lambda *_: stop.set())
-        _announce(config, [(cluster.http_port, cluster.grpc_port)])
+        announce(console, config, [(cluster.http_port, cluster.grpc_port)])
         with announced(cluster.http_port, cluster.grpc_port, "ray"):
             stop.wait()
         _say_stopping()

@@ -52,8 +52,14 @@ CHILD_STARTED = Event(
 CHILD_ENDED = Event(
     "child_ended",
     ERROR,
-    "a worker or router process ended; another is started",
+    "a worker or router process died; another is started",
     ("child", "child_pid", "reason"),
+)
+CHILD_LEFT = Event(
+    "child_left",
+    INFO,
+    "a worker or router process was told to end, and did; another is started",
+    ("child", "child_pid"),
 )
 CHILD_FAILED = Event(
     "child_failed",
@@ -93,9 +99,10 @@ WORKER_LOST = Event(
     (*WORKER_FIELDS, "reason", "requests"),
 )
 WORKER_LEFT = Event("worker_left", INFO, "a worker is no member any more", WORKER_FIELDS)
-WORKER_PAUSED = Event(
-    "worker_paused", WARNING, "a worker drains or restarts its ranks", WORKER_FIELDS
+WORKER_LEAVING = Event(
+    "worker_leaving", INFO, "a worker drains: its requests move, and it ends", WORKER_FIELDS
 )
+WORKER_PAUSED = Event("worker_paused", WARNING, "a worker restarts its ranks", WORKER_FIELDS)
 WORKER_RESUMED = Event("worker_resumed", INFO, "that worker takes requests again", WORKER_FIELDS)
 STORE_DOWN = Event(
     "store_down", WARNING, "Redis does not answer; requests are not affected", ("reason",)

@@ -226,6 +226,8 @@ class Progress:
     load: Load = field(default_factory=Load)
     rank_pids: tuple[int, ...] = ()
     is_ready: bool = True
+    is_leaving: bool = False
+    """It drains, and ends when its requests have moved."""
 
 
 @dataclass(frozen=True, slots=True)

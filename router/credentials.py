@@ -11,6 +11,7 @@ file no caller needs a key, and the doors stay on loopback.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import math
@@ -59,6 +60,7 @@ class Keyring:
         self._stamp: Stamp = ()
         self._looked_at = self._seen_at = now_s()
         self._is_lost = False
+        self._timer: asyncio.TimerHandle | None = None
         self._reader = ThreadPoolExecutor(1, "key-file")
         self._reading: Future[tuple[Stamp, dict[str, KeyLine], list[str]]] | None = None
         if self._path is not None:
@@ -89,6 +91,19 @@ class Keyring:
         if not is_right or entry is _DUMMY:
             raise Unauthenticated("no valid API key; send `Authorization: Bearer <key>`")
         return entry.identity
+
+    def watch(self) -> None:
+        """Look at the file though nobody calls, from now on until `close`."""
+        if self.is_open:
+            return
+        # Twice as often as the file is looked at: a timer that is a little early skips no look.
+        self._timer = asyncio.get_running_loop().call_later(RELOAD_S / 2, self.watch)
+        self.refresh()
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def refresh(self) -> None:
         """Look at the file, at most once a second, and read it if it has changed.
@@ -158,10 +173,11 @@ class Keyring:
             )
 
     def _note_lost(self, error: ConfigError, now_s: float) -> None:
+        left_s = max(0.0, self._seen_at + LOST_FILE_GRACE_S - now_s)
         if not self._is_lost:
-            events.KEY_FILE_LOST.tell(reason=error.message, closes_in_s=LOST_FILE_GRACE_S)
+            events.KEY_FILE_LOST.tell(reason=error.message, closes_in_s=round(left_s, 1))
         self._is_lost = True
-        if now_s - self._seen_at >= LOST_FILE_GRACE_S and self._stamp:
+        if not left_s and self._stamp:
             events.KEYS_CLOSED.tell(reason=error.message)
             self._keys = {}
             self._stamp = ()

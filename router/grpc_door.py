@@ -300,7 +300,7 @@ class GrpcDoor:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen. Routers of one node share the port, hence SO_REUSEPORT; `baton up` checks that it is free."""
+        """Listen. Routers of one node share the port, hence SO_REUSEPORT; `baton up` holds it."""
         config = self._service.config
         options = [
             ("grpc.so_reuseport", 1),

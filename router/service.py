@@ -62,7 +62,7 @@ class GenerationService:
         *,
         must_cross: bool,
     ) -> None:
-        """Compose; `start` begins the canary."""
+        """Compose; `start` begins what runs without calls."""
         self.model, self.config, self.text = model, config, text
         self._orchestrator, self._admission, self._links, self._tokenizer = (
             orchestrator,
@@ -217,8 +217,9 @@ class GenerationService:
     # --- readiness and status -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin the canary."""
+        """Begin the canary, and to look at the key file."""
         self._canary.start()
+        self.keyring.watch()
 
     def tell_readiness(self, tell: Callable[[bool], Awaitable[None]]) -> None:
         """Let somebody know after every canary whether the router is ready."""
@@ -348,6 +349,7 @@ class GenerationService:
         await self._canary.stop()
         await self._orchestrator.drain(grace_s)
         events.DRAIN_ENDED.tell(left=self._admission.num_running)
+        self.keyring.close()
         self.telemetry.close()
 
 

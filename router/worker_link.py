@@ -146,6 +146,7 @@ class WorkerLink:
         self._counters: tuple[int, int] | None = None
         self._has_lived = was_lost
         self._parting = ""
+        self._is_leaving = False
         self._moved_at = self._heard_at = 0.0
 
     @property
@@ -291,11 +292,16 @@ class WorkerLink:
         error = WorkerLost(f"the link to worker {self.descriptor.worker_id} failed")
         try:
             error = await self._stay_connected()
-            if self._state is not LinkState.LOST:
+            if self._state is not LinkState.LOST and not self._leaves_in_order:
                 requests = len(self._subscribers)
                 self._tell(events.WORKER_LOST, reason=error.message, requests=requests)
         finally:
             self._lose(error)
+
+    @property
+    def _leaves_in_order(self) -> bool:
+        """It drains, and no request of ours was left on it: its end harms nobody."""
+        return self._is_leaving and not self._subscribers
 
     async def _stay_connected(self) -> WorkerLost:
         """Return what the worker was lost to."""
@@ -325,7 +331,8 @@ class WorkerLink:
             hung = await self._serve(stream)
             if hung is not None:
                 return hung
-            self._tell(events.WORKER_LINK_LOST, reason=self._parting)
+            if not self._leaves_in_order:
+                self._tell(events.WORKER_LINK_LOST, reason=self._parting)
             self._stand(state=LinkState.RECONNECTING)
             self.num_reconnects += 1
             give_up_at = self._clock.now_s() + RECONNECT_S
@@ -452,8 +459,12 @@ class WorkerLink:
         if message.load != self._load:
             self._load = message.load
             self._candidate = None
-        if message.is_ready != self._is_ready:
+        if message.is_leaving:
+            if not self._is_leaving:
+                self._tell(events.WORKER_LEAVING)
+        elif message.is_ready != self._is_ready:
             self._tell(events.WORKER_RESUMED if message.is_ready else events.WORKER_PAUSED)
+        self._is_leaving = message.is_leaving
         self._stand(is_ready=message.is_ready)
         if self._heard_at - self._moved_at > HUNG_S:
             raise WorkerDied(f"worker {self.descriptor.worker_id} is stuck in a step")

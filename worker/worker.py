@@ -431,6 +431,7 @@ class Worker:
     def progress(self) -> Progress:
         """Current counters."""
         pool, scheduler = self.scheduler.pool, self.scheduler
+        has_failed = self.fatal is not None and self.fatal.done()
         return Progress(
             steps=self._loop.num_steps,
             layers_done=self._runner.layers_done,
@@ -444,6 +445,7 @@ class Worker:
             ),
             rank_pids=self._runner.rank_pids(),
             is_ready=self.is_ready,
+            is_leaving=self._is_draining and not has_failed,
         )
 
     def descriptor(self) -> WorkerDescriptor:

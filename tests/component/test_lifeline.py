@@ -10,7 +10,7 @@ from core.lifeline import hanging
 PARENT = """
 import subprocess, sys
 from core.lifeline import hanging
-child = subprocess.Popen(hanging(["/bin/sleep", "60"]))
+child = subprocess.Popen(hanging(["/bin/sleep", "60"]), start_new_session=True)
 print(child.pid, flush=True)
 sys.stdin.read()
 """

@@ -20,7 +20,7 @@ from cluster import certs, chat, client
 from cluster.certificate_ends import CertificateEnds, earliest_end
 from cluster.certs import make_certificates
 from cluster.door_access import DoorAccess, speaks_tls
-from cluster.local import Child, LocalCluster
+from cluster.local import Child, LocalCluster, _tell_end
 from cluster.status import run_status
 from cluster.tls import session_tls
 from core import events
@@ -90,6 +90,16 @@ async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reaso
         ("child_ended", {"child": "decode-0", "child_pid": pids[1], "reason": "SIGKILL"}),
         ("child_started", {"child": "decode-0", "child_pid": pids[2]}),
     ]
+
+
+@pytest.mark.parametrize(("how", "event"), [("exit 0", "child_left"), ("exit 70", "child_ended")])
+async def test_a_process_that_was_told_to_end_is_no_fault(told, how, event):
+    process = await asyncio.create_subprocess_exec("sh", "-c", how)
+    await process.wait()
+    _tell_end("decode-0", Child(process, -1))
+    ((found, fields),) = told()
+    assert found == event and fields["child_pid"] == process.pid
+    assert fields.get("reason") == ("exit code 70" if event == "child_ended" else None)
 
 
 async def test_a_router_that_dies_is_told_of(told, monkeypatch):

@@ -145,6 +145,18 @@ async def test_a_server_that_ends_is_started_again_and_takes_what_routers_write(
     assert server.num_restarts == 2
 
 
+async def test_what_a_terminal_sends_reaches_no_server_of_ours(server):
+    """Ctrl-C goes to the whole group of the foreground: Redis would end, and be told as lost."""
+    await put(server)
+    assert os.getpgid(server.pid) != os.getpgid(0)
+    old = server.pid
+    os.kill(old, signal.SIGKILL)
+    async with asyncio.timeout(30):
+        while server.pid == old:
+            await asyncio.sleep(0.02)
+    assert os.getpgid(server.pid) != os.getpgid(0), "nor the one that is started again"
+
+
 async def test_a_server_that_cannot_be_started_is_tried_again(server, monkeypatch):
     await put(server)
     start, refusals = server._spawn, []

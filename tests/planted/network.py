@@ -8,6 +8,7 @@ CHECK = "tests/unit/test_network_check.py::"
 PROBE = "tests/component/test_ray_probe.py::"
 CLUSTER = "tests/component/test_ray_cluster.py::"
 ADDRESSES = "tests/unit/test_addresses.py::"
+PORTS = "tests/component/test_door_ports.py::"
 KERNELS = "tests/unit/test_kernel_cache.py::"
 ON_RAY = (
     "tests/e2e/test_network.py::"
@@ -218,5 +219,34 @@ BUGS = [
         "    except OSError as error:\n        raise",
         "    except KeyError as error:\n        raise",
         KERNELS + "test_where_nothing_may_be_written_the_start_says_what_to_set",
+    ),
+    Bug(
+        "a second cluster of the same user joins the routers of the first at their port",
+        "cluster/door_ports.py",
+        "        claim.bind((host, port))\n",
+        "        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n"
+        "        claim.bind((host, port))\n",
+        PORTS + "test_a_port_is_held_before_and_between_routers_and_they_share_it",
+    ),
+    Bug(
+        "two clusters that start at once both get the port",
+        "cluster/door_ports.py",
+        "        claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)\n",
+        "",
+        PORTS + "test_a_port_is_held_before_and_between_routers_and_they_share_it",
+    ),
+    Bug(
+        "the port of a cluster is looked at once and not held",
+        "cluster/up.py",
+        "        if address:\n            claims.close()",
+        "        if True:\n            claims.close()",
+        PORTS + "test_up_holds_its_ports_while_it_runs",
+    ),
+    Bug(
+        "Ctrl-C on a terminal ends Redis before its keeper, who tells it as lost",
+        "cluster/redis_server.py",
+        "            start_new_session=True,",
+        "            start_new_session=False,",
+        REDIS + "test_what_a_terminal_sends_reaches_no_server_of_ours",
     ),
 ]

@@ -6,6 +6,9 @@ LOGS = "tests/unit/test_logs.py::"
 TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
 HOUSE = "tests/unit/test_house.py::"
+LINKS = "tests/unit/test_links.py::"
+KEYS = "tests/unit/test_credentials.py::"
+BANNER = "tests/component/test_banner.py::"
 
 BUGS = [
     Bug(
@@ -203,5 +206,75 @@ BUGS = [
         "HTTPSHandler(context=self.context), _Stay)",
         "HTTPSHandler(context=self.context))",
         HERE + "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
+    ),
+    Bug(
+        "a name given to the doors' certificate takes the names of the machine itself away",
+        "cluster/certs.py",
+        "dict.fromkeys((*LOCAL_HOSTS, *hosts))",
+        "dict.fromkeys(hosts or LOCAL_HOSTS)",
+        BANNER + "test_names_of_the_door_are_added_to_those_of_the_machine_itself",
+    ),
+    Bug(
+        "a certificate for another name is told as an unknown authority",
+        "cluster/door_access.py",
+        'if "is not valid for" in text:',
+        'if "" == text:',
+        BANNER + "test_a_certificate_for_other_hosts_is_told_by_the_names_it_has",
+    ),
+    Bug(
+        "who gives an authority is told to give one",
+        "cluster/door_access.py",
+        "if self.ca is None:",
+        "if text:",
+        BANNER + "test_an_authority_that_did_not_sign_is_told_by_its_file",
+    ),
+    Bug(
+        "the command that a cluster shows names a host that its certificate is not for",
+        "cluster/banner.py",
+        "host if bare_host(host) in hosts or not hosts else hosts[0]",
+        "host",
+        BANNER + "test_the_command_that_is_shown_names_a_host_and_an_authority_that_fit",
+    ),
+    Bug(
+        "a key file is looked at by calls alone",
+        "router/service.py",
+        "        self.keyring.watch()\n",
+        "",
+        KEYS + "test_a_router_looks_at_its_key_file_from_start_to_stop",
+    ),
+    Bug(
+        "a lost key file is told late, and with more time than its keys have",
+        "router/credentials.py",
+        "closes_in_s=round(left_s, 1)",
+        "closes_in_s=LOST_FILE_GRACE_S",
+        KEYS + "test_a_file_is_lost_and_back_though_nobody_calls",
+    ),
+    Bug(
+        "a worker that was told to end is told as one that died",
+        "router/worker_link.py",
+        "        return self._is_leaving and not self._subscribers",
+        "        return False",
+        TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
+    ),
+    Bug(
+        "a worker that dies on its way out with requests on it is told as in order",
+        "router/worker_link.py",
+        "        return self._is_leaving and not self._subscribers",
+        "        return self._is_leaving",
+        LINKS + "test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it",
+    ),
+    Bug(
+        "a worker that has failed leaves as if it had been told to",
+        "worker/worker.py",
+        "is_leaving=self._is_draining and not has_failed",
+        "is_leaving=self._is_draining",
+        TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
+    ),
+    Bug(
+        "a process that was told to end is told as a fault",
+        "cluster/local.py",
+        "    if child.process.returncode == 0:",
+        "    if child.process.returncode is None:",
+        HERE + "test_a_process_that_was_told_to_end_is_no_fault",
     ),
 ]

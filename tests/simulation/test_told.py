@@ -80,6 +80,45 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
     assert lost["role"] == "decode" and lost["reason"].endswith(" died")
 
 
+async def end(cluster, node):
+    """Drain a worker and stop it, as SIGTERM does; that it is no member is known later."""
+    unit = cluster.units[node]
+    await unit.worker.drain(5.0)
+    await unit.stop()
+    cluster.hub.crash(node)
+    await asyncio.sleep(2.0)
+    del cluster.units[node]
+    cluster.membership.leave(node)
+
+
+@pytest.mark.parametrize("has_failed", [False, True])
+def test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed(told, has_failed):
+    async def scenario(cluster):
+        await ask(cluster, "warm")
+        stream = asyncio.create_task(ask(cluster, "moves", max_tokens=60))
+        while not (nodes := busy(cluster, Role.DECODE)):
+            await asyncio.sleep(0.001)
+        worker = cluster.units[nodes[0]].worker
+        if has_failed:
+            worker.fatal = asyncio.get_running_loop().create_future()
+            worker.break_down(StoreFailed("a part of it has gone"))
+            assert isinstance(worker.fatal.exception(), StoreFailed)
+        await end(cluster, nodes[0])
+        return await stream
+
+    _, ended = run(scenario, placement=AUTO, decode=2)
+    assert ended.error is None and len(ended.anatomy.attempts) == 2
+    found = told("worker_leaving", "worker_link_lost", "worker_lost", "worker_left")
+    in_order = ["worker_leaving", "worker_left"]
+    assert names(found) == (
+        ["worker_link_lost", "worker_lost", "worker_left"] if has_failed else in_order
+    )
+
+
+def busy(cluster, role):
+    return [n for n, u in cluster.units.items() if u.descriptor.role is role and u.worker.attempts]
+
+
 def test_a_session_that_breaks_and_comes_back_is_told_of_both_times(told):
     async def scenario(cluster):
         await ask(cluster, "warm")

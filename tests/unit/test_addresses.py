@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.up import check_ports
+from cluster.door_ports import claimed
 from core.addresses import bare_host, family_of, join_address
 from core.config import is_loopback, load_config
 from core.errors import ConfigError
@@ -36,5 +36,6 @@ def test_a_port_of_ipv6_is_free_or_taken_and_told(host):
         port = taken.getsockname()[1]
         flags = {"router.host": host, "router.http_port": port, "router.grpc_port": 0}
         with pytest.raises(ConfigError, match="in use.*--http-port"):
-            check_ports(load_config(flags=flags, environment={}))
-    check_ports(load_config(flags=flags, environment={}))
+            claimed(load_config(flags=flags, environment={})).__enter__()
+    with claimed(load_config(flags=flags, environment={})):
+        pass

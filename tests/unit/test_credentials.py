@@ -1,13 +1,16 @@
 """Keys and the gate: what is not literally open needs a key, and a key opens what it is bound to."""
 
+import asyncio
 import threading
 import time
 
 import pytest
 from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
+from support.doors import Doors
 
 from cluster.up import check_doors
+from core import events
 from core.config import load_config
 from core.errors import ConfigError, PermissionDenied, Unauthenticated
 from router import credentials
@@ -16,6 +19,7 @@ from router.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
 from router.http_guard import Guard
 from router.identities import ANYBODY, Identity, KeyRole, Right
 from router.key_file import check_keys, parse_keys, parse_line
+from simulation.loop import run_virtual
 
 
 @pytest.fixture
@@ -115,6 +119,51 @@ def test_without_a_readable_file_keys_hold_for_a_moment_and_then_none_does(ring,
     ring.file.write_text(text)
     ring.file.chmod(0o600)
     assert opens(ring, "acme") and ring.num_by_state()["lost_file"] == 0
+
+
+def test_a_file_is_lost_and_back_though_nobody_calls(ring, monkeypatch, caplog):
+    told = []
+    caplog.set_level("INFO", events.LOGGER.name)
+    monkeypatch.setattr(events.LOGGER, "handle", lambda r: told.append((r.event, ring._now_s(), r)))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(ring, "_now_s", lambda: loop.time() - begun)
+        begun = loop.time()
+        ring.watch()
+        text = ring.file.read_text()
+        await asyncio.sleep(9.25)
+        ring.file.unlink()
+        await asyncio.sleep(10.75)
+        ring.file.write_text(text)
+        await asyncio.sleep(10)
+        ring.close()
+        ring.file.unlink()
+        await asyncio.sleep(100)
+
+    run_virtual(main())
+    (lost, lost_s, lost_record), (closed, closed_s, _), *back = told
+    assert (lost, closed, [event for event, *_ in back]) == (
+        "key_file_lost",
+        "keys_closed",
+        ["keys_reloaded", "key_file_back"],
+    )
+    assert 9.25 <= lost_s <= 9.25 + RELOAD_S
+    assert closed_s - lost_s == lost_record.fields["closes_in_s"] == LOST_FILE_GRACE_S - RELOAD_S
+    assert back[0][1] <= 20 + RELOAD_S
+
+
+async def test_a_router_looks_at_its_key_file_from_start_to_stop(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(credentials, "RELOAD_S", 0.01)
+    monkeypatch.setattr(credentials, "LOST_FILE_GRACE_S", 0.05)
+    doors = Doors(tmp_path)
+    doors.service.start()
+    (tmp_path / "keys").unlink()
+    async with asyncio.timeout(30):
+        while "keys_closed" not in [getattr(r, "event", "") for r in caplog.records]:
+            await asyncio.sleep(0.01)
+    await doors.service.stop(0)
+    assert doors.service.keyring._timer.cancelled()
 
 
 def test_a_long_file_is_read_off_the_loop_and_then_holds(ring, monkeypatch):

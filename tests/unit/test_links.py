@@ -8,7 +8,12 @@ from types import SimpleNamespace
 import pytest
 from support.scripts import WORKER, Listener, Script, Wire
 
-from cluster.session_codec import from_worker_wire, to_worker_wire
+from cluster.session_codec import (
+    from_router_wire,
+    from_worker_wire,
+    to_router_wire,
+    to_worker_wire,
+)
 from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError, WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
@@ -117,6 +122,18 @@ def test_what_placement_reads_of_a_worker_never_changes_untold():
     assert told == [("DIALLING", False), ("DIALLING", True), ("LOST", True)]
     with pytest.raises(AttributeError):
         worker.is_ready = True
+
+
+def test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it():
+    worker = link()
+    leaving = Progress(0, 0, False, is_ready=False, is_leaving=True)
+    worker._note_progress(from_router_wire(to_router_wire(1, leaving)))
+    worker.subscribe("r", Listener(), 3)
+    assert not worker._leaves_in_order
+    worker.forget("r", 3)
+    assert worker._leaves_in_order
+    worker._note_progress(replace(leaving, is_leaving=False))
+    assert not worker._leaves_in_order, "it restarts its ranks, or has failed"
 
 
 def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():

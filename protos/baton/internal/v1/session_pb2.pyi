@@ -347,7 +347,7 @@ class StepFrame(_message.Message):
     def __init__(self, step_id: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[AttemptEnded, _Mapping]]] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready")
+    __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready", "is_leaving")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_DONE_FIELD_NUMBER: _ClassVar[int]
     WORK_IN_HAND_FIELD_NUMBER: _ClassVar[int]
@@ -358,6 +358,7 @@ class Progress(_message.Message):
     CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     RANK_PIDS_FIELD_NUMBER: _ClassVar[int]
     IS_READY_FIELD_NUMBER: _ClassVar[int]
+    IS_LEAVING_FIELD_NUMBER: _ClassVar[int]
     steps: int
     layers_done: int
     work_in_hand: bool
@@ -368,4 +369,5 @@ class Progress(_message.Message):
     cached_blocks: int
     rank_pids: _containers.RepeatedScalarFieldContainer[int]
     is_ready: bool
-    def __init__(self, steps: _Optional[int] = ..., layers_done: _Optional[int] = ..., work_in_hand: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., is_ready: _Optional[bool] = ...) -> None: ...
+    is_leaving: bool
+    def __init__(self, steps: _Optional[int] = ..., layers_done: _Optional[int] = ..., work_in_hand: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., is_ready: _Optional[bool] = ..., is_leaving: _Optional[bool] = ...) -> None: ...
