@@ -6,6 +6,7 @@ LOGS = "tests/unit/test_logs.py::"
 TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
 HOUSE = "tests/unit/test_house.py::"
+SLOW = "tests/component/test_slow_readers.py::"
 
 BUGS = [
     Bug(
@@ -203,5 +204,33 @@ BUGS = [
         "HTTPSHandler(context=self.context), _Stay)",
         "HTTPSHandler(context=self.context))",
         HERE + "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
+    ),
+    Bug(
+        "the server cuts a slow reader and says that it left",
+        "cluster/http_protocol.py",
+        '                self._running.scope["state"][CUT_STATE] = slow_reader(self._stall_s)\n',
+        "                pass\n",
+        SLOW + "test_a_client_that_never_reads_is_told_from_one_that_left",
+    ),
+    Bug(
+        "a stream cuts a slow reader and says that it left",
+        "router/event_stream.py",
+        '            await self._group.close(scope.get("state", {}).get(CUT_STATE, error))\n',
+        '            await self._group.close(scope.get("state", {}).get(CUT_STATE))\n',
+        SLOW + "test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not",
+    ),
+    Bug(
+        "the gRPC door cuts a slow reader and says that it left",
+        "router/grpc_door.py",
+        "                await group.close(error)\n",
+        "",
+        SLOW + "test_a_client_that_never_reads_is_told_from_one_that_left",
+    ),
+    Bug(
+        "what ended a request that ran is not counted",
+        "router/telemetry.py",
+        "            self._counters[metrics.ERRORS].add(1, ",
+        "            self._counters[metrics.ERRORS].add(0, ",
+        SLOW + "test_a_client_that_never_reads_is_told_from_one_that_left",
     ),
 ]
