@@ -7,6 +7,7 @@ TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
 HOUSE = "tests/unit/test_house.py::"
 SLOW = "tests/component/test_slow_readers.py::"
+MEETING = "tests/component/test_meeting.py::"
 
 BUGS = [
     Bug(
@@ -232,5 +233,19 @@ BUGS = [
         "            self._counters[metrics.ERRORS].add(1, ",
         "            self._counters[metrics.ERRORS].add(0, ",
         SLOW + "test_a_client_that_never_reads_is_told_from_one_that_left",
+    ),
+    Bug(
+        "the doctor asks every run for the same prompts",
+        "cluster/doctor.py",
+        "random.SystemRandom()",
+        "random.Random(tokens)",
+        MEETING + "test_no_prompt_of_the_doctor_is_in_a_cache_nor_one_of_an_earlier_run",
+    ),
+    Bug(
+        "the doctor's prompts share a cache with everybody's",
+        "cluster/doctor.py",
+        "secrets.token_hex(16)",
+        '""',
+        MEETING + "test_no_prompt_of_the_doctor_is_in_a_cache_nor_one_of_an_earlier_run",
     ),
 ]
