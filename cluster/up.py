@@ -117,10 +117,6 @@ def check_ports(config: BatonConfig) -> None:
                 raise ConfigError(
                     f"port {port} on {router.host} cannot be used ({error.strerror}); choose another with {flag}"
                 ) from error
-    if router.http_port and router.http_port == router.grpc_port:
-        raise ConfigError(
-            f"router.http_port and router.grpc_port are both {router.http_port}; make them different"
-        )
 
 
 def _announce(config: BatonConfig, addresses: list[tuple[int, int]]) -> None:

@@ -7,6 +7,7 @@ TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
 HOUSE = "tests/unit/test_house.py::"
 SLOW = "tests/component/test_slow_readers.py::"
+CONFIG = "tests/unit/test_config.py::"
 MEETING = "tests/component/test_meeting.py::"
 
 BUGS = [
@@ -247,5 +248,26 @@ BUGS = [
         "secrets.token_hex(16)",
         '""',
         MEETING + "test_no_prompt_of_the_doctor_is_in_a_cache_nor_one_of_an_earlier_run",
+    ),
+    Bug(
+        "check-config passes two doors on one port",
+        "core/config.py",
+        "if self.router.http_port and self.router.http_port == self.router.grpc_port:",
+        "if False:",
+        CONFIG + "test_a_wrong_value_is_named",
+    ),
+    Bug(
+        "the last of two equal keys in a file silently wins",
+        "core/config_file.py",
+        "                if (key.tag, key.value) in known:\n",
+        "                if False:\n",
+        CONFIG + "test_a_key_that_stands_twice_in_a_file_is_refused",
+    ),
+    Bug(
+        "check-config passes a door key of another certificate",
+        "cluster/cli.py",
+        "    if resolved.security.door_certificate:\n",
+        "    if False:\n",
+        CONFIG + "test_check_config_refuses_a_door_key_of_another_certificate",
     ),
 ]
