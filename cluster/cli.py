@@ -321,13 +321,17 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from cluster.up import check_doors, warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
+    from core.ports import SystemClock  # noqa: PLC0415
     from core.references import is_reference  # noqa: PLC0415
     from router.detokenizing import TextModel  # noqa: PLC0415
+    from router.door_certificate import DoorCertificate  # noqa: PLC0415
 
     resolved = load_config(config)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_doors(resolved)
+    if resolved.security.door_certificate:
+        DoorCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 from dataclasses import asdict, dataclass
 from http import HTTPStatus
 from typing import Any
@@ -106,9 +107,13 @@ class _Router:
         tree: dict[str, Any] = reply.json()
         return tree
 
-    def prompt(self, card: dict[str, Any], tokens: int, seed: int) -> Prompt | None:
-        """A fresh prompt that crosses from prefill to decode; None if this cluster's placement keeps it local."""
-        rng = random.Random(seed)  # noqa: S311 - prompts, not secrets
+    def prompt(self, card: dict[str, Any], tokens: int) -> Prompt | None:
+        """A prompt that no cache knows, not even from an earlier run, crossing from prefill to decode.
+
+        Returns:
+            None if this cluster's placement keeps it local.
+        """
+        rng = random.SystemRandom()
         most = min(card["vocabulary_size"], ORDINARY_TOKENS[1])
         ids = [rng.randrange(min(ORDINARY_TOKENS[0], most // 2), most) for _ in range(tokens)]
         body = {
@@ -117,6 +122,7 @@ class _Router:
             "max_tokens": 2,
             "temperature": 0,
             "ignore_eos": True,
+            "cache_salt": secrets.token_hex(16),
         }
         timing = self.ask("POST", "/v1/completions", body)["timing"]
         if timing["path"] != "pd":
@@ -145,9 +151,7 @@ def _measure(
         prompts: list[Prompt] = []
         for tokens in lengths:
             progress.update(bar, advance=1, description=f"{tokens} tokens")
-            found = [
-                router.prompt(card, tokens, 1 + TURNS * tokens + turn) for turn in range(TURNS)
-            ]
+            found = [router.prompt(card, tokens) for _ in range(TURNS)]
             crossed = sorted((p for p in found if p is not None), key=lambda p: p.prefill_ms)
             if crossed:
                 prompts.append(crossed[len(crossed) // 2])

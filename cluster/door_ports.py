@@ -27,14 +27,9 @@ def claimed(config: BatonConfig) -> Iterator[None]:
     """Hold both ports for the length of the block; a port 0 is any free one and is not held.
 
     Raises:
-        ConfigError: Somebody has one of them, or both are the same. Names the flag that changes it.
+        ConfigError: Somebody has one of them. Names the flag that changes it.
     """
     router = config.router
-    if router.http_port and router.http_port == router.grpc_port:
-        raise ConfigError(
-            f"router.http_port and router.grpc_port are both {router.http_port}; make them "
-            "different"
-        )
     with contextlib.ExitStack() as claims:
         for port, flag in ((router.http_port, "--http-port"), (router.grpc_port, "--grpc-port")):
             if port == 0:

@@ -22,8 +22,11 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from cluster.close_delimited import CloseDelimited
 from cluster.connections import Connection
+from core.errors import SlowReader
+from router.event_stream import CUT_STATE
 from router.http_errors import plain_body
 from router.http_guard import OPEN_PATHS
+from router.request_stream import slow_reader
 
 MAX_HEAD_BYTES = 16 << 10
 """Of request line and headers together, and of trailers."""
@@ -237,7 +240,10 @@ class HttpProtocol(CloseDelimited):
         if not now_waiting:
             return
         if now_waiting >= waiting:
-            self._on_refused("slow_reader", self._connection.address)
+            if self._running is not None and not self._running.response_complete:
+                self._running.scope["state"][CUT_STATE] = slow_reader(self._stall_s)
+            else:  # its request has ended, and was told without this
+                self._on_refused(SlowReader.code, self._connection.address)
             self.transport.abort()
         else:
             self._watch_reading()

@@ -30,6 +30,7 @@ from cluster.worker_process import model_of
 from core import events
 from core.addresses import bare_host, family_of
 from core.config import BatonConfig
+from core.errors import SlowReader
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
@@ -170,9 +171,9 @@ class RunningRouter:
         )
 
     def _refused(self, reason: str, address: str) -> None:
-        """Report what was refused before it was a request; a slow reader has a request."""
-        if reason != "slow_reader":
-            self.service.call_ended(Call("http", address, code=reason))
+        """Report a client that was turned away outside of any request."""
+        outcome = "cancelled" if reason == SlowReader.code else "rejected"
+        self.service.call_ended(Call("http", address, code=reason, outcome=outcome))
 
     @property
     def grpc_port(self) -> int:

@@ -1,7 +1,7 @@
 """The frozen configuration tree and its sources: defaults, YAML, `BATON_*`, flags; later wins.
 
-Owns every knob, with unit and meaning, and the only reading of files and environment below the
-command line. Does not know what a component does with its node. Called by `cluster`; every other
+Owns every knob, with unit and meaning, and the only reading of the environment below the command
+line. Does not know what a component does with its node. Called by `cluster`; every other
 room receives its own node.
 """
 
@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, get_origin
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from core.addresses import bare_host
+from core.config_file import read_file
 from core.errors import ConfigError
 from core.references import is_reference
 
@@ -318,6 +319,11 @@ class BatonConfig(Node):
                 f"router.host is {self.router.host}, which others can reach, and security.api_keys is empty; make keys "
                 "with `baton keys add`, or bind 127.0.0.1"
             )
+        if self.router.http_port and self.router.http_port == self.router.grpc_port:
+            raise ValueError(
+                f"router.http_port and router.grpc_port are both {self.router.http_port}; "
+                "make them different"
+            )
         if bool(security.door_certificate) != bool(security.door_key):
             raise ValueError(
                 "security.door_certificate and security.door_key go together; set both or none"
@@ -416,29 +422,6 @@ def merge(base: dict[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
             merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
         )
     return merged
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """Read a YAML file with the safe loader.
-
-    Raises:
-        ConfigError: Not readable, not YAML, or not a mapping.
-    """
-    import yaml  # noqa: PLC0415 - only the command line reads files; workers skip the import
-
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {path} is not YAML: {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(
-            f"config file {path} holds a {type(tree).__name__}, must be a mapping of groups"
-        )
-    return tree
 
 
 def load_config(

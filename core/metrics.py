@@ -40,6 +40,12 @@ REFUSALS = Metric(
     "calls and requests that were answered with an error before they ran",
     ("door", "code"),
 )
+ERRORS = Metric(
+    "baton_request_errors_total",
+    "counter",
+    "requests that ran and ended with an error, a client that left or read too slowly among them",
+    ("door", "code"),
+)
 BAD_KEYS = Metric(
     "baton_bad_keys_total",
     "counter",
@@ -79,7 +85,7 @@ PROBLEMS = Metric(
 )
 ALL = (
     TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, TRANSFERS, HEALED, ATTEMPTS,
-    RETRIES, RUNNING, QUEUED, WORKERS, REFUSALS, BAD_KEYS, API_KEYS,
+    RETRIES, RUNNING, QUEUED, WORKERS, REFUSALS, ERRORS, BAD_KEYS, API_KEYS,
     CERTIFICATE_ENDS, PROBLEMS,
 )  # fmt: skip
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -15,14 +15,16 @@ from typing import Any
 from fastapi.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from core.errors import Cancelled, ServingError, SlowReader
+from core.errors import Cancelled, ServingError
 from core.types import RequestEvent
 from router.http_errors import error_body, error_response
 from router.http_replies import Reply
 from router.reply_thread import in_reply_thread
-from router.request_stream import StreamGroup
+from router.request_stream import StreamGroup, slow_reader
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+CUT_STATE = "cut_with"
+"""Where in a request's state the HTTP server puts the error with which it cut the connection."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -53,8 +55,8 @@ class EventStream(Response):
         """Send until the last event, or until the client leaves; the requests are over afterwards."""
         try:
             await unless_disconnected(receive, self._send(send))
-        except Cancelled:
-            pass  # nobody is there to be told
+        except Cancelled as error:  # nobody is there to be told, but the log
+            await self._group.close(scope.get("state", {}).get(CUT_STATE, error))
         except ServingError as error:
             refusal = error_response(error, self.headers["x-request-id"])
             await refusal(scope, receive, send)
@@ -112,9 +114,7 @@ class EventStream(Response):
             async with asyncio.timeout(self._limits.slow_reader_s):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
         except TimeoutError as error:
-            raise SlowReader(
-                f"the client did not read for {self._limits.slow_reader_s:g} s"
-            ) from error
+            raise slow_reader(self._limits.slow_reader_s) from error
 
 
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:

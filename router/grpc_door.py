@@ -19,7 +19,7 @@ from grpc_reflection.v1alpha import reflection
 
 from core.addresses import join_address
 from core.config import SecurityConfig
-from core.errors import InvalidRequest, ServingError, SlowReader
+from core.errors import InvalidRequest, ServingError
 from core.types import (
     Anatomy,
     ChatPrompt,
@@ -40,7 +40,7 @@ from router.grpc_incoming import IncomingMessages
 from router.grpc_requests import abort, chat_prompt, chat_wish, generate_wish, optional
 from router.reply_thread import in_reply_thread
 from router.request_making import Wish
-from router.request_stream import StreamGroup
+from router.request_stream import StreamGroup, slow_reader
 from router.service import GenerationService
 
 SERVICE = "baton.v1.Generation"
@@ -128,7 +128,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                 async with asyncio.timeout(limit_s):
                     await context.write(message(request_id=request_id, **event))
             except TimeoutError:
-                await abort(context, SlowReader(f"the client did not read for {limit_s:g} s"))
+                error = slow_reader(limit_s)
+                await group.close(error)
+                await abort(context, error)
 
         try:
             while True:

@@ -11,8 +11,14 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 
+from core.errors import ServingError, SlowReader
 from core.types import ChoiceFinished, GenerateRequest, RequestEnded, RequestEvent, TextDelta
 from router.orchestrator import Orchestrator
+
+
+def slow_reader(limit_s: float) -> SlowReader:
+    """What a request ends with whose client left its answer unread for `limit_s`."""
+    return SlowReader(f"the client did not read for {limit_s:g} s")
 
 
 class RequestStream:
@@ -56,8 +62,14 @@ class RequestStream:
             )
         return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
 
-    async def close(self) -> None:
-        """Cancel the request if it still runs, and wait until it is gone."""
+    async def close(self, reason: ServingError | None = None) -> None:
+        """End the request if it still runs, and wait until it is gone.
+
+        Args:
+            reason: What it ends with; by default the client has left.
+        """
+        if reason is not None and not self._task.done():
+            self._orchestrator.abort(self.request.run_key, reason)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -104,6 +116,6 @@ class StreamGroup:
         """True when every request has ended and its end was taken."""
         return all(stream.is_over for stream in self._streams)
 
-    async def close(self) -> None:
-        """Cancel what still runs."""
-        await asyncio.gather(*(stream.close() for stream in self._streams))
+    async def close(self, reason: ServingError | None = None) -> None:
+        """End what still runs, with a reason or because the client has left."""
+        await asyncio.gather(*(stream.close(reason) for stream in self._streams))

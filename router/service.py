@@ -111,7 +111,7 @@ class GenerationService:
         if run.request.tier == CANARY_TIER:
             return
         call = calls.current()
-        self.telemetry.request_ended(run, ended)
+        self.telemetry.request_ended(run, ended, call.door if call else "")
         if self._log is not None:
             self._log.request_ended(run.request, ended, call)
         if call is not None:

@@ -76,6 +76,8 @@ class Telemetry:
         for door in ("http", "grpc"):
             for code in sorted(REFUSAL_CODES):
                 self._counters[metrics.REFUSALS].add(0, {"door": door, "code": code})
+            for code in sorted({error.code for error in all_errors()}):
+                self._counters[metrics.ERRORS].add(0, {"door": door, "code": code})
         for client in ADDRESS_CLASSES:
             self._counters[metrics.BAD_KEYS].add(0, {"client": client})
         for transport in ("shm", "grpc"):
@@ -90,10 +92,12 @@ class Telemetry:
         for metric in plain:
             self._counters[metric].add(0)
 
-    def request_ended(self, run: RequestRun, ended: RequestEnded) -> None:
+    def request_ended(self, run: RequestRun, ended: RequestEnded, door: str = "") -> None:
         """Record one request, whole."""
         line, anatomy, usage = run.timeline, ended.anatomy, ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
+        if ended.error is not None:
+            self._counters[metrics.ERRORS].add(1, {"door": door, "code": ended.error.code})
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)

@@ -6,7 +6,7 @@ import pytest
 from support.house import House
 from support.models import TINY
 
-from cluster.doctor import Prompt, judge
+from cluster.doctor import Prompt, _measure, _Router, judge
 from core.config import EngineConfig, TransferConfig
 from core.ids import TransferId
 from core.ports import StreamClosed
@@ -115,3 +115,31 @@ def test_the_verdict_is_the_length_from_which_moving_is_cheaper_on(prefill_ms, p
         judge({**LINK, "gb_per_s": None, "error": "cut"}, prompts(*prefill_ms)).pays_from_tokens
         is None
     )
+
+
+class CachingRouter(_Router):
+    """A router that only remembers what it was asked, as every prefix cache does."""
+
+    def __init__(self):
+        self.beginnings = []
+        self.scopes = []
+
+    def ask(self, method, path, body=None):
+        if path == "/links":
+            return {"links": []}
+        if path == "/v1/models":
+            card = {"id": "tiny", "max_model_len": 300, "vocabulary_size": 1024}
+            return {"data": [card]}
+        self.beginnings.append(tuple(body["prompt"][:16]))
+        self.scopes.append(body["cache_salt"])
+        timing = {"prefill_ms": 1.0, "kv_bytes": 1, "exposed_transfer_ms": 1.0}
+        return {"timing": {**timing, "path": "pd", "kv_transport": "shm"}}
+
+
+def test_no_prompt_of_the_doctor_is_in_a_cache_nor_one_of_an_earlier_run():
+    router = CachingRouter()
+    for _ in range(2):
+        _, prompts = _measure(router, 1, is_quiet=True)
+        assert [p.tokens for p in prompts] == [64, 128, 256]
+    assert len(router.scopes) == len(set(router.scopes)) == 18
+    assert len(set(router.beginnings)) == 18

@@ -376,11 +376,16 @@ def test_the_doctor_measures_every_link(local):
         and links
         and not any(x["error"] for x in links)
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "doctor", "--url", local.url, "--mib", "2", "-o", "json"], capture_output=True, text=True, timeout=120,
-        check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-m", "cluster.cli", "doctor", "--url", local.url]
+    for _ in range(2):  # what the first run has left in the caches must not help the second
+        done = subprocess.run(
+            [*command, "--mib", "2", "-o", "json"],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
     tree = json.loads(done.stdout)
     assert {(x["prefill"], x["decode"]) for x in tree["links"]} == {
         (x["prefill"], x["decode"]) for x in links

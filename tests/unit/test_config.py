@@ -1,7 +1,12 @@
 """Config: four sources, later wins; a typo is an error with the right name."""
 
-import pytest
+import json
 
+import pytest
+from typer.testing import CliRunner
+
+from cluster.certs import make_certificates
+from cluster.cli import app
 from core.config import BatonConfig, known_keys, load_config
 from core.errors import ConfigError
 
@@ -32,6 +37,7 @@ def test_defaults_then_file_then_environment_then_flags(tmp_path):
         ({"transfer.lease_s": float("inf")}, "transfer.lease_s"),
         ({"placement.path": "sideways"}, "placement.path"),
         ({"placement.path": "pd", "pools.prefill.replicas": 0}, "a pool has 0 replicas"),
+        ({"router.http_port": 7, "router.grpc_port": 7}, "http_port and router.grpc_port are both"),
         ({"pools.prefill.replicas": 0, "pools.decode.replicas": 0}, "start at least one worker"),
     ],
 )
@@ -64,3 +70,48 @@ def test_a_list_may_be_one_string_as_the_environment_has_it():
     assert config.transfer.transports == ("gloo", "grpc")
     with pytest.raises(ConfigError, match=r"transfer.transports"):
         load_config(None, {}, environment={"BATON_TRANSFER__TRANSPORTS": "gloo,carrier-pigeon"})
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key"),
+    [
+        ("router: {http_port: 8001, http_port: 8002}", 1, "http_port"),
+        ("router:\n  host: '::1'\nlog:\n  level: info\nrouter:\n  http_port: 1\n", 5, "router"),
+        ("pools:\n  decode:\n    replicas: 1\n    num_cpus: 1\n    replicas: 2", 5, "replicas"),
+    ],
+)
+def test_a_key_that_stands_twice_in_a_file_is_refused(tmp_path, text, line, key):
+    path = tmp_path / "baton.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"line {line}: the key {key} stands in its group"):
+        load_config(path, {}, {})
+
+
+def test_equal_keys_of_different_groups_and_free_ports_are_fine(tmp_path):
+    path = tmp_path / "baton.yaml"
+    path.write_text(
+        "pools:\n  prefill: &pool {replicas: 2}\n  decode: *pool\n"
+        "router: {http_port: 0, grpc_port: 0}"
+    )
+    config = load_config(path, {}, {})
+    assert config.pools.prefill.replicas == config.pools.decode.replicas == 2
+
+
+def test_check_config_refuses_a_door_key_of_another_certificate(tmp_path):
+    for name in ("one", "other"):
+        make_certificates(tmp_path / name, ["localhost"])
+    tree = {
+        "door_certificate": str(tmp_path / "one" / "door.pem"),
+        "door_key": str(tmp_path / "other" / "door.key"),
+    }
+    path = tmp_path / "baton.yaml"
+
+    def checked():
+        path.write_text(json.dumps({"security": tree}))
+        return CliRunner().invoke(app, ["check-config", "--config", str(path)])
+
+    wrong = checked()
+    assert wrong.exit_code != 0
+    assert "security.door_certificate and security.door_key cannot" in str(wrong.exception)
+    tree["door_key"] = str(tmp_path / "one" / "door.key")
+    assert checked().exit_code == 0

@@ -243,7 +243,7 @@ class Group:
             await asyncio.sleep(60)
         return [(0, event) for event in self.batches.pop(0)]
 
-    async def close(self):
+    async def close(self, error=None):
         self.is_closed = True
 
 

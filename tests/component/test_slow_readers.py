@@ -1,0 +1,100 @@
+"""A client that stops reading: cut in time, and told apart from one that left, at both doors."""
+
+import asyncio
+import json
+
+import pytest
+from support.doors import Doors, log_lines
+from support.http_door import HttpDoor
+from test_refusals import counted
+
+from core.types import TextDelta
+from protos.baton.v1 import generation_pb2 as pb
+
+LIMIT_S = 0.3
+PIECE = "x" * (1 << 15)
+
+
+@pytest.fixture
+async def doors(tmp_path):
+    async with Doors(tmp_path, slow_reader_s=LIMIT_S).opened() as doors:
+        doors.orchestrator._attempts = talk
+        async with asyncio.timeout(30):
+            yield doors
+
+
+async def talk(run):
+    """Say more than any buffer takes, for ever."""
+    position = 0
+    while True:
+        run.emit(TextDelta(0, position, (7,), PIECE))
+        position += 1
+        await asyncio.sleep(0.001)
+
+
+async def ask_http(doors, port):
+    """Send a request whose answer nobody reads yet."""
+    body = json.dumps({"prompt": "abc", "max_tokens": 1000, "stream": True})
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        f"authorization: Bearer {doors.keys['acme']}\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    writer.write(f"{head}{body}".encode())
+    await writer.drain()
+    await reader.readexactly(15)
+    return writer
+
+
+def ask_grpc(doors):
+    """Start a stream that nobody reads yet."""
+    message = pb.GenerateRequest(model="tiny", text="abc")
+    message.stopping.max_tokens = 1000
+    return doors.call("GenerateStream", message, "acme")
+
+
+async def told(lines):
+    """Wait until the end of the one request stands in the log."""
+    while not lines:
+        await asyncio.sleep(0.01)
+
+
+async def ended(doors, door, *, leaves):
+    """Log line of a stream whose client leaves, or stays and never reads."""
+    with log_lines() as lines:
+        if door == "grpc":
+            call = ask_grpc(doors)
+            await call.initial_metadata()
+            call.cancel() if leaves else None
+            await told(lines)
+            call.cancel()
+        else:
+            async with HttpDoor(stall_s=LIMIT_S, app=doors.app) as server:
+                writer = await ask_http(doors, server.port)
+                writer.transport.abort() if leaves else None
+                await told(lines)
+                writer.transport.abort()
+    (line,) = lines
+    return line
+
+
+@pytest.mark.parametrize("door", ["http", "grpc"])
+async def test_a_client_that_never_reads_is_told_from_one_that_left(doors, door):
+    assert (await ended(doors, door, leaves=False))["outcome"] == "slow_reader"
+    errors = {"family": "baton_request_errors_total", "door": door}
+    assert counted(doors, **errors, code="slow_reader") == 1
+    assert counted(doors, **errors, code="cancelled") == 0
+    assert (await ended(doors, door, leaves=True))["outcome"] == "cancelled"
+    assert counted(doors, **errors, code="slow_reader") == 1
+    assert counted(doors, **errors, code="cancelled") == 1
+    assert counted(doors, "baton_requests_total", outcome="cancelled") == 2
+
+
+async def test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not(doors):
+    """A server that waits longer than the stream does."""
+    with log_lines() as lines:
+        async with HttpDoor(stall_s=20.0, app=doors.app) as server:
+            writer = await ask_http(doors, server.port)
+            await told(lines)
+            writer.transport.abort()
+    assert [line["outcome"] for line in lines] == ["slow_reader"]
