@@ -277,4 +277,11 @@ BUGS = [
         "    if child.process.returncode is None:",
         HERE + "test_a_process_that_was_told_to_end_is_no_fault",
     ),
+    Bug(
+        "a cluster that is still starting is not found by `baton down`",
+        "cluster/up.py",
+        "        tell_ports(config.router.http_port, config.router.grpc_port)\n",
+        "",
+        "tests/component/test_running.py::test_a_cluster_that_is_still_starting_is_found_and_ended",
+    ),
 ]
