@@ -284,4 +284,12 @@ BUGS = [
         "",
         "tests/component/test_running.py::test_a_cluster_that_is_still_starting_is_found_and_ended",
     ),
+    Bug(
+        "a pool that no machine has memory for is made, and the start hangs",
+        "engine/rank_group.py",
+        "        if left is not None and wanted > left:",
+        "        if left is None:",
+        "tests/unit/test_segments.py::"
+        "test_a_pool_without_memory_is_refused_with_the_largest_that_fits",
+    ),
 ]
