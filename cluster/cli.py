@@ -165,9 +165,8 @@ def down(
     from cluster.running import stop  # noqa: PLC0415
 
     ended = stop(http_port)
-    typer.echo(
-        f"the cluster on HTTP port {ended.http_port} ({ended.kind}, pid {ended.pid}) has ended"
-    )
+    which = f"on HTTP port {ended.http_port}" if ended.http_port else "that was starting"
+    typer.echo(f"the cluster {which} ({ended.kind}, pid {ended.pid}) has ended")
 
 
 @app.command("collect-env")

@@ -12,7 +12,7 @@ import logging
 import os
 import select
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -53,17 +53,26 @@ def _folder() -> Path:
 
 
 @contextlib.contextmanager
-def announced(http_port: int, grpc_port: int, kind: str) -> Iterator[None]:
-    """Let `baton down` find this process for the length of the block."""
-    running = Running(os.getpid(), _start_ticks(os.getpid()), http_port, grpc_port, kind)
-    path = _folder() / f"up-{running.pid}.json"
+def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
+    """Let `baton down` find this process for the length of the block, from its start on.
+
+    Yields what is to be told the ports (HTTP, gRPC) when they are known; 0 are ones that are not.
+    """
+    pid = os.getpid()
+    path = _folder() / f"up-{pid}.json"
+
+    def tell(http_port: int, grpc_port: int) -> None:
+        running = Running(pid, _start_ticks(pid), http_port, grpc_port, kind)
+        new = path.with_suffix(".new")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.write_text(json.dumps(asdict(running)))
+            new.replace(path)  # a reader sees the old words or the new
+        except OSError as error:  # a read-only home must not keep a cluster from serving
+            logger.warning("`baton down` will not find this cluster: %s", error)
+
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(running)))
-    except OSError as error:  # a read-only home must not keep a cluster from serving
-        logger.warning("`baton down` will not find this cluster: %s", error)
-    try:
-        yield
+        yield tell
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)

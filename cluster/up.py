@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from router.key_file import check_keys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console()
+TellPorts = Callable[[int, int], None]
 
 
 def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_local: bool) -> None:
@@ -49,10 +50,12 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         if address:
             claims.close()  # the routers may be another user's, or on another machine
         _tell_start(config, spec)
+        tell_ports = claims.enter_context(announced("local" if is_local else "ray"))
+        tell_ports(config.router.http_port, config.router.grpc_port)
         if is_local:
-            asyncio.run(_run_local(config))
+            asyncio.run(_run_local(config, tell_ports))
         else:
-            _run_ray(config, address)
+            _run_ray(config, address, tell_ports)
 
 
 def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
@@ -106,7 +109,7 @@ def check_doors(config: BatonConfig) -> None:
         )
 
 
-async def _run_local(config: BatonConfig) -> None:
+async def _run_local(config: BatonConfig, tell_ports: TellPorts) -> None:
     from cluster.local import LocalCluster  # noqa: PLC0415 - each way loads only its own half
 
     stop = asyncio.Event()
@@ -127,8 +130,8 @@ async def _run_local(config: BatonConfig) -> None:
         if cluster.failed is not None:
             cluster.failed.add_done_callback(lambda _: stop.set())
         announce(console, config, cluster.addresses)
-        with announced(cluster.http_port, cluster.grpc_port, "local"):
-            await stop.wait()
+        tell_ports(cluster.http_port, cluster.grpc_port)
+        await stop.wait()
     starting.cancel()
     stopping.cancel()
     _say_stopping()
@@ -153,7 +156,7 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
     await done.wait()
 
 
-def _run_ray(config: BatonConfig, address: str) -> None:
+def _run_ray(config: BatonConfig, address: str, tell_ports: TellPorts) -> None:
     stop = threading.Event()
     guardian = None
     if not address:
@@ -171,8 +174,8 @@ def _run_ray(config: BatonConfig, address: str) -> None:
         for number in SIGNALS:  # after Ray, which installs handlers of its own
             signal.signal(number, lambda *_: stop.set())
         announce(console, config, [(cluster.http_port, cluster.grpc_port)])
-        with announced(cluster.http_port, cluster.grpc_port, "ray"):
-            stop.wait()
+        tell_ports(cluster.http_port, cluster.grpc_port)
+        stop.wait()
         _say_stopping()
     finally:
         cluster.stop()

@@ -20,7 +20,7 @@ from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
 from core.config import BatonConfig, PoolConfig
-from core.errors import ConfigError
+from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
@@ -126,7 +126,12 @@ class RunningWorker:
         began_at = time.monotonic()
         spec, engine = model_of(config), pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
-        await ranks.start()
+        try:
+            ranks.check_memory()
+            await ranks.start()
+        except ModelLoadError as error:
+            events.WORKER_FAILED.tell(reason=error.message)
+            raise
         layout, ids = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size), Ids()
         worker_id = ids.worker(role.value)
         descriptor = WorkerDescriptor(

@@ -1,16 +1,18 @@
 """Memory that processes share, as files that no file system knows.
 
-Owns making and mapping them; nothing can be left behind by whoever is killed. Does not know what
+Owns making and mapping them, and how much memory is left for them; nothing can be left behind by whoever is killed. Does not know what
 lies in them. Called by `engine` for KV pools, by `kv_transfer` for what goes between a worker and
 its carrier.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import mmap
 import os
 import tempfile
+from pathlib import Path
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 32 << 20
@@ -33,6 +35,23 @@ def create_segment(num_bytes: int) -> int:
         fd = os.dup(file.fileno())
     os.ftruncate(fd, num_bytes)
     return fd
+
+
+def available_bytes(root: Path = Path("/")) -> int | None:
+    """Memory that is left for new segments, by the machine and by the container; None: not known.
+
+    A segment takes memory as it is touched, so making one larger than this succeeds, and touching
+    it ends some process.
+    """
+    left = []
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = (root / "proc/meminfo").read_text().partition("MemAvailable:")[2].split()
+        left.append(int(words[0]) << 10)
+    group = root / "sys/fs/cgroup"
+    with contextlib.suppress(OSError, ValueError):  # "max": the container has no limit
+        most = int((group / "memory.max").read_text())
+        left.append(max(0, most - int((group / "memory.current").read_text())))
+    return min(left, default=None)
 
 
 def map_segment(fd: int, num_bytes: int) -> memoryview:

@@ -33,7 +33,7 @@ from core.config import EngineConfig
 from core.errors import ConfigError, ModelLoadError, WorkerDied, WorkerLost
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer
-from core.segments import PAGE_BYTES, create_segment, map_segment, touch
+from core.segments import PAGE_BYTES, available_bytes, create_segment, map_segment, touch
 from engine.model_spec import ModelSpec
 from engine.plan_wire import PlanEncoder
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, result_from_wire, unpack
@@ -158,6 +158,24 @@ class RankGroup:
             and can_share_sums(),
             "common_bytes": self._common_bytes,
         }
+
+    def check_memory(self) -> None:
+        """Refuse a pool that this machine has no memory for; before the first start only.
+
+        Later the pool of the ranks that have ended may still count.
+
+        Raises:
+            ModelLoadError: Says how much there is, and how many blocks fit.
+        """
+        wanted = self._pool_bytes * self._layout.num_shards
+        left = available_bytes()
+        if left is not None and wanted > left:
+            num_blocks = self._setup["num_blocks"]
+            most = left // (self._layout.pool_bytes(1) * self._layout.num_shards)
+            raise ModelLoadError(
+                f"the KV pool of {num_blocks} blocks takes {wanted} bytes, and this machine has "
+                f"{left} bytes of memory left; lower engine.num_blocks to at most {most}"
+            )
 
     async def start(self) -> None:
         """Start the ranks and wait until every one has loaded its part of the model.

@@ -343,4 +343,19 @@ BUGS = [
         "    if False:\n",
         CONFIG + "test_check_config_refuses_a_door_key_of_another_certificate",
     ),
+    Bug(
+        "a cluster that is still starting is not found by `baton down`",
+        "cluster/up.py",
+        "        tell_ports(config.router.http_port, config.router.grpc_port)\n",
+        "",
+        "tests/component/test_running.py::test_a_cluster_that_is_still_starting_is_found_and_ended",
+    ),
+    Bug(
+        "a pool that no machine has memory for is made, and the start hangs",
+        "engine/rank_group.py",
+        "        if left is not None and wanted > left:",
+        "        if left is None:",
+        "tests/unit/test_segments.py::"
+        "test_a_pool_without_memory_is_refused_with_the_largest_that_fits",
+    ),
 ]

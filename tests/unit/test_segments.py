@@ -1,0 +1,49 @@
+"""A pool that no memory is there for is refused in words before anything is started."""
+
+import pytest
+from support.rig import ROOT
+
+from core import segments
+from core.config import EngineConfig
+from core.errors import ModelLoadError
+from engine import rank_group
+from engine.model_spec import read_model
+
+
+@pytest.mark.parametrize(
+    ("meminfo", "limit", "used", "left"),
+    [
+        ("MemFree: 1 kB\nMemAvailable:   2048 kB\n", "", "", 2 << 20),
+        ("MemAvailable: 2048 kB\n", "max", "4096", 2 << 20),
+        ("MemAvailable: 2048 kB\n", "1048576", "4096", (1 << 20) - 4096),
+        ("MemAvailable: 2048 kB\n", "4096", "8192", 0),
+        ("", "", "", None),
+    ],
+)
+def test_memory_is_what_machine_and_container_have_left(tmp_path, meminfo, limit, used, left):
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(meminfo)
+    if limit:
+        (group / "memory.max").write_text(limit + "\n")
+        (group / "memory.current").write_text(used + "\n")
+    assert segments.available_bytes(tmp_path) == left
+
+
+def test_a_pool_without_memory_is_refused_with_the_largest_that_fits(monkeypatch):
+    spec = read_model(ROOT / "models" / "baton-tiny", "float32", 0, "")
+
+    def check(num_blocks):
+        rank_group.RankGroup(spec, EngineConfig(num_blocks=num_blocks)).check_memory()
+
+    block_bytes = spec.layout(EngineConfig().block_size_tokens, 1).pool_bytes(1)
+    monkeypatch.setattr(rank_group, "available_bytes", lambda: 100 * block_bytes + 1)
+    check(100)
+    with pytest.raises(ModelLoadError) as refused:
+        check(101)
+    assert str(101 * block_bytes) in refused.value.message
+    assert f"{100 * block_bytes + 1} bytes of memory left" in refused.value.message
+    assert refused.value.message.endswith("lower engine.num_blocks to at most 100")
+    monkeypatch.setattr(rank_group, "available_bytes", lambda: None)
+    check(101)
