@@ -195,8 +195,8 @@ BUGS = [
     Bug(
         "a free port of IPv6 cannot be used",
         "cluster/door_ports.py",
-        "claim = socket.socket(family_of(host))",
-        "claim = socket.socket()",
+        "    claim = socket.socket(family_of(host))",
+        "    claim = socket.socket()",
         ADDRESSES + "test_a_port_of_ipv6_is_free_or_taken_and_told",
     ),
     Bug(
