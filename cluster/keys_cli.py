@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 keys = typer.Typer(help="API keys.", no_args_is_help=True)
 KeyFile = Annotated[Path, typer.Option(help="key file, as in security.api_keys")]
 Expires = Annotated[
-    str, typer.Option(help="end of the key: 90d, 12h, 30m, or a date like 2027-01-31 (UTC)")
+    str, typer.Option(help="end of the key: 90d, 12h, 30m, 20s, or a date like 2027-01-31 (UTC)")
 ]
 Name = Annotated[str, typer.Argument(help="name of a key as in `baton keys list`, or the key")]
-_AGE = re.compile(r"(\d{1,6})([dhm])")
-_UNIT_S = {"d": 86_400, "h": 3_600, "m": 60}
+_AGE = re.compile(r"(\d{1,6})([dhms])")
+_UNIT_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 _KEY = re.compile(r"(?:bt-)?([0-9a-f]{8})(?:-[0-9a-f]{32})?")
 
 

@@ -27,8 +27,10 @@ def model_folder(config: ModelConfig) -> Path:
     if not config.path:
         return TINY_MODEL
     folder = Path(config.path).expanduser()
-    if folder.exists() or not HUB_ID.fullmatch(config.path):
+    if folder.exists():
         return folder
+    if not HUB_ID.fullmatch(config.path):
+        raise ModelLoadError(f"model.path is {config.path}, which is neither a folder nor a hub id")
     return _from_hub(config.path, config.revision)
 
 

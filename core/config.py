@@ -450,7 +450,12 @@ def _explain(error: ValidationError) -> str:
     groups = sorted(
         {key.rpartition(".")[0] for key in keys} | {key.partition(".")[0] for key in keys} - {""}
     )
-    for problem in error.errors():
+    problems = error.errors()
+    wrong = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
+    for problem in problems:
+        if problem["loc"] and problem["loc"] in wrong:
+            continue  # what is wrong within it is told
+        said = problem["msg"].removeprefix("Value error, ")
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(dotted, keys + groups, n=1, cutoff=0.5)
@@ -458,8 +463,6 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"unknown key {dotted}{hint}")
         else:
             lines.append(
-                f"{dotted or 'config'}: {problem['msg']} (got {problem['input']!r})"
-                if dotted
-                else problem["msg"]
+                f"{dotted or 'config'}: {said} (got {problem['input']!r})" if dotted else said
             )
     return "config is not valid: " + "; ".join(lines)

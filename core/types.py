@@ -101,29 +101,26 @@ class SamplingParams:
         self._validate_stop(vocabulary_size)
 
     def _validate_tokens(self, vocabulary_size: int) -> None:
-        _in_range("logit_bias", len(self.logit_bias), 0, MAX_LOGIT_BIAS)
-        for token_id, bias in self.logit_bias:
-            _in_range("logit_bias", token_id, 0, vocabulary_size - 1)
-            _in_range("logit_bias", bias, -100.0, 100.0)
-        _in_range("allowed_token_ids", len(self.allowed_token_ids), 0, MAX_ALLOWED_TOKENS)
-        for token_id in self.allowed_token_ids:
-            _in_range("allowed_token_ids", token_id, 0, vocabulary_size - 1)
-        _in_range("bad_words", len(self.bad_words), 0, MAX_BAD_WORDS)
+        _at_most("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
+        for _, bias in self.logit_bias:
+            _in_range("logit_bias", bias, -100.0, 100.0, "has the bias")
+        _at_most("allowed_token_ids", len(self.allowed_token_ids), MAX_ALLOWED_TOKENS)
+        _at_most("bad_words", len(self.bad_words), MAX_BAD_WORDS)
         for word in self.bad_words:
-            _in_range("bad_words", len(word), 1, MAX_BAD_WORD_TOKENS)
-            wrong = outside(word, vocabulary_size)
-            if wrong is not None:
-                _in_range("bad_words", wrong, 0, vocabulary_size - 1)
+            _in_range("bad_words", len(word), 1, MAX_BAD_WORD_TOKENS, "has a word whose tokens are")
+            _in_vocabulary("bad_words", word, vocabulary_size)
+        biased = [token_id for token_id, _ in self.logit_bias]
+        _in_vocabulary("logit_bias", biased, vocabulary_size)
+        _in_vocabulary("allowed_token_ids", self.allowed_token_ids, vocabulary_size)
 
     def _validate_stop(self, vocabulary_size: int) -> None:
-        _in_range("stop", len(self.stop), 0, MAX_STOP_STRINGS)
+        _at_most("stop", len(self.stop), MAX_STOP_STRINGS)
         for text in self.stop:
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise InvalidRequest("stop", "has a lone surrogate; send valid Unicode")
-            _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES)
-        _in_range("stop_token_ids", len(self.stop_token_ids), 0, MAX_STOP_STRINGS)
-        for token_id in self.stop_token_ids:
-            _in_range("stop_token_ids", token_id, 0, vocabulary_size - 1)
+            _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES, "has a string whose bytes are")
+        _at_most("stop_token_ids", len(self.stop_token_ids), MAX_STOP_STRINGS)
+        _in_vocabulary("stop_token_ids", self.stop_token_ids, vocabulary_size)
 
 
 def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:
@@ -132,9 +129,27 @@ def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:
     return next((t for t in ends if not 0 <= t < vocabulary_size), None)
 
 
-def _in_range(name: str, value: float, low: float, high: float) -> None:
+def _in_range(name: str, value: float, low: float, high: float, what: str = "is") -> None:
     if not low <= value <= high:  # NaN is in no range
-        raise InvalidRequest(name, f"is {value}, must be from {low:g} to {high:g}")
+        limits = f"must be from {_shown(low)} to {_shown(high)}"
+        raise InvalidRequest(name, f"{what} {value}, {limits}")
+
+
+def _at_most(name: str, num_entries: int, limit: int) -> None:
+    if num_entries > limit:
+        raise InvalidRequest(name, f"has {num_entries} entries, at most {limit}")
+
+
+def _in_vocabulary(name: str, token_ids: Sequence[int], vocabulary_size: int) -> None:
+    wrong = outside(token_ids, vocabulary_size)
+    if wrong is not None:
+        limits = f"must be from 0 to {vocabulary_size - 1}"
+        raise InvalidRequest(name, f"has token id {wrong}, {limits}")
+
+
+def _shown(limit: float) -> str:
+    """A whole number whole: `:g` keeps six digits."""
+    return str(limit) if isinstance(limit, int) else f"{limit:g}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -366,6 +366,9 @@ def parse_body(kind: type[AnyBody], body: dict[str, Any]) -> AnyBody:
         return kind.model_validate(body)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
+        if first["loc"][:2] == ("prompt", "str"):  # none of its forms, of which this is the first
+            forms = kind.model_fields["prompt"].description
+            raise InvalidRequest("prompt", f"must be {forms}") from error
         raise InvalidRequest(_location(first["loc"]), f"is not valid: {first['msg']}") from error
     except RecursionError as error:
         raise InvalidRequest("body", "is nested too deeply") from error

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 
 from fastapi import Request
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
@@ -85,7 +86,7 @@ class Guard:
             call.refuse(InternalError.code, "failed")
             raise
         finally:
-            call.route = getattr(scope.get("route"), "path", "")
+            call.route = _route_of(scope)
             if status is None:
                 call.refuse(Cancelled.code, "cancelled")
             elif status >= HTTPStatus.BAD_REQUEST:
@@ -113,3 +114,12 @@ class Guard:
                 return
             scope.setdefault("state", {})["identity"] = call.identity
         await self._app(scope, receive, send)
+
+
+def _route_of(scope: Scope) -> str:
+    """Pattern of the route that a request went to, or would have gone to; empty for none."""
+    route = scope.get("route")
+    if route is None and scope["type"] == "http" and "app" in scope:
+        matching = (r for r in scope["app"].routes if r.matches(scope)[0] is Match.FULL)
+        route = next(matching, None)
+    return getattr(route, "path", "")

@@ -46,7 +46,7 @@ def refusals(doors):
 POST = "/v1/completions"
 BODY = {"prompt": "abc", "max_tokens": 3}
 HTTP_REFUSALS = {
-    "no key": (None, "GET", "/v1/models", None, 401, "invalid_api_key", ""),
+    "no key": (None, "GET", "/v1/models", None, 401, "invalid_api_key", "/v1/models"),
     "a wrong role": ("acme", "GET", "/replicas", None, 403, "permission_denied", "/replicas"),
     "no such path": ("acme", "GET", "/v2/x", None, 404, "unsupported_endpoint", ""),
     "no such method": ("acme", "DELETE", "/v1/models", None, 405, "method_not_allowed", None),

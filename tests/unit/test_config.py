@@ -7,8 +7,11 @@ from typer.testing import CliRunner
 
 from cluster.certs import make_certificates
 from cluster.cli import app
+from cluster.model_source import model_folder
 from core.config import BatonConfig, known_keys, load_config
-from core.errors import ConfigError
+from core.errors import ConfigError, InvalidRequest, ModelLoadError
+from core.types import SamplingParams
+from router.http_bodies import CompletionBody, parse_body
 
 
 def test_defaults_then_file_then_environment_then_flags(tmp_path):
@@ -115,3 +118,34 @@ def test_check_config_refuses_a_door_key_of_another_certificate(tmp_path):
     assert "security.door_certificate and security.door_key cannot" in str(wrong.exception)
     tree["door_key"] = str(tmp_path / "one" / "door.key")
     assert checked().exit_code == 0
+
+
+def test_messages_say_no_more_than_is_wrong():
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"transfer.transports": ["nvlink"]}, {})
+    assert "nvlink" in str(caught.value) and "at least 1" not in str(caught.value)
+    with pytest.raises(ConfigError) as caught:
+        load_config(None, {"router.http_port": 7, "router.grpc_port": 7}, {})
+    assert str(caught.value).startswith("config is not valid: router.http_port and")
+    with pytest.raises(ModelLoadError, match="model.path is /nope, which is neither a folder"):
+        model_folder(load_config(None, {"model.path": "/nope"}, {}).model)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("stop", ("x",) * 17, "stop has 17 entries, at most 16"),
+        ("max_tokens", 0, "max_tokens is 0, must be from 1 to 2147483648"),
+        ("stop_token_ids", (99,), "stop_token_ids has token id 99, must be from 0 to 63"),
+        ("temperature", 200.0, "temperature is 200.0, must be from 0 to 100"),
+    ],
+)
+def test_a_wrong_sampling_field_says_what_is_wrong(field, value, message):
+    with pytest.raises(InvalidRequest) as caught:
+        SamplingParams(**{field: value}).validate(64)
+    assert caught.value.message == message
+
+
+def test_a_wrong_prompt_hears_what_a_prompt_may_be():
+    with pytest.raises(InvalidRequest, match="prompt must be text, token ids, or a list of"):
+        parse_body(CompletionBody, {"prompt": [1.5]})
