@@ -126,8 +126,8 @@ BUGS = [
     Bug(
         "an empty bad word ends the step loop",
         "core/types.py",
-        '            _in_range("bad_words", len(word), 1, MAX_BAD_WORD_TOKENS)\n',
-        "",
+        'len(word), 1, MAX_BAD_WORD_TOKENS, "has',
+        'len(word), 0, MAX_BAD_WORD_TOKENS, "has',
         SUBMITS,
     ),
     Bug(
