@@ -55,12 +55,6 @@ EQUIVALENTS: list[Equivalent] = [
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/step_budget.py",
-        "self.num_tokens = max(min(self.num_tokens, fitting), floor)",
-        "self.num_tokens = max(floor, min(self.num_tokens, fitting))",
-        "the greater of two whole numbers is the same in either order",
-    ),
-    Equivalent(
         "engine/scheduler.py",
         "return False",
         "return None",
