@@ -264,7 +264,9 @@ def _is_text(node: ast.BinOp) -> bool:
 
 def _of_call(node: ast.Call) -> Iterator[Change]:
     name = ast.unparse(node.func)
-    has_order = name not in ORDER_FREE or bool(node.keywords)  # by a key, the first of equals counts
+    has_order = name not in ORDER_FREE or bool(
+        node.keywords
+    )  # by a key, the first of equals counts
     arguments = node.args if has_order else []
     for index in range(len(arguments) - 1):
         first, second = arguments[index : index + 2]
