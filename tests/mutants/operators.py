@@ -264,10 +264,9 @@ def _is_text(node: ast.BinOp) -> bool:
 
 def _of_call(node: ast.Call) -> Iterator[Change]:
     name = ast.unparse(node.func)
-    has_order = name not in ORDER_FREE or bool(
-        node.keywords
-    )  # by a key, the first of equals counts
-    arguments = node.args if has_order else []
+    # By a key, the first of equals counts.
+    is_order_free = name in ORDER_FREE and not node.keywords
+    arguments = [] if is_order_free else node.args
     for index in range(len(arguments) - 1):
         first, second = arguments[index : index + 2]
         if isinstance(first, ast.Starred) or isinstance(second, ast.Starred):
