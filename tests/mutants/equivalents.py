@@ -92,4 +92,11 @@ EQUIVALENTS: list[Equivalent] = [
         "return None",
         "`append` alone here says False, and who calls it only asks whether it is true",
     ),
+    Equivalent(
+        "worker/attempt.py",
+        "is_finish_sent: bool = False",
+        "is_finish_sent: bool = True",
+        "a log begins with its first token, which is unsent, and the delta that takes it says anew "
+        "whether the finish was sent",
+    ),
 ]

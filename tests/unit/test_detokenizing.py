@@ -218,3 +218,11 @@ def test_tokens_of_other_decoders_are_told_as_one_decode_of_the_whole(tmp_path):
     model = TextModel(tmp_path)
     ids = list(b"abc")
     assert "a " + told(model, ids[:1], ids[1:]).lstrip() == model.text(ids)
+
+
+def test_a_tokenizer_without_a_decoder_tells_its_tokens_as_they_are(tmp_path):
+    tree = json.loads((TINY / "tokenizer.json").read_text())
+    tree["decoder"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    model = TextModel(tmp_path)
+    assert told(model, b"a", b"bc") == " b c"
