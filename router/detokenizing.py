@@ -163,13 +163,12 @@ class TextModel:
         self._anchor_text = self.text(self._anchor)
 
     def _find_anchor(self) -> tuple[int, ...]:
-        """Find a piece of text after which others are decoded, so that they keep their space."""
+        """Find a token with text, after which others are decoded, so that they keep their space."""
         if self.is_byte_level:
             return ()
         for token_id in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
             text = self.text([token_id])
-            is_piece = text and self.own_bytes(token_id) is None
-            if is_piece and self.text([token_id, token_id]).startswith(text):
+            if text and self.text([token_id, token_id]).startswith(text):
                 return (token_id,)
         return ()
 

@@ -55,12 +55,6 @@ EQUIVALENTS: list[Equivalent] = [
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/step_budget.py",
-        "self.num_tokens = max(min(self.num_tokens, fitting), floor)",
-        "self.num_tokens = max(floor, min(self.num_tokens, fitting))",
-        "the greater of two whole numbers is the same in either order",
-    ),
-    Equivalent(
         "engine/scheduler.py",
         "return False",
         "return None",
@@ -97,5 +91,12 @@ EQUIVALENTS: list[Equivalent] = [
         "return False",
         "return None",
         "`append` alone here says False, and who calls it only asks whether it is true",
+    ),
+    Equivalent(
+        "worker/attempt.py",
+        "is_finish_sent: bool = False",
+        "is_finish_sent: bool = True",
+        "a log begins with its first token, which is unsent, and the delta that takes it says anew "
+        "whether the finish was sent",
     ),
 ]

@@ -35,6 +35,8 @@ ARITHMETIC = {
 }
 TWINS = {"min": "max", "max": "min", "all": "any", "any": "all", "append": "appendleft"}
 TWINS |= {"popleft": "pop", "appendleft": "append"}
+ORDER_FREE = {"min", "max"}
+"""Functions whose result is the same in any order of their arguments: these are not swapped."""
 LOGGERS = {"log", "_log", "logger", "LOG"}
 """A line of the log is for people: no test is asked to notice that it is gone."""
 
@@ -261,7 +263,10 @@ def _is_text(node: ast.BinOp) -> bool:
 
 
 def _of_call(node: ast.Call) -> Iterator[Change]:
-    arguments = node.args
+    name = ast.unparse(node.func)
+    # By a key, the first of equals counts.
+    is_order_free = name in ORDER_FREE and not node.keywords
+    arguments = [] if is_order_free else node.args
     for index in range(len(arguments) - 1):
         first, second = arguments[index : index + 2]
         if isinstance(first, ast.Starred) or isinstance(second, ast.Starred):

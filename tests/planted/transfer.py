@@ -3,6 +3,7 @@
 from planted.bug import Bug
 
 SENDER = "tests/unit/test_sender.py"
+AGENT = "tests/unit/test_agent.py"
 RECEIVER = "tests/unit/test_receiver.py"
 POOL = "tests/simulation/test_pool_rules.py"
 
@@ -57,14 +58,14 @@ BUGS = [
         "            if not waiting:\n                del self._waiting[transfer_id]\n"
         "            self._by_peer[peer] -= 1\n",
         "            if not waiting:\n                del self._waiting[transfer_id]\n",
-        f"{SENDER}::test_an_open_that_is_cut_while_it_waits_gives_its_place_back",
+        f"{AGENT}::test_an_open_that_is_cut_while_it_waits_gives_its_place_back",
     ),
     Bug(
         "one peer may park as many Opens as all",
         "kv_transfer/parking.py",
         "MAX_PARKED_PER_PEER = 1024",
         "MAX_PARKED_PER_PEER = 4096",
-        f"{SENDER}::test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others",
+        f"{AGENT}::test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others",
     ),
     Bug(
         "a burst finds fewer places than it has hand-overs",
@@ -79,7 +80,7 @@ BUGS = [
         "kv_transfer/agent.py",
         "            elif sender.has_stream:\n",
         "            elif False:\n",
-        f"{SENDER}::test_a_second_open_is_turned_away_and_the_first_goes_on",
+        f"{AGENT}::test_a_second_open_is_turned_away_and_the_first_goes_on",
     ),
     Bug(
         "a second Starting is obeyed",
@@ -156,7 +157,7 @@ BUGS = [
         "kv_transfer/agent.py",
         "            self._bury(sender.offer.transfer_id)\n",
         "",
-        f"{SENDER}::test_an_open_after_the_end_is_turned_away_at_once",
+        f"{AGENT}::test_an_open_after_the_end_is_turned_away_at_once",
     ),
     Bug(
         "the router's traffic renews no lease",

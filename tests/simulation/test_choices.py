@@ -15,12 +15,12 @@ LOCAL = PlacementConfig(path="local")
 NUM_TOKENS = 100
 
 
-def stop_of(choice, position, **shape):
-    """A text that only this choice makes, beginning at a position; three letters long."""
+def stop_of(choice, position, size=3, **shape):
+    """A text of `size` letters that only this choice makes, beginning at a position."""
     sampling = {"n": 2, "max_tokens": NUM_TOKENS, "temperature": 1.0, "ignore_eos": True}
     tokens = run(lambda c: ask(c, **sampling), **shape)[0]
     texts = {c: "".join(chr(32 + t) for t in ids) for c, ids in tokens.items()}
-    stop = texts[choice][position : position + 3]
+    stop = texts[choice][position : position + size]
     assert texts[choice].index(stop) == position and stop not in texts[1 - choice]
     return stop, texts
 
@@ -63,6 +63,28 @@ def test_a_choice_that_a_stop_string_ended_is_computed_no_further(placement, is_
     assert events[-1].usage.completion_tokens == position + 3 + NUM_TOKENS
     assert computed[0] < NUM_TOKENS // 2, "the rest of a stopped choice was computed for nobody"
     assert computed[1] > NUM_TOKENS - 3
+
+
+def test_a_choice_that_was_over_before_its_kv_arrived_is_neither_computed_nor_kept():
+    """Prefill told the first tokens; decode hears of the end while its choices share a sequence."""
+    stop, texts = stop_of(0, 0, size=1)
+
+    async def scenario(cluster):
+        cluster.hub.extra_delay_s = lambda stream: 0.2 * (stream.kind == "fetch")
+        decode = unit(cluster, Role.DECODE)
+        talking = asyncio.ensure_future(talk(cluster, stop))
+        while not decode.scheduler.running:
+            await asyncio.sleep(0.001)
+        attempt = attempt_of(decode, "r")
+        assert attempt.finished_choices == {0}, "the end was heard of too late"
+        running = [s.choices for s in decode.scheduler.running]
+        events, computed, _ = await talking
+        return running, sorted(attempt.logs), read_events(events), computed
+
+    running, kept, told, computed = run(scenario)
+    assert (running, kept) == ([(1,)], [1])
+    assert [len(told[choice]) for choice in (0, 1)] == [1, NUM_TOKENS]
+    assert list(computed) == [1]
 
 
 @pytest.mark.parametrize("placement", [LOCAL, PD])

@@ -56,7 +56,11 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
         loop = asyncio.get_running_loop()
         node = nodes(cluster, Role.DECODE)[0]
         worker = cluster.units[node].worker
-        draining = []
+        draining, ends = [], []
+
+        def note(where, _, attempt):
+            if where == node:
+                ends.append(attempt.ended.error)
 
         def leave(stream, message):
             is_submit = isinstance(getattr(message, "message", None), Submit)
@@ -64,12 +68,14 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
                 draining.append(loop.create_task(cluster.drain(node)))
             return [message]
 
-        cluster.hub.mangle = leave
+        cluster.hub.mangle, cluster.on_attempt_ended = leave, note
         _, ended = await ask(cluster)
-        return worker.num_attempts, await draining[0], ended
+        return worker.num_attempts, await draining[0], ends, ended
 
-    num_attempts, is_empty, ended = run(scenario)
+    num_attempts, is_empty, [error], ended = run(scenario)
     assert num_attempts == 1 and is_empty
+    assert isinstance(error, Draining)
+    assert error.message == "the worker is shutting down; another one will take the request"
     assert ended.anatomy.attempts == ("0:pd:draining", "1:pd:ok")
 
 

@@ -389,3 +389,14 @@ def test_a_place_that_comes_free_in_the_midst_of_a_long_step_is_the_next_reserva
     few = EngineConfig(block_size_tokens=4, num_blocks=200, max_step_tokens=64, max_sequences=2)
     num_steps, *endings = run(scenario, engine=few)
     assert num_steps == 0 and all(ended.error is None for ended in endings)
+
+
+@pytest.mark.parametrize(("max_tokens", "path"), [(1, "local"), (2, "pd")])
+def test_a_request_for_one_token_is_not_handed_over(max_tokens, path):
+    """Prefill would draw that token itself: there is nothing to decode elsewhere."""
+
+    async def scenario(cluster):
+        tokens, ended = await ask(cluster, max_tokens=max_tokens, ignore_eos=True)
+        return len(tokens[0]), ended.anatomy.attempts
+
+    assert run(scenario) == (max_tokens, (f"0:{path}:ok",))

@@ -196,12 +196,16 @@ def test_blocks_that_decode_has_are_not_sent_again():
             published.append(blocks.first_block)
             publish(transfer_id, sub_attempt, blocks)
 
+        arrived = []
         agent.publish = publishing
         cluster.hub.tamper = watch
-        return published, sent, await ask(cluster, "second", max_tokens=4)
+        cluster.on_step = lambda node, unit, plan: arrived.extend(plan.arrived)
+        answer = await ask(cluster, "second", max_tokens=4)
+        return published, sent, len(arrived), answer
 
-    published, sent, (tokens, ended) = run(scenario)
+    published, sent, num_arrived, (tokens, ended) = run(scenario)
     assert set(published) == {14}
+    assert num_arrived == 1 and ended.usage.cached_tokens == 14 * 4
     assert sorted(set(sent)) == [14], "59 tokens: 14 blocks of 4 are cached there, one is not"
     assert ended.error is None and tokens == expected(max_tokens=4)
 

@@ -1,7 +1,7 @@
 """One transfer agent on virtual time, and a peer of it that says exactly what a test wants.
 
 Owns the host that writes down what it is told, real parts of a real pool to send, and the peer's
-two roles. Called by `tests/unit/test_receiver.py` and `test_sender.py`.
+two roles. Called by `tests/unit/test_receiver.py`, `test_sender.py` and `test_agent.py`.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import numpy as np
 from core.config import TransferConfig
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
+from core.types import Logprob
 from engine.hash_model import MemoryKV
 from kv_transfer import frames
 from kv_transfer.agent import TransferAgent
@@ -23,10 +24,12 @@ from simulation.loop import run_virtual
 
 LAYOUT = KVLayout("m", "uint8", 2, 1, 8, 4)
 TRANSFER = TransferId(b"t" * 16)
+OTHER = TransferId(b"o" * 16)
 PEER = (WorkerId("decode1"), Incarnation(7))
 NUM_BLOCKS = 128
 NUM_TOKENS = 12
 TABLE = (3, 4, 5)
+FIRST = {0: Logprob(5, -0.5)}
 
 
 class Heard:
@@ -200,6 +203,13 @@ async def partnered(world):
     await talk.say(frames.Reserved(0, 0))
     await settle()
     return talk
+
+
+async def finished(world, talk):
+    """Acknowledge, as after a whole transfer."""
+    await talk.say(frames.Ack())
+    await settle()
+    world.agent.end_send(TRANSFER, None)
 
 
 async def settle(seconds=0.1):

@@ -14,16 +14,15 @@ from router.detokenizing import TextModel, TextOffsets
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = ("▁", "t", "h", "▁t", "▁th", "<|tool|>")
+BYTES = [f"<0x{b:02X}>" for b in range(256)]
 BYTE = len(SPECIAL)
 """Id of byte 0."""
 WORD = BYTE + 256
 """Id of the first word."""
 
 
-@pytest.fixture(scope="module")
-def fallback(tmp_path_factory):
+def fallback_of(folder, names):
     """A tokenizer as Llama 2's and Mistral's: words with a mark for the space, and 256 bytes."""
-    names = [*SPECIAL, *(f"<0x{b:02X}>" for b in range(256)), *WORDS]
     vocabulary = {name: i for i, name in enumerate(names)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", byte_fallback=True))
     tokenizer.decoder = decoders.Sequence([
@@ -31,9 +30,13 @@ def fallback(tmp_path_factory):
         decoders.Strip(" ", 1, 0),
     ])  # fmt: skip
     tokenizer.add_special_tokens([AddedToken(name, special=True) for name in SPECIAL])
-    folder = tmp_path_factory.mktemp("fallback")
     tokenizer.save(str(folder / "tokenizer.json"))
     return TextModel(folder)
+
+
+@pytest.fixture(scope="module")
+def fallback(tmp_path_factory):
+    return fallback_of(tmp_path_factory.mktemp("fallback"), [*SPECIAL, *BYTES, *WORDS])
 
 
 def raw(data):
@@ -120,11 +123,11 @@ def test_a_decoder_that_begins_after_a_part_of_the_output_goes_on_with_it(fallba
         assert first + told(fallback, ids[:cut], ids[cut:]) == told(fallback, [T], ids[1:])
 
 
-BYTES = st.binary(max_size=24)
+OUTPUT = st.binary(max_size=24)
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=8), BYTES)
+@given(st.text(st.characters(blacklist_categories=("Cs",)), max_size=8), OUTPUT)
 def test_bytes_of_a_byte_level_tokenizer_are_told_as_one_decode_of_the_output(prompt, output):
     model = TextModel(TINY)
     assert told(model, prompt.encode(), output) == model.text(list(output))
@@ -160,6 +163,12 @@ def test_pieces_of_text_are_named_with_their_space(fallback):
     assert [fallback.token_bytes(i) for i in (WORD, SPACE_TH)] == [b" ", b" th"]
     assert fallback.token_text(SPACE_T, is_first=True) == "t"
     assert fallback.token_text(raw(b"\xe2")[0]) == "\ufffd"
+
+
+def test_pieces_keep_their_space_where_bytes_are_first_in_the_vocabulary(tmp_path):
+    model = fallback_of(tmp_path, [*BYTES, *WORDS, *SPECIAL])
+    names = [model.token_text(len(BYTES) + i) for i in range(len(WORDS))]
+    assert names == [word.replace("▁", " ") for word in WORDS]
 
 
 @settings(max_examples=300, deadline=None)
@@ -209,3 +218,11 @@ def test_tokens_of_other_decoders_are_told_as_one_decode_of_the_whole(tmp_path):
     model = TextModel(tmp_path)
     ids = list(b"abc")
     assert "a " + told(model, ids[:1], ids[1:]).lstrip() == model.text(ids)
+
+
+def test_a_tokenizer_without_a_decoder_tells_its_tokens_as_they_are(tmp_path):
+    tree = json.loads((TINY / "tokenizer.json").read_text())
+    tree["decoder"] = None
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
+    model = TextModel(tmp_path)
+    assert told(model, b"a", b"bc") == " b c"

@@ -31,6 +31,8 @@ CASES = {
     "return": {"pass"},
     "continue": {"break"},
     "x = min(y)": {"x = max(y)"},
+    "x = max(a, b, c)": {"x = min(a, b, c)"},
+    "x = min(a, b, key=c)": {"x = max(a, b, key=c)", "x = min(b, a, key=c)"},
     "x = [y for y in z if y]": {"x = [y for y in z]"},
     "x = a if b else c": {"x = (a if not b else c)"},
     "x = a is not b": {"x = (a is b)"},

@@ -1,14 +1,15 @@
-"""The prefill side of a transfer alone, and who may fetch it: its receiver keeps no rule."""
-
-import asyncio
+"""The prefill side of a transfer alone: its receiver keeps no rule."""
 
 import numpy as np
 import pytest
 from support.peers import (
+    FIRST,
     NUM_TOKENS,
+    OTHER,
     TRANSFER,
     SendingHost,
     blocks_of,
+    finished,
     offer_of,
     opened,
     partnered,
@@ -16,24 +17,11 @@ from support.peers import (
     settle,
 )
 
-from core.errors import KVTransferError, LayoutMismatch, LeaseExpired
-from core.ids import Incarnation, TransferId, WorkerId
+from core.errors import Cancelled, KVTransferError, LayoutMismatch, LeaseExpired
 from core.ports import SharedPool, StreamClosed
-from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.fenced_pool import FencedPool
-from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER
 from kv_transfer.sender import LAST_SUB_ATTEMPT, Sender
-
-FIRST = {0: Logprob(5, -0.5)}
-OTHER = TransferId(b"o" * 16)
-
-
-async def finished(world, talk):
-    """Acknowledge, as after a whole transfer."""
-    await talk.say(frames.Ack())
-    await settle()
-    world.agent.end_send(TRANSFER, None)
 
 
 def test_a_transfer_goes_from_offer_to_ack():
@@ -53,6 +41,24 @@ def test_a_transfer_goes_from_offer_to_ack():
         ("drained", TRANSFER, 0),
         ("drained", TRANSFER, LAST_SUB_ATTEMPT),
     ]
+
+
+def test_a_peer_is_told_once_that_every_first_token_was_final():
+    """The worker ends its attempt right after, as a cancelled one: no Failed may follow."""
+
+    async def scenario(world):
+        talk = await partnered(world)
+        world.agent.commit(TRANSFER, 0, FIRST, frozenset(FIRST))
+        num_live = world.agent.num_live
+        world.agent.end_send(TRANSFER, Cancelled("the request ended"))
+        assert await talk.hear() == frames.Finished()
+        with pytest.raises(StreamClosed):
+            await talk.hear()
+        return num_live
+
+    host = SendingHost()
+    assert run(scenario, host) == 0
+    assert host.calls[1:] == [("drained", TRANSFER, 0), ("drained", TRANSFER, LAST_SUB_ATTEMPT)]
 
 
 def test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too():
@@ -176,94 +182,24 @@ def test_a_second_reserved_ends_the_transfer():
     assert host.names().count("reserved") == 1
 
 
-# --- opening -------------------------------------------------------------------------------------
-
-
-def test_a_second_open_is_turned_away_and_the_first_goes_on():
+def test_a_fetch_stream_that_breaks_is_told_of_as_lost():
     async def scenario(world):
         talk = await partnered(world)
-        second = await opened(world)
-        answer = await second.hear()
-        assert world.host.names() == ["reserved"]
-        for layer in range(2):
-            world.agent.publish(TRANSFER, 0, blocks_of(layer))
-        world.agent.commit(TRANSFER, 0, FIRST, frozenset())
-        await talk.hear()
-        assert isinstance(await talk.hear(), frames.Commit)
-        await finished(world, talk)
-        return answer
+        talk.stream.reset()
+        await settle()
 
-    host = SendingHost()
-    answer = run(scenario, host)
-    assert answer.kind == "KVTransferError" and "has a stream already" in answer.message
-    assert host.names()[:2] == ["reserved", "sent"]
+    assert lost(scenario).message == "the decode worker's fetch stream was lost"
 
 
-def test_an_open_after_the_end_is_turned_away_at_once():
-    """It must not wait in the lot for a Submit that has long been served."""
-
+def test_a_peer_that_is_silent_though_the_lease_is_renewed_is_given_up_with_the_time():
     async def scenario(world):
-        world.agent.offer(offer_of(world))
-        world.agent.end_send(TRANSFER, None)
-        began_at = asyncio.get_running_loop().time()
-        talk = await opened(world)
-        answer = await talk.hear()
-        return answer, asyncio.get_running_loop().time() - began_at
+        await partnered(world)
+        for _ in range(4):
+            world.agent.renew([TRANSFER])
+            await settle(0.6)
 
-    assert run(scenario, SendingHost(), park_s=1.0) == (frames.NotFound(), 0.0)
-
-
-def test_an_open_that_is_cut_while_it_waits_gives_its_place_back():
-    async def scenario(world):
-        for _ in range(MAX_PARKED_PER_PEER):
-            await opened(world, OTHER)
-        await settle()
-        waiting = world.agent.num_live
-        for task in list(world.network._tasks):
-            task.cancel()
-        await settle()
-        left = world.agent.num_live
-        talk = await opened(world)
-        world.agent.offer(offer_of(world))
-        world.agent.start(TRANSFER, NUM_TOKENS)
-        answer = await talk.hear()
-        world.agent.end_send(TRANSFER, None)
-        return waiting, left, type(answer)
-
-    assert run(scenario, SendingHost()) == (MAX_PARKED_PER_PEER, 0, frames.Starting)
-
-
-def test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others():
-    async def scenario(world):
-        stranger = (WorkerId("stranger"), Incarnation(1))
-        names = [TransferId(n.to_bytes(16, "big")) for n in range(MAX_PARKED_PER_PEER + 20)]
-        talks = [await opened(world, name, stranger) for name in names]
-        await settle()
-        waiting = world.agent.num_live
-        turned_away = await talks[-1].hear()
-        honest = await opened(world)
-        await settle()
-        world.agent.offer(offer_of(world))
-        world.agent.start(TRANSFER, NUM_TOKENS)
-        answer = await honest.hear()
-        world.agent.end_send(TRANSFER, None)
-        return waiting, turned_away, type(answer)
-
-    counted = run(scenario, SendingHost())
-    assert counted == (MAX_PARKED_PER_PEER, frames.NotFound(), frames.Starting)
-
-
-def test_places_are_bounded_in_all():
-    async def scenario(world):
-        for n in range(MAX_PARKED + 20):
-            name = TransferId(n.to_bytes(16, "big"))
-            await opened(world, name, (WorkerId(f"w{n}"), Incarnation(1)))
-        await settle()
-        waiting = world.agent.num_live
-        await settle(2)
-        return waiting, world.agent.num_live
-
-    assert run(scenario, SendingHost(), park_s=1.0) == (MAX_PARKED, 0)
+    error = lost(scenario, lease_s=2.0)
+    assert error.message == "the decode worker's fetch stream was silent for 2 s"
 
 
 # --- leases --------------------------------------------------------------------------------------
