@@ -130,7 +130,7 @@ def test_a_bad_config_or_model_is_one_clear_line(tmp_path):
     for text, message in (
         ("rooter: {replicas: 1}", "did you mean router"), ("router: {replicas: many}", "router.replicas"),
         ("a: [", "is not YAML"), ("[1, 2]", "must be a mapping"), ("pools: {decode: {replica: 2}}", "did you mean pools.decode.replicas"),
-        (f"model: {{path: {tmp_path}/nothing}}", "config.json"), ("placement: {path: pd}\ncolocated: true", "colocated has one pool"),
+        (f"model: {{path: {tmp_path}/nothing}}", "neither a folder nor a hub id"), ("placement: {path: pd}\ncolocated: true", "colocated has one pool"),
         ("router: {http_port: 99999}", "router.http_port"), ("transfer: {lease_s: .nan}", "transfer.lease_s"),
     ):  # fmt: skip
         cases.append((tmp_path / f"{len(cases)}.yaml", message))
