@@ -21,6 +21,8 @@ MAX_LINE_BYTES = 64 << 20
 MAX_WAITING = 256
 LARGE_BYTES = 32 << 10
 START_TIMEOUT_S = 30.0
+NUM_STARTS = 2
+"""A process may be killed while it starts, as by the kernel for want of memory."""
 ABANDONED_S = 0.25
 """How long an abandoned order may still run: a new process costs about as much."""
 
@@ -67,36 +69,42 @@ class _Child:
         return reply
 
     async def start(self) -> asyncio.subprocess.Process:
-        """Start the process unless it runs, and wait until it is ready.
+        """Start the process unless it runs, and wait until it is ready; twice if need be.
 
         Raises:
             Unavailable: It did not come up.
         """
-        if self._process is None or self._process.returncode is not None:
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                *self._command,
-                stdin=asyncio.subprocess.PIPE,
-                stdout=asyncio.subprocess.PIPE,
-                limit=MAX_LINE_BYTES,
-            )
-            is_ready = False
-            try:
-                async with asyncio.timeout(START_TIMEOUT_S):
-                    is_ready = self._process.stdout is not None and bool(
-                        await self._process.stdout.readline()
-                    )
-            except TimeoutError as error:
-                raise Unavailable(
-                    f"{self._command[0]} was not ready within {START_TIMEOUT_S:g} s; try again"
-                ) from error
-            finally:
-                if not is_ready:
-                    self._kill()
-        if self._process is None:
-            raise Unavailable(f"{self._command[0]} ended before it was ready; try again")
-        return self._process
+        if self._process is not None and self._process.returncode is None:
+            return self._process
+        for _ in range(NUM_STARTS):
+            process = await self._start_once()
+            if process is not None:
+                return process
+            reason = "it ended before it was ready"
+            events.SIDE_PROCESS_REPLACED.tell(module=self._command[0], reason=reason)
+        raise Unavailable(f"{self._command[0]} ended before it was ready; try again")
+
+    async def _start_once(self) -> asyncio.subprocess.Process | None:
+        process = self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            *self._command,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=MAX_LINE_BYTES,
+        )
+        is_ready = False
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                is_ready = process.stdout is not None and bool(await process.stdout.readline())
+        except TimeoutError as error:
+            raise Unavailable(
+                f"{self._command[0]} was not ready within {START_TIMEOUT_S:g} s; try again"
+            ) from error
+        finally:
+            if not is_ready:
+                self._kill()
+        return process if is_ready else None
 
     def _kill(self) -> None:
         """End the process without waiting; the event loop reaps it."""

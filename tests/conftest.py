@@ -1,8 +1,10 @@
 """Fixtures shared by all suites: nothing may be left behind."""
 
 import gc
+import logging
 import os
 import sys
+import threading
 import uuid
 from pathlib import Path
 
@@ -78,3 +80,22 @@ def nothing_is_left(request):
         gc.collect()
     assert _children() <= before[0], "a child process was left behind"
     assert _segments() <= before[1], "a shared-memory segment was left behind"
+
+
+@pytest.fixture(autouse=True)
+def log_as_before():
+    """A command that a test runs in this process sets up the log of all of it: only until its end."""
+    from core import events, logs
+
+    levels = [(logger, logger.level) for logger in (logging.getLogger(), events.LOGGER)]
+    hooks = sys.excepthook, threading.excepthook
+    yield
+    if (sys.excepthook, threading.excepthook) == hooks:
+        return
+    logs.close()
+    logging.captureWarnings(capture=False)
+    sys.excepthook, threading.excepthook = hooks
+    for logger, level in levels:
+        logger.setLevel(level)
+    for name in (logs.FORMAT_VARIABLE, logs.LEVEL_VARIABLE):
+        os.environ.pop(name, None)

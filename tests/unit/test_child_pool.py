@@ -184,3 +184,26 @@ async def test_half_an_answer_is_none():
     assert await pool.ask(b"order\n") == b""
     assert child._process is None, "it is replaced"
     await pool.stop()
+
+
+DIES_ONCE = """
+import pathlib, sys
+mark = pathlib.Path(sys.argv[1])
+if not mark.exists():
+    mark.touch()
+    sys.exit(1)
+print("ready", flush=True)
+for line in sys.stdin:
+    print(f"echo {line}", end="", flush=True)
+"""
+
+
+async def test_a_process_that_ends_while_it_starts_is_started_once_more(tmp_path, monkeypatch):
+    (tmp_path / "dies_once.py").write_text(DIES_ONCE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    pool = ChildPool(["dies_once", str(tmp_path / "mark")], 1, 20.0, 20.0)
+    try:
+        assert await pool.ask(b"hello\n") == b"echo hello\n"
+        assert (tmp_path / "mark").exists()
+    finally:
+        await pool.stop()
