@@ -11,7 +11,8 @@ import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 import typer
 from pydantic import BaseModel
@@ -69,11 +70,22 @@ def _table(
     )
 
 
+def _bare(annotation: Any) -> Any:  # noqa: ANN401
+    """A type without what validates it."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _bare(arguments[0])
+    if origin in (Union, UnionType):
+        return Union[tuple(map(_bare, arguments))]  # noqa: UP007 - made of parts
+    if origin in (list, tuple, dict):
+        return origin[tuple(map(_bare, arguments))]
+    return annotation
+
+
 def _kind(annotation: Any) -> str:  # noqa: ANN401
     """A type in the reader's words."""
+    annotation = _bare(annotation)
     text = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"typing\.Annotated\[(\w+), Strict\(strict=True\)\]", r"\1", text)
-    text = re.sub(r"typing\.Annotated\[(\w+), [^\]]*\]", r"\1", text)
     text = re.sub(r"(?:typing|router\.http_bodies|core\.config)\.", "", text).replace(" | None", "")
     text = re.sub(r"Union\[float, int(, NoneType)?\]", "number", text)
     text = re.sub(r"Optional\[(.*)\]", r"\1", text)
@@ -124,17 +136,17 @@ def _proto() -> str:
     return "\n".join(out) + "\n"
 
 
-def _commands() -> Iterator[tuple[object, ...]]:
-    command: Any = typer.main.get_command(app)
-    groups = [("", command), ("bench ", command.commands["bench"])]
-    for prefix, group in groups:
-        for name, one in group.commands.items():
-            if hasattr(one, "commands"):
-                continue
-            options = ", ".join(
-                f"`{max(p.opts, key=len)}`" for p in one.params if p.opts[0].startswith("-")
-            )
-            yield f"`baton {prefix}{name}`", (one.help or "").splitlines()[0], options
+def _commands(group: Any = None, prefix: str = "baton ") -> Iterator[tuple[object, ...]]:  # noqa: ANN401
+    """Every command, those of groups by their whole name."""
+    parent: Any = group or typer.main.get_command(app)
+    for name, one in parent.commands.items():
+        if hasattr(one, "commands"):
+            yield from _commands(one, f"{prefix}{name} ")
+            continue
+        options = ", ".join(
+            f"`{max(p.opts, key=len)}`" for p in one.params if p.opts[0].startswith("-")
+        )
+        yield f"`{prefix}{name}`", (one.help or "").splitlines()[0], options
 
 
 def render() -> str:
