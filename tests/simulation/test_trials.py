@@ -101,6 +101,12 @@ def test_a_seed_replays_to_the_same_run():
     assert first == second and first.decisions
 
 
+def test_a_search_does_not_show_the_faults_that_it_injects():
+    command = [sys.executable, "-m", "simulation.search", "0", "1", "1"]
+    done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
+    assert json.loads(done.stdout)["seed"] == 0 and not done.stderr
+
+
 def test_a_seed_replays_in_another_process_with_another_hash_seed():
     def lines(hash_seed):
         command = [sys.executable, "-m", "simulation.search", "3", "5", "1"]
