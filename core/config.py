@@ -78,7 +78,8 @@ class EngineConfig(Node):
     max_sequences: int = Field(
         64,
         ge=1,
-        description="sequences that run at once, always fewer than max_step_tokens; choices of one request may come on top",
+        description="sequences that run at once, always fewer than max_step_tokens; choices of "
+        "one request may come on top",
     )
     attention: Literal["auto", "cpu", "gathered", "dense"] = Field(
         "auto",

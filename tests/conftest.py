@@ -84,7 +84,7 @@ def nothing_is_left(request):
 
 @pytest.fixture(autouse=True)
 def log_as_before():
-    """A command that a test runs in this process sets up the log of all of it: only until its end."""
+    """A command that a test runs in this process sets up its log: only until the test's end."""
     from core import events, logs
 
     levels = [(logger, logger.level) for logger in (logging.getLogger(), events.LOGGER)]

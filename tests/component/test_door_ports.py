@@ -1,4 +1,4 @@
-"""Of clusters that want one port exactly one gets it, however they race, and its routers share it."""
+"""Of clusters that want one port exactly one gets it, and its routers share it."""
 
 import contextlib
 import multiprocessing

@@ -1,4 +1,4 @@
-"""Bugs of the network: sockets open to others, secrets inside Ray, and a Redis that may do too much."""
+"""Bugs of the network: open sockets, secrets inside Ray, and a Redis that may do too much."""
 
 from planted.bug import Bug
 

@@ -1,4 +1,4 @@
-"""How one worker's part in an attempt ends, and what it ignores of one that is over, on virtual time."""
+"""How a worker's part in an attempt ends, and what it ignores of one that is over."""
 
 import asyncio
 
