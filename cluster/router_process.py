@@ -128,6 +128,7 @@ class RunningRouter:
     async def start(self) -> None:
         """Follow the members and open both doors."""
         await self._tokenizer.start()
+        await self._bodies.start()
         self.links.follow()
         self.service.start()
         if self._mirror is not None:

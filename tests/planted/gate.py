@@ -98,6 +98,14 @@ BUGS = [
         f"{BODIES}::test_a_hostile_body_is_refused_elsewhere",
     ),
     Bug(
+        "the first large body waits for the process that parses it",
+        "cluster/router_process.py",
+        "        await self._bodies.start()\n",
+        "",
+        "tests/component/test_router_start.py"
+        "::test_the_processes_beside_a_router_start_with_it_and_end_with_it",
+    ),
+    Bug(
         "uploads are hoarded",
         "router/body_reading.py",
         "        while self.num_bytes > self._limit_bytes:",
