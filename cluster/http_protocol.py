@@ -242,7 +242,7 @@ class HttpProtocol(CloseDelimited):
         if now_waiting >= waiting:
             if self._running is not None and not self._running.response_complete:
                 self._running.scope["state"][CUT_STATE] = slow_reader(self._stall_s)
-            else:  # its request has ended, and was told without this
+            else:  # its request has ended, and is counted
                 self._on_refused(SlowReader.code, self._connection.address)
             self.transport.abort()
         else:

@@ -120,7 +120,8 @@ class Telemetry:
 
     def call_refused(self, call: Call) -> None:
         """Record a call that ended before it had a request of its own."""
-        self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
+        if call.outcome:
+            self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
         self._count_refusal(call.door, call.code)
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})

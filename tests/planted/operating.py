@@ -295,6 +295,13 @@ BUGS = [
         SLOW + "test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not",
     ),
     Bug(
+        "an answer that nobody reads is a second request",
+        "router/service.py",
+        'outcome = "" if code == SlowReader.code else "rejected"',
+        'outcome = "cancelled" if code == SlowReader.code else "rejected"',
+        SLOW + "test_a_whole_answer_that_nobody_reads_is_one_request",
+    ),
+    Bug(
         "the gRPC door cuts a slow reader and says that it left",
         "router/grpc_door.py",
         "                await group.close(error)\n",
