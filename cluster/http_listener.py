@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 
 from cluster.connections import Connection, ConnectionTable
+from cluster.fair_reading import READ_BYTES, FairReading
 from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
 from core import events
 from router.grpc_door import MAX_CONNECTIONS
@@ -87,6 +88,7 @@ class HttpListener:
         self._server = server
         self._stall_s = stall_s
         self._on_refused = on_refused
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._opening: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -131,8 +133,8 @@ class HttpListener:
         """Hand a connection to its protocol, after the TLS handshake if there is one."""
         config = self._server.config
 
-        def protocol() -> HttpProtocol:
-            return HttpProtocol(
+        def protocol() -> FairReading:
+            http = HttpProtocol(
                 connection,
                 self._stall_s,
                 self._on_refused,
@@ -141,6 +143,7 @@ class HttpListener:
                 app_state={},
                 _loop=self._loop,
             )
+            return FairReading(http, self._buffer)
 
         handshake: dict[str, Any] = {}
         if config.ssl is not None:

@@ -2,7 +2,7 @@
 
 Owns the limits on heads, the deadline from accept to the end of the headers and between requests,
 the bound on pipelined requests, and the cut of a peer that does not read. Does not know routes,
-keys or bodies. Called by uvicorn's event loop callbacks; made by `cluster.http_listener`.
+keys or bodies. Called by `cluster.fair_reading` and uvicorn; made by `cluster.http_listener`.
 
 uvicorn on httptools has none of these: its parser collects an unfinished header without end, no
 timer runs before the first request is whole, and pipelined requests of a client that has left are
@@ -183,14 +183,6 @@ class HttpProtocol(CloseDelimited):
         self._note_progress()
         if self._fault is None:
             super().on_body(body)
-
-    def on_chunk_header(self) -> None:
-        """A chunk's size."""
-        self._note_progress()
-
-    def on_chunk_complete(self) -> None:
-        """A chunk's end."""
-        self._note_progress()
 
     def on_message_complete(self) -> None:
         """The request is whole."""

@@ -98,6 +98,11 @@ class HttpDoor:
         self._server.should_exit = True
         await self._task
 
+    @property
+    def protocols(self):
+        """Of the open connections."""
+        return list(self._server.server_state.connections)
+
     async def connect(self):
         return await asyncio.open_connection("127.0.0.1", self.port)
 
