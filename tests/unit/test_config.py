@@ -136,7 +136,9 @@ def test_messages_say_no_more_than_is_wrong():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("stop", ("x",) * 17, "stop has 17 entries, at most 16"),
+        ("stop", ("x",) * 17, "stop has 17 entries, the limit is 16"),
+        ("stop", ("x" * 257,), "stop has a string of 257 bytes, must be from 1 to 256"),
+        ("bad_words", ((),), "bad_words has a word of 0 tokens, must be from 1 to 2048"),
         ("max_tokens", 0, "max_tokens is 0, must be from 1 to 2147483648"),
         ("stop_token_ids", (99,), "stop_token_ids has token id 99, must be from 0 to 63"),
         ("temperature", 200.0, "temperature is 200.0, must be from 0 to 100"),
