@@ -21,6 +21,7 @@ from cluster.fair_reading import READ_BYTES, FairReading
 from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
 from core import events
 from router.grpc_door import MAX_CONNECTIONS
+from router.refusals import NO_DESCRIPTORS, TOO_MANY_CONNECTIONS
 
 BACKLOG = 1024
 ACCEPTS_AT_ONCE = 64
@@ -116,7 +117,7 @@ class HttpListener:
     def _admit(self, accepted: socket.socket, address: str) -> None:
         connection = self._table.admit(address)
         if connection is None:
-            self._on_refused("too_many_connections", address)
+            self._on_refused(TOO_MANY_CONNECTIONS.code, address)
             accepted.close()
             return
         accepted.setblocking(False)
@@ -164,7 +165,7 @@ class HttpListener:
 
     def _pause(self) -> None:
         """No descriptor is left: close an idle connection, and accept none for a moment."""
-        self._on_refused("no_descriptors", "")
+        self._on_refused(NO_DESCRIPTORS.code, "")
         self._table.displace()
         self._loop.remove_reader(self._socket)
         self._resume = self._loop.call_later(PAUSE_S, self._accept_again)
