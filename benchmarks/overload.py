@@ -92,7 +92,8 @@ class Door:
 
     async def ask(self, body, due_at=None):
         """One request to its end; whatever goes wrong is in the outcome."""
-        outcome = Outcome(due_at or time.monotonic(), sent_at=time.monotonic())
+        now_s = time.monotonic()
+        outcome = Outcome(now_s if due_at is None else due_at, sent_at=now_s)
         writer = None
         try:
             async with asyncio.timeout(TIMEOUT_S):

@@ -81,17 +81,17 @@ def stream(url, kill_after=None):
                 )
                 os.kill(pid, signal.SIGKILL)
                 killed_at = time.monotonic()
-    after = [t for t in stamps if killed_at and t > killed_at]
+    after = [t for t in stamps if killed_at is not None and t > killed_at]
     gap = (
         max((b - a for a, b in zip([killed_at, *after], after, strict=False)), default=None)
-        if killed_at
+        if killed_at is not None
         else None
     )
     return {
         "text": text,
         "error": error,
         "gap_s": gap,
-        "end_s": time.monotonic() - killed_at if killed_at else None,
+        "end_s": time.monotonic() - killed_at if killed_at is not None else None,
     }
 
 

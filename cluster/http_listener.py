@@ -17,9 +17,11 @@ from typing import Any
 import uvicorn
 
 from cluster.connections import Connection, ConnectionTable
+from cluster.fair_reading import READ_BYTES, FairReading
 from cluster.http_protocol import HEAD_TIMEOUT_S, LINGER_S, HttpProtocol, OnRefused
 from core import events
 from router.grpc_door import MAX_CONNECTIONS
+from router.refusals import NO_DESCRIPTORS, TOO_MANY_CONNECTIONS
 
 BACKLOG = 1024
 ACCEPTS_AT_ONCE = 64
@@ -87,6 +89,7 @@ class HttpListener:
         self._server = server
         self._stall_s = stall_s
         self._on_refused = on_refused
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._opening: set[asyncio.Task[None]] = set()
         self._resume: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -114,7 +117,7 @@ class HttpListener:
     def _admit(self, accepted: socket.socket, address: str) -> None:
         connection = self._table.admit(address)
         if connection is None:
-            self._on_refused("too_many_connections", address)
+            self._on_refused(TOO_MANY_CONNECTIONS.code, address)
             accepted.close()
             return
         accepted.setblocking(False)
@@ -131,8 +134,8 @@ class HttpListener:
         """Hand a connection to its protocol, after the TLS handshake if there is one."""
         config = self._server.config
 
-        def protocol() -> HttpProtocol:
-            return HttpProtocol(
+        def protocol() -> FairReading:
+            http = HttpProtocol(
                 connection,
                 self._stall_s,
                 self._on_refused,
@@ -141,6 +144,7 @@ class HttpListener:
                 app_state={},
                 _loop=self._loop,
             )
+            return FairReading(http, self._buffer)
 
         handshake: dict[str, Any] = {}
         if config.ssl is not None:
@@ -161,7 +165,7 @@ class HttpListener:
 
     def _pause(self) -> None:
         """No descriptor is left: close an idle connection, and accept none for a moment."""
-        self._on_refused("no_descriptors", "")
+        self._on_refused(NO_DESCRIPTORS.code, "")
         self._table.displace()
         self._loop.remove_reader(self._socket)
         self._resume = self._loop.call_later(PAUSE_S, self._accept_again)

@@ -2,7 +2,7 @@
 
 Owns the limits on heads, the deadline from accept to the end of the headers and between requests,
 the bound on pipelined requests, and the cut of a peer that does not read. Does not know routes,
-keys or bodies. Called by uvicorn's event loop callbacks; made by `cluster.http_listener`.
+keys or bodies. Called by `cluster.fair_reading` and uvicorn; made by `cluster.http_listener`.
 
 uvicorn on httptools has none of these: its parser collects an unfinished header without end, no
 timer runs before the first request is whole, and pipelined requests of a client that has left are
@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Callable
-from http import HTTPStatus
 from typing import Any
 
 import httptools
@@ -22,10 +21,18 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from cluster.close_delimited import CloseDelimited
 from cluster.connections import Connection
-from core.errors import SlowReader
+from core.errors import RequestTimeout, ServingError, SlowReader
 from router.event_stream import CUT_STATE
 from router.http_errors import plain_body
 from router.http_guard import OPEN_PATHS
+from router.refusals import (
+    BAD_REQUEST,
+    HEADERS_TOO_LARGE,
+    SILENT,
+    TOO_MANY_CONNECTIONS,
+    TOO_MANY_PIPELINED,
+    Refusal,
+)
 from router.request_stream import slow_reader
 
 MAX_HEAD_BYTES = 16 << 10
@@ -71,7 +78,7 @@ class HttpProtocol(CloseDelimited):
         self._has_progressed = False
         self._head_bytes = 0
         self._pending_bytes = 0
-        self._fault: tuple[HTTPStatus, str, str] | None = None
+        self._fault: tuple[Refusal, str] | None = None
         self._running: Any = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._stall_timer: asyncio.TimerHandle | None = None
@@ -116,7 +123,7 @@ class HttpProtocol(CloseDelimited):
         except httptools.HttpParserUpgrade:
             pass  # no other protocol is spoken: the request is answered as plain HTTP
         except httptools.HttpParserError:
-            self._note_fault(HTTPStatus.BAD_REQUEST, "bad_request", "this is not an HTTP request")
+            self._note_fault(BAD_REQUEST, "this is not an HTTP request")
         # The parser does not report an unfinished header: only bytes without progress show it.
         self._pending_bytes = 0 if self._has_progressed else self._pending_bytes + len(data)
         if self._pending_bytes > MAX_HEAD_BYTES:
@@ -134,8 +141,7 @@ class HttpProtocol(CloseDelimited):
         super().on_message_begin()
         if len(self.pipeline) >= MAX_PIPELINED:
             self._note_fault(
-                HTTPStatus.TOO_MANY_REQUESTS,
-                "too_many_pipelined",
+                TOO_MANY_PIPELINED,
                 f"more than {MAX_PIPELINED} requests wait on this connection; read the answers",
             )
 
@@ -167,8 +173,7 @@ class HttpProtocol(CloseDelimited):
         path = self.url.partition(b"?")[0].decode("latin-1")
         if self._connection.is_reserved and path not in OPEN_PATHS:
             self._note_fault(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "too_many_connections",
+                TOO_MANY_CONNECTIONS,
                 "the server has as many connections as it may; try again later",
             )
         if self._fault is not None:
@@ -183,14 +188,6 @@ class HttpProtocol(CloseDelimited):
         self._note_progress()
         if self._fault is None:
             super().on_body(body)
-
-    def on_chunk_header(self) -> None:
-        """A chunk's size."""
-        self._note_progress()
-
-    def on_chunk_complete(self) -> None:
-        """A chunk's end."""
-        self._note_progress()
 
     def on_message_complete(self) -> None:
         """The request is whole."""
@@ -242,7 +239,7 @@ class HttpProtocol(CloseDelimited):
         if now_waiting >= waiting:
             if self._running is not None and not self._running.response_complete:
                 self._running.scope["state"][CUT_STATE] = slow_reader(self._stall_s)
-            else:  # its request has ended, and was told without this
+            else:  # its request has ended, and is counted
                 self._on_refused(SlowReader.code, self._connection.address)
             self.transport.abort()
         else:
@@ -252,37 +249,35 @@ class HttpProtocol(CloseDelimited):
 
     def _head_is_too_large(self) -> None:
         self._note_fault(
-            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
-            "headers_too_large",
+            HEADERS_TOO_LARGE,
             f"request line and headers may have {MAX_HEAD_BYTES} bytes and {MAX_HEADERS} headers",
         )
 
-    def _note_fault(self, status: HTTPStatus, code: str, message: str) -> None:
+    def _note_fault(self, refusal: Refusal, message: str) -> None:
         """Remember why the client is refused once its data is parsed; the first reason stays."""
-        self._fault = self._fault or (status, code, message)
+        self._fault = self._fault or (refusal, message)
 
     def _head_is_late(self) -> None:
         self._head_timer = None
         if self._is_in_head:
             self._refuse(
-                HTTPStatus.REQUEST_TIMEOUT,
-                "request_timeout",
-                f"the headers were not complete within {HEAD_TIMEOUT_S:g} s",
+                RequestTimeout, f"the headers were not complete within {HEAD_TIMEOUT_S:g} s"
             )
         else:  # no byte has come
-            self._on_refused("silent", self._connection.address)
+            self._on_refused(SILENT.code, self._connection.address)
             self.transport.abort()
 
-    def _refuse(self, status: HTTPStatus, code: str, message: str) -> None:
+    def _refuse(self, why: Refusal | type[ServingError], message: str) -> None:
         """Answer why, and close."""
-        self._on_refused(code, self._connection.address)
+        self._on_refused(why.code, self._connection.address)
         if self._running is not None and not self._running.response_complete:
             self._is_over = True
             self.transport.abort()  # an answer inside another would be worse than none
             return
-        body = json.dumps(plain_body(status, message, code)).encode()
+        body = json.dumps(plain_body(why.http_status, message, why.code)).encode()
         length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
-        self.transport.write(STATUS_LINE[status] + length + b"connection: close\r\n\r\n" + body)
+        head = STATUS_LINE[why.http_status] + length + b"connection: close\r\n\r\n"
+        self.transport.write(head + body)
         self._close_in_order()
 
     def _close_in_order(self) -> None:

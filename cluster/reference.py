@@ -22,6 +22,7 @@ from core import events, metrics
 from core.config import BatonConfig
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
+from router import refusals
 from router.http_bodies import (
     ChatBody,
     CompletionBody,
@@ -43,6 +44,9 @@ IDEMPOTENCY_KEY = (
 EVENTS = """What every process says on standard error, one line each (`log.format`: text or json).
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer,
 body-reader, guardian) and `pid`.
+"""
+REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes above, the log has
+them as `outcome`. Without a status nobody is answered: the connection or call just ends.
 """
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"
@@ -182,6 +186,10 @@ def render() -> str:
         "\n## Errors\n\n",
         _table(("error", "code", "HTTP", "gRPC", "meaning"), [
             (f"`{e.__name__}`", f"`{e.code}`", e.http_status, e.grpc_status, (e.__doc__ or "").splitlines()[0]) for e in all_errors()
+        ]),
+        "\n### Refusals without an error\n\n", REFUSALS, "\n",
+        _table(("code", "HTTP", "gRPC", "meaning"), [
+            (f"`{r.code}`", r.http_status or "", r.grpc_status, r.meaning) for r in refusals.ALL
         ]),
         "\n## Metrics\n\n",
         _table(("metric", "kind", "labels", "meaning"), [

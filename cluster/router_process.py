@@ -30,7 +30,6 @@ from cluster.worker_process import model_of
 from core import events
 from core.addresses import bare_host, family_of
 from core.config import BatonConfig
-from core.errors import SlowReader
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
@@ -39,7 +38,6 @@ from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.admission import Admission
 from router.body_reading import BodyReader
-from router.calls import Call
 from router.credentials import Keyring
 from router.detokenizing import TextModel
 from router.door_certificate import DoorCertificate
@@ -128,6 +126,7 @@ class RunningRouter:
     async def start(self) -> None:
         """Follow the members and open both doors."""
         await self._tokenizer.start()
+        await self._bodies.start()
         self.links.follow()
         self.service.start()
         if self._mirror is not None:
@@ -154,7 +153,11 @@ class RunningRouter:
             ),
         )  # fmt: skip
         self._http = HttpServer(
-            settings, listener, book, self._config.router.slow_reader_s, self._refused
+            settings,
+            listener,
+            book,
+            self._config.router.slow_reader_s,
+            self.service.connection_refused,
         )
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
         self._ends.watch()
@@ -169,11 +172,6 @@ class RunningRouter:
         return make_connection_table(
             router.max_connections, router.max_connections_per_address, limit
         )
-
-    def _refused(self, reason: str, address: str) -> None:
-        """Report a client that was turned away outside of any request."""
-        outcome = "cancelled" if reason == SlowReader.code else "rejected"
-        self.service.call_ended(Call("http", address, code=reason, outcome=outcome))
 
     @property
     def grpc_port(self) -> int:

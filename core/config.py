@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from core.addresses import bare_host
 from core.config_file import read_file
@@ -29,9 +30,9 @@ MAX_SEED_KEY_BYTES = 64
 
 
 class Node(BaseModel):
-    """A frozen group of settings; unknown keys are errors."""
+    """A frozen group of settings; unknown keys are errors, and no error quotes a value."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     @model_validator(mode="before")
     @classmethod
@@ -385,14 +386,14 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def known_keys(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Walk the tree's leaves: dotted key and annotation."""
+def known_keys(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Walk the tree's leaves: dotted key and field."""
     for name, info in node.model_fields.items():
         kind = info.annotation
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             yield from known_keys(kind, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", kind
+            yield f"{prefix}{name}", info
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -447,7 +448,8 @@ def load_config(
 
 def _explain(error: ValidationError) -> str:
     lines = []
-    keys = [key for key, _ in known_keys(BatonConfig)]
+    fields = dict(known_keys(BatonConfig))
+    keys = list(fields)
     groups = sorted(
         {key.rpartition(".")[0] for key in keys} | {key.partition(".")[0] for key in keys} - {""}
     )
@@ -463,7 +465,11 @@ def _explain(error: ValidationError) -> str:
             hint = f"; did you mean {near[0]}?" if near else ""
             lines.append(f"unknown key {dotted}{hint}")
         else:
-            lines.append(
-                f"{dotted or 'config'}: {said} (got {problem['input']!r})" if dotted else said
-            )
+            got = f" (got {problem['input']!r})" if _may_show(fields, dotted) else ""
+            lines.append(f"{dotted}: {said}{got}" if dotted else said)
     return "config is not valid: " + "; ".join(lines)
+
+
+def _may_show(fields: Mapping[str, FieldInfo], dotted: str) -> bool:
+    """Only a setting's value may, or a part of one: a whole group may have a secret in it."""
+    return any(info.repr and f"{dotted}.".startswith(f"{key}.") for key, info in fields.items())

@@ -5,6 +5,7 @@ Owns the reading of YAML. Does not know which keys there are. Called by `core.co
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ def read_file(path: Path) -> dict[str, Any]:
 
     try:
         text = path.read_text(encoding="utf-8")
-        repeated = _repeated_key(yaml.compose(text, Loader=yaml.SafeLoader))
-        tree = yaml.safe_load(text)
+        # Of a string, and not of a stream, the parser's errors would quote lines.
+        repeated = _repeated_key(yaml.compose(io.StringIO(text), Loader=yaml.SafeLoader))
+        tree = yaml.safe_load(io.StringIO(text))
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {path} cannot be read: {error}") from error
     except yaml.YAMLError as error:

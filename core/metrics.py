@@ -37,7 +37,8 @@ REQUESTS = Metric("baton_requests_total", "counter", "ended requests", ("outcome
 REFUSALS = Metric(
     "baton_refusals_total",
     "counter",
-    "calls and requests that were answered with an error before they ran",
+    "calls and requests that were answered with an error before they ran, and whole answers that "
+    "were never read",
     ("door", "code"),
 )
 ERRORS = Metric(

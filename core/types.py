@@ -103,11 +103,11 @@ class SamplingParams:
     def _validate_tokens(self, vocabulary_size: int) -> None:
         _at_most("logit_bias", len(self.logit_bias), MAX_LOGIT_BIAS)
         for _, bias in self.logit_bias:
-            _in_range("logit_bias", bias, -100.0, 100.0, "has the bias")
+            _in_range("logit_bias", bias, -100.0, 100.0, "has the bias {}")
         _at_most("allowed_token_ids", len(self.allowed_token_ids), MAX_ALLOWED_TOKENS)
         _at_most("bad_words", len(self.bad_words), MAX_BAD_WORDS)
         for word in self.bad_words:
-            _in_range("bad_words", len(word), 1, MAX_BAD_WORD_TOKENS, "has a word whose tokens are")
+            _in_range("bad_words", len(word), 1, MAX_BAD_WORD_TOKENS, "has a word of {} tokens")
             _in_vocabulary("bad_words", word, vocabulary_size)
         biased = [token_id for token_id, _ in self.logit_bias]
         _in_vocabulary("logit_bias", biased, vocabulary_size)
@@ -118,7 +118,7 @@ class SamplingParams:
         for text in self.stop:
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise InvalidRequest("stop", "has a lone surrogate; send valid Unicode")
-            _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES, "has a string whose bytes are")
+            _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES, "has a string of {} bytes")
         _at_most("stop_token_ids", len(self.stop_token_ids), MAX_STOP_STRINGS)
         _in_vocabulary("stop_token_ids", self.stop_token_ids, vocabulary_size)
 
@@ -129,15 +129,15 @@ def outside(token_ids: Sequence[int], vocabulary_size: int) -> int | None:
     return next((t for t in ends if not 0 <= t < vocabulary_size), None)
 
 
-def _in_range(name: str, value: float, low: float, high: float, what: str = "is") -> None:
+def _in_range(name: str, value: float, low: float, high: float, fact: str = "is {}") -> None:
     if not low <= value <= high:  # NaN is in no range
         limits = f"must be from {_shown(low)} to {_shown(high)}"
-        raise InvalidRequest(name, f"{what} {value}, {limits}")
+        raise InvalidRequest(name, f"{fact.format(value)}, {limits}")
 
 
 def _at_most(name: str, num_entries: int, limit: int) -> None:
     if num_entries > limit:
-        raise InvalidRequest(name, f"has {num_entries} entries, at most {limit}")
+        raise InvalidRequest(name, f"has {num_entries} entries, the limit is {limit}")
 
 
 def _in_vocabulary(name: str, token_ids: Sequence[int], vocabulary_size: int) -> None:

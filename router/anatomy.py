@@ -17,10 +17,10 @@ def anatomy_of(run: RequestRun) -> Anatomy:
     to_first_s = e2e_s if line.ttft_s is None else line.ttft_s
     # Workers measure with clocks of their own: what they claim cannot exceed what there was.
     tokenize_s = min(run.started_at - line.received_at, to_first_s)
-    waited_s = (
-        line.admitted_at - run.started_at if line.admitted_at else to_first_s - tokenize_s
-    ) + t.queue_s
-    queue_s = min(waited_s, to_first_s - tokenize_s)
+    waited_s = to_first_s - tokenize_s
+    if line.admitted_at is not None:
+        waited_s = line.admitted_at - run.started_at
+    queue_s = min(waited_s + t.queue_s, to_first_s - tokenize_s)
     prefill_s = min(t.prefill_s, to_first_s - tokenize_s - queue_s)
     first, second, last = line.token_at[:1], line.token_at[1:2], line.token_at[-1:]
     gap_s = second[0] - first[0] if second else 0.0

@@ -85,7 +85,7 @@ class BodyReader:
     """Reads bodies for one door."""
 
     def __init__(self, limit_bytes: int, timeout_s: float, wait_s: float) -> None:
-        """Start nothing; the first large body starts the parsing process.
+        """Nothing is started until `start` or the first large body.
 
         Args:
             limit_bytes: Longest body.
@@ -96,6 +96,10 @@ class BodyReader:
         self._timeout_s = timeout_s
         self.memory = UploadMemory(NUM_LARGEST * limit_bytes)
         self._parsers = ChildPool(["router.body_child"], 1, PARSE_TIMEOUT_S, wait_s)
+
+    async def start(self) -> None:
+        """Start the parsing process now, so that the first large body does not wait for it."""
+        await self._parsers.start()
 
     async def read(self, request: Request) -> dict[str, Any]:
         """Read a request's body.

@@ -41,6 +41,7 @@ class Call:
     code: str = ""
     """Why it was refused."""
     outcome: str = "rejected"
+    """One of `core.metrics.OUTCOMES`; empty: its request is counted already."""
     is_read: bool = False
     """Its message has been read, where a door can tell."""
     is_told: bool = False

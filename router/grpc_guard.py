@@ -25,6 +25,7 @@ from router.grpc_incoming import IncomingMessages
 from router.grpc_limits import bounded
 from router.grpc_requests import abort
 from router.identities import Right
+from router.refusals import UNREAD, UNSUPPORTED_ENDPOINT
 
 OWN_METHODS = "/baton.v1."
 OPEN_METHODS = f"/{health.SERVICE_NAME}/"
@@ -75,7 +76,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         except ServingError as error:
             return self._refusal(call, error)
         if handler is None:
-            call.refuse("unsupported_endpoint")
+            call.refuse(UNSUPPORTED_ENDPOINT.code)
             return None
         if not details.method.startswith(OWN_METHODS):
             return _watched(handler, call)
@@ -83,7 +84,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
     def _end(self, call: Call) -> None:
         if not call.is_read:
-            call.refuse("unread")
+            call.refuse(UNREAD.code)
         self._keeper.call_ended(call)
 
     def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401

@@ -80,7 +80,7 @@ class IncomingMessages:
             except ServingError as error:
                 await abort(context, error)
             except DecodeError:
-                await abort(context, InvalidRequest("message", "is none of this method's"))
+                await abort(context, InvalidRequest("message", "is not of this method's type"))
             reply = await behaviour(request, context)
             if not handler.response_streaming:
                 await context.write(reply)

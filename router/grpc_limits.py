@@ -69,7 +69,7 @@ def check_size(data: bytes, kind: Descriptor) -> None:
             if field is not None and field.type not in NOT_PACKED:
                 num_packed += len(data[at:part_end].translate(None, MORE))
                 if num_packed > MAX_TOKEN_IDS:
-                    raise InvalidRequest(name, f"has more than {MAX_TOKEN_IDS} numbers")
+                    raise InvalidRequest(name, f"has more than {MAX_TOKEN_IDS} numbers; send fewer")
             at = part_end
         elif wire in FIXED_BYTES:
             at += FIXED_BYTES[wire]

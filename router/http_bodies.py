@@ -42,9 +42,9 @@ MAX_ROLE_CHARACTERS = 64
 
 
 class Body(BaseModel):
-    """Base of all bodies: unknown fields are kept, sorted later."""
+    """Base of all bodies: unknown fields are kept, sorted later; no error quotes a value."""
 
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class StreamOptions(BaseModel):

@@ -12,7 +12,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from core.errors import InvalidRequest, RateLimited, ServingError, Unavailable
+from core.errors import InternalError, InvalidRequest, RateLimited, ServingError, Unavailable
 from router.calls import note, note_error
 
 RETRIED = (429, 503)
@@ -24,7 +24,7 @@ def error_body(error: Exception) -> dict[str, Any]:
     """OpenAI's error object; of what is not ours, nothing is told but that it happened."""
     if not isinstance(error, ServingError):
         return _body(
-            "the server failed in a way it should not", "server_error", None, "internal_error"
+            "the server failed in a way it should not", "server_error", None, InternalError.code
         )
     kind = (
         "invalid_request_error"

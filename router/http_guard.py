@@ -22,6 +22,7 @@ from router.calls import Call, begin
 from router.credentials import Keyring
 from router.http_errors import error_response
 from router.identities import Right
+from router.refusals import UNSUPPORTED_ENDPOINT
 
 OPEN_PATHS = frozenset({"/health", "/ping"})
 OPEN_METHODS = frozenset({"GET", "HEAD"})
@@ -75,7 +76,7 @@ class Guard:
 
         try:
             if scope["type"] == "websocket":
-                call.refuse("unsupported_endpoint")
+                call.refuse(UNSUPPORTED_ENDPOINT.code)
                 await send({"type": "websocket.close"})  # before it is accepted: a 403
             else:
                 await self._pass(call, scope, receive, watched)

@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from core.errors import InvalidRequest, ModelNotFound, ServingError
+from core.errors import ClientError, InternalError, InvalidRequest, ModelNotFound, ServingError
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
 from router import calls
@@ -46,6 +46,7 @@ from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions, serve
 from router.identities import Right
 from router.json_pieces import UTF8, dumps
 from router.other_fields import ignored_fields
+from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.reply_thread import in_reply_thread
 from router.request_making import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
@@ -356,9 +357,8 @@ def _add_error_pages(app: FastAPI) -> None:
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
         path = request.url.path[:80].encode("ascii", "replace").decode()
         facts = {404: f"there is no {path}", 405: f"{request.method[:10]} is not allowed on {path}"}
-        code = {404: "unsupported_endpoint", 405: "method_not_allowed"}.get(
-            error.status_code, "invalid_request"
-        )
+        codes = {kind.http_status: kind.code for kind in (UNSUPPORTED_ENDPOINT, METHOD_NOT_ALLOWED)}
+        code = codes.get(error.status_code, ClientError.code)
         headers = dict(error.headers or {})
         return plain_error(
             error.status_code, facts.get(error.status_code, str(error.detail)), code, headers
@@ -367,7 +367,7 @@ def _add_error_pages(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def bug(_: Request, error: Exception) -> JSONResponse:
         log.error("a request failed in a way it should not", exc_info=error)
-        return plain_error(500, "the server failed in a way it should not", "internal_error")
+        return plain_error(500, "the server failed in a way it should not", InternalError.code)
 
 
 def make_app(

@@ -95,7 +95,7 @@ def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
         elif name not in FREE and name not in RENAMED:
             if is_strict:
                 raise InvalidRequest(
-                    name[:80], "is not a known field, and router.is_strict refuses such"
+                    name[:80], "is unknown, and router.is_strict refuses such fields"
                 )
             unknown.append(name)
     return unknown

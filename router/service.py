@@ -15,7 +15,7 @@ from typing import Any
 
 from core import events, metrics
 from core.config import RouterConfig
-from core.errors import InvalidRequest, Overloaded, ServingError
+from core.errors import InvalidRequest, Overloaded, ServingError, SlowReader
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
@@ -138,6 +138,14 @@ class GenerationService:
         self._shedding.note(call.code)
         if self._log is not None:
             self._log.call_refused(call)
+
+    def connection_refused(self, code: str, address: str) -> None:
+        """Tell and count a client of the HTTP door that was turned away outside of any request.
+
+        The request of one that leaves its whole answer unread is counted already.
+        """
+        outcome = "" if code == SlowReader.code else "rejected"
+        self.call_ended(Call("http", address, code=code, outcome=outcome))
 
     # --- requests -----------------------------------------------------------------------------------
 

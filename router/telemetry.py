@@ -18,20 +18,8 @@ from core import metrics
 from core.errors import ServingError, Unauthenticated, all_errors
 from core.types import RequestEnded
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
+from router.refusals import CODES, OTHER
 from router.request_run import RequestRun
-
-REFUSAL_CODES = frozenset(error.code for error in all_errors()) | {
-    "unsupported_endpoint",
-    "method_not_allowed",
-    "unread",
-    "bad_request",
-    "headers_too_large",
-    "too_many_connections",
-    "too_many_pipelined",
-    "no_descriptors",
-    "silent",
-}
-"""Reasons that may become a label; whatever else there is counts as `other`."""
 
 
 class Telemetry:
@@ -74,7 +62,7 @@ class Telemetry:
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
         for door in ("http", "grpc"):
-            for code in sorted(REFUSAL_CODES):
+            for code in sorted(CODES):
                 self._counters[metrics.REFUSALS].add(0, {"door": door, "code": code})
             for code in sorted({error.code for error in all_errors()}):
                 self._counters[metrics.ERRORS].add(0, {"door": door, "code": code})
@@ -120,7 +108,8 @@ class Telemetry:
 
     def call_refused(self, call: Call) -> None:
         """Record a call that ended before it had a request of its own."""
-        self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
+        if call.outcome:
+            self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
         self._count_refusal(call.door, call.code)
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
@@ -131,7 +120,7 @@ class Telemetry:
         self._count_refusal(door, error.code)
 
     def _count_refusal(self, door: str, code: str) -> None:
-        label = code if code in REFUSAL_CODES else "other"
+        label = code if code in CODES else OTHER.code
         self._counters[metrics.REFUSALS].add(1, {"door": door, "code": label})
 
     def retried(self, error: ServingError) -> None:

@@ -3,14 +3,19 @@
 import asyncio
 import logging
 import socket
+import ssl
 import time
+from collections import Counter
 
 import pytest
 from support.http_door import HttpDoor, SmallApp, read_all, status
 from support.rig import is_long
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from cluster import http_protocol
-from cluster.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED
+from cluster.certs import make_certificates
+from cluster.fair_reading import READ_BYTES
+from cluster.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HttpProtocol
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 END = b"connection: close\r\n\r\n"
@@ -100,6 +105,59 @@ async def test_many_small_chunks_and_a_long_body_are_no_head():
         long = b"y" * (1 << 20)
         whole = start + b"content-length: %d\r\n\r\n" % len(long) + long
         assert (await door.say(whole)).endswith(b"\r\n1048576")
+
+
+@pytest.mark.parametrize("has_tls", [False, True])
+async def test_one_turn_of_the_loop_parses_a_little_of_a_connection(tmp_path, monkeypatch, has_tls):
+    turn = 0
+    parsed = Counter()
+    receive = HttpProtocol.data_received
+
+    def count(self, data):
+        parsed[turn] += len(data)
+        receive(self, data)
+
+    async def tick():
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(HttpProtocol, "data_received", count)
+    tls = context = None
+    if has_tls:
+        make_certificates(tmp_path, ["127.0.0.1"])
+        tls = tmp_path / "door.pem", tmp_path / "door.key"
+        context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
+    ticking = asyncio.create_task(tick())
+    async with HttpDoor(tls=tls) as door:
+        reader, writer = await asyncio.open_connection("127.0.0.1", door.port, ssl=context)
+        start = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+        writer.write(start + b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n")
+        await reader.readuntil(b"\r\n30000")
+        writer.close()
+    ticking.cancel()
+    assert sum(parsed.values()) > 180_000
+    assert max(parsed.values()) <= 2 * READ_BYTES  # under TLS a turn may decrypt twice
+
+
+async def test_a_body_that_nobody_takes_is_not_read_on():
+    class App(SmallApp):
+        async def __call__(self, scope, receive, send):
+            await self.let_go.wait()
+            await super().__call__(scope, receive, send)
+
+    async with HttpDoor(app=App()) as door:
+        reader, writer = await door.connect()
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4194304\r\n\r\n")
+        writer.write(bytes(4 << 20))
+        while not (protocols := door.protocols) or not protocols[0].flow.read_paused:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert len(protocols[0].cycle.body) <= HIGH_WATER_LIMIT + 2 * READ_BYTES
+        door.app.let_go.set()
+        assert await reader.readuntil(b"\r\n4194304")
+        writer.close()
 
 
 async def test_a_head_is_due_in_time(monkeypatch):

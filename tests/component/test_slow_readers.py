@@ -8,7 +8,8 @@ from support.doors import Doors, log_lines
 from support.http_door import HttpDoor
 from test_refusals import counted
 
-from core.types import TextDelta
+from core.metrics import OUTCOMES
+from core.types import ChoiceFinished, FinishReason, TextDelta
 from protos.baton.v1 import generation_pb2 as pb
 
 LIMIT_S = 0.3
@@ -32,9 +33,9 @@ async def talk(run):
         await asyncio.sleep(0.001)
 
 
-async def ask_http(doors, port):
+async def ask_http(doors, port, *, stream=True):
     """Send a request whose answer nobody reads yet."""
-    body = json.dumps({"prompt": "abc", "max_tokens": 1000, "stream": True})
+    body = json.dumps({"prompt": "abc", "max_tokens": 1000, "stream": stream})
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
     head = (
         "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
@@ -98,3 +99,25 @@ async def test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not(do
             await told(lines)
             writer.transport.abort()
     assert [line["outcome"] for line in lines] == ["slow_reader"]
+
+
+async def speak(run):
+    """Say more than the buffers of a connection take, and end."""
+    for position in range(128):
+        run.emit(TextDelta(0, position, (7,), PIECE))
+    run.emit(ChoiceFinished(0, FinishReason.STOP))
+
+
+async def test_a_whole_answer_that_nobody_reads_is_one_request(doors):
+    doors.orchestrator._attempts = speak
+    refused = doors.service.connection_refused
+    with log_lines() as lines:
+        async with HttpDoor(stall_s=LIMIT_S, app=doors.app, on_refused=refused) as server:
+            writer = await ask_http(doors, server.port, stream=False)
+            while not server.refused["slow_reader"]:
+                await asyncio.sleep(0.01)
+            writer.transport.abort()
+    assert [line["outcome"] for line in lines] == ["finished", "slow_reader"]
+    assert counted(doors, "baton_refusals_total", door="http", code="slow_reader") == 1
+    ended = {name: counted(doors, "baton_requests_total", outcome=name) for name in OUTCOMES}
+    assert ended == {"finished": 1, "rejected": 0, "cancelled": 0, "failed": 0}

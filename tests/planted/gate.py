@@ -63,6 +63,27 @@ BUGS = [
         f"{HEADS}::test_a_client_that_reads_nothing_is_cut",
     ),
     Bug(
+        "a connection is read as far as there is something",
+        "cluster/http_listener.py",
+        "            return FairReading(http, self._buffer)\n",
+        "            return http\n",
+        f"{HEADS}::test_one_turn_of_the_loop_parses_a_little_of_a_connection",
+    ),
+    Bug(
+        "a connection is read again in the same turn",
+        "cluster/fair_reading.py",
+        "        if nbytes == len(self._buffer) and",
+        "        if False and",
+        f"{HEADS}::test_one_turn_of_the_loop_parses_a_little_of_a_connection",
+    ),
+    Bug(
+        "a body that nobody takes is read on in the next turn",
+        "cluster/fair_reading.py",
+        " and not flow.read_paused:",
+        ":",
+        f"{HEADS}::test_a_body_that_nobody_takes_is_not_read_on",
+    ),
+    Bug(
         "who reads slowly is cut",
         "cluster/http_protocol.py",
         "        if now_waiting >= waiting:",
@@ -96,6 +117,14 @@ BUGS = [
         "        if len(data) > SMALL_BYTES:",
         "        if False:",
         f"{BODIES}::test_a_hostile_body_is_refused_elsewhere",
+    ),
+    Bug(
+        "the first large body waits for the process that parses it",
+        "cluster/router_process.py",
+        "        await self._bodies.start()\n",
+        "",
+        "tests/component/test_router_start.py"
+        "::test_the_processes_beside_a_router_start_with_it_and_end_with_it",
     ),
     Bug(
         "uploads are hoarded",

@@ -7,6 +7,7 @@ COMMAND = "tests/unit/test_keys_command.py::"
 REFUSALS = "tests/component/test_refusals.py::"
 CERTIFICATES = "tests/component/test_certificates.py::"
 SECRETS = "tests/unit/test_block_identity.py::"
+HOUSE = "tests/unit/test_house.py::"
 
 BUGS = [
     Bug(
@@ -146,9 +147,16 @@ BUGS = [
     Bug(
         "whatever code there is becomes a label",
         "router/telemetry.py",
-        'label = code if code in REFUSAL_CODES else "other"',
+        "label = code if code in CODES else OTHER.code",
         "label = code",
         REFUSALS + "test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label",
+    ),
+    Bug(
+        "a door refuses in a word that the reference does not have",
+        "cluster/http_protocol.py",
+        "self._on_refused(SILENT.code, ",
+        'self._on_refused("mute", ',
+        HOUSE + "test_the_doors_refuse_in_words_of_the_reference",
     ),
     Bug(
         "good keys are slowed by bad ones",

@@ -295,6 +295,13 @@ BUGS = [
         SLOW + "test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not",
     ),
     Bug(
+        "an answer that nobody reads is a second request",
+        "router/service.py",
+        'outcome = "" if code == SlowReader.code else "rejected"',
+        'outcome = "cancelled" if code == SlowReader.code else "rejected"',
+        SLOW + "test_a_whole_answer_that_nobody_reads_is_one_request",
+    ),
+    Bug(
         "the gRPC door cuts a slow reader and says that it left",
         "router/grpc_door.py",
         "                await group.close(error)\n",
@@ -328,6 +335,34 @@ BUGS = [
         "if self.router.http_port and self.router.http_port == self.router.grpc_port:",
         "if False:",
         CONFIG + "test_a_wrong_value_is_named",
+    ),
+    Bug(
+        "a process that cannot read its config logs the secrets in it",
+        "core/config.py",
+        ", hide_input_in_errors=True)",
+        ")",
+        CONFIG + "test_no_error_about_a_config_has_its_secrets",
+    ),
+    Bug(
+        "a wrong secret is quoted",
+        "core/config.py",
+        "if _may_show(fields, dotted) else",
+        "if dotted else",
+        CONFIG + "test_no_error_about_a_config_has_its_secrets",
+    ),
+    Bug(
+        "a broken config file is quoted",
+        "core/config_file.py",
+        "yaml.compose(io.StringIO(text), ",
+        "yaml.compose(text, ",
+        CONFIG + "test_no_error_about_a_config_has_its_secrets",
+    ),
+    Bug(
+        "a log of a bad body quotes it",
+        "router/http_bodies.py",
+        ", hide_input_in_errors=True)",
+        ")",
+        CONFIG + "test_no_error_about_a_body_has_what_its_client_wrote",
     ),
     Bug(
         "the last of two equal keys in a file silently wins",

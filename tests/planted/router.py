@@ -10,6 +10,13 @@ PARTS = "tests/unit/test_router_parts.py"
 
 BUGS = [
     Bug(
+        "a request that is admitted at time 0 counts as queued until its first token",
+        "router/anatomy.py",
+        "    if line.admitted_at is not None:\n",
+        "    if line.admitted_at:\n",
+        "tests/simulation/test_spans.py::test_a_request_that_is_admitted_at_time_0_has_not_queued",
+    ),
+    Bug(
         "credit taken between two attempts is lost",
         "router/orchestrator.py",
         "        if run is None:\n            return\n        limit = num_positions",

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.virtual import PROMPT, run
+from support.virtual import PROMPT, ask, run
 
 from core.config import PlacementConfig
 from core.trace import TraceContext
@@ -119,3 +119,15 @@ def test_a_router_that_records_nothing_hands_the_callers_trace_to_workers(trace)
     spans = [s for s in recorder.spans if s["name"].startswith("worker.")]
     assert [span["parent"] for span in spans] == ([CALLER] * 2 if trace else [])
     assert trace is not None or recorder.num_open == 0
+
+
+def test_a_request_that_is_admitted_at_time_0_has_not_queued():
+    """Virtual time begins there."""
+
+    async def scenario(cluster):
+        assert cluster.clock.now_s() == 0.0
+        _, ended = await ask(cluster)
+        return ended.anatomy
+
+    anatomy = run(scenario)
+    assert anatomy.queue_s == 0.0 < anatomy.prefill_s

@@ -42,8 +42,18 @@ class SmallApp:
 class HttpDoor:
     """`async with HttpDoor(limit=8) as door:`"""
 
-    def __init__(self, limit=64, per_address=None, reserved=2, stall_s=30.0, app=None, tls=None):
+    def __init__(
+        self,
+        limit=64,
+        per_address=None,
+        reserved=2,
+        stall_s=30.0,
+        app=None,
+        tls=None,
+        on_refused=lambda code, address: None,
+    ):
         self.app = app or SmallApp()
+        self.on_refused = on_refused
         self.table = ConnectionTable(limit, per_address or limit, reserved)
         self.stall_s, self.tls = stall_s, tls
         self.refused = Counter()
@@ -67,8 +77,9 @@ class HttpDoor:
             **({"ssl_certfile": self.tls[0], "ssl_keyfile": self.tls[1]} if self.tls else {}),
         )
 
-        def count(reason, _address):
-            self.refused[reason] += 1
+        def count(code, address):
+            self.refused[code] += 1
+            self.on_refused(code, address)
 
         self._server = HttpServer(config, listener, self.table, self.stall_s, count)
         self._task = asyncio.create_task(self._server.serve())
@@ -86,6 +97,11 @@ class HttpDoor:
             connection.close()
         self._server.should_exit = True
         await self._task
+
+    @property
+    def protocols(self):
+        """Of the open connections."""
+        return list(self._server.server_state.connections)
 
     async def connect(self):
         return await asyncio.open_connection("127.0.0.1", self.port)

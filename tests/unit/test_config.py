@@ -1,8 +1,10 @@
 """Config: four sources, later wins; a typo is an error with the right name."""
 
 import json
+import traceback
 
 import pytest
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from cluster.certs import make_certificates
@@ -11,7 +13,7 @@ from cluster.model_source import model_folder
 from core.config import BatonConfig, known_keys, load_config
 from core.errors import ConfigError, InvalidRequest, ModelLoadError
 from core.types import SamplingParams
-from router.http_bodies import CompletionBody, parse_body
+from router.http_bodies import ChatBody, CompletionBody, parse_body
 
 
 def test_defaults_then_file_then_environment_then_flags(tmp_path):
@@ -134,7 +136,9 @@ def test_messages_say_no_more_than_is_wrong():
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("stop", ("x",) * 17, "stop has 17 entries, at most 16"),
+        ("stop", ("x",) * 17, "stop has 17 entries, the limit is 16"),
+        ("stop", ("x" * 257,), "stop has a string of 257 bytes, must be from 1 to 256"),
+        ("bad_words", ((),), "bad_words has a word of 0 tokens, must be from 1 to 2048"),
         ("max_tokens", 0, "max_tokens is 0, must be from 1 to 2147483648"),
         ("stop_token_ids", (99,), "stop_token_ids has token id 99, must be from 0 to 63"),
         ("temperature", 200.0, "temperature is 200.0, must be from 0 to 100"),
@@ -149,3 +153,52 @@ def test_a_wrong_sampling_field_says_what_is_wrong(field, value, message):
 def test_a_wrong_prompt_hears_what_a_prompt_may_be():
     with pytest.raises(InvalidRequest, match="prompt must be text, token ids, or a list of"):
         parse_body(CompletionBody, {"prompt": [1.5]})
+
+
+SECRET = "correct horse battery staple"
+
+
+def as_logged(said):
+    """An error with all that caused it, as a traceback in a log has it."""
+    with pytest.raises((ConfigError, InvalidRequest, ValidationError)) as caught:
+        said()
+    return "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("tree", "key"),
+    [
+        ({"security": {"cluster_key": [SECRET]}}, "security.cluster_key"),
+        ({"seed_key": {"is": SECRET}}, "seed_key"),
+        ({"redis": {"url": 4, "host": SECRET}}, "redis.url"),
+        ({"redis": SECRET}, "redis"),
+        ({"security": [{"cluster_key": SECRET}]}, "security"),
+    ],
+)
+def test_no_error_about_a_config_has_its_secrets(tmp_path, tree, key):
+    path = tmp_path / "baton.yaml"
+    path.write_text(json.dumps(tree))
+    read = as_logged(lambda: load_config(path, {}, {}))
+    handed_on = as_logged(lambda: BatonConfig.model_validate_json(json.dumps(tree)))
+    assert f"{key}: " in read and f"\n{key}\n" in handed_on
+    assert SECRET not in read + handed_on
+    cut = as_logged(lambda: BatonConfig.model_validate_json(json.dumps(tree)[:-1]))
+    assert "Invalid JSON" in cut and SECRET not in cut
+    path.write_text(f"seed_key: {SECRET}: {SECRET}\n")
+    broken = as_logged(lambda: load_config(path, {}, {}))
+    assert "line 1" in broken and SECRET not in broken
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "field"),
+    [
+        (CompletionBody, {"prompt": {"text": SECRET}}, "prompt"),
+        (CompletionBody, {"prompt": "x", "seed": SECRET}, "seed"),
+        (CompletionBody, {"prompt": "x", "stream_options": SECRET}, "stream_options"),
+        (ChatBody, {"messages": [{"content": SECRET}]}, "messages[0].role"),
+        (ChatBody, {"messages": [{"role": "user", "content": [SECRET]}]}, "messages[0].content"),
+    ],
+)
+def test_no_error_about_a_body_has_what_its_client_wrote(kind, body, field):
+    said = as_logged(lambda: parse_body(kind, body))
+    assert f"InvalidRequest: {field}" in said and SECRET not in said

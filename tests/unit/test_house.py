@@ -1,5 +1,6 @@
 """The house rules that a linter cannot see, and the promises documents make."""
 
+import ast
 import importlib
 import importlib.metadata
 import json
@@ -14,6 +15,8 @@ import pytest
 from packaging.requirements import Requirement
 
 from cluster.sbom import bill, canonical
+from core import metrics
+from router import refusals
 
 ROOT = Path(__file__).parent.parent.parent
 PACKAGES = (
@@ -146,6 +149,23 @@ def test_the_reference_is_what_the_code_says():
     from cluster.reference import OUT, render
 
     assert OUT.read_text() == render(), "docs/reference.md drifted; run make reference"
+
+
+def test_the_doors_refuse_in_words_of_the_reference():
+    """No door has a word of its own: what it says is in the tree of errors or in the table."""
+    says = {"refuse", "note", "_refuse", "_note_fault", "_on_refused", "plain_error", "plain_body"}
+    doors = [*(ROOT / "router").glob("*.py"), *(ROOT / "cluster").glob("http_*.py")]
+    for path in doors:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] in says:
+                said = {a.value for a in node.args if isinstance(a, ast.Constant)}
+                words = {w for w in said if isinstance(w, str) and re.fullmatch("[a-z_]+", w)}
+                assert words <= set(metrics.OUTCOMES), f"{path.name}, line {node.lineno}: {words}"
+    kinds = [kind for kind in vars(refusals).values() if isinstance(kind, refusals.Refusal)]
+    assert len({kind.code for kind in kinds}) == len(kinds) == len(refusals.ALL) >= 10
+    reference = (ROOT / "docs" / "reference.md").read_text()
+    for code in refusals.CODES | {kind.code for kind in kinds}:
+        assert f"| `{code}` |" in reference, code
 
 
 def test_generated_protos_are_those_of_the_proto_files(tmp_path):
