@@ -358,4 +358,18 @@ BUGS = [
         "tests/unit/test_segments.py::"
         "test_a_pool_without_memory_is_refused_with_the_largest_that_fits",
     ),
+    Bug(
+        "Ctrl-C ends a search without what was run",
+        "cluster/simulate_cli.py",
+        "    except KeyboardInterrupt:\n        is_interrupted = True\n",
+        "    except ZeroDivisionError:\n        is_interrupted = True\n",
+        "tests/simulation/test_trials.py::test_ctrl_c_ends_a_search_with_what_was_run",
+    ),
+    Bug(
+        "a terminal's Ctrl-C ends the children of a search before their parent",
+        "simulation/search.py",
+        "        start_new_session=True,",
+        "        start_new_session=False,",
+        "tests/simulation/test_trials.py::test_ctrl_c_ends_a_search_with_what_was_run",
+    ),
 ]

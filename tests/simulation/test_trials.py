@@ -27,7 +27,8 @@ SEEDS = 500
 
 @pytest.mark.timeout(600)
 def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met():
-    summary = asyncio.run(search(0, SEEDS, os.cpu_count()))
+    summary = Summary(0)
+    asyncio.run(search(summary, SEEDS, os.cpu_count()))
     assert summary.violations == []
     found = summary.as_dict()
     assert found["seeds"] == SEEDS
@@ -105,6 +106,45 @@ def test_a_search_does_not_show_the_faults_that_it_injects():
     command = [sys.executable, "-m", "simulation.search", "0", "1", "1"]
     done = subprocess.run(command, capture_output=True, check=True, cwd=ROOT)
     assert json.loads(done.stdout)["seed"] == 0 and not done.stderr
+
+
+INTERRUPTED = """
+import os, signal
+from cluster.cli import app
+from simulation.search import Summary
+
+add = Summary.add
+
+def add_and_interrupt(summary, line):
+    add(summary, line)
+    if summary.seeds == 3:
+        os.killpg(0, signal.SIGINT)  # as a terminal does: the whole group hears it
+
+Summary.add = add_and_interrupt
+app()
+"""
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_ctrl_c_ends_a_search_with_what_was_run(output):
+    command = [sys.executable, "-c", INTERRUPTED, "simulate", "faults", "--seeds", "100000"]
+    done = subprocess.run(
+        [*command, "-o", output],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "")
+    if output == "table":
+        assert "interrupted after 3 of 100000 seeds" in done.stdout
+        assert "never met, so not proved by these seeds: " in done.stdout
+        assert "no violation" in done.stdout
+    else:
+        found = json.loads(done.stdout)
+        assert (found["seeds"], found["seeds_wanted"], found["is_interrupted"]) == (3, 100000, True)
+        assert found["requests"] > 0 and found["violations"] == found["replay"] == []
 
 
 def test_a_seed_replays_in_another_process_with_another_hash_seed():
