@@ -32,7 +32,7 @@ async def closed_cluster(folder):
         name: new_key(name, "standard", roles.get(name, KeyRole.TENANT))
         for name in ("acme", "bulk", *roles)
     }
-    (folder / "keys").write_text("\n".join(line for _, line in keys.values()))
+    (folder / "keys").write_text("".join(line + "\n" for _, line in keys.values()))
     make_certificates(folder / "tls", ["localhost", "127.0.0.1"])
     config = config_of(
         router__replicas=1, pools__prefill__replicas=1, pools__decode__replicas=1, security__api_keys=str(folder / "keys"),

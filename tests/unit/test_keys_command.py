@@ -66,13 +66,23 @@ def test_a_key_is_added_listed_and_taken_back(file):
 
 def test_a_key_is_taken_back_whatever_else_is_in_the_file(file):
     key = baton(file, "add", "--tenant", "acme")
-    kept = "# Schlüssel für bulk".encode("latin-1") + b"\nhalf a line"
+    kept = "# Schlüssel für bulk".encode("latin-1") + b"\nhalf a line\n"
     file.write_bytes(file.read_bytes() + kept)
     assert "line 3" in listed(file, code=1)["refused"][0]
     baton(file, "revoke", key)
-    assert file.read_bytes() == kept + b"\n", "every other byte stays"
+    assert file.read_bytes() == kept, "every other byte stays"
+
+
+def test_a_line_that_was_cut_off_stays_refused_whatever_is_changed(file):
+    baton(file, "add", "--tenant", "acme")
+    ops = baton(file, "add", "--tenant", "ops", "--role", "metrics", "--expires", "90d")
+    file.write_text(file.read_text().partition(" role=")[0])
     late = baton(file, "add", "--tenant", "late")
     assert opens(file, late).tenant == "late", "a line without an end does not swallow the next"
+    assert opens(file, ops) is None, "nor does it get an end and more rights than it had"
+    assert "line 2: has no newline at its end" in listed(file, code=1)["refused"][0]
+    baton(file, "revoke", ops)
+    assert listed(file)["refused"] == [] and opens(file, late).tenant == "late"
 
 
 def test_a_key_is_taken_back_from_the_file_behind_a_link(file, tmp_path):
