@@ -190,7 +190,9 @@ def _end_of(text: str) -> float:
     try:
         return read_time(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text} is neither an age like 90d nor a date") from error
+        raise typer.BadParameter(
+            f"{text} is neither an age like 90d nor a date from year 1 to 9999 (UTC)"
+        ) from error
 
 
 def _now_s() -> float:

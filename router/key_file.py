@@ -65,7 +65,8 @@ class KeyLine:
 
 def utc_text(unix_s: float) -> str:
     """A time as the file and the commands write it."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = datetime.fromtimestamp(unix_s, UTC).replace(tzinfo=None)
+    return f"{moment.isoformat(timespec='seconds')}Z"
 
 
 def check_names(tenant: str, tier: str) -> None:
@@ -134,13 +135,17 @@ def parse_line(line: str) -> KeyLine:
 
 
 def read_time(text: str) -> float:
-    """Unix seconds of an ISO date or time; without a zone it is UTC.
+    """Unix seconds of an ISO date or time, whole ones; without a zone it is UTC.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or in UTC it is in no year from 1 to 9999.
     """
     moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    try:
+        in_utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is in no year from 1 to 9999 (UTC)") from error
+    return in_utc.replace(microsecond=0).timestamp()
 
 
 def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:

@@ -271,4 +271,11 @@ BUGS = [
         "lines = file.read().splitlines()",
         COMMAND + "test_a_line_that_was_cut_off_stays_refused_whatever_is_changed",
     ),
+    Bug(
+        "a date beyond the calendar in UTC is taken, and keys cannot be listed",
+        "router/key_file.py",
+        "moment.astimezone(UTC) if moment.tzinfo else",
+        "moment if moment.tzinfo else",
+        COMMAND + "test_a_date_that_no_calendar_has_closes_its_own_line_alone",
+    ),
 ]
