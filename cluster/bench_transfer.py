@@ -1,9 +1,10 @@
 """`baton bench transfer`: how fast KV goes from one process to another over one transport.
 
 Owns two real transfer agents in two processes, without engines: the child publishes whole pools of
-blocks, the parent fetches, verifies and acknowledges them. Compared, in alternating turns, with a plain
-copy in memory and, over gRPC and gloo, with a bare stream of messages of the same size. Does not know requests.
-Called by `cluster.bench_transfer_cli`; the child is `python -m cluster.bench_transfer LIFE_FD`.
+blocks, the parent fetches, verifies and acknowledges them. Compared, in alternating turns, with a
+plain copy in memory and, over gRPC and gloo, with a bare stream of messages of the same size. Does
+not know requests. Called by `cluster.bench_transfer_cli`; the child is `python -m
+cluster.bench_transfer LIFE_FD`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Turn:
-    """One turn: seconds, bytes and CPU seconds of either side, and what the machine can do beside it."""
+    """One turn: seconds, bytes, CPU seconds of either side, and what the machine can do."""
 
     seconds: float
     num_bytes: int
@@ -105,7 +106,7 @@ def _pool(num_blocks: int) -> SharedKV:
     return kv
 
 
-# --- the child: it sends -------------------------------------------------------------------------------------
+# --- the child: it sends --------------------------------------------------------------------------
 
 
 class _SendingHost:
@@ -191,7 +192,7 @@ def _say(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-# --- the parent: it receives ---------------------------------------------------------------------------------
+# --- the parent: it receives ----------------------------------------------------------------------
 
 
 class _ReceivingHost:
@@ -256,7 +257,7 @@ class Bench:
         self._pair: _BarePair | None = None
 
     async def __aenter__(self) -> Bench:
-        """Start the child and carry one transfer, so that nothing is met for the first time later."""
+        """Start the child and carry one transfer, so that no turn is the first."""
         life_read, self._life_fd = os.pipe()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cluster.bench_transfer", str(life_read), pass_fds=(life_read,),

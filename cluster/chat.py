@@ -82,7 +82,13 @@ def cost(answer: Answer) -> str:
 
 def _as_json(answer: Answer) -> str:
     t = answer.timing
-    return json.dumps({
-        "text": answer.text, "prompt_tokens": answer.usage.prompt_tokens, "output_tokens": answer.usage.completion_tokens,
-        "ttft_ms": t.ttft_s * 1000, "e2e_ms": t.e2e_s * 1000, "path": t.path,
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "text": answer.text,
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "output_tokens": answer.usage.completion_tokens,
+            "ttft_ms": t.ttft_s * 1000,
+            "e2e_ms": t.e2e_s * 1000,
+            "path": t.path,
+        }
+    )

@@ -93,7 +93,7 @@ def doctor(
     key: Key = None,
     output: Output = "table",
 ) -> None:
-    """Measure every link between prefill and decode: its transport, its speed, and when handing over pays."""
+    """Measure every link between prefill and decode, and from where on handing over pays."""
     from cluster.doctor import run_doctor  # noqa: PLC0415
     from cluster.door_access import DoorAccess  # noqa: PLC0415
 
@@ -196,7 +196,7 @@ def bench_transfer(
     copy_threads: Annotated[int, typer.Option(help="receiving cores", min=1, max=16)] = 1,
     output: Output = "table",
 ) -> None:
-    """Measure the hand-over of KV between two processes, beside what memory and a bare stream can do."""
+    """Measure the hand-over of KV between two processes, beside plain memory and a bare stream."""
     from cluster.bench_transfer import Plan  # noqa: PLC0415
     from cluster.bench_transfer_cli import run_bench_transfer  # noqa: PLC0415
 
@@ -302,7 +302,7 @@ def simulate_faults(
     ] = "",
     output: Output = "table",
 ) -> None:
-    """Search for violated invariants under random faults; a failing seed is shrunk and replays from one line."""
+    """Search for violated invariants under random faults; a failing seed replays from one line."""
     from cluster import simulate_cli  # noqa: PLC0415
 
     if seed is None:
@@ -337,11 +337,15 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
     door = door_of_environment(os.environ)
     facts = {
-        "model": spec.name, "architecture": spec.architecture, "dtype": spec.dtype, "max_model_len": spec.max_model_len,
-        "kv_block_bytes": layout.block_bytes, "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
+        "model": spec.name,
+        "architecture": spec.architecture,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "kv_block_bytes": layout.block_bytes,
+        "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
         "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
         "in_the_way_of_several_machines": faults_between_machines(resolved, door),
-    }  # fmt: skip
+    }
     if output == "json":
         typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))
     else:

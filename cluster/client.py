@@ -1,7 +1,7 @@
 """The gRPC door from the terminal, for `baton generate`, `baton chat` and the demo.
 
-Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers. Called by `cluster.cli` and
-`cluster.demo`.
+Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers.
+Called by `cluster.cli` and `cluster.demo`.
 """
 
 from __future__ import annotations

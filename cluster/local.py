@@ -205,7 +205,7 @@ class LocalCluster:
                 events.CHILD_FAILED.tell(child=seat, reason=str(error), retry_in_s=pause_s)
 
     async def _keep_router(self, seat: int) -> None:
-        """Restart a router on the ports it had; one that does not come up three times ends the cluster."""
+        """Restart a router on the ports it had; three starts that fail end the cluster."""
         ports = dict(zip(("http_port", "grpc_port"), self.addresses[seat], strict=True))
         config = self.config.model_copy(
             update={"router": self.config.router.model_copy(update=ports)}

@@ -89,7 +89,8 @@ def replay(seed: int, only_faults: str, only_requests: str, *, as_json: bool) ->
         plan = chosen(plan, _indices(only_faults), _indices(only_requests))
     except (ValueError, IndexError) as error:
         raise ConfigError(
-            f"--only-faults and --only-requests take indices below {len(plan.faults)} and {len(plan.orders)}: {error}"
+            f"--only-faults and --only-requests take indices below {len(plan.faults)} and "
+            f"{len(plan.orders)}: {error}"
         ) from error
     report = run_trial(plan)
     if as_json:

@@ -57,7 +57,8 @@ class OTelTracing:
 
     def __init__(self, config: TracingConfig, service: str) -> None:
         """Start the exporter's thread."""
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - only with an endpoint
+        # Here, as it is loaded only with an endpoint.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
             OTLPSpanExporter,
         )
 

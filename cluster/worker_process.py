@@ -62,8 +62,9 @@ def model_of(config: BatonConfig) -> ModelSpec:
     small, large = sorted(engine.block_size_tokens for engine in (engines[0], engines[-1]))
     if large % small:
         raise ConfigError(
-            f"pools.prefill.engine.block_size_tokens and pools.decode.engine.block_size_tokens are {small} and {large}; "
-            "make one a multiple of the other, or KV cannot go from one pool to the other"
+            "pools.prefill.engine.block_size_tokens and pools.decode.engine.block_size_tokens are "
+            f"{small} and {large}; make one a multiple of the other, or KV cannot go from one "
+            "pool to the other"
         )
     return spec
 
@@ -81,7 +82,8 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             if sys.platform == "linux":
                 made[name] = SharedNetwork(ranks.kv.shared)
         elif name in ("gloo", "nccl", "nixl"):
-            # Its bytes are neither encrypted nor signed: without the operator's word they stay on this host.
+            # Its bytes are neither encrypted nor signed: without the operator's word they stay on
+            # this host.
             where = host if config.security.trusts_network else "127.0.0.1"
             made[name] = CarriedNetwork(
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
@@ -135,11 +137,20 @@ class RunningWorker:
         layout, ids = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size), Ids()
         worker_id = ids.worker(role.value)
         descriptor = WorkerDescriptor(
-            worker_id=WorkerId(worker_id), role=role, incarnation=ids.incarnation(), session_address="",
-            transfer_address="", model=spec.name, content_digest=layout.content_digest,
-            block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
-            max_model_len=spec.max_model_len, node=node, pid=os.getpid(), rank_pids=ranks.rank_pids(),
-        )  # fmt: skip
+            worker_id=WorkerId(worker_id),
+            role=role,
+            incarnation=ids.incarnation(),
+            session_address="",
+            transfer_address="",
+            model=spec.name,
+            content_digest=layout.content_digest,
+            block_size_tokens=engine.block_size_tokens,
+            num_blocks=engine.num_blocks,
+            max_model_len=spec.max_model_len,
+            node=node,
+            pid=os.getpid(),
+            rank_pids=ranks.rank_pids(),
+        )
         tls = session_tls(config.security, role.value)
         parts = WorkerParts(
             role=role,

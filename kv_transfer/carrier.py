@@ -1,9 +1,10 @@
 """A carrier process: carries one worker's KV over gloo, NCCL or NIXL, and may be killed for it.
 
-Owns the links to peers (a two-member group each), their arenas of slots, and the threads that send and
-receive. Does not know transfers, checksums or pools: it moves messages between the worker's arena and a
-peer's. A collective that hangs or a driver that crashes takes this process, not the worker. Started by
-`kv_transfer.carrier_client` as `python -m kv_transfer.carrier CONTROL_FD LISTEN_FD LIFE_FD KIND HOST SLOT_BYTES`.
+Owns the links to peers (a two-member group each), their arenas of slots, and the threads that send
+and receive. Does not know transfers, checksums or pools: it moves messages between the worker's
+arena and a peer's. A collective that hangs or a driver that crashes takes this process, not the
+worker. Started by `kv_transfer.carrier_client` as `python -m kv_transfer.carrier CONTROL_FD
+LISTEN_FD LIFE_FD KIND HOST SLOT_BYTES`.
 """
 
 from __future__ import annotations

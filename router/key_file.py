@@ -86,7 +86,7 @@ def check_names(tenant: str, tier: str) -> None:
 
 
 def _lines_of(text: str) -> list[str]:
-    """The lines; a last one without a newline is marked, so that it stays refused when it gets one."""
+    """The lines; a last one without a newline is marked, so that it stays refused with one."""
     *lines, rest = text.split("\n")
     if rest:
         lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)
@@ -101,8 +101,8 @@ def parse_line(line: str) -> KeyLine:
     """
     if line.endswith(_CUT_OFF):
         raise ConfigError(
-            "has no newline at its end, so its role or expiry may be cut off; complete the line, or "
-            "remove it and make a new key"
+            "has no newline at its end, so its role or expiry may be cut off; complete the line, "
+            "or remove it and make a new key"
         )
     fields = line.split()
     if len(fields) < 5 or not _KEY_NAME.fullmatch(fields[0]):

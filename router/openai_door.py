@@ -265,8 +265,16 @@ class Door:
     def card(self) -> dict[str, Any]:
         """The model, as OpenAI describes one."""
         model = self.service.model
-        return {"id": model.name, "object": "model", "created": self.created, "owned_by": "baton", "root": model.name,
-                "parent": None, "max_model_len": model.max_model_len, "vocabulary_size": model.vocabulary_size}  # fmt: skip
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "baton",
+            "root": model.name,
+            "parent": None,
+            "max_model_len": model.max_model_len,
+            "vocabulary_size": model.vocabulary_size,
+        }
 
     async def models(self) -> dict[str, Any]:
         """`GET /v1/models`."""
@@ -426,8 +434,8 @@ def make_app(
 def _let_pages_call(app: FastAPI, origins: Sequence[str]) -> None:
     """Answer browsers that ask before they call. What they may call still needs a key.
 
-    It stands before the guard: a browser's question carries no key, and its answer tells nothing but
-    who may ask. Refusals get the headers too, or a page could not read them.
+    It stands before the guard: a browser's question carries no key, and its answer tells nothing
+    but who may ask. Refusals get the headers too, or a page could not read them.
     """
     app.add_middleware(
         CORSMiddleware,

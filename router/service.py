@@ -139,7 +139,7 @@ class GenerationService:
         if self._log is not None:
             self._log.call_refused(call)
 
-    # --- requests -----------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     async def make_request(self, wish: Wish) -> GenerateRequest:
         """Check a wish and turn it into a request.
@@ -173,7 +173,7 @@ class GenerationService:
         """Cancel a tenant's request by id; False if it is not running."""
         return self._orchestrator.abort((tenant, RequestId(request_id)))
 
-    # --- tokens ---------------------------------------------------------------------------------------
+    # --- tokens -----------------------------------------------------------------------------------
 
     async def tokenize(
         self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool, tenant: str = ""
@@ -214,7 +214,7 @@ class GenerationService:
             partial(self.text.text, skips_special=skips_special), token_ids
         )
 
-    # --- readiness and status -------------------------------------------------------------------------
+    # --- readiness and status ---------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin the canary, and to look at the key file."""
@@ -274,19 +274,26 @@ class GenerationService:
         """Describe every worker, for `baton status`."""
         return [
             {
-                "role": d.role.value, "tier": d.tier, "worker_id": d.worker_id, "pid": d.pid,
-                "rank_pids": list(link.rank_pids), "node": d.node,
+                "role": d.role.value,
+                "tier": d.tier,
+                "worker_id": d.worker_id,
+                "pid": d.pid,
+                "rank_pids": list(link.rank_pids),
+                "node": d.node,
                 "address": d.session_address.rpartition("@")[2],
                 "state": link.state.name.lower() if link.is_ready else "restarting",
                 "load": {
-                    "running": link.load.num_running, "waiting": link.load.num_waiting,
-                    "waiting_tokens": link.load.waiting_tokens, "free_blocks": link.load.free_blocks,
-                    "cached_blocks": link.load.cached_blocks, "total_blocks": d.num_blocks,
+                    "running": link.load.num_running,
+                    "waiting": link.load.num_waiting,
+                    "waiting_tokens": link.load.waiting_tokens,
+                    "free_blocks": link.load.free_blocks,
+                    "cached_blocks": link.load.cached_blocks,
+                    "total_blocks": d.num_blocks,
                 },
             }
             for link in self._links.all()
             for d in [link.descriptor]
-        ]  # fmt: skip
+        ]
 
     def ways(self) -> list[dict[str, Any]]:
         """Describe how KV goes between workers, as found when they met or were measured last."""
@@ -302,7 +309,8 @@ class GenerationService:
         """Move some MiB over every way and describe it.
 
         Raises:
-            Overloaded: Somebody is measuring; two at once would measure one another, and load the workers twice.
+            Overloaded: Somebody is measuring; two at once would measure one another, and load the
+                workers twice.
         """
         if self._measuring.locked():
             raise Overloaded(
@@ -355,7 +363,10 @@ class GenerationService:
 
 def _way(sender: WorkerDescriptor, receiver: WorkerDescriptor, way: WayReport) -> dict[str, Any]:
     return {
-        "prefill": sender.worker_id, "decode": receiver.worker_id, "transport": way.transport,
-        "round_trip_ms": round(way.round_trip_s * 1000, 3), "gb_per_s": round(way.gb_per_s, 3) or None,
+        "prefill": sender.worker_id,
+        "decode": receiver.worker_id,
+        "transport": way.transport,
+        "round_trip_ms": round(way.round_trip_s * 1000, 3),
+        "gb_per_s": round(way.gb_per_s, 3) or None,
         "error": way.error or None,
-    }  # fmt: skip
+    }
