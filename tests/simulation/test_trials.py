@@ -202,7 +202,7 @@ def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
         run_virtual(forever())
 
 
-# --- lint: what would make a run depend on anything but its seed --------------------------------------------
+# --- lint: what would make a run depend on anything but its seed ----------------------------------
 
 SIMULATED = [
     "core",
@@ -216,16 +216,45 @@ SIMULATED = [
 ]
 OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
-    "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
-    "kv_transfer/shared_network.py", "kv_transfer/carried_network.py", "kv_transfer/carrier_client.py", "kv_transfer/carrier.py", "kv_transfer/pairs.py",
-    "kv_transfer/bare_pair.py", "kv_transfer/copying.py", "kv_transfer/nixl_pair.py",
-    "engine/collectives.py", "engine/shared_group.py",
-    "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
-    "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
-    "router/http_bodies.py", "router/http_replies.py", "router/grpc_door.py", "router/chat_template.py",
-    "core/addresses.py", "core/logs.py", "core/renewed.py", "kv_transfer/stream_proof.py", "router/key_file.py",
-    "router/reply_thread.py", "router/body_child.py", "router/body_reading.py", "router/child_pool.py",
-}  # fmt: skip
+    "core/lifeline.py",
+    "core/ids.py",
+    "router/credentials.py",
+    "core/ports.py",
+    "core/config.py",
+    "kv_transfer/grpc_network.py",
+    "kv_transfer/agent.py",
+    "kv_transfer/shared_network.py",
+    "kv_transfer/carried_network.py",
+    "kv_transfer/carrier_client.py",
+    "kv_transfer/carrier.py",
+    "kv_transfer/pairs.py",
+    "kv_transfer/bare_pair.py",
+    "kv_transfer/copying.py",
+    "kv_transfer/nixl_pair.py",
+    "engine/collectives.py",
+    "engine/shared_group.py",
+    "prefix_index/redis_store.py",
+    "engine/rank.py",
+    "engine/rank_group.py",
+    "engine/shared_kv.py",
+    "router/tokenizing.py",
+    "router/tokenizer_child.py",
+    "router/request_log.py",
+    "router/openai_door.py",
+    "router/http_bodies.py",
+    "router/http_replies.py",
+    "router/grpc_door.py",
+    "router/chat_template.py",
+    "core/addresses.py",
+    "core/logs.py",
+    "core/renewed.py",
+    "kv_transfer/stream_proof.py",
+    "router/key_file.py",
+    "router/reply_thread.py",
+    "router/body_child.py",
+    "router/body_reading.py",
+    "router/child_pool.py",
+}
 FORBIDDEN = {
     "time",
     "threading",
@@ -248,7 +277,8 @@ def simulated_files():
 
 
 def faults_of(tree):
-    """Wall clocks, threads, unseeded randomness, waits of unordered completion, iteration over sets."""
+    """Wall clocks, threads, unseeded randomness,
+    waits of unordered completion, iteration over sets."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = (
@@ -288,8 +318,15 @@ def test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code
 
 
 @pytest.mark.parametrize(
-    "code", ["import time", "from threading import Lock", "for x in set(y): pass", "[x for x in {1, 2}]", "asyncio.wait(x)"]
-)  # fmt: skip
+    "code",
+    [
+        "import time",
+        "from threading import Lock",
+        "for x in set(y): pass",
+        "[x for x in {1, 2}]",
+        "asyncio.wait(x)",
+    ],
+)
 def test_the_lint_can_see(code):
     assert list(faults_of(ast.parse(code)))
 

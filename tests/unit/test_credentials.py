@@ -1,4 +1,5 @@
-"""Keys and the gate: what is not literally open needs a key, and a key opens what it is bound to."""
+"""Keys and the gate: what is not literally open needs a key,
+and a key opens what it is bound to."""
 
 import asyncio
 import threading
@@ -55,10 +56,20 @@ def test_a_key_names_its_tenant_and_tier(ring):
 def wrong_headers(keys):
     acme, bulk = keys["acme"], keys["bulk"]
     return [
-        "", "Bearer", "Bearer ", acme, f"Basic {acme}", f"Bearer {acme[:-1]}", f"Bearer {acme}x", f"Bearer {acme.upper()}",
-        f"Bearer bt-00000000-{acme[-32:]}", f"Bearer {acme[:12]}{bulk[12:]}", f"Bearer {acme} {bulk}", "Bearer " + "a" * 9999,
+        "",
+        "Bearer",
+        "Bearer ",
+        acme,
+        f"Basic {acme}",
+        f"Bearer {acme[:-1]}",
+        f"Bearer {acme}x",
+        f"Bearer {acme.upper()}",
+        f"Bearer bt-00000000-{acme[-32:]}",
+        f"Bearer {acme[:12]}{bulk[12:]}",
+        f"Bearer {acme} {bulk}",
+        "Bearer " + "a" * 9999,
         f"Bearer {acme[:-1]}{'0' if acme[-1] != '0' else '1'}",
-    ]  # fmt: skip
+    ]
 
 
 def test_any_other_header_is_refused_and_none_says_why(ring):
@@ -296,11 +307,36 @@ def test_names_of_tenants_are_names(name):
 
 
 SPELLINGS = [
-    "/", "/v1/models", "//health", "/health/", "/Health", "/HEALTH", "/health/../v1/models", "/health/%2e%2e/v1/models",
-    "/health%2f..%2fv1/models", "/health;x", "/health%00", "/%68ealth/x", "/healthz", "/ping/x", "/v1/../health/x", "/metrics",
-    "/docs", "/openapi.json", "/ready", "/load", "/replicas", "/version", "/tokenize", "/health\\", "/./health/x", "/ping%20",
-    "/health?x=1/../v1/models#", "/ health", "/static-offline-docs/swagger-ui.css",
-]  # fmt: skip
+    "/",
+    "/v1/models",
+    "//health",
+    "/health/",
+    "/Health",
+    "/HEALTH",
+    "/health/../v1/models",
+    "/health/%2e%2e/v1/models",
+    "/health%2f..%2fv1/models",
+    "/health;x",
+    "/health%00",
+    "/%68ealth/x",
+    "/healthz",
+    "/ping/x",
+    "/v1/../health/x",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/ready",
+    "/load",
+    "/replicas",
+    "/version",
+    "/tokenize",
+    "/health\\",
+    "/./health/x",
+    "/ping%20",
+    "/health?x=1/../v1/models#",
+    "/ health",
+    "/static-offline-docs/swagger-ui.css",
+]
 
 
 @pytest.fixture
