@@ -29,7 +29,8 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
         config: The cluster's.
         addresses: (HTTP port, gRPC port) of each router.
     """
-    host, pools = config.router.host, config.pools
+    host = config.router.host
+    pools = config.pools
     http_port, grpc_port = addresses[0]
     events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
     scheme = "https" if config.security.door_certificate else "http"

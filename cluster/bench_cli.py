@@ -51,7 +51,8 @@ def run_bench(options: Options) -> None:
         ConfigError: Wrong options, no server, no trace.
         SystemExit: 1 if not one request completed.
     """
-    shape, limits = options.shape, parse_limits(options.goodput)
+    shape = options.shape
+    limits = parse_limits(options.goodput)
     if not (shape.rate or shape.trace or options.concurrency):
         raise ConfigError("say how load is offered: --concurrency, --rate or --trace")
 

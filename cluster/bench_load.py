@@ -62,7 +62,8 @@ def plan(shape: Shape) -> list[Planned]:
     rng = random.Random(shape.seed)  # noqa: S311 - a load, not a secret
     if shape.trace:
         return [*_from_trace(shape, rng)]
-    due_s, planned = 0.0, []
+    due_s = 0.0
+    planned = []
     for index in range(shape.requests):
         prompt = _tokens(rng, shape.input_tokens, shape.vocabulary_size)
         planned.append(Planned(index, due_s if shape.rate else None, prompt, shape.output_tokens))

@@ -135,7 +135,9 @@ def svg(samples: Sequence[Sample], title: str) -> str:
 
 
 def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
-    ordered, width, height = sorted(values), 240, 120
+    ordered = sorted(values)
+    width = 240
+    height = 120
     top = percentile(ordered, 99) * 1.1 or 1.0
 
     def at(value: float, share: float) -> str:

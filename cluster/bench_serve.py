@@ -28,7 +28,9 @@ class Client:
 
     def __init__(self, url: str, model: str, session: aiohttp.ClientSession) -> None:
         """Keep the target."""
-        self._url, self._model, self._session = url.rstrip("/"), model, session
+        self._url = url.rstrip("/")
+        self._model = model
+        self._session = session
         self.start = 0.0
 
     async def card(self) -> dict[str, Any]:
@@ -89,10 +91,8 @@ class Client:
         if chunk.get("choices") and (chunk["choices"][0].get("text") or not sample.arrivals):
             sample.arrivals.append(self.now_s())
         if usage := chunk.get("usage"):
-            sample.input_tokens, sample.output_tokens = (
-                usage["prompt_tokens"],
-                usage["completion_tokens"],
-            )
+            sample.input_tokens = usage["prompt_tokens"]
+            sample.output_tokens = usage["completion_tokens"]
             sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get(
                 "cached_tokens"
             ) or 0

@@ -100,7 +100,8 @@ def _show(summary: dict[str, Any]) -> None:
         "cores",
         box=box.SIMPLE,
     )
-    bare, cores = summary["bare_fraction"], summary["cores"]
+    bare = summary["bare_fraction"]
+    cores = summary["cores"]
     table.add_row(
         summary["transport"], f"{summary['gb_per_s']:.2f}", f"{summary['memcpy_fraction']:.0%}",
         "-" if bare is None else f"{bare:.0%}", f"{summary['checksum_cpu_share']:.0%}",

@@ -118,7 +118,8 @@ def generate(  # noqa: PLR0913 - one option each
     from cluster.client import generate_stream  # noqa: PLC0415
     from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
     generate_stream(prompt, grpc_address, max_tokens, temperature, seed, access, as_json=as_json)
 
 
@@ -142,7 +143,8 @@ def chat(  # noqa: PLR0913 - one option each
     from cluster.chat import run_chat  # noqa: PLC0415
     from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
     run_chat(grpc_address, system, message, max_tokens, temperature, access, as_json=as_json)
 
 
@@ -261,7 +263,8 @@ def bench_serve(  # noqa: PLR0913 - one option each
         speed,
         seed,
     )
-    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
     run_bench(
         Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
     )

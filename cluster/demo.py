@@ -138,7 +138,8 @@ def main() -> int:
     rows = []
     try:
         cluster.start()
-        base, address = f"http://127.0.0.1:{cluster.http_port}", f"127.0.0.1:{cluster.grpc_port}"
+        base = f"http://127.0.0.1:{cluster.http_port}"
+        address = f"127.0.0.1:{cluster.grpc_port}"
         readiness = wait_ready(base)
         console.print(
             f"ready after {time.monotonic() - started_at:.1f} s: {json.dumps(readiness['models'])}",

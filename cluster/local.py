@@ -34,7 +34,8 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process, life_fd: int) -> None:
         """Made by `spawn`."""
-        self.process, self._life_fd = process, life_fd
+        self.process = process
+        self._life_fd = life_fd
 
     @classmethod
     async def spawn(cls, kind: str, config: BatonConfig) -> Child:

@@ -261,7 +261,8 @@ class RayCluster:
             on_session: Told the session folder of a fresh Ray as soon as there is one.
         """
         self.on_session = on_session
-        self.config, self._address = config, address
+        self.config = config
+        self._address = address
         self.http_port = 0
         self.grpc_port = 0
         self._router: Any = None

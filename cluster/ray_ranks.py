@@ -125,7 +125,8 @@ class ActorRanks:
         Raises:
             WorkerLost: The actor did not come for them.
         """
-        loop, actor = asyncio.get_running_loop(), self._actors[rank]
+        loop = asyncio.get_running_loop()
+        actor = self._actors[rank]
         with tempfile.TemporaryDirectory(prefix="baton-rank-") as folder:
             path = str(Path(folder) / "fds")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as server:

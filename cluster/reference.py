@@ -76,7 +76,8 @@ def _table(
 
 def _bare(annotation: Any) -> Any:  # noqa: ANN401
     """A type without what validates it."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Annotated:
         return _bare(arguments[0])
     if origin in (Union, UnionType):
@@ -115,7 +116,9 @@ def _config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[object, 
 
 def _proto() -> str:
     """Calls and messages with their comments, as they stand in the proto file."""
-    out, comments, message = [], [], ""
+    out = []
+    comments = []
+    message = ""
     for line in PROTO.read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if text.startswith("//"):

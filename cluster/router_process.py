@@ -72,7 +72,8 @@ class RunningRouter:
         config = with_read_secrets(config)
         spec = model_of(config)
         router = config.router
-        clock, ids = SystemClock(), Ids()
+        clock = SystemClock()
+        ids = Ids()
         security = config.security
         inner = session_tls(security, "router")
         self._network = session_network(router.host, inner, stream_key(security.cluster_key))

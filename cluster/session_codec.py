@@ -137,7 +137,8 @@ def _credit_to_wire(m: Credit) -> pb.Credit:
 
 
 def _submit_to_wire(m: Submit) -> pb.Submit:
-    r, s = m.request, m.request.sampling
+    r = m.request
+    s = r.sampling
     return pb.Submit(
         request_id=r.request_id,
         epoch=m.epoch,
@@ -378,7 +379,8 @@ def _timings_from_wire(w: pb.PhaseTimings) -> PhaseTimings:
 
 
 def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
-    logprobs, prompt_logprobs = _logprobs_to_wire(d.logprobs), _logprobs_to_wire(d.prompt_logprobs)
+    logprobs = _logprobs_to_wire(d.logprobs)
+    prompt_logprobs = _logprobs_to_wire(d.prompt_logprobs)
     return pb.TokenDelta(
         request_id=d.request_id,
         epoch=d.epoch,

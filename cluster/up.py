@@ -98,7 +98,8 @@ def check_doors(config: BatonConfig) -> None:
         ConfigError: Names the line.
     """
     check_keys(config.security.api_keys)
-    host, security = config.router.host, config.security
+    host = config.router.host
+    security = config.security
     is_readable = bool(security.api_keys) and not security.door_certificate
     if is_readable and not is_loopback(host) and not security.trusts_network:
         typer.echo(

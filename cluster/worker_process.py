@@ -49,7 +49,8 @@ def model_of(config: BatonConfig) -> ModelSpec:
         ModelLoadError: It cannot be served, or not by so many ranks.
         ConfigError: The pools' blocks do not divide one another.
     """
-    m, pools = config.model, config.pools
+    m = config.model
+    pools = config.pools
     is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
     spec = read_model(
         model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else "")
@@ -101,7 +102,9 @@ class RunningWorker:
 
     def __init__(self, ranks: RankGroup, unit: WorkerUnit, ends: CertificateEnds) -> None:
         """Made by `start`."""
-        self._ranks, self._unit, self._ends = ranks, unit, ends
+        self._ranks = ranks
+        self._unit = unit
+        self._ends = ends
 
     @classmethod
     async def start(
@@ -126,7 +129,8 @@ class RunningWorker:
                 "config has none, whoever starts workers in another way must set it"
             )
         began_at = time.monotonic()
-        spec, engine = model_of(config), pool_of(config, role).engine
+        spec = model_of(config)
+        engine = pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
         try:
             ranks.check_memory()
@@ -134,7 +138,8 @@ class RunningWorker:
         except ModelLoadError as error:
             events.WORKER_FAILED.tell(reason=error.message)
             raise
-        layout, ids = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size), Ids()
+        layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+        ids = Ids()
         worker_id = ids.worker(role.value)
         descriptor = WorkerDescriptor(
             worker_id=WorkerId(worker_id),

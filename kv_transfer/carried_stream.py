@@ -61,12 +61,10 @@ class CarriedStream:
     def __init__(self, carrier: Carrier, link_number: int, link: Link, number: int) -> None:
         """Made by a carrier's client."""
         self.transport = carrier.kind
-        self._carrier, self._link_number, self._link, self._number = (
-            carrier,
-            link_number,
-            link,
-            number,
-        )
+        self._carrier = carrier
+        self._link_number = link_number
+        self._link = link
+        self._number = number
         self._inbox: asyncio.Queue[_Piece | None] = asyncio.Queue()  # bounded by MAX_UNREAD_BYTES
         self._num_unread_bytes = 0
         self._in_hand = NO_SLOT

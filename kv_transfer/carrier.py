@@ -169,12 +169,10 @@ class _Carrier:
     """The process: the worker's orders in, links out."""
 
     def __init__(self, control: socket.socket, kind: str, host: str, slot_bytes: int) -> None:
-        self._control, self._make_pair, self._host, self.slot_bytes = (
-            control,
-            PAIRS[kind],
-            host,
-            slot_bytes,
-        )
+        self._control = control
+        self._make_pair = PAIRS[kind]
+        self._host = host
+        self.slot_bytes = slot_bytes
         self._lock = threading.Lock()
         self._links: dict[int, _Link] = {}
         self._by_address: dict[str, _Link] = {}

@@ -44,18 +44,14 @@ class Canary:
         `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced)
         the router is ready only while all of them live.
         """
-        self._model, self._config, self._orchestrator, self._links = (
-            model,
-            config,
-            orchestrator,
-            links,
-        )
+        self._model = model
+        self._config = config
+        self._orchestrator = orchestrator
+        self._links = links
         self._clock, self._ids = clock, ids
-        self._expected_roles, self._must_cross, self._has_crossed = (
-            expected_roles,
-            must_cross,
-            False,
-        )
+        self._expected_roles = expected_roles
+        self._must_cross = must_cross
+        self._has_crossed = False
         self._task: asyncio.Task[None] | None = None
         self.took_s: float | None = None
         self.has_passed = False

@@ -61,11 +61,9 @@ class ChoiceOutput:
         self.choice = choice
         self.token_ids: list[int] = []
         self.finished: ChoiceFinished | None = None
-        self._stop, self._includes_stop, self._decoder = (
-            sampling.stop,
-            sampling.include_stop,
-            decoder,
-        )
+        self._stop = sampling.stop
+        self._includes_stop = sampling.include_stop
+        self._decoder = decoder
         self._min_tokens = sampling.min_tokens
         self._hidden_stops = dict(hidden_stops)
         self._held, self._skip = "", skip

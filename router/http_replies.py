@@ -352,12 +352,10 @@ class Reply:
         """The reply's body, when every request has ended."""
         if self.options.is_echo_only:
             for choice in self._choices:
-                choice.text, choice.logprobs, choice.token_ids, choice.finish_reason = (
-                    "",
-                    [],
-                    [],
-                    "length",
-                )
+                choice.text = ""
+                choice.logprobs = []
+                choice.token_ids = []
+                choice.finish_reason = "length"
         choices = [
             self.dialect.whole_choice(c, self._prompts[c.index // self._num_choices])
             for c in self._choices

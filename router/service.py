@@ -64,12 +64,10 @@ class GenerationService:
     ) -> None:
         """Compose; `start` begins what runs without calls."""
         self.model, self.config, self.text = model, config, text
-        self._orchestrator, self._admission, self._links, self._tokenizer = (
-            orchestrator,
-            admission,
-            links,
-            tokenizer,
-        )
+        self._orchestrator = orchestrator
+        self._admission = admission
+        self._links = links
+        self._tokenizer = tokenizer
         self._maker = RequestMaker(
             model,
             config,
