@@ -32,7 +32,7 @@ Ca = Annotated[
 Cert = Annotated[
     Path | None, typer.Option("--cert", help="PEM to show where the door asks for a certificate")
 ]
-Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if it lies apart")]
+Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if in another file")]
 
 
 @app.command()
