@@ -4,6 +4,7 @@ import ast
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -138,13 +139,14 @@ def test_ctrl_c_ends_a_search_with_what_was_run(output):
     )
     assert (done.returncode, done.stderr.strip()) == (130, "")
     if output == "table":
-        assert "interrupted after 3 of 100000 seeds" in done.stdout
+        assert re.search(r"interrupted after [3-9] of 100000 seeds", done.stdout)
         assert "never met, so not proved by these seeds: " in done.stdout
         assert "no violation" in done.stdout
     else:
         found = json.loads(done.stdout)
-        assert (found["seeds"], found["seeds_wanted"], found["is_interrupted"]) == (3, 100000, True)
-        assert found["requests"] > 0 and found["violations"] == found["replay"] == []
+        assert 3 <= found["seeds"] < 10 and found["seeds_wanted"] == 100_000
+        assert found["is_interrupted"] and found["requests"] > 0
+        assert found["violations"] == found["replay"] == []
 
 
 def test_a_seed_replays_in_another_process_with_another_hash_seed():
