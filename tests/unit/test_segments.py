@@ -1,5 +1,7 @@
 """A pool that no memory is there for is refused in words before anything is started."""
 
+import os
+
 import pytest
 import torch
 from support.rig import ROOT
@@ -71,6 +73,7 @@ def test_a_pool_without_memory_on_its_gpu_is_refused_before_it_is_made(
     kv_fd = segments.create_segment(101 * block_bytes)
     with pytest.raises(ModelLoadError) as refused:
         rank._load(setup, kv_fd, memoryview(b""))
+    os.close(kv_fd)
     assert (len(loaded), set(asked), free_bytes) == (loads, {gpu}, [])
     assert f"cuda:1 has {100 * block_bytes} bytes of memory left" in refused.value.message
     assert refused.value.message.endswith("lower engine.num_blocks to at most 100")
