@@ -1,20 +1,22 @@
 # Everything a fresh machine needs: python3.11+ with venv, and this file.
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
 #   make test    what CI runs             make check   style, types, house rules
-#   make test-long   everything, what make test samples too     make mutants   bugs that no test sees
-# On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
+#   make test-long   all that make test samples           make mutants   bugs that no test sees
+# On a machine without a GPU, point pip at PyTorch's CPU index first (URL: its installation page):
 #   make demo TORCH_PIP_ARGS="--index-url URL"
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-# torch alone comes without a hash of ours, as its build is yours to choose; a site that pins its own:
+# torch alone comes without a hash of ours, as its build is yours to choose; to pin your own:
 #   make demo TORCH="--require-hashes --no-deps --requirement torch.txt"
 TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest
-PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster simulation client
+PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router \
+            cluster simulation client
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check protos reference sbom format clean
+.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check \
+        protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
@@ -28,8 +30,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/python -m cluster.demo
 
-# Two runs at once: real processes, which wait more than they compute, and all the rest, which takes what
-# they leave. Either may fail; both are heard to the end.
+# Two runs at once: real processes, which wait more than they compute, and all the rest, which takes
+# what they leave. Either may fail; both are heard to the end.
 test: setup
 	$(MAKE) --jobs=2 --keep-going --output-sync=target test-processes test-rest
 
@@ -43,15 +45,16 @@ test-rest: setup
 test-fast: setup
 	$(PYTEST) tests/unit tests/simulation -k "not 500_seeds and not shrunk"
 
-# Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a soak;
-# figures go to benchmarks/results/faults_*.json
+# Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a
+# soak; figures go to benchmarks/results/faults_*.json
 test-long: setup
 	LONG=1 $(PYTEST) -v tests/attacks tests/unit tests/simulation tests/component tests/planted
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
-	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json > benchmarks/results/simulate_faults.json
+	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json \
+		> benchmarks/results/simulate_faults.json
 
-# Are the tests good? Small random bugs of the heart, and which of them nobody notices (about an hour).
+# Are the tests good? Small random bugs of the heart, and which nobody notices (about an hour).
 MUTANTS ?= --save
 mutants: setup
 	PYTHONPATH=.:tests $(BIN)/python -m mutants $(MUTANTS)

@@ -27,7 +27,8 @@ def write(name, height, parts):
     style = 'font-family="sans-serif" font-size="13"'
     box = f'<rect width="640" height="{height}" fill="white"/>'
     (DOCS / name).write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{height}" {style}>{box}{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="640" height="{height}" '
+        f"{style}>{box}{''.join(parts)}</svg>\n"
     )
 
 
@@ -43,14 +44,18 @@ def draw_peers():
             rows = [r for r in result["rows"] if r["streams"] == streams]
             scale = 380 / max(r[key] for r in rows)
             parts.append(
-                f'<text x="160" y="{y - 8}" font-weight="bold">{streams} stream{"s" * (streams > 1)}: {title}</text>'
+                f'<text x="160" y="{y - 8}" font-weight="bold">{streams} '
+                f"stream{'s' * (streams > 1)}: {title}</text>"
             )
             for r in rows:
                 colour = SERVED if r["server"].startswith("baton") else BARE
                 parts.append(bar(y, r["server"], r[key], scale, colour, form.format(r[key])))
                 y += 24
             y += 30
-    origin = f"commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['model']}"
+    origin = (
+        f"commit {result['commit']}, {result['machine']['cpu']}, "
+        f"{result['machine']['cores']} cores, {result['model']}"
+    )
     parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
     write("peers.svg", y + 6, parts)
 
@@ -73,7 +78,10 @@ def draw_overhead():
             parts.append(bar(y + 24, "p95", v["p95"], scale, colour, f"{v['p95'] * 1e3:.2f}"))
             y += 54
         y += 30
-    origin = f"commit {result['commit']}, {result['machine']['cpu']}, {result['machine']['cores']} cores, {result['turns']} alternating turns"
+    origin = (
+        f"commit {result['commit']}, {result['machine']['cpu']}, "
+        f"{result['machine']['cores']} cores, {result['turns']} alternating turns"
+    )
     parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
     write("measured.svg", y + 6, parts)
 
@@ -99,7 +107,10 @@ def draw_failover():
             y += 24
         y += 34
     machine = result["machine"]
-    origin = f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, {result['rounds']} rounds of each"
+    origin = (
+        f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, "
+        f"{result['rounds']} rounds of each"
+    )
     parts.append(f'<text x="20" y="{y - 8}" font-size="11" fill="#667">{origin}</text>')
     write("failover.svg", y + 6, parts)
 

@@ -33,7 +33,8 @@ def timed(command, folder):
     seconds = time.monotonic() - started
     if done.returncode:
         raise SystemExit(
-            f"{command} failed after {seconds:.0f} s:\n{done.stdout[-20000:]}\n{done.stderr[-2000:]}"
+            f"{command} failed after {seconds:.0f} s:\n{done.stdout[-20000:]}\n"
+            f"{done.stderr[-2000:]}"
         )
     slowest = re.findall(r"^ *[0-9.]+s (?:call|setup|teardown) .*$", done.stdout, re.M)
     return (
@@ -49,9 +50,12 @@ def main():
     try:
         subprocess.run(["git", "clone", "-q", str(ROOT), str(folder)], check=True)
         for name, command in (
-            ("demo_first", ["make", "demo"]), ("demo_second", ["make", "demo"]), ("unit_tests", ["make", "test-unit"]),
-            ("check", ["make", "check"]), ("suite", ["make", "test"]),
-        ):  # fmt: skip
+            ("demo_first", ["make", "demo"]),
+            ("demo_second", ["make", "demo"]),
+            ("unit_tests", ["make", "test-unit"]),
+            ("check", ["make", "check"]),
+            ("suite", ["make", "test"]),
+        ):
             seconds, last, slowest = timed(command, folder)
             rows[name] = {
                 "command": " ".join(command),

@@ -1,4 +1,5 @@
-"""Writes docs/compatibility.md from what tests and tools did on this machine. Run: python -m benchmarks.compatibility
+"""Writes docs/compatibility.md from what tests and tools did on this machine. Run:
+python -m benchmarks.compatibility
 
 Owns the tables. A row is there because a test or a recorded run is; a failed one says so.
 """
@@ -15,12 +16,18 @@ from benchmarks.record import RESULTS, save
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "compatibility.md"
 TESTS = [
-    "tests/component/test_model.py", "tests/component/test_exactness.py", "tests/component/test_sampling_exactness.py",
-    "tests/component/test_tokenizing.py", "tests/component/test_chat_templates.py",
-    "tests/e2e/test_golden.py", "tests/unit/test_request_making.py",
-    "tests/unit/test_openai_door.py", "tests/unit/test_logprobs.py",
-    "tests/component/test_http_versions.py", "tests/component/test_grpc_pings.py",
-]  # fmt: skip
+    "tests/component/test_model.py",
+    "tests/component/test_exactness.py",
+    "tests/component/test_sampling_exactness.py",
+    "tests/component/test_tokenizing.py",
+    "tests/component/test_chat_templates.py",
+    "tests/e2e/test_golden.py",
+    "tests/unit/test_request_making.py",
+    "tests/unit/test_openai_door.py",
+    "tests/unit/test_logprobs.py",
+    "tests/component/test_http_versions.py",
+    "tests/component/test_grpc_pings.py",
+]
 REPOSITORIES = (
     "\nOf a repository the same files are read, and downloaded, as by transformers: "
     "`model.safetensors`, or the shards that `model.safetensors.index.json` names; other "
@@ -29,11 +36,17 @@ REPOSITORIES = (
     "type is refused at load, with its file and field.\n"
 )
 MODELS = {
-    "llama": "Llama 2, 3, 3.x (`LlamaForCausalLM`)", "mistral": "Mistral, sliding window (`MistralForCausalLM`)",
-    "qwen2": "Qwen 2, 2.5 (`Qwen2ForCausalLM`)", "qwen3": "Qwen 3 (`Qwen3ForCausalLM`)", "gemma": "Gemma (`GemmaForCausalLM`)",
-    "gemma2": "Gemma 2 (`Gemma2ForCausalLM`)", "gemma3": "Gemma 3, text (`Gemma3ForCausalLM`)", "phi3": "Phi-3 (`Phi3ForCausalLM`)",
-    "mixtral": "Mixtral (`MixtralForCausalLM`)", "qwen3-moe": "Qwen 3 MoE (`Qwen3MoeForCausalLM`)",
-}  # fmt: skip
+    "llama": "Llama 2, 3, 3.x (`LlamaForCausalLM`)",
+    "mistral": "Mistral, sliding window (`MistralForCausalLM`)",
+    "qwen2": "Qwen 2, 2.5 (`Qwen2ForCausalLM`)",
+    "qwen3": "Qwen 3 (`Qwen3ForCausalLM`)",
+    "gemma": "Gemma (`GemmaForCausalLM`)",
+    "gemma2": "Gemma 2 (`Gemma2ForCausalLM`)",
+    "gemma3": "Gemma 3, text (`Gemma3ForCausalLM`)",
+    "phi3": "Phi-3 (`Phi3ForCausalLM`)",
+    "mixtral": "Mixtral (`MixtralForCausalLM`)",
+    "qwen3-moe": "Qwen 3 MoE (`Qwen3MoeForCausalLM`)",
+}
 
 
 def outcomes():
@@ -121,14 +134,23 @@ def main():
 
 def write(tests, path):
     """Write the tables of these outcomes, which are kept in the file at `path`."""
-    parts = ["# Compatibility\n\nMade from test results by `python -m benchmarks.compatibility`; do not edit. ",
-             f"Raw outcomes: [{path.name}](../benchmarks/results/{path.name}).\n\n## Models\n\n",
-             "Small random checkpoints written by transformers, fp32, on CPU; logits within 1e-4.\n\n"]  # fmt: skip
+    parts = [
+        (
+            "# Compatibility\n\nMade from test results by `python -m benchmarks.compatibility`; do "
+            "not edit. "
+        ),
+        f"Raw outcomes: [{path.name}](../benchmarks/results/{path.name}).\n\n## Models\n\n",
+        "Small random checkpoints written by transformers, fp32, on CPU; logits within 1e-4.\n\n",
+    ]
     rows = [
-        [title, mark(of_family(tests, "test_logits_and_greedy", stem)), mark(of_family(tests, "test_every_family", stem)),
-         mark(of_family(tests, "test_half_precision", stem))]
+        [
+            title,
+            mark(of_family(tests, "test_logits_and_greedy", stem)),
+            mark(of_family(tests, "test_every_family", stem)),
+            mark(of_family(tests, "test_half_precision", stem)),
+        ]
         for stem, title in MODELS.items()
-    ]  # fmt: skip
+    ]
     head = [
         "family",
         "logits and greedy tokens equal transformers",
@@ -137,7 +159,10 @@ def write(tests, path):
     ]
     parts += [
         table(head, rows),
-        "\nOther architectures, quantised weights, and rope scalings besides linear and llama3 are refused by name.\n",
+        (
+            "\nOther architectures, quantised weights, and rope scalings besides linear and llama3 "
+            "are refused by name.\n"
+        ),
         REPOSITORIES,
     ]
     parts += [
@@ -162,7 +187,10 @@ def write(tests, path):
     parts += client_calls()
     parts += [
         "\n## What clients send\n\n",
-        "Every field is in the [reference](reference.md). Where clients differ from one another:\n\n",
+        (
+            "Every field is in the [reference](reference.md). Where clients differ from one "
+            "another:\n\n"
+        ),
         table(["sent", "by", "what becomes of it", "tested"], client_values(tests)),
     ]
     parts += ["\n## Templates and sampling\n\n"]
@@ -177,7 +205,10 @@ def write(tests, path):
     runs = sorted(RESULTS.glob("tool_*.txt"))
     rows = [
         [
-            f"[{run.stem.removeprefix('tool_').replace('_', ' ')}](../benchmarks/results/{run.name})",
+            (
+                f"[{run.stem.removeprefix('tool_').replace('_', ' ')}](../benchmarks/results/"
+                f"{run.name})"
+            ),
             run.read_text().splitlines()[0],
         ]
         for run in runs

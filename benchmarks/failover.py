@@ -1,4 +1,5 @@
-"""How long a client waits when a process under its stream is killed or stops: gap by kind of fault and load.
+"""How long a client waits when a process under its stream is killed or stops:
+gap by kind of fault and load.
 
 Two of each role on this machine, path pd, our client; every gap is the longest wait between two
 messages of one affected stream. The control is the same load without a fault.
@@ -51,8 +52,16 @@ async def at_load(streams, rounds, progress, task):
             for what, role in KINDS:
                 gaps[what, role] += await one_round(rig, what, role, streams)
                 progress.advance(task)
-    rows = [{"streams": streams, "fault": f"{what} {role}", "aim_p99_s": AIM_S[what], **quantiles(values)}
-            for (what, role), values in gaps.items() if values]  # fmt: skip
+    rows = [
+        {
+            "streams": streams,
+            "fault": f"{what} {role}",
+            "aim_p99_s": AIM_S[what],
+            **quantiles(values),
+        }
+        for (what, role), values in gaps.items()
+        if values
+    ]
     return [{"streams": streams, "fault": "none", "aim_p99_s": None, **quantiles(control)}, *rows]
 
 
@@ -67,8 +76,10 @@ def main():
         for streams in options.streams:
             rows += asyncio.run(at_load(streams, options.rounds, progress, task))
     for row in rows:
-        print(f"{row['streams']:3} streams  {row['fault']:13}  p50 {row['p50']:.2f} s  p99 {row['p99']:.2f} s  "
-              f"aim {row['aim_p99_s']}  n {row['count']}")  # fmt: skip
+        print(
+            f"{row['streams']:3} streams  {row['fault']:13}  p50 {row['p50']:.2f} s  p99 "
+            f"{row['p99']:.2f} s  aim {row['aim_p99_s']}  n {row['count']}"
+        )
     save("failover", {"rounds": options.rounds, "rows": rows})
 
 

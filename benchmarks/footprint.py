@@ -52,9 +52,25 @@ def name_of(pid):
     """A short name."""
     words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     text = b" ".join(words).decode(errors="replace")
-    for key in ("ServeReplica:baton:prefill", "ServeReplica:baton:decode", "ServeReplica:baton:router", "ServeController", "RedisActor",
-                "redis-server", "engine.rank", "router.tokenizing", "raylet", "gcs_server", "DashboardAgent", "RuntimeEnvAgent",
-                "log_monitor", "monitor.py", "dashboard.py", "cluster.cli", "ray::"):  # fmt: skip
+    for key in (
+        "ServeReplica:baton:prefill",
+        "ServeReplica:baton:decode",
+        "ServeReplica:baton:router",
+        "ServeController",
+        "RedisActor",
+        "redis-server",
+        "engine.rank",
+        "router.tokenizing",
+        "raylet",
+        "gcs_server",
+        "DashboardAgent",
+        "RuntimeEnvAgent",
+        "log_monitor",
+        "monitor.py",
+        "dashboard.py",
+        "cluster.cli",
+        "ray::",
+    ):
         if key in text:
             return key.removeprefix("ServeReplica:baton:")
     return words[0].decode(errors="replace").rsplit("/", 1)[-1]

@@ -2,12 +2,15 @@
 
 A model of Qwen2.5-0.5B's shape with random weights. Everything runs in one call, under ten minutes:
 
-1. equality: greedy answers handed over between two pools beside those of one process (`--colocated`)
-2. speeds: first token, exposed transfer, step, by prompt length, both ways; what copying out of the device costs
-3. two NCCL ranks on the one device, which stock NCCL refuses: tried in processes that may hang, and reported
+1. equality: greedy answers handed over between two pools beside those of one process
+   (`--colocated`)
+2. speeds: first token, exposed transfer, step, by prompt length, both ways; what copying out of the
+   device costs
+3. two NCCL ranks on the one device, which stock NCCL refuses: tried in processes that may hang, and
+   reported
 
-Run: python -m benchmarks.gpu [--device cuda] [--prompts 128 512 2048]. With `--device cpu` it runs anywhere, to check
-the script itself; nothing of that is saved.
+Run: python -m benchmarks.gpu [--device cuda] [--prompts 128 512 2048]. With `--device cpu` it runs
+anywhere, to check the script itself; nothing of that is saved.
 """
 
 import argparse
@@ -61,14 +64,21 @@ print((64 << 20) / (time.perf_counter() - began) / 1e9, flush=True)
 
 def config_of(folder, device, *, colocated):
     engine = {"num_blocks": 2048, "max_step_tokens": 2048, "device": device}
-    return BatonConfig.model_validate({
-        "model": {"path": str(folder), "name": "shape", "max_model_len": 8192},
-        "router": {"http_port": 0, "grpc_port": 0, "has_request_log": False, "tokenizer_processes": 1},
-        "pools": {"prefill": {"engine": engine}, "decode": {"engine": engine}},
-        "placement": {"path": "local" if colocated else "pd"},
-        "redis": {"is_on": False},
-        "colocated": colocated,
-    })  # fmt: skip
+    return BatonConfig.model_validate(
+        {
+            "model": {"path": str(folder), "name": "shape", "max_model_len": 8192},
+            "router": {
+                "http_port": 0,
+                "grpc_port": 0,
+                "has_request_log": False,
+                "tokenizer_processes": 1,
+            },
+            "pools": {"prefill": {"engine": engine}, "decode": {"engine": engine}},
+            "placement": {"path": "local" if colocated else "pd"},
+            "redis": {"is_on": False},
+            "colocated": colocated,
+        }
+    )
 
 
 async def answer(stub, ids):
@@ -125,9 +135,13 @@ def two_ranks_on_one_device():
         try:
             port = first.stdout.readline().strip()
             second = subprocess.run(
-                [sys.executable, "-c", PAIR, "1", port], capture_output=True, text=True, timeout=NCCL_TIMEOUT_S,
-                check=False, env=env,
-            )  # fmt: skip
+                [sys.executable, "-c", PAIR, "1", port],
+                capture_output=True,
+                text=True,
+                timeout=NCCL_TIMEOUT_S,
+                check=False,
+                env=env,
+            )
             text = (
                 second.stdout.strip()
                 if second.returncode == 0
@@ -181,9 +195,12 @@ def main():
         expected, alone = asyncio.run(run(folder, options, colocated=True))
     result = {
         "device": torch.cuda.get_device_name(0) if options.device == "cuda" else "cpu",
-        "torch": torch.__version__, "equal_answers": sum(a == b for a, b in zip(tokens, expected, strict=True)),
-        "answers": ANSWERS, "handed_over": rows, "colocated": alone,
-    }  # fmt: skip
+        "torch": torch.__version__,
+        "equal_answers": sum(a == b for a, b in zip(tokens, expected, strict=True)),
+        "answers": ANSWERS,
+        "handed_over": rows,
+        "colocated": alone,
+    }
     if options.device == "cuda":
         result["copies_gb_per_s"] = copies_out()
         result["nccl_two_ranks_on_one_device"] = two_ranks_on_one_device()

@@ -1,10 +1,11 @@
-"""What a hand-over costs a request: exposed transfer by prompt length and transport, beside one pool.
+"""What a hand-over costs a request: exposed transfer by prompt
+length and transport, beside one pool.
 
-A model of Qwen2.5-0.5B's shape with random weights is made in a temporary folder; one request at a time,
-fresh prompts, one thread a rank. Exposed is the time from the first token's arrival at the router to the
-decode worker's announcement of the same token. `colocated` is the same cluster with one pool.
-Run: python -m benchmarks.handover [--prompts 128 512 2048] [--rounds N] [--transports shm grpc gloo]
-Draws docs/handover.svg.
+A model of Qwen2.5-0.5B's shape with random weights is made in a temporary folder; one request at a
+time, fresh prompts, one thread a rank. Exposed is the time from the first token's arrival at the
+router to the decode worker's announcement of the same token. `colocated` is the same cluster with
+one pool. Run: python -m benchmarks.handover [--prompts 128 512 2048] [--rounds N] [--transports shm
+grpc gloo] Draws docs/handover.svg.
 """
 
 import argparse
@@ -31,17 +32,30 @@ from protos.baton.v1 import generation_pb2_grpc
 
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
 QWEN = {
-    "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "vocab_size": 151936, "hidden_size": 896,
-    "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
-    "hidden_act": "silu", "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 32768,
-    "tie_word_embeddings": True, "torch_dtype": "bfloat16", "bos_token_id": 256, "eos_token_id": 257,
-}  # fmt: skip
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "vocab_size": 151936,
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "max_position_embeddings": 32768,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+}
 COLOURS = {"shm": "#2f6fde", "grpc": "#e08a2f", "gloo": "#3f9d5a", "colocated": "#8a94a6"}
 OUTPUT = 16
 
 
 def make_model(folder):
-    """Write the shape with random weights; the tokenizer is the tiny model's, prompts are token ids."""
+    """Write the shape with random weights; the tokenizer is the tiny model's,
+    prompts are token ids."""
     shutil.copytree(TINY, folder, dirs_exist_ok=True)
     (folder / "model.safetensors").unlink()
     (folder / "config.json").write_text(json.dumps(QWEN))
@@ -73,31 +87,42 @@ def config_of(folder, kind, block=16):
     engine = {"num_blocks": 600, "max_step_tokens": 512, "block_size_tokens": block}
     tree = {
         "model": {"path": str(folder), "name": "shape", "max_model_len": 4096},
-        "router": {"http_port": 0, "grpc_port": 0, "has_request_log": False, "tokenizer_processes": 1},
+        "router": {
+            "http_port": 0,
+            "grpc_port": 0,
+            "has_request_log": False,
+            "tokenizer_processes": 1,
+        },
         "pools": {"prefill": {"engine": engine}, "decode": {"engine": engine}},
         "placement": {"path": "local" if kind == "colocated" else "pd"},
         "redis": {"is_on": False},
         "colocated": kind == "colocated",
-    }  # fmt: skip
+    }
     if kind != "colocated":
         tree["transfer"] = {"transports": [kind]}
     return BatonConfig.model_validate(tree)
 
 
 async def ask(stub, prompt_tokens, seed):
-    """One greedy request; returns its timing, the gap before the second token, and the median gap after."""
+    """One greedy request; returns its timing, the gap before the second token,
+    and the median gap after."""
     rng = random.Random(seed)
     ids = [rng.randrange(1000, 150000) for _ in range(prompt_tokens)]
     began, stamps, timing = await timed_stream(stub, ids, OUTPUT)
     gaps = sorted(b - a for a, b in pairwise(stamps[1:]))
     return {
-        "e2e_s": stamps[-1] - began, "ttft_s": stamps[0] - began, "second_s": stamps[1] - stamps[0],
-        "step_s": gaps[len(gaps) // 2], "exposed_s": timing.exposed_transfer_s, "kv_bytes": timing.kv_bytes,
-    }  # fmt: skip
+        "e2e_s": stamps[-1] - began,
+        "ttft_s": stamps[0] - began,
+        "second_s": stamps[1] - stamps[0],
+        "step_s": gaps[len(gaps) // 2],
+        "exposed_s": timing.exposed_transfer_s,
+        "kv_bytes": timing.kv_bytes,
+    }
 
 
 async def measure(folder, kinds, prompts, rounds, on_done):
-    """Rounds over kinds and prompts; clusters run by turns, so that the machine's moods fall on all."""
+    """Rounds over kinds and prompts; clusters run by turns,
+    so that the machine's moods fall on all."""
     rows = {(kind, prompt): [] for kind in kinds for prompt in prompts}
     for turn in range(rounds):
         for kind in kinds:
@@ -132,7 +157,10 @@ def draw(rows, origin):
     most = max(r["exposed_s"]["p50"] for r in rows if r["kind"] in kinds) * 1e3
     longest = max(r["prompt_tokens"] for r in rows)
     parts = [
-        '<text x="60" y="26" font-weight="bold">exposed transfer, ms (median), by prompt tokens</text>'
+        (
+            '<text x="60" y="26" font-weight="bold">exposed transfer, ms (median), by prompt '
+            "tokens</text>"
+        )
     ]
     for index, kind in enumerate(kinds):
         mine = [r for r in rows if r["kind"] == kind]
@@ -150,22 +178,26 @@ def draw(rows, origin):
         for (x, y), r in zip(at, mine, strict=True):
             parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{COLOURS[kind]}"/>')
             parts.append(
-                f'<text x="{x:.0f}" y="{y - 8:.0f}" font-size="11" text-anchor="middle">{r["exposed_s"]["p50"] * 1e3:.1f}</text>'
+                f'<text x="{x:.0f}" y="{y - 8:.0f}" font-size="11" '
+                f'text-anchor="middle">{r["exposed_s"]["p50"] * 1e3:.1f}</text>'
             )
             if index == 0:
                 parts.append(
-                    f'<text x="{x:.0f}" y="270" font-size="11" text-anchor="middle">{r["prompt_tokens"]}</text>'
+                    f'<text x="{x:.0f}" y="270" font-size="11" '
+                    f'text-anchor="middle">{r["prompt_tokens"]}</text>'
                 )
         parts.append(
-            f'<text x="600" y="{60 + 18 * index}" font-size="12" fill="{COLOURS[kind]}">{kind}</text>'
+            f'<text x="600" y="{60 + 18 * index}" font-size="12" '
+            f'fill="{COLOURS[kind]}">{kind}</text>'
         )
     parts.append('<line x1="60" y1="250" x2="590" y2="250" stroke="#99a"/>')
     parts.append(f'<text x="60" y="292" font-size="11" fill="#667">{origin}</text>')
     box = '<rect width="660" height="304" fill="white"/>'
     (DOCS / "handover.svg").write_text(
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="660" height="304" font-family="sans-serif" font-size="13">{box}'
-        f'{"".join(parts)}</svg>\n'
-    )  # fmt: skip
+        '<svg xmlns="http://www.w3.org/2000/svg" width="660" height="304" '
+        f'font-family="sans-serif" font-size="13">{box}'
+        f"{''.join(parts)}</svg>\n"
+    )
 
 
 def main():
@@ -185,15 +217,19 @@ def main():
             measure(folder, kinds, options.prompts, options.rounds, lambda: progress.advance(task))
         )  # fmt: skip
     for r in rows:
-        print(f"{r['kind']:10} {r['prompt_tokens']:5} tokens  exposed {r['exposed_s']['p50'] * 1e3:7.2f} ms  "
-              f"ttft {r['ttft_s']['p50']:6.3f} s  second {r['second_s']['p50'] * 1e3:7.2f} ms  "
-              f"step {r['step_s']['p50'] * 1e3:7.2f} ms  e2e {r['e2e_s']['p50']:6.3f} s")  # fmt: skip
+        print(
+            f"{r['kind']:10} {r['prompt_tokens']:5} tokens  exposed "
+            f"{r['exposed_s']['p50'] * 1e3:7.2f} ms  ttft {r['ttft_s']['p50']:6.3f} s  second "
+            f"{r['second_s']['p50'] * 1e3:7.2f} ms  step {r['step_s']['p50'] * 1e3:7.2f} ms  e2e "
+            f"{r['e2e_s']['p50']:6.3f} s"
+        )
     path = save("handover", {"output_tokens": OUTPUT, "rounds": options.rounds, "rows": rows})
     result = json.loads(path.read_text())
     machine = result["machine"]
     draw(
         rows,
-        f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, Qwen2.5-0.5B's shape, bf16",
+        f"commit {result['commit']}, {machine['cpu']}, {machine['cores']} cores, Qwen2.5-0.5B's "
+        "shape, bf16",
     )
 
 

@@ -1,7 +1,8 @@
-"""What serving adds: step overhead over the bare forward, TTFT and ITL of the gRPC door over the bare engine.
+"""What serving adds: step overhead over the bare forward,
+TTFT and ITL of the gRPC door over the bare engine.
 
-The tiny model, prompt 128, path pd forced, one torch thread per rank. Turns alternate A B A B within
-one run, because this kind of machine drifts. Run: python -m benchmarks.overhead
+The tiny model, prompt 128, path pd forced, one torch thread per rank. Turns alternate A B A B
+within one run, because this kind of machine drifts. Run: python -m benchmarks.overhead
 """
 
 import asyncio
@@ -117,8 +118,13 @@ async def main():
             "rank_process_s": quantiles(rank),
         }
 
-    flags = {"router.http_port": 0, "router.grpc_port": 0, "placement.path": "pd", "pools.prefill.engine.is_prefix_cache_on": False,
-             "pools.decode.engine.is_prefix_cache_on": False}  # fmt: skip
+    flags = {
+        "router.http_port": 0,
+        "router.grpc_port": 0,
+        "placement.path": "pd",
+        "pools.prefill.engine.is_prefix_cache_on": False,
+        "pools.decode.engine.is_prefix_cache_on": False,
+    }
     cluster = LocalCluster(load_config(None, flags, {}))
     await cluster.start()
     bare = {"ttft_s": [], "itl_s": []}
@@ -140,10 +146,14 @@ async def main():
     finally:
         await cluster.stop()
     result = {
-        "prompt_tokens": PROMPT, "output_tokens": OUTPUT, "turns": TURNS, "step": steps,
-        "bare": {k: quantiles(v) for k, v in bare.items()}, "served": {k: quantiles(v) for k, v in served.items()},
+        "prompt_tokens": PROMPT,
+        "output_tokens": OUTPUT,
+        "turns": TURNS,
+        "step": steps,
+        "bare": {k: quantiles(v) for k, v in bare.items()},
+        "served": {k: quantiles(v) for k, v in served.items()},
         "raw": {"bare": bare, "served": served},
-    }  # fmt: skip
+    }
     result["added"] = {
         name: {q: result["served"][name][q] - result["bare"][name][q] for q in ("p50", "p95")}
         for name in ("ttft_s", "itl_s")

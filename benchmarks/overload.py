@@ -297,7 +297,10 @@ async def measure(options, console):
             found["not_ok"] = sum(not o.is_ok for o in outcomes)
             found["ttft_s"] = quantiles([o.ttft_s for o in outcomes if o.is_ok])
             capacities.append(found)
-            said = f"{found['answers_per_s']:.1f} answers/s, {found['cpu_ms_per_answer']:.0f} ms of CPU"
+            said = (
+                f"{found['answers_per_s']:.1f} answers/s, {found['cpu_ms_per_answer']:.0f} "
+                "ms of CPU"
+            )
             console.print(f"capacity {said} each", style="dim")
 
         await capacity()  # warms up

@@ -2,10 +2,11 @@
 
     python -m benchmarks.peers --peers DIR [--turns 3]
 
-DIR holds what the peers' own instructions install: `llamacpp/build/bin/llama-server`, `vllmcpu/`, and
-`models/tiny` with its `tiny-bf16.gguf` (4 layers, width 256, random weights). Prompts are 256 random
-tokens, outputs 64, greedy, no prefix cache anywhere; the client is `baton bench serve`'s. A server that
-is not there is left out and the result says so. With each Baton turn goes the CPU time of every process.
+DIR holds what the peers' own instructions install: `llamacpp/build/bin/llama-server`, `vllmcpu/`,
+and `models/tiny` with its `tiny-bf16.gguf` (4 layers, width 256, random weights). Prompts are 256
+random tokens, outputs 64, greedy, no prefix cache anywhere; the client is `baton bench serve`'s. A
+server that is not there is left out and the result says so. With each Baton turn goes the CPU time
+of every process.
 """
 
 import argparse
@@ -34,23 +35,38 @@ LOADS = ((1, 12), (8, 48))  # (streams, requests)
 PORT = 8191
 ROOT = Path(__file__).parent.parent
 BATON = {
-    "BATON_ROUTER__HAS_REQUEST_LOG": "false", "BATON_POOLS__PREFILL__ENGINE__IS_PREFIX_CACHE_ON": "false",
+    "BATON_ROUTER__HAS_REQUEST_LOG": "false",
+    "BATON_POOLS__PREFILL__ENGINE__IS_PREFIX_CACHE_ON": "false",
     "BATON_POOLS__DECODE__ENGINE__IS_PREFIX_CACHE_ON": "false",
-}  # fmt: skip
+}
 
 
 def servers(peers):
     model = peers / "models" / "tiny"
-    up = f"{sys.executable} -m cluster.cli up --local --model {model} --http-port {PORT} --grpc-port 0"
+    up = (
+        f"{sys.executable} -m cluster.cli up --local --model {model} --http-port {PORT} "
+        "--grpc-port 0"
+    )
     llama = peers / "llamacpp" / "build" / "bin" / "llama-server"
     vllm = peers / "vllmcpu"
     tcmalloc = vllm / "tcmalloc/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
     vllm_settings = {
-        "VLLM_CPU_KVCACHE_SPACE": "4", "VLLM_CPU_OMP_THREADS_BIND": "0-1", "OMP_NUM_THREADS": "2", "VLLM_NO_USAGE_STATS": "1",
-        "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING", "LD_PRELOAD": f"{tcmalloc}:{vllm}/lib/libiomp5.so",
-    }  # fmt: skip
-    serve = f"{vllm}/bin/python -m vllm.entrypoints.openai.api_server --model {model} --served-model-name m --dtype bfloat16"
-    serve += f" --max-model-len 4096 --max-num-seqs 32 --host 127.0.0.1 --port {PORT} --no-enable-prefix-caching --disable-log-stats"
+        "VLLM_CPU_KVCACHE_SPACE": "4",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-1",
+        "OMP_NUM_THREADS": "2",
+        "VLLM_NO_USAGE_STATS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "LD_PRELOAD": f"{tcmalloc}:{vllm}/lib/libiomp5.so",
+    }
+    serve = (
+        f"{vllm}/bin/python -m vllm.entrypoints.openai.api_server --model {model} "
+        "--served-model-name m --dtype bfloat16"
+    )
+    serve += (
+        f" --max-model-len 4096 --max-num-seqs 32 --host 127.0.0.1 --port {PORT} "
+        "--no-enable-prefix-caching --disable-log-stats"
+    )
     slots = f"-t 2 -np 8 -c 4096 --host 127.0.0.1 --port {PORT} --no-webui --no-cache-prompt"
     return {
         "baton pd": (up, {**BATON, "BATON_PLACEMENT__PATH": "pd"}, "/ready"),
@@ -118,9 +134,13 @@ def load(streams, requests, seed):
 
 def turn(command, settings, path, seed):
     process = subprocess.Popen(
-        shlex.split(command), env={**os.environ, **settings}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        start_new_session=True, cwd=ROOT,
-    )  # fmt: skip
+        shlex.split(command),
+        env={**os.environ, **settings},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        cwd=ROOT,
+    )
     try:
         wait_ready(path, process)
         out = {}
@@ -134,9 +154,12 @@ def turn(command, settings, path, seed):
                 used[name] = used.get(name, 0.0) + cpu_s(pid) - before[pid]
             tokens = summary["output_tokens"]
             out[streams] = {
-                "tokens_per_s": summary["output_tokens_per_s"], "ttft": summary["ttft"], "itl": summary["itl"], "tpot": summary["tpot"],
+                "tokens_per_s": summary["output_tokens_per_s"],
+                "ttft": summary["ttft"],
+                "itl": summary["itl"],
+                "tpot": summary["tpot"],
                 "cpu_us_per_token": {name: s / tokens * 1e6 for name, s in used.items() if s},
-            }  # fmt: skip
+            }
         return out
     finally:
         os.killpg(process.pid, signal.SIGTERM)
@@ -177,12 +200,27 @@ def main():
             if not done:
                 continue
             pick = [t[streams] for t in done]
-            middle = lambda get: statistics.median(get(p) for p in pick)  # noqa: E731, B023
-            rows.append({"server": name, "streams": streams, "tokens_per_s": middle(lambda p: p["tokens_per_s"]),
-                         **{f"{m}_{q}_ms": middle(lambda p: p[m][f"{q}_ms"]) for m in ("ttft", "itl") for q in ("p50", "p99")}})  # fmt: skip  # noqa: B023
+            row = {
+                "server": name,
+                "streams": streams,
+                "tokens_per_s": statistics.median(p["tokens_per_s"] for p in pick),
+            }
+            for m in ("ttft", "itl"):
+                for q in ("p50_ms", "p99_ms"):
+                    row[f"{m}_{q}"] = statistics.median(p[m][q] for p in pick)
+            rows.append(row)
     sys.argv = [sys.argv[0], "--peers", "DIR", "--turns", str(arguments.turns)]
-    path = save("peers", {"model": "tiny: llama, 4 layers, width 256, bf16", "prompt_tokens": 256, "output_tokens": 64,
-                          "rows": rows, "missing": missing, "turns": turns})  # fmt: skip
+    path = save(
+        "peers",
+        {
+            "model": "tiny: llama, 4 layers, width 256, bf16",
+            "prompt_tokens": 256,
+            "output_tokens": 64,
+            "rows": rows,
+            "missing": missing,
+            "turns": turns,
+        },
+    )
     table = Table(
         "server",
         "streams",

@@ -1,8 +1,9 @@
-"""What ranks cost and gain: step overhead over the bare forward, and prefill on two ranks beside one.
+"""What ranks cost and gain: step overhead over the bare forward,
+and prefill on two ranks beside one.
 
-The bare forward runs in processes of this script, joined by the same shared memory; the step runs through
-a worker's pipes, planned and sampled. Turns alternate. One thread a rank.
-Run: python -m benchmarks.ranks [--turns N]
+The bare forward runs in processes of this script, joined by the same shared memory; the step runs
+through a worker's pipes, planned and sampled. Turns alternate. One thread a rank. Run: python -m
+benchmarks.ranks [--turns N]
 """
 
 import argparse
@@ -85,11 +86,23 @@ def bare(folder, size, steps):
     fd = create_segment(common_bytes(size, ROWS, spec.hidden_size))
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.ranks", "--child", str(folder), str(rank), str(size), str(fd), str(steps)],
-            stdout=subprocess.PIPE, pass_fds=(fd,), text=True,
+            [
+                sys.executable,
+                "-m",
+                "benchmarks.ranks",
+                "--child",
+                str(folder),
+                str(rank),
+                str(size),
+                str(fd),
+                str(steps),
+            ],
+            stdout=subprocess.PIPE,
+            pass_fds=(fd,),
+            text=True,
         )
         for rank in range(size)
-    ]  # fmt: skip
+    ]
     os.close(fd)
     out = [rank.communicate(timeout=120)[0] for rank in ranks]
     return float(json.loads(out[0]))
@@ -158,9 +171,14 @@ def main():
         "decode step, ms",
     )
     for size in (1, 2):
-        table.add_row(str(size), f"{mid(rows, size, 'forward_s') * 1e6:.0f}", f"{mid(rows, size, 'step_s') * 1e6:.0f}",
-                      f"{overhead[size] * 1e6:.0f}", f"{mid(prefill, size, 'prefill_s') * 1e3:.0f}",
-                      f"{mid(prefill, size, 'decode_s') * 1e3:.1f}")  # fmt: skip
+        table.add_row(
+            str(size),
+            f"{mid(rows, size, 'forward_s') * 1e6:.0f}",
+            f"{mid(rows, size, 'step_s') * 1e6:.0f}",
+            f"{overhead[size] * 1e6:.0f}",
+            f"{mid(prefill, size, 'prefill_s') * 1e3:.0f}",
+            f"{mid(prefill, size, 'decode_s') * 1e3:.1f}",
+        )
     Console().print(table)
     Console().print(f"prefill on two ranks: {gain:.2f} times one")
     save(

@@ -47,10 +47,17 @@ def save(name, result):
     program = Path(sys.argv[0])
     module = f"benchmarks.{program.parent.name if program.stem == '__main__' else program.stem}"
     envelope = {
-        "commit": git.stdout.strip(), "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
-        "machine": {"cpu": cpu, "cores": os.cpu_count(), "system": platform.platform(), "python": platform.python_version()},
-        "at": datetime.now(UTC).isoformat(timespec="seconds"), **result,
-    }  # fmt: skip
+        "commit": git.stdout.strip(),
+        "command": " ".join(["python", "-m", module, *sys.argv[1:]]),
+        "machine": {
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "system": platform.platform(),
+            "python": platform.python_version(),
+        },
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **result,
+    }
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(envelope, indent=2) + "\n")
     return path

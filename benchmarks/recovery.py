@@ -1,7 +1,7 @@
 """What a client sees when the decode worker is killed in mid-stream: gap, tokens, end, replacement.
 
-Trials with path auto (an attempt elsewhere is possible) and with pd forced (it is not), on a local Ray.
-Run: python -m benchmarks.recovery [--trials N]
+Trials with path auto (an attempt elsewhere is possible) and with pd forced (it is not), on a local
+Ray. Run: python -m benchmarks.recovery [--trials N]
 """
 
 import argparse
@@ -111,12 +111,16 @@ def main():
                 time.sleep(8 if path == "auto" else 1)
                 rows.append(
                     {
-                        "path": path, "gap_s": result["gap_s"], "end_s": result["end_s"],
+                        "path": path,
+                        "gap_s": result["gap_s"],
+                        "end_s": result["end_s"],
                         "ending": result["error"]["code"] if result["error"] else "finished",
-                        "is_exact": expected.startswith(result["text"]) if result["error"] else result["text"] == expected,
+                        "is_exact": expected.startswith(result["text"])
+                        if result["error"]
+                        else result["text"] == expected,
                         "ready_again_s": replaced_s,
                     }
-                )  # fmt: skip
+                )
         finally:
             process.terminate()
             process.wait(timeout=60)

@@ -3,9 +3,9 @@
     python -m benchmarks.router_alone
 
 A real router process (both doors, sessions over gRPC, detokenizing) in front of a real worker whose
-runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over them is
-tokens per second per core, whatever client and worker cost beside it. Path local; each request has
-256 output tokens.
+runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over them
+is tokens per second per core, whatever client and worker cost beside it. Path local; each request
+has 256 output tokens.
 """
 
 import asyncio
@@ -72,18 +72,36 @@ async def worker():
     spec, ids = model_of(load_config(None, {}, {})), Ids()
     layout = spec.layout(ENGINE.block_size_tokens)
     descriptor = WorkerDescriptor(
-        WorkerId("stub"), Role.DECODE, ids.incarnation(), "", "", spec.name, layout.content_digest, ENGINE.block_size_tokens,
-        ENGINE.num_blocks, spec.max_model_len, pid=os.getpid(),
-    )  # fmt: skip
+        WorkerId("stub"),
+        Role.DECODE,
+        ids.incarnation(),
+        "",
+        "",
+        spec.name,
+        layout.content_digest,
+        ENGINE.block_size_tokens,
+        ENGINE.num_blocks,
+        spec.max_model_len,
+        pid=os.getpid(),
+    )
     unit = WorkerUnit(
         WorkerParts(
-            role=Role.DECODE, make_role=decode_role(10.0), runner=StubRunner(), kv=MemoryKV(layout, ENGINE.num_blocks),
-            layout=layout, engine=ENGINE, transfer=TransferConfig(), max_model_len=spec.max_model_len,
+            role=Role.DECODE,
+            make_role=decode_role(10.0),
+            runner=StubRunner(),
+            kv=MemoryKV(layout, ENGINE.num_blocks),
+            layout=layout,
+            engine=ENGINE,
+            transfer=TransferConfig(),
+            max_model_len=spec.max_model_len,
             vocabulary_size=spec.vocabulary_size,
-            session_network=session_network(), transfer_network=fetch_network(), clock=SystemClock(), descriptor=descriptor,
+            session_network=session_network(),
+            transfer_network=fetch_network(),
+            clock=SystemClock(),
+            descriptor=descriptor,
         ),
         None,
-    )  # fmt: skip
+    )
     print(json.dumps(to_json(await unit.start())), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
     os._exit(0)
@@ -142,8 +160,14 @@ async def main():
         stdout=asyncio.subprocess.PIPE,
     )
     descriptor = from_json(json.loads(await stub.stdout.readline()))
-    flags = {"router.http_port": 0, "router.grpc_port": 0, "placement.path": "local", "colocated": True, "redis.is_on": False,
-             "router.has_request_log": False}  # fmt: skip
+    flags = {
+        "router.http_port": 0,
+        "router.grpc_port": 0,
+        "placement.path": "local",
+        "colocated": True,
+        "redis.is_on": False,
+        "router.has_request_log": False,
+    }
     router = await Child.spawn("router", load_config(None, flags, {}))
     rows = []
     try:
@@ -160,8 +184,17 @@ async def main():
                 before = cpu_s(router.process.pid)
                 tokens, took_s = await load(port, streams, requests)
                 used_s = cpu_s(router.process.pid) - before
-                rows.append({"door": door, "streams": streams, "tokens": tokens, "took_s": took_s, "router_cpu_s": used_s,
-                             "tokens_per_s": tokens / took_s, "tokens_per_s_per_core": tokens / used_s})  # fmt: skip
+                rows.append(
+                    {
+                        "door": door,
+                        "streams": streams,
+                        "tokens": tokens,
+                        "took_s": took_s,
+                        "router_cpu_s": used_s,
+                        "tokens_per_s": tokens / took_s,
+                        "tokens_per_s_per_core": tokens / used_s,
+                    }
+                )
     finally:
         await router.stop()
         stub.stdin.close()
@@ -169,7 +202,13 @@ async def main():
     path = save("router_alone", {"output_tokens": OUTPUT, "rows": rows})
     table = Table("door", "streams", "tokens/s", "router CPU us/token", "tokens/s per core")
     for r in rows:
-        table.add_row(r["door"], str(r["streams"]), f"{r['tokens_per_s']:.0f}", f"{r['router_cpu_s'] / r['tokens'] * 1e6:.1f}", f"{r['tokens_per_s_per_core']:.0f}")  # fmt: skip
+        table.add_row(
+            r["door"],
+            str(r["streams"]),
+            f"{r['tokens_per_s']:.0f}",
+            f"{r['router_cpu_s'] / r['tokens'] * 1e6:.1f}",
+            f"{r['tokens_per_s_per_core']:.0f}",
+        )
     console.print(table)
     console.print(path)
 

@@ -9,11 +9,14 @@ from protos.baton.v1 import generation_pb2 as pb
 
 
 async def timed_stream(stub, ids, max_tokens):
-    """Run a prompt of token ids; returns when it was sent, when each token came, and the reply's timing."""
+    """Run a prompt of token ids; returns when it was sent, when each token came,
+    and the reply's timing."""
     request = pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=ids), sampling=pb.SamplingOptions(temperature=0),
-        stopping=pb.StoppingOptions(max_tokens=max_tokens, ignore_eos=True), response=pb.ResponseOptions(timing=True),
-    )  # fmt: skip
+        token_ids=pb.TokenIds(ids=ids),
+        sampling=pb.SamplingOptions(temperature=0),
+        stopping=pb.StoppingOptions(max_tokens=max_tokens, ignore_eos=True),
+        response=pb.ResponseOptions(timing=True),
+    )
     began, stamps, timing = time.perf_counter(), [], None
     async for message in stub.GenerateStream(request):
         kind = message.WhichOneof("event")

@@ -1,9 +1,9 @@
 """Streams over gRPC that survive their router.
 
-Owns the position in each stream, the choice of the next address and the difference between an answer
-and a broken wire: what the server said with `google.rpc` details is an answer and is raised, anything
-else is a wire, and the stream goes on elsewhere from where it was. Does not know what is generated.
-Called by users of the package.
+Owns the position in each stream, the choice of the next address and the difference between an
+answer and a broken wire: what the server said with `google.rpc` details is an answer and is raised,
+anything else is a wire, and the stream goes on elsewhere from where it was. Does not know what is
+generated. Called by users of the package.
 
     async with Client(["10.0.0.1:9000", "10.0.0.2:9000"]) as client:
         async for message in client.generate(pb.GenerateRequest(text="Once upon a time")):
@@ -28,7 +28,8 @@ DETAILS_KEY = "grpc-status-details-bin"
 CONNECT_MS = 1500
 """Longest wait for a door to accept, hello included."""
 PULSE_S, PULSE_TIMEOUT_S = 1.0, 1.5
-"""A router that does not answer a health check is taken for dead: 2.5 s after its last sign at the latest."""
+"""A router that does not answer a health check is taken for dead:
+2.5 s after its last sign at the latest."""
 OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -39,8 +40,11 @@ OPTIONS = [
 ]
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
 _BREAKS = {
-    grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN, grpc.StatusCode.INTERNAL, grpc.StatusCode.CANCELLED,
-}  # fmt: skip
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+    grpc.StatusCode.CANCELLED,
+}
 
 
 class Client:
@@ -88,7 +92,8 @@ class Client:
         """Run one request; the last message has the summary.
 
         Raises:
-            grpc.aio.AioRpcError: The server's error, or the last break of a stream that broke too often.
+            grpc.aio.AioRpcError: The server's error, or the last break of a stream that broke too
+                often.
         """
         return self._stream("GenerateStream", request, timeout_s)
 
@@ -100,7 +105,12 @@ class Client:
         """
         return self._stream("Chat", request, timeout_s)
 
-    async def _stream(self, method: str, original: Any, timeout_s: float) -> AsyncIterator[Any]:  # noqa: ANN401
+    async def _stream(
+        self,
+        method: str,
+        original: Any,  # noqa: ANN401
+        timeout_s: float,
+    ) -> AsyncIterator[Any]:
         request = type(original)()
         request.CopyFrom(original)
         # The id is what makes the seed, so a request must keep it wherever it goes on.
@@ -149,7 +159,7 @@ class Client:
         return generation_pb2_grpc.GenerationStub(self._channels[address])
 
     def _leave(self, address: str) -> None:
-        """Go to the next address, once for all streams that broke there; other streams keep the channel."""
+        """Go to the next address, once for all streams that broke there; others keep theirs."""
         if address == self._addresses[self._first % len(self._addresses)]:
             self._first += 1
 
@@ -197,9 +207,10 @@ class _Received:
 
 
 class _Pulse:
-    """Asks a door every second whether it lives, while calls depend on it; gives them up when it does not.
+    """Asks a door every second whether it lives, while calls depend on it, or gives them up.
 
-    HTTP/2 pings would not do: threads of the gRPC library answer them while the process behind is stuck.
+    HTTP/2 pings would not do: threads of the gRPC library answer them while the process behind is
+    stuck.
     """
 
     def __init__(self, channel: grpc.aio.Channel) -> None:

@@ -29,7 +29,8 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
         config: The cluster's.
         addresses: (HTTP port, gRPC port) of each router.
     """
-    host, pools = config.router.host, config.pools
+    host = config.router.host
+    pools = config.pools
     http_port, grpc_port = addresses[0]
     events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
@@ -43,8 +44,9 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
     table.add_row("decode", str(pools.decode.replicas), "gRPC", join_address(host, grpc_port))
     for other_http, other_grpc in dict.fromkeys(addresses[1:]):
         if (other_http, other_grpc) != addresses[0]:
-            doors = join_address(host, other_http), join_address(host, other_grpc)
-            table.add_row("", "", "router", f"{scheme}://{doors[0]}, gRPC {doors[1]}")
+            http_door = f"{scheme}://{join_address(host, other_http)}"
+            grpc_door = join_address(host, other_grpc)
+            table.add_row("", "", "router", f"{http_door}, gRPC {grpc_door}")
     console.print(table)
     command = " ".join(["baton generate 'def main('", *arguments_to_reach(config, grpc_port)])
     console.print(f"try: {command}    Ctrl-C ends the cluster", soft_wrap=True)

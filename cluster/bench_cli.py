@@ -51,7 +51,8 @@ def run_bench(options: Options) -> None:
         ConfigError: Wrong options, no server, no trace.
         SystemExit: 1 if not one request completed.
     """
-    shape, limits = options.shape, parse_limits(options.goodput)
+    shape = options.shape
+    limits = parse_limits(options.goodput)
     if not (shape.rate or shape.trace or options.concurrency):
         raise ConfigError("say how load is offered: --concurrency, --rate or --trace")
 
@@ -61,9 +62,15 @@ def run_bench(options: Options) -> None:
         )
 
     progress = Progress(
-        TextColumn("requests"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True), transient=True, disable=options.as_json and not Console(stderr=True).is_terminal,
-    )  # fmt: skip
+        TextColumn("requests"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+        disable=options.as_json and not Console(stderr=True).is_terminal,
+    )
     with progress:
         bar = progress.add_task("requests", total=shape.requests, note="")
         on_done = _counter(
@@ -142,9 +149,10 @@ def _show(summary: dict[str, Any]) -> None:
     console.print(table)
     console.print(
         f"{summary['completed']} of {summary['requests']} requests in {summary['took_s']:.2f} s: "
-        f"{summary['requests_per_s']:.2f} requests/s, {summary['output_tokens_per_s']:.1f} output tokens/s, "
-        f"{summary['total_tokens_per_s']:.1f} tokens/s, concurrency {summary['achieved_concurrency']:.1f}, "
-        f"{summary['cached_tokens']} of {summary['input_tokens']} prompt tokens cached"
+        f"{summary['requests_per_s']:.2f} requests/s, {summary['output_tokens_per_s']:.1f} output "
+        f"tokens/s, {summary['total_tokens_per_s']:.1f} tokens/s, concurrency "
+        f"{summary['achieved_concurrency']:.1f}, {summary['cached_tokens']} of "
+        f"{summary['input_tokens']} prompt tokens cached"
     )
     if "attainment" in summary:
         console.print(

@@ -3,9 +3,9 @@
 Owns arrivals (closed loop, Poisson, gamma, trace) and prompts, all from one seed. Does not know
 HTTP. Called by `cluster.bench_serve`.
 
-Gaps are gamma distributed with shape `burstiness` and mean 1 / rate: 1 is Poisson, less is burstier.
-A trace row's block ids become block contents, so equal ids give equal tokens, and prefix caches see
-what they saw in production.
+Gaps are gamma distributed with shape `burstiness` and mean 1 / rate: 1 is Poisson, less is
+burstier. A trace row's block ids become block contents, so equal ids give equal tokens, and prefix
+caches see what they saw in production.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def plan(shape: Shape) -> list[Planned]:
     rng = random.Random(shape.seed)  # noqa: S311 - a load, not a secret
     if shape.trace:
         return [*_from_trace(shape, rng)]
-    due_s, planned = 0.0, []
+    due_s = 0.0
+    planned = []
     for index in range(shape.requests):
         prompt = _tokens(rng, shape.input_tokens, shape.vocabulary_size)
         planned.append(Planned(index, due_s if shape.rate else None, prompt, shape.output_tokens))
@@ -96,7 +97,8 @@ def _prompt(hash_ids: list[int], size: int, shape: Shape, rng: random.Random) ->
     tokens: list[int] = []
     block = max(1, shape.trace_block_tokens // shape.trace_divide)
     for block_id in hash_ids:
-        tokens += _tokens(random.Random(f"{shape.seed}:{block_id}"), block, shape.vocabulary_size)  # noqa: S311
+        of_block = random.Random(f"{shape.seed}:{block_id}")  # noqa: S311
+        tokens += _tokens(of_block, block, shape.vocabulary_size)
     tokens = tokens[:size]
     return (*tokens, *_tokens(rng, size - len(tokens), shape.vocabulary_size))
 

@@ -2,10 +2,10 @@
 
 Owns the definitions. Does not know how requests were sent. Called by `cluster.bench_serve`.
 
-t0 is the SCHEDULED send time (a late client is the server's queue too), t1..tn the arrivals of chunks:
-TTFT = t1 - t0; ITL = every gap between chunks, pooled; TPOT = (tn - t1) / (tokens - 1) of a request;
-E2E = tn - t0. A request is good if it meets every limit; attainment is the share of good ones among
-all OFFERED requests, goodput their number per second.
+t0 is the SCHEDULED send time (a late client is the server's queue too), t1..tn the arrivals of
+chunks: TTFT = t1 - t0; ITL = every gap between chunks, pooled; TPOT = (tn - t1) / (tokens - 1) of a
+request; E2E = tn - t0. A request is good if it meets every limit; attainment is the share of good
+ones among all OFFERED requests, goodput their number per second.
 """
 
 from __future__ import annotations
@@ -81,18 +81,26 @@ def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[st
         if sample.error:
             errors[sample.error] = errors.get(sample.error, 0) + 1
     summary: dict[str, Any] = {
-        "requests": len(samples), "completed": len(good), "errors": errors, "took_s": took_s,
+        "requests": len(samples),
+        "completed": len(good),
+        "errors": errors,
+        "took_s": took_s,
         "requests_per_s": len(good) / took_s if took_s else 0.0,
         "output_tokens_per_s": sum(s.output_tokens for s in good) / took_s if took_s else 0.0,
-        "total_tokens_per_s": sum(s.output_tokens + s.input_tokens for s in good) / took_s if took_s else 0.0,
-        "input_tokens": sum(s.input_tokens for s in good), "output_tokens": sum(s.output_tokens for s in good),
+        "total_tokens_per_s": sum(s.output_tokens + s.input_tokens for s in good) / took_s
+        if took_s
+        else 0.0,
+        "input_tokens": sum(s.input_tokens for s in good),
+        "output_tokens": sum(s.output_tokens for s in good),
         "cached_tokens": sum(s.cached_tokens for s in good),
         "achieved_concurrency": sum(s.e2e_s for s in good) / took_s if took_s else 0.0,
-        "ttft": spread([s.ttft_s for s in good]), "itl": spread([g for s in good for g in s.gaps_s]),
-        "tpot": spread([t for s in good if (t := s.tpot_s) is not None]), "e2e": spread([s.e2e_s for s in good]),
+        "ttft": spread([s.ttft_s for s in good]),
+        "itl": spread([g for s in good for g in s.gaps_s]),
+        "tpot": spread([t for s in good if (t := s.tpot_s) is not None]),
+        "e2e": spread([s.e2e_s for s in good]),
         "longest_gap": spread([max(s.gaps_s) for s in good if s.gaps_s]),
         "send_lag": spread([s.sent_at - s.scheduled_at for s in samples]),
-    }  # fmt: skip
+    }
     if limits_ms:
         summary["limits_ms"] = limits_ms
         summary["attainment"] = len(attained) / len(samples) if samples else 0.0
@@ -106,12 +114,14 @@ def _meets(sample: Sample, limits_ms: dict[str, float]) -> bool:
 
 
 def svg(samples: Sequence[Sample], title: str) -> str:
-    """Draw how TTFT, ITL, TPOT and E2E are distributed: share of requests (or gaps) below a time."""
+    """Draw the distributions of TTFT, ITL, TPOT and E2E: share of requests or gaps below a time."""
     good = [s for s in samples if not s.error and s.arrivals]
     panels: list[tuple[str, list[float]]] = [
-        ("TTFT", [s.ttft_s for s in good]), ("ITL", [g for s in good for g in s.gaps_s]),
-        ("TPOT", [t for s in good if (t := s.tpot_s) is not None]), ("E2E", [s.e2e_s for s in good]),
-    ]  # fmt: skip
+        ("TTFT", [s.ttft_s for s in good]),
+        ("ITL", [g for s in good for g in s.gaps_s]),
+        ("TPOT", [t for s in good if (t := s.tpot_s) is not None]),
+        ("E2E", [s.e2e_s for s in good]),
+    ]
     width, height = 300, 190
     parts = [_panel(name, values, COLOURS[i], 40 + i % 2 * width, 40 + i // 2 * height)
              for i, (name, values) in enumerate(panels) if values]  # fmt: skip
@@ -125,7 +135,9 @@ def svg(samples: Sequence[Sample], title: str) -> str:
 
 
 def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
-    ordered, width, height = sorted(values), 240, 120
+    ordered = sorted(values)
+    width = 240
+    height = 120
     top = percentile(ordered, 99) * 1.1 or 1.0
 
     def at(value: float, share: float) -> str:
@@ -138,11 +150,15 @@ def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
         if i % step == 0 or i == len(ordered) - 1
     )
     marks = "".join(
-        f'<text x="{x + 248}" y="{y + 20 + 16 * i}" fill="#556">p{share} {percentile(ordered, share) * 1e3:.1f}</text>'
+        f'<text x="{x + 248}" y="{y + 20 + 16 * i}" fill="#556">p{share} '
+        f"{percentile(ordered, share) * 1e3:.1f}</text>"
         for i, share in enumerate(PERCENTILES)
     )
     axis = f'<path d="M{x} {y}V{y + height}H{x + width}" fill="none" stroke="#bbb"/>'
     ends = f'<text x="{x}" y="{y + height + 15}" fill="#556">0</text>'
-    ends += f'<text x="{x + width}" y="{y + height + 15}" text-anchor="end" fill="#556">{top * 1e3:.1f} ms</text>'
+    ends += (
+        f'<text x="{x + width}" y="{y + height + 15}" text-anchor="end" '
+        f'fill="#556">{top * 1e3:.1f} ms</text>'
+    )
     line = f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>'
     return f'<text x="{x}" y="{y - 6}">{name}: share below</text>{axis}{line}{marks}{ends}'

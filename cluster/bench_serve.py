@@ -1,7 +1,7 @@
 """`baton bench serve`: offer a load to any OpenAI-style server, and say what came back.
 
-Owns the sending. Does not know what the figures mean (`cluster.bench_report`) or where requests come
-from (`cluster.bench_load`). Called by `cluster.cli`.
+Owns the sending. Does not know what the figures mean (`cluster.bench_report`) or where requests
+come from (`cluster.bench_load`). Called by `cluster.cli`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class Client:
 
     def __init__(self, url: str, model: str, session: aiohttp.ClientSession) -> None:
         """Keep the target."""
-        self._url, self._model, self._session = url.rstrip("/"), model, session
+        self._url = url.rstrip("/")
+        self._model = model
+        self._session = session
         self.start = 0.0
 
     async def card(self) -> dict[str, Any]:
@@ -54,9 +56,14 @@ class Client:
             planned.index, scheduled_at, sent_at=self.now_s(), input_tokens=len(planned.prompt)
         )
         body = {
-            "model": self._model, "prompt": list(planned.prompt), "max_tokens": planned.output_tokens, "temperature": 0,
-            "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
-        }  # fmt: skip
+            "model": self._model,
+            "prompt": list(planned.prompt),
+            "max_tokens": planned.output_tokens,
+            "temperature": 0,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        }
         try:
             async with self._session.post(f"{self._url}/v1/completions", json=body) as reply:
                 if reply.status != 200:
@@ -84,10 +91,8 @@ class Client:
         if chunk.get("choices") and (chunk["choices"][0].get("text") or not sample.arrivals):
             sample.arrivals.append(self.now_s())
         if usage := chunk.get("usage"):
-            sample.input_tokens, sample.output_tokens = (
-                usage["prompt_tokens"],
-                usage["completion_tokens"],
-            )
+            sample.input_tokens = usage["prompt_tokens"]
+            sample.output_tokens = usage["completion_tokens"]
             sample.cached_tokens = (usage.get("prompt_tokens_details") or {}).get(
                 "cached_tokens"
             ) or 0
@@ -121,7 +126,8 @@ async def run(
         ConfigError: The server is not there.
     """
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-    # A connection of its own for each request, as separate users have; some servers end theirs without a word.
+    # A connection of its own for each request, as separate users have; some servers end theirs
+    # without a word.
     connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=access.context)
     async with aiohttp.ClientSession(
         headers=authorization(), timeout=timeout, connector=connector, read_bufsize=1 << 20

@@ -1,9 +1,10 @@
 """`baton bench transfer`: how fast KV goes from one process to another over one transport.
 
 Owns two real transfer agents in two processes, without engines: the child publishes whole pools of
-blocks, the parent fetches, verifies and acknowledges them. Compared, in alternating turns, with a plain
-copy in memory and, over gRPC and gloo, with a bare stream of messages of the same size. Does not know requests.
-Called by `cluster.bench_transfer_cli`; the child is `python -m cluster.bench_transfer LIFE_FD`.
+blocks, the parent fetches, verifies and acknowledges them. Compared, in alternating turns, with a
+plain copy in memory and, over gRPC and gloo, with a bare stream of messages of the same size. Does
+not know requests. Called by `cluster.bench_transfer_cli`; the child is `python -m
+cluster.bench_transfer LIFE_FD`.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ class Plan:
 
 @dataclass(slots=True)
 class Turn:
-    """One turn: seconds, bytes and CPU seconds of either side, and what the machine can do beside it."""
+    """One turn: seconds, bytes, CPU seconds of either side, and what the machine can do."""
 
     seconds: float
     num_bytes: int
@@ -105,7 +106,7 @@ def _pool(num_blocks: int) -> SharedKV:
     return kv
 
 
-# --- the child: it sends -------------------------------------------------------------------------------------
+# --- the child: it sends --------------------------------------------------------------------------
 
 
 class _SendingHost:
@@ -118,7 +119,8 @@ class _SendingHost:
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
         """Publish layer by layer, as a prompt would be computed, only at once."""
-        agent, table = self.agent, self.tables[transfer_id]
+        agent = self.agent
+        table = self.tables[transfer_id]
         if agent is None:
             return
         for layer in range(LAYOUT.num_layers):
@@ -156,15 +158,14 @@ async def _send(lines: asyncio.StreamReader) -> None:
     host.agent = agent
     warm()
     bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)
-    address, bare_address = (
-        await agent.listen(),
-        await bare.listen(lambda stream: _send_bare(stream, plan)),
-    )
+    address = await agent.listen()
+    bare_address = await bare.listen(lambda stream: _send_bare(stream, plan))
     _say({"address": address, "bare_address": bare_address})
     while line := await lines.readline():
         order = json.loads(line)
         if "offer" in order:
-            transfer_id, slot = TransferId(bytes.fromhex(order["offer"])), order["slot"]
+            transfer_id = TransferId(bytes.fromhex(order["offer"]))
+            slot = order["slot"]
             host.tables[transfer_id] = tuple(
                 range(slot * plan.num_blocks, (slot + 1) * plan.num_blocks)
             )
@@ -191,7 +192,7 @@ def _say(message: dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
-# --- the parent: it receives ---------------------------------------------------------------------------------
+# --- the parent: it receives ----------------------------------------------------------------------
 
 
 class _ReceivingHost:
@@ -205,7 +206,8 @@ class _ReceivingHost:
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """There is always room."""
-        count, slot = self._plan.num_blocks, self.slots[transfer_id]
+        count = self._plan.num_blocks
+        slot = self.slots[transfer_id]
         if self.agent is not None:
             table = tuple(range(slot * count, (slot + 1) * count))
             self.agent.reserved(transfer_id, Reservation(table, (0,) * count, 0))
@@ -238,7 +240,8 @@ class Bench:
 
     def __init__(self, plan: Plan) -> None:
         """Nothing is started yet."""
-        self._plan, self._kv = plan, _pool(plan.num_blocks * plan.streams)
+        self._plan = plan
+        self._kv = _pool(plan.num_blocks * plan.streams)
         self._host = _ReceivingHost(plan)
         self._agent = TransferAgent(
             _network(plan.transport, self._kv),
@@ -256,7 +259,7 @@ class Bench:
         self._pair: _BarePair | None = None
 
     async def __aenter__(self) -> Bench:
-        """Start the child and carry one transfer, so that nothing is met for the first time later."""
+        """Start the child and carry one transfer, so that no turn is the first."""
         life_read, self._life_fd = os.pipe()
         self._process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "cluster.bench_transfer", str(life_read), pass_fds=(life_read,),
@@ -310,7 +313,8 @@ class Bench:
     async def turn(self) -> Turn:
         """Measure the transfers, and beside them what they are compared with."""
         plan = self._plan
-        sent_at, cpu_at = await self._child_cpu_s(), time.process_time()
+        sent_at = await self._child_cpu_s()
+        cpu_at = time.process_time()
         began = time.perf_counter()
         await asyncio.gather(*(self._stream(slot) for slot in range(plan.streams)))
         seconds = time.perf_counter() - began
@@ -418,10 +422,12 @@ class _BarePair:
 
 def _memory_speeds() -> tuple[float, float]:
     """Speed of a plain copy by one thread, GB/s, and seconds that the checksum of a GB takes."""
-    source, target = np.ones(COPY_BYTES // 8, np.uint64), np.zeros(COPY_BYTES // 8, np.uint64)
+    source = np.ones(COPY_BYTES // 8, np.uint64)
+    target = np.zeros(COPY_BYTES // 8, np.uint64)
     size = LAYOUT.layer_block_bytes // 8
     at = np.arange(len(source) // size) * size
-    copies, sums = [], []
+    copies = []
+    sums = []
     for _ in range(3):
         began = time.perf_counter()
         np.copyto(target, source)

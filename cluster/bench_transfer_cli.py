@@ -30,9 +30,14 @@ def run_bench_transfer(plan: Plan, *, as_json: bool) -> None:
         ServingError: A transfer failed, so nothing was measured.
     """
     progress = Progress(
-        TextColumn("turns"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=Console(stderr=True),
-        transient=True, disable=as_json and not Console(stderr=True).is_terminal,
-    )  # fmt: skip
+        TextColumn("turns"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=as_json and not Console(stderr=True).is_terminal,
+    )
     with progress:
         bar = progress.add_task("turns", total=plan.turns)
         turns = asyncio.run(_run(plan, lambda: progress.advance(bar)))
@@ -61,14 +66,20 @@ def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
         if turn.bare_gb_per_s
     ]
     return {
-        "transport": plan.transport, "mib": plan.mib, "streams": plan.streams, "frame_bytes": plan.frame_bytes,
+        "transport": plan.transport,
+        "mib": plan.mib,
+        "streams": plan.streams,
+        "frame_bytes": plan.frame_bytes,
         "copy_threads": plan.copy_threads,
         "gb_per_s": round(median(speeds), 3),
         "memcpy_gb_per_s": round(median(turn.memcpy_gb_per_s for turn in turns), 3),
-        "memcpy_fraction": round(median(s / t.memcpy_gb_per_s for s, t in zip(speeds, turns, strict=True)), 3),
+        "memcpy_fraction": round(
+            median(s / t.memcpy_gb_per_s for s, t in zip(speeds, turns, strict=True)), 3
+        ),
         "bare_fraction": round(median(bare), 3) if bare else None,
         "checksum_cpu_share": round(
-            median(t.sum_s_per_gb * t.num_bytes / 1e9 / max(t.receiver_cpu_s, 1e-9) for t in turns), 3
+            median(t.sum_s_per_gb * t.num_bytes / 1e9 / max(t.receiver_cpu_s, 1e-9) for t in turns),
+            3,
         ),
         "cores": {
             "machine": os.cpu_count(),
@@ -76,7 +87,7 @@ def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
             "sender": round(median(t.sender_cpu_s / t.seconds for t in turns), 2),
         },
         "turns": [asdict(turn) for turn in turns],
-    }  # fmt: skip
+    }
 
 
 def _show(summary: dict[str, Any]) -> None:
@@ -89,7 +100,8 @@ def _show(summary: dict[str, Any]) -> None:
         "cores",
         box=box.SIMPLE,
     )
-    bare, cores = summary["bare_fraction"], summary["cores"]
+    bare = summary["bare_fraction"]
+    cores = summary["cores"]
     table.add_row(
         summary["transport"], f"{summary['gb_per_s']:.2f}", f"{summary['memcpy_fraction']:.0%}",
         "-" if bare is None else f"{bare:.0%}", f"{summary['checksum_cpu_share']:.0%}",

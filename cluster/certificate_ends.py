@@ -57,7 +57,10 @@ class CertificateEnds:
             wall_s: Unix seconds.
         """
         self._folder = Path(security.tls_dir).expanduser() if security.tls_dir else None
-        self._role, self._tls, self._door_chain, self._wall_s = role, tls, door_chain, wall_s
+        self._role = role
+        self._tls = tls
+        self._door_chain = door_chain
+        self._wall_s = wall_s
         self._timer: asyncio.TimerHandle | None = None
 
     def read(self) -> dict[str, int]:

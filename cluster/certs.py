@@ -1,9 +1,9 @@
-"""`baton certs`: certificates for development, one for each role, signed by an authority of one's own.
+"""`baton certs`: development certificates, one for each role, signed by an authority of one's own.
 
 Owns the making and the names in them, and the reading of those names and of who signed. A role is a
-DNS name, `router.baton.internal`; workers are also `worker.baton.internal`. Production brings its own
-files of the same names. Does not know who uses them: `cluster.tls` reads them. Called by `cluster.cli`,
-`cluster.door_access` and `cluster.banner`.
+DNS name, `router.baton.internal`; workers are also `worker.baton.internal`. Production brings its
+own files of the same names. Does not know who uses them: `cluster.tls` reads them. Called by
+`cluster.cli`, `cluster.door_access` and `cluster.banner`.
 """
 
 from __future__ import annotations

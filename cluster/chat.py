@@ -73,7 +73,8 @@ def _inputs() -> Iterator[str]:
 
 def cost(answer: Answer) -> str:
     """TTFT and speed in one line."""
-    t, tokens = answer.timing, answer.usage.completion_tokens
+    t = answer.timing
+    tokens = answer.usage.completion_tokens
     decode_s = max(t.e2e_s - t.ttft_s, 1e-9)
     speed = f"{(tokens - 1) / decode_s:.0f} tokens/s" if tokens > 1 else "one token"
     cached = f", {answer.usage.cached_tokens} of {answer.usage.prompt_tokens} prompt tokens cached"
@@ -82,7 +83,13 @@ def cost(answer: Answer) -> str:
 
 def _as_json(answer: Answer) -> str:
     t = answer.timing
-    return json.dumps({
-        "text": answer.text, "prompt_tokens": answer.usage.prompt_tokens, "output_tokens": answer.usage.completion_tokens,
-        "ttft_ms": t.ttft_s * 1000, "e2e_ms": t.e2e_s * 1000, "path": t.path,
-    })  # fmt: skip
+    return json.dumps(
+        {
+            "text": answer.text,
+            "prompt_tokens": answer.usage.prompt_tokens,
+            "output_tokens": answer.usage.completion_tokens,
+            "ttft_ms": t.ttft_s * 1000,
+            "e2e_ms": t.e2e_s * 1000,
+            "path": t.path,
+        }
+    )

@@ -2,7 +2,8 @@
 
 Owns the child's life: hang on the parent, read the config, say where it listens, run until told to
 stop. Does not know siblings. Started by `cluster.local` as `python -m cluster.child KIND LIFE_FD`;
-config and member lists come on standard input, one JSON line each; the answer goes to standard output.
+config and member lists come on standard input, one JSON line each; the answer goes to standard
+output.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ async def _stdin() -> asyncio.StreamReader:
 
 
 async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> None:
-    from cluster.members import to_json  # noqa: PLC0415 - each kind of child loads only its own half
+    from cluster.members import to_json  # noqa: PLC0415 - a router loads none of this
     from cluster.worker_process import RunningWorker  # noqa: PLC0415
 
     worker = await RunningWorker.start(config, role, node="local")

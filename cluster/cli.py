@@ -32,7 +32,7 @@ Ca = Annotated[
 Cert = Annotated[
     Path | None, typer.Option("--cert", help="PEM to show where the door asks for a certificate")
 ]
-Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if it lies apart")]
+Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if in another file")]
 
 
 @app.command()
@@ -93,7 +93,7 @@ def doctor(
     key: Key = None,
     output: Output = "table",
 ) -> None:
-    """Measure every link between prefill and decode: its transport, its speed, and when handing over pays."""
+    """Measure every link between prefill and decode, and from where on handing over pays."""
     from cluster.doctor import run_doctor  # noqa: PLC0415
     from cluster.door_access import DoorAccess  # noqa: PLC0415
 
@@ -118,7 +118,8 @@ def generate(  # noqa: PLR0913 - one option each
     from cluster.client import generate_stream  # noqa: PLC0415
     from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
     generate_stream(prompt, grpc_address, max_tokens, temperature, seed, access, as_json=as_json)
 
 
@@ -142,7 +143,8 @@ def chat(  # noqa: PLR0913 - one option each
     from cluster.chat import run_chat  # noqa: PLC0415
     from cluster.door_access import DoorAccess  # noqa: PLC0415
 
-    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
     run_chat(grpc_address, system, message, max_tokens, temperature, access, as_json=as_json)
 
 
@@ -196,7 +198,7 @@ def bench_transfer(
     copy_threads: Annotated[int, typer.Option(help="receiving cores", min=1, max=16)] = 1,
     output: Output = "table",
 ) -> None:
-    """Measure the hand-over of KV between two processes, beside what memory and a bare stream can do."""
+    """Measure the hand-over of KV between two processes, beside plain memory and a bare stream."""
     from cluster.bench_transfer import Plan  # noqa: PLC0415
     from cluster.bench_transfer_cli import run_bench_transfer  # noqa: PLC0415
 
@@ -261,7 +263,8 @@ def bench_serve(  # noqa: PLR0913 - one option each
         speed,
         seed,
     )
-    access, as_json = DoorAccess(ca, cert, key), output == "json"
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
     run_bench(
         Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
     )
@@ -302,7 +305,7 @@ def simulate_faults(
     ] = "",
     output: Output = "table",
 ) -> None:
-    """Search for violated invariants under random faults; a failing seed is shrunk and replays from one line."""
+    """Search for violated invariants under random faults; a failing seed replays from one line."""
     from cluster import simulate_cli  # noqa: PLC0415
 
     if seed is None:
@@ -337,11 +340,15 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
     door = door_of_environment(os.environ)
     facts = {
-        "model": spec.name, "architecture": spec.architecture, "dtype": spec.dtype, "max_model_len": spec.max_model_len,
-        "kv_block_bytes": layout.block_bytes, "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
+        "model": spec.name,
+        "architecture": spec.architecture,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "kv_block_bytes": layout.block_bytes,
+        "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
         "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
         "in_the_way_of_several_machines": faults_between_machines(resolved, door),
-    }  # fmt: skip
+    }
     if output == "json":
         typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))
     else:

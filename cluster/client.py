@@ -1,7 +1,7 @@
 """The gRPC door from the terminal, for `baton generate`, `baton chat` and the demo.
 
-Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers. Called by `cluster.cli` and
-`cluster.demo`.
+Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers.
+Called by `cluster.cli` and `cluster.demo`.
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def _close(runner: asyncio.Runner) -> None:
 
 
 async def _collect(client: Client, messages: AsyncIterator[Any], show: Show | None) -> Answer:
-    text, summary = "", pb.Summary()
+    text = ""
+    summary = pb.Summary()
     async with client:
         async for message in messages:
             kind = message.WhichOneof("event")
@@ -135,10 +136,8 @@ def generate_stream(
     except grpc.RpcError as error:
         raise told(error) from error
     if as_json:
-        usage, timing = (
-            MessageToDict(answer.usage),
-            MessageToDict(answer.timing, preserving_proto_field_name=True),
-        )
+        usage = MessageToDict(answer.usage)
+        timing = MessageToDict(answer.timing, preserving_proto_field_name=True)
         typer.echo(json.dumps({"text": answer.text, "usage": usage, "timing": timing}, indent=2))
         return
     t = answer.timing

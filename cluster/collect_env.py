@@ -1,4 +1,4 @@
-"""`baton collect-env`: what a bug report needs, and nothing private: no paths, hosts, users or keys.
+"""`baton collect-env`: what a bug report needs and nothing private: no paths, hosts, users or keys.
 
 Owns the list of facts. Does not know clusters. Called by `cluster.cli`.
 """
@@ -68,7 +68,9 @@ def _first(path: str, key: str) -> str:
 def _gpus() -> list[str]:
     if shutil.which(GPU_QUERY[0]) is None:
         return []
-    done = subprocess.run(GPU_QUERY, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603 - fixed words
+    done = subprocess.run(  # noqa: S603 - fixed words
+        GPU_QUERY, capture_output=True, text=True, timeout=10, check=False
+    )
     return (
         [line.strip() for line in done.stdout.splitlines() if line.strip()]
         if done.returncode == 0

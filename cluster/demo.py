@@ -1,7 +1,7 @@
 """`make demo`: real disaggregation on a laptop, from one command.
 
-Owns the show: a cluster on a local Ray with path `pd` forced, answers over gRPC and HTTP, a table of
-where the time went and what was handed over. Does not know how any of it works. Exits 0 only if
+Owns the show: a cluster on a local Ray with path `pd` forced, answers over gRPC and HTTP, a table
+of where the time went and what was handed over. Does not know how any of it works. Exits 0 only if
 every request crossed two different processes and the KV bytes equal layout x blocks.
 """
 
@@ -61,11 +61,18 @@ def over_grpc(address: str, prompt: str) -> dict[str, Any]:
     )
     t = answer.timing
     return {
-        "door": "gRPC", "queue_ms": t.queue_s * 1e3, "prefill_ms": t.prefill_s * 1e3,
-        "exposed_transfer_ms": t.exposed_transfer_s * 1e3, "decode_ms": t.decode_s * 1e3, "ttft_ms": t.ttft_s * 1e3,
-        "prefill_pid": t.prefill_pid, "decode_pid": t.decode_pid, "kv_bytes": t.kv_bytes, "kv_blocks": t.kv_blocks,
+        "door": "gRPC",
+        "queue_ms": t.queue_s * 1e3,
+        "prefill_ms": t.prefill_s * 1e3,
+        "exposed_transfer_ms": t.exposed_transfer_s * 1e3,
+        "decode_ms": t.decode_s * 1e3,
+        "ttft_ms": t.ttft_s * 1e3,
+        "prefill_pid": t.prefill_pid,
+        "decode_pid": t.decode_pid,
+        "kv_bytes": t.kv_bytes,
+        "kv_blocks": t.kv_blocks,
         "prompt_tokens": answer.usage.prompt_tokens,
-    }  # fmt: skip
+    }
 
 
 def over_http(base: str, prompt: str) -> dict[str, Any]:
@@ -99,9 +106,13 @@ def show(rows: list[dict[str, Any]], block_bytes: int) -> bool:
             for name in ("queue_ms", "prefill_ms", "exposed_transfer_ms", "decode_ms", "ttft_ms")
         ]
         table.add_row(
-            r["door"], f"{r['prompt_tokens']} tokens", *times, str(r["prefill_pid"]), str(r["decode_pid"]),
+            r["door"],
+            f"{r['prompt_tokens']} tokens",
+            *times,
+            str(r["prefill_pid"]),
+            str(r["decode_pid"]),
             f"{r['kv_bytes']} = {r['kv_blocks']} blocks x {block_bytes}",
-        )  # fmt: skip
+        )
     Console(width=max(console.width, 150)).print(table)
     return is_good
 
@@ -127,7 +138,8 @@ def main() -> int:
     rows = []
     try:
         cluster.start()
-        base, address = f"http://127.0.0.1:{cluster.http_port}", f"127.0.0.1:{cluster.grpc_port}"
+        base = f"http://127.0.0.1:{cluster.http_port}"
+        address = f"127.0.0.1:{cluster.grpc_port}"
         readiness = wait_ready(base)
         console.print(
             f"ready after {time.monotonic() - started_at:.1f} s: {json.dumps(readiness['models'])}",

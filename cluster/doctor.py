@@ -1,12 +1,13 @@
 """`baton doctor`: whether handing over KV pays on this cluster, measured on it.
 
-Owns the questions it asks a running router (its links, measured, and fresh prompts of several lengths) and
-the arithmetic of the verdict. Does not know workers or transports. Called by `cluster.cli`.
+Owns the questions it asks a running router (its links, measured, and fresh prompts of several
+lengths) and the arithmetic of the verdict. Does not know workers or transports. Called by
+`cluster.cli`.
 
-A prompt is worth handing over from the length on at which moving its KV takes less time than computing
-it: below, the decode worker had better compute it itself, and its streams wait no longer than for the
-transfer. The estimate takes the whole transfer; what of it is exposed is less, for layers leave while
-the next ones are computed, and stands beside it as measured.
+A prompt is worth handing over from the length on at which moving its KV takes less time than
+computing it: below, the decode worker had better compute it itself, and its streams wait no longer
+than for the transfer. The estimate takes the whole transfer; what of it is exposed is less, for
+layers leave while the next ones are computed, and stands beside it as measured.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One link: how fast it is, and from how many tokens on it pays; None: not up to the longest tried."""
+    """One link: its speed, and from how many tokens on it pays; None: not up to the longest."""
 
     prefill: str
     decode: str
@@ -108,7 +109,7 @@ class _Router:
         return tree
 
     def prompt(self, card: dict[str, Any], tokens: int) -> Prompt | None:
-        """A prompt that no cache knows, not even from an earlier run, crossing from prefill to decode.
+        """Send a prompt that no cache knows, not even from an earlier run, over both pools.
 
         Returns:
             None if this cluster's placement keeps it local.
@@ -142,9 +143,13 @@ def _measure(
     card = router.ask("GET", "/v1/models")["data"][0]
     lengths = [n for n in LENGTHS if n + 2 <= card["max_model_len"]]
     progress = Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=Console(stderr=True),
-        transient=True, disable=is_quiet,
-    )  # fmt: skip
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True),
+        transient=True,
+        disable=is_quiet,
+    )
     with progress:
         bar = progress.add_task("links", total=1 + len(lengths))
         links = router.ask("POST", "/links", {"mib": mib})["links"]
@@ -187,7 +192,8 @@ def _show(verdicts: list[Verdict], prompts: list[Prompt]) -> None:
     console = Console()
     if not verdicts:
         console.print(
-            "No link from a prefill worker to a decode worker: one pool does both, or one has no live worker."
+            "No link from a prefill worker to a decode worker: one pool does both, or one has no "
+            "live worker."
         )
         return
     table = Table(
@@ -206,7 +212,8 @@ def _show(verdicts: list[Verdict], prompts: list[Prompt]) -> None:
     console.print(table)
     if not prompts:
         console.print(
-            "No prompt crossed the pools: placement keeps them local, so only the links were measured."
+            "No prompt crossed the pools: placement keeps them local, so only the links were "
+            "measured."
         )
         return
     best = min(

@@ -2,9 +2,9 @@
 
 Owns two ways to know the cluster's processes once the parent is gone: a marker that all descendants
 inherit in their environment, and open files under Ray's session folder (Ray's agents rename
-themselves, which overwrites their environment). Ray cleans up after itself in most cases, but after a
-SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. Called by `cluster.up` and
-`cluster.demo`; the child half runs as `python -m cluster.guardian MARKER`.
+themselves, which overwrites their environment). Ray cleans up after itself in most cases, but after
+a SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. Called by
+`cluster.up` and `cluster.demo`; the child half runs as `python -m cluster.guardian MARKER`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Guardian:
 def cluster_processes(marker: str, folders: list[str], spared: set[int]) -> list[int]:
     """Live processes that inherited the marker or have files open under one of the folders.
 
-    `spared` are left out: this process, and the parent, which has Ray's logs open and may still be ending well.
+    `spared` are left out: this process, and the parent, which has Ray's logs open and may still be
+    ending well.
     """
     needle = f"{VARIABLE}={marker}".encode()
     found = []

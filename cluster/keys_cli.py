@@ -125,7 +125,8 @@ def rotate(
     """Make a key with another's tenant, tier and role, which replaces it; the old one expires."""
     from router.key_file import change_keys, parse_line, with_expiry  # noqa: PLC0415
 
-    wanted, ends_at = _name_of(name), _end_of(overlap)
+    wanted = _name_of(name)
+    ends_at = _end_of(overlap)
     made: list[str] = []
 
     def edit(lines: list[str]) -> list[str]:
@@ -190,7 +191,9 @@ def _end_of(text: str) -> float:
     try:
         return read_time(text)
     except ValueError as error:
-        raise typer.BadParameter(f"{text} is neither an age like 90d nor a date") from error
+        raise typer.BadParameter(
+            f"{text} is neither an age like 90d nor a date from year 1 to 9999 (UTC)"
+        ) from error
 
 
 def _now_s() -> float:

@@ -34,7 +34,8 @@ class Child:
 
     def __init__(self, process: asyncio.subprocess.Process, life_fd: int) -> None:
         """Made by `spawn`."""
-        self.process, self._life_fd = process, life_fd
+        self.process = process
+        self._life_fd = life_fd
 
     @classmethod
     async def spawn(cls, kind: str, config: BatonConfig) -> Child:
@@ -205,7 +206,7 @@ class LocalCluster:
                 events.CHILD_FAILED.tell(child=seat, reason=str(error), retry_in_s=pause_s)
 
     async def _keep_router(self, seat: int) -> None:
-        """Restart a router on the ports it had; one that does not come up three times ends the cluster."""
+        """Restart a router on the ports it had; three starts that fail end the cluster."""
         ports = dict(zip(("http_port", "grpc_port"), self.addresses[seat], strict=True))
         config = self.config.model_copy(
             update={"router": self.config.router.model_copy(update=ports)}

@@ -46,7 +46,8 @@ class ToldMembership:
         """Replace the list; watchers hear of it if anything changed."""
         fresh = tuple(sorted(members, key=lambda m: m.worker_id))
         has_changed = (fresh, is_starting) != (self._members, self._is_starting)
-        self._members, self._is_starting = fresh, is_starting
+        self._members = fresh
+        self._is_starting = is_starting
         if has_changed:
             for watcher in self._watchers:
                 with contained("a watcher of the members"):

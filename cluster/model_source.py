@@ -1,4 +1,4 @@
-"""Where a model's files are: a local folder, the repository's tiny model, or a hub id with a revision.
+"""Where a model's files are: a local folder, the repository's tiny model, or a hub id.
 
 Owns that decision and the download. Does not know what the files mean. Called by
 `cluster.worker_process`, so each node that runs a worker has the files.
@@ -48,8 +48,8 @@ def _from_hub(hub_id: str, revision: str) -> Path:
         return folder
     except LocalEntryNotFoundError as error:
         raise ModelLoadError(
-            f"model {hub_id} is no local folder, not in the hub cache, and the hub cannot be reached; "
-            "set model.path to a folder"
+            f"model {hub_id} is no local folder, not in the hub cache, and the hub cannot be "
+            "reached; set model.path to a folder"
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
         raise ModelLoadError(

@@ -13,6 +13,11 @@ from core.config import BatonConfig
 from core.errors import ConfigError
 from core.references import is_reference, read_reference
 
+OPEN_RAY = (
+    "this Ray cluster asks nobody for a token: whoever reaches it can run code on it; start it "
+    "with RAY_AUTH_MODE=token on every node, or set security.trusts_network"
+)
+
 
 def check_network(config: BatonConfig, door: RayDoor, *, is_loopback: bool) -> None:
     """Refuse plain text between machines, and a Ray that anybody may use.
@@ -27,12 +32,6 @@ def check_network(config: BatonConfig, door: RayDoor, *, is_loopback: bool) -> N
         faults = faults_between_machines(config, door)
     if faults:
         raise ConfigError("; ".join(faults))
-
-
-OPEN_RAY = (
-    "this Ray cluster asks nobody for a token: whoever reaches it can run code on it; start it "
-    "with RAY_AUTH_MODE=token on every node, or set security.trusts_network"
-)
 
 
 def faults_between_machines(config: BatonConfig, door: RayDoor) -> list[str]:

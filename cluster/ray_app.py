@@ -56,7 +56,9 @@ def _node_host(*, is_loopback: bool) -> str:
 class WorkerReplica:
     """A worker inside a Serve replica: Serve heals it, the router talks to it directly."""
 
-    async def __init__(self, config_json: str, role: str, is_loopback: bool) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config_json: str, role: str, is_loopback: bool
+    ) -> None:
         """Load the model and listen."""
         config = BatonConfig.model_validate_json(config_json)
         logs.configure(role, config.log.format, config.log.level)
@@ -83,7 +85,9 @@ class WorkerReplica:
 class RouterReplica:
     """A router inside a Serve replica, with doors of its own."""
 
-    async def __init__(self, config_json: str, *pools: DeploymentHandle) -> None:  # type: ignore[misc]
+    async def __init__(  # type: ignore[misc]
+        self, config_json: str, *pools: DeploymentHandle
+    ) -> None:
         """Open the doors and follow the pools."""
         config = BatonConfig.model_validate_json(config_json)
         logs.configure("router", config.log.format, config.log.level)
@@ -102,7 +106,8 @@ class RouterReplica:
                     async with asyncio.timeout(DESCRIBE_TIMEOUT_S):
                         answers = await pool.broadcast("describe").results_async()
                     known[index] = [from_json(answer) for answer in answers]
-                except Exception as error:  # noqa: BLE001 - Ray raises many kinds; the list stays, links judge for themselves
+                except Exception as error:  # noqa: BLE001 - Ray raises many kinds
+                    # The list stays as it was; links judge for themselves.
                     log.debug("pool did not answer", extra={"pool": index, "error": str(error)})
             members = [member for pool_members in known.values() for member in pool_members]
             self._membership.tell(members, is_starting=len(members) < self._desired)
@@ -137,7 +142,13 @@ def _pools(config: BatonConfig) -> dict[str, PoolConfig]:
     return {**pools, "decode": config.pools.decode}
 
 
-def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: bool) -> Any:  # noqa: ANN401 - Ray's type
+def _pool(
+    config: BatonConfig,
+    role: Role,
+    pool: PoolConfig,
+    *,
+    is_loopback: bool,
+) -> Any:  # noqa: ANN401 - Ray's type
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     group: dict[str, Any] = {}
     if pool.engine.tensor_parallel_size > 1:
@@ -152,9 +163,15 @@ def _pool(config: BatonConfig, role: Role, pool: PoolConfig, *, is_loopback: boo
     if pool.node_label and not group:
         options["label_selector"] = {ROLE_LABEL: pool.node_label}
     deployment = serve.deployment(WorkerReplica).options(
-        name=role.value, num_replicas=pool.replicas, ray_actor_options=options, max_ongoing_requests=64,
-        graceful_shutdown_timeout_s=10.0, logging_config=QUIET, **group, **HEALTH,
-    )  # fmt: skip
+        name=role.value,
+        num_replicas=pool.replicas,
+        ray_actor_options=options,
+        max_ongoing_requests=64,
+        graceful_shutdown_timeout_s=10.0,
+        logging_config=QUIET,
+        **group,
+        **HEALTH,
+    )
     return deployment.bind(config.model_dump_json(), role.value, is_loopback)
 
 
@@ -168,9 +185,14 @@ def build_app(config: BatonConfig, *, is_loopback: bool = True) -> Any:  # noqa:
     if not config.colocated and config.pools.prefill.replicas:
         pools.append(_pool(config, Role.PREFILL, config.pools.prefill, is_loopback=is_loopback))
     router = serve.deployment(RouterReplica).options(
-        name="router", num_replicas=config.router.replicas, ray_actor_options={"num_cpus": config.router.num_cpus},
-        max_ongoing_requests=1024, graceful_shutdown_timeout_s=10.0, logging_config=QUIET, **HEALTH,
-    )  # fmt: skip
+        name="router",
+        num_replicas=config.router.replicas,
+        ray_actor_options={"num_cpus": config.router.num_cpus},
+        max_ongoing_requests=1024,
+        graceful_shutdown_timeout_s=10.0,
+        logging_config=QUIET,
+        **HEALTH,
+    )
     return router.bind(config.model_dump_json(), *pools)
 
 
@@ -239,7 +261,8 @@ class RayCluster:
             on_session: Told the session folder of a fresh Ray as soon as there is one.
         """
         self.on_session = on_session
-        self.config, self._address = config, address
+        self.config = config
+        self._address = address
         self.http_port = 0
         self.grpc_port = 0
         self._router: Any = None
@@ -280,7 +303,7 @@ class RayCluster:
         self.http_port, self.grpc_port = ports["http"], ports["grpc"]
 
     def _start_redis(self) -> None:
-        """Run Redis on this node, the head, so that it neither moves nor ends with a worker's node."""
+        """Run Redis on this node, the head: it neither moves nor ends with a worker's node."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {
             "name": REDIS_ACTOR,
@@ -306,7 +329,8 @@ class RayCluster:
         pools = _pools(self.config).values()
         cpus = sum(sum(part["CPU"] for part in bundles(p)) * p.replicas for p in pools)
         cpus += self.config.router.num_cpus * self.config.router.replicas
-        # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own actors.
+        # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own
+        # actors.
         context = ray.init(
             address="local", namespace=NAMESPACE, num_cpus=int(cpus) + 4, include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level="ERROR",
@@ -321,7 +345,7 @@ class RayCluster:
         if self._router is not None:
             try:
                 self._router.broadcast("drain").results(timeout_s=15.0)
-            except Exception as error:  # noqa: BLE001 - a router that is gone already needs no drain
+            except Exception as error:  # noqa: BLE001 - one that is gone needs no drain
                 log.debug("drain failed", extra={"error": str(error)})
         if self._address and self._is_deployed:  # whoever was refused takes nobody's away
             serve.delete(APP)

@@ -1,10 +1,11 @@
-"""Ranks as Ray actors in the placement group of their worker, so that Ray gives each its CPUs and GPU.
+"""Ranks as Ray actors in their worker's placement group, where each has its CPUs and GPU.
 
-Owns one actor a rank and the handing over of descriptors to it through a Unix socket. The actor only
-starts `engine.rank` as its child, in the environment Ray gave it (`CUDA_VISIBLE_DEVICES`): plans, KV and
-death travel over the same pipes as without Ray. Does not know models. Called by `cluster.ray_app`.
+Owns one actor a rank and the handing over of descriptors to it through a Unix socket. The actor
+only starts `engine.rank` as its child, in the environment Ray gave it (`CUDA_VISIBLE_DEVICES`):
+plans, KV and death travel over the same pipes as without Ray. Does not know models. Called by
+`cluster.ray_app`.
 
-    placement group, STRICT_PACK:  bundle 0: the worker's replica │ bundle 1: rank 0 │ bundle 2: rank 1 ...
+    placement group, STRICT_PACK:  bundle 0: worker's replica │ bundle 1: rank 0 │ 2: rank 1 ...
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class RankActor:
             connection.connect(path)
             _, fds, _, _ = socket.recv_fds(connection, 1, MAX_FDS)
         command = [sys.executable, "-m", "engine.rank", *map(str, fds)]
-        self._rank = subprocess.Popen(command, pass_fds=fds, stdin=subprocess.DEVNULL)  # noqa: S603 - our own module
+        self._rank = subprocess.Popen(  # noqa: S603 - our own module
+            command, pass_fds=fds, stdin=subprocess.DEVNULL
+        )
         for fd in fds:
             os.close(fd)
         return self._rank.pid
@@ -72,7 +75,7 @@ class ActorRank:
         self._pid_fd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
-        """Exit code as `subprocess.Popen.poll`: None while it lives; the code itself is its parent's to know."""
+        """As `subprocess.Popen.poll`: None while it lives; the code is its parent's to know."""
         ready, _, _ = select.select([self._pid_fd], [], [], 0)
         return -1 if ready else None
 
@@ -105,11 +108,16 @@ class ActorRanks:
         cls = ray.remote(RankActor)
         self._actors = [
             cls.options(
-                num_cpus=pool.rank_num_cpus, num_gpus=pool.rank_num_gpus, max_restarts=-1, max_task_retries=0,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=1 + rank),
+                num_cpus=pool.rank_num_cpus,
+                num_gpus=pool.rank_num_gpus,
+                max_restarts=-1,
+                max_task_retries=0,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=1 + rank
+                ),
             ).remote()
             for rank in range(pool.engine.tensor_parallel_size)
-        ]  # fmt: skip
+        ]
 
     async def __call__(self, rank: int, fds: tuple[int, ...]) -> ActorRank:
         """Start one rank with these descriptors.
@@ -117,7 +125,8 @@ class ActorRanks:
         Raises:
             WorkerLost: The actor did not come for them.
         """
-        loop, actor = asyncio.get_running_loop(), self._actors[rank]
+        loop = asyncio.get_running_loop()
+        actor = self._actors[rank]
         with tempfile.TemporaryDirectory(prefix="baton-rank-") as folder:
             path = str(Path(folder) / "fds")
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as server:
@@ -137,7 +146,7 @@ class ActorRanks:
 
 
 def bundles(pool: PoolConfig) -> list[dict[str, float]]:
-    """Resources of a worker: its replica, then its ranks; a single rank is the replica's own child."""
+    """Resources of a worker: its replica, then its ranks; one alone is the replica's own child."""
     if pool.engine.tensor_parallel_size == 1:
         return [{"CPU": pool.num_cpus}]
     rank = {
@@ -162,7 +171,8 @@ def check_fit(name: str, pool: PoolConfig, nodes: list[dict[str, Any]]) -> None:
         return
     best = {key: max((node.get(key, 0.0) for node in alive), default=0.0) for key in needed}
     raise ConfigError(
-        f"pools.{name}: a worker of {pool.engine.tensor_parallel_size} ranks needs {needed['CPU']:g} CPUs and "
-        f"{needed['GPU']:g} GPUs on one node; the largest nodes have {best['CPU']:g} and {best['GPU']:g}; lower "
-        "engine.tensor_parallel_size, num_cpus, rank_num_cpus or rank_num_gpus"
+        f"pools.{name}: a worker of {pool.engine.tensor_parallel_size} ranks needs "
+        f"{needed['CPU']:g} CPUs and {needed['GPU']:g} GPUs on one node; the largest nodes have "
+        f"{best['CPU']:g} and {best['GPU']:g}; lower engine.tensor_parallel_size, num_cpus, "
+        "rank_num_cpus or rank_num_gpus"
     )

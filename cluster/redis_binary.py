@@ -57,7 +57,8 @@ class ServerBinary:
     def is_safe(self) -> bool:
         """True if no fault of this version is published; distributions' own patches do not show."""
         lines = LOWEST_SAFE[self.product]
-        line, patch = self.version[:2], self.version[2]
+        line = self.version[:2]
+        patch = self.version[2]
         return line > max(lines) or patch >= lines.get(line, patch + 1)
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """The API reference, written from the code that serves it: `make reference`.
 
-Owns docs/reference.md. Does not know how anything works: fields, defaults and words are those of the
-bodies, the proto file, the config tree, the error tree, the metrics table and the commands. A test
-compares the file with what this module makes.
+Owns docs/reference.md. Does not know how anything works: fields, defaults and words are those of
+the bodies, the proto file, the config tree, the error tree, the metrics table and the commands. A
+test compares the file with what this module makes.
 """
 
 from __future__ import annotations
@@ -45,16 +45,20 @@ EVENTS = """What every process says on standard error, one line each (`log.forma
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer,
 body-reader, guardian) and `pid`.
 """
-REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes above, the log has
-them as `outcome`. Without a status nobody is answered: the connection or call just ends.
+REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes above,
+the log has them as `outcome`. Without a status nobody is answered: the connection or call just ends.
 """
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"
 PROTO = ROOT / "protos" / "baton" / "v1" / "generation.proto"
 BODIES: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("POST /v1/chat/completions", ChatBody), ("POST /v1/completions", CompletionBody), ("POST /tokenize (text)", TokenizeBody),
-    ("POST /tokenize (conversation)", TokenizeChatBody), ("POST /detokenize", DetokenizeBody), ("POST /links", MeasureBody),
-)  # fmt: skip
+    ("POST /v1/chat/completions", ChatBody),
+    ("POST /v1/completions", CompletionBody),
+    ("POST /tokenize (text)", TokenizeBody),
+    ("POST /tokenize (conversation)", TokenizeChatBody),
+    ("POST /detokenize", DetokenizeBody),
+    ("POST /links", MeasureBody),
+)
 HEAD = """# Reference
 
 Made from the code by `make reference`; do not edit. The walk of a request is in
@@ -76,7 +80,8 @@ def _table(
 
 def _bare(annotation: Any) -> Any:  # noqa: ANN401
     """A type without what validates it."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    origin = get_origin(annotation)
+    arguments = get_args(annotation)
     if origin is Annotated:
         return _bare(arguments[0])
     if origin in (Union, UnionType):
@@ -115,7 +120,9 @@ def _config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[object, 
 
 def _proto() -> str:
     """Calls and messages with their comments, as they stand in the proto file."""
-    out, comments, message = [], [], ""
+    out = []
+    comments = []
+    message = ""
     for line in PROTO.read_text(encoding="utf-8").splitlines():
         text = line.strip()
         if text.startswith("//"):
@@ -140,7 +147,10 @@ def _proto() -> str:
     return "\n".join(out) + "\n"
 
 
-def _commands(group: Any = None, prefix: str = "baton ") -> Iterator[tuple[object, ...]]:  # noqa: ANN401
+def _commands(
+    group: Any = None,  # noqa: ANN401
+    prefix: str = "baton ",
+) -> Iterator[tuple[object, ...]]:
     """Every command, those of groups by their whole name."""
     parent: Any = group or typer.main.get_command(app)
     for name, one in parent.commands.items():
@@ -167,44 +177,87 @@ def render() -> str:
     )
     parts += [
         "\n### Other fields\n\n",
-        f"Known, not built, refused by name unless they say \"off\" (in brackets): {off}.\n\n",
+        f'Known, not built, refused by name unless they say "off" (in brackets): {off}.\n\n',
         f"Known and without effect here: {', '.join(f'`{name}`' for name in FREE)}.\n\n",
         f"Old names, refused with the new one: {', '.join(f'`{name}`' for name in RENAMED)}.\n\n",
-        "Unknown: ignored and listed in the reply's header `x-baton-ignored-params`; with `router.is_strict`, refused.\n",
+        (
+            "Unknown: ignored and listed in the reply's header `x-baton-ignored-params`; with "
+            "`router.is_strict`, refused.\n"
+        ),
         "\n### Headers\n\n",
-        _table(("header", "direction", "meaning"), [
-            ("`x-request-id`", "both", X_REQUEST_ID),
-            ("`idempotency-key`", "request", IDEMPOTENCY_KEY),
-            ("`x-baton-timing: 1`", "request", "`timing` in the reply or the last chunk: where the time went"),
-            ("`traceparent`, `tracestate`", "request", "W3C trace context"),
-            ("`Server-Timing`", "reply", "the phases of a plain reply, which browsers show"),
-            ("`x-should-retry`, `Retry-After`, `retry-after-ms`", "reply", "whether and when the same request may succeed"),
-        ]),
+        _table(
+            ("header", "direction", "meaning"),
+            [
+                ("`x-request-id`", "both", X_REQUEST_ID),
+                ("`idempotency-key`", "request", IDEMPOTENCY_KEY),
+                (
+                    "`x-baton-timing: 1`",
+                    "request",
+                    "`timing` in the reply or the last chunk: where the time went",
+                ),
+                ("`traceparent`, `tracestate`", "request", "W3C trace context"),
+                ("`Server-Timing`", "reply", "the phases of a plain reply, which browsers show"),
+                (
+                    "`x-should-retry`, `Retry-After`, `retry-after-ms`",
+                    "reply",
+                    "whether and when the same request may succeed",
+                ),
+            ],
+        ),
         "\n### Phases\n\n",
-        f"{' + '.join(TTFT_PHASES)} = TTFT; with {', '.join(PHASES[len(TTFT_PHASES):])} they make the end-to-end time.\n",
-        "\n## gRPC: `baton.v1.Generation`\n\n", _proto(),
+        (
+            f"{' + '.join(TTFT_PHASES)} = TTFT; with {', '.join(PHASES[len(TTFT_PHASES) :])} they "
+            "make the end-to-end time.\n"
+        ),
+        "\n## gRPC: `baton.v1.Generation`\n\n",
+        _proto(),
         "\n## Errors\n\n",
-        _table(("error", "code", "HTTP", "gRPC", "meaning"), [
-            (f"`{e.__name__}`", f"`{e.code}`", e.http_status, e.grpc_status, (e.__doc__ or "").splitlines()[0]) for e in all_errors()
-        ]),
-        "\n### Refusals without an error\n\n", REFUSALS, "\n",
-        _table(("code", "HTTP", "gRPC", "meaning"), [
-            (f"`{r.code}`", r.http_status or "", r.grpc_status, r.meaning) for r in refusals.ALL
-        ]),
+        _table(
+            ("error", "code", "HTTP", "gRPC", "meaning"),
+            [
+                (
+                    f"`{e.__name__}`",
+                    f"`{e.code}`",
+                    e.http_status,
+                    e.grpc_status,
+                    (e.__doc__ or "").splitlines()[0],
+                )
+                for e in all_errors()
+            ],
+        ),
+        "\n### Refusals without an error\n\n",
+        REFUSALS,
+        "\n",
+        _table(
+            ("code", "HTTP", "gRPC", "meaning"),
+            [(f"`{r.code}`", r.http_status or "", r.grpc_status, r.meaning) for r in refusals.ALL],
+        ),
         "\n## Metrics\n\n",
-        _table(("metric", "kind", "labels", "meaning"), [
-            (f"`{m.name}`", m.kind, ", ".join(m.labels), m.description) for m in metrics.ALL
-        ]),
-        "\n## Events\n\n", EVENTS, "\n",
-        _table(("event", "level", "fields", "meaning"), [
-            (f"`{e.name}`", logging.getLevelName(e.level).lower(), ", ".join(e.fields), e.meaning)
-            for e in events.ALL
-        ]),
-        "\n## Commands\n\n", _table(("command", "what", "options"), _commands()),
+        _table(
+            ("metric", "kind", "labels", "meaning"),
+            [(f"`{m.name}`", m.kind, ", ".join(m.labels), m.description) for m in metrics.ALL],
+        ),
+        "\n## Events\n\n",
+        EVENTS,
+        "\n",
+        _table(
+            ("event", "level", "fields", "meaning"),
+            [
+                (
+                    f"`{e.name}`",
+                    logging.getLevelName(e.level).lower(),
+                    ", ".join(e.fields),
+                    e.meaning,
+                )
+                for e in events.ALL
+            ],
+        ),
+        "\n## Commands\n\n",
+        _table(("command", "what", "options"), _commands()),
         "\n## Config\n\n",
         "YAML, then `BATON_ROUTER__HTTP_PORT=8001`, then flags; later wins.\n\n",
         _table(("key", "type", "default", "meaning"), _config(BatonConfig)),
-    ]  # fmt: skip
+    ]
     return "".join(parts)
 
 

@@ -70,7 +70,8 @@ class RunningRouter:
         config = with_read_secrets(config)
         spec = model_of(config)
         router = config.router
-        clock, ids = SystemClock(), Ids()
+        clock = SystemClock()
+        ids = Ids()
         security = config.security
         inner = session_tls(security, "router")
         self._network = session_network(router.host, inner, stream_key(security.cluster_key))
@@ -87,15 +88,31 @@ class RunningRouter:
             self.links, admission, router, config.placement, clock, ids, text.decoder_of
         )
         model = ServedModel(
-            spec.name, spec.vocabulary_size, spec.max_model_len, spec.eos_token_ids, spec.dtype, spec.default_sampling,
+            spec.name,
+            spec.vocabulary_size,
+            spec.max_model_len,
+            spec.eos_token_ids,
+            spec.dtype,
+            spec.default_sampling,
             fingerprint=f"fp_{spec.digest[:10]}",
             max_prompt_bytes=spec.max_model_len * (longest_token_bytes(spec.folder) or 0),
-        )  # fmt: skip
+        )
         keyring = Keyring(config.security.api_keys, clock.now_s)
         self.service = GenerationService(
-            model, router, self.orchestrator, admission, self.links, self._tokenizer, text, clock, ids,
-            config.seed_key.encode(), keyring, expected_roles(config), must_cross=config.placement.path == "pd",
-        )  # fmt: skip
+            model,
+            router,
+            self.orchestrator,
+            admission,
+            self.links,
+            self._tokenizer,
+            text,
+            clock,
+            ids,
+            config.seed_key.encode(),
+            keyring,
+            expected_roles(config),
+            must_cross=config.placement.path == "pd",
+        )
         self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
         self._mirror = (

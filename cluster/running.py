@@ -39,7 +39,7 @@ class Running:
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process started (clock ticks since boot): with the pid, its identity; 0 if it is gone."""
+    """When a process started (clock ticks since boot), its identity with the pid; 0: it is gone."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -137,49 +137,100 @@ def _credit_to_wire(m: Credit) -> pb.Credit:
 
 
 def _submit_to_wire(m: Submit) -> pb.Submit:
-    r, s = m.request, m.request.sampling
+    r = m.request
+    s = r.sampling
     return pb.Submit(
-        request_id=r.request_id, epoch=m.epoch, task=m.task.value, model=r.model, prompt=r.token_ids,
+        request_id=r.request_id,
+        epoch=m.epoch,
+        task=m.task.value,
+        model=r.model,
+        prompt=r.token_ids,
         sampling=pb.Sampling(
-            temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, n=s.n, max_tokens=s.max_tokens,
-            min_tokens=s.min_tokens, stop_token_ids=s.stop_token_ids, ignore_eos=s.ignore_eos, logprobs=s.logprobs,
-            seed=r.seed, min_p=s.min_p, presence_penalty=s.presence_penalty, frequency_penalty=s.frequency_penalty,
-            repetition_penalty=s.repetition_penalty, allowed_token_ids=s.allowed_token_ids,
+            temperature=s.temperature,
+            top_k=s.top_k,
+            top_p=s.top_p,
+            n=s.n,
+            max_tokens=s.max_tokens,
+            min_tokens=s.min_tokens,
+            stop_token_ids=s.stop_token_ids,
+            ignore_eos=s.ignore_eos,
+            logprobs=s.logprobs,
+            seed=r.seed,
+            min_p=s.min_p,
+            presence_penalty=s.presence_penalty,
+            frequency_penalty=s.frequency_penalty,
+            repetition_penalty=s.repetition_penalty,
+            allowed_token_ids=s.allowed_token_ids,
             logit_bias=[pb.TokenBias(token_id=i, bias=b) for i, b in s.logit_bias],
-            bad_words=[pb.TokenIds(ids=ids) for ids in s.bad_words], prompt_logprobs=s.prompt_logprobs,
+            bad_words=[pb.TokenIds(ids=ids) for ids in s.bad_words],
+            prompt_logprobs=s.prompt_logprobs,
         ),
         time_left_s=max(0.0, r.deadline_at - asyncio.get_running_loop().time()),
-        eos_token_ids=r.eos_token_ids, tier=r.tier, scope=r.scope,
-        emitted=[pb.TokenIds(ids=ids) for ids in m.emitted], finished_choices=m.finished_choices, credit=m.credit,
-        transfer_id=m.transfer_id, peer_id=m.peer_id, peer_incarnation=m.peer_incarnation,
-        peer_address=m.peer_address, run_alone=m.run_alone, traceparent=r.trace.traceparent if r.trace else "",
-        tracestate=r.trace.state if r.trace else "", age_s=m.age_s,
-    )  # fmt: skip
+        eos_token_ids=r.eos_token_ids,
+        tier=r.tier,
+        scope=r.scope,
+        emitted=[pb.TokenIds(ids=ids) for ids in m.emitted],
+        finished_choices=m.finished_choices,
+        credit=m.credit,
+        transfer_id=m.transfer_id,
+        peer_id=m.peer_id,
+        peer_incarnation=m.peer_incarnation,
+        peer_address=m.peer_address,
+        run_alone=m.run_alone,
+        traceparent=r.trace.traceparent if r.trace else "",
+        tracestate=r.trace.state if r.trace else "",
+        age_s=m.age_s,
+    )
 
 
 def _submit_from_wire(w: pb.Submit) -> Submit:
     s = w.sampling
     sampling = SamplingParams(
-        temperature=s.temperature, top_k=s.top_k, top_p=s.top_p, seed=s.seed, n=s.n, max_tokens=s.max_tokens,
-        min_tokens=s.min_tokens, stop_token_ids=tuple(s.stop_token_ids), ignore_eos=s.ignore_eos,
-        logprobs=s.logprobs if s.HasField("logprobs") else None, min_p=s.min_p, presence_penalty=s.presence_penalty,
-        frequency_penalty=s.frequency_penalty, repetition_penalty=s.repetition_penalty,
-        logit_bias=tuple((b.token_id, b.bias) for b in s.logit_bias), allowed_token_ids=tuple(s.allowed_token_ids),
+        temperature=s.temperature,
+        top_k=s.top_k,
+        top_p=s.top_p,
+        seed=s.seed,
+        n=s.n,
+        max_tokens=s.max_tokens,
+        min_tokens=s.min_tokens,
+        stop_token_ids=tuple(s.stop_token_ids),
+        ignore_eos=s.ignore_eos,
+        logprobs=s.logprobs if s.HasField("logprobs") else None,
+        min_p=s.min_p,
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        repetition_penalty=s.repetition_penalty,
+        logit_bias=tuple((b.token_id, b.bias) for b in s.logit_bias),
+        allowed_token_ids=tuple(s.allowed_token_ids),
         bad_words=tuple(tuple(w.ids) for w in s.bad_words),
         prompt_logprobs=s.prompt_logprobs if s.HasField("prompt_logprobs") else None,
-    )  # fmt: skip
+    )
     request = GenerateRequest(
-        request_id=_request_id(w.request_id), model=w.model, token_ids=tuple(w.prompt),
-        sampling=sampling, seed=s.seed,
-        deadline_at=asyncio.get_running_loop().time() + w.time_left_s, eos_token_ids=tuple(w.eos_token_ids),
-        tier=w.tier, scope=w.scope, trace=parse_trace(w.traceparent, w.tracestate),
-    )  # fmt: skip
+        request_id=_request_id(w.request_id),
+        model=w.model,
+        token_ids=tuple(w.prompt),
+        sampling=sampling,
+        seed=s.seed,
+        deadline_at=asyncio.get_running_loop().time() + w.time_left_s,
+        eos_token_ids=tuple(w.eos_token_ids),
+        tier=w.tier,
+        scope=w.scope,
+        trace=parse_trace(w.traceparent, w.tracestate),
+    )
     return Submit(
-        request=request, epoch=Epoch(w.epoch), task=Task(w.task), emitted=tuple(tuple(e.ids) for e in w.emitted),
-        finished_choices=tuple(w.finished_choices), credit=w.credit, transfer_id=TransferId(w.transfer_id),
-        peer_id=WorkerId(w.peer_id), peer_incarnation=Incarnation(w.peer_incarnation), peer_address=w.peer_address,
-        run_alone=w.run_alone, age_s=w.age_s,
-    )  # fmt: skip
+        request=request,
+        epoch=Epoch(w.epoch),
+        task=Task(w.task),
+        emitted=tuple(tuple(e.ids) for e in w.emitted),
+        finished_choices=tuple(w.finished_choices),
+        credit=w.credit,
+        transfer_id=TransferId(w.transfer_id),
+        peer_id=WorkerId(w.peer_id),
+        peer_incarnation=Incarnation(w.peer_incarnation),
+        peer_address=w.peer_address,
+        run_alone=w.run_alone,
+        age_s=w.age_s,
+    )
 
 
 def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
@@ -198,20 +249,30 @@ def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
             return pb.ToRouter(number=number, frame=frame)
         case Progress(steps, layers_done, work_in_hand, load, rank_pids, is_ready, is_leaving):
             progress = pb.Progress(
-                steps=steps, layers_done=layers_done, work_in_hand=work_in_hand, num_waiting=load.num_waiting,
-                num_running=load.num_running, waiting_tokens=load.waiting_tokens, free_blocks=load.free_blocks,
-                cached_blocks=load.cached_blocks, rank_pids=rank_pids, is_ready=is_ready,
+                steps=steps,
+                layers_done=layers_done,
+                work_in_hand=work_in_hand,
+                num_waiting=load.num_waiting,
+                num_running=load.num_running,
+                waiting_tokens=load.waiting_tokens,
+                free_blocks=load.free_blocks,
+                cached_blocks=load.cached_blocks,
+                rank_pids=rank_pids,
+                is_ready=is_ready,
                 is_leaving=is_leaving,
-            )  # fmt: skip
+            )
             return pb.ToRouter(number=number, progress=progress)
         case Met(ways):
             rows = [
                 pb.WayReport(
-                    address=w.address, transport=w.transport, round_trip_s=w.round_trip_s, gb_per_s=w.gb_per_s,
+                    address=w.address,
+                    transport=w.transport,
+                    round_trip_s=w.round_trip_s,
+                    gb_per_s=w.gb_per_s,
                     error=w.error,
                 )
                 for w in ways
-            ]  # fmt: skip
+            ]
             return pb.ToRouter(number=number, met=pb.Met(ways=rows))
 
 
@@ -253,45 +314,86 @@ def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
 
 def _descriptor_to_wire(d: WorkerDescriptor) -> pb.WorkerDescriptor:
     return pb.WorkerDescriptor(
-        worker_id=d.worker_id, role=d.role.value, incarnation=d.incarnation, session_address=d.session_address,
-        transfer_address=d.transfer_address, model=d.model, content_digest=d.content_digest,
-        block_size_tokens=d.block_size_tokens, num_blocks=d.num_blocks, max_model_len=d.max_model_len, tier=d.tier,
-        node=d.node, pid=d.pid, rank_pids=d.rank_pids,
-    )  # fmt: skip
+        worker_id=d.worker_id,
+        role=d.role.value,
+        incarnation=d.incarnation,
+        session_address=d.session_address,
+        transfer_address=d.transfer_address,
+        model=d.model,
+        content_digest=d.content_digest,
+        block_size_tokens=d.block_size_tokens,
+        num_blocks=d.num_blocks,
+        max_model_len=d.max_model_len,
+        tier=d.tier,
+        node=d.node,
+        pid=d.pid,
+        rank_pids=d.rank_pids,
+    )
 
 
 def _descriptor_from_wire(w: pb.WorkerDescriptor) -> WorkerDescriptor:
     return WorkerDescriptor(
-        worker_id=WorkerId(w.worker_id), role=Role(w.role), incarnation=Incarnation(w.incarnation),
-        session_address=w.session_address, transfer_address=w.transfer_address, model=w.model,
-        content_digest=w.content_digest, block_size_tokens=w.block_size_tokens, num_blocks=w.num_blocks,
-        max_model_len=w.max_model_len, tier=w.tier, node=w.node, pid=w.pid, rank_pids=tuple(w.rank_pids),
-    )  # fmt: skip
+        worker_id=WorkerId(w.worker_id),
+        role=Role(w.role),
+        incarnation=Incarnation(w.incarnation),
+        session_address=w.session_address,
+        transfer_address=w.transfer_address,
+        model=w.model,
+        content_digest=w.content_digest,
+        block_size_tokens=w.block_size_tokens,
+        num_blocks=w.num_blocks,
+        max_model_len=w.max_model_len,
+        tier=w.tier,
+        node=w.node,
+        pid=w.pid,
+        rank_pids=tuple(w.rank_pids),
+    )
 
 
 def _timings_to_wire(t: PhaseTimings | None) -> pb.PhaseTimings | None:
     if t is None:
         return None
     return pb.PhaseTimings(
-        queue_s=t.queue_s, prefill_s=t.prefill_s, decode_s=t.decode_s, cached_tokens=t.cached_tokens,
-        kv_bytes=t.kv_bytes, kv_blocks=t.kv_blocks, kv_transport=t.kv_transport, kv_parts_healed=t.kv_parts_healed,
-    )  # fmt: skip
+        queue_s=t.queue_s,
+        prefill_s=t.prefill_s,
+        decode_s=t.decode_s,
+        cached_tokens=t.cached_tokens,
+        kv_bytes=t.kv_bytes,
+        kv_blocks=t.kv_blocks,
+        kv_transport=t.kv_transport,
+        kv_parts_healed=t.kv_parts_healed,
+    )
 
 
 def _timings_from_wire(w: pb.PhaseTimings) -> PhaseTimings:
     return PhaseTimings(
-        queue_s=w.queue_s, prefill_s=w.prefill_s, decode_s=w.decode_s, cached_tokens=w.cached_tokens,
-        kv_bytes=w.kv_bytes, kv_blocks=w.kv_blocks, kv_transport=w.kv_transport, kv_parts_healed=w.kv_parts_healed,
-    )  # fmt: skip
+        queue_s=w.queue_s,
+        prefill_s=w.prefill_s,
+        decode_s=w.decode_s,
+        cached_tokens=w.cached_tokens,
+        kv_bytes=w.kv_bytes,
+        kv_blocks=w.kv_blocks,
+        kv_transport=w.kv_transport,
+        kv_parts_healed=w.kv_parts_healed,
+    )
 
 
 def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
-    logprobs, prompt_logprobs = _logprobs_to_wire(d.logprobs), _logprobs_to_wire(d.prompt_logprobs)
+    logprobs = _logprobs_to_wire(d.logprobs)
+    prompt_logprobs = _logprobs_to_wire(d.prompt_logprobs)
     return pb.TokenDelta(
-        request_id=d.request_id, epoch=d.epoch, choice=d.choice, position=d.position, token_ids=d.token_ids,
-        logprobs=logprobs, finish=d.finish.value if d.finish else "", stop_token_id=d.stop_token_id,
-        timings=_timings_to_wire(d.timings), prompt_logprobs=prompt_logprobs, prompt_start=d.prompt_start,
-    )  # fmt: skip
+        request_id=d.request_id,
+        epoch=d.epoch,
+        choice=d.choice,
+        position=d.position,
+        token_ids=d.token_ids,
+        logprobs=logprobs,
+        finish=d.finish.value if d.finish else "",
+        stop_token_id=d.stop_token_id,
+        timings=_timings_to_wire(d.timings),
+        prompt_logprobs=prompt_logprobs,
+        prompt_start=d.prompt_start,
+    )
 
 
 def _logprobs_to_wire(logprobs: tuple[Logprob, ...]) -> list[pb.TokenLogprob]:
@@ -315,20 +417,30 @@ def _logprobs_from_wire(wire: Iterable[pb.TokenLogprob]) -> tuple[Logprob, ...]:
 def _delta_from_wire(w: pb.TokenDelta) -> TokenDelta:
     logprobs = _logprobs_from_wire(w.logprobs)
     return TokenDelta(
-        request_id=RequestId(w.request_id), epoch=Epoch(w.epoch), choice=w.choice, position=w.position,
-        token_ids=tuple(w.token_ids), logprobs=logprobs, finish=FinishReason(w.finish) if w.finish else None,
+        request_id=RequestId(w.request_id),
+        epoch=Epoch(w.epoch),
+        choice=w.choice,
+        position=w.position,
+        token_ids=tuple(w.token_ids),
+        logprobs=logprobs,
+        finish=FinishReason(w.finish) if w.finish else None,
         stop_token_id=w.stop_token_id if w.HasField("stop_token_id") else None,
         timings=_timings_from_wire(w.timings) if w.HasField("timings") else None,
-        prompt_logprobs=_logprobs_from_wire(w.prompt_logprobs), prompt_start=w.prompt_start,
-    )  # fmt: skip
+        prompt_logprobs=_logprobs_from_wire(w.prompt_logprobs),
+        prompt_start=w.prompt_start,
+    )
 
 
 def _ended_to_wire(e: AttemptEnded) -> pb.AttemptEnded:
     name, message = to_wire(e.error) if e.error else ("", "")
     return pb.AttemptEnded(
-        request_id=e.request_id, epoch=e.epoch, task=e.task.value, timings=_timings_to_wire(e.timings), error=name,
+        request_id=e.request_id,
+        epoch=e.epoch,
+        task=e.task.value,
+        timings=_timings_to_wire(e.timings),
+        error=name,
         error_message=message[:MAX_ERROR_CHARACTERS],
-    )  # fmt: skip
+    )
 
 
 def _ended_from_wire(w: pb.AttemptEnded) -> AttemptEnded:

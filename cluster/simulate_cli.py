@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from typing import Any
 
 import typer
 from rich import box
@@ -20,42 +21,60 @@ from simulation.loads import make_plan
 from simulation.search import MAX_SHRUNK, Summary, as_line, chosen, replay_line, search, shrink
 from simulation.trial import run_trial
 
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, as shells have it."""
+
 
 def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:
-    """Search a range of seeds for violations.
+    """Search a range of seeds for violations; Ctrl-C ends the search and shows what was run.
 
     Raises:
-        SystemExit: 1 if an invariant was violated, or a fault or transition was never met in 500 seeds.
+        SystemExit: 130 at Ctrl-C, else 1 if an invariant was violated.
     """
     progress = Progress(
-        TextColumn("seeds"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True), transient=True,
-    )  # fmt: skip
-    with progress:
-        bar = progress.add_task("seeds", total=num_seeds, note="")
+        TextColumn("seeds"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    summary = Summary(first_seed)
+    replay_lines: list[str] = []
+    is_interrupted = False
+    try:
+        with progress:
+            bar = progress.add_task("seeds", total=num_seeds, note="")
 
-        def on_seed(s: Summary) -> None:
-            progress.update(bar, completed=s.seeds, note=f"{len(s.violations)} violations")
+            def on_seed() -> None:
+                note = f"{len(summary.violations)} violations"
+                progress.update(bar, completed=summary.seeds, note=note)
 
-        summary = asyncio.run(search(first_seed, num_seeds, os.cpu_count() or 1, on_seed))
-    found = summary.as_dict()
-    found["replay"] = _shrunk(summary)
+            asyncio.run(search(summary, num_seeds, os.cpu_count() or 1, on_seed))
+        failing = _failing(summary)[:MAX_SHRUNK]
+        replay_lines.extend(replay_line(seed, *shrink(seed)) for seed in failing)
+    except KeyboardInterrupt:
+        is_interrupted = True
+    found = summary.as_dict() | {
+        "seeds_wanted": num_seeds,
+        "is_interrupted": is_interrupted,
+        "replay": replay_lines,
+    }
     if as_json:
         typer.echo(json.dumps(found, indent=2))
     else:
         _show(summary, found)
+    if is_interrupted:
+        raise SystemExit(INTERRUPTED)
     if summary.violations:
         raise SystemExit(1)
 
 
-def _shrunk(summary: Summary) -> list[str]:
-    """Shrink the first failing seeds; each becomes one line that shows the failure again."""
-    seeds: dict[int, None] = {}
-    for violation in summary.violations:
-        head = violation.partition(":")[0].removeprefix("seed ")
-        if head.isdigit():
-            seeds[int(head)] = None
-    return [replay_line(seed, *shrink(seed)) for seed in list(seeds)[:MAX_SHRUNK]]
+def _failing(summary: Summary) -> list[int]:
+    """Seeds with a violation, each once."""
+    heads = (v.partition(":")[0].removeprefix("seed ") for v in summary.violations)
+    return [int(head) for head in dict.fromkeys(heads) if head.isdigit()]
 
 
 def replay(seed: int, only_faults: str, only_requests: str, *, as_json: bool) -> None:
@@ -70,7 +89,8 @@ def replay(seed: int, only_faults: str, only_requests: str, *, as_json: bool) ->
         plan = chosen(plan, _indices(only_faults), _indices(only_requests))
     except (ValueError, IndexError) as error:
         raise ConfigError(
-            f"--only-faults and --only-requests take indices below {len(plan.faults)} and {len(plan.orders)}: {error}"
+            f"--only-faults and --only-requests take indices below {len(plan.faults)} and "
+            f"{len(plan.orders)}: {error}"
         ) from error
     report = run_trial(plan)
     if as_json:
@@ -93,15 +113,20 @@ def _indices(text: str) -> list[int] | None:
     return [int(part) for part in text.split(",")] if text else None
 
 
-def _show(summary: Summary, found: dict[str, object]) -> None:
+def _show(summary: Summary, found: dict[str, Any]) -> None:
     console = Console()
+    if found["is_interrupted"]:
+        console.print(f"interrupted after {summary.seeds} of {found['seeds_wanted']} seeds")
+    if not summary.seeds:
+        return
     table = Table("fault", "bit", box=box.SIMPLE)
     for kind, count in sorted(summary.faults.items(), key=lambda item: -item[1]):
         table.add_row(kind, str(count))
     console.print(table)
     console.print(
-        f"{summary.seeds} seeds, {summary.virtual_s / 3600:.2f} virtual hours, {summary.requests} requests, "
-        f"{summary.tokens} tokens; at least {summary.fewest_faults} faults bit in every seed"
+        f"{summary.seeds} seeds, {summary.virtual_s / 3600:.2f} virtual hours, "
+        f"{summary.requests} requests, {summary.tokens} tokens; at least "
+        f"{summary.fewest_faults} faults bit in every seed"
     )
     console.print(f"endings: {dict(summary.endings)}")
     console.print(f"above capacity: {dict(summary.overload_endings)}")
@@ -109,8 +134,9 @@ def _show(summary: Summary, found: dict[str, object]) -> None:
         f"fault attempts {summary.retries}, moves off draining workers {summary.moves}, "
         f"client reconnects {summary.reconnects}"
     )
-    console.print(f"never met: {found['faults_never_met']} {found['transitions_never_met']}")
+    if never_met := found["faults_never_met"] + found["transitions_never_met"]:
+        console.print(f"never met, so not proved by these seeds: {', '.join(never_met)}")
     for line in summary.violations or ["no violation"]:
         console.print(line, markup=False)
-    for line in found["replay"]:  # type: ignore[attr-defined]
+    for line in found["replay"]:
         console.print(f"replay: {line}", markup=False)

@@ -44,7 +44,8 @@ def _show(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
         load = r["load"]
         ranks = " ".join(map(str, r["rank_pids"]))
         blocks = f"{load['free_blocks'] + load['cached_blocks']}/{load['total_blocks']}"
-        run, wait = str(load["running"]), str(load["waiting"])
+        run = str(load["running"])
+        wait = str(load["waiting"])
         table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], run, wait, blocks)
     console.print(table)
     state = readiness["state"].replace("_", " ")

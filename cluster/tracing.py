@@ -35,7 +35,9 @@ class _OTelSpan:
 
     def __init__(self, span: trace.Span, state: str, offset_ns: int) -> None:
         """Keep it with the clock's offset."""
-        self._span, self._state, self._offset_ns = span, state, offset_ns
+        self._span = span
+        self._state = state
+        self._offset_ns = offset_ns
 
     @property
     def context(self) -> TraceContext | None:
@@ -57,7 +59,8 @@ class OTelTracing:
 
     def __init__(self, config: TracingConfig, service: str) -> None:
         """Start the exporter's thread."""
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415 - only with an endpoint
+        # Here, as it is loaded only with an endpoint.
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import (  # noqa: PLC0415
             OTLPSpanExporter,
         )
 
@@ -74,10 +77,8 @@ class OTelTracing:
         """Begin a span."""
         context: Any = None
         if parent is not None:
-            flags, state = (
-                TraceFlags(parent.flags),
-                TraceState.from_header([parent.state] if parent.state else []),
-            )
+            flags = TraceFlags(parent.flags)
+            state = TraceState.from_header([parent.state] if parent.state else [])
             remote = SpanContext(
                 parent.trace_id,
                 parent.span_id,

@@ -38,7 +38,8 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     """Start a cluster and keep it until a signal comes.
 
     Raises:
-        ServingError: Something is wrong with config, model, ports or the start; nothing is left running.
+        ServingError: Something is wrong with config, model, ports or the start; nothing is left
+            running.
     """
     config = load_config(path, flags)
     logs.configure("up", config.log.format, config.log.level)
@@ -81,9 +82,9 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
     if beyond := text.beyond(vocabulary_size):
         first = next(iter(beyond.items()))
         typer.echo(
-            f"baton: warning: tokenizer.json has {len(beyond)} tokens for which the model has no row "
-            f"(ids from {vocabulary_size} on), the first is {first[1]!r} (id {first[0]}); prompts "
-            "with one are refused",
+            f"baton: warning: tokenizer.json has {len(beyond)} tokens for which the model has no "
+            f"row (ids from {vocabulary_size} on), the first is {first[1]!r} (id {first[0]}); "
+            "prompts with one are refused",
             err=True,
         )
 
@@ -97,7 +98,8 @@ def check_doors(config: BatonConfig) -> None:
         ConfigError: Names the line.
     """
     check_keys(config.security.api_keys)
-    host, security = config.router.host, config.security
+    host = config.router.host
+    security = config.security
     is_readable = bool(security.api_keys) and not security.door_certificate
     if is_readable and not is_loopback(host) and not security.trusts_network:
         typer.echo(

@@ -49,7 +49,8 @@ def model_of(config: BatonConfig) -> ModelSpec:
         ModelLoadError: It cannot be served, or not by so many ranks.
         ConfigError: The pools' blocks do not divide one another.
     """
-    m, pools = config.model, config.pools
+    m = config.model
+    pools = config.pools
     is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
     spec = read_model(
         model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else "")
@@ -62,8 +63,9 @@ def model_of(config: BatonConfig) -> ModelSpec:
     small, large = sorted(engine.block_size_tokens for engine in (engines[0], engines[-1]))
     if large % small:
         raise ConfigError(
-            f"pools.prefill.engine.block_size_tokens and pools.decode.engine.block_size_tokens are {small} and {large}; "
-            "make one a multiple of the other, or KV cannot go from one pool to the other"
+            "pools.prefill.engine.block_size_tokens and pools.decode.engine.block_size_tokens are "
+            f"{small} and {large}; make one a multiple of the other, or KV cannot go from one "
+            "pool to the other"
         )
     return spec
 
@@ -81,7 +83,8 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             if sys.platform == "linux":
                 made[name] = SharedNetwork(ranks.kv.shared)
         elif name in ("gloo", "nccl", "nixl"):
-            # Its bytes are neither encrypted nor signed: without the operator's word they stay on this host.
+            # Its bytes are neither encrypted nor signed: without the operator's word they stay on
+            # this host.
             where = host if config.security.trusts_network else "127.0.0.1"
             made[name] = CarriedNetwork(
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
@@ -99,7 +102,9 @@ class RunningWorker:
 
     def __init__(self, ranks: RankGroup, unit: WorkerUnit, ends: CertificateEnds) -> None:
         """Made by `start`."""
-        self._ranks, self._unit, self._ends = ranks, unit, ends
+        self._ranks = ranks
+        self._unit = unit
+        self._ends = ends
 
     @classmethod
     async def start(
@@ -124,7 +129,8 @@ class RunningWorker:
                 "config has none, whoever starts workers in another way must set it"
             )
         began_at = time.monotonic()
-        spec, engine = model_of(config), pool_of(config, role).engine
+        spec = model_of(config)
+        engine = pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
         try:
             ranks.check_memory()
@@ -132,14 +138,24 @@ class RunningWorker:
         except ModelLoadError as error:
             events.WORKER_FAILED.tell(reason=error.message)
             raise
-        layout, ids = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size), Ids()
+        layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+        ids = Ids()
         worker_id = ids.worker(role.value)
         descriptor = WorkerDescriptor(
-            worker_id=WorkerId(worker_id), role=role, incarnation=ids.incarnation(), session_address="",
-            transfer_address="", model=spec.name, content_digest=layout.content_digest,
-            block_size_tokens=engine.block_size_tokens, num_blocks=engine.num_blocks,
-            max_model_len=spec.max_model_len, node=node, pid=os.getpid(), rank_pids=ranks.rank_pids(),
-        )  # fmt: skip
+            worker_id=WorkerId(worker_id),
+            role=role,
+            incarnation=ids.incarnation(),
+            session_address="",
+            transfer_address="",
+            model=spec.name,
+            content_digest=layout.content_digest,
+            block_size_tokens=engine.block_size_tokens,
+            num_blocks=engine.num_blocks,
+            max_model_len=spec.max_model_len,
+            node=node,
+            pid=os.getpid(),
+            rank_pids=ranks.rank_pids(),
+        )
         tls = session_tls(config.security, role.value)
         parts = WorkerParts(
             role=role,

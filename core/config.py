@@ -58,7 +58,8 @@ class ModelConfig(Node):
 
     path: str = Field(
         "",
-        description="Hugging Face folder, or a hub id like Qwen/Qwen3-0.6B; empty: the tiny model of the repository",
+        description="Hugging Face folder, or a hub id like Qwen/Qwen3-0.6B; empty: the tiny "
+        "model of the repository",
     )
     revision: str = Field("main", description="branch, tag or commit of a hub id")
     name: str = Field("", description="name in the API; empty: the folder's name")
@@ -89,7 +90,8 @@ class EngineConfig(Node):
     tensor_parallel_size: int = Field(1, ge=1, le=64, description="ranks that share one model")
     collectives: Literal["shm", "gloo"] = Field(
         "shm",
-        description="how ranks on CPU add up their parts; shm falls back to gloo where it is not possible",
+        description="how ranks on CPU add up their parts; shm falls back to gloo where it is not "
+        "possible",
     )
     threads: int = Field(1, ge=1, le=256, description="torch threads per rank")
     device: Literal["cpu", "cuda"] = Field("cpu", description="torch device of the ranks")
@@ -318,8 +320,8 @@ class BatonConfig(Node):
         security = self.security
         if not security.api_keys and not is_loopback(self.router.host):
             raise ValueError(
-                f"router.host is {self.router.host}, which others can reach, and security.api_keys is empty; make keys "
-                "with `baton keys add`, or bind 127.0.0.1"
+                f"router.host is {self.router.host}, which others can reach, and "
+                "security.api_keys is empty; make keys with `baton keys add`, or bind 127.0.0.1"
             )
         if self.router.http_port and self.router.http_port == self.router.grpc_port:
             raise ValueError(
@@ -350,8 +352,8 @@ class BatonConfig(Node):
             )
         if prefill.engine.block_size_tokens != decode.engine.block_size_tokens:
             raise ValueError(
-                f"pools.prefill.engine.block_size_tokens is {prefill.engine.block_size_tokens}, pools.decode's is "
-                f"{decode.engine.block_size_tokens}; make them equal"
+                f"pools.prefill.engine.block_size_tokens is {prefill.engine.block_size_tokens}, "
+                f"pools.decode's is {decode.engine.block_size_tokens}; make them equal"
             )
         return self
 

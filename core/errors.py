@@ -184,7 +184,10 @@ class WorkerLost(Unavailable):
 
 
 class WorkerDied(WorkerLost):
-    """The worker's process, or its ranks in a step with this request, are dead or stuck: counts towards quarantine."""
+    """The worker's process, or its ranks in a step with this request, are dead or stuck.
+
+    Counts towards quarantine.
+    """
 
 
 class KVTransferError(Unavailable):

@@ -10,8 +10,26 @@ from dataclasses import dataclass
 from typing import Literal
 
 LATENCY_BUCKETS_S = (
-    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0,
-)  # fmt: skip
+    0.001,
+    0.005,
+    0.01,
+    0.02,
+    0.04,
+    0.06,
+    0.08,
+    0.1,
+    0.25,
+    0.5,
+    0.75,
+    1.0,
+    2.5,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    40.0,
+    80.0,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +103,27 @@ PROBLEMS = Metric(
     "baton_problems", "gauge", "what is not as configured, as `/ready` names it", ("code",)
 )
 ALL = (
-    TTFT, ITL, E2E, PHASE, REQUESTS, PROMPT_TOKENS, OUTPUT_TOKENS, CACHED_TOKENS, KV_BYTES, TRANSFERS, HEALED, ATTEMPTS,
-    RETRIES, RUNNING, QUEUED, WORKERS, REFUSALS, ERRORS, BAD_KEYS, API_KEYS,
-    CERTIFICATE_ENDS, PROBLEMS,
-)  # fmt: skip
+    TTFT,
+    ITL,
+    E2E,
+    PHASE,
+    REQUESTS,
+    PROMPT_TOKENS,
+    OUTPUT_TOKENS,
+    CACHED_TOKENS,
+    KV_BYTES,
+    TRANSFERS,
+    HEALED,
+    ATTEMPTS,
+    RETRIES,
+    RUNNING,
+    QUEUED,
+    WORKERS,
+    REFUSALS,
+    ERRORS,
+    BAD_KEYS,
+    API_KEYS,
+    CERTIFICATE_ENDS,
+    PROBLEMS,
+)
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

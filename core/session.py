@@ -72,14 +72,16 @@ class Wanted:
     """Prompt log probabilities that have come."""
     finished_choices: tuple[int, ...] = ()
     is_coming: bool = False
-    """Its Submit follows on this stream; one that is known already came before the last stream ended."""
+    """Its Submit follows on this stream; one that is known already
+    came before the last stream ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hello:
     """Open or re-open a session; attempts not in `wanted` are cancelled.
 
-    `stream_number` rises over a router's streams: one that was dialled earlier and comes later is refused.
+    `stream_number` rises over a router's streams: one that was dialled earlier and comes later is
+    refused.
     """
 
     router_id: RouterId
@@ -129,7 +131,10 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Meet:
-    """These peers may be named in Submits: open the ways to them now, and measure them with so many bytes."""
+    """These peers may be named in Submits: open the ways to them now.
+
+    The ways are measured with so many bytes.
+    """
 
     addresses: tuple[str, ...]
     probe_bytes: int = 0
@@ -232,7 +237,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class WayReport:
-    """How KV would come from a peer: which transport, its round trip, its speed (0: not measured), or why not."""
+    """How KV would come from a peer: transport, round trip, speed (0: not measured); or why not."""
 
     address: str
     transport: str = ""

@@ -215,7 +215,9 @@ def _widen(row, mask, shift, sign_mask, sign_shift, factor, out):  # type: ignor
 
 
 @numba.njit(fastmath=FASTMATH, cache=True)
-def _attend(q, kv, form, numbers, window, positions, row_starts, block_tables, out):  # type: ignore[no-untyped-def]
+def _attend(  # type: ignore[no-untyped-def]
+    q, kv, form, numbers, window, positions, row_starts, block_tables, out
+):
     _, _, block_size, num_kv_heads, head_size = kv.shape
     group = q.shape[1] // num_kv_heads
     mask, shift, sign_mask, sign_shift = form[0], form[1], form[2], form[3]

@@ -20,7 +20,7 @@ from core.plan import StepItem, StepPlan
 from core.segments import map_segment, touch
 from engine.plan_wire import PlanDecoder
 from engine.rank_wire import PREFIX, pack, result_to_wire, unpack
-from engine.shared_kv import PULSE, SLOTS_AT, WORDS
+from engine.shared_kv import PULSE, SLOTS_AT, WORDS, check_fits
 
 
 class Pipe:
@@ -81,9 +81,15 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     device = _device(setup["device"], rank)
     spec = read_model(Path(setup["folder"]), setup["dtype"], setup["max_model_len"])
     layout = spec.layout(setup["block_size_tokens"], size)
+
+    def check_device() -> None:
+        check_fits(layout.pool_bytes(1), setup["num_blocks"], _free_bytes(device), str(device))
+
+    check_device()  # before anything is loaded
     memory = map_segment(kv_fd, layout.pool_bytes(setup["num_blocks"]))
     touch(memory)
     model = Model(Shard(spec, rank, size), device, setup["attention"])
+    check_device()  # beside the weights
     if size > 1:
         model.ranks = _join(setup, common)
     runner = ModelRunner(
@@ -110,6 +116,17 @@ def _device(kind: str, rank: int) -> Any:  # noqa: ANN401
     device = torch.device("cuda", rank % torch.cuda.device_count())
     torch.cuda.set_device(device)
     return device
+
+
+def _free_bytes(device: Any) -> int | None:  # noqa: ANN401
+    """What a GPU has left for a pool; None on a CPU, of whose memory the worker has asked."""
+    import torch  # noqa: PLC0415
+
+    if device.type == "cpu":
+        return None
+    torch.cuda.empty_cache()  # what loading took and gave back is free again
+    free_bytes: int = torch.cuda.mem_get_info(device)[0]
+    return free_bytes
 
 
 def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401

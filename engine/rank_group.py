@@ -38,7 +38,7 @@ from engine.model_spec import ModelSpec
 from engine.plan_wire import PlanEncoder
 from engine.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, result_from_wire, unpack
 from engine.sharding import check_split
-from engine.shared_kv import PULSE, SharedKV, can_share_sums, common_bytes
+from engine.shared_kv import PULSE, SharedKV, can_share_sums, check_fits, common_bytes
 
 START_TIMEOUT_S = 120.0
 KILL_TIMEOUT_S = 5.0
@@ -132,6 +132,7 @@ class RankGroup:
         self.num_restarts = 0
         self.on_lost: Callable[[], None] = lambda: None
         """Called when a rank dies while no step is in hand."""
+        self._num_blocks = engine.num_blocks
         self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
         self._common_bytes = common_bytes(
             engine.tensor_parallel_size, engine.max_step_tokens, spec.hidden_size
@@ -162,20 +163,14 @@ class RankGroup:
     def check_memory(self) -> None:
         """Refuse a pool that this machine has no memory for; before the first start only.
 
-        Later the pool of the ranks that have ended may still count.
+        Later the pool of the ranks that have ended may still count. A pool on a device has its
+        stage here; of the device's own memory each rank asks when it starts.
 
         Raises:
             ModelLoadError: Says how much there is, and how many blocks fit.
         """
-        wanted = self._pool_bytes * self._layout.num_shards
-        left = available_bytes()
-        if left is not None and wanted > left:
-            num_blocks = self._setup["num_blocks"]
-            most = left // (self._layout.pool_bytes(1) * self._layout.num_shards)
-            raise ModelLoadError(
-                f"the KV pool of {num_blocks} blocks takes {wanted} bytes, and this machine has "
-                f"{left} bytes of memory left; lower engine.num_blocks to at most {most}"
-            )
+        block_bytes = self._layout.pool_bytes(1) * self._layout.num_shards
+        check_fits(block_bytes, self._num_blocks, available_bytes(), "this machine")
 
     async def start(self) -> None:
         """Start the ranks and wait until every one has loaded its part of the model.

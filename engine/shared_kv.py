@@ -1,9 +1,9 @@
 """Memory that processes share: a rank's KV pool, and what the ranks of a group have in common.
 
 Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind,
-and what lies where in the common one. Does not know tensors: the worker side is bytes, the rank
-side wraps the same mapping. Called by `engine.rank_group` (makes them) and `engine.rank` (maps
-them).
+what lies where in the common one, and the refusal of a pool that does not fit. Does not know
+tensors: the worker side is bytes, the rank side wraps the same mapping. Called by
+`engine.rank_group` (makes them) and `engine.rank` (maps them).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import platform
 import secrets
 import sys
 
+from core.errors import ModelLoadError
 from core.kv_layout import KVLayout
 from core.ports import SharedPool
 from core.segments import PAGE_BYTES, map_segment
@@ -41,6 +42,27 @@ def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
 def can_share_sums() -> bool:
     """True where `engine.shared_group` may rely on the order of stores and on its system call."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
+
+
+def check_fits(block_bytes: int, num_blocks: int, left_bytes: int | None, where: str) -> None:
+    """Refuse a pool that is larger than the memory left for it.
+
+    Args:
+        block_bytes: What a block takes there, with all layers and with every shard that lies there.
+        num_blocks: Of the pool.
+        left_bytes: Memory that is left; None: not known.
+        where: Whose memory it is, for the message.
+
+    Raises:
+        ModelLoadError: Says how much there is, and how many blocks fit.
+    """
+    wanted_bytes = num_blocks * block_bytes
+    if left_bytes is not None and wanted_bytes > left_bytes:
+        raise ModelLoadError(
+            f"the KV pool of {num_blocks} blocks takes {wanted_bytes} bytes, and {where} has "
+            f"{left_bytes} bytes of memory left; lower engine.num_blocks to at most "
+            f"{left_bytes // block_bytes}"
+        )
 
 
 class SharedKV:

@@ -35,7 +35,8 @@ def main():
                     case "summary":
                         timing = event.summary.timing
                         print(
-                            f"\n{event.summary.usage.completion_tokens} tokens, TTFT {timing.ttft_s * 1e3:.1f} ms, path {timing.path}"
+                            f"\n{event.summary.usage.completion_tokens} tokens, TTFT "
+                            f"{timing.ttft_s * 1e3:.1f} ms, path {timing.path}"
                         )
         except grpc.RpcError as error:
             print(f"{error.code().name}: {error.details()}", file=sys.stderr)

@@ -62,7 +62,7 @@ DRAFT = Shape("baton-tiny-draft", layers=1, width=96, heads=3, kv_heads=1, hidde
 
 
 def standard_library_text(max_bytes: int = 4_000_000) -> bytes:
-    """Sources of the interpreter's standard library, sorted by name, without tests and data tables."""
+    """Sources of the standard library, sorted by name, without tests and data tables."""
     root = Path(sysconfig.get_paths()["stdlib"])
     skip = {
         "test",
@@ -89,9 +89,19 @@ def standard_library_text(max_bytes: int = 4_000_000) -> bytes:
 
 
 def chat_text(rng: random.Random, num_dialogues: int) -> list[int]:
-    """Dialogues from a small grammar of facts, as token ids with the chat template's special tokens."""
-    capitals = {"France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Japan": "Tokyo", "Egypt": "Cairo",
-                "Norway": "Oslo", "Peru": "Lima", "Kenya": "Nairobi", "Cuba": "Havana", "Austria": "Vienna"}  # fmt: skip
+    """Dialogues from a small grammar of facts, as ids with the chat template's special tokens."""
+    capitals = {
+        "France": "Paris",
+        "Italy": "Rome",
+        "Spain": "Madrid",
+        "Japan": "Tokyo",
+        "Egypt": "Cairo",
+        "Norway": "Oslo",
+        "Peru": "Lima",
+        "Kenya": "Nairobi",
+        "Cuba": "Havana",
+        "Austria": "Vienna",
+    }
     colours = {
         "grass": "green",
         "the sky": "blue",
@@ -262,7 +272,7 @@ class Llama(nn.Module):
 def sample_batch(
     train: dict[str, Tensor], batch: int, length: int, generator: torch.Generator
 ) -> Tensor:
-    """Random windows, int64 [batch, length + 1]; half Python, the rest shared by the other streams."""
+    """Random windows, int64 [batch, length + 1]; half Python, the rest of the other streams."""
     names = sorted(train)
     rest = [n for n in names if n != "python"]
     rows = []
@@ -294,7 +304,12 @@ def train_model(s: Shape, train: dict[str, Tensor], steps: int, seed: int) -> Ll
         lr=3e-3,
         betas=(0.9, 0.95),
     )
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}% loss {task.fields[loss]:.3f}"), TimeRemainingColumn())  # fmt: skip
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f}% loss {task.fields[loss]:.3f}"),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task(s.name, total=steps, loss=float("nan"))
         for step in range(steps):
@@ -347,10 +362,14 @@ def save_model(model: Llama, folder: Path, scores: dict[str, float], steps: int,
     }  # fmt: skip
     generation = {"bos_token_id": BEGIN, "eos_token_id": END, "pad_token_id": PAD}
     tokenizer_config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|begin|>", "eos_token": "<|end|>",
-        "pad_token": "<|pad|>", "model_max_length": 2048, "chat_template": CHAT_TEMPLATE,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|begin|>",
+        "eos_token": "<|end|>",
+        "pad_token": "<|pad|>",
+        "model_max_length": 2048,
+        "chat_template": CHAT_TEMPLATE,
         "clean_up_tokenization_spaces": False,
-    }  # fmt: skip
+    }
     for name, content in (
         ("config", config),
         ("generation_config", generation),
@@ -361,12 +380,15 @@ def save_model(model: Llama, folder: Path, scores: dict[str, float], steps: int,
     rows = "\n".join(f"| {name} | {score:.3f} |" for name, score in scores.items())
     count = sum(p.numel() for p in model.parameters())
     (folder / "README.md").write_text(
-        f"# {s.name}\n\nA byte-level Llama of {count:,} parameters ({s.layers} layers, width {s.width}, {s.heads} query and"
-        f" {s.kv_heads} KV heads of {s.head_size}), trained by `examples/train_tiny_model.py` for {steps} steps of 2,048 bytes"
-        f" (seed {seed}) on the Python standard library's sources and on chat and JSON text made by that script.\n"
-        "It exists so that Baton can be seen and tested with a real model on any machine; it knows nothing worth asking.\n\n"
+        f"# {s.name}\n\nA byte-level Llama of {count:,} parameters ({s.layers} layers, width "
+        f"{s.width}, {s.heads} query and {s.kv_heads} KV heads of {s.head_size}), trained by "
+        f"`examples/train_tiny_model.py` for {steps} steps of 2,048 bytes (seed {seed}) on the "
+        "Python standard library's sources and on chat and JSON text made by that script.\n"
+        "It exists so that Baton can be seen and tested with a real model on any machine; it "
+        "knows nothing worth asking.\n\n"
         f"| held-out text (last 5 %) | bits per byte |\n|---|---|\n{rows}\n\n"
-        "The standard library is PSF-2.0; these weights are Apache-2.0 like the rest of the project.\n"
+        "The standard library is PSF-2.0; these weights are Apache-2.0 like the rest of the "
+        "project.\n"
     )
 
 

@@ -149,7 +149,7 @@ class TransferAgent:
         else:
             self._host.transfer_failed(transfer_id, error)
 
-    # --- sending ------------------------------------------------------------------------------------
+    # --- sending ----------------------------------------------------------------------------------
 
     def offer(self, offer: Offer) -> None:
         """Expect a peer's Open; the lease begins now."""
@@ -298,7 +298,7 @@ class TransferAgent:
                 if now_s >= until:
                     del self._tombstones[transfer_id]
 
-    # --- receiving ----------------------------------------------------------------------------------
+    # --- receiving --------------------------------------------------------------------------------
 
     def fetch(self, order: FetchOrder) -> None:
         """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
@@ -318,7 +318,10 @@ class TransferAgent:
             self._own(self._receive(receiver))
 
     def meet(self, address: str, probe_bytes: int) -> None:
-        """Try the way to a peer; the host hears `way_found`. More than a few hundred at once are not tried."""
+        """Try the way to a peer; the host hears `way_found`.
+
+        More than a few hundred at once are not tried.
+        """
         if self._num_meetings < MAX_MEETINGS:
             self._num_meetings += 1
             self._own(self._meet(address, probe_bytes))

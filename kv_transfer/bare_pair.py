@@ -1,9 +1,9 @@
 """A pair of processes that send and receive over torch.distributed and do nothing else.
 
-Owns the measure that carried transports are held against: the same pair, messages of the same size, as
-many under way, but no slots, streams or checksums. Does not know transfers. Started by
-`cluster.bench_transfer` as `python -m kv_transfer.bare_pair KIND RANK PORT MESSAGE_BYTES`; for every
-count on standard input it answers with the seconds that so many messages took.
+Owns the measure that carried transports are held against: the same pair, messages of the same size,
+as many under way, but no slots, streams or checksums. Does not know transfers. Started by
+`cluster.bench_transfer` as `python -m kv_transfer.bare_pair KIND RANK PORT MESSAGE_BYTES`; for
+every count on standard input it answers with the seconds that so many messages took.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Transports that a process beside the worker carries, because their libraries can hang or crash.
 
-Owns the carrier's life over all its processes (start, watch, kill, start again) and the listening socket.
-Does not know torch, transfers or what messages mean. Called by `kv_transfer.transports`.
+Owns the carrier's life over all its processes (start, watch, kill, start again) and the listening
+socket. Does not know torch, transfers or what messages mean. Called by `kv_transfer.transports`.
 
     worker ── record, slot ──▶ carrier ══ two-member group ══ carrier ── record, slot ──▶ worker
            one socket each, and one arena of slots a link, in shared memory
 
-The listening socket is the worker's, so its address stays when the carrier is killed; until the next one
-is up, streams end, dialling fails, and transfers go another way.
+The listening socket is the worker's, so its address stays when the carrier is killed; until the
+next one is up, streams end, dialling fails, and transfers go another way.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class CarriedNetwork:
     """The `Network` port over carriers, one after the other. Make and use it on one loop."""
 
     def __init__(self, kind: str, host: str, message_bytes: int) -> None:
-        """Name the kind of pairs, the address to bind, and the size of messages that go in one piece."""
+        """Name the kind of pairs, the address to bind, and the most that goes in one piece."""
         self._kind, self._host = kind, host
         self._slot_bytes = -(-(message_bytes + PIECE_HEAD_BYTES) // 4096) * 4096
         self._listener: socket.socket | None = None
@@ -58,7 +58,10 @@ class CarriedNetwork:
         self.num_started = 0
 
     async def listen(self, on_stream: StreamHandler) -> str:
-        """See `Network`. The carrier is up on return, or will be tried again: other ways are there meanwhile."""
+        """See `Network`.
+
+        The carrier is up on return, or will be tried again: other ways are there meanwhile.
+        """
         self._on_stream = on_stream
         host = bare_host(self._host)
         self._listener = socket.create_server((host, 0), family=family_of(host), backlog=BACKLOG)

@@ -1,7 +1,8 @@
 """One end of a stream that a carrier carries, and the link whose slots it uses.
 
-Owns waiting for slots, messages put together from pieces, and what happens to a reader that does not read.
-Does not know processes or sockets. Called by `kv_transfer.carrier_client`, which makes streams and feeds them.
+Owns waiting for slots, messages put together from pieces, and what happens to a reader that does
+not read. Does not know processes or sockets. Called by `kv_transfer.carrier_client`, which makes
+streams and feeds them.
 """
 
 from __future__ import annotations
@@ -60,12 +61,10 @@ class CarriedStream:
     def __init__(self, carrier: Carrier, link_number: int, link: Link, number: int) -> None:
         """Made by a carrier's client."""
         self.transport = carrier.kind
-        self._carrier, self._link_number, self._link, self._number = (
-            carrier,
-            link_number,
-            link,
-            number,
-        )
+        self._carrier = carrier
+        self._link_number = link_number
+        self._link = link
+        self._number = number
         self._inbox: asyncio.Queue[_Piece | None] = asyncio.Queue()  # bounded by MAX_UNREAD_BYTES
         self._num_unread_bytes = 0
         self._in_hand = NO_SLOT
@@ -133,7 +132,7 @@ class CarriedStream:
         self._in_hand = NO_SLOT
 
     def arrive(self, slot: int, num_bytes: int, *, is_last: bool) -> None:
-        """A piece of a message is in a slot. Whoever is slow to read must not keep the slots of others."""
+        """A piece of a message is in a slot; whoever is slow to read must not keep others'."""
         data = slot_of(self._link.arena, slot, self._carrier.slot_bytes)
         data = data[PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + num_bytes].toreadonly()
         self._num_unread_bytes += num_bytes

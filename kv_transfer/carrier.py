@@ -1,9 +1,10 @@
 """A carrier process: carries one worker's KV over gloo, NCCL or NIXL, and may be killed for it.
 
-Owns the links to peers (a two-member group each), their arenas of slots, and the threads that send and
-receive. Does not know transfers, checksums or pools: it moves messages between the worker's arena and a
-peer's. A collective that hangs or a driver that crashes takes this process, not the worker. Started by
-`kv_transfer.carrier_client` as `python -m kv_transfer.carrier CONTROL_FD LISTEN_FD LIFE_FD KIND HOST SLOT_BYTES`.
+Owns the links to peers (a two-member group each), their arenas of slots, and the threads that send
+and receive. Does not know transfers, checksums or pools: it moves messages between the worker's
+arena and a peer's. A collective that hangs or a driver that crashes takes this process, not the
+worker. Started by `kv_transfer.carrier_client` as `python -m kv_transfer.carrier CONTROL_FD
+LISTEN_FD LIFE_FD KIND HOST SLOT_BYTES`.
 """
 
 from __future__ import annotations
@@ -168,12 +169,10 @@ class _Carrier:
     """The process: the worker's orders in, links out."""
 
     def __init__(self, control: socket.socket, kind: str, host: str, slot_bytes: int) -> None:
-        self._control, self._make_pair, self._host, self.slot_bytes = (
-            control,
-            PAIRS[kind],
-            host,
-            slot_bytes,
-        )
+        self._control = control
+        self._make_pair = PAIRS[kind]
+        self._host = host
+        self.slot_bytes = slot_bytes
         self._lock = threading.Lock()
         self._links: dict[int, _Link] = {}
         self._by_address: dict[str, _Link] = {}

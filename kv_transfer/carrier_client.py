@@ -22,7 +22,8 @@ from kv_transfer.carried_stream import NO_SLOT, CarriedStream, Link, lose
 from kv_transfer.carrier_wire import MAX_RECORD_BYTES, SLOTS, Record, What, arena_bytes
 
 DIAL_TIMEOUT_S = {"gloo": 0.7, "nccl": 3.0, "nixl": 3.0}
-"""Longest wait for a stream, a new link included: what is slow to begin is begun when workers meet."""
+"""Longest wait for a stream, a new link included:
+what is slow to begin is begun when workers meet."""
 START_TIMEOUT_S = 30.0
 SOCKET_BYTES = 1 << 20
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class CarrierClient:
             host,
             str(self.slot_bytes),
         ]
-        # A peer's death is said by us, once; a wait on NCCL must end at its timeout, in the process that waits.
+        # A peer's death is said by us, once; a wait on NCCL must end at its timeout, in the process
+        # that waits.
         environment = {
             **os.environ,
             "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -108,7 +110,8 @@ class CarrierClient:
         """Open a stream to a peer's address.
 
         Raises:
-            StreamClosed: It cannot be reached in time; another transport is then tried within a second.
+            StreamClosed: It cannot be reached in time; another transport is then tried within a
+                second.
         """
         self._num_dialled += 1
         number = self._num_dialled

@@ -1,8 +1,9 @@
 """What a worker and its carrier process say to one another, and what carriers say across.
 
-Owns two fixed layouts: records on the socket between worker and carrier, and the head of every piece
-between two carriers. Payload lies in slots of an arena that worker and carrier share, one per link. Does
-not know torch or transfers. Called by `kv_transfer.carrier_client`, `kv_transfer.carried_stream` and `kv_transfer.carrier`.
+Owns two fixed layouts: records on the socket between worker and carrier, and the head of every
+piece between two carriers. Payload lies in slots of an arena that worker and carrier share, one per
+link. Does not know torch or transfers. Called by `kv_transfer.carrier_client`,
+`kv_transfer.carried_stream` and `kv_transfer.carrier`.
 """
 
 from __future__ import annotations

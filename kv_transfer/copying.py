@@ -1,7 +1,7 @@
 """Moves parts of KV and sums them up in the same pass, at the speed of memory.
 
-Owns one compiled kernel and the checksum it computes. Does not know pools, grids or frames. Called by
-`kv_transfer.resharding`. It holds no lock of the interpreter, so the loop beside it goes on.
+Owns one compiled kernel and the checksum it computes. Does not know pools, grids or frames. Called
+by `kv_transfer.resharding`. It holds no lock of the interpreter, so the loop beside it goes on.
 
 The checksum of a part is two sums over its words: of the words, and of the products of their halves
 after each word was crossed with its place (the idea of XXH3 and of NH, RFC 4418). One changed word
@@ -37,7 +37,8 @@ MIN_SHARED_PARTS = 32
 KEPT_CHUNK_BYTES, KEPT_BYTES = 32 << 20, 256 << 20
 LINE_WORDS = 8
 PLAINLY, BY_LINES, PAST_THE_CACHE = 0, 1, 2
-"""How a row goes: word by word; copied plainly but summed by cache lines; copied and summed by lines in one loop."""
+"""How a row goes: word by word; copied plainly but summed by cache lines;
+copied and summed by lines in one loop."""
 _WORD, _INDEX = ir.IntType(64), ir.IntType(32)
 _LINE = ir.VectorType(_WORD, LINE_WORDS)
 
@@ -49,11 +50,11 @@ def _line_of(*words: int) -> Any:  # noqa: ANN401 - llvmlite has no types
 
 
 def _sum_of_lines(*, copies: bool) -> Any:  # noqa: ANN401
-    """Make the loop over the lines of a row, eight words at a time: a load, the sums, and perhaps a store.
+    """Make the loop over the lines of a row, eight words at a time: load, sum, perhaps store.
 
-    The store goes past the cache: an ordinary one first reads the line it is going to overwrite, a third of the
-    traffic for nothing. Its place must be aligned to 64 bytes, or the process dies. What is summed is what was
-    stored: a source that is overwritten meanwhile shows.
+    The store goes past the cache: an ordinary one first reads the line it is going to overwrite, a
+    third of the traffic for nothing. Its place must be aligned to 64 bytes, or the process dies.
+    What is summed is what was stored: a source that is overwritten meanwhile shows.
     """
 
     @intrinsic
@@ -153,7 +154,7 @@ def _move(  # type: ignore[no-untyped-def]
     has_target,
     tallies,
 ):
-    """Copy parts of `rows` = (outer, inner) rows of `size` words; steps are the words between rows."""
+    """Copy parts of `rows` = (outer, inner) rows of `size` words; steps are words between rows."""
     lines = size // LINE_WORDS
     for part in range(len(source_at)):
         plain = np.uint64(0)
@@ -182,10 +183,16 @@ def _move(  # type: ignore[no-untyped-def]
 
 
 def move(
-    source: Array, source_at: Array, source_steps: tuple[int, int],
-    target: Array | None, target_at: Array, target_steps: tuple[int, int], rows: tuple[int, int], size: int,
+    source: Array,
+    source_at: Array,
+    source_steps: tuple[int, int],
+    target: Array | None,
+    target_at: Array,
+    target_steps: tuple[int, int],
+    rows: tuple[int, int],
+    size: int,
     threads: int = 1,
-) -> Array:  # fmt: skip
+) -> Array:
     """Copy parts from one array of words to another and return their tallies, uint64 [n].
 
     Args:
@@ -212,9 +219,18 @@ def move(
     def some(begin: int, end: int) -> None:
         part = slice(begin, end)
         _move(
-            read, source_at[part], source_steps, target, target_at[part], target_steps, rows, size, how, has_target,
+            read,
+            source_at[part],
+            source_steps,
+            target,
+            target_at[part],
+            target_steps,
+            rows,
+            size,
+            how,
+            has_target,
             tallies[part],
-        )  # fmt: skip
+        )
 
     count = len(source_at)
     if threads == 1 or count < MIN_SHARED_PARTS:
@@ -248,7 +264,7 @@ def _read_only(array: Array) -> Array:
 
 
 def warm() -> None:
-    """Make this process ready to move much: the kernel compiled, or loaded, and freed memory kept."""
+    """Make this process ready to move much: the kernel compiled or loaded, freed memory kept."""
     _keep_freed_memory()
     words = np.zeros(8, np.uint64)
     at = np.zeros(1, np.int64)
@@ -256,7 +272,10 @@ def warm() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what was freed: a frame's megabyte fetched from the system anew costs more than filling it."""
+    """Let glibc keep what was freed.
+
+    A frame's megabyte fetched from the system anew costs more than filling it.
+    """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, KEPT_CHUNK_BYTES)

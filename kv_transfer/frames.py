@@ -32,11 +32,18 @@ MAPPED_FRAMES = 8
 """Frames without payload may stand for so many: only their books cost time, kept per frame."""
 FRAME, FRAME_IN_POOL = 5, 14
 ENTRY = np.dtype(
-    [("block", "<u4"), ("layer", "<u2"), ("shard", "<u2"), ("num_valid_tokens", "<u4"), ("source", "<u4"),
-     ("checksum", "<u8")]
-)  # fmt: skip
-"""One part in a frame: which wire block (from the sequence's start) of which layer and wire shard it is
-(`kv_transfer.resharding`), the sender's block it lies in, and the checksum that binds all that."""
+    [
+        ("block", "<u4"),
+        ("layer", "<u2"),
+        ("shard", "<u2"),
+        ("num_valid_tokens", "<u4"),
+        ("source", "<u4"),
+        ("checksum", "<u8"),
+    ]
+)
+"""One part in a frame: which wire block (from the sequence's start) of which layer and wire shard
+it is (`kv_transfer.resharding`), the sender's block it lies in, and the checksum that binds all
+that."""
 _HEAD = struct.Struct("<BII")  # kind, number, CRC-32
 _NUMBER = struct.Struct("<BI")
 _FRAME = struct.Struct("<HI1x")  # sub-attempt, entries; what follows is aligned to words
@@ -56,7 +63,7 @@ _SEED = struct.Struct(f"<{TRANSFER_ID_BYTES}sH")
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """First message of a stream: who asks, for which transfer, in which layout (`KVLayout.identity`)."""
+    """First message of a stream: who asks for which transfer, in which `KVLayout.identity`."""
 
     transfer_id: TransferId
     receiver_id: WorkerId
@@ -68,7 +75,10 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """The request is at the head of the queue; reserve this much. The sender's shape gives the common grid."""
+    """The request is at the head of the queue; reserve this much.
+
+    The sender's shape gives the common grid.
+    """
 
     sub_attempt: int
     num_tokens: int
@@ -93,7 +103,10 @@ class Refused:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Frame:
-    """Parts of KV: ENTRY [n], and their payload, uint8 [n * part_bytes]; None: read them from the shared pool."""
+    """Parts of KV: ENTRY [n], and their payload, uint8 [n * part_bytes].
+
+    Without a payload they are read from the shared pool.
+    """
 
     sub_attempt: int
     entries: Array
@@ -110,7 +123,7 @@ class Resend:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Everything was sent: counts, checksum over sorted checksums, the first token of each choice."""
+    """Everything was sent: counts, checksum over sorted checksums, first token of each choice."""
 
     sub_attempt: int
     num_entries: int
@@ -128,7 +141,7 @@ class Restart:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The sender gave up: the error's class name and message, as `core.errors.to_wire` gives them."""
+    """The sender gave up: the error's class name and message, as of `core.errors.to_wire`."""
 
     kind: str
     message: str
@@ -136,7 +149,7 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Instead of Open: the peer only wants to know the way, and moves so many empty bytes over it."""
+    """Instead of Open: the peer only tries the way, and moves so many empty bytes over it."""
 
     num_bytes: int
 
@@ -162,9 +175,21 @@ class Beat:
 
 
 Message = (
-    Open | Starting | Reserved | Refused | Frame | Resend | Commit | Restart | Failed | Ack | Finished | NotFound
-    | Beat | Probe
-)  # fmt: skip
+    Open
+    | Starting
+    | Reserved
+    | Refused
+    | Frame
+    | Resend
+    | Commit
+    | Restart
+    | Failed
+    | Ack
+    | Finished
+    | NotFound
+    | Beat
+    | Probe
+)
 _EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {
     8: Ack,
     10: Finished,
@@ -177,7 +202,7 @@ _KIND_OF_EMPTY = {cls: kind for kind, cls in _EMPTY.items()}
 def bound_checksums(
     transfer_id: TransferId, sub_attempt: int, entries: Array, tallies: Array
 ) -> Array:
-    """Checksums of parts, uint64 [n], bound to what they claim to be, so that a swap is caught like a flip.
+    """Checksums of parts, uint64 [n], bound to what they claim to be: a swap shows like a flip.
 
     Args:
         transfer_id: The transfer they belong to.
@@ -191,7 +216,7 @@ def bound_checksums(
 
 
 def combined_checksum(checksums: Array) -> int:
-    """Checksum over part checksums, uint64 [layers, shards, blocks]; parts that did not travel are 0."""
+    """Checksum over those of parts, uint64 [layers, shards, blocks]; 0 where none travelled."""
     return zlib.crc32(np.ascontiguousarray(checksums).tobytes())
 
 

@@ -94,7 +94,8 @@ class _ClientStream:
         except grpc.aio.AioRpcError as error:
             raise StreamClosed(error.details()) from error
         except asyncio.CancelledError:
-            # A call that the server cancelled ends like this too, and then it is the stream's end, not the task's.
+            # A call that the server cancelled ends like this too, and then it is the stream's end,
+            # not the task's.
             if not _is_cancelled():
                 raise StreamClosed("the stream was reset") from None
             raise
@@ -150,7 +151,8 @@ class _ServerStream:
         ) as error:
             raise StreamClosed(str(error)) from error
         except Exception as error:
-            # grpc.aio raises its private InternalError and ExecuteBatchError here when the peer is gone.
+            # grpc.aio raises its private InternalError and ExecuteBatchError here when the peer is
+            # gone.
             if type(error).__module__.startswith("grpc."):
                 raise StreamClosed(str(error)) from error
             raise
@@ -326,7 +328,8 @@ class GrpcNetwork:
             except asyncio.CancelledError:
                 if not stream.is_reset:
                     raise
-                # A handler that was cancelled says nothing to its peer until it is collected as garbage.
+                # A handler that was cancelled says nothing to its peer until it is collected as
+                # garbage.
                 await context.abort(grpc.StatusCode.ABORTED, "the stream was reset")
 
         handler = grpc.stream_stream_rpc_method_handler(
@@ -382,7 +385,7 @@ class GrpcNetwork:
 
 
 def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b"") -> GrpcNetwork:
-    """Make the network of Fetch streams; one connection alone is one thread's work on either side."""
+    """Make the network of Fetch streams; one connection is one thread's work on either side."""
     return GrpcNetwork(
         "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, key=key, num_channels=FETCH_CHANNELS
     )

@@ -26,7 +26,7 @@ class _QueueStream:
         self.peer: _QueueStream
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
-        if self._is_closed or self.peer._is_closed:  # noqa: SLF001 - the other half of the same object
+        if self._is_closed or self.peer._is_closed:  # noqa: SLF001 - its other half
             raise StreamClosed("the stream is closed")
         await self._outbox.put(message)
 

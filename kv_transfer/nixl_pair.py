@@ -1,14 +1,15 @@
-"""A pair over NIXL: one-sided writes into slots the peer has offered, over whatever UCX finds (RDMA, TCP, memory).
+"""A pair over NIXL: one-sided writes into slots the peer has offered, over what UCX finds.
 
-Owns the registration of slots and the numbered notes that offer and announce them. Does not know streams,
-messages or processes. Called by `kv_transfer.carrier` for `transports: [nixl]`; the package is an extra
-(`pip install 'baton-serve[nixl]'`).
+Owns the registration of slots and the numbered notes that offer and announce them. Does not know
+streams, messages or processes. Called by `kv_transfer.carrier` for `transports: [nixl]`; the
+package is an extra (`pip install 'baton-serve[nixl]'`).
 
     receiver ── offer k: address, room ──▶ sender
              ◀── the k-th message written there, and a note with its size ──
 
-A late write can only land in a slot of this pair's arena, which dies with the pair, never in a block of KV.
-NIXL has nothing to wait on, so its notes are polled for; this process exists to do that.
+A late write can only land in a slot of this pair's arena, which dies with the pair, never in a
+block of KV. NIXL has nothing to wait on, so its notes are polled for; this process exists to do
+that.
 """
 
 from __future__ import annotations
@@ -45,7 +46,11 @@ class NixlPair:
         del host
         os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
         try:
-            from nixl._api import nixl_agent, nixl_agent_config, nixl_thread_sync_t  # noqa: PLC0415 - an extra
+            from nixl._api import (  # noqa: PLC0415 - an extra
+                nixl_agent,
+                nixl_agent_config,
+                nixl_thread_sync_t,
+            )
         except ImportError as error:
             raise KVTransferError(
                 f"NIXL is not installed ({error}); pip install 'baton-serve[nixl]'"
@@ -161,7 +166,10 @@ class NixlPair:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """A pair's failure is a RuntimeError, as torch's is; NIXL's exceptions have no base, and a note may be malformed."""
+    """A pair's failure is a RuntimeError, as torch's is.
+
+    NIXL's exceptions have no base, and a note may be malformed.
+    """
     try:
         yield
     except Exception as error:

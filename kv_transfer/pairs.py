@@ -73,7 +73,7 @@ class GlooPair:
         Raises:
             RuntimeError: The peer did not come.
         """
-        options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the one way to name the interface
+        options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - names the interface
         options._timeout = timedelta(seconds=silence_s)  # noqa: SLF001
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
         options._threads = 1  # noqa: SLF001
@@ -94,10 +94,10 @@ class GlooPair:
 
 
 class NcclPair:
-    """Over NCCL, through buffers on this process's GPU: for hosts whose network card reads GPU memory.
+    """Over NCCL, through buffers on this process's GPU: for network cards that read GPU memory.
 
-    NCCL knows no messages: sizes must be equal on both ends, so a head with the size goes first. A communicator
-    does one thing at a time, so either direction has its own.
+    NCCL knows no messages: sizes must be equal on both ends, so a head with the size goes first. A
+    communicator does one thing at a time, so either direction has its own.
     """
 
     def __init__(self, store: Any, rank: int, host: str, silence_s: float) -> None:  # noqa: ANN401
@@ -170,15 +170,21 @@ PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {
 
 
 class MeetingPoint:
-    """Where peers knock: a store on a socket that the worker bound, so that its address outlives this process."""
+    """Where peers knock: a store on a socket of the worker's, which outlives this process."""
 
     def __init__(self, listener: socket.socket) -> None:
         """Serve on a bound socket, which is the store's from now on."""
         host, port = listener.getsockname()[:2]
         self.port: int = port
         self._server = dist.TCPStore(
-            host, port, None, True, timedelta(seconds=MEETING_S), False, master_listen_fd=listener.detach()
-        )  # fmt: skip
+            host,
+            port,
+            None,
+            True,
+            timedelta(seconds=MEETING_S),
+            False,
+            master_listen_fd=listener.detach(),
+        )
         self._client = self._server.clone()
         self._client.set_timeout(FOR_EVER)
 

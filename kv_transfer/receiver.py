@@ -4,8 +4,11 @@ Owns verification (checksum, range, generation), the copy into the pool and the 
 know the scheduler: it is told block ids and reports through `ReceiverHost`. Called by
 `kv_transfer.agent`, on the agent's loop.
 
-    DIALLING ─Open─▶ WAITING ─Starting─▶ RESERVING ─Reserved─▶ RECEIVING ─Commit, verified─▶ ARRIVED ─Ack─▶ CLOSED
-        └──────────── not found, failed, stream lost, bad twice, cancelled ─────────────────────────▶ CLOSED
+    DIALLING ─Open─▶ WAITING ─Starting─▶ RESERVING ─Reserved─▶ RECEIVING
+        │                                                          │ Commit, verified
+        │                                                          ▼
+        └─ not found, failed, stream lost, bad twice, ─▶ CLOSED ◀─Ack─ ARRIVED
+           cancelled
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ BEAT_S = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """What came: bytes and blocks of this worker's size, which way, and parts that had to be sent again."""
+    """What came: bytes, blocks of this worker's size, which way, and parts that were sent again."""
 
     num_bytes: int
     num_blocks: int
@@ -138,7 +141,7 @@ class Receiver:
         self._transport = ""
         self.num_bytes = 0
 
-    # --- told by the worker -------------------------------------------------------------------------
+    # --- told by the worker -----------------------------------------------------------------------
 
     def reserved(self, reservation: Reservation) -> None:
         """Blocks are reserved: frames may come.
@@ -190,7 +193,7 @@ class Receiver:
         self.is_closed = True
         self._wake.set()
 
-    # --- the stream ---------------------------------------------------------------------------------
+    # --- the stream -------------------------------------------------------------------------------
 
     async def run(self, network: Network, open_timeout_s: float) -> None:
         """Fetch; whatever happens, nothing is raised and the host hears `transfer_closed` last."""
@@ -292,7 +295,8 @@ class Receiver:
                     pass
                 case _:
                     raise KVTransferError(
-                        f"the prefill worker sent {type(message).__name__}, which is not its to send"
+                        f"the prefill worker sent {type(message).__name__}, which is not its to "
+                        "send"
                     )
 
     def _meet(self, starting: frames.Starting, stream: MessageStream) -> None:
@@ -339,7 +343,8 @@ class Receiver:
         checksums = frames.bound_checksums(
             self.order.transfer_id, frame.sub_attempt, entries, tallies
         )
-        # What is damaged lies in reserved blocks now, which nobody reads before everything is verified.
+        # What is damaged lies in reserved blocks now, which nobody reads before everything is
+        # verified.
         is_good = checksums == entries["checksum"]
         good = entries[is_good]
         where = good["layer"], good["shard"], good["block"]
@@ -364,7 +369,8 @@ class Receiver:
         if not is_in_range.all():
             layer, shard, block = _parts(entries[~is_in_range])[0]
             raise KVTransferError(
-                f"a frame names layer {layer}, shard {shard}, block {block}, which is not in this transfer"
+                f"a frame names layer {layer}, shard {shard}, block {block}, which is not in "
+                "this transfer"
             )
 
     def _check_owner(self, reservation: Reservation, first: int, end: int) -> None:

@@ -4,9 +4,9 @@ Owns the arithmetic of moving KV between any two splits: by KV heads (tensor par
 tokens (block size). Does not know streams or transfers' states. Called by `kv_transfer.sender` and
 `kv_transfer.receiver`.
 
-Both ends derive one grid from their two shapes: a wire shard holds as many heads as fit whole into a
-shard of either side, a wire block as many tokens as the smaller block. So a part lies in one place of
-one shard on each side (and in its copies), and nobody needs the whole.
+Both ends derive one grid from their two shapes: a wire shard holds as many heads as fit whole into
+a shard of either side, a wire block as many tokens as the smaller block. So a part lies in one
+place of one shard on each side (and in its copies), and nobody needs the whole.
 
     prefill, 2 ranks          wire            decode, 4 ranks
     [ h0 h1 | h2 h3 ]   h0 · h1 · h2 · h3   [ h0 | h1 | h2 | h3 ]
@@ -49,7 +49,8 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
         block_size_tokens: The peer's block size.
 
     Raises:
-        LayoutMismatch: The peer's numbers cannot be those of a pool like this, or block sizes do not divide.
+        LayoutMismatch: The peer's numbers cannot be those of a pool like this, or block sizes do
+            not divide.
     """
     heads, (small, large) = mine.num_kv_heads, sorted((mine.block_size_tokens, block_size_tokens))
     if num_shards < 1 or (heads % num_shards and num_shards % heads):
@@ -58,8 +59,8 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
         )
     if small < 1 or large % small:
         raise LayoutMismatch(
-            f"blocks of {mine.block_size_tokens} tokens here and of {block_size_tokens} there do not divide one "
-            "another; make one engine.block_size_tokens a multiple of the other"
+            f"blocks of {mine.block_size_tokens} tokens here and of {block_size_tokens} there do "
+            "not divide one another; make one engine.block_size_tokens a multiple of the other"
         )
     return Grid(math.lcm(mine.num_distinct_shards, min(num_shards, heads)), small)
 
@@ -104,7 +105,8 @@ class PoolParts:
         self.blocks_per_block = layout.block_size_tokens // grid.block_size_tokens
         row_bytes = self._heads * layout.head_size * DTYPE_BYTES[layout.dtype]
         self.part_bytes = 2 * grid.block_size_tokens * row_bytes
-        # The same on both sides, for it depends on the grid alone: rows of odd sizes go byte by byte.
+        # The same on both sides, for it depends on the grid alone: rows of odd sizes go byte by
+        # byte.
         self._unit_bytes = WORD_BYTES if row_bytes % WORD_BYTES == 0 else 1
         self._unit = np.dtype(np.uint64 if self._unit_bytes == WORD_BYTES else np.uint8)
         self._row = row_bytes // self._unit_bytes
@@ -130,7 +132,7 @@ class PoolParts:
         return every
 
     def gather(self, entries: Array) -> tuple[memoryview, Array]:
-        """Copy parts out of this pool, from the blocks that entries name as source; returns payload and tallies."""
+        """Copy parts out of the entries' source blocks; returns payload and tallies."""
         payload = np.empty(len(entries) * self.part_bytes // self._unit_bytes, self._unit)
         tallies = self._move(
             self._places(entries, entries["source"]), self._in_a_row(payload, len(entries))
@@ -142,12 +144,12 @@ class PoolParts:
         return self._move(self._places(entries, entries["source"]), None)
 
     def scatter(self, entries: Array, block_ids: Array, payload: memoryview) -> Array:
-        """Put parts of a payload where they belong, in every copy of their heads; returns their tallies."""
+        """Put parts of a payload in their places, in every copy of their heads; returns tallies."""
         source = self._in_a_row(np.frombuffer(payload, self._unit), len(entries))
         return self._put(source, entries, block_ids)
 
     def pull(self, other: PoolParts, entries: Array, block_ids: Array) -> Array:
-        """Copy parts from another pool, in the same memory, into this one; returns their tallies."""
+        """Copy parts from another pool in the same memory into this one; returns their tallies."""
         return self._put(other._places(entries, entries["source"]), entries, block_ids)
 
     def is_inside(self, entries: Array) -> bool:
@@ -193,9 +195,16 @@ class PoolParts:
         )
         if len(source.arrays) == len(target_arrays) == 1:
             return move(
-                source.arrays[0], source.at, source.steps, target_arrays[0], target_at, target_steps, rows, size,
+                source.arrays[0],
+                source.at,
+                source.steps,
+                target_arrays[0],
+                target_at,
+                target_steps,
+                rows,
+                size,
                 self._threads,
-            )  # fmt: skip
+            )
         tallies = np.empty(len(source.at), np.uint64)
         pairs = (
             source.shards if target is None else source.shards * len(target_arrays) + target.shards
@@ -205,7 +214,14 @@ class PoolParts:
             from_array = source.arrays[source.shards[mine[0]]]
             to_array = None if target is None else target_arrays[target.shards[mine[0]]]
             tallies[mine] = move(
-                from_array, source.at[mine], source.steps, to_array, target_at[mine], target_steps, rows, size,
+                from_array,
+                source.at[mine],
+                source.steps,
+                to_array,
+                target_at[mine],
+                target_steps,
+                rows,
+                size,
                 self._threads,
-            )  # fmt: skip
+            )
         return tallies

@@ -50,7 +50,7 @@ class SenderHost(Protocol):
     """What the worker is told, on the worker's own loop."""
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
-        """Decode has reserved blocks and has what is in the first `have_blocks` of this worker's size."""
+        """Decode has reserved blocks and has what the first `have_blocks` of our size hold."""
         ...
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
@@ -78,7 +78,7 @@ class Offer:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """One layer of consecutive blocks of a sequence, in all shards, ready to be read from the pool."""
+    """One layer of consecutive blocks of a sequence, in all shards, ready to be read."""
 
     layer: int
     first_block: int
@@ -127,7 +127,7 @@ class Sender:
         self._num_resends = 0
         self._wake = asyncio.Event()
 
-    # --- told by the worker -------------------------------------------------------------------------
+    # --- told by the worker -----------------------------------------------------------------------
 
     def start(self, num_tokens: int) -> None:
         """The request is at the head of its queue: ask the partner to reserve."""
@@ -144,7 +144,8 @@ class Sender:
         entries = pool.entries(
             blocks.layer, blocks.first_block, blocks.block_ids, blocks.num_tokens
         )
-        # Blocks of this worker may be larger than decode's, which has the first part of this one then.
+        # Blocks of this worker may be larger than decode's, which has the first part of this one
+        # then.
         self._queue(entries[entries["block"] >= self._first_block])
 
     def _queue(self, entries: Array) -> None:
@@ -171,7 +172,7 @@ class Sender:
         self._wake.set()
 
     def restart(self, sub_attempt: int) -> None:
-        """The sequence was preempted: stop reading the old blocks, keep the partner's reservation."""
+        """The sequence was preempted: stop reading its blocks, keep the partner's reservation."""
         self._note(Transition.SENDER_RESTARTED)
         drained = self._sub_attempt
         self._sub_attempt = sub_attempt
@@ -180,12 +181,13 @@ class Sender:
         self._checksums[:] = 0
         self._commit = None
         self._say(frames.Restart(sub_attempt))
-        # What travels was copied when its frame was built, on this loop. A receiver that maps the pool may still be
-        # reading: it finds that the checksums differ, and the Restart behind the frame makes it forget them.
+        # What travels was copied when its frame was built, on this loop. A receiver that maps the
+        # pool may still be reading: it finds that the checksums differ, and the Restart behind the
+        # frame makes it forget them.
         self._host.transfer_drained(self.offer.transfer_id, drained)
 
     def end(self, error: ServingError | None) -> None:
-        """The worker gives the transfer up; the peer is told, blocks may be freed at once (as in `restart`)."""
+        """The worker gives the transfer up and tells the peer; blocks are free as in `restart`."""
         if self.is_closed:
             # It ended by itself, and the worker began another sub-attempt before it heard of that.
             self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)
@@ -219,7 +221,7 @@ class Sender:
         self._lost(error)
         self.end(error)
 
-    # --- the stream ---------------------------------------------------------------------------------
+    # --- the stream -------------------------------------------------------------------------------
 
     @property
     def has_stream(self) -> bool:
@@ -383,7 +385,8 @@ class Sender:
                 continue
             if self._commit is not None:
                 commit, self._commit = self._commit, None
-                # What was sent, not what should have been: the receiver knows that itself and compares.
+                # What was sent, not what should have been: the receiver knows that itself and
+                # compares.
                 num_sent = int(np.count_nonzero(self._checksums))
                 checksum = frames.combined_checksum(self._checksums)
                 final = replace(commit, num_entries=num_sent, checksum=checksum)
@@ -415,7 +418,10 @@ class Sender:
         return is_full or self._commit is not None or self.is_closed or bool(self._control)
 
     def _build_frame(self, pool: PoolParts) -> bytes:
-        """Copy up to a frame of parts out of the pool, or only say where they lie if the receiver can read there."""
+        """Copy up to a frame of parts out of the pool.
+
+        If the receiver can read there, only say where they lie.
+        """
         self._fence.check()
         entries = self._next_entries(self._parts_per_frame)
         payload, tallies = (None, pool.tally(entries)) if self._is_mapped else pool.gather(entries)

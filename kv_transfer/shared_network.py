@@ -1,8 +1,9 @@
 """The shared-memory transport: the receiver maps the sender's pool and copies straight out of it.
 
-Owns a Unix socket, the handing over of segments (as file descriptors, once per peer) and length-prefixed
-messages for everything but payload. Does not know what messages mean. Called by `kv_transfer.transports`.
-Linux only: the socket has an abstract name, so that a killed worker leaves no file behind.
+Owns a Unix socket, the handing over of segments (as file descriptors, once per peer) and
+length-prefixed messages for everything but payload. Does not know what messages mean. Called by
+`kv_transfer.transports`. Linux only: the socket has an abstract name, so that a killed worker
+leaves no file behind.
 
     decode ── the pool's name it has mapped, or none ──▶ prefill
            ◀── the pool's name, sizes, descriptors if they are new ──
@@ -31,7 +32,8 @@ from kv_transfer.frames import MAX_MESSAGE_BYTES
 NAME_BYTES = 16
 MAX_SEGMENTS = 64
 UNUSED_S = 30.0
-"""A mapping keeps a dead peer's memory from the system, so what is not used is let go; mapping again is cheap."""
+"""A mapping keeps a dead peer's memory from the system, so what is not used is let go;
+mapping again is cheap."""
 ANSWER_TIMEOUT_S = 2.0
 BACKLOG = 256
 ACCEPT_PAUSE_S = 0.1
@@ -68,7 +70,8 @@ class _SharedStream:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
             if length > MAX_MESSAGE_BYTES:
                 raise StreamClosed(
-                    f"the peer announced a message of {length} bytes, the limit is {MAX_MESSAGE_BYTES}"
+                    f"the peer announced a message of {length} bytes, the limit is "
+                    f"{MAX_MESSAGE_BYTES}"
                 )
             return await self._reader.readexactly(length)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
@@ -227,7 +230,7 @@ class SharedNetwork:
 
 
 def _check_user(connection: socket.socket) -> None:
-    """Refuse whoever is not this user: names of sockets can be guessed, or taken over after a death.
+    """Refuse other users: names of sockets can be guessed, or taken over after a death.
 
     Raises:
         StreamClosed: It is another user's process.

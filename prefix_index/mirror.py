@@ -1,8 +1,8 @@
 """A mirror of the member list in the store, for operators and for routers on other clusters.
 
 Owns one entry with a time to live, and the breaker that keeps a slow or dead store from being asked
-too often. Does not know where members come from, nor Redis. Called by `cluster.router_process` and by
-the simulation, in the background only.
+too often. Does not know where members come from, nor Redis. Called by `cluster.router_process` and
+by the simulation, in the background only.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from core.ports import MemberStore, StoreFailed
 PERIOD_S = 2.0
 TTL_S = 10.0
 MAX_PAUSE_S = 4.0
-"""Longest pause of the breaker: a store that comes back, empty or not, holds the members within 5 s."""
+"""Longest pause of the breaker: a store that comes back, empty or not,
+holds the members within 5 s."""
 FAILURES_TO_BREAK = 3
 
 

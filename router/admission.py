@@ -154,7 +154,7 @@ class Admission:
             )
 
     def _refuse(self, granted: asyncio.Future[None]) -> None:
-        """The waiter's time is over; the future is settled once, so a permit that came before stands."""
+        """The waiter's time is over; a future is settled once: a permit that came before stands."""
         if not granted.done():
             granted.set_exception(
                 Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later")

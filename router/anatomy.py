@@ -1,7 +1,7 @@
 """Where an ended request's time went: the phases that add up to its TTFT and its end-to-end time.
 
-Owns the arithmetic and the attributes of the request's span. Does not know how a request is carried.
-Called by `router.orchestrator`.
+Owns the arithmetic and the attributes of the request's span. Does not know how a request is
+carried. Called by `router.orchestrator`.
 """
 
 from __future__ import annotations
@@ -56,13 +56,20 @@ def end_span(run: RequestRun, ended: RequestEnded) -> None:
         return
     request, usage, a = run.request, ended.usage, ended.anatomy
     attributes: dict[str, str | int | float | bool] = {
-        "gen_ai.operation.name": request.operation, "gen_ai.provider.name": "baton",
-        "gen_ai.request.model": request.model, "gen_ai.response.id": request.request_id,
-        "gen_ai.request.max_tokens": request.sampling.max_tokens, "gen_ai.request.choice.count": request.sampling.n,
-        "gen_ai.usage.input_tokens": usage.prompt_tokens, "gen_ai.usage.output_tokens": usage.completion_tokens,
-        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens, "baton.path": a.path,
-        "baton.prefill_worker": a.prefill_worker, "baton.decode_worker": a.decode_worker,
-        "baton.kv_bytes": a.kv_bytes, "baton.attempts": ",".join(a.attempts),
+        "gen_ai.operation.name": request.operation,
+        "gen_ai.provider.name": "baton",
+        "gen_ai.request.model": request.model,
+        "gen_ai.response.id": request.request_id,
+        "gen_ai.request.max_tokens": request.sampling.max_tokens,
+        "gen_ai.request.choice.count": request.sampling.n,
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+        "baton.path": a.path,
+        "baton.prefill_worker": a.prefill_worker,
+        "baton.decode_worker": a.decode_worker,
+        "baton.kv_bytes": a.kv_bytes,
+        "baton.attempts": ",".join(a.attempts),
         **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in a.phases().items()},
-    }  # fmt: skip
+    }
     run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")

@@ -41,21 +41,17 @@ class Canary:
     ) -> None:
         """Keep the collaborators; `start` begins.
 
-        `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced) the router is
-        ready only while all of them live.
+        `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced)
+        the router is ready only while all of them live.
         """
-        self._model, self._config, self._orchestrator, self._links = (
-            model,
-            config,
-            orchestrator,
-            links,
-        )
+        self._model = model
+        self._config = config
+        self._orchestrator = orchestrator
+        self._links = links
         self._clock, self._ids = clock, ids
-        self._expected_roles, self._must_cross, self._has_crossed = (
-            expected_roles,
-            must_cross,
-            False,
-        )
+        self._expected_roles = expected_roles
+        self._must_cross = must_cross
+        self._has_crossed = False
         self._task: asyncio.Task[None] | None = None
         self.took_s: float | None = None
         self.has_passed = False
@@ -107,10 +103,14 @@ class Canary:
         started_at = self._clock.now_s()
         prompt = tuple(i % self._model.vocabulary_size for i in range(1, 9))
         request = GenerateRequest(
-            request_id=self._ids.request(), model=self._model.name, token_ids=prompt,
-            sampling=SamplingParams(temperature=0.0, max_tokens=CANARY_TOKENS, ignore_eos=True), seed=0,
-            deadline_at=started_at + CANARY_TIMEOUT_S, tier=CANARY_TIER,
-        )  # fmt: skip
+            request_id=self._ids.request(),
+            model=self._model.name,
+            token_ids=prompt,
+            sampling=SamplingParams(temperature=0.0, max_tokens=CANARY_TOKENS, ignore_eos=True),
+            seed=0,
+            deadline_at=started_at + CANARY_TIMEOUT_S,
+            tier=CANARY_TIER,
+        )
         crosses = self._live_roles() == {Role.PREFILL, Role.DECODE}
         ended: list[RequestEvent] = []
         await self._orchestrator.run(
@@ -129,8 +129,8 @@ class Canary:
     def _missing_roles(self) -> list[str]:
         """List roles without which there is no readiness.
 
-        All expected ones before the first canary has crossed, or always when it must cross; later any
-        one worker is enough, since requests can run local.
+        All expected ones before the first canary has crossed, or always when it must cross; later
+        any one worker is enough, since requests can run local.
         """
         live = self._live_roles()
         if self._must_cross or not self._has_crossed or not live:

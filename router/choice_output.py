@@ -54,25 +54,25 @@ class ChoiceOutput:
             choice: Its number in the request.
             sampling: The request's.
             decoder: Fresh.
-            skip: How much the client has already and is not told again: positions; one more with the tail,
-                which is text that no token brought; two more with the end.
+            skip: How much the client has already and is not told again: positions; one more with
+                the tail, which is text that no token brought; two more with the end.
             hidden_stops: Stop tokens that stand for stop strings (see `GenerateRequest`).
         """
         self.choice = choice
         self.token_ids: list[int] = []
         self.finished: ChoiceFinished | None = None
-        self._stop, self._includes_stop, self._decoder = (
-            sampling.stop,
-            sampling.include_stop,
-            decoder,
-        )
+        self._stop = sampling.stop
+        self._includes_stop = sampling.include_stop
+        self._decoder = decoder
         self._min_tokens = sampling.min_tokens
         self._hidden_stops = dict(hidden_stops)
         self._held, self._skip = "", skip
         self._claimed: tuple[int, int] | None = None
 
     def restore(self, token_ids: tuple[int, ...]) -> None:
-        """Begin with tokens that the client says it has, but for the last: that one is computed and compared.
+        """Begin with the tokens that the client says it has.
+
+        The last one is computed and compared.
 
         Raises:
             InvalidRequest: The output would have ended before.
@@ -103,7 +103,8 @@ class ChoiceOutput:
         overlap = tuple(self.token_ids[delta.position : delta.position + len(delta.token_ids)])
         if overlap != delta.token_ids[: len(overlap)]:
             raise InvariantViolation(
-                f"choice {self.choice} position {delta.position}: tokens {overlap} were delivered, now {delta.token_ids} came"
+                f"choice {self.choice} position {delta.position}: tokens {overlap} were "
+                f"delivered, now {delta.token_ids} came"
             )
         fresh = delta.token_ids[len(overlap) :]
         self._check_claim(known, fresh)
@@ -144,7 +145,8 @@ class ChoiceOutput:
         if position == known and fresh[0] != token_id:
             raise InvalidRequest(
                 "resume_from.tokens",
-                f"says token {token_id} at position {position} of choice {self.choice}, which is wrong",
+                f"says token {token_id} at position {position} of choice {self.choice}, which is "
+                "wrong",
             )
 
     def _decode(self, fresh: tuple[int, ...], *, shows_last: bool) -> tuple[str, tuple[int, ...]]:

@@ -29,7 +29,8 @@ CONTEXT_TOKENS = 6
 the whole text, and a character goes on: one and three are needed."""
 BROKEN = "\ufffd"
 EACH_BYTE = "baton.each_byte"
-"""How byte fallback replaces what is no UTF-8: byte by byte. A byte-level decoder: as Python does."""
+"""How byte fallback replaces what is no UTF-8: byte by byte.
+A byte-level decoder: as Python does."""
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
@@ -249,7 +250,7 @@ class TextModel:
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones are themselves, the others follow from U+0100 on."""
+    """GPT-2's letters for bytes: printable ones are themselves, others follow from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

@@ -1,4 +1,4 @@
-"""Server-sent events straight on ASGI: few calls per token, comments while nothing comes, one ending.
+"""Server-sent events straight on ASGI: few calls a token, comments in a silence, one ending.
 
 Owns the sending of a stream and the watch for a client that leaves. Does not know what chunks say.
 Called by `router.openai_door`.
@@ -52,7 +52,7 @@ class EventStream(Response):
         self._reply, self._group, self._limits = reply, group, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the last event, or until the client leaves; the requests are over afterwards."""
+        """Send until the last event, or until the client leaves; then the requests are over."""
         try:
             await unless_disconnected(receive, self._send(send))
         except Cancelled as error:  # nobody is there to be told, but the log
@@ -64,7 +64,7 @@ class EventStream(Response):
             await self._group.close()
 
     async def _send(self, send: Send) -> None:
-        """Send chunks as events come; a request refused before its first event keeps its status code."""
+        """Send chunks as events come; what is refused before its first event keeps its status."""
         is_started = False
         while not self._group.is_over and self._reply.error is None:
             events = await self._group.batch(self._limits.keep_alive_s)
@@ -140,7 +140,10 @@ async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dic
         await group.close()
 
 
-async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, Any]) -> Any:  # noqa: ANN401
+async def unless_disconnected(
+    receive: Receive,
+    work: Coroutine[Any, Any, Any],
+) -> Any:  # noqa: ANN401
     """Wait for some work, and cancel it when the client leaves.
 
     Raises:

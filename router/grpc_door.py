@@ -1,8 +1,8 @@
 """The gRPC door: `baton.v1.Generation`, health and reflection, on an own grpc.aio server.
 
 Owns the calls and the translation of answers; proto types stop here and in `router.grpc_requests`.
-Does not know workers. Called by the composition root. Errors are statuses with `google.rpc` details;
-what a failed request has used goes in its trailers.
+Does not know workers. Called by the composition root. Errors are statuses with `google.rpc`
+details; what a failed request has used goes in its trailers.
 """
 
 from __future__ import annotations
@@ -102,9 +102,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                                 for c in sorted(finished)
                             ]
                             return pb.GenerateResponse(
-                                request_id=group.requests[0].request_id, model=self._service.model.name, choices=choices,
-                                usage=_usage(event.usage), timing=_timing(request, event.anatomy), prompt=prompt,
-                            )  # fmt: skip
+                                request_id=group.requests[0].request_id,
+                                model=self._service.model.name,
+                                choices=choices,
+                                usage=_usage(event.usage),
+                                timing=_timing(request, event.anatomy),
+                                prompt=prompt,
+                            )
         finally:
             await group.close()
 
@@ -269,11 +273,21 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: Anatomy) -> pb.Timi
         return None
     phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
     return pb.Timing(
-        **phases, ttft_s=a.ttft_s, e2e_s=a.e2e_s, kv_bytes=a.kv_bytes, kv_blocks=a.kv_blocks, path=a.path,
-        prefill_worker=a.prefill_worker, decode_worker=a.decode_worker, prefill_pid=a.prefill_pid,
-        decode_pid=a.decode_pid, attempts=a.attempts, cached_tokens=a.cached_tokens, kv_transport=a.kv_transport,
+        **phases,
+        ttft_s=a.ttft_s,
+        e2e_s=a.e2e_s,
+        kv_bytes=a.kv_bytes,
+        kv_blocks=a.kv_blocks,
+        path=a.path,
+        prefill_worker=a.prefill_worker,
+        decode_worker=a.decode_worker,
+        prefill_pid=a.prefill_pid,
+        decode_pid=a.decode_pid,
+        attempts=a.attempts,
+        cached_tokens=a.cached_tokens,
+        kv_transport=a.kv_transport,
         kv_parts_healed=a.kv_parts_healed,
-    )  # fmt: skip
+    )
 
 
 async def _check(context: Any, ended: RequestEnded) -> None:
@@ -339,7 +353,7 @@ class GrpcDoor:
         self._server = server
 
     async def _note_readiness(self, is_ready: bool) -> None:
-        """Say it for the service; the server itself, the empty name, is healthy while it answers."""
+        """Say it for the service; the server, the empty name, is healthy while it answers."""
         states = health_pb2.HealthCheckResponse
         await self._health.set(SERVICE, states.SERVING if is_ready else states.NOT_SERVING)
 

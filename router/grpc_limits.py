@@ -16,7 +16,8 @@ from router.body_limits import MAX_TOKEN_IDS, MAX_VALUES
 from router.grpc_requests import abort
 
 SMALL_BYTES = 64 << 10
-VARINT, BYTES = 0, 2
+VARINT = 0
+BYTES = 2
 GROUP = (3, 4)
 """Begin and end; no field of ours is one, but the parser takes unknown ones."""
 FIXED_BYTES = {1: 8, 5: 4}
@@ -38,7 +39,8 @@ def check_size(data: bytes, kind: Descriptor) -> None:
     Raises:
         InvalidRequest: Names the field.
     """
-    num_values, num_packed = 0, 0
+    num_values = 0
+    num_packed = 0
     within = [(kind, len(data))]  # the messages that `at` is in, each with its end
     at = 0
     while within:

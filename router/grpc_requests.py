@@ -36,11 +36,23 @@ def optional(message: Any, field: str, default: Any) -> Any:
 def _given(request: pb.GenerateRequest | pb.ChatRequest) -> dict[str, Any]:
     sampling, stopping, response = request.sampling, request.stopping, request.response
     fields = (
-        (sampling, ("temperature", "top_k", "top_p", "seed", "n", "min_p", "presence_penalty", "frequency_penalty",
-                    "repetition_penalty")),
+        (
+            sampling,
+            (
+                "temperature",
+                "top_k",
+                "top_p",
+                "seed",
+                "n",
+                "min_p",
+                "presence_penalty",
+                "frequency_penalty",
+                "repetition_penalty",
+            ),
+        ),
         (stopping, ("max_tokens", "min_tokens", "ignore_eos", "include_stop")),
         (response, ("logprobs", "prompt_logprobs", "skip_special_tokens")),
-    )  # fmt: skip
+    )
     given = {
         name: getattr(group, name)
         for group, names in fields
@@ -63,16 +75,22 @@ def _wish(
 ) -> Wish:
     metadata = dict(context.invocation_metadata() or ())
     return Wish(
-        prompt=prompt, sampling=_given(request), model=request.model,
+        prompt=prompt,
+        sampling=_given(request),
+        model=request.model,
         time_limit_s=context.time_remaining(),
         request_id=request.request_id or str(metadata.get("idempotency-key", "")),
         correlation_id=correlation_id_of(str(metadata.get("x-request-id", ""))),
-        bad_words=request.sampling.bad_words, adds_special_tokens=adds,
-        truncate_prompt_tokens=optional(request.prompt, "truncate_tokens", None), cache_salt=request.prompt.cache_salt,
+        bad_words=request.sampling.bad_words,
+        adds_special_tokens=adds,
+        truncate_prompt_tokens=optional(request.prompt, "truncate_tokens", None),
+        cache_salt=request.prompt.cache_salt,
         resume_from=tuple(request.resume_from.positions),
         resume_tokens=tuple(tuple(t.ids) for t in request.resume_from.tokens),
-        trace=parse_trace(str(metadata.get("traceparent", "")), str(metadata.get("tracestate", ""))),
-    )  # fmt: skip
+        trace=parse_trace(
+            str(metadata.get("traceparent", "")), str(metadata.get("tracestate", ""))
+        ),
+    )
 
 
 def generate_wish(request: pb.GenerateRequest, context: Any) -> Wish:

@@ -1,7 +1,7 @@
 """Bodies of the HTTP door: every field that is read, and what it means.
 
-Owns the pydantic models: the API reference and `/docs` are made from them. Does not know replies, nor
-fields that are not read (`router.other_fields`). Called by `router.openai_door`.
+Owns the pydantic models: the API reference and `/docs` are made from them. Does not know replies,
+nor fields that are not read (`router.other_fields`). Called by `router.openai_door`.
 """
 
 from __future__ import annotations
@@ -128,8 +128,22 @@ class SamplingBody(Body):
 
     def given_sampling(self) -> dict[str, Any]:
         """Collect the sampling fields that were given, by our own names."""
-        same = ("temperature", "top_p", "top_k", "min_p", "presence_penalty", "frequency_penalty", "repetition_penalty",
-                "n", "seed", "min_tokens", "max_tokens", "ignore_eos", "skip_special_tokens", "prompt_logprobs")  # fmt: skip
+        same = (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "n",
+            "seed",
+            "min_tokens",
+            "max_tokens",
+            "ignore_eos",
+            "skip_special_tokens",
+            "prompt_logprobs",
+        )
         given = {name: value for name in same if (value := getattr(self, name)) is not None}
         if given.get("top_k") == -1:
             given["top_k"] = 0
@@ -158,11 +172,17 @@ class SamplingBody(Body):
                 "truncation_side", f"is {self.truncation_side[:20]!r}, must be left or right"
             )
         return Wish(
-            prompt=prompt, sampling=given, model=self.model, request_id=self.request_id or request_id,
-            bad_words=self.bad_words or (), truncate_prompt_tokens=self.truncate_prompt_tokens,
-            keeps_left=self.truncation_side == "right", adds_special_tokens=adds_special_tokens,
-            cache_salt=self.cache_salt or "", trace=trace,
-        )  # fmt: skip
+            prompt=prompt,
+            sampling=given,
+            model=self.model,
+            request_id=self.request_id or request_id,
+            bad_words=self.bad_words or (),
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            keeps_left=self.truncation_side == "right",
+            adds_special_tokens=adds_special_tokens,
+            cache_salt=self.cache_salt or "",
+            trace=trace,
+        )
 
 
 class CompletionBody(SamplingBody):
@@ -301,9 +321,13 @@ class Conversation(Body):
             variables.setdefault("reasoning_effort", self.reasoning_effort)
         adds = not continues if self.add_generation_prompt is None else self.add_generation_prompt
         return ChatPrompt(
-            [message.plain(index) for index, message in enumerate(self.messages)], variables, self.chat_template or "",
-            adds_generation_prompt=adds, continues_final=continues, adds_special_tokens=adds_special_tokens,
-        )  # fmt: skip
+            [message.plain(index) for index, message in enumerate(self.messages)],
+            variables,
+            self.chat_template or "",
+            adds_generation_prompt=adds,
+            continues_final=continues,
+            adds_special_tokens=adds_special_tokens,
+        )
 
 
 class ChatBody(SamplingBody, Conversation):

@@ -1,7 +1,7 @@
 """Replies of the HTTP door, whole and in chunks, byte-compatible with OpenAI's.
 
-Owns the two dialects (`text_completion`, `chat.completion`), usage and timing. Does not know sockets
-or bodies' fields beyond the options it is given. Called by `router.openai_door`.
+Owns the two dialects (`text_completion`, `chat.completion`), usage and timing. Does not know
+sockets or bodies' fields beyond the options it is given. Called by `router.openai_door`.
 """
 
 from __future__ import annotations
@@ -64,11 +64,19 @@ def timing_body(a: Anatomy) -> dict[str, Any]:
     names = (*(f"{name}_s" for name in a.phases()), "ttft_s", "e2e_s")
     times = {name.replace("_s", "_ms"): round(getattr(a, name) * 1000, 3) for name in names}
     return {
-        **times, "kv_bytes": a.kv_bytes, "kv_blocks": a.kv_blocks, "kv_transport": a.kv_transport,
-        "kv_parts_healed": a.kv_parts_healed, "cached_tokens": a.cached_tokens, "path": a.path,
-        "prefill_worker": a.prefill_worker, "decode_worker": a.decode_worker, "prefill_pid": a.prefill_pid,
-        "decode_pid": a.decode_pid, "attempts": list(a.attempts),
-    }  # fmt: skip
+        **times,
+        "kv_bytes": a.kv_bytes,
+        "kv_blocks": a.kv_blocks,
+        "kv_transport": a.kv_transport,
+        "kv_parts_healed": a.kv_parts_healed,
+        "cached_tokens": a.cached_tokens,
+        "path": a.path,
+        "prefill_worker": a.prefill_worker,
+        "decode_worker": a.decode_worker,
+        "prefill_pid": a.prefill_pid,
+        "decode_pid": a.decode_pid,
+        "attempts": list(a.attempts),
+    }
 
 
 def server_timing(a: Anatomy) -> str:
@@ -99,8 +107,13 @@ class Dialect:
             text = prompt.text + text
         if self.options.echo and logprobs is not None:
             logprobs = joined(self.echoed_logprobs(prompt), logprobs)
-        out = {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": choice.finish_reason,
-               "stop_reason": choice.stop_reason}  # fmt: skip
+        out = {
+            "index": choice.index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
         if self.options.has_prompt_logprobs:
             out["prompt_logprobs"] = self.shapes.by_id(prompt.token_ids, prompt.scored)
         if self.options.returns_token_ids:
@@ -142,12 +155,20 @@ class Dialect:
 
     def last_choice(self, index: int, finished: ChoiceFinished) -> dict[str, Any]:
         """What closes a choice in a stream."""
-        return {"index": index, "text": "", "logprobs": None, "finish_reason": finished.reason.value,
-                "stop_reason": finished.stop_match}  # fmt: skip
+        return {
+            "index": index,
+            "text": "",
+            "logprobs": None,
+            "finish_reason": finished.reason.value,
+            "stop_reason": finished.stop_match,
+        }
 
     def quick_chunk(self, index: int, text: str) -> str:
         """The most frequent choice of a chunk, as JSON: text and nothing else."""
-        return f'{{"index":{index},"text":{json.dumps(text)},"logprobs":null,"finish_reason":null,"stop_reason":null}}'
+        return (
+            f'{{"index":{index},"text":{json.dumps(text)},"logprobs":null,'
+            f'"finish_reason":null,"stop_reason":null}}'
+        )
 
 
 class ChatDialect(Dialect):
@@ -164,8 +185,13 @@ class ChatDialect(Dialect):
     def whole_choice(self, choice: ChoiceText, prompt: PromptText) -> dict[str, Any]:
         """One choice of a whole reply."""
         message = {"role": "assistant", "content": choice.text, "refusal": None}
-        out = {"index": choice.index, "message": message, "logprobs": self.logprobs(choice.logprobs, choice),
-               "finish_reason": choice.finish_reason, "stop_reason": choice.stop_reason}  # fmt: skip
+        out = {
+            "index": choice.index,
+            "message": message,
+            "logprobs": self.logprobs(choice.logprobs, choice),
+            "finish_reason": choice.finish_reason,
+            "stop_reason": choice.stop_reason,
+        }
         if self.options.returns_token_ids:
             out["token_ids"] = choice.token_ids
         return out
@@ -189,12 +215,20 @@ class ChatDialect(Dialect):
 
     def last_choice(self, index: int, finished: ChoiceFinished) -> dict[str, Any]:
         """What closes a choice in a stream."""
-        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": finished.reason.value,
-                "stop_reason": finished.stop_match}  # fmt: skip
+        return {
+            "index": index,
+            "delta": {},
+            "logprobs": None,
+            "finish_reason": finished.reason.value,
+            "stop_reason": finished.stop_match,
+        }
 
     def quick_chunk(self, index: int, text: str) -> str:
         """The most frequent choice of a chunk, as JSON."""
-        return f'{{"index":{index},"delta":{{"content":{json.dumps(text)}}},"logprobs":null,"finish_reason":null}}'
+        return (
+            f'{{"index":{index},"delta":{{"content":{json.dumps(text)}}},"logprobs":null,'
+            f'"finish_reason":null}}'
+        )
 
 
 @dataclass(slots=True)
@@ -292,7 +326,7 @@ class Reply:
         due = 0 if all(self._is_open) else sum(len(p.scored) for p in self._prompts)
         return told + due > HEAVY_TOKENS
 
-    # --- whole ----------------------------------------------------------------------------------------
+    # --- whole ------------------------------------------------------------------------------------
 
     def take(self, prompt: int, event: RequestEvent) -> None:
         """Take one event of one prompt's request into a whole reply."""
@@ -318,18 +352,20 @@ class Reply:
         """The reply's body, when every request has ended."""
         if self.options.is_echo_only:
             for choice in self._choices:
-                choice.text, choice.logprobs, choice.token_ids, choice.finish_reason = (
-                    "",
-                    [],
-                    [],
-                    "length",
-                )
+                choice.text = ""
+                choice.logprobs = []
+                choice.token_ids = []
+                choice.finish_reason = "length"
         choices = [
             self.dialect.whole_choice(c, self._prompts[c.index // self._num_choices])
             for c in self._choices
         ]
-        reply: dict[str, Any] = {**self._head, "object": self.dialect.object_whole, "choices": choices,
-                                 "usage": usage_body(self.usage)}  # fmt: skip
+        reply: dict[str, Any] = {
+            **self._head,
+            "object": self.dialect.object_whole,
+            "choices": choices,
+            "usage": usage_body(self.usage),
+        }
         if self.options.is_chat and self.options.has_prompt_logprobs:
             first = self._prompts[0]
             reply["prompt_logprobs"] = self.dialect.shapes.by_id(first.token_ids, first.scored)
@@ -339,7 +375,7 @@ class Reply:
             reply["timing"] = timing_body(self.anatomy)
         return reply
 
-    # --- stream ---------------------------------------------------------------------------------------
+    # --- stream -----------------------------------------------------------------------------------
 
     def chunks(self, prompt: int, event: RequestEvent) -> str:
         """Turn one event into server-sent events."""
@@ -364,7 +400,8 @@ class Reply:
         if self._is_quick:
             if not event.text:
                 return opening
-            return f"{opening}{self._quick_head}{self.dialect.quick_chunk(index, event.text)}{self._quick_tail}"
+            chunk = self.dialect.quick_chunk(index, event.text)
+            return f"{opening}{self._quick_head}{chunk}{self._quick_tail}"
         usage = self._usages[prompt]
         self._usages[prompt] = Usage(
             usage.prompt_tokens, usage.completion_tokens + len(event.token_ids)

@@ -1,8 +1,8 @@
 """Which workers were told of which, so that no request is the first to meet a pair.
 
 Owns the two lists, senders and receivers of KV, as they are now. A newcomer costs one step for each
-partner it has, and nothing else does: a receiver hears of all senders once, a sender is told to each
-receiver once, and what is gone is forgotten. Does not know streams. Called by `router.links`.
+partner it has, and nothing else does: a receiver hears of all senders once, a sender is told to
+each receiver once, and what is gone is forgotten. Does not know streams. Called by `router.links`.
 """
 
 from __future__ import annotations

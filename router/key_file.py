@@ -5,7 +5,8 @@ or requests. Called by `router.credentials` for a router and by `baton keys` for
 
 A line is `name salt hash tenant tier`, then `role=metrics` or `role=admin` if the key is no
 tenant's, and `expires=2027-01-31T00:00:00Z` if it ends by itself. `#` begins a comment. A line that
-cannot be understood opens nothing and harms no other line.
+cannot be understood opens nothing and harms no other line. So does a last line without a newline:
+it may have been cut off, and with its end its role or its expiry.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ DIGEST_BYTES = 32
 _KEY_NAME = re.compile(r"[0-9a-f]{8}")
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _FORMAT = "`name salt hash tenant tier [role=...] [expires=...]`"
+_CUT_OFF = " [cut off]"
 _ANY_BYTES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 Stamp = tuple[int, ...]
 SIZE = 1
@@ -63,7 +65,8 @@ class KeyLine:
 
 def utc_text(unix_s: float) -> str:
     """A time as the file and the commands write it."""
-    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    moment = datetime.fromtimestamp(unix_s, UTC).replace(tzinfo=None)
+    return f"{moment.isoformat(timespec='seconds')}Z"
 
 
 def check_names(tenant: str, tier: str) -> None:
@@ -82,12 +85,25 @@ def check_names(tenant: str, tier: str) -> None:
         raise ConfigError(f"tier {tier} is the router's own, it passes the queue; choose another")
 
 
+def _lines_of(text: str) -> list[str]:
+    """The lines; a last one without a newline is marked, so that it stays refused with one."""
+    *lines, rest = text.split("\n")
+    if rest:
+        lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)
+    return lines
+
+
 def parse_line(line: str) -> KeyLine:
     """Read one line.
 
     Raises:
         ConfigError: Says what is wrong with it.
     """
+    if line.endswith(_CUT_OFF):
+        raise ConfigError(
+            "has no newline at its end, so its role or expiry may be cut off; complete the line, "
+            "or remove it and make a new key"
+        )
     fields = line.split()
     if len(fields) < 5 or not _KEY_NAME.fullmatch(fields[0]):
         raise ConfigError(f"expected {_FORMAT}")
@@ -119,13 +135,17 @@ def parse_line(line: str) -> KeyLine:
 
 
 def read_time(text: str) -> float:
-    """Unix seconds of an ISO date or time; without a zone it is UTC.
+    """Unix seconds of an ISO date or time, whole ones; without a zone it is UTC.
 
     Raises:
-        ValueError: It is neither.
+        ValueError: It is neither, or in UTC it is in no year from 1 to 9999.
     """
     moment = datetime.fromisoformat(text)
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    try:
+        in_utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is in no year from 1 to 9999 (UTC)") from error
+    return in_utc.replace(microsecond=0).timestamp()
 
 
 def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
@@ -138,7 +158,7 @@ def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
     keys: dict[str, KeyLine] = {}
     first_lines: dict[str, int] = {}
     faults: list[str] = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(_lines_of(text), 1):
         if not line.strip() or line.startswith("#"):
             continue
         try:
@@ -225,7 +245,7 @@ def change_keys(
             facts = os.fstat(descriptor)
             _check_facts(facts)
             with open(descriptor, **_ANY_BYTES, closefd=False) as file:
-                lines = file.read().splitlines()
+                lines = _lines_of(file.read())
             _replace(path, "".join(line + "\n" for line in edit(lines)), facts)
     except OSError as error:
         raise ConfigError(f"the key file cannot be changed: {error}") from error

@@ -106,7 +106,7 @@ class Links:
             self._introductions.left(link)
         self._changes.note()
 
-    # --- what placement reads -------------------------------------------------------------------------
+    # --- what placement reads ---------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
         """Live workers that can take requests, for placement."""
@@ -141,7 +141,7 @@ class Links:
             raise WorkerLost(f"worker {descriptor.worker_id} is gone")
         return link
 
-    # --- for status pages -----------------------------------------------------------------------------
+    # --- for status pages -------------------------------------------------------------------------
 
     def all(self) -> list[WorkerLink]:
         """Every link, lost ones included."""
@@ -150,7 +150,7 @@ class Links:
     async def measure(
         self, probe_bytes: int
     ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
-        """Measure every way from a live prefill worker to a live decode worker, one after the other.
+        """Measure every way from a live prefill worker to a live decode worker, one by one.
 
         The caller sees to it that nobody else measures meanwhile.
 

@@ -54,11 +54,9 @@ from router.service import GenerationService
 
 log = logging.getLogger(__name__)
 MAX_HEADER_CHARACTERS = 1024
-TIMING_HEADER, REQUEST_ID_HEADER, IGNORED_HEADER = (
-    "x-baton-timing",
-    "x-request-id",
-    "x-baton-ignored-params",
-)
+TIMING_HEADER = "x-baton-timing"
+REQUEST_ID_HEADER = "x-request-id"
+IGNORED_HEADER = "x-baton-ignored-params"
 SHOWN_HEADERS = (
     REQUEST_ID_HEADER,
     IGNORED_HEADER,
@@ -70,7 +68,8 @@ SHOWN_HEADERS = (
 """Headers of replies that scripts of other origins may read."""
 KEY_HEADER = "idempotency-key"
 """A request with the same key is the same request: one at a time, with the same randomness."""
-EVENT_IDS_HEADER, LAST_EVENT_HEADER = "x-baton-event-ids", "last-event-id"
+EVENT_IDS_HEADER = "x-baton-event-ids"
+LAST_EVENT_HEADER = "last-event-id"
 AnyBody = TypeVar("AnyBody", bound=BaseModel)
 
 
@@ -124,7 +123,9 @@ class Door:
 
     def __init__(self, service: GenerationService, created: int, bodies: BodyReader) -> None:
         """Keep the service; `created` is what OpenAI's field of that name says (Unix seconds)."""
-        self.service, self.created, self.config = service, created, service.config
+        self.service = service
+        self.created = created
+        self.config = service.config
         self._bodies = bodies
 
     async def body(self, kind: type[AnyBody], request: Request) -> tuple[AnyBody, dict[str, str]]:
@@ -195,7 +196,8 @@ class Door:
         last_event = request.headers.get(LAST_EVENT_HEADER, "")
         if last_event:
             wishes = _resumed(wishes, last_event, is_stream=bool(body.stream))
-        identity, correlation_id = request.state.identity, correlation_of(request)
+        identity = request.state.identity
+        correlation_id = correlation_of(request)
         named = [replace(w, identity=identity, correlation_id=correlation_id) for w in wishes]
         made = await unless_disconnected(
             request.receive,
@@ -266,8 +268,16 @@ class Door:
     def card(self) -> dict[str, Any]:
         """The model, as OpenAI describes one."""
         model = self.service.model
-        return {"id": model.name, "object": "model", "created": self.created, "owned_by": "baton", "root": model.name,
-                "parent": None, "max_model_len": model.max_model_len, "vocabulary_size": model.vocabulary_size}  # fmt: skip
+        return {
+            "id": model.name,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "baton",
+            "root": model.name,
+            "parent": None,
+            "max_model_len": model.max_model_len,
+            "vocabulary_size": model.vocabulary_size,
+        }
 
     async def models(self) -> dict[str, Any]:
         """`GET /v1/models`."""
@@ -389,7 +399,9 @@ def make_app(
     )
     door = Door(service, created, bodies)
     _add_error_pages(app)
-    work, observe, operate = Right.GENERATE, Right.OBSERVE, Right.OPERATE
+    work = Right.GENERATE
+    observe = Right.OBSERVE
+    operate = Right.OPERATE
     for path, endpoint, schema, right in (
         ("/v1/chat/completions", door.chat, _schema(ChatBody), work),
         ("/v1/completions", door.completions, _schema(CompletionBody), work),
@@ -426,8 +438,8 @@ def make_app(
 def _let_pages_call(app: FastAPI, origins: Sequence[str]) -> None:
     """Answer browsers that ask before they call. What they may call still needs a key.
 
-    It stands before the guard: a browser's question carries no key, and its answer tells nothing but
-    who may ask. Refusals get the headers too, or a page could not read them.
+    It stands before the guard: a browser's question carries no key, and its answer tells nothing
+    but who may ask. Refusals get the headers too, or a page could not read them.
     """
     app.add_middleware(
         CORSMiddleware,

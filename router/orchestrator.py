@@ -6,12 +6,13 @@ event. Does not know HTTP, gRPC, tensors or how text is made. Called by the door
 
     run ──▶ permit ──▶ attempt 0 ──────────────▶ all choices finished ──▶ RequestEnded
                           │ fault                  ▲
-                          └─▶ attempt 1 (epoch+1, tokens emitted so far) ─┘ ... at most max_fault_attempts
+                          └─▶ attempt 1 (epoch+1, ─┘ ... at most max_fault_attempts
+                              tokens emitted so far)
 
 A worker that drains ends its attempts with `Draining`, one that has no room with `PoolExhausted`;
 such a move is no fault and costs nothing of the budgets. A fault while a request is served, in
-whatever part, ends that request. A client that comes back says how much it has (`resume_from`): the request is computed
-anew, from the same seed, and what the client has is not sent again.
+whatever part, ends that request. A client that comes back says how much it has (`resume_from`): the
+request is computed anew, from the same seed, and what the client has is not sent again.
 """
 
 from __future__ import annotations
@@ -224,7 +225,7 @@ class Orchestrator:
         return True
 
     def consumed(self, run_key: RunKey, num_positions: int) -> None:
-        """The client has taken `num_positions` of every choice: workers may compute that much further."""
+        """The client has `num_positions` of every choice: workers may compute that much further."""
         run = self._runs.get(run_key)
         if run is None:
             return
@@ -255,7 +256,7 @@ class Orchestrator:
                     await asyncio.gather(asyncio.shield(old), return_exceptions=True)
 
     async def drain(self, grace_s: float) -> None:
-        """Let running requests finish for `grace_s`, then end the rest so that clients resume elsewhere."""
+        """Let requests finish for `grace_s`, then end the rest so that clients resume elsewhere."""
         all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(grace_s):
@@ -271,7 +272,7 @@ class Orchestrator:
             await all_ended
 
     async def _attempts(self, run: RequestRun) -> None:
-        """Try until the request is whole: after a fault elsewhere, within the limits; after a move, at once."""
+        """Try until the request is whole: after a fault within the limits, after a move at once."""
         num_faults = num_moves = 0
         last_error: ServingError | None = None
         while True:
@@ -305,7 +306,7 @@ class Orchestrator:
                 return
 
     async def _pause(self, error: ServingError) -> None:
-        """Wait before the next attempt: not at all when a worker drains, for one's turn after a fault."""
+        """Wait before the next attempt: for one's turn after a fault, not when a worker drains."""
         if isinstance(error, Draining):
             return
         with contained("noting a retry"):
@@ -316,7 +317,7 @@ class Orchestrator:
             await self._wait_for_budget(error)
 
     async def _wait_for_budget(self, error: ServingError) -> None:
-        """A peer often reports a death before the dead worker's own stream does; and retries take turns."""
+        """A peer often reports a death before the worker's own stream does; retries take turns."""
         delay_s = self._budget.reserve(self._clock.now_s(), AFTER_FAULT_WAIT_S)
         if delay_s is None:
             raise error

@@ -77,7 +77,8 @@ def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
         Unknown ones and tools that may not be called, which are ignored and reported.
 
     Raises:
-        InvalidRequest: A known field asks for something that is not built, or `is_strict` and one is unknown.
+        InvalidRequest: A known field asks for something that is not built, or `is_strict` and one
+            is unknown.
     """
     unknown = []
     extra = body.model_extra or {}

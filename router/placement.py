@@ -25,8 +25,8 @@ from core.types import GenerateRequest, Path
 class Candidate:
     """One live worker as the router sees it.
 
-    `pending_tokens` were sent by this router and are not answered by a first word; `pending_requests`
-    are those of this router that are under way there.
+    `pending_tokens` were sent by this router and are not answered by a first word;
+    `pending_requests` are those of this router that are under way there.
     """
 
     descriptor: WorkerDescriptor
@@ -114,8 +114,8 @@ def _best_pair(
 ) -> tuple[WorkerDescriptor, WorkerDescriptor] | None:
     """Find the cheapest prefill worker that has a partner, and the cheapest of its partners.
 
-    Linear in workers: partners are looked up by layout, of which there are few, and one misfit takes
-    one partner from one worker.
+    Linear in workers: partners are looked up by layout, of which there are few, and one misfit
+    takes one partner from one worker.
     """
     by_layout: dict[tuple[str, int], list[Candidate]] = {}
     for c in decode:
@@ -155,7 +155,8 @@ def _no_worker(candidates: Sequence[Candidate], wish: Wish, note: str = "") -> N
     roles = [c.descriptor.role.value for c in candidates]
     return NoWorker(
         f"no worker for path {wish.path}: {roles.count('prefill')} prefill and "
-        f"{roles.count('decode')} decode workers are live; {note}try again, or raise pools.*.replicas"
+        f"{roles.count('decode')} decode workers are live; {note}try again, or raise "
+        "pools.*.replicas"
     )
 
 
@@ -171,7 +172,7 @@ def _best_decode(pool: list[Candidate], request: GenerateRequest) -> WorkerDescr
 def _decode_cost(
     c: Candidate, num_tokens: int, num_choices: int
 ) -> tuple[bool, int, int, WorkerId]:
-    """Room first: a worker with few sequences that hold all its blocks would let the prompt wait."""
+    """Room first: with a worker whose few sequences hold all its blocks the prompt would wait."""
     descriptor, load = c.descriptor, c.load
     num_available = load.free_blocks + load.cached_blocks
     num_needed = -(-num_tokens // descriptor.block_size_tokens) + num_choices

@@ -13,7 +13,7 @@ from core.errors import all_errors
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One kind of refusal. Without a status it is not answered: the connection or call just ends."""
+    """One kind of refusal. Without a status it is not answered: the connection or call ends."""
 
     code: str
     meaning: str
@@ -41,8 +41,8 @@ NO_DESCRIPTORS = Refusal(
 SILENT = Refusal("silent", "Nothing came on a new connection, and it was closed.")
 UNREAD = Refusal(
     "unread",
-    "A gRPC call ended before its message had come. Its client left, or the message is longer than "
-    "`router.max_body_bytes`, which only the client is told, as RESOURCE_EXHAUSTED: to a server the "
+    "A gRPC call ended before its message had come. Its client left, or the message is longer "
+    "than `router.max_body_bytes`, which only the client is told, as RESOURCE_EXHAUSTED: to a server the "
     "library shows both alike.",
 )
 OTHER = Refusal("other", "In the metrics, whatever has no word here; the log has its own.")

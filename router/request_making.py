@@ -36,7 +36,10 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the router knows of the model without torch. `default_sampling`: `generation_config.json`'s."""
+    """What the router knows of the model without torch.
+
+    `default_sampling` is that of `generation_config.json`.
+    """
 
     name: str
     vocabulary_size: int
@@ -51,7 +54,10 @@ class ServedModel:
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """What a door was asked for. `sampling` has the given fields only: absent means the model's default."""
+    """What a door was asked for.
+
+    `sampling` has the given fields only: absent means the model's default.
+    """
 
     prompt: str | Sequence[int] | ChatPrompt
     sampling: dict[str, Any]
@@ -169,15 +175,26 @@ class RequestMaker:
         else:
             seed &= MAX_SEED
         return GenerateRequest(
-            request_id=request_id, model=self._model.name, token_ids=tuple(token_ids), sampling=sampling, seed=seed,
-            deadline_at=received_at + limit_s, eos_token_ids=self._eos_token_ids, scope=_scope(wish),
-            tenant=wish.identity.tenant, tier=wish.identity.tier,
-            trace=wish.trace, operation="chat" if is_chat else "text_completion",
-            received_at=received_at, resume_from=wish.resume_from,
-            resume_tokens=wish.resume_tokens, hidden_stops=hidden_stops, echoes=wish.echoes,
+            request_id=request_id,
+            model=self._model.name,
+            token_ids=tuple(token_ids),
+            sampling=sampling,
+            seed=seed,
+            deadline_at=received_at + limit_s,
+            eos_token_ids=self._eos_token_ids,
+            scope=_scope(wish),
+            tenant=wish.identity.tenant,
+            tier=wish.identity.tier,
+            trace=wish.trace,
+            operation="chat" if is_chat else "text_completion",
+            received_at=received_at,
+            resume_from=wish.resume_from,
+            resume_tokens=wish.resume_tokens,
+            hidden_stops=hidden_stops,
+            echoes=wish.echoes,
             prompt_text=str(wish.prompt) if wish.echoes and is_whole_text else "",
             correlation_id=wish.correlation_id,
-        )  # fmt: skip
+        )
 
     async def _encode_in_time(self, wish: Wish, deadline_at: float) -> Sequence[int]:
         """The prompt's token ids, by the request's deadline."""
@@ -225,7 +242,7 @@ class RequestMaker:
     def _check_rows(
         self, prompt: str | Sequence[int] | ChatPrompt, token_ids: Sequence[int]
     ) -> None:
-        """Refuse what the tokenizer knows and the model does not: fine-tunes may add such tokens."""
+        """Refuse what the tokenizer knows and the model does not: fine-tunes may add tokens."""
         size = self._model.vocabulary_size
         wrong = outside(token_ids, size)
         if wrong is not None:
@@ -257,7 +274,7 @@ class RequestMaker:
         return token_ids[:keep] if wish.keeps_left else token_ids[-keep:]
 
     async def _bad_words(self, words: Sequence[str], tenant: str) -> tuple[tuple[int, ...], ...]:
-        """Tokens of each word, at the beginning of a text and after a space: the same two forms as in vLLM."""
+        """Tokens of each word at the beginning of a text and after a space, as in vLLM."""
         if len(words) > MAX_BAD_WORDS // 2:
             raise InvalidRequest(
                 "bad_words", f"has {len(words)} words, the limit is {MAX_BAD_WORDS // 2}"
@@ -355,7 +372,8 @@ def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) ->
     if max(wish.resume_from) > sampling.max_tokens + 2:
         raise InvalidRequest(
             "resume_from",
-            f"has position {max(wish.resume_from)}, max_tokens is {sampling.max_tokens}; send the same request",
+            f"has position {max(wish.resume_from)}, max_tokens is {sampling.max_tokens}; send "
+            "the same request",
         )
 
     if not wish.resume_tokens:

@@ -45,7 +45,8 @@ class AttemptRun:
     decode_spoke: bool = False
     prefill_spoke: bool = False
     held: list[TokenDelta] = field(default_factory=list)
-    """What decode said before prefill, when the prompt's own scores have to come first; bounded by the credit."""
+    """What decode said before prefill, when the prompt's own scores have to come first;
+    bounded by the credit."""
     scores: list[Logprob] = field(default_factory=list)
     """The prompt's, as far as they have come."""
     on_choice_finished: Callable[[], None] = lambda: None
@@ -130,7 +131,7 @@ class AttemptRun:
 
     @property
     def _awaits_scores(self) -> bool:
-        """True while only the prefill worker's first word can bring scores that go before any token."""
+        """True while only the prefill worker's first word can bring the scores before any token."""
         is_wanted = (
             self.run.request.sampling.prompt_logprobs is not None and not self.run.has_prompt_scores
         )
@@ -160,7 +161,8 @@ class RequestRun:
 
     request: GenerateRequest
     session_key: RequestId
-    """What workers call this run: the client's id may have been used before, and lies there as a tombstone."""
+    """What workers call this run: the client's id may have been used before,
+    and lies there as a tombstone."""
     emit: Emit
     clock: Clock
     timeline: Timeline

@@ -64,12 +64,10 @@ class GenerationService:
     ) -> None:
         """Compose; `start` begins what runs without calls."""
         self.model, self.config, self.text = model, config, text
-        self._orchestrator, self._admission, self._links, self._tokenizer = (
-            orchestrator,
-            admission,
-            links,
-            tokenizer,
-        )
+        self._orchestrator = orchestrator
+        self._admission = admission
+        self._links = links
+        self._tokenizer = tokenizer
         self._maker = RequestMaker(
             model,
             config,
@@ -147,7 +145,7 @@ class GenerationService:
         outcome = "" if code == SlowReader.code else "rejected"
         self.call_ended(Call("http", address, code=code, outcome=outcome))
 
-    # --- requests -----------------------------------------------------------------------------------
+    # --- requests ---------------------------------------------------------------------------------
 
     async def make_request(self, wish: Wish) -> GenerateRequest:
         """Check a wish and turn it into a request.
@@ -181,7 +179,7 @@ class GenerationService:
         """Cancel a tenant's request by id; False if it is not running."""
         return self._orchestrator.abort((tenant, RequestId(request_id)))
 
-    # --- tokens ---------------------------------------------------------------------------------------
+    # --- tokens -----------------------------------------------------------------------------------
 
     async def tokenize(
         self, model: str, prompt: str | ChatPrompt, *, adds_special_tokens: bool, tenant: str = ""
@@ -222,7 +220,7 @@ class GenerationService:
             partial(self.text.text, skips_special=skips_special), token_ids
         )
 
-    # --- readiness and status -------------------------------------------------------------------------
+    # --- readiness and status ---------------------------------------------------------------------
 
     def start(self) -> None:
         """Begin the canary, and to look at the key file."""
@@ -282,19 +280,26 @@ class GenerationService:
         """Describe every worker, for `baton status`."""
         return [
             {
-                "role": d.role.value, "tier": d.tier, "worker_id": d.worker_id, "pid": d.pid,
-                "rank_pids": list(link.rank_pids), "node": d.node,
+                "role": d.role.value,
+                "tier": d.tier,
+                "worker_id": d.worker_id,
+                "pid": d.pid,
+                "rank_pids": list(link.rank_pids),
+                "node": d.node,
                 "address": d.session_address.rpartition("@")[2],
                 "state": link.state.name.lower() if link.is_ready else "restarting",
                 "load": {
-                    "running": link.load.num_running, "waiting": link.load.num_waiting,
-                    "waiting_tokens": link.load.waiting_tokens, "free_blocks": link.load.free_blocks,
-                    "cached_blocks": link.load.cached_blocks, "total_blocks": d.num_blocks,
+                    "running": link.load.num_running,
+                    "waiting": link.load.num_waiting,
+                    "waiting_tokens": link.load.waiting_tokens,
+                    "free_blocks": link.load.free_blocks,
+                    "cached_blocks": link.load.cached_blocks,
+                    "total_blocks": d.num_blocks,
                 },
             }
             for link in self._links.all()
             for d in [link.descriptor]
-        ]  # fmt: skip
+        ]
 
     def ways(self) -> list[dict[str, Any]]:
         """Describe how KV goes between workers, as found when they met or were measured last."""
@@ -310,7 +315,8 @@ class GenerationService:
         """Move some MiB over every way and describe it.
 
         Raises:
-            Overloaded: Somebody is measuring; two at once would measure one another, and load the workers twice.
+            Overloaded: Somebody is measuring; two at once would measure one another, and load the
+                workers twice.
         """
         if self._measuring.locked():
             raise Overloaded(
@@ -363,7 +369,10 @@ class GenerationService:
 
 def _way(sender: WorkerDescriptor, receiver: WorkerDescriptor, way: WayReport) -> dict[str, Any]:
     return {
-        "prefill": sender.worker_id, "decode": receiver.worker_id, "transport": way.transport,
-        "round_trip_ms": round(way.round_trip_s * 1000, 3), "gb_per_s": round(way.gb_per_s, 3) or None,
+        "prefill": sender.worker_id,
+        "decode": receiver.worker_id,
+        "transport": way.transport,
+        "round_trip_ms": round(way.round_trip_s * 1000, 3),
+        "gb_per_s": round(way.gb_per_s, 3) or None,
         "error": way.error or None,
-    }  # fmt: skip
+    }

@@ -89,10 +89,14 @@ class TokenizerPool:
             Overloaded: Too many orders wait.
         """
         order = {
-            "messages": chat.messages, "variables": chat.variables, "template": chat.template,
-            "adds_generation_prompt": chat.adds_generation_prompt, "continues_final": chat.continues_final,
-            "adds_special_tokens": chat.adds_special_tokens, "max_bytes": max_bytes,
-        }  # fmt: skip
+            "messages": chat.messages,
+            "variables": chat.variables,
+            "template": chat.template,
+            "adds_generation_prompt": chat.adds_generation_prompt,
+            "continues_final": chat.continues_final,
+            "adds_special_tokens": chat.adds_special_tokens,
+            "max_bytes": max_bytes,
+        }
         reply = await self._ask("messages", order, tenant)
         return list(reply["ids"])
 

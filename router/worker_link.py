@@ -117,7 +117,8 @@ class WorkerLink:
             network: Carries the session.
             router_id: Who the worker hears from.
             clock: Of this process.
-            stream_numbers: Rise over all streams of this router, so that the worker can tell the newest.
+            stream_numbers: Rise over all streams of this router, so that the worker can tell the
+                newest.
             was_lost: Such a worker has to answer before it is placed upon again.
         """
         self.descriptor = descriptor
@@ -154,7 +155,7 @@ class WorkerLink:
         """One life of one worker."""
         return self.descriptor.worker_id, self.descriptor.incarnation
 
-    # --- what placement reads -------------------------------------------------------------------------
+    # --- what placement reads ---------------------------------------------------------------------
 
     @property
     def state(self) -> LinkState:
@@ -178,7 +179,7 @@ class WorkerLink:
 
     @property
     def is_back_soon(self) -> bool:
-        """True if it is not usable now but is likely to be, within seconds or when its ranks are up."""
+        """True if it is not usable now but is likely to be soon, or when its ranks are up."""
         is_connected = self._state in (LinkState.DIALLING, LinkState.LIVE)
         return self._state is LinkState.RECONNECTING or (is_connected and not self._is_ready)
 
@@ -210,10 +211,10 @@ class WorkerLink:
             with contained("telling how a worker stands"):
                 self.on_standing(self)
 
-    # --- asked by the orchestrator --------------------------------------------------------------------
+    # --- asked by the orchestrator ----------------------------------------------------------------
 
     def subscribe(self, request_id: RequestId, subscriber: Subscriber, num_tokens: int) -> None:
-        """Hear of a request; `num_tokens` count as this worker's load until it says a first word."""
+        """Hear of a request; `num_tokens` count as this worker's load until its first word."""
         self._subscribers[request_id] = subscriber
         self._unanswered[request_id] = num_tokens
         self._num_unanswered_tokens += num_tokens
@@ -247,7 +248,7 @@ class WorkerLink:
         """Requests that listen; zero at rest."""
         return len(self._subscribers)
 
-    # --- other workers --------------------------------------------------------------------------------
+    # --- other workers ----------------------------------------------------------------------------
 
     def introduce(self, address: str) -> None:
         """Let the worker open the way to a peer that may send KV to it."""
@@ -285,10 +286,10 @@ class WorkerLink:
             if found is not None and not found.done() and has_news:
                 found.set_result(way)
 
-    # --- life -----------------------------------------------------------------------------------------
+    # --- life -------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Connect, and stay connected until the worker is lost; however that ends, listeners hear it."""
+        """Connect, and stay connected until the worker is lost; listeners hear of any end."""
         error = WorkerLost(f"the link to worker {self.descriptor.worker_id} failed")
         try:
             error = await self._stay_connected()
@@ -364,12 +365,13 @@ class WorkerLink:
         ):
             stream.reset()
             raise StreamClosed("another worker lives at this address now")
-        # An introduction that was under way when a stream ended may be lost: what was answered was heard.
+        # An introduction that was under way when a stream ended may be lost: what was answered was
+        # heard.
         self._unmet = {address: None for address in self._introduced if address not in self.ways}
         return stream
 
     def _wanted(self) -> tuple[Wanted, ...]:
-        """All that is listened for; a Submit that is still queued, perhaps half sent, comes (again)."""
+        """All that is listened for; a Submit still queued, perhaps half sent, comes (again)."""
         queued = {m.request.request_id for m in self._outgoing if isinstance(m, Submit)}
         wanted: list[Wanted] = []
         for request_id, subscriber in list(self._subscribers.items()):
@@ -438,7 +440,7 @@ class WorkerLink:
         return subscriber
 
     def _answered(self, request_id: RequestId) -> None:
-        """The worker's first word: its prompt is computed and stands in front of nobody any more."""
+        """The worker's first word: the prompt is computed and stands before nobody any more."""
         num_tokens = self._unanswered.pop(request_id, 0)
         if num_tokens:
             self._num_unanswered_tokens -= num_tokens
@@ -487,7 +489,7 @@ class WorkerLink:
                 self._outgoing.append(RouterBeat())
 
     async def _watch(self) -> None:
-        """Raise when the worker says nothing at all; only time in which this process listened counts."""
+        """Raise when the worker says nothing; only time in which this process listened counts."""
         while True:
             await asyncio.sleep(BEAT_S)
             self._awake.tick()

@@ -42,7 +42,8 @@ class Summary:
     overload_endings: Counter[str] = field(default_factory=Counter)
     styles: Counter[str] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
-    fewest_faults: int = 1 << 30
+    fewest_faults: int | None = None
+    """Of all seeds; None before the first."""
     transitions: Counter[str] = field(default_factory=Counter)
     retries: int = 0
     moves: int = 0
@@ -62,7 +63,9 @@ class Summary:
             getattr(self, name).update(line[name])
         is_overload = Style(line["style"]).is_overload
         (self.overload_endings if is_overload else self.endings).update(line["endings"])
-        self.fewest_faults = min(self.fewest_faults, sum(line["faults"].values()))
+        num_faults = sum(line["faults"].values())
+        if self.fewest_faults is None or num_faults < self.fewest_faults:
+            self.fewest_faults = num_faults
         self.violations += [f"seed {line['seed']}: {v}" for v in line["violations"]]
 
     def as_dict(self) -> dict[str, Any]:
@@ -105,32 +108,28 @@ def as_line(seed: int, report: Report) -> dict[str, Any]:
 
 
 async def search(
-    first_seed: int,
+    summary: Summary,
     num_seeds: int,
     num_processes: int,
-    on_seed: Callable[[Summary], None] = lambda summary: None,
-) -> Summary:
+    on_seed: Callable[[], None] = lambda: None,
+) -> None:
     """Run a range of seeds in child processes.
 
     Args:
-        first_seed: Where the range begins.
-        num_seeds: How long it is.
+        summary: Says where the range begins and counts every seed that has ended, so that whoever
+            is interrupted knows what was run.
+        num_seeds: How long the range is.
         num_processes: Children that share it, every n-th seed each.
         on_seed: Hears of every seed, for a progress bar.
     """
-    summary = Summary(first_seed)
+    first = summary.first_seed
+    end = first + num_seeds
     steps = range(min(num_processes, num_seeds))
-    await asyncio.gather(
-        *(
-            _run_child(first_seed + i, first_seed + num_seeds, len(steps), summary, on_seed)
-            for i in steps
-        )
-    )
-    return summary
+    await asyncio.gather(*(_run_child(first + i, end, len(steps), summary, on_seed) for i in steps))
 
 
 async def _run_child(
-    first: int, end: int, step: int, summary: Summary, on_seed: Callable[[Summary], None]
+    first: int, end: int, step: int, summary: Summary, on_seed: Callable[[], None]
 ) -> None:
     child = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -142,12 +141,13 @@ async def _run_child(
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONHASHSEED": "0"},
         limit=LINE_LIMIT_BYTES,
+        start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends its children
     )
     try:
         if child.stdout is not None:
             async for line in child.stdout:
                 summary.add(json.loads(line))
-                on_seed(summary)
+                on_seed()
         code = await child.wait()
         if code:
             summary.violations.append(

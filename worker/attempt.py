@@ -1,9 +1,8 @@
 """One attempt at one request, as one worker sees it, and what the router still has to hear of it.
 
-Owns the output log of each choice (so that positions can be sent again), the prompt's scores, how far
-they were sent, and how many bytes that takes.
-Does not know scheduling or streams. Called by `worker.worker` (writes) and `worker.sessions`
-(reads).
+Owns the output log of each choice (so that positions can be sent again), the prompt's scores, how
+far they were sent, and how many bytes that takes. Does not know scheduling or streams. Called by
+`worker.worker` (writes) and `worker.sessions` (reads).
 """
 
 from __future__ import annotations

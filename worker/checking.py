@@ -41,7 +41,8 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
     Raises:
         InvalidRequest: Names the first field that cannot be; nothing was changed.
     """
-    request, n = submit.request, submit.request.sampling.n
+    request = submit.request
+    n = request.sampling.n
     _check_names(request)
     sampling = request.sampling
     replace(sampling, stop_token_ids=()).validate(vocabulary_size)

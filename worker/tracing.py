@@ -31,9 +31,12 @@ def trace_attempt(tracing: Tracing, attempt: Attempt, now_s: float) -> None:
         case Task.DECODE:
             names = ("kv.wait", "kv.receive", "decode.generate")
     attributes: Attributes = {
-        "baton.epoch": attempt.epoch, "baton.cached_tokens": t.cached_tokens, "baton.kv_bytes": t.kv_bytes,
-        "baton.kv_blocks": t.kv_blocks, "baton.kv_transport": t.kv_transport,
-    }  # fmt: skip
+        "baton.epoch": attempt.epoch,
+        "baton.cached_tokens": t.cached_tokens,
+        "baton.kv_bytes": t.kv_bytes,
+        "baton.kv_blocks": t.kv_blocks,
+        "baton.kv_transport": t.kv_transport,
+    }
     instants = (sequence.arrived_at, started, computed, now_s)
     for name, start_s, end_s in zip(names, instants, instants[1:], strict=False):
         record(tracing, name, span.context, start_s, max(start_s, end_s))

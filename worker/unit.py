@@ -1,4 +1,4 @@
-"""A worker put together: books, scheduler, role and transfer agent, the same in production and simulation.
+"""A worker put together: books, scheduler, role, agent; the same in production and simulation.
 
 Owns the wiring and the order of start and stop. Does not know which role, which network or which
 runner it gets. Called by the composition roots, `cluster` and `simulation`.
@@ -111,9 +111,14 @@ class WorkerUnit:
             watched(loop.call_soon_threadsafe, self.worker.break_down),
         )
         self.agent = TransferAgent(
-            parts.transfer_network, role.host, parts.kv, parts.layout, parts.transfer, self.pool.generation,
+            parts.transfer_network,
+            role.host,
+            parts.kv,
+            parts.layout,
+            parts.transfer,
+            self.pool.generation,
             parts.clock.now_s,
-        )  # fmt: skip
+        )
         self.agent.on_fault = agent_broke
         role.use_agent(self.agent, (self.descriptor.worker_id, self.descriptor.incarnation))
         self.worker.use_part(role.part)

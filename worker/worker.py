@@ -127,7 +127,7 @@ class Worker:
         self.fatal.set_exception(error)
 
     async def stop(self) -> None:
-        """End sessions and tasks at once; open attempts are dropped. `drain` before it makes them move."""
+        """End sessions and tasks at once; open attempts are dropped, unless `drain` moved them."""
         await self._sessions.close()
         for request_id, attempt in list(self.attempts.items()):
             self.cancel(request_id, attempt.epoch)
@@ -154,7 +154,8 @@ class Worker:
         leave_s = min(LEAVE_S, grace_s)
         await asyncio.sleep(leave_s)
         grace_s -= leave_s
-        # A prompt under way is worth more finished than moved, and its blocks may be unread: half the time is its own.
+        # A prompt under way is worth more finished than moved, and its blocks may be unread: half
+        # the time is its own.
         for share, error in ((0.5, moving), (0.5, None)):
             try:
                 async with asyncio.timeout(grace_s * share):
@@ -176,7 +177,7 @@ class Worker:
         """Something changed that may allow a step."""
         self._loop.wake()
 
-    # --- commands from routers ----------------------------------------------------------------------
+    # --- commands from routers --------------------------------------------------------------------
 
     def submit(self, router_id: RouterId, submit: Submit) -> None:
         """Take part in an attempt, if its epoch is news; an older attempt makes room for it.
@@ -304,7 +305,7 @@ class Worker:
         if self._part is not None:
             self._part.renew(list(self._sessions.session(router_id).attempts.values()))
 
-    # --- events from the engine ---------------------------------------------------------------------
+    # --- events from the engine -------------------------------------------------------------------
 
     def deliver(self, events: list[SchedulerEvent]) -> None:
         """Log tokens, tell sessions, end attempts that are done."""
@@ -426,7 +427,7 @@ class Worker:
         self.is_ready = not self._is_draining
         self._sessions.tell()
 
-    # --- what sessions ask ----------------------------------------------------------------------------
+    # --- what sessions ask ------------------------------------------------------------------------
 
     def progress(self) -> Progress:
         """Current counters."""

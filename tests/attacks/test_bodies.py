@@ -1,4 +1,5 @@
-"""Bodies made to hurt: refused by their size, in a process of their own, and held within one limit."""
+"""Bodies made to hurt: refused by their size, in a process of their own,
+and held within one limit."""
 
 import asyncio
 import json

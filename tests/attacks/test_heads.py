@@ -1,4 +1,5 @@
-"""Before anybody looks at a request: heads too large, too many, too slow, or of another protocol."""
+"""Before anybody looks at a request: heads too large, too many, too slow,
+or of another protocol."""
 
 import asyncio
 import logging

@@ -129,7 +129,8 @@ async def test_fields_that_carried_code_elsewhere_are_unknown_here(tmp_path, fie
 
 @pytest.mark.parametrize("path", ADMIN)
 async def test_no_route_of_another_servers_operator_is_here(doors, path):
-    """Open to strangers in other servers: CVE-2023-48022, CVE-2026-27482 and vLLM's own warnings."""
+    """Open to strangers in other servers: CVE-2023-48022,
+    CVE-2026-27482 and vLLM's own warnings."""
     async with doors.web() as stranger, doors.web("operator") as operator:
         for method in ("GET", "POST", "DELETE"):
             assert (await stranger.request(method, path)).status_code == 401

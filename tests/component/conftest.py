@@ -1,4 +1,5 @@
-"""Every component test, without asking for it: no house left open, and nothing left in it or on the loop.
+"""Every component test, without asking for it: no house left open,
+and nothing left in it or on the loop.
 
 A `House` checks at its end that no block, lease, transfer, attempt, permit or subscription is left.
 """

@@ -1,7 +1,8 @@
-"""A pool on a device with a stage in shared memory: here the CPU plays the device, so every copy that is missing shows.
+"""A pool on a device with a stage in shared memory: here the CPU plays the device,
+so every copy that is missing shows.
 
-Two memories, one for compute and one for transfers, as on a GPU; streams and pinning are CUDA's and run in
-`benchmarks/gpu.py`.
+Two memories, one for compute and one for transfers, as on a GPU; streams and pinning are CUDA's and
+run in `benchmarks/gpu.py`.
 """
 
 import asyncio
@@ -65,7 +66,8 @@ def test_neighbours_are_copied_together():
 @pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gathered_attention_equals_the_oracle(window, dtype):
-    """Decoding rows and chunks mixed; what lies in blocks beyond a sequence's end is NaN and must not be felt."""
+    """Decoding rows and chunks mixed; what lies in blocks beyond a
+    sequence's end is NaN and must not be felt."""
     generator = torch.Generator().manual_seed(3)
     kv = torch.randn(40, 2, 8, 2, 16, generator=generator).to(dtype)
     lengths, counts = [33, 5, 64, 17], [1, 1, 20, 17]

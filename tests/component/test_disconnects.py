@@ -1,7 +1,8 @@
 """A client that leaves at any stage of the walk: blocks back on both sides, nothing left anywhere.
 
-Real scheduler, real gRPC transfers with agent threads, the tiny model. 30 trials a stage in `make test`,
-300 in `make test-long`; a trial counts only if the request was seen in its stage when the client left.
+Real scheduler, real gRPC transfers with agent threads, the tiny model. 30 trials a stage in `make
+test`, 300 in `make test-long`; a trial counts only if the request was seen in its stage when the
+client left.
 """
 
 import asyncio

@@ -1,4 +1,5 @@
-"""Disaggregated = colocated = single engine, token for token. The test that justifies the project."""
+"""Disaggregated = colocated = single engine, token for token.
+The test that justifies the project."""
 
 import asyncio
 import random
@@ -238,7 +239,8 @@ async def test_min_tokens_ignore_eos_and_stop_ids():
 async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
     num_flips, monkeypatch
 ):
-    """Real gRPC, real agent threads: one flip is asked for again, a second in the same part redoes the attempt."""
+    """Real gRPC, real agent threads: one flip is asked for again,
+    a second in the same part redoes the attempt."""
     encode, flipped = frames.encode_frame, []
 
     def flipping(number, sub_attempt, entries, payloads):

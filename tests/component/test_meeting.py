@@ -1,4 +1,5 @@
-"""Workers that meet before a request needs both: the way is open, measured on demand, and reported."""
+"""Workers that meet before a request needs both: the way is open,
+measured on demand, and reported."""
 
 import asyncio
 
@@ -75,7 +76,8 @@ async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
                 while True:
                     kinds.append(type(frames.decode(await stream.recv())[1]).__name__)
         assert kinds == ["Beat", *["Frame"] * 4, "Finished"]
-        # A frame without parts is a probe's alone: in a transfer it ends the stream, and nothing is attached.
+        # A frame without parts is a probe's alone: in a transfer it ends the stream, and nothing is
+        # attached.
         stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)
         await stream.send(frames.encode(0, frames.Open(TransferId(bytes(16)), "x", 1, "y", 1, 16)))
         assert isinstance(frames.decode(await stream.recv())[1], frames.NotFound)

@@ -1,4 +1,5 @@
-"""The member mirror against a real Redis: written when it is there, bounded and patient when it is not."""
+"""The member mirror against a real Redis: written when it is there,
+bounded and patient when it is not."""
 
 import asyncio
 import json

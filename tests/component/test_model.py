@@ -1,4 +1,5 @@
-"""Our transformer against transformers, our attention against the dense oracle, a row against its batch."""
+"""Our transformer against transformers, our attention against the dense oracle,
+a row against its batch."""
 
 import itertools
 import random

@@ -77,7 +77,8 @@ async def test_a_model_that_cannot_be_loaded_is_an_error_with_a_name(tmp_path):
 
 @pytest.mark.parametrize("collectives", ["shm", "gloo"])
 async def test_ranks_of_a_group_give_the_tokens_and_the_kv_of_one(collectives):
-    """Real processes: tokens and log probabilities of rank 0's and of others' sequences, every byte of KV."""
+    """Real processes: tokens and log probabilities of rank 0's and of
+    others' sequences, every byte of KV."""
     spec, model = load(TINY, "float32")
     direct_kv = MemoryKV(spec.layout(16), 16)
     expected = ModelRunner(model, direct_kv._shards[0], 16, 16).execute(_two(1), lambda *_: None)

@@ -1,4 +1,5 @@
-"""A Ray cluster is asked how it is guarded, and its answer counts, whatever this process has set."""
+"""A Ray cluster is asked how it is guarded, and its answer counts,
+whatever this process has set."""
 
 import contextlib
 from concurrent.futures import ThreadPoolExecutor

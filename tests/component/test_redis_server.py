@@ -1,4 +1,5 @@
-"""Our own Redis with real servers: who may open it, what its user may do, and that it comes back."""
+"""Our own Redis with real servers: who may open it, what its user may do,
+and that it comes back."""
 
 import asyncio
 import os

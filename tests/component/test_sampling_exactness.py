@@ -25,9 +25,20 @@ WISHES = {
     "bad words": {"bad_words": ((105, 116), (101,))},
     "logprobs": {"temperature": 0.7, "logprobs": 5, "n": 2},
     "prompt logprobs": {"prompt_logprobs": 2, "logprobs": 0, "n": 2},
-    "all": {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "min_p": 0.01, "presence_penalty": 0.5, "frequency_penalty": 0.3,
-            "repetition_penalty": 1.2, "logit_bias": ((110, 2.0),), "bad_words": ((32, 32),), "min_tokens": 20, "logprobs": 3},
-}  # fmt: skip
+    "all": {
+        "temperature": 0.9,
+        "top_k": 40,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "presence_penalty": 0.5,
+        "frequency_penalty": 0.3,
+        "repetition_penalty": 1.2,
+        "logit_bias": ((110, 2.0),),
+        "bad_words": ((32, 32),),
+        "min_tokens": 20,
+        "logprobs": 3,
+    },
+}
 
 
 async def ask(path, engine=SMALL, decode=None, copies=1, **wish):
@@ -92,8 +103,13 @@ async def test_bad_words_are_those_of_transformers(tmp_path):
     words = [[output[0]], output[3:5], output[5:8]]
     processor = NoBadWordsLogitsProcessor(words, eos_token_id=None)
     expected = reference.generate(
-        torch.tensor([prompt]), max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0, logits_processor=[processor]
-    )  # fmt: skip
+        torch.tensor([prompt]),
+        max_new_tokens=12,
+        do_sample=False,
+        eos_token_id=None,
+        pad_token_id=0,
+        logits_processor=[processor],
+    )
     async with House(tmp_path, "float32", SMALL, path="pd") as house:
         wish = {"bad_words": tuple(map(tuple, words)), "max_tokens": 12, "ignore_eos": True}
         reply = await house.ask(prompt, **wish)
@@ -126,8 +142,12 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
 @pytest.mark.parametrize("path", ["pd", "local"])
 async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and_harms_nobody(path):
     async with House(TINY, "float32", SMALL, path=path) as house:
-        wishes = [{"allowed_token_ids": (97,), "bad_words": ((97,),)}, {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
-                  {"allowed_token_ids": (257,), "min_tokens": 3}, {}]  # fmt: skip
+        wishes = [
+            {"allowed_token_ids": (97,), "bad_words": ((97,),)},
+            {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
+            {"allowed_token_ids": (257,), "min_tokens": 3},
+            {},
+        ]
         replies = await asyncio.gather(
             *(house.ask(PROMPT, max_tokens=8, **wish) for wish in wishes)
         )

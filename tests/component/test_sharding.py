@@ -104,7 +104,8 @@ async def test_only_what_decode_lacks_is_sent_whatever_the_shapes():
     async with House(TINY, "float32", engine(2, 8), engine(4, 16)) as house:
         first = await house.ask(PROMPTS[1], max_tokens=3)
         again = await house.ask(PROMPTS[1], max_tokens=3)
-        # 150 tokens: 19 wire blocks of 8; decode keeps 9 whole blocks of 16, so one wire block goes again.
+        # 150 tokens: 19 wire blocks of 8; decode keeps 9 whole blocks of 16, so one wire block goes
+        # again.
         part = house.spec.layout(8).block_bytes
         assert first.ended.anatomy.kv_bytes == 19 * part and again.ended.anatomy.kv_bytes == part
         assert first.tokens == again.tokens
@@ -131,8 +132,10 @@ def test_a_split_model_gives_the_logits_of_the_whole_and_no_rank_reads_it_all(tm
         logits = _last_logits(load_shards(tmp_path, "float32", size), ids)
         np.testing.assert_allclose(logits, expected, atol=2e-4)
         total = sum(t.numel() for t in load_tensors(Shard(spec), torch.device("cpu")).values())
-        parts = [sum(t.numel() for t in load_tensors(Shard(spec, r, size), torch.device("cpu")).values())
-                 for r in range(size)]  # fmt: skip
+        parts = [
+            sum(t.numel() for t in load_tensors(Shard(spec, r, size), torch.device("cpu")).values())
+            for r in range(size)
+        ]
         assert max(parts) < 0.75 * total
         assert total <= sum(parts) < 1.5 * total
 
@@ -293,8 +296,11 @@ def test_every_difference_between_two_identities_is_named():
     layout = KVLayout("m", "float32", 2, 4, 3, 16)
     other = replace(layout, dtype="bfloat16", num_layers=3, tokenizer_digest="t")
     found = layout.differences(other.identity)
-    assert found == ["tokenizer is none here and t there", "dtype is float32 here and bfloat16 there",
-                     "layers is 2 here and 3 there"]  # fmt: skip
+    assert found == [
+        "tokenizer is none here and t there",
+        "dtype is float32 here and bfloat16 there",
+        "layers is 2 here and 3 there",
+    ]
     assert layout.differences("") and not layout.differences(
         replace(layout, num_shards=4, block_size_tokens=4).identity
     )

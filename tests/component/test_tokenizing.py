@@ -1,4 +1,5 @@
-"""Texts and templates against transformers, and what hostile ones can do: nothing to anybody else."""
+"""Texts and templates against transformers, and what hostile ones can do:
+nothing to anybody else."""
 
 import asyncio
 import json
@@ -20,12 +21,29 @@ CHAT = [
 ]
 TEMPLATES = {
     "tiny": None,
-    "trim": "{{ bos_token }}{% for m in messages %}\n    {% if m.role == 'system' %}\n[{{ m.content | trim }}]\n    {% endif %}\n{{ m.role }}: {{ m.content | trim }}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
-    "loop controls": "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m.content }}{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}",
-    "namespace": "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + m.content|length %}{% endfor %}{{ ns.n }}",
+    "trim": (
+        "{{ bos_token }}{% for m in messages %}\n    {% if m.role == 'system' %}\n[{{ "
+        "m.content | trim }}]\n    {% endif %}\n{{ m.role }}: {{ m.content | trim }}{{ eos_token "
+        "}}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    ),
+    "loop controls": (
+        "{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif "
+        "%}{{ m.content }}{% if loop.index > 2 %}{% break %}{% endif %}{% endfor %}"
+    ),
+    "namespace": (
+        "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + "
+        "m.content|length %}{% endfor %}{{ ns.n }}"
+    ),
     "tojson": "{{ messages | tojson }}{{ messages[0] | tojson(indent=2) }}",
-    "slices": "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] %}{% set messages = messages[1:] %}{% endif %}{{ system }}{% for m in messages %}{{ m['content'].split('?')[0].strip() }}|{% endfor %}",
-    "generation": "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}",
+    "slices": (
+        "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] "
+        "%}{% set messages = messages[1:] %}{% endif %}{{ system }}{% for m in messages %}{{ "
+        "m['content'].split('?')[0].strip() }}|{% endfor %}"
+    ),
+    "generation": (
+        "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ "
+        "m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}{% endfor %}"
+    ),
     "variable": "{{ 'deep' if enable_thinking else 'quick' }} {{ messages[-1].content }}",
 }
 
@@ -152,10 +170,21 @@ async def test_truncation_and_padding_that_were_saved_with_the_tokenizer_are_off
     folder = folder_with(tmp_path, None)
     path = folder / "tokenizer.json"
     saved = {
-        "truncation": {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0},
-        "padding": {"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
-                    "pad_id": 261, "pad_type_id": 0, "pad_token": "<|pad|>"},
-    }  # fmt: skip
+        "truncation": {
+            "direction": "Right",
+            "max_length": 4,
+            "strategy": "LongestFirst",
+            "stride": 0,
+        },
+        "padding": {
+            "strategy": {"Fixed": 9},
+            "direction": "Right",
+            "pad_to_multiple_of": None,
+            "pad_id": 261,
+            "pad_type_id": 0,
+            "pad_token": "<|pad|>",
+        },
+    }
     path.write_text(json.dumps({**json.loads(path.read_text()), **saved}))
     theirs, ours = AutoTokenizer.from_pretrained(folder), TokenizerPool(folder, 5.0)
     try:

@@ -70,7 +70,8 @@ class Pair:
 
 @pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo", NIXL])
 async def test_every_transport_keeps_the_contract_of_a_stream(name):
-    """Order both ways, a good end after which nothing is lost, a cut that both ends see, nobody there."""
+    """Order both ways, a good end after which nothing is lost,
+    a cut that both ends see, nobody there."""
     async with Pair(name) as pair:
         up, down = await pair.dial()
         for n in range(20):
@@ -151,7 +152,8 @@ async def test_another_user_is_not_let_in_and_not_believed():
     async with Pair("shm") as pair:
         script = (
             "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
-            "s.connect(sys.argv[1].replace('@', chr(0))); s.sendall(bytes(16)); print(len(s.recv(100)))"
+            "s.connect(sys.argv[1].replace('@', chr(0))); s.sendall(bytes(16)); "
+            "print(len(s.recv(100)))"
         )
         guest = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -168,7 +170,8 @@ async def test_another_user_is_not_let_in_and_not_believed():
         )
         host = (
             "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX);"
-            "s.bind(chr(0) + 'baton-kv-impostor'); s.listen(1); print('up', flush=True); s.accept(); sys.stdin.read()"
+            "s.bind(chr(0) + 'baton-kv-impostor'); s.listen(1); print('up', flush=True); "
+            "s.accept(); sys.stdin.read()"
         )
         impostor = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -276,7 +279,8 @@ async def test_a_cut_link_ends_the_stream():
 
 
 async def test_loopback_of_another_host_is_not_dialled():
-    """Two hosts' loopback addresses look alike; the number behind ours may be somebody else's there."""
+    """Two hosts' loopback addresses look alike;
+    the number behind ours may be somebody else's there."""
     async with Pair("gloo") as pair:
         where, _, here = pair.address.partition("/")
         assert where.startswith("127.") and here

@@ -18,7 +18,8 @@ BATON = [sys.executable, "-m", "cluster.cli"]
 
 
 def is_of_another_run(folder):
-    """Whether a process was started by another run of the suite; Ray's workers forget, and count."""
+    """Whether a process was started by another run of the suite;
+    Ray's workers forget, and count."""
     run = [v for v in (folder / "environ").read_bytes().split(b"\0") if v.startswith(b"TEST_RUN=")]
     return run not in ([], [f"TEST_RUN={os.environ['TEST_RUN']}".encode()])
 
@@ -72,9 +73,14 @@ class Up:
     def __init__(self, *arguments, timeout_s=120, **settings):
         self.before = our_processes()
         self.process = subprocess.Popen(
-            [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, text=True, env={**os.environ, "COLUMNS": "200", **settings}, start_new_session=True,
-        )  # fmt: skip
+            [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "COLUMNS": "200", **settings},
+            start_new_session=True,
+        )
         self.lines = []
         is_up = threading.Event()
 

@@ -30,7 +30,8 @@ def test_chat_one_message_and_a_conversation(local):
         "chat",
         "--grpc",
         local.grpc,
-        text="What is the capital of France?\nAnd?\n/reset\nWhat is the capital of France?\n/quit\nno\n",
+        text="What is the capital of France?\nAnd?\n/reset\nWhat is the capital of France?\n"
+        "/quit\nno\n",
     )
     assert (
         said.count("The capital of France is Paris.") == 2
@@ -42,10 +43,28 @@ def test_chat_one_message_and_a_conversation(local):
 
 def test_bench_serve_reports_a_run_and_draws_it(local, tmp_path):
     plot = tmp_path / "b.svg"
-    report = json.loads(baton(
-        "bench", "serve", "--url", local.url, "--requests", "12", "--concurrency", "4", "--input-tokens", "40",
-        "--output-tokens", "8", "--goodput", "e2e:60000", "--plot", str(plot), "-o", "json",
-    ))  # fmt: skip
+    report = json.loads(
+        baton(
+            "bench",
+            "serve",
+            "--url",
+            local.url,
+            "--requests",
+            "12",
+            "--concurrency",
+            "4",
+            "--input-tokens",
+            "40",
+            "--output-tokens",
+            "8",
+            "--goodput",
+            "e2e:60000",
+            "--plot",
+            str(plot),
+            "-o",
+            "json",
+        )
+    )
     assert (
         report["completed"] == 12
         and report["output_tokens"] == 96

@@ -102,9 +102,13 @@ def test_cached_tokens_and_logprobs_are_reported(local, stub):
         == len(logprobs["top_logprobs"])
         == len(logprobs["text_offset"])
     )
-    answer = stub.Generate(pb.GenerateRequest(
-        token_ids=pb.TokenIds(ids=prompt), sampling=pb.SamplingOptions(temperature=0), response=pb.ResponseOptions(logprobs=2)
-    ))  # fmt: skip
+    answer = stub.Generate(
+        pb.GenerateRequest(
+            token_ids=pb.TokenIds(ids=prompt),
+            sampling=pb.SamplingOptions(temperature=0),
+            response=pb.ResponseOptions(logprobs=2),
+        )
+    )
     assert [t.logprob for t in answer.choices[0].tokens] == logprobs["token_logprobs"]
 
 
@@ -115,22 +119,54 @@ def test_stop_strings_and_stop_reason(local):
 
 
 BAD_BODIES = [
-    ({"temperature": -1}, "temperature"), ({"temperature": "hot"}, "temperature"), ({"temperature": True}, "temperature"),
-    ({"temperature": 1e9}, "temperature"), ({"top_p": 1.5}, "top_p"), ({"top_k": -3}, "top_k"),
-    ({"top_k": 10**9}, "top_k"), ({"n": 0}, "n"), ({"n": 1000000}, "n"), ({"max_tokens": 0}, "max_tokens"),
-    ({"max_tokens": 1.5}, "max_tokens"), ({"max_tokens": -1}, "max_tokens"), ({"min_tokens": 99}, "min_tokens"),
-    ({"seed": 2**70}, "seed"), ({"logprobs": 99}, "logprobs"), ({"stop": ["a"] * 17}, "stop"),
-    ({"stop": ["x" * 300]}, "stop"), ({"stop": 3}, "stop"), ({"stop_token_ids": [99999]}, "stop_token_ids"),
-    ({"prompt": ""}, "prompt"), ({"prompt": []}, "prompt"), ({"prompt": [99999]}, "prompt"), ({"prompt": [-1]}, "prompt"),
-    ({"prompt": None}, "prompt"), ({"prompt": {"a": 1}}, "prompt"), ({"prompt": ["a"] * 129}, "prompt"), ({"stream": "yes"}, "stream"),
-    ({"suffix": "end"}, "suffix"), ({"echo": 1}, "echo"), ({"frequency_penalty": 3}, "frequency_penalty"),
-    ({"logit_bias": {"x": 5}}, "logit_bias"), ({"logit_bias": {"1": 500}}, "logit_bias"), ({"min_p": 2}, "min_p"),
-    ({"presence_penalty": -2.1}, "presence_penalty"), ({"repetition_penalty": 0}, "repetition_penalty"),
-    ({"allowed_token_ids": []}, "allowed_token_ids"), ({"bad_words": [""]}, "bad_words"), ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
-    ({"best_of": 3}, "best_of"), ({"guided_json": {}}, "guided_json"), ({"use_beam_search": True}, "use_beam_search"),
-    ({"stream_options": {"include_usage": True}}, "stream_options"), ({"cache_salt": "\n"}, "cache_salt"), ({"request_id": "x" * 200}, "request_id"), ({"request_id": "a\nb"}, "request_id"),
-    ({"request_id": "日本"}, "request_id"), ({"stop": ["\ud800"]}, "stop"),
-]  # fmt: skip
+    ({"temperature": -1}, "temperature"),
+    ({"temperature": "hot"}, "temperature"),
+    ({"temperature": True}, "temperature"),
+    ({"temperature": 1e9}, "temperature"),
+    ({"top_p": 1.5}, "top_p"),
+    ({"top_k": -3}, "top_k"),
+    ({"top_k": 10**9}, "top_k"),
+    ({"n": 0}, "n"),
+    ({"n": 1000000}, "n"),
+    ({"max_tokens": 0}, "max_tokens"),
+    ({"max_tokens": 1.5}, "max_tokens"),
+    ({"max_tokens": -1}, "max_tokens"),
+    ({"min_tokens": 99}, "min_tokens"),
+    ({"seed": 2**70}, "seed"),
+    ({"logprobs": 99}, "logprobs"),
+    ({"stop": ["a"] * 17}, "stop"),
+    ({"stop": ["x" * 300]}, "stop"),
+    ({"stop": 3}, "stop"),
+    ({"stop_token_ids": [99999]}, "stop_token_ids"),
+    ({"prompt": ""}, "prompt"),
+    ({"prompt": []}, "prompt"),
+    ({"prompt": [99999]}, "prompt"),
+    ({"prompt": [-1]}, "prompt"),
+    ({"prompt": None}, "prompt"),
+    ({"prompt": {"a": 1}}, "prompt"),
+    ({"prompt": ["a"] * 129}, "prompt"),
+    ({"stream": "yes"}, "stream"),
+    ({"suffix": "end"}, "suffix"),
+    ({"echo": 1}, "echo"),
+    ({"frequency_penalty": 3}, "frequency_penalty"),
+    ({"logit_bias": {"x": 5}}, "logit_bias"),
+    ({"logit_bias": {"1": 500}}, "logit_bias"),
+    ({"min_p": 2}, "min_p"),
+    ({"presence_penalty": -2.1}, "presence_penalty"),
+    ({"repetition_penalty": 0}, "repetition_penalty"),
+    ({"allowed_token_ids": []}, "allowed_token_ids"),
+    ({"bad_words": [""]}, "bad_words"),
+    ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+    ({"best_of": 3}, "best_of"),
+    ({"guided_json": {}}, "guided_json"),
+    ({"use_beam_search": True}, "use_beam_search"),
+    ({"stream_options": {"include_usage": True}}, "stream_options"),
+    ({"cache_salt": "\n"}, "cache_salt"),
+    ({"request_id": "x" * 200}, "request_id"),
+    ({"request_id": "a\nb"}, "request_id"),
+    ({"request_id": "日本"}, "request_id"),
+    ({"stop": ["\ud800"]}, "stop"),
+]
 
 
 @pytest.mark.parametrize(
@@ -145,10 +181,17 @@ def test_a_bad_field_is_named(local, fields, name):
 
 
 RAW = {
-    "not json": b"{nonsense", "empty": b"", "a list": b"[1]", "truncated": b'{"prompt": "x", "max_tok', "nan": b'{"prompt": "x", "temperature": NaN}',
-    "infinity": b'{"prompt": "x", "top_p": Infinity}', "deep": b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
-    "surrogate": b'{"prompt": "\\ud800"}', "not utf-8": b'{"prompt": "\xff\xfe"}', "huge number": b'{"prompt": "x", "max_tokens": 1' + b"0" * 5000 + b"}",
-}  # fmt: skip
+    "not json": b"{nonsense",
+    "empty": b"",
+    "a list": b"[1]",
+    "truncated": b'{"prompt": "x", "max_tok',
+    "nan": b'{"prompt": "x", "temperature": NaN}',
+    "infinity": b'{"prompt": "x", "top_p": Infinity}',
+    "deep": b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    "surrogate": b'{"prompt": "\\ud800"}',
+    "not utf-8": b'{"prompt": "\xff\xfe"}',
+    "huge number": b'{"prompt": "x", "max_tokens": 1' + b"0" * 5000 + b"}",
+}
 
 
 @pytest.mark.parametrize("kind", RAW)

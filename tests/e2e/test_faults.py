@@ -1,4 +1,5 @@
-"""Processes killed under a running cluster: requests end in time and exactly, nothing is orphaned."""
+"""Processes killed under a running cluster:
+requests end in time and exactly, nothing is orphaned."""
 
 import concurrent.futures
 import os
@@ -19,7 +20,8 @@ def pids(up, role):
 
 
 def kill_mid_stream(up, pid, **fields):
-    """Stream a long answer, kill a process after some text; returns text, error, seconds to the end."""
+    """Stream a long answer, kill a process after some text; returns text,
+    error, seconds to the end."""
     import json
 
     text, error, killed_at = "", None, None
@@ -128,11 +130,16 @@ def test_a_port_in_use_is_one_clear_line(way):
 def test_a_bad_config_or_model_is_one_clear_line(tmp_path):
     cases = []
     for text, message in (
-        ("rooter: {replicas: 1}", "did you mean router"), ("router: {replicas: many}", "router.replicas"),
-        ("a: [", "is not YAML"), ("[1, 2]", "must be a mapping"), ("pools: {decode: {replica: 2}}", "did you mean pools.decode.replicas"),
-        (f"model: {{path: {tmp_path}/nothing}}", "neither a folder nor a hub id"), ("placement: {path: pd}\ncolocated: true", "colocated has one pool"),
-        ("router: {http_port: 99999}", "router.http_port"), ("transfer: {lease_s: .nan}", "transfer.lease_s"),
-    ):  # fmt: skip
+        ("rooter: {replicas: 1}", "did you mean router"),
+        ("router: {replicas: many}", "router.replicas"),
+        ("a: [", "is not YAML"),
+        ("[1, 2]", "must be a mapping"),
+        ("pools: {decode: {replica: 2}}", "did you mean pools.decode.replicas"),
+        (f"model: {{path: {tmp_path}/nothing}}", "neither a folder nor a hub id"),
+        ("placement: {path: pd}\ncolocated: true", "colocated has one pool"),
+        ("router: {http_port: 99999}", "router.http_port"),
+        ("transfer: {lease_s: .nan}", "transfer.lease_s"),
+    ):
         cases.append((tmp_path / f"{len(cases)}.yaml", message))
         cases[-1][0].write_text(text)
     runs = [(c, *case) for c in ("up", "check-config") for case in cases]
@@ -221,7 +228,8 @@ def test_on_ray_with_pd_forced_the_running_request_waits_for_a_decode_worker_tha
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys, cluster.cli; heavy = {'ray', 'torch', 'grpc', 'fastapi', 'numpy', 'pydantic'} & set(sys.modules);"
+        "import sys, cluster.cli; heavy = {'ray', 'torch', 'grpc', 'fastapi', 'numpy', "
+        "'pydantic'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -1,4 +1,5 @@
-"""Every field of both doors, 20,000 wrong and odd values: 4xx that names the field, never 5xx, nobody harmed.
+"""Every field of both doors, 20,000 wrong and odd values: 4xx that names the field,
+never 5xx, nobody harmed.
 
 A fifth of them in `make test`, others every day.
 """
@@ -36,16 +37,86 @@ HTTP_CASES, GRPC_CASES, PER_EXAMPLE = int(16_000 * SHARE), int(4_800 * SHARE), 8
 count = {"http": 0, "grpc": 0, "refused": 0, "answered": 0}
 
 # In-range numbers are small, so that a valid case costs a step or two and not a thousand.
-NUMBERS = st.sampled_from([
-    -(2**70), -(2**63), -(2**31), -101, -3, -2, -1, 0, 1, 2, 3, 5, 8, 9, 17, 21, 96, 97, 255, 256, 270, 300, 4097, 2**31, 2**32,
-    2**53 + 1, 2**63, 2**64, 10**30, 0.0, -0.0, 0.1, 0.5, 0.999, 1.0, 1.5, 2.0, 2.5, 1e-9, -1e-9, 1e9, 1e300, -1e300, 5e-324,
-    float("nan"), float("inf"), float("-inf"),
-])  # fmt: skip
-HOSTILE = st.sampled_from([
-    "", " ", "\x00", "\ud800", "a\ud800b", "\n", "\r\nx-evil: 1", "\u202e", "日本", "{{ 7*7 }}", "{% for x in range(9**9) %}{% endfor %}",
-    "{{ ''.__class__ }}", "<|begin|>", "<|end|>", "'; DROP TABLE", "../../etc/passwd", "%s%n", "a" * 300, "é" * 200, "token_id:3",
-    "9" * 40, "-1", "NaN", "true", "null",
-])  # fmt: skip
+NUMBERS = st.sampled_from(
+    [
+        -(2**70),
+        -(2**63),
+        -(2**31),
+        -101,
+        -3,
+        -2,
+        -1,
+        0,
+        1,
+        2,
+        3,
+        5,
+        8,
+        9,
+        17,
+        21,
+        96,
+        97,
+        255,
+        256,
+        270,
+        300,
+        4097,
+        2**31,
+        2**32,
+        2**53 + 1,
+        2**63,
+        2**64,
+        10**30,
+        0.0,
+        -0.0,
+        0.1,
+        0.5,
+        0.999,
+        1.0,
+        1.5,
+        2.0,
+        2.5,
+        1e-9,
+        -1e-9,
+        1e9,
+        1e300,
+        -1e300,
+        5e-324,
+        float("nan"),
+        float("inf"),
+        float("-inf"),
+    ]
+)
+HOSTILE = st.sampled_from(
+    [
+        "",
+        " ",
+        "\x00",
+        "\ud800",
+        "a\ud800b",
+        "\n",
+        "\r\nx-evil: 1",
+        "\u202e",
+        "日本",
+        "{{ 7*7 }}",
+        "{% for x in range(9**9) %}{% endfor %}",
+        "{{ ''.__class__ }}",
+        "<|begin|>",
+        "<|end|>",
+        "'; DROP TABLE",
+        "../../etc/passwd",
+        "%s%n",
+        "a" * 300,
+        "é" * 200,
+        "token_id:3",
+        "9" * 40,
+        "-1",
+        "NaN",
+        "true",
+        "null",
+    ]
+)
 TEXTS = st.one_of(HOSTILE, st.text(max_size=12), st.text(alphabet=st.characters(), max_size=4))
 SCALARS = st.one_of(st.none(), st.booleans(), NUMBERS, TEXTS)
 JUNK = st.recursive(
@@ -99,11 +170,19 @@ def requests(draw):
 
 # A value may be wrong only beside another field: then either of the two is named.
 PARTNERS = {
-    "max_tokens": {"min_tokens"}, "max_completion_tokens": {"min_tokens", "max_tokens"}, "logprobs": {"top_logprobs", "prompt_logprobs"},
-    "echo": {"max_tokens", "prompt_logprobs"}, "stream": {"stream_options"}, "add_generation_prompt": {"continue_final_message"},
-    "messages": {"continue_final_message", "prompt"}, "prompt": {"truncate_prompt_tokens"}, "chat_template_kwargs": {"messages"},
-    "reasoning_effort": {"messages", "prompt"}, "allowed_token_ids": {"prompt"}, "add_special_tokens": {"prompt"},
-}  # fmt: skip
+    "max_tokens": {"min_tokens"},
+    "max_completion_tokens": {"min_tokens", "max_tokens"},
+    "logprobs": {"top_logprobs", "prompt_logprobs"},
+    "echo": {"max_tokens", "prompt_logprobs"},
+    "stream": {"stream_options"},
+    "add_generation_prompt": {"continue_final_message"},
+    "messages": {"continue_final_message", "prompt"},
+    "prompt": {"truncate_prompt_tokens"},
+    "chat_template_kwargs": {"messages"},
+    "reasoning_effort": {"messages", "prompt"},
+    "allowed_token_ids": {"prompt"},
+    "add_special_tokens": {"prompt"},
+}
 
 
 def check_http(connection, path, body, changed):
@@ -209,13 +288,26 @@ DOUBLES = st.sampled_from(
 )
 STRINGS = TEXTS.filter(lambda t: not any("\ud800" <= c <= "\udfff" for c in t))
 FIELDS = [
-    ("sampling", "temperature", DOUBLES), ("sampling", "top_k", INTS), ("sampling", "top_p", DOUBLES), ("sampling", "n", INTS),
-    ("sampling", "seed", st.sampled_from([0, 1, 2**63, 2**64 - 1])), ("sampling", "min_p", DOUBLES), ("sampling", "presence_penalty", DOUBLES),
-    ("sampling", "frequency_penalty", DOUBLES), ("sampling", "repetition_penalty", DOUBLES), ("stopping", "max_tokens", st.sampled_from([0, 1, 2, 5000, 2**32 - 1])),
-    ("stopping", "min_tokens", INTS), ("stopping", "ignore_eos", st.booleans()), ("stopping", "include_stop", st.booleans()),
-    ("response", "logprobs", INTS), ("response", "prompt_logprobs", INTS), ("prompt", "truncate_tokens", st.sampled_from([-2, -1, 0, 1, 2, 3000])),
-    ("prompt", "cache_salt", STRINGS), (None, "request_id", STRINGS), (None, "model", STRINGS),
-]  # fmt: skip
+    ("sampling", "temperature", DOUBLES),
+    ("sampling", "top_k", INTS),
+    ("sampling", "top_p", DOUBLES),
+    ("sampling", "n", INTS),
+    ("sampling", "seed", st.sampled_from([0, 1, 2**63, 2**64 - 1])),
+    ("sampling", "min_p", DOUBLES),
+    ("sampling", "presence_penalty", DOUBLES),
+    ("sampling", "frequency_penalty", DOUBLES),
+    ("sampling", "repetition_penalty", DOUBLES),
+    ("stopping", "max_tokens", st.sampled_from([0, 1, 2, 5000, 2**32 - 1])),
+    ("stopping", "min_tokens", INTS),
+    ("stopping", "ignore_eos", st.booleans()),
+    ("stopping", "include_stop", st.booleans()),
+    ("response", "logprobs", INTS),
+    ("response", "prompt_logprobs", INTS),
+    ("prompt", "truncate_tokens", st.sampled_from([-2, -1, 0, 1, 2, 3000])),
+    ("prompt", "cache_salt", STRINGS),
+    (None, "request_id", STRINGS),
+    (None, "model", STRINGS),
+]
 FINE = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS"}
 
 

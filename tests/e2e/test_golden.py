@@ -1,4 +1,5 @@
-"""The real `openai` client and the generated gRPC client, unchanged, on Ray and on child processes."""
+"""The real `openai` client and the generated gRPC client, unchanged,
+on Ray and on child processes."""
 
 import asyncio
 import json
@@ -51,7 +52,7 @@ def stub(up):
         yield generation_pb2_grpc.GenerationStub(channel)
 
 
-# --- the openai client --------------------------------------------------------------------------------
+# --- the openai client ----------------------------------------------------------------------------
 
 
 def test_chat_whole_and_streamed(client):
@@ -72,9 +73,15 @@ def test_chat_whole_and_streamed(client):
         and whole.usage.total_tokens == 34 + whole.usage.completion_tokens
     )
 
-    chunks = list(client.chat.completions.create(
-        model=MODEL, messages=ASK, temperature=0, stream=True, stream_options={"include_usage": True}
-    ))  # fmt: skip
+    chunks = list(
+        client.chat.completions.create(
+            model=MODEL,
+            messages=ASK,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
     assert chunks[0].choices[0].delta.role == "assistant"
     assert [c.choices[0].delta.role for c in chunks[1:-1]] == [None] * (len(chunks) - 2)
     assert "".join(c.choices[0].delta.content or "" for c in chunks[:-1]) == PARIS
@@ -107,9 +114,11 @@ def test_chat_forms_of_content_and_system_messages(client):
     with pytest.raises(openai.BadRequestError, match="only text is served"):
         client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": image}])
     going_on = client.chat.completions.create(
-        model=MODEL, messages=[*ASK, {"role": "assistant", "content": "The capital of"}], temperature=0,
+        model=MODEL,
+        messages=[*ASK, {"role": "assistant", "content": "The capital of"}],
+        temperature=0,
         extra_body={"continue_final_message": True, "add_generation_prompt": False},
-    )  # fmt: skip
+    )
     assert going_on.choices[0].message.content == " France is Paris."
 
 
@@ -311,13 +320,30 @@ async def test_the_async_client_many_at_once(up):
 
 GOLDEN_REQUESTS = {
     "chat": ("/v1/chat/completions", {"messages": ASK, "temperature": 0, "max_tokens": 3}),
-    "chat_stream": ("/v1/chat/completions", {"messages": ASK, "temperature": 0, "max_tokens": 3, "stream": True,
-                                             "stream_options": {"include_usage": True}}),
-    "chat_logprobs": ("/v1/chat/completions", {"messages": ASK, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 1}),
-    "completion": ("/v1/completions", {"prompt": "import os", "temperature": 0, "max_tokens": 2, "logprobs": 1, "echo": True}),
-    "completion_stream": ("/v1/completions", {"prompt": "import os", "temperature": 0, "max_tokens": 2, "stream": True}),
+    "chat_stream": (
+        "/v1/chat/completions",
+        {
+            "messages": ASK,
+            "temperature": 0,
+            "max_tokens": 3,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+        },
+    ),
+    "chat_logprobs": (
+        "/v1/chat/completions",
+        {"messages": ASK, "temperature": 0, "max_tokens": 1, "logprobs": True, "top_logprobs": 1},
+    ),
+    "completion": (
+        "/v1/completions",
+        {"prompt": "import os", "temperature": 0, "max_tokens": 2, "logprobs": 1, "echo": True},
+    ),
+    "completion_stream": (
+        "/v1/completions",
+        {"prompt": "import os", "temperature": 0, "max_tokens": 2, "stream": True},
+    ),
     "error": ("/v1/completions", {"prompt": "import os", "top_p": 7}),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", GOLDEN_REQUESTS)
@@ -342,7 +368,7 @@ def test_the_bytes_are_those_on_file(up, name):
     )
 
 
-# --- anatomy ------------------------------------------------------------------------------------------
+# --- anatomy --------------------------------------------------------------------------------------
 
 
 def test_the_phases_add_up_everywhere(up, client):
@@ -380,7 +406,7 @@ def test_the_phases_add_up_everywhere(up, client):
         assert "France" not in json.dumps(line)
 
 
-# --- vLLM's endpoints -----------------------------------------------------------------------------------
+# --- vLLM's endpoints -----------------------------------------------------------------------------
 
 
 def test_tokenize_detokenize_load_and_offline_docs(up):
@@ -409,7 +435,7 @@ def test_tokenize_detokenize_load_and_offline_docs(up):
     assert "min_p" in schema["properties"] and "messages" in schema["required"]
 
 
-# --- the generated gRPC client --------------------------------------------------------------------------
+# --- the generated gRPC client --------------------------------------------------------------------
 
 
 def test_grpc_chat_tokenize_detokenize(stub):
@@ -469,9 +495,13 @@ def test_grpc_presence_zero_is_zero_and_absent_is_the_default(stub):
 
 
 def test_grpc_trailers_carry_the_id_and_on_failure_the_usage(stub, up):
-    call = stub.GenerateStream(pb.GenerateRequest(
-        request_id=f"trail-{up.kind}", text="x", stopping=pb.StoppingOptions(max_tokens=1500, ignore_eos=True)
-    ))  # fmt: skip
+    call = stub.GenerateStream(
+        pb.GenerateRequest(
+            request_id=f"trail-{up.kind}",
+            text="x",
+            stopping=pb.StoppingOptions(max_tokens=1500, ignore_eos=True),
+        )
+    )
     for _ in range(5):
         next(call)
     stub.Abort(pb.AbortRequest(request_id=f"trail-{up.kind}"))
@@ -491,13 +521,20 @@ def test_grpc_trailers_carry_the_id_and_on_failure_the_usage(stub, up):
     assert dict(good.trailing_metadata())["x-request-id"] == f"meta-{up.kind}"
 
 
-# --- a cluster with one permit ----------------------------------------------------------------------------
+# --- a cluster with one permit --------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def busy():
-    cluster = Up("--local", BATON_ROUTER__MAX_RUNNING="1", BATON_ROUTER__MAX_QUEUED="1", BATON_ROUTER__KEEP_ALIVE_S="0.05",
-                 BATON_ROUTER__BODY_TIMEOUT_S="0.5", BATON_ROUTER__CANARY_INTERVAL_S="600", BATON_ROUTER__IS_STRICT="true")  # fmt: skip
+    cluster = Up(
+        "--local",
+        BATON_ROUTER__MAX_RUNNING="1",
+        BATON_ROUTER__MAX_QUEUED="1",
+        BATON_ROUTER__KEEP_ALIVE_S="0.05",
+        BATON_ROUTER__BODY_TIMEOUT_S="0.5",
+        BATON_ROUTER__CANARY_INTERVAL_S="600",
+        BATON_ROUTER__IS_STRICT="true",
+    )
     yield cluster
     cluster.end()
 

@@ -26,7 +26,9 @@ ALLOWED = {
     "Ray's scheduler": r"/raylet/raylet ",
     "Ray's monitor and its metrics": r"/autoscaler/\S*monitor\.py",
     "Ray's dashboard process and its metrics": r"/dashboard/dashboard\.py",
-    "Ray's agents": r"^ray::(DashboardAgent|RuntimeEnvAgent)|/(dashboard|runtime_env/agent)/\S*\.py",
+    "Ray's agents": (
+        r"^ray::(DashboardAgent|RuntimeEnvAgent)|/(dashboard|runtime_env/agent)/\S*\.py"
+    ),
     "actors of Serve and replicas of ours": r"^ray::(Serve|RedisActor|IDLE)",
 }
 """Whose sockets may listen; a new line here needs one in SECURITY.md."""
@@ -102,7 +104,8 @@ def test_a_fresh_cluster_on_ray_listens_on_loopback_alone_and_keeps_secrets_out_
     assert not listeners(set(servers))
     folder = Path(f"/proc/{servers[0]}/cwd").readlink()
     url = (folder / "url").read_text()
-    # The replicas' arguments stand in the control store: names of files do, what is in them does not.
+    # The replicas' arguments stand in the control store: names of files do, what is in them does
+    # not.
     named = re.compile(rb"file:(/[\w/.-]+/baton-secrets-\w+/security\.cluster_key)")
     names = {name for held in memory_of(gcs) for name in named.findall(held)}
     assert len(names) == 1

@@ -1,4 +1,5 @@
-"""A stream cut at any event and resumed at the other router is the whole stream, over HTTP and over gRPC."""
+"""A stream cut at any event and resumed at the other router is the whole stream,
+over HTTP and over gRPC."""
 
 import json
 
@@ -57,9 +58,10 @@ def joined(chunks):
             text, roles, ends = out.setdefault(c["index"], ["", [], []])
             delta = c.get("delta", {})
             out[c["index"]] = [
-                text + (c.get("text") or delta.get("content") or ""), roles + [delta.get("role")] * ("role" in delta),
+                text + (c.get("text") or delta.get("content") or ""),
+                roles + [delta.get("role")] * ("role" in delta),
                 ends + [c["finish_reason"]] * (c["finish_reason"] is not None),
-            ]  # fmt: skip
+            ]
     return out
 
 
@@ -72,7 +74,8 @@ async def test_streams_resume_at_another_router_wherever_they_were_cut():
             assert len(whole) > 6
             for cut in (1, 2, len(whole) // 2, len(whole) - 1, len(whole)):
                 first, last_id = await read(rig, 0, path, body, ids, cut)
-                if not last_id:  # cut before any id came: a client has nothing to come back with, and begins anew
+                # cut before any id came: a client has nothing to come back with, and begins anew
+                if not last_id:
                     first = []
                 rest, _ = await read(rig, 1, path, body, {**ids, "last-event-id": last_id})
                 assert joined(first + rest) == joined(whole), (path, cut, last_id)
@@ -103,9 +106,12 @@ async def wrong_ids_are_refused(rig):
 async def over_grpc(rig):
     """With and without the tokens; a lie about them harms its own answer only."""
     request = pb.GenerateRequest(
-        text=BODY["prompt"], request_id="grpc", sampling=pb.SamplingOptions(temperature=1, n=2),
-        stopping=pb.StoppingOptions(max_tokens=24, ignore_eos=True), response=pb.ResponseOptions(logprobs=1),
-    )  # fmt: skip
+        text=BODY["prompt"],
+        request_id="grpc",
+        sampling=pb.SamplingOptions(temperature=1, n=2),
+        stopping=pb.StoppingOptions(max_tokens=24, ignore_eos=True),
+        response=pb.ResponseOptions(logprobs=1),
+    )
     whole = Answer()
     async with Client(rig.doors) as client:
         async for message in client.generate(request):

@@ -1,4 +1,5 @@
-"""The doors are closed: keys, tenants, certificates and roles, and every listening socket accounted for."""
+"""The doors are closed: keys, tenants, certificates and roles,
+and every listening socket accounted for."""
 
 import asyncio
 import contextlib
@@ -32,13 +33,18 @@ async def closed_cluster(folder):
         name: new_key(name, "standard", roles.get(name, KeyRole.TENANT))
         for name in ("acme", "bulk", *roles)
     }
-    (folder / "keys").write_text("\n".join(line for _, line in keys.values()))
+    (folder / "keys").write_text("".join(line + "\n" for _, line in keys.values()))
     make_certificates(folder / "tls", ["localhost", "127.0.0.1"])
     config = config_of(
-        router__replicas=1, pools__prefill__replicas=1, pools__decode__replicas=1, security__api_keys=str(folder / "keys"),
-        security__tls_dir=str(folder / "tls"), security__door_certificate=str(folder / "tls/door.pem"),
-        security__door_key=str(folder / "tls/door.key"), security__production=True,
-    )  # fmt: skip
+        router__replicas=1,
+        pools__prefill__replicas=1,
+        pools__decode__replicas=1,
+        security__api_keys=str(folder / "keys"),
+        security__tls_dir=str(folder / "tls"),
+        security__door_certificate=str(folder / "tls/door.pem"),
+        security__door_key=str(folder / "tls/door.key"),
+        security__production=True,
+    )
     cluster = LocalCluster(config)
     await cluster.start()
     try:
@@ -146,7 +152,8 @@ async def every_route_needs_a_key(cluster):
 
 
 async def every_method_needs_a_key(cluster):
-    """Straight from the descriptor, so that a method of tomorrow is tested too; and reflection is off."""
+    """Straight from the descriptor, so that a method of tomorrow is tested too;
+    and reflection is off."""
     credentials = grpc.ssl_channel_credentials(cluster.roots)
     service = pb.DESCRIPTOR.services_by_name["Generation"]
     async with grpc.aio.secure_channel(f"localhost:{cluster.grpc_port}", credentials) as channel:
@@ -315,12 +322,18 @@ def test_certificates_are_not_overwritten_and_keys_are_private(tmp_path):
         make_certificates(tmp_path, ["localhost"])
 
 
-FORBIDDEN = re.compile(r"\b(?:import (?:pickle|marshal|shelve|dill)|from (?:pickle|marshal) |torch\.load\(|(?<![\w.])eval\(|(?<![\w.])exec\(|yaml\.load\(|trust_remote_code=True)")  # fmt: skip
+FORBIDDEN = re.compile(
+    r"\b(?:import (?:pickle|marshal|shelve|dill)|from (?:pickle|marshal) "
+    r"|torch\.load\(|(?<![\w.])eval\(|(?<![\w.])exec\(|yaml\.load\(|trust_remote_code=True)"
+)
 
 
 def test_no_wire_or_file_of_ours_can_run_code():
     root = Path(__file__).parents[2]
-    packages = "core engine kv_transfer worker prefill_worker decode_worker prefix_index router cluster client simulation".split()
+    packages = (
+        "core engine kv_transfer worker prefill_worker decode_worker prefix_index router "
+        "cluster client simulation"
+    ).split()
     files = [p for name in packages for p in (root / name).rglob("*.py")]
     assert [str(p) for p in files if FORBIDDEN.search(p.read_text())] == []
     assert (
@@ -331,7 +344,8 @@ def test_no_wire_or_file_of_ours_can_run_code():
 
 
 def test_the_commands_that_make_keys_and_certificates(tmp_path):
-    """As a user runs them: the key is shown once, the file is private, a second certificate run refuses."""
+    """As a user runs them: the key is shown once, the file is private,
+    a second certificate run refuses."""
     import subprocess
     import sys
     import time

@@ -1,4 +1,5 @@
-"""Models split over ranks in a whole cluster, on Ray and locally: the same answers, ranks that come back."""
+"""Models split over ranks in a whole cluster, on Ray and locally:
+the same answers, ranks that come back."""
 
 import os
 import signal
@@ -44,7 +45,8 @@ def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, s
     pids = decode["rank_pids"]
     assert len(set(pids)) == 2 and len(ranks_of(up, "prefill")) == 1
     parents = {parent(pid) for pid in pids}
-    # On Ray each rank is the child of an actor of its own, which holds its resources; locally of the worker.
+    # On Ray each rank is the child of an actor of its own, which holds its resources; locally of
+    # the worker.
     assert (
         (len(parents) == 2 and decode["pid"] not in parents)
         if where == "ray"

@@ -1,4 +1,5 @@
-"""Spans reach a real OTLP collector, in one trace from the caller through the router into both workers."""
+"""Spans reach a real OTLP collector, in one trace from the caller
+through the router into both workers."""
 
 import time
 from concurrent import futures
@@ -70,15 +71,24 @@ def traced():
 def check(found):
     by_name = {span.name: (service, span) for service, span in found}
     assert set(by_name) == {
-        "gateway.request", "worker.prefill", "prefill.queue", "prefill.compute", "kv.send", "worker.decode", "kv.wait",
-        "kv.receive", "decode.generate",
-    }  # fmt: skip
+        "gateway.request",
+        "worker.prefill",
+        "prefill.queue",
+        "prefill.compute",
+        "kv.send",
+        "worker.decode",
+        "kv.wait",
+        "kv.receive",
+        "decode.generate",
+    }
     service, root = by_name["gateway.request"]
     assert service == "baton-router" and root.parent_span_id.hex() == PARENT
     for name, service in (("worker.prefill", "baton-prefill"), ("worker.decode", "baton-decode")):
         assert by_name[name][0] == service and by_name[name][1].parent_span_id == root.span_id
-    for parent, names in (("worker.prefill", ("prefill.queue", "prefill.compute", "kv.send")),
-                          ("worker.decode", ("kv.wait", "kv.receive", "decode.generate"))):  # fmt: skip
+    for parent, names in (
+        ("worker.prefill", ("prefill.queue", "prefill.compute", "kv.send")),
+        ("worker.decode", ("kv.wait", "kv.receive", "decode.generate")),
+    ):
         spans = [by_name[name][1] for name in names]
         assert all(s.parent_span_id == by_name[parent][1].span_id for s in spans)
         assert [s.start_time_unix_nano for s in spans] == sorted(

@@ -1,4 +1,5 @@
-"""One cluster for the faults that need nothing special: it is whole again after each, so the next may use it."""
+"""One cluster for the faults that need nothing special: it is whole again after each,
+so the next may use it."""
 
 import pytest_asyncio
 from support import shared as clusters

@@ -1,4 +1,5 @@
-"""The process that carries KV killed or stopped in mid-transfer: exact answers another way, and back afterwards."""
+"""The process that carries KV killed or stopped in mid-transfer:
+exact answers another way, and back afterwards."""
 
 import asyncio
 import os
@@ -58,8 +59,8 @@ async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monke
 
         monkeypatch.setattr(CarriedStream, "arrive", arrive_and_hit)
         monkeypatch.setattr(Receiver, "_accept", accept_and_note)
-        # Prefix caches are empty, so every prompt travels in some dozens of frames, of which a link holds six: when the
-        # first has come, most have not.
+        # Prefix caches are empty, so every prompt travels in some dozens of frames, of which a link
+        # holds six: when the first has come, most have not.
         async with asyncio.timeout(20):
             assert (await ask_all(house))[0] == expected
         assert hit, "no frame came, so nothing was proved"

@@ -1,4 +1,5 @@
-"""Processes killed and stopped at random moments under load: nothing lost, nothing repeated, nothing inexact.
+"""Processes killed and stopped at random moments under load: nothing lost,
+nothing repeated, nothing inexact.
 
 The control arm runs first on the same cluster. A sample in `make test`, 3,000 affected requests in
 `make test-long` (0 of n bounds the loss at 3/n with 95 % confidence).
@@ -33,7 +34,8 @@ async def test_kills_and_hangs_change_nothing_in_16_bits():
 
 async def kill_and_hang(rig, dtype):
     """Every kind of fault until each touched a request, and all together as many as are wanted."""
-    # Control arm: the same load without a fault, and how long its clients wait between two messages.
+    # Control arm: the same load without a fault, and how long its clients wait between two
+    # messages.
     await rig.load(20 if is_long() else 4, 32 if is_long() else 16)
     assert rig.verdict()["wrong"] == [] and rig.verdict()["affected"] == 0
     control = _quantiles([a.longest_gap_s for _, a in rig.answers])
@@ -56,8 +58,9 @@ async def kill_and_hang(rig, dtype):
             await rig.wait_whole()
     assert await rig.leaked() == {}
     rows = {
-        f"{what} {role}": {"affected": len(gaps), **_quantiles(gaps)} for (what, role), gaps in figures.items()
-    }  # fmt: skip
+        f"{what} {role}": {"affected": len(gaps), **_quantiles(gaps)}
+        for (what, role), gaps in figures.items()
+    }
     print(dtype, affected, control, rows)
     note(
         f"processes_{dtype}",
@@ -96,7 +99,8 @@ async def restart(rig, role, pid):
 @pytest.mark.timeout(300)
 @pytest.mark.asyncio(loop_scope="session")
 async def test_a_rolling_restart_of_every_process_under_load_is_not_noticed(learned):
-    """SIGTERM: workers let their requests move, routers end theirs so that clients resume elsewhere.
+    """SIGTERM: workers let their requests move,
+    routers end theirs so that clients resume elsewhere.
 
     One process of each role in `make test`.
     """

@@ -1,4 +1,5 @@
-"""One rank of a group killed or stopped under load: its requests go on elsewhere exactly, its group comes back."""
+"""One rank of a group killed or stopped under load:
+its requests go on elsewhere exactly, its group comes back."""
 
 import asyncio
 import os
@@ -20,7 +21,8 @@ async def rank_of(rig, role):
 
 @pytest.mark.timeout(1200)
 async def test_a_rank_killed_or_stopped_under_load_costs_nobody_a_token():
-    """Exact because prefill has as many ranks: between unequal sizes sums round differently (docs/recovery.md)."""
+    """Exact because prefill has as many ranks:
+    between unequal sizes sums round differently (docs/recovery.md)."""
     engine = {"num_blocks": 512, "tensor_parallel_size": 2}
     config = config_of(
         pools__decode__engine=engine, pools__prefill={"replicas": 1, "engine": engine}

@@ -52,8 +52,12 @@ async def rank_death(rig):
 
 async def leavers(rig):
     """Twenty clients that leave at once."""
-    tasks = [asyncio.create_task(rig.ask(rig.rng.randrange(len(rig.requests)), f"leave-{time.monotonic_ns()}-{i}"))
-             for i in range(20)]  # fmt: skip
+    tasks = [
+        asyncio.create_task(
+            rig.ask(rig.rng.randrange(len(rig.requests)), f"leave-{time.monotonic_ns()}-{i}")
+        )
+        for i in range(20)
+    ]
     await asyncio.sleep(rig.rng.uniform(0.05, 0.8))
     for task in tasks:
         task.cancel()
@@ -93,8 +97,17 @@ async def test_soak_with_a_random_fault_every_ten_seconds(learned):
         routers = rss_mib(rig.pids("router"))
         workers = rss_mib([*rig.pids("decode"), *rig.pids("prefill")])
         memory.append((now_s, routers + workers))
-        log.append({"at_s": round(now_s, 1), "fault": name, "requests": verdict["requests"], "affected": verdict["affected"],
-                    "wrong": verdict["wrong"], "routers_mib": round(routers, 1), "workers_mib": round(workers, 1)})  # fmt: skip
+        log.append(
+            {
+                "at_s": round(now_s, 1),
+                "fault": name,
+                "requests": verdict["requests"],
+                "affected": verdict["affected"],
+                "wrong": verdict["wrong"],
+                "routers_mib": round(routers, 1),
+                "workers_mib": round(workers, 1),
+            }
+        )
         assert verdict["wrong"] == [], log[-1]
     await load
     verdict = rig.verdict()
@@ -102,7 +115,16 @@ async def test_soak_with_a_random_fault_every_ten_seconds(learned):
     assert await rig.leaked() == {}
     grows, margin = slope([p for p in memory if p[0] > WARM_UP_S])
     print(len(log), "faults", verdict, f"memory {grows:+.2f} +- {margin:.2f} MiB a minute")
-    note("soak", {"seconds": SECONDS, "faults": len(log), **verdict, "memory_slope_mib_per_min": round(grows, 3),
-                  "memory_slope_95": round(margin, 3), "log": log})  # fmt: skip
+    note(
+        "soak",
+        {
+            "seconds": SECONDS,
+            "faults": len(log),
+            **verdict,
+            "memory_slope_mib_per_min": round(grows, 3),
+            "memory_slope_95": round(margin, 3),
+            "log": log,
+        },
+    )
     if is_long():
         assert grows - margin <= 0.5, "memory grows"

@@ -1,4 +1,5 @@
-"""Redis freezes, dies and comes back empty under load: nobody notices but `/ready`'s store field."""
+"""Redis freezes, dies and comes back empty under load:
+nobody notices but `/ready`'s store field."""
 
 import asyncio
 import os

@@ -1,8 +1,9 @@
-"""The simulation's twin: the same schedules on virtual time and on real processes, the same decisions in order.
+"""The simulation's twin: the same schedules on virtual time and on real processes,
+the same decisions in order.
 
-A schedule is a row of requests, each with a fault tied to a position of its stream, so that both sides meet
-it in the same state. What is compared is what was decided: attempts with path and reason, moves,
-reconnects, the ending. Fifty schedules in `make test-long`, a sample in `make test`.
+A schedule is a row of requests, each with a fault tied to a position of its stream, so that both
+sides meet it in the same state. What is compared is what was decided: attempts with path and
+reason, moves, reconnects, the ending. Fifty schedules in `make test-long`, a sample in `make test`.
 """
 
 import asyncio
@@ -39,20 +40,27 @@ def schedule(seed):
     """(fault, after how many tokens, is the prompt long, choices) for each request in turn."""
     rng = random.Random(seed)
     return [
-        (rng.choice(FAULTS) if i else FAULTS[seed % len(FAULTS)], rng.randint(3, 20), rng.random() < 0.7, rng.choice([1, 1, 2]))
+        (
+            rng.choice(FAULTS) if i else FAULTS[seed % len(FAULTS)],
+            rng.randint(3, 20),
+            rng.random() < 0.7,
+            rng.choice([1, 1, 2]),
+        )
         for i in range(3)
-    ]  # fmt: skip
+    ]
 
 
-# --- on virtual time ---------------------------------------------------------------------------------------
+# --- on virtual time ------------------------------------------------------------------------------
 
 
 def simulated(rows):
     async def main():
         shape = Shape(
-            routers=2, placement=PlacementConfig(path="auto", local_below_tokens=LOCAL_BELOW), router=RouterConfig(replicas=2),
+            routers=2,
+            placement=PlacementConfig(path="auto", local_below_tokens=LOCAL_BELOW),
+            router=RouterConfig(replicas=2),
             max_model_len=400,
-        )  # fmt: skip
+        )
         cluster = SimCluster(shape, seed=1)
         await cluster.start()
         await asyncio.sleep(1)
@@ -85,7 +93,10 @@ async def simulated_request(cluster, name, row):
                     have[event.choice] = event.position + len(event.token_ids)
                 elif isinstance(event, RequestEnded):
                     code = event.error.code if event.error else "finished"
-                    return f"{fault}: {' '.join(event.anatomy.attempts)} reconnects={reconnects} {code}"
+                    return (
+                        f"{fault}: {' '.join(event.anatomy.attempts)} "
+                        f"reconnects={reconnects} {code}"
+                    )
             if have[0] >= after and pending:
                 pending, todo = "", pending
                 if todo == "leave":
@@ -130,7 +141,7 @@ async def simulated_fault(cluster, router, fault):
             loop.call_later(0.5, setattr, new, "is_alive", True)
 
 
-# --- on real processes -------------------------------------------------------------------------------------
+# --- on real processes ----------------------------------------------------------------------------
 
 
 async def real(rig, rows):
@@ -146,9 +157,12 @@ async def real_request(rig, name, row):
     fault, after, is_long_prompt, n = row
     text = "def main(argv):\n    for value in argv: print(value)\n" * 3 if is_long_prompt else "x"
     request = pb.GenerateRequest(
-        text=text, request_id=name, sampling=pb.SamplingOptions(temperature=0, n=n),
-        stopping=pb.StoppingOptions(max_tokens=700, ignore_eos=True), response=pb.ResponseOptions(timing=True),
-    )  # fmt: skip
+        text=text,
+        request_id=name,
+        sampling=pb.SamplingOptions(temperature=0, n=n),
+        stopping=pb.StoppingOptions(max_tokens=700, ignore_eos=True),
+        response=pb.ResponseOptions(timing=True),
+    )
     pending, have = fault, 0
     async with Client(rig.doors) as client:
         async for message in client.generate(request):

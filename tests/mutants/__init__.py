@@ -1,1 +1,2 @@
-"""Mutation testing: small random bugs in copies of the tree, and which tests notice (`make mutants`)."""
+"""Mutation testing: small random bugs in copies of the tree,
+and which tests notice (`make mutants`)."""

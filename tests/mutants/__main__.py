@@ -1,7 +1,7 @@
 """`make mutants`: draw mutants, run for each what is cheapest first, say which nobody noticed.
 
-Owns the options, the copies of the tree, the journal that lets a run go on after an interruption, and
-the report. Does not know the operators nor how tests run. Called by `make mutants`:
+Owns the options, the copies of the tree, the journal that lets a run go on after an interruption,
+and the report. Does not know the operators nor how tests run. Called by `make mutants`:
 
     make mutants                                 200 of the heart, others each day; saved
     make mutants MUTANTS="--count 20 --seed 7"   fewer, the same each time
@@ -34,7 +34,8 @@ JOURNALS = ROOT / ".mutants"
 BASELINE_LIMIT_S = 600
 LINE_LIMIT_BYTES = 1 << 20
 LATER_S = 1000
-"""A damaged file is this much younger, so that nothing compiled from the whole one is used for it."""
+"""A damaged file is this much younger, so that nothing compiled
+from the whole one is used for it."""
 
 
 class Job:
@@ -52,9 +53,16 @@ class Job:
             "PYTHONHASHSEED": "0",
         }
         self.process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mutants.runner", str(self.folder / "output.txt"), cwd=self.folder, env=env,
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, limit=LINE_LIMIT_BYTES,
-        )  # fmt: skip
+            sys.executable,
+            "-m",
+            "mutants.runner",
+            str(self.folder / "output.txt"),
+            cwd=self.folder,
+            env=env,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            limit=LINE_LIMIT_BYTES,
+        )
 
     async def run(self, stage: dict[str, Any], limit_s: float, *, is_baseline: bool) -> Any:
         """Run a stage; returns what noticed a bug, whether it was out of time, CPU and wall s."""
@@ -161,8 +169,9 @@ class Run:
             with self.journal.open("a") as out:
                 out.write(json.dumps(result) + "\n")
             self._say(
-                f"{len(self.results)}/{len(self.mutants)} {result['outcome']}: {mutant.path}:{mutant.line} "
-                f"{mutant.operator} ({result['cpu_s']} s) {result['by'][:90]}"
+                f"{len(self.results)}/{len(self.mutants)} {result['outcome']}: "
+                f"{mutant.path}:{mutant.line} {mutant.operator} ({result['cpu_s']} s) "
+                f"{result['by'][:90]}"
             )
 
     async def _try(self, job: Job, mutant: Mutant) -> dict[str, Any]:
@@ -196,13 +205,21 @@ class Run:
         }
         kept = ("path", "line", "operator", "before", "after")
         return {
-            "seed": self.options.seed, "mutants": len(rows), "outcomes": dict(outcomes),
-            "noticed_share": round(noticed / tried, 3) if tried else None, "seeds_of_the_fault_search": self.options.seeds,
+            "seed": self.options.seed,
+            "mutants": len(rows),
+            "outcomes": dict(outcomes),
+            "noticed_share": round(noticed / tried, 3) if tried else None,
+            "seeds_of_the_fault_search": self.options.seeds,
             "cpu_s_a_mutant": round(sum(r["cpu_s"] for r in rows) / max(len(rows), 1), 1),
-            "stages": dict(Counter(r["stage"] for r in rows if r["stage"])), "modules": modules,
+            "stages": dict(Counter(r["stage"] for r in rows if r["stage"])),
+            "modules": modules,
             "survivors": [{k: r[k] for k in kept} for r in rows if r["outcome"] == "survived"],
-            "equivalents": [{**{k: r[k] for k in kept}, "reason": r["by"]} for r in rows if r["outcome"] == "equivalent"],
-        }  # fmt: skip
+            "equivalents": [
+                {**{k: r[k] for k in kept}, "reason": r["by"]}
+                for r in rows
+                if r["outcome"] == "equivalent"
+            ],
+        }
 
 
 def as_table(report: dict[str, Any]) -> str:
@@ -212,8 +229,15 @@ def as_table(report: dict[str, Any]) -> str:
         cells = [found.get(name, 0) for name in ("killed", "timed out", "survived", "equivalent")]
         lines.append(f"{path:32} {cells[0]:9} {cells[1]:9} {cells[2]:9} {cells[3]:10}")
     for r in report["survivors"]:
-        lines += ["", f"{r['path']}:{r['line']} {r['operator']}", f"  - {r['before']}", f"  + {r['after']}"]  # fmt: skip
-    lines.append(f"\nnoticed: {report['noticed_share']}, {report['cpu_s_a_mutant']} s of CPU time a mutant")  # fmt: skip
+        lines += [
+            "",
+            f"{r['path']}:{r['line']} {r['operator']}",
+            f"  - {r['before']}",
+            f"  + {r['after']}",
+        ]
+    lines.append(
+        f"\nnoticed: {report['noticed_share']}, {report['cpu_s_a_mutant']} s of CPU time a mutant"
+    )
     return "\n".join(lines)
 
 

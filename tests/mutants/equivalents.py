@@ -83,8 +83,8 @@ EQUIVALENTS: list[Equivalent] = [
         "kv_transfer/agent.py",
         "self._thread.join(timeout=5)",
         "self._thread.join(timeout=6)",
-        "the thread was told to end and does so at once; only one that hangs is waited for so long, "
-        "and it is a daemon, so it keeps no process either way",
+        "the thread was told to end and does so at once; only one that hangs is waited for so "
+        "long, and it is a daemon, so it keeps no process either way",
     ),
     Equivalent(
         "worker/attempt.py",

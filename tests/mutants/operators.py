@@ -1,8 +1,8 @@
 """What a mutant is, and every mutant of a source text.
 
-Owns the operators: comparisons, conditions, arithmetic, constants, returns, deleted statements, swapped
-arguments. A mutant replaces one span of the text, so the rest of the file keeps its lines. Does not
-know which tests run. Called by the command and by the unit tests of the operators.
+Owns the operators: comparisons, conditions, arithmetic, constants, returns, deleted statements,
+swapped arguments. A mutant replaces one span of the text, so the rest of the file keeps its lines.
+Does not know which tests run. Called by the command and by the unit tests of the operators.
 """
 
 import ast
@@ -123,7 +123,8 @@ def _changes(tree: ast.Module) -> Iterator[Change]:
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes whose value matters while the program runs: no annotations, messages or decorators."""
+    """All nodes whose value matters while the program runs: no annotations,
+    messages or decorators."""
     for name, value in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list", "type_params"):
             continue

@@ -131,8 +131,16 @@ def given(bugs: list[Bug]) -> list[Mutant]:
         source = (ROOT / bug.path).read_text()
         at = source.index(bug.old)
         start = len(source[:at].encode())
-        found.append(Mutant(
-            bug.path, source.count("\n", 0, at) + 1, bug.name, start, start + len(bug.old.encode()), bug.new,
-            " ".join(bug.old.split()), " ".join(bug.new.split()),
-        ))  # fmt: skip
+        found.append(
+            Mutant(
+                bug.path,
+                source.count("\n", 0, at) + 1,
+                bug.name,
+                start,
+                start + len(bug.old.encode()),
+                bug.new,
+                " ".join(bug.old.split()),
+                " ".join(bug.new.split()),
+            )
+        )
     return found

@@ -1,7 +1,8 @@
 """A process that runs tests of a damaged tree again and again, each time in a fresh fork.
 
-Owns the imports that stay the same from run to run (other people's packages, none of ours), the forks,
-their limits and their end. Called by the command, one for each of its jobs: a JSON line in, one out.
+Owns the imports that stay the same from run to run (other people's packages, none of ours), the
+forks, their limits and their end. Called by the command, one for each of its jobs: a JSON line in,
+one out.
 """
 
 import contextlib
@@ -17,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = """
-aiohttp asyncio cryptography.x509 hypothesis.stateful hypothesis.extra httpx jinja2 msgpack numba numpy
-pydantic pytest pytest_asyncio tokenizers torch yaml google.protobuf.struct_pb2
+aiohttp asyncio cryptography.x509 hypothesis.stateful hypothesis.extra httpx jinja2 msgpack numba
+numpy pydantic pytest pytest_asyncio tokenizers torch yaml google.protobuf.struct_pb2
 """.split()
 SEED_CPU_S = 10.0
 LARGEST_BYTES = 6 << 30
@@ -89,7 +90,8 @@ def run_stage(stage: dict[str, Any]) -> str:
 
 
 def fork_and_run(stage: dict[str, Any], log: Path) -> dict[str, Any]:
-    """Run a stage in a fork with its limits; returns what noticed, whether in time, CPU and wall s."""
+    """Run a stage in a fork with its limits; returns what noticed,
+    whether in time, CPU and wall s."""
     began_s = time.monotonic()
     reading, writing = os.pipe()
     pid = os.fork()

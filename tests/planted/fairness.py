@@ -201,7 +201,8 @@ BUGS = [
     Bug(
         "a watch of the search that breaks is not noticed",
         "simulation/trial.py",
-        "        await watching  # a watch that broke has watched nothing: that is no clean trial\n",
+        "        await watching  # a watch that broke has watched nothing: that is no clean "
+        "trial\n",
         "        pass\n",
         "tests/simulation/test_trials.py::test_a_watch_that_breaks_is_no_clean_trial",
     ),

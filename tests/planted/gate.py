@@ -1,4 +1,5 @@
-"""Bugs at the doors: what strangers and single tenants could do before limits stood in their way."""
+"""Bugs at the doors: what strangers and single tenants could do
+before limits stood in their way."""
 
 from planted.bug import Bug
 

@@ -265,4 +265,25 @@ BUGS = [
         "        if True:",
         COMMAND + "test_a_new_key_never_has_the_name_of_another",
     ),
+    Bug(
+        "a line that was cut off opens",
+        "router/key_file.py",
+        '        lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)',
+        "        lines.append(rest)",
+        KEYS + "test_a_line_that_was_cut_off_opens_nothing_and_harms_no_other",
+    ),
+    Bug(
+        "a change of the file completes a line that was cut off",
+        "router/key_file.py",
+        "lines = _lines_of(file.read())",
+        "lines = file.read().splitlines()",
+        COMMAND + "test_a_line_that_was_cut_off_stays_refused_whatever_is_changed",
+    ),
+    Bug(
+        "a date beyond the calendar in UTC is taken, and keys cannot be listed",
+        "router/key_file.py",
+        "moment.astimezone(UTC) if moment.tzinfo else",
+        "moment if moment.tzinfo else",
+        COMMAND + "test_a_date_that_no_calendar_has_closes_its_own_line_alone",
+    ),
 ]

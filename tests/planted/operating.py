@@ -387,10 +387,32 @@ BUGS = [
     ),
     Bug(
         "a pool that no machine has memory for is made, and the start hangs",
-        "engine/rank_group.py",
-        "        if left is not None and wanted > left:",
-        "        if left is None:",
+        "engine/shared_kv.py",
+        "    if left_bytes is not None and wanted_bytes > left_bytes:",
+        "    if left_bytes is None:",
         "tests/unit/test_segments.py::"
         "test_a_pool_without_memory_is_refused_with_the_largest_that_fits",
+    ),
+    Bug(
+        "Ctrl-C ends a search without what was run",
+        "cluster/simulate_cli.py",
+        "    except KeyboardInterrupt:\n        is_interrupted = True\n",
+        "    except ZeroDivisionError:\n        is_interrupted = True\n",
+        "tests/simulation/test_trials.py::test_ctrl_c_ends_a_search_with_what_was_run",
+    ),
+    Bug(
+        "a terminal's Ctrl-C ends the children of a search before their parent",
+        "simulation/search.py",
+        "        start_new_session=True,",
+        "        start_new_session=False,",
+        "tests/simulation/test_trials.py::test_ctrl_c_ends_a_search_with_what_was_run",
+    ),
+    Bug(
+        "a pool that a GPU has no memory for ends its rank without a word",
+        "engine/rank.py",
+        "    check_device()  # beside the weights\n",
+        "",
+        "tests/unit/test_segments.py::"
+        "test_a_pool_without_memory_on_its_gpu_is_refused_before_it_is_made",
     ),
 ]

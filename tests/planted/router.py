@@ -125,14 +125,16 @@ BUGS = [
         "                await granted\n"
         "        except TimeoutError as error:\n"
         '            raise Overloaded("no permit in time") from error\n',
-        f"{PARTS}::test_a_permit_that_comes_in_the_turn_in_which_its_waiter_gives_up_is_used_or_passed_on",
+        f"{PARTS}::"
+        "test_a_permit_that_comes_in_the_turn_in_which_its_waiter_gives_up_is_used_or_passed_on",
     ),
     Bug(
         "a prompt is load until its answer ends",
         "router/worker_link.py",
         "        self._answered(news.request_id)\n        return subscriber",
         "        return subscriber",
-        f"{LINKS}::test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
+        f"{LINKS}::"
+        "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
     ),
     Bug(
         "a Submit that was half sent is cancelled as unwanted",
@@ -229,7 +231,8 @@ BUGS = [
     Bug(
         "prefill's late troubles end an answer",
         "router/request_run.py",
-        "        if not (is_prefill and self.decode_spoke):\n            self.fail(error, worker_id)",
+        "        if not (is_prefill and self.decode_spoke):\n            self.fail(error, "
+        "worker_id)",
         "        if True:\n            self.fail(error, worker_id)",
         f"{LINK_RULES}::test_troubles_of_prefill_count_only_until_decode_has_spoken",
     ),

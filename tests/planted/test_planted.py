@@ -1,4 +1,5 @@
-"""The suite is tested by bugs: each is planted in a copy of the tree, and what should catch it must.
+"""The suite is tested by bugs: each is planted in a copy of the tree,
+and what should catch it must.
 
 A sample in `make test`, all of them in `make test-long`.
 """

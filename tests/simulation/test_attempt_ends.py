@@ -30,7 +30,7 @@ def watched_ends(cluster):
     return ends
 
 
-# --- what is over -----------------------------------------------------------------------------------
+# --- what is over ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("role", "words"), [
@@ -45,7 +45,8 @@ def watched_ends(cluster):
     }),
 ])  # fmt: skip
 def test_what_an_agent_says_of_a_transfer_that_is_gone_harms_nobody(role, words, caplog):
-    """Agent and worker have a loop each: an attempt may end while the agent's word is on its way."""
+    """Agent and worker have a loop each: an attempt may end while
+    the agent's word is on its way."""
 
     async def scenario(cluster):
         asking = asyncio.ensure_future(ask(cluster, max_tokens=30, ignore_eos=True))
@@ -63,7 +64,7 @@ def test_what_an_agent_says_of_a_transfer_that_is_gone_harms_nobody(role, words,
     assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
 
 
-# --- how it ends ------------------------------------------------------------------------------------
+# --- how it ends ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("finished", [(0, 1), (0,), ()])
@@ -128,7 +129,7 @@ def test_only_who_decodes_says_how_long_that_took(path):
     assert took_s == pytest.approx(19 * 0.0085)
 
 
-# --- how a worker ends ------------------------------------------------------------------------------
+# --- how a worker ends ----------------------------------------------------------------------------
 
 
 def test_a_worker_breaks_down_of_the_first_thing_that_broke():

@@ -1,4 +1,5 @@
-"""What is computed of requests with several choices, and what is told of prompts, on virtual time."""
+"""What is computed of requests with several choices,
+and what is told of prompts, on virtual time."""
 
 import asyncio
 

@@ -1,4 +1,5 @@
-"""Faults in the code that delivers: a request's harm that request, a link's that link, on virtual time."""
+"""Faults in the code that delivers: a request's harm that request,
+a link's that link, on virtual time."""
 
 import asyncio
 

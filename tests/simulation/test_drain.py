@@ -119,7 +119,8 @@ def test_the_only_worker_drains_and_the_request_waits_for_the_next_one():
 
 
 def test_a_draining_router_sends_its_waiting_requests_elsewhere_too():
-    """Not only what runs: a client in the queue must hear "draining", which makes it resume, and not "cancelled"."""
+    """Not only what runs: a client in the queue must hear "draining",
+    which makes it resume, and not "cancelled"."""
 
     async def scenario(cluster):
         tasks = [asyncio.ensure_future(ask(cluster, f"r{i}", max_tokens=100)) for i in range(3)]

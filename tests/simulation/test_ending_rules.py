@@ -1,4 +1,5 @@
-"""Cancelled, stale, refused, drained or repeated: how a request may end besides well, on virtual time."""
+"""Cancelled, stale, refused, drained or repeated:
+how a request may end besides well, on virtual time."""
 
 import asyncio
 
@@ -65,7 +66,8 @@ def test_without_any_worker_the_refusal_is_immediate():
 
 
 def test_a_request_id_may_be_used_again_after_its_end():
-    """A worker keeps a tombstone of the first; the second must not be taken for a late Submit of it."""
+    """A worker keeps a tombstone of the first;
+    the second must not be taken for a late Submit of it."""
 
     async def scenario(cluster):
         return [await ask(cluster, name="same") for _ in range(3)]

@@ -268,7 +268,8 @@ def test_a_full_decode_pool_makes_requests_wait_in_line_and_loses_none():
 
 
 def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_next():
-    """The head of the line stays: blocks are kept for it. Whoever is behind may fare better elsewhere."""
+    """The head of the line stays: blocks are kept for it.
+    Whoever is behind may fare better elsewhere."""
 
     async def scenario(cluster):
         refused = []
@@ -345,7 +346,8 @@ def test_prefix_hits_leave_before_the_first_chunk_is_computed():
 
 
 def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
-    """A roomy pool must not start a prompt whose partner was never told of it: it would be held for ever."""
+    """A roomy pool must not start a prompt whose partner was never told of it:
+    it would be held for ever."""
 
     async def scenario(cluster):
         return await asyncio.gather(

@@ -1,4 +1,5 @@
-"""Sessions between router and workers: who is woken, who counts as dead, what is wanted, on virtual time."""
+"""Sessions between router and workers: who is woken, who counts as dead,
+what is wanted, on virtual time."""
 
 import asyncio
 import gc
@@ -25,7 +26,7 @@ LONG = {"max_tokens": 30, "ignore_eos": True}
 LOCAL = PlacementConfig(path="local")
 
 
-# --- who waits is woken -------------------------------------------------------------------------------
+# --- who waits is woken ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("role", list(Role))
@@ -112,7 +113,7 @@ def test_a_member_whose_link_failed_is_waited_for_and_used_again(caplog):
     assert "the link to worker decode2 failed" in [r.getMessage() for r in caplog.records]
 
 
-# --- who counts as dead -------------------------------------------------------------------------------
+# --- who counts as dead ---------------------------------------------------------------------------
 
 
 def test_a_hung_worker_behind_a_stream_that_breaks_again_and_again_is_found():
@@ -195,7 +196,7 @@ def test_moves_are_no_faults_but_they_are_bounded(error):
     assert type(ended.error) is type(error) and len(ended.anatomy.attempts) == 33
 
 
-# --- what is wanted -----------------------------------------------------------------------------------
+# --- what is wanted -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["local", "pd"])

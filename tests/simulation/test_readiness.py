@@ -17,7 +17,8 @@ MODEL = ServedModel("hash", VOCABULARY, 200, (), "float32")
 
 
 async def watch(cluster, lost, *, must_cross):
-    """Let a canary run, then take workers away and bring new ones; returns what it said and when."""
+    """Let a canary run, then take workers away and bring new ones;
+    returns what it said and when."""
     told = []
 
     async def note(is_ready):

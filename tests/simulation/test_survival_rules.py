@@ -1,4 +1,5 @@
-"""Lost sessions, dead and hung workers, deadly requests, slow clients: what survives them and how soon, on virtual time."""
+"""Lost sessions, dead and hung workers, deadly requests, slow clients:
+what survives them and how soon, on virtual time."""
 
 import asyncio
 

@@ -4,6 +4,7 @@ import ast
 import asyncio
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -27,7 +28,8 @@ SEEDS = 500
 
 @pytest.mark.timeout(600)
 def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is_met():
-    summary = asyncio.run(search(0, SEEDS, os.cpu_count()))
+    summary = Summary(0)
+    asyncio.run(search(summary, SEEDS, os.cpu_count()))
     assert summary.violations == []
     found = summary.as_dict()
     assert found["seeds"] == SEEDS
@@ -107,6 +109,46 @@ def test_a_search_does_not_show_the_faults_that_it_injects():
     assert json.loads(done.stdout)["seed"] == 0 and not done.stderr
 
 
+INTERRUPTED = """
+import os, signal
+from cluster.cli import app
+from simulation.search import Summary
+
+add = Summary.add
+
+def add_and_interrupt(summary, line):
+    add(summary, line)
+    if summary.seeds == 3:
+        os.killpg(0, signal.SIGINT)  # as a terminal does: the whole group hears it
+
+Summary.add = add_and_interrupt
+app()
+"""
+
+
+@pytest.mark.parametrize("output", ["table", "json"])
+def test_ctrl_c_ends_a_search_with_what_was_run(output):
+    command = [sys.executable, "-c", INTERRUPTED, "simulate", "faults", "--seeds", "100000"]
+    done = subprocess.run(
+        [*command, "-o", output],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.strip()) == (130, "")
+    if output == "table":
+        assert re.search(r"interrupted after [3-9] of 100000 seeds", done.stdout)
+        assert "never met, so not proved by these seeds: " in done.stdout
+        assert "no violation" in done.stdout
+    else:
+        found = json.loads(done.stdout)
+        assert 3 <= found["seeds"] < 10 and found["seeds_wanted"] == 100_000
+        assert found["is_interrupted"] and found["requests"] > 0
+        assert found["violations"] == found["replay"] == []
+
+
 def test_a_seed_replays_in_another_process_with_another_hash_seed():
     def lines(hash_seed):
         command = [sys.executable, "-m", "simulation.search", "3", "5", "1"]
@@ -162,7 +204,7 @@ def test_a_wait_without_a_wake_up_is_a_deadlock_not_a_hang():
         run_virtual(forever())
 
 
-# --- lint: what would make a run depend on anything but its seed --------------------------------------------
+# --- lint: what would make a run depend on anything but its seed ----------------------------------
 
 SIMULATED = [
     "core",
@@ -176,16 +218,45 @@ SIMULATED = [
 ]
 OUTSIDE = {
     # adapters and processes that a simulation replaces by its own side of a port
-    "core/lifeline.py", "core/ids.py", "router/credentials.py", "core/ports.py", "core/config.py", "kv_transfer/grpc_network.py", "kv_transfer/agent.py",
-    "kv_transfer/shared_network.py", "kv_transfer/carried_network.py", "kv_transfer/carrier_client.py", "kv_transfer/carrier.py", "kv_transfer/pairs.py",
-    "kv_transfer/bare_pair.py", "kv_transfer/copying.py", "kv_transfer/nixl_pair.py",
-    "engine/collectives.py", "engine/shared_group.py",
-    "prefix_index/redis_store.py", "engine/rank.py", "engine/rank_group.py", "engine/shared_kv.py",
-    "router/tokenizing.py", "router/tokenizer_child.py", "router/request_log.py", "router/openai_door.py",
-    "router/http_bodies.py", "router/http_replies.py", "router/grpc_door.py", "router/chat_template.py",
-    "core/addresses.py", "core/logs.py", "core/renewed.py", "kv_transfer/stream_proof.py", "router/key_file.py",
-    "router/reply_thread.py", "router/body_child.py", "router/body_reading.py", "router/child_pool.py",
-}  # fmt: skip
+    "core/lifeline.py",
+    "core/ids.py",
+    "router/credentials.py",
+    "core/ports.py",
+    "core/config.py",
+    "kv_transfer/grpc_network.py",
+    "kv_transfer/agent.py",
+    "kv_transfer/shared_network.py",
+    "kv_transfer/carried_network.py",
+    "kv_transfer/carrier_client.py",
+    "kv_transfer/carrier.py",
+    "kv_transfer/pairs.py",
+    "kv_transfer/bare_pair.py",
+    "kv_transfer/copying.py",
+    "kv_transfer/nixl_pair.py",
+    "engine/collectives.py",
+    "engine/shared_group.py",
+    "prefix_index/redis_store.py",
+    "engine/rank.py",
+    "engine/rank_group.py",
+    "engine/shared_kv.py",
+    "router/tokenizing.py",
+    "router/tokenizer_child.py",
+    "router/request_log.py",
+    "router/openai_door.py",
+    "router/http_bodies.py",
+    "router/http_replies.py",
+    "router/grpc_door.py",
+    "router/chat_template.py",
+    "core/addresses.py",
+    "core/logs.py",
+    "core/renewed.py",
+    "kv_transfer/stream_proof.py",
+    "router/key_file.py",
+    "router/reply_thread.py",
+    "router/body_child.py",
+    "router/body_reading.py",
+    "router/child_pool.py",
+}
 FORBIDDEN = {
     "time",
     "threading",
@@ -208,7 +279,8 @@ def simulated_files():
 
 
 def faults_of(tree):
-    """Wall clocks, threads, unseeded randomness, waits of unordered completion, iteration over sets."""
+    """Wall clocks, threads, unseeded randomness,
+    waits of unordered completion, iteration over sets."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = (
@@ -248,8 +320,15 @@ def test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code
 
 
 @pytest.mark.parametrize(
-    "code", ["import time", "from threading import Lock", "for x in set(y): pass", "[x for x in {1, 2}]", "asyncio.wait(x)"]
-)  # fmt: skip
+    "code",
+    [
+        "import time",
+        "from threading import Lock",
+        "for x in set(y): pass",
+        "[x for x in {1, 2}]",
+        "asyncio.wait(x)",
+    ],
+)
 def test_the_lint_can_see(code):
     assert list(faults_of(ast.parse(code)))
 

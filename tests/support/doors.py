@@ -1,6 +1,7 @@
 """Both doors over a real service whose workers never come: what is refused, and what waits.
 
-Owns the composition and the keys of two tenants, a scraper and an operator. Called by component tests.
+Owns the composition and the keys of two tenants, a scraper and an operator. Called by component
+tests.
 """
 
 import contextlib

@@ -1,4 +1,5 @@
-"""A whole cluster in one process with real models: real scheduler, transfers, orchestrator, transports.
+"""A whole cluster in one process with real models: real scheduler, transfers,
+orchestrator, transports.
 
 Ranks are replaced by the same `ModelRunner` called directly, so that hundreds of runs take seconds.
 """
@@ -62,7 +63,8 @@ def load(folder, dtype, attention="cpu"):
         torch.set_num_threads(1)
         spec = read_model(folder, dtype)
         model = Model(Shard(spec), torch.device("cpu"), attention)
-        # As a rank does when it starts: in a fresh clone the kernels compile for seconds, longer than a lease.
+        # As a rank does when it starts: in a fresh clone the kernels compile for seconds, longer
+        # than a lease.
         runner = ModelRunner(model, MemoryKV(spec.layout(16), 2)._shards[0], 2, 16)
         runner.execute(StepPlan(0, (StepItem(0, 0, (0,), (0,)),)), lambda *_: None)
         _models[key] = (spec, model)
@@ -112,7 +114,8 @@ def shared_pool(layout, num_blocks):
 
 
 class ThreadGroup:
-    """The ranks of one model as threads of this process: the rule of `engine.collectives` without a network."""
+    """The ranks of one model as threads of this process:
+    the rule of `engine.collectives` without a network."""
 
     def __init__(self, size):
         self.barrier, self.parts = threading.Barrier(size, timeout=60), [None] * size
@@ -274,9 +277,18 @@ class House:
                     memory, shape, dtype, torch.device("cpu"), hands_out=role is Role.PREFILL
                 )
         descriptor = WorkerDescriptor(
-            WorkerId(f"{role.value}-{len(self.units)}"), role, self.ids.incarnation(), "", "", self.spec.name,
-            layout.content_digest, engine.block_size_tokens, engine.num_blocks, self.spec.max_model_len, pid=len(self.units) + 1,
-        )  # fmt: skip
+            WorkerId(f"{role.value}-{len(self.units)}"),
+            role,
+            self.ids.incarnation(),
+            "",
+            "",
+            self.spec.name,
+            layout.content_digest,
+            engine.block_size_tokens,
+            engine.num_blocks,
+            self.spec.max_model_len,
+            pid=len(self.units) + 1,
+        )
         make = {
             "inproc": lambda: InProcessNetwork(self.directory),
             "grpc": lambda: fetch_network(key=self.key or b""),
@@ -292,13 +304,21 @@ class House:
         )
         parts = WorkerParts(
             role=role,
-            make_role=prefill_role if role is Role.PREFILL else decode_role(self.transfer.reserve_wait_s),
+            make_role=prefill_role
+            if role is Role.PREFILL
+            else decode_role(self.transfer.reserve_wait_s),
             runner=runner,
-            kv=kv, layout=layout, engine=engine, transfer=self.transfer, max_model_len=self.spec.max_model_len,
+            kv=kv,
+            layout=layout,
+            engine=engine,
+            transfer=self.transfer,
+            max_model_len=self.spec.max_model_len,
             vocabulary_size=self.spec.vocabulary_size,
-            session_network=self._session_network(), transfer_network=transfer_network,
-            clock=self.clock, descriptor=descriptor,
-        )  # fmt: skip
+            session_network=self._session_network(),
+            transfer_network=transfer_network,
+            clock=self.clock,
+            descriptor=descriptor,
+        )
         unit = WorkerUnit(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
@@ -320,9 +340,14 @@ class House:
         params = SamplingParams(**{"temperature": 0.0, **sampling})
         request_id = self.ids.request()
         return GenerateRequest(
-            RequestId(request_id), self.spec.name, tuple(prompt), params, 7 if params.seed is None else params.seed, self.clock.now_s() + timeout_s,
+            RequestId(request_id),
+            self.spec.name,
+            tuple(prompt),
+            params,
+            7 if params.seed is None else params.seed,
+            self.clock.now_s() + timeout_s,
             self.spec.eos_token_ids,
-        )  # fmt: skip
+        )
 
     async def ask(self, prompt, **sampling):
         request = self.request(prompt, **sampling)

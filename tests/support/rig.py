@@ -1,7 +1,8 @@
-"""Real processes to break: routers, workers and Redis as children, clients of ours, proofs that a fault bit.
+"""Real processes to break: routers, workers and Redis as children,
+clients of ours, proofs that a fault bit.
 
-Owns the start of the cluster, the load, the comparison with the fault-free answers and the counting of
-affected requests. Called by the fault suite and by the soak.
+Owns the start of the cluster, the load, the comparison with the fault-free answers and the counting
+of affected requests. Called by the fault suite and by the soak.
 """
 
 import asyncio
@@ -34,14 +35,24 @@ WORDS = (
 def config_of(dtype="float32", **changes):
     """Two of each role on free ports, the tiny model."""
     tree = {
-        "model": {"path": str(ROOT / "models" / "baton-tiny"), "dtype": dtype, "name": "baton-tiny"},
-        "router": {"replicas": 2, "http_port": 0, "grpc_port": 0, "has_request_log": False, "tokenizer_processes": 1},
+        "model": {
+            "path": str(ROOT / "models" / "baton-tiny"),
+            "dtype": dtype,
+            "name": "baton-tiny",
+        },
+        "router": {
+            "replicas": 2,
+            "http_port": 0,
+            "grpc_port": 0,
+            "has_request_log": False,
+            "tokenizer_processes": 1,
+        },
         "pools": {
             "prefill": {"replicas": 2, "engine": {"num_blocks": 512}},
             "decode": {"replicas": 2, "engine": {"num_blocks": 512}},
         },
         "placement": {"local_below_tokens": 8},
-    }  # fmt: skip
+    }
     for dotted, value in changes.items():
         node = tree
         *parents, leaf = dotted.split("__")
@@ -148,7 +159,7 @@ class Rig:
     async def __aexit__(self, *_):
         await self.cluster.stop()
 
-    # --- the cluster ---------------------------------------------------------------------------------
+    # --- the cluster ------------------------------------------------------------------------------
 
     @property
     def doors(self):
@@ -199,7 +210,7 @@ class Rig:
         """All live child processes of the cluster."""
         return {pid for role in ("router", "prefill", "decode") for pid in self.pids(role)}
 
-    # --- load ----------------------------------------------------------------------------------------
+    # --- load -------------------------------------------------------------------------------------
 
     def make_requests(self, count, max_tokens=60):
         """Greedy, seeded, n = 2 and with log probabilities, in turn; prompts of all lengths."""
@@ -282,17 +293,21 @@ class Rig:
                 )
             elif answer.content != self.expected[index].content:
                 wrong.append(
-                    f"request {index}: inexact after {answer.attempts} reconnects {answer.num_reconnects}"
+                    f"request {index}: inexact after {answer.attempts} reconnects "
+                    f"{answer.num_reconnects}"
                 )
         gaps = sorted(a.longest_gap_s for a in affected) or [0.0]
         return {
-            "requests": len(self.answers), "affected": len(affected), "wrong": wrong,
+            "requests": len(self.answers),
+            "affected": len(affected),
+            "wrong": wrong,
             "lost_upper_bound_95": round(3 / len(affected), 5) if affected else None,
-            "gap_p50_s": round(gaps[len(gaps) // 2], 3), "gap_p99_s": round(gaps[min(len(gaps) - 1, int(0.99 * len(gaps)))], 3),
+            "gap_p50_s": round(gaps[len(gaps) // 2], 3),
+            "gap_p99_s": round(gaps[min(len(gaps) - 1, int(0.99 * len(gaps)))], 3),
             "gap_max_s": round(gaps[-1], 3),
-        }  # fmt: skip
+        }
 
-    # --- faults --------------------------------------------------------------------------------------
+    # --- faults -----------------------------------------------------------------------------------
 
     async def kill(self, role):
         """SIGKILL one process of a role; returns its pid, gone for sure."""

@@ -1,7 +1,8 @@
-"""What `make test` takes of a matrix that `make test-long` runs whole: a share that changes every day.
+"""What `make test` takes of a matrix that `make test-long` runs whole:
+a share that changes every day.
 
-Owns the draw and its seed. A failure is repeated with the seed that the run ends with: `SAMPLE=20260131
-make test`. Called by the tests that are sampled and by the suite's last lines.
+Owns the draw and its seed. A failure is repeated with the seed that the run ends with:
+`SAMPLE=20260131 make test`. Called by the tests that are sampled and by the suite's last lines.
 """
 
 import os

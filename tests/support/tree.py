@@ -8,9 +8,22 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PARTS = [
-    "core", "engine", "kv_transfer", "worker", "prefill_worker", "decode_worker", "prefix_index", "router", "cluster",
-    "simulation", "client", "protos", "models", "tests", "pyproject.toml",
-]  # fmt: skip
+    "core",
+    "engine",
+    "kv_transfer",
+    "worker",
+    "prefill_worker",
+    "decode_worker",
+    "prefix_index",
+    "router",
+    "cluster",
+    "simulation",
+    "client",
+    "protos",
+    "models",
+    "tests",
+    "pyproject.toml",
+]
 
 
 def copy_tree(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A small cluster on virtual time and one request to it.
 
-Owns the start, the check that nothing is left, and the names of the parts. Called by the tests under
-`tests/simulation`.
+Owns the start, the check that nothing is left, and the names of the parts. Called by the tests
+under `tests/simulation`.
 """
 
 from core.config import PlacementConfig
@@ -35,7 +35,8 @@ async def ask(cluster, name="r", prompt=PROMPT, timeout_s=120.0, **sampling):
 
 
 def attempt_of(unit, name):
-    """A worker's attempt at a request: workers know it by a key of the run, which begins with the request's id."""
+    """A worker's attempt at a request: workers know it by a key of the run,
+    which begins with the request's id."""
     return next((a for key, a in unit.worker.attempts.items() if key.startswith(f"{name}~")), None)
 
 

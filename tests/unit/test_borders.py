@@ -139,7 +139,8 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
     ("prompt_logprobs", "expected"), [(None, ["d1", "p1", "d2"]), (0, ["p1", "d1", "d2"])]
 )
 async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs, expected):
-    """Its announcement of the first token may come before the prefill worker's, which alone has the scores."""
+    """Its announcement of the first token may come before the prefill worker's,
+    which alone has the scores."""
     told = []
     said = {"d1": delta(0, "a"), "p1": delta(0, "a"), "d2": delta(1, "b")}
     pair = SimpleNamespace(
@@ -156,7 +157,8 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
         attempt.on_delta(worker_id, said[message])
     assert told == expected and attempt.decode_spoke
-    # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the scores.
+    # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the
+    # scores.
     alone = AttemptRun(run, 1, pair, asyncio.get_running_loop().create_future(), 0.0)
     alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
@@ -180,7 +182,8 @@ async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
 
 @pytest.mark.parametrize(("order", "exposed_s"), [("pd", 1.0), ("dpd", 0.0)])
 def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
-    """Each word comes a second after the one before; without this rule a whole decode step would be counted."""
+    """Each word comes a second after the one before;
+    without this rule a whole decode step would be counted."""
     now_s = iter(range(10))
     run = RequestRun.__new__(RequestRun)
     run.clock, run.choices = (

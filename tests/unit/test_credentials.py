@@ -1,4 +1,5 @@
-"""Keys and the gate: what is not literally open needs a key, and a key opens what it is bound to."""
+"""Keys and the gate: what is not literally open needs a key,
+and a key opens what it is bound to."""
 
 import asyncio
 import threading
@@ -55,10 +56,20 @@ def test_a_key_names_its_tenant_and_tier(ring):
 def wrong_headers(keys):
     acme, bulk = keys["acme"], keys["bulk"]
     return [
-        "", "Bearer", "Bearer ", acme, f"Basic {acme}", f"Bearer {acme[:-1]}", f"Bearer {acme}x", f"Bearer {acme.upper()}",
-        f"Bearer bt-00000000-{acme[-32:]}", f"Bearer {acme[:12]}{bulk[12:]}", f"Bearer {acme} {bulk}", "Bearer " + "a" * 9999,
+        "",
+        "Bearer",
+        "Bearer ",
+        acme,
+        f"Basic {acme}",
+        f"Bearer {acme[:-1]}",
+        f"Bearer {acme}x",
+        f"Bearer {acme.upper()}",
+        f"Bearer bt-00000000-{acme[-32:]}",
+        f"Bearer {acme[:12]}{bulk[12:]}",
+        f"Bearer {acme} {bulk}",
+        "Bearer " + "a" * 9999,
         f"Bearer {acme[:-1]}{'0' if acme[-1] != '0' else '1'}",
-    ]  # fmt: skip
+    ]
 
 
 def test_any_other_header_is_refused_and_none_says_why(ring):
@@ -95,7 +106,7 @@ def test_a_broken_line_is_told_and_opens_nothing_and_keeps_no_revoked_key_alive(
     assert [r.levelname for r in caplog.records] == ["ERROR"]
     assert "line 2" in caplog.text and ring.keys["bulk"].split("-")[2] not in caplog.text
     assert ring.num_by_state() == {"valid": 1, "expired": 0, "refused": 1, "lost_file": 0}
-    ring.file.write_text("\n".join(ring.lines.values()))
+    ring.file.write_text("\n".join(ring.lines.values()) + "\n")
     assert opens(ring, "bulk") and ring.num_by_state()["refused"] == 0
 
 
@@ -182,7 +193,7 @@ def test_a_long_file_is_read_off_the_loop_and_then_holds(ring, monkeypatch):
     ring._reading.exception(30)
     assert not opens(ring, "bulk", 0) and opens(ring, "acme")
     assert len(readers) == 1 and readers[0] is not threading.current_thread()
-    ring.file.write_text(ring.lines["bulk"])
+    ring.file.write_text(ring.lines["bulk"] + "\n")
     assert opens(ring, "bulk") and readers[1] is threading.current_thread()
 
 
@@ -196,7 +207,7 @@ def test_of_two_lines_with_one_name_neither_opens(ring):
     ring.now[0] += 2 * RELOAD_S
     with pytest.raises(Unauthenticated):
         ring.identify(f"Bearer {ring.keys['acme']}")
-    keys, faults = parse_keys("\n".join([ring.lines["acme"]] * 3))
+    keys, faults = parse_keys(f"{ring.lines['acme']}\n" * 3)
     assert not keys and len(faults) == 2 and "line 3" in faults[1] and "line 1" in faults[1]
 
 
@@ -210,6 +221,18 @@ def test_a_key_ends_at_its_time(ring):
     with pytest.raises(Unauthenticated):
         ring.identify(f"Bearer {key}")
     assert ring.num_by_state()["expired"] == 1 and ring.num_by_state()["valid"] == 0
+
+
+def test_a_line_that_was_cut_off_opens_nothing_and_harms_no_other():
+    """Without its end a key would last for ever, and a scraper's would generate."""
+    whole = new_key("acme", "batch")[1]
+    line = new_key("ops", "standard", KeyRole.METRICS, 1.9e9)[1]
+    for length in range(1, len(line) + 1):
+        keys, faults = parse_keys(f"{whole}\n{line[:length]}")
+        assert [key.text() for key in keys.values()] == [whole]
+        assert [fault[: len(CUT_OFF)] for fault in faults] == [CUT_OFF]
+    keys, faults = parse_keys(f"{whole}\n{line}\n# a note needs no end")
+    assert [key.text() for key in keys.values()] == [whole, line] and not faults
 
 
 @pytest.mark.parametrize("role", KeyRole)
@@ -242,6 +265,7 @@ def test_without_a_file_everybody_is_anybody():
 
 
 HASH = "00" * 32
+CUT_OFF = "security.api_keys, line 2: has no newline at its end"
 
 
 @pytest.mark.parametrize(
@@ -283,11 +307,36 @@ def test_names_of_tenants_are_names(name):
 
 
 SPELLINGS = [
-    "/", "/v1/models", "//health", "/health/", "/Health", "/HEALTH", "/health/../v1/models", "/health/%2e%2e/v1/models",
-    "/health%2f..%2fv1/models", "/health;x", "/health%00", "/%68ealth/x", "/healthz", "/ping/x", "/v1/../health/x", "/metrics",
-    "/docs", "/openapi.json", "/ready", "/load", "/replicas", "/version", "/tokenize", "/health\\", "/./health/x", "/ping%20",
-    "/health?x=1/../v1/models#", "/ health", "/static-offline-docs/swagger-ui.css",
-]  # fmt: skip
+    "/",
+    "/v1/models",
+    "//health",
+    "/health/",
+    "/Health",
+    "/HEALTH",
+    "/health/../v1/models",
+    "/health/%2e%2e/v1/models",
+    "/health%2f..%2fv1/models",
+    "/health;x",
+    "/health%00",
+    "/%68ealth/x",
+    "/healthz",
+    "/ping/x",
+    "/v1/../health/x",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    "/ready",
+    "/load",
+    "/replicas",
+    "/version",
+    "/tokenize",
+    "/health\\",
+    "/./health/x",
+    "/ping%20",
+    "/health?x=1/../v1/models#",
+    "/ health",
+    "/static-offline-docs/swagger-ui.css",
+]
 
 
 @pytest.fixture
@@ -369,6 +418,7 @@ def test_a_start_with_a_broken_key_file_is_refused(ring):
 def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):
     with pytest.raises(ConfigError, match="the router's own"):
         new_key("acme", "canary")
-    (tmp_path / "keys").write_text(new_key("acme", "standard")[1].replace(" standard", " canary"))
+    line = new_key("acme", "standard")[1].replace(" standard", " canary")
+    (tmp_path / "keys").write_text(line + "\n")
     with pytest.raises(ConfigError, match="line 1: tier canary"):
         check_keys(str(tmp_path / "keys"))

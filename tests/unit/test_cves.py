@@ -1,4 +1,5 @@
-"""docs/cves.md names tests that exist, sources for every id, and the versions that the code asks for."""
+"""docs/cves.md names tests that exist, sources for every id,
+and the versions that the code asks for."""
 
 import re
 from pathlib import Path

@@ -14,11 +14,26 @@ from kv_transfer import frames
 from kv_transfer.copying import move
 
 MESSAGES = [
-    frames.Open(b"t" * 16, "decode-1", 2**62, "abcd", 2, 16), frames.Starting(1, 150, 2, 16), frames.Reserved(0, 48),
-    frames.Refused("no room"), frames.Resend(1, ((0, 0, 1), (3, 1, 2))),
-    frames.Commit(2, 40, 0xFFFFFFFF, {0: Logprob(5, -0.5, ((5, -0.5), (7, -1.0))), 1: Logprob(9, 0.0)}, frozenset({1})),
-    frames.Restart(4), frames.Failed("LeaseExpired", "gave up"), frames.Ack(), frames.Finished(), frames.NotFound(), frames.Beat(), frames.Probe(1 << 40),
-]  # fmt: skip
+    frames.Open(b"t" * 16, "decode-1", 2**62, "abcd", 2, 16),
+    frames.Starting(1, 150, 2, 16),
+    frames.Reserved(0, 48),
+    frames.Refused("no room"),
+    frames.Resend(1, ((0, 0, 1), (3, 1, 2))),
+    frames.Commit(
+        2,
+        40,
+        0xFFFFFFFF,
+        {0: Logprob(5, -0.5, ((5, -0.5), (7, -1.0))), 1: Logprob(9, 0.0)},
+        frozenset({1}),
+    ),
+    frames.Restart(4),
+    frames.Failed("LeaseExpired", "gave up"),
+    frames.Ack(),
+    frames.Finished(),
+    frames.NotFound(),
+    frames.Beat(),
+    frames.Probe(1 << 40),
+]
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
@@ -82,9 +97,12 @@ def test_truncation_never_escapes(message):
 
 @settings(max_examples=300, deadline=None)
 @given(
-    st.binary(min_size=16, max_size=16), st.integers(0, 9), st.tuples(*[st.integers(0, 9)] * 4), st.binary(min_size=1, max_size=64),
+    st.binary(min_size=16, max_size=16),
+    st.integers(0, 9),
+    st.tuples(*[st.integers(0, 9)] * 4),
+    st.binary(min_size=1, max_size=64),
     st.data(),
-)  # fmt: skip
+)
 def test_the_checksum_sees_any_flipped_bit_and_any_swapped_identity(
     transfer_id, sub, identity, payload, data
 ):
@@ -110,7 +128,8 @@ def test_the_combined_checksum_depends_on_every_part():
 
 @pytest.mark.parametrize("unit", [np.uint64, np.uint8])
 def test_tallies_see_changes_that_hide_in_a_plain_sum(unit):
-    """Two changes that cancel, two words that trade places, a part moved by a word; copies on the way are exact."""
+    """Two changes that cancel, two words that trade places, a part moved by a word;
+    copies on the way are exact."""
     rng = np.random.default_rng(2)
     words = rng.integers(1, 2**8, 64).astype(unit)
     at, steps = np.zeros(1, np.int64), (64, 64)
@@ -130,7 +149,8 @@ def test_tallies_see_changes_that_hide_in_a_plain_sum(unit):
 
 
 def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
-    """Every bit of every message, and 100,000 draws of 1 to 64 bits in frames: the payload by its entries' checksums."""
+    """Every bit of every message, and 100,000 draws of 1 to 64 bits in frames:
+    the payload by its entries' checksums."""
     for message in MESSAGES:
         data = frames.encode(3, message)
         for bit in range(len(data) * 8):
@@ -167,7 +187,8 @@ def _flip(data, bits):
 @pytest.mark.parametrize("offset", [0, 1, 8])
 @pytest.mark.parametrize("size", [8, 24, 7])
 def test_copies_past_the_cache_and_others_leave_the_same(offset, size):
-    """Aligned targets take another way through the kernel than others; neither writes a word too many."""
+    """Aligned targets take another way through the kernel than others;
+    neither writes a word too many."""
     rng = np.random.default_rng(4)
     source = rng.integers(0, 2**63, 1024, dtype=np.uint64)
     memory = mmap.mmap(-1, 8192)

@@ -124,7 +124,10 @@ def test_every_dependency_has_its_line():
 
 
 def test_workers_and_routers_never_import_torch():
-    code = "import sys, cluster.worker_process, cluster.router_process, router.openai_door; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys, cluster.worker_process, cluster.router_process, router.openai_door; "
+        "sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 

@@ -66,13 +66,23 @@ def test_a_key_is_added_listed_and_taken_back(file):
 
 def test_a_key_is_taken_back_whatever_else_is_in_the_file(file):
     key = baton(file, "add", "--tenant", "acme")
-    kept = "# Schlüssel für bulk".encode("latin-1") + b"\nhalf a line"
+    kept = "# Schlüssel für bulk".encode("latin-1") + b"\nhalf a line\n"
     file.write_bytes(file.read_bytes() + kept)
     assert "line 3" in listed(file, code=1)["refused"][0]
     baton(file, "revoke", key)
-    assert file.read_bytes() == kept + b"\n", "every other byte stays"
+    assert file.read_bytes() == kept, "every other byte stays"
+
+
+def test_a_line_that_was_cut_off_stays_refused_whatever_is_changed(file):
+    baton(file, "add", "--tenant", "acme")
+    ops = baton(file, "add", "--tenant", "ops", "--role", "metrics", "--expires", "90d")
+    file.write_text(file.read_text().partition(" role=")[0])
     late = baton(file, "add", "--tenant", "late")
     assert opens(file, late).tenant == "late", "a line without an end does not swallow the next"
+    assert opens(file, ops) is None, "nor does it get an end and more rights than it had"
+    assert "line 2: has no newline at its end" in listed(file, code=1)["refused"][0]
+    baton(file, "revoke", ops)
+    assert listed(file)["refused"] == [] and opens(file, late).tenant == "late"
 
 
 def test_a_key_is_taken_back_from_the_file_behind_a_link(file, tmp_path):
@@ -123,7 +133,14 @@ def test_a_replaced_key_never_lives_longer_than_it_would_have(file):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--role", "king"), ("--expires", "soon"), ("--expires", "-1d"), ("--expires", "2027-13-01")],
+    [
+        ("--role", "king"),
+        ("--expires", "soon"),
+        ("--expires", "-1d"),
+        ("--expires", "2027-13-01"),
+        ("--expires", "0001-01-01T00:00+05:00"),
+        ("--expires", "9999-12-31T23:00-05:00"),
+    ],
 )
 def test_what_makes_no_sense_makes_no_key(file, option, value):
     baton(file, "add", "--tenant", "acme", option, value, code=2)
@@ -135,6 +152,29 @@ def test_a_date_is_in_utc(file, text):
     baton(file, "add", "--tenant", "acme", "--expires", text)
     assert listed(file)["keys"][0]["expires"] == "2027-01-31T00:00:00Z"
     assert listed(file)["keys"][0]["state"] == "valid"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("0001-01-01", "0001-01-01T00:00:00Z"),
+        ("0999-12-31T23:59-00:01", "1000-01-01T00:00:00Z"),
+        ("9999-12-31T23:59:59.999999Z", "9999-12-31T23:59:59Z"),
+    ],
+)
+def test_the_first_and_the_last_dates_are_dates(file, text, shown):
+    baton(file, "add", "--tenant", "acme", "--expires", text)
+    assert [key["expires"] for key in listed(file)["keys"]] == [shown]
+
+
+def test_a_date_that_no_calendar_has_closes_its_own_line_alone(file):
+    baton(file, "add", "--tenant", "acme", "--expires", "2027-01-31")
+    line = file.read_text()
+    broken = line.replace("2027-01-31T00:00:00Z", "9999-12-31T23:59:59-05:00")
+    file.write_text(line + "1" * 8 + broken[8:])
+    found = listed(file, code=1)
+    assert len(found["keys"]) == 1
+    assert "line 2: 9999-12-31T23:59:59-05:00 is in no year from 1 to 9999" in found["refused"][0]
 
 
 def test_a_file_that_anybody_may_write_is_not_written_to(file):

@@ -1,4 +1,5 @@
-"""A link by itself, on streams made by hand: fences, accounts, introductions; and a session's end of it."""
+"""A link by itself, on streams made by hand: fences, accounts, introductions;
+and a session's end of it."""
 
 import asyncio
 import itertools
@@ -268,7 +269,7 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
     assert run_virtual(main()) == [[Meet(("a", "b"))], [Meet(("b",))]]
 
 
-# --- the worker's end --------------------------------------------------------------------------------
+# --- the worker's end -----------------------------------------------------------------------------
 
 
 class Host:
@@ -430,7 +431,7 @@ async def test_what_a_router_says_crosses_the_wire_whole():
         assert (wire.number, found) == (5, message)
 
 
-# --- retries ------------------------------------------------------------------------------------------
+# --- retries --------------------------------------------------------------------------------------
 
 
 def test_routers_share_the_retries_and_each_has_one_at_least():

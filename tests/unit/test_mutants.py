@@ -1,4 +1,5 @@
-"""What mutation testing changes: each operator, on lines as ours are; and that its lists fit the tree."""
+"""What mutation testing changes: each operator, on lines as ours are;
+and that its lists fit the tree."""
 
 import random
 
@@ -37,11 +38,16 @@ CASES = {
     "x = a if b else c": {"x = (a if not b else c)"},
     "x = a is not b": {"x = (a is b)"},
     "x = a < b != c": {"x = (a <= b != c)", "x = (a >= b != c)", "x = (a < b == c)"},
-    "x = (a or b) == c": {"x = ((a or b) != c)", "x = ((a and b)) == c", "x = ((a)) == c", "x = ((b)) == c"},
+    "x = (a or b) == c": {
+        "x = ((a or b) != c)",
+        "x = ((a and b)) == c",
+        "x = ((a)) == c",
+        "x = ((b)) == c",
+    },
     "if TYPE_CHECKING: f()": set(),
     "log.info('%d', n + 1)": set(),
     "del self.x": {"pass"},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("line", CASES)

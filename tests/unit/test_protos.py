@@ -10,7 +10,8 @@ from grpc_tools import protoc
 ROOT = Path(__file__).parent.parent.parent
 RELEASED = ROOT / "protos" / "released" / "baton.v1.binpb"
 SHARED = {"GenerateRequest"}
-"""Generate and GenerateStream take the same request on purpose: the one exception, as in buf's `ignore_only`."""
+"""Generate and GenerateStream take the same request on purpose: the one exception,
+as in buf's `ignore_only`."""
 
 
 def compiled(*files):
@@ -80,7 +81,8 @@ def lint(file):
 
 
 def breaking(old, new):
-    """What would break a client of `old`, on the wire or in its generated code (buf's FILE category)."""
+    """What would break a client of `old`, on the wire or in its
+    generated code (buf's FILE category)."""
     wrong = []
     if old.package != new.package:
         wrong.append("the package changed")
@@ -168,12 +170,20 @@ def test_the_breaking_check_bites(current):
     cases = {
         "field Delta.text": lambda new: message(new, "Delta").field.pop(2),
         "field Delta.position": lambda new: setattr(message(new, "Delta").field[1], "type", 9),
-        "field SamplingOptions.temperature": lambda new: setattr(message(new, "SamplingOptions").field[0], "proto3_optional", False),
+        "field SamplingOptions.temperature": lambda new: setattr(
+            message(new, "SamplingOptions").field[0], "proto3_optional", False
+        ),
         "message Usage": lambda new: message(new, "Usage").__setattr__("name", "Use"),
-        "enum value FINISH_REASON_STOP": lambda new: setattr(new.enum_type[0].value[1], "name", "FINISH_REASON_END"),
-        "rpc Generation.Abort": lambda new: new.service[0].method.pop([m.name for m in new.service[0].method].index("Abort")),
-        "rpc Generation.Chat": lambda new: setattr(new.service[0].method[2], "server_streaming", False),
-    }  # fmt: skip
+        "enum value FINISH_REASON_STOP": lambda new: setattr(
+            new.enum_type[0].value[1], "name", "FINISH_REASON_END"
+        ),
+        "rpc Generation.Abort": lambda new: new.service[0].method.pop(
+            [m.name for m in new.service[0].method].index("Abort")
+        ),
+        "rpc Generation.Chat": lambda new: setattr(
+            new.service[0].method[2], "server_streaming", False
+        ),
+    }
     for words, change in cases.items():
         assert any(words in c for c in changed(change)), (words, changed(change))
     assert (

@@ -1,4 +1,5 @@
-"""Which server is taken: one without known faults before one with, then the newest; path or wheel."""
+"""Which server is taken: one without known faults before one with,
+then the newest; path or wheel."""
 
 import pytest
 

@@ -138,12 +138,15 @@ async def test_bad_words_are_tokenized_in_both_forms():
 @pytest.mark.parametrize(
     ("prompt", "fields", "kind", "words"),
     [
-        ("ab", {"model": "other"}, ModelNotFound, "other"), ("", {"adds_special_tokens": False}, InvalidRequest, "prompt is empty"),
-        ([300], {}, InvalidRequest, "token id 300"), ([-1], {}, InvalidRequest, "token id -1"),
-        ([1] * 200, {}, PromptTooLong, "maximum context length is 100 tokens"), ("ab", {"request_id": "x" * 129}, InvalidRequest, "request_id"),
+        ("ab", {"model": "other"}, ModelNotFound, "other"),
+        ("", {"adds_special_tokens": False}, InvalidRequest, "prompt is empty"),
+        ([300], {}, InvalidRequest, "token id 300"),
+        ([-1], {}, InvalidRequest, "token id -1"),
+        ([1] * 200, {}, PromptTooLong, "maximum context length is 100 tokens"),
+        ("ab", {"request_id": "x" * 129}, InvalidRequest, "request_id"),
         ("ab", {"cache_salt": "\n"}, InvalidRequest, "cache_salt"),
     ],
-)  # fmt: skip
+)
 async def test_refusals(prompt, fields, kind, words):
     with pytest.raises(kind, match=words):
         await make(prompt, **fields)
@@ -215,19 +218,24 @@ def test_conversations_are_checked():
             adds_special_tokens=False,
         )
 
-    assert chat(reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}).variables == {
-        "enable_thinking": False, "reasoning_effort": "low"
-    }  # fmt: skip
+    assert chat(
+        reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}
+    ).variables == {"enable_thinking": False, "reasoning_effort": "low"}
     assert (
         chat(continue_final_message=True).adds_generation_prompt is False
         and chat().adds_generation_prompt is True
     )
     for fields, name in (
-        ({"messages": []}, "messages"), ({"chat_template": "x"}, "chat_template"), ({"chat_template_kwargs": {"os": 1}}, "chat_template_kwargs"),
+        ({"messages": []}, "messages"),
+        ({"chat_template": "x"}, "chat_template"),
+        ({"chat_template_kwargs": {"os": 1}}, "chat_template_kwargs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"messages": [{"role": ""}]}, "messages[0].role"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content"),
-    ):  # fmt: skip
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content",
+        ),
+    ):
         with pytest.raises(InvalidRequest) as caught:
             chat(**fields)
         assert caught.value.field == name
@@ -246,8 +254,13 @@ def test_sampling_fields_that_need_words_of_their_own():
         given(stop="x")["stop"] == ("x",)
         and given(include_stop_str_in_output=True)["include_stop"] is True
     )
-    for fields in ({"logit_bias": {"-1": 1}}, {"logit_bias": {"9" * 30: 1}}, {"allowed_token_ids": []}, {"truncation_side": "middle"},
-                   {"stream_options": {}}):  # fmt: skip
+    for fields in (
+        {"logit_bias": {"-1": 1}},
+        {"logit_bias": {"9" * 30: 1}},
+        {"allowed_token_ids": []},
+        {"truncation_side": "middle"},
+        {"stream_options": {}},
+    ):
         with pytest.raises(InvalidRequest, match=next(iter(fields))):
             given(**fields)
     assert parse_body(CompletionBody, {"prompt": ["a", "b"]}).prompts() == ["a", "b"]
@@ -327,9 +340,11 @@ def test_whole_numbers_may_come_as_floats_and_options_as_null():
 
 def test_parts_of_a_message_are_text_by_any_of_its_names():
     parts = [
-        {"type": "text", "text": "a"}, {"type": "input_text", "text": "b"},
-        {"type": "output_text", "text": "c", "annotations": []}, {"type": "refusal", "refusal": "d"},
-    ]  # fmt: skip
+        {"type": "text", "text": "a"},
+        {"type": "input_text", "text": "b"},
+        {"type": "output_text", "text": "c", "annotations": []},
+        {"type": "refusal", "refusal": "d"},
+    ]
     body = parse_body(ChatBody, {"messages": [{"role": "user", "content": parts}]})
     chat = body.chat((), trusts_template=False, adds_special_tokens=False)
     assert chat.messages[0]["content"] == [{"type": "text", "text": letter} for letter in "abcd"]

@@ -1,4 +1,5 @@
-"""Rooms of the router that child processes and real sockets usually hide: templates, replies, streams, logs."""
+"""Rooms of the router that child processes and real sockets usually hide: templates,
+replies, streams, logs."""
 
 import asyncio
 import json
@@ -42,7 +43,7 @@ TALK = [{"role": "user", "content": " Hi "}]
 TEXT = TextModel(TINY)
 
 
-# --- templates, in this process -------------------------------------------------------------------------
+# --- templates, in this process -------------------------------------------------------------------
 
 
 def folder(tmp_path, template, **config):
@@ -57,7 +58,10 @@ def render(templates, messages=TALK, **options):
 
 
 def test_templates_find_their_source_and_their_tokens(tmp_path):
-    template = "{{ bos_token }}{% generation %}{{ messages[0].content | trim }}{% endgeneration %}{{ messages | tojson }}{{ strftime_now('%Y') | length }}"
+    template = (
+        "{{ bos_token }}{% generation %}{{ messages[0].content | trim }}{% endgeneration "
+        "%}{{ messages | tojson }}{{ strftime_now('%Y') | length }}"
+    )
     out = render(folder(tmp_path, template, bos_token={"content": "<s>"}))
     assert out.startswith("<s>Hi[{") and out.endswith("4")
     assert render(folder(tmp_path, [{"name": "x", "template": "first"}])) == "first"
@@ -74,10 +78,15 @@ def test_templates_find_their_source_and_their_tokens(tmp_path):
 def test_templates_refuse_by_name(tmp_path):
     empty = ChatTemplates(tmp_path)
     cases = [
-        ({}, "no chat template"), ({"source": "{% for %}"}, "not a valid template"), ({"source": "{{ messages[0].content.__class__.__mro__ }}"}, "refused|allowed"), ({"source": "{{ raise_exception('no') }}"}, "no"),
-        ({"source": "{{ 'a' * 2000 }}"}, "more than 1000"), ({"source": "x" * 300_000}, "limit is 262144"), ({"source": "{{ nothing.at.all }}"}, "refused"),
+        ({}, "no chat template"),
+        ({"source": "{% for %}"}, "not a valid template"),
+        ({"source": "{{ messages[0].content.__class__.__mro__ }}"}, "refused|allowed"),
+        ({"source": "{{ raise_exception('no') }}"}, "no"),
+        ({"source": "{{ 'a' * 2000 }}"}, "more than 1000"),
+        ({"source": "x" * 300_000}, "limit is 262144"),
+        ({"source": "{{ nothing.at.all }}"}, "refused"),
         ({"source": "x", "continues_final": True}, "continue_final_message"),
-    ]  # fmt: skip
+    ]
     for options, words in cases:
         with pytest.raises(InvalidRequest, match=words):
             render(empty, **options)
@@ -97,12 +106,18 @@ def test_the_tokenizer_child_answers_orders():
         {"text": "ab", "adds_special_tokens": False, "wants_tokens": True}, tokenizer, templates, 99
     )
     assert both == {"ids": [97, 98], "tokens": ["a", "b"]}
-    order = {"messages": TALK, "variables": {}, "template": "{{ messages[0].content }}", "adds_generation_prompt": True,
-             "continues_final": False, "adds_special_tokens": False}  # fmt: skip
+    order = {
+        "messages": TALK,
+        "variables": {},
+        "template": "{{ messages[0].content }}",
+        "adds_generation_prompt": True,
+        "continues_final": False,
+        "adds_special_tokens": False,
+    }
     assert answer(order, tokenizer, templates, 99)["ids"] == [32, 72, 105, 32]
 
 
-# --- text ------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def test_tokens_as_text_and_as_bytes(tmp_path):
@@ -135,7 +150,7 @@ def test_tokens_as_text_and_as_bytes(tmp_path):
     assert plain.token_bytes(1) == b"\xe6" and plain.token_bytes(98) == b"b"
 
 
-# --- replies ---------------------------------------------------------------------------------------------
+# --- replies --------------------------------------------------------------------------------------
 
 SERVICE = SimpleNamespace(text=TEXT, model=SimpleNamespace(name="m", fingerprint="fp_x"))
 
@@ -225,7 +240,7 @@ def test_echo_alone_streams_the_prompt_and_no_token():
     assert made.usage.completion_tokens == 0 and "queue;dur=1.000" in server_timing(ENDED.anatomy)
 
 
-# --- streams and their clients ------------------------------------------------------------------------------
+# --- streams and their clients --------------------------------------------------------------------
 
 
 class Group:

@@ -364,9 +364,16 @@ def test_a_permit_that_comes_in_the_turn_in_which_its_waiter_gives_up_is_used_or
 
 @pytest.mark.parametrize(
     ("changes", "field"),
-    [({"temperature": float("nan")}, "temperature"), ({"top_p": float("inf")}, "top_p"), ({"n": 9}, "n"), ({"seed": 2**63}, "seed"),
-     ({"stop": ("é" * 200,)}, "stop"), ({"min_tokens": 17}, "min_tokens"), ({"logprobs": 21}, "logprobs")],
-)  # fmt: skip
+    [
+        ({"temperature": float("nan")}, "temperature"),
+        ({"top_p": float("inf")}, "top_p"),
+        ({"n": 9}, "n"),
+        ({"seed": 2**63}, "seed"),
+        ({"stop": ("é" * 200,)}, "stop"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"logprobs": 21}, "logprobs"),
+    ],
+)
 def test_sampling_parameters_name_the_wrong_field(changes, field):
     with pytest.raises(InvalidRequest) as caught:
         SamplingParams(**changes).validate(100)

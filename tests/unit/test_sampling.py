@@ -71,7 +71,7 @@ def test_bad_logits_raise(bad):
         draw(LOGITS, spec(banned=(0, 1, 2, 3)))
 
 
-# --- against transformers' own processors, which share no code with ours ------------------------------
+# --- against transformers' own processors, which share no code with ours --------------------------
 
 
 def history(prompt, output, presence=0.0, frequency=0.0, repetition=1.0):
@@ -80,7 +80,8 @@ def history(prompt, output, presence=0.0, frequency=0.0, repetition=1.0):
 
 
 def greedy_order(logits, wish):
-    """Every token in the order our draw would choose them, by banning the winner again and again."""
+    """Every token in the order our draw would choose them,
+    by banning the winner again and again."""
     found = []
     while len(found) < 20:
         found.append(draw(logits, replace(wish, banned=wish.banned + tuple(found))).token_id)

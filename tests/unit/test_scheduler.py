@@ -1,4 +1,5 @@
-"""Every admitted sequence ends, with the same tokens, whatever the budget, the pool and the order."""
+"""Every admitted sequence ends, with the same tokens, whatever the budget,
+the pool and the order."""
 
 import asyncio
 import random

@@ -1,12 +1,15 @@
 """A pool that no memory is there for is refused in words before anything is started."""
 
+import os
+
 import pytest
+import torch
 from support.rig import ROOT
 
 from core import segments
 from core.config import EngineConfig
 from core.errors import ModelLoadError
-from engine import rank_group
+from engine import rank, rank_group
 from engine.model_spec import read_model
 
 
@@ -47,3 +50,31 @@ def test_a_pool_without_memory_is_refused_with_the_largest_that_fits(monkeypatch
     assert refused.value.message.endswith("lower engine.num_blocks to at most 100")
     monkeypatch.setattr(rank_group, "available_bytes", lambda: None)
     check(101)
+
+
+@pytest.mark.parametrize(("free_blocks", "loads"), [((100,), 0), ((101, 100), 1)])
+def test_a_pool_without_memory_on_its_gpu_is_refused_before_it_is_made(
+    monkeypatch, free_blocks, loads
+):
+    """Before the weights are loaded if it cannot fit at all, else when they have taken theirs."""
+    spec = read_model(ROOT / "models" / "baton-tiny", "float32", 0, "")
+    engine = EngineConfig(num_blocks=101, device="cuda", threads=torch.get_num_threads())
+    setup = rank_group.RankGroup(spec, engine)._setup | {"rank": 0}
+    block_bytes = spec.layout(engine.block_size_tokens, 1).pool_bytes(1)
+    gpu = torch.device("cuda", 1)
+    free_bytes = [blocks * block_bytes for blocks in free_blocks]
+    asked, loaded = [], []
+    monkeypatch.setattr(rank, "_device", lambda kind, index: gpu)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(
+        torch.cuda, "mem_get_info", lambda device: (asked.append(device), (free_bytes.pop(0), 0))[1]
+    )
+    monkeypatch.setattr("engine.model.Model", lambda *_: loaded.append(1))
+    kv_fd = segments.create_segment(101 * block_bytes)
+    with pytest.raises(ModelLoadError) as refused:
+        rank._load(setup, kv_fd, memoryview(b""))
+    os.close(kv_fd)
+    assert (len(loaded), set(asked), free_bytes) == (loads, {gpu}, [])
+    assert f"cuda:1 has {100 * block_bytes} bytes of memory left" in refused.value.message
+    assert refused.value.message.endswith("lower engine.num_blocks to at most 100")
+    assert rank._free_bytes(torch.device("cpu")) is None, "the worker has asked"

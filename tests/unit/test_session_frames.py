@@ -206,7 +206,7 @@ def test_parts_finished_choices_and_scores_survive_the_wire():
     assert from_worker_wire(to_worker_wire(1, hello)) == hello
 
 
-# --- the router's end ------------------------------------------------------------------------------
+# --- the router's end -----------------------------------------------------------------------------
 
 
 def part(start, count, tokens=()):

@@ -1,4 +1,5 @@
-"""Where a choice ends by its text: stop strings, `min_tokens`, and special tokens that are hidden."""
+"""Where a choice ends by its text: stop strings, `min_tokens`,
+and special tokens that are hidden."""
 
 from types import SimpleNamespace
 
@@ -58,9 +59,13 @@ def test_of_stops_that_come_in_one_piece_at_one_place_the_longest_is_shown(stops
 @pytest.mark.parametrize(("includes", "text"), [(False, "hi"), (True, "hi<|end|>")])
 def test_a_hidden_special_token_ends_the_text_as_the_stop_string_it_is(includes, text):
     found, finished = talk(
-        [*b"hi", END], hidden_stops=((END, "<|end|>"),), finish=FinishReason.STOP, stop_token_id=END,
-        stop=("<|end|>",), include_stop=includes,
-    )  # fmt: skip
+        [*b"hi", END],
+        hidden_stops=((END, "<|end|>"),),
+        finish=FinishReason.STOP,
+        stop_token_id=END,
+        stop=("<|end|>",),
+        include_stop=includes,
+    )
     assert (found, finished.reason) == (text, FinishReason.STOP)
     assert finished.stop_match == "<|end|>"
 

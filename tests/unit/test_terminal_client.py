@@ -1,4 +1,5 @@
-"""What the commands use to reach the gRPC door, and what they say of a model before anything starts."""
+"""What the commands use to reach the gRPC door,
+and what they say of a model before anything starts."""
 
 import asyncio
 import json

@@ -1,4 +1,5 @@
-"""What cannot fit by its bytes: the bound holds for every text, and is not claimed where it may not."""
+"""What cannot fit by its bytes: the bound holds for every text,
+and is not claimed where it may not."""
 
 import json
 import shutil
