@@ -45,8 +45,9 @@ EVENTS = """What every process says on standard error, one line each (`log.forma
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer,
 body-reader, guardian) and `pid`.
 """
-REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes above,
-the log has them as `outcome`. Without a status nobody is answered: the connection or call just ends.
+REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes
+above, the log has them as `outcome`. Without a status nobody is answered: the connection or call
+just ends.
 """
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"

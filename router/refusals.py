@@ -41,9 +41,9 @@ NO_DESCRIPTORS = Refusal(
 SILENT = Refusal("silent", "Nothing came on a new connection, and it was closed.")
 UNREAD = Refusal(
     "unread",
-    "A gRPC call ended before its message had come. Its client left, or the message is longer "
-    "than `router.max_body_bytes`, which only the client is told, as RESOURCE_EXHAUSTED: to a server the "
-    "library shows both alike.",
+    "A gRPC call ended before its message had come. Its client left, or the message is longer than "
+    "`router.max_body_bytes`, which only the client is told, as RESOURCE_EXHAUSTED: a server sees "
+    "both alike in this library.",
 )
 OTHER = Refusal("other", "In the metrics, whatever has no word here; the log has its own.")
 ALL = (
