@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 #   make demo TORCH="--require-hashes --no-deps --requirement torch.txt"
 TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest
-PACKAGES := core engine kv_transfer worker prefill_worker decode_worker prefix_index router \
-            cluster simulation client
+PACKAGES := core process transport prefix_index engine kv_transfer worker prefill_worker \
+	decode_worker router cluster simulation client bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
 .PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check \
@@ -28,7 +28,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	touch $@
 
 demo: setup
-	$(BIN)/python -m cluster.demo
+	$(BIN)/python -m cli.demo
 
 # Two runs at once: real processes, which wait more than they compute, and all the rest, which takes
 # what they leave. Either may fail; both are heard to the end.
@@ -76,11 +76,11 @@ protos: setup
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 reference: setup
-	$(BIN)/python -m cluster.reference
+	$(BIN)/python -m cli.reference
 
 # What a server installs, as CycloneDX JSON.
 sbom: setup
-	$(BIN)/python -m cluster.sbom > sbom.cdx.json
+	$(BIN)/python -m cli.sbom > sbom.cdx.json
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.record import save
-from cluster.guardian import VARIABLE
+from process.orphan_reaper import VARIABLE
 
 
 def cluster_processes(parent):
@@ -59,8 +59,8 @@ def name_of(pid):
         "ServeController",
         "RedisActor",
         "redis-server",
-        "engine.rank",
-        "router.tokenizing",
+        "engine.ranks.rank",
+        "router.text.tokenizing",
         "raylet",
         "gcs_server",
         "DashboardAgent",
@@ -68,7 +68,7 @@ def name_of(pid):
         "log_monitor",
         "monitor.py",
         "dashboard.py",
-        "cluster.cli",
+        "cli.main",
         "ray::",
     ):
         if key in text:
@@ -80,7 +80,7 @@ def main():
     command = [
         sys.executable,
         "-m",
-        "cluster.cli",
+        "cli.main",
         "up",
         "--http-port",
         "18800",

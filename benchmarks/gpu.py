@@ -38,7 +38,7 @@ NCCL_TIMEOUT_S = 60
 PAIR = """
 import sys, time, torch
 from datetime import timedelta
-from kv_transfer.pairs import MeetingPoint, NcclPair, knock
+from kv_transfer.sidecar.pairs import MeetingPoint, NcclPair, knock
 import socket
 rank, port = int(sys.argv[1]), sys.argv[2]
 if rank == 0:
@@ -160,7 +160,7 @@ def two_ranks_on_one_device():
 
 def copies_out():
     """Speed of copying a layer's blocks from the device to its pinned stage and back, GB/s."""
-    from engine.kv_pools import StagedPool
+    from engine.model.kv_pools import StagedPool
 
     shape, dtype = (24, 2048, 2, 16, 2, 64), torch.bfloat16
     stage = bytearray(2 * 24 * 2048 * 2 * 16 * 2 * 64)

@@ -27,7 +27,7 @@ from benchmarks.record import quantiles, save
 from benchmarks.streaming import timed_stream
 from cluster.local import LocalCluster
 from core.config import BatonConfig
-from engine.model_spec import read_model
+from engine.checkpoint.model_spec import read_model
 from protos.baton.v1 import generation_pb2_grpc
 
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
@@ -74,7 +74,7 @@ def make_model(folder):
 
 
 def _shapes(folder):
-    import engine.model_spec as spec_module
+    import engine.checkpoint.model_spec as spec_module
 
     compare, spec_module._compare = spec_module._compare, lambda *_, **__: None
     try:

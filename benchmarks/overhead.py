@@ -21,13 +21,13 @@ from benchmarks.streaming import timed_stream
 from cluster.local import LocalCluster
 from core.config import EngineConfig, load_config
 from core.plan import SampleSpec, StepItem, StepPlan
-from engine.hash_model import MemoryKV
-from engine.model import Model
-from engine.model_spec import read_model
-from engine.rank_group import RankGroup
-from engine.runner import ModelRunner, _inputs
-from engine.sharding import Shard
+from engine.checkpoint.model_spec import read_model
+from engine.model.model import Model
+from engine.model.runner import ModelRunner, _inputs
+from engine.model.sharding import Shard
+from engine.ranks.rank_group import RankGroup
 from protos.baton.v1 import generation_pb2_grpc
+from simulation.hash_runner import MemoryKV
 
 PROMPT = 128
 OUTPUT = 48

@@ -25,11 +25,11 @@ from urllib.request import urlopen
 from rich.console import Console
 from rich.table import Table
 
+from bench.load import Shape, plan
+from bench.report import summarise
+from bench.serve import run
 from benchmarks.record import RESULTS, save
 from benchmarks.router_alone import cpu_s
-from cluster.bench_load import Shape, plan
-from cluster.bench_report import summarise
-from cluster.bench_serve import run
 
 LOADS = ((1, 12), (8, 48))  # (streams, requests)
 PORT = 8191
@@ -43,10 +43,7 @@ BATON = {
 
 def servers(peers):
     model = peers / "models" / "tiny"
-    up = (
-        f"{sys.executable} -m cluster.cli up --local --model {model} --http-port {PORT} "
-        "--grpc-port 0"
-    )
+    up = f"{sys.executable} -m cli.main up --local --model {model} --http-port {PORT} --grpc-port 0"
     llama = peers / "llamacpp" / "build" / "bin" / "llama-server"
     vllm = peers / "vllmcpu"
     tcmalloc = vllm / "tcmalloc/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4"
@@ -108,7 +105,8 @@ def tree(pid):
         name = " ".join(
             w
             for w in words
-            if w in ("router", "prefill", "decode") or w.startswith(("engine.rank", "router.tok"))
+            if w in ("router", "prefill", "decode")
+            or w.startswith(("engine.ranks.rank", "router.tok"))
         )
         found[one] = name or "cli"
     return found

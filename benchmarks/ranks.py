@@ -25,10 +25,10 @@ from benchmarks.handover import make_model
 from benchmarks.record import save
 from core.config import EngineConfig
 from core.plan import SampleSpec, StepItem, StepPlan
-from core.segments import create_segment, map_segment
-from engine.model_spec import read_model
-from engine.rank_group import RankGroup
-from engine.shared_kv import SLOTS_AT, WORDS, common_bytes
+from engine.checkpoint.model_spec import read_model
+from engine.ranks.rank_group import RankGroup
+from engine.ranks.shared_kv import SLOTS_AT, WORDS, common_bytes
+from process.shared_memory import create_segment, map_segment
 
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
 BLOCKS, ROWS = 64, 512
@@ -53,10 +53,10 @@ def child(folder, rank, size, fd, steps):
     """One rank of the bare forward."""
     import torch
 
-    from engine.attention import AttentionInputs
-    from engine.model import Model
-    from engine.sharding import Shard
-    from engine.shared_group import SharedGroup
+    from engine.model.attention import AttentionInputs
+    from engine.model.model import Model
+    from engine.model.sharding import Shard
+    from engine.ranks.shared_group import SharedGroup
 
     torch.set_num_threads(1)
     spec = read_model(Path(folder))

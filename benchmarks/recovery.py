@@ -30,7 +30,7 @@ def start(path):
         "BATON_PLACEMENT__LOCAL_BELOW_TOKENS": "0",
         "COLUMNS": "200",
     }
-    command = [sys.executable, "-m", "cluster.cli", "up", "--http-port", "0", "--grpc-port", "0"]
+    command = [sys.executable, "-m", "cli.main", "up", "--http-port", "0", "--grpc-port", "0"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
     )

@@ -19,13 +19,12 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
+from bench.load import Shape, plan
+from bench.report import summarise
+from bench.serve import run
 from benchmarks.record import save
-from cluster.bench_load import Shape, plan
-from cluster.bench_report import summarise
-from cluster.bench_serve import run
 from cluster.local import Child
 from cluster.members import from_json, to_json
-from cluster.session_network import session_network
 from cluster.worker_process import model_of
 from core.config import EngineConfig, TransferConfig, load_config
 from core.ids import Ids, WorkerId
@@ -33,12 +32,13 @@ from core.plan import StepResult
 from core.ports import SystemClock
 from core.session import Role, WorkerDescriptor
 from core.types import Logprob
-from decode_worker.part import decode_role
-from engine.hash_model import MemoryKV
-from kv_transfer.grpc_network import fetch_network
+from decode_worker.role import decode_role
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from worker.unit import WorkerParts, WorkerUnit
+from simulation.hash_runner import MemoryKV
+from transport.grpc_streams import fetch_network
+from transport.session_streams import session_network
+from worker.worker import WorkerParts, WorkerUnit
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)

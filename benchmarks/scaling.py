@@ -27,12 +27,12 @@ from benchmarks.scaling_router import BLOCK_SIZE_TOKENS, cpu_ms, measure_router
 from core.ids import WorkerId
 from core.plan import StepResult
 from core.types import GenerateRequest, Logprob, SamplingParams
-from engine import rank_wire
-from engine.block_pool import BlockPool
-from engine.block_tables import Limits
-from engine.plan_wire import PlanEncoder
-from engine.scheduler import Scheduler
-from engine.sequence import Handover
+from engine.ranks import rank_wire
+from engine.ranks.plan_wire import PlanEncoder
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_tables import Limits
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.sequence import Handover
 
 WAITING = (100, 1_000, 10_000)
 CONTEXTS = (128, 2_048, 16_384, 32_768)

@@ -10,12 +10,12 @@ import random
 import time
 
 from core.ids import Incarnation, RouterId, WorkerId
-from core.numbered import Numbered
 from core.ports import LoopClock
 from core.session import Hello, Load, Meet, Progress, Role, RouterBeat, Welcome, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
-from router.links import Links
 from router.placement import Wish, choose
+from router.workers.sessions import Links
+from transport.sequenced import Numbered
 
 WORKERS = (8, 64, 512, 1_000)
 BLOCK_SIZE_TOKENS = 16

@@ -21,8 +21,8 @@ import uvloop
 from core import logs
 from core.config import BatonConfig
 from core.errors import ServingError
-from core.lifeline import hang_on
 from core.session import Role
+from process.parent_death import hang_on
 
 MAX_LINE_BYTES = 16 << 20
 EXIT_BUG = 70

@@ -15,9 +15,9 @@ import signal
 import sys
 from typing import Any
 
-from cluster.cluster_key import with_cluster_keys
 from cluster.members import from_json, to_json
-from cluster.redis_server import RedisServer, with_redis
+from cluster.redis.server import RedisServer, with_redis
+from cluster.secrets import with_cluster_keys
 from core import events
 from core.config import BatonConfig
 from core.errors import ConfigError, ServingError, WorkerLost, from_wire

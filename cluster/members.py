@@ -1,7 +1,7 @@
 """Member lists on pipes and in maps.
 
 Owns the JSON form of a `WorkerDescriptor` and a `Membership` that is told its members. Called by
-`cluster.local` (tells), `cluster.child` and `cluster.ray_app` (are told).
+`cluster.local` (tells), `cluster.child` and `cluster.ray.app` (are told).
 """
 
 from __future__ import annotations

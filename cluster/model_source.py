@@ -11,7 +11,7 @@ from pathlib import Path
 
 from core.config import ModelConfig
 from core.errors import ModelLoadError
-from engine.safetensors_files import WHOLE, weight_files
+from engine.checkpoint.safetensors_files import WHOLE, weight_files
 
 TINY_MODEL = Path(__file__).parent.parent / "models" / "baton-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

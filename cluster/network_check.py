@@ -1,14 +1,14 @@
 """Whether a cluster of several machines keeps its secrets off the network.
 
 Owns one list: every plane that would send something in plain text, and every secret that would
-travel inside Ray. Does not know how planes are started. Called by `cluster.ray_app` before anything
+travel inside Ray. Does not know how planes are started. Called by `cluster.ray.app` before anything
 is deployed and by `baton check-config`.
 """
 
 from __future__ import annotations
 
-from cluster.cluster_key import secrets_of
-from cluster.ray_probe import RayDoor
+from cluster.ray.probe import RayDoor
+from cluster.secrets import secrets_of
 from core.config import BatonConfig
 from core.errors import ConfigError
 from core.references import is_reference, read_reference

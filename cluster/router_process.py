@@ -1,7 +1,7 @@
 """One real router: links over gRPC, tokenizer process, both doors.
 
 Owns the composition of a router out of real parts. Does not know where members come from. Called by
-`cluster.child` and `cluster.ray_app`.
+`cluster.child` and `cluster.ray.app`.
 """
 
 from __future__ import annotations
@@ -12,19 +12,8 @@ import time
 
 import uvicorn
 
-from cluster.certificate_ends import CertificateEnds
-from cluster.cluster_key import with_read_secrets
-from cluster.connections import ConnectionTable
-from cluster.http_listener import (
-    INSIDE_DESCRIPTORS,
-    NUM_RESERVED,
-    HttpServer,
-    grpc_share,
-    make_connection_table,
-    raise_descriptor_limit,
-)
-from cluster.session_network import session_network
-from cluster.tls import session_tls
+from cluster.certificate_expiry import CertificateEnds
+from cluster.secrets import with_read_secrets
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
 from core import events
@@ -33,22 +22,27 @@ from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
-from kv_transfer.stream_proof import stream_key
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
+from router.access.certificate import DoorCertificate
+from router.access.credentials import Keyring
 from router.admission import Admission
-from router.body_reading import BodyReader
-from router.credentials import Keyring
-from router.detokenizing import TextModel
-from router.door_certificate import DoorCertificate
-from router.grpc_door import GrpcDoor
-from router.links import Links
-from router.openai_door import make_app
+from router.descriptors import INSIDE_DESCRIPTORS, grpc_share, raise_descriptor_limit
+from router.grpc.server import GrpcDoor
+from router.http.app import make_app
+from router.http.body_reading import BodyReader
+from router.http.server.connections import ConnectionTable
+from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
 from router.orchestrator import Orchestrator
-from router.request_making import ServedModel
+from router.request_builder import ServedModel
 from router.service import GenerationService
-from router.text_bounds import longest_token_bytes
-from router.tokenizing import TokenizerPool
+from router.text.detokenizing import TextModel
+from router.text.text_bounds import longest_token_bytes
+from router.text.tokenizing import TokenizerPool
+from router.workers.sessions import Links
+from transport.session_streams import session_network
+from transport.stream_proof import stream_key
+from transport.tls import session_tls
 
 STOP_GRACE_S = 5.0
 

@@ -1,7 +1,7 @@
 """One real worker: ranks, transfer agent in its thread, sessions over gRPC.
 
 Owns the composition of a worker out of real parts; the same for child processes and Ray replicas.
-Does not know who started it. Called by `cluster.child` and `cluster.ray_app`.
+Does not know who started it. Called by `cluster.child` and `cluster.ray.app`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.certificate_ends import CertificateEnds
-from cluster.cluster_key import with_read_secrets
+from cluster.certificate_expiry import CertificateEnds
 from cluster.model_source import model_folder
-from cluster.session_network import session_network
-from cluster.tls import fetch_tls, session_tls
+from cluster.secrets import with_read_secrets
 from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
@@ -24,18 +22,20 @@ from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
-from decode_worker.part import decode_role
-from engine.model_spec import ModelSpec, read_model
-from engine.rank_group import Launch, RankGroup, launch_child
-from engine.sharding import check_split
+from decode_worker.role import decode_role
+from engine.checkpoint.model_spec import ModelSpec, read_model
+from engine.model.sharding import check_split
+from engine.ranks.rank_group import Launch, RankGroup, launch_child
 from kv_transfer.agent import AgentThread
-from kv_transfer.carried_network import CarriedNetwork
-from kv_transfer.grpc_network import fetch_network
-from kv_transfer.shared_network import SharedNetwork
-from kv_transfer.stream_proof import stream_key
-from kv_transfer.transports import Transports
-from prefill_worker.part import prefill_role
-from worker.unit import WorkerParts, WorkerUnit
+from kv_transfer.sidecar.network import CarriedNetwork
+from kv_transfer.transports.choice import Transports
+from kv_transfer.transports.shared_memory import SharedNetwork
+from prefill_worker.role import prefill_role
+from transport.grpc_streams import fetch_network
+from transport.session_streams import session_network
+from transport.stream_proof import stream_key
+from transport.tls import fetch_tls, session_tls
+from worker.worker import WorkerParts, WorkerUnit
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16

@@ -2,7 +2,7 @@
 
 Owns the count. One that slept has not listened, so it must not take others for silent when it
 wakes, whichever of its tasks runs first. Does not know who is listened to. Called by the watches
-of `router.worker_link` and `worker.sessions`, which tick it.
+of `router.workers.session` and `worker.sessions`, which tick it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Every metric's name, kind, unit and labels in one table.
 
-Owns the table. Does not know the library that counts. Called by `router.telemetry`, and by a test
+Owns the table. Does not know the library that counts. Called by `router.observe.telemetry`, and by a test
 that walks `/metrics`. Labels are bounded: never a request or user id.
 """
 

@@ -6,6 +6,6 @@ Called by `worker`. Importing this package imports no torch; the modules a rank 
 
 from pathlib import Path
 
-from core.kernel_cache import prepare_kernel_cache
+from process.kernel_cache import prepare_kernel_cache
 
 prepare_kernel_cache(Path(__file__).parent)

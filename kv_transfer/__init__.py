@@ -6,6 +6,6 @@ schedulers; works on `KVBytes`, block ids and byte counts. Called by `worker`. I
 
 from pathlib import Path
 
-from core.kernel_cache import prepare_kernel_cache
+from process.kernel_cache import prepare_kernel_cache
 
 prepare_kernel_cache(Path(__file__).parent)

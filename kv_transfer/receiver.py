@@ -23,7 +23,6 @@ import numpy as np
 from core.errors import ChecksumMismatch, KVTransferError, ServingError, TransferNotFound, from_wire
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
-from core.numbered import Arrivals
 from core.ports import KVBytes, MappedStream, MessageStream, Network, StreamClosed
 from core.session import WayReport
 from core.types import Logprob
@@ -33,6 +32,7 @@ from kv_transfer.failures import failure_of
 from kv_transfer.fenced_pool import FIRST_GENERATION, FencedPool
 from kv_transfer.resharding import Grid, PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
+from transport.sequenced import Arrivals
 
 BEAT_S = 0.5
 

@@ -29,7 +29,6 @@ from core.errors import (
 )
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
-from core.numbered import Arrivals
 from core.ports import KVBytes, MappedStream, MessageStream, StreamClosed
 from core.types import Logprob
 from kv_transfer import frames
@@ -38,6 +37,7 @@ from kv_transfer.failures import failure_of
 from kv_transfer.fenced_pool import FIRST_GENERATION, FencedPool
 from kv_transfer.resharding import PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
+from transport.sequenced import Arrivals
 
 BEAT_S = 0.5
 COALESCE_S = 0.002

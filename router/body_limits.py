@@ -1,7 +1,7 @@
 """How much a body may hold: its depth and its number of values, before any of them is used.
 
-Owns the limits and the count. Does not know fields' meanings. Called by `router.body_child`; the
-gRPC door has the same limits, in `router.grpc_limits`.
+Owns the limits and the count. Does not know fields' meanings. Called by `router.http.body_child`; the
+gRPC door has the same limits, in `router.grpc.limits`.
 """
 
 from __future__ import annotations

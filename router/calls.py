@@ -21,7 +21,7 @@ from core.errors import (
     ServingError,
     Unauthenticated,
 )
-from router.identities import Identity
+from router.access.identities import Identity
 
 ADDRESS_CLASSES = ("loopback", "private", "public", "unknown")
 _NOBODY = Identity(tier="")

@@ -45,12 +45,12 @@ from core.timeline import Timeline
 from core.trace import NoTracing, Tracing
 from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
-from router.anatomy import anatomy_of, end_span
 from router.choice_output import ChoiceOutput, NewDecoder
-from router.links import Links
+from router.observe.timing import anatomy_of, end_span
 from router.placement import Placement, Wish, choose
-from router.request_run import AttemptRun, Emit, RequestRun
+from router.request_state import AttemptRun, Emit, RequestRun
 from router.retry_budget import RetryBudget
+from router.workers.sessions import Links
 
 RunKey = tuple[str, RequestId]
 AFTER_FAULT_WAIT_S = 3.0

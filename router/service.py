@@ -1,7 +1,7 @@
 """What both doors share: requests, streams, tokens, models, readiness, status.
 
 Owns the composition of the router's parts into one service. Does not know HTTP or gRPC. Called by
-`router.openai_door` and `router.grpc_door`.
+`router.http.app` and `router.grpc.server`.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from core.ports import Clock, Tokenizer
 from core.session import Role, WayReport, WorkerDescriptor
 from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
 from router import calls
+from router.access.bad_keys import BadKeys
+from router.access.credentials import Keyring
 from router.admission import CANARY_TIER, Admission
-from router.bad_keys import BadKeys
 from router.calls import Call
-from router.canary import Canary
-from router.credentials import Keyring
-from router.detokenizing import TextModel
-from router.links import Links
+from router.observe.canary import Canary
+from router.observe.readiness import PROBLEMS, View, num_usable, pools_of, state_of
+from router.observe.request_log import RequestLog
+from router.observe.shedding import Shedding
+from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
-from router.readiness import PROBLEMS, View, num_usable, pools_of, state_of
 from router.reply_thread import in_reply_thread
-from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel, Wish, num_choices
-from router.request_run import RequestRun
+from router.request_builder import RequestMaker, ServedModel, Wish, num_choices
+from router.request_state import RequestRun
 from router.request_stream import StreamGroup
-from router.shedding import Shedding
-from router.telemetry import Telemetry
-from router.worker_link import LinkState
+from router.text.detokenizing import TextModel
+from router.workers.session import LinkState
+from router.workers.sessions import Links
 
 MAX_DETOKENIZE_TOKENS = 1 << 18
 

@@ -21,16 +21,16 @@ from core.plan import StepPlan
 from core.ports import LoopClock
 from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEvent, SamplingParams
-from decode_worker.part import decode_role
-from engine.hash_model import HashModel, MemoryKV
+from decode_worker.role import decode_role
 from kv_transfer.agent import TransferAgent
-from prefill_worker.part import prefill_role
+from prefill_worker.role import prefill_role
 from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
-from router.links import Links
 from router.orchestrator import Orchestrator
 from router.request_stream import RequestStream
+from router.workers.sessions import Links
 from simulation.contrary import Contrary
+from simulation.hash_runner import HashModel, MemoryKV
 from simulation.loop import VirtualLoop
 from simulation.network import Hub, SimNetwork, on_node
 from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
@@ -38,7 +38,7 @@ from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
 from worker.sessions import FRAME_BYTES
-from worker.unit import WorkerParts, WorkerUnit
+from worker.worker import WorkerParts, WorkerUnit
 
 VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10

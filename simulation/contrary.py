@@ -12,8 +12,8 @@ from random import Random
 
 from core.errors import PoolExhausted
 from core.plan import StepPlan
-from engine.sequence import Sequence
-from worker.unit import WorkerUnit
+from engine.scheduling.sequence import Sequence
+from worker.worker import WorkerUnit
 
 
 class Contrary:

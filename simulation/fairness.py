@@ -18,12 +18,12 @@ from dataclasses import dataclass, field
 from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import Role, Task
-from engine.queues import MAX_READY
-from engine.sequence import Sequence, Status
+from engine.scheduling.queues import MAX_READY
+from engine.scheduling.sequence import Sequence, Status
 from simulation.cluster import SimCluster
 from simulation.report import Report
 from worker.attempt import Attempt
-from worker.unit import WorkerUnit
+from worker.worker import WorkerUnit
 
 MAX_OVERTAKES = 16
 """Later ones that may pass one that waits for blocks, beside those that were in flight already."""

@@ -17,14 +17,14 @@ import asyncio
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
-from engine.wake_ups import WakeUp, wake_up_of
 from router.placement import Placement, Wish, choose
-from router.request_run import RequestRun
+from router.request_state import RequestRun
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster, SimRouter
 from simulation.fairness import Fairness
 from simulation.injector import Injector
 from simulation.report import Report
+from simulation.wait_reasons import WakeUp, wake_up_of
 
 WATCH_S = 0.25
 UNUSED_WORKER_S = 1.0

@@ -15,9 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from core.numbered import Numbered
 from core.ports import StreamClosed, StreamHandler
 from simulation.loop import NODE
+from transport.sequenced import Numbered
 
 WINDOW = 256
 MAX_TOO_LARGE = 10

@@ -14,7 +14,7 @@ from typing import Any
 from core.kv_layout import KVLayout
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.types import GenerateRequest, Logprob
-from engine.hash_model import HashModel, MemoryKV
+from simulation.hash_runner import HashModel, MemoryKV
 from simulation.parts import InlineDecoder
 
 

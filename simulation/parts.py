@@ -17,7 +17,7 @@ from core.ids import WorkerId
 from core.plan import StepPlan, StepResult
 from core.ports import OnLayer, StoreFailed
 from core.session import WorkerDescriptor
-from engine.hash_model import HashModel, MemoryKV
+from simulation.hash_runner import HashModel, MemoryKV
 
 
 class InlineDecoder:

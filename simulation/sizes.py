@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from core.numbered import Numbered
 from core.session import StepFrame, Submit, TokenDelta
 from core.types import Logprob
+from transport.sequenced import Numbered
 
 HEAD_BYTES = 64
 DELTA_BYTES = 96

@@ -17,10 +17,10 @@ from core.session import Submit
 from core.types import GenerateRequest, Path, RequestEvent, TextDelta
 from router.choice_output import TextDecoder
 from router.orchestrator import Orchestrator
-from router.request_run import Emit
+from router.request_state import Emit
 from simulation.parts import InlineDecoder
-from worker.unit import MakeRole, RoleWiring
-from worker.worker import Worker
+from worker.attempts import Worker
+from worker.worker import MakeRole, RoleWiring
 
 CALLBACKS = (
     "transfer_reserved",

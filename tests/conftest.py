@@ -50,10 +50,10 @@ def _children() -> set[int]:
         if state != "Z" and any(
             word in command
             for word in (
-                b"engine.rank",
+                b"engine.ranks.rank",
                 b"cluster.child",
                 b"slow_child",
-                b"router.tokenizer_child",
+                b"router.text.tokenizer_child",
                 b"redis-server",
                 b"valkey-server",
             )

@@ -2,7 +2,7 @@
 
 Owns the output log of each choice (so that positions can be sent again), the prompt's scores, how
 far they were sent, and how many bytes that takes. Does not know scheduling or streams. Called by
-`worker.worker` (writes) and `worker.sessions` (reads).
+`worker.attempts` (writes) and `worker.sessions` (reads).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from core.errors import InvalidRequest
 from core.ids import Epoch, RequestId, RouterId
 from core.session import AttemptEnded, PhaseTimings, Submit, TokenDelta, Wanted
 from core.types import MAX_TOP_LOGPROBS, FinishReason, Logprob
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 
 TOKEN_BYTES = 8
 LOGPROB_BYTES = 24

@@ -1,6 +1,6 @@
 """What a worker asks of its role and of its ranks.
 
-Owns the two protocols. Does not know who fulfils them. Called by `worker.worker`; prefill and
+Owns the two protocols. Does not know who fulfils them. Called by `worker.attempts`; prefill and
 decode have a role each, and ranks, single processes and the simulation's model are runners.
 """
 
@@ -13,7 +13,7 @@ from core.errors import ServingError
 from core.plan import StepPlan
 from core.ports import Runner
 from core.session import Meet, Task
-from engine.sequence import Sequence
+from engine.scheduling.sequence import Sequence
 from worker.attempt import Attempt
 
 

@@ -3,7 +3,7 @@
 Owns the streams, what each router has not been sent yet, and the patience with a router that is
 gone (5 s). There is no outbox of frames: the next frame is built from unsent positions when the
 stream is writable. A command that fails harms the attempt it names, never the session. Does not
-know scheduling. Called by `worker.worker`.
+know scheduling. Called by `worker.attempts`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from core.changes import Changes
 from core.containment import contained
 from core.errors import InvalidRequest, ServingError, WorkerLost
 from core.ids import Epoch, RequestId, RouterId
-from core.numbered import NumberedStream
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
     AttemptEnded,
@@ -42,6 +41,7 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
+from transport.sequenced import NumberedStream
 from worker.attempt import ENDED_BYTES, MIN_SHARE_BYTES, Attempt
 from worker.checking import check_hello, check_meet
 

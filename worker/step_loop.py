@@ -1,7 +1,7 @@
 """The loop: plan, execute, commit.
 
 Owns the order of the three and what happens when a step or the rank group fails. Does not know
-roles, transfers or sessions. Called by `worker.worker`, once per worker.
+roles, transfers or sessions. Called by `worker.attempts`, once per worker.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable
 from core.errors import WorkerLost
 from core.plan import StepPlan
 from core.ports import Clock, Runner
-from engine.events import SchedulerEvent
-from engine.scheduler import Scheduler
+from engine.scheduling.events import SchedulerEvent
+from engine.scheduling.scheduler import Scheduler
 
 IDLE = StepPlan(0, ())
 

@@ -18,7 +18,7 @@ from benchmarks import compatibility
 from benchmarks.record import RESULTS, save
 from cluster.local import LocalCluster
 from core.config import load_config
-from router.credentials import new_key
+from router.access.credentials import new_key
 
 HERE = Path(__file__).parent
 LIMIT_S = 300.0

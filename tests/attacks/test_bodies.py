@@ -20,9 +20,9 @@ from core.errors import (
     RequestTimeout,
     Unavailable,
 )
+from router.access.credentials import Identity
 from router.body_limits import MAX_DEPTH, MAX_FIELDS, MAX_TOKEN_IDS, MAX_VALUES, check_size
-from router.body_reading import NUM_LARGEST, SMALL_BYTES, BodyReader, Upload, UploadMemory
-from router.credentials import Identity
+from router.http.body_reading import NUM_LARGEST, SMALL_BYTES, BodyReader, Upload, UploadMemory
 
 MIB = 1 << 20
 
@@ -102,7 +102,7 @@ async def test_a_hostile_body_is_refused_elsewhere(reader, name, monkeypatch):
     def parse(_):
         raise AssertionError("it was parsed on the loop")
 
-    monkeypatch.setattr("router.body_reading.parse", parse)
+    monkeypatch.setattr("router.http.body_reading.parse", parse)
     with pytest.raises(InvalidRequest, match=message):
         await reader.read(Coming(data))
 

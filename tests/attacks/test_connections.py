@@ -12,9 +12,9 @@ from pathlib import Path
 
 from support.http_door import HttpDoor, status
 
-from cluster import http_listener
-from cluster.certs import make_certificates
-from cluster.connections import ConnectionTable
+from router.http.server import listener as http_listener
+from router.http.server.connections import ConnectionTable
+from transport.certificates import make_certificates
 
 ROOT = Path(__file__).parents[2]
 
@@ -105,7 +105,8 @@ import asyncio, json, resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
 import uvloop
 from core import logs
-from cluster.http_listener import make_connection_table, raise_descriptor_limit
+from router.descriptors import raise_descriptor_limit
+from router.http.server.listener import make_connection_table
 from support.http_door import HttpDoor
 
 async def main():

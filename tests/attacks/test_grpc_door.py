@@ -23,11 +23,12 @@ from support.rig import is_long, note
 from core.config import RouterConfig, SecurityConfig
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router import grpc_door, grpc_incoming
-from router.bad_keys import BadKeys
+from router.access.bad_keys import BadKeys
+from router.access.credentials import Keyring, new_key
 from router.body_limits import MAX_TOKEN_IDS
-from router.credentials import Keyring, new_key
-from router.grpc_door import MAX_STREAMS, GrpcDoor
+from router.grpc import incoming as grpc_incoming
+from router.grpc import server as grpc_door
+from router.grpc.server import MAX_STREAMS, GrpcDoor
 
 WATCH = "/grpc.health.v1.Health/Watch"
 EMPTY = b"\0\0\0\0\0"

@@ -13,10 +13,10 @@ from support.http_door import HttpDoor, SmallApp, read_all, status
 from support.rig import is_long
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
-from cluster import http_protocol
-from cluster.certs import make_certificates
-from cluster.fair_reading import READ_BYTES
-from cluster.http_protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HttpProtocol
+from router.http.server import protocol as http_protocol
+from router.http.server.fair_reading import READ_BYTES
+from router.http.server.protocol import MAX_HEAD_BYTES, MAX_HEADERS, MAX_PIPELINED, HttpProtocol
+from transport.certificates import make_certificates
 
 GET = b"GET /health HTTP/1.1\r\nhost: x\r\n"
 END = b"connection: close\r\n\r\n"

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.banner import announce, arguments_to_reach
-from cluster.certs import hosts_of, make_certificates
-from cluster.cli import app
-from cluster.door_access import DoorAccess
+from cli.banner import announce, arguments_to_reach
+from cli.main import app
+from client.endpoints import DoorAccess
 from core.config import BatonConfig
 from core.errors import ConfigError
+from transport.certificates import hosts_of, make_certificates
 
 LOCAL = ["localhost", "127.0.0.1", "::1"]
 
@@ -70,7 +70,7 @@ def test_names_of_the_door_are_added_to_those_of_the_machine_itself(tmp_path):
 
 
 def test_a_certificate_for_other_hosts_is_told_by_the_names_it_has(tmp_path, monkeypatch, door_of):
-    monkeypatch.setattr("cluster.certs.LOCAL_HOSTS", ())
+    monkeypatch.setattr("transport.certificates.LOCAL_HOSTS", ())
     make_certificates(tmp_path / "tls", ["my-host", "10.0.0.5"])
     door = door_of(tmp_path / "tls")
     with pytest.raises(ConfigError, match="not valid for '127.0.0.1'") as refused:
@@ -90,7 +90,7 @@ def test_an_authority_that_did_not_sign_is_told_by_its_file(tmp_path, monkeypatc
 
 
 def test_a_certificate_that_has_ended_is_told(tmp_path, monkeypatch, door_of):
-    monkeypatch.setattr("cluster.certs.DAYS", -1 / 48)
+    monkeypatch.setattr("transport.certificates.DAYS", -1 / 48)
     door = door_of(make(tmp_path / "tls"))
     with pytest.raises(ConfigError, match="give the doors a certificate that holds today"):
         DoorAccess(tmp_path / "tls" / "ca.pem").get(door, "/ready")

@@ -13,15 +13,15 @@ import grpc.aio
 import pytest
 from support.doors import Doors
 
-from cluster.certs import make_certificates
-from cluster.tls import fetch_tls
 from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.ports import StreamClosed
 from core.renewed import LOOK_S
-from kv_transfer.grpc_network import fetch_network
 from protos.baton.v1 import generation_pb2 as pb
-from router.door_certificate import DoorCertificate
+from router.access.certificate import DoorCertificate
+from transport.certificates import make_certificates
+from transport.grpc_streams import fetch_network
+from transport.tls import fetch_tls
 
 
 class Pair:
@@ -187,7 +187,7 @@ class Echo:
     def __init__(self, folder, monkeypatch):
         self.folder, self.now_s = folder, 0.0
         monkeypatch.setattr(
-            "cluster.tls.SystemClock", lambda: SimpleNamespace(now_s=lambda: self.now_s)
+            "transport.tls.SystemClock", lambda: SimpleNamespace(now_s=lambda: self.now_s)
         )
         security = SecurityConfig(tls_dir=str(folder))
         self.server = fetch_network(tls=fetch_tls(security, "prefill"))
@@ -238,9 +238,9 @@ async def test_the_inside_takes_up_new_certificates_where_it_listens_and_where_i
 
 LISTEN = """
 import asyncio, sys
-from cluster.tls import fetch_tls
+from transport.tls import fetch_tls
 from core.config import SecurityConfig
-from kv_transfer.grpc_network import fetch_network
+from transport.grpc_streams import fetch_network
 
 async def main():
     async def silent(stream):

@@ -16,7 +16,7 @@ from support.models import TINY
 from transformers import AutoTokenizer
 
 from core.errors import InvalidRequest
-from router.chat_template import ChatTemplates
+from router.text.chat_template import ChatTemplates
 
 DATA = Path(__file__).parent.parent / "data" / "chat_templates"
 MORE = os.environ.get("BATON_CHAT_TEMPLATES")

@@ -15,10 +15,10 @@ from support.models import TINY
 
 from core.config import EngineConfig
 from core.errors import ConfigError
-from engine.attention import AttentionInputs, AttentionRules, dense_attention
-from engine.device_attention import gathered_attention
-from engine.kv_pools import StagedPool, runs_of
-from engine.rank_group import RankGroup
+from engine.model.attention import AttentionInputs, AttentionRules, dense_attention
+from engine.model.device_attention import gathered_attention
+from engine.model.kv_pools import StagedPool, runs_of
+from engine.ranks.rank_group import RankGroup
 
 PROMPTS = [[(7 * n + 3 * k) % 200 + 5 for k in range(40 + 13 * n)] for n in range(4)]
 WISHES = [{}, {"temperature": 0.9, "n": 2, "seed": 3}]

@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from cluster import up
-from cluster.door_ports import claimed
+from cli import up
+from cluster.server_ports import claimed
 from core.config import BatonConfig
 from core.errors import ConfigError
 

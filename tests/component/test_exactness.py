@@ -13,9 +13,9 @@ from core.config import EngineConfig, TransferConfig
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.session import Role
 from core.types import FinishReason
-from engine.hash_model import MemoryKV
-from engine.runner import ModelRunner
+from engine.model.runner import ModelRunner
 from kv_transfer import frames
+from simulation.hash_runner import MemoryKV
 
 RNG = random.Random(3)
 PROMPTS = [

@@ -7,8 +7,8 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from core.config import RouterConfig, SecurityConfig
-from router.credentials import ANYBODY
-from router.grpc_door import GrpcDoor
+from router.access.credentials import ANYBODY
+from router.grpc.server import GrpcDoor
 
 PING_MS = 1000
 OPTIONS = [

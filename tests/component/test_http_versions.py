@@ -7,7 +7,7 @@ import socket
 import pytest
 import uvicorn
 
-from cluster.close_delimited import CloseDelimited
+from router.http.server.close_delimited import CloseDelimited
 
 EVENTS = [b"data: 1\n\n", b"", b"data: 2\n\n"]
 

@@ -5,11 +5,11 @@ import subprocess
 import sys
 import time
 
-from core.lifeline import hanging
+from process.parent_death import hanging
 
 PARENT = """
 import subprocess, sys
-from core.lifeline import hanging
+from process.parent_death import hanging
 child = subprocess.Popen(hanging(["/bin/sleep", "60"]), start_new_session=True)
 print(child.pid, flush=True)
 sys.stdin.read()

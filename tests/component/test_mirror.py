@@ -6,7 +6,7 @@ import json
 
 from redis import asyncio as redis_asyncio
 
-from cluster.redis_server import RedisServer
+from cluster.redis.server import RedisServer
 from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
 from prefix_index.redis_store import KEY, RedisStore
 

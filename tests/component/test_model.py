@@ -13,12 +13,18 @@ from support.models import FAMILIES, TINY, random_model
 from transformers import AutoModelForCausalLM
 
 from core.plan import SampleSpec, StepItem, StepPlan
-from engine.attention import AttentionInputs, AttentionRules, _exp, cpu_attention, dense_attention
-from engine.hash_model import MemoryKV
-from engine.model import Model
-from engine.model_spec import read_model
-from engine.runner import ModelRunner, _inputs
-from engine.sharding import Shard
+from engine.checkpoint.model_spec import read_model
+from engine.model.attention import (
+    AttentionInputs,
+    AttentionRules,
+    _exp,
+    cpu_attention,
+    dense_attention,
+)
+from engine.model.model import Model
+from engine.model.runner import ModelRunner, _inputs
+from engine.model.sharding import Shard
+from simulation.hash_runner import MemoryKV
 
 
 def logits_of(model, runner, items, rows):

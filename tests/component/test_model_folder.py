@@ -12,7 +12,7 @@ from cluster.model_source import model_folder
 from cluster.worker_process import model_of
 from core.config import BatonConfig, ModelConfig
 from core.errors import ModelLoadError
-from engine.model_spec import read_model
+from engine.checkpoint.model_spec import read_model
 
 
 @pytest.fixture()

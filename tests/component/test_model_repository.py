@@ -16,9 +16,9 @@ from support.models import TINY, random_llama, random_model
 from cluster.model_source import model_folder
 from core.config import ModelConfig
 from core.errors import ModelLoadError
-from engine.families import Rope
-from engine.generation_config import default_sampling
-from engine.model_spec import read_model
+from engine.checkpoint.families import Rope
+from engine.checkpoint.generation_config import default_sampling
+from engine.checkpoint.model_spec import read_model
 
 SHARDED = "model-00001-of-00003.safetensors"
 NORM = "model.norm.weight"

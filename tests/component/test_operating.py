@@ -16,13 +16,11 @@ import grpc
 import pytest
 from support.doors import Doors
 
-from cluster import certs, chat, client
-from cluster.certificate_ends import CertificateEnds, earliest_end
-from cluster.certs import make_certificates
-from cluster.door_access import DoorAccess, speaks_tls
+from cli import chat, client
+from cli.status import run_status
+from client.endpoints import DoorAccess, speaks_tls
+from cluster.certificate_expiry import CertificateEnds, earliest_end
 from cluster.local import Child, LocalCluster, _tell_end
-from cluster.status import run_status
-from cluster.tls import session_tls
 from core import events
 from core.config import BatonConfig, SecurityConfig
 from core.errors import ConfigError, Overloaded, WorkerLost
@@ -31,8 +29,11 @@ from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from router.admission import Admission
 from router.calls import Call
-from router.readiness import PROBLEMS
-from router.shedding import PERIOD_S, Shedding
+from router.observe.readiness import PROBLEMS
+from router.observe.shedding import PERIOD_S, Shedding
+from transport import certificates as certs
+from transport.certificates import make_certificates
+from transport.tls import session_tls
 
 DAY_S = 86400
 

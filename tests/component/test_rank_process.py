@@ -14,10 +14,10 @@ from support.rig import is_gone
 from core.config import EngineConfig
 from core.errors import ModelLoadError, WorkerDied, WorkerLost
 from core.plan import Penalties, SampleSpec, StepItem, StepPlan
-from engine.hash_model import MemoryKV
-from engine.model_spec import read_model
-from engine.rank_group import STALL_S, RankGroup
-from engine.runner import ModelRunner
+from engine.checkpoint.model_spec import read_model
+from engine.model.runner import ModelRunner
+from engine.ranks.rank_group import STALL_S, RankGroup
+from simulation.hash_runner import MemoryKV
 
 ENGINE = EngineConfig(num_blocks=16)
 PROMPT = tuple(b"import os\n\nclass ")

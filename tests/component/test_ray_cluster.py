@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster import ray_app
-from cluster.cluster_key import with_read_secrets
-from cluster.ray_app import RayCluster
-from cluster.ray_probe import RayDoor
+from cluster.ray import app as ray_app
+from cluster.ray.app import RayCluster
+from cluster.ray.probe import RayDoor
+from cluster.secrets import with_read_secrets
 from core.config import load_config
 from core.errors import ConfigError
 

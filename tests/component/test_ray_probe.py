@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from cluster.certs import make_certificates
-from cluster.ray_probe import METHOD, RayDoor, knock
+from cluster.ray.probe import METHOD, RayDoor, knock
 from core.errors import ConfigError
+from transport.certificates import make_certificates
 
 
 @contextlib.contextmanager

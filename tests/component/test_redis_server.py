@@ -14,9 +14,10 @@ from redis import asyncio as redis_asyncio
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, ResponseError
 from support.rig import is_gone
 
-from cluster import redis_binary, redis_server
-from cluster.cluster_key import secrets_of, with_read_secrets, with_secrets_in_files
-from cluster.redis_server import RedisServer, with_redis
+from cluster.redis import binary as redis_binary
+from cluster.redis import server as redis_server
+from cluster.redis.server import RedisServer, with_redis
+from cluster.secrets import secrets_of, with_read_secrets, with_secrets_in_files
 from core.config import BatonConfig
 from core.ports import StoreFailed
 from prefix_index.redis_store import KEY, RedisStore
@@ -192,7 +193,7 @@ async def test_another_process_reads_the_address_from_the_file_that_its_config_n
     await put(server)
     code = """if True:
         import asyncio, sys
-        from cluster.cluster_key import with_read_secrets
+        from cluster.secrets import with_read_secrets
         from core.config import BatonConfig
         from prefix_index.redis_store import RedisStore
         config = with_read_secrets(BatonConfig.model_validate_json(sys.stdin.read()))

@@ -13,9 +13,11 @@ import pytest
 from support.doors import REFUSED_TEXT, Doors, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
-from router import bad_keys, calls, request_log
-from router.identities import Identity, Right
-from router.request_making import Wish
+from router import calls
+from router.access import bad_keys
+from router.access.identities import Identity, Right
+from router.observe import request_log
+from router.request_builder import Wish
 
 NO_KEY = "bt-00000000-" + "0" * 32
 

@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from cluster import running
+from cli import instances as running
 from core.errors import ConfigError
 
 STARTING = """
 import asyncio, sys
-from cluster import local, up
+from cluster import local
+from cli import up
 
 async def start(self):
     print("starting", flush=True)

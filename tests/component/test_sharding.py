@@ -16,11 +16,11 @@ from support.samples import sample
 from core.config import EngineConfig, TransferConfig
 from core.errors import InvariantViolation, LayoutMismatch, ModelLoadError
 from core.kv_layout import KVLayout
-from engine.hash_model import MemoryKV
-from engine.model_spec import read_model
-from engine.sharding import Shard, check_split
-from engine.weights import load_tensors
+from engine.checkpoint.model_spec import read_model
+from engine.model.sharding import Shard, check_split
+from engine.model.weights import load_tensors
 from kv_transfer.resharding import PoolParts, common_grid
+from simulation.hash_runner import MemoryKV
 
 RNG = random.Random(5)
 PROMPTS = [list(b"def main(argv):\n    "), [RNG.randrange(256) for _ in range(150)]]
@@ -158,7 +158,7 @@ def _last_logits(models, ids):
     """One prompt through all ranks; rank 0 is given the last row."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from engine.attention import AttentionInputs
+    from engine.model.attention import AttentionInputs
 
     spec = models[0].spec
     inputs = AttentionInputs(np.arange(len(ids)), np.array([0, len(ids)]), np.array([[0, 1]]))

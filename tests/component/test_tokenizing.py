@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from core.errors import InvalidRequest, Unavailable
 from core.types import ChatPrompt
-from router.tokenizing import TokenizerPool
+from router.text.tokenizing import TokenizerPool
 
 CHAT = [
     {"role": "system", "content": "  Be brief. "},

@@ -8,16 +8,16 @@ import sys
 import pytest
 from support.fault_proxy import FaultProxy
 from support.house import NIXL, shared_pool
+from support.in_process_network import InProcessNetwork
 
 from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
-from kv_transfer import shared_network
-from kv_transfer.carried_network import CarriedNetwork
 from kv_transfer.frames import MAX_MESSAGE_BYTES
-from kv_transfer.grpc_network import fetch_network
-from kv_transfer.inproc import InProcessNetwork
-from kv_transfer.shared_network import SharedNetwork
-from kv_transfer.transports import Transports, read_address
+from kv_transfer.sidecar.network import CarriedNetwork
+from kv_transfer.transports.choice import Transports, read_address
+from kv_transfer.transports.choice import shared_memory as shared_network
+from kv_transfer.transports.shared_memory import SharedNetwork
+from transport.grpc_streams import fetch_network
 
 LAYOUT = KVLayout("m", "float32", 2, 2, 4, 4)
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 ROOT = Path(__file__).parent.parent.parent
-BATON = [sys.executable, "-m", "cluster.cli"]
+BATON = [sys.executable, "-m", "cli.main"]
 
 
 def is_of_another_run(folder):
@@ -44,14 +44,14 @@ def processes(word):
 
 OURS = (
     "cluster.child",
-    "engine.rank",
-    "router.tokenizer_child",
+    "engine.ranks.rank",
+    "router.text.tokenizer_child",
     "redis-server",
     "valkey-server",
     "raylet",
     "gcs_server",
     "ray::",
-    "cluster.cli up",
+    "cli.main up",
 )
 
 

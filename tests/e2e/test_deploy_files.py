@@ -49,7 +49,7 @@ def test_every_port_that_ray_lets_be_named_is_named_and_an_option_of_ray_start(p
 
 def test_the_deployed_config_is_valid_and_fit_for_several_machines():
     from cluster.network_check import check_network
-    from cluster.ray_probe import door_of_environment
+    from cluster.ray.probe import door_of_environment
     from core.config import load_config
 
     config = load_config(ROOT / "deploy" / "ray" / "baton.yaml", {}, {})

@@ -400,7 +400,7 @@ def test_status_and_generate_commands(local):
     command = [
         sys.executable,
         "-m",
-        "cluster.cli",
+        "cli.main",
         "generate",
         FRANCE,
         "--grpc",
@@ -419,7 +419,7 @@ def test_the_doctor_measures_every_link(local):
         and links
         and not any(x["error"] for x in links)
     )
-    command = [sys.executable, "-m", "cluster.cli", "doctor", "--url", local.url]
+    command = [sys.executable, "-m", "cli.main", "doctor", "--url", local.url]
     for _ in range(2):  # what the first run has left in the caches must not help the second
         done = subprocess.run(
             [*command, "--mib", "2", "-o", "json"],
@@ -443,7 +443,7 @@ def test_the_doctor_measures_every_link(local):
         reply = httpx.post(f"{local.url}/links", json=body)
         assert reply.status_code == 400 and word in reply.text
     lost = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "doctor", "--url", "http://127.0.0.1:1"],
+        [sys.executable, "-m", "cli.main", "doctor", "--url", "http://127.0.0.1:1"],
         capture_output=True,
         text=True,
         check=False,

@@ -85,9 +85,9 @@ def test_a_workers_death_ends_its_ranks_within_a_second(mended):
     victim = next(r for r in up.status() if r["role"] == "decode")
     os.kill(victim["pid"], signal.SIGKILL)
     until = time.monotonic() + 1
-    while time.monotonic() < until and set(victim["rank_pids"]) & processes("engine.rank"):
+    while time.monotonic() < until and set(victim["rank_pids"]) & processes("engine.ranks.rank"):
         time.sleep(0.02)
-    assert not set(victim["rank_pids"]) & processes("engine.rank")
+    assert not set(victim["rank_pids"]) & processes("engine.ranks.rank")
     wait_replaced(up, "decode", victim["pid"])
 
 
@@ -228,7 +228,7 @@ def test_on_ray_with_pd_forced_the_running_request_waits_for_a_decode_worker_tha
 
 def test_help_is_quick_because_nothing_heavy_is_imported():
     code = (
-        "import sys, cluster.cli; heavy = {'ray', 'torch', 'grpc', 'fastapi', 'numpy', "
+        "import sys, cli.main; heavy = {'ray', 'torch', 'grpc', 'fastapi', 'numpy', "
         "'pydantic'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -23,14 +23,14 @@ from test_doors import idle
 
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.http_bodies import (
+from router.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     TokenizeBody,
     TokenizeChatBody,
 )
-from router.other_fields import FREE, OFF, RENAMED
+from router.http.other_fields import FREE, OFF, RENAMED
 
 SHARE = float(os.environ.get("FUZZ_SHARE", "1" if is_long() else "0.2"))
 HTTP_CASES, GRPC_CASES, PER_EXAMPLE = int(16_000 * SHARE), int(4_800 * SHARE), 8

@@ -12,10 +12,10 @@ from support.rig import config_of
 from test_security import LOOPBACK, descendants, listeners
 
 from client.stream import Client
-from cluster.guardian import VARIABLE, cluster_processes
 from cluster.local import LocalCluster
-from cluster.ray_probe import RayDoor, knock
+from cluster.ray.probe import RayDoor, knock
 from core.addresses import join_address
+from process.orphan_reaper import VARIABLE, cluster_processes
 from protos.baton.v1 import generation_pb2 as pb
 
 IPV6_LOOPBACK = "00000000000000000000000001000000"

@@ -14,13 +14,13 @@ import pytest
 from support.rig import config_of
 
 from client.stream import Client
-from cluster.certs import make_certificates
 from cluster.local import LocalCluster
 from core.errors import ConfigError
-from kv_transfer.transports import read_address
+from kv_transfer.transports.choice import read_address
 from protos.baton.v1 import generation_pb2 as pb
-from router.credentials import new_key
-from router.identities import KeyRole
+from router.access.credentials import new_key
+from router.access.identities import KeyRole
+from transport.certificates import make_certificates
 
 PROMPT = "def main(argv):\n    for value in argv: print(value, index, self)\n" * 3
 
@@ -118,7 +118,7 @@ async def test_a_closed_cluster(tmp_path):
 
 
 async def every_route_needs_a_key(cluster):
-    from router.openai_door import make_app
+    from router.http.app import make_app
 
     assert make_app is not None
     routes = [
@@ -350,11 +350,11 @@ def test_the_commands_that_make_keys_and_certificates(tmp_path):
     import sys
     import time
 
-    from router.credentials import Keyring
+    from router.access.credentials import Keyring
 
     def baton(*arguments, code=0):
         done = subprocess.run(
-            [sys.executable, "-m", "cluster.cli", *arguments],
+            [sys.executable, "-m", "cli.main", *arguments],
             capture_output=True,
             text=True,
             check=False,

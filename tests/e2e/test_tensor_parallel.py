@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import BATON, ROOT, our_processes
 
-from cluster.ray_ranks import bundles, check_fit
+from cluster.ray.ranks import bundles, check_fit
 from core.config import PoolConfig
 from core.errors import ConfigError
 

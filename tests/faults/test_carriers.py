@@ -13,9 +13,9 @@ from support.rig import is_long, note
 
 from core.config import EngineConfig, TransferConfig
 from core.session import Role
-from kv_transfer import transports
-from kv_transfer.carried_stream import CarriedStream
 from kv_transfer.receiver import Receiver
+from kv_transfer.sidecar.stream import CarriedStream
+from kv_transfer.transports.choice import choice as transports
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=32)
 PROMPTS = [[(7 * n + 3 * k) % 200 + 5 for k in range(100)] for n in range(4)]

@@ -19,7 +19,7 @@ EQUIVALENTS: list[Equivalent] = [
         "one clock, which does not go back: the difference is never negative",
     ),
     Equivalent(
-        "router/detokenizing.py",
+        "router/text/detokenizing.py",
         "others = [b for b in range(256) if b not in printable]",
         "others = [b for b in range(255) if b not in printable]",
         "byte 255 is printable, so it is not among the others either way",
@@ -31,7 +31,7 @@ EQUIVALENTS: list[Equivalent] = [
         "a text that ends with the whole stop string is a match, which was looked for before",
     ),
     Equivalent(
-        "engine/block_identities.py",
+        "engine/scheduling/block_identities.py",
         "num_buckets = 1 << max(num_blocks - 1, 1).bit_length()",
         "num_buckets = 1 << max(num_blocks - 1, 2).bit_length()",
         "two more buckets in a pool of one or two blocks",
@@ -43,31 +43,31 @@ EQUIVALENTS: list[Equivalent] = [
         "an empty rest stays in the queue, adds nothing to the next frame and is not counted",
     ),
     Equivalent(
-        "engine/sequences.py",
+        "engine/scheduling/sequences.py",
         "self._known_to_ranks.clear()",
         "pass",
         "every sequence was released before, and its key was taken out with it",
     ),
     Equivalent(
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "if victim is None or victim is sequence:",
         "if (victim is sequence):",
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "return False",
         "return None",
         "`_start` and nothing else here says False, and who calls it only asks whether it is true",
     ),
     Equivalent(
-        "router/detokenizing.py",
+        "router/text/detokenizing.py",
         "CONTEXT_TOKENS = 6",
         "CONTEXT_TOKENS = 5",
         "a space needs one shown token before it, a character three bytes: more change no text",
     ),
     Equivalent(
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "LOOK_AHEAD = 32",
         "LOOK_AHEAD = 31",
         "it bounds the work of a walk, and no number is promised: who is not reached is next time, "

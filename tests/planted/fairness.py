@@ -8,7 +8,7 @@ WHOLE = "tests/simulation/test_fairness_rules.py"
 BUGS = [
     Bug(
         "a preempted sequence goes to the end of the line",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
         "        sequence.due = (1e9, sequence.key)\n"
         "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
@@ -16,7 +16,7 @@ BUGS = [
     ),
     Bug(
         "arrivals take blocks before anybody who waits",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "        for sequence in self.blocks.fitting(Status.RESERVING, lends=lends):\n"
         "            self._reserve(",
         "        for sequence in list(self.waiting.ready):\n"
@@ -26,49 +26,49 @@ BUGS = [
     ),
     Bug(
         "more answers run at once than a step has tokens for",
-        "worker/unit.py",
+        "worker/worker.py",
         "max(1, min(engine.max_sequences, engine.max_step_tokens - 1))",
         "engine.max_sequences",
         f"{WHOLE}::test_no_more_answers_run_at_once_than_a_step_has_tokens_for",
     ),
     Bug(
         "nobody hears of a preemption",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "        self._hooks.preempted(sequence)\n",
         "",
         f"{UNIT}::test_whoever_may_still_read_the_blocks_hears_of_a_preemption_while_they_are_held",
     ),
     Bug(
         "the oldest prompt takes the whole budget",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "num_half = -(-step.num_left // 2)",
         "num_half = step.num_left",
         f"{UNIT}::test_small_prompts_behind_a_giant_are_in_the_next_step",
     ),
     Bug(
         "long steps leave prompts nothing beside the answers that run",
-        "engine/step_budget.py",
+        "engine/scheduling/step_budget.py",
         "self._limits.max_sequences + MIN_STEP_TOKENS",
         "max(self._limits.max_sequences, MIN_STEP_TOKENS)",
         f"{UNIT}::test_a_prompt_goes_on_beside_as_many_answers_as_may_run_however_long_steps_are",
     ),
     Bug(
         "a giant gets what small ones leave",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "        step.num_left -= num_kept\n",
         "        num_kept = 0\n",
         f"{UNIT}::test_a_giant_has_half_of_the_budget_however_many_come_after_it",
     ),
     Bug(
         "what does not fit blocks everybody behind it",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "                if sequence.num_overtaken < MAX_OVERTAKEN:\n",
         "                if False:\n",
         f"{WHOLE}::test_small_hand_overs_pass_a_giant_that_waits_for_blocks_and_it_is_served",
     ),
     Bug(
         "blocks are never kept for what does not fit",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "                if sequence.num_overtaken < MAX_OVERTAKEN:\n",
         "                if True:\n",
         f"{UNIT}::test_what_does_not_fit_is_passed_a_bounded_number_of_times"
@@ -76,28 +76,28 @@ BUGS = [
     ),
     Bug(
         "announcements to all partners share one bound",
-        "engine/queues.py",
+        "engine/scheduling/queues.py",
         "        if len(self.ready) >= MAX_READY:\n",
         "        if sum(len(p.announced) for p in self._partners.values()) >= MAX_UNANSWERED:\n",
         f"{UNIT}::test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone",
     ),
     Bug(
         "what runs ahead of its partner comes before what has one",
-        "engine/queues.py",
+        "engine/scheduling/queues.py",
         "        yield from self.ready.walk()\n        lines = [",
         "        lines = [list(self.ready)] + [",
         f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
     ),
     Bug(
         "what runs ahead is computed again and again",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "handover.is_announced and not handover.ran_ahead and is_roomy",
         "handover.is_announced and is_roomy",
         f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
     ),
     Bug(
         "blocks given up in a plan that comes back empty wait for a wake-up",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "            if step.items or self.num_preemptions == num_preemptions:\n",
         "            if True:\n",
         f"{UNIT}::test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan",
@@ -112,7 +112,7 @@ BUGS = [
     ),
     Bug(
         "a place in a step is anybody's, whoever is next for it",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "            walk.num_places_kept += fits\n",
         "",
         f"{UNIT}::test_an_arrival_does_not_take_the_place_that_an_older_prompt_gets"
@@ -120,28 +120,28 @@ BUGS = [
     ),
     Bug(
         "room is kept for one that gets no budget, whoever else could use it",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "            if is_asked_for or lends or not fits:\n",
         "            if lends or not fits:\n",
         f"{UNIT}::test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_smaller_ones",
     ),
     Bug(
         "room is kept from arrivals for one that gets no budget",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "        self._reserve_fitting(now_s, lends=True)\n",
         "",
         f"{UNIT}::test_room_kept_for_one_that_has_no_budget_yet_is_lent_to_arrivals",
     ),
     Bug(
         "one that was passed often enough still goes behind what is shorter",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "    return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens\n",
         "    return True, sequence.num_missing_tokens\n",
         f"{UNIT}::test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times",
     ),
     Bug(
         "a prompt under way is passed by shorter ones as often as they come",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "            _count_passed(step, behind)\n",
         "",
         f"{UNIT}::test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times"
@@ -149,14 +149,14 @@ BUGS = [
     ),
     Bug(
         "arrivals run beside one that must run alone for ever",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "            if _needs_every_place(sequence):\n",
         "            if False:\n",
         f"{UNIT}::test_nobody_runs_beside_one_that_must_run_alone_once_it_was_passed_often_enough",
     ),
     Bug(
         "arrivals go before an older one that must run alone and could",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "            if _needs_every_place(sequence):\n",
         "            if _needs_every_place(sequence) and not fits:\n",
         f"{UNIT}::test_an_arrival_does_not_go_before_an_older_one_that_can_run_alone"
@@ -164,14 +164,14 @@ BUGS = [
     ),
     Bug(
         "partners without hand-overs are remembered for ever",
-        "engine/queues.py",
+        "engine/scheduling/queues.py",
         "            if not partner:\n",
         "            if False:\n",
         f"{UNIT}::test_partners_without_hand_overs_are_forgotten",
     ),
     Bug(
         "what arrived in memory that is gone is told to new ranks",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "        self._sequences.ranks_are_gone()\n        self._arrived.clear()\n",
         "        self._sequences.ranks_are_gone()\n",
         "tests/unit/test_scheduler.py"
@@ -179,21 +179,21 @@ BUGS = [
     ),
     Bug(
         "an arrival needs no place",
-        "engine/sequences.py",
+        "engine/scheduling/sequences.py",
         "for s in self.running) + len(self.arriving)",
         "for s in self.running)",
         f"{UNIT}::test_an_arrival_has_its_place_from_its_reservation_on",
     ),
     Bug(
         "parked answers yield to one that does not fit all the same",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "        if has_place and 0 < num_lacking <= walk.num_yielding:\n",
         "        if has_place and 0 < num_lacking:\n",
         f"{UNIT}::test_nobody_yields_to_one_that_would_not_fit_all_the_same",
     ),
     Bug(
         "a block is given away while the running step copies from it",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "        if not self.waiting.num_reservations or self._sequences.copies_from_free:\n",
         "        if not self.waiting.num_reservations:\n",
         f"{UNIT}::test_a_block_that_the_running_step_copies_from_is_given_to_nobody",
@@ -208,21 +208,21 @@ BUGS = [
     ),
     Bug(
         "the oldest is the victim",
-        "engine/block_supply.py",
+        "engine/scheduling/block_supply.py",
         "for s in reversed(self._sequences.running) if s.key not in planned",
         "for s in self._sequences.running if s.key not in planned",
         f"{UNIT}::test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back",
     ),
     Bug(
         "only those in the step wait for its end to free their blocks",
-        "engine/sequences.py",
+        "engine/scheduling/sequences.py",
         "        if self.executing:\n",
         "        if sequence.key in self.executing:\n",
         f"{UNIT}::test_blocks_of_one_cancelled_in_a_step_are_nobody_elses_before_its_end",
     ),
     Bug(
         "a request tried again is the youngest",
-        "engine/scheduler.py",
+        "engine/scheduling/scheduler.py",
         "self._order.due_s(request, now_s - age_s)",
         "self._order.due_s(request, now_s)",
         f"{UNIT}::test_age_travels_so_a_request_tried_again_keeps_its_place",

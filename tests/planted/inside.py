@@ -13,49 +13,49 @@ SHAPES = f"{CHECKING}::test_a_message_without_the_shape_of_one_ends_its_stream_w
 BUGS = [
     Bug(
         "a stranger opens a session",
-        "kv_transfer/grpc_network.py",
+        "transport/grpc_streams.py",
         '        if not proof.is_dialler(str(metadata.get(DIALLER_KEY, ""))):\n',
         "        if False:\n",
         STRANGERS,
     ),
     Bug(
         "a MAC holds at every listener",
-        "kv_transfer/stream_proof.py",
+        "transport/stream_proof.py",
         "self._names = (method, listener, dialler)",
         "self._names = (method, dialler)",
         STRANGERS,
     ),
     Bug(
         "a refused stream is not counted",
-        "kv_transfer/grpc_network.py",
+        "transport/grpc_streams.py",
         "        self.num_refused += 1\n",
         "",
         STRANGERS,
     ),
     Bug(
         "refused strangers fill the log",
-        "kv_transfer/grpc_network.py",
+        "transport/grpc_streams.py",
         "        if now_s - self._told_at >= REFUSAL_LINE_S:\n",
         "        if True:\n",
         f"{ATTACKS}::test_a_stranger_cannot_fill_the_log",
     ),
     Bug(
         "who takes over a port is believed",
-        "kv_transfer/grpc_network.py",
+        "transport/grpc_streams.py",
         "        if self._pending_proof is not None:\n",
         "        if False:\n",
         TAKEN_PORT,
     ),
     Bug(
         "what a dialler showed is good for another listener",
-        "kv_transfer/grpc_network.py",
+        "transport/grpc_streams.py",
         "StreamProof(self._key, self._method, nonce, str(metadata.get(NONCE_KEY",
         'StreamProof(self._key, self._method, "", str(metadata.get(NONCE_KEY',
         STRANGERS,
     ),
     Bug(
         "a worker believes what a router submits",
-        "worker/worker.py",
+        "worker/attempts.py",
         "        check_submit(submit, self.vocabulary_size)\n",
         "",
         f"{RULES}::test_a_submit_that_a_router_spoils_ends_its_request_and_no_other",
@@ -132,7 +132,7 @@ BUGS = [
     ),
     Bug(
         "a bad word without tokens reaches a worker",
-        "router/request_making.py",
+        "router/request_builder.py",
         "if ids and max(ids) < rows)",
         "if max(ids, default=0) < rows)",
         "tests/unit/test_request_making.py"
@@ -140,7 +140,7 @@ BUGS = [
     ),
     Bug(
         "the first token of a peer is believed",
-        "decode_worker/part.py",
+        "decode_worker/role.py",
         "            check_first_tokens(first_tokens.values(), self._worker.vocabulary_size)\n",
         "            pass\n",
         f"{RULES}::test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank",
@@ -154,14 +154,14 @@ BUGS = [
     ),
     Bug(
         "a refused newcomer ends the transfer whose id it named",
-        "decode_worker/part.py",
+        "decode_worker/role.py",
         "        if incoming is None or incoming.attempt is not attempt:\n",
         "        if incoming is None:\n",
         f"{RULES}::test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone",
     ),
     Bug(
         "a transfer id is given twice",
-        "prefill_worker/part.py",
+        "prefill_worker/role.py",
         "if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:\n",
         "if False:\n",
         f"{RULES}::test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone",
@@ -175,14 +175,14 @@ BUGS = [
     ),
     Bug(
         "an id may be as long as a message",
-        "cluster/session_codec.py",
+        "transport/session_codec.py",
         "    if len(text) > MAX_ID_CHARACTERS:\n",
         "    if False:\n",
         SHAPES,
     ),
     Bug(
         "a message without the shape of one is a bug of ours",
-        "cluster/session_network.py",
+        "transport/session_streams.py",
         "    except (DecodeError, ValueError) as error:\n",
         "    except DecodeError as error:\n",
         SHAPES,
@@ -210,7 +210,7 @@ BUGS = [
     ),
     Bug(
         "a refusal crosses the first message",
-        "kv_transfer/grpc_network.py",
+        "transport/grpc_streams.py",
         "                await _await_first_message(context)\n",
         "",
         "tests/component/test_certificates.py::"

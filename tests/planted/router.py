@@ -11,7 +11,7 @@ PARTS = "tests/unit/test_router_parts.py"
 BUGS = [
     Bug(
         "a request that is admitted at time 0 counts as queued until its first token",
-        "router/anatomy.py",
+        "router/observe/timing.py",
         "    if line.admitted_at is not None:\n",
         "    if line.admitted_at:\n",
         "tests/simulation/test_spans.py::test_a_request_that_is_admitted_at_time_0_has_not_queued",
@@ -27,14 +27,14 @@ BUGS = [
     ),
     Bug(
         "what decode says after the prompt's scores goes before what it said",
-        "router/request_run.py",
+        "router/request_state.py",
         "            for later in (*held, delta) if is_decode else held:\n",
         "            for later in (delta, *held) if is_decode else held:\n",
         f"{PARTS}::test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores",
     ),
     Bug(
         "a worker with nothing to do leaves before its routers have heard of it",
-        "worker/worker.py",
+        "worker/attempts.py",
         "        await asyncio.sleep(leave_s)\n",
         "",
         "tests/simulation/test_drain.py"
@@ -50,7 +50,7 @@ BUGS = [
     ),
     Bug(
         "a request's fault takes the link",
-        "router/worker_link.py",
+        "router/workers/session.py",
         '                with contained("the delivery of tokens", listener.fail):\n'
         "                    listener.on_delta(worker_id, delta)",
         "                listener.on_delta(worker_id, delta)",
@@ -58,7 +58,7 @@ BUGS = [
     ),
     Bug(
         "a link goes with its task",
-        "router/links.py",
+        "router/workers/sessions.py",
         '                with contained(f"the link to worker {descriptor.worker_id}"):\n'
         "                    await self._links[key].run()",
         "                await self._links[key].run()",
@@ -73,14 +73,14 @@ BUGS = [
     ),
     Bug(
         "a fault at the beginning of an attempt leaves its parts behind",
-        "worker/worker.py",
+        "worker/attempts.py",
         "        except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt",
         "        except ServingError as error:",
         f"{CONTAINMENT}::test_what_a_failed_beginning_had_begun_is_given_back_at_once",
     ),
     Bug(
         "a worker that is ready again wakes nobody",
-        "router/worker_link.py",
+        "router/workers/session.py",
         "        self._stand(is_ready=message.is_ready)",
         "        self._is_ready = message.is_ready",
         f"{LINK_RULES}::test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up",
@@ -94,7 +94,7 @@ BUGS = [
     ),
     Bug(
         "a hung worker behind a new stream is not found",
-        "router/worker_link.py",
+        "router/workers/session.py",
         "        self._heard_at = self._awake.now_s()\n        hung:",
         "        self._heard_at = self._moved_at = self._awake.now_s()\n        hung:",
         f"{LINK_RULES}::test_a_hung_worker_behind_a_stream_that_breaks_again_and_again_is_found",
@@ -130,7 +130,7 @@ BUGS = [
     ),
     Bug(
         "a prompt is load until its answer ends",
-        "router/worker_link.py",
+        "router/workers/session.py",
         "        self._answered(news.request_id)\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
@@ -138,7 +138,7 @@ BUGS = [
     ),
     Bug(
         "a Submit that was half sent is cancelled as unwanted",
-        "router/worker_link.py",
+        "router/workers/session.py",
         "        for request_id, subscriber in list(self._subscribers.items()):\n",
         "        for request_id, subscriber in list(self._subscribers.items()):\n"
         "            if request_id in queued:\n                continue\n",
@@ -160,14 +160,14 @@ BUGS = [
     ),
     Bug(
         "bystanders of a rank's death are suspected",
-        "worker/worker.py",
+        "worker/attempts.py",
         "error if was_in_step else WorkerLost(error.message)",
         "error",
         f"{LINK_RULES}::test_who_was_not_in_the_step_that_killed_the_ranks_is_not_suspected",
     ),
     Bug(
         "a worker that was never reached is said to have died",
-        "router/worker_link.py",
+        "router/workers/session.py",
         "kind = WorkerDied if was_live else WorkerLost",
         "kind = WorkerDied",
         f"{LINKS}::test_only_a_worker_that_was_reached_can_have_died",
@@ -188,21 +188,21 @@ BUGS = [
     ),
     Bug(
         "news of other epochs are told",
-        "router/worker_link.py",
+        "router/workers/session.py",
         "        if subscriber is None or subscriber.epoch != news.epoch:",
         "        if subscriber is None:",
         f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
     ),
     Bug(
         "who cannot say what it wants takes the link down",
-        "router/worker_link.py",
+        "router/workers/session.py",
         'with contained("what a request still wants", subscriber.fail):',
         "if True:",
         f"{LINKS}::test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for",
     ),
     Bug(
         "what the engine says after the end is logged",
-        "worker/worker.py",
+        "worker/attempts.py",
         "attempt.epoch == sequence.epoch and attempt.ended is None",
         "attempt.epoch == sequence.epoch",
         f"{LINK_RULES}::test_what_the_engine_says_after_an_attempts_end_is_not_told",
@@ -230,7 +230,7 @@ BUGS = [
     ),
     Bug(
         "prefill's late troubles end an answer",
-        "router/request_run.py",
+        "router/request_state.py",
         "        if not (is_prefill and self.decode_spoke):\n            self.fail(error, "
         "worker_id)",
         "        if True:\n            self.fail(error, worker_id)",

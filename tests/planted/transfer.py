@@ -40,14 +40,14 @@ BUGS = [
     ),
     Bug(
         "KV of a pool that was replaced is attached",
-        "decode_worker/part.py",
+        "decode_worker/role.py",
         "        if incoming.pool_generation != self._kv.generation:\n",
         "        if False:\n",
         f"{POOL}::test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached",
     ),
     Bug(
         "a worker without ranks takes requests in",
-        "worker/worker.py",
+        "worker/attempts.py",
         "        if not self.is_ready:\n            raise Draining(\n",
         "        if False:\n            raise Draining(\n",
         f"{POOL}::test_nothing_is_taken_in_while_the_ranks_are_down",
@@ -91,7 +91,7 @@ BUGS = [
     ),
     Bug(
         "decode reserves as often as it is told to",
-        "decode_worker/part.py",
+        "decode_worker/role.py",
         "        if incoming.sequence.status is not Status.NEW:\n",
         "        if False:\n",
         f"{POOL}::test_decode_reserves_once_whatever_it_is_told",
@@ -168,7 +168,7 @@ BUGS = [
     ),
     Bug(
         "a preempted hand-over takes no pins",
-        "prefill_worker/part.py",
+        "prefill_worker/role.py",
         "            outgoing.pins[outgoing.sub_attempt] = "
         "self._worker.scheduler.tables.pin(sequence)\n            outgoing.sub_attempt",
         "            outgoing.sub_attempt",
@@ -176,7 +176,7 @@ BUGS = [
     ),
     Bug(
         "blocks that are written into are not pinned",
-        "decode_worker/part.py",
+        "decode_worker/role.py",
         "        self._closing[transfer_id] = "
         "self._worker.scheduler.tables.pin(incoming.sequence)\n",
         "        self._closing[transfer_id] = []\n",
@@ -184,28 +184,28 @@ BUGS = [
     ),
     Bug(
         "an older sub-attempt that is drained takes all pins along",
-        "prefill_worker/part.py",
+        "prefill_worker/role.py",
         "        for drained in [number for number in pins if number <= sub_attempt]:\n",
         "        for drained in list(pins):\n",
         f"{POOL}::test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one",
     ),
     Bug(
         "blocks that decode has are sent too",
-        "prefill_worker/part.py",
+        "prefill_worker/role.py",
         "        first = max(outgoing.num_published[layer], handover.first_block)\n",
         "        first = outgoing.num_published[layer]\n",
         f"{POOL}::test_blocks_that_decode_has_are_not_sent_again",
     ),
     Bug(
         "a bug in a posted step of a transfer vanishes",
-        "kv_transfer/posting.py",
+        "kv_transfer/threadsafe_callbacks.py",
         '            self._fail(transfer_id, failure_of(error, "a step of the transfer"))\n',
         '            failure_of(error, "a step of the transfer")\n',
         f"{POOL}::test_a_bug_in_a_step_of_a_transfer_ends_its_attempt",
     ),
     Bug(
         "a bug where blocks are given back vanishes",
-        "kv_transfer/posting.py",
+        "kv_transfer/threadsafe_callbacks.py",
         "            on_fault(error)\n",
         "            del error\n",
         f"{POOL}::test_a_bug_where_blocks_are_given_back_ends_the_worker",

@@ -8,7 +8,7 @@ from support.virtual import PROMPT, ask, run, unit
 from core.config import EngineConfig
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
-from engine.block_supply import MAX_OVERTAKEN
+from engine.scheduling.block_supply import MAX_OVERTAKEN
 
 TIGHT = EngineConfig(
     block_size_tokens=4,

@@ -15,7 +15,7 @@ from core.errors import (
 from core.ids import TransferId
 from core.session import Role, StepFrame, Submit
 from core.types import SamplingParams
-from engine.queues import MAX_UNANSWERED
+from engine.scheduling.queues import MAX_UNANSWERED
 from kv_transfer import frames
 from kv_transfer.sender import Sender
 

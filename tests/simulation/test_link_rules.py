@@ -19,7 +19,7 @@ from core.session import (
     Task,
 )
 from core.types import Logprob, RequestEnded, SamplingParams
-from engine.events import Sampled
+from engine.scheduling.events import Sampled
 from simulation.network import SimStream
 
 LONG = {"max_tokens": 30, "ignore_eos": True}

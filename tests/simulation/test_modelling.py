@@ -7,15 +7,15 @@ import random
 import pytest
 
 from core.kv_layout import KVLayout
-from core.numbered import Numbered
 from core.ports import StreamClosed
 from core.session import RouterBeat, StepFrame, TokenDelta
 from core.types import Logprob
-from engine.hash_model import MemoryKV
+from simulation.hash_runner import MemoryKV
 from simulation.loop import NODE, run_virtual
 from simulation.network import Hub
 from simulation.sizes import message_bytes
 from simulation.traps import Injected, Place, Traps
+from transport.sequenced import Numbered
 
 
 async def pair(limit=None, kind="session"):

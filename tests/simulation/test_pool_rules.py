@@ -9,10 +9,10 @@ from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 from core.errors import Draining, KVTransferError
 from core.ids import RequestId, TransferId
 from core.session import Role, Submit, Task
-from decode_worker.part import DecodePart
-from engine.sequence import Status
+from decode_worker.role import DecodePart
+from engine.scheduling.sequence import Status
 from kv_transfer import frames
-from prefill_worker.part import PrefillPart
+from prefill_worker.role import PrefillPart
 from worker.sessions import SessionServer
 
 FRAME = b"\x05"

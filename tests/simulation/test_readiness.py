@@ -9,8 +9,8 @@ from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
 from core.ports import LoopClock
 from core.session import Role
-from router.canary import Canary
-from router.request_making import ServedModel
+from router.observe.canary import Canary
+from router.request_builder import ServedModel
 from simulation.cluster import VOCABULARY
 
 MODEL = ServedModel("hash", VOCABULARY, 200, (), "float32")

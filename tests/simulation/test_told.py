@@ -11,7 +11,7 @@ from core.config import PlacementConfig
 from core.ports import StoreFailed
 from core.session import Role
 from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
-from router.readiness import View, pools_of, state_of
+from router.observe.readiness import View, pools_of, state_of
 
 AUTO = PlacementConfig(path="auto", local_below_tokens=0)
 BOTH = {Role.PREFILL: 1, Role.DECODE: 1}

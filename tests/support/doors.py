@@ -18,17 +18,17 @@ from core.ids import Ids
 from core.logs import JsonFormat
 from core.ports import SystemClock
 from protos.baton.v1 import generation_pb2 as pb
+from router.access.credentials import Keyring, new_key
+from router.access.identities import KeyRole
 from router.admission import Admission
-from router.body_reading import BodyReader
-from router.credentials import Keyring, new_key
-from router.detokenizing import TextModel
-from router.grpc_door import GrpcDoor
-from router.identities import KeyRole
-from router.links import Links
-from router.openai_door import make_app
+from router.grpc.server import GrpcDoor
+from router.http.app import make_app
+from router.http.body_reading import BodyReader
 from router.orchestrator import Orchestrator
-from router.request_making import ServedModel
+from router.request_builder import ServedModel
 from router.service import GenerationService
+from router.text.detokenizing import TextModel
+from router.workers.sessions import Links
 from simulation.parts import StaticMembership
 from support.rig import ROOT
 

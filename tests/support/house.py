@@ -13,12 +13,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
-from cluster.session_network import session_network
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
 from core.ports import SystemClock
-from core.segments import create_segment
 from core.session import Role, WorkerDescriptor
 from core.types import (
     ChoiceFinished,
@@ -28,26 +26,28 @@ from core.types import (
     SamplingParams,
     TextDelta,
 )
-from decode_worker.part import decode_role
-from engine.hash_model import MemoryKV
-from engine.kv_pools import StagedPool
-from engine.model import Model
-from engine.model_spec import read_model
-from engine.runner import ModelRunner
-from engine.sharding import Shard
-from engine.shared_kv import SharedKV
+from decode_worker.role import decode_role
+from engine.checkpoint.model_spec import read_model
+from engine.model.kv_pools import StagedPool
+from engine.model.model import Model
+from engine.model.runner import ModelRunner
+from engine.model.sharding import Shard
+from engine.ranks.shared_kv import SharedKV
 from kv_transfer.agent import AgentThread
-from kv_transfer.carried_network import CarriedNetwork
-from kv_transfer.grpc_network import fetch_network
-from kv_transfer.inproc import InProcessNetwork
-from kv_transfer.shared_network import SharedNetwork
-from kv_transfer.transports import Transports
-from prefill_worker.part import prefill_role
+from kv_transfer.sidecar.network import CarriedNetwork
+from kv_transfer.transports.choice import Transports
+from kv_transfer.transports.shared_memory import SharedNetwork
+from prefill_worker.role import prefill_role
+from process.shared_memory import create_segment
 from router.admission import Admission
-from router.links import Links
 from router.orchestrator import Orchestrator
+from router.workers.sessions import Links
+from simulation.hash_runner import MemoryKV
 from simulation.parts import StaticMembership
-from worker.unit import WorkerParts, WorkerUnit
+from support.in_process_network import InProcessNetwork
+from transport.grpc_streams import fetch_network
+from transport.session_streams import session_network
+from worker.worker import WorkerParts, WorkerUnit
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 NIXL = pytest.param(
@@ -115,7 +115,7 @@ def shared_pool(layout, num_blocks):
 
 class ThreadGroup:
     """The ranks of one model as threads of this process:
-    the rule of `engine.collectives` without a network."""
+    the rule of `engine.model.collectives` without a network."""
 
     def __init__(self, size):
         self.barrier, self.parts = threading.Barrier(size, timeout=60), [None] * size

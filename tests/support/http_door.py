@@ -7,8 +7,8 @@ from collections import Counter
 
 import uvicorn
 
-from cluster.connections import ConnectionTable
-from cluster.http_listener import HttpServer
+from router.http.server.connections import ConnectionTable
+from router.http.server.listener import HttpServer
 
 
 class SmallApp:

@@ -11,8 +11,8 @@ import grpc
 import grpc.aio
 
 from core.session import Task
-from kv_transfer.grpc_network import DIALLER_KEY, NONCE_KEY, GrpcNetwork
 from protos.baton.internal.v1 import session_pb2 as pb
+from transport.grpc_streams import DIALLER_KEY, NONCE_KEY, GrpcNetwork
 
 KEY = b"the key that the processes of this cluster share"
 SESSION = "/baton.internal.v1.SessionService/Open"

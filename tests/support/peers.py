@@ -13,14 +13,14 @@ from core.config import TransferConfig
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.types import Logprob
-from engine.hash_model import MemoryKV
 from kv_transfer import frames
 from kv_transfer.agent import TransferAgent
-from kv_transfer.inproc import InProcessNetwork
 from kv_transfer.receiver import FetchOrder, Reservation
 from kv_transfer.resharding import PoolParts, common_grid
 from kv_transfer.sender import Blocks, Offer
+from simulation.hash_runner import MemoryKV
 from simulation.loop import run_virtual
+from support.in_process_network import InProcessNetwork
 
 LAYOUT = KVLayout("m", "uint8", 2, 1, 8, 4)
 TRANSFER = TransferId(b"t" * 16)

@@ -21,7 +21,7 @@ import httpx
 from client.stream import Client
 from cluster.local import LocalCluster
 from core.config import BatonConfig
-from kv_transfer.transports import read_address
+from kv_transfer.transports.choice import read_address
 from protos.baton.v1 import generation_pb2 as pb
 from support.fault_proxy import FaultProxy
 from support.slow_child import SlowCluster

@@ -58,8 +58,8 @@ def main():
     import uvloop
 
     from cluster import child, worker_process
-    from core.lifeline import hang_on
-    from engine.rank_group import RankGroup, launch_child
+    from engine.ranks.rank_group import RankGroup, launch_child
+    from process.parent_death import hang_on
 
     delay_s = float(os.environ[DELAY])
 

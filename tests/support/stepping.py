@@ -7,11 +7,11 @@ import asyncio
 
 from core.kv_layout import KVLayout
 from core.types import GenerateRequest, Logprob, SamplingParams
-from engine.block_pool import BlockPool
-from engine.block_tables import Limits
-from engine.events import Sampled, SequenceFailed
-from engine.hash_model import HashModel, MemoryKV
-from engine.scheduler import Scheduler
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_tables import Limits
+from engine.scheduling.events import Sampled, SequenceFailed
+from engine.scheduling.scheduler import Scheduler
+from simulation.hash_runner import HashModel, MemoryKV
 
 
 class Engine:

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from cluster.door_ports import claimed
+from cluster.server_ports import claimed
 from core.addresses import bare_host, family_of, join_address
 from core.config import is_loopback, load_config
 from core.errors import ConfigError

@@ -6,9 +6,9 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from cluster.bench_cli import parse_limits
-from cluster.bench_load import Shape, plan
-from cluster.bench_report import Sample, percentile, summarise, svg
+from bench.load import Shape, plan
+from bench.report import Sample, percentile, summarise, svg
+from bench.serve_cli import parse_limits
 from core.errors import ConfigError
 
 

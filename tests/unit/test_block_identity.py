@@ -9,8 +9,8 @@ import pytest
 from support.virtual import PROMPT, ask, run, unit
 from test_scheduler import Engine, request
 
-from cluster.cluster_key import with_cluster_keys
 from cluster.local import Child, LocalCluster
+from cluster.secrets import with_cluster_keys
 from cluster.worker_process import RunningWorker
 from core import block_hash as block_hash_module
 from core.block_hash import block_hash, hash_key, root_hash
@@ -18,7 +18,7 @@ from core.config import BatonConfig, load_config
 from core.errors import ConfigError, WorkerLost
 from core.ids import seed_of
 from core.session import Role
-from engine import sequence as sequence_module
+from engine.scheduling import sequence as sequence_module
 from simulation.cluster import HASH_KEY
 
 KEY = "a secret of sufficient length"

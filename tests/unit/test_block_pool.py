@@ -15,8 +15,8 @@ from hypothesis.stateful import (
 
 from core.block_hash import block_hash, root_hash
 from core.errors import InvariantViolation, PoolExhausted
-from engine.block_identities import NO_IDENTITY
-from engine.block_pool import BlockPool
+from engine.scheduling.block_identities import NO_IDENTITY
+from engine.scheduling.block_pool import BlockPool
 
 ROOT = root_hash("model", "tenant")
 SCOPES = ("red", "blue", "green")

@@ -4,8 +4,8 @@ import pytest
 from support.stepping import Engine, request
 
 from core.errors import PoolExhausted
-from engine.block_supply import LOOK_AHEAD
-from engine.sequence import Status
+from engine.scheduling.block_supply import LOOK_AHEAD
+from engine.scheduling.sequence import Status
 
 SMALL = {"max_tokens": 2, "ignore_eos": True}
 

@@ -19,11 +19,11 @@ from core.session import TokenDelta
 from core.types import FinishReason, Path, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
-from router.detokenizing import TextModel
-from router.grpc_requests import chat_prompt, generate_wish
-from router.request_run import AttemptRun, RequestRun
+from router.grpc.requests import chat_prompt, generate_wish
+from router.request_state import AttemptRun, RequestRun
 from router.service import MAX_DETOKENIZE_TOKENS, GenerationService
-from router.tokenizing import TokenizerPool
+from router.text.detokenizing import TextModel
+from router.text.tokenizing import TokenizerPool
 
 ALLOWED = ("enable_thinking",)
 

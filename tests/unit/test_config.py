@@ -7,13 +7,13 @@ import pytest
 from pydantic import ValidationError
 from typer.testing import CliRunner
 
-from cluster.certs import make_certificates
-from cluster.cli import app
+from cli.main import app
 from cluster.model_source import model_folder
 from core.config import BatonConfig, known_keys, load_config
 from core.errors import ConfigError, InvalidRequest, ModelLoadError
 from core.types import SamplingParams
-from router.http_bodies import ChatBody, CompletionBody, parse_body
+from router.http.bodies import ChatBody, CompletionBody, parse_body
+from transport.certificates import make_certificates
 
 
 def test_defaults_then_file_then_environment_then_flags(tmp_path):

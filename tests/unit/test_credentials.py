@@ -10,16 +10,16 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from support.doors import Doors
 
-from cluster.up import check_doors
+from cli.up import check_doors
 from core import events
 from core.config import load_config
 from core.errors import ConfigError, PermissionDenied, Unauthenticated
-from router import credentials
-from router.bad_keys import BadKeys
-from router.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
-from router.http_guard import Guard
-from router.identities import ANYBODY, Identity, KeyRole, Right
-from router.key_file import check_keys, parse_keys, parse_line
+from router.access import credentials
+from router.access.bad_keys import BadKeys
+from router.access.credentials import LOST_FILE_GRACE_S, RELOAD_S, Keyring, new_key
+from router.access.identities import ANYBODY, Identity, KeyRole, Right
+from router.access.key_file import check_keys, parse_keys, parse_line
+from router.http.auth import Guard
 from simulation.loop import run_virtual
 
 

@@ -4,7 +4,7 @@ and the versions that the code asks for."""
 import re
 from pathlib import Path
 
-from cluster.redis_binary import LOWEST_SAFE
+from cluster.redis.binary import LOWEST_SAFE
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "cves.md").read_text()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.models import TINY
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from router.detokenizing import TextModel, TextOffsets
+from router.text.detokenizing import TextModel, TextOffsets
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = ("▁", "t", "h", "▁t", "▁th", "<|tool|>")

@@ -6,12 +6,12 @@ import pytest
 from support.stepping import Engine, request
 
 from core.types import GenerateRequest, SamplingParams
-from engine.block_supply import MAX_OVERTAKEN
-from engine.order import ArrivalOrder
-from engine.queues import MAX_READY, MAX_UNANSWERED
-from engine.sequence import Handover, Status
-from engine.step_budget import MIN_STEP_TOKENS
-from engine.wake_ups import WakeUp, wake_up_of
+from engine.scheduling.block_supply import MAX_OVERTAKEN
+from engine.scheduling.order import ArrivalOrder
+from engine.scheduling.queues import MAX_READY, MAX_UNANSWERED
+from engine.scheduling.sequence import Handover, Status
+from engine.scheduling.step_budget import MIN_STEP_TOKENS
+from simulation.wait_reasons import WakeUp, wake_up_of
 
 SMALL = {"max_tokens": 2, "ignore_eos": True}
 

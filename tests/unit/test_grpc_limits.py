@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.errors import InvalidRequest
 from protos.baton.v1 import generation_pb2 as pb
 from router.body_limits import MAX_TOKEN_IDS, MAX_VALUES
-from router.grpc_limits import MAX_DEPTH, check_size
+from router.grpc.limits import MAX_DEPTH, check_size
 
 
 def check(message):

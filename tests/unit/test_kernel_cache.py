@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from core import kernel_cache
 from core.errors import ConfigError
-from core.kernel_cache import VARIABLE, prepare_kernel_cache
+from process import kernel_cache
+from process.kernel_cache import VARIABLE, prepare_kernel_cache
 
 ROOT = Path(__file__).parents[2]
 

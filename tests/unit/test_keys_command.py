@@ -7,17 +7,17 @@ import time
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
+from cli.main import app
 from core.errors import ConfigError
-from router.credentials import Keyring
-from router.key_file import change_keys, read_keys
+from router.access.credentials import Keyring
+from router.access.key_file import change_keys, read_keys
 
 NOW_S = 1.8e9
 
 
 @pytest.fixture
 def file(tmp_path, monkeypatch):
-    monkeypatch.setattr("cluster.keys_cli._now_s", lambda: NOW_S)
+    monkeypatch.setattr("cli.keys._now_s", lambda: NOW_S)
     return tmp_path / "keys"
 
 
@@ -99,7 +99,7 @@ def test_a_new_key_never_has_the_name_of_another(file, monkeypatch):
     """Names have 32 bits: of 10,000 keys two are alike in one file of a hundred."""
     names = ["aaaaaaaa", "aaaaaaaa", "bbbbbbbb", "aaaaaaaa", "cccccccc"]
     drawn = iter([part for i, name in enumerate(names) for part in (name, str(i) * 32)])
-    monkeypatch.setattr("router.credentials.secrets.token_hex", lambda _: next(drawn))
+    monkeypatch.setattr("router.access.credentials.secrets.token_hex", lambda _: next(drawn))
     first = baton(file, "add", "--tenant", "acme")
     assert baton(file, "add", "--tenant", "bulk") == "bt-bbbbbbbb-" + "2" * 32
     assert baton(file, "rotate", "aaaaaaaa") == "bt-cccccccc-" + "4" * 32

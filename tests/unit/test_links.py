@@ -9,12 +9,6 @@ from types import SimpleNamespace
 import pytest
 from support.scripts import WORKER, Listener, Script, Wire
 
-from cluster.session_codec import (
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
 from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError, WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
@@ -40,13 +34,19 @@ from core.session import (
 )
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
-from router.introductions import Introductions
-from router.links import Links
 from router.orchestrator import Orchestrator
 from router.retry_budget import RetryBudget
-from router.worker_link import WorkerLink
+from router.workers.introductions import Introductions
+from router.workers.session import WorkerLink
+from router.workers.sessions import Links
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
+from transport.session_codec import (
+    from_router_wire,
+    from_worker_wire,
+    to_router_wire,
+    to_worker_wire,
+)
 from worker.attempt import Attempt
 from worker.sessions import SessionServer
 

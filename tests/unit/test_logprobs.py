@@ -16,9 +16,9 @@ from core.types import (
     TextDelta,
     Usage,
 )
-from router.detokenizing import TextModel
-from router.grpc_door import GenerationServicer
-from router.http_replies import ChatDialect, Dialect, Reply, ReplyOptions
+from router.grpc.server import GenerationServicer
+from router.http.replies import ChatDialect, Dialect, Reply, ReplyOptions
+from router.text.detokenizing import TextModel
 
 T, SPACE_T, SPACE_TH = PIECE_IDS["t"], PIECE_IDS["▁t"], PIECE_IDS["▁th"]
 BEGIN = 1

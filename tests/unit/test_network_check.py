@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from cluster.cluster_key import secrets_of, with_cluster_keys, with_read_secrets
 from cluster.network_check import check_network, faults_between_machines
-from cluster.ray_probe import RayDoor, door_of_environment
+from cluster.ray.probe import RayDoor, door_of_environment
+from cluster.secrets import secrets_of, with_cluster_keys, with_read_secrets
 from core.config import load_config
 from core.errors import ConfigError
 from core.references import read_reference
@@ -113,7 +113,7 @@ def test_check_config_tells_what_keeps_it_from_several_machines_and_shows_no_sec
         "seed_key: 'not-to-be-seen-123'\nsecurity: {cluster_key: 'env:THE_KEY'}\n"
         "redis: {url: 'redis://:hidden-word@h:1'}\n"
     )
-    command = [sys.executable, "-m", "cluster.cli", "check-config", "-o", "json"]
+    command = [sys.executable, "-m", "cli.main", "check-config", "-o", "json"]
     done = subprocess.run(
         [*command, "-c", str(tmp_path / "c.yaml")], capture_output=True, text=True, check=True
     )

@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from core.numbered import Arrivals, Numbered, NumberedStream
 from core.ports import StreamClosed
+from transport.sequenced import Arrivals, Numbered, NumberedStream
 
 
 def test_repeats_are_dropped_and_counted_and_a_gap_ends_the_stream():

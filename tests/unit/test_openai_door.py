@@ -12,13 +12,13 @@ from core.config import RouterConfig
 from core.errors import Unauthenticated
 from core.ids import Ids
 from core.types import ChoiceFinished, FinishReason, RequestEnded, TextDelta, Usage
-from router.bad_keys import BadKeys
-from router.body_reading import BodyReader
-from router.credentials import ANYBODY
-from router.detokenizing import TextModel
-from router.openai_door import make_app
-from router.request_log import RequestLog
-from router.request_making import RequestMaker, ServedModel
+from router.access.bad_keys import BadKeys
+from router.access.credentials import ANYBODY
+from router.http.app import make_app
+from router.http.body_reading import BodyReader
+from router.observe.request_log import RequestLog
+from router.request_builder import RequestMaker, ServedModel
+from router.text.detokenizing import TextModel
 
 TEXT = TextModel(TINY)
 MODEL = ServedModel("m", 264, 100, (257,), "float32", fingerprint="fp")

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from core.errors import InternalError
 from core.plan import Penalties, SampleSpec, StepItem, StepPlan, StepResult
 from core.types import GenerateRequest, Logprob, SamplingParams
-from engine.block_pool import BlockPool
-from engine.block_tables import Limits
-from engine.plan_wire import PlanDecoder, PlanEncoder
-from engine.rank_memory import GrowingInts, TokenHistory
-from engine.rank_wire import pack, unpack
-from engine.scheduler import Scheduler
+from engine.model.rank_memory import GrowingInts, TokenHistory
+from engine.ranks.plan_wire import PlanDecoder, PlanEncoder
+from engine.ranks.rank_wire import pack, unpack
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_tables import Limits
+from engine.scheduling.scheduler import Scheduler
 
 VOCABULARY = 50
 SAMPLE = SampleSpec(0, 0, 1, 0.7, 5, 0.9, 2)

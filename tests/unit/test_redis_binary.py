@@ -3,8 +3,8 @@ then the newest; path or wheel."""
 
 import pytest
 
-from cluster import redis_binary
-from cluster.redis_binary import ServerBinary, describe_server, find_server
+from cluster.redis import binary as redis_binary
+from cluster.redis.binary import ServerBinary, describe_server, find_server
 from core.errors import ConfigError
 
 

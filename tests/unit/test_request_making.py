@@ -20,12 +20,12 @@ from core.ids import Ids
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
-from router.grpc_requests import generate_wish
-from router.http_bodies import ChatBody, CompletionBody, parse_body
-from router.http_errors import error_body, error_response
-from router.identities import Identity
-from router.other_fields import ignored_fields
-from router.request_making import RequestMaker, ServedModel, Wish
+from router.access.identities import Identity
+from router.grpc.requests import generate_wish
+from router.http.bodies import ChatBody, CompletionBody, parse_body
+from router.http.errors import error_body, error_response
+from router.http.other_fields import ignored_fields
+from router.request_builder import RequestMaker, ServedModel, Wish
 
 MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])

@@ -24,11 +24,9 @@ from core.types import (
     TextDelta,
     Usage,
 )
-from router.chat_template import ChatTemplates
-from router.detokenizing import TextModel
-from router.event_stream import EventStream, StreamLimits, whole_reply
-from router.http_logprobs import LogprobShapes
-from router.http_replies import (
+from router.http.json_pieces import UTF8, dumps
+from router.http.logprobs import LogprobShapes
+from router.http.replies import (
     HEAVY_TOKENS,
     ChatDialect,
     Dialect,
@@ -36,8 +34,10 @@ from router.http_replies import (
     ReplyOptions,
     server_timing,
 )
-from router.json_pieces import UTF8, dumps
-from router.tokenizer_child import answer
+from router.http.sse import EventStream, StreamLimits, whole_reply
+from router.text.chat_template import ChatTemplates
+from router.text.detokenizing import TextModel
+from router.text.tokenizer_child import answer
 
 TALK = [{"role": "user", "content": " Hi "}]
 TEXT = TextModel(TINY)

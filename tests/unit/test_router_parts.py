@@ -31,9 +31,9 @@ from core.types import (
 )
 from router.admission import Admission
 from router.choice_output import ChoiceOutput
-from router.detokenizing import TextModel
 from router.placement import Candidate, Placement, Wish, choose
-from router.request_run import AttemptRun, RequestRun
+from router.request_state import AttemptRun, RequestRun
+from router.text.detokenizing import TextModel
 from simulation.loop import run_virtual
 
 

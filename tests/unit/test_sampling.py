@@ -8,7 +8,7 @@ import torch
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
 from core.plan import Penalties, SampleSpec
-from engine.sampling import draw, score, uniform
+from engine.model.sampling import draw, score, uniform
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
 

@@ -12,7 +12,7 @@ from support.stepping import Engine, request
 from core.errors import InvariantViolation, PromptTooLong
 from core.plan import StepResult
 from core.types import FinishReason, GenerateRequest, SamplingParams
-from engine.sequence import Handover, Status
+from engine.scheduling.sequence import Handover, Status
 
 requests = st.lists(
     st.builds(

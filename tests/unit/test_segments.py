@@ -6,11 +6,11 @@ import pytest
 import torch
 from support.rig import ROOT
 
-from core import segments
 from core.config import EngineConfig
 from core.errors import ModelLoadError
-from engine import rank, rank_group
-from engine.model_spec import read_model
+from engine.checkpoint.model_spec import read_model
+from engine.ranks import rank, rank_group
+from process import shared_memory as segments
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_a_pool_without_memory_on_its_gpu_is_refused_before_it_is_made(
     monkeypatch.setattr(
         torch.cuda, "mem_get_info", lambda device: (asked.append(device), (free_bytes.pop(0), 0))[1]
     )
-    monkeypatch.setattr("engine.model.Model", lambda *_: loaded.append(1))
+    monkeypatch.setattr("engine.model.model.Model", lambda *_: loaded.append(1))
     kv_fd = segments.create_segment(101 * block_bytes)
     with pytest.raises(ModelLoadError) as refused:
         rank._load(setup, kv_fd, memoryview(b""))

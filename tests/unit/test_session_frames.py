@@ -7,13 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.session_codec import (
-    MAX_ERROR_CHARACTERS,
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
 from core.errors import InternalError, StepFailed, WorkerLost
 from core.session import (
     AttemptEnded,
@@ -27,7 +20,14 @@ from core.session import (
     Wanted,
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
-from router.request_run import AttemptRun
+from router.request_state import AttemptRun
+from transport.session_codec import (
+    MAX_ERROR_CHARACTERS,
+    from_router_wire,
+    from_worker_wire,
+    to_router_wire,
+    to_worker_wire,
+)
 from worker.attempt import DELTA_BYTES, ENDED_BYTES, MIN_SHARE_BYTES, ROW_BYTES, Attempt
 from worker.sessions import FRAME_BYTES, RouterSession
 

@@ -9,7 +9,7 @@ from support.models import TINY
 from core.session import TokenDelta
 from core.types import FinishReason, SamplingParams, TextDelta
 from router.choice_output import ChoiceOutput
-from router.detokenizing import TextModel
+from router.text.detokenizing import TextModel
 
 END = 257
 """Id of `<|end|>`, a special token."""

@@ -7,9 +7,9 @@ import pytest
 
 from core.errors import InvalidRequest
 from core.special_tokens import special_tokens
-from router.http_bodies import Message
-from router.template_messages import seen_messages
-from router.template_shape import TemplateShape, read_shape
+from router.http.bodies import Message
+from router.text.template_messages import seen_messages
+from router.text.template_shape import TemplateShape, read_shape
 
 TEXT = TemplateShape(walks_parts=False, takes_text=True, knows_developer=False)
 PARTS = TemplateShape(walks_parts=True, takes_text=False, knows_developer=False)

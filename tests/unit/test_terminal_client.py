@@ -13,7 +13,7 @@ import grpc
 import pytest
 from support.models import TINY
 
-from cluster import client
+from cli import client
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
@@ -50,7 +50,7 @@ def test_all_requests_of_a_process_run_on_one_loop(address):
 
 
 def check_config(folder):
-    command = [sys.executable, "-m", "cluster.cli", "check-config", "-o", "json"]
+    command = [sys.executable, "-m", "cli.main", "check-config", "-o", "json"]
     done = subprocess.run(
         command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=True,
         env={"BATON_MODEL__PATH": str(folder), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)},

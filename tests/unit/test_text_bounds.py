@@ -11,7 +11,7 @@ from support.models import TINY
 from tokenizers import Tokenizer
 
 from core.errors import PromptTooLong
-from router.text_bounds import check_bytes, longest_token_bytes
+from router.text.text_bounds import check_bytes, longest_token_bytes
 
 TOKENIZER = Tokenizer.from_file(str(TINY / "tokenizer.json"))
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from support.in_process_network import InProcessNetwork
 from support.peers import (
     NUM_BLOCKS,
     PEER,
@@ -16,7 +17,6 @@ from support.peers import (
 
 from core.kv_layout import KVLayout
 from core.types import Logprob
-from kv_transfer.inproc import InProcessNetwork
 from kv_transfer.receiver import FetchOrder, Reservation
 from kv_transfer.sender import Blocks
 from simulation.loop import run_virtual

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from cluster.session_network import _decode_up
 from core.errors import InvalidRequest, KVTransferError
 from core.ids import Incarnation, RequestId, TransferId, WorkerId
 from core.ports import StreamClosed, SystemClock
 from core.session import Hello, Meet, Submit, Task, Wanted
 from core.types import GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
+from transport.session_streams import _decode_up
 from worker import sessions
 from worker.attempt import Attempt
 from worker.checking import check_credit, check_first_tokens, check_hello, check_meet, check_submit

@@ -10,7 +10,7 @@ from support.scripts import WORKER, Listener, Script, Wire
 from core.errors import WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
 from core.session import Credit, Load, Meet, Met, Progress, WayReport, Welcome
-from router.worker_link import MAX_OUTGOING, LinkState, WorkerLink
+from router.workers.session import MAX_OUTGOING, LinkState, WorkerLink
 from simulation.loop import run_virtual
 
 

@@ -1,0 +1,91 @@
+"""What `baton up` shows once its cluster serves: the doors, and a command that reaches them.
+
+Owns that table and the choice of host, authority and key in the command. Does not know how a
+cluster starts. Called by `cli.up`.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from client.endpoints import API_KEY_VARIABLE
+from core import events
+from core.addresses import bare_host, join_address
+from core.config import BatonConfig, SecurityConfig
+
+WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
+"""Addresses that are bound, and where this machine itself reaches them."""
+
+
+def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
+    """Show the doors of a cluster that has started, and tell the event.
+
+    Args:
+        console: Where to.
+        config: The cluster's.
+        addresses: (HTTP port, gRPC port) of each router.
+    """
+    host = config.router.host
+    pools = config.pools
+    http_port, grpc_port = addresses[0]
+    events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
+    scheme = "https" if config.security.door_certificate else "http"
+    table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
+    table.add_row(
+        "prefill",
+        "0" if config.colocated else str(pools.prefill.replicas),
+        "HTTP",
+        f"{scheme}://{join_address(host, http_port)}",
+    )
+    table.add_row("decode", str(pools.decode.replicas), "gRPC", join_address(host, grpc_port))
+    for other_http, other_grpc in dict.fromkeys(addresses[1:]):
+        if (other_http, other_grpc) != addresses[0]:
+            http_door = f"{scheme}://{join_address(host, other_http)}"
+            grpc_door = join_address(host, other_grpc)
+            table.add_row("", "", "router", f"{http_door}, gRPC {grpc_door}")
+    console.print(table)
+    command = " ".join(["baton generate 'def main('", *arguments_to_reach(config, grpc_port)])
+    console.print(f"try: {command}    Ctrl-C ends the cluster", soft_wrap=True)
+    if config.security.api_keys:
+        console.print(
+            f"     with a key in {API_KEY_VARIABLE}: `baton keys add` makes one", soft_wrap=True
+        )
+
+
+def arguments_to_reach(config: BatonConfig, grpc_port: int) -> list[str]:
+    """What `baton generate` must be given on this machine to be believed and to believe."""
+    security = config.security
+    host = WILDCARDS.get(bare_host(config.router.host), config.router.host)
+    authority = None
+    if security.door_certificate:
+        host, authority = _believed(security, host)
+    arguments = ["--grpc", join_address(host, grpc_port)]
+    return [*arguments, "--ca", shlex.quote(str(authority))] if authority else arguments
+
+
+def _believed(security: SecurityConfig, host: str) -> tuple[str, Path | None]:
+    """A host that the doors' certificate is for, this one if it can be, and who has signed it.
+
+    None is an authority that is not beside the certificate: the system should know it.
+    """
+    from transport.certificates import hosts_of, is_signed_by  # noqa: PLC0415 - most have no certificates
+
+    door = Path(security.door_certificate)
+    folders = [door.parent, *([Path(security.tls_dir).expanduser()] if security.tls_dir else [])]
+    try:
+        chain = door.read_bytes()
+        hosts = [name for name in hosts_of(chain) if not name.startswith("*")]
+    except (OSError, ValueError):
+        return host, None  # on Ray the file may lie on other machines alone
+    host = host if bare_host(host) in hosts or not hosts else hosts[0]
+    for authority in (folder / "ca.pem" for folder in folders):
+        try:
+            if is_signed_by(chain, authority.read_bytes()):
+                return host, authority
+        except (OSError, ValueError):
+            continue
+    return host, None

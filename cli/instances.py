@@ -1,0 +1,127 @@
+"""Which clusters run here: a small file each, written by `baton up`, read by `baton down`.
+
+Owns the files and the proof that a pid is still the process that wrote one. Does not know clusters.
+Called by `cli.up` and `cli.main`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import select
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from core.errors import ConfigError
+
+STOP_TIMEOUT_S = 40.0
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """One `baton up`."""
+
+    pid: int
+    start_ticks: int
+    http_port: int
+    grpc_port: int
+    kind: str
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the very process that wrote the file runs."""
+        return _start_ticks(self.pid) == self.start_ticks
+
+
+def _start_ticks(pid: int) -> int:
+    """When a process started (clock ticks since boot), its identity with the pid; 0: it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0
+    return 0 if fields[0] == "Z" else int(fields[19])
+
+
+def _folder() -> Path:
+    base = os.environ.get("XDG_RUNTIME_DIR") or str(Path("~/.cache").expanduser())
+    return Path(base) / "baton"
+
+
+@contextlib.contextmanager
+def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
+    """Let `baton down` find this process for the length of the block, from its start on.
+
+    Yields what is to be told the ports (HTTP, gRPC) when they are known; 0 are ones that are not.
+    """
+    pid = os.getpid()
+    path = _folder() / f"up-{pid}.json"
+
+    def tell(http_port: int, grpc_port: int) -> None:
+        running = Running(pid, _start_ticks(pid), http_port, grpc_port, kind)
+        new = path.with_suffix(".new")
+        try:
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new.write_text(json.dumps(asdict(running)))
+            new.replace(path)  # a reader sees the old words or the new
+        except OSError as error:  # a read-only home must not keep a cluster from serving
+            logger.warning("`baton down` will not find this cluster: %s", error)
+
+    try:
+        yield tell
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def find_running() -> list[Running]:
+    """List clusters of this user on this machine; files of dead ones are swept away."""
+    found = []
+    for path in sorted(_folder().glob("up-*.json")):
+        try:
+            running = Running(**json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError):
+            continue
+        if running.is_alive:
+            found.append(running)
+        else:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def stop(http_port: int = 0) -> Running:
+    """End one cluster and wait until its process is gone.
+
+    Args:
+        http_port: Which one; 0: the only one.
+
+    Raises:
+        ConfigError: None runs, several do, or it did not end in time.
+    """
+    found = [r for r in find_running() if http_port in (0, r.http_port)]
+    if not found:
+        where = f" with HTTP port {http_port}" if http_port else ""
+        raise ConfigError(f"no `baton up`{where} of this user runs on this machine")
+    if len(found) > 1:
+        ports = ", ".join(str(r.http_port) for r in found)
+        raise ConfigError(
+            f"{len(found)} clusters run, on HTTP ports {ports}; choose one with --http-port"
+        )
+    (running,) = found
+    try:
+        handle = os.pidfd_open(running.pid)
+    except ProcessLookupError:
+        return running
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGTERM)
+        if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
+            raise ConfigError(
+                f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s"
+            )
+    finally:
+        os.close(handle)
+    return running

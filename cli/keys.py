@@ -1,0 +1,200 @@
+"""`baton keys`: make API keys, list them, replace them, take them back.
+
+Owns arguments and messages. Does not know the file's format, nor how keys are checked. Called by
+`cli.main`. Running routers take every change up within a second.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from router.access.identities import KeyRole
+
+keys = typer.Typer(help="API keys.", no_args_is_help=True)
+KeyFile = Annotated[Path, typer.Option(help="key file, as in security.api_keys")]
+Expires = Annotated[
+    str, typer.Option(help="end of the key: 90d, 12h, 30m, 20s, or a date like 2027-01-31 (UTC)")
+]
+Name = Annotated[str, typer.Argument(help="name of a key as in `baton keys list`, or the key")]
+_AGE = re.compile(r"(\d{1,6})([dhms])")
+_UNIT_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
+_KEY = re.compile(r"(?:bt-)?([0-9a-f]{8})(?:-[0-9a-f]{32})?")
+
+
+@keys.command("add")
+def add(
+    file: KeyFile,
+    tenant: Annotated[str, typer.Option(help="whose key it is; tenants share no cache")],
+    tier: Annotated[str, typer.Option(help="tier of its requests")] = "standard",
+    role: Annotated[
+        str,
+        typer.Option(
+            help="tenant: requests; metrics: only /metrics, /load, /replicas and /links, to be "
+            "read; admin: everything"
+        ),
+    ] = "tenant",
+    expires: Expires = "",
+) -> None:
+    """Make a key: shown once, its hash goes to the file."""
+    from router.access.identities import KeyRole  # noqa: PLC0415
+    from router.access.key_file import change_keys, check_names  # noqa: PLC0415
+
+    roles = [r.value for r in KeyRole]
+    if role not in roles:
+        raise typer.BadParameter(f"{role} is none of {', '.join(roles)}", param_hint="--role")
+    check_names(tenant, tier)
+    ends_at = _end_of(expires)
+    made: list[str] = []
+
+    def edit(lines: list[str]) -> list[str]:
+        key, line = _new_key(lines, tenant, tier, KeyRole(role), ends_at)
+        made[:] = [key]
+        return [*lines, line]
+
+    change_keys(file.expanduser(), edit, is_made=True)
+    typer.echo(made[0])
+
+
+@keys.command("list")
+def list_keys(
+    file: KeyFile,
+    output: Annotated[str, typer.Option("--output", "-o", help="table or json")] = "table",
+) -> None:
+    """Show every key's name, tenant, tier, role and end; exit 1 if a line opens nothing."""
+    from router.access.key_file import read_keys, utc_text  # noqa: PLC0415
+
+    found, faults = read_keys(file.expanduser())
+    now_s = _now_s()
+    rows = [
+        {
+            "name": key.name,
+            "tenant": key.identity.tenant,
+            "tier": key.identity.tier,
+            "role": key.identity.role.value,
+            "expires": utc_text(key.expires_at) if key.expires_at < math.inf else "",
+            "state": "valid" if key.expires_at > now_s else "expired",
+        }
+        for key in found.values()
+    ]
+    if output == "json":
+        typer.echo(json.dumps({"keys": rows, "refused": faults}, indent=2))
+    else:
+        _show(rows)
+        for fault in faults:
+            typer.echo(f"baton: {fault}", err=True)
+    raise typer.Exit(1 if faults else 0)
+
+
+@keys.command("revoke")
+def revoke(
+    file: KeyFile,
+    names: Annotated[list[str], typer.Argument(help="names as in `baton keys list`, or keys")],
+) -> None:
+    """Take keys back: their lines go, whatever the other lines are like."""
+    from router.access.key_file import change_keys  # noqa: PLC0415
+
+    wanted = [_name_of(name) for name in names]
+
+    def edit(lines: list[str]) -> list[str]:
+        held = {_first(line) for line in lines}
+        missing = [name for name in wanted if name not in held]
+        if missing:
+            raise ConfigError(f"no key is named {missing[0]}; nothing was changed")
+        return [line for line in lines if _first(line) not in wanted]
+
+    change_keys(file.expanduser(), edit)
+
+
+@keys.command("rotate")
+def rotate(
+    file: KeyFile,
+    name: Name,
+    overlap: Annotated[str, typer.Option(help="how long the old key still opens")] = "24h",
+    expires: Expires = "",
+) -> None:
+    """Make a key with another's tenant, tier and role, which replaces it; the old one expires."""
+    from router.access.key_file import change_keys, parse_line, with_expiry  # noqa: PLC0415
+
+    wanted = _name_of(name)
+    ends_at = _end_of(overlap)
+    made: list[str] = []
+
+    def edit(lines: list[str]) -> list[str]:
+        places = [i for i, line in enumerate(lines) if _first(line) == wanted]
+        if len(places) != 1:
+            raise ConfigError(f"{len(places)} keys are named {wanted}; nothing was changed")
+        old = parse_line(lines[places[0]])
+        who = old.identity
+        key, line = _new_key(lines, who.tenant, who.tier, who.role, _end_of(expires))
+        made[:] = [key]
+        lines[places[0]] = with_expiry(old, ends_at).text()
+        return [*lines, line]
+
+    change_keys(file.expanduser(), edit)
+    typer.echo(made[0])
+
+
+def _show(rows: list[dict[str, Any]]) -> None:
+    from rich import box  # noqa: PLC0415
+    from rich.console import Console  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
+
+    columns = ("name", "tenant", "tier", "role", "expires", "state")
+    table = Table(*columns, box=box.SIMPLE)
+    for row in rows:
+        table.add_row(*(row[column] for column in columns))
+    Console().print(table)
+
+
+def _new_key(
+    lines: list[str], tenant: str, tier: str, role: KeyRole, expires_at: float
+) -> tuple[str, str]:
+    """A key and its line, with a name that no other has: of two with one name neither opens."""
+    from router.access.credentials import new_key  # noqa: PLC0415
+
+    held = {_first(line) for line in lines}
+    while True:
+        key, line = new_key(tenant, tier, role, expires_at)
+        if _first(line) not in held:
+            return key, line
+
+
+def _first(line: str) -> str:
+    return line.split(maxsplit=1)[0] if line.strip() else ""
+
+
+def _name_of(text: str) -> str:
+    found = _KEY.fullmatch(text)
+    if found is None:
+        raise typer.BadParameter("a key's name has 8 digits or letters from a to f")
+    return found[1]
+
+
+def _end_of(text: str) -> float:
+    """Unix seconds; never, for an empty text."""
+    from router.access.key_file import read_time  # noqa: PLC0415
+
+    if not text:
+        return math.inf
+    if age := _AGE.fullmatch(text):
+        return _now_s() + int(age[1]) * _UNIT_S[age[2]]
+    try:
+        return read_time(text)
+    except ValueError as error:
+        raise typer.BadParameter(
+            f"{text} is neither an age like 90d nor a date from year 1 to 9999 (UTC)"
+        ) from error
+
+
+def _now_s() -> float:
+    return time.time()  # noqa: TID251 - keys expire on a date

@@ -1,0 +1,384 @@
+"""The `baton` command, called by users.
+
+Owns arguments, messages and exit codes. Does not know how a cluster is made. Heavy modules are
+imported inside the commands that need them: `baton --help` stays under 0.3 s.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cli.keys import keys
+from core.errors import ServingError
+
+app = typer.Typer(
+    help="LLM serving with prefill and decode on separate pools of workers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Output = Annotated[str, typer.Option("--output", "-o", help="table or json")]
+Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file")]
+Url = Annotated[str, typer.Option("--url", help="HTTP door of a router")]
+Ca = Annotated[
+    Path | None, typer.Option("--ca", help="PEM of the doors' authority; else SSL_CERT_FILE")
+]
+Cert = Annotated[
+    Path | None, typer.Option("--cert", help="PEM to show where the door asks for a certificate")
+]
+Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if in another file")]
+
+
+@app.command()
+def up(
+    config: Config = None,
+    model: Annotated[str, typer.Option(help="Hugging Face folder")] = "",
+    http_port: Annotated[int, typer.Option(help="HTTP door; 0: any free port", min=-1)] = -1,
+    grpc_port: Annotated[int, typer.Option(help="gRPC door; 0: any free port", min=-1)] = -1,
+    local: Annotated[bool, typer.Option("--local", help="child processes instead of Ray")] = False,
+    colocated: Annotated[
+        bool, typer.Option("--colocated", help="one pool does both phases")
+    ] = False,
+    address: Annotated[str, typer.Option(help="join a running Ray cluster")] = "",
+    log_format: Annotated[str, typer.Option(help="auto, text or json; config: log.format")] = "",
+) -> None:
+    """Start a cluster in the foreground; Ctrl-C ends it."""
+    from cli.up import run_up  # noqa: PLC0415
+
+    flags: dict[str, object] = {}
+    if model:
+        flags["model.path"] = model
+    if http_port >= 0:
+        flags["router.http_port"] = http_port
+    if grpc_port >= 0:
+        flags["router.grpc_port"] = grpc_port
+    if colocated:
+        flags["colocated"] = True
+    if log_format:
+        flags["log.format"] = log_format
+    run_up(config, flags, address, is_local=local)
+
+
+@app.command()
+def status(
+    url: Url = "http://127.0.0.1:8000",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Show readiness, what is missing, and every worker.
+
+    Exits with 0 if all is well, 1 if not ready, 2 if no router answers, 3 if ready but short of
+    something that is configured.
+    """
+    from cli.status import run_status  # noqa: PLC0415
+    from client.endpoints import DoorAccess  # noqa: PLC0415
+
+    raise typer.Exit(run_status(url, DoorAccess(ca, cert, key), as_json=output == "json"))
+
+
+@app.command()
+def doctor(
+    url: Url = "http://127.0.0.1:8000",
+    mib: Annotated[int, typer.Option(help="moved over each link", min=1, max=256)] = 16,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Measure every link between prefill and decode, and from where on handing over pays."""
+    from cli.doctor import run_doctor  # noqa: PLC0415
+    from client.endpoints import DoorAccess  # noqa: PLC0415
+
+    run_doctor(url, mib, DoorAccess(ca, cert, key), as_json=output == "json")
+
+
+@app.command()
+def generate(  # noqa: PLR0913 - one option each
+    prompt: Annotated[str, typer.Argument(help="text to continue")],
+    grpc_address: Annotated[
+        str, typer.Option("--grpc", help="gRPC door of a router")
+    ] = "127.0.0.1:9000",
+    max_tokens: Annotated[int, typer.Option(help="longest output (tokens)")] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    seed: Annotated[int | None, typer.Option(help="fix the random numbers")] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Continue a text and show where the time went."""
+    from cli.client import generate_stream  # noqa: PLC0415
+    from client.endpoints import DoorAccess  # noqa: PLC0415
+
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
+    generate_stream(prompt, grpc_address, max_tokens, temperature, seed, access, as_json=as_json)
+
+
+@app.command()
+def chat(  # noqa: PLR0913 - one option each
+    grpc_address: Annotated[
+        str, typer.Option("--grpc", help="gRPC door of a router")
+    ] = "127.0.0.1:9000",
+    message: Annotated[
+        str, typer.Option("--message", "-m", help="say this, print the answer, end")
+    ] = "",
+    system: Annotated[str, typer.Option(help="system message")] = "",
+    max_tokens: Annotated[int, typer.Option(help="longest answer (tokens); 0: what fits")] = 0,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Talk with the model; shows TTFT and tokens per second after each answer."""
+    from cli.chat import run_chat  # noqa: PLC0415
+    from client.endpoints import DoorAccess  # noqa: PLC0415
+
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
+    run_chat(grpc_address, system, message, max_tokens, temperature, access, as_json=as_json)
+
+
+@app.command()
+def down(
+    http_port: Annotated[
+        int, typer.Option(help="HTTP port of the cluster to end; 0: the only one")
+    ] = 0,
+    address: Annotated[
+        str, typer.Option(help="remove the application from a running Ray cluster")
+    ] = "",
+) -> None:
+    """End a cluster that `baton up` started on this machine, or an application on a Ray cluster."""
+    if address:
+        from cluster.ray.app import remove_application  # noqa: PLC0415
+
+        remove_application(address)
+        typer.echo(f"the application is gone from the Ray cluster at {address}")
+        return
+    from cli.instances import stop  # noqa: PLC0415
+
+    ended = stop(http_port)
+    which = f"on HTTP port {ended.http_port}" if ended.http_port else "that was starting"
+    typer.echo(f"the cluster {which} ({ended.kind}, pid {ended.pid}) has ended")
+
+
+@app.command("collect-env")
+def collect_env(output: Output = "table") -> None:
+    """Show what a bug report needs: versions, hardware, limits; no paths, hosts or keys."""
+    from cli.collect_env import collect  # noqa: PLC0415
+
+    facts = collect()
+    if output == "json":
+        typer.echo(json.dumps(facts, indent=2))
+        return
+    import yaml  # noqa: PLC0415
+
+    typer.echo(yaml.safe_dump(facts, sort_keys=False), nl=False)
+
+
+bench = typer.Typer(help="Measure a server.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("transfer")
+def bench_transfer(
+    transport: Annotated[str, typer.Option(help="shm, grpc, gloo, nccl or nixl")] = "shm",
+    mib: Annotated[int, typer.Option(help="size of one transfer", min=1, max=4096)] = 24,
+    streams: Annotated[int, typer.Option(help="transfers at once", min=1, max=64)] = 1,
+    turns: Annotated[int, typer.Option(help="alternating turns", min=1, max=100)] = 5,
+    copy_threads: Annotated[int, typer.Option(help="receiving cores", min=1, max=16)] = 1,
+    output: Output = "table",
+) -> None:
+    """Measure the hand-over of KV between two processes, beside plain memory and a bare stream."""
+    from bench.transfer import Plan  # noqa: PLC0415
+    from bench.transfer_cli import run_bench_transfer  # noqa: PLC0415
+
+    run_bench_transfer(
+        Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json"
+    )
+
+
+@bench.command("serve")
+def bench_serve(  # noqa: PLR0913 - one option each
+    url: Url = "http://127.0.0.1:8000",
+    requests: Annotated[int, typer.Option(help="requests to send", min=1)] = 100,
+    concurrency: Annotated[
+        int, typer.Option(help="closed loop: requests in flight; with --rate: at most", min=0)
+    ] = 0,
+    rate: Annotated[float, typer.Option(help="open loop: requests per second", min=0.0)] = 0.0,
+    burstiness: Annotated[
+        float,
+        typer.Option(help="shape of the gamma gaps: 1 is Poisson, less is burstier", min=0.01),
+    ] = 1.0,
+    trace: Annotated[
+        str,
+        typer.Option(help="JSON lines or CSV: arrival_s, input_tokens, output_tokens[, hash_ids]"),
+    ] = "",
+    trace_divide: Annotated[
+        int, typer.Option(help="divide a trace's lengths, for small models", min=1)
+    ] = 1,
+    trace_block_tokens: Annotated[
+        int, typer.Option(help="tokens that one of a trace's hash_ids stands for", min=1)
+    ] = 512,
+    speed: Annotated[
+        float, typer.Option(help="replay a trace this many times faster", min=0.001)
+    ] = 1.0,
+    input_tokens: Annotated[int, typer.Option(help="prompt length", min=1)] = 256,
+    output_tokens: Annotated[
+        int, typer.Option(help="output length; the end of text is ignored", min=1)
+    ] = 64,
+    goodput: Annotated[str, typer.Option(help="limits like ttft:500,tpot:40,e2e:9000 (ms)")] = "",
+    model: Annotated[str, typer.Option(help="empty: the first one served")] = "",
+    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
+    timeout_s: Annotated[float, typer.Option(help="of one request", min=0.1)] = 600.0,
+    plot: Annotated[Path | None, typer.Option(help="write the distributions as SVG")] = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Offer a load to any OpenAI-style server and report TTFT, ITL, TPOT, E2E and goodput."""
+    from bench.load import Shape  # noqa: PLC0415
+    from bench.serve_cli import Options, run_bench  # noqa: PLC0415
+    from client.endpoints import DoorAccess  # noqa: PLC0415
+
+    shape = Shape(
+        requests,
+        input_tokens,
+        output_tokens,
+        rate,
+        burstiness,
+        trace,
+        trace_divide,
+        trace_block_tokens,
+        speed,
+        seed,
+    )
+    access = DoorAccess(ca, cert, key)
+    as_json = output == "json"
+    run_bench(
+        Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
+    )
+
+
+app.add_typer(keys, name="keys")
+
+
+@app.command()
+def certs(
+    out: Annotated[Path, typer.Option(help="folder to write to")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="name or address of the doors beside localhost; repeat it"),
+    ] = None,
+) -> None:
+    """Make development certificates: an authority, one pair for each role, one for the doors."""
+    from transport.certificates import make_certificates  # noqa: PLC0415
+
+    for path in make_certificates(out.expanduser(), host or []):
+        typer.echo(path.name)
+
+
+simulate = typer.Typer(help="Run the cluster's own code on virtual time.", no_args_is_help=True)
+app.add_typer(simulate, name="simulate")
+
+
+@simulate.command("faults")
+def simulate_faults(
+    seeds: Annotated[int, typer.Option(help="seeds to run, from --first-seed on", min=1)] = 100,
+    first_seed: Annotated[int, typer.Option(help="where the range begins", min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(help="replay this one seed instead", min=0)] = None,
+    only_faults: Annotated[
+        str, typer.Option(help="with --seed: indices of faults to keep, or - for none")
+    ] = "",
+    only_requests: Annotated[
+        str, typer.Option(help="with --seed: indices of requests to keep")
+    ] = "",
+    output: Output = "table",
+) -> None:
+    """Search for violated invariants under random faults; a failing seed replays from one line."""
+    from cli import simulate as simulate_cli  # noqa: PLC0415
+
+    if seed is None:
+        simulate_cli.simulate_faults(seeds, first_seed, as_json=output == "json")
+    else:
+        simulate_cli.replay(seed, only_faults, only_requests, as_json=output == "json")
+
+
+@app.command("check-config")
+def check_config(config: Config = None, output: Output = "table") -> None:
+    """Check a config and its model without starting anything, and print the resolved tree."""
+    from cli.up import check_doors, warn_of_tokens_beyond  # noqa: PLC0415
+    from cluster.network_check import faults_between_machines  # noqa: PLC0415
+    from cluster.ray.probe import door_of_environment  # noqa: PLC0415
+    from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
+    from cluster.worker_process import model_of  # noqa: PLC0415
+    from core.config import load_config  # noqa: PLC0415
+    from core.ports import SystemClock  # noqa: PLC0415
+    from core.references import is_reference  # noqa: PLC0415
+    from router.access.certificate import DoorCertificate  # noqa: PLC0415
+    from router.text.detokenizing import TextModel  # noqa: PLC0415
+
+    resolved = load_config(config)
+    spec = model_of(resolved)
+    warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
+    check_doors(resolved)
+    if resolved.security.door_certificate:
+        DoorCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
+    engine = resolved.pools.decode.engine
+    layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+    hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
+    tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
+    door = door_of_environment(os.environ)
+    facts = {
+        "model": spec.name,
+        "architecture": spec.architecture,
+        "dtype": spec.dtype,
+        "max_model_len": spec.max_model_len,
+        "kv_block_bytes": layout.block_bytes,
+        "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
+        "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
+        "in_the_way_of_several_machines": faults_between_machines(resolved, door),
+    }
+    if output == "json":
+        typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))
+    else:
+        import yaml  # noqa: PLC0415
+
+        typer.echo(
+            yaml.safe_dump(tree, sort_keys=False)
+            + "\n# facts\n"
+            + yaml.safe_dump(facts, sort_keys=False)
+        )
+
+
+@app.command()
+def version(output: Output = "table") -> None:
+    """Show the version."""
+    from importlib.metadata import version as installed  # noqa: PLC0415
+
+    number = installed("baton-serve")
+    typer.echo(json.dumps({"version": number}) if output == "json" else f"baton {number}")
+
+
+def main() -> None:
+    """Run the command; our own errors are one line, not a stack."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core talks on standard error, too
+    try:
+        app()
+    except ServingError as error:
+        typer.echo(f"baton: {error.message}", err=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

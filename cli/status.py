@@ -1,0 +1,62 @@
+"""`baton status`: whether the cluster serves, what is not as it should be, and every worker.
+
+Owns what is shown and the exit code. Does not know how readiness is found: a router says it. Called
+by `cli.main`.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from client.endpoints import DoorAccess
+
+EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
+"""Beside 2, which every command returns when nobody answers."""
+
+
+def run_status(url: str, access: DoorAccess, *, as_json: bool) -> int:
+    """Ask and show; returns the exit code.
+
+    Raises:
+        ConfigError: No router answers.
+    """
+    readiness = access.get(url, "/ready")
+    replicas = access.get(url, "/replicas")["replicas"]
+    if as_json:
+        typer.echo(json.dumps({**readiness, "replicas": replicas}, indent=2))
+    else:
+        _show(readiness, replicas)
+    return EXIT_CODES[readiness["state"]]
+
+
+def _show(readiness: dict[str, Any], replicas: list[dict[str, Any]]) -> None:
+    console = Console()
+    table = Table(
+        "role", "pid", "ranks", "address", "state", "run", "wait", "free blocks", box=box.SIMPLE
+    )
+    for r in sorted(replicas, key=lambda r: (r["role"], r["pid"])):
+        load = r["load"]
+        ranks = " ".join(map(str, r["rank_pids"]))
+        blocks = f"{load['free_blocks'] + load['cached_blocks']}/{load['total_blocks']}"
+        run = str(load["running"])
+        wait = str(load["waiting"])
+        table.add_row(r["role"], str(r["pid"]), ranks, r["address"], r["state"], run, wait, blocks)
+    console.print(table)
+    state = readiness["state"].replace("_", " ")
+    for name, model in readiness["models"].items():
+        pools = ", ".join(
+            f"{role} {model[role]['ready']} of {model[role]['configured']}"
+            for role in ("prefill", "decode")
+        )
+        canary = "" if model["canary_ms"] is None else f"; canary {model['canary_ms']} ms"
+        line = f"{name}: {state}; {pools}; store {readiness['store']}{canary}"
+        console.print(line, markup=False, highlight=False)
+    for problem in readiness["problems"]:
+        line = f"  {problem['code']}: {problem['detail']}"
+        console.print(line, markup=False, highlight=False)

@@ -1,0 +1,185 @@
+"""`baton up`: check everything first, start, wait for a signal, end without leaving a process.
+
+Owns the foreground life of a cluster. Does not know commands or flags. Called by `cli.main`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from cli.banner import announce
+from cli.instances import announced
+from cluster.ray.env import prepare_fresh_ray
+from cluster.server_ports import claimed
+from cluster.worker_process import model_of
+from core import events, logs
+from core.config import BatonConfig, is_loopback, load_config
+from engine.checkpoint.model_spec import ModelSpec
+from process.orphan_reaper import Guardian
+from router.access.key_file import check_keys
+from router.text.detokenizing import TextModel
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+console = Console()
+TellPorts = Callable[[int, int], None]
+
+
+def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_local: bool) -> None:
+    """Start a cluster and keep it until a signal comes.
+
+    Raises:
+        ServingError: Something is wrong with config, model, ports or the start; nothing is left
+            running.
+    """
+    config = load_config(path, flags)
+    logs.configure("up", config.log.format, config.log.level)
+    spec = model_of(config)
+    warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
+    check_doors(config)
+    with contextlib.ExitStack() as claims:
+        claims.enter_context(claimed(config))
+        if address:
+            claims.close()  # the routers may be another user's, or on another machine
+        _tell_start(config, spec)
+        tell_ports = claims.enter_context(announced("local" if is_local else "ray"))
+        tell_ports(config.router.http_port, config.router.grpc_port)
+        if is_local:
+            asyncio.run(_run_local(config, tell_ports))
+        else:
+            _run_ray(config, address, tell_ports)
+
+
+def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
+    engine = config.pools.decode.engine
+    layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+    tokens = engine.num_blocks * engine.block_size_tokens
+    console.print(
+        f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context "
+        f"{spec.max_model_len} tokens, KV pool {tokens} tokens a worker "
+        f"({layout.block_bytes} bytes a block)"
+    )
+    events.CLUSTER_STARTS.tell(
+        version=version("baton-serve"),
+        model=spec.name,
+        prefill=0 if config.colocated else config.pools.prefill.replicas,
+        decode=config.pools.decode.replicas,
+        routers=config.router.replicas,
+    )
+
+
+def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
+    """Say on standard error which tokens the tokenizer has and the model has not."""
+    if beyond := text.beyond(vocabulary_size):
+        first = next(iter(beyond.items()))
+        typer.echo(
+            f"baton: warning: tokenizer.json has {len(beyond)} tokens for which the model has no "
+            f"row (ids from {vocabulary_size} on), the first is {first[1]!r} (id {first[0]}); "
+            "prompts with one are refused",
+            err=True,
+        )
+
+
+def check_doors(config: BatonConfig) -> None:
+    """Refuse a key file with a fault, and warn if keys cross a network in plain text.
+
+    A router that already serves is milder to the file: there a fault closes its own line alone.
+
+    Raises:
+        ConfigError: Names the line.
+    """
+    check_keys(config.security.api_keys)
+    host = config.router.host
+    security = config.security
+    is_readable = bool(security.api_keys) and not security.door_certificate
+    if is_readable and not is_loopback(host) and not security.trusts_network:
+        typer.echo(
+            f"baton: warning: router.host is {host}, which others can reach, and "
+            "security.door_certificate is empty: API keys, prompts and answers cross the network "
+            "in plain text; set security.door_certificate and security.door_key (`baton certs`), "
+            "or security.trusts_network if something before the doors speaks TLS",
+            err=True,
+        )
+
+
+async def _run_local(config: BatonConfig, tell_ports: TellPorts) -> None:
+    from cluster.local import LocalCluster  # noqa: PLC0415 - each way loads only its own half
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    cluster = LocalCluster(config)
+    starting = loop.create_task(cluster.start())
+    stopping = loop.create_task(stop.wait())
+    starting.add_done_callback(
+        lambda task: stop.set() if task.cancelled() or task.exception() else None
+    )
+    with console.status("starting workers"):
+        while not starting.done() and not stop.is_set():
+            await _first(starting, stopping)
+    if starting.done():
+        starting.result()
+        if cluster.failed is not None:
+            cluster.failed.add_done_callback(lambda _: stop.set())
+        announce(console, config, cluster.addresses)
+        tell_ports(cluster.http_port, cluster.grpc_port)
+        await stop.wait()
+    starting.cancel()
+    stopping.cancel()
+    _say_stopping()
+    failure = (
+        cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
+    )
+    await cluster.stop()
+    if failure is not None:
+        raise failure
+
+
+def _say_stopping() -> None:
+    events.CLUSTER_STOPS.tell()
+    console.print("stopping")
+
+
+async def _first(*tasks: asyncio.Task[Any]) -> None:
+    """Wait until one of the tasks is done, without taking its result."""
+    done = asyncio.Event()
+    for task in tasks:
+        task.add_done_callback(lambda _: done.set())
+    await done.wait()
+
+
+def _run_ray(config: BatonConfig, address: str, tell_ports: TellPorts) -> None:
+    stop = threading.Event()
+    guardian = None
+    if not address:
+        guardian = Guardian()
+        prepare_fresh_ray()
+    with console.status("starting Ray"):
+        from cluster.ray.app import RayCluster  # noqa: PLC0415 - importing Ray takes a second
+
+        cluster = RayCluster(
+            config, address, guardian.watch_folder if guardian else lambda folder: None
+        )
+    try:
+        with console.status("starting workers on Ray"):
+            cluster.start()
+        for number in SIGNALS:  # after Ray, which installs handlers of its own
+            signal.signal(number, lambda *_: stop.set())
+        announce(console, config, [(cluster.http_port, cluster.grpc_port)])
+        tell_ports(cluster.http_port, cluster.grpc_port)
+        stop.wait()
+        _say_stopping()
+    finally:
+        cluster.stop()
+        if guardian is not None:
+            guardian.release()

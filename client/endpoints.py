@@ -1,0 +1,220 @@
+"""How a command reaches a cluster's doors: over TLS or not, whom it believes, what it shows.
+
+Owns the one rule for all commands: `--ca`, else `SSL_CERT_FILE`, else what the system believes; a
+client certificate where something before the doors asks for one; the API key from the environment,
+never from the command line, which everyone on a machine can read. Does not know what is asked.
+Called by every command that talks to a cluster.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import ssl
+from dataclasses import dataclass
+from functools import cached_property
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, HTTPSHandler, Request, build_opener
+
+from core.errors import ConfigError
+
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+HTTP_TIMEOUT_S = 10.0
+LOOK_TIMEOUT_S = 5.0
+TLS_RECORDS = (0x15, 0x16)
+"""First byte of what a TLS server says: an alert, or its part of the handshake."""
+
+
+def api_key() -> str:
+    """The API key of this user; empty if there is none."""
+    return os.environ.get(API_KEY_VARIABLE, "")
+
+
+def authorization() -> dict[str, str]:
+    """The header that carries the API key, if the environment has one."""
+    key = api_key()
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
+@dataclass(frozen=True)
+class DoorAccess:
+    """Certificates of one command; without any it believes what the system believes."""
+
+    ca: Path | None = None
+    """PEM of the authority to believe."""
+    certificate: Path | None = None
+    """PEM chain to show, with its key."""
+    key: Path | None = None
+
+    @cached_property
+    def context(self) -> ssl.SSLContext:
+        """For HTTPS.
+
+        Raises:
+            ConfigError: A file cannot be used.
+        """
+        try:
+            context = ssl.create_default_context(cafile=str(self.ca) if self.ca else None)
+            if self.certificate is not None:
+                context.load_cert_chain(self.certificate, self.key)
+        except OSError as error:  # errors of TLS are of this kind, too
+            raise ConfigError(
+                f"--ca, --cert or --key cannot be used: {error.strerror or error}"
+            ) from error
+        return context
+
+    def grpc_files(self, addresses: list[str]) -> tuple[bytes, bytes | None, bytes | None] | None:
+        """What a gRPC client needs: authorities, key, chain (PEM); None: the doors are plain text.
+
+        An address may say itself which it is, with `https://` or `http://`; with `--ca` or `--cert`
+        it is TLS; else the door is asked.
+
+        Raises:
+            ConfigError: A file cannot be used, or a door is not who it should be.
+        """
+        schemes = {address.partition("://")[0] for address in addresses if "://" in address}
+        is_told = self.ca is not None or self.certificate is not None
+        if "http" in schemes:
+            if is_told or "https" in schemes:
+                raise ConfigError("http:// is plain text; write https:// with --ca or --cert")
+            return None
+        doors = [address for address in addresses if speaks_tls(address)]
+        if not doors and not is_told and "https" not in schemes:
+            return None
+        for address in doors:
+            self._check(address)
+        roots = self.ca or ssl.get_default_verify_paths().cafile
+        key = self.key or self.certificate
+        return (
+            Path(roots).read_bytes() if roots else b"",
+            key.read_bytes() if key else None,
+            self.certificate.read_bytes() if self.certificate else None,
+        )
+
+    def _check(self, address: str) -> None:
+        """Meet a door once: gRPC would try again and again, and say why in words of its own."""
+        place = host_and_port(address)
+        try:
+            with (
+                socket.create_connection(place, LOOK_TIMEOUT_S) as wire,
+                self.context.wrap_socket(wire, server_hostname=place[0]),
+            ):
+                pass
+        except ssl.SSLCertVerificationError as error:
+            raise self.unreachable(address, error) from error
+        except OSError:
+            return  # it has left meanwhile, or wants a certificate: the request says so
+
+    def get(self, url: str, path: str) -> dict[str, Any]:
+        """Ask a router's HTTP door.
+
+        Raises:
+            ConfigError: Nobody answers, or the key may not ask.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ConfigError(f"--url {url} must begin with http:// or https://")
+        try:
+            # The scheme is checked above.
+            request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310
+            opener = build_opener(HTTPSHandler(context=self.context), _Stay)
+            with opener.open(request, timeout=HTTP_TIMEOUT_S) as reply:
+                body = reply.read()
+        except HTTPError as error:
+            if error.code == HTTPStatus.UNAUTHORIZED:
+                raise ConfigError(
+                    f"the router at {url} wants an API key; set {API_KEY_VARIABLE}"
+                ) from error
+            if error.code == HTTPStatus.FORBIDDEN:
+                raise ConfigError(
+                    f"the key in {API_KEY_VARIABLE} may not ask the router at {url} for {path}; "
+                    "use one of role metrics or admin (`baton keys add --role`)"
+                ) from error
+            body = error.read()  # /ready answers 503 with a body
+        except (URLError, OSError) as error:
+            raise self.unreachable(url, error) from error
+        try:
+            tree: dict[str, Any] = json.loads(body)
+        except ValueError as error:
+            raise ConfigError(f"what answers at {url}{path} is no router") from error
+        return tree
+
+    def unreachable(self, url: str, error: Exception) -> ConfigError:
+        """Say why nobody answers, and what to do."""
+        text = str(error)
+        if "CERTIFICATE_VERIFY_FAILED" in text:
+            remedy = self._remedy_of_belief(url, text)
+        elif "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
+            remedy = "this door is plain text: write http://"
+        elif url.startswith("http://") and speaks_tls(url):
+            remedy = "this door speaks TLS: write https://"
+        else:
+            remedy = "is `baton up` running?"
+        return ConfigError(f"no router answers at {url}: {text}; {remedy}")
+
+    def _remedy_of_belief(self, url: str, text: str) -> str:
+        """What helps against a certificate that TLS does not believe, by its words."""
+        if "is not valid for" in text:
+            hosts = ", ".join(_hosts_at(url)) or "no host"
+            return (
+                f"this door's certificate is for {hosts}: reach it by one of these, or give it "
+                "one for this address (`baton certs --host`)"
+            )
+        if "has expired" in text or "not yet valid" in text:
+            return "give the doors a certificate that holds today, or set this machine's clock"
+        if self.ca is None:
+            return "give --ca (or SSL_CERT_FILE) the authority that signed the doors' certificate"
+        return f"{self.ca} is not the authority that signed it: give --ca the one that did"
+
+
+def _hosts_at(address: str) -> list[str]:
+    """Hosts for which the certificate of a door is; none if it shows no certificate."""
+    from transport.certificates import hosts_of  # noqa: PLC0415 - most commands meet no certificate
+
+    try:
+        pem = ssl.get_server_certificate(host_and_port(address), timeout=LOOK_TIMEOUT_S)
+        return hosts_of(pem.encode())
+    except (OSError, ValueError):
+        return []
+
+
+class _Stay(HTTPRedirectHandler):
+    """Follows nobody elsewhere: the API key would go along, to another host or in plain text."""
+
+    def redirect_request(self, *_: object) -> None:
+        """See `HTTPRedirectHandler`: None is an `HTTPError`."""
+
+
+def host_and_port(address: str) -> tuple[str, int]:
+    """Where a door is, by its address or URL.
+
+    Raises:
+        ConfigError: The address makes no sense.
+    """
+    try:
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        return parts.hostname or "localhost", parts.port or 443
+    except ValueError as error:
+        raise ConfigError(f"{address} is no address of a door: {error}") from error
+
+
+def speaks_tls(address: str) -> bool:
+    """Greet a door as TLS does, and look at its first byte; False if nobody answers."""
+    place = host_and_port(address)
+    outgoing = ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    hello = context.wrap_bio(ssl.MemoryBIO(), outgoing, server_hostname=place[0])
+    with contextlib.suppress(ssl.SSLWantReadError):
+        hello.do_handshake()
+    try:
+        with socket.create_connection(place, LOOK_TIMEOUT_S) as door:
+            door.sendall(outgoing.read())
+            first = door.recv(1)
+    except OSError:
+        return False
+    return bool(first) and first[0] in TLS_RECORDS

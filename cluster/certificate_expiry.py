@@ -1,0 +1,99 @@
+"""When each certificate ends: a metric of the routers, and a warning while there is time.
+
+Owns the reading of dates and how early it warns. Does not know who uses certificates. Called by
+`cluster.router_process` and `cluster.worker_process`.
+
+A router reads its own certificates as they are in use, and those of other roles that lie in its
+`security.tls_dir`; a worker on another machine warns for itself.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from core import events
+from core.config import SecurityConfig
+from transport.grpc_streams import Tls
+
+WARN_DAYS = 30
+DAY_S = 86400.0
+ROLES = ("router", "prefill", "decode")
+
+
+def earliest_end(pem: bytes) -> int:
+    """When the first certificate of a chain ends (Unix seconds).
+
+    Raises:
+        ValueError: There is none.
+    """
+    from cryptography import x509  # noqa: PLC0415 - most clusters have no certificates
+
+    chain = x509.load_pem_x509_certificates(pem)
+    return min(int(one.not_valid_after_utc.timestamp()) for one in chain)
+
+
+class CertificateEnds:
+    """The dates of all certificates that a process knows."""
+
+    def __init__(
+        self,
+        security: SecurityConfig,
+        role: str,
+        tls: Tls | None,
+        door_chain: Callable[[], bytes] | None = None,
+        wall_s: Callable[[], float] = time.time,  # noqa: TID251 - certificates end on a date
+    ) -> None:
+        """Keep who has the files.
+
+        Args:
+            security: The config's node.
+            role: Whose process this is: router, prefill or decode.
+            tls: Its own certificates of the inside, if there are any.
+            door_chain: The doors' chain (PEM) in use, if they have one.
+            wall_s: Unix seconds.
+        """
+        self._folder = Path(security.tls_dir).expanduser() if security.tls_dir else None
+        self._role = role
+        self._tls = tls
+        self._door_chain = door_chain
+        self._wall_s = wall_s
+        self._timer: asyncio.TimerHandle | None = None
+
+    def read(self) -> dict[str, int]:
+        """Ends (Unix seconds) by name: door, authority, and each role whose file is here."""
+        ends = {}
+        for name, pem in self._chains().items():
+            with contextlib.suppress(ValueError):  # not a certificate: whoever uses it has said so
+                ends[name] = earliest_end(pem)
+        return ends
+
+    def _chains(self) -> dict[str, bytes]:
+        chains = {}
+        if self._door_chain is not None:
+            chains["door"] = self._door_chain()
+        if self._tls is None or self._folder is None:
+            return chains
+        if self._role == "router":
+            for role in ROLES:
+                with contextlib.suppress(OSError):  # other machines need not have it
+                    chains[role] = (self._folder / f"{role}.pem").read_bytes()
+        self._tls.files.refresh()
+        files = self._tls.files.content
+        return {**chains, self._role: files.certificate, "authority": files.authority}
+
+    def watch(self) -> None:
+        """Warn of what ends soon, now and every day, until `close`."""
+        for name, ends_at in self.read().items():
+            days_left = (ends_at - self._wall_s()) / DAY_S
+            if days_left < WARN_DAYS:
+                events.CERTIFICATE_ENDS_SOON.tell(what=name, days_left=round(days_left, 1))
+        self._timer = asyncio.get_running_loop().call_later(DAY_S, self.watch)
+
+    def close(self) -> None:
+        """Warn no more."""
+        if self._timer is not None:
+            self._timer.cancel()

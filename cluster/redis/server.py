@@ -1,0 +1,154 @@
+"""A Redis of our own when the config names none.
+
+Owns the server's process, its restarts, its private folder with the socket, and what its one user
+may do. It listens on a Unix socket that only this user of the machine can open, so it serves one
+machine. Does not know what is stored, nor which programs there are. Called by `cluster.ray.app` (in
+an actor on the head node) and by `cluster.local`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import secrets
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from cluster.redis.binary import find_server
+from core import events
+from core.config import BatonConfig
+from process.parent_death import hanging
+
+STOP_TIMEOUT_S = 5.0
+USER = "baton"
+RIGHTS = "~baton:* resetchannels -@all +set +get"
+"""All that routers do, and reading it back: no scripts, no settings, no modules, no other keys."""
+LIMITS = (
+    "maxmemory 64mb",
+    "maxmemory-policy allkeys-lru",
+    "maxclients 256",
+    "client-output-buffer-limit normal 1mb 256kb 10",
+    "client-query-buffer-limit 8mb",
+    "proto-max-bulk-len 8mb",
+)
+"""What one client may hoard, logged in or not: without them a client that never reads takes all."""
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 30.0
+STEADY_S = 60.0
+"""A server that lived so long starts again at once; one that did not waits longer each time."""
+MAX_SOCKET_PATH_BYTES = 100
+
+
+class RedisServer:
+    """One private server; it is started again when it ends, and dies with this process."""
+
+    def __init__(self) -> None:
+        """Start it.
+
+        Raises:
+            ConfigError: No server program is installed.
+        """
+        self.binary = find_server()
+        self._folder = _private_folder()
+        socket = self._folder / "socket"
+        password = secrets.token_urlsafe(24)
+        self.url = f"unix://{USER}:{password}@{socket}"
+        reference = self._folder / "url"
+        reference.touch(mode=0o600)
+        reference.write_text(self.url)
+        self.reference = f"file:{reference}"
+        """How to write the address where the password must not stand."""
+        digest = hashlib.sha256(password.encode()).hexdigest()
+        settings = [
+            "port 0",
+            f"unixsocket {socket}",
+            "unixsocketperm 600",
+            'save ""',
+            "appendonly no",
+            f"dir {self._folder}",
+            *LIMITS,
+            "user default off",
+            f"user {USER} on #{digest} {RIGHTS}",
+        ]
+        self._settings = "".join(line + "\n" for line in settings)
+        self.num_restarts = 0
+        self._lock = threading.Lock()
+        self._is_stopping = threading.Event()
+        self._process = self._spawn()
+        self._keeper = threading.Thread(target=self._keep, name="redis-keeper", daemon=True)
+        self._keeper.start()
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server that runs now."""
+        return self._process.pid
+
+    def stop(self) -> None:
+        """Kill and reap it, and remove its folder; it holds nothing worth keeping."""
+        with self._lock:
+            self._is_stopping.set()
+            self._process.kill()
+        self._keeper.join(timeout=STOP_TIMEOUT_S)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen(  # noqa: S603 - a program that told its version
+            hanging([str(self.binary.path), "-"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,  # a terminal's Ctrl-C is for `baton up`, which ends it in order
+        )
+        if process.stdin is not None:  # nothing of it stands on a command line
+            with contextlib.suppress(BrokenPipeError):  # ended already: its keeper will see
+                process.stdin.write(self._settings.encode())
+                process.stdin.close()
+        return process
+
+    def _keep(self) -> None:
+        """Start the server again whenever it ends; routers write into it what they know."""
+        pause_s = FIRST_PAUSE_S
+        started_s = time.monotonic()
+        reason = f"exit code {self._process.wait()}"
+        while not self._is_stopping.is_set():
+            lived_s = time.monotonic() - started_s
+            pause_s = FIRST_PAUSE_S if lived_s >= STEADY_S else pause_s
+            events.STORE_RESTARTED.tell(
+                reason=reason,
+                lived_s=round(lived_s, 1),
+                restarts=self.num_restarts + 1,
+                retry_in_s=pause_s,
+            )
+            if self._is_stopping.wait(pause_s):
+                return
+            pause_s = min(pause_s * 2, MAX_PAUSE_S)
+            started_s = time.monotonic()
+            reason = self._run_again()
+
+    def _run_again(self) -> str:
+        """Start the server and wait for its end; returns how it ended, or why it did not start."""
+        with self._lock:
+            if self._is_stopping.is_set():
+                return "stopped"
+            self.num_restarts += 1
+            try:
+                self._process = self._spawn()
+            except OSError as error:  # no process to be had: the next turn tries again
+                return str(error)
+        return f"exit code {self._process.wait()}"
+
+
+def with_redis(config: BatonConfig, url: str) -> BatonConfig:
+    """Return the config with the address of the started server."""
+    return config.model_copy(update={"redis": config.redis.model_copy(update={"url": url})})
+
+
+def _private_folder() -> Path:
+    """Make a folder for this user alone; a socket's path must be short, whatever TMPDIR says."""
+    folder = Path(tempfile.mkdtemp(prefix="baton-redis-"))
+    if len(bytes(folder)) > MAX_SOCKET_PATH_BYTES - len("/socket"):
+        folder.rmdir()
+        folder = Path(tempfile.mkdtemp(prefix="baton-redis-", dir="/tmp"))
+    return folder

@@ -1,0 +1,288 @@
+"""Decode's part in a hand-over.
+
+Owns, per transfer: the arriving sequence, its place in the queue for free blocks, and the pins on
+blocks that the agent may be writing. Does not know frames or streams. Called by `worker.attempts` (as
+its `RolePart`) and by the transfer agent (as its host).
+
+    begin (Fetch opened, nothing held) ─▶ Starting ─▶ reserved, all or none ─▶ arrived ─▶ attached
+                                              └─ waits its turn for blocks, at most reserve_wait_s
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from dataclasses import dataclass, replace
+
+from core.containment import contained
+from core.errors import (
+    InvalidRequest,
+    InvariantViolation,
+    KVTransferError,
+    PoolExhausted,
+    ServingError,
+)
+from core.ids import Incarnation, TransferId, WorkerId
+from core.kv_layout import KVLayout
+from core.plan import StepPlan
+from core.ports import Clock, KVBytes
+from core.session import Meet, Task, WayReport
+from core.types import Logprob
+from engine.scheduling.sequence import Sequence, Status
+from kv_transfer.agent import TransferAgent
+from kv_transfer.receiver import Arrival, FetchOrder, Reservation
+from kv_transfer.threadsafe_callbacks import Post, PostedReceiverHost
+from worker.attempt import Attempt
+from worker.attempts import Worker
+from worker.checking import check_first_tokens
+from worker.worker import MakeRole, RoleWiring
+
+
+@dataclass(slots=True, eq=False)
+class Incoming:
+    """One transfer into this worker."""
+
+    attempt: Attempt
+    sequence: Sequence
+    give_up: asyncio.TimerHandle | None = None
+    pool_generation: int | None = None
+    """Of the pool in which blocks are reserved; None: nothing is reserved yet."""
+
+
+class DecodePart:
+    """The decode role of one worker."""
+
+    task = Task.DECODE
+
+    def __init__(
+        self,
+        worker: Worker,
+        kv: KVBytes,
+        layout: KVLayout,
+        clock: Clock,
+        post: Post,
+        reserve_wait_s: float,
+    ) -> None:
+        """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
+        self._worker = worker
+        self._kv = kv
+        self._layout = layout
+        self._clock = clock
+        self._post = post
+        self._reserve_wait_s = reserve_wait_s
+        self._agent: TransferAgent | None = None
+        self._incoming: dict[TransferId, Incoming] = {}
+        self._reserving: dict[int, TransferId] = {}
+        """Transfers in line for blocks, by the sequence's key."""
+        self._closing: dict[TransferId, list[int]] = {}
+        """Pins of ended transfers, until the agent writes no more."""
+        worker.scheduler.hooks.reserved = self._reserved
+        self.identity: tuple[WorkerId, Incarnation] = (WorkerId(""), Incarnation(0))
+
+    def use_agent(self, agent: TransferAgent, identity: tuple[WorkerId, Incarnation]) -> None:
+        """Complete the circle: the agent needs its host first."""
+        self._agent = agent
+        self.identity = identity
+
+    @property
+    def agent(self) -> TransferAgent:
+        """The transfer agent."""
+        if self._agent is None:
+            raise InvariantViolation("the decode role has no transfer agent yet")
+        return self._agent
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left; zero at rest."""
+        return len(self._incoming) + len(self._closing)
+
+    # --- told by the worker -----------------------------------------------------------------------
+
+    def begin(self, attempt: Attempt) -> None:
+        """Open the Fetch; nothing is held until the prefill worker is ready."""
+        submit = attempt.submit
+        if submit.transfer_id in self._incoming or submit.transfer_id in self._closing:
+            raise InvalidRequest("transfer_id", "names a transfer that is here already")
+        sequence = self._worker.scheduler.new_sequence(
+            submit.request,
+            submit.epoch,
+            attempt.open_choices,
+            submit.emitted[attempt.open_choices[0]],
+            self._clock.now_s(),
+            age_s=submit.age_s,
+            credit=submit.credit,
+        )
+        sequence.run_alone = submit.run_alone
+        attempt.sequences.append(sequence)
+        self._incoming[submit.transfer_id] = Incoming(attempt, sequence)
+        self._post(
+            self.agent.fetch, FetchOrder(submit.transfer_id, submit.peer_address, *self.identity)
+        )
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
+        transfer_id = attempt.submit.transfer_id
+        incoming = self._incoming.get(transfer_id)
+        if incoming is None or incoming.attempt is not attempt:
+            return
+        del self._incoming[transfer_id]
+        self._leave_line(incoming)
+        self._closing[transfer_id] = self._worker.scheduler.tables.pin(incoming.sequence)
+        self._post(self.agent.end_fetch, transfer_id)
+
+    def layer_done(self, plan: StepPlan, layer: int) -> None:
+        """Nothing leaves a decode worker."""
+
+    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+        """Decode workers promise no KV to anyone."""
+        raise InvariantViolation("a decode worker computed a hand-over")
+
+    def renew(self, attempts: list[Attempt]) -> None:
+        """Leases are the sender's."""
+
+    def meet(self, message: Meet) -> None:
+        """KV comes from these peers."""
+        for address in message.addresses:
+            self._post(self.agent.meet, address, message.probe_bytes)
+
+    # --- told by the agent (on the worker's loop) -------------------------------------------------
+
+    def way_found(self, way: WayReport) -> None:
+        """A way to a peer was tried."""
+        self._worker.way_found(way)
+
+    def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
+        """Reserve now, or wait in line for blocks."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is None:
+            return
+        mine = incoming.sequence.num_tokens
+        if num_tokens != mine:
+            error = KVTransferError(
+                f"the prefill worker starts {num_tokens} tokens, the request has {mine}"
+            )
+            self._worker.end(incoming.attempt, error)
+            return
+        if incoming.sequence.status is not Status.NEW:
+            error = KVTransferError("the prefill worker started this transfer twice")
+            self._worker.end(incoming.attempt, error)
+            return
+        self._reserving[incoming.sequence.key] = transfer_id
+        self._worker.scheduler.submit_arrival(incoming.sequence)
+        self._worker.scheduler.reserve_in_turn(self._clock.now_s())
+        if incoming.sequence.key in self._reserving:
+            self._give_up_later(transfer_id, incoming)
+
+    def _reserved(self, sequence: Sequence, num_have_blocks: int) -> None:
+        """It was this sequence's turn: tell the agent where KV may go."""
+        transfer_id = self._reserving[sequence.key]
+        incoming = self._incoming[transfer_id]
+        self._leave_line(incoming)
+        table = tuple(sequence.block_table)
+        generations = tuple(self._worker.scheduler.pool.generation(b) for b in table)
+        incoming.pool_generation = self._kv.generation
+        reservation = Reservation(table, generations, num_have_blocks, incoming.pool_generation)
+        self._post(self.agent.reserved, transfer_id, reservation)
+
+    def _leave_line(self, incoming: Incoming) -> None:
+        self._reserving.pop(incoming.sequence.key, None)
+        if incoming.give_up is not None:
+            incoming.give_up.cancel()
+
+    def _give_up_later(self, transfer_id: TransferId, incoming: Incoming) -> None:
+        loop = asyncio.get_running_loop()
+
+        def give_up() -> None:
+            fail = functools.partial(self._worker.end, incoming.attempt)
+            with contained("a refusal for want of room", fail):
+                self._refuse(transfer_id, incoming)
+
+        incoming.give_up = loop.call_later(self._reserve_wait_s, give_up)
+
+    def _refuse(self, transfer_id: TransferId, incoming: Incoming) -> None:
+        """Another worker may have room sooner, but for the head of the line, whose turn it is."""
+        if self._worker.scheduler.waiting.ready.first is incoming.sequence:
+            self._give_up_later(transfer_id, incoming)
+            return
+        pool = self._worker.scheduler.pool
+        error = PoolExhausted(
+            f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within "
+            f"{self._reserve_wait_s:g} s, {pool.num_available} of {pool.num_blocks} are available; "
+            "raise pools.decode.replicas or engine.num_blocks"
+        )
+        self._post(self.agent.refuse, transfer_id, error)
+        self._worker.end(incoming.attempt, error)
+
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
+    ) -> None:
+        """KV is complete and verified: attach, acknowledge, decode."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is None or incoming.sequence.status is not Status.ARRIVING:
+            return
+        attempt = incoming.attempt
+        sequence = incoming.sequence
+        if incoming.pool_generation != self._kv.generation:
+            error = KVTransferError(
+                f"the KV arrived in generation {incoming.pool_generation} of the pool, this is "
+                f"{self._kv.generation}: the ranks started again, and so must the attempt"
+            )
+            self._worker.end(attempt, error)
+            return
+        if set(first_tokens) != set(sequence.choices):
+            error = KVTransferError(
+                f"first tokens came for choices {sorted(first_tokens)}, "
+                f"not {sorted(sequence.choices)}"
+            )
+            self._worker.end(attempt, error)
+            return
+        try:
+            check_first_tokens(first_tokens.values(), self._worker.vocabulary_size)
+        except KVTransferError as error:
+            self._worker.end(attempt, error)
+            return
+        del self._incoming[transfer_id]
+        self._closing[transfer_id] = []
+        events = self._worker.scheduler.attach(sequence, first_tokens, self._clock.now_s())
+        attempt.timings = replace(
+            self._worker.phase_timings(sequence),
+            queue_s=0.0,
+            prefill_s=0.0,
+            kv_bytes=arrival.num_bytes,
+            kv_blocks=arrival.num_blocks,
+            kv_transport=arrival.transport,
+            kv_parts_healed=arrival.num_healed,
+        )
+        self._worker.deliver(events)
+        self._post(self.agent.ack, transfer_id)
+        self._worker.wake()
+
+    def transfer_finished(self, transfer_id: TransferId) -> None:
+        """Nothing to decode: the first tokens were final, the router has them from prefill."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is not None:
+            self._worker.end(incoming.attempt, None)
+
+    def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
+        """The transfer cannot succeed: the attempt is over here."""
+        incoming = self._incoming.get(transfer_id)
+        if incoming is not None:
+            self._worker.end(incoming.attempt, error)
+
+    def transfer_closed(self, transfer_id: TransferId) -> None:
+        """Nothing is written any more: drop the pins."""
+        self._worker.scheduler.tables.unpin(self._closing.pop(transfer_id, []))
+        self._worker.wake()
+
+
+def decode_role(reserve_wait_s: float) -> MakeRole:
+    """Make the decode role, with the longest wait for free blocks."""
+
+    def make(
+        worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+    ) -> RoleWiring:
+        part = DecodePart(worker, kv, layout, clock, to_agent, reserve_wait_s)
+        host = PostedReceiverHost(part, to_worker, worker.fail_transfer)
+        return RoleWiring(part, host, part.use_agent, lambda: part.num_live)
+
+    return make

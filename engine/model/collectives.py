@@ -1,0 +1,146 @@
+"""How the ranks of a group add up and exchange tensors.
+
+Owns two operations over `torch.distributed` and the rule that makes them exact: parts are added in
+the order of ranks, whatever their number and size, so a row's sum depends on that row alone. Does
+not know models. Called by `engine.model.model`; made by `engine.ranks.rank`.
+
+A ring all-reduce would add the same numbers in an order that depends on where a row lies in the
+message, and batch invariance (ADR 2) would be gone with three ranks or more. So every rank gathers
+all parts and adds them itself; for the few rows of a decode step that is one latency instead of
+two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+dist: Any = torch.distributed
+"""Its stubs lack the classes of process groups."""
+
+WAIT_S = 600.0
+"""Far above any step: a rank that waits longer is ended by its worker, which watches progress."""
+
+
+class GroupBroken(Exception):
+    """Another rank is gone, or did not answer; this rank has nothing left to do."""
+
+
+class Collectives(Protocol):
+    """The group as one rank sees it."""
+
+    rank: int
+    size: int
+
+    def sum(self, x: Tensor, rows: int) -> Tensor:
+        """Add up the first `rows` rows of every rank's x [T, C]; the rest is padding."""
+        ...
+
+    def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:
+        """Give every row to its owner, put together from all ranks' columns.
+
+        Args:
+            x: fp32 [R, width of this rank]: this rank's columns of every row.
+            owners: Rank that wants each row.
+            widths: Columns of each rank.
+
+        Returns:
+            fp32 [rows of this rank, sum of widths], in the order of rows.
+        """
+        ...
+
+
+def add_in_order(x: Tensor, rows: int, parts: Sequence[Tensor]) -> Tensor:
+    """Sum of all ranks' parts [rows, C], padded like x; added in fp32 and rounded once."""
+    total = parts[0].float()
+    for part in parts[1:]:
+        total = total + part
+    if rows == x.shape[0]:
+        return total.to(x.dtype)
+    out = torch.zeros_like(x)
+    out[:rows] = total
+    return out
+
+
+class Alone:
+    """A group of one."""
+
+    rank, size = 0, 1
+
+    def sum(self, x: Tensor, rows: int) -> Tensor:
+        """Nothing to add."""
+        return x
+
+    def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:
+        """Every row is here."""
+        return x
+
+
+class DistributedGroup:
+    """A group over one `torch.distributed` process group, of gloo or of NCCL."""
+
+    def __init__(self, group: Any, rank: int, size: int) -> None:  # noqa: ANN401
+        """Take a group that is joined already."""
+        self._group = group
+        self.rank = rank
+        self.size = size
+
+    @classmethod
+    def join(
+        cls, meeting_point: Path, rank: int, size: int, *, is_cuda: bool = False
+    ) -> DistributedGroup:
+        """Meet the other ranks through a file of theirs; returns when all are there.
+
+        No global group is made, so a process may be in several and leave without a word. Over NCCL
+        an operation is only queued when it returns; a rank that waits for one that never ends is
+        ended by its worker.
+        """
+        store = dist.FileStore(str(meeting_point), size)
+        if is_cuda:
+            nccl = dist.ProcessGroupNCCL.Options()
+            nccl._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
+            return cls(dist.ProcessGroupNCCL(store, rank, size, nccl), rank, size)
+        options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to name a device
+        loopback = dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")
+        options._devices = [loopback]  # noqa: SLF001
+        options._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
+        return cls(dist.ProcessGroupGloo(store, rank, size, options), rank, size)
+
+    def sum(self, x: Tensor, rows: int) -> Tensor:
+        """See `Collectives`."""
+        gathered = x.new_empty((self.size * rows, x.shape[1]))
+        with _answered():
+            mine = x[:rows].contiguous()
+            self._group._allgather_base(gathered, mine).wait()  # noqa: SLF001 - has no public name
+        return add_in_order(x, rows, gathered.split(rows))
+
+    def exchange(self, x: Tensor, owners: Sequence[int], widths: Sequence[int]) -> Tensor:
+        """See `Collectives`."""
+        rows_of = [
+            [row for row, owner in enumerate(owners) if owner == rank] for rank in range(self.size)
+        ]
+        sent = torch.cat([x[rows].flatten() for rows in rows_of])
+        mine = len(rows_of[self.rank])
+        received = x.new_empty(mine * sum(widths))
+        splits = [mine * width for width in widths], [len(rows) * x.shape[1] for rows in rows_of]
+        with _answered():
+            self._group.alltoall_base(received, sent, *splits).wait()
+        parts = received.split(splits[0])
+        return torch.cat(
+            [part.view(mine, width) for part, width in zip(parts, widths, strict=True)], dim=1
+        )
+
+
+@contextlib.contextmanager
+def _answered() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise GroupBroken(str(error)) from error

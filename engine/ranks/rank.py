@@ -1,0 +1,173 @@
+"""A rank process: one model or its part of one, one shard of the KV pool, one pipe.
+
+Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then
+execute plans one by one. Does not know requests, sessions or transfers. Started by
+`engine.ranks.rank_group` as `python -m engine.ranks.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`; everything else
+comes as the first message, the setup.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from core import logs
+from core.errors import ModelLoadError
+from core.plan import StepItem, StepPlan
+from engine.ranks.plan_wire import PlanDecoder
+from engine.ranks.rank_wire import PREFIX, pack, result_to_wire, unpack
+from engine.ranks.shared_kv import PULSE, SLOTS_AT, WORDS, check_fits
+from process.parent_death import hang_on
+from process.shared_memory import map_segment, touch
+
+
+class Pipe:
+    """Blocking messages over the control socket."""
+
+    def __init__(self, fd: int) -> None:
+        """Take over the descriptor."""
+        self._socket = socket.socket(fileno=fd)
+        self._file = self._socket.makefile("rb")
+
+    def read(self) -> Any:  # noqa: ANN401
+        """Wait for a message; the worker's end closing ends the process."""
+        try:
+            prefix = self._file.read(PREFIX.size)
+        except ConnectionError:
+            prefix = b""  # the worker was killed with a message of ours unread
+        if len(prefix) < PREFIX.size:
+            raise SystemExit(0)
+        return unpack(self._file.read(PREFIX.unpack(prefix)[0]))
+
+    def write(self, message: object) -> None:
+        """Send a message."""
+        try:
+            self._socket.sendall(pack(message))
+        except ConnectionError as error:
+            raise SystemExit(0) from error
+
+
+def main() -> None:
+    """Run a rank to its end."""
+    control_fd, life_fd, kv_fd, common_fd = (int(argument) for argument in sys.argv[1:5])
+    hang_on(life_fd)
+    pipe = Pipe(control_fd)
+    setup = pipe.read()
+    common = map_segment(common_fd, setup["common_bytes"])
+    try:
+        runner = _load(setup, kv_fd, common)
+    except ModelLoadError as error:
+        pipe.write(["fatal", error.message])
+        raise SystemExit(3) from error
+    pipe.write(["ready"])
+    pulse = common[PULSE].cast("Q")
+    decoder = PlanDecoder(setup["block_size_tokens"], runner.model.spec.vocabulary_size)
+    while True:
+        _step(pipe, decoder, runner, pulse, setup["rank"])
+
+
+def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401
+    import torch  # noqa: PLC0415 - after the lifeline and no earlier: it takes seconds
+
+    from engine.checkpoint.model_spec import read_model  # noqa: PLC0415
+    from engine.model.model import Model  # noqa: PLC0415
+    from engine.model.runner import ModelRunner  # noqa: PLC0415
+    from engine.model.sharding import Shard  # noqa: PLC0415
+
+    torch.set_num_threads(setup["threads"])
+    rank, size = setup["rank"], setup["size"]
+    device = _device(setup["device"], rank)
+    spec = read_model(Path(setup["folder"]), setup["dtype"], setup["max_model_len"])
+    layout = spec.layout(setup["block_size_tokens"], size)
+
+    def check_device() -> None:
+        check_fits(layout.pool_bytes(1), setup["num_blocks"], _free_bytes(device), str(device))
+
+    check_device()  # before anything is loaded
+    memory = map_segment(kv_fd, layout.pool_bytes(setup["num_blocks"]))
+    touch(memory)
+    model = Model(Shard(spec, rank, size), device, setup["attention"])
+    check_device()  # beside the weights
+    if size > 1:
+        model.ranks = _join(setup, common)
+    runner = ModelRunner(
+        model, memory, setup["num_blocks"], setup["block_size_tokens"], hands_out=setup["hands_out"]
+    )
+    # One step in block 0 compiles the kernels before the first request needs them.
+    runner.execute(
+        StepPlan(0, (StepItem(0, 0, (0,), (0,)),)),
+        lambda step_id, layer: None,
+    )
+    return runner
+
+
+def _device(kind: str, rank: int) -> Any:  # noqa: ANN401
+    """This rank's device: it is shown its own GPUs, or all of a host's in the order of ranks."""
+    import torch  # noqa: PLC0415
+
+    if kind == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise ModelLoadError(
+            "engine.device is cuda, but torch finds no CUDA device; install a CUDA build or use cpu"
+        )
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
+
+
+def _free_bytes(device: Any) -> int | None:  # noqa: ANN401
+    """What a GPU has left for a pool; None on a CPU, of whose memory the worker has asked."""
+    import torch  # noqa: PLC0415
+
+    if device.type == "cpu":
+        return None
+    torch.cuda.empty_cache()  # what loading took and gave back is free again
+    free_bytes: int = torch.cuda.mem_get_info(device)[0]
+    return free_bytes
+
+
+def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
+    """Meet the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
+    from engine.model.collectives import DistributedGroup  # noqa: PLC0415
+    from engine.ranks.shared_group import SharedGroup  # noqa: PLC0415
+
+    rank, size = setup["rank"], setup["size"]
+    if setup["shares_sums"]:
+        return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
+    return DistributedGroup.join(
+        Path(setup["meeting_point"]), rank, size, is_cuda=setup["device"] == "cuda"
+    )
+
+
+def _step(
+    pipe: Pipe,
+    decoder: PlanDecoder,
+    runner: Any,  # noqa: ANN401
+    pulse: memoryview,
+    rank: int,
+) -> None:
+    from engine.model.collectives import GroupBroken  # noqa: PLC0415 - torch, see `_load`
+
+    message = pipe.read()
+    plan = decoder.decode(message[1])
+
+    def on_layer(step_id: int, layer: int) -> None:
+        pulse[rank] += 1
+        if plan.report_layers and rank == 0:
+            pipe.write(["layer", step_id, layer])
+
+    try:
+        result = runner.execute(plan, on_layer)
+    except GroupBroken as error:
+        raise SystemExit(
+            f"rank {rank} ends: another rank of its group is gone ({error})"
+        ) from error
+    pipe.write(["result", result_to_wire(result)])
+
+
+if __name__ == "__main__":
+    logs.configure("rank")
+    main()

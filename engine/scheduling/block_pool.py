@@ -1,0 +1,211 @@
+"""Block ids of one worker's KV pool: allocate, share, free, evict.
+
+Owns which block is free, cached (registered, unreferenced, evictable) or held (referenced), and
+each block's generation. Does not know tensors or sequences. Called by `engine.scheduling.scheduler` and
+`engine.scheduling.block_tables`, from the worker's event loop only.
+
+    allocate            free               free (registered)      evict on allocate
+    free ──────▶ held ────────▶ free   held ────────────▶ cached ──────────────────▶ held
+                  ▲                                          │
+                  └───────────────── share ──────────────────┘
+
+All books are integer arrays, so that a pool of a million blocks costs what its numbers take and
+every operation is constant in the pool's size; dropping the cache too, but for clearing a table.
+
+Source: PagedAttention, arXiv:2309.06180; chained block hashes as in vLLM; ADR 12.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+
+from core.block_hash import BlockHash
+from core.errors import InvariantViolation, PoolExhausted
+from engine.scheduling.block_identities import BlockIdentities
+from engine.scheduling.block_lists import BlockLists
+
+
+class BlockPool:
+    """Books of one pool. free + cached + held = total, always."""
+
+    def __init__(self, num_blocks: int) -> None:
+        """Start with every block free, generation 0."""
+        self.num_blocks = num_blocks
+        self._references = array("i", [0]) * num_blocks
+        self._generations = array("q", [0]) * num_blocks
+        self._identities = BlockIdentities(num_blocks)
+        self._lists = BlockLists(num_blocks, num_lists=2)
+        self._free = num_blocks
+        self._cached = num_blocks + 1
+        self._lists.extend(self._free, range(num_blocks))
+        self._num_free = num_blocks
+        self._num_cached = 0
+
+    @property
+    def num_free(self) -> int:
+        """Blocks with no content worth keeping."""
+        return self._num_free
+
+    @property
+    def num_cached(self) -> int:
+        """Unreferenced blocks kept for a prefix hit."""
+        return self._num_cached
+
+    @property
+    def num_held(self) -> int:
+        """Blocks with at least one reference."""
+        return self.num_blocks - self._num_free - self._num_cached
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that `allocate` could hand out now."""
+        return self._num_free + self._num_cached
+
+    def generation(self, block_id: int) -> int:
+        """How often the block has been handed out; fences writes meant for an earlier owner."""
+        return self._generations[block_id]
+
+    def references(self, block_id: int) -> int:
+        """Current number of references."""
+        return self._references[block_id]
+
+    # --- references ---------------------------------------------------------------------------
+
+    def allocate(self, num_blocks: int) -> list[int]:
+        """Hand out blocks with one reference each; evicts the least recently used cached ones.
+
+        Raises:
+            PoolExhausted: Fewer are available; nothing was changed.
+        """
+        if num_blocks > self.num_available:
+            raise PoolExhausted(
+                f"needed {num_blocks} blocks, {self.num_available} of {self.num_blocks} are "
+                "available; lower max_tokens or raise engine.num_blocks"
+            )
+        num_from_free = min(num_blocks, self._num_free)
+        block_ids = self._lists.take(self._free, num_from_free)
+        self._num_free -= num_from_free
+        if num_from_free < num_blocks:
+            block_ids += self._evict(num_blocks - num_from_free)
+        references = self._references
+        generations = self._generations
+        for block_id in block_ids:
+            references[block_id] = 1
+            generations[block_id] += 1
+        return block_ids
+
+    def _evict(self, num_blocks: int) -> list[int]:
+        block_ids = self._lists.take(self._cached, num_blocks)
+        self._num_cached -= num_blocks
+        for block_id in block_ids:
+            self._identities.forget(block_id)
+        return block_ids
+
+    def share(self, block_id: int) -> None:
+        """Take one more reference; a cached block becomes held."""
+        if self._references[block_id] == 0:
+            if not self._identities.of(block_id):
+                raise InvariantViolation(f"block {block_id} is free and cannot be shared")
+            self._lists.remove(block_id)
+            self._num_cached -= 1
+        self._references[block_id] += 1
+
+    def free(self, block_ids: Iterable[int]) -> None:
+        """Drop one reference each. Later blocks are evicted first: a prefix outlives its tails.
+
+        Raises:
+            InvariantViolation: A block has no reference left; those after it were freed.
+        """
+        references = self._references
+        identity_of = self._identities.of
+        freed: list[int] = []
+        cached: list[int] = []
+        try:
+            for block_id in reversed(list(block_ids)):
+                num_references = references[block_id] - 1
+                if num_references < 0:
+                    raise InvariantViolation(
+                        f"block {block_id} was freed more often than referenced"
+                    )
+                references[block_id] = num_references
+                if num_references == 0:
+                    (cached if identity_of(block_id) else freed).append(block_id)
+        finally:
+            self._lists.extend(self._free, freed)
+            self._lists.extend(self._cached, cached)
+            self._num_free += len(freed)
+            self._num_cached += len(cached)
+
+    # --- identities ---------------------------------------------------------------------------
+
+    def root(self, scope: str) -> int:
+        """Identity that first blocks of a scope have as their parent; `NO_IDENTITY` if unknown."""
+        return self._identities.root(scope)
+
+    def remember_root(self, scope: str) -> int:
+        """Make or renew the identity that first blocks of a scope have as their parent."""
+        return self._identities.remember_root(scope)
+
+    def identity(self, block_id: int) -> int:
+        """Number of what a block is, given once and never again; `NO_IDENTITY` if anonymous."""
+        return self._identities.of(block_id)
+
+    def block_hash(self, block_id: int) -> BlockHash | None:
+        """Hash of a registered block, the same in every worker of the cluster."""
+        return self._identities.block_hash(block_id)
+
+    def register(
+        self, block_id: int, parent: int, block_hash: BlockHash, token_ids: Sequence[int]
+    ) -> int:
+        """Give a held, fully computed block its identity; a second copy stays anonymous.
+
+        Args:
+            block_id: Keeps the identity that it has already.
+            parent: Identity of the block before it, or of the root.
+            block_hash: Chained over everything before it too.
+            token_ids: The block's own tokens; as many in each block of a pool.
+
+        Returns:
+            The identity of this content: the parent of what follows it.
+        """
+        if self._references[block_id] <= 0:
+            raise InvariantViolation(f"block {block_id} is not held and cannot be registered")
+        return self._identities.register(block_id, parent, block_hash, token_ids)
+
+    def find(self, parent: int, block_hash: BlockHash, token_ids: Sequence[int]) -> int | None:
+        """Find the block that is these tokens after this parent, exactly; the hash only leads."""
+        return self._identities.find(parent, block_hash, token_ids)
+
+    def drop_cache(self) -> None:
+        """Forget every identity, after the pool's memory was lost."""
+        self._lists.splice(self._cached, self._free)
+        self._num_free += self._num_cached
+        self._num_cached = 0
+        self._identities.forget_all()
+
+    # --- proof --------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Compare the books.
+
+        Raises:
+            InvariantViolation: They do not balance; the message carries the counts.
+        """
+        free = self._lists.members(self._free)
+        cached = self._lists.members(self._cached)
+        num_unreferenced = self._references.count(0)
+        is_balanced = (
+            len(free) == self._num_free
+            and len(cached) == self._num_cached
+            and len(free) + len(cached) == num_unreferenced
+            and not any(map(self._references.__getitem__, (*free, *cached)))
+            and not any(map(self._identities.of, free))
+            and all(map(self._identities.of, cached))
+        )
+        if not is_balanced:
+            raise InvariantViolation(
+                f"pool of {self.num_blocks}: {len(free)} of {self._num_free} free, {len(cached)} "
+                f"of {self._num_cached} cached, {num_unreferenced} unreferenced do not add up"
+            )
+        self._identities.check()

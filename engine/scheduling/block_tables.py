@@ -1,0 +1,125 @@
+"""Block tables of sequences: prefix hits, allocation, pins, identities of full blocks.
+
+Owns how a sequence's blocks are taken from the pool and given back. Does not know queues or steps.
+Called by `engine.scheduling.scheduler` and, for pins, by the roles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from core.errors import PoolExhausted, PromptTooLong
+from core.types import GenerateRequest
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one engine may do at once."""
+
+    block_size_tokens: int
+    max_step_tokens: int
+    max_sequences: int
+    max_model_len: int
+    is_prefix_cache_on: bool = True
+
+
+class BlockTables:
+    """Arithmetic and book-keeping over one pool."""
+
+    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+        """Keep the pool and the sizes."""
+        self._pool = pool
+        self._limits = limits
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold `num_tokens`."""
+        return -(-num_tokens // self._limits.block_size_tokens)
+
+    def check_fits(self, request: GenerateRequest) -> None:
+        """Refuse what can never be served here.
+
+        Raises:
+            PromptTooLong: States the numbers; nothing was changed.
+        """
+        total = request.max_total_tokens
+        if total > self._limits.max_model_len:
+            raise PromptTooLong(
+                f"prompt of {len(request.token_ids)} tokens plus max_tokens "
+                f"{request.sampling.max_tokens} is {total}, the context window is "
+                f"{self._limits.max_model_len}; shorten one of them"
+            )
+        # Every choice could own all its blocks, plus one for growth while the prompt is shared.
+        needed = self.blocks_for(total) + request.sampling.n
+        if needed > self._pool.num_blocks:
+            raise PromptTooLong(
+                f"prompt plus max_tokens is {total} tokens and needs {needed} blocks, the pool "
+                f"holds {self._pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
+            )
+
+    def find_prefix(self, sequence: Sequence) -> list[int]:
+        """Cached blocks of the longest known prefix; the last token is always left to compute."""
+        hits: list[int] = []
+        if not self._limits.is_prefix_cache_on or sequence.needs_prompt_scores:
+            return hits
+        parent = self._pool.root(sequence.request.scope)
+        for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
+            block_id = self._pool.find(
+                parent, sequence.full_block_hash(index), sequence.block_tokens(index)
+            )
+            if block_id is None:
+                break
+            hits.append(block_id)
+            parent = self._pool.identity(block_id)
+        return hits
+
+    def allocate(self, sequence: Sequence, hits: list[int], num_new: int, num_spare: int) -> None:
+        """Give a sequence its table: `hits` shared, `num_new` fresh, and spare blocks to grow into.
+
+        Raises:
+            PoolExhausted: Not enough blocks; nothing was changed.
+        """
+        for block_id in hits:
+            self._pool.share(block_id)
+        try:
+            fresh = self._pool.allocate(num_new + num_spare)
+        except PoolExhausted:
+            self._pool.free(hits)
+            raise
+        sequence.block_table = [*hits, *fresh[:num_new]]
+        sequence.spare_blocks = fresh[num_new:]
+        sequence.parents = [self._pool.remember_root(sequence.request.scope)]
+        sequence.parents += map(self._pool.identity, hits)
+
+    def pin(self, sequence: Sequence) -> list[int]:
+        """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
+        blocks = [*sequence.block_table, *sequence.spare_blocks]
+        for block_id in blocks:
+            self._pool.share(block_id)
+        return blocks
+
+    def unpin(self, blocks: list[int]) -> None:
+        """The transfer neither reads nor writes these blocks any more."""
+        self._pool.free(blocks)
+
+    def free(self, sequence: Sequence) -> None:
+        """Drop a sequence's own references."""
+        self._pool.free([*sequence.block_table, *sequence.spare_blocks])
+        sequence.block_table = []
+        sequence.spare_blocks = []
+        sequence.parents = []
+
+    def register(self, sequence: Sequence) -> None:
+        """Give identities to the full, computed blocks that have none yet."""
+        if not self._limits.is_prefix_cache_on:
+            return
+        num_full = sequence.num_computed_tokens // self._limits.block_size_tokens
+        for index in range(len(sequence.parents) - 1, num_full):
+            identity = self._pool.register(
+                sequence.block_table[index],
+                sequence.parents[index],
+                sequence.full_block_hash(index),
+                sequence.block_tokens(index),
+            )
+            sequence.parents.append(identity)

@@ -1,0 +1,42 @@
+"""Who goes first: one order for blocks, budget and places in a step.
+
+Owns the rule that turns a request and its arrival into a place in line. Does not know queues,
+blocks or steps. Called by `engine.scheduling.scheduler` once per sequence; shares between tenants are another
+`Order`.
+
+A place is an instant, and a lower priority is a later one. So everything ages by itself: whoever
+has waited as long as the delay of its tier stands level with a newcomer that has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from core.types import GenerateRequest
+
+
+class Order(Protocol):
+    """Gives every request its place."""
+
+    def due_s(self, request: GenerateRequest, arrived_s: float) -> float:
+        """Return the instant at which a request is due; the earliest goes first.
+
+        Args:
+            request: The request.
+            arrived_s: When it reached its router, on this process's clock (seconds).
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ArrivalOrder:
+    """First come, first served, but for tiers that stand back."""
+
+    delay_s: Mapping[str, float] = field(default_factory=dict)
+    """By tier: how much earlier its requests must have come to go before one of an unnamed tier."""
+
+    def due_s(self, request: GenerateRequest, arrived_s: float) -> float:
+        """See `Order`."""
+        return arrived_s + self.delay_s.get(request.tier, 0.0)

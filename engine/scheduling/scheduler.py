@@ -1,0 +1,464 @@
+"""Which sequences compute how many tokens in the next step, and what a step's result means.
+
+Owns how the budget of a step is shared, and the way of a sequence from its entry to its end. Pure:
+plain Python over integers, `now_s` is an argument. Does not know tensors, transfers or sessions,
+and leaves who gets blocks to `BlockSupply`, where sequences stand to `Sequences`, and what a result
+changes to `Results`. Called by `worker` and the roles, from the event loop only.
+
+    plan = scheduler.plan(now_s)
+    result = await runner.execute(plan, on_layer)
+    scheduler.commit(plan, result)
+
+Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
+cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for
+everything (`engine.scheduling.order`): a step first gives every running answer its token, then shares what is
+left among prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both
+ways: the oldest prompt gets at least half of what is left, the others go shortest first
+(`_plan_prompts`); what does not fit lets smaller ones pass for a while, then blocks are kept for it
+(`BlockSupply`).
+
+A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
+what waits may be the sibling whose progress the credit depends on.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from core.block_hash import BlockHash, root_hash
+from core.errors import InvariantViolation
+from core.ids import Epoch
+from core.plan import SampleSpec, StepItem, StepPlan, StepResult
+from core.types import GenerateRequest, Logprob
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_supply import LOOK_AHEAD, MAX_OVERTAKEN, BlockSupply
+from engine.scheduling.block_tables import BlockTables, Limits
+from engine.scheduling.events import SchedulerEvent
+from engine.scheduling.order import ArrivalOrder, Order
+from engine.scheduling.results import Results
+from engine.scheduling.sequence import UNLIMITED_CREDIT, Handover, Sequence, Status
+from engine.scheduling.sequences import Hooks, Sequences
+from engine.scheduling.step_budget import StepBudget
+
+
+@dataclass(slots=True)
+class _Step:
+    """A plan in the making."""
+
+    now_s: float
+    num_left: int
+    """Tokens of the budget that nobody has yet."""
+    items: list[StepItem] = field(default_factory=list)
+    copies: list[tuple[int, int]] = field(default_factory=list)
+    planned: set[int] = field(default_factory=set)
+    has_handover: bool = False
+
+
+def _turn(sequence: Sequence) -> tuple[bool, tuple[float, int]]:
+    """What is computed for a partner that may never answer comes after everything else."""
+    return sequence.is_ahead, sequence.due
+
+
+def _shortest_first(sequence: Sequence) -> tuple[bool, int]:
+    """Unless somebody was overtaken as often as may be: that one is next."""
+    return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens
+
+
+def _count_passed(step: _Step, prompts: list[Sequence]) -> None:
+    """Prompts under way that got nothing were overtaken too; who waits is counted by `take`."""
+    for older in prompts:
+        if older.status is Status.RUNNING and older.key not in step.planned:
+            younger = (s.key for s in prompts if s.due > older.due)
+            older.num_overtaken += sum(key in step.planned for key in younger)
+
+
+class Scheduler:
+    """Queues and block tables of one engine."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        limits: Limits,
+        content_digest: str,
+        hash_key: bytes = b"",
+        order: Order | None = None,
+    ) -> None:
+        """Start empty over a pool that nobody else uses.
+
+        Args:
+            pool: The engine's own.
+            limits: Sizes.
+            content_digest: `KVLayout.content_digest`.
+            hash_key: The cluster's, as in `root_hash`.
+            order: Who goes first; first come, first served unless given.
+        """
+        self.pool = pool
+        self.limits = limits
+        self.hooks = Hooks()
+        self.budget = StepBudget(limits)
+        self.tables = BlockTables(pool, limits)
+        self._sequences = Sequences(self.tables)
+        self.running = self._sequences.running
+        self.waiting = self._sequences.waiting
+        self.holding = self._sequences.holding
+        self.arriving = self._sequences.arriving
+        self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self.hooks)
+        self._content_digest = content_digest
+        self._hash_key = hash_key
+        self._order: Order = order or ArrivalOrder()
+        self._keys = itertools.count(1)
+        next_key = self._keys.__next__
+        self._results = Results(pool, self.tables, self._sequences, next_key)
+        self._step_id = 0
+        self._arrived: dict[int, None] = {}
+        """Blocks that transfers wrote since the last step, in order."""
+
+    @property
+    def num_preemptions(self) -> int:
+        """How often a sequence lost its blocks to another."""
+        return self.blocks.num_preemptions
+
+    # --- entering -----------------------------------------------------------------------------
+
+    def new_sequence(
+        self,
+        request: GenerateRequest,
+        epoch: Epoch,
+        choices: tuple[int, ...],
+        emitted: Iterable[int],
+        now_s: float,
+        *,
+        age_s: float = 0.0,
+        credit: int = UNLIMITED_CREDIT,
+        handover: Handover | None = None,
+    ) -> Sequence:
+        """Make a sequence that knows the prompt and the tokens emitted so far; it waits nowhere.
+
+        Args:
+            request: What to compute.
+            epoch: Of the attempt it belongs to.
+            choices: Choices that it stands for.
+            emitted: Output tokens known already.
+            now_s: Current instant.
+            age_s: How long ago the request reached its router. It stands in line accordingly,
+                so that a request tried again keeps its turn.
+            credit: Positions that may be computed.
+            handover: For a prompt whose KV a decode worker will fetch.
+
+        Raises:
+            PromptTooLong: It could not fit the context window or the pool even alone.
+        """
+        self.tables.check_fits(request)
+        key = next(self._keys)
+        return Sequence(
+            key=key,
+            request=request,
+            epoch=epoch,
+            choices=choices,
+            token_ids=[*request.token_ids, *emitted],
+            root_hash=self._root(request),
+            block_size_tokens=self.limits.block_size_tokens,
+            credit=credit,
+            arrived_at=now_s,
+            due=(self._order.due_s(request, now_s - age_s), key),
+            handover=handover,
+        )
+
+    def _root(self, request: GenerateRequest) -> BlockHash:
+        return root_hash(self._content_digest, request.scope, self._hash_key)
+
+    def submit(self, sequence: Sequence) -> None:
+        """Queue a new sequence; it starts when blocks (and its partner, if it has one) are there.
+
+        Raises:
+            InvariantViolation: It is not new.
+        """
+        self._enter(sequence, Status.WAITING)
+        self._announce_in_turn()
+
+    def submit_arrival(self, sequence: Sequence) -> None:
+        """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
+
+        `hooks.reserved` hears when it has all it needs, in `reserve_in_turn` or in a plan.
+
+        Raises:
+            InvariantViolation: It is not new.
+        """
+        self._enter(sequence, Status.RESERVING)
+
+    def _enter(self, sequence: Sequence, status: Status) -> None:
+        if sequence.status is not Status.NEW:
+            raise InvariantViolation(
+                f"sequence {sequence.key} is {sequence.status.name.lower()} and enters once more"
+            )
+        sequence.status = status
+        self.waiting.add(sequence)
+
+    def partnered(self, sequence: Sequence, first_block: int) -> None:
+        """The decode worker has reserved blocks, and has those before `first_block` already."""
+        if sequence.handover is None:
+            raise InvariantViolation(f"sequence {sequence.key} has no hand-over to be partnered in")
+        is_waiting = sequence.status is Status.WAITING
+        if is_waiting:
+            self.waiting.remove(sequence)
+        sequence.handover.is_partnered = True
+        sequence.handover.first_block = first_block
+        if is_waiting:
+            self.waiting.add(sequence)
+        self._announce_in_turn()
+
+    def _announce_in_turn(self) -> None:
+        """Let partners hear of hand-overs that are near; during a step too: they take a while."""
+        while (sequence := self.waiting.next_to_announce()) is not None:
+            self.waiting.announced(sequence)
+            self.hooks.announce(sequence)
+
+    def credit(self, sequence: Sequence, limit: int) -> None:
+        """Positions below `limit` may be computed; a lower limit than before changes nothing."""
+        is_waiting = sequence.status is Status.WAITING
+        if is_waiting:
+            self.waiting.remove(sequence)
+        sequence.credit = max(sequence.credit, limit)
+        if is_waiting:
+            self.waiting.add(sequence)
+
+    # --- arriving (decode side of a hand-over) --------------------------------------------------
+
+    def reserve_in_turn(self, now_s: float) -> None:
+        """Give blocks to arrivals whose turn it is: all that each needs, or nothing.
+
+        Blocks whose content is already here are pinned, not taken anew.
+        """
+        self._reserve_fitting(now_s, lends=False)
+
+    def _reserve_fitting(self, now_s: float, *, lends: bool) -> None:
+        if not self.waiting.num_reservations or self._sequences.copies_from_free:
+            return  # the plan after the step comes back to them
+        for sequence in self.blocks.fitting(Status.RESERVING, lends=lends):
+            self._reserve(sequence, now_s)
+
+    def _reserve(self, sequence: Sequence, now_s: float) -> None:
+        hits = self.blocks.take(sequence)
+        if hits is None:
+            return
+        self.waiting.remove(sequence)
+        sequence.status = Status.ARRIVING
+        sequence.num_prefix_hit_tokens = len(hits) * self.limits.block_size_tokens
+        sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
+        sequence.started_at = now_s
+        self.arriving[sequence.key] = sequence
+        self.hooks.reserved(sequence, len(hits))
+
+    def attach(
+        self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float
+    ) -> list[SchedulerEvent]:
+        """Let an arrived sequence decode: its prompt KV is complete and verified.
+
+        Args:
+            sequence: Arriving; afterwards finished, its choices run as sequences of their own.
+            first_tokens: The first token of every choice, drawn on the prefill worker.
+            now_s: Current instant.
+
+        Returns:
+            One `Sampled` per choice, so that decode re-announces the first tokens.
+        """
+        del self.arriving[sequence.key]
+        sequence.num_computed_tokens = sequence.num_tokens
+        sequence.prompt_done_at = now_s
+        self.tables.register(sequence)
+        num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
+        self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
+        return self._results.fork(sequence, first_tokens)
+
+    # --- leaving ------------------------------------------------------------------------------
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Forget a sequence. While a step runs, its blocks are freed at the commit. Idempotent."""
+        self._sequences.cancel(sequence)
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Take a running or holding sequence's blocks; it waits where it is due and recomputes."""
+        self.blocks.preempt(sequence)
+
+    def fail_all(self) -> list[Sequence]:
+        """The rank group died: every sequence is gone and the cache with it.
+
+        Returns:
+            The sequences that were in the engine.
+        """
+        lost = list(self._sequences)
+        self._sequences.step_ended()
+        for sequence in lost:
+            self.cancel(sequence)
+        self._sequences.ranks_are_gone()
+        self._arrived.clear()
+        self.pool.drop_cache()
+        return lost
+
+    # --- plan ---------------------------------------------------------------------------------
+
+    @property
+    def has_work(self) -> bool:
+        """True if a plan might compute something."""
+        return bool(self.running) or bool(self.waiting)
+
+    @property
+    def active(self) -> list[Sequence]:
+        """Running sequences that take a place in a step; parked ones do not."""
+        return self._sequences.active
+
+    @property
+    def num_waiting_tokens(self) -> int:
+        """Tokens not yet computed of waiting and running sequences."""
+        return sum(s.num_missing_tokens for s in (*self.waiting, *self.running))
+
+    def plan(self, now_s: float) -> StepPlan:
+        """Choose the next step. May preempt, announce, reserve, and come back empty."""
+        self._step_id += 1
+        while True:
+            num_preemptions = self.num_preemptions
+            self.reserve_in_turn(now_s)
+            self._announce_in_turn()
+            step = self._plan(now_s)
+            if step.items or self.num_preemptions == num_preemptions:
+                break
+            # Somebody gave up its blocks and nobody used them: look again, or they lie idle until
+            # something wakes the worker.
+        if not step.items:
+            return StepPlan(self._step_id, ())
+        copies_from_free = any(self.pool.references(source) == 0 for source, _ in step.copies)
+        released = self._sequences.step_begins(step.planned, copies_from_free=copies_from_free)
+        self._reserve_fitting(now_s, lends=True)
+        arrived, self._arrived = self._arrived, {}
+        return StepPlan(
+            self._step_id,
+            tuple(step.items),
+            tuple(step.copies),
+            report_layers=step.has_handover,
+            arrived=tuple(arrived),
+            released=released,
+        )
+
+    def _plan(self, now_s: float) -> _Step:
+        step = _Step(now_s, self.budget.num_tokens)
+        active = self.active
+        alone = next((s for s in active if s.run_alone), None)
+        if alone is not None:
+            active = [alone]
+        for sequence in active:
+            if sequence.status is Status.RUNNING and sequence.num_missing_tokens == 1:
+                self._add(step, sequence, 1)
+        # Those who gave their blocks to an older one just now wait in the line.
+        active = [s for s in active if s.status is Status.RUNNING]
+        prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
+        starting = self.blocks.fitting(Status.WAITING) if alone is None else ()
+        in_turn = heapq.merge(prompts, starting, key=_turn)
+        for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
+            self._plan_prompts(step, group)
+            if not step.num_left:
+                break
+        return step
+
+    def _plan_prompts(self, step: _Step, prompts: Iterator[Sequence]) -> None:
+        """Share what is left of the budget among prompts, the oldest first.
+
+        One that would take more than half of what is left gets half of it; the other half goes to
+        those behind, shortest first unless one was passed often enough, and what they do not need
+        comes back. So a giant takes at most twice as long as alone, and whoever is behind it does
+        not wait for its end.
+        """
+        giant: Sequence | None = None
+        num_kept = 0
+        while step.num_left and giant is None and (sequence := next(prompts, None)) is not None:
+            if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
+                continue
+            num_half = -(-step.num_left // 2)
+            if sequence.num_missing_tokens > num_half:
+                giant = sequence
+                num_kept = num_half
+            else:
+                self._add(step, sequence, sequence.num_missing_tokens)
+        if giant is None:
+            return
+        step.num_left -= num_kept
+        if step.num_left:
+            behind = sorted(itertools.islice(prompts, LOOK_AHEAD), key=_shortest_first)
+            for sequence in behind:
+                self._add(step, sequence, step.num_left)
+            _count_passed(step, behind)
+        step.num_left += num_kept
+        self._add(step, giant, step.num_left)
+
+    def _add(self, step: _Step, sequence: Sequence, most: int) -> None:
+        """Let a sequence compute up to `most` tokens, if it can start and finds blocks for them."""
+        if not most or not step.num_left:
+            return
+        if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
+            return
+        if sequence.status is not Status.RUNNING:
+            return  # it gave its blocks to an older one meanwhile
+        num_tokens = min(sequence.num_missing_tokens, most, step.num_left)
+        if not self.blocks.make_writable(sequence, num_tokens, step.copies, step.planned):
+            return
+        step.items.append(self._item(sequence, num_tokens))
+        step.planned.add(sequence.key)
+        sequence.num_overtaken = 0
+        step.num_left -= num_tokens
+        step.has_handover = step.has_handover or sequence.handover is not None
+
+    def _start(self, sequence: Sequence, now_s: float) -> bool:
+        """Let a waiting sequence run, if there is a place and its blocks are there."""
+        if not self.blocks.has_place(sequence):
+            return False
+        hits = self.blocks.take(sequence)
+        if hits is None:
+            return False
+        self.waiting.remove(sequence)
+        if sequence.handover is not None:
+            sequence.handover.ran_ahead = sequence.is_ahead
+        sequence.num_computed_tokens = len(hits) * self.limits.block_size_tokens
+        sequence.num_prefix_hit_tokens = max(
+            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
+        )
+        sequence.status = Status.RUNNING
+        if sequence.started_at is None:
+            sequence.started_at = now_s
+        self.running.add(sequence)
+        self.hooks.started(sequence)
+        return True
+
+    def _item(self, sequence: Sequence, num_tokens: int) -> StepItem:
+        start = sequence.num_computed_tokens
+        end = start + num_tokens
+        samples: tuple[SampleSpec, ...] = ()
+        is_drawn = sequence.handover is not None and bool(sequence.handover.first_tokens)
+        if end == sequence.num_tokens and not is_drawn:
+            samples = sequence.sample_specs()
+        return StepItem(
+            sequence_key=sequence.key,
+            start=start,
+            token_ids=tuple(sequence.token_ids[start:end]),
+            block_table=sequence.block_table,
+            samples=samples,
+            scope=sequence.request.scope,
+            targets=sequence.targets(start, end),
+            num_target_logprobs=sequence.request.sampling.prompt_logprobs or 0,
+        )
+
+    # --- commit -------------------------------------------------------------------------------
+
+    def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> list[SchedulerEvent]:
+        """Apply a step's result: append tokens, finish, fork, free what was cancelled meanwhile.
+
+        Raises:
+            InvariantViolation: The result is not this plan's.
+        """
+        if result.step_id != plan.step_id:
+            raise InvariantViolation(
+                f"result of step {result.step_id} came for step {plan.step_id}"
+            )
+        self._sequences.step_ended()
+        return self._results.apply(plan, result, now_s)

@@ -1,0 +1,237 @@
+"""One request, or one choice of it, inside one engine.
+
+Owns the mutable state of generation: tokens, counts, block table, status. Does not know blocks'
+meaning or the network. Called by `engine.scheduling.scheduler` and `worker`, from the event loop only.
+
+    NEW ──submit──▶ WAITING ──plan──▶ RUNNING ──finish──▶ FINISHED
+                       ▲                │ │ prompt computed, KV promised to a peer
+                       └───preempt──────┘ └──────────────▶ HOLDING ──release──▶ FINISHED
+    NEW ──starting──▶ RESERVING ──blocks──▶ ARRIVING (KV on its way) ──attach──▶ RUNNING
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum, auto
+
+from core.block_hash import BlockHash, block_hash
+from core.ids import Epoch, WorkerId
+from core.plan import Penalties, SampleSpec
+from core.types import FinishReason, GenerateRequest, Logprob
+
+
+class Status(Enum):
+    """Where a sequence stands."""
+
+    NEW = auto()
+    WAITING = auto()
+    RUNNING = auto()
+    HOLDING = auto()
+    RESERVING = auto()
+    ARRIVING = auto()
+    FINISHED = auto()
+
+
+UNLIMITED_CREDIT = 2**31
+
+
+@dataclass(slots=True)
+class Handover:
+    """A prefill sequence's promise to a decode worker."""
+
+    partner: WorkerId = WorkerId("")
+    is_announced: bool = False
+    """The partner was told that the request is near the head of the line."""
+    is_partnered: bool = False
+    """The partner has reserved blocks; until then, computed KV may be taken back."""
+    ran_ahead: bool = False
+    """It was computed before its partner answered, which is done once."""
+    first_block: int = 0
+    """The partner has the content of the blocks before this one."""
+    first_tokens: dict[int, Logprob] = field(default_factory=dict)
+    """By choice, once the prompt is computed."""
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """Tokens and blocks of one choice, or of several until their first token is drawn."""
+
+    key: int
+    request: GenerateRequest
+    epoch: Epoch
+    choices: tuple[int, ...]
+    token_ids: list[int]
+    """The prompt, then the output."""
+    root_hash: BlockHash
+    block_size_tokens: int
+    credit: int
+    """Output positions below it may be computed."""
+    arrived_at: float
+    """At this worker, on its clock (seconds), as the other instants here."""
+    due: tuple[float, int] = (0.0, 0)
+    """Where it stands in every queue: the instant at which it is due, and its key."""
+    num_overtaken: int = 0
+    """Sequences behind it that took blocks while it waited for some."""
+    handover: Handover | None = None
+    status: Status = Status.NEW
+    num_computed_tokens: int = 0
+    num_prefix_hit_tokens: int = 0
+    block_table: list[int] = field(default_factory=list)
+    spare_blocks: list[int] = field(default_factory=list)
+    """Blocks to grow into, one for each choice."""
+    parents: list[int] = field(default_factory=list)
+    """Identity of what comes before each block, as far as it is known: the root first."""
+    started_at: float | None = None
+    prompt_done_at: float | None = None
+    run_alone: bool = False
+    """Nobody else may be in its steps: it is suspected of ending ranks."""
+    prompt_logprobs: list[Logprob] = field(default_factory=list)
+    _hashes: list[BlockHash] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens known so far."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens after the prompt."""
+        return len(self.token_ids) - len(self.request.token_ids)
+
+    @property
+    def num_missing_tokens(self) -> int:
+        """Tokens whose KV is not computed; 1 for a sequence that decodes."""
+        return len(self.token_ids) - self.num_computed_tokens
+
+    @property
+    def is_ahead(self) -> bool:
+        """True while its partner has not answered: what is computed now may be for nobody."""
+        return self.handover is not None and not self.handover.is_partnered
+
+    @property
+    def is_finished(self) -> bool:
+        """True once its blocks may be gone."""
+        return self.status is Status.FINISHED
+
+    @property
+    def is_out_of_credit(self) -> bool:
+        """True while the client is too far behind for another position."""
+        return self.num_output_tokens >= self.credit
+
+    @property
+    def needs_prompt_scores(self) -> bool:
+        """True while the prompt has to be scored; cached blocks have no scores to give."""
+        return self.request.sampling.prompt_logprobs is not None and self.prompt_done_at is None
+
+    def targets(self, start: int, end: int) -> tuple[int, ...]:
+        """Prompt tokens that follow positions `start` to `end`, if they are to be scored."""
+        if not self.needs_prompt_scores:
+            return ()
+        return self.request.token_ids[start + 1 : end + 1]
+
+    def full_block_hash(self, index: int) -> BlockHash:
+        """Chained hash of the full block `index`; needs all its tokens to be known."""
+        size = self.block_size_tokens
+        while len(self._hashes) <= index:
+            at = len(self._hashes)
+            parent = self._hashes[-1] if self._hashes else self.root_hash
+            self._hashes.append(block_hash(parent, self.token_ids[at * size : (at + 1) * size]))
+        return self._hashes[index]
+
+    def hash_blocks(self) -> None:
+        """Work out the hashes of all full blocks; asking for them later costs nothing."""
+        if num_full := self.num_tokens // self.block_size_tokens:
+            self.full_block_hash(num_full - 1)
+
+    def fork(self, key: int, choice: int) -> Sequence:
+        """Make the running sequence of one choice: this one's tokens, blocks and hashes so far.
+
+        The references of the shared blocks are the caller's to take; spare blocks stay here.
+        """
+        return replace(
+            self,
+            key=key,
+            due=(self.due[0], key),
+            choices=(choice,),
+            status=Status.RUNNING,
+            handover=None,
+            token_ids=list(self.token_ids),
+            block_table=list(self.block_table),
+            spare_blocks=[],
+            parents=list(self.parents),
+            _hashes=list(self._hashes),
+        )
+
+    def block_tokens(self, index: int) -> list[int]:
+        """Tokens of block `index` that are known."""
+        size = self.block_size_tokens
+        return self.token_ids[index * size : (index + 1) * size]
+
+    def sample_specs(self) -> tuple[SampleSpec, ...]:
+        """How to draw the next token of each choice."""
+        sampling = self.request.sampling
+        position = self.num_output_tokens
+        banned: tuple[int, ...] = self._ends_of_bad_words()
+        if position < sampling.min_tokens:
+            banned += self.request.eos_token_ids + sampling.stop_token_ids
+        penalties = self._penalties()
+        return tuple(
+            SampleSpec(
+                choice=choice,
+                position=position,
+                seed=self.request.seed,
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                num_logprobs=sampling.logprobs,
+                banned=banned,
+                min_p=sampling.min_p,
+                bias=sampling.logit_bias,
+                allowed=sampling.allowed_token_ids,
+                penalties=penalties,
+            )
+            for choice in self.choices
+        )
+
+    def _ends_of_bad_words(self) -> tuple[int, ...]:
+        """Tokens that would complete a bad word after what the output ends with."""
+        first = len(self.request.token_ids)
+        return tuple(
+            word[-1]
+            for word in self.request.sampling.bad_words
+            if self.num_output_tokens >= len(word) - 1
+            and tuple(self.token_ids[max(first, len(self.token_ids) - len(word) + 1) :])
+            == word[:-1]
+        )
+
+    def _penalties(self) -> Penalties | None:
+        s = self.request.sampling
+        first = len(self.request.token_ids)
+        if not s.presence_penalty and not s.frequency_penalty and s.repetition_penalty == 1.0:
+            return None
+        return Penalties(
+            s.presence_penalty,
+            s.frequency_penalty,
+            s.repetition_penalty,
+            self.token_ids,
+            first,
+            self.num_tokens,
+        )
+
+    def finish_after(
+        self, token_id: int, num_output_tokens: int
+    ) -> tuple[FinishReason, int | None] | None:
+        """Decide whether an output of `num_output_tokens` ending in `token_id` is final.
+
+        Returns:
+            The reason and the stop token that caused it, or None to go on.
+        """
+        sampling = self.request.sampling
+        if num_output_tokens > sampling.min_tokens:
+            if token_id in sampling.stop_token_ids:
+                return FinishReason.STOP, token_id
+            if token_id in self.request.eos_token_ids and not sampling.ignore_eos:
+                return FinishReason.STOP, None
+        if num_output_tokens >= sampling.max_tokens:
+            return FinishReason.LENGTH, None
+        return None

@@ -1,0 +1,123 @@
+"""Host calls carried from the agent's loop to the worker's, and what happens when one breaks.
+
+Owns the crossing: every call is posted, in order, and never waits. A loop only logs what a callback
+raises, so a fault is caught here: in a step of a transfer it fails that transfer's attempt; in the
+calls that end one or give its blocks back it ends the worker, whose books are wrong then. Does not
+know what the calls mean. Called by `worker.worker` when it wires an agent to a role.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from core.errors import ServingError
+from core.ids import TransferId
+from core.session import WayReport
+from core.types import Logprob
+from kv_transfer.failures import failure_of
+from kv_transfer.receiver import Arrival, ReceiverHost
+from kv_transfer.sender import SenderHost
+
+Post = Callable[..., object]
+"""`post(fn, *args)`: run `fn(*args)` soon on another loop."""
+FailTransfer = Callable[[TransferId, ServingError], None]
+"""End the attempt that a transfer belongs to, on the worker's loop."""
+log = logging.getLogger(__name__)
+
+
+def watched(post: Post, on_fault: Callable[[BaseException], None]) -> Post:
+    """Make a way to a loop on which `on_fault` hears, there, what a call raised."""
+
+    def run(call: Callable[..., object], args: tuple[object, ...]) -> None:
+        try:
+            call(*args)
+        except Exception as error:  # noqa: BLE001 - the loop would log it; `on_fault` decides
+            on_fault(error)
+
+    return lambda call, *args: post(run, call, args)
+
+
+class _Posted:
+    """What both hosts share."""
+
+    def __init__(self, post: Post, fail: FailTransfer) -> None:
+        self._post, self._fail = post, fail
+
+    def _step(self, call: Callable[..., None], transfer_id: TransferId, *args: object) -> None:
+        self._post(self._take, call, transfer_id, args)
+
+    def _take(
+        self, call: Callable[..., None], transfer_id: TransferId, args: tuple[object, ...]
+    ) -> None:
+        try:
+            call(transfer_id, *args)
+        except Exception as error:  # noqa: BLE001 - this transfer's attempt is made again; logged
+            self._fail(transfer_id, failure_of(error, "a step of the transfer"))
+
+
+class PostedSenderHost(_Posted):
+    """A `SenderHost` on another loop."""
+
+    def __init__(self, host: SenderHost, post: Post, fail: FailTransfer) -> None:
+        """Keep the real host, the way to its loop, and what fails an attempt there."""
+        super().__init__(post, fail)
+        self._host = host
+
+    def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
+        """See `SenderHost`."""
+        self._step(self._host.transfer_reserved, transfer_id, have_blocks)
+
+    def transfer_sent(self, transfer_id: TransferId) -> None:
+        """See `SenderHost`."""
+        self._step(self._host.transfer_sent, transfer_id)
+
+    def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
+        """See `SenderHost`."""
+        self._post(self._host.transfer_lost, transfer_id, error)
+
+    def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
+        """See `SenderHost`."""
+        self._post(self._host.transfer_drained, transfer_id, sub_attempt)
+
+
+class PostedReceiverHost(_Posted):
+    """A `ReceiverHost` on another loop."""
+
+    def __init__(self, host: ReceiverHost, post: Post, fail: FailTransfer) -> None:
+        """Keep the real host, the way to its loop, and what fails an attempt there."""
+        super().__init__(post, fail)
+        self._host = host
+
+    def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
+        """See `ReceiverHost`."""
+        self._step(self._host.transfer_starting, transfer_id, num_tokens)
+
+    def transfer_arrived(
+        self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
+    ) -> None:
+        """See `ReceiverHost`."""
+        self._step(self._host.transfer_arrived, transfer_id, first_tokens, arrival)
+
+    def transfer_finished(self, transfer_id: TransferId) -> None:
+        """See `ReceiverHost`."""
+        self._step(self._host.transfer_finished, transfer_id)
+
+    def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
+        """See `ReceiverHost`."""
+        self._post(self._host.transfer_failed, transfer_id, error)
+
+    def transfer_closed(self, transfer_id: TransferId) -> None:
+        """See `ReceiverHost`."""
+        self._post(self._host.transfer_closed, transfer_id)
+
+    def way_found(self, way: WayReport) -> None:
+        """See `ReceiverHost`; a report that cannot be taken is logged, nobody waits for it."""
+        self._post(self._report, way)
+
+    def _report(self, way: WayReport) -> None:
+        try:
+            self._host.way_found(way)
+        except Exception:
+            # It is not part of any request.
+            log.exception("the report of a way to %s could not be taken", way.address)

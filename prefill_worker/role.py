@@ -1,0 +1,291 @@
+"""Prefill's part in a hand-over.
+
+Owns, per transfer: how many blocks of each layer are computed and published, the sub-attempt, and
+the pins on source blocks that the agent may be reading. Does not know frames or streams. Called by
+`worker.attempts` (as its `RolePart`) and by the transfer agent (as its host).
+
+    begin ─▶ announced (Starting) ─▶ Reserved ─▶ computed, layers published ─▶ Commit ─▶ Ack ─▶ end
+               └─ above the watermark the computing may begin before Reserved ─┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingError
+from core.ids import TransferId
+from core.kv_layout import KVLayout
+from core.plan import StepPlan
+from core.ports import Clock, KVBytes
+from core.session import Meet, Task
+from core.types import Logprob
+from engine.scheduling.sequence import Handover, Sequence, Status
+from kv_transfer.agent import TransferAgent
+from kv_transfer.sender import Blocks, Offer
+from kv_transfer.threadsafe_callbacks import Post, PostedSenderHost
+from worker.attempt import Attempt
+from worker.attempts import Worker
+from worker.worker import RoleWiring
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """One transfer out of this worker."""
+
+    attempt: Attempt
+    sequence: Sequence
+    num_computed: list[int]
+    """Complete leading blocks of each layer."""
+    num_published: list[int]
+    """Those that the agent may send."""
+    sub_attempt: int = 0
+    is_committed: bool = False
+    pins: dict[int, list[int]] = field(default_factory=dict)
+    """By sub-attempt: blocks that the agent may still read."""
+
+
+class PrefillPart:
+    """The prefill role of one worker."""
+
+    task = Task.PREFILL
+
+    def __init__(
+        self, worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
+    ) -> None:
+        """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
+        self._worker = worker
+        self._kv = kv
+        self._layout = layout
+        self._clock = clock
+        self._post = post
+        self._agent: TransferAgent | None = None
+        self._outgoing: dict[TransferId, Outgoing] = {}
+        self._by_key: dict[int, Outgoing] = {}
+        self._draining: dict[TransferId, dict[int, list[int]]] = {}
+        """Pins of ended transfers, by sub-attempt."""
+        worker.scheduler.hooks.announce = self._announce
+        worker.scheduler.hooks.started = self._started
+        worker.scheduler.hooks.preempted = self._preempted
+
+    def use_agent(self, agent: TransferAgent) -> None:
+        """Complete the circle: the agent needs its host first."""
+        self._agent = agent
+
+    @property
+    def agent(self) -> TransferAgent:
+        """The transfer agent."""
+        if self._agent is None:
+            raise InvariantViolation("the prefill role has no transfer agent yet")
+        return self._agent
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left; zero at rest."""
+        return len(self._outgoing) + len(self._draining)
+
+    # --- told by the worker -----------------------------------------------------------------------
+
+    def begin(self, attempt: Attempt) -> None:
+        """Queue the prompt and expect the peer's Fetch."""
+        submit = attempt.submit
+        num_layers = self._layout.num_layers
+        if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
+            raise InvalidRequest("transfer_id", "names a transfer that is here already")
+        sequence = self._worker.scheduler.new_sequence(
+            submit.request,
+            submit.epoch,
+            attempt.open_choices,
+            submit.emitted[attempt.open_choices[0]],
+            self._clock.now_s(),
+            age_s=submit.age_s,
+            handover=Handover(submit.peer_id),
+        )
+        sequence.run_alone = submit.run_alone
+        attempt.sequences.append(sequence)
+        outgoing = Outgoing(attempt, sequence, [0] * num_layers, [0] * num_layers)
+        self._outgoing[submit.transfer_id] = outgoing
+        self._by_key[sequence.key] = outgoing
+        offer = Offer(
+            submit.transfer_id, submit.peer_id, submit.peer_incarnation, self._kv.generation
+        )
+        self._post(self.agent.offer, offer)
+        self._worker.scheduler.submit(sequence)
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
+        transfer_id = attempt.submit.transfer_id
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is None or outgoing.attempt is not attempt:
+            return
+        del self._outgoing[transfer_id]
+        del self._by_key[outgoing.sequence.key]
+        outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(outgoing.sequence)
+        self._draining[transfer_id] = outgoing.pins
+        self._post(self.agent.end_send, transfer_id, error or Cancelled("the request ended"))
+
+    def layer_done(self, plan: StepPlan, layer: int) -> None:
+        """Publish what this step completed in one layer."""
+        size = self._layout.block_size_tokens
+        for item in plan.items:
+            outgoing = self._by_key.get(item.sequence_key)
+            if outgoing is None or outgoing.sequence.status is not Status.RUNNING:
+                continue
+            end = item.start + len(item.token_ids)
+            is_last = end == outgoing.sequence.num_tokens
+            outgoing.num_computed[layer] = self._layout.blocks_for(end) if is_last else end // size
+            self._publish(outgoing, layer)
+
+    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+        """First tokens are drawn: send what is left, then commit, if the partner is there."""
+        outgoing = self._by_key[sequence.key]
+        blocks = self._layout.blocks_for(sequence.num_tokens)
+        outgoing.num_computed = [blocks] * self._layout.num_layers
+        if self._commit_if_ready(outgoing):
+            return
+        # With every first token final there is nothing to hand over, partner or not.
+        if len(self._final(outgoing)) == len(sequence.choices):
+            self._commit(outgoing)
+
+    def meet(self, message: Meet) -> None:
+        """KV leaves this worker; whoever wants it dials."""
+
+    def renew(self, attempts: list[Attempt]) -> None:
+        """The owning router is alive: leases go on."""
+        ids = [a.submit.transfer_id for a in attempts if a.submit.transfer_id in self._outgoing]
+        if ids:
+            self._post(self.agent.renew, ids)
+
+    # --- told by the scheduler --------------------------------------------------------------------
+
+    def _announce(self, sequence: Sequence) -> None:
+        outgoing = self._by_key[sequence.key]
+        self._post(self.agent.start, outgoing.attempt.submit.transfer_id, sequence.num_tokens)
+
+    def _started(self, sequence: Sequence) -> None:
+        """Blocks found in the prefix cache are complete: they go out before the first chunk."""
+        outgoing = self._by_key.get(sequence.key)
+        if outgoing is None:
+            return
+        hits = sequence.num_computed_tokens // self._layout.block_size_tokens
+        for layer in range(self._layout.num_layers):
+            outgoing.num_computed[layer] = hits
+            self._publish(outgoing, layer)
+
+    def _preempted(self, sequence: Sequence) -> None:
+        """Blocks are about to go: start a new sub-attempt, pin what may be in flight."""
+        outgoing = self._by_key.get(sequence.key)
+        if outgoing is None:
+            return
+        num_layers = self._layout.num_layers
+        if any(outgoing.num_published) or outgoing.is_committed:
+            outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(sequence)
+            outgoing.sub_attempt += 1
+            outgoing.is_committed = False
+            self._post(
+                self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt
+            )
+        outgoing.num_computed = [0] * num_layers
+        outgoing.num_published = [0] * num_layers
+
+    # --- publishing -------------------------------------------------------------------------------
+
+    def _publish(self, outgoing: Outgoing, layer: int) -> None:
+        handover = outgoing.sequence.handover
+        if handover is None or not handover.is_partnered:
+            return
+        first = max(outgoing.num_published[layer], handover.first_block)
+        last = outgoing.num_computed[layer]
+        if first >= last:
+            return
+        outgoing.num_published[layer] = last
+        sequence = outgoing.sequence
+        size = self._layout.block_size_tokens
+        num_tokens = min(last * size, sequence.num_tokens) - first * size
+        blocks = Blocks(layer, first, tuple(sequence.block_table[first:last]), num_tokens)
+        self._post(
+            self.agent.publish, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt, blocks
+        )
+
+    def _final(self, outgoing: Outgoing) -> frozenset[int]:
+        sequence = outgoing.sequence
+        tokens: dict[int, Logprob] = sequence.handover.first_tokens if sequence.handover else {}
+        position = sequence.num_output_tokens
+        return frozenset(
+            c
+            for c, t in tokens.items()
+            if sequence.finish_after(t.token_id, position + 1) is not None
+        )
+
+    def _commit_if_ready(self, outgoing: Outgoing) -> bool:
+        handover = outgoing.sequence.handover
+        if handover is None or not handover.is_partnered or not handover.first_tokens:
+            return False
+        for layer in range(self._layout.num_layers):
+            self._publish(outgoing, layer)
+        self._commit(outgoing)
+        return True
+
+    def _commit(self, outgoing: Outgoing) -> None:
+        sequence = outgoing.sequence
+        final = self._final(outgoing)
+        tokens = sequence.handover.first_tokens if sequence.handover else {}
+        outgoing.is_committed = True
+        transfer_id = outgoing.attempt.submit.transfer_id
+        self._post(self.agent.commit, transfer_id, outgoing.sub_attempt, tokens, final)
+        if len(final) == len(tokens):
+            self._worker.end(outgoing.attempt, None)
+
+    # --- told by the agent (on the worker's loop) -------------------------------------------------
+
+    def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
+        """The partner is ready: publish what is computed, let the rest start."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is None:
+            return
+        sequence = outgoing.sequence
+        self._worker.scheduler.partnered(sequence, have_blocks)
+        if sequence.status is Status.HOLDING:
+            self._commit_if_ready(outgoing)
+        elif sequence.status is Status.RUNNING:
+            for layer in range(self._layout.num_layers):
+                self._publish(outgoing, layer)
+        self._worker.wake()
+
+    def transfer_sent(self, transfer_id: TransferId) -> None:
+        """Ack: the blocks become cache, this part is done."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is not None:
+            timings = self._worker.phase_timings(outgoing.sequence)
+            outgoing.attempt.timings = replace(
+                timings, cached_tokens=outgoing.sequence.num_prefix_hit_tokens
+            )
+            self._worker.end(outgoing.attempt, None)
+
+    def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
+        """The transfer cannot succeed: the attempt is over here."""
+        outgoing = self._outgoing.get(transfer_id)
+        if outgoing is not None:
+            self._worker.end(outgoing.attempt, error)
+
+    def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
+        """Nothing up to this sub-attempt is read any more: drop its pins, not later ones'."""
+        outgoing = self._outgoing.get(transfer_id)
+        pins = self._draining.get(transfer_id, {}) if outgoing is None else outgoing.pins
+        for drained in [number for number in pins if number <= sub_attempt]:
+            self._worker.scheduler.tables.unpin(pins.pop(drained))
+        if not pins:
+            self._draining.pop(transfer_id, None)
+        self._worker.wake()
+
+
+def prefill_role(
+    worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+) -> RoleWiring:
+    """Make the prefill role of a worker."""
+    part = PrefillPart(worker, kv, layout, clock, to_agent)
+    return RoleWiring(
+        part,
+        PostedSenderHost(part, to_worker, worker.fail_transfer),
+        lambda agent, _: part.use_agent(agent),
+        lambda: part.num_live,
+    )

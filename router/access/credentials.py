@@ -1,0 +1,211 @@
+"""API keys: who may come in, and as whom.
+
+Owns the comparison in constant time, what a credential is bound to, and which keys hold while the
+file changes under a running router. Does not know HTTP or gRPC, nor the file's format. Called by
+both doors for every request but liveness, and by `baton keys`.
+
+A key looks like `bt-<8 hex>-<32 hex>`: a name in the clear, to find its line, and a secret. The
+hash in the file is SHA-256 over salt and secret, which is enough for 128 random bits. Without a
+file no caller needs a key, and the doors stay on loopback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from core import events
+from core.errors import ConfigError, Unauthenticated
+from router.access.identities import ANYBODY, Identity, KeyRole
+from router.access.key_file import SIZE, KeyLine, Stamp, check_names, read_keys, stamp_of
+
+_KEY = re.compile(r"bt-([0-9a-f]{8})-([0-9a-f]{32})")
+RELOAD_S = 1.0
+LOST_FILE_GRACE_S = 5.0
+"""How long the keys of a file hold that is gone or cannot be read: long enough for whoever replaces
+it, and no longer, as nobody can take back a key meanwhile."""
+INLINE_BYTES = 64 << 10
+"""A longer file is read beside the event loop, which carries every stream."""
+MAX_TOLD_FAULTS = 10
+_DUMMY = KeyLine("", b"\0" * 16, b"\0" * 32, ANYBODY)
+
+
+class Keyring:
+    """The keys of a file, read again when it changes: keys come and go without a restart."""
+
+    def __init__(
+        self,
+        path: str,
+        now_s: Callable[[], float],
+        wall_s: Callable[[], float] = time.time,  # noqa: TID251 - keys expire on a date
+    ) -> None:
+        """Read the file, if there is one.
+
+        Raises:
+            ConfigError: It cannot be read, or anybody may write to it.
+        """
+        self._path = Path(path).expanduser() if path else None
+        self._now_s = now_s
+        self._wall_s = wall_s
+        self._keys: dict[str, KeyLine] = {}
+        self._num_faults = 0
+        self._stamp: Stamp = ()
+        self._looked_at = self._seen_at = now_s()
+        self._is_lost = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._reader = ThreadPoolExecutor(1, "key-file")
+        self._reading: Future[tuple[Stamp, dict[str, KeyLine], list[str]]] | None = None
+        if self._path is not None:
+            self._hold(*_read(self._path))
+
+    @property
+    def is_open(self) -> bool:
+        """True if no keys are configured."""
+        return self._path is None
+
+    def identify(self, authorization: str) -> Identity:
+        """Find out whose credential a header carries.
+
+        Raises:
+            Unauthenticated: None, or not one of ours; which, is not said.
+        """
+        if self.is_open:
+            return ANYBODY
+        self.refresh()
+        scheme, _, token = authorization.partition(" ")
+        match = _KEY.fullmatch(token.strip()) if scheme.lower() == "bearer" else None
+        name, secret = match.groups() if match else ("", "")
+        entry = self._keys.get(name, _DUMMY)
+        # The same work for every wrong key: an unknown name is compared with a hash that nothing
+        # has.
+        is_right = hmac.compare_digest(_digest(entry.salt, secret), entry.digest)
+        is_right = is_right and entry.expires_at > self._wall_s()
+        if not is_right or entry is _DUMMY:
+            raise Unauthenticated("no valid API key; send `Authorization: Bearer <key>`")
+        return entry.identity
+
+    def watch(self) -> None:
+        """Look at the file though nobody calls, from now on until `close`."""
+        if self.is_open:
+            return
+        # Twice as often as the file is looked at: a timer that is a little early skips no look.
+        self._timer = asyncio.get_running_loop().call_later(RELOAD_S / 2, self.watch)
+        self.refresh()
+
+    def close(self) -> None:
+        """Watch no more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def refresh(self) -> None:
+        """Look at the file, at most once a second, and read it if it has changed.
+
+        Lines that cannot be understood are told and open nothing; the others hold. A file that is
+        gone or cannot be read is told too, and a few seconds later opens nothing at all.
+        """
+        if self._path is None:
+            return
+        now_s = self._now_s()
+        try:
+            if not self._look(self._path, now_s):
+                return
+        except ConfigError as error:
+            self._note_lost(error, now_s)
+            return
+        if self._is_lost:
+            events.KEY_FILE_BACK.tell()
+        self._seen_at = now_s
+        self._is_lost = False
+
+    def _look(self, path: Path, now_s: float) -> bool:
+        """Returns whether the keys are now those of the file."""
+        if self._reading is not None:
+            if not self._reading.done():
+                return False
+            reading, self._reading = self._reading, None
+            self._reload(*reading.result())
+            return True
+        if now_s - self._looked_at < RELOAD_S:
+            return False
+        self._looked_at = now_s
+        stamp = stamp_of(path)
+        if stamp == self._stamp:
+            return True
+        if stamp[SIZE] > INLINE_BYTES:
+            self._reading = self._reader.submit(_read, path)
+            return False
+        self._reload(*_read(path))
+        return True
+
+    def num_by_state(self) -> dict[str, int]:
+        """Keys that hold and that have expired, refused lines, and 1 while the file is lost."""
+        self.refresh()
+        wall_s = self._wall_s()
+        num_valid = sum(1 for key in self._keys.values() if key.expires_at > wall_s)
+        return {
+            "valid": num_valid,
+            "expired": len(self._keys) - num_valid,
+            "refused": self._num_faults,
+            "lost_file": int(self._is_lost),
+        }
+
+    def _reload(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
+        self._hold(stamp, keys, faults)
+        events.KEYS_RELOADED.tell(keys=len(keys), faults=len(faults))
+
+    def _hold(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
+        self._stamp = stamp
+        self._keys = keys
+        self._num_faults = len(faults)
+        for fault in faults[:MAX_TOLD_FAULTS]:
+            events.KEY_LINE_REFUSED.tell(reason=fault)
+        if len(faults) > MAX_TOLD_FAULTS:
+            events.KEY_LINE_REFUSED.tell(
+                reason=f"security.api_keys has {len(faults)} such lines in all"
+            )
+
+    def _note_lost(self, error: ConfigError, now_s: float) -> None:
+        left_s = max(0.0, self._seen_at + LOST_FILE_GRACE_S - now_s)
+        if not self._is_lost:
+            events.KEY_FILE_LOST.tell(reason=error.message, closes_in_s=round(left_s, 1))
+        self._is_lost = True
+        if not left_s and self._stamp:
+            events.KEYS_CLOSED.tell(reason=error.message)
+            self._keys = {}
+            self._stamp = ()
+            self._num_faults = 0
+
+
+def _read(path: Path) -> tuple[Stamp, dict[str, KeyLine], list[str]]:
+    stamp = stamp_of(path)  # before the content: a change in between is seen at the next look
+    return stamp, *read_keys(path)
+
+
+def _digest(salt: bytes, secret: str) -> bytes:
+    return hashlib.sha256(salt + secret.encode()).digest()
+
+
+def new_key(
+    tenant: str, tier: str, role: KeyRole = KeyRole.TENANT, expires_at: float = math.inf
+) -> tuple[str, str]:
+    """Make a key; `expires_at` is in Unix seconds.
+
+    Returns:
+        The key, to be shown once, and its line for the file.
+
+    Raises:
+        ConfigError: A name that is not one.
+    """
+    check_names(tenant, tier)
+    name, secret, salt = secrets.token_hex(4), secrets.token_hex(16), secrets.token_bytes(16)
+    identity = Identity(tenant, tier, role)
+    line = KeyLine(name, salt, _digest(salt, secret), identity, expires_at)
+    return f"bt-{name}-{secret}", line.text()

@@ -1,0 +1,312 @@
+"""The file of API keys: its lines, how it is read, and how it is changed.
+
+Owns the format, the checks of the file itself and its replacement as a whole. Does not know secrets
+or requests. Called by `router.access.credentials` for a router and by `baton keys` for its operator.
+
+A line is `name salt hash tenant tier`, then `role=metrics` or `role=admin` if the key is no
+tenant's, and `expires=2027-01-31T00:00:00Z` if it ends by itself. `#` begins a comment. A line that
+cannot be understood opens nothing and harms no other line. So does a last line without a newline:
+it may have been cut off, and with its end its role or its expiry.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import math
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from core.errors import ConfigError
+from router.access.identities import Identity, KeyRole
+from router.admission import CANARY_TIER
+
+MAX_KEYS = 100_000
+MAX_FILE_BYTES = 32 << 20
+DIGEST_BYTES = 32
+_KEY_NAME = re.compile(r"[0-9a-f]{8}")
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_FORMAT = "`name salt hash tenant tier [role=...] [expires=...]`"
+_CUT_OFF = " [cut off]"
+_ANY_BYTES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
+Stamp = tuple[int, ...]
+SIZE = 1
+"""Where a stamp has the file's size (bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLine:
+    """One key as the file holds it."""
+
+    name: str
+    salt: bytes
+    digest: bytes
+    identity: Identity
+    expires_at: float = math.inf
+    """Unix seconds from which on it opens nothing."""
+
+    def text(self) -> str:
+        """The line."""
+        who = self.identity
+        parts = [self.name, self.salt.hex(), self.digest.hex(), who.tenant, who.tier]
+        if who.role is not KeyRole.TENANT:
+            parts.append(f"role={who.role.value}")
+        if self.expires_at < math.inf:
+            parts.append(f"expires={utc_text(self.expires_at)}")
+        return " ".join(parts)
+
+
+def utc_text(unix_s: float) -> str:
+    """A time as the file and the commands write it."""
+    moment = datetime.fromtimestamp(unix_s, UTC).replace(tzinfo=None)
+    return f"{moment.isoformat(timespec='seconds')}Z"
+
+
+def check_names(tenant: str, tier: str) -> None:
+    """Refuse what is no name of a tenant or tier.
+
+    Raises:
+        ConfigError: Says which.
+    """
+    for what, value in (("tenant", tenant), ("tier", tier)):
+        if not _NAME.fullmatch(value):
+            raise ConfigError(
+                f"{what} is {value[:64]!r}; use 1 to 64 letters, digits, dots, dashes or "
+                "underscores"
+            )
+    if tier == CANARY_TIER:
+        raise ConfigError(f"tier {tier} is the router's own, it passes the queue; choose another")
+
+
+def _lines_of(text: str) -> list[str]:
+    """The lines; a last one without a newline is marked, so that it stays refused with one."""
+    *lines, rest = text.split("\n")
+    if rest:
+        lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)
+    return lines
+
+
+def parse_line(line: str) -> KeyLine:
+    """Read one line.
+
+    Raises:
+        ConfigError: Says what is wrong with it.
+    """
+    if line.endswith(_CUT_OFF):
+        raise ConfigError(
+            "has no newline at its end, so its role or expiry may be cut off; complete the line, "
+            "or remove it and make a new key"
+        )
+    fields = line.split()
+    if len(fields) < 5 or not _KEY_NAME.fullmatch(fields[0]):
+        raise ConfigError(f"expected {_FORMAT}")
+    name, salt, digest, tenant, tier = fields[:5]
+    check_names(tenant, tier)
+    role = KeyRole.TENANT
+    expires_at = math.inf
+    try:
+        for field in fields[5:]:
+            what, _, value = field.partition("=")
+            if what == "role":
+                role = KeyRole(value)
+            elif what == "expires":
+                expires_at = read_time(value)
+            else:
+                raise ConfigError(f"{field[:40]!r} is unknown; expected {_FORMAT}")
+        made = KeyLine(
+            name,
+            bytes.fromhex(salt),
+            bytes.fromhex(digest),
+            Identity(tenant, tier, role),
+            expires_at,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{error}; expected {_FORMAT}") from error
+    if len(made.digest) != DIGEST_BYTES:
+        raise ConfigError(f"the hash has {len(made.digest)} bytes, must have {DIGEST_BYTES}")
+    return made
+
+
+def read_time(text: str) -> float:
+    """Unix seconds of an ISO date or time, whole ones; without a zone it is UTC.
+
+    Raises:
+        ValueError: It is neither, or in UTC it is in no year from 1 to 9999.
+    """
+    moment = datetime.fromisoformat(text)
+    try:
+        in_utc = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError as error:
+        raise ValueError(f"{text} is in no year from 1 to 9999 (UTC)") from error
+    return in_utc.replace(microsecond=0).timestamp()
+
+
+def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
+    """Read every line.
+
+    Returns:
+        The keys by name, and what is wrong with the other lines. Of lines with one name none holds:
+        which of them is meant cannot be known.
+    """
+    keys: dict[str, KeyLine] = {}
+    first_lines: dict[str, int] = {}
+    faults: list[str] = []
+    for number, line in enumerate(_lines_of(text), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        try:
+            key = parse_line(line)
+        except ConfigError as error:
+            faults.append(f"security.api_keys, line {number}: {error.message}")
+            continue
+        if key.name in first_lines:
+            keys.pop(key.name, None)
+            faults.append(
+                f"security.api_keys, line {number}: has the name {key.name} of line "
+                f"{first_lines[key.name]}, so neither opens; remove one"
+            )
+            continue
+        first_lines[key.name] = number
+        keys[key.name] = key
+    return keys, faults
+
+
+def stamp_of(path: Path) -> Stamp:
+    """What changes whenever the file does, its permissions included.
+
+    Raises:
+        ConfigError: There is no such file, or it may not be looked at.
+    """
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise _unreadable(error) from error
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
+
+
+def read_keys(path: Path) -> tuple[dict[str, KeyLine], list[str]]:
+    """Read the file; as `parse_keys`.
+
+    Raises:
+        ConfigError: It cannot be read, or anybody on this machine may write to it.
+    """
+    try:
+        with open(path, "rb", opener=_open_without_waiting) as file:
+            facts = os.fstat(file.fileno())
+            _check_facts(facts)
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise _unreadable(error) from error
+    keys, faults = parse_keys(content.decode("utf-8", "replace"))
+    if len(keys) > MAX_KEYS:
+        raise ConfigError(f"security.api_keys has {len(keys)} keys, the limit is {MAX_KEYS}")
+    return keys, faults
+
+
+def check_keys(path: str) -> None:
+    """Refuse a file with any fault, for whoever can still mend it before anything is started.
+
+    Raises:
+        ConfigError: The first fault.
+    """
+    if path:
+        _, faults = read_keys(Path(path).expanduser())
+        if faults:
+            more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+            raise ConfigError(faults[0] + more)
+
+
+def change_keys(
+    path: Path, edit: Callable[[list[str]], list[str]], *, is_made: bool = False
+) -> None:
+    """Replace all lines of the file at once, whatever is wrong with some of them.
+
+    Two who change it take turns, and a reader sees the old lines or the new. Behind a symbolic link
+    is the file that is changed: others may read it by another name.
+
+    Args:
+        path: The file.
+        edit: Gets the lines and gives the new ones.
+        is_made: Make the file if there is none, for its owner alone.
+
+    Raises:
+        ConfigError: It cannot be read or written, or anybody may write to it; it stays as it was.
+    """
+    path = path.resolve()
+    try:
+        with _locked(path, os.O_CREAT if is_made else 0) as descriptor:
+            facts = os.fstat(descriptor)
+            _check_facts(facts)
+            with open(descriptor, **_ANY_BYTES, closefd=False) as file:
+                lines = _lines_of(file.read())
+            _replace(path, "".join(line + "\n" for line in edit(lines)), facts)
+    except OSError as error:
+        raise ConfigError(f"the key file cannot be changed: {error}") from error
+
+
+def _replace(path: Path, text: str, facts: os.stat_result) -> None:
+    """Put a new file in the place of the old one, with its owner and permissions."""
+    made, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(made, "w", **_ANY_BYTES) as out:
+            os.fchmod(made, stat.S_IMODE(facts.st_mode))
+            if os.geteuid() == 0:
+                os.fchown(made, facts.st_uid, facts.st_gid)
+            out.write(text)
+            out.flush()
+            os.fsync(made)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def with_expiry(line: KeyLine, expires_at: float) -> KeyLine:
+    """The same key, ending at a time unless it ends before."""
+    return replace(line, expires_at=min(line.expires_at, expires_at))
+
+
+@contextlib.contextmanager
+def _locked(path: Path, flags: int) -> Iterator[int]:
+    """Hold the file that now has this name; whoever replaced it meanwhile left us an old one."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    yield descriptor
+                    return
+        finally:
+            os.close(descriptor)
+
+
+def _open_without_waiting(name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NONBLOCK)  # a pipe of that name would wait for a writer
+
+
+def _check_facts(facts: os.stat_result) -> None:
+    if not stat.S_ISREG(facts.st_mode):
+        raise ConfigError("security.api_keys is no regular file; make one with `baton keys add`")
+    if facts.st_mode & stat.S_IWOTH:
+        raise ConfigError(
+            "security.api_keys may be written by every user of this machine; chmod o-w it, and "
+            "look whether its keys are yours (`baton keys list`)"
+        )
+    if facts.st_size > MAX_FILE_BYTES:
+        raise ConfigError(
+            f"security.api_keys has {facts.st_size} bytes, the limit is {MAX_FILE_BYTES}"
+        )
+
+
+def _unreadable(error: OSError) -> ConfigError:
+    return ConfigError(
+        f"security.api_keys cannot be read ({error.strerror}); make one with `baton keys add`"
+    )

@@ -1,0 +1,38 @@
+"""How many descriptors the process of a router has, and who may take how many of them.
+
+Owns the limit and its shares. Does not know connections. Called where the doors are put together.
+"""
+
+import contextlib
+import resource
+
+from core import events
+
+MAX_GRPC_CONNECTIONS = 4096
+INSIDE_DESCRIPTORS = 256
+"""For workers' sessions, tokenizers, the gRPC door and files."""
+
+
+def raise_descriptor_limit(needed: int) -> int:
+    """Raise the soft limit of descriptors to the hard one; an event tells when that is too low.
+
+    Args:
+        needed: Descriptors for all that the config allows at once.
+
+    Returns:
+        The limit now in force.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    limit = needed if soft == resource.RLIM_INFINITY else soft
+    if limit < needed:
+        events.DESCRIPTORS_SCARCE.tell(limit=limit, needed=needed)
+    return limit
+
+
+def grpc_share(num_descriptors: int) -> int:
+    """Connections that the gRPC door may take: at most a fourth of all descriptors."""
+    return max(1, min(MAX_GRPC_CONNECTIONS, num_descriptors // 4))

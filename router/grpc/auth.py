@@ -1,0 +1,129 @@
+"""The gate of the gRPC door: nothing passes without a key but health checks, and no refusal unseen.
+
+Owns the refusal, before a request is read, the bounds on what is read, and the record of every
+call. A new method is closed until someone opens it here. Does not know services. Called by
+`router.grpc.server`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health
+
+from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
+from router.access.bad_keys import BadKeys
+from router.access.credentials import Keyring
+from router.access.identities import Right
+from router.calls import Call, begin, peer_address
+from router.grpc.incoming import IncomingMessages
+from router.grpc.limits import bounded
+from router.grpc.requests import abort
+from router.refusals import UNREAD, UNSUPPORTED_ENDPOINT
+
+OWN_METHODS = "/baton.v1."
+OPEN_METHODS = f"/{health.SERVICE_NAME}/"
+RIGHTS = {"/baton.v1.Generation/ListModels": Right.ANY_KEY}
+"""What a method asks of its caller, unless it is `Right.GENERATE`."""
+_BEHAVIOURS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
+
+
+class Gatekeeper(Protocol):
+    """What the gate needs of the service behind the door."""
+
+    keyring: Keyring
+    bad_keys: BadKeys
+
+    def call_ended(self, call: Call) -> None:
+        """Hear of every call, once, when it is over."""
+        ...
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Stands before every method."""
+
+    def __init__(self, keeper: Gatekeeper, incoming: IncomingMessages) -> None:
+        """Keep who decides and is told, and who reads."""
+        self._keeper = keeper
+        self._incoming = incoming
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:  # noqa: ANN401
+        """Let a call pass, or refuse it."""
+        handler = await continuation(details)
+        if details.method.startswith(OPEN_METHODS):
+            return handler and self._incoming.handler(handler)
+        call = Call("grpc", route=details.method if handler is not None else "")
+        begin(call)
+        # This task carries the call to its end, whatever that is: a message too long for gRPC ends
+        # it without any of our code.
+        task = asyncio.current_task()
+        if task is not None:
+            task.add_done_callback(lambda _: self._end(call))
+        values = [
+            value for name, value in details.invocation_metadata or () if name == "authorization"
+        ]
+        try:
+            call.identity = self._keeper.keyring.identify(
+                str(values[0]) if len(values) == 1 else ""
+            )
+            call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
+        except ServingError as error:
+            return self._refusal(call, error)
+        if handler is None:
+            call.refuse(UNSUPPORTED_ENDPOINT.code)
+            return None
+        if not details.method.startswith(OWN_METHODS):
+            return _watched(handler, call)
+        return self._incoming.handler(_watched(bounded(handler), call))
+
+    def _end(self, call: Call) -> None:
+        if not call.is_read:
+            call.refuse(UNREAD.code)
+        self._keeper.call_ended(call)
+
+    def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401
+        """A handler that only says no, and takes no message: one of another shape would first."""
+        call.refuse(error.code)
+
+        async def refuse(_: Any, context: Any) -> None:  # noqa: ANN401
+            call.address = peer_address(context.peer())
+            if isinstance(error, Unauthenticated):
+                await self._keeper.bad_keys.hold(call.address)
+            await abort(context, error)
+
+        return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _watched(handler: Any, call: Call) -> Any:  # noqa: ANN401
+    """The same handler, whose ending is noted on the call."""
+    name = next(n for n in _BEHAVIOURS if getattr(handler, n) is not None)
+    behaviour: Callable[[Any, Any], Any] = getattr(handler, name)
+    if not inspect.iscoroutinefunction(behaviour):  # reflection, which grpc brings along
+        call.is_read = True
+        return handler
+
+    async def serve(request: Any, context: Any) -> Any:  # noqa: ANN401
+        call.address = peer_address(context.peer())
+        call.is_read = True
+        with _noted(call):
+            return await behaviour(request, context)
+
+    return handler._replace(**{name: serve})
+
+
+@contextlib.contextmanager
+def _noted(call: Call) -> Iterator[None]:
+    try:
+        yield
+    except asyncio.CancelledError:
+        call.refuse(Cancelled.code, "cancelled")
+        raise
+    except Exception:  # an abort too, whose reason is noted by now
+        call.refuse(InternalError.code, "failed")
+        raise

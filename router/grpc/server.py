@@ -1,0 +1,364 @@
+"""The gRPC door: `baton.v1.Generation`, health and reflection, on an own grpc.aio server.
+
+Owns the calls and the translation of answers; proto types stop here and in `router.grpc.requests`.
+Does not know workers. Called by the composition root. Errors are statuses with `google.rpc`
+details; what a failed request has used goes in its trailers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from core.addresses import join_address
+from core.config import SecurityConfig
+from core.errors import InvalidRequest, ServingError
+from core.types import (
+    Anatomy,
+    ChatPrompt,
+    ChoiceFinished,
+    FinishReason,
+    Logprob,
+    PromptScored,
+    RequestEnded,
+    TextDelta,
+    Usage,
+)
+from protos.baton.v1 import generation_pb2 as pb
+from protos.baton.v1 import generation_pb2_grpc
+from router.access.certificate import DoorCertificate
+from router.calls import caller
+from router.descriptors import MAX_GRPC_CONNECTIONS
+from router.grpc.auth import Gate
+from router.grpc.incoming import IncomingMessages
+from router.grpc.requests import abort, chat_prompt, chat_wish, generate_wish, optional
+from router.reply_thread import in_reply_thread
+from router.request_builder import Wish
+from router.request_stream import StreamGroup, slow_reader
+from router.service import GenerationService
+
+SERVICE = "baton.v1.Generation"
+REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
+KEEPALIVE_MS = 30_000
+PING_INTERVAL_MS = 500
+"""Who pings a quiet stream more often is sent away; the library's limit is five minutes."""
+HANDSHAKE_TIMEOUT_MS = 5_000
+"""From accept to the client's HTTP/2 settings."""
+IDLE_MS = 300_000
+"""A connection without calls is told to go; clients open another when they need one."""
+MAX_STREAMS = 512
+"""Calls at once on one connection; clients let further ones wait on their side."""
+_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
+
+
+class GenerationServicer(generation_pb2_grpc.GenerationServicer):
+    """The public service over one `GenerationService`."""
+
+    def __init__(self, service: GenerationService) -> None:
+        """Keep the service."""
+        self._service = service
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
+        """The whole answer at once."""
+        if request.HasField("resume_from"):
+            await abort(
+                context,
+                InvalidRequest(
+                    "resume_from", "is for streams; a whole answer has nothing to resume"
+                ),
+            )
+        group = await self._open(request, context, generate_wish)
+        texts: dict[int, str] = {}
+        tokens: dict[int, list[pb.TokenInfo]] = {}
+        finished: dict[int, pb.Finished] = {}
+        prompt = None
+        try:
+            while True:
+                for _, event in await group.batch():
+                    match event:
+                        case PromptScored(logprobs):
+                            prompt = await in_reply_thread(self._prompt, logprobs)
+                        case TextDelta():
+                            texts[event.choice] = texts.get(event.choice, "") + event.text
+                            tokens.setdefault(event.choice, []).extend(self._tokens(event))
+                        case ChoiceFinished():
+                            finished[event.choice] = _finished(event)
+                        case RequestEnded():
+                            await _check(context, event)
+                            choices = [
+                                pb.Choice(
+                                    index=c,
+                                    text=texts.get(c, ""),
+                                    tokens=tokens.get(c, []),
+                                    finished=finished[c],
+                                )
+                                for c in sorted(finished)
+                            ]
+                            return pb.GenerateResponse(
+                                request_id=group.requests[0].request_id,
+                                model=self._service.model.name,
+                                choices=choices,
+                                usage=_usage(event.usage),
+                                timing=_timing(request, event.anatomy),
+                                prompt=prompt,
+                            )
+        finally:
+            await group.close()
+
+    async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
+        """The answer as it is made; dropping the stream cancels the request."""
+        await self._stream(request, context, generate_wish, pb.GenerateStreamResponse)
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> None:
+        """A conversation, answered as a stream."""
+        await self._stream(request, context, self._chat_wish, pb.ChatResponse)
+
+    async def _stream(
+        self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish], message: Any
+    ) -> None:
+        group = await self._open(request, context, to_wish)
+        request_id = group.requests[0].request_id
+
+        async def write(**event: Any) -> None:
+            limit_s = self._service.config.slow_reader_s
+            try:
+                async with asyncio.timeout(limit_s):
+                    await context.write(message(request_id=request_id, **event))
+            except TimeoutError:
+                error = slow_reader(limit_s)
+                await group.close(error)
+                await abort(context, error)
+
+        try:
+            while True:
+                for _, event in await group.batch():
+                    match event:
+                        case PromptScored(logprobs):
+                            await write(prompt=await in_reply_thread(self._prompt, logprobs))
+                        case TextDelta():
+                            delta = pb.Delta(
+                                choice=event.choice,
+                                position=event.position,
+                                text=event.text,
+                                tokens=self._tokens(event),
+                            )
+                            await write(delta=delta)
+                        case ChoiceFinished():
+                            await write(finished=_finished(event))
+                        case RequestEnded():
+                            await _check(context, event)
+                            summary = pb.Summary(
+                                usage=_usage(event.usage), timing=_timing(request, event.anatomy)
+                            )
+                            await write(summary=summary)
+                            return
+        finally:
+            await group.close()
+
+    async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
+        """Text, or a conversation, to token ids."""
+        kind = request.WhichOneof("input")
+        try:
+            if kind is None:
+                raise InvalidRequest("input", "is missing; set text or conversation")
+            adds = optional(request, "add_special_tokens", kind == "text")
+            talk = request.conversation
+            prompt = (
+                request.text
+                if kind == "text"
+                else self._chat_prompt(talk.messages, talk.options, adds)
+            )
+            tenant = caller().tenant
+            ids, names = await self._service.tokenize(
+                request.model, prompt, adds_special_tokens=adds, tenant=tenant
+            )
+        except ServingError as error:
+            await abort(context, error)
+        return pb.TokenizeResponse(
+            token_ids=ids, tokens=names, max_model_len=self._service.model.max_model_len
+        )
+
+    async def Detokenize(
+        self, request: pb.DetokenizeRequest, context: Any
+    ) -> pb.DetokenizeResponse:
+        """Token ids to text."""
+        skips = optional(request, "skip_special_tokens", default=False)
+        try:
+            text = await self._service.detokenize(
+                request.model, list(request.token_ids), skips_special=skips
+            )
+        except ServingError as error:
+            await abort(context, error)
+        return pb.DetokenizeResponse(text=text)
+
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:
+        """Cancel a request by id."""
+        is_aborted = self._service.abort(caller().tenant, request.request_id)
+        return pb.AbortResponse(
+            outcome=pb.ABORT_OUTCOME_ABORTED if is_aborted else pb.ABORT_OUTCOME_NOT_RUNNING
+        )
+
+    async def ListModels(
+        self, request: pb.ListModelsRequest, context: Any
+    ) -> pb.ListModelsResponse:
+        """What is served here."""
+        m = self._service.model
+        return pb.ListModelsResponse(
+            models=[pb.Model(id=m.name, max_model_len=m.max_model_len, dtype=m.dtype)]
+        )
+
+    async def _open(
+        self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]
+    ) -> StreamGroup:
+        try:
+            made = await self._service.make_request(
+                replace(to_wish(request, context), identity=caller())
+            )
+        except ServingError as error:
+            await abort(context, error)
+        shown_id = made.correlation_id or made.request_id
+        context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id),))
+        return self._service.open(made)
+
+    def _chat_wish(self, request: pb.ChatRequest, context: Any) -> Wish:
+        adds = optional(request.prompt, "add_special_tokens", default=False)
+        return chat_wish(request, context, self._chat_prompt(request.messages, request.chat, adds))
+
+    def _chat_prompt(self, messages: Any, options: Any, adds_special_tokens: bool) -> ChatPrompt:
+        return chat_prompt(
+            messages, options, self._service.config.chat_template_kwargs, adds_special_tokens
+        )
+
+    def _prompt(self, logprobs: tuple[Logprob, ...]) -> pb.PromptInfo:
+        return pb.PromptInfo(tokens=[self._token(p.token_id, p) for p in logprobs])
+
+    def _tokens(self, event: TextDelta) -> list[pb.TokenInfo]:
+        logprobs = event.logprobs or (None,) * len(event.token_ids)
+        return [self._token(i, p) for i, p in zip(event.token_ids, logprobs, strict=True)]
+
+    def _token(self, token_id: int, logprob: Logprob | None) -> pb.TokenInfo:
+        if logprob is None:
+            return pb.TokenInfo(token_id=token_id)
+        text = self._service.text.token_text
+        ranked = logprob.ranked if logprob.top else ()
+        top = [pb.TopToken(token_id=i, text=text(i), logprob=p) for i, p in ranked]
+        return pb.TokenInfo(token_id=token_id, logprob=logprob.logprob, top=top)
+
+
+def _finished(event: ChoiceFinished) -> pb.Finished:
+    out = pb.Finished(choice=event.choice, reason=_REASONS[event.reason], position=event.position)
+    if isinstance(event.stop_match, str):
+        out.stop_string = event.stop_match
+    elif event.stop_match is not None:
+        out.stop_token_id = event.stop_match
+    return out
+
+
+def _usage(u: Usage) -> pb.Usage:
+    return pb.Usage(
+        prompt_tokens=u.prompt_tokens, completion_tokens=u.completion_tokens,
+        total_tokens=u.prompt_tokens + u.completion_tokens, cached_tokens=u.cached_tokens,
+    )  # fmt: skip
+
+
+def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: Anatomy) -> pb.Timing | None:
+    if not request.response.timing:
+        return None
+    phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
+    return pb.Timing(
+        **phases,
+        ttft_s=a.ttft_s,
+        e2e_s=a.e2e_s,
+        kv_bytes=a.kv_bytes,
+        kv_blocks=a.kv_blocks,
+        path=a.path,
+        prefill_worker=a.prefill_worker,
+        decode_worker=a.decode_worker,
+        prefill_pid=a.prefill_pid,
+        decode_pid=a.decode_pid,
+        attempts=a.attempts,
+        cached_tokens=a.cached_tokens,
+        kv_transport=a.kv_transport,
+        kv_parts_healed=a.kv_parts_healed,
+    )
+
+
+async def _check(context: Any, ended: RequestEnded) -> None:
+    """End the call with the request's error, if it has one; what was used goes in the trailers."""
+    if ended.error is not None:
+        usage = (USAGE_KEY, _usage(ended.usage).SerializeToString())
+        context.set_trailing_metadata((*context.trailing_metadata(), usage))
+        await abort(context, ended.error)
+
+
+class GrpcDoor:
+    """The server around the servicer."""
+
+    def __init__(
+        self,
+        service: GenerationService,
+        security: SecurityConfig,
+        certificate: DoorCertificate | None = None,
+    ) -> None:
+        """Nothing listens yet; without a certificate the door speaks plain text."""
+        self._service, self._security = service, security
+        self._certificate = certificate
+        self.max_connections = MAX_GRPC_CONNECTIONS
+        self._health = health.aio.HealthServicer()
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Listen. Routers of one node share the port, hence SO_REUSEPORT; `baton up` holds it."""
+        config = self._service.config
+        options = [
+            ("grpc.so_reuseport", 1),
+            ("grpc.max_receive_message_length", config.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_metadata_size", 16 << 10),
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.keepalive_permit_without_calls", 1),
+            ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
+            ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
+            ("grpc.max_connection_idle_ms", IDLE_MS),
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            ("grpc.max_allowed_incoming_connections", self.max_connections),
+        ]
+        gate = Gate(self._service, IncomingMessages(config.body_timeout_s))
+        server = grpc.aio.server(options=options, interceptors=[gate])
+        generation_pb2_grpc.add_GenerationServicer_to_server(
+            GenerationServicer(self._service), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        if not self._security.production:
+            reflection.enable_server_reflection(names, server)
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        await self._note_readiness(self._service.is_ready)
+        self._service.tell_readiness(self._note_readiness)
+        address = join_address(config.host, config.grpc_port)
+        self.port = (
+            server.add_secure_port(address, self._certificate.credentials())
+            if self._certificate
+            else server.add_insecure_port(address)
+        )
+        await server.start()
+        self._server = server
+
+    async def _note_readiness(self, is_ready: bool) -> None:
+        """Say it for the service; the server, the empty name, is healthy while it answers."""
+        states = health_pb2.HealthCheckResponse
+        await self._health.set(SERVICE, states.SERVING if is_ready else states.NOT_SERVING)
+
+    async def stop(self, grace_s: float) -> None:
+        """Say NOT_SERVING, let calls finish, close."""
+        await self._health.enter_graceful_shutdown()
+        if self._server is not None:
+            await self._server.stop(grace=grace_s)

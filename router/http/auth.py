@@ -1,0 +1,126 @@
+"""The gate of the HTTP door: only liveness passes without a credential, and every refusal is seen.
+
+Owns the short list of open paths, and the record of every call. It stands before routing and
+compares whole paths: what is not literally on the list needs a key, however it is spelled, and a
+new route is closed until someone opens it here. What each role may do is bound to the routes
+themselves. Does not know keys. Called by `router.http.app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from fastapi import Request
+from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from core.errors import Cancelled, InternalError, ServingError, Unauthenticated
+from router.access.bad_keys import BadKeys
+from router.access.credentials import Keyring
+from router.access.identities import Right
+from router.calls import Call, begin
+from router.http.errors import error_response
+from router.refusals import UNSUPPORTED_ENDPOINT
+
+OPEN_PATHS = frozenset({"/health", "/ping"})
+OPEN_METHODS = frozenset({"GET", "HEAD"})
+
+
+def needs(right: Right) -> Callable[[Request], Awaitable[None]]:
+    """A route's dependency: refuse a caller whose key has not this right."""
+
+    async def check(request: Request) -> None:
+        request.state.identity.check(right)
+
+    return check
+
+
+class Guard:
+    """ASGI middleware; the identity it finds is in `scope["state"]["identity"]`."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        bad_keys: BadKeys,
+        on_ended: Callable[[Call], None],
+    ) -> None:
+        """Stand before an application.
+
+        Args:
+            app: What is guarded.
+            keyring: Who may come in.
+            bad_keys: Holds back the refusals of who tries many.
+            on_ended: Hears of every call, once, when it is over.
+        """
+        self._app = app
+        self._keyring = keyring
+        self._bad_keys = bad_keys
+        self._on_ended = on_ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request pass, or refuse it."""
+        if scope["type"] not in ("http", "websocket"):
+            return
+        call = Call("http", (scope.get("client") or ("",))[0])
+        begin(call)
+        status: int | None = None
+
+        def watched(message: Message) -> Awaitable[None]:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            return send(message)
+
+        try:
+            if scope["type"] == "websocket":
+                call.refuse(UNSUPPORTED_ENDPOINT.code)
+                await send({"type": "websocket.close"})  # before it is accepted: a 403
+            else:
+                await self._pass(call, scope, receive, watched)
+        except asyncio.CancelledError:
+            call.refuse(Cancelled.code, "cancelled")
+            raise
+        except Exception:
+            call.refuse(InternalError.code, "failed")
+            raise
+        finally:
+            call.route = _route_of(scope)
+            if status is None:
+                call.refuse(Cancelled.code, "cancelled")
+            elif status >= HTTPStatus.BAD_REQUEST:
+                call.refuse(f"http_{status}")
+            self._on_ended(call)
+
+    async def _pass(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        is_open = (
+            scope["path"] in OPEN_PATHS
+            and scope["method"] in OPEN_METHODS
+            and not scope.get("root_path")
+        )
+        if not is_open:
+            values = [value for name, value in scope["headers"] if name == b"authorization"]
+            try:
+                call.identity = self._keyring.identify(
+                    values[0].decode("latin-1") if len(values) == 1 else ""
+                )
+            except ServingError as error:
+                if isinstance(error, Unauthenticated):
+                    await self._bad_keys.hold(call.address)
+                refusal = error_response(error, "")
+                refusal.headers["WWW-Authenticate"] = "Bearer"
+                await refusal(scope, receive, send)
+                return
+            scope.setdefault("state", {})["identity"] = call.identity
+        await self._app(scope, receive, send)
+
+
+def _route_of(scope: Scope) -> str:
+    """Pattern of the route that a request went to, or would have gone to; empty for none."""
+    route = scope.get("route")
+    if route is None and scope["type"] == "http" and "app" in scope:
+        matching = (r for r in scope["app"].routes if r.matches(scope)[0] is Match.FULL)
+        route = next(matching, None)
+    return getattr(route, "path", "")

@@ -1,0 +1,424 @@
+"""Bodies of the HTTP door: every field that is read, and what it means.
+
+Owns the pydantic models: the API reference and `/docs` are made from them. Does not know replies,
+nor fields that are not read (`router.http.other_fields`). Called by `router.http.app`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, TypeVar
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+)
+
+from core.errors import InvalidRequest
+from core.trace import TraceContext
+from core.types import ChatPrompt
+from router.request_builder import Wish
+
+
+def _whole(value: object) -> object:
+    """Some clients write every number as a float: 5.0 is 5."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Number = StrictFloat | StrictInt
+Whole = Annotated[StrictInt, BeforeValidator(_whole)]
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""One wrong item is enough to say: errors are not collected."""
+MAX_PROMPTS = 128
+MAX_ROLE_CHARACTERS = 64
+
+
+class Body(BaseModel):
+    """Base of all bodies: unknown fields are kept, sorted later; no error quotes a value."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class StreamOptions(BaseModel):
+    """What a stream carries besides text."""
+
+    model_config = ConfigDict(extra="ignore")
+    include_usage: StrictBool | None = Field(
+        None, description="a last chunk with the usage and no choices"
+    )
+    continuous_usage_stats: StrictBool | None = Field(
+        None, description="the usage so far in every chunk"
+    )
+
+
+class MeasureBody(Body):
+    """`POST /links`: measure every way KV can take."""
+
+    mib: Whole = Field(16, ge=1, le=256, description="moved over each way (MiB)")
+
+
+class SamplingBody(Body):
+    """Fields that both completion endpoints share; absent means the model's default."""
+
+    model: StrictStr = Field("", description="empty: the only served model")
+    temperature: Number | None = Field(None, description="0 is greedy; 0 to 100")
+    top_p: Number | None = Field(None, description="0 (greedy) to 1 (off)")
+    top_k: Whole | None = Field(None, description="0 or -1: off")
+    min_p: Number | None = Field(
+        None, description="least probability, as a share of the likeliest token's"
+    )
+    presence_penalty: Number | None = Field(
+        None, description="-2 to 2, once for each token in the output"
+    )
+    frequency_penalty: Number | None = Field(
+        None, description="-2 to 2, for each time a token is in the output"
+    )
+    repetition_penalty: Number | None = Field(None, description="1 is off; prompt and output count")
+    logit_bias: dict[str, Number] | None = Field(
+        None, description="token id to -100..100, at most 300"
+    )
+    allowed_token_ids: Many[StrictInt] | None = Field(
+        None, description="nothing else is drawn; at most 4096"
+    )
+    bad_words: Many[StrictStr] | None = Field(
+        None, description="must not appear in the output; at most 64"
+    )
+    n: Whole | None = Field(None, description="choices, 1 to 8")
+    best_of: Whole | None = Field(None, description="only as many as n: nothing is ranked")
+    seed: Whole | None = Field(
+        None, description="any of 64 bits, signed; absent: derived from the request id"
+    )
+    stop: StrictStr | Many[StrictStr] | None = Field(
+        None, description="at most 16 of at most 256 bytes; empty ones are left out"
+    )
+    stop_token_ids: Many[StrictInt] | None = Field(None, description="at most 16")
+    min_tokens: Whole | None = Field(None, description="no end before this many tokens")
+    max_tokens: Whole | None = Field(None, description="longest output (tokens)")
+    ignore_eos: StrictBool | None = Field(None, description="go on after the end-of-text token")
+    include_stop_str_in_output: StrictBool | None = Field(
+        None, description="leave the stop in the text"
+    )
+    skip_special_tokens: StrictBool | None = Field(None, description="default true")
+    prompt_logprobs: Whole | None = Field(
+        None, description="log probabilities of the prompt, with k rivals"
+    )
+    truncate_prompt_tokens: Whole | None = Field(
+        None, description="keep the last k tokens; -1: what fits"
+    )
+    truncation_side: StrictStr | None = Field(None, description="left (default) or right")
+    add_special_tokens: StrictBool | None = Field(None, description="let the tokenizer add its own")
+    cache_salt: StrictStr | None = Field(
+        None, description="share prefix cache only with requests of the same salt"
+    )
+    return_token_ids: StrictBool | None = Field(None, description="token ids beside the text")
+    return_tokens_as_token_ids: StrictBool | None = Field(
+        None, description="name tokens `token_id:N` in logprobs"
+    )
+    stream: StrictBool | None = Field(None, description="server-sent events")
+    stream_options: StreamOptions | None = Field(None, description="only with stream")
+    request_id: StrictStr | None = Field(None, description="at most 128 printable ASCII characters")
+
+    def given_sampling(self) -> dict[str, Any]:
+        """Collect the sampling fields that were given, by our own names."""
+        same = (
+            "temperature",
+            "top_p",
+            "top_k",
+            "min_p",
+            "presence_penalty",
+            "frequency_penalty",
+            "repetition_penalty",
+            "n",
+            "seed",
+            "min_tokens",
+            "max_tokens",
+            "ignore_eos",
+            "skip_special_tokens",
+            "prompt_logprobs",
+        )
+        given = {name: value for name in same if (value := getattr(self, name)) is not None}
+        if given.get("top_k") == -1:
+            given["top_k"] = 0
+        given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        given["stop_token_ids"] = tuple(self.stop_token_ids or ())
+        given["allowed_token_ids"] = tuple(self.allowed_token_ids or ())
+        if self.allowed_token_ids == []:
+            raise InvalidRequest(
+                "allowed_token_ids", "is empty; name at least one token or leave it out"
+            )
+        given["include_stop"] = bool(self.include_stop_str_in_output)
+        given["logit_bias"] = _bias(self.logit_bias or {})
+        return given
+
+    def wish(self, prompt: str | list[int] | ChatPrompt, given: dict[str, Any], request_id: str,
+             trace: TraceContext | None, *, adds_special_tokens: bool) -> Wish:  # fmt: skip
+        """Put together what the service is asked for."""
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options", "is only allowed with stream: true")
+        if self.best_of not in (None, self.n or 1):
+            raise InvalidRequest(
+                "best_of", f"is {self.best_of}, must be n = {self.n or 1}: choices are not ranked"
+            )
+        if self.truncation_side not in (None, "left", "right"):
+            raise InvalidRequest(
+                "truncation_side", f"is {self.truncation_side[:20]!r}, must be left or right"
+            )
+        return Wish(
+            prompt=prompt,
+            sampling=given,
+            model=self.model,
+            request_id=self.request_id or request_id,
+            bad_words=self.bad_words or (),
+            truncate_prompt_tokens=self.truncate_prompt_tokens,
+            keeps_left=self.truncation_side == "right",
+            adds_special_tokens=adds_special_tokens,
+            cache_salt=self.cache_salt or "",
+            trace=trace,
+        )
+
+
+class CompletionBody(SamplingBody):
+    """`POST /v1/completions`."""
+
+    prompt: StrictStr | Many[StrictInt] | Many[StrictStr] | Many[Many[StrictInt]] = Field(
+        description="text, token ids, or a list of either (at most 128)"
+    )
+    logprobs: Whole | None = Field(None, description="of chosen tokens, with k rivals, 0 to 20")
+    echo: StrictBool | None = Field(
+        None, description="prompt before the output; allows max_tokens 0"
+    )
+
+    def prompts(self) -> list[str | list[int]]:
+        """Reduce the four forms to a list of prompts."""
+        prompt = self.prompt
+        if isinstance(prompt, str):
+            return [prompt]
+        if not prompt:
+            raise InvalidRequest("prompt", "is empty; send at least one token")
+        token_ids = [entry for entry in prompt if isinstance(entry, int)]
+        if token_ids:
+            return [token_ids]
+        if len(prompt) > MAX_PROMPTS:
+            raise InvalidRequest(
+                "prompt", f"is a list of {len(prompt)} prompts, the limit is {MAX_PROMPTS}"
+            )
+        return [entry for entry in prompt if not isinstance(entry, int)]
+
+    @property
+    def is_echo_only(self) -> bool:
+        """True when nothing but the prompt is wanted: OpenAI allows no output tokens with echo."""
+        return bool(self.echo) and self.max_tokens == 0
+
+    def wishes(self, request_id: str, trace: TraceContext | None) -> list[Wish]:
+        """One wish for each prompt."""
+        given = self.given_sampling()
+        if self.logprobs is not None:
+            given["logprobs"] = self.logprobs
+            if self.echo:
+                given.setdefault("prompt_logprobs", self.logprobs)
+        if self.is_echo_only:
+            given |= {"max_tokens": 1, "min_tokens": 0}
+        adds = self.add_special_tokens is not False
+        wishes = [
+            self.wish(p, given, request_id, trace, adds_special_tokens=adds) for p in self.prompts()
+        ]
+        return [replace(wish, echoes=bool(self.echo)) for wish in wishes]
+
+
+class ContentPart(BaseModel):
+    """One part of a message's content: text is served."""
+
+    model_config = ConfigDict(extra="allow")
+    type: StrictStr
+    text: StrictStr | None = None
+    refusal: StrictStr | None = None
+
+    @property
+    def words(self) -> str | None:
+        """What the part says; None: it is no text. OpenAI's APIs have several names for text."""
+        if self.type == "refusal":
+            return self.refusal
+        return self.text if self.type in ("text", "input_text", "output_text") else None
+
+
+class Message(BaseModel):
+    """One turn; further fields go to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow")
+    role: StrictStr = Field(
+        description="system, developer, user, assistant, tool, or what the template knows"
+    )
+    content: StrictStr | Many[ContentPart] | None = Field(
+        None, description="text, or parts of type text, input_text, output_text or refusal"
+    )
+
+    def plain(self, index: int) -> dict[str, Any]:
+        """As the template gets it."""
+        if not self.role or len(self.role) > MAX_ROLE_CHARACTERS:
+            raise InvalidRequest(
+                f"messages[{index}].role", f"must have 1 to {MAX_ROLE_CHARACTERS} characters"
+            )
+        content: Any = self.content
+        if isinstance(content, list):
+            odd = next((part.type for part in content if part.words is None), None)
+            if odd is not None:
+                raise InvalidRequest(
+                    f"messages[{index}].content",
+                    f"has a part of type {odd[:20]!r}; only text is served",
+                )
+            content = [{"type": "text", "text": part.words} for part in content]
+        return {"role": self.role, "content": content, **(self.model_extra or {})}
+
+
+class Conversation(Body):
+    """Messages and how the chat template is used."""
+
+    messages: Many[Message] = Field(description="at least one")
+    add_generation_prompt: StrictBool | None = Field(
+        None, description="open the assistant's turn; default true"
+    )
+    continue_final_message: StrictBool | None = Field(
+        None, description="go on with the last message"
+    )
+    chat_template: StrictStr | None = Field(
+        None, description="only with router.trust_request_chat_template"
+    )
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="names in router.chat_template_kwargs"
+    )
+    reasoning_effort: StrictStr | None = Field(None, description="passed to the chat template")
+
+    def chat(
+        self, allowed: tuple[str, ...], *, trusts_template: bool, adds_special_tokens: bool
+    ) -> ChatPrompt:
+        """Check what may be passed to the template."""
+        if not self.messages:
+            raise InvalidRequest("messages", "is empty; send at least one")
+        if self.chat_template is not None and not trusts_template:
+            raise InvalidRequest(
+                "chat_template", "is not allowed here; set router.trust_request_chat_template"
+            )
+        continues = bool(self.continue_final_message)
+        if continues and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message", "and add_generation_prompt exclude each other"
+            )
+        variables = dict(self.chat_template_kwargs or {})
+        unknown = sorted(variables.keys() - set(allowed))
+        if unknown:
+            raise InvalidRequest(
+                "chat_template_kwargs", f"has {unknown[0][:40]!r}; allowed: {', '.join(allowed)}"
+            )
+        if self.reasoning_effort is not None:
+            variables.setdefault("reasoning_effort", self.reasoning_effort)
+        adds = not continues if self.add_generation_prompt is None else self.add_generation_prompt
+        return ChatPrompt(
+            [message.plain(index) for index, message in enumerate(self.messages)],
+            variables,
+            self.chat_template or "",
+            adds_generation_prompt=adds,
+            continues_final=continues,
+            adds_special_tokens=adds_special_tokens,
+        )
+
+
+class ChatBody(SamplingBody, Conversation):
+    """`POST /v1/chat/completions`."""
+
+    logprobs: StrictBool | None = Field(None, description="log probabilities of the output tokens")
+    top_logprobs: Whole | None = Field(None, description="rivals, 0 to 20; needs logprobs")
+    max_completion_tokens: Whole | None = Field(
+        None, description="longest output (tokens); absent: what fits"
+    )
+
+    def wishes(self, chat: ChatPrompt, request_id: str, trace: TraceContext | None) -> list[Wish]:
+        """One wish."""
+        given = self.given_sampling()
+        if self.max_completion_tokens is not None:
+            given["max_tokens"] = self.max_completion_tokens
+        if self.top_logprobs is not None and not self.logprobs:
+            raise InvalidRequest("top_logprobs", "needs logprobs: true")
+        if self.logprobs:
+            given["logprobs"] = self.top_logprobs or 0
+        return [self.wish(chat, given, request_id, trace, adds_special_tokens=False)]
+
+
+class TokenizeBody(Body):
+    """`POST /tokenize` of a text."""
+
+    model: StrictStr = ""
+    prompt: StrictStr
+    add_special_tokens: StrictBool = True
+    return_token_strs: StrictBool = Field(
+        False, description="also name each token as the vocabulary does"
+    )
+
+
+class TokenizeChatBody(Conversation):
+    """`POST /tokenize` of a conversation."""
+
+    model: StrictStr = ""
+    add_special_tokens: StrictBool = False
+    return_token_strs: StrictBool = False
+
+
+class DetokenizeBody(Body):
+    """`POST /detokenize`."""
+
+    model: StrictStr = ""
+    tokens: Many[StrictInt]
+
+
+AnyBody = TypeVar("AnyBody", bound=BaseModel)
+
+
+def parse_body(kind: type[AnyBody], body: dict[str, Any]) -> AnyBody:
+    """Validate a body.
+
+    Raises:
+        InvalidRequest: Names the first wrong field.
+    """
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        if first["loc"][:2] == ("prompt", "str"):  # none of its forms, of which this is the first
+            forms = kind.model_fields["prompt"].description
+            raise InvalidRequest("prompt", f"must be {forms}") from error
+        raise InvalidRequest(_location(first["loc"]), f"is not valid: {first['msg']}") from error
+    except RecursionError as error:
+        raise InvalidRequest("body", "is nested too deeply") from error
+
+
+def _location(parts: tuple[str | int, ...]) -> str:
+    """`messages[0].role`; what names a branch of a union is left out."""
+    text = ""
+    for part in parts:
+        if isinstance(part, int):
+            text += f"[{part}]"
+        elif not text:
+            text = part
+        elif (
+            part.replace("_", "").isalnum()
+            and part.islower()
+            and part not in ("str", "int", "float", "bool")
+        ):
+            text += f".{part}"
+    return text[:120] or "body"
+
+
+def _bias(given: dict[str, int | float]) -> tuple[tuple[int, float], ...]:
+    pairs = []
+    for name, value in given.items():
+        if not (name.isascii() and name.isdigit() and len(name) <= len(str(2**32))):
+            raise InvalidRequest("logit_bias", f"has the key {name[:20]!r}, must be a token id")
+        pairs.append((int(name), float(value)))
+    return tuple(sorted(pairs))

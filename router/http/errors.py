@@ -1,0 +1,78 @@
+"""OpenAI's error object, its status and the headers that steer a client's retries.
+
+Owns the one translation from the error tree to HTTP, and notes each error on the call it answers.
+Does not know routes. Called by `router.http.app`, `router.http.sse`, `router.http.auth`
+and, before there is a request, `router.http.server.protocol`.
+"""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi.responses import JSONResponse
+
+from core.errors import InternalError, InvalidRequest, RateLimited, ServingError, Unavailable
+from router.calls import note, note_error
+
+RETRIED = (429, 503)
+"""openai-python repeats 408, 409, 429 and 5xx blindly unless it is told; only these may help."""
+MAX_RETRY_AFTER_S = 60.0
+
+
+def error_body(error: Exception) -> dict[str, Any]:
+    """OpenAI's error object; of what is not ours, nothing is told but that it happened."""
+    if not isinstance(error, ServingError):
+        return _body(
+            "the server failed in a way it should not", "server_error", None, InternalError.code
+        )
+    kind = (
+        "invalid_request_error"
+        if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR
+        else "server_error"
+    )
+    param = error.field if isinstance(error, InvalidRequest) else None
+    return _body(error.message, kind, param, error.code)
+
+
+def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def error_response(error: ServingError, request_id: str) -> JSONResponse:
+    """Error object, status and headers."""
+    note_error(error)
+    headers = {"x-should-retry": "true" if error.http_status in RETRIED else "false"}
+    if request_id:
+        headers["x-request-id"] = request_id
+    if isinstance(error, (Unavailable, RateLimited)):
+        wait_s = min(getattr(error, "retry_after_s", 1.0), MAX_RETRY_AFTER_S)
+        headers |= {
+            "Retry-After": str(max(1, round(wait_s))),
+            "retry-after-ms": str(max(1, round(wait_s * 1000))),
+        }
+    # Errors may quote what a client sent: a lone surrogate must not break the reply about it.
+    body = error_body(error)
+    body["error"]["message"] = body["error"]["message"].encode("utf-8", "replace").decode()
+    if body["error"]["param"]:
+        body["error"]["param"] = body["error"]["param"].encode("utf-8", "replace").decode()
+    return JSONResponse(body, status_code=error.http_status, headers=headers)
+
+
+def plain_error(
+    status: int, message: str, code: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """An error of the HTTP layer itself: no such path, wrong method, a bug."""
+    is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
+    note(code, "failed" if is_ours else "rejected")
+    return JSONResponse(
+        plain_body(status, message, code),
+        status_code=status,
+        headers={**(headers or {}), "x-should-retry": "false"},
+    )
+
+
+def plain_body(status: int, message: str, code: str) -> dict[str, Any]:
+    """Body of an error of the HTTP layer."""
+    kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
+    return _body(message, kind, None, code)

@@ -1,0 +1,121 @@
+"""The table of connections at the HTTP door: how many may be open, and which one makes room.
+
+Owns the limits and the order in which idle connections are closed, over plain numbers and
+addresses. Does not know sockets or HTTP. Called by `router.http.server.listener` and
+`router.http.server.protocol`.
+
+A new connection is never refused while another is idle. When the door is full, or an address has
+its share, the connection that has been idle longest is closed for it: first those that never sent
+a request, then those between two requests. Only when every connection is busy does a new one get a
+place in the reserve, which answers liveness and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+
+from router.calls import network_of
+
+
+class Connection:
+    """One open connection. `close` cuts it at once; `is_reserved`: only liveness is answered."""
+
+    __slots__ = ("_table", "address", "close", "is_reserved", "network")
+
+    def __init__(self, table: ConnectionTable, address: str, *, is_reserved: bool) -> None:
+        """No request has come yet."""
+        self._table = table
+        self.address = address
+        self.network = network_of(address)
+        self.is_reserved = is_reserved
+        self.close: Callable[[], object] = lambda: None
+
+    def mark_busy(self) -> None:
+        """A whole request head has come: the connection no longer makes room for others."""
+        self._table.mark_busy(self)
+
+    def mark_idle(self) -> None:
+        """Every request has been answered."""
+        self._table.mark_idle(self)
+
+    def forget(self) -> None:
+        """Take the closed connection out of the table; more than once does no harm."""
+        self._table.forget(self)
+
+
+class ConnectionTable:
+    """The open connections."""
+
+    def __init__(self, limit: int, limit_per_address: int, num_reserved: int) -> None:
+        """Start empty.
+
+        Args:
+            limit: Most connections that are served.
+            limit_per_address: Most of one IPv4 address, or of one /64 of IPv6.
+            num_reserved: Further connections, over all addresses, that get liveness alone.
+        """
+        self._limit = limit
+        self._limit_per_address = limit_per_address
+        self._num_reserved = num_reserved
+        self._all: set[Connection] = set()
+        self._by_network: Counter[str] = Counter()
+        self._silent: OrderedDict[Connection, None] = OrderedDict()
+        self._idle: OrderedDict[Connection, None] = OrderedDict()
+        self.num_displaced = 0
+
+    def __len__(self) -> int:
+        """Connections that are open, the reserve included."""
+        return len(self._all)
+
+    def of_address(self, address: str) -> int:
+        """Connections of one address."""
+        return self._by_network[network_of(address)]
+
+    def admit(self, address: str) -> Connection | None:
+        """Enter a new connection, and close an idle one for it if need be.
+
+        Returns:
+            The connection; None if even the reserve is full.
+        """
+        network = network_of(address)
+        is_full = (
+            self._by_network[network] >= self._limit_per_address and not self.displace(network)
+        ) or (len(self._all) >= self._limit and not self.displace())
+        if is_full and len(self._all) >= self._limit + self._num_reserved:
+            return None
+        connection = Connection(self, address, is_reserved=is_full)
+        self._all.add(connection)
+        self._by_network[network] += 1
+        self._silent[connection] = None
+        return connection
+
+    def mark_busy(self, connection: Connection) -> None:
+        """A request is being served."""
+        self._silent.pop(connection, None)
+        self._idle.pop(connection, None)
+
+    def mark_idle(self, connection: Connection) -> None:
+        """The connection is between two requests."""
+        self._idle[connection] = None
+
+    def displace(self, network: str | None = None) -> bool:
+        """Close the connection that has been idle longest (of one network); False: none is idle."""
+        for candidates in (self._silent, self._idle):
+            for connection in candidates:
+                if network in (None, connection.network):
+                    self.num_displaced += 1
+                    self.forget(connection)
+                    connection.close()
+                    return True
+        return False
+
+    def forget(self, connection: Connection) -> None:
+        """Take a connection out, if it is still in."""
+        if connection not in self._all:
+            return
+        self._all.remove(connection)
+        self.mark_busy(connection)
+        self._by_network[connection.network] -= 1
+        if not self._by_network[connection.network]:
+            del self._by_network[connection.network]

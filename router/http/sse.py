@@ -1,0 +1,169 @@
+"""Server-sent events straight on ASGI: few calls a token, comments in a silence, one ending.
+
+Owns the sending of a stream and the watch for a client that leaves. Does not know what chunks say.
+Called by `router.http.app`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from core.errors import Cancelled, ServingError
+from core.types import RequestEvent
+from router.http.errors import error_body, error_response
+from router.http.replies import Reply
+from router.reply_thread import in_reply_thread
+from router.request_stream import StreamGroup, slow_reader
+
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+CUT_STATE = "cut_with"
+"""Where in a request's state the HTTP server puts the error with which it cut the connection."""
+KEEP_ALIVE = b": keep-alive\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLimits:
+    """How a stream is kept alive and cut."""
+
+    keep_alive_s: float
+    slow_reader_s: float
+    has_ids: bool
+    """Number the events, so that the client can come back with `Last-Event-ID`."""
+
+
+class EventStream(Response):
+    """One reply in chunks. All events that have come go out in one write."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, reply: Reply, group: StreamGroup, headers: dict[str, str], limits: StreamLimits
+    ) -> None:
+        """Keep reply and requests, which are already started."""
+        super().__init__(headers={**headers, **HEADERS})
+        del self.headers["content-length"]
+        self._reply, self._group, self._limits = reply, group, limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the last event, or until the client leaves; then the requests are over."""
+        try:
+            await unless_disconnected(receive, self._send(send))
+        except Cancelled as error:  # nobody is there to be told, but the log
+            await self._group.close(scope.get("state", {}).get(CUT_STATE, error))
+        except ServingError as error:
+            refusal = error_response(error, self.headers["x-request-id"])
+            await refusal(scope, receive, send)
+        finally:
+            await self._group.close()
+
+    async def _send(self, send: Send) -> None:
+        """Send chunks as events come; what is refused before its first event keeps its status."""
+        is_started = False
+        while not self._group.is_over and self._reply.error is None:
+            events = await self._group.batch(self._limits.keep_alive_s)
+            text = await self._text(events)
+            if not is_started:
+                if not text and isinstance(self._reply.error, ServingError):
+                    raise self._reply.error
+                await send(
+                    {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+                )
+                is_started = True
+            if text or not events:
+                body = text.encode() if events else KEEP_ALIVE
+                await self._write(send, body)
+        error = self._reply.error
+        last = (
+            f"data: {json.dumps(error_body(error))}\n\n"
+            if error is not None
+            else self._reply.last_chunk()
+        )
+        await send(
+            {
+                "type": "http.response.body",
+                "body": f"{last}data: [DONE]\n\n".encode(),
+                "more_body": False,
+            }
+        )
+
+    async def _text(self, events: list[tuple[int, RequestEvent]]) -> str:
+        if self._reply.is_heavy_batch(events):
+            return await in_reply_thread(self._chunks, events)
+        return self._chunks(events)
+
+    def _chunks(self, events: list[tuple[int, RequestEvent]]) -> str:
+        if not self._limits.has_ids:
+            return "".join([self._reply.chunks(index, event) for index, event in events])
+        out = []
+        for index, event in events:
+            chunk = self._reply.chunks(index, event)
+            self._reply.progress.note(index, event)
+            out.append(f"{chunk[:-1]}id: {self._reply.progress.event_id}\n\n" if chunk else "")
+        return "".join(out)
+
+    async def _write(self, send: Send, body: bytes) -> None:
+        """Send, unless the client has not read for too long: then its connection is cut."""
+        try:
+            async with asyncio.timeout(self._limits.slow_reader_s):
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+        except TimeoutError as error:
+            raise slow_reader(self._limits.slow_reader_s) from error
+
+
+async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:
+    """Wait for every request's end and give the body.
+
+    Raises:
+        ServingError: The first request that failed; the others are cancelled.
+        Cancelled: The client left.
+    """
+
+    async def collect() -> dict[str, Any]:
+        while not group.is_over:
+            for index, event in await group.batch():
+                reply.take(index, event)
+            if isinstance(reply.error, ServingError):
+                raise reply.error
+        return await in_reply_thread(reply.whole) if reply.is_heavy else reply.whole()
+
+    try:
+        body: dict[str, Any] = await unless_disconnected(receive, collect())
+        return body
+    finally:
+        await group.close()
+
+
+async def unless_disconnected(
+    receive: Receive,
+    work: Coroutine[Any, Any, Any],
+) -> Any:  # noqa: ANN401
+    """Wait for some work, and cancel it when the client leaves.
+
+    Raises:
+        Cancelled: The client left.
+    """
+
+    async def watch() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    loop = asyncio.get_running_loop()
+    task, watcher = loop.create_task(work), loop.create_task(watch())
+    watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
+    try:
+        return await task
+    except asyncio.CancelledError:
+        if watcher.done() and not watcher.cancelled():
+            raise Cancelled("the client left") from None
+        raise
+    finally:
+        task.cancel()
+        watcher.cancel()
+        await asyncio.gather(task, watcher, return_exceptions=True)

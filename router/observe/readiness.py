@@ -1,0 +1,125 @@
+"""What `/ready` says: whether a request gets through, and everything that is not as configured.
+
+Owns the list of problems and their words. Does not know doors. Called by `router.service`.
+
+    ready       a request gets through, and nothing is missing
+    degraded    a request gets through, but something that is configured is missing
+    not_ready   no request gets through: the cluster starts, drains, or has lost what it needs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from core.session import Role
+from router.workers.session import LinkState, WorkerLink
+
+STORE_UNREACHABLE = "down"
+PROBLEMS = (
+    "starting",
+    "draining",
+    "no_request_gets_through",
+    "pool_empty",
+    "pool_short",
+    "worker_connecting",
+    "worker_reconnecting",
+    "worker_lost",
+    "worker_paused",
+    "store_unreachable",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be."""
+
+    code: str
+    """One of `PROBLEMS`."""
+    detail: str
+
+    def tree(self) -> dict[str, str]:
+        """As JSON shows it."""
+        return {"code": self.code, "detail": self.detail}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a router sees of its cluster at one moment."""
+
+    links: Sequence[WorkerLink]
+    configured: Mapping[Role, int]
+    """Workers that each pool should have."""
+    store: str
+    is_draining: bool
+    is_starting: bool
+    """No request has got through yet."""
+    canary_error: str
+    """Why the last canary failed; empty if it got through."""
+
+    def problems(self) -> list[Problem]:
+        """Everything that is wrong, what matters most first."""
+        found = []
+        if self.is_draining:
+            found.append(Problem("draining", "the router is shutting down and takes nothing new"))
+        elif self.canary_error:
+            code = "starting" if self.is_starting else "no_request_gets_through"
+            found.append(Problem(code, self.canary_error))
+        for role in Role:
+            found += self._pool(role)
+        found += [problem for link in self.links if (problem := _of_link(link)) is not None]
+        if self.store == STORE_UNREACHABLE:
+            detail = "Redis does not answer; requests are not affected"
+            found.append(Problem("store_unreachable", detail))
+        return found
+
+    def _pool(self, role: Role) -> list[Problem]:
+        num_configured = self.configured.get(role, 0)
+        num_ready = num_usable(self.links, role)
+        if num_ready >= num_configured:
+            return []
+        detail = f"{num_ready} of {num_configured} {role.value} workers are ready"
+        return [Problem("pool_short" if num_ready else "pool_empty", detail)]
+
+
+def num_usable(links: Iterable[WorkerLink], role: Role) -> int:
+    """Workers of a pool whose session stands and who take requests."""
+    return sum(
+        link.state is LinkState.LIVE and link.is_ready and link.descriptor.role is role
+        for link in links
+    )
+
+
+def _of_link(link: WorkerLink) -> Problem | None:
+    d = link.descriptor
+    name = f"{d.role.value} worker {d.worker_id} (pid {d.pid})"
+    match link.state:
+        case LinkState.DIALLING:
+            return Problem("worker_connecting", f"{name} is dialled")
+        case LinkState.RECONNECTING:
+            return Problem("worker_reconnecting", f"the session with {name} broke and is dialled")
+        case LinkState.LOST:
+            return Problem("worker_lost", f"{name} does not answer; it is dialled again")
+        case LinkState.LIVE:
+            detail = f"{name} drains or restarts its ranks"
+            return None if link.is_ready else Problem("worker_paused", detail)
+
+
+def state_of(problems: list[Problem], *, is_ready: bool) -> str:
+    """The one word for it."""
+    if not is_ready:
+        return "not_ready"
+    return "degraded" if problems else "ready"
+
+
+def pools_of(links: Sequence[WorkerLink], configured: Mapping[Role, int]) -> dict[str, Any]:
+    """Workers of each pool: ready, known, configured."""
+    return {
+        role.value: {
+            "ready": num_usable(links, role),
+            "total": sum(1 for link in links if link.descriptor.role is role),
+            "configured": configured.get(role, 0),
+        }
+        for role in Role
+    }

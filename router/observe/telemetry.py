@@ -1,0 +1,146 @@
+"""Counts and times of the router, on the OpenTelemetry SDK, shown as Prometheus text.
+
+Owns the instruments made from `core.metrics`. Records per request, never per token. Does not know
+doors. Called by `router.service`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from opentelemetry.exporter.prometheus import PrometheusMetricReader
+from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
+from prometheus_client import CollectorRegistry, generate_latest
+
+from core import metrics
+from core.errors import ServingError, Unauthenticated, all_errors
+from core.types import RequestEnded
+from router.calls import ADDRESS_CLASSES, Call, outcome_of
+from router.refusals import CODES, OTHER
+from router.request_state import RequestRun
+
+
+class Telemetry:
+    """The router's instruments."""
+
+    def __init__(self, gauges: dict[metrics.Metric, Callable[[], dict[str, int]]]) -> None:
+        """Make every instrument and show every label pair at zero.
+
+        Args:
+            gauges: For each gauge a function that reads it: label value (or "") to number.
+        """
+        self._registry = CollectorRegistry()
+        self._reader = PrometheusMetricReader(
+            disable_target_info=True, scope_info_enabled=False, registry=self._registry
+        )
+        buckets = ExplicitBucketHistogramAggregation(metrics.LATENCY_BUCKETS_S)
+        views = [
+            View(instrument_name=m.name, aggregation=buckets)
+            for m in metrics.ALL
+            if m.kind == "histogram"
+        ]
+        self._provider = MeterProvider(metric_readers=[self._reader], views=views)
+        meter = self._provider.get_meter("baton")
+        # The exporter appends `_total` to counters itself.
+        self._counters = {
+            m: meter.create_counter(m.name.removesuffix("_total"), description=m.description)
+            for m in metrics.ALL if m.kind == "counter"
+        }  # fmt: skip
+        self._histograms = {
+            m: meter.create_histogram(m.name, description=m.description)
+            for m in metrics.ALL
+            if m.kind == "histogram"
+        }
+        for metric, read in gauges.items():
+            meter.create_observable_gauge(
+                metric.name, [_observer(metric, read)], description=metric.description
+            )
+        for outcome in metrics.OUTCOMES:
+            self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
+        for path in ("pd", "local"):
+            self._counters[metrics.ATTEMPTS].add(0, {"path": path})
+        for door in ("http", "grpc"):
+            for code in sorted(CODES):
+                self._counters[metrics.REFUSALS].add(0, {"door": door, "code": code})
+            for code in sorted({error.code for error in all_errors()}):
+                self._counters[metrics.ERRORS].add(0, {"door": door, "code": code})
+        for client in ADDRESS_CLASSES:
+            self._counters[metrics.BAD_KEYS].add(0, {"client": client})
+        for transport in ("shm", "grpc"):
+            self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
+        plain = (
+            metrics.PROMPT_TOKENS,
+            metrics.OUTPUT_TOKENS,
+            metrics.CACHED_TOKENS,
+            metrics.KV_BYTES,
+            metrics.HEALED,
+        )
+        for metric in plain:
+            self._counters[metric].add(0)
+
+    def request_ended(self, run: RequestRun, ended: RequestEnded, door: str = "") -> None:
+        """Record one request, whole."""
+        line, anatomy, usage = run.timeline, ended.anatomy, ended.usage
+        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
+        if ended.error is not None:
+            self._counters[metrics.ERRORS].add(1, {"door": door, "code": ended.error.code})
+        self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
+        self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
+        self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
+        self._counters[metrics.KV_BYTES].add(anatomy.kv_bytes)
+        self._counters[metrics.HEALED].add(anatomy.kv_parts_healed)
+        if anatomy.kv_transport:
+            self._counters[metrics.TRANSFERS].add(1, {"transport": anatomy.kv_transport})
+        if anatomy.path:
+            self._counters[metrics.ATTEMPTS].add(
+                max(1, len(anatomy.attempts)), {"path": anatomy.path}
+            )
+        if line.ttft_s is not None:
+            self._histograms[metrics.TTFT].record(line.ttft_s)
+        if line.e2e_s is not None:
+            self._histograms[metrics.E2E].record(line.e2e_s)
+            for phase, seconds in anatomy.phases().items():
+                self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
+        for gap_s in line.itl_s:
+            self._histograms[metrics.ITL].record(gap_s)
+
+    def call_refused(self, call: Call) -> None:
+        """Record a call that ended before it had a request of its own."""
+        if call.outcome:
+            self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
+        self._count_refusal(call.door, call.code)
+        if call.code == Unauthenticated.code:
+            self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
+
+    def request_refused(self, door: str, error: ServingError) -> None:
+        """Record a request that ended before it ran."""
+        self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(error)})
+        self._count_refusal(door, error.code)
+
+    def _count_refusal(self, door: str, code: str) -> None:
+        label = code if code in CODES else OTHER.code
+        self._counters[metrics.REFUSALS].add(1, {"door": door, "code": label})
+
+    def retried(self, error: ServingError) -> None:
+        """Record an attempt caused by a fault."""
+        self._counters[metrics.RETRIES].add(1, {"reason": error.code})
+
+    def text(self) -> bytes:
+        """Render the Prometheus exposition."""
+        return generate_latest(self._registry)
+
+    def close(self) -> None:
+        """Stop collecting."""
+        self._provider.shutdown()
+
+
+def _observer(
+    metric: metrics.Metric, read: Callable[[], dict[str, int]]
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        label = metric.labels[0] if metric.labels else ""
+        return [Observation(value, {label: key} if label else {}) for key, value in read().items()]
+
+    return observe

@@ -1,0 +1,75 @@
+"""Where an ended request's time went: the phases that add up to its TTFT and its end-to-end time.
+
+Owns the arithmetic and the attributes of the request's span. Does not know how a request is
+carried. Called by `router.orchestrator`.
+"""
+
+from __future__ import annotations
+
+from core.types import Anatomy, RequestEnded
+from router.request_state import RequestRun
+
+
+def anatomy_of(run: RequestRun) -> Anatomy:
+    """Split the time of an ended request into phases that add up to it."""
+    line, t, p = run.timeline, run.timings, run.placement
+    e2e_s = line.e2e_s or 0.0
+    to_first_s = e2e_s if line.ttft_s is None else line.ttft_s
+    # Workers measure with clocks of their own: what they claim cannot exceed what there was.
+    tokenize_s = min(run.started_at - line.received_at, to_first_s)
+    waited_s = to_first_s - tokenize_s
+    if line.admitted_at is not None:
+        waited_s = line.admitted_at - run.started_at
+    queue_s = min(waited_s + t.queue_s, to_first_s - tokenize_s)
+    prefill_s = min(t.prefill_s, to_first_s - tokenize_s - queue_s)
+    first, second, last = line.token_at[:1], line.token_at[1:2], line.token_at[-1:]
+    gap_s = second[0] - first[0] if second else 0.0
+    transfer_s = min(run.exposed_transfer_s, gap_s)
+    return Anatomy(
+        tokenize_s=tokenize_s,
+        queue_s=queue_s,
+        prefill_s=prefill_s,
+        router_s=to_first_s - tokenize_s - queue_s - prefill_s,
+        exposed_transfer_s=transfer_s,
+        first_decode_s=gap_s - transfer_s,
+        decode_s=last[0] - second[0] if second else 0.0,
+        finish_s=line.ended_at - last[0] if last and line.ended_at is not None else 0.0,
+        ttft_s=line.ttft_s or 0.0,
+        e2e_s=e2e_s,
+        cached_tokens=t.cached_tokens,
+        kv_bytes=t.kv_bytes,
+        kv_blocks=t.kv_blocks,
+        kv_transport=t.kv_transport,
+        kv_parts_healed=t.kv_parts_healed,
+        path=p.path.value if p else "",
+        prefill_worker=p.prefill.worker_id if p else "",
+        decode_worker=p.decode.worker_id if p else "",
+        prefill_pid=p.prefill.pid if p else 0,
+        decode_pid=p.decode.pid if p else 0,
+        attempts=tuple(run.attempts),
+    )
+
+
+def end_span(run: RequestRun, ended: RequestEnded) -> None:
+    """Close the request's span with what it cost, in the words of OpenTelemetry's conventions."""
+    if run.span is None or run.timeline.ended_at is None:
+        return
+    request, usage, a = run.request, ended.usage, ended.anatomy
+    attributes: dict[str, str | int | float | bool] = {
+        "gen_ai.operation.name": request.operation,
+        "gen_ai.provider.name": "baton",
+        "gen_ai.request.model": request.model,
+        "gen_ai.response.id": request.request_id,
+        "gen_ai.request.max_tokens": request.sampling.max_tokens,
+        "gen_ai.request.choice.count": request.sampling.n,
+        "gen_ai.usage.input_tokens": usage.prompt_tokens,
+        "gen_ai.usage.output_tokens": usage.completion_tokens,
+        "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
+        "baton.path": a.path,
+        "baton.prefill_worker": a.prefill_worker,
+        "baton.decode_worker": a.decode_worker,
+        "baton.kv_bytes": a.kv_bytes,
+        "baton.attempts": ",".join(a.attempts),
+        **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in a.phases().items()},
+    }
+    run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")

@@ -1,0 +1,86 @@
+"""The process in which texts are tokenized and templates rendered, one JSON line at a time.
+
+Owns the Hugging Face tokenizer and the chat templates of one model. Does not know requests; trusts
+nothing it is given: memory is limited here, time by the router. Started by `router.text.tokenizing` as
+`python -m router.text.tokenizer_child FOLDER MAX_CHARACTERS`.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from core import logs
+from core.errors import InvalidRequest, PromptTooLong
+from router.text.chat_template import ChatTemplates
+from router.text.text_bounds import check_bytes
+
+MAX_MEMORY_BYTES = 3 << 30
+
+
+def answer(
+    order: dict[str, Any], tokenizer: Tokenizer, templates: ChatTemplates, max_characters: int
+) -> dict[str, Any]:
+    """Do what one line asks for.
+
+    Raises:
+        InvalidRequest: Names the field at fault.
+        PromptTooLong: What was rendered cannot fit.
+    """
+    text = order.get("text")
+    if text is None:
+        text = templates.render(
+            order["messages"],
+            order["variables"],
+            order["template"],
+            adds_generation_prompt=order["adds_generation_prompt"],
+            continues_final=order["continues_final"],
+            max_characters=max_characters,
+        )
+        check_bytes(text, order.get("max_bytes", 0))
+    encoding = tokenizer.encode(text, add_special_tokens=order["adds_special_tokens"])
+    return (
+        {"ids": encoding.ids, "tokens": encoding.tokens}
+        if order.get("wants_tokens")
+        else {"ids": encoding.ids}
+    )
+
+
+def main() -> None:
+    """Answer until the router lets go of the pipe."""
+    folder, max_characters = Path(sys.argv[1]), int(sys.argv[2])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.no_truncation()  # some files were saved with what a training run had set
+    tokenizer.no_padding()
+    templates = ChatTemplates(folder)
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    for line in sys.stdin.buffer:
+        try:
+            reply = answer(json.loads(line), tokenizer, templates, max_characters)
+        except PromptTooLong as error:
+            reply = {"error": error.message, "is_too_long": True}
+        except InvalidRequest as error:
+            reply = {"error": error.message, "field": error.field}
+        except (MemoryError, RecursionError) as error:
+            reply = {
+                "error": f"needs too much memory ({type(error).__name__}); simplify it",
+                "field": "messages",
+            }
+        try:
+            sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            return  # the router is gone
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    logs.configure("tokenizer")
+    main()

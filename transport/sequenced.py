@@ -1,0 +1,80 @@
+"""Messages of a stream, numbered, so that what was lost, repeated or swapped shows at once.
+
+Owns the rule: a repeat is dropped, a gap ends the stream, and whoever used it begins anew with what
+is still wanted. Carriers promise order, but a bug or a proxy between them may break the promise,
+and a lost Submit or Cancel would otherwise be waited for until a deadline. Does not know what
+messages mean. Called by `router.workers.session`, `worker.sessions` (sessions) and `kv_transfer` (Fetch
+streams).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from core.ports import MessageStream, StreamClosed
+
+
+@dataclass(frozen=True, slots=True)
+class Numbered:
+    """A message and its place in its stream, from 0."""
+
+    number: int
+    message: Any
+
+
+class Arrivals:
+    """The numbers of one direction of a stream."""
+
+    def __init__(self) -> None:
+        """Expect number 0."""
+        self._next = 0
+        self.num_repeats = 0
+
+    def is_new(self, number: int) -> bool:
+        """Judge the next number; False: a repeat, to be dropped.
+
+        Raises:
+            StreamClosed: Something is missing before it.
+        """
+        if number < self._next:
+            self.num_repeats += 1
+            return False
+        if number > self._next:
+            raise StreamClosed(f"message {self._next} of the stream is missing, {number} came")
+        self._next += 1
+        return True
+
+
+class NumberedStream:
+    """A `MessageStream` that numbers what it sends and checks what it receives."""
+
+    def __init__(self, inner: MessageStream) -> None:
+        """Begin both directions at 0."""
+        self._inner = inner
+        self._arrivals = Arrivals()
+        self._num_sent = 0
+        self.transport = inner.transport
+        self._turn = asyncio.Lock()
+
+    async def send(self, message: Any) -> None:  # noqa: ANN401
+        """See `MessageStream`; concurrent senders take turns, so that numbers leave in order."""
+        async with self._turn:
+            number, self._num_sent = self._num_sent, self._num_sent + 1
+            await self._inner.send(Numbered(number, message))
+
+    async def recv(self) -> Any:  # noqa: ANN401
+        """See `MessageStream`."""
+        while True:
+            numbered = await self._inner.recv()
+            if self._arrivals.is_new(numbered.number):
+                return numbered.message
+
+    async def close(self) -> None:
+        """See `MessageStream`."""
+        await self._inner.close()
+
+    def reset(self) -> None:
+        """See `MessageStream`."""
+        self._inner.reset()

@@ -1,0 +1,73 @@
+"""Which certificate a process shows, and whom it believes.
+
+Owns the reading of `security.tls_dir` and the rule of roles: sessions are opened by routers to
+workers, KV is fetched by decode workers from prefill workers, and nobody else may. Does not know
+gRPC. Called by the composition roots of workers and routers.
+"""
+
+from __future__ import annotations
+
+import ssl
+from pathlib import Path
+
+from core.config import SecurityConfig
+from core.errors import ConfigError
+from core.ports import SystemClock
+from core.renewed import Renewed
+from transport.grpc_streams import Tls, TlsFiles
+
+DOMAIN = "baton.internal"
+
+
+def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> Tls | None:
+    """Read the files of a role; None without `security.tls_dir`.
+
+    Args:
+        security: The config's node.
+        role: Whose certificate to show: router, prefill or decode.
+        peers: Role that may dial in.
+        servers: Role that a dialled server must have.
+
+    Raises:
+        ConfigError: A file is missing, or cannot be used.
+    """
+    if not security.tls_dir:
+        return None
+    folder = Path(security.tls_dir).expanduser()
+    certificate = folder / f"{role}.pem"
+    key = folder / f"{role}.key"
+    authority = folder / "ca.pem"
+
+    def read() -> TlsFiles:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        context.load_verify_locations(authority)
+        return TlsFiles(certificate.read_bytes(), key.read_bytes(), authority.read_bytes())
+
+    try:
+        files = Renewed(
+            f"the certificate of role {role}",
+            (certificate, key, authority),
+            read,
+            SystemClock().now_s,
+        )
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"security.tls_dir lacks a file of role {role}; make them with `baton certs`"
+        ) from error
+    except OSError as error:  # errors of TLS are of this kind, too
+        raise ConfigError(
+            f"security.tls_dir has files of role {role} that cannot be used: "
+            f"{error.strerror or error}"
+        ) from error
+    return Tls(files, peer_name=f"{peers}.{DOMAIN}", server_name=f"{servers}.{DOMAIN}")
+
+
+def session_tls(security: SecurityConfig, role: str) -> Tls | None:
+    """For sessions: routers dial workers."""
+    return tls_of(security, role, peers="router", servers="worker")
+
+
+def fetch_tls(security: SecurityConfig, role: str) -> Tls | None:
+    """For Fetch: decode workers dial prefill workers."""
+    return tls_of(security, role, peers="decode", servers="prefill")
