@@ -1,7 +1,7 @@
 """The load of `baton bench serve`: which requests, and when each is due.
 
 Owns arrivals (closed loop, Poisson, gamma, trace) and prompts, all from one seed. Does not know
-HTTP. Called by `bench.serve`.
+HTTP.
 
 Gaps are gamma distributed with shape `burstiness` and mean 1 / rate: 1 is Poisson, less is
 burstier. A trace row's block ids become block contents, so equal ids give equal tokens, and prefix

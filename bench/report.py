@@ -1,6 +1,6 @@
 """What a run of `baton bench serve` means: the field's metrics, a table, a picture.
 
-Owns the definitions. Does not know how requests were sent. Called by `bench.serve`.
+Owns the definitions. Does not know how requests were sent.
 
 t0 is the SCHEDULED send time (a late client is the server's queue too), t1..tn the arrivals of
 chunks: TTFT = t1 - t0; ITL = every gap between chunks, pooled; TPOT = (tn - t1) / (tokens - 1) of a

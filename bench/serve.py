@@ -1,7 +1,7 @@
 """`baton bench serve`: offer a load to any OpenAI-style server, and say what came back.
 
-Owns the sending. Does not know what the figures mean (`bench.report`) or where requests
-come from (`bench.load`). Called by `cli.main`.
+Owns the sending. Does not know what the figures mean (`bench.report`) or where requests come from
+(`bench.load`).
 """
 
 from __future__ import annotations

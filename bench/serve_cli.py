@@ -1,6 +1,6 @@
 """`baton bench serve` in the terminal: options, progress bar, table, JSON, picture.
 
-Owns what is shown. Does not know how requests are sent. Called by `cli.main`.
+Owns what is shown. Does not know how requests are sent.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """`baton bench transfer` in the terminal: progress, table, JSON.
 
-Owns what is shown and the ratios. Does not know how KV is moved. Called by `cli.main`.
+Owns what is shown and the ratios. Does not know how KV is moved.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What `baton up` shows once its cluster serves: the doors, and a command that reaches them.
 
 Owns that table and the choice of host, authority and key in the command. Does not know how a
-cluster starts. Called by `cli.up`.
+cluster starts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`baton chat`: a conversation in the terminal, with what each answer cost.
 
-Owns the turns and what is printed. Does not know servers beyond the gRPC door. Called by
-`cli.main`.
+Owns the turns and what is printed. Does not know servers beyond the gRPC door.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The gRPC door from the terminal, for `baton generate`, `baton chat` and the demo.
 
 Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers.
-Called by `cli.main` and `cli.demo`.
 """
 
 from __future__ import annotations

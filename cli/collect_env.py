@@ -1,6 +1,6 @@
 """`baton collect-env`: what a bug report needs and nothing private: no paths, hosts, users or keys.
 
-Owns the list of facts. Does not know clusters. Called by `cli.main`.
+Owns the list of facts. Does not know clusters.
 """
 
 from __future__ import annotations

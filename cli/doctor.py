@@ -1,8 +1,7 @@
 """`baton doctor`: whether handing over KV pays on this cluster, measured on it.
 
 Owns the questions it asks a running router (its links, measured, and fresh prompts of several
-lengths) and the arithmetic of the verdict. Does not know workers or transports. Called by
-`cli.main`.
+lengths) and the arithmetic of the verdict. Does not know workers or transports.
 
 A prompt is worth handing over from the length on at which moving its KV takes less time than
 computing it: below, the decode worker had better compute it itself, and its streams wait no longer

@@ -1,7 +1,6 @@
 """Which clusters run here: a small file each, written by `baton up`, read by `baton down`.
 
 Owns the files and the proof that a pid is still the process that wrote one. Does not know clusters.
-Called by `cli.up` and `cli.main`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`baton keys`: make API keys, list them, replace them, take them back.
 
-Owns arguments and messages. Does not know the file's format, nor how keys are checked. Called by
-`cli.main`. Running routers take every change up within a second.
+Owns arguments and messages. Does not know the file's format, nor how keys are checked. Running
+routers take every change up within a second.
 """
 
 from __future__ import annotations

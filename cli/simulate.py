@@ -1,6 +1,6 @@
 """`baton simulate faults` in the terminal: progress, table, JSON, replay and shrinking.
 
-Owns what is shown. Does not know trials. Called by `cli.main`.
+Owns what is shown. Does not know trials.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """`baton status`: whether the cluster serves, what is not as it should be, and every worker.
 
-Owns what is shown and the exit code. Does not know how readiness is found: a router says it. Called
-by `cli.main`.
+Owns what is shown and the exit code. Does not know how readiness is found: a router says it.
 """
 
 from __future__ import annotations

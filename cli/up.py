@@ -1,6 +1,6 @@
 """`baton up`: check everything first, start, wait for a signal, end without leaving a process.
 
-Owns the foreground life of a cluster. Does not know commands or flags. Called by `cli.main`.
+Owns the foreground life of a cluster. Does not know commands or flags.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The Python client: one stream, whatever happens to the routers that carry it.
 
 Owns reconnecting with `resume_from`, at any of the addresses it was given. Does not know workers,
-tensors or HTTP. Called by users, by `baton generate` and `baton chat`, and by the fault suite.
+tensors or HTTP.
 """

@@ -3,7 +3,6 @@
 Owns the one rule for all commands: `--ca`, else `SSL_CERT_FILE`, else what the system believes; a
 client certificate where something before the doors asks for one; the API key from the environment,
 never from the command line, which everyone on a machine can read. Does not know what is asked.
-Called by every command that talks to a cluster.
 """
 
 from __future__ import annotations

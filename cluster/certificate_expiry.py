@@ -1,7 +1,6 @@
 """When each certificate ends: a metric of the routers, and a warning while there is time.
 
-Owns the reading of dates and how early it warns. Does not know who uses certificates. Called by
-`cluster.router_process` and `cluster.worker_process`.
+Owns the reading of dates and how early it warns. Does not know who uses certificates.
 
 A router reads its own certificates as they are in use, and those of other roles that lie in its
 `security.tls_dir`; a worker on another machine warns for itself.

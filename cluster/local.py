@@ -1,8 +1,7 @@
 """The cluster as child processes, without Ray.
 
 Owns the children: start, watch, restart with a growing pause, tell routers who is there. Does not
-know what they do. Called by `baton up --local` and by tests; the workers and routers are the same
-code as on Ray.
+know what they do.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Member lists on pipes and in maps.
 
-Owns the JSON form of a `WorkerDescriptor` and a `Membership` that is told its members. Called by
-`cluster.local` (tells), `cluster.child` and `cluster.ray.app` (are told).
+Owns the JSON form of a `WorkerDescriptor` and a `Membership` that is told its members.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Where a model's files are: a local folder, the repository's tiny model, or a hub id.
 
-Owns that decision and the download. Does not know what the files mean. Called by
-`cluster.worker_process`, so each node that runs a worker has the files.
+Owns that decision and the download. Does not know what the files mean.
 """
 
 from __future__ import annotations

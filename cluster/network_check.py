@@ -1,8 +1,7 @@
 """Whether a cluster of several machines keeps its secrets off the network.
 
 Owns one list: every plane that would send something in plain text, and every secret that would
-travel inside Ray. Does not know how planes are started. Called by `cluster.ray.app` before anything
-is deployed and by `baton check-config`.
+travel inside Ray. Does not know how planes are started.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One real router: links over gRPC, tokenizer process, both doors.
 
-Owns the composition of a router out of real parts. Does not know where members come from. Called by
-`cluster.child` and `cluster.ray.app`.
+Owns the composition of a router out of real parts. Does not know where members come from.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """The secrets that the processes of one cluster share and nobody else knows.
 
 Owns which settings they are, how they are made when the config has none (the workers' key, and the
-key from which the routers make seeds), and how they travel. Does not know what they key. Called by
-`cluster.local` and `cluster.ray.app` before they start a process, and by each process that uses
-one.
+key from which the routers make seeds), and how they travel. Does not know what they key.
 
 Children get the secrets inside the config, through a pipe. Ray's replicas never do: their arguments
 are kept in Ray's store and cross its network, so each secret is put into a private file of this

@@ -1,8 +1,7 @@
 """The ports of a cluster's doors: one cluster has each, though its routers share it.
 
 Owns the claim on an address and port, from before anything starts until `baton up` ends, and what
-is told when another has it. Does not know routers, which bind the same ports themselves. Called by
-`cli.up`.
+is told when another has it. Does not know routers, which bind the same ports themselves.
 
 Routers share a port by SO_REUSEPORT, and the kernel would let those of another cluster of the same
 user join them. So `baton up` binds it first without that option, which is refused while anybody has

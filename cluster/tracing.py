@@ -1,7 +1,6 @@
 """The `Tracing` port over the OpenTelemetry SDK, exporting with OTLP.
 
-Owns the provider, the sampler and the exporter of one process. Does not know what is traced. Called
-by `cluster.router_process` and `cluster.worker_process`; without an endpoint nothing is loaded.
+Owns the provider, the sampler and the exporter of one process. Does not know what is traced.
 Attribute names follow OpenTelemetry's GenAI conventions as of semconv 1.37 (status: Development).
 """
 

@@ -1,7 +1,7 @@
 """One real worker: ranks, transfer agent in its thread, sessions over gRPC.
 
 Owns the composition of a worker out of real parts; the same for child processes and Ray replicas.
-Does not know who started it. Called by `cluster.child` and `cluster.ray.app`.
+Does not know who started it.
 """
 
 from __future__ import annotations

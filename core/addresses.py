@@ -1,7 +1,6 @@
 """How a host and a port are written together, IPv6 included: `[::1]:9000`.
 
-Owns that form and the choice of a socket's family. Does not know who listens. Called by whoever
-binds, dials or shows an address.
+Owns that form and the choice of a socket's family. Does not know who listens.
 """
 
 from __future__ import annotations

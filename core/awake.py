@@ -1,8 +1,7 @@
 """How long this process has been awake: time in which it was stopped or starved does not count.
 
 Owns the count. One that slept has not listened, so it must not take others for silent when it
-wakes, whichever of its tasks runs first. Does not know who is listened to. Called by the watches
-of `router.workers.session` and `worker.sessions`, which tick it.
+wakes, whichever of its tasks runs first. Does not know who is listened to.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """A change that many wait for, told once a turn of the loop however often it happens in it.
 
-Owns the event. Does not know what changes. Called by `router.workers.sessions`, which notes changes, and by
-those who wait for the next one.
+Owns the event. Does not know what changes.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The frozen configuration tree and its sources: defaults, YAML, `BATON_*`, flags; later wins.
 
 Owns every knob, with unit and meaning, and the only reading of the environment below the command
-line. Does not know what a component does with its node. Called by `cluster`; every other
-room receives its own node.
+line. Does not know what a component does with its node.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A config file as a plain tree, each key of which stands in it once.
 
-Owns the reading of YAML. Does not know which keys there are. Called by `core.config`.
+Owns the reading of YAML. Does not know which keys there are.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns two rules. An error of the tree is told as it is; any other exception is a bug of ours: it is
 logged once, with its traceback, and told as `InternalError`. Does not know what goes on around the
-boundary. Called wherever one party's code runs inside another's loop: deliveries, callbacks,
-commands.
+boundary.
 """
 
 from __future__ import annotations

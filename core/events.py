@@ -1,8 +1,7 @@
 """Every event that an operator is told: name, level, meaning and fields in one table.
 
 Owns the table and the logger that events go to; nothing is heard of them before `core.logs` is told
-where to write. Does not know formats. Called wherever one happens, as
-`events.WORKER_LOST.tell(...)`; docs/reference.md is made from it.
+where to write. Does not know formats.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a block of KV looks like in bytes, and the fingerprint two workers compare.
 
 Owns the arithmetic of the pool: layer-major, `[layer][block][2 (K, V)][slot][kv_head][head_size]`.
-Does not know tensors. Called by `engine` (to make the pool) and `kv_transfer` (to address it).
+Does not know tensors.
 """
 
 from __future__ import annotations

@@ -1,9 +1,7 @@
 """How every process logs: one record a line on standard error, as text or as JSON.
 
 Owns the two formats, their escapes, and the bounded queue to the thread that writes, so that a
-blocked pipe never blocks a loop. Does not know what is told: events are `core.events`. Called first
-thing by every process that this project starts: with the settings by `baton up` and Ray's replicas,
-without them by their children, which find them in the environment.
+blocked pipe never blocks a loop. Does not know what is told: events are `core.events`.
 
 A record is one line, whatever a client wrote: control characters are escaped. The one exception is
 the traceback of a bug as text, whose lines begin with spaces and a bar, as no record does.

@@ -1,7 +1,7 @@
 """Every metric's name, kind, unit and labels in one table.
 
-Owns the table. Does not know the library that counts. Called by `router.observe.telemetry`, and by a test
-that walks `/metrics`. Labels are bounded: never a request or user id.
+Owns the table. Does not know the library that counts. Labels are bounded: never a request or user
+id.
 """
 
 from __future__ import annotations

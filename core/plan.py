@@ -1,7 +1,6 @@
 """One engine step as plain integers: what to compute, and what came out.
 
-Owns the contract between scheduler and runner. Does not know tensors, clocks or requests. Called
-by `engine.scheduling.scheduler` (makes plans, reads results) and by every runner.
+Owns the contract between scheduler and runner. Does not know tensors, clocks or requests.
 
 A plan copies neither block tables nor histories: it refers to the sequence's own lists, which only
 the scheduler changes: it may append, and never changes the stated part while a step runs. A reader

@@ -1,7 +1,6 @@
 """The ports: every way in which the core touches the world.
 
-Owns the protocols behind which production and simulation stand. Does not know either. Called by
-the rooms that need a clock, a network, an engine, bytes or a member list.
+Owns the protocols behind which production and simulation stand. Does not know either.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Secrets that a config names instead of holding them: `file:PATH` or `env:NAME`.
 
-Owns the two forms and their reading. Does not know which settings are secrets. Called by
-`core.config`, which leaves a reference unchecked, and by `cluster.secrets` where one is used:
-in the process that needs it, on its own machine.
+Owns the two forms and their reading. Does not know which settings are secrets.
 """
 
 from __future__ import annotations

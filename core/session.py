@@ -3,8 +3,8 @@
     router -> worker   Hello, Submit, Cancel, Credit, Meet, RouterBeat
     worker -> router   Welcome, StepFrame, Progress, Met
 
-Owns the messages as frozen values. Does not know how they are encoded. Called by `router`,
-`worker` and the adapters that carry them. Durations travel, instants never do.
+Owns the messages as frozen values. Does not know how they are encoded. Durations travel, instants
+never do.
 """
 
 from __future__ import annotations

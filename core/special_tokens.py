@@ -1,8 +1,7 @@
 """The special tokens that a model folder names: `bos_token`, `eos_token` and the like.
 
 Owns which of the two files that name them counts, as in transformers. Does not know where the files
-are. Called by `router.text.chat_template`, for templates show these tokens, and by
-`engine.checkpoint.generation_config`, for one of them ends an output.
+are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Monotonic stamps of one request and the durations derived from them, defined once.
 
-Owns TTFT, ITL, TPOT and E2E as this project means them. Does not know who stamps. Called by the
-orchestrator and by the benchmarks.
+Owns TTFT, ITL, TPOT and E2E as this project means them. Does not know who stamps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """W3C trace context and the port through which spans are recorded.
 
 Owns parsing and formatting of `traceparent`, and the `Tracing` protocol with its silent
-implementation. Does not know OpenTelemetry: the adapter stands in `cluster.tracing`. Called by the
-doors, the orchestrator and the workers. Source: https://www.w3.org/TR/trace-context/.
+implementation. Does not know OpenTelemetry: the adapter stands in `cluster.tracing`. Source:
+https://www.w3.org/TR/trace-context/.
 """
 
 from __future__ import annotations

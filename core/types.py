@@ -1,7 +1,7 @@
 """Requests, sampling parameters and the events that answer them.
 
 Owns the shapes that cross rooms: `GenerateRequest` (frozen, made once at the door) and the token
-events. Does not know how they are carried. Called by every room.
+events. Does not know how they are carried.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Decode's part in a hand-over.
 
 Owns, per transfer: the arriving sequence, its place in the queue for free blocks, and the pins on
-blocks that the agent may be writing. Does not know frames or streams. Called by `worker.attempts` (as
-its `RolePart`) and by the transfer agent (as its host).
+blocks that the agent may be writing. Does not know frames or streams.
 
     begin (Fetch opened, nothing held) ─▶ Starting ─▶ reserved, all or none ─▶ arrived ─▶ attached
                                               └─ waits its turn for blocks, at most reserve_wait_s

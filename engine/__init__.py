@@ -1,7 +1,7 @@
 """One model on one rank group: weights, layers, attention, KV tensors, block ids, scheduling.
 
 Owns everything between a step plan and its tokens. Does not know the network or other workers.
-Called by `worker`. Importing this package imports no torch; the modules a rank runs do.
+Importing this package imports no torch; the modules a rank runs do.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Train the tiny model and its draft: byte-level Llamas in Hugging Face format.
 
 Owns the corpus (the interpreter's standard library sources, plus chat and JSON text made here), a
-dense Llama written independently of `engine.model.model` (so that it can serve as a second opinion), the
+dense Llama written independently of `engine.model` (so that it can serve as a second opinion), the
 training loop and the model card. Does not know the serving engine. Called by hand:
 
     .venv/bin/python examples/train_tiny_model.py            # about 20 minutes on one core

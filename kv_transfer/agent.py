@@ -1,9 +1,8 @@
 """The transfer agent of a worker: every transfer it sends or receives, on a loop of its own.
 
 Owns the Fetch listener, the tables of live transfers, parked opens, tombstones and leases. It is
-the only one to touch KV on the wire. Does not know scheduling. Called by `worker.attempts`, which
-posts commands from its own loop; answers are posted back. In production the agent's loop runs in a
-thread of its own (`AgentThread`); in simulation both loops are one.
+the only one to touch KV on the wire. Does not know scheduling. In production the agent's loop runs
+in a thread of its own (`AgentThread`); in simulation both loops are one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Moves parts of KV and sums them up in the same pass, at the speed of memory.
 
-Owns one compiled kernel and the checksum it computes. Does not know pools, grids or frames. Called
-by `kv_transfer.resharding`. It holds no lock of the interpreter, so the loop beside it goes on.
+Owns one compiled kernel and the checksum it computes. Does not know pools, grids or frames. It
+holds no lock of the interpreter, so the loop beside it goes on.
 
 The checksum of a part is two sums over its words: of the words, and of the products of their halves
 after each word was crossed with its place (the idea of XXH3 and of NH, RFC 4418). One changed word

@@ -1,8 +1,7 @@
 """What is said of whatever ended a transfer's stream, or broke while one was served.
 
 Owns the translation of any exception into an error that the attempt can end with, and the log line
-of those that only a bug explains. Does not know states or hosts. Called by `kv_transfer` wherever a
-fault in one transfer must not reach its neighbours.
+of those that only a bug explains. Does not know states or hosts.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the comparison of generations: a rank group that starts again brings new memory, views of the
 old stay readable, and KV that is copied to or from there is lost or wrong. Does not know streams or
-states. Called by `kv_transfer.sender` and `kv_transfer.receiver` before they read, write or report.
+states.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns encoding and decoding: kind, number in the stream, CRC-32 of all but a payload, then a
 little-endian struct. A peer's numbers are never trusted: lengths and ranges are checked before
-anything is copied. Does not know streams or transfers' states. Called by `kv_transfer.sender` and
-`kv_transfer.receiver`.
+anything is copied. Does not know streams or transfers' states.
 
     receiver ──▶ sender   Open, Reserved, Refused, Resend, Ack, Beat; or Probe alone
     sender ──▶ receiver   Starting, Frame, Commit, Restart, Finished, Failed, NotFound, Beat

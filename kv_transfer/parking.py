@@ -1,8 +1,7 @@
 """Opens that came before their Submit, and wait for it a while.
 
 Owns who waits, for how long, and how many may: in all, and per peer, so that one that opens what
-nobody submitted does not use up the places of others. Does not know streams or offers. Called by
-`kv_transfer.agent`.
+nobody submitted does not use up the places of others. Does not know streams or offers.
 """
 
 from __future__ import annotations

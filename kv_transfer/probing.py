@@ -1,7 +1,7 @@
 """Trying a way between two workers before a request needs it: is it open, how long is it, how wide.
 
 Owns both ends of a probe, which moves empty frames as a transfer moves full ones. Does not know
-transfers or who wants to know. Called by `kv_transfer.agent`.
+transfers or who wants to know.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The decode side of one transfer: it alone writes into its own blocks, and only while it lives.
 
 Owns verification (checksum, range, generation), the copy into the pool and the answer. Does not
-know the scheduler: it is told block ids and reports through `ReceiverHost`. Called by
-`kv_transfer.agent`, on the agent's loop.
+know the scheduler: it is told block ids and reports through `ReceiverHost`.
 
     DIALLING ─Open─▶ WAITING ─Starting─▶ RESERVING ─Reserved─▶ RECEIVING
         │                                                          │ Commit, verified

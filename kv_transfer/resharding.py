@@ -1,8 +1,7 @@
 """The parts that two differently split pools have in common, and where each lies in a pool.
 
 Owns the arithmetic of moving KV between any two splits: by KV heads (tensor parallelism) and by
-tokens (block size). Does not know streams or transfers' states. Called by `kv_transfer.sender` and
-`kv_transfer.receiver`.
+tokens (block size). Does not know streams or transfers' states.
 
 Both ends derive one grid from their two shapes: a wire shard holds as many heads as fit whole into
 a shard of either side, a wire block as many tokens as the smaller block. So a part lies in one

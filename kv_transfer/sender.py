@@ -1,8 +1,7 @@
 """The prefill side of one transfer: from Submit to Ack.
 
 Owns what is sent when, the read references on source blocks (by sub-attempt) and the lease. Does
-not know the scheduler: it is told block ids and reports through `SenderHost`. Called by
-`kv_transfer.agent`, on the agent's loop.
+not know the scheduler: it is told block ids and reports through `SenderHost`.
 
     OFFERED ─Open─▶ OPEN ─Starting/Reserved─▶ SENDING ─Commit─▶ COMMITTED ─Ack─▶ CLOSED
        └────────────── lease expired, stream lost, cancelled, refused ───────────▶ CLOSED

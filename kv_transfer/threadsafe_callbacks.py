@@ -3,7 +3,7 @@
 Owns the crossing: every call is posted, in order, and never waits. A loop only logs what a callback
 raises, so a fault is caught here: in a step of a transfer it fails that transfer's attempt; in the
 calls that end one or give its blocks back it ends the worker, whose books are wrong then. Does not
-know what the calls mean. Called by `worker.worker` when it wires an agent to a role.
+know what the calls mean.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Every way in which a transfer can go from one state to the next, by name.
 
-Owns the names. Does not know what happens in a transition. Called by `kv_transfer.sender` and
-`kv_transfer.receiver`, which note each one; read by the fault search, which must have covered all.
+Owns the names. Does not know what happens in a transition.
 """
 
 from __future__ import annotations

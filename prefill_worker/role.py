@@ -1,8 +1,7 @@
 """Prefill's part in a hand-over.
 
 Owns, per transfer: how many blocks of each layer are computed and published, the sub-attempt, and
-the pins on source blocks that the agent may be reading. Does not know frames or streams. Called by
-`worker.attempts` (as its `RolePart`) and by the transfer agent (as its host).
+the pins on source blocks that the agent may be reading. Does not know frames or streams.
 
     begin ─▶ announced (Starting) ─▶ Reserved ─▶ computed, layers published ─▶ Commit ─▶ Ack ─▶ end
                └─ above the watermark the computing may begin before Reserved ─┘

@@ -1,8 +1,7 @@
 """A mirror of the member list in the store, for operators and for routers on other clusters.
 
 Owns one entry with a time to live, and the breaker that keeps a slow or dead store from being asked
-too often. Does not know where members come from, nor Redis. Called by `cluster.router_process` and
-by the simulation, in the background only.
+too often. Does not know where members come from, nor Redis.
 """
 
 from __future__ import annotations

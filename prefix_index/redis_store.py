@@ -1,7 +1,6 @@
 """Redis as the advisory store.
 
-Owns every use of the Redis client, and the bound on each call. Does not know what is stored. Called
-by `prefix_index.mirror` through the `MemberStore` port.
+Owns every use of the Redis client, and the bound on each call. Does not know what is stored.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Where compiled kernels are kept when neither the package's folder nor the home can be written.
 
 Owns that choice, told to numba through `NUMBA_CACHE_DIR`, which child processes inherit. Does not
-import numba: it reads the variable when it is imported. Called by the packages with kernels, first
-thing. The folder is this user's alone: what lies in it is loaded as code.
+import numba: it reads the variable when it is imported. The folder is this user's alone: what lies
+in it is loaded as code.
 """
 
 from __future__ import annotations

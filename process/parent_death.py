@@ -1,10 +1,9 @@
 """A child process that cannot outlive its parent.
 
 Owns the two strings it hangs on: a pipe whose other end only the parent holds, and, on Linux, the
-parent-death signal. Does not know what the child does. Called first thing by every process that
-this project spawns itself: ranks, local workers and routers, the tokenizer. Other people's programs
-are run by `hanging`, for the signal alone: setting it between fork and exec would run the fork
-handlers of gRPC, which are not safe beside its threads.
+parent-death signal. Does not know what the child does. Other people's programs are run by
+`hanging`, for the signal alone: setting it between fork and exec would run the fork handlers of
+gRPC, which are not safe beside its threads.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Memory that processes share, as files that no file system knows.
 
 Owns making and mapping them, and how much memory is left for them; nothing can be left behind by
-whoever is killed. Does not know what lies in them. Called by `engine` for KV pools, by
-`kv_transfer` for what goes between a worker and its carrier.
+whoever is killed. Does not know what lies in them.
 """
 
 from __future__ import annotations

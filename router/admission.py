@@ -1,8 +1,7 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
 Owns the queue at the door and every permit: what is granted is counted at once, whoever was granted
-it gives it back. Does not know workers. Called by the orchestrator, once per request, and by
-`router.service` before the requests of one reply are made.
+it gives it back. Does not know workers.
 
 A request takes a permit for each of its choices. Tenants take turns, and a full queue makes room
 for the tenant with fewer in it.

@@ -1,7 +1,6 @@
 """How much a body may hold: its depth and its number of values, before any of them is used.
 
-Owns the limits and the count. Does not know fields' meanings. Called by `router.http.body_child`; the
-gRPC door has the same limits, in `router.grpc.limits`.
+Owns the limits and the count. Does not know fields' meanings.
 """
 
 from __future__ import annotations

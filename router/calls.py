@@ -1,8 +1,7 @@
 """A call at a door: who calls, from where, and how it ended.
 
 Owns the record that follows a call through a door, and the classes of addresses. Does not know HTTP
-or gRPC. Called by both gates, which open a record for every call and close it, by whatever turns an
-error into an answer, and by `router.service`, which tells each ending once.
+or gRPC.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Child processes that do one order at a time: fair, bounded, replaced when stuck.
 
 Owns the processes, their pipes, the queue before them and the end of an order whose client has
-left. Does not know what orders say. Called by `router.text.tokenizing` and `router.http.body_reading`.
+left. Does not know what orders say.
 
 Tenants take turns. Large orders may have all processes but one, so that a small one never waits
 for seconds of somebody else's work.

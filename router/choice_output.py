@@ -1,7 +1,7 @@
 """The output of one choice: positions in order, tokens to text, stop strings.
 
-Owns which positions the client has, the text not yet sent because it might begin a stop string,
-and the choice's end. Does not know workers. Called by the orchestrator for every delta.
+Owns which positions the client has, the text not yet sent because it might begin a stop string, and
+the choice's end. Does not know workers.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How many descriptors the process of a router has, and who may take how many of them.
 
-Owns the limit and its shares. Does not know connections. Called where the doors are put together.
+Owns the limit and its shares. Does not know connections.
 """
 
 import contextlib

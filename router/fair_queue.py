@@ -1,7 +1,7 @@
 """A queue in which tenants take turns, so that one tenant's many never keep out another's one.
 
 Owns the order of the waiters and the rule by which a full queue makes room. Does not know what they
-wait for. Called by `router.admission` and `router.child_pool`.
+wait for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The story of a request: permit, placement, attempts, one ending.
 
 Owns the order of events, the attempts (epoch, path, reason) and the guarantee of a single terminal
-event. Does not know HTTP, gRPC, tensors or how text is made. Called by the doors through
-`router.service`, and by the simulation; the first file to read.
+event. Does not know HTTP, gRPC, tensors or how text is made.
 
     run ──▶ permit ──▶ attempt 0 ──────────────▶ all choices finished ──▶ RequestEnded
                           │ fault                  ▲

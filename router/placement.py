@@ -1,7 +1,6 @@
 """Who serves a request: a pure function of a snapshot and the request.
 
-Owns the choice of path and workers. Does not know streams or time. Called by the orchestrator,
-once per attempt.
+Owns the choice of path and workers. Does not know streams or time.
 
 The cost of a worker is what stands in front of the request: tokens to prefill, sequences and
 blocks in use. Never "longest prefix wins": on real traces every request shares block 0, and that

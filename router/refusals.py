@@ -1,7 +1,6 @@
 """What the doors refuse without an error of the tree: each word, its status and its meaning.
 
-Owns the table. Does not know who is refused. Called by both doors and by `router.observe.telemetry`, which
-counts by these words and those of `core.errors`; docs/reference.md is made from it.
+Owns the table. Does not know who is refused.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The thread that makes large replies, off the loop that carries every stream.
 
-Owns the thread. Does not know what is made in it. Called by `router.http.sse`, `router.service`
-and the doors. It is one thread, so that the loop shares the interpreter's lock with one other at
-most and waits some milliseconds for it; no single call made here may hold the lock for long.
+Owns the thread. Does not know what is made in it. It is one thread, so that the loop shares the
+interpreter's lock with one other at most and waits some milliseconds for it; no single call made
+here may hold the lock for long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """From a client's wish to a frozen request: defaults, tokens, truncation, checks.
 
-Owns every check that can be made before a worker is asked. Does not know HTTP or gRPC. Called by
-`router.service` for both doors, so that they refuse the same things with the same words.
+Owns every check that can be made before a worker is asked. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What the router knows of one request while it lives, and of its attempt in progress.
 
 Owns the delivery of tokens to the choices, the merging of workers' figures, and how an attempt ends
-by what its workers say. Does not know placement, admission or the doors. Called by
-`router.orchestrator` and, as a session's listener, by `router.workers.session`.
+by what its workers say. Does not know placement, admission or the doors.
 """
 
 from __future__ import annotations

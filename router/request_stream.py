@@ -1,8 +1,7 @@
 """Events of running requests, in the hands of one consumer.
 
 Owns the queue between orchestrator and door, the credit that follows what the consumer took, and
-the grouping of several requests into one reply. Does not know HTTP or gRPC. Called by the doors,
-which get it from `router.service`.
+the grouping of several requests into one reply. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations

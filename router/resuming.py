@@ -2,7 +2,7 @@
 
 Owns the positions of every choice and their form as an SSE event id, `request-id:12,7`: for each
 choice, of each prompt in turn, how many output tokens the client has; one more with the tail (text
-that no token brought), two more with the end. Does not know streams. Called by the doors.
+that no token brought), two more with the end. Does not know streams.
 """
 
 from __future__ import annotations

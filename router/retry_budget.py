@@ -2,8 +2,8 @@
 
 Owns one rate with a burst, so that a cluster in trouble is not brought down by its own repairs: the
 burst covers the loss of whole workers, and beyond it retries wait their turn. Pure: `now_s` is an
-argument. Does not know requests. Called by the orchestrator, once per fault. The method is GCRA
-(ITU-T I.371): one instant is all the state there is.
+argument. Does not know requests. The method is GCRA (ITU-T I.371): one instant is all the state
+there is.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What both doors share: requests, streams, tokens, models, readiness, status.
 
-Owns the composition of the router's parts into one service. Does not know HTTP or gRPC. Called by
-`router.http.app` and `router.grpc.server`.
+Owns the composition of the router's parts into one service. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations

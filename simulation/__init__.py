@@ -1,5 +1,5 @@
 """The same cluster on virtual time: one thread, one seed, every fault at will.
 
 Owns the virtual loop, the in-memory network and the simulated nodes. Does not know torch, Ray or
-sockets. Called by tests and, later, by `baton simulate`.
+sockets.
 """

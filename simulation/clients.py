@@ -1,7 +1,7 @@
 """A client of a trial: reads, stalls, leaves, comes back when its router is gone, checks it all.
 
 Owns the promises that are made to one request: I1 and I2 as its stream shows them, I7 and L1 at its
-end. Does not know faults or workers. Called by `simulation.trial`.
+end. Does not know faults or workers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """A simulated cluster: routers and workers of both roles, each on a node of its own.
 
 Owns the nodes and their composition from the product's own parts, and what can be done to a node:
-kill, pause, drain, replace. Does not know a scenario or a fault schedule. Called by
-`simulation.trial` and tests.
+kill, pause, drain, replace. Does not know a scenario or a fault schedule.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """Rare but legal choices, forced on a worker's scheduler at random.
 
 Owns the odds and the count of what was forced: preemption before a plan, a cache that is evicted,
-free blocks that are refused. Does not know schedules. Called by `simulation.cluster`, which hands
-it each worker, and by `simulation.injector`, which sets the odds.
+free blocks that are refused. Does not know schedules.
 """
 
 from __future__ import annotations

@@ -7,8 +7,7 @@ Owns the bounds of overtaking, checked at every step and every ending of an atte
     F3 a small reservation for which there is room does not wait behind one that does not fit
     F4 a hand-over is not held back by announcements to another partner
 
-Does not know what is fair between tenants. Called by `simulation.invariants` and, through the
-cluster's hooks, at every step.
+Does not know what is fair between tenants.
 """
 
 from __future__ import annotations

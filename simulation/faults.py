@@ -1,7 +1,6 @@
 """The faults a trial may meet: their kinds, how long each lasts, and the drawing of a schedule.
 
 Owns the kinds and their odds. Does not know how a fault is carried out, nor loads or invariants.
-Called by `simulation.loads`, and by `simulation.injector`, which carries a schedule out.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A model that is a hash: every mistake with KV changes the very next token.
 
-Owns a runner whose KV content is a digest chain and whose next token is a digest of the KV bytes
-it actually reads. A stale, foreign, partial, reordered or flipped block therefore shows at once.
-Does not know torch. Called by `simulation` and by tests, in place of rank processes.
+Owns a runner whose KV content is a digest chain and whose next token is a digest of the KV bytes it
+actually reads. A stale, foreign, partial, reordered or flipped block therefore shows at once. Does
+not know torch.
 
 The slot of token i in a layer holds digest(slot i-1 as read, token i, scope, model, layer, shard).
 Generation and epoch are never hashed in: the same tokens give the same content anywhere.

@@ -1,7 +1,7 @@
 """Carrying out a schedule of faults on a simulated cluster.
 
 Owns what each fault does and the count of those that bit: a fault that was drawn but touched
-nothing does not count. Does not know loads or invariants. Called by `simulation.trial`.
+nothing does not count. Does not know loads or invariants.
 """
 
 from __future__ import annotations

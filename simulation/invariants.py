@@ -8,7 +8,7 @@ Owns the checks that no single stream shows:
     I9 no message is sent that is over its carrier's limit
     L1 what is unfinished waits for something that is still to come
 
-Does not know clients. Called by `simulation.trial`.
+Does not know clients.
 """
 
 from __future__ import annotations

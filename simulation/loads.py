@@ -1,7 +1,6 @@
 """What one seed decides before it runs: a cluster with odd but legal settings, a load, its faults.
 
-Owns the styles of trials and the drawing of each. Does not know how a plan is carried out. Called
-by `simulation.trial`, `simulation.search` and tests.
+Owns the styles of trials and the drawing of each. Does not know how a plan is carried out.
 
     CALM   a load well below capacity            POOL    above capacity, with few blocks
     ALONE  one worker a role, slow to start      GIANTS  giant prompts beside small ones

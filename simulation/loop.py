@@ -4,7 +4,7 @@ Owns virtual time, determinism (tasks hash by creation number: asyncio keeps `Ta
 a set; anything that would touch a thread, a socket or a subprocess raises) and the life of nodes:
 each callback belongs to the node in whose context it was made, so a node can be paused as by
 SIGSTOP or killed as by SIGKILL, without a word from it. It also keeps every exception that nobody
-caught. Does not know what runs on it. Called by `simulation.cluster`.
+caught. Does not know what runs on it.
 """
 
 from __future__ import annotations

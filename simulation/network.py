@@ -2,8 +2,7 @@
 
 Owns delivery between nodes: order within a stream, one-way delays, partitions (what is sent waits,
 as TCP sends again, and arrives late), cuts, and the hooks by which a test or a fault schedule
-loses, repeats, swaps or damages messages. Does not know what the messages mean. Called by
-`simulation.cluster`.
+loses, repeats, swaps or damages messages. Does not know what the messages mean.
 """
 
 from __future__ import annotations

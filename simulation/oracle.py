@@ -2,7 +2,6 @@
 
 Owns the reference output of the hash model: one sequence after the other on a pool of its own, and
 text and stop strings by the plainest reading of their definition. Does not know the router's code.
-Called by `simulation.clients`, which compare their streams with it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Simulated sides of the ports: text, members, store, clocks and ranks, each with its faults.
 
 Owns what stands in for a tokenizer, Serve's metadata, Redis, a machine's clock and rank processes.
-Does not know schedules or scenarios. Called by `simulation.cluster`.
+Does not know schedules or scenarios.
 """
 
 from __future__ import annotations

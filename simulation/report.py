@@ -1,7 +1,6 @@
 """What one trial found.
 
-Owns the counts and the list of violations. Does not know how they are found. Called by everything
-in this room that checks an invariant.
+Owns the counts and the list of violations. Does not know how they are found.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """How large a session's message is on the wire, near enough and cheap.
 
 Owns the estimate, which never falls below the encoded size of what grows without bound: tokens, log
-probabilities, prompts. Does not know the codec. Called by `simulation.network`, through the
-cluster.
+probabilities, prompts. Does not know the codec.
 """
 
 from __future__ import annotations

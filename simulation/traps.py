@@ -1,8 +1,7 @@
 """Exceptions put where the product's own code might raise one.
 
 Owns which trap is armed, for whom, and who stepped into one: only that request may suffer. Does not
-know schedules. Called by `simulation.cluster`, which wraps the product's callables, and by
-`simulation.injector`, which arms.
+know schedules.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One seed: a load, a fault schedule, and the invariants of reliability checked while it runs.
 
 Owns the course of a trial. Does not know how loads are drawn, how faults are carried out, nor what
-is checked: `loads`, `injector`, `clients`, `invariants` and `fairness` do. Called by
-`simulation.search` and tests.
+is checked: `loads`, `injector`, `clients`, `invariants` and `fairness` do.
 
     I1 tokens, text and scores equal the reference    I2 positions without gap or repeat, one ending
     I3 blocks and requests are conserved              I4, I5 follow from I1: any cross-talk shows

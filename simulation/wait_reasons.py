@@ -2,8 +2,7 @@
 
 Owns the one answer to "why does this not move?". A sequence that waits for nothing but the next
 step, on a worker that takes no step, has lost its wake-up: the commonest way in which systems like
-this hang. Does not change anything. Called by the simulation, which asks all the time, and by
-whoever debugs.
+this hang. Does not change anything.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Streams of messages between our own processes, whatever the messages mean.
 
 Owns gRPC streams of raw bytes, their numbering, the session's encoding, TLS and proof of identity.
-Does not know models, requests or KV. Called by `router`, `worker`, `kv_transfer` and `cluster`.
+Does not know models, requests or KV.
 """

@@ -2,8 +2,7 @@
 
 Owns the making and the names in them, and the reading of those names and of who signed. A role is a
 DNS name, `router.baton.internal`; workers are also `worker.baton.internal`. Production brings its
-own files of the same names. Does not know who uses them: `transport.tls` reads them. Called by
-`cli.main`, `client.endpoints` and `cli.banner`.
+own files of the same names. Does not know who uses them: `transport.tls` reads them.
 """
 
 from __future__ import annotations

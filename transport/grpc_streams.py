@@ -3,8 +3,7 @@
 Owns channels and servers, and the refusal of peers outside the cluster: with TLS a peer's
 certificate says which role it has; without TLS both ends prove that they know the cluster's key.
 Messages are bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); whoever wants typed
-messages passes a codec. Does not know what they mean. Called by the composition root for Fetch,
-and, with the session codec, for sessions.
+messages passes a codec. Does not know what they mean.
 
 The address of a listener without TLS is `nonce@host:port`.
 """

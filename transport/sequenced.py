@@ -3,8 +3,7 @@
 Owns the rule: a repeat is dropped, a gap ends the stream, and whoever used it begins anew with what
 is still wanted. Carriers promise order, but a bug or a proxy between them may break the promise,
 and a lost Submit or Cancel would otherwise be waited for until a deadline. Does not know what
-messages mean. Called by `router.workers.session`, `worker.sessions` (sessions) and `kv_transfer` (Fetch
-streams).
+messages mean.
 """
 
 from __future__ import annotations

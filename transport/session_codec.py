@@ -1,8 +1,8 @@
 """Session values to protobuf and back.
 
-Owns the translation; proto types stop here. Does not know streams. Called by
-`transport.session_streams`. Deadlines are instants on this side and seconds left on the wire. What a
-router says has a shape here, and nothing more: whether it can be is `worker.checking`'s.
+Owns the translation; proto types stop here. Does not know streams. Deadlines are instants on this
+side and seconds left on the wire. What a router says has a shape here, and nothing more: whether it
+can be is `worker.checking`'s.
 """
 
 from __future__ import annotations

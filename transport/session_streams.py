@@ -1,6 +1,6 @@
 """Sessions over gRPC: the generic transport with the session codec.
 
-Owns the method name and the two codecs. Called by the composition roots of workers and routers.
+Owns the method name and the two codecs.
 """
 
 from __future__ import annotations

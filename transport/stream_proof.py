@@ -3,7 +3,7 @@
 Owns the message authentication codes (MACs) that the two ends exchange and how they are compared:
 keyed hashes over a nonce of the listener, which is part of its address, and one of the dialler. A
 dialler's MAC is of no use for any other stream, not even to whoever takes over the port of a worker
-that died. Does not know gRPC. Called by `transport.grpc_streams`.
+that died. Does not know gRPC.
 
     dialler ── its nonce and MAC ──▶ listener    a wrong MAC: refused before anything is read
             ◀── the listener's MAC ──            a wrong MAC: no message is looked at

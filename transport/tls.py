@@ -2,7 +2,7 @@
 
 Owns the reading of `security.tls_dir` and the rule of roles: sessions are opened by routers to
 workers, KV is fetched by decode workers from prefill workers, and nobody else may. Does not know
-gRPC. Called by the composition roots of workers and routers.
+gRPC.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """A worker: one asyncio process with sessions, a scheduler and a step loop.
 
 Owns all that is the same for both roles. Does not know which role it plays, nor Ray, HTTP or text.
-Called by `prefill_worker` and `decode_worker`. Imports no torch: ranks compute, the worker plans.
+Imports no torch: ranks compute, the worker plans.
 """

@@ -1,8 +1,7 @@
 """One attempt at one request, as one worker sees it, and what the router still has to hear of it.
 
 Owns the output log of each choice (so that positions can be sent again), the prompt's scores, how
-far they were sent, and how many bytes that takes. Does not know scheduling or streams. Called by
-`worker.attempts` (writes) and `worker.sessions` (reads).
+far they were sent, and how many bytes that takes. Does not know scheduling or streams.
 """
 
 from __future__ import annotations

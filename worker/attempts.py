@@ -1,8 +1,7 @@
 """A worker's books: attempts by request, and the wiring of sessions, scheduler and role.
 
 Owns which attempts exist, their epochs and endings, and the tombstones of cancelled ones. Does not
-know how a role sends or receives KV: that is `RolePart`'s. Called by `worker.sessions` (commands),
-`worker.step_loop` (events) and the composition roots (`start`, `stop`).
+know how a role sends or receives KV: that is `RolePart`'s.
 
     Submit ──▶ Attempt ──▶ sequences in the scheduler ──▶ tokens logged ──▶ frame
        ended (done, failed) ──▶ kept until the router's Cancel acknowledges it

@@ -2,9 +2,7 @@
 
 Owns the limits and the refusals. Routers check what clients send; here nobody is believed, so that
 a router that is broken, or in wrong hands, harms what is its own and no rank, no worker and no
-request of another. Does not know scheduling, and leaves what fits to the scheduler. Called by
-`worker.attempts` (Submit, Credit), `worker.sessions` (Hello, Meet) and `decode_worker` (first
-tokens).
+request of another. Does not know scheduling, and leaves what fits to the scheduler.
 """
 
 from __future__ import annotations

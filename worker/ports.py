@@ -1,7 +1,6 @@
 """What a worker asks of its role and of its ranks.
 
-Owns the two protocols. Does not know who fulfils them. Called by `worker.attempts`; prefill and
-decode have a role each, and ranks, single processes and the simulation's model are runners.
+Owns the two protocols. Does not know who fulfils them.
 """
 
 from __future__ import annotations

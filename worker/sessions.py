@@ -3,7 +3,7 @@
 Owns the streams, what each router has not been sent yet, and the patience with a router that is
 gone (5 s). There is no outbox of frames: the next frame is built from unsent positions when the
 stream is writable. A command that fails harms the attempt it names, never the session. Does not
-know scheduling. Called by `worker.attempts`.
+know scheduling.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The loop: plan, execute, commit.
 
 Owns the order of the three and what happens when a step or the rank group fails. Does not know
-roles, transfers or sessions. Called by `worker.attempts`, once per worker.
+roles, transfers or sessions.
 """
 
 from __future__ import annotations

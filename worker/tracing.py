@@ -1,6 +1,6 @@
 """Spans of one attempt on one worker, recorded when it ends.
 
-Owns their names and what they hold. Does not know who collects them. Called by `worker.attempts`.
+Owns their names and what they hold. Does not know who collects them.
 
     worker.prefill ─┬ prefill.queue ─ prefill.compute ─ kv.send
     worker.decode  ─┴ kv.wait ─ kv.receive ─ decode.generate

@@ -1,7 +1,7 @@
 """A worker put together: books, scheduler, role, agent; the same in production and simulation.
 
 Owns the wiring and the order of start and stop. Does not know which role, which network or which
-runner it gets. Called by the composition roots, `cluster` and `simulation`.
+runner it gets.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The cluster on Ray Serve: one application, a deployment per pool and one for the routers.
 
-Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor.
-Ray places, heals and scales; no token and no KV ever travels as a Ray object (decision 4). Does not
-know what a worker does. Called by `baton up` and by `make demo`.
+Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor. Ray
+places, heals and scales; no token and no KV ever travels as a Ray object (decision 4). Does not
+know what a worker does.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """The environment a fresh local Ray must find before it is imported.
 
-Owns those variables. Does not import Ray: its native part reads them once, at import. Called by
-`cli.up` and `cli.demo` before they import `cluster.ray.app`.
+Owns those variables. Does not import Ray: its native part reads them once, at import.
 """
 
 from __future__ import annotations

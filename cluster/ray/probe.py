@@ -1,7 +1,7 @@
 """What a Ray cluster asks of a stranger: knocked at without a token, first in plain text.
 
 Owns the knock and what the answer means. Does not know Ray's libraries: their environment says what
-this process would like, the cluster's own answer says what is. Called by `cluster.ray.app`.
+this process would like, the cluster's own answer says what is.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Ranks as Ray actors in their worker's placement group, where each has its CPUs and GPU.
 
 Owns one actor a rank and the handing over of descriptors to it through a Unix socket. The actor
-only starts `engine.ranks.rank` as its child, in the environment Ray gave it (`CUDA_VISIBLE_DEVICES`):
-plans, KV and death travel over the same pipes as without Ray. Does not know models. Called by
-`cluster.ray.app`.
+only starts `engine.ranks.rank` as its child, in the environment Ray gave it
+(`CUDA_VISIBLE_DEVICES`): plans, KV and death travel over the same pipes as without Ray. Does not
+know models.
 
     placement group, STRICT_PACK:  bundle 0: worker's replica │ bundle 1: rank 0 │ 2: rank 1 ...
 """

@@ -1,7 +1,7 @@
 """Which Redis or Valkey server this machine has, and whether its version has known faults.
 
 Owns the places that are searched, the reading of a version and the lowest safe ones. Does not know
-how a server is started. Called by `cluster.redis.server`, `baton doctor` and `baton collect-env`.
+how a server is started.
 """
 
 from __future__ import annotations

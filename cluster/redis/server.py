@@ -2,8 +2,7 @@
 
 Owns the server's process, its restarts, its private folder with the socket, and what its one user
 may do. It listens on a Unix socket that only this user of the machine can open, so it serves one
-machine. Does not know what is stored, nor which programs there are. Called by `cluster.ray.app` (in
-an actor on the head node) and by `cluster.local`.
+machine. Does not know what is stored, nor which programs there are.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
 """What a model folder holds, read without torch.
 
 Owns configs, generation defaults and safetensors headers. Does not know tensors' values.
-Called by `engine.model`, `worker` and `cluster`.
 """

@@ -1,8 +1,7 @@
 """The model families: what `config.json` says about the shape of one decoder-only transformer.
 
 Owns the list of architectures that are served and the translation of their config keys into
-`Traits`; everything else is refused by name. Does not know tensors or files. Called by
-`engine.checkpoint.model_spec`.
+`Traits`; everything else is refused by name. Does not know tensors or files.
 
 Sources: the families' own `config.json` and modelling code in transformers. Llama 2/3.x, Mistral
 (arXiv:2310.06825), Qwen2/2.5/3, Gemma 1/2 (arXiv:2408.00118) and 3, Phi-3 (arXiv:2404.14219),

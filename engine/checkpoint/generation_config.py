@@ -2,7 +2,7 @@
 
 Owns `generation_config.json`, each value checked by type and range, and the union of the end tokens
 that it, `config.json` and the tokenizer's files name: fine-tunes often correct only one of the
-three. Does not know tensors. Called by `engine.checkpoint.model_spec`.
+three. Does not know tensors.
 """
 
 from __future__ import annotations

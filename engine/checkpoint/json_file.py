@@ -1,7 +1,6 @@
 """One JSON object in a model folder, read with a limit and refused by name.
 
-Owns reading it. Does not know what it means. Called by `engine.checkpoint.model_spec`,
-`engine.checkpoint.generation_config` and `engine.checkpoint.safetensors_files`.
+Owns reading it. Does not know what it means.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns the parsing of `config.json`, the list of tensors a model must have, and the strict comparison
 with the safetensors headers, in both directions. Does not know what tells families apart
-(`engine.checkpoint.families`) and loads no weights. Called by `engine.model.weights`, by the worker (for its layout)
-and by `baton check-config`.
+(`engine.checkpoint.families`) and loads no weights.
 """
 
 from __future__ import annotations

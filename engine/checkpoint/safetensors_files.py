@@ -1,8 +1,7 @@
 """Which safetensors files hold a model, and what they claim to hold, read without torch.
 
 Owns the choice of files, their headers (names, shapes), checked against their size, and the
-fingerprint of the weights. Does not know which tensors a model needs. Called by `engine.checkpoint.model_spec`
-and, for what is to be downloaded, by `cluster.model_source`.
+fingerprint of the weights. Does not know which tensors a model needs.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Paged attention: one protocol, a dense oracle for any device, a compiled kernel for CPU.
 
-Owns reading K and V through block tables. Does not know projections or sampling. Called by
-`engine.model.model`, once per layer.
+Owns reading K and V through block tables. Does not know projections or sampling.
 
 Dimension key: T token rows, S sequences, M blocks in the longest table, H query heads, K KV heads,
 G = H / K, D head size, N blocks in the pool, B tokens per block.

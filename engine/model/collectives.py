@@ -2,7 +2,7 @@
 
 Owns two operations over `torch.distributed` and the rule that makes them exact: parts are added in
 the order of ranks, whatever their number and size, so a row's sum depends on that row alone. Does
-not know models. Called by `engine.model.model`; made by `engine.ranks.rank`.
+not know models.
 
 A ring all-reduce would add the same numbers in an order that depends on where a row lies in the
 message, and batch invariance (ADR 2) would be gone with three ranks or more. So every rank gathers

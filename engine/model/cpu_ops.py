@@ -1,9 +1,7 @@
 """Compiled CPU kernels for what lies between the products: norms, rotary, KV writes, gating.
 
 Owns numba kernels over raw fp32 and bf16 numbers, and their torch-facing wrappers. Does not know
-weights' names or layers, nor attention itself (`engine.model.attention`). Called by `engine.model.model` and
-`engine.model.mlp` when the CPU backend runs in one of those dtypes; every other case takes the plain
-torch operations beside them, which are the oracle.
+weights' names or layers, nor attention itself (`engine.model.attention`).
 
 One token through a small model is a hundred torch calls of microseconds each; these are five a
 layer. A row's result depends on that row alone, and rows of padding are zeroed, never computed.

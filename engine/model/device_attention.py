@@ -1,7 +1,7 @@
 """Paged attention for devices: the context gathered through block tables, the products torch's own.
 
-Owns one backend of `engine.model.attention`'s protocol. Does not know kernels of its own: outside the CPU
-the library's are the better ones. Called by `engine.model.model`, once per layer.
+Owns one backend of `engine.model.attention`'s protocol. Does not know kernels of its own: outside
+the CPU the library's are the better ones.
 
 All sequences with one row (decoding) are one padded call, each longer one (a prompt's chunk) a call
 of its own. Sums follow the kernel torch picks for the shape, so rows are not bitwise the same in

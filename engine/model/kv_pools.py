@@ -1,7 +1,7 @@
 """Where a rank's KV lies: in memory shared with its worker, or on a device, staged in that memory.
 
 Owns the pool's tensor and what goes between a device and the stage. Does not know plans, transfers
-or models. Called by `engine.model.runner`.
+or models.
 
     device pool ── each layer as it is finished ──▶ stage (pinned) ──▶ the agent or its peer reads
                 ◀── blocks that arrived, before their step ── stage ◀── the agent writes

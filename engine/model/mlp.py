@@ -1,7 +1,6 @@
 """The two halves of the field's MLPs: gated dense, and a sparse mixture of gated experts.
 
 Owns the products between attention and the next layer. Does not know attention or the KV cache.
-Called by `engine.model.model`.
 
 Dimension key: T token rows (padded), C hidden size, F intermediate size, E experts, n rows of one
 expert. Sources: SwiGLU, arXiv:2002.05202; sparse experts with renormalised top-k routing,

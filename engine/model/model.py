@@ -1,7 +1,6 @@
-"""One decoder-only transformer for every family in `engine.checkpoint.families`, over a paged KV cache.
+"""One decoder-only transformer for every family of `engine.checkpoint`, over a paged KV cache.
 
-Owns the forward pass. Does not know scheduling, sampling or where weights come from. Called by
-`engine.model.runner`, in rank processes only.
+Owns the forward pass. Does not know scheduling, sampling or where weights come from.
 
 Dimension key: T token rows (padded, see `engine.model.weights`), C hidden size, H query heads, K KV
 heads, D head size, V vocabulary, R rows to sample, N blocks in the pool, B tokens per block.

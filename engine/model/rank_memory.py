@@ -1,8 +1,7 @@
 """What a rank remembers of a sequence from step to step: its block table, its tokens, their counts.
 
 Owns integers that grow at the end, so that a step costs what is new in it and not what was before.
-Does not know pipes, plans or tensors. Called by `engine.ranks.plan_wire`, which feeds it, and by
-`engine.model.sampling`, which reads the counts.
+Does not know pipes, plans or tensors.
 """
 
 from __future__ import annotations

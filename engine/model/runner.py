@@ -1,7 +1,6 @@
 """Executes step plans on one rank: plan to tensors, forward, sample this rank's share.
 
-Owns the KV tensor and the building of inputs. Does not know processes or the network. Called by
-`engine.ranks.rank`, and directly by tests and benchmarks (the bare engine).
+Owns the KV tensor and the building of inputs. Does not know processes or the network.
 """
 
 from __future__ import annotations

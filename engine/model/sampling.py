@@ -1,7 +1,7 @@
 """From logits to a token, with randomness that depends on (seed, choice, position) alone.
 
 Owns the draw and the log probabilities. Does not know sequences or batches: a row is drawn alone,
-in float64, so its token cannot depend on its neighbours. Called by `engine.model.runner`.
+in float64, so its token cannot depend on its neighbours.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which part of every tensor one rank of a group holds.
 
 Owns the arithmetic of tensor parallelism: heads, hidden columns, vocabulary rows. Does not know
-tensors or processes. Called by `engine.model.weights`, `engine.model.model` and, to refuse early, by `cluster`.
+tensors or processes.
 
 Source: Megatron-LM, arXiv:1909.08053. Query heads, gate, up and the head of the vocabulary are cut
 by rows (columns of the product), the output and down projections by columns, so that two sums per

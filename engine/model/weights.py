@@ -1,7 +1,6 @@
 """Safetensors to tensors, and linear products whose rows do not depend on the batch.
 
-Owns loading and the two product recipes. Does not know the model's structure. Called by
-`engine.model.model`, in rank processes only.
+Owns loading and the two product recipes. Does not know the model's structure.
 
 Batch invariance on CPU (ADR 2 has the measurements): fp32 products with prepacked oneDNN weights
 are bitwise equal for every number of rows from 2 up; bf16 ones are not on every CPU (AMX changes

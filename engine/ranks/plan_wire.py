@@ -1,8 +1,7 @@
 """Plans on the pipe to ranks: news alone.
 
 Owns what both ends remember of each sequence, so that a step costs what is new in it and not the
-length of its contexts. Does not know pipes or processes. Called by `engine.ranks.rank_group`, which keeps
-one encoder for each start of its group, and by `engine.ranks.rank`, which keeps the decoder.
+length of its contexts. Does not know pipes or processes.
 
     item on the pipe          sent                                   remembered until `released`
     block table               entries from the block of `start` on,  the entries before

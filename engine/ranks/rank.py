@@ -2,8 +2,8 @@
 
 Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then
 execute plans one by one. Does not know requests, sessions or transfers. Started by
-`engine.ranks.rank_group` as `python -m engine.ranks.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`; everything else
-comes as the first message, the setup.
+`engine.ranks.rank_group` as `python -m engine.ranks.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`;
+everything else comes as the first message, the setup.
 """
 
 from __future__ import annotations

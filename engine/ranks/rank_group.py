@@ -2,7 +2,7 @@
 
 Owns the rank processes, their pipes, the KV segments and the memory that ranks share: a page on
 which they count the layers they finish, and the slots of their collectives. Does not know torch: a
-worker process never imports it. Called by `worker` through the `Runner` port.
+worker process never imports it.
 
     start ──▶ READY ──execute──▶ READY
                 │ a pipe ends, a process exits, or nothing is counted for STALL_S in mid-step

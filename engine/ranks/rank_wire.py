@@ -1,8 +1,7 @@
 """Messages and results as msgpack on the pipe between a worker and its ranks.
 
-Owns the encoding of results and the length prefix; plans are `engine.ranks.plan_wire`'s. Does not know
-processes. Called by `engine.ranks.rank_group` and `engine.ranks.rank`. msgpack is data only: nothing on this
-pipe can execute.
+Owns the encoding of results and the length prefix; plans are `engine.ranks.plan_wire`'s. Does not
+know processes. msgpack is data only: nothing on this pipe can execute.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns anonymous shared-memory files, never linked into a file system, so nothing can be left behind,
 what lies where in the common one, and the refusal of a pool that does not fit. Does not know
-tensors: the worker side is bytes, the rank side wraps the same mapping. Called by
-`engine.ranks.rank_group` (makes them) and `engine.ranks.rank` (maps them).
+tensors: the worker side is bytes, the rank side wraps the same mapping.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
 
 
 def can_share_sums() -> bool:
-    """True where `engine.ranks.shared_group` may rely on the order of stores and on its system call."""
+    """True where `shared_group` may rely on the order of stores and on its system call."""
     return sys.platform == "linux" and platform.machine() == "x86_64"
 
 

@@ -1,5 +1,5 @@
 """What the next step computes, in plain integers: sequences, blocks, order, budget.
 
 Owns the scheduler and the books of the block pool. Does not know tensors, processes or the network.
-Called by `worker` and its roles. Imports no torch.
+Imports no torch.
 """

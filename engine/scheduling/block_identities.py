@@ -1,7 +1,6 @@
 """What each registered block is, exactly, and the block that is it.
 
-Owns the identities of one pool. Does not know references, eviction or tensors. Called by
-`engine.scheduling.block_pool` only.
+Owns the identities of one pool. Does not know references, eviction or tensors.
 
 A block is its own tokens after a parent: the block before it, or the root of its chain. Each
 identity, once registered, has a serial number that no other identity ever gets, so the number of

@@ -1,8 +1,7 @@
 """Circular lists of block ids inside two integer arrays: O(1) to join, leave and splice.
 
-Owns the order of blocks in each list. Does not know what the lists mean. Called by
-`engine.scheduling.block_pool` only, which keeps its free and its cached blocks here. A block is in at most
-one list at a time; that is the caller's to see to.
+Owns the order of blocks in each list. Does not know what the lists mean. A block is in at most one
+list at a time; that is the caller's to see to.
 
 A list has a head, an id behind the last block. Its first block is the head's next, its last block
 the head's previous, and an empty list is a head that is next to itself:

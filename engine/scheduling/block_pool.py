@@ -1,8 +1,7 @@
 """Block ids of one worker's KV pool: allocate, share, free, evict.
 
 Owns which block is free, cached (registered, unreferenced, evictable) or held (referenced), and
-each block's generation. Does not know tensors or sequences. Called by `engine.scheduling.scheduler` and
-`engine.scheduling.block_tables`, from the worker's event loop only.
+each block's generation. Does not know tensors or sequences.
 
     allocate            free               free (registered)      evict on allocate
     free ──────▶ held ────────▶ free   held ────────────▶ cached ──────────────────▶ held

@@ -1,8 +1,7 @@
 """Who gets blocks, in which order, and from whom they are taken back.
 
 Owns the walk down the waiting line with its bounded overtaking, blocks to write to for running
-sequences, copy on write, and preemption by recompute. Does not know budgets or the network. Called
-by `engine.scheduling.scheduler`.
+sequences, copy on write, and preemption by recompute. Does not know budgets or the network.
 """
 
 from __future__ import annotations

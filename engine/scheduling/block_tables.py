@@ -1,7 +1,6 @@
 """Block tables of sequences: prefix hits, allocation, pins, identities of full blocks.
 
 Owns how a sequence's blocks are taken from the pool and given back. Does not know queues or steps.
-Called by `engine.scheduling.scheduler` and, for pins, by the roles.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """What a step meant: tokens drawn, prompts computed, sequences failed.
 
-Owns the events that `Scheduler.commit` returns. Does not know who hears them. Called by
-`engine.scheduling.scheduler` (makes them) and `worker.attempts` (acts on them).
+Owns the events that `Scheduler.commit` returns. Does not know who hears them.
 """
 
 from __future__ import annotations

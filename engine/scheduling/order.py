@@ -1,8 +1,7 @@
 """Who goes first: one order for blocks, budget and places in a step.
 
 Owns the rule that turns a request and its arrival into a place in line. Does not know queues,
-blocks or steps. Called by `engine.scheduling.scheduler` once per sequence; shares between tenants are another
-`Order`.
+blocks or steps.
 
 A place is an instant, and a lower priority is a later one. So everything ages by itself: whoever
 has waited as long as the delay of its tier stands level with a newcomer that has none.

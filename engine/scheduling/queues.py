@@ -2,7 +2,6 @@
 
 Owns where each waiting sequence stands, so that a step looks only at those it can move: ten
 thousand that wait for a partner or for credit cost it nothing. Does not know blocks or steps.
-Called by `engine.scheduling.scheduler` and, through `engine.scheduling.sequences`, by `engine.scheduling.block_supply`.
 
     ready      wait for blocks, budget or a place in a step; also reservations
     partners   hand-overs, by decode worker: not announced yet, or announced and not answered

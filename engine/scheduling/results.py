@@ -1,7 +1,6 @@
 """What a step's result means: tokens appended, prompts done, choices forked, sequences finished.
 
-Owns the way from drawn tokens to events. Does not know how a step was planned. Called by
-`engine.scheduling.scheduler`.
+Owns the way from drawn tokens to events. Does not know how a step was planned.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 Owns how the budget of a step is shared, and the way of a sequence from its entry to its end. Pure:
 plain Python over integers, `now_s` is an argument. Does not know tensors, transfers or sessions,
 and leaves who gets blocks to `BlockSupply`, where sequences stand to `Sequences`, and what a result
-changes to `Results`. Called by `worker` and the roles, from the event loop only.
+changes to `Results`.
 
     plan = scheduler.plan(now_s)
     result = await runner.execute(plan, on_layer)
@@ -11,11 +11,11 @@ changes to `Results`. Called by `worker` and the roles, from the event loop only
 
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
 cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for
-everything (`engine.scheduling.order`): a step first gives every running answer its token, then shares what is
-left among prompts, and whoever has no block takes one from the youngest. Overtaking is bounded both
-ways: the oldest prompt gets at least half of what is left, the others go shortest first
-(`_plan_prompts`); what does not fit lets smaller ones pass for a while, then blocks are kept for it
-(`BlockSupply`).
+everything (`engine.scheduling.order`): a step first gives every running answer its token, then
+shares what is left among prompts, and whoever has no block takes one from the youngest. Overtaking
+is bounded both ways: the oldest prompt gets at least half of what is left, the others go shortest
+first (`_plan_prompts`); what does not fit lets smaller ones pass for a while, then blocks are kept
+for it (`BlockSupply`).
 
 A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
 what waits may be the sibling whose progress the credit depends on.

@@ -1,7 +1,7 @@
 """One request, or one choice of it, inside one engine.
 
 Owns the mutable state of generation: tokens, counts, block table, status. Does not know blocks'
-meaning or the network. Called by `engine.scheduling.scheduler` and `worker`, from the event loop only.
+meaning or the network.
 
     NEW ──submit──▶ WAITING ──plan──▶ RUNNING ──finish──▶ FINISHED
                        ▲                │ │ prompt computed, KV promised to a peer

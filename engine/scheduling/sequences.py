@@ -1,8 +1,7 @@
 """Every unfinished sequence of one engine, by what it is doing.
 
 Owns the four sets a sequence can be in and its way out of them, and which of them a running step
-and the ranks still know. Does not know budgets, what blocks mean, or transfers. Called by
-`engine.scheduling.scheduler`, `engine.scheduling.block_supply` and `engine.scheduling.results`.
+and the ranks still know. Does not know budgets, what blocks mean, or transfers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """How many tokens the next step may compute, so that no step looks like a hang.
 
 Owns the budget: the configured one, or less while steps take too long. Does not know sequences.
-Called by `engine.scheduling.scheduler` (reads) and `worker.step_loop` (reports).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The worker's end of one carrier process: its socket, the links and streams it reports.
 
 Owns one process from its start to its death, and what both say to one another. Does not know torch,
-transfers or what messages mean. Called by `kv_transfer.sidecar.network`, which starts the next one.
+transfers or what messages mean.
 """
 
 from __future__ import annotations

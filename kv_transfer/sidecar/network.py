@@ -1,7 +1,7 @@
 """Transports that a process beside the worker carries, because their libraries can hang or crash.
 
 Owns the carrier's life over all its processes (start, watch, kill, start again) and the listening
-socket. Does not know torch, transfers or what messages mean. Called by `kv_transfer.transports.choice`.
+socket. Does not know torch, transfers or what messages mean.
 
     worker ── record, slot ──▶ carrier ══ two-member group ══ carrier ── record, slot ──▶ worker
            one socket each, and one arena of slots a link, in shared memory

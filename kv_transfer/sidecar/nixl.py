@@ -1,8 +1,7 @@
 """A pair over NIXL: one-sided writes into slots the peer has offered, over what UCX finds.
 
 Owns the registration of slots and the numbered notes that offer and announce them. Does not know
-streams, messages or processes. Called by `kv_transfer.sidecar.process` for `transports: [nixl]`; the
-package is an extra (`pip install 'baton-serve[nixl]'`).
+streams, messages or processes.
 
     receiver ── offer k: address, room ──▶ sender
              ◀── the k-th message written there, and a note with its size ──

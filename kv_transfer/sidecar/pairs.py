@@ -1,8 +1,7 @@
 """Two-member process groups: made for one pair, named once, thrown away when they fail.
 
 Owns the meeting through a store of the accepting side, and sending and receiving of buffers over
-`torch.distributed`, without a global group. Does not know streams, messages or processes. Called by
-`kv_transfer.sidecar.process`, the only process of a worker that may be killed for it.
+`torch.distributed`, without a global group. Does not know streams, messages or processes.
 
 A pair that failed is never used again: whoever dials next knocks with a new name. gloo closes a
 pair for good at its first timeout, NCCL aborts its communicator.

@@ -2,8 +2,7 @@
 
 Owns two fixed layouts: records on the socket between worker and carrier, and the head of every
 piece between two carriers. Payload lies in slots of an arena that worker and carrier share, one per
-link. Does not know torch or transfers. Called by `kv_transfer.sidecar.client`,
-`kv_transfer.sidecar.stream` and `kv_transfer.sidecar.process`.
+link. Does not know torch or transfers.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """One end of a stream that a carrier carries, and the link whose slots it uses.
 
 Owns waiting for slots, messages put together from pieces, and what happens to a reader that does
-not read. Does not know processes or sockets. Called by `kv_transfer.sidecar.client`, which makes
-streams and feeds them.
+not read. Does not know processes or sockets.
 """
 
 from __future__ import annotations

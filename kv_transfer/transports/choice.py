@@ -1,7 +1,7 @@
 """Which way KV goes between two workers: the first that both have and that answers.
 
 Owns the list of transports of a worker, the address that names all of them, and the memory of which
-did not answer. Does not know how any of them works. Called by `kv_transfer.agent` as its network.
+did not answer. Does not know how any of them works.
 
 An address is `name=where` for every transport the worker listens on, joined by `;`.
 """

@@ -1,9 +1,8 @@
 """The shared-memory transport: the receiver maps the sender's pool and copies straight out of it.
 
 Owns a Unix socket, the handing over of segments (as file descriptors, once per peer) and
-length-prefixed messages for everything but payload. Does not know what messages mean. Called by
-`kv_transfer.transports.choice`. Linux only: the socket has an abstract name, so that a killed worker
-leaves no file behind.
+length-prefixed messages for everything but payload. Does not know what messages mean. Linux only:
+the socket has an abstract name, so that a killed worker leaves no file behind.
 
     decode ── the pool's name it has mapped, or none ──▶ prefill
            ◀── the pool's name, sizes, descriptors if they are new ──

@@ -1,4 +1,4 @@
 """Who calls and what they may do: API keys, their file, wrong keys, the certificate.
 
-Owns credentials and identities. Does not know what a request asks. Called by both doors.
+Owns credentials and identities. Does not know what a request asks.
 """

@@ -1,7 +1,7 @@
 """Wrong keys: how many came from where, and how long the next refusal waits.
 
 Owns a bounded table of addresses. A good key is never looked up here, so nobody who has one is ever
-slowed by a neighbour who has none. Does not know keys or doors. Called by both gates.
+slowed by a neighbour who has none. Does not know keys or doors.
 """
 
 from __future__ import annotations

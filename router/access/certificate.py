@@ -1,8 +1,7 @@
 """The certificate of both doors, taken up again when its files change.
 
 Owns the pair of files and the two ways of handing it to a server, each of which looks whenever a
-client knocks; connections that stand keep what they have. Does not know requests. Called by
-`router.grpc.server` and by the composition root for HTTP.
+client knocks; connections that stand keep what they have. Does not know requests.
 """
 
 from __future__ import annotations

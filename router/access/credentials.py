@@ -1,8 +1,7 @@
 """API keys: who may come in, and as whom.
 
 Owns the comparison in constant time, what a credential is bound to, and which keys hold while the
-file changes under a running router. Does not know HTTP or gRPC, nor the file's format. Called by
-both doors for every request but liveness, and by `baton keys`.
+file changes under a running router. Does not know HTTP or gRPC, nor the file's format.
 
 A key looks like `bt-<8 hex>-<32 hex>`: a name in the clear, to find its line, and a secret. The
 hash in the file is SHA-256 over salt and secret, which is enough for 128 random bits. Without a

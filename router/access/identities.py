@@ -1,7 +1,6 @@
 """Who calls, and what such a caller may do.
 
-Owns the roles of keys and the rights that each role has. Does not know keys, files or doors. Called
-by the keyring, which finds a caller's identity, and by both doors, which ask it for a right.
+Owns the roles of keys and the rights that each role has. Does not know keys, files or doors.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The file of API keys: its lines, how it is read, and how it is changed.
 
 Owns the format, the checks of the file itself and its replacement as a whole. Does not know secrets
-or requests. Called by `router.access.credentials` for a router and by `baton keys` for its operator.
+or requests.
 
 A line is `name salt hash tenant tier`, then `role=metrics` or `role=admin` if the key is no
 tenant's, and `expires=2027-01-31T00:00:00Z` if it ends by itself. `#` begins a comment. A line that

@@ -1,8 +1,7 @@
 """The gate of the gRPC door: nothing passes without a key but health checks, and no refusal unseen.
 
 Owns the refusal, before a request is read, the bounds on what is read, and the record of every
-call. A new method is closed until someone opens it here. Does not know services. Called by
-`router.grpc.server`.
+call. A new method is closed until someone opens it here. Does not know services.
 """
 
 from __future__ import annotations

@@ -2,8 +2,7 @@
 
 Owns the reading of a call's one message. The library would read it before any of our code runs, and
 hold what has come of it for as long as its client likes; so a method with one request is served as
-a stream, whose message is asked for with a deadline. Does not know keys. Called by
-`router.grpc.auth`.
+a stream, whose message is asked for with a deadline. Does not know keys.
 """
 
 from __future__ import annotations

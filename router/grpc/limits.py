@@ -1,7 +1,6 @@
 """How much may be in a gRPC request, counted on its bytes before anything is built from them.
 
 Owns the walk over the wire format and the wrapping of handlers. Does not know what fields mean.
-Called by `router.grpc.auth`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Proto requests to wishes, and errors to statuses.
 
-Owns presence (absent means the default, 0 means 0), the metadata that is read, and the
-`google.rpc` details. Does not know services or streams. Called by `router.grpc.server`.
+Owns presence (absent means the default, 0 means 0), the metadata that is read, and the `google.rpc`
+details. Does not know services or streams.
 """
 
 from __future__ import annotations

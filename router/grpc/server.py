@@ -1,8 +1,8 @@
 """The gRPC door: `baton.v1.Generation`, health and reflection, on an own grpc.aio server.
 
 Owns the calls and the translation of answers; proto types stop here and in `router.grpc.requests`.
-Does not know workers. Called by the composition root. Errors are statuses with `google.rpc`
-details; what a failed request has used goes in its trailers.
+Does not know workers. Errors are statuses with `google.rpc` details; what a failed request has used
+goes in its trailers.
 """
 
 from __future__ import annotations

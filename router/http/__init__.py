@@ -1,5 +1,4 @@
 """The HTTP door: OpenAI's endpoints, vLLM's beside them, and the operator's.
 
 Owns bodies, replies, server-sent events and their errors. Does not know workers or tensors.
-Called by `cluster.router_process`.
 """

@@ -1,7 +1,6 @@
 """The HTTP door: OpenAI's endpoints, vLLM's beside them, and what operators ask for.
 
-Owns the routes and the reading of headers. Does not know workers. Called by the
-composition root, which serves `make_app(service)` with uvicorn.
+Owns the routes and the reading of headers. Does not know workers.
 """
 
 from __future__ import annotations

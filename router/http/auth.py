@@ -3,7 +3,7 @@
 Owns the short list of open paths, and the record of every call. It stands before routing and
 compares whole paths: what is not literally on the list needs a key, however it is spelled, and a
 new route is closed until someone opens it here. What each role may do is bound to the routes
-themselves. Does not know keys. Called by `router.http.app`.
+themselves. Does not know keys.
 """
 
 from __future__ import annotations

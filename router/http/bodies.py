@@ -1,7 +1,7 @@
 """Bodies of the HTTP door: every field that is read, and what it means.
 
 Owns the pydantic models: the API reference and `/docs` are made from them. Does not know replies,
-nor fields that are not read (`router.http.other_fields`). Called by `router.http.app`.
+nor fields that are not read (`router.http.other_fields`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The process in which large bodies are parsed first: a malformed or oversized one ends here.
 
 Owns the parsing of untrusted JSON, with its memory limited here and its time by the router. Does
-not know fields. Started by `router.http.body_reading` as `python -m router.http.body_child`. An order is a
-length of 4 bytes (big-endian) and the body; the answer is one line of JSON.
+not know fields. Started by `router.http.body_reading` as `python -m router.http.body_child`. An
+order is a length of 4 bytes (big-endian) and the body; the answer is one line of JSON.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Owns the reading of bodies, the memory they take while they arrive, and where they are parsed: small
 ones here, large ones first in another process, so that no body stops the loop that carries every
-stream. Does not know fields. Called by `router.http.app`.
+stream. Does not know fields.
 """
 
 from __future__ import annotations

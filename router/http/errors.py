@@ -1,8 +1,7 @@
 """OpenAI's error object, its status and the headers that steer a client's retries.
 
 Owns the one translation from the error tree to HTTP, and notes each error on the call it answers.
-Does not know routes. Called by `router.http.app`, `router.http.sse`, `router.http.auth`
-and, before there is a request, `router.http.server.protocol`.
+Does not know routes.
 """
 
 from __future__ import annotations

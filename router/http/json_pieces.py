@@ -1,8 +1,7 @@
 """JSON of replies that may be large, encoded piece by piece.
 
 Owns the cutting: the standard encoder holds the interpreter's lock for as long as one call takes,
-so a reply with very many log probabilities is never one call. Does not know replies. Called by
-`router.http.replies` and `router.http.app`.
+so a reply with very many log probabilities is never one call. Does not know replies.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Log probabilities as OpenAI's two endpoints and vLLM's field show them.
 
 Owns the names of tokens and the three shapes: legacy (`/v1/completions`), chat, and by token id for
-prompts. Does not know replies. Called by `router.http.replies`.
+prompts. Does not know replies.
 """
 
 from __future__ import annotations

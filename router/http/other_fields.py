@@ -1,7 +1,7 @@
 """Fields of a body that are not read: refused by name, accepted without effect, or unknown.
 
 Owns the lists of them; the API reference is made from these. Does not know the bodies' own fields
-(`router.http.bodies`). Called by `router.http.app`.
+(`router.http.bodies`).
 """
 
 from __future__ import annotations

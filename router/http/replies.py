@@ -1,7 +1,7 @@
 """Replies of the HTTP door, whole and in chunks, byte-compatible with OpenAI's.
 
 Owns the two dialects (`text_completion`, `chat.completion`), usage and timing. Does not know
-sockets or bodies' fields beyond the options it is given. Called by `router.http.app`.
+sockets or bodies' fields beyond the options it is given.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """Server-sent events straight on ASGI: few calls a token, comments in a silence, one ending.
 
 Owns the sending of a stream and the watch for a client that leaves. Does not know what chunks say.
-Called by `router.http.app`.
 """
 
 from __future__ import annotations

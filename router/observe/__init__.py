@@ -1,5 +1,4 @@
 """What the router lets an operator see: metrics, the request log, readiness, the canary.
 
 Owns counts, times and their words. Does not change what happens to a request.
-Called by `router.service` and the orchestrator.
 """

@@ -1,6 +1,6 @@
 """Readiness: a small request that crosses both workers, again and again.
 
-Owns the canary and what `/ready` says. Does not know doors. Called by `router.service`.
+Owns the canary and what `/ready` says. Does not know doors.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What `/ready` says: whether a request gets through, and everything that is not as configured.
 
-Owns the list of problems and their words. Does not know doors. Called by `router.service`.
+Owns the list of problems and their words. Does not know doors.
 
     ready       a request gets through, and nothing is missing
     degraded    a request gets through, but something that is configured is missing

@@ -1,8 +1,7 @@
 """One event for each ended request and refused call: what an operator greps for.
 
 Owns the events' fields, and how many are logged about callers without a key. Prompts, outputs and
-addresses are never logged; `core.logs` escapes what a client chose. Does not know doors. Called by
-`router.service`.
+addresses are never logged; `core.logs` escapes what a client chose. Does not know doors.
 """
 
 from __future__ import annotations

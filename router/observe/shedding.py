@@ -1,7 +1,6 @@
 """Load that is shed: told of while it lasts, however many requests that are.
 
-Owns how often that is said. Does not know why there is no room. Called by `router.service` for
-every refusal.
+Owns how often that is said. Does not know why there is no room.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Counts and times of the router, on the OpenTelemetry SDK, shown as Prometheus text.
 
 Owns the instruments made from `core.metrics`. Records per request, never per token. Does not know
-doors. Called by `router.service`.
+doors.
 """
 
 from __future__ import annotations

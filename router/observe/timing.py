@@ -1,7 +1,7 @@
 """Where an ended request's time went: the phases that add up to its TTFT and its end-to-end time.
 
 Owns the arithmetic and the attributes of the request's span. Does not know how a request is
-carried. Called by `router.orchestrator`.
+carried.
 """
 
 from __future__ import annotations

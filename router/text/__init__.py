@@ -1,5 +1,4 @@
 """Text to tokens and back: templates, tokenizers in processes of their own, detokenizing.
 
 Owns all that the router knows of text. Does not know placement or workers.
-Called by `router.service` and the orchestrator.
 """

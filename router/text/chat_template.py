@@ -2,8 +2,7 @@
 
 Owns finding, compiling and rendering templates, bounded in size (time and memory are bounded by the
 process it runs in). Does not know tokens, nor what a message becomes for a template
-(`router.text.template_messages`). Called by `router.text.tokenizer_child` only: templates never run in the
-router's own process.
+(`router.text.template_messages`).
 
 Filters, globals, variables and whitespace rules are those of transformers' `apply_chat_template`,
 which is the oracle in the tests.

@@ -1,7 +1,7 @@
 """Token ids to text, one token at a time, exact on characters that span tokens.
 
-Owns the incremental decoders of all choices. Does not know stop strings. Called by
-`router.choice_output`. Decoding is microseconds, so it runs on the router's loop.
+Owns the incremental decoders of all choices. Does not know stop strings. Decoding is microseconds,
+so it runs on the router's loop.
 
 A tokenizer decodes whole lists, and what it says of the last tokens may change with the next one.
 Two things settle that here. Tokens that stand for bytes (all tokens of byte-level tokenizers, and

@@ -1,7 +1,7 @@
 """Messages as a chat template sees them: the same as under transformers and the OpenAI servers.
 
 Owns what becomes of nulls, content parts, tool calls, reasoning and developers. Does not know Jinja
-beyond a template's shape. Called by `router.text.chat_template`.
+beyond a template's shape.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What a chat template does with messages, read off its syntax tree.
 
 Owns that reading: whether a template walks over the parts of a content, whether it also takes plain
-text, and whether it has heard of developers. Does not run templates. Called by
-`router.text.chat_template` when it compiles one; `router.text.template_messages` shows messages accordingly.
+text, and whether it has heard of developers. Does not run templates.
 
 Values are followed by name, not by scope or order: `messages`, one message, a content. That is
 enough to tell a loop over parts from a loop over messages, also through `set`, `with`, namespaces

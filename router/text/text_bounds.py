@@ -1,7 +1,7 @@
 """How many bytes of text one token can stand for at most, where a tokenizer lets that be said.
 
 Owns the proof from `tokenizer.json`: what takes more tokens than fit need not be tokenized to be
-refused. Does not know requests. Called by `router.text.tokenizing` and `router.text.tokenizer_child`.
+refused. Does not know requests.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The process in which texts are tokenized and templates rendered, one JSON line at a time.
 
 Owns the Hugging Face tokenizer and the chat templates of one model. Does not know requests; trusts
-nothing it is given: memory is limited here, time by the router. Started by `router.text.tokenizing` as
-`python -m router.text.tokenizer_child FOLDER MAX_CHARACTERS`.
+nothing it is given: memory is limited here, time by the router. Started by `router.text.tokenizing`
+as `python -m router.text.tokenizer_child FOLDER MAX_CHARACTERS`.
 """
 
 from __future__ import annotations

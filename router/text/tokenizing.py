@@ -2,8 +2,7 @@
 
 Owns the orders to the tokenizer processes: a hostile text or template can at worst kill one of
 them, never the router or its event loop, and the others go on meanwhile. A text that cannot fit is
-refused by its length. Does not know requests. Called by `router.service`. The children run
-`router.text.tokenizer_child`.
+refused by its length. Does not know requests. The children run `router.text.tokenizer_child`.
 """
 
 from __future__ import annotations

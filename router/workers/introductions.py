@@ -2,7 +2,7 @@
 
 Owns the two lists, senders and receivers of KV, as they are now. A newcomer costs one step for each
 partner it has, and nothing else does: a receiver hears of all senders once, a sender is told to
-each receiver once, and what is gone is forgotten. Does not know streams. Called by `router.workers.sessions`.
+each receiver once, and what is gone is forgotten. Does not know streams.
 """
 
 from __future__ import annotations

@@ -3,8 +3,7 @@
 Owns connecting, the reconnect within 2 s, the beat, the watch over a hung or silent worker, and the
 routing of frames to attempts. A fault in what an attempt is told ends that attempt; a fault of the
 link itself ends the link, and whoever listened hears it. Does not know requests' stories, other
-workers or who places requests. Called by `router.workers.sessions` (run, introduce) and by the orchestrator
-(subscribe, send).
+workers or who places requests.
 
     DIALLING ─Welcome─▶ LIVE ─stream lost─▶ RECONNECTING ─Welcome─▶ LIVE
                           │ hung 3 s            │ 2 s                  (what was unsent comes again)

@@ -2,8 +2,7 @@
 
 Owns following the membership, dialling again while a lost worker is a member, the snapshot that
 placement reads, waking those who wait for it to change, and making workers known to one another
-before a request needs both. Does not know streams or requests. Called by the orchestrator (the
-snapshot, `get`), by membership changes (`follow`) and by the doors' status pages.
+before a request needs both. Does not know streams or requests.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Replies to HTTP/1.0: they end where the connection does, for those clients know no chunks.
 
 Owns the difference to uvicorn's protocol, which sends chunks to everybody. Does not know what is
-replied. Called by uvicorn, to which `cluster.router_process` gives the protocol.
+replied.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """The table of connections at the HTTP door: how many may be open, and which one makes room.
 
 Owns the limits and the order in which idle connections are closed, over plain numbers and
-addresses. Does not know sockets or HTTP. Called by `router.http.server.listener` and
-`router.http.server.protocol`.
+addresses. Does not know sockets or HTTP.
 
 A new connection is never refused while another is idle. When the door is full, or an address has
 its share, the connection that has been idle longest is closed for it: first those that never sent

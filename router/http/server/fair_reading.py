@@ -1,6 +1,6 @@
 """How much of one connection is read in one turn of the event loop.
 
-Owns the bound. Does not know HTTP. Called by the event loop; made by `router.http.server.listener`.
+Owns the bound. Does not know HTTP.
 
 A loop reads 256 KB at once, and again until the socket is empty. Sent as chunks of one byte, that
 is tens of milliseconds of parsing, in which nobody else is served.

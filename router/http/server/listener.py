@@ -1,7 +1,7 @@
 """The HTTP door's socket: which connections are accepted, and the server behind it.
 
 Owns accepting within the connection table's limits, before TLS, and uvicorn's start and stop. Does
-not know requests. Called by `cluster.router_process`.
+not know requests.
 """
 
 from __future__ import annotations

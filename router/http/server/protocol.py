@@ -2,7 +2,7 @@
 
 Owns the limits on heads, the deadline from accept to the end of the headers and between requests,
 the bound on pipelined requests, and the cut of a peer that does not read. Does not know routes,
-keys or bodies. Called by `router.http.server.fair_reading` and uvicorn; made by `router.http.server.listener`.
+keys or bodies.
 
 uvicorn on httptools has none of these: its parser collects an unfinished header without end, no
 timer runs before the first request is whole, and pipelined requests of a client that has left are
