@@ -16,20 +16,20 @@ from typing import Any
 
 import torch
 
-from kv_transfer.sidecar.pairs import PAIRS, MeetingPoint, Pair, Work, knock
+from kv_transfer.sidecar.pairs import PAIRS, Pair, Rendezvous, Work, request_pair
 from kv_transfer.sidecar.protocol import SLOTS
 
 SILENCE_S = 3600.0
 
 
-def _meet(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
+def _connect(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
     store: Any
     if rank == 0:
-        meeting_point = MeetingPoint(socket.create_server(("127.0.0.1", 0)))
-        _say(meeting_point.port)
-        store = meeting_point.next_knock()
+        rendezvous = Rendezvous(socket.create_server(("127.0.0.1", 0)))
+        _say(rendezvous.port)
+        store = rendezvous.next_request()
     else:
-        store = knock(f"127.0.0.1:{port}")
+        store = request_pair(f"127.0.0.1:{port}")
     pair = PAIRS[kind](store, rank, "127.0.0.1", SILENCE_S)
     pair.use(memory)
     return pair
@@ -45,7 +45,7 @@ def main() -> None:
     kind, rank, port, num_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
     memory = torch.ones(SLOTS * num_bytes, dtype=torch.uint8)
-    pair = _meet(kind, rank, port, memory)
+    pair = _connect(kind, rank, port, memory)
     begin = pair.send if rank == 0 else pair.recv
     buffers = memory.split(num_bytes)
     for line in sys.stdin:

@@ -16,7 +16,7 @@ import aiohttp
 
 from bench.load import Planned
 from bench.report import Sample
-from client.endpoints import DoorAccess, authorization
+from client.endpoints import Endpoints, authorization
 from core.errors import ConfigError
 
 CONNECT_TIMEOUT_S = 10.0
@@ -109,7 +109,7 @@ async def run(
     concurrency: int,
     timeout_s: float,
     on_done: Callable[[Sample], None],
-    access: DoorAccess,
+    access: Endpoints,
 ) -> list[Sample]:
     """Offer a load.
 

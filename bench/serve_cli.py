@@ -21,7 +21,7 @@ from rich.table import Table
 from bench.load import Planned, Shape, plan
 from bench.report import Sample, summarise, svg
 from bench.serve import run
-from client.endpoints import DoorAccess
+from client.endpoints import Endpoints
 from core.errors import ConfigError
 
 UNKNOWN_VOCABULARY = 1000
@@ -40,7 +40,7 @@ class Options:
     goodput: str
     timeout_s: float
     plot: Path | None
-    access: DoorAccess
+    access: Endpoints
     as_json: bool
 
 

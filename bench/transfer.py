@@ -24,17 +24,17 @@ from core.errors import ConfigError, ServingError, WorkerLost
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import MessageStream, Network, StreamClosed
-from core.session import WayReport
+from core.session import RouteReport
 from core.types import Logprob
 from engine.ranks.shared_kv import SharedKV
 from kv_transfer.agent import TransferAgent
 from kv_transfer.copying import move, warm
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
 from kv_transfer.sender import Blocks, Offer
-from kv_transfer.sidecar.network import CarriedNetwork
+from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
-from process.parent_death import hang_on
+from process.parent_death import exit_with_parent
 from process.shared_memory import create_segment
 from transport.grpc_streams import FETCH_CHANNELS, GrpcNetwork, fetch_network
 
@@ -94,7 +94,7 @@ def _network(transport: str, kv: SharedKV) -> Network:
     if transport == "grpc":
         return Transports({"grpc": fetch_network()})
     if transport in CARRIED:
-        return Transports({transport: CarriedNetwork(transport, "127.0.0.1", CARRIED_BYTES)})
+        return Transports({transport: SidecarNetwork(transport, "127.0.0.1", CARRIED_BYTES)})
     raise ConfigError(
         f"--transport {transport!r} is unknown; possible: shm, grpc, {', '.join(CARRIED)}"
     )
@@ -109,7 +109,7 @@ def _pool(num_blocks: int) -> SharedKV:
 # --- the child: it sends --------------------------------------------------------------------------
 
 
-class _SendingHost:
+class _SendCallbacks:
     """Publishes everything as soon as the receiver has room."""
 
     def __init__(self, plan: Plan) -> None:
@@ -146,7 +146,7 @@ async def _send(lines: asyncio.StreamReader) -> None:
     for segment in kv.segments():
         words = np.frombuffer(segment, np.uint64)
         words[:] = rng.integers(0, 2**63, len(words), dtype=np.uint64)
-    host = _SendingHost(plan)
+    host = _SendCallbacks(plan)
     agent = TransferAgent(
         _network(plan.transport, kv),
         host,
@@ -195,7 +195,7 @@ def _say(message: dict[str, Any]) -> None:
 # --- the parent: it receives ----------------------------------------------------------------------
 
 
-class _ReceivingHost:
+class _ReceiveCallbacks:
     """Reserves at once and says when a transfer is whole."""
 
     def __init__(self, plan: Plan) -> None:
@@ -231,7 +231,7 @@ class _ReceivingHost:
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """Nothing to free."""
 
-    def way_found(self, way: WayReport) -> None:
+    def route_found(self, route: RouteReport) -> None:
         """Nobody asked."""
 
 
@@ -242,7 +242,7 @@ class Bench:
         """Nothing is started yet."""
         self._plan = plan
         self._kv = _pool(plan.num_blocks * plan.streams)
-        self._host = _ReceivingHost(plan)
+        self._host = _ReceiveCallbacks(plan)
         self._agent = TransferAgent(
             _network(plan.transport, self._kv),
             self._host,
@@ -447,5 +447,5 @@ async def _main() -> None:
 
 
 if __name__ == "__main__":
-    hang_on(int(sys.argv[1]))
+    exit_with_parent(int(sys.argv[1]))
     asyncio.run(_main())

@@ -16,7 +16,7 @@ from rich.progress import Progress
 from benchmarks.record import quantiles, save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from support.rig import Rig, config_of
+from support.rig import ProcessCluster, config_of
 
 KINDS = [(what, role) for what in ("kill", "hang") for role in ("decode", "prefill", "router")]
 LOAD_S = {"kill": 4.0, "hang": 6.0}
@@ -40,7 +40,7 @@ async def one_round(rig, what, role, streams):
 
 async def at_load(streams, rounds, progress, task):
     """All six kinds at one load, in turn, and the control before and after."""
-    async with Rig(config_of(placement__path="pd")) as rig:
+    async with ProcessCluster(config_of(placement__path="pd")) as rig:
         rig.make_requests(max(24, streams + 8), max_tokens=80)
         await rig.learn()
         gaps = {kind: [] for kind in KINDS}

@@ -38,11 +38,11 @@ NCCL_TIMEOUT_S = 60
 PAIR = """
 import sys, time, torch
 from datetime import timedelta
-from kv_transfer.sidecar.pairs import MeetingPoint, NcclPair, knock
+from kv_transfer.sidecar.pairs import Rendezvous, NcclPair, knock
 import socket
 rank, port = int(sys.argv[1]), sys.argv[2]
 if rank == 0:
-    point = MeetingPoint(socket.create_server(("127.0.0.1", 0)))
+    point = Rendezvous(socket.create_server(("127.0.0.1", 0)))
     print(point.port, flush=True)
     store = point.next_knock()
 else:
@@ -164,11 +164,11 @@ def copies_out():
 
     shape, dtype = (24, 2048, 2, 16, 2, 64), torch.bfloat16
     stage = bytearray(2 * 24 * 2048 * 2 * 16 * 2 * 64)
-    pool = StagedPool(memoryview(stage), shape, dtype, torch.device("cuda"), hands_out=True)
+    pool = StagedPool(memoryview(stage), shape, dtype, torch.device("cuda"), exports_kv=True)
     blocks, speeds = list(range(128)), {}
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     for name, move in (
-        ("in", lambda: pool.take_in(blocks)),
+        ("in", lambda: pool.load_staged_blocks(blocks)),
         ("out", lambda: [pool.layer_queued(i, blocks) for i in range(24)]),
     ):
         for _ in range(3):

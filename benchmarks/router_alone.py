@@ -38,7 +38,7 @@ from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
-from worker.worker import WorkerParts, WorkerUnit
+from worker.worker import Worker, WorkerComponents
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)
@@ -84,8 +84,8 @@ async def worker():
         spec.max_model_len,
         pid=os.getpid(),
     )
-    unit = WorkerUnit(
-        WorkerParts(
+    unit = Worker(
+        WorkerComponents(
             role=Role.DECODE,
             make_role=decode_role(10.0),
             runner=StubRunner(),

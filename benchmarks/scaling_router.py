@@ -11,18 +11,27 @@ import time
 
 from core.ids import Incarnation, RouterId, WorkerId
 from core.ports import LoopClock
-from core.session import Hello, Load, Meet, Progress, Role, RouterBeat, Welcome, WorkerDescriptor
+from core.session import (
+    ConnectPeers,
+    Hello,
+    Load,
+    Progress,
+    Role,
+    RouterHeartbeat,
+    Welcome,
+    WorkerDescriptor,
+)
 from core.types import GenerateRequest, SamplingParams
-from router.placement import Wish, choose
-from router.workers.sessions import Links
+from router.placement import PlacementConstraints, choose
+from router.workers.sessions import WorkerSessions
 from transport.sequenced import Numbered
 
 WORKERS = (8, 64, 512, 1_000)
 BLOCK_SIZE_TOKENS = 16
 
 
-def place(links, request):
-    return choose(links.candidates(), request, Wish("auto", 32))
+def place(sessions, request):
+    return choose(sessions.candidates(), request, PlacementConstraints("auto", 32))
 
 
 def cpu_ms(action, repeats, inner=1):
@@ -36,7 +45,7 @@ def cpu_ms(action, repeats, inner=1):
     return samples
 
 
-class MetPairs:
+class ConnectedPairs:
     """Which decode workers have been told of which prefill workers, as the workers see it."""
 
     def __init__(self):
@@ -73,9 +82,9 @@ class WorkerStream:
             case Hello():
                 self._say(Welcome(self._descriptor))
                 self._say(Progress(0, 0, False, self._load))
-            case RouterBeat():
+            case RouterHeartbeat():
                 self._say(Progress(0, 0, False, self._load))
-            case Meet(addresses):
+            case ConnectPeers(addresses):
                 self._met.note(self._descriptor.worker_id, addresses)
 
     def _say(self, message):
@@ -97,7 +106,7 @@ class MemoryCluster:
     def __init__(self):
         self.rng = random.Random(5)
         self.descriptors = {}
-        self.met = MetPairs()
+        self.met = ConnectedPairs()
         self.on_change = lambda: None
 
     def members(self):
@@ -153,11 +162,11 @@ async def router_at(curves, num_workers, repeats):
     roles = itertools.cycle((Role.PREFILL, Role.DECODE))
     for _ in range(num_workers):
         cluster.add(next(roles))
-    links = Links(cluster, cluster, RouterId("router"), LoopClock())
-    curves.add("introduce_all", num_workers, [await cluster.introduced_ms(links.follow)])
+    sessions = WorkerSessions(cluster, cluster, RouterId("router"), LoopClock())
+    curves.add("introduce_all", num_workers, [await cluster.introduced_ms(sessions.follow)])
     prompt = tuple(range(256))
     request = GenerateRequest("r", "m", prompt, SamplingParams(), seed=1, deadline_at=1e9)
-    curves.add("placement", num_workers, cpu_ms(lambda: place(links, request), repeats))
+    curves.add("placement", num_workers, cpu_ms(lambda: place(sessions, request), repeats))
 
     def join():
         cluster.add(next(roles))
@@ -165,7 +174,7 @@ async def router_at(curves, num_workers, repeats):
 
     for _ in range(repeats):
         curves.add("introduce_one", num_workers, [await cluster.introduced_ms(join)])
-    await links.close()
+    await sessions.close()
 
 
 def measure_router(curves, repeats):

@@ -13,7 +13,7 @@ import grpc
 import typer
 
 from cli.client import Answer, show_text, stream_chat, told
-from client.endpoints import DoorAccess
+from client.endpoints import Endpoints
 from protos.baton.v1 import generation_pb2 as pb
 
 HELP = "/reset forgets the conversation, /quit or Ctrl-D ends it"
@@ -25,7 +25,7 @@ def run_chat(
     message: str,
     max_tokens: int,
     temperature: float,
-    access: DoorAccess,
+    access: Endpoints,
     *,
     as_json: bool,
 ) -> None:

@@ -19,13 +19,13 @@ import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 
-from client.endpoints import DoorAccess, api_key
+from client.endpoints import Endpoints, api_key
 from client.stream import Client
 from protos.baton.v1 import generation_pb2 as pb
 
 TIMEOUT_S = 300.0
 Show = Callable[[str], None]
-SYSTEMS_BELIEFS = DoorAccess()
+SYSTEMS_BELIEFS = Endpoints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def stream_answer(
     address: str,
     request: pb.GenerateRequest,
     show: Show | None = None,
-    access: DoorAccess = SYSTEMS_BELIEFS,
+    access: Endpoints = SYSTEMS_BELIEFS,
 ) -> Answer:
     """Run one request over gRPC, showing text as it comes; `address` may be several, with commas.
 
@@ -57,7 +57,7 @@ def stream_chat(
     address: str,
     request: pb.ChatRequest,
     show: Show | None = None,
-    access: DoorAccess = SYSTEMS_BELIEFS,
+    access: Endpoints = SYSTEMS_BELIEFS,
 ) -> Answer:
     """Run one turn of a conversation over gRPC, showing text as it comes.
 
@@ -69,7 +69,7 @@ def stream_chat(
     return _runner().run(_collect(client, client.chat(request, TIMEOUT_S), show))
 
 
-def _client(address: str, access: DoorAccess) -> Client:
+def _client(address: str, access: Endpoints) -> Client:
     addresses = address.split(",")
     files = access.grpc_files(addresses) or (None, None, None)
     return Client([one.rpartition("/")[2] for one in addresses], api_key(), *files)
@@ -119,7 +119,7 @@ def generate_stream(
     max_tokens: int,
     temperature: float,
     seed: int | None,
-    access: DoorAccess,
+    access: Endpoints,
     *,
     as_json: bool,
 ) -> None:

@@ -21,7 +21,7 @@ from cli.client import stream_answer
 from cluster.ray.env import prepare_fresh_ray
 from cluster.worker_process import model_of
 from core.config import load_config
-from process.orphan_reaper import Guardian
+from process.orphan_reaper import OrphanReaper
 from protos.baton.v1 import generation_pb2 as pb
 
 PROMPTS = (
@@ -130,11 +130,11 @@ def main() -> int:
     spec = model_of(config)
     block_bytes = spec.layout(config.pools.decode.engine.block_size_tokens).block_bytes
     console.rule("starting Ray, one router, one prefill worker, one decode worker")
-    guardian = Guardian()
+    orphan_reaper = OrphanReaper()
     prepare_fresh_ray()
     from cluster.ray.app import RayCluster  # noqa: PLC0415 - Ray reads its environment at import
 
-    cluster = RayCluster(config, on_session=guardian.watch_folder)
+    cluster = RayCluster(config, on_session=orphan_reaper.watch_folder)
     rows = []
     try:
         cluster.start()
@@ -154,7 +154,7 @@ def main() -> int:
             console.print()
     finally:
         cluster.stop()
-        guardian.release()
+        orphan_reaper.release()
     is_good = show(rows, block_bytes)
     console.print(f"done in {time.monotonic() - started_at:.1f} s")
     return 0 if is_good else 1

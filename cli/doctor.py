@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from client.endpoints import DoorAccess, authorization
+from client.endpoints import Endpoints, authorization
 from cluster.redis.binary import describe_server
 from core.errors import ConfigError
 
@@ -83,7 +83,7 @@ def judge(link: dict[str, Any], prompts: list[Prompt]) -> Verdict:
 class _Router:
     """The HTTP door of a router."""
 
-    def __init__(self, url: str, access: DoorAccess) -> None:
+    def __init__(self, url: str, access: Endpoints) -> None:
         self._url = url
         self._access = access
         self._client = httpx.Client(
@@ -164,7 +164,7 @@ def _measure(
     return links, prompts
 
 
-def run_doctor(url: str, mib: int, access: DoorAccess, *, as_json: bool) -> None:
+def run_doctor(url: str, mib: int, access: Endpoints, *, as_json: bool) -> None:
     """Measure and report; exits with 1 if a link does not work or there is none.
 
     Raises:

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Running:
+class Instance:
     """One `baton up`."""
 
     pid: int
@@ -61,7 +61,7 @@ def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
     path = _folder() / f"up-{pid}.json"
 
     def tell(http_port: int, grpc_port: int) -> None:
-        running = Running(pid, _start_ticks(pid), http_port, grpc_port, kind)
+        running = Instance(pid, _start_ticks(pid), http_port, grpc_port, kind)
         new = path.with_suffix(".new")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -77,12 +77,12 @@ def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
             path.unlink(missing_ok=True)
 
 
-def find_running() -> list[Running]:
+def find_running() -> list[Instance]:
     """List clusters of this user on this machine; files of dead ones are swept away."""
     found = []
     for path in sorted(_folder().glob("up-*.json")):
         try:
-            running = Running(**json.loads(path.read_text()))
+            running = Instance(**json.loads(path.read_text()))
         except (OSError, ValueError, TypeError):
             continue
         if running.is_alive:
@@ -92,7 +92,7 @@ def find_running() -> list[Running]:
     return found
 
 
-def stop(http_port: int = 0) -> Running:
+def stop(http_port: int = 0) -> Instance:
     """End one cluster and wait until its process is gone.
 
     Args:

@@ -79,9 +79,9 @@ def status(
     something that is configured.
     """
     from cli.status import run_status  # noqa: PLC0415
-    from client.endpoints import DoorAccess  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
 
-    raise typer.Exit(run_status(url, DoorAccess(ca, cert, key), as_json=output == "json"))
+    raise typer.Exit(run_status(url, Endpoints(ca, cert, key), as_json=output == "json"))
 
 
 @app.command()
@@ -95,9 +95,9 @@ def doctor(
 ) -> None:
     """Measure every link between prefill and decode, and from where on handing over pays."""
     from cli.doctor import run_doctor  # noqa: PLC0415
-    from client.endpoints import DoorAccess  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
 
-    run_doctor(url, mib, DoorAccess(ca, cert, key), as_json=output == "json")
+    run_doctor(url, mib, Endpoints(ca, cert, key), as_json=output == "json")
 
 
 @app.command()
@@ -116,9 +116,9 @@ def generate(  # noqa: PLR0913 - one option each
 ) -> None:
     """Continue a text and show where the time went."""
     from cli.client import generate_stream  # noqa: PLC0415
-    from client.endpoints import DoorAccess  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
 
-    access = DoorAccess(ca, cert, key)
+    access = Endpoints(ca, cert, key)
     as_json = output == "json"
     generate_stream(prompt, grpc_address, max_tokens, temperature, seed, access, as_json=as_json)
 
@@ -141,9 +141,9 @@ def chat(  # noqa: PLR0913 - one option each
 ) -> None:
     """Talk with the model; shows TTFT and tokens per second after each answer."""
     from cli.chat import run_chat  # noqa: PLC0415
-    from client.endpoints import DoorAccess  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
 
-    access = DoorAccess(ca, cert, key)
+    access = Endpoints(ca, cert, key)
     as_json = output == "json"
     run_chat(grpc_address, system, message, max_tokens, temperature, access, as_json=as_json)
 
@@ -249,7 +249,7 @@ def bench_serve(  # noqa: PLR0913 - one option each
     """Offer a load to any OpenAI-style server and report TTFT, ITL, TPOT, E2E and goodput."""
     from bench.load import Shape  # noqa: PLC0415
     from bench.serve_cli import Options, run_bench  # noqa: PLC0415
-    from client.endpoints import DoorAccess  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
 
     shape = Shape(
         requests,
@@ -263,7 +263,7 @@ def bench_serve(  # noqa: PLR0913 - one option each
         speed,
         seed,
     )
-    access = DoorAccess(ca, cert, key)
+    access = Endpoints(ca, cert, key)
     as_json = output == "json"
     run_bench(
         Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
@@ -317,28 +317,28 @@ def simulate_faults(
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
-    from cli.up import check_doors, warn_of_tokens_beyond  # noqa: PLC0415
+    from cli.up import check_ports, warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.network_check import faults_between_machines  # noqa: PLC0415
-    from cluster.ray.probe import door_of_environment  # noqa: PLC0415
+    from cluster.ray.probe import endpoint_of_environment  # noqa: PLC0415
     from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
     from cluster.worker_process import model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
     from core.ports import SystemClock  # noqa: PLC0415
     from core.references import is_reference  # noqa: PLC0415
-    from router.access.certificate import DoorCertificate  # noqa: PLC0415
+    from router.access.certificate import ServerCertificate  # noqa: PLC0415
     from router.text.detokenizing import TextModel  # noqa: PLC0415
 
     resolved = load_config(config)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
-    check_doors(resolved)
+    check_ports(resolved)
     if resolved.security.door_certificate:
-        DoorCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
+        ServerCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
     engine = resolved.pools.decode.engine
     layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
-    door = door_of_environment(os.environ)
+    door = endpoint_of_environment(os.environ)
     facts = {
         "model": spec.name,
         "architecture": spec.architecture,

@@ -13,13 +13,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from client.endpoints import DoorAccess
+from client.endpoints import Endpoints
 
 EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
 """Beside 2, which every command returns when nobody answers."""
 
 
-def run_status(url: str, access: DoorAccess, *, as_json: bool) -> int:
+def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
     """Ask and show; returns the exit code.
 
     Raises:

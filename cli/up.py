@@ -25,7 +25,7 @@ from cluster.worker_process import model_of
 from core import events, logs
 from core.config import BatonConfig, is_loopback, load_config
 from engine.checkpoint.model_spec import ModelSpec
-from process.orphan_reaper import Guardian
+from process.orphan_reaper import OrphanReaper
 from router.access.key_file import check_keys
 from router.text.detokenizing import TextModel
 
@@ -45,7 +45,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     logs.configure("up", config.log.format, config.log.level)
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
-    check_doors(config)
+    check_ports(config)
     with contextlib.ExitStack() as claims:
         claims.enter_context(claimed(config))
         if address:
@@ -89,7 +89,7 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
         )
 
 
-def check_doors(config: BatonConfig) -> None:
+def check_ports(config: BatonConfig) -> None:
     """Refuse a key file with a fault, and warn if keys cross a network in plain text.
 
     A router that already serves is milder to the file: there a fault closes its own line alone.
@@ -160,15 +160,15 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
 
 def _run_ray(config: BatonConfig, address: str, tell_ports: TellPorts) -> None:
     stop = threading.Event()
-    guardian = None
+    orphan_reaper = None
     if not address:
-        guardian = Guardian()
+        orphan_reaper = OrphanReaper()
         prepare_fresh_ray()
     with console.status("starting Ray"):
         from cluster.ray.app import RayCluster  # noqa: PLC0415 - importing Ray takes a second
 
         cluster = RayCluster(
-            config, address, guardian.watch_folder if guardian else lambda folder: None
+            config, address, orphan_reaper.watch_folder if orphan_reaper else lambda folder: None
         )
     try:
         with console.status("starting workers on Ray"):
@@ -181,5 +181,5 @@ def _run_ray(config: BatonConfig, address: str, tell_ports: TellPorts) -> None:
         _say_stopping()
     finally:
         cluster.stop()
-        if guardian is not None:
-            guardian.release()
+        if orphan_reaper is not None:
+            orphan_reaper.release()

@@ -42,7 +42,7 @@ def authorization() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class DoorAccess:
+class Endpoints:
     """Certificates of one command; without any it believes what the system believes."""
 
     ca: Path | None = None

@@ -27,7 +27,7 @@ from protos.baton.v1 import generation_pb2_grpc
 DETAILS_KEY = "grpc-status-details-bin"
 CONNECT_MS = 1500
 """Longest wait for a door to accept, hello included."""
-PULSE_S, PULSE_TIMEOUT_S = 1.0, 1.5
+HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 1.0, 1.5
 """A router that does not answer a health check is taken for dead:
 2.5 s after its last sign at the latest."""
 OPTIONS = [
@@ -75,7 +75,7 @@ class Client:
         self._certificates = (root_certificates or None, private_key, certificate_chain)
         self._max_reconnects = max_reconnects
         self._channels: dict[str, grpc.aio.Channel] = {}
-        self._pulses: dict[str, _Pulse] = {}
+        self._heartbeats: dict[str, _Heartbeat] = {}
         self._first = 0
         self.num_reconnects = 0
 
@@ -123,8 +123,8 @@ class Client:
             call = getattr(self._stub(address), method)(
                 request, timeout=max(0.0, ends_at - loop.time()), metadata=self._metadata
             )
-            pulse = self._pulse(address)
-            pulse.calls[call] = None
+            heartbeat = self._heartbeat(address)
+            heartbeat.calls[call] = None
             try:
                 async for message in call:
                     received.note(message)
@@ -135,10 +135,10 @@ class Client:
                 if attempt == self._max_reconnects or not is_break(failure):
                     raise
             except asyncio.CancelledError:
-                if call not in pulse.given_up:
+                if call not in heartbeat.given_up:
                     raise
             finally:
-                pulse.forget(call)
+                heartbeat.forget(call)
                 call.cancel()
             self.num_reconnects += 1
             self._leave(address)
@@ -163,15 +163,15 @@ class Client:
         if address == self._addresses[self._first % len(self._addresses)]:
             self._first += 1
 
-    def _pulse(self, address: str) -> _Pulse:
-        if address not in self._pulses:
-            self._pulses[address] = _Pulse(self._channels[address])
-        return self._pulses[address]
+    def _heartbeat(self, address: str) -> _Heartbeat:
+        if address not in self._heartbeats:
+            self._heartbeats[address] = _Heartbeat(self._channels[address])
+        return self._heartbeats[address]
 
     async def _close(self, address: str) -> None:
-        pulse, channel = self._pulses.pop(address, None), self._channels.pop(address, None)
-        if pulse is not None:
-            await pulse.stop()
+        heartbeat, channel = self._heartbeats.pop(address, None), self._channels.pop(address, None)
+        if heartbeat is not None:
+            await heartbeat.stop()
         if channel is not None:
             await channel.close()
 
@@ -206,7 +206,7 @@ class _Received:
         return pb.ResumeFrom(positions=self._positions, tokens=tokens)
 
 
-class _Pulse:
+class _Heartbeat:
     """Asks a door every second whether it lives, while calls depend on it, or gives them up.
 
     HTTP/2 pings would not do: threads of the gRPC library answer them while the process behind is
@@ -217,20 +217,22 @@ class _Pulse:
         self.calls: dict[Any, None] = {}
         self.given_up: dict[Any, None] = {}
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._task = asyncio.get_running_loop().create_task(self._beat())
+        self._task = asyncio.get_running_loop().create_task(self._heartbeat())
 
     def forget(self, call: Any) -> None:  # noqa: ANN401
         self.calls.pop(call, None)
         self.given_up.pop(call, None)
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
-            await asyncio.sleep(PULSE_S)
+            await asyncio.sleep(HEARTBEAT_S)
             asked = list(self.calls)
             if not asked:
                 continue
             try:
-                await self._health.Check(health_pb2.HealthCheckRequest(), timeout=PULSE_TIMEOUT_S)
+                await self._health.Check(
+                    health_pb2.HealthCheckRequest(), timeout=HEARTBEAT_TIMEOUT_S
+                )
             except grpc.aio.AioRpcError:
                 for call in asked:
                     self.given_up[call] = None

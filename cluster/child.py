@@ -22,7 +22,7 @@ from core import logs
 from core.config import BatonConfig
 from core.errors import ServingError
 from core.session import Role
-from process.parent_death import hang_on
+from process.parent_death import exit_with_parent
 
 MAX_LINE_BYTES = 16 << 20
 EXIT_BUG = 70
@@ -58,10 +58,10 @@ async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> N
 async def _run_router(
     config: BatonConfig, lines: asyncio.StreamReader, stop: asyncio.Event
 ) -> None:
-    from cluster.members import ToldMembership, from_json  # noqa: PLC0415
+    from cluster.members import PushedMembership, from_json  # noqa: PLC0415
     from cluster.router_process import RunningRouter  # noqa: PLC0415
 
-    membership = ToldMembership()
+    membership = PushedMembership()
     router = RunningRouter(config, membership)
     await router.start()
     say({"http_port": router.http_port, "grpc_port": router.grpc_port})
@@ -103,5 +103,5 @@ async def _main(kind: str) -> None:
 
 if __name__ == "__main__":
     logs.configure(sys.argv[1])
-    hang_on(int(sys.argv[2]))
+    exit_with_parent(int(sys.argv[2]))
     uvloop.run(_main(sys.argv[1]))

@@ -32,7 +32,7 @@ def from_json(tree: dict[str, Any]) -> WorkerDescriptor:
     )
 
 
-class ToldMembership:
+class PushedMembership:
     """The `Membership` port over whatever `tell` was last called with."""
 
     def __init__(self) -> None:

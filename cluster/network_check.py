@@ -6,7 +6,7 @@ travel inside Ray. Does not know how planes are started.
 
 from __future__ import annotations
 
-from cluster.ray.probe import RayDoor
+from cluster.ray.probe import RayEndpoint
 from cluster.secrets import secrets_of
 from core.config import BatonConfig
 from core.errors import ConfigError
@@ -18,7 +18,7 @@ OPEN_RAY = (
 )
 
 
-def check_network(config: BatonConfig, door: RayDoor, *, is_loopback: bool) -> None:
+def check_network(config: BatonConfig, door: RayEndpoint, *, is_loopback: bool) -> None:
     """Refuse plain text between machines, and a Ray that anybody may use.
 
     Raises:
@@ -33,7 +33,7 @@ def check_network(config: BatonConfig, door: RayDoor, *, is_loopback: bool) -> N
         raise ConfigError("; ".join(faults))
 
 
-def faults_between_machines(config: BatonConfig, door: RayDoor) -> list[str]:
+def faults_between_machines(config: BatonConfig, door: RayEndpoint) -> list[str]:
     """List what keeps a cluster from running on several machines; empty if nothing does."""
     faults = []
     if not config.security.trusts_network:

@@ -23,11 +23,11 @@ from core.ports import Membership, SystemClock
 from core.session import Role
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
-from router.access.certificate import DoorCertificate
+from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
 from router.admission import Admission
 from router.descriptors import INSIDE_DESCRIPTORS, grpc_share, raise_descriptor_limit
-from router.grpc.server import GrpcDoor
+from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
@@ -38,7 +38,7 @@ from router.service import GenerationService
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
 from router.text.tokenizing import TokenizerPool
-from router.workers.sessions import Links
+from router.workers.sessions import WorkerSessions
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import session_tls
@@ -76,9 +76,9 @@ class RunningRouter:
         admission = Admission(
             router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens
         )
-        self.links = Links(membership, self._network, ids.router(), clock)
+        self.sessions = WorkerSessions(membership, self._network, ids.router(), clock)
         self.orchestrator = Orchestrator(
-            self.links, admission, router, config.placement, clock, ids, text.decoder_of
+            self.sessions, admission, router, config.placement, clock, ids, text.decoder_of
         )
         model = ServedModel(
             spec.name,
@@ -96,7 +96,7 @@ class RunningRouter:
             router,
             self.orchestrator,
             admission,
-            self.links,
+            self.sessions,
             self._tokenizer,
             text,
             clock,
@@ -120,7 +120,7 @@ class RunningRouter:
         }
         self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
         is_private = bool(config.security.door_certificate)
-        self._certificate = DoorCertificate(config.security, clock.now_s) if is_private else None
+        self._certificate = ServerCertificate(config.security, clock.now_s) if is_private else None
         self._ends = CertificateEnds(
             config.security,
             "router",
@@ -128,7 +128,7 @@ class RunningRouter:
             self._certificate.chain if self._certificate is not None else None,
         )
         self.service.read_certificate_ends = self._ends.read
-        self._grpc = GrpcDoor(self.service, config.security, self._certificate)
+        self._grpc = GrpcServer(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
@@ -137,7 +137,7 @@ class RunningRouter:
         """Follow the members and open both doors."""
         await self._tokenizer.start()
         await self._bodies.start()
-        self.links.follow()
+        self.sessions.follow()
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
@@ -199,7 +199,7 @@ class RunningRouter:
         if self._mirror_task is not None:
             self._mirror_task.cancel()
             await asyncio.gather(self._mirror_task, return_exceptions=True)
-        await self.links.close()
+        await self.sessions.close()
         await self._network.close()
         await self._bodies.stop()
         await self._tokenizer.stop()

@@ -27,7 +27,7 @@ from engine.checkpoint.model_spec import ModelSpec, read_model
 from engine.model.sharding import check_split
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
 from kv_transfer.agent import AgentThread
-from kv_transfer.sidecar.network import CarriedNetwork
+from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import prefill_role
@@ -35,7 +35,7 @@ from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls
-from worker.worker import WorkerParts, WorkerUnit
+from worker.worker import Worker, WorkerComponents
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16
@@ -86,7 +86,7 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             # Its bytes are neither encrypted nor signed: without the operator's word they stay on
             # this host.
             where = host if config.security.trusts_network else "127.0.0.1"
-            made[name] = CarriedNetwork(
+            made[name] = SidecarNetwork(
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
             )
         else:
@@ -100,7 +100,7 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
 class RunningWorker:
     """A started worker."""
 
-    def __init__(self, ranks: RankGroup, unit: WorkerUnit, ends: CertificateEnds) -> None:
+    def __init__(self, ranks: RankGroup, unit: Worker, ends: CertificateEnds) -> None:
         """Made by `start`."""
         self._ranks = ranks
         self._unit = unit
@@ -131,7 +131,7 @@ class RunningWorker:
         began_at = time.monotonic()
         spec = model_of(config)
         engine = pool_of(config, role).engine
-        ranks = RankGroup(spec, engine, launch, hands_out=role is Role.PREFILL)
+        ranks = RankGroup(spec, engine, launch, exports_kv=role is Role.PREFILL)
         try:
             ranks.check_memory()
             await ranks.start()
@@ -157,7 +157,7 @@ class RunningWorker:
             rank_pids=ranks.rank_pids(),
         )
         tls = session_tls(config.security, role.value)
-        parts = WorkerParts(
+        parts = WorkerComponents(
             role=role,
             make_role=prefill_role
             if role is Role.PREFILL
@@ -176,7 +176,7 @@ class RunningWorker:
             descriptor=descriptor,
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
         )
-        unit = WorkerUnit(parts, AgentThread())
+        unit = Worker(parts, AgentThread())
         await unit.start()
         events.WORKER_READY.tell(
             worker_id=worker_id,
@@ -195,7 +195,7 @@ class RunningWorker:
         return self._unit.descriptor
 
     @property
-    def unit(self) -> WorkerUnit:
+    def unit(self) -> Worker:
         """The worker inside, for health checks and tests."""
         return self._unit
 

@@ -1,6 +1,6 @@
 """What a router and a worker say to each other on their one session stream.
 
-    router -> worker   Hello, Submit, Cancel, Credit, Meet, RouterBeat
+    router -> worker   Hello, Submit, Cancel, Credit, Meet, RouterHeartbeat
     worker -> router   Welcome, StepFrame, Progress, Met
 
 Owns the messages as frozen values. Does not know how they are encoded. Durations travel, instants
@@ -130,7 +130,7 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
-class Meet:
+class ConnectPeers:
     """These peers may be named in Submits: open the ways to them now.
 
     The ways are measured with so many bytes.
@@ -141,7 +141,7 @@ class Meet:
 
 
 @dataclass(frozen=True, slots=True)
-class RouterBeat:
+class RouterHeartbeat:
     """Nothing to say; renews the leases of this router's requests."""
 
 
@@ -153,7 +153,7 @@ class Welcome:
 
 
 @dataclass(frozen=True, slots=True)
-class PhaseTimings:
+class WorkerTiming:
     """Durations (seconds) and sizes of a worker's part, zero where it had none."""
 
     queue_s: float = 0.0
@@ -164,7 +164,7 @@ class PhaseTimings:
     kv_bytes: int = 0
     kv_blocks: int = 0
     kv_transport: str = ""
-    kv_parts_healed: int = 0
+    kv_fragments_resent: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class TokenDelta:
     logprobs: tuple[Logprob, ...] = ()
     finish: FinishReason | None = None
     stop_token_id: int | None = None
-    timings: PhaseTimings | None = None
+    timings: WorkerTiming | None = None
     """With the first tokens of an attempt: what this worker's part has cost so far."""
     prompt_logprobs: tuple[Logprob, ...] = ()
     prompt_start: int = 0
@@ -197,7 +197,7 @@ class AttemptEnded:
     request_id: RequestId
     epoch: Epoch
     task: Task
-    timings: PhaseTimings
+    timings: WorkerTiming
     error: ServingError | None = None
 
 
@@ -236,7 +236,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class WayReport:
+class RouteReport:
     """How KV would come from a peer: transport, round trip, speed (0: not measured); or why not."""
 
     address: str
@@ -247,11 +247,11 @@ class WayReport:
 
 
 @dataclass(frozen=True, slots=True)
-class Met:
+class PeerReport:
     """What a worker found when it met its peers."""
 
-    ways: tuple[WayReport, ...]
+    routes: tuple[RouteReport, ...]
 
 
-ToWorker = Hello | Submit | Cancel | Credit | Meet | RouterBeat
-ToRouter = Welcome | StepFrame | Progress | Met
+ToWorker = Hello | Submit | Cancel | Credit | ConnectPeers | RouterHeartbeat
+ToRouter = Welcome | StepFrame | Progress | PeerReport

@@ -243,7 +243,7 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Anatomy:
+class RequestTiming:
     """Where the time of a request went (seconds), who served it, what crossed the wire.
 
     The phases follow one another: tokenize, queue, prefill and router add up to `ttft_s`; those and
@@ -266,7 +266,7 @@ class Anatomy:
     kv_bytes: int = 0
     kv_blocks: int = 0
     kv_transport: str = ""
-    kv_parts_healed: int = 0
+    kv_fragments_resent: int = 0
     """Parts that came damaged and were sent again."""
     cached_tokens: int = 0
     path: str = ""
@@ -329,7 +329,7 @@ class RequestEnded:
 
     usage: Usage
     error: ServingError | None = None
-    anatomy: Anatomy = field(default_factory=Anatomy)
+    timing: RequestTiming = field(default_factory=RequestTiming)
 
 
 @dataclass(frozen=True, slots=True)

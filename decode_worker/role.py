@@ -25,14 +25,14 @@ from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import Clock, KVBytes
-from core.session import Meet, Task, WayReport
+from core.session import ConnectPeers, RouteReport, Task
 from core.types import Logprob
 from engine.scheduling.sequence import Sequence, Status
 from kv_transfer.agent import TransferAgent
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
-from kv_transfer.threadsafe_callbacks import Post, PostedReceiverHost
+from kv_transfer.threadsafe_callbacks import Post, ThreadsafeReceiverCallbacks
 from worker.attempt import Attempt
-from worker.attempts import Worker
+from worker.attempts import AttemptTable
 from worker.checking import check_first_tokens
 from worker.worker import MakeRole, RoleWiring
 
@@ -48,14 +48,14 @@ class Incoming:
     """Of the pool in which blocks are reserved; None: nothing is reserved yet."""
 
 
-class DecodePart:
+class DecodeRole:
     """The decode role of one worker."""
 
     task = Task.DECODE
 
     def __init__(
         self,
-        worker: Worker,
+        worker: AttemptTable,
         kv: KVBytes,
         layout: KVLayout,
         clock: Clock,
@@ -139,16 +139,16 @@ class DecodePart:
     def renew(self, attempts: list[Attempt]) -> None:
         """Leases are the sender's."""
 
-    def meet(self, message: Meet) -> None:
+    def connect_peers(self, message: ConnectPeers) -> None:
         """KV comes from these peers."""
         for address in message.addresses:
-            self._post(self.agent.meet, address, message.probe_bytes)
+            self._post(self.agent.probe_peer, address, message.probe_bytes)
 
     # --- told by the agent (on the worker's loop) -------------------------------------------------
 
-    def way_found(self, way: WayReport) -> None:
+    def route_found(self, route: RouteReport) -> None:
         """A way to a peer was tried."""
-        self._worker.way_found(way)
+        self._worker.route_found(route)
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Reserve now, or wait in line for blocks."""
@@ -250,7 +250,7 @@ class DecodePart:
             kv_bytes=arrival.num_bytes,
             kv_blocks=arrival.num_blocks,
             kv_transport=arrival.transport,
-            kv_parts_healed=arrival.num_healed,
+            kv_fragments_resent=arrival.num_resent,
         )
         self._worker.deliver(events)
         self._post(self.agent.ack, transfer_id)
@@ -278,10 +278,15 @@ def decode_role(reserve_wait_s: float) -> MakeRole:
     """Make the decode role, with the longest wait for free blocks."""
 
     def make(
-        worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+        worker: AttemptTable,
+        kv: KVBytes,
+        layout: KVLayout,
+        clock: Clock,
+        to_agent: Post,
+        to_worker: Post,
     ) -> RoleWiring:
-        part = DecodePart(worker, kv, layout, clock, to_agent, reserve_wait_s)
-        host = PostedReceiverHost(part, to_worker, worker.fail_transfer)
-        return RoleWiring(part, host, part.use_agent, lambda: part.num_live)
+        role = DecodeRole(worker, kv, layout, clock, to_agent, reserve_wait_s)
+        host = ThreadsafeReceiverCallbacks(role, to_worker, worker.fail_transfer)
+        return RoleWiring(role, host, role.use_agent, lambda: role.num_live)
 
     return make

@@ -20,22 +20,22 @@ from core.errors import InvariantViolation, KVTransferError, ServingError, to_wi
 from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes, MessageStream, Network, StreamClosed
-from core.session import WayReport
+from core.session import RouteReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import warm
 from kv_transfer.failures import failure_of
 from kv_transfer.parking import ParkingLot
 from kv_transfer.probing import answer, probe
-from kv_transfer.receiver import FetchOrder, Receiver, ReceiverHost, Reservation
-from kv_transfer.sender import LAST_SUB_ATTEMPT, Blocks, Offer, Sender, SenderHost
+from kv_transfer.receiver import FetchOrder, Receiver, ReceiverCallbacks, Reservation
+from kv_transfer.sender import LAST_SUB_ATTEMPT, Blocks, Offer, Sender, SenderCallbacks
 from kv_transfer.transitions import Transition
 
 T = TypeVar("T")
 TOMBSTONE_S = 10.0
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 MAX_MEETINGS = 512
-MEETING_S = 5.0
+PROBE_TIMEOUT_S = 5.0
 _TAKEN = KVTransferError("this transfer has a stream already; a receiver opens one")
 log = logging.getLogger(__name__)
 
@@ -46,7 +46,7 @@ class TransferAgent:
     def __init__(
         self,
         network: Network,
-        host: SenderHost | ReceiverHost,
+        callbacks: SenderCallbacks | ReceiverCallbacks,
         kv: KVBytes,
         layout: KVLayout,
         config: TransferConfig,
@@ -57,18 +57,18 @@ class TransferAgent:
 
         Args:
             network: Carries raw bytes.
-            host: The worker's role: a prefill worker sends, a decode worker receives.
+            callbacks: The worker's role: a prefill worker sends, a decode worker receives.
             kv: The pool's bytes.
             layout: What a block looks like.
             config: Sizes and times.
             generation_of: Current generation of a block, to fence late writes.
             now_s: A finer clock than the loop's, for measuring; None: the loop's.
         """
-        self._network, self._host, self._kv, self._layout = network, host, kv, layout
+        self._network, self._callbacks, self._kv, self._layout = network, callbacks, kv, layout
         self._config, self._generation_of = config, generation_of
         self._now_s = now_s or (lambda: asyncio.get_running_loop().time())
-        self._meeting: asyncio.Semaphore = asyncio.Semaphore()
-        self._num_meetings = 0
+        self._probing: asyncio.Semaphore = asyncio.Semaphore()
+        self._num_probes = 0
         self._senders: dict[TransferId, Sender] = {}
         self._receivers: dict[TransferId, Receiver] = {}
         self._tombstones: dict[TransferId, float] = {}
@@ -76,7 +76,7 @@ class TransferAgent:
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_unknown = 0
         self.num_late_frames = 0
-        self.num_healed = 0
+        self.num_resent = 0
         self.num_sent_bytes = 0
         self.transitions: Counter[Transition] = Counter()
         self.on_fault: Callable[[BaseException], None] = _report
@@ -105,16 +105,16 @@ class TransferAgent:
         return len(self._senders) + len(self._receivers) + len(self._parked)
 
     @property
-    def _sender_host(self) -> SenderHost:
-        if not isinstance(self._host, SenderHost):
+    def _sender_callbacks(self) -> SenderCallbacks:
+        if not isinstance(self._callbacks, SenderCallbacks):
             raise InvariantViolation("this worker's role sends no KV")
-        return self._host
+        return self._callbacks
 
     @property
-    def _receiver_host(self) -> ReceiverHost:
-        if not isinstance(self._host, ReceiverHost):
+    def _receiver_callbacks(self) -> ReceiverCallbacks:
+        if not isinstance(self._callbacks, ReceiverCallbacks):
             raise InvariantViolation("this worker's role receives no KV")
-        return self._host
+        return self._callbacks
 
     def _note(self, transition: Transition) -> None:
         self.transitions[transition] += 1
@@ -143,10 +143,10 @@ class TransferAgent:
             self._forget_sender(sender)
         elif receiver := self._receivers.get(transfer_id):
             receiver.fail(error)
-        elif isinstance(self._host, SenderHost):
-            self._host.transfer_lost(transfer_id, error)
+        elif isinstance(self._callbacks, SenderCallbacks):
+            self._callbacks.transfer_lost(transfer_id, error)
         else:
-            self._host.transfer_failed(transfer_id, error)
+            self._callbacks.transfer_failed(transfer_id, error)
 
     # --- sending ----------------------------------------------------------------------------------
 
@@ -154,7 +154,7 @@ class TransferAgent:
         """Expect a peer's Open; the lease begins now."""
         with self._contained(offer.transfer_id):
             sender = Sender(
-                offer, self._sender_host, self._kv, self._layout, self._config, self._note
+                offer, self._sender_callbacks, self._kv, self._layout, self._config, self._note
             )
             self._note(Transition.SENDER_OFFERED)
             self._senders[offer.transfer_id] = sender
@@ -192,14 +192,14 @@ class TransferAgent:
             if sender := self._sender(transfer_id):
                 sender.restart(sub_attempt)
             else:
-                self._sender_host.transfer_drained(transfer_id, sub_attempt - 1)
+                self._sender_callbacks.transfer_drained(transfer_id, sub_attempt - 1)
 
     def end_send(self, transfer_id: TransferId, error: ServingError | None) -> None:
         """Give a transfer up; `transfer_drained` is the answer, also for an unknown one."""
         with self._contained(transfer_id):
             sender = self._senders.get(transfer_id)
             if sender is None:
-                self._sender_host.transfer_drained(transfer_id, LAST_SUB_ATTEMPT)
+                self._sender_callbacks.transfer_drained(transfer_id, LAST_SUB_ATTEMPT)
             else:
                 self._end_sender(sender, error)
 
@@ -234,7 +234,7 @@ class TransferAgent:
             async with asyncio.timeout(self._config.open_timeout_s):
                 number, opened = frames.decode(await stream.recv())
             if isinstance(opened, frames.Probe):
-                async with asyncio.timeout(MEETING_S):
+                async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await answer(stream, opened, self._config.frame_bytes)
                 return
             if number or not isinstance(opened, frames.Open):
@@ -286,7 +286,7 @@ class TransferAgent:
 
     async def _watch_leases(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
             now_s = asyncio.get_running_loop().time()
             for sender in list(self._senders.values()):
                 if now_s - sender.last_traffic_at > self._config.lease_s:
@@ -304,7 +304,7 @@ class TransferAgent:
         with self._contained(order.transfer_id):
             receiver = Receiver(
                 order,
-                self._receiver_host,
+                self._receiver_callbacks,
                 self._kv,
                 self._layout,
                 self._config.lease_s,
@@ -316,31 +316,31 @@ class TransferAgent:
             self._receivers[order.transfer_id] = receiver
             self._own(self._receive(receiver))
 
-    def meet(self, address: str, probe_bytes: int) -> None:
-        """Try the way to a peer; the host hears `way_found`.
+    def probe_peer(self, address: str, probe_bytes: int) -> None:
+        """Try the way to a peer; the host hears `route_found`.
 
         More than a few hundred at once are not tried.
         """
-        if self._num_meetings < MAX_MEETINGS:
-            self._num_meetings += 1
-            self._own(self._meet(address, probe_bytes))
+        if self._num_probes < MAX_MEETINGS:
+            self._num_probes += 1
+            self._own(self._probe_peer(address, probe_bytes))
 
-    async def _meet(self, address: str, probe_bytes: int) -> None:
+    async def _probe_peer(self, address: str, probe_bytes: int) -> None:
         try:
             async with (
-                self._meeting,
-                asyncio.timeout(MEETING_S),
+                self._probing,
+                asyncio.timeout(PROBE_TIMEOUT_S),
             ):  # one by one, or they would measure one another
-                way = await probe(
+                route = await probe(
                     self._network, address, probe_bytes, self._config.frame_bytes, self._now_s
                 )
         except TimeoutError:
-            way = WayReport(address, error=f"no answer within {MEETING_S:g} s")
+            route = RouteReport(address, error=f"no answer within {PROBE_TIMEOUT_S:g} s")
         except Exception as error:  # noqa: BLE001 - a way that breaks is no way; logged
-            way = WayReport(address, error=failure_of(error, "the probe").message)
+            route = RouteReport(address, error=failure_of(error, "the probe").message)
         finally:
-            self._num_meetings -= 1
-        self._receiver_host.way_found(way)
+            self._num_probes -= 1
+        self._receiver_callbacks.route_found(route)
 
     async def _receive(self, receiver: Receiver) -> None:
         try:
@@ -348,7 +348,7 @@ class TransferAgent:
         finally:
             del self._receivers[receiver.order.transfer_id]
             self.num_late_frames += receiver.num_late_frames
-            self.num_healed += receiver.num_healed
+            self.num_resent += receiver.num_resent
 
     def reserved(self, transfer_id: TransferId, reservation: Reservation) -> None:
         """Blocks are reserved: frames may come."""
@@ -374,7 +374,7 @@ class TransferAgent:
             if receiver := self._receivers.get(transfer_id):
                 receiver.end()
             else:
-                self._receiver_host.transfer_closed(transfer_id)
+                self._receiver_callbacks.transfer_closed(transfer_id)
 
 
 def _report(error: BaseException) -> None:

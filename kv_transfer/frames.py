@@ -169,7 +169,7 @@ class NotFound:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """Nothing to say; the lease goes on."""
 
 
@@ -186,19 +186,19 @@ Message = (
     | Ack
     | Finished
     | NotFound
-    | Beat
+    | Heartbeat
     | Probe
 )
-_EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Beat]] = {
+_EMPTY: dict[int, type[Ack] | type[Finished] | type[NotFound] | type[Heartbeat]] = {
     8: Ack,
     10: Finished,
     12: NotFound,
-    13: Beat,
+    13: Heartbeat,
 }
 _KIND_OF_EMPTY = {cls: kind for kind, cls in _EMPTY.items()}
 
 
-def bound_checksums(
+def keyed_checksums(
     transfer_id: TransferId, sub_attempt: int, entries: Array, tallies: Array
 ) -> Array:
     """Checksums of parts, uint64 [n], bound to what they claim to be: a swap shows like a flip.

@@ -12,7 +12,7 @@ import numpy as np
 
 from core.errors import KVTransferError
 from core.ports import MappedStream, MessageStream, Network, StreamClosed
-from core.session import WayReport
+from core.session import RouteReport
 from kv_transfer import frames
 from kv_transfer.copying import move
 
@@ -26,7 +26,7 @@ async def answer(stream: MessageStream, probe: frames.Probe, frame_bytes: int) -
     Raises:
         StreamClosed: The peer has left.
     """
-    await stream.send(frames.encode(0, frames.Beat()))
+    await stream.send(frames.encode(0, frames.Heartbeat()))
     count = -(-min(probe.num_bytes, MAX_PROBE_BYTES) // frame_bytes)
     is_mapped = isinstance(stream, MappedStream)
     payload = None if is_mapped else memoryview(bytes(frame_bytes - frames.FRAME_HEAD_BYTES))
@@ -38,7 +38,7 @@ async def answer(stream: MessageStream, probe: frames.Probe, frame_bytes: int) -
 
 async def probe(
     network: Network, address: str, num_bytes: int, frame_bytes: int, now_s: Callable[[], float]
-) -> WayReport:
+) -> RouteReport:
     """Try the way to a peer.
 
     Args:
@@ -51,7 +51,7 @@ async def probe(
     try:
         stream = await network.dial(address)
     except StreamClosed as error:
-        return WayReport(address, error=str(error))
+        return RouteReport(address, error=str(error))
     try:
         asked_at = now_s()
         await stream.send(frames.encode(0, frames.Probe(num_bytes)))
@@ -60,11 +60,11 @@ async def probe(
         num_moved = await _move_all(stream, frame_bytes)
         seconds = now_s() - heard_at
     except (StreamClosed, KVTransferError) as error:
-        return WayReport(address, stream.transport, error=str(error))
+        return RouteReport(address, stream.transport, error=str(error))
     finally:
         stream.reset()
     speed = num_moved / seconds / 1e9 if num_moved and seconds > 0 else 0.0
-    return WayReport(address, stream.transport, heard_at - asked_at, speed)
+    return RouteReport(address, stream.transport, heard_at - asked_at, speed)
 
 
 async def _move_all(stream: MessageStream, frame_bytes: int) -> int:

@@ -1,7 +1,7 @@
 """The decode side of one transfer: it alone writes into its own blocks, and only while it lives.
 
 Owns verification (checksum, range, generation), the copy into the pool and the answer. Does not
-know the scheduler: it is told block ids and reports through `ReceiverHost`.
+know the scheduler: it is told block ids and reports through `ReceiverCallbacks`.
 
     DIALLING ─Open─▶ WAITING ─Starting─▶ RESERVING ─Reserved─▶ RECEIVING
         │                                                          │ Commit, verified
@@ -23,7 +23,7 @@ from core.errors import ChecksumMismatch, KVTransferError, ServingError, Transfe
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes, MappedStream, MessageStream, Network, StreamClosed
-from core.session import WayReport
+from core.session import RouteReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
@@ -33,7 +33,7 @@ from kv_transfer.resharding import Grid, PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 from transport.sequenced import Arrivals
 
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +43,11 @@ class Arrival:
     num_bytes: int
     num_blocks: int
     transport: str
-    num_healed: int
+    num_resent: int
 
 
 @runtime_checkable
-class ReceiverHost(Protocol):
+class ReceiverCallbacks(Protocol):
     """What the worker is told, on the worker's own loop."""
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
@@ -72,7 +72,7 @@ class ReceiverHost(Protocol):
         """Nothing will be written into the reserved blocks any more."""
         ...
 
-    def way_found(self, way: WayReport) -> None:
+    def route_found(self, route: RouteReport) -> None:
         """A way to a peer was tried, as `TransferAgent.meet` was asked to."""
         ...
 
@@ -103,7 +103,7 @@ class Receiver:
     def __init__(
         self,
         order: FetchOrder,
-        host: ReceiverHost,
+        callbacks: ReceiverCallbacks,
         kv: KVBytes,
         layout: KVLayout,
         silence_s: float,
@@ -115,8 +115,13 @@ class Receiver:
         self.order = order
         self.is_closed = False
         self.num_late_frames = 0
-        self.num_healed = 0
-        self._host, self._kv, self._layout, self._generation_of = host, kv, layout, generation_of
+        self.num_resent = 0
+        self._callbacks, self._kv, self._layout, self._generation_of = (
+            callbacks,
+            kv,
+            layout,
+            generation_of,
+        )
         self._note, self._silence_s, self._copy_threads = note, silence_s, copy_threads
         self._stream: MessageStream | None = None
         self._reservation: Reservation | None = None
@@ -209,17 +214,17 @@ class Receiver:
                 ) from None
             async with asyncio.TaskGroup() as tasks:
                 reader = tasks.create_task(self._read(stream))
-                beats = tasks.create_task(self._beat())
+                heartbeats = tasks.create_task(self._heartbeat())
                 await self._write(stream)
                 reader.cancel()
-                beats.cancel()
+                heartbeats.cancel()
         except Exception as error:  # noqa: BLE001 - whatever broke here fails this transfer, logged
             self._fail(failure_of(error, "the prefill worker's stream", self._silence_s))
         finally:
             self.is_closed = True
             if stream is not None:
                 stream.reset()
-            self._host.transfer_closed(self.order.transfer_id)
+            self._callbacks.transfer_closed(self.order.transfer_id)
 
     async def _send(self, stream: MessageStream, message: frames.Message) -> None:
         number, self._num_sent = self._num_sent, self._num_sent + 1
@@ -235,12 +240,12 @@ class Receiver:
     def _fail(self, error: ServingError) -> None:
         if not self.is_closed:
             self._note(Transition.RECEIVER_FAILED)
-            self._host.transfer_failed(self.order.transfer_id, error)
+            self._callbacks.transfer_failed(self.order.transfer_id, error)
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         while True:
-            await asyncio.sleep(BEAT_S)
-            self._reply(frames.Beat())
+            await asyncio.sleep(HEARTBEAT_S)
+            self._reply(frames.Heartbeat())
 
     async def _write(self, stream: MessageStream) -> None:
         while True:
@@ -265,9 +270,9 @@ class Receiver:
                     self._accept(message)
                 case frames.Starting():
                     self._note(Transition.RECEIVER_STARTING)
-                    self._meet(message, stream)
+                    self._negotiate_grid(message, stream)
                     self._sub_attempt = message.sub_attempt
-                    self._host.transfer_starting(self.order.transfer_id, message.num_tokens)
+                    self._callbacks.transfer_starting(self.order.transfer_id, message.num_tokens)
                 case frames.Commit():
                     self._note(Transition.RECEIVER_COMMITTED)
                     self._commit = message
@@ -281,7 +286,7 @@ class Receiver:
                     self._commit = None
                 case frames.Finished():
                     self._note(Transition.RECEIVER_FINISHED)
-                    self._host.transfer_finished(self.order.transfer_id)
+                    self._callbacks.transfer_finished(self.order.transfer_id)
                     self._finish()
                 case frames.Failed(kind, text):
                     error = from_wire(kind, f"the prefill worker gave up: {text}")
@@ -290,7 +295,7 @@ class Receiver:
                 case frames.NotFound():
                     self._note(Transition.RECEIVER_NOT_FOUND)
                     raise TransferNotFound("the prefill worker does not know this transfer")
-                case frames.Beat():
+                case frames.Heartbeat():
                     pass
                 case _:
                     raise KVTransferError(
@@ -298,7 +303,7 @@ class Receiver:
                         "send"
                     )
 
-    def _meet(self, starting: frames.Starting, stream: MessageStream) -> None:
+    def _negotiate_grid(self, starting: frames.Starting, stream: MessageStream) -> None:
         """Find the common grid; if the sender's pool is mapped here, parts are read from it."""
         if self._starting is not None:
             raise KVTransferError("the prefill worker started this transfer twice")
@@ -339,7 +344,7 @@ class Receiver:
             )
         else:
             tallies = pool.pull(source, entries, block_ids)
-        checksums = frames.bound_checksums(
+        checksums = frames.keyed_checksums(
             self.order.transfer_id, frame.sub_attempt, entries, tallies
         )
         # What is damaged lies in reserved blocks now, which nobody reads before everything is
@@ -350,7 +355,7 @@ class Receiver:
         self._checksums[where], self._is_here[where] = good["checksum"], True
         self.num_bytes += len(good) * pool.part_bytes
         if self._asked_again:
-            self.num_healed += len(self._asked_again.intersection(_parts(good)))
+            self.num_resent += len(self._asked_again.intersection(_parts(good)))
         if not is_good.all():
             self._ask_again(_parts(entries[~is_good]))
         self._verify()
@@ -426,8 +431,8 @@ class Receiver:
         self._is_arrived = True
         self._note(Transition.RECEIVER_ARRIVED)
         num_blocks = len(reservation.block_ids) - reservation.have_blocks
-        arrival = Arrival(self.num_bytes, num_blocks, self._transport, self.num_healed)
-        self._host.transfer_arrived(self.order.transfer_id, commit.first_tokens, arrival)
+        arrival = Arrival(self.num_bytes, num_blocks, self._transport, self.num_resent)
+        self._callbacks.transfer_arrived(self.order.transfer_id, commit.first_tokens, arrival)
 
 
 def _parts(entries: Array) -> list[tuple[int, int, int]]:

@@ -138,7 +138,7 @@ class PoolParts:
         )
         return memoryview(payload.data).cast("B"), tallies
 
-    def tally(self, entries: Array) -> Array:
+    def checksum(self, entries: Array) -> Array:
         """Tallies of parts where they lie."""
         return self._move(self._places(entries, entries["source"]), None)
 

@@ -1,7 +1,7 @@
 """The prefill side of one transfer: from Submit to Ack.
 
 Owns what is sent when, the read references on source blocks (by sub-attempt) and the lease. Does
-not know the scheduler: it is told block ids and reports through `SenderHost`.
+not know the scheduler: it is told block ids and reports through `SenderCallbacks`.
 
     OFFERED ─Open─▶ OPEN ─Starting/Reserved─▶ SENDING ─Commit─▶ COMMITTED ─Ack─▶ CLOSED
        └────────────── lease expired, stream lost, cancelled, refused ───────────▶ CLOSED
@@ -38,14 +38,14 @@ from kv_transfer.resharding import PoolParts, common_grid
 from kv_transfer.transitions import Note, Transition
 from transport.sequenced import Arrivals
 
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 COALESCE_S = 0.002
 LAST_SUB_ATTEMPT = (1 << 16) - 1
 """As far as sub-attempts are counted on the wire: drained up to here means all of them."""
 
 
 @runtime_checkable
-class SenderHost(Protocol):
+class SenderCallbacks(Protocol):
     """What the worker is told, on the worker's own loop."""
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
@@ -92,7 +92,7 @@ class Sender:
     def __init__(
         self,
         offer: Offer,
-        host: SenderHost,
+        callbacks: SenderCallbacks,
         kv: KVBytes,
         layout: KVLayout,
         config: TransferConfig,
@@ -103,7 +103,7 @@ class Sender:
         self.last_traffic_at = asyncio.get_running_loop().time()
         self.is_closed = False
         self.num_bytes = 0
-        self._host, self._layout, self._note = host, layout, note
+        self._callbacks, self._layout, self._note = callbacks, layout, note
         self._fence = FencedPool(kv, offer.pool_generation)
         self._frame_bytes = config.frame_bytes
         self._silence_s = config.lease_s
@@ -183,13 +183,13 @@ class Sender:
         # What travels was copied when its frame was built, on this loop. A receiver that maps the
         # pool may still be reading: it finds that the checksums differ, and the Restart behind the
         # frame makes it forget them.
-        self._host.transfer_drained(self.offer.transfer_id, drained)
+        self._callbacks.transfer_drained(self.offer.transfer_id, drained)
 
     def end(self, error: ServingError | None) -> None:
         """The worker gives the transfer up and tells the peer; blocks are free as in `restart`."""
         if self.is_closed:
             # It ended by itself, and the worker began another sub-attempt before it heard of that.
-            self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)
+            self._callbacks.transfer_drained(self.offer.transfer_id, self._sub_attempt)
             return
         if error is not None:
             self._note(Transition.SENDER_ENDED)
@@ -204,13 +204,13 @@ class Sender:
         self.is_closed = True
         self._forget_queue()
         self._wake.set()
-        self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)
+        self._callbacks.transfer_drained(self.offer.transfer_id, self._sub_attempt)
 
     def expire(self) -> None:
         """Nobody renewed the lease."""
         if not self.is_closed:
             self._note(Transition.SENDER_EXPIRED)
-            self._host.transfer_lost(
+            self._callbacks.transfer_lost(
                 self.offer.transfer_id, LeaseExpired("nobody fetched the KV within the lease")
             )
             self.end(LeaseExpired("the lease on the KV expired"))
@@ -232,7 +232,7 @@ class Sender:
         self._arrivals.is_new(0)
         self._stream, self._is_mapped = stream, isinstance(stream, MappedStream)
         try:
-            self._pool = self._meet(stream, opened)
+            self._pool = self._check_layout(stream, opened)
         except Exception as error:  # noqa: BLE001 - whatever broke here fails this transfer, logged
             await self._refuse(stream, failure_of(error, "the meeting with the decode worker"))
             return
@@ -262,7 +262,7 @@ class Sender:
                 await self._send(stream, frames.Failed(*to_wire(error)))
                 await stream.close()
 
-    def _meet(self, stream: MessageStream, opened: frames.Open) -> PoolParts:
+    def _check_layout(self, stream: MessageStream, opened: frames.Open) -> PoolParts:
         """Agree with the receiver on the parts that travel.
 
         Raises:
@@ -289,7 +289,7 @@ class Sender:
     def _lost(self, error: ServingError) -> None:
         if not self.is_closed:
             self._note(Transition.SENDER_LOST)
-            self._host.transfer_lost(self.offer.transfer_id, error)
+            self._callbacks.transfer_lost(self.offer.transfer_id, error)
 
     def _next_number(self) -> int:
         self._num_sent += 1
@@ -316,9 +316,9 @@ class Sender:
                     self._resend(sub_attempt, parts)
                 case frames.Ack():
                     self._note(Transition.SENDER_ACKED)
-                    self._host.transfer_sent(self.offer.transfer_id)
+                    self._callbacks.transfer_sent(self.offer.transfer_id)
                     self._close()
-                case frames.Beat():
+                case frames.Heartbeat():
                     pass
                 case _:
                     raise KVTransferError(
@@ -345,7 +345,7 @@ class Sender:
         self._first_block = grid.blocks_for(have_tokens)
         shape = self._layout.num_layers, grid.num_shards, grid.blocks_for(starting.num_tokens)
         self._checksums = np.zeros(shape, np.uint64)
-        self._host.transfer_reserved(
+        self._callbacks.transfer_reserved(
             self.offer.transfer_id, have_tokens // self._layout.block_size_tokens
         )
 
@@ -394,10 +394,10 @@ class Sender:
                 continue
             self._wake.clear()
             try:
-                async with asyncio.timeout(BEAT_S):
+                async with asyncio.timeout(HEARTBEAT_S):
                     await self._wake.wait()
             except TimeoutError:
-                await self._send(stream, frames.Beat())
+                await self._send(stream, frames.Heartbeat())
 
     async def _coalesce(self) -> None:
         """Wait 2 ms for more parts, unless a frame is full or everything is published."""
@@ -423,8 +423,10 @@ class Sender:
         """
         self._fence.check()
         entries = self._next_entries(self._parts_per_frame)
-        payload, tallies = (None, pool.tally(entries)) if self._is_mapped else pool.gather(entries)
-        checksums = frames.bound_checksums(
+        payload, tallies = (
+            (None, pool.checksum(entries)) if self._is_mapped else pool.gather(entries)
+        )
+        checksums = frames.keyed_checksums(
             self.offer.transfer_id, self._sub_attempt, entries, tallies
         )
         entries["checksum"] = checksums

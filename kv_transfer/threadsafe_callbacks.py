@@ -13,11 +13,11 @@ from collections.abc import Callable
 
 from core.errors import ServingError
 from core.ids import TransferId
-from core.session import WayReport
+from core.session import RouteReport
 from core.types import Logprob
 from kv_transfer.failures import failure_of
-from kv_transfer.receiver import Arrival, ReceiverHost
-from kv_transfer.sender import SenderHost
+from kv_transfer.receiver import Arrival, ReceiverCallbacks
+from kv_transfer.sender import SenderCallbacks
 
 Post = Callable[..., object]
 """`post(fn, *args)`: run `fn(*args)` soon on another loop."""
@@ -38,7 +38,7 @@ def watched(post: Post, on_fault: Callable[[BaseException], None]) -> Post:
     return lambda call, *args: post(run, call, args)
 
 
-class _Posted:
+class _ThreadsafeCallbacks:
     """What both hosts share."""
 
     def __init__(self, post: Post, fail: FailTransfer) -> None:
@@ -56,68 +56,68 @@ class _Posted:
             self._fail(transfer_id, failure_of(error, "a step of the transfer"))
 
 
-class PostedSenderHost(_Posted):
-    """A `SenderHost` on another loop."""
+class ThreadsafeSenderCallbacks(_ThreadsafeCallbacks):
+    """A `SenderCallbacks` on another loop."""
 
-    def __init__(self, host: SenderHost, post: Post, fail: FailTransfer) -> None:
+    def __init__(self, callbacks: SenderCallbacks, post: Post, fail: FailTransfer) -> None:
         """Keep the real host, the way to its loop, and what fails an attempt there."""
         super().__init__(post, fail)
-        self._host = host
+        self._callbacks = callbacks
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
-        """See `SenderHost`."""
-        self._step(self._host.transfer_reserved, transfer_id, have_blocks)
+        """See `SenderCallbacks`."""
+        self._step(self._callbacks.transfer_reserved, transfer_id, have_blocks)
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
-        """See `SenderHost`."""
-        self._step(self._host.transfer_sent, transfer_id)
+        """See `SenderCallbacks`."""
+        self._step(self._callbacks.transfer_sent, transfer_id)
 
     def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
-        """See `SenderHost`."""
-        self._post(self._host.transfer_lost, transfer_id, error)
+        """See `SenderCallbacks`."""
+        self._post(self._callbacks.transfer_lost, transfer_id, error)
 
     def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
-        """See `SenderHost`."""
-        self._post(self._host.transfer_drained, transfer_id, sub_attempt)
+        """See `SenderCallbacks`."""
+        self._post(self._callbacks.transfer_drained, transfer_id, sub_attempt)
 
 
-class PostedReceiverHost(_Posted):
-    """A `ReceiverHost` on another loop."""
+class ThreadsafeReceiverCallbacks(_ThreadsafeCallbacks):
+    """A `ReceiverCallbacks` on another loop."""
 
-    def __init__(self, host: ReceiverHost, post: Post, fail: FailTransfer) -> None:
+    def __init__(self, callbacks: ReceiverCallbacks, post: Post, fail: FailTransfer) -> None:
         """Keep the real host, the way to its loop, and what fails an attempt there."""
         super().__init__(post, fail)
-        self._host = host
+        self._callbacks = callbacks
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
-        """See `ReceiverHost`."""
-        self._step(self._host.transfer_starting, transfer_id, num_tokens)
+        """See `ReceiverCallbacks`."""
+        self._step(self._callbacks.transfer_starting, transfer_id, num_tokens)
 
     def transfer_arrived(
         self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
     ) -> None:
-        """See `ReceiverHost`."""
-        self._step(self._host.transfer_arrived, transfer_id, first_tokens, arrival)
+        """See `ReceiverCallbacks`."""
+        self._step(self._callbacks.transfer_arrived, transfer_id, first_tokens, arrival)
 
     def transfer_finished(self, transfer_id: TransferId) -> None:
-        """See `ReceiverHost`."""
-        self._step(self._host.transfer_finished, transfer_id)
+        """See `ReceiverCallbacks`."""
+        self._step(self._callbacks.transfer_finished, transfer_id)
 
     def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
-        """See `ReceiverHost`."""
-        self._post(self._host.transfer_failed, transfer_id, error)
+        """See `ReceiverCallbacks`."""
+        self._post(self._callbacks.transfer_failed, transfer_id, error)
 
     def transfer_closed(self, transfer_id: TransferId) -> None:
-        """See `ReceiverHost`."""
-        self._post(self._host.transfer_closed, transfer_id)
+        """See `ReceiverCallbacks`."""
+        self._post(self._callbacks.transfer_closed, transfer_id)
 
-    def way_found(self, way: WayReport) -> None:
-        """See `ReceiverHost`; a report that cannot be taken is logged, nobody waits for it."""
-        self._post(self._report, way)
+    def route_found(self, route: RouteReport) -> None:
+        """See `ReceiverCallbacks`; a report that cannot be taken is logged, nobody waits for it."""
+        self._post(self._report, route)
 
-    def _report(self, way: WayReport) -> None:
+    def _report(self, route: RouteReport) -> None:
         try:
-            self._host.way_found(way)
+            self._callbacks.route_found(route)
         except Exception:
             # It is not part of any request.
-            log.exception("the report of a way to %s could not be taken", way.address)
+            log.exception("the report of a way to %s could not be taken", route.address)

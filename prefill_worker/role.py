@@ -16,14 +16,14 @@ from core.ids import TransferId
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import Clock, KVBytes
-from core.session import Meet, Task
+from core.session import ConnectPeers, Task
 from core.types import Logprob
 from engine.scheduling.sequence import Handover, Sequence, Status
 from kv_transfer.agent import TransferAgent
 from kv_transfer.sender import Blocks, Offer
-from kv_transfer.threadsafe_callbacks import Post, PostedSenderHost
+from kv_transfer.threadsafe_callbacks import Post, ThreadsafeSenderCallbacks
 from worker.attempt import Attempt
-from worker.attempts import Worker
+from worker.attempts import AttemptTable
 from worker.worker import RoleWiring
 
 
@@ -43,13 +43,13 @@ class Outgoing:
     """By sub-attempt: blocks that the agent may still read."""
 
 
-class PrefillPart:
+class PrefillRole:
     """The prefill role of one worker."""
 
     task = Task.PREFILL
 
     def __init__(
-        self, worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
+        self, worker: AttemptTable, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
     ) -> None:
         """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
         self._worker = worker
@@ -145,7 +145,7 @@ class PrefillPart:
         if len(self._final(outgoing)) == len(sequence.choices):
             self._commit(outgoing)
 
-    def meet(self, message: Meet) -> None:
+    def connect_peers(self, message: ConnectPeers) -> None:
         """KV leaves this worker; whoever wants it dials."""
 
     def renew(self, attempts: list[Attempt]) -> None:
@@ -278,13 +278,18 @@ class PrefillPart:
 
 
 def prefill_role(
-    worker: Worker, kv: KVBytes, layout: KVLayout, clock: Clock, to_agent: Post, to_worker: Post
+    worker: AttemptTable,
+    kv: KVBytes,
+    layout: KVLayout,
+    clock: Clock,
+    to_agent: Post,
+    to_worker: Post,
 ) -> RoleWiring:
     """Make the prefill role of a worker."""
-    part = PrefillPart(worker, kv, layout, clock, to_agent)
+    role = PrefillRole(worker, kv, layout, clock, to_agent)
     return RoleWiring(
-        part,
-        PostedSenderHost(part, to_worker, worker.fail_transfer),
-        lambda agent, _: part.use_agent(agent),
-        lambda: part.num_live,
+        role,
+        ThreadsafeSenderCallbacks(role, to_worker, worker.fail_transfer),
+        lambda agent, _: role.use_agent(agent),
+        lambda: role.num_live,
     )

@@ -26,7 +26,7 @@ CLEAN_SWEEPS = 3
 """In a row: a process in the middle of exec shows nothing for a moment."""
 
 
-class Guardian:
+class OrphanReaper:
     """The parent's half: holds the pipe."""
 
     def __init__(self) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 PR_SET_PDEATHSIG = 1
 
 
-def hang_on(life_fd: int) -> None:
+def exit_with_parent(life_fd: int) -> None:
     """End this process at once when the parent is gone.
 
     Args:

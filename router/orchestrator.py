@@ -45,11 +45,11 @@ from core.trace import NoTracing, Tracing
 from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
 from router.choice_output import ChoiceOutput, NewDecoder
-from router.observe.timing import anatomy_of, end_span
-from router.placement import Placement, Wish, choose
-from router.request_state import AttemptRun, Emit, RequestRun
+from router.observe.timing import end_span, timing_of
+from router.placement import Placement, PlacementConstraints, choose
+from router.request_state import AttemptState, Emit, RequestState
 from router.retry_budget import RetryBudget
-from router.workers.sessions import Links
+from router.workers.sessions import WorkerSessions
 
 RunKey = tuple[str, RequestId]
 AFTER_FAULT_WAIT_S = 3.0
@@ -65,7 +65,7 @@ class Orchestrator:
 
     def __init__(
         self,
-        links: Links,
+        sessions: WorkerSessions,
         admission: Admission,
         config: RouterConfig,
         placement: PlacementConfig,
@@ -74,16 +74,16 @@ class Orchestrator:
         new_decoder: NewDecoder,
     ) -> None:
         """Keep the collaborators."""
-        self._links = links
+        self._sessions = sessions
         self._admission = admission
         self._config = config
         self._placement = placement
         self._clock = clock
         self._ids = ids
         self._new_decoder = new_decoder
-        self._runs: dict[RunKey, RequestRun] = {}
+        self._runs: dict[RunKey, RequestState] = {}
         self._tasks: dict[RunKey, asyncio.Task[object]] = {}
-        self.on_ended: Callable[[RequestRun, RequestEnded], None] = lambda run, ended: None
+        self.on_ended: Callable[[RequestState, RequestEnded], None] = lambda run, ended: None
         self.on_refused: Callable[[GenerateRequest, ServingError], None] = lambda request, error: (
             None
         )
@@ -132,12 +132,14 @@ class Orchestrator:
         with contained("noting that a request was refused"):
             self.on_refused(request, error)
 
-    def _begin(self, request: GenerateRequest, emit: Emit, forced_path: Path | None) -> RequestRun:
+    def _begin(
+        self, request: GenerateRequest, emit: Emit, forced_path: Path | None
+    ) -> RequestState:
         sampling, now_s = request.sampling, self._clock.now_s()
         received_at = now_s if request.received_at is None else request.received_at
         span = self.tracing.open("gateway.request", request.trace, received_at)
         request = replace(request, trace=span.context)
-        return RequestRun(
+        return RequestState(
             request=request,
             session_key=self._ids.session_key(request.request_id),
             emit=emit,
@@ -154,7 +156,7 @@ class Orchestrator:
             path=forced_path.value if forced_path else self._placement.path,
         )
 
-    async def _carry(self, run: RequestRun, run_key: RunKey) -> None:
+    async def _carry(self, run: RequestState, run_key: RunKey) -> None:
         """Serve a request that has begun, and tell its end, once."""
         self._runs[run_key] = run
         task = asyncio.current_task()
@@ -174,7 +176,7 @@ class Orchestrator:
             self._tasks.pop(run_key, None)
             self._tell_end(run, error)
 
-    async def _serve(self, run: RequestRun) -> ServingError | None:
+    async def _serve(self, run: RequestState) -> ServingError | None:
         """Carry a request as far as it goes.
 
         Returns:
@@ -195,12 +197,12 @@ class Orchestrator:
             return fault_of("serving a request", error)
         return None
 
-    def _tell_end(self, run: RequestRun, error: ServingError | None) -> None:
+    def _tell_end(self, run: RequestState, error: ServingError | None) -> None:
         """Tell the end, whatever becomes of those who note it down."""
         run.timeline.ended_at = self._clock.now_s()
         ended = RequestEnded(run.usage(), error)
         with contained("the account of a request"):
-            ended = replace(ended, anatomy=anatomy_of(run))
+            ended = replace(ended, timing=timing_of(run))
             end_span(run, ended)
         with contained("the delivery of a request's end"):
             run.emit(ended)
@@ -235,12 +237,12 @@ class Orchestrator:
         if run.current is not None:  # else the next attempt is submitted with it
             self._send_credit(run.current)
 
-    def _send_credit(self, attempt: AttemptRun) -> None:
+    def _send_credit(self, attempt: AttemptState) -> None:
         """Tell who decodes how far it may compute, and which choices no further."""
         run = attempt.run
         credit = Credit(run.session_key, attempt.epoch, run.credit, run.finished_choices)
         try:
-            self._links.get(attempt.placement.decode).send(credit)
+            self._sessions.get(attempt.placement.decode).send(credit)
         except WorkerLost as error:
             attempt.fail(error)
 
@@ -270,7 +272,7 @@ class Orchestrator:
                 )
             await all_ended
 
-    async def _attempts(self, run: RequestRun) -> None:
+    async def _attempts(self, run: RequestState) -> None:
         """Try until the request is whole: after a fault within the limits, after a move at once."""
         num_faults = num_moves = 0
         last_error: ServingError | None = None
@@ -298,7 +300,7 @@ class Orchestrator:
                 ):
                     raise
                 if isinstance(error, LayoutMismatch) and run.placement is not None:
-                    self._links.note_misfit(run.placement.prefill, run.placement.decode)
+                    self._sessions.note_incompatible(run.placement.prefill, run.placement.decode)
                 await self._pause(error)
             else:
                 run.attempts.append(f"{epoch}:{run.path_taken}:ok")
@@ -322,32 +324,32 @@ class Orchestrator:
             raise error
         await asyncio.sleep(max(delay_s, FAULT_PAUSE_S))
 
-    async def _attempt(self, run: RequestRun, epoch: Epoch, after: ServingError | None) -> None:
+    async def _attempt(self, run: RequestState, epoch: Epoch, after: ServingError | None) -> None:
         """Place, submit to both workers at once, and wait for every choice or the first fault."""
         placement = await self._place(run, after)
-        attempt = AttemptRun(
+        attempt = AttemptState(
             run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s()
         )
         attempt.on_choice_finished = partial(self._send_credit, attempt)
         attempt.told_finished = run.finished_choices
         run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
         key, num_tokens = run.session_key, len(run.request.token_ids)
-        links = []
+        sessions = []
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
-                link = self._links.get(descriptor)
-                links.append(link)
-                link.subscribe(key, attempt, num_tokens)
-                link.send(submit)
+                session = self._sessions.get(descriptor)
+                sessions.append(session)
+                session.subscribe(key, attempt, num_tokens)
+                session.send(submit)
             await attempt.finished
         finally:
             run.current = None
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 attempt.finished.exception()  # heard by now, or nobody is left to hear it
-            for link in links:
-                link.forget(key, epoch)
+            for session in sessions:
+                session.forget(key, epoch)
 
-    async def _place(self, run: RequestRun, after: ServingError | None) -> Placement:
+    async def _place(self, run: RequestState, after: ServingError | None) -> Placement:
         """Choose workers; with none, wait for one.
 
         To the deadline while one is starting; for 3 s if one was just lost, to this request or to
@@ -355,16 +357,16 @@ class Orchestrator:
         """
         hopeless_at: float | None = None
         while True:
-            changed = self._links.changed
+            changed = self._sessions.changed
             try:
-                return choose(self._links.candidates(), run.request, self._wish(run))
+                return choose(self._sessions.candidates(), run.request, self._constraints(run))
             except NoWorker:
                 now_s = self._clock.now_s()
-                if self._links.is_starting():
+                if self._sessions.is_starting():
                     hopeless_at = None
                     await changed.wait()  # within the request's deadline, which is watched above
                     continue
-                if after is None and not self._links.has_lost():
+                if after is None and not self._sessions.has_lost():
                     raise
                 hopeless_at = now_s + AFTER_FAULT_WAIT_S if hopeless_at is None else hopeless_at
                 if now_s >= hopeless_at:
@@ -373,19 +375,19 @@ class Orchestrator:
                 async with asyncio.timeout(hopeless_at - now_s):
                     await changed.wait()
 
-    def _wish(self, run: RequestRun) -> Wish:
+    def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
-        return Wish(
+        return PlacementConstraints(
             path=run.path,
             local_below_tokens=self._placement.local_below_tokens,
             must_be_local=(len(run.choices) > 1 and has_output)
             or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),
-            misfits=self._links.misfits,
+            incompatible_pairs=self._sessions.incompatible_pairs,
         )
 
     def _submits(
-        self, run: RequestRun, epoch: Epoch, placement: Placement
+        self, run: RequestState, epoch: Epoch, placement: Placement
     ) -> list[tuple[WorkerDescriptor, Submit]]:
         request = replace(run.request, request_id=run.session_key)
         if (

@@ -45,18 +45,20 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class PlacementConstraints:
     """What placement needs to know of an attempt besides the request."""
 
     path: Literal["auto", "pd", "local"]
     local_below_tokens: int
     must_be_local: bool = False
     excluded: frozenset[WorkerId] = frozenset()
-    misfits: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
+    incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
     """(prefill, decode) pairs that found their layouts to differ."""
 
 
-def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish) -> Placement:
+def choose(
+    candidates: Sequence[Candidate], request: GenerateRequest, constraints: PlacementConstraints
+) -> Placement:
     """Choose path and workers.
 
     Excluded workers (they failed this request) are used only when no other is left.
@@ -64,28 +66,28 @@ def choose(candidates: Sequence[Candidate], request: GenerateRequest, wish: Wish
     Raises:
         NoWorker: Nobody can take the request on an allowed path.
     """
-    prefill, decode = _by_role(candidates, request.model, wish.excluded)
-    may_cross = not wish.must_be_local and wish.path != "local"
-    pair = _best_pair(prefill, decode, request, wish) if may_cross else None
-    if wish.path == "pd" and may_cross:
+    prefill, decode = _by_role(candidates, request.model, constraints.excluded)
+    may_cross = not constraints.must_be_local and constraints.path != "local"
+    pair = _best_pair(prefill, decode, request, constraints) if may_cross else None
+    if constraints.path == "pd" and may_cross:
         if pair is None:
             note = "their KV layouts differ; " if prefill and decode else ""
-            raise _no_worker(candidates, wish, note)
+            raise _no_worker(candidates, constraints, note)
         return Placement(Path.PD, *pair, "path pd is forced")
     size = len(request.token_ids)
-    if wish.path == "local":
+    if constraints.path == "local":
         reason = "path local is forced"
-    elif wish.must_be_local:
+    elif constraints.must_be_local:
         reason = "choices with output of their own stay together"
     elif pair is None:
         reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
-    elif size < wish.local_below_tokens:
-        reason = f"prompt of {size} tokens is below {wish.local_below_tokens}"
+    elif size < constraints.local_below_tokens:
+        reason = f"prompt of {size} tokens is below {constraints.local_below_tokens}"
     else:
         return Placement(Path.PD, *pair, "prompt is worth a hand-over")
     pool = decode or prefill
     if not pool:
-        raise _no_worker(candidates, wish)
+        raise _no_worker(candidates, constraints)
     best = _best_decode(pool, request)
     return Placement(Path.LOCAL, best, best, reason)
 
@@ -109,7 +111,10 @@ def _without(pool: list[Candidate], excluded: frozenset[WorkerId]) -> list[Candi
 
 
 def _best_pair(
-    prefill: list[Candidate], decode: list[Candidate], request: GenerateRequest, wish: Wish
+    prefill: list[Candidate],
+    decode: list[Candidate],
+    request: GenerateRequest,
+    constraints: PlacementConstraints,
 ) -> tuple[WorkerDescriptor, WorkerDescriptor] | None:
     """Find the cheapest prefill worker that has a partner, and the cheapest of its partners.
 
@@ -129,11 +134,12 @@ def _best_pair(
             fitting = [pool for other, pool in by_layout.items() if _fits(layout, other)]
             partners[layout] = [c for pool in fitting for c in pool]
         mine = partners[layout]
-        if wish.misfits:
+        if constraints.incompatible_pairs:
             mine = [
                 c
                 for c in mine
-                if (sender.incarnation, c.descriptor.incarnation) not in wish.misfits
+                if (sender.incarnation, c.descriptor.incarnation)
+                not in constraints.incompatible_pairs
             ]
         if mine:
             return sender, _best_decode(mine, request)
@@ -150,10 +156,12 @@ def _fits(sender: tuple[str, int], receiver: tuple[str, int]) -> bool:
     return sender[0] == receiver[0] and large % small == 0
 
 
-def _no_worker(candidates: Sequence[Candidate], wish: Wish, note: str = "") -> NoWorker:
+def _no_worker(
+    candidates: Sequence[Candidate], constraints: PlacementConstraints, note: str = ""
+) -> NoWorker:
     roles = [c.descriptor.role.value for c in candidates]
     return NoWorker(
-        f"no worker for path {wish.path}: {roles.count('prefill')} prefill and "
+        f"no worker for path {constraints.path}: {roles.count('prefill')} prefill and "
         f"{roles.count('decode')} decode workers are live; {note}try again, or raise "
         "pools.*.replicas"
     )

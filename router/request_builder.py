@@ -52,7 +52,7 @@ class ServedModel:
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
+class RequestParams:
     """What a door was asked for.
 
     `sampling` has the given fields only: absent means the model's default.
@@ -96,7 +96,7 @@ class TokenNames(Protocol):
         ...
 
 
-class RequestMaker:
+class RequestBuilder:
     """Makes requests for one model."""
 
     def __init__(
@@ -129,7 +129,7 @@ class RequestMaker:
                 f"model {name[:80]!r} is not served here; served: {self._model.name}"
             )
 
-    async def make(self, wish: Wish) -> GenerateRequest:
+    async def make(self, params: RequestParams) -> GenerateRequest:
         """Check a wish and turn it into a request.
 
         Raises:
@@ -138,24 +138,24 @@ class RequestMaker:
             PromptTooLong: Prompt plus output exceed the context window or a pool.
         """
         received_at = self._clock.now_s()
-        self.check_model(wish.model)
-        check_text("request_id", wish.request_id, MAX_ID_CHARACTERS)
-        check_text("cache_salt", wish.cache_salt, MAX_SALT_CHARACTERS)
+        self.check_model(params.model)
+        check_text("request_id", params.request_id, MAX_ID_CHARACTERS)
+        check_text("cache_salt", params.cache_salt, MAX_SALT_CHARACTERS)
         limit_s = self._config.deadline_s
-        if wish.time_limit_s is not None:
-            limit_s = min(wish.time_limit_s, limit_s)
-        given = _usual({**self._model.default_sampling, **wish.sampling})
+        if params.time_limit_s is not None:
+            limit_s = min(params.time_limit_s, limit_s)
+        given = _usual({**self._model.default_sampling, **params.sampling})
         if "max_tokens" in given:  # before the work of tokenizing
             SamplingParams(**given).validate(self._model.vocabulary_size)
-        token_ids = await self._encode_in_time(wish, received_at + limit_s)
+        token_ids = await self._encode_in_time(params, received_at + limit_s)
         if not token_ids:
             raise InvalidRequest("prompt", "is empty; send at least one token")
-        self._check_rows(wish.prompt, token_ids)
+        self._check_rows(params.prompt, token_ids)
         num_tokens = len(token_ids)
-        token_ids = self._truncate(wish, token_ids, given.get("max_tokens", 1))
-        is_whole_text = isinstance(wish.prompt, str) and len(token_ids) == num_tokens
-        bad_words = await self._bad_words(wish.bad_words, wish.identity.tenant)
-        is_chat = isinstance(wish.prompt, ChatPrompt)
+        token_ids = self._truncate(params, token_ids, given.get("max_tokens", 1))
+        is_whole_text = isinstance(params.prompt, str) and len(token_ids) == num_tokens
+        bad_words = await self._bad_words(params.bad_words, params.identity.tenant)
+        is_chat = isinstance(params.prompt, ChatPrompt)
         if "max_tokens" not in given:
             room = self._room(len(token_ids), given.get("n", 1))
             given["max_tokens"] = room if is_chat else min(room, DEFAULT_COMPLETION_TOKENS)
@@ -166,11 +166,11 @@ class RequestMaker:
         hidden_stops = self._hidden_stops(sampling)
         stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
         sampling = replace(sampling, stop_token_ids=stop_ids)
-        _check_resume(wish, sampling, self._model.vocabulary_size)
-        request_id = RequestId(wish.request_id) if wish.request_id else self._ids.request()
+        _check_resume(params, sampling, self._model.vocabulary_size)
+        request_id = RequestId(params.request_id) if params.request_id else self._ids.request()
         seed = sampling.seed
         if seed is None:
-            seed = seed_of(request_id, self._seed_key, wish.identity.tenant)
+            seed = seed_of(request_id, self._seed_key, params.identity.tenant)
         else:
             seed &= MAX_SEED
         return GenerateRequest(
@@ -181,29 +181,29 @@ class RequestMaker:
             seed=seed,
             deadline_at=received_at + limit_s,
             eos_token_ids=self._eos_token_ids,
-            scope=_scope(wish),
-            tenant=wish.identity.tenant,
-            tier=wish.identity.tier,
-            trace=wish.trace,
+            scope=_scope(params),
+            tenant=params.identity.tenant,
+            tier=params.identity.tier,
+            trace=params.trace,
             operation="chat" if is_chat else "text_completion",
             received_at=received_at,
-            resume_from=wish.resume_from,
-            resume_tokens=wish.resume_tokens,
+            resume_from=params.resume_from,
+            resume_tokens=params.resume_tokens,
             hidden_stops=hidden_stops,
-            echoes=wish.echoes,
-            prompt_text=str(wish.prompt) if wish.echoes and is_whole_text else "",
-            correlation_id=wish.correlation_id,
+            echoes=params.echoes,
+            prompt_text=str(params.prompt) if params.echoes and is_whole_text else "",
+            correlation_id=params.correlation_id,
         )
 
-    async def _encode_in_time(self, wish: Wish, deadline_at: float) -> Sequence[int]:
+    async def _encode_in_time(self, params: RequestParams, deadline_at: float) -> Sequence[int]:
         """The prompt's token ids, by the request's deadline."""
         try:
             async with asyncio.timeout(max(0.0, deadline_at - self._clock.now_s())):
                 return await self.encode(
-                    wish.prompt,
-                    adds_special_tokens=wish.adds_special_tokens,
-                    tenant=wish.identity.tenant,
-                    max_bytes=0 if wish.truncate_prompt_tokens else self._model.max_prompt_bytes,
+                    params.prompt,
+                    adds_special_tokens=params.adds_special_tokens,
+                    tenant=params.identity.tenant,
+                    max_bytes=0 if params.truncate_prompt_tokens else self._model.max_prompt_bytes,
                 )
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the prompt was read") from error
@@ -259,8 +259,10 @@ class RequestMaker:
         ids = self._special_ids
         return tuple((ids[text], text) for text in sampling.stop if text in ids)
 
-    def _truncate(self, wish: Wish, token_ids: Sequence[int], max_tokens: int) -> Sequence[int]:
-        keep = wish.truncate_prompt_tokens
+    def _truncate(
+        self, params: RequestParams, token_ids: Sequence[int], max_tokens: int
+    ) -> Sequence[int]:
+        keep = params.truncate_prompt_tokens
         if keep is None:
             return token_ids
         limit = self._model.max_model_len
@@ -270,7 +272,7 @@ class RequestMaker:
             raise InvalidRequest(
                 "truncate_prompt_tokens", f"is {keep}, must be -1 or from 1 to {limit}"
             )
-        return token_ids[:keep] if wish.keeps_left else token_ids[-keep:]
+        return token_ids[:keep] if params.keeps_left else token_ids[-keep:]
 
     async def _bad_words(self, words: Sequence[str], tenant: str) -> tuple[tuple[int, ...], ...]:
         """Tokens of each word at the beginning of a text and after a space, as in vLLM."""
@@ -347,42 +349,43 @@ def _usual(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def num_choices(wish: Wish) -> int:
+def num_choices(params: RequestParams) -> int:
     """Choices that a wish asks for, at most what is allowed: a larger `n` is refused later."""
-    n: int = wish.sampling.get("n", 1)
+    n: int = params.sampling.get("n", 1)
     return min(n, MAX_CHOICES)
 
 
-def _scope(wish: Wish) -> str:
+def _scope(params: RequestParams) -> str:
     """The prefix cache's scope: the tenant's, whatever salt the request asks for within it."""
-    tenant = wish.identity.tenant
-    return f"{tenant}\n{wish.cache_salt}" if tenant else wish.cache_salt
+    tenant = params.identity.tenant
+    return f"{tenant}\n{params.cache_salt}" if tenant else params.cache_salt
 
 
-def _check_resume(wish: Wish, sampling: SamplingParams, vocabulary_size: int) -> None:
-    if not wish.resume_from:
+def _check_resume(params: RequestParams, sampling: SamplingParams, vocabulary_size: int) -> None:
+    if not params.resume_from:
         return
-    if not wish.request_id:
+    if not params.request_id:
         raise InvalidRequest("request_id", "is missing; a stream is resumed by the id it had")
-    if len(wish.resume_from) != sampling.n:
-        raise InvalidRequest(
-            "resume_from", f"has {len(wish.resume_from)} positions, the request has n={sampling.n}"
-        )
-    if max(wish.resume_from) > sampling.max_tokens + 2:
+    if len(params.resume_from) != sampling.n:
         raise InvalidRequest(
             "resume_from",
-            f"has position {max(wish.resume_from)}, max_tokens is {sampling.max_tokens}; send "
+            f"has {len(params.resume_from)} positions, the request has n={sampling.n}",
+        )
+    if max(params.resume_from) > sampling.max_tokens + 2:
+        raise InvalidRequest(
+            "resume_from",
+            f"has position {max(params.resume_from)}, max_tokens is {sampling.max_tokens}; send "
             "the same request",
         )
 
-    if not wish.resume_tokens:
+    if not params.resume_tokens:
         return
-    if len(wish.resume_tokens) != sampling.n:
+    if len(params.resume_tokens) != sampling.n:
         raise InvalidRequest(
             "resume_from.tokens",
-            f"has {len(wish.resume_tokens)} choices, the request has n={sampling.n}",
+            f"has {len(params.resume_tokens)} choices, the request has n={sampling.n}",
         )
-    for tokens, position in zip(wish.resume_tokens, wish.resume_from, strict=True):
+    for tokens, position in zip(params.resume_tokens, params.resume_from, strict=True):
         if len(tokens) > min(position, sampling.max_tokens) or not all(
             0 <= t < vocabulary_size for t in tokens
         ):

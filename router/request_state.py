@@ -14,7 +14,7 @@ from typing import Literal
 from core.errors import KVTransferError, LayoutMismatch, PoolExhausted, ServingError, WorkerLost
 from core.ids import Epoch, RequestId, WorkerId
 from core.ports import Clock
-from core.session import AttemptEnded, PhaseTimings, TokenDelta, Wanted
+from core.session import AttemptEnded, TokenDelta, Wanted, WorkerTiming
 from core.timeline import Timeline
 from core.trace import Span
 from core.types import (
@@ -33,10 +33,10 @@ Emit = Callable[[RequestEvent], None]
 
 
 @dataclass(slots=True)
-class AttemptRun:
+class AttemptState:
     """One attempt: who serves it and how it ends."""
 
-    run: RequestRun
+    run: RequestState
     epoch: Epoch
     placement: Placement
     finished: asyncio.Future[None]
@@ -155,7 +155,7 @@ class AttemptRun:
 
 
 @dataclass(slots=True)
-class RequestRun:
+class RequestState:
     """Everything the router knows of one request while it lives."""
 
     request: GenerateRequest
@@ -168,14 +168,14 @@ class RequestRun:
     choices: list[ChoiceOutput]
     credit: int
     path: Literal["auto", "pd", "local"]
-    timings: PhaseTimings = field(default_factory=PhaseTimings)
+    timings: WorkerTiming = field(default_factory=WorkerTiming)
     excluded: set[WorkerId] = field(default_factory=set)
     attempts: list[str] = field(default_factory=list)
     placement: Placement | None = None
     num_deaths: int = 0
     prefill_spoke_at: float | None = None
     exposed_transfer_s: float = 0.0
-    current: AttemptRun | None = None
+    current: AttemptState | None = None
     has_prompt_scores: bool = False
     started_at: float = 0.0
     span: Span | None = None
@@ -228,10 +228,10 @@ class RequestRun:
                 self.timeline.delivered(now_s, len(event.token_ids))
             self.emit(event)
 
-    def note_timings(self, t: PhaseTimings) -> None:
+    def note_timings(self, t: WorkerTiming) -> None:
         """Merge a worker's figures: each field is one worker's to report."""
         old = self.timings
-        self.timings = PhaseTimings(
+        self.timings = WorkerTiming(
             queue_s=old.queue_s or t.queue_s,
             prefill_s=old.prefill_s or t.prefill_s,
             decode_s=max(old.decode_s, t.decode_s),
@@ -239,7 +239,7 @@ class RequestRun:
             kv_bytes=max(old.kv_bytes, t.kv_bytes),
             kv_blocks=max(old.kv_blocks, t.kv_blocks),
             kv_transport=t.kv_transport or old.kv_transport,
-            kv_parts_healed=max(old.kv_parts_healed, t.kv_parts_healed),
+            kv_fragments_resent=max(old.kv_fragments_resent, t.kv_fragments_resent),
         )
 
     def usage(self) -> Usage:

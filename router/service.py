@@ -17,7 +17,7 @@ from core.config import RouterConfig
 from core.errors import InvalidRequest, Overloaded, ServingError, SlowReader
 from core.ids import Ids, RequestId
 from core.ports import Clock, Tokenizer
-from core.session import Role, WayReport, WorkerDescriptor
+from core.session import Role, RouteReport, WorkerDescriptor
 from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
 from router import calls
 from router.access.bad_keys import BadKeys
@@ -31,12 +31,12 @@ from router.observe.shedding import Shedding
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
 from router.reply_thread import in_reply_thread
-from router.request_builder import RequestMaker, ServedModel, Wish, num_choices
-from router.request_state import RequestRun
+from router.request_builder import RequestBuilder, RequestParams, ServedModel, num_choices
+from router.request_state import RequestState
 from router.request_stream import StreamGroup
 from router.text.detokenizing import TextModel
-from router.workers.session import LinkState
-from router.workers.sessions import Links
+from router.workers.session import SessionState
+from router.workers.sessions import WorkerSessions
 
 MAX_DETOKENIZE_TOKENS = 1 << 18
 
@@ -50,7 +50,7 @@ class GenerationService:
         config: RouterConfig,
         orchestrator: Orchestrator,
         admission: Admission,
-        links: Links,
+        sessions: WorkerSessions,
         tokenizer: Tokenizer,
         text: TextModel,
         clock: Clock,
@@ -65,20 +65,20 @@ class GenerationService:
         self.model, self.config, self.text = model, config, text
         self._orchestrator = orchestrator
         self._admission = admission
-        self._links = links
+        self._sessions = sessions
         self._tokenizer = tokenizer
-        self._maker = RequestMaker(
+        self._maker = RequestBuilder(
             model,
             config,
             tokenizer,
             clock,
             ids,
             seed_key,
-            lambda: [c.descriptor for c in links.candidates()],
+            lambda: [c.descriptor for c in sessions.candidates()],
             text,
         )
         self._canary = Canary(
-            model, config, orchestrator, links, clock, ids, expected_roles, must_cross=must_cross
+            model, config, orchestrator, sessions, clock, ids, expected_roles, must_cross=must_cross
         )
         self.keyring = keyring
         self.bad_keys = BadKeys(clock.now_s)
@@ -104,7 +104,7 @@ class GenerationService:
         orchestrator.on_refused = self._refused
         orchestrator.on_retry = self.telemetry.retried
 
-    def _ended(self, run: RequestRun, ended: RequestEnded) -> None:
+    def _ended(self, run: RequestState, ended: RequestEnded) -> None:
         if run.request.tier == CANARY_TIER:
             return
         call = calls.current()
@@ -146,28 +146,28 @@ class GenerationService:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    async def make_request(self, wish: Wish) -> GenerateRequest:
+    async def make_request(self, params: RequestParams) -> GenerateRequest:
         """Check a wish and turn it into a request.
 
         Raises:
             ServingError: Names what is wrong with it.
         """
-        self._admission.check_open(wish.identity.tenant)
-        return await self._maker.make(wish)
+        self._admission.check_open(params.identity.tenant)
+        return await self._maker.make(params)
 
-    async def make_requests(self, wishes: Sequence[Wish]) -> list[GenerateRequest]:
+    async def make_requests(self, all_params: Sequence[RequestParams]) -> list[GenerateRequest]:
         """Make the requests of one reply; from the second on, ids end in their number.
 
         Raises:
             ServingError: One of them is wrong; none is started.
         """
-        if wishes:
-            self._admission.check_open(wishes[0].identity.tenant)
-            self._admission.check_share(len(wishes), num_choices(wishes[0]))
+        if all_params:
+            self._admission.check_open(all_params[0].identity.tenant)
+            self._admission.check_share(len(all_params), num_choices(all_params[0]))
         made: list[GenerateRequest] = []
-        for index, wish in enumerate(wishes):
-            request_id = f"{made[0].request_id}-{index}" if index else wish.request_id
-            made.append(await self._maker.make(replace(wish, request_id=request_id)))
+        for index, params in enumerate(all_params):
+            request_id = f"{made[0].request_id}-{index}" if index else params.request_id
+            made.append(await self._maker.make(replace(params, request_id=request_id)))
         return made
 
     def open(self, *requests: GenerateRequest) -> StreamGroup:
@@ -239,12 +239,12 @@ class GenerationService:
         return self.read_certificate_ends()
 
     def _live_by_role(self) -> dict[str, int]:
-        links = self._links.all()
-        return {role.value: num_usable(links, role) for role in Role}
+        sessions = self._sessions.all()
+        return {role.value: num_usable(sessions, role) for role in Role}
 
     def _view(self) -> View:
         return View(
-            links=self._links.all(),
+            sessions=self._sessions.all(),
             configured=self.configured,
             store=self.read_store_state(),
             is_draining=self._admission.is_draining,
@@ -268,7 +268,7 @@ class GenerationService:
             "store": view.store,
             "models": {
                 self.model.name: {
-                    **pools_of(view.links, self.configured),
+                    **pools_of(view.sessions, self.configured),
                     "canary_ms": canary_ms,
                     "canary_error": self._canary.error,
                 }
@@ -283,34 +283,34 @@ class GenerationService:
                 "tier": d.tier,
                 "worker_id": d.worker_id,
                 "pid": d.pid,
-                "rank_pids": list(link.rank_pids),
+                "rank_pids": list(session.rank_pids),
                 "node": d.node,
                 "address": d.session_address.rpartition("@")[2],
-                "state": link.state.name.lower() if link.is_ready else "restarting",
+                "state": session.state.name.lower() if session.is_ready else "restarting",
                 "load": {
-                    "running": link.load.num_running,
-                    "waiting": link.load.num_waiting,
-                    "waiting_tokens": link.load.waiting_tokens,
-                    "free_blocks": link.load.free_blocks,
-                    "cached_blocks": link.load.cached_blocks,
+                    "running": session.load.num_running,
+                    "waiting": session.load.num_waiting,
+                    "waiting_tokens": session.load.waiting_tokens,
+                    "free_blocks": session.load.free_blocks,
+                    "cached_blocks": session.load.cached_blocks,
                     "total_blocks": d.num_blocks,
                 },
             }
-            for link in self._links.all()
-            for d in [link.descriptor]
+            for session in self._sessions.all()
+            for d in [session.descriptor]
         ]
 
-    def ways(self) -> list[dict[str, Any]]:
+    def routes(self) -> list[dict[str, Any]]:
         """Describe how KV goes between workers, as found when they met or were measured last."""
-        senders = {x.descriptor.transfer_address: x.descriptor for x in self._links.all()}
+        senders = {x.descriptor.transfer_address: x.descriptor for x in self._sessions.all()}
         return [
-            _way(senders[address], link.descriptor, way)
-            for link in self._links.all()
-            for address, way in link.ways.items()
+            _route(senders[address], session.descriptor, route)
+            for session in self._sessions.all()
+            for address, route in session.routes.items()
             if address in senders
         ]
 
-    async def measure_ways(self, mib: int) -> list[dict[str, Any]]:
+    async def measure_routes(self, mib: int) -> list[dict[str, Any]]:
         """Move some MiB over every way and describe it.
 
         Raises:
@@ -322,7 +322,7 @@ class GenerationService:
                 "the links are being measured for somebody else; try again in some seconds", 5.0
             )
         async with self._measuring:
-            return [_way(*found) for found in await self._links.measure(mib << 20)]
+            return [_route(*found) for found in await self._sessions.measure(mib << 20)]
 
     def uptime_s(self) -> float:
         """Seconds since this router was made."""
@@ -340,13 +340,13 @@ class GenerationService:
             }
             for role in Role
         }
-        for link in self._links.all():
-            pool = pools[link.descriptor.role.value]
-            pool["replicas"] += link.state is LinkState.LIVE
-            pool["running"] += link.load.num_running
-            pool["waiting"] += link.load.num_waiting
-            pool["waiting_tokens"] += link.load.waiting_tokens
-            pool["free_blocks"] += link.load.free_blocks + link.load.cached_blocks
+        for session in self._sessions.all():
+            pool = pools[session.descriptor.role.value]
+            pool["replicas"] += session.state is SessionState.LIVE
+            pool["running"] += session.load.num_running
+            pool["waiting"] += session.load.num_waiting
+            pool["waiting_tokens"] += session.load.waiting_tokens
+            pool["free_blocks"] += session.load.free_blocks + session.load.cached_blocks
         running, queued = self._admission.num_running, self._admission.num_queued
         return {
             "server_load": running + queued,
@@ -366,12 +366,14 @@ class GenerationService:
         self.telemetry.close()
 
 
-def _way(sender: WorkerDescriptor, receiver: WorkerDescriptor, way: WayReport) -> dict[str, Any]:
+def _route(
+    sender: WorkerDescriptor, receiver: WorkerDescriptor, route: RouteReport
+) -> dict[str, Any]:
     return {
         "prefill": sender.worker_id,
         "decode": receiver.worker_id,
-        "transport": way.transport,
-        "round_trip_ms": round(way.round_trip_s * 1000, 3),
-        "gb_per_s": round(way.gb_per_s, 3) or None,
-        "error": way.error or None,
+        "transport": route.transport,
+        "round_trip_ms": round(route.round_trip_s * 1000, 3),
+        "gb_per_s": round(route.gb_per_s, 3) or None,
+        "error": route.error or None,
     }

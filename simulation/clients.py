@@ -152,7 +152,7 @@ class Client:
                 self._finish[choice] = reason.value
             case RequestEnded():
                 self.ended = event
-                self._was_starting = router.links.is_starting()
+                self._was_starting = router.sessions.is_starting()
                 self._check_end(event)
 
     def _check_scores(self, logprobs: tuple[Logprob, ...]) -> None:
@@ -186,15 +186,15 @@ class Client:
         name = self._order.name
         report = self._report
         late_s = self._cluster.clock.now_s() - self.request.deadline_at - self._order.stall_s
-        phases = ended.anatomy.phases()
+        phases = ended.timing.phases()
         # Who is in a hurry may find its router paused at its deadline.
         if late_s > (1 if self._order.timeout_s == TIMEOUT_S else 10):
             report.violated(f"L1 {name}: ended {late_s:.1f} s after its deadline")
-        if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.anatomy.e2e_s) > 1e-6:
-            report.violated(f"I7 {name}: phases {phases} do not add up to {ended.anatomy.e2e_s}")
-        report.retries += sum(not a.endswith((":ok", ":draining")) for a in ended.anatomy.attempts)
-        report.moves += sum(a.endswith(":draining") for a in ended.anatomy.attempts)
-        report.decisions.append(f"{name} {' '.join(ended.anatomy.attempts)}")
+        if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.timing.e2e_s) > 1e-6:
+            report.violated(f"I7 {name}: phases {phases} do not add up to {ended.timing.e2e_s}")
+        report.retries += sum(not a.endswith((":ok", ":draining")) for a in ended.timing.attempts)
+        report.moves += sum(a.endswith(":draining") for a in ended.timing.attempts)
+        report.decisions.append(f"{name} {' '.join(ended.timing.attempts)}")
 
     # --- afterwards -------------------------------------------------------------------------------
 
@@ -237,7 +237,7 @@ class Client:
         if error is None and len(self._finish) != num_choices:
             report.violated(f"I2 {name}: {len(self._finish)} of {num_choices} choices finished")
         if error is not None and not is_victim and not self._is_justified(error, ended):
-            report.violated(f"I7 {name}: {error!r} after {ended.anatomy.attempts}")
+            report.violated(f"I7 {name}: {error!r} after {ended.timing.attempts}")
 
     def _is_justified(self, error: ServingError, ended: RequestEnded) -> bool:
         """Say whether an error is honest.
@@ -245,7 +245,7 @@ class Client:
         It is if the request met more faults than it has attempts for, if nobody was left and nobody
         was about to come, if the door was crowded, or if its client was in a hurry.
         """
-        num_faults = sum(not a.endswith((":ok", ":draining")) for a in ended.anatomy.attempts)
+        num_faults = sum(not a.endswith((":ok", ":draining")) for a in ended.timing.attempts)
         match error:
             case NoWorker():
                 return num_faults > 0 and not self._was_starting

@@ -27,7 +27,7 @@ from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
 from router.orchestrator import Orchestrator
 from router.request_stream import RequestStream
-from router.workers.sessions import Links
+from router.workers.sessions import WorkerSessions
 from simulation.contrary import Contrary
 from simulation.hash_runner import HashModel, MemoryKV
 from simulation.loop import VirtualLoop
@@ -37,7 +37,7 @@ from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
 from worker.sessions import FRAME_BYTES
-from worker.worker import WorkerParts, WorkerUnit
+from worker.worker import Worker, WorkerComponents
 
 VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
@@ -74,6 +74,10 @@ class Shape:
     """How many times slower the first decode worker is than the others."""
 
 
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
+
+
 class SimRouter:
     """One router on its node, with the clients that are connected to it."""
 
@@ -86,7 +90,7 @@ class SimRouter:
         self.context = on_node(name)
         self._clients: dict[asyncio.Event, None] = {}
         ids = cluster.ids
-        self.links = Links(
+        self.sessions = WorkerSessions(
             cluster.membership,
             SimNetwork(cluster.hub, name, "session"),
             ids.router(),
@@ -94,7 +98,7 @@ class SimRouter:
         )
         self.admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
         self.orchestrator = Orchestrator(
-            self.links,
+            self.sessions,
             self.admission,
             router,
             shape.placement,
@@ -105,13 +109,15 @@ class SimRouter:
         cluster.traps.trap_emit(self.orchestrator)
         self.mirror = MembershipMirror(
             cluster.store,
-            lambda: [{"worker_id": link.descriptor.worker_id} for link in self.links.all()],
+            lambda: [
+                {"worker_id": session.descriptor.worker_id} for session in self.sessions.all()
+            ],
         )
         self._mirroring: asyncio.Task[None] | None = None
 
     def start(self) -> None:
         """Follow the members and mirror them."""
-        self.context.run(self.links.follow)
+        self.context.run(self.sessions.follow)
         loop = asyncio.get_running_loop()
         self._mirroring = loop.create_task(self.mirror.run(), context=self.context.copy())
 
@@ -135,7 +141,7 @@ class SimRouter:
         if self._mirroring is not None:
             self._mirroring.cancel()
             await asyncio.gather(self._mirroring, return_exceptions=True)
-        await self.links.close()
+        await self.sessions.close()
 
 
 class SimCluster:
@@ -152,7 +158,7 @@ class SimCluster:
         self.store = MemoryStore()
         self.clock = LoopClock()
         self.ids = Ids(random.Random(seed + 1))
-        self.units: dict[str, WorkerUnit] = {}
+        self.units: dict[str, Worker] = {}
         self.runners: dict[str, SimRunner] = {}
         self.clocks: dict[str, NodeClock] = {}
         self._agents: list[TransferAgent] = []
@@ -164,10 +170,8 @@ class SimCluster:
         self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
-        self.on_step: Callable[[str, WorkerUnit, StepPlan], None] = lambda node, unit, plan: None
-        self.on_attempt_ended: Callable[[str, WorkerUnit, Attempt], None] = (
-            lambda node, unit, attempt: None
-        )
+        self.on_step: Callable[[str, Worker, StepPlan], None] = _ignore
+        self.on_attempt_ended: Callable[[str, Worker, Attempt], None] = _ignore
         self._serial = self._router_serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
@@ -186,9 +190,9 @@ class SimCluster:
         return self.routers[0].orchestrator
 
     @property
-    def links(self) -> Links:
+    def sessions(self) -> WorkerSessions:
         """Of the first router."""
-        return self.routers[0].links
+        return self.routers[0].sessions
 
     def _new_router(self) -> SimRouter:
         self._router_serial += 1
@@ -203,7 +207,7 @@ class SimCluster:
         for router in self.routers:
             router.start()
 
-    async def add(self, role: Role, *, is_misfit: bool = False) -> str:
+    async def add(self, role: Role, *, is_incompatible: bool = False) -> str:
         """Start one worker; a misfit holds another model than it says.
 
         Returns:
@@ -213,7 +217,7 @@ class SimCluster:
         node = f"{role.value}{self._serial}"
         shape = self.shape
         engine = shape.engine
-        layout = replace(self.layout, model_digest="another") if is_misfit else self.layout
+        layout = replace(self.layout, model_digest="another") if is_incompatible else self.layout
         kv = MemoryKV(layout, engine.num_blocks)
         is_slow = role is Role.DECODE and self._serial == shape.prefill + 1
         slow = shape.slow if is_slow else 1.0
@@ -239,7 +243,7 @@ class SimCluster:
             num_blocks=engine.num_blocks,
             max_model_len=shape.max_model_len,
         )
-        unit: WorkerUnit
+        unit: Worker
         runner = self.runners[node] = SimRunner(
             model,
             kv,
@@ -250,7 +254,7 @@ class SimCluster:
         )
         is_prefill = role is Role.PREFILL
         make_role = prefill_role if is_prefill else decode_role(shape.transfer.reserve_wait_s)
-        parts = WorkerParts(
+        parts = WorkerComponents(
             role=role,
             make_role=self.traps.trap_role(node, make_role),
             runner=runner,
@@ -268,7 +272,7 @@ class SimCluster:
             hash_key=HASH_KEY,
         )
         context = on_node(node)
-        unit = context.run(WorkerUnit, parts, None)
+        unit = context.run(Worker, parts, None)
         self.units[node] = unit
         self._agents.append(unit.agent)
         self.traps.trap_worker(node, unit.worker)
@@ -279,12 +283,12 @@ class SimCluster:
         )
         return node
 
-    def _check(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
+    def _check(self, node: str, unit: Worker, plan: StepPlan) -> None:
         self.num_steps += 1
         unit.pool.check()
         self.on_step(node, unit, plan)
 
-    def _hear_endings(self, node: str, unit: WorkerUnit) -> None:
+    def _hear_endings(self, node: str, unit: Worker) -> None:
         end = unit.worker.end
 
         def heard(attempt: Attempt, error: ServingError | None) -> None:

@@ -12,7 +12,7 @@ from random import Random
 from core.errors import PoolExhausted
 from core.plan import StepPlan
 from engine.scheduling.sequence import Sequence
-from worker.worker import WorkerUnit
+from worker.worker import Worker
 
 
 class Contrary:
@@ -25,7 +25,7 @@ class Contrary:
         self.preempt_odds = self.evict_odds = 0.0
         self.failing_allocations: dict[str, int] = {}
 
-    def take_hold(self, node: str, unit: WorkerUnit) -> None:
+    def take_hold(self, node: str, unit: Worker) -> None:
         """Wrap what a worker's scheduler decides."""
         plan = unit.scheduler.plan
         allocate = unit.scheduler.tables.allocate

@@ -22,7 +22,7 @@ from engine.scheduling.sequence import Sequence, Status
 from simulation.cluster import SimCluster
 from simulation.report import Report
 from worker.attempt import Attempt
-from worker.worker import WorkerUnit
+from worker.worker import Worker
 
 MAX_OVERTAKES = 16
 """Later ones that may pass one that waits for blocks, beside those that were in flight already."""
@@ -89,7 +89,7 @@ class Fairness:
 
     # --- F1, F2: at every step --------------------------------------------------------------------
 
-    def _stepped(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
+    def _stepped(self, node: str, unit: Worker, plan: StepPlan) -> None:
         books = self._of(node)
         scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
@@ -104,7 +104,7 @@ class Fairness:
             books.stops[key] = _Stop(now_s, stopped[key])
         self._count_missed(node, unit, plan)
 
-    def _count_missed(self, node: str, unit: WorkerUnit, plan: StepPlan) -> None:
+    def _count_missed(self, node: str, unit: Worker, plan: StepPlan) -> None:
         """Count the steps in which a giant prompt took most of the budget and a small one none."""
         books = self._of(node)
         scheduler = unit.scheduler
@@ -127,7 +127,7 @@ class Fairness:
 
     # --- endings ----------------------------------------------------------------------------------
 
-    def _attempt_ended(self, node: str, unit: WorkerUnit, attempt: Attempt) -> None:
+    def _attempt_ended(self, node: str, unit: Worker, attempt: Attempt) -> None:
         ended = attempt.ended
         if ended is None or not attempt.sequences or attempt.submit.task is Task.PREFILL:
             return
@@ -148,7 +148,7 @@ class Fairness:
 
     # --- F3, F4: now and then ---------------------------------------------------------------------
 
-    def _look_at_line(self, node: str, unit: WorkerUnit, now_s: float) -> None:
+    def _look_at_line(self, node: str, unit: Worker, now_s: float) -> None:
         line = self._of(node).line
         for attempt in unit.worker.attempts.values():
             is_asking = attempt.submit.transfer_id in self._cluster.traps.asking.get(node, {})
@@ -165,7 +165,7 @@ class Fairness:
         for waiting in line.values():
             self._check_room(node, unit, waiting, now_s)
 
-    def _check_room(self, node: str, unit: WorkerUnit, waiting: _InLine, now_s: float) -> None:
+    def _check_room(self, node: str, unit: Worker, waiting: _InLine, now_s: float) -> None:
         sequence = waiting.sequence
         line = self._of(node).line
         needed = unit.scheduler.tables.blocks_for(sequence.num_tokens) + len(sequence.choices)
@@ -191,7 +191,7 @@ class Fairness:
                 f"while there was room for it"
             )
 
-    def _look_at_announcements(self, node: str, unit: WorkerUnit, now_s: float) -> None:
+    def _look_at_announcements(self, node: str, unit: Worker, now_s: float) -> None:
         """Only while nothing runs there: then nothing but the announcements is waited for."""
         since_s = self._of(node).unannounced_since_s
         scheduler = unit.scheduler
@@ -227,7 +227,7 @@ def _is_giant(sequence: Sequence) -> bool:
     return not sequence.num_output_tokens and sequence.num_missing_tokens > GIANT_TOKENS
 
 
-def _kept_before(sequence: Sequence, unit: WorkerUnit) -> tuple[int, int]:
+def _kept_before(sequence: Sequence, unit: Worker) -> tuple[int, int]:
     """Places and blocks of older ones that will run with the next step, however late it comes."""
     num_places, num_blocks = 0, 0
     for older in unit.scheduler.waiting.ready:
@@ -240,14 +240,14 @@ def _kept_before(sequence: Sequence, unit: WorkerUnit) -> tuple[int, int]:
     return num_places, num_blocks
 
 
-def _has_place(unit: WorkerUnit, num_before: int = 0) -> bool:
+def _has_place(unit: Worker, num_before: int = 0) -> bool:
     """True for a place beside those that `num_before` others will have with the next step."""
     scheduler = unit.scheduler
     num_taken = len(scheduler.active) + len(scheduler.arriving) + num_before
     return num_taken < scheduler.limits.max_sequences
 
 
-def _could_run(sequence: Sequence, unit: WorkerUnit) -> bool:
+def _could_run(sequence: Sequence, unit: Worker) -> bool:
     """True for a small fresh prompt that nothing but the budget keeps waiting."""
     scheduler = unit.scheduler
     if sequence.num_tokens > SMALL_TOKENS or sequence.is_out_of_credit or sequence.run_alone:

@@ -64,7 +64,7 @@ class Injector:
             Kind.STEP_FAILED: self._step,
             Kind.RANK_DEATH: self._step,
             Kind.BUSY: self._busy,
-            Kind.MISFIT: self._misfit,
+            Kind.MISFIT: self._incompatible,
             Kind.PREEMPT: self._contrary,
             Kind.EVICT: self._contrary,
             Kind.SUBMIT_RAISES: self._trap,
@@ -164,15 +164,15 @@ class Injector:
         if pair is not None:
             await self._block(fault, [pair if self._rng.random() < 0.5 else (pair[1], pair[0])])
 
-    async def _block(self, fault: Fault, ways: list[tuple[str, str]]) -> None:
+    async def _block(self, fault: Fault, routes: list[tuple[str, str]]) -> None:
         hub = self._cluster.hub
-        for way in ways:
-            hub.block(*way)
-            self._ill(*way)
+        for route in routes:
+            hub.block(*route)
+            self._ill(*route)
         await asyncio.sleep(fault.for_s)
-        for way in ways:
-            self._ill(*way)
-        num_stalled = [hub.unblock(*way) for way in ways]
+        for route in routes:
+            self._ill(*route)
+        num_stalled = [hub.unblock(*route) for route in routes]
         self.bitten[fault.kind] += any(num_stalled)
 
     # --- nodes ------------------------------------------------------------------------------------
@@ -301,10 +301,10 @@ class Injector:
             await asyncio.sleep(TRAP_S)
             self.bitten[fault.kind] += not traps.disarm(place, node)
 
-    async def _misfit(self, fault: Fault) -> None:
+    async def _incompatible(self, fault: Fault) -> None:
         """A worker of another model joins by mistake, and leaves again."""
         cluster = self._cluster
-        node = await cluster.add(Role.DECODE, is_misfit=True)
+        node = await cluster.add(Role.DECODE, is_incompatible=True)
         cluster.draining[node] = None
         await asyncio.sleep(fault.for_s)
         self.bitten[fault.kind] += cluster.units[node].worker.num_attempts > 0

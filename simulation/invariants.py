@@ -17,14 +17,14 @@ import asyncio
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
-from router.placement import Placement, Wish, choose
-from router.request_state import RequestRun
+from router.placement import Placement, PlacementConstraints, choose
+from router.request_state import RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster, SimRouter
 from simulation.fairness import Fairness
 from simulation.injector import Injector
 from simulation.report import Report
-from simulation.wait_reasons import WakeUp, wake_up_of
+from simulation.wait_reasons import WaitReason, wait_reason_of
 
 WATCH_S = 0.25
 UNUSED_WORKER_S = 1.0
@@ -43,7 +43,7 @@ class Watch:
         self._report = report
         self._fairness = Fairness(cluster, report)
         self._suspects: list[str] = []
-        self._placing: dict[int, tuple[SimRouter, RequestRun, float]] = {}
+        self._placing: dict[int, tuple[SimRouter, RequestState, float]] = {}
         self._watched: dict[str, None] = {}
 
     async def run(self) -> None:
@@ -55,7 +55,7 @@ class Watch:
                     self._watch_router(router)
             await asyncio.sleep(WATCH_S)
             self._check_bounds()
-            self._check_wake_ups()
+            self._check_wait_reasons()
             self._check_placing()
             self._fairness.look()
 
@@ -69,7 +69,7 @@ class Watch:
                     if num_unsent > max(credit, attempt.submit.credit) + 1:
                         self._report.violated(f"I6 {node}: {num_unsent} unsent of {choice}")
 
-    def _check_wake_ups(self) -> None:
+    def _check_wait_reasons(self) -> None:
         """Twice in a row, so that a wake-up under way is not taken for a lost one."""
         found = _lost_wake_ups(self._cluster)
         for suspect in found:
@@ -83,7 +83,7 @@ class Watch:
         orchestrator = router.orchestrator
         place = orchestrator._place
 
-        async def watched(run: RequestRun, after: ServingError | None) -> Placement:
+        async def watched(run: RequestState, after: ServingError | None) -> Placement:
             key = id(run)
             self._placing[key] = (router, run, asyncio.get_running_loop().time())
             try:
@@ -120,14 +120,14 @@ class Watch:
                 self._report.violated(f"I8 {node} was well, and called dead: {error.message}")
 
 
-def _could_place(router: SimRouter, run: RequestRun) -> bool:
-    wish = Wish(
+def _could_place(router: SimRouter, run: RequestState) -> bool:
+    constraints = PlacementConstraints(
         path=run.path,
         local_below_tokens=1,
         must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
     )
     try:
-        choose(router.links.candidates(), run.request, wish)
+        choose(router.sessions.candidates(), run.request, constraints)
     except NoWorker:
         return False
     return True
@@ -145,7 +145,7 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
         found += [
             f"L1 {node}: sequence {sequence.key} waits for a step that nobody takes"
             for sequence in (*scheduler.running, *scheduler.waiting)
-            if wake_up_of(scheduler, sequence) is WakeUp.STEP
+            if wait_reason_of(scheduler, sequence) is WaitReason.STEP
         ]
     return found
 
@@ -157,7 +157,7 @@ async def check_recovery(cluster: SimCluster, injector: Injector, report: Report
     """L2: after the last fault every router serves at the first attempt, and the store is whole."""
     await asyncio.sleep(RECOVERY_S)
     for router in cluster.routers:
-        _check_links(cluster, router, report)
+        _check_sessions(cluster, router, report)
         for number in range(PROBES_PER_ROUTER):
             request = cluster.request(
                 f"probe-{router.name}-{number}", tuple(range(1, 50)), SamplingParams(max_tokens=4)
@@ -166,18 +166,20 @@ async def check_recovery(cluster: SimCluster, injector: Injector, report: Report
             stream = router.open(request, wake)
             ended = await _last_event(stream, wake)
             router.closed(wake)
-            if ended.error is not None or len(ended.anatomy.attempts) != 1:
-                report.violated(f"L2 {router.name}: {ended.error!r} after {ended.anatomy.attempts}")
+            if ended.error is not None or len(ended.timing.attempts) != 1:
+                report.violated(f"L2 {router.name}: {ended.error!r} after {ended.timing.attempts}")
     back_at_s = injector.store_back_at
     if back_at_s is not None and cluster.store.written_at < back_at_s:
         report.violated(f"L2 the store was not written within {RECOVERY_S} s of its return")
 
 
-def _check_links(cluster: SimCluster, router: SimRouter, report: Report) -> None:
-    links = {link.descriptor.incarnation: link.state.name for link in router.links.all()}
-    candidates = {c.descriptor.incarnation for c in router.links.candidates()}
+def _check_sessions(cluster: SimCluster, router: SimRouter, report: Report) -> None:
+    sessions = {
+        session.descriptor.incarnation: session.state.name for session in router.sessions.all()
+    }
+    candidates = {c.descriptor.incarnation for c in router.sessions.candidates()}
     for member in cluster.membership.members():
-        state = links.get(member.incarnation, "GONE")
+        state = sessions.get(member.incarnation, "GONE")
         if state != "LIVE" or member.incarnation not in candidates:
             report.violated(f"L2 {router.name}: the link to {member.worker_id} is {state.lower()}")
 
@@ -203,7 +205,7 @@ async def check_rest(cluster: SimCluster, report: Report) -> None:
             "requests": router.orchestrator.num_running,
             "permits": admission.num_running,
             "waiting for a permit": admission.num_queued,
-            "subscriptions": sum(link.num_subscribers for link in router.links.all()),
+            "subscriptions": sum(session.num_subscribers for session in router.sessions.all()),
         }
         found = {name: count for name, count in left.items() if count}
         if found:

@@ -108,7 +108,7 @@ class Hub:
         self._stalled: dict[
             tuple[str, str], list[tuple[SimStream, Callable[..., None], tuple[Any, ...]]]
         ] = {}
-        self._healed = asyncio.Event()
+        self._resent = asyncio.Event()
         self._wire = contextvars.copy_context()
         self.streams: dict[SimStream, None] = {}
         self.tasks: dict[str, dict[asyncio.Task[None], None]] = {}
@@ -155,9 +155,9 @@ class Hub:
         *args: Any,  # noqa: ANN401
     ) -> None:
         """Bring something to the other side of a stream, in order, now or when the way is free."""
-        way = (stream.node, stream.peer.node)
-        if way in self._blocked:
-            self._stalled.setdefault(way, []).append((stream, call, args))
+        route = (stream.node, stream.peer.node)
+        if route in self._blocked:
+            self._stalled.setdefault(route, []).append((stream, call, args))
             return
         loop = asyncio.get_running_loop()
         # A heap does not keep the order of equal times, so times must differ.
@@ -180,17 +180,17 @@ class Hub:
         Returns:
             How many messages had been waiting, so that the fault is seen to bite.
         """
-        way = (source, target)
-        left = self._blocked.get(way, 1) - 1
+        route = (source, target)
+        left = self._blocked.get(route, 1) - 1
         if left:
-            self._blocked[way] = left
-            return len(self._stalled.get(way, []))
-        self._blocked.pop(way, None)
-        stalled = self._stalled.pop(way, [])
+            self._blocked[route] = left
+            return len(self._stalled.get(route, []))
+        self._blocked.pop(route, None)
+        stalled = self._stalled.pop(route, [])
         for stream, call, args in stalled:
             self.carry(stream, call, *args)
-        self._healed.set()
-        self._healed = asyncio.Event()
+        self._resent.set()
+        self._resent = asyncio.Event()
         return len(stalled)
 
     def reset(self, kind: str, node: str | None = None) -> int:
@@ -221,7 +221,7 @@ class Hub:
         await asyncio.sleep(self.latency_s())
         target = address.partition(":")[0]
         while (node, target) in self._blocked or (target, node) in self._blocked:
-            await self._healed.wait()
+            await self._resent.wait()
         listener = self._listeners.get(address)
         if listener is None:
             raise StreamClosed(f"nobody listens at {address}")

@@ -18,7 +18,7 @@ from router.choice_output import TextDecoder
 from router.orchestrator import Orchestrator
 from router.request_state import Emit
 from simulation.parts import InlineDecoder
-from worker.attempts import Worker
+from worker.attempts import AttemptTable
 from worker.worker import MakeRole, RoleWiring
 
 CALLBACKS = (
@@ -104,7 +104,7 @@ class Traps:
 
     # --- at a worker ------------------------------------------------------------------------------
 
-    def trap_worker(self, node: str, worker: Worker) -> None:
+    def trap_worker(self, node: str, worker: AttemptTable) -> None:
         """Let what a session reader calls raise."""
         inner = worker.submit
 
@@ -117,18 +117,18 @@ class Traps:
     def trap_role(self, node: str, make_role: MakeRole) -> MakeRole:
         """Let what an agent posts to the worker's loop raise."""
 
-        def make(worker: Worker, *rest: Any) -> RoleWiring:  # noqa: ANN401
+        def make(worker: AttemptTable, *rest: Any) -> RoleWiring:  # noqa: ANN401
             wiring = make_role(worker, *rest)
             for name in CALLBACKS:
-                if (callback := getattr(wiring.part, name, None)) is not None:
+                if (callback := getattr(wiring.role, name, None)) is not None:
                     trapped = self._trapped_callback(node, worker, name, callback)
-                    setattr(wiring.part, name, trapped)
+                    setattr(wiring.role, name, trapped)
             return wiring
 
         return make
 
     def _trapped_callback(
-        self, node: str, worker: Worker, name: str, callback: Callable[..., None]
+        self, node: str, worker: AttemptTable, name: str, callback: Callable[..., None]
     ) -> Callable[..., None]:
         asking = self.asking.setdefault(node, {})
 

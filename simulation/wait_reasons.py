@@ -13,7 +13,7 @@ from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 
 
-class WakeUp(StrEnum):
+class WaitReason(StrEnum):
     """The next thing that moves a sequence on."""
 
     STEP = "the next step"
@@ -26,33 +26,33 @@ class WakeUp(StrEnum):
     ORDER = "a sequence before it in the line, for which blocks or a place are kept"
 
 
-def wake_up_of(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
+def wait_reason_of(scheduler: Scheduler, sequence: Sequence) -> WaitReason:
     """Name what an unfinished sequence waits for."""
     match sequence.status:
         case Status.NEW | Status.ARRIVING:
-            return WakeUp.FRAMES
+            return WaitReason.FRAMES
         case Status.HOLDING:
-            return WakeUp.PARTNER
+            return WaitReason.PARTNER
         case Status.RUNNING if sequence.is_out_of_credit:
-            return WakeUp.CREDIT
+            return WaitReason.CREDIT
         case Status.RUNNING:
             is_alone = any(s.run_alone and s is not sequence for s in scheduler.active)
-            return WakeUp.PLACE if is_alone else WakeUp.STEP
+            return WaitReason.PLACE if is_alone else WaitReason.STEP
         case Status.WAITING if sequence.is_out_of_credit:
-            return WakeUp.CREDIT
+            return WaitReason.CREDIT
     handover = sequence.handover
     if handover is not None and not handover.is_announced:
         is_next = scheduler.waiting.next_to_announce() is sequence
-        return WakeUp.STEP if is_next else WakeUp.TURN
+        return WaitReason.STEP if is_next else WaitReason.TURN
     if sequence.is_ahead:
-        return WakeUp.PARTNER
+        return WaitReason.PARTNER
     return _in_line(scheduler, sequence)
 
 
-def _in_line(scheduler: Scheduler, sequence: Sequence) -> WakeUp:
+def _in_line(scheduler: Scheduler, sequence: Sequence) -> WaitReason:
     if sequence in scheduler.blocks.fitting(sequence.status, takes_back=False):
-        return WakeUp.STEP
+        return WaitReason.STEP
     if not scheduler.blocks.has_place(sequence):
-        return WakeUp.PLACE
+        return WaitReason.PLACE
     is_short = scheduler.blocks.num_needed(sequence, 0) > scheduler.pool.num_available
-    return WakeUp.BLOCKS if is_short else WakeUp.ORDER
+    return WaitReason.BLOCKS if is_short else WaitReason.ORDER

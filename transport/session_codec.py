@@ -16,15 +16,15 @@ from core.session import (
     MAX_ID_CHARACTERS,
     AttemptEnded,
     Cancel,
+    ConnectPeers,
     Credit,
     Hello,
     Load,
-    Meet,
-    Met,
-    PhaseTimings,
+    PeerReport,
     Progress,
     Role,
-    RouterBeat,
+    RouteReport,
+    RouterHeartbeat,
     StepFrame,
     Submit,
     Task,
@@ -32,9 +32,9 @@ from core.session import (
     ToRouter,
     ToWorker,
     Wanted,
-    WayReport,
     Welcome,
     WorkerDescriptor,
+    WorkerTiming,
 )
 from core.trace import parse_trace
 from core.types import FinishReason, GenerateRequest, Logprob, SamplingParams
@@ -59,12 +59,13 @@ def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
             return pb.ToWorker(number=number, cancel=pb.Cancel(request_id=request_id, epoch=epoch))
         case Credit():
             return pb.ToWorker(number=number, credit=_credit_to_wire(message))
-        case Meet(addresses, probe_bytes):
+        case ConnectPeers(addresses, probe_bytes):
             return pb.ToWorker(
-                number=number, meet=pb.Meet(addresses=addresses, probe_bytes=probe_bytes)
+                number=number,
+                connect_peers=pb.ConnectPeers(addresses=addresses, probe_bytes=probe_bytes),
             )
-        case RouterBeat():
-            return pb.ToWorker(number=number, beat=pb.RouterBeat())
+        case RouterHeartbeat():
+            return pb.ToWorker(number=number, heartbeat=pb.RouterHeartbeat())
 
 
 def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
@@ -88,9 +89,9 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
                 _request_id(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices)
             )
         case "meet":
-            return Meet(tuple(wire.meet.addresses), wire.meet.probe_bytes)
+            return ConnectPeers(tuple(wire.connect_peers.addresses), wire.connect_peers.probe_bytes)
         case "beat":
-            return RouterBeat()
+            return RouterHeartbeat()
         case _:
             return None
 
@@ -262,18 +263,18 @@ def to_router_wire(number: int, message: ToRouter) -> pb.ToRouter:
                 is_leaving=is_leaving,
             )
             return pb.ToRouter(number=number, progress=progress)
-        case Met(ways):
+        case PeerReport(routes):
             rows = [
-                pb.WayReport(
+                pb.RouteReport(
                     address=w.address,
                     transport=w.transport,
                     round_trip_s=w.round_trip_s,
                     gb_per_s=w.gb_per_s,
                     error=w.error,
                 )
-                for w in ways
+                for w in routes
             ]
-            return pb.ToRouter(number=number, met=pb.Met(ways=rows))
+            return pb.ToRouter(number=number, peer_report=pb.PeerReport(routes=rows))
 
 
 def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
@@ -301,11 +302,11 @@ def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
                 p.is_leaving,
             )
         case "met":
-            ways = wire.met.ways
-            return Met(
+            routes = wire.peer_report.routes
+            return PeerReport(
                 tuple(
-                    WayReport(w.address, w.transport, w.round_trip_s, w.gb_per_s, w.error)
-                    for w in ways
+                    RouteReport(w.address, w.transport, w.round_trip_s, w.gb_per_s, w.error)
+                    for w in routes
                 )
             )
         case _:
@@ -350,10 +351,10 @@ def _descriptor_from_wire(w: pb.WorkerDescriptor) -> WorkerDescriptor:
     )
 
 
-def _timings_to_wire(t: PhaseTimings | None) -> pb.PhaseTimings | None:
+def _timings_to_wire(t: WorkerTiming | None) -> pb.WorkerTiming | None:
     if t is None:
         return None
-    return pb.PhaseTimings(
+    return pb.WorkerTiming(
         queue_s=t.queue_s,
         prefill_s=t.prefill_s,
         decode_s=t.decode_s,
@@ -361,12 +362,12 @@ def _timings_to_wire(t: PhaseTimings | None) -> pb.PhaseTimings | None:
         kv_bytes=t.kv_bytes,
         kv_blocks=t.kv_blocks,
         kv_transport=t.kv_transport,
-        kv_parts_healed=t.kv_parts_healed,
+        kv_fragments_resent=t.kv_fragments_resent,
     )
 
 
-def _timings_from_wire(w: pb.PhaseTimings) -> PhaseTimings:
-    return PhaseTimings(
+def _timings_from_wire(w: pb.WorkerTiming) -> WorkerTiming:
+    return WorkerTiming(
         queue_s=w.queue_s,
         prefill_s=w.prefill_s,
         decode_s=w.decode_s,
@@ -374,7 +375,7 @@ def _timings_from_wire(w: pb.PhaseTimings) -> PhaseTimings:
         kv_bytes=w.kv_bytes,
         kv_blocks=w.kv_blocks,
         kv_transport=w.kv_transport,
-        kv_parts_healed=w.kv_parts_healed,
+        kv_fragments_resent=w.kv_fragments_resent,
     )
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from core.errors import InvalidRequest
 from core.ids import Epoch, RequestId, RouterId
-from core.session import AttemptEnded, PhaseTimings, Submit, TokenDelta, Wanted
+from core.session import AttemptEnded, Submit, TokenDelta, Wanted, WorkerTiming
 from core.types import MAX_TOP_LOGPROBS, FinishReason, Logprob
 from engine.scheduling.sequence import Sequence
 
@@ -45,7 +45,7 @@ class ChoiceLog:
 
 
 @dataclass(slots=True)
-class Part:
+class FrameShare:
     """What an attempt has put into one frame, and an upper bound of its size there."""
 
     deltas: list[TokenDelta] = field(default_factory=list)
@@ -55,13 +55,13 @@ class Part:
 
 @dataclass(slots=True, eq=False)
 class Attempt:
-    """State of one attempt; owned by `Worker`, emptied when its router cancels or forgets it."""
+    """State of one attempt; emptied when its router cancels or forgets it."""
 
     router_id: RouterId
     submit: Submit
     sequences: list[Sequence] = field(default_factory=list)
     logs: dict[int, ChoiceLog] = field(default_factory=dict)
-    timings: PhaseTimings | None = None
+    timings: WorkerTiming | None = None
     prompt_logprobs: tuple[Logprob, ...] = ()
     num_scores_sent: int = 0
     is_timing_sent: bool = False
@@ -121,27 +121,27 @@ class Attempt:
         log.tokens.append(token)
         return True
 
-    def take(self, room_bytes: int) -> Part:
+    def take(self, room_bytes: int) -> FrameShare:
         """Take what is unsent, as far as there is room; it counts as sent from now on.
 
         Args:
             room_bytes: At least `MIN_SHARE_BYTES`.
         """
-        part = Part()
+        share = FrameShare()
         for choice, log in self.logs.items():
-            left_bytes = room_bytes - part.num_bytes - DELTA_BYTES
+            left_bytes = room_bytes - share.num_bytes - DELTA_BYTES
             if choice in self.finished_choices or left_bytes < ROW_BYTES:
                 continue
             if log.has_unsent or self._has_unsent_scores:
-                self._take_delta(choice, log, left_bytes, part)
+                self._take_delta(choice, log, left_bytes, share)
         is_end_due = not self._has_unsent_output and not self.is_end_sent
-        if self.ended is not None and is_end_due and room_bytes - part.num_bytes >= ENDED_BYTES:
-            part.ended.append(self.ended)
-            part.num_bytes += ENDED_BYTES
+        if self.ended is not None and is_end_due and room_bytes - share.num_bytes >= ENDED_BYTES:
+            share.ended.append(self.ended)
+            share.num_bytes += ENDED_BYTES
             self.is_end_sent = True
-        return part
+        return share
 
-    def _take_delta(self, choice: int, log: ChoiceLog, room_bytes: int, part: Part) -> None:
+    def _take_delta(self, choice: int, log: ChoiceLog, room_bytes: int, share: FrameShare) -> None:
         """Add one delta: the prompt's scores, when they are all sent the tokens, then the end."""
         start = self.num_scores_sent
         scores, num_score_bytes = _fitting(self.prompt_logprobs, start, room_bytes, has_top=True)
@@ -153,8 +153,8 @@ class Attempt:
         log.num_sent += len(tokens)
         is_all = is_scored and log.num_sent == len(log.tokens)
         log.is_finish_sent = is_all and log.finish is not None
-        part.num_bytes += DELTA_BYTES + num_score_bytes + num_token_bytes
-        part.deltas.append(
+        share.num_bytes += DELTA_BYTES + num_score_bytes + num_token_bytes
+        share.deltas.append(
             TokenDelta(
                 request_id=self.request_id,
                 epoch=self.epoch,

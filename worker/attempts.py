@@ -1,7 +1,7 @@
 """A worker's books: attempts by request, and the wiring of sessions, scheduler and role.
 
 Owns which attempts exist, their epochs and endings, and the tombstones of cancelled ones. Does not
-know how a role sends or receives KV: that is `RolePart`'s.
+know how a role sends or receives KV: that is `WorkerRole`'s.
 
     Submit ──▶ Attempt ──▶ sequences in the scheduler ──▶ tokens logged ──▶ frame
        ended (done, failed) ──▶ kept until the router's Cancel acknowledges it
@@ -31,15 +31,15 @@ from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.ports import Clock, Network
 from core.session import (
     AttemptEnded,
+    ConnectPeers,
     Credit,
     Load,
-    Meet,
-    PhaseTimings,
     Progress,
+    RouteReport,
     Submit,
     Task,
-    WayReport,
     WorkerDescriptor,
+    WorkerTiming,
 )
 from core.trace import NoTracing, Tracing
 from engine.scheduling.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
@@ -47,7 +47,7 @@ from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from worker.attempt import Attempt
 from worker.checking import check_credit, check_submit
-from worker.ports import RestartableRunner, RolePart
+from worker.ports import RestartableRunner, WorkerRole
 from worker.sessions import FRAME_BYTES, SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
@@ -58,7 +58,7 @@ LEAVE_S = 0.25
 log = logging.getLogger(__name__)
 
 
-class Worker:
+class AttemptTable:
     """One worker of either role."""
 
     def __init__(
@@ -71,7 +71,7 @@ class Worker:
         vocabulary_size: int,
         frame_bytes: int = FRAME_BYTES,
     ) -> None:
-        """Keep the collaborators; `use_part` and `start` complete it."""
+        """Keep the collaborators; `use_role` and `start` complete it."""
         self.scheduler = scheduler
         self.vocabulary_size = vocabulary_size
         self.attempts: dict[RequestId, Attempt] = {}
@@ -85,17 +85,17 @@ class Worker:
         )
         self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
         runner.on_lost = self._loop.runner_lost
-        self._part: RolePart | None = None
+        self._role: WorkerRole | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.num_stale = 0
         self.num_attempts = 0
         self._is_draining = False
         self._emptied = asyncio.Event()
 
-    def use_part(self, part: RolePart) -> None:
+    def use_role(self, role: WorkerRole) -> None:
         """Give the worker its role."""
-        self._part = part
-        self._loop.on_layer = part.layer_done
+        self._role = role
+        self._loop.on_layer = role.layer_done
 
     async def start(self) -> str:
         """Begin to serve; returns the session address. Set `fatal` ends with a task that failed."""
@@ -196,8 +196,8 @@ class Worker:
             self._check_open()
             if submit.task is Task.LOCAL:
                 self._begin_local(attempt)
-            elif self._part is not None and self._part.task is submit.task:
-                self._part.begin(attempt)
+            elif self._role is not None and self._role.task is submit.task:
+                self._role.begin(attempt)
             else:
                 raise WorkerLost(f"this worker has no part in {submit.task} attempts")
         except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt
@@ -290,19 +290,19 @@ class Worker:
         if attempt is not None and attempt.epoch == epoch:
             self.end(attempt, error)
 
-    def meet(self, message: Meet) -> None:
+    def connect_peers(self, message: ConnectPeers) -> None:
         """Open the ways to peers."""
-        if self._part is not None:
-            self._part.meet(message)
+        if self._role is not None:
+            self._role.connect_peers(message)
 
-    def way_found(self, way: WayReport) -> None:
+    def route_found(self, route: RouteReport) -> None:
         """A way to a peer was tried."""
-        self._sessions.tell_way(way)
+        self._sessions.send_route(route)
 
     def router_alive(self, router_id: RouterId) -> None:
         """Renew the leases of this router's transfers."""
-        if self._part is not None:
-            self._part.renew(list(self._sessions.session(router_id).attempts.values()))
+        if self._role is not None:
+            self._role.renew(list(self._sessions.session(router_id).attempts.values()))
 
     # --- events from the engine -------------------------------------------------------------------
 
@@ -320,9 +320,9 @@ class Worker:
             case Sampled():
                 self._log(attempt, event)
             case PromptComputed(sequence):
-                if self._part is None:
+                if self._role is None:
                     raise InvariantViolation("a hand-over was computed on a worker without a role")
-                self._part.prompt_computed(attempt, sequence)
+                self._role.prompt_computed(attempt, sequence)
             case SequenceFailed(_, message):
                 self.end(attempt, _failure(message))
 
@@ -361,12 +361,12 @@ class Worker:
         if attempt.is_whole and attempt.submit.task is not Task.PREFILL:
             self.end(attempt, None)
 
-    def phase_timings(self, sequence: Sequence) -> PhaseTimings:
+    def phase_timings(self, sequence: Sequence) -> WorkerTiming:
         """What a sequence has cost so far."""
         now_s = self._clock.now_s()
         started = sequence.started_at if sequence.started_at is not None else now_s
         prompt_done = sequence.prompt_done_at if sequence.prompt_done_at is not None else now_s
-        return PhaseTimings(
+        return WorkerTiming(
             queue_s=started - sequence.arrived_at,
             prefill_s=prompt_done - started,
             cached_tokens=sequence.num_prefix_hit_tokens,
@@ -376,7 +376,7 @@ class Worker:
         """End an attempt, once: stop its sequences and let the router know."""
         if attempt.ended is not None:
             return
-        timings = attempt.timings or PhaseTimings()
+        timings = attempt.timings or WorkerTiming()
         if attempt.sequences and attempt.submit.task is not Task.PREFILL:
             done_at = attempt.sequences[0].prompt_done_at
             if done_at is not None:
@@ -397,9 +397,9 @@ class Worker:
                 self.end(attempt, error)
 
     def _stop_sequences(self, attempt: Attempt, error: ServingError | None) -> None:
-        if self._part is not None and attempt.submit.task is not Task.LOCAL:
+        if self._role is not None and attempt.submit.task is not Task.LOCAL:
             with contained("the end of a hand-over"):
-                self._part.end(attempt, error)
+                self._role.end(attempt, error)
         for sequence in attempt.sequences:
             with contained("the end of a sequence"):
                 self.scheduler.cancel(sequence)

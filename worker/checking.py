@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from core.errors import InvalidRequest, KVTransferError
 from core.ids import TRANSFER_ID_BYTES
-from core.session import Hello, Meet, Submit, Task
+from core.session import ConnectPeers, Hello, Submit, Task
 from core.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, GenerateRequest, Logprob, outside
 
 MAX_NAME_CHARACTERS = 256
@@ -84,14 +84,14 @@ def check_hello(hello: Hello) -> None:
     _check_count("wanted", hello.wanted, MAX_WANTED)
 
 
-def check_meet(meet: Meet) -> None:
+def check_peers(connect_peers: ConnectPeers) -> None:
     """Check an introduction to peers.
 
     Raises:
         InvalidRequest: Names the field.
     """
-    _check_count("addresses", meet.addresses, MAX_PEERS)
-    for address in meet.addresses:
+    _check_count("addresses", connect_peers.addresses, MAX_PEERS)
+    for address in connect_peers.addresses:
         _check_count("addresses", address, MAX_ADDRESS_CHARACTERS)
 
 

@@ -11,12 +11,12 @@ from typing import Protocol
 from core.errors import ServingError
 from core.plan import StepPlan
 from core.ports import Runner
-from core.session import Meet, Task
+from core.session import ConnectPeers, Task
 from engine.scheduling.sequence import Sequence
 from worker.attempt import Attempt
 
 
-class RolePart(Protocol):
+class WorkerRole(Protocol):
     """What a role adds: its part in a hand-over."""
 
     task: Task
@@ -41,8 +41,8 @@ class RolePart(Protocol):
         """The owning router is alive."""
         ...
 
-    def meet(self, message: Meet) -> None:
-        """Open the ways to peers that may send KV here; each is reported by `Worker.way_found`."""
+    def connect_peers(self, message: ConnectPeers) -> None:
+        """Connect to peers that may send KV here; `AttemptTable.route_found` hears of each."""
         ...
 
 

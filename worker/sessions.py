@@ -25,29 +25,29 @@ from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
     AttemptEnded,
     Cancel,
+    ConnectPeers,
     Credit,
     Hello,
-    Meet,
-    Met,
-    PhaseTimings,
+    PeerReport,
     Progress,
+    RouteReport,
     StepFrame,
     Submit,
     Task,
     TokenDelta,
     ToWorker,
     Wanted,
-    WayReport,
     Welcome,
     WorkerDescriptor,
+    WorkerTiming,
 )
 from transport.sequenced import NumberedStream
 from worker.attempt import ENDED_BYTES, MIN_SHARE_BYTES, Attempt
-from worker.checking import check_hello, check_meet
+from worker.checking import check_hello, check_peers
 
 log = logging.getLogger(__name__)
 
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 ROUTER_PATIENCE_S = 5.0
 HELLO_TIMEOUT_S = 5.0
 MAX_ROUTERS = 1024
@@ -57,7 +57,7 @@ FRAME_BYTES = 256 << 10
 """Most that a frame holds: far below what a message may, and coded in some milliseconds."""
 
 
-class SessionHost(Protocol):
+class SessionCallbacks(Protocol):
     """What sessions ask of the worker."""
 
     def submit(self, router_id: RouterId, submit: Submit) -> None:
@@ -76,7 +76,7 @@ class SessionHost(Protocol):
         """A command for this attempt failed: it ends."""
         ...
 
-    def meet(self, message: Meet) -> None:
+    def connect_peers(self, message: ConnectPeers) -> None:
         """Open the ways to peers."""
         ...
 
@@ -117,7 +117,7 @@ class RouterSession:
         """Of the newest stream: an older one that comes late is refused."""
         self.heard_at = 0.0
         self.unknown: list[AttemptEnded] = []
-        self.ways: dict[str, WayReport] = {}
+        self.routes: dict[str, RouteReport] = {}
         self.dirty: dict[RequestId, None] = {}
         self.wake = asyncio.Event()
 
@@ -165,7 +165,7 @@ class SessionServer:
     def __init__(
         self,
         network: Network,
-        host: SessionHost,
+        callbacks: SessionCallbacks,
         clock: Clock,
         step_id: Callable[[], int],
         frame_bytes: int = FRAME_BYTES,
@@ -173,7 +173,7 @@ class SessionServer:
         """Keep the collaborators; `listen` starts it."""
         self._frame_bytes = frame_bytes
         self._network = network
-        self._host = host
+        self._callbacks = callbacks
         self._step_id = step_id
         self._awake = AwakeClock(clock)
         self._sessions: dict[RouterId, RouterSession] = {}
@@ -183,10 +183,10 @@ class SessionServer:
         """Serve sessions; returns the address to publish."""
         return await self._network.listen(self._serve)
 
-    def tell_way(self, way: WayReport) -> None:
+    def send_route(self, route: RouteReport) -> None:
         """Every router may know how a way to a peer was found."""
         for session in self._sessions.values():
-            session.ways[way.address] = way
+            session.routes[route.address] = route
             session.wake.set()
 
     def tell(self) -> None:
@@ -202,12 +202,12 @@ class SessionServer:
         session = self._sessions.get(router_id)
         if session is None:
             events.ROUTER_CONNECTED.tell(router_id=router_id)
-            session = RouterSession(router_id, self._host.fail, self._frame_bytes)
+            session = RouterSession(router_id, self._callbacks.fail, self._frame_bytes)
             self._sessions[router_id] = session
         return session
 
-    async def _serve(self, carrier: MessageStream) -> None:
-        stream = NumberedStream(carrier)
+    async def _serve(self, sidecar: MessageStream) -> None:
+        stream = NumberedStream(sidecar)
         hello: object = None
         with (
             contained("the greeting of a router"),
@@ -230,11 +230,11 @@ class SessionServer:
         session.heard_at = self._awake.now_s()
         self._resume(session, hello.wanted)
         try:
-            await stream.send(Welcome(self._host.descriptor()))
+            await stream.send(Welcome(self._callbacks.descriptor()))
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(session, stream))
                 tasks.create_task(self._write(session, stream))
-                tasks.create_task(self._beat(stream))
+                tasks.create_task(self._heartbeat(stream))
         except* StreamClosed:
             pass  # the router dials again and says what it wants
         except* Exception as fault:
@@ -263,15 +263,15 @@ class SessionServer:
         session.unknown.clear()  # what is unknown is worked out anew
         for request_id, attempt in list(session.attempts.items()):
             want = wanted_by_id.get(request_id)
-            fail = functools.partial(self._host.fail, request_id, attempt.epoch)
+            fail = functools.partial(self._callbacks.fail, request_id, attempt.epoch)
             with contained("taking up an attempt after a reconnect", fail):
                 if want is None or want.epoch != attempt.epoch:
                     # A newer one, if wanted, is reported as unknown below.
-                    self._host.cancel(request_id, attempt.epoch)
+                    self._callbacks.cancel(request_id, attempt.epoch)
                 else:
                     del wanted_by_id[request_id]
                     attempt.rewind(want)
-                    self._host.credit(
+                    self._callbacks.credit(
                         Credit(request_id, want.epoch, want.credit, want.finished_choices)
                     )
                     session.touch(attempt)
@@ -279,7 +279,7 @@ class SessionServer:
             if not want.is_coming:
                 error = WorkerLost("the worker does not know this attempt (any more)")
                 session.unknown.append(
-                    AttemptEnded(want.request_id, want.epoch, Task.LOCAL, PhaseTimings(), error)
+                    AttemptEnded(want.request_id, want.epoch, Task.LOCAL, WorkerTiming(), error)
                 )
         session.wake.set()
 
@@ -296,21 +296,23 @@ class SessionServer:
     def _take(self, session: RouterSession, message: ToWorker) -> None:
         """Pass a command on; what goes wrong with it ends the attempt it names, if it names one."""
         with contained("the renewal of a router's leases"):
-            self._host.router_alive(session.router_id)
+            self._callbacks.router_alive(session.router_id)
         match message:
             case Submit():
                 with contained("a Submit", functools.partial(self._refuse, session, message)):
-                    self._host.submit(session.router_id, message)
+                    self._callbacks.submit(session.router_id, message)
             case Cancel(request_id, epoch):
                 with contained("a Cancel"):
-                    self._host.cancel(request_id, epoch)
+                    self._callbacks.cancel(request_id, epoch)
             case Credit(request_id, epoch):
-                with contained("a Credit", functools.partial(self._host.fail, request_id, epoch)):
-                    self._host.credit(message)
-            case Meet():
+                with contained(
+                    "a Credit", functools.partial(self._callbacks.fail, request_id, epoch)
+                ):
+                    self._callbacks.credit(message)
+            case ConnectPeers():
                 with contained("meeting peers"):
-                    check_meet(message)
-                    self._host.meet(message)
+                    check_peers(message)
+                    self._callbacks.connect_peers(message)
             case _:
                 pass  # a beat, or a message of a newer version
 
@@ -324,7 +326,7 @@ class SessionServer:
             raise StreamClosed(f"the router does not read of {MAX_UNTOLD} attempts' ends")
         request_id = submit.request.request_id
         session.unknown.append(
-            AttemptEnded(request_id, submit.epoch, submit.task, PhaseTimings(), error)
+            AttemptEnded(request_id, submit.epoch, submit.task, WorkerTiming(), error)
         )
         session.wake.set()
 
@@ -336,28 +338,28 @@ class SessionServer:
             frame = session.build_frame(self._step_id())
             if frame is not None:
                 await stream.send(frame)
-            elif session.ways:
-                ways, session.ways = session.ways, {}
-                await stream.send(Met(tuple(ways.values())))
+            elif session.routes:
+                routes, session.routes = session.routes, {}
+                await stream.send(PeerReport(tuple(routes.values())))
             else:
                 await session.wake.wait()
 
-    async def _beat(self, stream: MessageStream) -> None:
+    async def _heartbeat(self, stream: MessageStream) -> None:
         while True:
             changed = self._changes.next  # before the count: what comes later is told next
             progress: Progress | None = None
             with contained("counting progress"):
-                progress = self._host.progress()
+                progress = self._callbacks.progress()
             if progress is not None:
                 await stream.send(progress)
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_S):
+                async with asyncio.timeout(HEARTBEAT_S):
                     await changed.wait()
 
     async def watch(self) -> None:
         """Give up on routers that stay away or are silent; runs as long as the worker."""
         while True:
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
             self._awake.tick()
             now_s = self._awake.now_s()
             for session in list(self._sessions.values()):
@@ -373,5 +375,5 @@ class SessionServer:
         events.ROUTER_GONE.tell(router_id=session.router_id, attempts=len(session.attempts))
         for request_id, attempt in list(session.attempts.items()):
             with contained("a Cancel for a router that is gone"):
-                self._host.cancel(request_id, attempt.epoch)
+                self._callbacks.cancel(request_id, attempt.epoch)
         del self._sessions[session.router_id]

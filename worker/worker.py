@@ -21,11 +21,11 @@ from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.scheduler import Scheduler
 from kv_transfer.agent import AgentThread, TransferAgent
-from kv_transfer.receiver import ReceiverHost
-from kv_transfer.sender import SenderHost
+from kv_transfer.receiver import ReceiverCallbacks
+from kv_transfer.sender import SenderCallbacks
 from kv_transfer.threadsafe_callbacks import Post, watched
-from worker.attempts import Worker
-from worker.ports import RestartableRunner, RolePart
+from worker.attempts import AttemptTable
+from worker.ports import RestartableRunner, WorkerRole
 from worker.sessions import FRAME_BYTES
 
 
@@ -33,18 +33,18 @@ from worker.sessions import FRAME_BYTES
 class RoleWiring:
     """A role's part and the host its agent reports to."""
 
-    part: RolePart
-    host: SenderHost | ReceiverHost
+    role: WorkerRole
+    host: SenderCallbacks | ReceiverCallbacks
     use_agent: Callable[[TransferAgent, tuple[WorkerId, Incarnation]], None]
     num_live: Callable[[], int]
 
 
-MakeRole = Callable[[Worker, KVBytes, KVLayout, Clock, Post, Post], RoleWiring]
+MakeRole = Callable[[AttemptTable, KVBytes, KVLayout, Clock, Post, Post], RoleWiring]
 """(worker, pool, layout, clock, post to the agent's loop, post to the worker's loop) -> role."""
 
 
 @dataclass(frozen=True, slots=True)
-class WorkerParts:
+class WorkerComponents:
     """What a worker is made of, chosen by the composition root."""
 
     role: Role
@@ -68,10 +68,10 @@ class WorkerParts:
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
 
 
-class WorkerUnit:
+class Worker:
     """One worker, whole."""
 
-    def __init__(self, parts: WorkerParts, agent_thread: AgentThread | None) -> None:
+    def __init__(self, parts: WorkerComponents, agent_thread: AgentThread | None) -> None:
         """Wire everything; nothing listens yet. Without a thread the agent shares the loop."""
         self._parts, self._thread = parts, agent_thread
         self.descriptor = parts.descriptor
@@ -86,7 +86,7 @@ class WorkerUnit:
         )
         self.pool = BlockPool(engine.num_blocks)
         self.scheduler = Scheduler(self.pool, limits, parts.layout.content_digest, parts.hash_key)
-        self.worker = Worker(
+        self.worker = AttemptTable(
             self.scheduler,
             parts.runner,
             parts.clock,
@@ -121,7 +121,7 @@ class WorkerUnit:
         )
         self.agent.on_fault = agent_broke
         role.use_agent(self.agent, (self.descriptor.worker_id, self.descriptor.incarnation))
-        self.worker.use_part(role.part)
+        self.worker.use_role(role.role)
         self._num_live = role.num_live
 
     async def start(self) -> WorkerDescriptor:

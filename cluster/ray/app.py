@@ -21,9 +21,9 @@ from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.members import ToldMembership, from_json, to_json
+from cluster.members import PushedMembership, from_json, to_json
 from cluster.network_check import check_network
-from cluster.ray.probe import LOCAL_RAY, RayDoor, knock
+from cluster.ray.probe import LOCAL_RAY, RayEndpoint, probe
 from cluster.ray.ranks import STRATEGY, ActorRanks, bundles, check_fit
 from cluster.redis.server import RedisServer, with_redis
 from cluster.router_process import RunningRouter
@@ -91,7 +91,7 @@ class RouterReplica:
         """Open the doors and follow the pools."""
         config = BatonConfig.model_validate_json(config_json)
         logs.configure("router", config.log.format, config.log.level)
-        self._membership = ToldMembership()
+        self._membership = PushedMembership()
         self._desired = desired_workers(config)
         self._router = RunningRouter(config, self._membership)
         await self._router.start()
@@ -321,11 +321,11 @@ class RayCluster:
         self.config = with_redis(self.config, reference)
         self._redis = actor
 
-    def _init_ray(self) -> RayDoor:
+    def _init_ray(self) -> RayEndpoint:
         """Join or start Ray; returns how it is guarded."""
         if self._address:
             _join(self._address)
-            return knock(ray.get_runtime_context().gcs_address)
+            return probe(ray.get_runtime_context().gcs_address)
         pools = _pools(self.config).values()
         cpus = sum(sum(part["CPU"] for part in bundles(p)) * p.replicas for p in pools)
         cpus += self.config.router.num_cpus * self.config.router.replicas

@@ -22,24 +22,24 @@ OPTIONS = (("grpc.enable_http_proxy", 0),)
 
 
 @dataclass(frozen=True, slots=True)
-class RayDoor:
+class RayEndpoint:
     """How a Ray cluster's control store is guarded."""
 
     has_tokens: bool
     has_tls: bool
 
 
-LOCAL_RAY = RayDoor(has_tokens=True, has_tls=False)
+LOCAL_RAY = RayEndpoint(has_tokens=True, has_tls=False)
 """A fresh Ray of our own: it has a token and listens on loopback."""
 
 
-def door_of_environment(environment: Mapping[str, str]) -> RayDoor:
+def endpoint_of_environment(environment: Mapping[str, str]) -> RayEndpoint:
     """Say how a Ray started in this environment would be guarded, without asking a running one."""
     is_on = environment.get("RAY_USE_TLS", "0").lower() in ("1", "true")
-    return RayDoor(has_tokens=environment.get("RAY_AUTH_MODE") == "token", has_tls=is_on)
+    return RayEndpoint(has_tokens=environment.get("RAY_AUTH_MODE") == "token", has_tls=is_on)
 
 
-def knock(address: str, environment: Mapping[str, str] | None = None) -> RayDoor:
+def probe(address: str, environment: Mapping[str, str] | None = None) -> RayEndpoint:
     """Ask the control store at `address` without a token.
 
     Raises:
@@ -47,14 +47,14 @@ def knock(address: str, environment: Mapping[str, str] | None = None) -> RayDoor
     """
     code = _ask(address, None)
     if code is not grpc.StatusCode.UNAVAILABLE:
-        return RayDoor(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=False)
+        return RayEndpoint(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=False)
     code = _ask(address, _credentials(os.environ if environment is None else environment))
     if code is grpc.StatusCode.UNAVAILABLE:
         raise ConfigError(
             f"the Ray cluster at {address} could not be asked how it is guarded; if it speaks TLS, "
             "RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT and RAY_TLS_SERVER_KEY must name its files here"
         )
-    return RayDoor(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=True)
+    return RayEndpoint(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=True)
 
 
 def _ask(address: str, credentials: grpc.ChannelCredentials | None) -> grpc.StatusCode:

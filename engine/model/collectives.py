@@ -94,7 +94,7 @@ class DistributedGroup:
 
     @classmethod
     def join(
-        cls, meeting_point: Path, rank: int, size: int, *, is_cuda: bool = False
+        cls, rendezvous: Path, rank: int, size: int, *, is_cuda: bool = False
     ) -> DistributedGroup:
         """Meet the other ranks through a file of theirs; returns when all are there.
 
@@ -102,7 +102,7 @@ class DistributedGroup:
         an operation is only queued when it returns; a rank that waits for one that never ends is
         ended by its worker.
         """
-        store = dist.FileStore(str(meeting_point), size)
+        store = dist.FileStore(str(rendezvous), size)
         if is_cuda:
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001

@@ -29,7 +29,7 @@ class KVPool(Protocol):
 
     kv: Tensor
 
-    def take_in(self, blocks: Sequence[int]) -> None:
+    def load_staged_blocks(self, blocks: Sequence[int]) -> None:
         """These blocks were written from outside; the next step may read them."""
         ...
 
@@ -49,7 +49,7 @@ class HostPool:
         """Wrap the memory, not copied."""
         self.kv = torch.frombuffer(memory, dtype=dtype).view(shape)
 
-    def take_in(self, blocks: Sequence[int]) -> None:
+    def load_staged_blocks(self, blocks: Sequence[int]) -> None:
         """See `KVPool`."""
 
     def layer_queued(self, layer: int, blocks: Sequence[int]) -> bool:
@@ -71,7 +71,7 @@ class StagedPool:
         dtype: torch.dtype,
         device: torch.device,
         *,
-        hands_out: bool,
+        exports_kv: bool,
     ) -> None:
         """Allocate the pool and pin the stage.
 
@@ -80,21 +80,21 @@ class StagedPool:
             shape: Of the pool.
             dtype: Of the pool.
             device: Where the pool is.
-            hands_out: Whether finished layers go to the stage: only prefill workers send KV.
+            exports_kv: Whether finished layers go to the stage: only prefill workers send KV.
 
         Raises:
             ModelLoadError: The stage cannot be pinned.
         """
         self._stage = torch.frombuffer(memory, dtype=dtype).view(shape)
         self.kv = torch.zeros(shape, dtype=dtype, device=device)
-        self._hands_out = hands_out
+        self._exports_kv = exports_kv
         self._is_cuda = device.type == "cuda"
         self._events: list[tuple[int, Any]] = []
         if self._is_cuda:
             self._copies = torch.cuda.Stream(device)
             _pin(self._stage)
 
-    def take_in(self, blocks: Sequence[int]) -> None:
+    def load_staged_blocks(self, blocks: Sequence[int]) -> None:
         """See `KVPool`: on the stream that computes, so the step waits for it and nobody else."""
         for begin, end in runs_of(blocks):
             for layer in range(self.kv.shape[0]):
@@ -107,7 +107,7 @@ class StagedPool:
             return True
         computed = torch.cuda.Event()
         computed.record()
-        if self._hands_out:
+        if self._exports_kv:
             with torch.cuda.stream(self._copies):
                 self._copies.wait_event(computed)
                 self._hand_out(layer, blocks)
@@ -117,7 +117,7 @@ class StagedPool:
         return False
 
     def _hand_out(self, layer: int, blocks: Sequence[int]) -> None:
-        if self._hands_out:
+        if self._exports_kv:
             for begin, end in runs_of(blocks):
                 self._stage[layer, begin:end].copy_(self.kv[layer, begin:end], non_blocking=True)
 

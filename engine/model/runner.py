@@ -33,7 +33,7 @@ class ModelRunner:
         num_blocks: int,
         block_size_tokens: int,
         *,
-        hands_out: bool = True,
+        exports_kv: bool = True,
     ) -> None:
         """Join a model and a pool in, or staged in, the memory it shares with its worker.
 
@@ -42,7 +42,7 @@ class ModelRunner:
             memory: uint8 [pool bytes].
             num_blocks: Blocks in the pool.
             block_size_tokens: Tokens in each.
-            hands_out: Whether KV computed here is sent to others; only a pool on a device minds.
+            exports_kv: Whether KV computed here is sent to others; only a pool on a device minds.
         """
         spec = model.spec
         shape = (
@@ -57,7 +57,7 @@ class ModelRunner:
         self.pool: KVPool = (
             HostPool(memory, shape, model.dtype)
             if model.device.type == "cpu"
-            else StagedPool(memory, shape, model.dtype, model.device, hands_out=hands_out)
+            else StagedPool(memory, shape, model.dtype, model.device, exports_kv=exports_kv)
         )
 
     @property
@@ -68,7 +68,7 @@ class ModelRunner:
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
         """Run one step; a sequence that cannot be computed or sampled fails alone."""
         failed = _outside(plan.items, self.model.spec.vocabulary_size)
-        self.pool.take_in(plan.arrived)
+        self.pool.load_staged_blocks(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
         written = _written_blocks(plan, self.kv.shape[3])

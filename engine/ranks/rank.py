@@ -19,7 +19,7 @@ from core.plan import StepItem, StepPlan
 from engine.ranks.plan_wire import PlanDecoder
 from engine.ranks.rank_wire import PREFIX, pack, result_to_wire, unpack
 from engine.ranks.shared_kv import PULSE, SLOTS_AT, WORDS, check_fits
-from process.parent_death import hang_on
+from process.parent_death import exit_with_parent
 from process.shared_memory import map_segment, touch
 
 
@@ -52,7 +52,7 @@ class Pipe:
 def main() -> None:
     """Run a rank to its end."""
     control_fd, life_fd, kv_fd, common_fd = (int(argument) for argument in sys.argv[1:5])
-    hang_on(life_fd)
+    exit_with_parent(life_fd)
     pipe = Pipe(control_fd)
     setup = pipe.read()
     common = map_segment(common_fd, setup["common_bytes"])
@@ -62,10 +62,10 @@ def main() -> None:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error
     pipe.write(["ready"])
-    pulse = common[PULSE].cast("Q")
+    heartbeat = common[PULSE].cast("Q")
     decoder = PlanDecoder(setup["block_size_tokens"], runner.model.spec.vocabulary_size)
     while True:
-        _step(pipe, decoder, runner, pulse, setup["rank"])
+        _step(pipe, decoder, runner, heartbeat, setup["rank"])
 
 
 def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401
@@ -93,7 +93,11 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     if size > 1:
         model.ranks = _join(setup, common)
     runner = ModelRunner(
-        model, memory, setup["num_blocks"], setup["block_size_tokens"], hands_out=setup["hands_out"]
+        model,
+        memory,
+        setup["num_blocks"],
+        setup["block_size_tokens"],
+        exports_kv=setup["hands_out"],
     )
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(
@@ -146,7 +150,7 @@ def _step(
     pipe: Pipe,
     decoder: PlanDecoder,
     runner: Any,  # noqa: ANN401
-    pulse: memoryview,
+    heartbeat: memoryview,
     rank: int,
 ) -> None:
     from engine.model.collectives import GroupBroken  # noqa: PLC0415 - torch, see `_load`
@@ -155,7 +159,7 @@ def _step(
     plan = decoder.decode(message[1])
 
     def on_layer(step_id: int, layer: int) -> None:
-        pulse[rank] += 1
+        heartbeat[rank] += 1
         if plan.report_layers and rank == 0:
             pipe.write(["layer", step_id, layer])
 

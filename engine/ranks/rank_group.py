@@ -112,7 +112,7 @@ class RankGroup:
         engine: EngineConfig,
         launch: Launch = launch_child,
         *,
-        hands_out: bool = True,
+        exports_kv: bool = True,
     ) -> None:
         """Nothing is started yet.
 
@@ -120,7 +120,7 @@ class RankGroup:
             spec: The model.
             engine: Sizes of the pool and of the group.
             launch: Starts one rank process.
-            hands_out: Whether others fetch KV computed here, so that a device has to copy it out.
+            exports_kv: Whether others fetch KV computed here, so that a device has to copy it out.
 
         Raises:
             ModelLoadError: The model cannot be split over this many ranks.
@@ -139,7 +139,7 @@ class RankGroup:
         )
         self._ranks: list[_Rank] = []
         self._encoder = PlanEncoder(engine.block_size_tokens)
-        self._pulse = memoryview(bytes(PAGE_BYTES))
+        self._heartbeat = memoryview(bytes(PAGE_BYTES))
         self._layers_before = 0
         self._step_id: int | None = None
         self._watch_task: asyncio.Task[None] | None = None
@@ -151,7 +151,7 @@ class RankGroup:
             "num_blocks": engine.num_blocks,
             "threads": engine.threads,
             "attention": _attention(engine),
-            "hands_out": hands_out,
+            "hands_out": exports_kv,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
             "shares_sums": engine.collectives == "shm"
@@ -182,8 +182,8 @@ class RankGroup:
         common_fd = create_segment(self._common_bytes)
         self._encoder = PlanEncoder(self._layout.block_size_tokens)
         self._layers_before = self.layers_done
-        self._pulse = map_segment(common_fd, self._common_bytes)[PULSE]
-        with self._meeting_folder() as folder:
+        self._heartbeat = map_segment(common_fd, self._common_bytes)[PULSE]
+        with self._rendezvous_folder() as folder:
             segments = []
             try:
                 for index in range(self._layout.num_shards):
@@ -220,7 +220,7 @@ class RankGroup:
             await asyncio.to_thread(touch, segment)
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
 
-    def _meeting_folder(self) -> contextlib.AbstractContextManager[str]:
+    def _rendezvous_folder(self) -> contextlib.AbstractContextManager[str]:
         """Where ranks that do not share memory for their sums find one another."""
         if self._layout.num_shards == 1 or self._setup["shares_sums"]:
             return contextlib.nullcontext("")
@@ -284,7 +284,7 @@ class RankGroup:
                 continue
             if is_broken:
                 self._kill()  # the others would wait for its part
-            now = (self._step_id, bytes(self._pulse))
+            now = (self._step_id, bytes(self._heartbeat))
             num_still = num_still + 1 if now == before else 0
             before = now
             if num_still * WATCH_S >= STALL_S:
@@ -329,7 +329,7 @@ class RankGroup:
 
         Read from the page that ranks count on, so it moves in every step, reported or not.
         """
-        return self._layers_before + int(self._pulse[:8].cast("Q")[0])
+        return self._layers_before + int(self._heartbeat[:8].cast("Q")[0])
 
     def rank_pids(self) -> tuple[int, ...]:
         """Process ids of the ranks."""

@@ -17,8 +17,14 @@ from collections.abc import Coroutine
 from typing import Any
 
 from core.ports import StreamClosed, StreamHandler
-from kv_transfer.sidecar.protocol import MAX_RECORD_BYTES, SLOTS, Record, What, arena_bytes
-from kv_transfer.sidecar.stream import NO_SLOT, CarriedStream, Link, lose
+from kv_transfer.sidecar.protocol import (
+    MAX_RECORD_BYTES,
+    SLOTS,
+    ControlMessage,
+    MessageKind,
+    arena_bytes,
+)
+from kv_transfer.sidecar.stream import NO_SLOT, Connection, SidecarStream, lose
 from process.shared_memory import map_segment
 
 DIAL_TIMEOUT_S = {"gloo": 0.7, "nccl": 3.0, "nixl": 3.0}
@@ -31,18 +37,18 @@ STDERR = 2
 """Where a carrier's libraries may write: standard output can be somebody's protocol."""
 
 
-class CarrierClient:
+class SidecarClient:
     """One carrier process, from its start to its death."""
 
     def __init__(self, kind: str, slot_bytes: int) -> None:
         """Nothing runs yet."""
         self.kind, self.slot_bytes = kind, slot_bytes
         self.is_dead = False
-        self.beat_at = 0.0
+        self.heartbeat_at = 0.0
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._links: dict[int, Link] = {}
+        self._connections: dict[int, Connection] = {}
         self._dialled: dict[int, asyncio.Future[None]] = {}
-        self._opening: dict[int, CarriedStream] = {}
+        self._opening: dict[int, SidecarStream] = {}
         self._num_dialled = 0
         self.died = asyncio.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -106,7 +112,7 @@ class CarrierClient:
         """True while it can be asked for streams."""
         return not self.is_dead and self._ready.done()
 
-    async def dial(self, address: str) -> CarriedStream:
+    async def dial(self, address: str) -> SidecarStream:
         """Open a stream to a peer's address.
 
         Raises:
@@ -116,7 +122,7 @@ class CarrierClient:
         self._num_dialled += 1
         number = self._num_dialled
         future = self._dialled[number] = asyncio.get_running_loop().create_future()
-        self.tell(Record(What.DIAL, stream=number, text=address))
+        self.tell(ControlMessage(MessageKind.DIAL, stream=number, text=address))
         try:
             async with asyncio.timeout(DIAL_TIMEOUT_S[self.kind]):
                 await future
@@ -130,7 +136,7 @@ class CarrierClient:
             if abandoned := self._opening.pop(number, None):
                 abandoned.reset()
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: ControlMessage) -> None:
         """Say something to the process; one that does not listen is killed."""
         if self._socket is None or self.is_dead:
             return
@@ -139,10 +145,10 @@ class CarrierClient:
         except OSError:
             self.kill()
 
-    def free(self, link: int, slot: int) -> None:
+    def free(self, connection: int, slot: int) -> None:
         """An inbound slot was read; none: it had been emptied before."""
         if slot != NO_SLOT:
-            self.tell(Record(What.FREE, link, slot=slot))
+            self.tell(ControlMessage(MessageKind.FREE, connection, slot=slot))
 
     def _read(self) -> None:
         control = self._socket
@@ -157,50 +163,50 @@ class CarrierClient:
         if not data:
             self.kill()
             return
-        self.beat_at = asyncio.get_running_loop().time()
+        self.heartbeat_at = asyncio.get_running_loop().time()
         try:
-            self._obey(Record.unpack(data), fds)
+            self._obey(ControlMessage.unpack(data), fds)
         except Exception:
             # What it says makes no sense, or a bug of ours: the loop would log it and read on. The
             # next one begins with clean books, and transfers go another way meanwhile.
             log.exception("the %s carrier is ended: its record could not be obeyed", self.kind)
             self.kill()
 
-    def _obey(self, record: Record, fds: list[int]) -> None:
-        link = self._links.get(record.link)
-        stream = link.streams.get(record.stream) if link else None
+    def _obey(self, record: ControlMessage, fds: list[int]) -> None:
+        connection = self._connections.get(record.connection)
+        stream = connection.streams.get(record.stream) if connection else None
         match record.what:
-            case What.READY:
+            case MessageKind.READY:
                 self._ready.set_result(None)
-            case What.LINKED:
-                self._links[record.link] = self._new_link(fds)
-            case What.REFUSED:
+            case MessageKind.LINKED:
+                self._connections[record.connection] = self._new_connection(fds)
+            case MessageKind.REFUSED:
                 self._settle(record.stream, StreamClosed(record.text))
-            case What.DIAL if link:
-                self._opening[record.stream] = self._new_stream(record, link)
+            case MessageKind.DIAL if connection:
+                self._opening[record.stream] = self._new_stream(record, connection)
                 if record.stream not in self._dialled:
                     self._opening.pop(record.stream).reset()  # whoever dialled has given up
-            case What.OPENED:
+            case MessageKind.OPENED:
                 self._settle(record.stream, None)
-            case What.ACCEPTED if link and self.on_stream is not None:
-                self._own(self._serve(self._new_stream(record, link)))
-            case What.SENT if link:
-                link.free.put_nowait(record.slot)
-            case What.RECEIVED:
+            case MessageKind.ACCEPTED if connection and self.on_stream is not None:
+                self._own(self._serve(self._new_stream(record, connection)))
+            case MessageKind.SENT if connection:
+                connection.free.put_nowait(record.slot)
+            case MessageKind.RECEIVED:
                 if stream is None:
-                    self.free(record.link, record.slot)  # its stream was cut
+                    self.free(record.connection, record.slot)  # its stream was cut
                 else:
                     stream.arrive(record.slot, record.num_bytes, is_last=record.is_last)
-            case What.CLOSE if stream:
+            case MessageKind.CLOSE if stream:
                 stream.end()
-            case What.RESET if link and stream:
-                del link.streams[record.stream]
+            case MessageKind.RESET if connection and stream:
+                del connection.streams[record.stream]
                 stream.cut()
-            case What.LOST if link:
-                del self._links[record.link]
-                lose(link)
+            case MessageKind.LOST if connection:
+                del self._connections[record.connection]
+                lose(connection)
 
-    def _new_link(self, fds: list[int]) -> Link:
+    def _new_connection(self, fds: list[int]) -> Connection:
         fd = fds[0]
         try:
             arena = map_segment(fd, arena_bytes(self.slot_bytes))
@@ -209,10 +215,12 @@ class CarrierClient:
         free: asyncio.Queue[int] = asyncio.Queue()  # bounded by its slots
         for slot in range(SLOTS, 2 * SLOTS):
             free.put_nowait(slot)
-        return Link(arena, free)
+        return Connection(arena, free)
 
-    def _new_stream(self, record: Record, link: Link) -> CarriedStream:
-        stream = link.streams[record.stream] = CarriedStream(self, record.link, link, record.stream)
+    def _new_stream(self, record: ControlMessage, connection: Connection) -> SidecarStream:
+        stream = connection.streams[record.stream] = SidecarStream(
+            self, record.connection, connection, record.stream
+        )
         return stream
 
     def _settle(self, number: int, error: StreamClosed | None) -> None:
@@ -224,7 +232,7 @@ class CarrierClient:
         else:
             future.set_exception(error or StreamClosed("the stream was lost while it was opened"))
 
-    async def _serve(self, stream: CarriedStream) -> None:
+    async def _serve(self, stream: SidecarStream) -> None:
         try:
             if self.on_stream is not None:
                 await self.on_stream(stream)
@@ -257,9 +265,9 @@ class CarrierClient:
             self._ready.exception()  # nobody need be waiting
         for number in list(self._dialled):
             self._settle(number, StreamClosed(f"the {self.kind} carrier died"))
-        for link in self._links.values():
-            lose(link)
-        self._links.clear()
+        for connection in self._connections.values():
+            lose(connection)
+        self._connections.clear()
 
     async def close(self) -> None:
         """Kill it, and end the handlers of accepted streams."""

@@ -23,7 +23,7 @@ from pathlib import Path
 from core import events
 from core.addresses import bare_host, family_of, join_address
 from core.ports import MessageStream, StreamClosed, StreamHandler
-from kv_transfer.sidecar.client import CarrierClient, is_loopback
+from kv_transfer.sidecar.client import SidecarClient, is_loopback
 from kv_transfer.sidecar.protocol import PIECE_HEAD_BYTES
 
 STILL_S = 2.0
@@ -44,7 +44,7 @@ def _here() -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-class CarriedNetwork:
+class SidecarNetwork:
     """The `Network` port over carriers, one after the other. Make and use it on one loop."""
 
     def __init__(self, kind: str, host: str, message_bytes: int) -> None:
@@ -54,7 +54,7 @@ class CarriedNetwork:
         self._listener: socket.socket | None = None
         self._on_stream: StreamHandler | None = None
         self._keeper: asyncio.Task[None] | None = None
-        self.client: CarrierClient | None = None
+        self.client: SidecarClient | None = None
         self.num_started = 0
 
     async def listen(self, on_stream: StreamHandler) -> str:
@@ -75,7 +75,7 @@ class CarriedNetwork:
 
     def _spawn(self) -> None:
         if self._listener is not None:
-            self.client = CarrierClient(self._kind, self._slot_bytes)
+            self.client = SidecarClient(self._kind, self._slot_bytes)
             self.client.on_stream = self._on_stream
             self.client.start(self._listener, self._host)
             self.num_started += 1
@@ -101,7 +101,7 @@ class CarriedNetwork:
             with contextlib.suppress(OSError):  # no process to be had: the next turn tries again
                 self._spawn()
 
-    async def _watch(self, client: CarrierClient) -> str:
+    async def _watch(self, client: SidecarClient) -> str:
         """Return why, when it is dead or has shown no pulse for too long.
 
         Only watches of its own are counted: a worker that was stopped itself blames nobody.
@@ -109,8 +109,8 @@ class CarriedNetwork:
         num_still = 0
         before = -1.0
         while not client.is_dead and num_still * WATCH_S < STILL_S:
-            num_still = num_still + 1 if client.beat_at == before else 0
-            before = client.beat_at
+            num_still = num_still + 1 if client.heartbeat_at == before else 0
+            before = client.heartbeat_at
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):
                     await client.died.wait()

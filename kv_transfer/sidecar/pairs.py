@@ -23,7 +23,7 @@ from kv_transfer.sidecar.nixl import NixlPair
 
 dist: Any = torch.distributed  # its stubs know neither stores nor groups of one's own
 
-MEETING_S = 2.0
+PROBE_TIMEOUT_S = 2.0
 """Longest wait for the peer while a pair is made."""
 FOR_EVER = timedelta(days=365)
 KNOCKS = "knocks"
@@ -168,7 +168,7 @@ PAIRS: dict[str, Callable[[Any, int, str, float], Pair]] = {
 """(store, rank, host, silence) -> pair, by the transport's name."""
 
 
-class MeetingPoint:
+class Rendezvous:
     """Where peers knock: a store on a socket of the worker's, which outlives this process."""
 
     def __init__(self, listener: socket.socket) -> None:
@@ -180,20 +180,20 @@ class MeetingPoint:
             port,
             None,
             True,
-            timedelta(seconds=MEETING_S),
+            timedelta(seconds=PROBE_TIMEOUT_S),
             False,
             master_listen_fd=listener.detach(),
         )
         self._client = self._server.clone()
         self._client.set_timeout(FOR_EVER)
 
-    def next_knock(self) -> Any:  # noqa: ANN401
+    def next_request(self) -> Any:  # noqa: ANN401
         """Wait until somebody knocks; returns the pair's store."""
         name = self._client.queue_pop(KNOCKS).decode()
         return dist.PrefixStore(name, self._server.clone())
 
 
-def knock(address: str) -> Any:  # noqa: ANN401
+def request_pair(address: str) -> Any:  # noqa: ANN401
     """Ask for a new pair at an address "host:port"; returns its store.
 
     Raises:
@@ -201,7 +201,7 @@ def knock(address: str) -> Any:  # noqa: ANN401
     """
     host, _, port = address.rpartition(":")
     store = dist.TCPStore(
-        bare_host(host), int(port), None, False, timedelta(seconds=MEETING_S), False
+        bare_host(host), int(port), None, False, timedelta(seconds=PROBE_TIMEOUT_S), False
     )
     # One step, so that whoever dies in the middle of knocking blocks nobody behind him.
     name = f"pair-{secrets.token_hex(16)}"

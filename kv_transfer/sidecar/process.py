@@ -24,38 +24,38 @@ import torch
 
 from core import logs
 from core.errors import KVTransferError
-from kv_transfer.sidecar.pairs import PAIRS, MeetingPoint, Pair, Work, knock
+from kv_transfer.sidecar.pairs import PAIRS, Pair, Rendezvous, Work, request_pair
 from kv_transfer.sidecar.protocol import (
+    HEARTBEAT_S,
     MAX_RECORD_BYTES,
     PIECE_HEAD_BYTES,
-    PULSE_S,
     SLOTS,
-    Piece,
-    Record,
-    What,
+    ControlMessage,
+    DataHeader,
+    MessageKind,
     arena_bytes,
     slot_of,
 )
-from process.parent_death import hang_on
+from process.parent_death import exit_with_parent
 from process.shared_memory import create_segment, map_segment
 
 SILENCE_S = 2.0
 """A link without a piece for so long is ended; its streams end with it and are dialled anew."""
-MAX_LINKS = 256
+MAX_CONNECTIONS = 256
 MAX_WAITING = 1024
 
 
-class _Link:
+class _Connection:
     """A pair that works, with its arena and its two threads."""
 
-    def __init__(self, carrier: _Carrier, number: int, pair: Pair) -> None:
-        self._carrier, self.number, self._pair = carrier, number, pair
-        self._slot_bytes = carrier.slot_bytes
+    def __init__(self, sidecar: _Sidecar, number: int, pair: Pair) -> None:
+        self._sidecar, self.number, self._pair = sidecar, number, pair
+        self._slot_bytes = sidecar.slot_bytes
         self.fd = create_segment(arena_bytes(self._slot_bytes))
         self._arena = map_segment(self.fd, arena_bytes(self._slot_bytes))
         self._tensor = torch.frombuffer(self._arena, dtype=torch.uint8)
         pair.use(self._tensor)
-        self._outbox: queue.Queue[tuple[Piece, int]] = queue.Queue(MAX_WAITING)
+        self._outbox: queue.Queue[tuple[DataHeader, int]] = queue.Queue(MAX_WAITING)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(SLOTS):
             self._free.put(slot)
@@ -69,7 +69,7 @@ class _Link:
                 target=target, name=f"{target.__name__}-{self.number}", daemon=True
             ).start()
 
-    def say(self, piece: Piece, slot: int = -1) -> None:
+    def say(self, piece: DataHeader, slot: int = -1) -> None:
         """Queue a piece; `slot` holds its payload."""
         try:
             self._outbox.put_nowait((piece, slot))
@@ -85,7 +85,7 @@ class _Link:
             if self.is_lost:
                 return
             self.is_lost = True
-        self._carrier.lose(self, reason)
+        self._sidecar.lose(self, reason)
         self._free.put(-1)
 
     def _write(self) -> None:
@@ -94,7 +94,7 @@ class _Link:
             while not self.is_lost:
                 try:
                     piece, slot = (
-                        self._outbox.get(timeout=PULSE_S)
+                        self._outbox.get(timeout=HEARTBEAT_S)
                         if not under_way
                         else self._outbox.get_nowait()
                     )
@@ -102,7 +102,7 @@ class _Link:
                     if under_way:
                         self._wait_sent(under_way)
                     else:
-                        self._send(Piece(What.PULSE), -1, under_way)
+                        self._send(DataHeader(MessageKind.PULSE), -1, under_way)
                     continue
                 self._send(piece, slot, under_way)
                 while len(under_way) >= SLOTS:
@@ -110,7 +110,7 @@ class _Link:
         except RuntimeError as error:
             self._lose(str(error))
 
-    def _send(self, piece: Piece, slot: int, under_way: deque[tuple[Work, int, Any]]) -> None:
+    def _send(self, piece: DataHeader, slot: int, under_way: deque[tuple[Work, int, Any]]) -> None:
         if slot < 0:
             head = bytearray(PIECE_HEAD_BYTES)
             piece.write(memoryview(head))
@@ -125,7 +125,7 @@ class _Link:
         work, slot, _ = under_way.popleft()
         work.wait()
         if slot >= 0:
-            self._carrier.tell(Record(What.SENT, self.number, slot=slot))
+            self._sidecar.tell(ControlMessage(MessageKind.SENT, self.number, slot=slot))
 
     def _read(self) -> None:
         posted: deque[tuple[Work, int]] = deque()
@@ -139,11 +139,11 @@ class _Link:
                     posted.append((self._pair.recv(self._tensor[at : at + self._slot_bytes]), slot))
                 work, slot = posted.popleft()
                 work.wait()
-                piece = Piece.read(slot_of(self._arena, slot, self._slot_bytes))
-                if piece.what is What.SEND:
-                    self._carrier.tell(
-                        Record(
-                            What.RECEIVED,
+                piece = DataHeader.read(slot_of(self._arena, slot, self._slot_bytes))
+                if piece.what is MessageKind.SEND:
+                    self._sidecar.tell(
+                        ControlMessage(
+                            MessageKind.RECEIVED,
                             self.number,
                             piece.stream,
                             slot,
@@ -157,15 +157,15 @@ class _Link:
         except (RuntimeError, ValueError) as error:
             self._lose(str(error))
 
-    def _hear(self, piece: Piece) -> None:
-        if piece.what is What.ACCEPTED:
-            self._carrier.tell(Record(What.ACCEPTED, self.number, piece.stream))
-            self.say(Piece(What.OPENED, piece.stream))
-        elif piece.what in (What.OPENED, What.CLOSE, What.RESET):
-            self._carrier.tell(Record(piece.what, self.number, piece.stream))
+    def _hear(self, piece: DataHeader) -> None:
+        if piece.what is MessageKind.ACCEPTED:
+            self._sidecar.tell(ControlMessage(MessageKind.ACCEPTED, self.number, piece.stream))
+            self.say(DataHeader(MessageKind.OPENED, piece.stream))
+        elif piece.what in (MessageKind.OPENED, MessageKind.CLOSE, MessageKind.RESET):
+            self._sidecar.tell(ControlMessage(piece.what, self.number, piece.stream))
 
 
-class _Carrier:
+class _Sidecar:
     """The process: the worker's orders in, links out."""
 
     def __init__(self, control: socket.socket, kind: str, host: str, slot_bytes: int) -> None:
@@ -174,12 +174,12 @@ class _Carrier:
         self._host = host
         self.slot_bytes = slot_bytes
         self._lock = threading.Lock()
-        self._links: dict[int, _Link] = {}
-        self._by_address: dict[str, _Link] = {}
+        self._connections: dict[int, _Connection] = {}
+        self._by_address: dict[str, _Connection] = {}
         self._dialling: dict[str, threading.Lock] = {}
-        self._num_links = 0
+        self._num_connections = 0
 
-    def tell(self, record: Record, fd: int = -1) -> None:
+    def tell(self, record: ControlMessage, fd: int = -1) -> None:
         """Say something to the worker, whole and in order for each thread."""
         try:
             socket.send_fds(self._control, [record.pack()], [fd] if fd >= 0 else [])
@@ -188,17 +188,17 @@ class _Carrier:
 
     def run(self, listener: socket.socket) -> None:
         """Serve until the worker lets go."""
-        meeting_point = MeetingPoint(listener)
+        rendezvous = Rendezvous(listener)
         threading.Thread(
-            target=self._accept, args=(meeting_point,), name="accept", daemon=True
+            target=self._accept, args=(rendezvous,), name="accept", daemon=True
         ).start()
-        self.tell(Record(What.READY))
-        pulse_at = time.monotonic()
+        self.tell(ControlMessage(MessageKind.READY))
+        heartbeat_at = time.monotonic()
         while True:
-            readable, _, _ = select.select([self._control], [], [], PULSE_S)
-            if time.monotonic() >= pulse_at:  # also while the worker talks without a pause
-                self.tell(Record(What.PULSE))
-                pulse_at = time.monotonic() + PULSE_S
+            readable, _, _ = select.select([self._control], [], [], HEARTBEAT_S)
+            if time.monotonic() >= heartbeat_at:  # also while the worker talks without a pause
+                self.tell(ControlMessage(MessageKind.PULSE))
+                heartbeat_at = time.monotonic() + HEARTBEAT_S
             if not readable:
                 continue
             try:
@@ -207,81 +207,88 @@ class _Carrier:
                 data = b""  # the worker was killed with a record of ours unread
             if not data:
                 os._exit(0)
-            self._obey(Record.unpack(data))
+            self._obey(ControlMessage.unpack(data))
 
-    def _obey(self, record: Record) -> None:
-        link = self._links.get(record.link)
-        if record.what is What.DIAL:
+    def _obey(self, record: ControlMessage) -> None:
+        connection = self._connections.get(record.connection)
+        if record.what is MessageKind.DIAL:
             threading.Thread(target=self._dial, args=(record,), name="dial", daemon=True).start()
-        elif link is None:
+        elif connection is None:
             return  # it was lost; the worker hears so
-        elif record.what is What.SEND:
-            link.say(Piece(What.SEND, record.stream, record.num_bytes, record.is_last), record.slot)
-        elif record.what is What.FREE:
-            link.free(record.slot)
+        elif record.what is MessageKind.SEND:
+            connection.say(
+                DataHeader(MessageKind.SEND, record.stream, record.num_bytes, record.is_last),
+                record.slot,
+            )
+        elif record.what is MessageKind.FREE:
+            connection.free(record.slot)
         else:
-            link.say(Piece(record.what, record.stream))
+            connection.say(DataHeader(record.what, record.stream))
 
-    def _accept(self, meeting_point: MeetingPoint) -> None:
+    def _accept(self, rendezvous: Rendezvous) -> None:
         while True:
             try:
-                store = meeting_point.next_knock()
+                store = rendezvous.next_request()
             except RuntimeError:
                 os._exit(1)  # nobody could be let in any more; the next process starts afresh
-            if len(self._links) < MAX_LINKS:
-                threading.Thread(target=self._meet, args=(store,), name="meet", daemon=True).start()
+            if len(self._connections) < MAX_CONNECTIONS:
+                threading.Thread(
+                    target=self._accept_pair, args=(store,), name="meet", daemon=True
+                ).start()
 
-    def _meet(self, store: Any) -> None:  # noqa: ANN401
+    def _accept_pair(self, store: Any) -> None:  # noqa: ANN401
         with contextlib.suppress(
             RuntimeError, KVTransferError
         ):  # whoever knocked did not wait, or there is no library
-            self._link(store, 0)
+            self._connect(store, 0)
 
-    def _link(self, store: Any, rank: int) -> _Link:  # noqa: ANN401
+    def _connect(self, store: Any, rank: int) -> _Connection:  # noqa: ANN401
         pair = self._make_pair(store, rank, self._host, SILENCE_S)
         with self._lock:
-            self._num_links += 1
-            number = self._num_links
-        link = _Link(self, number, pair)
+            self._num_connections += 1
+            number = self._num_connections
+        connection = _Connection(self, number, pair)
         with self._lock:
-            self._links[number] = link
-        self.tell(Record(What.LINKED, link.number), link.fd)
-        os.close(link.fd)
-        link.start()
-        return link
+            self._connections[number] = connection
+        self.tell(ControlMessage(MessageKind.LINKED, connection.number), connection.fd)
+        os.close(connection.fd)
+        connection.start()
+        return connection
 
-    def _dial(self, record: Record) -> None:
+    def _dial(self, record: ControlMessage) -> None:
         address = record.text
         with self._lock:
             alone = self._dialling.setdefault(address, threading.Lock())
         try:
             with alone:
-                link = self._by_address.get(address)
-                if link is None or link.is_lost:
-                    link = self._by_address[address] = self._link(knock(address), 1)
+                connection = self._by_address.get(address)
+                if connection is None or connection.is_lost:
+                    connection = self._by_address[address] = self._connect(request_pair(address), 1)
         except (RuntimeError, ValueError, OSError, KVTransferError) as error:
-            self.tell(Record(What.REFUSED, stream=record.stream, text=str(error)[:200]))
+            self.tell(
+                ControlMessage(MessageKind.REFUSED, stream=record.stream, text=str(error)[:200])
+            )
             return
         # The worker learns of the stream's link before anything can come over it.
-        self.tell(Record(What.DIAL, link.number, record.stream))
-        link.say(Piece(What.ACCEPTED, record.stream))
+        self.tell(ControlMessage(MessageKind.DIAL, connection.number, record.stream))
+        connection.say(DataHeader(MessageKind.ACCEPTED, record.stream))
 
-    def lose(self, link: _Link, reason: str) -> None:
+    def lose(self, connection: _Connection, reason: str) -> None:
         """A link has ended."""
         with self._lock:
-            self._links.pop(link.number, None)
-            for address in [a for a, known in self._by_address.items() if known is link]:
+            self._connections.pop(connection.number, None)
+            for address in [a for a, known in self._by_address.items() if known is connection]:
                 del self._by_address[address]
-        self.tell(Record(What.LOST, link.number, text=reason[:200]))
+        self.tell(ControlMessage(MessageKind.LOST, connection.number, text=reason[:200]))
 
 
 def main() -> None:
     """Run a carrier to its end."""
     control_fd, listen_fd, life_fd = (int(argument) for argument in sys.argv[1:4])
     kind, host, slot_bytes = sys.argv[4], sys.argv[5], int(sys.argv[6])
-    hang_on(life_fd)
+    exit_with_parent(life_fd)
     torch.set_num_threads(1)
-    _Carrier(socket.socket(fileno=control_fd), kind, host, slot_bytes).run(
+    _Sidecar(socket.socket(fileno=control_fd), kind, host, slot_bytes).run(
         socket.socket(fileno=listen_fd)
     )
 

@@ -14,14 +14,14 @@ from enum import IntEnum
 MAX_RECORD_BYTES = 1024
 SLOTS = 6
 """Slots of a link in either direction: how much may be under way."""
-PULSE_S = 0.25
+HEARTBEAT_S = 0.25
 """How often a carrier shows that it lives."""
 _RECORD = struct.Struct("<BBHIII")
 _PIECE = struct.Struct("<BBHII4x")
 PIECE_HEAD_BYTES = _PIECE.size
 
 
-class What(IntEnum):
+class MessageKind(IntEnum):
     """Kinds of records, and of pieces."""
 
     DIAL = 1
@@ -55,11 +55,11 @@ class What(IntEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ControlMessage:
     """One message between worker and carrier."""
 
-    what: What
-    link: int = 0
+    what: MessageKind
+    connection: int = 0
     stream: int = 0
     slot: int = 0
     num_bytes: int = 0
@@ -69,23 +69,23 @@ class Record:
     def pack(self) -> bytes:
         """As bytes, for one datagram."""
         head = _RECORD.pack(
-            self.what, self.is_last, self.slot, self.link, self.stream, self.num_bytes
+            self.what, self.is_last, self.slot, self.connection, self.stream, self.num_bytes
         )
         return head + self.text.encode()[: MAX_RECORD_BYTES - _RECORD.size]
 
     @classmethod
-    def unpack(cls, data: bytes) -> Record:
+    def unpack(cls, data: bytes) -> ControlMessage:
         """Read a datagram of the other process, which is ours."""
-        what, is_last, slot, link, stream, num_bytes = _RECORD.unpack_from(data)
+        what, is_last, slot, connection, stream, num_bytes = _RECORD.unpack_from(data)
         text = data[_RECORD.size :].decode(errors="replace")
-        return cls(What(what), link, stream, slot, num_bytes, bool(is_last), text)
+        return cls(MessageKind(what), connection, stream, slot, num_bytes, bool(is_last), text)
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class DataHeader:
     """Head of what goes from carrier to carrier; `num_bytes` of payload follow."""
 
-    what: What
+    what: MessageKind
     stream: int = 0
     num_bytes: int = 0
     is_last: bool = True
@@ -95,7 +95,7 @@ class Piece:
         _PIECE.pack_into(slot, 0, self.what, self.is_last, 0, self.stream, self.num_bytes)
 
     @classmethod
-    def read(cls, slot: memoryview) -> Piece:
+    def read(cls, slot: memoryview) -> DataHeader:
         """Read a peer's head.
 
         Raises:
@@ -106,7 +106,7 @@ class Piece:
             raise ValueError(
                 f"a piece claims {num_bytes} bytes, a slot holds {len(slot) - PIECE_HEAD_BYTES}"
             )
-        return cls(What(what), stream, num_bytes, bool(is_last))
+        return cls(MessageKind(what), stream, num_bytes, bool(is_last))
 
 
 def arena_bytes(slot_bytes: int) -> int:

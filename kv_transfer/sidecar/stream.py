@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.ports import StreamClosed
-from kv_transfer.sidecar.protocol import PIECE_HEAD_BYTES, Record, What, slot_of
+from kv_transfer.sidecar.protocol import PIECE_HEAD_BYTES, ControlMessage, MessageKind, slot_of
 
 SEND_TIMEOUT_S = 5.0
 NO_SLOT = -1
@@ -20,17 +20,17 @@ UNREAD_SLOTS = 2
 MAX_UNREAD_BYTES = 64 << 20
 
 
-class Carrier(Protocol):
+class Sidecar(Protocol):
     """What a stream asks of the client that made it."""
 
     kind: str
     slot_bytes: int
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: ControlMessage) -> None:
         """Say something to the process."""
         ...
 
-    def free(self, link: int, slot: int) -> None:
+    def free(self, connection: int, slot: int) -> None:
         """An inbound slot was read; none: it had been emptied before."""
         ...
 
@@ -45,24 +45,26 @@ class _Piece:
 
 
 @dataclass(slots=True)
-class Link:
+class Connection:
     """A link as the worker sees it."""
 
     arena: memoryview
     free: asyncio.Queue[int]
-    streams: dict[int, CarriedStream] = field(default_factory=dict)
+    streams: dict[int, SidecarStream] = field(default_factory=dict)
     is_lost: bool = False
 
 
-class CarriedStream:
+class SidecarStream:
     """One end of a transfer's stream. A received message is valid until the next `recv`."""
 
-    def __init__(self, carrier: Carrier, link_number: int, link: Link, number: int) -> None:
+    def __init__(
+        self, sidecar: Sidecar, connection_number: int, connection: Connection, number: int
+    ) -> None:
         """Made by a carrier's client."""
-        self.transport = carrier.kind
-        self._carrier = carrier
-        self._link_number = link_number
-        self._link = link
+        self.transport = sidecar.kind
+        self._sidecar = sidecar
+        self._connection_number = connection_number
+        self._connection = connection
         self._number = number
         self._inbox: asyncio.Queue[_Piece | None] = asyncio.Queue()  # bounded by MAX_UNREAD_BYTES
         self._num_unread_bytes = 0
@@ -72,17 +74,24 @@ class CarriedStream:
 
     async def send(self, message: bytes) -> None:
         """See `MessageStream`."""
-        view, link = memoryview(message), self._link
-        room = self._carrier.slot_bytes - PIECE_HEAD_BYTES
+        view, connection = memoryview(message), self._connection
+        room = self._sidecar.slot_bytes - PIECE_HEAD_BYTES
         for at in range(0, max(1, len(view)), room):
             piece = view[at : at + room]
             slot = await self._free_slot()
-            slot_of(link.arena, slot, self._carrier.slot_bytes)[
+            slot_of(connection.arena, slot, self._sidecar.slot_bytes)[
                 PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + len(piece)
             ] = piece
             is_last = at + room >= len(view)
-            self._carrier.tell(
-                Record(What.SEND, self._link_number, self._number, slot, len(piece), is_last)
+            self._sidecar.tell(
+                ControlMessage(
+                    MessageKind.SEND,
+                    self._connection_number,
+                    self._number,
+                    slot,
+                    len(piece),
+                    is_last,
+                )
             )
 
     async def _free_slot(self) -> int:
@@ -90,12 +99,12 @@ class CarriedStream:
             raise StreamClosed("the stream is closed")
         try:
             async with asyncio.timeout(SEND_TIMEOUT_S):
-                slot = await self._link.free.get()
+                slot = await self._connection.free.get()
         except TimeoutError:
             self.reset()
             raise StreamClosed(f"the peer took nothing for {SEND_TIMEOUT_S:g} s") from None
         if self._is_over or slot == NO_SLOT:
-            self._link.free.put_nowait(slot)
+            self._connection.free.put_nowait(slot)
             raise StreamClosed("the stream was cut")
         return slot
 
@@ -112,10 +121,10 @@ class CarriedStream:
         """Put a message together that is longer than a slot."""
         whole = bytearray(piece.data)
         while not piece.is_last:
-            self._carrier.free(self._link_number, piece.slot)
+            self._sidecar.free(self._connection_number, piece.slot)
             piece = await self._next_piece()
             whole += piece.data
-        self._carrier.free(self._link_number, piece.slot)
+        self._sidecar.free(self._connection_number, piece.slot)
         return memoryview(whole)
 
     async def _next_piece(self) -> _Piece:
@@ -127,21 +136,21 @@ class CarriedStream:
         return piece
 
     def _let_go(self) -> None:
-        self._carrier.free(self._link_number, self._in_hand)
+        self._sidecar.free(self._connection_number, self._in_hand)
         self._in_hand = NO_SLOT
 
     def arrive(self, slot: int, num_bytes: int, *, is_last: bool) -> None:
         """A piece of a message is in a slot; whoever is slow to read must not keep others'."""
-        data = slot_of(self._link.arena, slot, self._carrier.slot_bytes)
+        data = slot_of(self._connection.arena, slot, self._sidecar.slot_bytes)
         data = data[PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + num_bytes].toreadonly()
         self._num_unread_bytes += num_bytes
         if self._num_unread_bytes > MAX_UNREAD_BYTES:
-            self._carrier.free(self._link_number, slot)
+            self._sidecar.free(self._connection_number, slot)
             self.reset()
             return
         if self._inbox.qsize() >= UNREAD_SLOTS:
             data = memoryview(bytes(data))
-            self._carrier.free(self._link_number, slot)
+            self._sidecar.free(self._connection_number, slot)
             slot = NO_SLOT
         self._inbox.put_nowait(_Piece(slot, data, is_last))
 
@@ -156,31 +165,35 @@ class CarriedStream:
         while not self._inbox.empty():
             piece = self._inbox.get_nowait()
             if piece is not None:
-                self._carrier.free(self._link_number, piece.slot)
+                self._sidecar.free(self._connection_number, piece.slot)
         self._inbox.put_nowait(None)
 
     async def close(self) -> None:
         """See `MessageStream`."""
         if not self._has_closed and not self._is_over:
             self._has_closed = True
-            self._carrier.tell(Record(What.CLOSE, self._link_number, self._number))
+            self._sidecar.tell(
+                ControlMessage(MessageKind.CLOSE, self._connection_number, self._number)
+            )
 
     def reset(self) -> None:
         """See `MessageStream`."""
-        if self._number in self._link.streams:
-            self._carrier.tell(Record(What.RESET, self._link_number, self._number))
+        if self._number in self._connection.streams:
+            self._sidecar.tell(
+                ControlMessage(MessageKind.RESET, self._connection_number, self._number)
+            )
         self.leave()
 
     def leave(self) -> None:
         """Nobody here uses it any more; what still comes for it is dropped."""
-        self._link.streams.pop(self._number, None)
+        self._connection.streams.pop(self._number, None)
         self.cut()
 
 
-def lose(link: Link) -> None:
+def lose(connection: Connection) -> None:
     """End every stream of a link that is gone."""
-    link.is_lost = True
-    for stream in link.streams.values():
+    connection.is_lost = True
+    for stream in connection.streams.values():
         stream.cut()
-    link.streams.clear()
-    link.free.put_nowait(NO_SLOT)  # whoever waits for a slot hears of it, one after the other
+    connection.streams.clear()
+    connection.free.put_nowait(NO_SLOT)  # whoever waits for a slot hears of it, one after the other

@@ -20,7 +20,7 @@ from core.renewed import Renewed
 DOORS = "the doors' certificate"
 
 
-class DoorCertificate:
+class ServerCertificate:
     """A PEM chain and its key."""
 
     def __init__(self, security: SecurityConfig, now_s: Callable[[], float]) -> None:

@@ -25,7 +25,7 @@ from core.trace import parse_trace
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
 from router.calls import note_error
-from router.request_builder import Wish, correlation_id_of
+from router.request_builder import RequestParams, correlation_id_of
 
 
 def optional(message: Any, field: str, default: Any) -> Any:
@@ -66,15 +66,15 @@ def _given(request: pb.GenerateRequest | pb.ChatRequest) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _wish(
+def _params(
     request: pb.GenerateRequest | pb.ChatRequest,
     context: Any,
     prompt: str | list[int] | ChatPrompt,
     *,
     adds: bool,
-) -> Wish:
+) -> RequestParams:
     metadata = dict(context.invocation_metadata() or ())
-    return Wish(
+    return RequestParams(
         prompt=prompt,
         sampling=_given(request),
         model=request.model,
@@ -93,7 +93,7 @@ def _wish(
     )
 
 
-def generate_wish(request: pb.GenerateRequest, context: Any) -> Wish:
+def generate_params(request: pb.GenerateRequest, context: Any) -> RequestParams:
     """What a Generate or GenerateStream call asks for.
 
     Raises:
@@ -103,14 +103,14 @@ def generate_wish(request: pb.GenerateRequest, context: Any) -> Wish:
     if kind is None:
         raise InvalidRequest("input", "is missing; set text or token_ids")
     prompt = request.text if kind == "text" else list(request.token_ids.ids)
-    return _wish(
+    return _params(
         request, context, prompt, adds=optional(request.prompt, "add_special_tokens", default=True)
     )
 
 
-def chat_wish(request: pb.ChatRequest, context: Any, chat: ChatPrompt) -> Wish:
+def chat_params(request: pb.ChatRequest, context: Any, chat: ChatPrompt) -> RequestParams:
     """What a Chat call asks for."""
-    return _wish(request, context, chat, adds=False)
+    return _params(request, context, chat, adds=False)
 
 
 def chat_prompt(

@@ -21,26 +21,26 @@ from core.addresses import join_address
 from core.config import SecurityConfig
 from core.errors import InvalidRequest, ServingError
 from core.types import (
-    Anatomy,
     ChatPrompt,
     ChoiceFinished,
     FinishReason,
     Logprob,
     PromptScored,
     RequestEnded,
+    RequestTiming,
     TextDelta,
     Usage,
 )
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
-from router.access.certificate import DoorCertificate
+from router.access.certificate import ServerCertificate
 from router.calls import caller
 from router.descriptors import MAX_GRPC_CONNECTIONS
 from router.grpc.auth import Gate
 from router.grpc.incoming import IncomingMessages
-from router.grpc.requests import abort, chat_prompt, chat_wish, generate_wish, optional
+from router.grpc.requests import abort, chat_params, chat_prompt, generate_params, optional
 from router.reply_thread import in_reply_thread
-from router.request_builder import Wish
+from router.request_builder import RequestParams
 from router.request_stream import StreamGroup, slow_reader
 from router.service import GenerationService
 
@@ -74,7 +74,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                     "resume_from", "is for streams; a whole answer has nothing to resume"
                 ),
             )
-        group = await self._open(request, context, generate_wish)
+        group = await self._open(request, context, generate_params)
         texts: dict[int, str] = {}
         tokens: dict[int, list[pb.TokenInfo]] = {}
         finished: dict[int, pb.Finished] = {}
@@ -106,7 +106,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                                 model=self._service.model.name,
                                 choices=choices,
                                 usage=_usage(event.usage),
-                                timing=_timing(request, event.anatomy),
+                                timing=_timing(request, event.timing),
                                 prompt=prompt,
                             )
         finally:
@@ -114,16 +114,20 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
         """The answer as it is made; dropping the stream cancels the request."""
-        await self._stream(request, context, generate_wish, pb.GenerateStreamResponse)
+        await self._stream(request, context, generate_params, pb.GenerateStreamResponse)
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> None:
         """A conversation, answered as a stream."""
-        await self._stream(request, context, self._chat_wish, pb.ChatResponse)
+        await self._stream(request, context, self._chat_params, pb.ChatResponse)
 
     async def _stream(
-        self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish], message: Any
+        self,
+        request: Any,
+        context: Any,
+        to_params: Callable[[Any, Any], RequestParams],
+        message: Any,
     ) -> None:
-        group = await self._open(request, context, to_wish)
+        group = await self._open(request, context, to_params)
         request_id = group.requests[0].request_id
 
         async def write(**event: Any) -> None:
@@ -155,7 +159,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                         case RequestEnded():
                             await _check(context, event)
                             summary = pb.Summary(
-                                usage=_usage(event.usage), timing=_timing(request, event.anatomy)
+                                usage=_usage(event.usage), timing=_timing(request, event.timing)
                             )
                             await write(summary=summary)
                             return
@@ -215,11 +219,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         )
 
     async def _open(
-        self, request: Any, context: Any, to_wish: Callable[[Any, Any], Wish]
+        self, request: Any, context: Any, to_params: Callable[[Any, Any], RequestParams]
     ) -> StreamGroup:
         try:
             made = await self._service.make_request(
-                replace(to_wish(request, context), identity=caller())
+                replace(to_params(request, context), identity=caller())
             )
         except ServingError as error:
             await abort(context, error)
@@ -227,9 +231,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id),))
         return self._service.open(made)
 
-    def _chat_wish(self, request: pb.ChatRequest, context: Any) -> Wish:
+    def _chat_params(self, request: pb.ChatRequest, context: Any) -> RequestParams:
         adds = optional(request.prompt, "add_special_tokens", default=False)
-        return chat_wish(request, context, self._chat_prompt(request.messages, request.chat, adds))
+        return chat_params(
+            request, context, self._chat_prompt(request.messages, request.chat, adds)
+        )
 
     def _chat_prompt(self, messages: Any, options: Any, adds_special_tokens: bool) -> ChatPrompt:
         return chat_prompt(
@@ -268,7 +274,7 @@ def _usage(u: Usage) -> pb.Usage:
     )  # fmt: skip
 
 
-def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: Anatomy) -> pb.Timing | None:
+def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> pb.Timing | None:
     if not request.response.timing:
         return None
     phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
@@ -286,7 +292,7 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: Anatomy) -> pb.Timi
         attempts=a.attempts,
         cached_tokens=a.cached_tokens,
         kv_transport=a.kv_transport,
-        kv_parts_healed=a.kv_parts_healed,
+        kv_parts_healed=a.kv_fragments_resent,
     )
 
 
@@ -298,14 +304,14 @@ async def _check(context: Any, ended: RequestEnded) -> None:
         await abort(context, ended.error)
 
 
-class GrpcDoor:
+class GrpcServer:
     """The server around the servicer."""
 
     def __init__(
         self,
         service: GenerationService,
         security: SecurityConfig,
-        certificate: DoorCertificate | None = None,
+        certificate: ServerCertificate | None = None,
     ) -> None:
         """Nothing listens yet; without a certificate the door speaks plain text."""
         self._service, self._security = service, security

@@ -38,7 +38,13 @@ from router.http.body_reading import BodyReader
 from router.http.errors import error_response, plain_error
 from router.http.json_pieces import UTF8, dumps
 from router.http.other_fields import ignored_fields
-from router.http.replies import ChatDialect, Dialect, Reply, ReplyOptions, server_timing
+from router.http.replies import (
+    ChatFormatter,
+    CompletionFormatter,
+    Reply,
+    ReplyOptions,
+    server_timing,
+)
 from router.http.sse import (
     EventStream,
     StreamLimits,
@@ -47,7 +53,7 @@ from router.http.sse import (
 )
 from router.refusals import METHOD_NOT_ALLOWED, UNSUPPORTED_ENDPOINT
 from router.reply_thread import in_reply_thread
-from router.request_builder import MAX_ID_CHARACTERS, Wish, check_text, correlation_id_of
+from router.request_builder import MAX_ID_CHARACTERS, RequestParams, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
@@ -98,26 +104,28 @@ def key_of(request: Request) -> str:
     return key
 
 
-def _resumed(wishes: list[Wish], last_event: str, *, is_stream: bool) -> list[Wish]:
+def _resumed(
+    all_params: list[RequestParams], last_event: str, *, is_stream: bool
+) -> list[RequestParams]:
     """The same wishes, from where the client is.
 
     Raises:
         InvalidRequest: The event id does not fit the body.
     """
     request_id, positions = parse_event_id(last_event)
-    if not is_stream or wishes[0].request_id not in ("", request_id):
+    if not is_stream or all_params[0].request_id not in ("", request_id):
         raise InvalidRequest(
             "Last-Event-ID",
             "is for a stream; send the same body, with stream: true and the same id",
         )
-    shares = split_positions(positions, len(wishes))
+    shares = split_positions(positions, len(all_params))
     return [
         replace(w, request_id=request_id, resume_from=s)
-        for w, s in zip(wishes, shares, strict=True)
+        for w, s in zip(all_params, shares, strict=True)
     ]
 
 
-class Door:
+class HttpApi:
     """The endpoints over one service."""
 
     def __init__(self, service: GenerationService, created: int, bodies: BodyReader) -> None:
@@ -146,7 +154,7 @@ class Door:
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`."""
         body, headers = await self.body(CompletionBody, request)
-        wishes = body.wishes(key_of(request), trace_of(request))
+        all_params = body.all_params(key_of(request), trace_of(request))
         options = ReplyOptions(
             has_logprobs=body.logprobs is not None,
             has_prompt_logprobs=body.prompt_logprobs is not None,
@@ -154,7 +162,9 @@ class Door:
             is_echo_only=body.is_echo_only,
             **self._shared_options(body, request),
         )
-        return await self._reply(request, wishes, body, Dialect(self.service, options), headers)
+        return await self._reply(
+            request, all_params, body, CompletionFormatter(self.service, options), headers
+        )
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
@@ -164,14 +174,16 @@ class Door:
             trusts_template=self.config.trust_request_chat_template,
             adds_special_tokens=bool(body.add_special_tokens),
         )
-        wishes = body.wishes(chat, key_of(request), trace_of(request))
+        all_params = body.all_params(chat, key_of(request), trace_of(request))
         options = ReplyOptions(
             is_chat=True,
             has_logprobs=bool(body.logprobs),
             has_prompt_logprobs=body.prompt_logprobs is not None,
             **self._shared_options(body, request),
         )
-        return await self._reply(request, wishes, body, ChatDialect(self.service, options), headers)
+        return await self._reply(
+            request, all_params, body, ChatFormatter(self.service, options), headers
+        )
 
     def _shared_options(self, body: SamplingBody, request: Request) -> dict[str, bool]:
         stream = body.stream_options
@@ -187,17 +199,17 @@ class Door:
     async def _reply(
         self,
         request: Request,
-        wishes: list[Wish],
+        all_params: list[RequestParams],
         body: SamplingBody,
-        dialect: Dialect,
+        dialect: CompletionFormatter,
         headers: dict[str, str],
     ) -> Response:
         last_event = request.headers.get(LAST_EVENT_HEADER, "")
         if last_event:
-            wishes = _resumed(wishes, last_event, is_stream=bool(body.stream))
+            all_params = _resumed(all_params, last_event, is_stream=bool(body.stream))
         identity = request.state.identity
         correlation_id = correlation_of(request)
-        named = [replace(w, identity=identity, correlation_id=correlation_id) for w in wishes]
+        named = [replace(w, identity=identity, correlation_id=correlation_id) for w in all_params]
         made = await unless_disconnected(
             request.receive,
             self.service.make_requests(named),
@@ -210,7 +222,7 @@ class Door:
             limits = StreamLimits(self.config.keep_alive_s, self.config.slow_reader_s, has_ids)
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
-        headers["Server-Timing"] = server_timing(reply.anatomy)
+        headers["Server-Timing"] = server_timing(reply.timing)
         if not reply.is_heavy:
             return JSONResponse(content, headers=headers)
         text = await in_reply_thread(dumps, content, UTF8)
@@ -321,14 +333,14 @@ class Door:
         """Every worker this router knows."""
         return {"replicas": self.service.replicas()}
 
-    async def links(self) -> dict[str, Any]:
+    async def kv_routes(self) -> dict[str, Any]:
         """How KV goes between workers."""
-        return {"links": self.service.ways()}
+        return {"links": self.service.routes()}
 
-    async def measure_links(self, request: Request) -> Response:
+    async def measure_kv_routes(self, request: Request) -> Response:
         """`POST /links`: move some MiB over every way and say how fast it was."""
         body, headers = await self.body(MeasureBody, request)
-        return JSONResponse({"links": await self.service.measure_ways(body.mib)}, headers=headers)
+        return JSONResponse({"links": await self.service.measure_routes(body.mib)}, headers=headers)
 
 
 def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
@@ -396,31 +408,31 @@ def make_app(
         if is_production
         else FastAPIOffline(**about)
     )
-    door = Door(service, created, bodies)
+    api = HttpApi(service, created, bodies)
     _add_error_pages(app)
     work = Right.GENERATE
     observe = Right.OBSERVE
     operate = Right.OPERATE
     for path, endpoint, schema, right in (
-        ("/v1/chat/completions", door.chat, _schema(ChatBody), work),
-        ("/v1/completions", door.completions, _schema(CompletionBody), work),
-        ("/tokenize", door.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
-        ("/detokenize", door.detokenize, _schema(DetokenizeBody), work),
-        ("/links", door.measure_links, _schema(MeasureBody), operate),
+        ("/v1/chat/completions", api.chat, _schema(ChatBody), work),
+        ("/v1/completions", api.completions, _schema(CompletionBody), work),
+        ("/tokenize", api.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
+        ("/detokenize", api.detokenize, _schema(DetokenizeBody), work),
+        ("/links", api.measure_kv_routes, _schema(MeasureBody), operate),
     ):
         rights = [Depends(needs(right))]
         app.post(path, openapi_extra=schema, response_model=None, dependencies=rights)(endpoint)
     readers: tuple[tuple[str, Callable[..., Any], Right | None], ...] = (
-        ("/health", door.health, None),
-        ("/ping", door.health, None),
-        ("/v1/models", door.models, Right.ANY_KEY),
-        ("/v1/models/{model_id:path}", door.model, Right.ANY_KEY),
-        ("/ready", door.ready, Right.ANY_KEY),
-        ("/version", door.show_version, Right.ANY_KEY),
-        ("/load", door.load, observe),
-        ("/metrics", door.metrics, observe),
-        ("/replicas", door.replicas, observe),
-        ("/links", door.links, observe),
+        ("/health", api.health, None),
+        ("/ping", api.health, None),
+        ("/v1/models", api.models, Right.ANY_KEY),
+        ("/v1/models/{model_id:path}", api.model, Right.ANY_KEY),
+        ("/ready", api.ready, Right.ANY_KEY),
+        ("/version", api.show_version, Right.ANY_KEY),
+        ("/load", api.load, observe),
+        ("/metrics", api.metrics, observe),
+        ("/replicas", api.replicas, observe),
+        ("/links", api.kv_routes, observe),
     )
     for path, reader, asked in readers:
         rights = [Depends(needs(asked))] if asked else []

@@ -24,7 +24,7 @@ from pydantic import (
 from core.errors import InvalidRequest
 from core.trace import TraceContext
 from core.types import ChatPrompt
-from router.request_builder import Wish
+from router.request_builder import RequestParams
 
 
 def _whole(value: object) -> object:
@@ -158,8 +158,15 @@ class SamplingBody(Body):
         given["logit_bias"] = _bias(self.logit_bias or {})
         return given
 
-    def wish(self, prompt: str | list[int] | ChatPrompt, given: dict[str, Any], request_id: str,
-             trace: TraceContext | None, *, adds_special_tokens: bool) -> Wish:  # fmt: skip
+    def params(
+        self,
+        prompt: str | list[int] | ChatPrompt,
+        given: dict[str, Any],
+        request_id: str,
+        trace: TraceContext | None,
+        *,
+        adds_special_tokens: bool,
+    ) -> RequestParams:
         """Put together what the service is asked for."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options", "is only allowed with stream: true")
@@ -171,7 +178,7 @@ class SamplingBody(Body):
             raise InvalidRequest(
                 "truncation_side", f"is {self.truncation_side[:20]!r}, must be left or right"
             )
-        return Wish(
+        return RequestParams(
             prompt=prompt,
             sampling=given,
             model=self.model,
@@ -217,7 +224,7 @@ class CompletionBody(SamplingBody):
         """True when nothing but the prompt is wanted: OpenAI allows no output tokens with echo."""
         return bool(self.echo) and self.max_tokens == 0
 
-    def wishes(self, request_id: str, trace: TraceContext | None) -> list[Wish]:
+    def all_params(self, request_id: str, trace: TraceContext | None) -> list[RequestParams]:
         """One wish for each prompt."""
         given = self.given_sampling()
         if self.logprobs is not None:
@@ -227,10 +234,11 @@ class CompletionBody(SamplingBody):
         if self.is_echo_only:
             given |= {"max_tokens": 1, "min_tokens": 0}
         adds = self.add_special_tokens is not False
-        wishes = [
-            self.wish(p, given, request_id, trace, adds_special_tokens=adds) for p in self.prompts()
+        all_params = [
+            self.params(p, given, request_id, trace, adds_special_tokens=adds)
+            for p in self.prompts()
         ]
-        return [replace(wish, echoes=bool(self.echo)) for wish in wishes]
+        return [replace(params, echoes=bool(self.echo)) for params in all_params]
 
 
 class ContentPart(BaseModel):
@@ -339,7 +347,9 @@ class ChatBody(SamplingBody, Conversation):
         None, description="longest output (tokens); absent: what fits"
     )
 
-    def wishes(self, chat: ChatPrompt, request_id: str, trace: TraceContext | None) -> list[Wish]:
+    def all_params(
+        self, chat: ChatPrompt, request_id: str, trace: TraceContext | None
+    ) -> list[RequestParams]:
         """One wish."""
         given = self.given_sampling()
         if self.max_completion_tokens is not None:
@@ -348,7 +358,7 @@ class ChatBody(SamplingBody, Conversation):
             raise InvalidRequest("top_logprobs", "needs logprobs: true")
         if self.logprobs:
             given["logprobs"] = self.top_logprobs or 0
-        return [self.wish(chat, given, request_id, trace, adds_special_tokens=False)]
+        return [self.params(chat, given, request_id, trace, adds_special_tokens=False)]
 
 
 class TokenizeBody(Body):

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.types import (
-    Anatomy,
     ChoiceFinished,
     GenerateRequest,
     Logprob,
     PromptScored,
     RequestEnded,
     RequestEvent,
+    RequestTiming,
     TextDelta,
     Usage,
 )
@@ -59,7 +59,7 @@ def usage_body(u: Usage) -> dict[str, Any]:
     }
 
 
-def timing_body(a: Anatomy) -> dict[str, Any]:
+def timing_body(a: RequestTiming) -> dict[str, Any]:
     """Where the time went, on demand."""
     names = (*(f"{name}_s" for name in a.phases()), "ttft_s", "e2e_s")
     times = {name.replace("_s", "_ms"): round(getattr(a, name) * 1000, 3) for name in names}
@@ -68,7 +68,7 @@ def timing_body(a: Anatomy) -> dict[str, Any]:
         "kv_bytes": a.kv_bytes,
         "kv_blocks": a.kv_blocks,
         "kv_transport": a.kv_transport,
-        "kv_parts_healed": a.kv_parts_healed,
+        "kv_parts_healed": a.kv_fragments_resent,
         "cached_tokens": a.cached_tokens,
         "path": a.path,
         "prefill_worker": a.prefill_worker,
@@ -79,12 +79,12 @@ def timing_body(a: Anatomy) -> dict[str, Any]:
     }
 
 
-def server_timing(a: Anatomy) -> str:
+def server_timing(a: RequestTiming) -> str:
     """The same as a `Server-Timing` header, which browsers show."""
     return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in a.phases().items())
 
 
-class Dialect:
+class CompletionFormatter:
     """Shapes that both endpoints share, over one service and one set of options."""
 
     object_whole, object_chunk, id_prefix = "text_completion", "text_completion", "cmpl"
@@ -171,7 +171,7 @@ class Dialect:
         )
 
 
-class ChatDialect(Dialect):
+class ChatFormatter(CompletionFormatter):
     """`/v1/chat/completions`."""
 
     object_whole, object_chunk, id_prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
@@ -256,7 +256,9 @@ class ChoiceText:
 class Reply:
     """One reply to one or several prompts: takes events, gives a body or chunks."""
 
-    def __init__(self, dialect: Dialect, requests: Sequence[GenerateRequest], created: int) -> None:
+    def __init__(
+        self, dialect: CompletionFormatter, requests: Sequence[GenerateRequest], created: int
+    ) -> None:
         """Begin with nothing.
 
         Args:
@@ -284,7 +286,7 @@ class Reply:
         ]  # fmt: skip
         self._usages = [Usage(len(r.token_ids), 0) for r in requests]
         self.error: Exception | None = None
-        self.anatomy = Anatomy()
+        self.timing = RequestTiming()
         self._head = {
             "id": f"{dialect.id_prefix}-{requests[0].request_id}",
             "object": dialect.object_chunk,
@@ -346,7 +348,7 @@ class Reply:
 
     def _end(self, prompt: int, event: RequestEnded) -> None:
         self._usages[prompt] = event.usage
-        self.error, self.anatomy = self.error or event.error, event.anatomy
+        self.error, self.timing = self.error or event.error, event.timing
 
     def whole(self) -> dict[str, Any]:
         """The reply's body, when every request has ended."""
@@ -372,7 +374,7 @@ class Reply:
         if self.options.is_chat and self.options.returns_token_ids:
             reply["prompt_token_ids"] = list(self._prompts[0].token_ids)
         if self.options.wants_timing:
-            reply["timing"] = timing_body(self.anatomy)
+            reply["timing"] = timing_body(self.timing)
         return reply
 
     # --- stream -----------------------------------------------------------------------------------
@@ -433,5 +435,5 @@ class Reply:
         """The usage chunk, and timing where it was asked for."""
         if not (self.options.includes_usage or self.options.wants_timing):
             return ""
-        timing = {"timing": timing_body(self.anatomy)} if self.options.wants_timing else {}
+        timing = {"timing": timing_body(self.timing)} if self.options.wants_timing else {}
         return self._sse({"choices": [], "usage": usage_body(self.usage), **timing})

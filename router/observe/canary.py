@@ -18,7 +18,7 @@ from core.types import GenerateRequest, Path, RequestEnded, RequestEvent, Sampli
 from router.admission import CANARY_TIER
 from router.orchestrator import Orchestrator
 from router.request_builder import ServedModel
-from router.workers.sessions import Links
+from router.workers.sessions import WorkerSessions
 
 CANARY_TIMEOUT_S = 10.0
 CANARY_TOKENS = 4
@@ -32,7 +32,7 @@ class Canary:
         model: ServedModel,
         config: RouterConfig,
         orchestrator: Orchestrator,
-        links: Links,
+        sessions: WorkerSessions,
         clock: Clock,
         ids: Ids,
         expected_roles: frozenset[Role],
@@ -47,7 +47,7 @@ class Canary:
         self._model = model
         self._config = config
         self._orchestrator = orchestrator
-        self._links = links
+        self._sessions = sessions
         self._clock, self._ids = clock, ids
         self._expected_roles = expected_roles
         self._must_cross = must_cross
@@ -74,10 +74,10 @@ class Canary:
         """Send a small request across both workers again and again: the proof behind /ready."""
         told: bool | None = None
         while True:
-            changed = self._links.changed
+            changed = self._sessions.changed
             await self._once()
             is_good = self.is_good
-            is_still_starting = told is None and self._links.is_starting()
+            is_still_starting = told is None and self._sessions.is_starting()
             if is_good is not told and (is_good or not is_still_starting):
                 self._tell()
                 told = is_good
@@ -124,7 +124,7 @@ class Canary:
         self._has_crossed = self._has_crossed or (error is None and crosses)
 
     def _live_roles(self) -> set[Role]:
-        return {c.descriptor.role for c in self._links.candidates()}
+        return {c.descriptor.role for c in self._sessions.candidates()}
 
     def _missing_roles(self) -> list[str]:
         """List roles without which there is no readiness.

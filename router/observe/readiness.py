@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from core.session import Role
-from router.workers.session import LinkState, WorkerLink
+from router.workers.session import SessionState, WorkerSession
 
 STORE_UNREACHABLE = "down"
 PROBLEMS = (
@@ -48,7 +48,7 @@ class Problem:
 class View:
     """What a router sees of its cluster at one moment."""
 
-    links: Sequence[WorkerLink]
+    sessions: Sequence[WorkerSession]
     configured: Mapping[Role, int]
     """Workers that each pool should have."""
     store: str
@@ -68,7 +68,9 @@ class View:
             found.append(Problem(code, self.canary_error))
         for role in Role:
             found += self._pool(role)
-        found += [problem for link in self.links if (problem := _of_link(link)) is not None]
+        found += [
+            problem for session in self.sessions if (problem := _of_session(session)) is not None
+        ]
         if self.store == STORE_UNREACHABLE:
             detail = "Redis does not answer; requests are not affected"
             found.append(Problem("store_unreachable", detail))
@@ -76,34 +78,34 @@ class View:
 
     def _pool(self, role: Role) -> list[Problem]:
         num_configured = self.configured.get(role, 0)
-        num_ready = num_usable(self.links, role)
+        num_ready = num_usable(self.sessions, role)
         if num_ready >= num_configured:
             return []
         detail = f"{num_ready} of {num_configured} {role.value} workers are ready"
         return [Problem("pool_short" if num_ready else "pool_empty", detail)]
 
 
-def num_usable(links: Iterable[WorkerLink], role: Role) -> int:
+def num_usable(sessions: Iterable[WorkerSession], role: Role) -> int:
     """Workers of a pool whose session stands and who take requests."""
     return sum(
-        link.state is LinkState.LIVE and link.is_ready and link.descriptor.role is role
-        for link in links
+        session.state is SessionState.LIVE and session.is_ready and session.descriptor.role is role
+        for session in sessions
     )
 
 
-def _of_link(link: WorkerLink) -> Problem | None:
-    d = link.descriptor
+def _of_session(session: WorkerSession) -> Problem | None:
+    d = session.descriptor
     name = f"{d.role.value} worker {d.worker_id} (pid {d.pid})"
-    match link.state:
-        case LinkState.DIALLING:
+    match session.state:
+        case SessionState.DIALLING:
             return Problem("worker_connecting", f"{name} is dialled")
-        case LinkState.RECONNECTING:
+        case SessionState.RECONNECTING:
             return Problem("worker_reconnecting", f"the session with {name} broke and is dialled")
-        case LinkState.LOST:
+        case SessionState.LOST:
             return Problem("worker_lost", f"{name} does not answer; it is dialled again")
-        case LinkState.LIVE:
+        case SessionState.LIVE:
             detail = f"{name} drains or restarts its ranks"
-            return None if link.is_ready else Problem("worker_paused", detail)
+            return None if session.is_ready else Problem("worker_paused", detail)
 
 
 def state_of(problems: list[Problem], *, is_ready: bool) -> str:
@@ -113,12 +115,12 @@ def state_of(problems: list[Problem], *, is_ready: bool) -> str:
     return "degraded" if problems else "ready"
 
 
-def pools_of(links: Sequence[WorkerLink], configured: Mapping[Role, int]) -> dict[str, Any]:
+def pools_of(sessions: Sequence[WorkerSession], configured: Mapping[Role, int]) -> dict[str, Any]:
     """Workers of each pool: ready, known, configured."""
     return {
         role.value: {
-            "ready": num_usable(links, role),
-            "total": sum(1 for link in links if link.descriptor.role is role),
+            "ready": num_usable(sessions, role),
+            "total": sum(1 for session in sessions if session.descriptor.role is role),
             "configured": configured.get(role, 0),
         }
         for role in Role

@@ -35,7 +35,7 @@ class RequestLog:
         self, request: GenerateRequest, ended: RequestEnded, call: Call | None = None
     ) -> None:
         """Log a request that ran, and the call that brought it."""
-        a = ended.anatomy
+        a = ended.timing
         usage = ended.usage
         phases = {name: round(s * 1000, 3) for name, s in a.phases().items() if s > SHOWN_ABOVE_S}
         events.REQUEST.tell(

@@ -19,7 +19,7 @@ from core.errors import ServingError, Unauthenticated, all_errors
 from core.types import RequestEnded
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.refusals import CODES, OTHER
-from router.request_state import RequestRun
+from router.request_state import RequestState
 
 
 class Telemetry:
@@ -80,28 +80,28 @@ class Telemetry:
         for metric in plain:
             self._counters[metric].add(0)
 
-    def request_ended(self, run: RequestRun, ended: RequestEnded, door: str = "") -> None:
+    def request_ended(self, run: RequestState, ended: RequestEnded, door: str = "") -> None:
         """Record one request, whole."""
-        line, anatomy, usage = run.timeline, ended.anatomy, ended.usage
+        line, timing, usage = run.timeline, ended.timing, ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         if ended.error is not None:
             self._counters[metrics.ERRORS].add(1, {"door": door, "code": ended.error.code})
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
-        self._counters[metrics.KV_BYTES].add(anatomy.kv_bytes)
-        self._counters[metrics.HEALED].add(anatomy.kv_parts_healed)
-        if anatomy.kv_transport:
-            self._counters[metrics.TRANSFERS].add(1, {"transport": anatomy.kv_transport})
-        if anatomy.path:
+        self._counters[metrics.KV_BYTES].add(timing.kv_bytes)
+        self._counters[metrics.HEALED].add(timing.kv_fragments_resent)
+        if timing.kv_transport:
+            self._counters[metrics.TRANSFERS].add(1, {"transport": timing.kv_transport})
+        if timing.path:
             self._counters[metrics.ATTEMPTS].add(
-                max(1, len(anatomy.attempts)), {"path": anatomy.path}
+                max(1, len(timing.attempts)), {"path": timing.path}
             )
         if line.ttft_s is not None:
             self._histograms[metrics.TTFT].record(line.ttft_s)
         if line.e2e_s is not None:
             self._histograms[metrics.E2E].record(line.e2e_s)
-            for phase, seconds in anatomy.phases().items():
+            for phase, seconds in timing.phases().items():
                 self._histograms[metrics.PHASE].record(seconds, {"phase": phase})
         for gap_s in line.itl_s:
             self._histograms[metrics.ITL].record(gap_s)

@@ -6,11 +6,11 @@ carried.
 
 from __future__ import annotations
 
-from core.types import Anatomy, RequestEnded
-from router.request_state import RequestRun
+from core.types import RequestEnded, RequestTiming
+from router.request_state import RequestState
 
 
-def anatomy_of(run: RequestRun) -> Anatomy:
+def timing_of(run: RequestState) -> RequestTiming:
     """Split the time of an ended request into phases that add up to it."""
     line, t, p = run.timeline, run.timings, run.placement
     e2e_s = line.e2e_s or 0.0
@@ -25,7 +25,7 @@ def anatomy_of(run: RequestRun) -> Anatomy:
     first, second, last = line.token_at[:1], line.token_at[1:2], line.token_at[-1:]
     gap_s = second[0] - first[0] if second else 0.0
     transfer_s = min(run.exposed_transfer_s, gap_s)
-    return Anatomy(
+    return RequestTiming(
         tokenize_s=tokenize_s,
         queue_s=queue_s,
         prefill_s=prefill_s,
@@ -40,7 +40,7 @@ def anatomy_of(run: RequestRun) -> Anatomy:
         kv_bytes=t.kv_bytes,
         kv_blocks=t.kv_blocks,
         kv_transport=t.kv_transport,
-        kv_parts_healed=t.kv_parts_healed,
+        kv_fragments_resent=t.kv_fragments_resent,
         path=p.path.value if p else "",
         prefill_worker=p.prefill.worker_id if p else "",
         decode_worker=p.decode.worker_id if p else "",
@@ -50,11 +50,11 @@ def anatomy_of(run: RequestRun) -> Anatomy:
     )
 
 
-def end_span(run: RequestRun, ended: RequestEnded) -> None:
+def end_span(run: RequestState, ended: RequestEnded) -> None:
     """Close the request's span with what it cost, in the words of OpenTelemetry's conventions."""
     if run.span is None or run.timeline.ended_at is None:
         return
-    request, usage, a = run.request, ended.usage, ended.anatomy
+    request, usage, a = run.request, ended.usage, ended.timing
     attributes: dict[str, str | int | float | bool] = {
         "gen_ai.operation.name": request.operation,
         "gen_ai.provider.name": "baton",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from core.ids import WorkerLife
 from core.session import Role
-from router.workers.session import WorkerLink
+from router.workers.session import WorkerSession
 
 
 class Introductions:
@@ -18,25 +18,25 @@ class Introductions:
     def __init__(self) -> None:
         """Nobody is there."""
         self._senders: dict[WorkerLife, str] = {}
-        self._receivers: dict[WorkerLife, WorkerLink] = {}
+        self._receivers: dict[WorkerLife, WorkerSession] = {}
 
-    def joined(self, link: WorkerLink) -> None:
+    def joined(self, session: WorkerSession) -> None:
         """A worker is connected; one that is here already has been introduced."""
-        descriptor = link.descriptor
+        descriptor = session.descriptor
         if descriptor.role is Role.PREFILL:
-            if link.key not in self._senders:
-                self._senders[link.key] = descriptor.transfer_address
+            if session.key not in self._senders:
+                self._senders[session.key] = descriptor.transfer_address
                 for receiver in self._receivers.values():
                     receiver.introduce(descriptor.transfer_address)
-        elif self._receivers.get(link.key) is not link:
-            self._receivers[link.key] = link
+        elif self._receivers.get(session.key) is not session:
+            self._receivers[session.key] = session
             for address in self._senders.values():
-                link.introduce(address)
+                session.introduce(address)
 
-    def left(self, link: WorkerLink) -> None:
+    def left(self, session: WorkerSession) -> None:
         """A worker is lost; should it come back, it is a newcomer."""
-        address = self._senders.pop(link.key, None)
+        address = self._senders.pop(session.key, None)
         if address is not None:
             for receiver in self._receivers.values():
                 receiver.forget_peer(address)
-        self._receivers.pop(link.key, None)
+        self._receivers.pop(session.key, None)

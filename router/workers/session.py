@@ -29,26 +29,26 @@ from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
     AttemptEnded,
     Cancel,
+    ConnectPeers,
     Credit,
     Hello,
     Load,
-    Meet,
-    Met,
+    PeerReport,
     Progress,
-    RouterBeat,
+    RouteReport,
+    RouterHeartbeat,
     StepFrame,
     Submit,
     TokenDelta,
     ToWorker,
     Wanted,
-    WayReport,
     Welcome,
     WorkerDescriptor,
 )
 from router.placement import Candidate
 from transport.sequenced import NumberedStream
 
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 RECONNECT_S = 2.0
 HUNG_S = 3.0
 DIAL_TIMEOUT_S = 2.0
@@ -58,7 +58,7 @@ MAX_OUTGOING = 4096
 MEASURE_S = 15.0
 
 
-class LinkState(Enum):
+class SessionState(Enum):
     """Where a link stands."""
 
     DIALLING = auto()
@@ -96,7 +96,7 @@ class Subscriber(Protocol):
         ...
 
 
-class WorkerLink:
+class WorkerSession:
     """One worker, as this router sees it."""
 
     def __init__(
@@ -122,16 +122,16 @@ class WorkerLink:
         """
         self.descriptor = descriptor
         self.rank_pids = descriptor.rank_pids
-        self.ways: dict[str, WayReport] = {}
+        self.routes: dict[str, RouteReport] = {}
         """How KV comes to this worker, by the address of who sends it."""
         self.num_reconnects = 0
         self.num_stale = 0
-        self.on_standing: Callable[[WorkerLink], None] = lambda link: None
+        self.on_standing: Callable[[WorkerSession], None] = lambda session: None
         """Told after each change of `state` or `is_ready`."""
         self._network, self._router_id, self._clock = network, router_id, clock
         self._stream_numbers = stream_numbers
         self._awake = AwakeClock(clock)
-        self._state = LinkState.LOST if was_lost else LinkState.DIALLING
+        self._state = SessionState.LOST if was_lost else SessionState.DIALLING
         self._is_ready = True
         self._load = Load()
         self._candidate: Candidate | None = None
@@ -141,7 +141,7 @@ class WorkerLink:
         self._outgoing: deque[ToWorker] = deque()
         self._introduced: dict[str, None] = {}
         self._unmet: dict[str, None] = {}
-        self._measured: dict[str, asyncio.Future[WayReport]] = {}
+        self._measured: dict[str, asyncio.Future[RouteReport]] = {}
         self._wake = asyncio.Event()
         self._counters: tuple[int, int] | None = None
         self._has_lived = was_lost
@@ -157,7 +157,7 @@ class WorkerLink:
     # --- what placement reads ---------------------------------------------------------------------
 
     @property
-    def state(self) -> LinkState:
+    def state(self) -> SessionState:
         """Where the link stands."""
         return self._state
 
@@ -174,13 +174,13 @@ class WorkerLink:
     @property
     def is_usable(self) -> bool:
         """True if requests may be placed here."""
-        return self._is_ready and self._state in (LinkState.DIALLING, LinkState.LIVE)
+        return self._is_ready and self._state in (SessionState.DIALLING, SessionState.LIVE)
 
     @property
     def is_back_soon(self) -> bool:
         """True if it is not usable now but is likely to be soon, or when its ranks are up."""
-        is_connected = self._state in (LinkState.DIALLING, LinkState.LIVE)
-        return self._state is LinkState.RECONNECTING or (is_connected and not self._is_ready)
+        is_connected = self._state in (SessionState.DIALLING, SessionState.LIVE)
+        return self._state is SessionState.RECONNECTING or (is_connected and not self._is_ready)
 
     @property
     def candidate(self) -> Candidate:
@@ -201,7 +201,7 @@ class WorkerLink:
         """Say that the worker is no member any more."""
         self._tell(events.WORKER_LEFT)
 
-    def _stand(self, *, state: LinkState | None = None, is_ready: bool | None = None) -> None:
+    def _stand(self, *, state: SessionState | None = None, is_ready: bool | None = None) -> None:
         """Change whether the worker can be placed upon: only here, so that nobody waits unwoken."""
         before = (self._state, self._is_ready)
         self._state = self._state if state is None else state
@@ -225,7 +225,7 @@ class WorkerLink:
             return
         self._answered(request_id)
         self._candidate = None
-        if self._state is not LinkState.LOST:
+        if self._state is not SessionState.LOST:
             self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]
 
     def send(self, message: Submit | Credit) -> None:
@@ -234,7 +234,7 @@ class WorkerLink:
         Raises:
             WorkerLost: The worker is gone, or does not read.
         """
-        if self._state is LinkState.LOST or len(self._outgoing) >= MAX_OUTGOING:
+        if self._state is SessionState.LOST or len(self._outgoing) >= MAX_OUTGOING:
             raise WorkerLost(f"worker {self.descriptor.worker_id} is {self._state.name.lower()}")
         self._push(message)
 
@@ -258,32 +258,32 @@ class WorkerLink:
         """A peer is gone for good."""
         self._introduced.pop(address, None)
         self._unmet.pop(address, None)
-        self.ways.pop(address, None)
+        self.routes.pop(address, None)
 
-    async def measure(self, address: str, probe_bytes: int) -> WayReport:
+    async def measure(self, address: str, probe_bytes: int) -> RouteReport:
         """Let the worker measure the way from a peer; one at a time.
 
         Raises:
             TimeoutError: It did not answer.
         """
-        found: asyncio.Future[WayReport] = asyncio.get_running_loop().create_future()
+        found: asyncio.Future[RouteReport] = asyncio.get_running_loop().create_future()
         self._measured[address] = found
-        self._push(Meet((address,), probe_bytes))
+        self._push(ConnectPeers((address,), probe_bytes))
         try:
             async with asyncio.timeout(MEASURE_S):
                 return await found
         finally:
             del self._measured[address]
 
-    def _note_ways(self, ways: tuple[WayReport, ...]) -> None:
-        for way in ways:
-            has_news = bool(way.gb_per_s or way.error)
+    def _note_routes(self, routes: tuple[RouteReport, ...]) -> None:
+        for route in routes:
+            has_news = bool(route.gb_per_s or route.error)
             # What was only opened again says less than what was measured.
-            if way.address in self._introduced and (has_news or way.address not in self.ways):
-                self.ways[way.address] = way
-            found = self._measured.get(way.address)
+            if route.address in self._introduced and (has_news or route.address not in self.routes):
+                self.routes[route.address] = route
+            found = self._measured.get(route.address)
             if found is not None and not found.done() and has_news:
-                found.set_result(way)
+                found.set_result(route)
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -292,7 +292,7 @@ class WorkerLink:
         error = WorkerLost(f"the link to worker {self.descriptor.worker_id} failed")
         try:
             error = await self._stay_connected()
-            if self._state is not LinkState.LOST and not self._leaves_in_order:
+            if self._state is not SessionState.LOST and not self._leaves_in_order:
                 requests = len(self._subscribers)
                 self._tell(events.WORKER_LOST, reason=error.message, requests=requests)
         finally:
@@ -327,18 +327,18 @@ class WorkerLink:
             was_live = True
             self._tell(events.WORKER_LINK_BACK if self._has_lived else events.WORKER_JOINED)
             self._has_lived = True
-            self._stand(state=LinkState.LIVE)
+            self._stand(state=SessionState.LIVE)
             hung = await self._serve(stream)
             if hung is not None:
                 return hung
             if not self._leaves_in_order:
                 self._tell(events.WORKER_LINK_LOST, reason=self._parting)
-            self._stand(state=LinkState.RECONNECTING)
+            self._stand(state=SessionState.RECONNECTING)
             self.num_reconnects += 1
             give_up_at = self._clock.now_s() + RECONNECT_S
 
     def _lose(self, error: WorkerLost) -> None:
-        self._stand(state=LinkState.LOST)
+        self._stand(state=SessionState.LOST)
         subscribers, self._subscribers = self._subscribers, {}
         self._unanswered.clear()
         self._num_unanswered_tokens = 0
@@ -366,7 +366,7 @@ class WorkerLink:
             raise StreamClosed("another worker lives at this address now")
         # An introduction that was under way when a stream ended may be lost: what was answered was
         # heard.
-        self._unmet = {address: None for address in self._introduced if address not in self.ways}
+        self._unmet = {address: None for address in self._introduced if address not in self.routes}
         return stream
 
     def _wanted(self) -> tuple[Wanted, ...]:
@@ -411,8 +411,8 @@ class WorkerLink:
                     self._dispatch(message)
                 case Progress():
                     self._note_progress(message)
-                case Met(ways):
-                    self._note_ways(ways)
+                case PeerReport(routes):
+                    self._note_routes(routes)
                 case _:
                     pass  # a message of a newer version
 
@@ -476,21 +476,21 @@ class WorkerLink:
                 if self._unmet:
                     addresses = tuple(self._unmet)
                     self._unmet.clear()
-                    await stream.send(Meet(addresses))
+                    await stream.send(ConnectPeers(addresses))
                 else:
                     await stream.send(self._outgoing[0])
                     self._outgoing.popleft()
             self._wake.clear()
             try:
-                async with asyncio.timeout(BEAT_S):
+                async with asyncio.timeout(HEARTBEAT_S):
                     await self._wake.wait()
             except TimeoutError:
-                self._outgoing.append(RouterBeat())
+                self._outgoing.append(RouterHeartbeat())
 
     async def _watch(self) -> None:
         """Raise when the worker says nothing; only time in which this process listened counts."""
         while True:
-            await asyncio.sleep(BEAT_S)
+            await asyncio.sleep(HEARTBEAT_S)
             self._awake.tick()
             if self._awake.now_s() - self._heard_at > HUNG_S:
                 raise WorkerLost(f"worker {self.descriptor.worker_id} was silent for {HUNG_S:g} s")

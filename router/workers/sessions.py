@@ -16,16 +16,16 @@ from core.containment import contained
 from core.errors import WorkerLost
 from core.ids import Incarnation, RouterId, WorkerLife
 from core.ports import Clock, Membership, Network
-from core.session import Role, WayReport, WorkerDescriptor
+from core.session import Role, RouteReport, WorkerDescriptor
 from router.placement import Candidate
 from router.workers.introductions import Introductions
-from router.workers.session import MEASURE_S, LinkState, WorkerLink
+from router.workers.session import MEASURE_S, SessionState, WorkerSession
 
 REDIAL_S = 1.0
 MAX_MISFITS = 1024
 
 
-class Links:
+class WorkerSessions:
     """Follows membership: a link per member, dropped when the member is gone."""
 
     def __init__(
@@ -37,11 +37,11 @@ class Links:
         self._router_id = router_id
         self._clock = clock
         self._stream_numbers = itertools.count()
-        self._links: dict[WorkerLife, WorkerLink] = {}
+        self._sessions: dict[WorkerLife, WorkerSession] = {}
         self._tasks: dict[WorkerLife, asyncio.Task[None]] = {}
         self._introductions = Introductions()
         self._changes = Changes()
-        self.misfits: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
+        self.incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
         """(prefill, decode) pairs that found their layouts to differ; of members only."""
 
     @property
@@ -61,15 +61,17 @@ class Links:
         loop = asyncio.get_running_loop()
         for key, descriptor in self._members().items():
             if key not in self._tasks:
-                self._use(self._new_link(descriptor))
+                self._use(self._new_session(descriptor))
                 self._tasks[key] = loop.create_task(self._keep(key, descriptor))
         self._changes.note()
 
     def _members(self) -> dict[WorkerLife, WorkerDescriptor]:
         return {(m.worker_id, m.incarnation): m for m in self._membership.members()}
 
-    def _new_link(self, descriptor: WorkerDescriptor, *, was_lost: bool = False) -> WorkerLink:
-        return WorkerLink(
+    def _new_session(
+        self, descriptor: WorkerDescriptor, *, was_lost: bool = False
+    ) -> WorkerSession:
+        return WorkerSession(
             descriptor,
             self._network,
             self._router_id,
@@ -78,77 +80,79 @@ class Links:
             was_lost=was_lost,
         )
 
-    def _use(self, link: WorkerLink) -> None:
-        link.on_standing = self._stands
-        self._links[link.key] = link
+    def _use(self, session: WorkerSession) -> None:
+        session.on_standing = self._stands
+        self._sessions[session.key] = session
 
     async def _keep(self, key: WorkerLife, descriptor: WorkerDescriptor) -> None:
         """Keep a link while the worker is a member; a lost one is dialled again after a pause."""
         try:
             while True:
-                with contained(f"the link to worker {descriptor.worker_id}"):
-                    await self._links[key].run()
+                with contained(f"the session with worker {descriptor.worker_id}"):
+                    await self._sessions[key].run()
                 if key not in self._members():
-                    self._links[key].tell_left()
+                    self._sessions[key].tell_left()
                     return
                 await asyncio.sleep(REDIAL_S)
-                self._use(self._new_link(descriptor, was_lost=True))
+                self._use(self._new_session(descriptor, was_lost=True))
         finally:
             self._tasks.pop(key, None)
-            self._links.pop(key, None)
-            self._note_misfits(pair for pair in self.misfits if key[1] not in pair)
+            self._sessions.pop(key, None)
+            self._note_incompatible(pair for pair in self.incompatible_pairs if key[1] not in pair)
 
-    def _stands(self, link: WorkerLink) -> None:
-        if link.state is LinkState.LIVE:
-            self._introductions.joined(link)
-        elif link.state is LinkState.LOST:
-            self._introductions.left(link)
+    def _stands(self, session: WorkerSession) -> None:
+        if session.state is SessionState.LIVE:
+            self._introductions.joined(session)
+        elif session.state is SessionState.LOST:
+            self._introductions.left(session)
         self._changes.note()
 
     # --- what placement reads ---------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
         """Live workers that can take requests, for placement."""
-        return [link.candidate for link in self._links.values() if link.is_usable]
+        return [session.candidate for session in self._sessions.values() if session.is_usable]
 
-    def note_misfit(self, prefill: WorkerDescriptor, decode: WorkerDescriptor) -> None:
+    def note_incompatible(self, prefill: WorkerDescriptor, decode: WorkerDescriptor) -> None:
         """These two will never understand each other; other pairs go on."""
         pair = (prefill.incarnation, decode.incarnation)
-        if len(self.misfits) < MAX_MISFITS:
-            self._note_misfits((*self.misfits, pair))
+        if len(self.incompatible_pairs) < MAX_MISFITS:
+            self._note_incompatible((*self.incompatible_pairs, pair))
 
-    def _note_misfits(self, pairs: Iterable[tuple[Incarnation, Incarnation]]) -> None:
-        self.misfits = frozenset(pairs)
+    def _note_incompatible(self, pairs: Iterable[tuple[Incarnation, Incarnation]]) -> None:
+        self.incompatible_pairs = frozenset(pairs)
         self._changes.note()
 
     def is_starting(self) -> bool:
         """True while a worker is expected: one that starts, reconnects or restarts its ranks."""
-        return self._membership.is_starting() or any(x.is_back_soon for x in self._links.values())
+        return self._membership.is_starting() or any(
+            x.is_back_soon for x in self._sessions.values()
+        )
 
     def has_lost(self) -> bool:
         """True while a member is out of reach; it is dialled again and may come back."""
-        return any(link.state is LinkState.LOST for link in self._links.values())
+        return any(session.state is SessionState.LOST for session in self._sessions.values())
 
-    def get(self, descriptor: WorkerDescriptor) -> WorkerLink:
+    def get(self, descriptor: WorkerDescriptor) -> WorkerSession:
         """Find the link of a placed worker.
 
         Raises:
             WorkerLost: It is gone.
         """
-        link = self._links.get((descriptor.worker_id, descriptor.incarnation))
-        if link is None or link.state is LinkState.LOST:
+        session = self._sessions.get((descriptor.worker_id, descriptor.incarnation))
+        if session is None or session.state is SessionState.LOST:
             raise WorkerLost(f"worker {descriptor.worker_id} is gone")
-        return link
+        return session
 
     # --- for status pages -------------------------------------------------------------------------
 
-    def all(self) -> list[WorkerLink]:
+    def all(self) -> list[WorkerSession]:
         """Every link, lost ones included."""
-        return list(self._links.values())
+        return list(self._sessions.values())
 
     async def measure(
         self, probe_bytes: int
-    ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, WayReport]]:
+    ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, RouteReport]]:
         """Measure every way from a live prefill worker to a live decode worker, one by one.
 
         The caller sees to it that nobody else measures meanwhile.
@@ -160,19 +164,23 @@ class Links:
             Sender, receiver and what was found.
         """
         found = []
-        live = [link for link in self._links.values() if link.state is LinkState.LIVE]
-        senders = [link.descriptor for link in live if link.descriptor.role is Role.PREFILL]
-        for link in live:
-            if link.descriptor.role is not Role.DECODE:
+        live = [
+            session for session in self._sessions.values() if session.state is SessionState.LIVE
+        ]
+        senders = [
+            session.descriptor for session in live if session.descriptor.role is Role.PREFILL
+        ]
+        for session in live:
+            if session.descriptor.role is not Role.DECODE:
                 continue
             for sender in senders:
                 try:
-                    way = await link.measure(sender.transfer_address, probe_bytes)
+                    route = await session.measure(sender.transfer_address, probe_bytes)
                 except TimeoutError:
-                    way = WayReport(
+                    route = RouteReport(
                         sender.transfer_address, error=f"no answer within {MEASURE_S:g} s"
                     )
-                found.append((sender, link.descriptor, way))
+                found.append((sender, session.descriptor, route))
         return found
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from starlette.requests import ClientDisconnect
-from support.http_door import HttpDoor, status
+from support.http_door import HttpFixture, status
 
 from core.errors import (
     Cancelled,
@@ -205,7 +205,7 @@ async def test_a_client_that_leaves_in_the_middle_is_no_bug(reader, caplog):
 
 async def test_a_body_that_comes_after_the_answer_is_read_and_the_connection_goes_on():
     """Clients send head and body apart; an answer that needs no body may be between the two."""
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         reader, writer = await door.connect()
         for _ in range(2):
             writer.write(b"GET /health HTTP/1.1\r\nhost: x\r\ncontent-length: 5\r\n\r\n")

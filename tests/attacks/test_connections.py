@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.http_door import HttpDoor, status
+from support.http_door import HttpFixture, status
 
 from router.http.server import listener as http_listener
 from router.http.server.connections import ConnectionTable
@@ -30,7 +30,7 @@ def drop(connections):
 
 
 async def test_silent_connections_make_room():
-    async with HttpDoor(limit=8) as door:
+    async with HttpFixture(limit=8) as door:
         silent = await hold(door, 40)
         assert await door.status_of("/health") == 200
         assert door.table.num_displaced >= 32 and len(door.table) <= 8
@@ -38,7 +38,7 @@ async def test_silent_connections_make_room():
 
 
 async def test_who_works_is_not_displaced_and_liveness_has_a_reserve():
-    async with HttpDoor(limit=4, reserved=2) as door:
+    async with HttpFixture(limit=4, reserved=2) as door:
         busy = await hold(door, 4)
         for _, writer in busy:
             writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n")
@@ -55,7 +55,7 @@ async def test_who_works_is_not_displaced_and_liveness_has_a_reserve():
 
 
 async def test_one_address_has_a_share():
-    async with HttpDoor(limit=8, per_address=3) as door:
+    async with HttpFixture(limit=8, per_address=3) as door:
         mine = await hold(door, 6)
         while len(door.table) > 3:
             await asyncio.sleep(0.01)
@@ -84,7 +84,7 @@ async def test_a_tls_handshake_is_due_in_time_and_counted(tmp_path, monkeypatch)
     make_certificates(tmp_path, ["127.0.0.1"])
     pair = tmp_path / "door.pem", tmp_path / "door.key"
     context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
-    async with HttpDoor(limit=4, tls=pair) as door:
+    async with HttpFixture(limit=4, tls=pair) as door:
         silent = await hold(door, 3)
         while len(door.table) < 3:
             await asyncio.sleep(0.01)
@@ -107,11 +107,11 @@ import uvloop
 from core import logs
 from router.descriptors import raise_descriptor_limit
 from router.http.server.listener import make_connection_table
-from support.http_door import HttpDoor
+from support.http_door import HttpFixture
 
 async def main():
     logs.configure("router", "json")
-    door = HttpDoor()
+    door = HttpFixture()
     door.table = make_connection_table(4096, 0, raise_descriptor_limit(4096))
     async with door:
         print(door.port, flush=True)

@@ -28,7 +28,7 @@ from router.access.credentials import Keyring, new_key
 from router.body_limits import MAX_TOKEN_IDS
 from router.grpc import incoming as grpc_incoming
 from router.grpc import server as grpc_door
-from router.grpc.server import MAX_STREAMS, GrpcDoor
+from router.grpc.server import MAX_STREAMS, GrpcServer
 
 WATCH = "/grpc.health.v1.Health/Watch"
 EMPTY = b"\0\0\0\0\0"
@@ -51,7 +51,7 @@ async def door():
         bad_keys=BadKeys(time.monotonic),
         call_ended=lambda call: None,
     )
-    made = GrpcDoor(service, SecurityConfig())
+    made = GrpcServer(service, SecurityConfig())
     made.max_connections = 8
     await made.start()
     yield made
@@ -141,7 +141,7 @@ async def test_half_sent_messages_are_given_up_and_whole_ones_answered(door, mon
     """Some at once, where there are too many; the others when their time is over."""
     monkeypatch.setattr(grpc_incoming, "MAX_SLOW", 4)
     door._service.config = RouterConfig(grpc_port=0, body_timeout_s=3.0)
-    door = GrpcDoor(door._service, SecurityConfig())
+    door = GrpcServer(door._service, SecurityConfig())
     await door.start()
     half = struct.pack(">BI", 0, 4_000_000) + b"a" * 10_000
     client = await asyncio.to_thread(RawClient, door.port, 20)

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 
 import pytest
-from support.http_door import HttpDoor, SmallApp, read_all, status
+from support.http_door import HttpFixture, SmallApp, read_all, status
 from support.rig import is_long
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
@@ -31,7 +31,7 @@ def with_header(size):
     [(MAX_HEAD_BYTES - 200, 200), (MAX_HEAD_BYTES + 1, 431), (1 << 20, 431), (16 << 20, 431)],
 )
 async def test_a_header_has_a_limit(size, expected):
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         reply = await door.say(with_header(size))
         assert status(reply) == expected
         if expected == 431:
@@ -43,12 +43,12 @@ async def test_a_header_has_a_limit(size, expected):
 @pytest.mark.parametrize("number, expected", [(MAX_HEADERS - 2, 200), (MAX_HEADERS + 1, 431)])
 async def test_headers_are_counted(number, expected):
     many = b"".join(b"x-%d: 1\r\n" % i for i in range(number))
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         assert status(await door.say(GET + many + END)) == expected
 
 
 async def test_a_request_line_has_the_same_limit():
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         line = b"GET /" + b"a" * MAX_HEAD_BYTES + b" HTTP/1.1\r\nhost: x\r\n"
         assert status(await door.say(line + END)) == 431
 
@@ -56,7 +56,7 @@ async def test_a_request_line_has_the_same_limit():
 @pytest.mark.parametrize("pieces", [1, 40])
 async def test_an_unfinished_header_is_not_gathered(pieces):
     """However it is cut: the parser tells of a header only when the next one begins."""
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         reader, writer = await door.connect()
         writer.write(GET + b"x-a: ")
         for _ in range(pieces):
@@ -69,7 +69,7 @@ async def test_an_unfinished_header_is_not_gathered(pieces):
 
 async def test_trailers_have_the_limit_too():
     chunks = b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n"
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         start = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n" + chunks
         assert status(await door.say(start + b"x-t: 1\r\n\r\n")) == 200
         reader, writer = await door.connect()
@@ -91,14 +91,14 @@ async def test_trailers_are_no_headers():
     app = App()
     trailers = b"authorization: Bearer x\r\nx-forwarded-for: 10.0.0.1\r\n"
     chunked = b"transfer-encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n" + trailers + b"\r\n"
-    async with HttpDoor(app=app) as door:
+    async with HttpFixture(app=app) as door:
         start = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         assert status(await door.say(start + chunked)) == 200
     assert app.names == [b"host", b"connection", b"transfer-encoding"]
 
 
 async def test_many_small_chunks_and_a_long_body_are_no_head():
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         start = b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
         ones = b"1\r\nx\r\n" * 30_000
         body = await door.say(start + b"transfer-encoding: chunked\r\n\r\n" + ones + b"0\r\n\r\n")
@@ -131,7 +131,7 @@ async def test_one_turn_of_the_loop_parses_a_little_of_a_connection(tmp_path, mo
         tls = tmp_path / "door.pem", tmp_path / "door.key"
         context = ssl.create_default_context(cafile=str(tmp_path / "ca.pem"))
     ticking = asyncio.create_task(tick())
-    async with HttpDoor(tls=tls) as door:
+    async with HttpFixture(tls=tls) as door:
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port, ssl=context)
         start = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
         writer.write(start + b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n")
@@ -148,7 +148,7 @@ async def test_a_body_that_nobody_takes_is_not_read_on():
             await self.let_go.wait()
             await super().__call__(scope, receive, send)
 
-    async with HttpDoor(app=App()) as door:
+    async with HttpFixture(app=App()) as door:
         reader, writer = await door.connect()
         writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4194304\r\n\r\n")
         writer.write(bytes(4 << 20))
@@ -163,7 +163,7 @@ async def test_a_body_that_nobody_takes_is_not_read_on():
 
 async def test_a_head_is_due_in_time(monkeypatch):
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         reader, writer = await door.connect()
         assert await read_all(reader) == b""  # it never said a word, nothing is said to it
         slow, slow_writer = await door.connect()
@@ -184,7 +184,7 @@ async def test_a_head_is_due_in_time(monkeypatch):
 
 async def test_the_next_head_is_due_in_time_too(monkeypatch):
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.3)
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         reader, writer = await door.connect()
         writer.write(GET + b"\r\n")
         assert status(await reader.readuntil(b"ok")) == 200
@@ -198,7 +198,7 @@ async def test_the_next_head_is_due_in_time_too(monkeypatch):
 
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
 async def test_an_upgrade_is_answered_as_the_request_it_also_is(protocol, caplog):
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         upgrade = b"connection: upgrade\r\nupgrade: " + protocol + b"\r\n\r\n"
         with caplog.at_level(logging.WARNING):
             reply = await door.say(GET + upgrade)
@@ -208,7 +208,7 @@ async def test_an_upgrade_is_answered_as_the_request_it_also_is(protocol, caplog
 
 async def test_no_request_of_a_client_that_left_is_answered(caplog):
     """It sends several at once, the first one waits, and it goes."""
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         reader, writer = await door.connect()
         writer.write(b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n" + GET + b"\r\n" + GET + b"\r\n")
         while not door.app.seen:
@@ -224,7 +224,7 @@ async def test_no_request_of_a_client_that_left_is_answered(caplog):
 
 
 async def test_pipelined_requests_are_bounded():
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         held = b"GET /hold HTTP/1.1\r\nhost: x\r\n\r\n"
         few = asyncio.create_task(door.say(held + (GET + b"\r\n") * 8 + GET + END))
         many = await door.say(held + (GET + b"\r\n") * 4 * MAX_PIPELINED)
@@ -234,7 +234,7 @@ async def test_pipelined_requests_are_bounded():
 
 
 async def test_a_body_that_nobody_wants_is_not_waited_for():
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         head = b"POST /health HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n{"
         began = time.monotonic()
         assert status(await door.say(head)) == 200
@@ -244,7 +244,7 @@ async def test_a_body_that_nobody_wants_is_not_waited_for():
 
 
 async def test_a_client_that_reads_nothing_is_cut():
-    async with HttpDoor(stall_s=0.3) as door:
+    async with HttpFixture(stall_s=0.3) as door:
         deaf = socket.create_connection(("127.0.0.1", door.port))
         deaf.sendall(b"GET /big HTTP/1.1\r\nhost: x\r\n\r\n")
         while not door.refused["slow_reader"]:
@@ -255,7 +255,7 @@ async def test_a_client_that_reads_nothing_is_cut():
 
 
 async def test_a_client_that_reads_slowly_is_not():
-    async with HttpDoor(stall_s=0.5) as door:
+    async with HttpFixture(stall_s=0.5) as door:
         reader, writer = await asyncio.open_connection("127.0.0.1", door.port, limit=1 << 16)
         writer.write(b"GET /big HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
         size = 0
@@ -267,7 +267,7 @@ async def test_a_client_that_reads_slowly_is_not():
 
 
 async def test_noise_gets_a_400_and_no_line_in_the_log(caplog):
-    async with HttpDoor() as door:
+    async with HttpFixture() as door:
         with caplog.at_level(logging.INFO):
             for _ in range(200 if is_long() else 20):
                 assert status(await door.say(b"\x16\x03\x01 what is this\r\n\r\n")) == 400

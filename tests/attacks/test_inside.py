@@ -7,7 +7,7 @@ import random
 
 import grpc
 import pytest
-from support.house import House
+from support.house import InProcessCluster
 from support.inside import (
     FETCH,
     KEY,
@@ -43,7 +43,7 @@ SEED = 13
 @contextlib.asynccontextmanager
 async def attacked():
     """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
-    async with House(TINY, engine=ENGINE, transport="grpc", key=KEY) as house:
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as house:
         alone = await house.ask(PROMPT, **NEIGHBOUR)
         over, answers = asyncio.Event(), []
 
@@ -59,7 +59,7 @@ async def attacked():
             over.set()
             await asking
         assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
-        assert all(len(a.ended.anatomy.attempts) == 1 for a in answers), "no attempt was lost"
+        assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
         assert all(unit.worker.is_ready for unit in house.units)
 
 
@@ -171,7 +171,7 @@ async def test_what_is_no_message_ends_its_session_and_nothing_else(caplog):
         pb.ToWorker(credit=pb.Credit(request_id="c" * 161)),
         pb.ToWorker(hello=pb.Hello(router_id="r" * 161)),
         pb.ToWorker(hello=pb.Hello(router_id="")),
-        pb.ToWorker(number=2**64 - 1, beat=pb.RouterBeat()),
+        pb.ToWorker(number=2**64 - 1, heartbeat=pb.RouterHeartbeat()),
         pb.ToWorker(),
     ]
     async with attacked() as house:
@@ -409,9 +409,11 @@ async def test_other_commands_that_cannot_be_harm_what_they_name_at_most(caplog)
             for epoch in (0, BIG):
                 await router.cancel("nobody's", epoch)
                 await router.say(credit=pb.Credit(request_id="nobody's", epoch=epoch, limit=BIG))
-            await router.say(meet=pb.Meet(addresses=["grpc=127.0.0.1:9"] * 513))
-            await router.say(meet=pb.Meet(addresses=["a" * 1025]))
-            await router.say(meet=pb.Meet(addresses=["", "x", "grpc=", "@"], probe_bytes=2**64 - 1))
+            await router.say(meet=pb.ConnectPeers(addresses=["grpc=127.0.0.1:9"] * 513))
+            await router.say(meet=pb.ConnectPeers(addresses=["a" * 1025]))
+            await router.say(
+                meet=pb.ConnectPeers(addresses=["", "x", "grpc=", "@"], probe_bytes=2**64 - 1)
+            )
             wanted = [
                 pb.Wanted(request_id="parked", next_positions=[BIG] * 3, finished_choices=[BIG])
             ]

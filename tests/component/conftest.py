@@ -1,7 +1,8 @@
 """Every component test, without asking for it: no house left open,
 and nothing left in it or on the loop.
 
-A `House` checks at its end that no block, lease, transfer, attempt, permit or subscription is left.
+An `InProcessCluster` checks at its end that no block, lease, transfer, attempt, permit or
+subscription is left.
 """
 
 import asyncio

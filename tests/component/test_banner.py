@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from cli.banner import announce, arguments_to_reach
 from cli.main import app
-from client.endpoints import DoorAccess
+from client.endpoints import Endpoints
 from core.config import BatonConfig
 from core.errors import ConfigError
 from transport.certificates import hosts_of, make_certificates
@@ -74,7 +74,7 @@ def test_a_certificate_for_other_hosts_is_told_by_the_names_it_has(tmp_path, mon
     make_certificates(tmp_path / "tls", ["my-host", "10.0.0.5"])
     door = door_of(tmp_path / "tls")
     with pytest.raises(ConfigError, match="not valid for '127.0.0.1'") as refused:
-        DoorAccess(tmp_path / "tls" / "ca.pem").get(door, "/ready")
+        Endpoints(tmp_path / "tls" / "ca.pem").get(door, "/ready")
     assert "this door's certificate is for my-host, 10.0.0.5: reach it" in str(refused.value)
     assert "--ca" not in str(refused.value)
 
@@ -84,16 +84,16 @@ def test_an_authority_that_did_not_sign_is_told_by_its_file(tmp_path, monkeypatc
     door = door_of(make(tmp_path / "tls"))
     other = make(tmp_path / "other") / "ca.pem"
     with pytest.raises(ConfigError, match=f"{other} is not the authority that signed it"):
-        DoorAccess(other).get(door, "/ready")
+        Endpoints(other).get(door, "/ready")
     with pytest.raises(ConfigError, match="give --ca "):
-        DoorAccess().get(door, "/ready")
+        Endpoints().get(door, "/ready")
 
 
 def test_a_certificate_that_has_ended_is_told(tmp_path, monkeypatch, door_of):
     monkeypatch.setattr("transport.certificates.DAYS", -1 / 48)
     door = door_of(make(tmp_path / "tls"))
     with pytest.raises(ConfigError, match="give the doors a certificate that holds today"):
-        DoorAccess(tmp_path / "tls" / "ca.pem").get(door, "/ready")
+        Endpoints(tmp_path / "tls" / "ca.pem").get(door, "/ready")
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from core.errors import ConfigError
 from core.ports import StreamClosed
 from core.renewed import LOOK_S
 from protos.baton.v1 import generation_pb2 as pb
-from router.access.certificate import DoorCertificate
+from router.access.certificate import ServerCertificate
 from transport.certificates import make_certificates
 from transport.grpc_streams import fetch_network
 from transport.tls import fetch_tls
@@ -33,7 +33,7 @@ class Pair:
         self.security = SecurityConfig(
             door_certificate=str(folder / "door.pem"), door_key=str(folder / "door.key")
         )
-        self.certificate = DoorCertificate(self.security, lambda: self.now_s)
+        self.certificate = ServerCertificate(self.security, lambda: self.now_s)
         self.files = self.certificate._pair
 
     def renew(self):
@@ -175,7 +175,7 @@ def test_files_that_are_gone_leave_the_old_pair(pair, caplog):
 def test_a_door_does_not_open_with_a_broken_pair(pair):
     (pair.folder / "door.key").write_text("nonsense")
     with pytest.raises(ConfigError, match="door_key cannot be used"):
-        DoorCertificate(pair.security, lambda: 0.0)
+        ServerCertificate(pair.security, lambda: 0.0)
 
 
 # --- inside --------------------------------------------------------------------------------------
@@ -267,7 +267,7 @@ async def test_a_role_that_may_not_open_a_stream_hears_so_every_time(tmp_path):
     )
     ends = collections.Counter()
 
-    async def knock(address):
+    async def request_pair(address):
         async with grpc.aio.secure_channel(address, certificate, options=options) as channel:
             call = channel.stream_stream("/baton.internal.v1.KVTransfer/Fetch")(timeout=20)
             with contextlib.suppress(
@@ -283,7 +283,7 @@ async def test_a_role_that_may_not_open_a_stream_hears_so_every_time(tmp_path):
     try:
         address = (await child.stdout.readline()).decode().strip()
         for _ in range(20):
-            await asyncio.gather(*(knock(address) for _ in range(8)))
+            await asyncio.gather(*(request_pair(address) for _ in range(8)))
     finally:
         child.kill()
         await child.wait()

@@ -10,7 +10,7 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from support.house import House, load
+from support.house import InProcessCluster, load
 from support.models import TINY
 
 from core.config import EngineConfig
@@ -31,7 +31,7 @@ def engine(size=1, chunk=32):
 
 
 async def answers(first, second, **how):
-    async with House(TINY, engine=first, decode_engine=second, **how) as house:
+    async with InProcessCluster(TINY, engine=first, decode_engine=second, **how) as house:
         rounds = []
         for _ in range(2):  # the second round hits the prefix caches of both sides
             replies = await asyncio.gather(

@@ -10,7 +10,7 @@ import random
 import time
 
 import pytest
-from support.house import House
+from support.house import InProcessCluster
 from support.models import TINY
 from support.rig import is_long, note
 
@@ -44,7 +44,7 @@ longest_s: dict[str, float] = {}
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_client_that_leaves_gives_everything_back(stage):
     rng, is_there = random.Random(5), STAGES[stage]
-    async with House(TINY, engine=ENGINE, transport="grpc", threaded=True) as house:
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", threaded=True) as house:
         prefill, decode = house.of_role(Role.PREFILL)[0], house.of_role(Role.DECODE)[0]
         admission = house.orchestrator._admission
         done = 0

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from support.house import House, load
+from support.house import InProcessCluster, load
 from support.models import FAMILIES, TINY, random_model
 
 from core.config import EngineConfig, TransferConfig
@@ -64,14 +64,14 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
     ]  # fmt: skip
     got = {}
     for path in ("pd", "local"):
-        async with House(TINY, dtype, engine, path=path, transport=transport) as house:
+        async with InProcessCluster(TINY, dtype, engine, path=path, transport=transport) as house:
             replies = await asyncio.gather(*(house.ask(prompt, **wish) for prompt, wish in wishes))
-            assert all(r.ended.error is None and r.ended.anatomy.path == path for r in replies)
+            assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
             if path == "pd":
                 for reply in replies:
-                    blocks = reply.ended.anatomy.kv_blocks
+                    blocks = reply.ended.timing.kv_blocks
                     assert (
-                        reply.ended.anatomy.kv_bytes
+                        reply.ended.timing.kv_bytes
                         == blocks * house.spec.layout(block).block_bytes
                         > 0
                     )
@@ -91,13 +91,13 @@ async def test_every_family_disaggregated_equals_colocated_equals_transformers(t
     engine = EngineConfig(block_size_tokens=8, num_blocks=128, max_step_tokens=33)
     got = {}
     for path in ("pd", "local"):
-        async with House(tmp_path, "float32", engine, path=path) as house:
+        async with InProcessCluster(tmp_path, "float32", engine, path=path) as house:
             wishes = [
                 {"max_tokens": 16, "ignore_eos": True, "temperature": t, "seed": 5}
                 for t in (0.0, 0.8)
             ]
             replies = await asyncio.gather(*(house.ask(p, **w) for p in prompts for w in wishes))
-            assert all(r.ended.error is None and r.ended.anatomy.path == path for r in replies)
+            assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
             got[path] = [r.tokens[0] for r in replies]
     assert got["pd"] == got["local"]
     for prompt, tokens in zip(prompts, got["pd"][::2], strict=True):
@@ -115,7 +115,7 @@ async def test_every_family_disaggregated_equals_colocated_equals_transformers(t
 async def test_a_forced_preemption_changes_nothing(dtype):
     engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
     prompts = [PROMPTS[0][: 10 + i] for i in range(6)]
-    async with House(
+    async with InProcessCluster(
         TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine
     ) as house:
         replies = await asyncio.gather(
@@ -131,7 +131,7 @@ async def test_a_forced_preemption_changes_nothing(dtype):
 
 async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing():
     engine = EngineConfig(block_size_tokens=8, num_blocks=64, max_step_tokens=8)
-    async with House(TINY, "float32", engine) as house:
+    async with InProcessCluster(TINY, "float32", engine) as house:
         scheduler = house.of_role(Role.PREFILL)[0].scheduler
         plan, hits = scheduler.plan, []
 
@@ -155,7 +155,7 @@ async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_prefix_hits_on_either_side_change_nothing(dtype):
     prompt = PROMPTS[2]
-    async with House(TINY, dtype) as house:
+    async with InProcessCluster(TINY, dtype) as house:
         cold = await house.ask(prompt, max_tokens=10)
         warm = await house.ask(prompt, max_tokens=10)
         longer = await house.ask(prompt + PROMPTS[0], max_tokens=10)
@@ -163,7 +163,7 @@ async def test_prefix_hits_on_either_side_change_nothing(dtype):
         prefill_only = await house.ask(prompt, max_tokens=10)
         house.of_role(Role.PREFILL)[0].pool.drop_cache()
         decode_only = await house.ask(prompt, max_tokens=10)
-    blocks = [r.ended.anatomy.kv_blocks for r in (cold, warm, prefill_only, decode_only)]
+    blocks = [r.ended.timing.kv_blocks for r in (cold, warm, prefill_only, decode_only)]
     assert blocks == [10, 1, 10, 1]
     assert [r.ended.usage.cached_tokens for r in (cold, warm, prefill_only)] == [0, 144, 144]
     expected = bare_engine(prompt, dtype, max_tokens=10)
@@ -173,7 +173,7 @@ async def test_prefix_hits_on_either_side_change_nothing(dtype):
 
 
 async def test_stop_string_in_the_first_token_ends_at_once():
-    async with House(TINY) as house:
+    async with InProcessCluster(TINY) as house:
         first = (await house.ask(PROMPTS[0], max_tokens=5)).tokens[0][0]
         reply = await house.ask(PROMPTS[0], max_tokens=50, stop=(chr(0x100 + first),))
     assert reply.tokens[0] == [first]
@@ -185,7 +185,7 @@ async def test_stop_string_in_the_first_token_ends_at_once():
 
 
 async def test_stop_string_across_tokens_cuts_text_and_usage():
-    async with House(TINY) as house:
+    async with InProcessCluster(TINY) as house:
         full = await house.ask(PROMPTS[0], max_tokens=20)
         stop = full.texts[0][7:10]
         reply = await house.ask(PROMPTS[0], max_tokens=20, stop=(stop,))
@@ -195,7 +195,7 @@ async def test_stop_string_across_tokens_cuts_text_and_usage():
 
 
 async def test_one_token_makes_no_hand_over():
-    async with House(TINY) as house:
+    async with InProcessCluster(TINY) as house:
         reply = await house.ask(PROMPTS[0], max_tokens=1)
         assert house.of_role(Role.PREFILL)[0].agent.num_sent_bytes == 0
     assert reply.tokens[0] == bare_engine(PROMPTS[0], "float32", max_tokens=1)
@@ -204,7 +204,7 @@ async def test_one_token_makes_no_hand_over():
 
 async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer():
     """The first token is final: prefill ends the transfer with Finished, decode releases."""
-    async with House(TINY) as house:
+    async with InProcessCluster(TINY) as house:
         full = await house.ask(PROMPTS[1], max_tokens=50)
         before_end = PROMPTS[1] + full.tokens[0][:-1]
         reply = await house.ask(before_end, max_tokens=50)
@@ -215,7 +215,7 @@ async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer():
 async def test_logprobs_of_the_first_token_cross_the_hand_over():
     replies = {}
     for path in ("pd", "local"):
-        async with House(TINY, path=path) as house:
+        async with InProcessCluster(TINY, path=path) as house:
             replies[path] = await house.ask(PROMPTS[0], max_tokens=6, logprobs=3)
     assert replies["pd"].logprobs == replies["local"].logprobs
     assert len(replies["pd"].logprobs[0]) == 6
@@ -223,7 +223,7 @@ async def test_logprobs_of_the_first_token_cross_the_hand_over():
 
 
 async def test_min_tokens_ignore_eos_and_stop_ids():
-    async with House(TINY) as house:
+    async with InProcessCluster(TINY) as house:
         plain = await house.ask(PROMPTS[1], max_tokens=60)
         longer = await house.ask(PROMPTS[1], max_tokens=60, min_tokens=len(plain.tokens[0]) + 3)
         endless = await house.ask(PROMPTS[1], max_tokens=40, ignore_eos=True)
@@ -251,21 +251,21 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
         return bytes(data)
 
     monkeypatch.setattr(frames, "encode_frame", flipping)
-    async with House(
+    async with InProcessCluster(
         TINY, transport="grpc", threaded=True, transfer=TransferConfig(frame_bytes=1 << 20)
     ) as house:
         reply = await house.ask(PROMPTS[0], max_tokens=12)
-        healed = house.of_role(Role.DECODE)[0].agent.num_healed
+        resent = house.of_role(Role.DECODE)[0].agent.num_resent
     assert len(flipped) == num_flips
     assert reply.ended.error is None
     assert reply.tokens[0] == bare_engine(PROMPTS[0], "float32", max_tokens=12)
     if num_flips == 1:
-        assert healed == reply.ended.anatomy.kv_parts_healed == 1
-        assert reply.ended.anatomy.attempts == ("0:pd:ok",)
+        assert resent == reply.ended.timing.kv_fragments_resent == 1
+        assert reply.ended.timing.attempts == ("0:pd:ok",)
 
 
 async def test_cancels_at_any_moment_leave_nothing_with_real_threads():
-    async with House(TINY, transport="grpc", threaded=True) as house:
+    async with InProcessCluster(TINY, transport="grpc", threaded=True) as house:
 
         async def leave(delay_s):
             request = house.request(PROMPTS[2], max_tokens=500, ignore_eos=True)

@@ -8,7 +8,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from core.config import RouterConfig, SecurityConfig
 from router.access.credentials import ANYBODY
-from router.grpc.server import GrpcDoor
+from router.grpc.server import GrpcServer
 
 PING_MS = 1000
 OPTIONS = [
@@ -26,7 +26,7 @@ async def test_a_client_that_pings_every_second_on_a_quiet_stream_is_not_sent_aw
         is_ready=True,
         tell_readiness=lambda tell: None,
     )
-    door = GrpcDoor(service, SecurityConfig())
+    door = GrpcServer(service, SecurityConfig())
     await door.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{door.port}", options=OPTIONS) as channel:

@@ -4,7 +4,7 @@ measured on demand, and reported."""
 import asyncio
 
 import pytest
-from support.house import House
+from support.house import InProcessCluster
 from support.models import TINY
 
 from cli.doctor import Prompt, _measure, _Router, judge
@@ -18,22 +18,24 @@ from transport.grpc_streams import fetch_network
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
 
 
-async def met(house, num_ways):
+async def met(house, num_routes):
     """The ways every decode worker has found."""
     async with asyncio.timeout(10):
         while True:
             links = [x for x in house.links.all() if x.descriptor.role is Role.DECODE]
-            if links and all(len(x.ways) == num_ways for x in links):
-                return [way for x in links for way in x.ways.values()]
+            if links and all(len(x.routes) == num_routes for x in links):
+                return [route for x in links for route in x.routes.values()]
             await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("transport", ["inproc", "grpc", "shm"])
 async def test_workers_meet_when_they_join_and_no_request_is_first(transport):
-    async with House(TINY, engine=ENGINE, transport=transport, prefill=2, decode=2) as house:
-        ways = await met(house, 2)
-        assert {w.transport for w in ways} == {transport} and not any(w.error for w in ways)
-        assert all(w.round_trip_s > 0 and w.gb_per_s == 0 for w in ways)
+    async with InProcessCluster(
+        TINY, engine=ENGINE, transport=transport, prefill=2, decode=2
+    ) as house:
+        routes = await met(house, 2)
+        assert {w.transport for w in routes} == {transport} and not any(w.error for w in routes)
+        assert all(w.round_trip_s > 0 and w.gb_per_s == 0 for w in routes)
         late = house.of_role(Role.PREFILL)[0]
         await house._add(Role.PREFILL)
         assert len(await met(house, 3)) == 6, "a worker that joins later is introduced too"
@@ -41,30 +43,30 @@ async def test_workers_meet_when_they_join_and_no_request_is_first(transport):
 
 
 async def test_ways_are_measured_on_demand():
-    async with House(TINY, engine=ENGINE, transport="grpc", prefill=2) as house:
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", prefill=2) as house:
         await met(house, 2)
         found = await house.links.measure(4 << 20)
         assert len(found) == 2 and {sender.worker_id for sender, _, _ in found} == {
             "prefill-0",
             "prefill-1",
         }
-        assert all(way.gb_per_s > 0 and not way.error for _, _, way in found)
+        assert all(route.gb_per_s > 0 and not route.error for _, _, route in found)
         assert sorted(w.gb_per_s for w in await met(house, 2)) == sorted(
-            way.gb_per_s for _, _, way in found
+            route.gb_per_s for _, _, route in found
         )
 
 
 async def test_a_way_that_does_not_work_says_so():
-    async with House(TINY, engine=ENGINE, transport="grpc") as house:
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc") as house:
         await met(house, 1)
         await house.of_role(Role.PREFILL)[0].agent._network.close()
-        [(_, _, way)] = await house.links.measure(1 << 20)
-        assert way.error and way.gb_per_s == 0
+        [(_, _, route)] = await house.links.measure(1 << 20)
+        assert route.error and route.gb_per_s == 0
 
 
 async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
     monkeypatch.setattr("kv_transfer.probing.MAX_PROBE_BYTES", 1 << 20)
-    async with House(
+    async with InProcessCluster(
         TINY, engine=ENGINE, transport="grpc", transfer=TransferConfig(frame_bytes=1 << 18)
     ) as house:
         network = fetch_network()

@@ -18,7 +18,7 @@ from support.doors import Doors
 
 from cli import chat, client
 from cli.status import run_status
-from client.endpoints import DoorAccess, speaks_tls
+from client.endpoints import Endpoints, speaks_tls
 from cluster.certificate_expiry import CertificateEnds, earliest_end
 from cluster.local import Child, LocalCluster, _tell_end
 from core import events
@@ -183,7 +183,7 @@ def grpc_door(tls):
 
 
 def says(address, access=None):
-    access = access or DoorAccess()
+    access = access or Endpoints()
     request = pb.GenerateRequest(text="hello")
     return client.stream_answer(address, request, None, access).text
 
@@ -193,8 +193,8 @@ def test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_
 ):
     address = grpc_door("tls")
     assert speaks_tls(address) and not speaks_tls(grpc_door("plain"))
-    assert says(address, DoorAccess(tls / "ca.pem")) == "hello"
-    chat.run_chat(address, "", "hello", 0, 0.0, DoorAccess(tls / "ca.pem"), as_json=False)
+    assert says(address, Endpoints(tls / "ca.pem")) == "hello"
+    chat.run_chat(address, "", "hello", 0, 0.0, Endpoints(tls / "ca.pem"), as_json=False)
     assert capsys.readouterr().out.startswith("hello")
     monkeypatch.setenv("SSL_CERT_FILE", str(tls / "ca.pem"))
     assert says(address) == says(f"https://{address}") == "hello"
@@ -210,16 +210,16 @@ def test_a_door_that_is_not_believed_gets_no_key_and_the_remedy_is_said(grpc_doo
 
 def test_a_door_that_asks_for_a_certificate_is_shown_one(grpc_door, tls):
     address, shown = grpc_door("mutual"), (tls / "router.pem", tls / "router.key")
-    assert says(address, DoorAccess(tls / "ca.pem", *shown)) == "hello"
+    assert says(address, Endpoints(tls / "ca.pem", *shown)) == "hello"
     both = tls / "both.pem"
     both.write_bytes(shown[0].read_bytes() + shown[1].read_bytes())
-    assert says(address, DoorAccess(tls / "ca.pem", both)) == "hello"
+    assert says(address, Endpoints(tls / "ca.pem", both)) == "hello"
 
 
 def test_what_is_said_to_be_tls_never_becomes_plain_text(grpc_door, tls):
     with pytest.raises(ConfigError, match="http:// is plain text"):
-        says(f"http://{grpc_door('tls')}", DoorAccess(tls / "ca.pem"))
-    files = DoorAccess(tls / "ca.pem").grpc_files([grpc_door("plain")])
+        says(f"http://{grpc_door('tls')}", Endpoints(tls / "ca.pem"))
+    files = Endpoints(tls / "ca.pem").grpc_files([grpc_door("plain")])
     assert files == ((tls / "ca.pem").read_bytes(), None, None)
 
 
@@ -287,7 +287,7 @@ def web_door(tls):
 
 
 def status(url, *files):
-    return run_status(url, DoorAccess(*files), as_json=False)
+    return run_status(url, Endpoints(*files), as_json=False)
 
 
 def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(

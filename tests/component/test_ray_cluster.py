@@ -6,13 +6,13 @@ import pytest
 
 from cluster.ray import app as ray_app
 from cluster.ray.app import RayCluster
-from cluster.ray.probe import RayDoor
+from cluster.ray.probe import RayEndpoint
 from cluster.secrets import with_read_secrets
 from core.config import load_config
 from core.errors import ConfigError
 
-CLOSED = RayDoor(has_tokens=True, has_tls=False)
-OPEN = RayDoor(has_tokens=False, has_tls=False)
+CLOSED = RayEndpoint(has_tokens=True, has_tls=False)
+OPEN = RayEndpoint(has_tokens=False, has_tls=False)
 
 
 @pytest.fixture()
@@ -39,7 +39,7 @@ def ray(monkeypatch):
 
     monkeypatch.setattr(ray_app, "ray", fake)
     monkeypatch.setattr(ray_app, "_join", lambda address: None)
-    monkeypatch.setattr(ray_app, "knock", lambda address: seen.door)
+    monkeypatch.setattr(ray_app, "probe", lambda address: seen.door)
     monkeypatch.setattr(ray_app, "build_app", lambda config, *, is_loopback: config)
     monkeypatch.setattr(ray_app.serve, "start", lambda **_: None)
     monkeypatch.setattr(ray_app.serve, "run", run)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 import pytest
 
-from cluster.ray.probe import METHOD, RayDoor, knock
+from cluster.ray.probe import METHOD, RayEndpoint, probe
 from core.errors import ConfigError
 from transport.certificates import make_certificates
 
@@ -50,12 +50,12 @@ def _a_token_is_set_here(monkeypatch):
 
 def test_a_cluster_that_answers_anybody_has_no_tokens_although_one_is_set_here():
     with control_store() as address:
-        assert knock(address) == RayDoor(has_tokens=False, has_tls=False)
+        assert probe(address) == RayEndpoint(has_tokens=False, has_tls=False)
 
 
 def test_a_cluster_that_wants_a_token_has_tokens():
     with control_store(token="b" * 64) as address:
-        assert knock(address) == RayDoor(has_tokens=True, has_tls=False)
+        assert probe(address) == RayEndpoint(has_tokens=True, has_tls=False)
 
 
 @pytest.mark.parametrize("token", ["", "b" * 64])
@@ -67,13 +67,13 @@ def test_a_cluster_behind_tls_is_asked_over_tls(token, tmp_path):
         "RAY_TLS_SERVER_KEY": str(tmp_path / "door.key"),
     }
     with control_store(token, tmp_path) as address:
-        assert knock(address, environment) == RayDoor(has_tokens=bool(token), has_tls=True)
+        assert probe(address, environment) == RayEndpoint(has_tokens=bool(token), has_tls=True)
         with pytest.raises(ConfigError, match="RAY_TLS_CA_CERT"):
-            knock(address, {})
+            probe(address, {})
 
 
 def test_where_nobody_answers_nothing_is_believed():
     with control_store() as address:
         pass
     with pytest.raises(ConfigError, match="could not be asked"):
-        knock(address, {})
+        probe(address, {})

@@ -17,7 +17,7 @@ from router import calls
 from router.access import bad_keys
 from router.access.identities import Identity, Right
 from router.observe import request_log
-from router.request_builder import Wish
+from router.request_builder import RequestParams
 
 NO_KEY = "bt-00000000-" + "0" * 32
 
@@ -334,7 +334,9 @@ def _resumed():
 async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(doors):
     seeds = {}
     for tenant in ("", "acme", "bulk"):
-        wish = Wish([1, 2], {"max_tokens": 1}, request_id="same", identity=Identity(tenant))
+        wish = RequestParams(
+            [1, 2], {"max_tokens": 1}, request_id="same", identity=Identity(tenant)
+        )
         made = [await doors.service.make_request(wish) for _ in range(2)]
         assert made[0].seed == made[1].seed
         seeds[tenant] = made[0].seed
@@ -366,7 +368,7 @@ ALLOWED = {
 
 
 async def test_each_key_reaches_the_routes_of_its_role_and_no_other(doors):
-    doors.service.measure_ways = lambda mib: asyncio.sleep(0, [])
+    doors.service.measure_routes = lambda mib: asyncio.sleep(0, [])
     routes = {
         (method, route.path)
         for route in doors.app.routes

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from support.house import House
+from support.house import InProcessCluster
 from support.models import TINY, random_model
 from transformers import AutoModelForCausalLM, NoBadWordsLogitsProcessor
 
@@ -42,10 +42,10 @@ WISHES = {
 
 
 async def ask(path, engine=SMALL, decode=None, copies=1, **wish):
-    async with House(TINY, "float32", engine, decode, path=path) as house:
+    async with InProcessCluster(TINY, "float32", engine, decode, path=path) as house:
         wish = {"max_tokens": 24, "seed": 9, **wish}
         replies = await asyncio.gather(*(house.ask(PROMPT, **wish) for _ in range(copies)))
-        assert all(r.ended.error is None and r.ended.anatomy.path == path for r in replies)
+        assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
         return replies, sum(u.scheduler.num_preemptions for u in house.units)
 
 
@@ -110,7 +110,7 @@ async def test_bad_words_are_those_of_transformers(tmp_path):
         pad_token_id=0,
         logits_processor=[processor],
     )
-    async with House(tmp_path, "float32", SMALL, path="pd") as house:
+    async with InProcessCluster(tmp_path, "float32", SMALL, path="pd") as house:
         wish = {"bad_words": tuple(map(tuple, words)), "max_tokens": 12, "ignore_eos": True}
         reply = await house.ask(prompt, **wish)
     assert reply.tokens[0] == expected[0].tolist()[30:]
@@ -121,7 +121,7 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
     reference = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     with torch.no_grad():
         expected = torch.log_softmax(reference(torch.tensor([PROMPT])).logits[0], -1)
-    async with House(TINY, "float32", SMALL, path=path) as house:
+    async with InProcessCluster(TINY, "float32", SMALL, path=path) as house:
         await house.ask(PROMPT, max_tokens=2)
         reply = await house.ask(PROMPT, max_tokens=2, prompt_logprobs=3)
         assert reply.ended.usage.cached_tokens == 0  # what is cached has no logits to score
@@ -141,7 +141,7 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
 
 @pytest.mark.parametrize("path", ["pd", "local"])
 async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and_harms_nobody(path):
-    async with House(TINY, "float32", SMALL, path=path) as house:
+    async with InProcessCluster(TINY, "float32", SMALL, path=path) as house:
         wishes = [
             {"allowed_token_ids": (97,), "bad_words": ((97,),)},
             {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.house import NIXL, House, load, load_shards
+from support.house import NIXL, InProcessCluster, load, load_shards
 from support.models import FAMILIES, TINY, random_model
 from support.rig import is_long
 from support.samples import sample
@@ -41,13 +41,13 @@ async def answers(first, second, dtype="float32", transport="inproc", repeat=Fal
         {"temperature": t, "n": n, "max_tokens": 16, "seed": 11, "logprobs": 0}
         for t, n in ((0.0, 1), (0.9, 2))
     ]
-    async with House(TINY, dtype, first, second, transport=transport) as house:
+    async with InProcessCluster(TINY, dtype, first, second, transport=transport) as house:
         replies = await asyncio.gather(*(house.ask(p, **w) for p in PROMPTS for w in wishes))
         if repeat:
             replies = await asyncio.gather(*(house.ask(p, **w) for p in PROMPTS for w in wishes))
         for reply in replies:
-            assert reply.ended.error is None and reply.ended.anatomy.path == "pd"
-        return [r.tokens for r in replies], [r.ended.anatomy for r in replies]
+            assert reply.ended.error is None and reply.ended.timing.path == "pd"
+        return [r.tokens for r in replies], [r.ended.timing for r in replies]
 
 
 _of_one_rank = []
@@ -66,11 +66,11 @@ async def of_one_rank():
 )
 async def test_any_prefill_size_hands_over_to_any_decode_size(prefill, decode, transport):
     for chunk in (64, 7):
-        got, anatomy = await answers(
+        got, timing = await answers(
             engine(prefill, chunk=chunk), engine(decode), transport=transport
         )
         assert got == await of_one_rank()
-        assert all(a.kv_bytes > 0 and a.kv_transport == transport for a in anatomy)
+        assert all(a.kv_bytes > 0 and a.kv_transport == transport for a in timing)
 
 
 PAIRS = [(p, d) for p in SIZES for d in SIZES]
@@ -82,9 +82,9 @@ async def test_any_size_hands_over_through_carriers(prefill, decode, transport):
     for chunk in (64, 7) if is_long() else (7,):
         for repeat in (False, True) if is_long() else (True,):
             first, second = engine(prefill, chunk=chunk), engine(decode)
-            got, anatomy = await answers(first, second, transport=transport, repeat=repeat)
+            got, timing = await answers(first, second, transport=transport, repeat=repeat)
             assert got == await of_one_rank()
-            assert all(a.kv_transport == transport for a in anatomy if a.kv_bytes)
+            assert all(a.kv_transport == transport for a in timing if a.kv_bytes)
 
 
 @pytest.mark.parametrize(("first", "second"), [(4, 16), (16, 4), (8, 32), (32, 8)])
@@ -93,21 +93,21 @@ async def test_block_sizes_that_divide_one_another_hand_over(first, second):
     expected = await of_one_rank()
     for sizes in ((1, 1), (2, 4), (4, 1)):
         for repeat in (False, True):
-            got, anatomy = await answers(
+            got, timing = await answers(
                 engine(sizes[0], first), engine(sizes[1], second), repeat=repeat
             )
             assert got == expected
-    assert all(a.kv_blocks for a in anatomy)
+    assert all(a.kv_blocks for a in timing)
 
 
 async def test_only_what_decode_lacks_is_sent_whatever_the_shapes():
-    async with House(TINY, "float32", engine(2, 8), engine(4, 16)) as house:
+    async with InProcessCluster(TINY, "float32", engine(2, 8), engine(4, 16)) as house:
         first = await house.ask(PROMPTS[1], max_tokens=3)
         again = await house.ask(PROMPTS[1], max_tokens=3)
         # 150 tokens: 19 wire blocks of 8; decode keeps 9 whole blocks of 16, so one wire block goes
         # again.
         part = house.spec.layout(8).block_bytes
-        assert first.ended.anatomy.kv_bytes == 19 * part and again.ended.anatomy.kv_bytes == part
+        assert first.ended.timing.kv_bytes == 19 * part and again.ended.timing.kv_bytes == part
         assert first.tokens == again.tokens
 
 
@@ -260,7 +260,7 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
             targets = np.asarray(others)[entries["block"] // receiver.blocks_per_block]
             # Over a wire and within one memory alike; the tallies agree at every stage.
             payload, sent = sender.gather(entries)
-            assert (sent == sender.tally(entries)).all()
+            assert (sent == sender.checksum(entries)).all()
             assert (receiver.scatter(entries, targets, payload) == sent).all()
             assert (pulling.pull(sender, entries, targets) == sent).all()
     expected = MemoryKV(target, 16)
@@ -307,11 +307,11 @@ def test_every_difference_between_two_identities_is_named():
 
 
 async def test_blocks_that_do_not_divide_are_refused_within_a_second_and_other_pairs_go_on():
-    async with House(
+    async with InProcessCluster(
         TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=1)
     ) as house:
         odd = await house.ask(PROMPTS[0], max_tokens=5)
-    assert odd.ended.error is not None and odd.ended.anatomy.e2e_s < 1
+    assert odd.ended.error is not None and odd.ended.timing.e2e_s < 1
 
 
 def test_workers_with_another_tokenizer_do_not_match(tmp_path):

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from support.doors import Doors, log_lines
-from support.http_door import HttpDoor
+from support.http_door import HttpFixture
 from test_refusals import counted
 
 from core.metrics import OUTCOMES
@@ -70,7 +70,7 @@ async def ended(doors, door, *, leaves):
             await told(lines)
             call.cancel()
         else:
-            async with HttpDoor(stall_s=LIMIT_S, app=doors.app) as server:
+            async with HttpFixture(stall_s=LIMIT_S, app=doors.app) as server:
                 writer = await ask_http(doors, server.port)
                 writer.transport.abort() if leaves else None
                 await told(lines)
@@ -94,7 +94,7 @@ async def test_a_client_that_never_reads_is_told_from_one_that_left(doors, door)
 async def test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not(doors):
     """A server that waits longer than the stream does."""
     with log_lines() as lines:
-        async with HttpDoor(stall_s=20.0, app=doors.app) as server:
+        async with HttpFixture(stall_s=20.0, app=doors.app) as server:
             writer = await ask_http(doors, server.port)
             await told(lines)
             writer.transport.abort()
@@ -112,7 +112,7 @@ async def test_a_whole_answer_that_nobody_reads_is_one_request(doors):
     doors.orchestrator._attempts = speak
     refused = doors.service.connection_refused
     with log_lines() as lines:
-        async with HttpDoor(stall_s=LIMIT_S, app=doors.app, on_refused=refused) as server:
+        async with HttpFixture(stall_s=LIMIT_S, app=doors.app, on_refused=refused) as server:
             writer = await ask_http(doors, server.port, stream=False)
             while not server.refused["slow_reader"]:
                 await asyncio.sleep(0.01)

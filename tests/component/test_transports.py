@@ -13,9 +13,9 @@ from support.in_process_network import InProcessNetwork
 from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
 from kv_transfer.frames import MAX_MESSAGE_BYTES
-from kv_transfer.sidecar.network import CarriedNetwork
-from kv_transfer.transports.choice import Transports, read_address
-from kv_transfer.transports.choice import shared_memory as shared_network
+from kv_transfer.sidecar.network import SidecarNetwork
+from kv_transfer.transports import Transports, read_address
+from kv_transfer.transports import shared_memory as shared_network
 from kv_transfer.transports.shared_memory import SharedNetwork
 from transport.grpc_streams import fetch_network
 
@@ -32,8 +32,8 @@ class Pair:
             "grpc": fetch_network,
             "inproc": lambda: InProcessNetwork(directory),
             "shm": self._shared,
-            "gloo": lambda: CarriedNetwork("gloo", "127.0.0.1", 10_000),
-            "nixl": lambda: CarriedNetwork("nixl", "127.0.0.1", 10_000),
+            "gloo": lambda: SidecarNetwork("gloo", "127.0.0.1", 10_000),
+            "nixl": lambda: SidecarNetwork("nixl", "127.0.0.1", 10_000),
         }
         self.server, self.client = make[name](), make[name]()
         self.accepted = asyncio.Queue()
@@ -51,7 +51,7 @@ class Pair:
             await self.over.wait()
 
         self.address = await self.server.listen(serve)
-        if isinstance(self.client, CarriedNetwork):
+        if isinstance(self.client, SidecarNetwork):
             await self.client.listen(serve)
         return self
 
@@ -207,7 +207,7 @@ async def test_whoever_talks_nonsense_to_the_shared_socket_harms_nobody(garbage)
         assert await down.recv() == b"well"
 
 
-async def two_ways():
+async def two_routes():
     """A listening worker with both transports, and one that dials."""
     kv = shared_pool(LAYOUT, 8)
     server = Transports({"shm": SharedNetwork(kv.shared), "grpc": fetch_network()})
@@ -224,7 +224,7 @@ async def two_ways():
 
 
 async def test_a_pair_takes_the_first_way_that_answers_and_comes_back_to_the_better_one():
-    kv, server, client, address = await two_ways()
+    kv, server, client, address = await two_routes()
     loop = asyncio.get_running_loop()
     try:
         assert list(read_address(address)) == ["shm", "grpc"]

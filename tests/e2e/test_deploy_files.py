@@ -49,7 +49,7 @@ def test_every_port_that_ray_lets_be_named_is_named_and_an_option_of_ray_start(p
 
 def test_the_deployed_config_is_valid_and_fit_for_several_machines():
     from cluster.network_check import check_network
-    from cluster.ray.probe import door_of_environment
+    from cluster.ray.probe import endpoint_of_environment
     from core.config import load_config
 
     config = load_config(ROOT / "deploy" / "ray" / "baton.yaml", {}, {})
@@ -58,7 +58,7 @@ def test_the_deployed_config_is_valid_and_fit_for_several_machines():
             environment = dict(
                 word.split("=") for word in command.split() if word.startswith("RAY_")
             )
-            check_network(config, door_of_environment(environment), is_loopback=False)
+            check_network(config, endpoint_of_environment(environment), is_loopback=False)
     assert (
         config.pools.prefill.node_label == "prefill" and config.pools.decode.node_label == "decode"
     )

@@ -13,7 +13,7 @@ from test_security import LOOPBACK, descendants, listeners
 
 from client.stream import Client
 from cluster.local import LocalCluster
-from cluster.ray.probe import RayDoor, knock
+from cluster.ray.probe import RayEndpoint, probe
 from core.addresses import join_address
 from process.orphan_reaper import VARIABLE, cluster_processes
 from protos.baton.v1 import generation_pb2 as pb
@@ -93,7 +93,7 @@ def test_a_fresh_cluster_on_ray_listens_on_loopback_alone_and_keeps_secrets_out_
 
     (gcs,) = (pid for pid, (command, _) in by_pid.items() if "/gcs_server " in command)
     ((_, port),) = by_pid[gcs][1]
-    assert knock(f"127.0.0.1:{port}") == RayDoor(has_tokens=True, has_tls=False)
+    assert probe(f"127.0.0.1:{port}") == RayEndpoint(has_tokens=True, has_tls=False)
     agents = [s for c, s in by_pid.values() if "DashboardAgent" in c or "dashboard/agent.py" in c]
     replies = [job_of_a_stranger(port) for sockets in agents for _, port in sockets]
     assert 401 in replies

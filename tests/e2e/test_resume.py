@@ -5,7 +5,7 @@ import json
 
 import httpx
 import pytest
-from support.rig import Answer, Rig, _take, config_of
+from support.rig import Answer, ProcessCluster, _take, config_of
 
 from client.stream import Client
 from protos.baton.v1 import generation_pb2 as pb
@@ -67,7 +67,7 @@ def joined(chunks):
 
 @pytest.mark.timeout(240)
 async def test_streams_resume_at_another_router_wherever_they_were_cut():
-    async with Rig(config_of()) as rig:
+    async with ProcessCluster(config_of()) as rig:
         for path, body in (("/v1/completions", BODY), ("/v1/chat/completions", CHAT)):
             ids = {"idempotency-key": "whole", "x-baton-event-ids": "1"}
             whole, _ = await read(rig, 0, path, body, ids)

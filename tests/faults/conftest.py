@@ -3,13 +3,13 @@ so the next may use it."""
 
 import pytest_asyncio
 from support import shared as clusters
-from support.rig import Rig, config_of, is_long
+from support.rig import ProcessCluster, config_of, is_long
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared():
     """A cluster that has answered its requests once without a fault."""
-    async with Rig(config_of()) as rig:
+    async with ProcessCluster(config_of()) as rig:
         rig.make_requests(48 if is_long() else 24, max_tokens=80)
         await rig.learn()
         clusters.children.append(rig.child_pids)

@@ -12,7 +12,7 @@ import random
 import httpx
 import pytest
 from support.byte_fallback import PIECE_IDS, byte_id, write_folder
-from support.rig import Rig, config_of, is_long, note
+from support.rig import ProcessCluster, config_of, is_long, note
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -155,7 +155,7 @@ async def test_answers_of_broken_bytes_harm_nobody(tmp_path):
         pools__prefill__replicas=1,
         pools__decode__replicas=1,
     )
-    async with Rig(config) as rig, httpx.AsyncClient(timeout=TIMEOUT_S) as http:
+    async with ProcessCluster(config) as rig, httpx.AsyncClient(timeout=TIMEOUT_S) as http:
         make_neighbours(rig)
         await rig.learn()
         workers = {r["worker_id"] for r in await rig.replicas()}

@@ -7,15 +7,15 @@ import signal
 import time
 
 import pytest
-from support.house import House
+from support.house import InProcessCluster
 from support.models import TINY
 from support.rig import is_long, note
 
 from core.config import EngineConfig, TransferConfig
 from core.session import Role
 from kv_transfer.receiver import Receiver
-from kv_transfer.sidecar.stream import CarriedStream
-from kv_transfer.transports.choice import choice as transports
+from kv_transfer.sidecar.stream import SidecarStream
+from kv_transfer.transports import choice as transports
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=32)
 PROMPTS = [[(7 * n + 3 * k) % 200 + 5 for k in range(100)] for n in range(4)]
@@ -25,7 +25,7 @@ WISHES = {"temperature": 0.8, "seed": 5, "max_tokens": 12}
 async def ask_all(house):
     replies = await asyncio.gather(*(house.ask(prompt, **WISHES) for prompt in PROMPTS))
     assert [r.ended.error for r in replies] == [None] * len(PROMPTS)
-    return [r.tokens for r in replies], {r.ended.anatomy.kv_transport for r in replies}
+    return [r.tokens for r in replies], {r.ended.timing.kv_transport for r in replies}
 
 
 CASES = [
@@ -38,17 +38,19 @@ CASES = [
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("role", "number"), CASES if is_long() else CASES[::3])
 async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monkeypatch):
-    async with House(TINY, engine=ENGINE) as house:
+    async with InProcessCluster(TINY, engine=ENGINE) as house:
         expected, _ = await ask_all(house)
     transfer = TransferConfig(frame_bytes=4096)
     monkeypatch.setattr(transports, "REST_S", 1.0)
-    async with House(TINY, engine=ENGINE, transport="gloo+grpc", transfer=transfer) as house:
-        arrive, accept, hit, hit_at, back_at = CarriedStream.arrive, Receiver._accept, [], [], []
+    async with InProcessCluster(
+        TINY, engine=ENGINE, transport="gloo+grpc", transfer=transfer
+    ) as house:
+        arrive, accept, hit, hit_at, back_at = SidecarStream.arrive, Receiver._accept, [], [], []
 
         def arrive_and_hit(stream, slot, num_bytes, *, is_last):
             if num_bytes > transfer.frame_bytes and not hit:
                 hit_at.append(time.monotonic())
-                hit.append(house.carried[role][0].client)
+                hit.append(house.sidecars[role][0].client)
                 os.kill(hit[0]._process.pid, number)
             arrive(stream, slot, num_bytes, is_last=is_last)
 
@@ -57,7 +59,7 @@ async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monke
             if receiver._transport == "grpc":
                 back_at.append(time.monotonic())
 
-        monkeypatch.setattr(CarriedStream, "arrive", arrive_and_hit)
+        monkeypatch.setattr(SidecarStream, "arrive", arrive_and_hit)
         monkeypatch.setattr(Receiver, "_accept", accept_and_note)
         # Prefix caches are empty, so every prompt travels in some dozens of frames, of which a link
         # holds six: when the first has come, most have not.
@@ -76,7 +78,7 @@ async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monke
             {"first_frame_another_way_after_s": took_s},
         )
         assert await ask_again(house, expected) == {"grpc"}
-        network = house.carried[role][0]
+        network = house.sidecars[role][0]
         async with asyncio.timeout(30):
             while network.client is hit[0] or not network.client.is_ready:
                 await asyncio.sleep(0.05)

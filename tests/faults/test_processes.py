@@ -8,7 +8,7 @@ The control arm runs first on the same cluster. A sample in `make test`, 3,000 a
 import asyncio
 
 import pytest
-from support.rig import Rig, config_of, is_long, note
+from support.rig import ProcessCluster, config_of, is_long, note
 
 TARGET = {"float32": 2000, "bfloat16": 1000} if is_long() else {"float32": 20, "bfloat16": 3}
 KINDS = [(what, role) for what in ("kill", "hang") for role in ("decode", "prefill", "router")]
@@ -26,7 +26,7 @@ async def test_kills_and_hangs_of_every_role_lose_repeat_and_change_nothing(lear
 
 @pytest.mark.timeout(2400)
 async def test_kills_and_hangs_change_nothing_in_16_bits():
-    async with Rig(config_of("bfloat16")) as rig:
+    async with ProcessCluster(config_of("bfloat16")) as rig:
         rig.make_requests(48 if is_long() else 16, max_tokens=80)
         await rig.learn()
         await kill_and_hang(rig, "bfloat16")

@@ -10,7 +10,7 @@ import os
 import signal
 
 import pytest
-from support.rig import Rig, config_of, is_gone, is_long, note
+from support.rig import ProcessCluster, config_of, is_gone, is_long, note
 
 SECONDS, PERIOD_S = (300, 5.0) if is_long() else (10, 4.0)
 STREAMS = 8
@@ -48,7 +48,7 @@ async def kill_rank(rig, role):
 async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):
     sizes = {"pools__prefill__replicas": 1, "pools__decode__replicas": 1, "router__replicas": 1}
     config = config_of(**{**sizes, **LAYOUTS[layout]})
-    async with Rig(config, launch_delay_s=LAUNCH_DELAY_S) as rig:
+    async with ProcessCluster(config, launch_delay_s=LAUNCH_DELAY_S) as rig:
         rig.make_requests(2 * STREAMS, max_tokens=60)
         await rig.learn()
         loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ import os
 import signal
 
 import pytest
-from support.rig import Rig, config_of, is_gone, is_long, note, state_of
+from support.rig import ProcessCluster, config_of, is_gone, is_long, note, state_of
 
 ROUNDS = 10 if is_long() else 1
 
@@ -27,7 +27,7 @@ async def test_a_rank_killed_or_stopped_under_load_costs_nobody_a_token():
     config = config_of(
         pools__decode__engine=engine, pools__prefill={"replicas": 1, "engine": engine}
     )
-    async with Rig(config) as rig:
+    async with ProcessCluster(config) as rig:
         rig.make_requests(16, max_tokens=40)
         await rig.learn()
         affected, rebuilt = 0, []

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
-from support.rig import Rig, config_of, is_gone, is_long, note, state_of
+from support.rig import ProcessCluster, config_of, is_gone, is_long, note, state_of
 
 from cluster.redis.server import RedisServer
 from prefix_index.redis_store import KEY
@@ -35,7 +35,7 @@ async def until(predicate, timeout_s=15):
 async def test_redis_killed_frozen_and_back_empty_costs_nothing():
     server = RedisServer()
     try:
-        async with Rig(config_of(redis__url=server.url)) as rig:
+        async with ProcessCluster(config_of(redis__url=server.url)) as rig:
             rig.make_requests(16, max_tokens=30)
             await rig.learn()
             ttft = {}

@@ -94,8 +94,7 @@ async def simulated_request(cluster, name, row):
                 elif isinstance(event, RequestEnded):
                     code = event.error.code if event.error else "finished"
                     return (
-                        f"{fault}: {' '.join(event.anatomy.attempts)} "
-                        f"reconnects={reconnects} {code}"
+                        f"{fault}: {' '.join(event.timing.attempts)} reconnects={reconnects} {code}"
                     )
             if have[0] >= after and pending:
                 pending, todo = "", pending

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from support.rig import Rig, config_of, is_long, note
+from support.rig import ProcessCluster, config_of, is_long, note
 from support.samples import sample
 
 FLIPS = 200 if is_long() else 12
@@ -28,7 +28,7 @@ async def under(rig, seconds, start, stop=lambda: None):
 
 @pytest.mark.timeout(600)
 async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
-    async with Rig(config_of(placement__path="pd"), proxied=["transfer"]) as rig:
+    async with ProcessCluster(config_of(placement__path="pd"), proxied=["transfer"]) as rig:
         rig.make_requests(24, max_tokens=12)
         await rig.learn()
         flips = 0
@@ -52,10 +52,12 @@ async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
 
 @pytest.mark.timeout(300)
 async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing():
-    async with Rig(config_of(), proxied=["transfer", "session"]) as rig:
+    async with ProcessCluster(config_of(), proxied=["transfer", "session"]) as rig:
         rig.make_requests(24, max_tokens=60)
         await rig.learn()
-        ways = dict(zip(("transfer", "session"), sample([("up",), ("down",)], 1) * 2, strict=True))
+        routes = dict(
+            zip(("transfer", "session"), sample([("up",), ("down",)], 1) * 2, strict=True)
+        )
         for kind in ("transfer", "session"):
             wires = proxies(rig, kind)
 
@@ -68,17 +70,22 @@ async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing(
             )
             await under(rig, 2.5, lambda w=wires: [x.cut() for x in w])
             await under(rig, 2.5, lambda s=set_all: s("truncate", 1))
-            blocked = [("up", "down"), ("up",), ("down",)] if is_long() else [ways[kind]]
-            for way in blocked:
+            blocked = [("up", "down"), ("up",), ("down",)] if is_long() else [routes[kind]]
+            for route in blocked:
                 # Nobody fetches from a decode worker: a wire that nothing crosses proves nothing.
                 one = next(
                     p
                     for (seat, k), p in rig.cluster.proxies.items()
                     if k == kind and seat.startswith("prefill")
                 )
-                await under(rig, 7, lambda o=one, w=way: o.block(*w), one.unblock)
+                await under(rig, 7, lambda o=one, w=route: o.block(*w), one.unblock)
                 await rig.wait_whole()
             bitten = sum((w.bitten for w in wires), start=type(wires[0].bitten)())
-            wanted = {"delay", "cut", "truncate", *(f"blocked {w}" for way in blocked for w in way)}
+            wanted = {
+                "delay",
+                "cut",
+                "truncate",
+                *(f"blocked {w}" for route in blocked for w in route),
+            }
             assert wanted <= {k for k, n in bitten.items() if n}, (kind, bitten)
         assert await rig.leaked() == {}

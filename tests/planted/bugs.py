@@ -273,10 +273,10 @@ FIRST = [
         LINT,
     ),
     Bug(
-        "links are visited in the order of their hashes",
+        "sessions are visited in the order of their hashes",
         "router/workers/sessions.py",
-        "for link in self._links.values() if link.is_usable",
-        "for link in set(self._links.values()) if link.is_usable",
+        "for session in self._sessions.values() if session.is_usable",
+        "for session in set(self._sessions.values()) if session.is_usable",
         LINT,
     ),
     Bug(

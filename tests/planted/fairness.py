@@ -140,7 +140,7 @@ BUGS = [
         f"{UNIT}::test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times",
     ),
     Bug(
-        "a prompt under way is passed by shorter ones as often as they come",
+        "a prompt under route is passed by shorter ones as often as they come",
         "engine/scheduling/scheduler.py",
         "            _count_passed(step, behind)\n",
         "",

@@ -69,8 +69,8 @@ BUGS = [
     Bug(
         "a route of the operator asks for any key",
         "router/http/app.py",
-        '("/replicas", door.replicas, observe)',
-        '("/replicas", door.replicas, Right.ANY_KEY)',
+        '("/replicas", api.replicas, observe)',
+        '("/replicas", api.replicas, Right.ANY_KEY)',
         REFUSALS + "test_each_key_reaches_the_routes_of_its_role_and_no_other",
     ),
     Bug(
@@ -90,7 +90,7 @@ BUGS = [
     Bug(
         "equal ids of two tenants draw equal answers",
         "router/request_builder.py",
-        "seed_of(request_id, self._seed_key, wish.identity.tenant)",
+        "seed_of(request_id, self._seed_key, params.identity.tenant)",
         "seed_of(request_id, self._seed_key)",
         REFUSALS + "test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers",
     ),

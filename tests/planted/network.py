@@ -110,15 +110,16 @@ BUGS = [
     Bug(
         "a Ray without tokens is taken if one is set here",
         "cluster/ray/probe.py",
-        "        return RayDoor(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=False)",
-        '        return RayDoor(os.environ.get("RAY_AUTH_MODE") == "token", has_tls=False)',
+        "        return RayEndpoint(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED,"
+        " has_tls=False)",
+        '        return RayEndpoint(os.environ.get("RAY_AUTH_MODE") == "token", has_tls=False)',
         PROBE + "test_a_cluster_that_answers_anybody_has_no_tokens_although_one_is_set_here",
     ),
     Bug(
         "TLS is taken for a token",
         "cluster/ray/probe.py",
-        "    return RayDoor(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=True)",
-        "    return RayDoor(has_tokens=True, has_tls=True)",
+        "    return RayEndpoint(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=True)",
+        "    return RayEndpoint(has_tokens=True, has_tls=True)",
         PROBE + "test_a_cluster_behind_tls_is_asked_over_tls",
     ),
     Bug(

@@ -80,14 +80,14 @@ BUGS = [
     Bug(
         "a router loses a worker without a word",
         "router/workers/session.py",
-        "            if self._state is not LinkState.LOST and not",
+        "            if self._state is not SessionState.LOST and not",
         "            if False and not",
         TOLD + "test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins",
     ),
     Bug(
         "a lost worker is told of at every dial",
         "router/workers/session.py",
-        "            if self._state is not LinkState.LOST and not",
+        "            if self._state is not SessionState.LOST and not",
         "            if not",
         TOLD + "test_a_worker_that_hangs_is_lost_once_however_often_it_is_dialled",
     ),
@@ -260,7 +260,7 @@ BUGS = [
         TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
     ),
     Bug(
-        "a worker that dies on its way out with requests on it is told as in order",
+        "a worker that dies on its route out with requests on it is told as in order",
         "router/workers/session.py",
         "        return self._is_leaving and not self._subscribers",
         "        return self._is_leaving",

@@ -49,7 +49,7 @@ BUGS = [
         "::test_an_ended_attempt_whose_output_breaks_is_told_as_ended",
     ),
     Bug(
-        "a request's fault takes the link",
+        "a request's fault takes the session",
         "router/workers/session.py",
         '                with contained("the delivery of tokens", listener.fail):\n'
         "                    listener.on_delta(worker_id, delta)",
@@ -57,18 +57,18 @@ BUGS = [
         f"{CONTAINMENT}::test_a_decoder_that_raises_ends_its_request_alone",
     ),
     Bug(
-        "a link goes with its task",
+        "a session goes with its task",
         "router/workers/sessions.py",
-        '                with contained(f"the link to worker {descriptor.worker_id}"):\n'
-        "                    await self._links[key].run()",
-        "                await self._links[key].run()",
+        '                with contained(f"the session with worker {descriptor.worker_id}"):\n'
+        "                    await self._sessions[key].run()",
+        "                await self._sessions[key].run()",
         f"{LINKS}::test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_again",
     ),
     Bug(
         "an order that fails takes the session",
         "worker/sessions.py",
-        "                    self._host.credit(message)",
-        "                    pass\n                self._host.credit(message)",
+        "                    self._callbacks.credit(message)",
+        "                    pass\n                self._callbacks.credit(message)",
         f"{LINKS}::test_an_order_that_fails_harms_its_attempt_and_not_the_session",
     ),
     Bug(
@@ -88,8 +88,8 @@ BUGS = [
     Bug(
         "after a fault three seconds are all",
         "router/orchestrator.py",
-        "                if self._links.is_starting():",
-        "                if after is None and self._links.is_starting():",
+        "                if self._sessions.is_starting():",
+        "                if after is None and self._sessions.is_starting():",
         f"{LINK_RULES}::test_after_a_fault_a_request_waits_as_long_as_ranks_are_starting",
     ),
     Bug(
@@ -194,7 +194,7 @@ BUGS = [
         f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
     ),
     Bug(
-        "who cannot say what it wants takes the link down",
+        "who cannot say what it wants takes the session down",
         "router/workers/session.py",
         'with contained("what a request still wants", subscriber.fail):',
         "if True:",
@@ -215,9 +215,9 @@ BUGS = [
         f"{LINKS}::test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged",
     ),
     Bug(
-        "a beat renews no lease",
+        "a heartbeat renews no lease",
         "worker/sessions.py",
-        "            self._host.router_alive(session.router_id)",
+        "            self._callbacks.router_alive(session.router_id)",
         "            pass",
         f"{LINKS}::test_whatever_comes_from_a_router_renews_its_leases",
     ),

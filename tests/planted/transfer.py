@@ -11,7 +11,7 @@ BUGS = [
     Bug(
         "a transfer that ended by itself never answers the worker again",
         "kv_transfer/sender.py",
-        "            self._host.transfer_drained(self.offer.transfer_id, self._sub_attempt)\n"
+        "            self._callbacks.transfer_drained(self.offer.transfer_id, self._sub_attempt)\n"
         "            return\n",
         "            return\n",
         "tests/unit/test_sender.py"

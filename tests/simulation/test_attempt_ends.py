@@ -59,7 +59,7 @@ def test_what_an_agent_says_of_a_transfer_that_is_gone_harms_nobody(role, words,
         return await asking
 
     tokens, ended = run(scenario)
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",)
+    assert ended.error is None and ended.timing.attempts == ("0:pd:ok",)
     assert tokens == expected(max_tokens=30, ignore_eos=True)
     assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
 

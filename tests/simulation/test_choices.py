@@ -60,7 +60,7 @@ def test_a_choice_that_a_stop_string_ended_is_computed_no_further(placement, is_
     told = read_events(events)
     assert len(told[0]) == position + 3 and len(told[1]) == NUM_TOKENS
     assert "".join(e.text for e in events if isinstance(e, TextDelta) and e.choice == 1) == texts[1]
-    assert events[-1].error is None and events[-1].anatomy.attempts[-1].endswith("ok")
+    assert events[-1].error is None and events[-1].timing.attempts[-1].endswith("ok")
     assert events[-1].usage.completion_tokens == position + 3 + NUM_TOKENS
     assert computed[0] < NUM_TOKENS // 2, "the rest of a stopped choice was computed for nobody"
     assert computed[1] > NUM_TOKENS - 3
@@ -118,4 +118,4 @@ def test_scores_of_a_prompt_come_once_and_whole_though_the_session_is_cut(monkey
     assert events[0].logprobs == whole[0].logprobs
     assert [s.token_id for s in events[0].logprobs] == list(prompt[1:])
     assert len(read_events(events)[0]) == 5
-    assert events[-1].anatomy.attempts == (f"0:{placement.path}:ok",)
+    assert events[-1].timing.attempts == (f"0:{placement.path}:ok",)

@@ -29,7 +29,7 @@ class BadDecoder(InlineDecoder):
 
 
 def states(cluster):
-    return [link.state.name for link in cluster.links.all()]
+    return [session.state.name for session in cluster.sessions.all()]
 
 
 def test_a_decoder_that_raises_ends_its_request_alone(caplog):
@@ -42,13 +42,13 @@ def test_a_decoder_that_raises_ends_its_request_alone(caplog):
         later = await ask(cluster, "later", **LONG)
         return answers, later, states(cluster)
 
-    (neighbour, bad, other), later, links = run(scenario)
-    assert type(bad[1].error) is InternalError and bad[1].anatomy.attempts == (
+    (neighbour, bad, other), later, sessions = run(scenario)
+    assert type(bad[1].error) is InternalError and bad[1].timing.attempts == (
         "0:pd:internal_error",
     )
     assert neighbour[1].error is other[1].error is later[1].error is None
     assert neighbour[0] == other[0] == later[0] == expected(**LONG)
-    assert links == ["LIVE", "LIVE"]
+    assert sessions == ["LIVE", "LIVE"]
     assert len([r for r in caplog.records if r.exc_info]) == 1
 
 
@@ -79,13 +79,13 @@ def test_a_caller_that_fails_to_take_an_event_leaks_nothing_and_is_told_the_end_
         request = cluster.request("r", PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
         await cluster.orchestrator.run(request, emit)
         admission = cluster.orchestrator._admission
-        subscribers = sum(link.num_subscribers for link in cluster.links.all())
+        subscribers = sum(session.num_subscribers for session in cluster.sessions.all())
         left = cluster.orchestrator.num_running, admission.num_running, subscribers
         return events, noted, left, states(cluster)
 
-    events, noted, left, links = run(scenario)
+    events, noted, left, sessions = run(scenario)
     assert [type(e) for e in events].count(RequestEnded) == 1
-    assert noted == [events[-1]] and left == (0, 0, 0) and links == ["LIVE", "LIVE"]
+    assert noted == [events[-1]] and left == (0, 0, 0) and sessions == ["LIVE", "LIVE"]
     assert (type(events[-1].error) is InternalError) == (bad is TextDelta)
 
 
@@ -99,7 +99,7 @@ def test_those_who_note_ends_and_retries_harm_nobody():
         return await ask(cluster, **LONG)
 
     tokens, ended = run(scenario)
-    assert ended.error is None and len(ended.anatomy.attempts) == 2
+    assert ended.error is None and len(ended.timing.attempts) == 2
     assert tokens == expected(**LONG)
 
 
@@ -148,10 +148,10 @@ def test_an_order_that_a_worker_fails_at_ends_its_attempt(order):
             await bad
         return bitten, events[-1], await neighbour, states(cluster)
 
-    bitten, end, (tokens, good), links = run(scenario, router=RouterConfig(credit_positions=10))
+    bitten, end, (tokens, good), sessions = run(scenario, router=RouterConfig(credit_positions=10))
     assert bitten and type(end.error) is InternalError
     assert good.error is None and tokens == expected(max_tokens=10, ignore_eos=True)
-    assert links == ["LIVE", "LIVE"]
+    assert sessions == ["LIVE", "LIVE"]
 
 
 def test_a_result_that_a_worker_fails_to_take_ends_its_attempt(monkeypatch):

@@ -34,7 +34,7 @@ def test_a_draining_decode_worker_lets_its_streams_move_at_once():
     calm = run(lambda c: asyncio.gather(*(ask(c, f"r{i}", n=1 + i % 2) for i in range(6))))
     assert is_empty and took_s < 1
     assert [tokens for tokens, _ in answers] == [tokens for tokens, _ in calm]
-    moved = [ended.anatomy.attempts for _, ended in answers if len(ended.anatomy.attempts) > 1]
+    moved = [ended.timing.attempts for _, ended in answers if len(ended.timing.attempts) > 1]
     assert moved and all(a[0].endswith(":draining") for a in moved)
 
 
@@ -76,7 +76,7 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
     assert num_attempts == 1 and is_empty
     assert isinstance(error, Draining)
     assert error.message == "the worker is shutting down; another one will take the request"
-    assert ended.anatomy.attempts == ("0:pd:draining", "1:pd:ok")
+    assert ended.timing.attempts == ("0:pd:draining", "1:pd:ok")
 
 
 def test_a_move_is_no_fault_however_often_it_happens():
@@ -99,7 +99,7 @@ def test_a_move_is_no_fault_however_often_it_happens():
         return await task
 
     tokens, ended = run(scenario)
-    assert ended.error is None and len(ended.anatomy.attempts) >= 5
+    assert ended.error is None and len(ended.timing.attempts) >= 5
     assert tokens == run(lambda c: ask(c, max_tokens=100))[0]
 
 

@@ -55,14 +55,14 @@ def test_two_tenants_never_share_blocks():
 
 def test_prefill_alone_serves_when_no_decode_worker_lives():
     tokens, ended = run(lambda c: ask(c), decode=0, placement=PlacementConfig(path="auto"))
-    assert ended.error is None and ended.anatomy.path == "local" and tokens == expected()
+    assert ended.error is None and ended.timing.path == "local" and tokens == expected()
 
 
 def test_without_any_worker_the_refusal_is_immediate():
     tokens, ended = run(
         lambda c: ask(c), prefill=0, decode=0, placement=PlacementConfig(path="auto")
     )
-    assert isinstance(ended.error, NoWorker) and ended.anatomy.e2e_s < 0.1
+    assert isinstance(ended.error, NoWorker) and ended.timing.e2e_s < 0.1
 
 
 def test_a_request_id_may_be_used_again_after_its_end():

@@ -94,7 +94,7 @@ def test_small_hand_overs_pass_a_giant_that_waits_for_blocks_and_it_is_served():
 
     endings, ends = run(scenario, engine=TIGHT, max_model_len=400, step_s=0.02)
     assert [e.error for e in endings] == [None] * 6
-    assert all(e.anatomy.attempts == ("0:pd:ok",) for e in endings)
+    assert all(e.timing.attempts == ("0:pd:ok",) for e in endings)
     assert max(ends[f"small{i}"] for i in range(4)) < ends["hog"] < ends["giant"]
 
 
@@ -127,7 +127,7 @@ def test_a_stopped_decode_worker_holds_up_no_hand_over_to_a_healthy_one():
             )
             await pause
             assert all(ended.error is None for _, ended in replies)
-            found = [ended.anatomy for _, ended in replies if len(ended.anatomy.attempts) == 1]
+            found = [ended.timing for _, ended in replies if len(ended.timing.attempts) == 1]
             return [a.ttft_s for a in found if a.decode_worker != node]
 
         return run(scenario, prefill=1, decode=2, engine=TIGHT)

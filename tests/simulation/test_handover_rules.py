@@ -32,11 +32,11 @@ def test_a_flipped_byte_is_caught_and_healed():
 
         cluster.hub.tamper = flip
         tokens, ended = await ask(cluster)
-        return flipped, tokens, ended, unit(cluster, Role.DECODE).agent.num_healed
+        return flipped, tokens, ended, unit(cluster, Role.DECODE).agent.num_resent
 
-    flipped, tokens, ended, healed = run(scenario)
-    assert flipped and healed == 1
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",)
+    flipped, tokens, ended, resent = run(scenario)
+    assert flipped and resent == 1
+    assert ended.error is None and ended.timing.attempts == ("0:pd:ok",)
     assert tokens == expected()
 
 
@@ -63,7 +63,7 @@ def test_a_part_damaged_twice_redoes_the_attempt():
 
     flips, (tokens, ended) = run(scenario)
     assert len(flips) == 2 and len(set(flips)) == 1
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
+    assert ended.error is None and ended.timing.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
     assert tokens == expected()
 
 
@@ -133,7 +133,7 @@ def test_a_part_that_was_never_sent_fails_the_attempt_at_once(monkeypatch):
 
     tokens, ended, took_s = run(scenario)
     assert left_out and ended.error is None and took_s < 3
-    assert ended.anatomy.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
+    assert ended.timing.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
     assert tokens == expected()
 
 
@@ -198,7 +198,7 @@ def test_a_burst_whose_submits_reach_prefill_late_loses_no_attempt():
 
     num_parked, replies = run(scenario)
     assert num_parked == 100
-    assert [ended.anatomy.attempts for _, ended in replies] == [("0:pd:ok",)] * 100
+    assert [ended.timing.attempts for _, ended in replies] == [("0:pd:ok",)] * 100
 
 
 def test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused():
@@ -242,7 +242,7 @@ def test_source_blocks_are_freed_when_decode_never_comes():
         )
         await asyncio.sleep(1)
         held = prefill.pool.num_held
-        await cluster.links.close()
+        await cluster.sessions.close()
         cluster.hub.reset("session")
         await asyncio.sleep(7.5)
         freed = prefill.pool.num_held
@@ -292,9 +292,9 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
         transfer=TransferConfig(reserve_wait_s=0.05),
         step_s=0.05,
     )
-    assert head.error is None and head.anatomy.attempts == ("0:pd:ok",)
+    assert head.error is None and head.timing.attempts == ("0:pd:ok",)
     assert behind.error is None, "a full worker is no fault, however often it refuses"
-    codes = [attempt.partition(":pd:")[2] for attempt in behind.anatomy.attempts]
+    codes = [attempt.partition(":pd:")[2] for attempt in behind.timing.attempts]
     assert codes == ["pool_exhausted"] * len(refused) + ["ok"]
     assert len(refused) > RouterConfig().max_fault_attempts and all(
         isinstance(error, PoolExhausted) for error in refused
@@ -359,7 +359,7 @@ def test_more_prompts_at_once_than_may_be_announced_all_find_their_partners():
     )
     replies = run(scenario, engine=roomy)
     assert len(replies) == 24 and all(
-        ended.error is None and ended.anatomy.path == "pd" for _, ended in replies
+        ended.error is None and ended.timing.path == "pd" for _, ended in replies
     )
 
 
@@ -399,6 +399,6 @@ def test_a_request_for_one_token_is_not_handed_over(max_tokens, path):
 
     async def scenario(cluster):
         tokens, ended = await ask(cluster, max_tokens=max_tokens, ignore_eos=True)
-        return len(tokens[0]), ended.anatomy.attempts
+        return len(tokens[0]), ended.timing.attempts
 
     assert run(scenario) == (max_tokens, (f"0:{path}:ok",))

@@ -33,9 +33,7 @@ def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
 
     (tokens, ended), num_spoiled = run(scenario)
     assert num_spoiled == 1 and ended.error is None and tokens == expected(**LONG)
-    assert (
-        ended.anatomy.attempts[0] == "0:pd:kv_transfer_failed" and len(ended.anatomy.attempts) == 2
-    )
+    assert ended.timing.attempts[0] == "0:pd:kv_transfer_failed" and len(ended.timing.attempts) == 2
 
 
 def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
@@ -59,7 +57,7 @@ def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
     assert num_spoiled == 2 and type(bad.error) is InvalidRequest
     assert bad.error.message == "prompt has token id 2147483648, must be from 0 to 96"
     assert good.error is None and tokens == expected(**LONG) and ready == [True, True]
-    assert len(good.anatomy.attempts) == 1
+    assert len(good.timing.attempts) == 1
 
 
 def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
@@ -87,4 +85,4 @@ def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
     assert set(refused) == {Task.PREFILL, Task.DECODE}
     assert all("names a transfer that is here" in error.message for error in refused.values())
     assert ended.error is None and tokens == expected(**LONG)
-    assert len(ended.anatomy.attempts) == 1
+    assert len(ended.timing.attempts) == 1

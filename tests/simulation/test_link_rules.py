@@ -12,11 +12,11 @@ from core.errors import Draining, NoWorker, PoolExhausted, StepFailed, WorkerDie
 from core.session import (
     AttemptEnded,
     Credit,
-    PhaseTimings,
     Role,
     StepFrame,
     Submit,
     Task,
+    WorkerTiming,
 )
 from core.types import Logprob, RequestEnded, SamplingParams
 from engine.scheduling.events import Sampled
@@ -42,7 +42,7 @@ def test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up(role)
         return tokens, ended, cluster.clock.now_s() - started_at
 
     tokens, ended, took_s = run(scenario)
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",)
+    assert ended.error is None and ended.timing.attempts == ("0:pd:ok",)
     assert tokens == expected(**LONG) and took_s < 2
 
 
@@ -60,8 +60,8 @@ def test_after_a_fault_a_request_waits_as_long_as_ranks_are_starting():
         return await running
 
     tokens, ended = run(scenario)
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:worker_lost", "1:pd:ok")
-    assert tokens == expected(**LONG) and 20 < ended.anatomy.e2e_s < 22
+    assert ended.error is None and ended.timing.attempts == ("0:pd:worker_lost", "1:pd:ok")
+    assert tokens == expected(**LONG) and 20 < ended.timing.e2e_s < 22
 
 
 def test_after_a_fault_a_request_waits_for_a_worker_that_is_starting():
@@ -76,7 +76,7 @@ def test_after_a_fault_a_request_waits_for_a_worker_that_is_starting():
         return await running
 
     tokens, ended = run(scenario)
-    assert ended.error is None and tokens == expected(**LONG) and ended.anatomy.e2e_s > 15
+    assert ended.error is None and tokens == expected(**LONG) and ended.timing.e2e_s > 15
 
 
 def test_a_start_that_comes_to_nothing_is_waited_for_three_seconds_more():
@@ -98,14 +98,14 @@ def test_a_start_that_comes_to_nothing_is_waited_for_three_seconds_more():
 
 def test_a_member_whose_link_failed_is_waited_for_and_used_again(caplog):
     async def scenario(cluster):
-        [link] = [x for x in cluster.links.all() if x.descriptor.role is Role.DECODE]
+        [session] = [x for x in cluster.sessions.all() if x.descriptor.role is Role.DECODE]
 
         def fails(message):
             raise KeyError("a bug of the link")
 
-        link._note_progress = fails
+        session._note_progress = fails
         await asyncio.sleep(0.6)
-        lost = cluster.links.has_lost()
+        lost = cluster.sessions.has_lost()
         return lost, await ask(cluster, **LONG)
 
     lost, (tokens, ended) = run(scenario)
@@ -143,16 +143,16 @@ def test_a_router_that_slept_takes_nobody_for_silent_or_stuck():
         running = asyncio.ensure_future(ask(cluster, max_tokens=100, ignore_eos=True))
         await asyncio.sleep(0.15)
         router = cluster.routers[0]
-        before = [id(link) for link in router.links.all()]
+        before = [id(session) for session in router.sessions.all()]
         for runner in cluster.runners.values():
             runner.stuck_for_s = 0.3
         await cluster.pause(router.name, 4.0)
         _, ended = await running
         await asyncio.sleep(2)
-        return ended, before == [id(link) for link in router.links.all()]
+        return ended, before == [id(session) for session in router.sessions.all()]
 
     ended, are_the_same = run(scenario)
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",) and are_the_same
+    assert ended.error is None and ended.timing.attempts == ("0:pd:ok",) and are_the_same
 
 
 def test_who_was_not_in_the_step_that_killed_the_ranks_is_not_suspected():
@@ -193,7 +193,7 @@ def test_moves_are_no_faults_but_they_are_bounded(error):
         return await ask(cluster, timeout_s=300.0)
 
     _, ended = run(scenario, placement=LOCAL)
-    assert type(ended.error) is type(error) and len(ended.anatomy.attempts) == 33
+    assert type(ended.error) is type(error) and len(ended.timing.attempts) == 33
 
 
 # --- what is wanted -------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_submit_that_arrived_before_its_write_returned_is_served_once(path, mo
 
     cut, tokens, ended, stale = run(scenario, placement=PlacementConfig(path=path))
     assert cut and stale == 1 and ended.error is None
-    assert ended.anatomy.attempts == (f"0:{path}:ok",) and tokens == expected(**LONG)
+    assert ended.timing.attempts == (f"0:{path}:ok",) and tokens == expected(**LONG)
 
 
 def test_the_end_of_a_choice_that_was_lost_with_its_stream_is_sent_again():
@@ -245,7 +245,7 @@ def test_the_end_of_a_choice_that_was_lost_with_its_stream_is_sent_again():
         return lost, await ask(cluster, timeout_s=20.0, **LONG)
 
     lost, (tokens, ended) = run(scenario, placement=LOCAL)
-    assert lost and ended.error is None and ended.anatomy.attempts == ("0:local:ok",)
+    assert lost and ended.error is None and ended.timing.attempts == ("0:local:ok",)
     assert tokens == expected(**LONG)
 
 
@@ -333,13 +333,13 @@ def test_troubles_of_prefill_count_only_until_decode_has_spoken(trouble, has_spo
             attempt.on_lost(prefill.descriptor.worker_id, error)
         else:
             name, key = prefill.descriptor.worker_id, attempt.run.session_key
-            ended = AttemptEnded(key, attempt.epoch, Task.PREFILL, PhaseTimings(), error)
+            ended = AttemptEnded(key, attempt.epoch, Task.PREFILL, WorkerTiming(), error)
             attempt.on_ended(name, ended)
         return await running
 
     tokens, ended = run(scenario)
     assert ended.error is None and tokens == expected(max_tokens=60, ignore_eos=True)
-    assert len(ended.anatomy.attempts) == (1 if has_spoken else 2)
+    assert len(ended.timing.attempts) == (1 if has_spoken else 2)
 
 
 def test_no_fault_of_an_attempt_is_left_unheard(caplog):

@@ -8,7 +8,7 @@ import pytest
 
 from core.kv_layout import KVLayout
 from core.ports import StreamClosed
-from core.session import RouterBeat, StepFrame, TokenDelta
+from core.session import RouterHeartbeat, StepFrame, TokenDelta
 from core.types import Logprob
 from simulation.hash_runner import MemoryKV
 from simulation.loop import NODE, run_virtual
@@ -147,7 +147,7 @@ def test_an_exception_put_on_the_wire_is_raised_where_it_is_read():
 def test_sizes_grow_with_scores_and_tokens():
     scores = tuple(Logprob(i, -1.0, tuple((j, -1.0) for j in range(20))) for i in range(100))
     delta = TokenDelta("r", 0, 0, 0, (1, 2, 3), prompt_logprobs=scores)
-    small = message_bytes(Numbered(0, RouterBeat()))
+    small = message_bytes(Numbered(0, RouterHeartbeat()))
     large = message_bytes(Numbered(1, StepFrame(1, (delta,))))
     assert small < 100
     assert 100 * 21 * 12 < large < 100 * 21 * 18

@@ -9,10 +9,10 @@ from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 from core.errors import Draining, KVTransferError
 from core.ids import RequestId, TransferId
 from core.session import Role, Submit, Task
-from decode_worker.role import DecodePart
+from decode_worker.role import DecodeRole
 from engine.scheduling.sequence import Status
 from kv_transfer import frames
-from prefill_worker.role import PrefillPart
+from prefill_worker.role import PrefillRole
 from worker.sessions import SessionServer
 
 FRAME = b"\x05"
@@ -95,7 +95,7 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
 
 def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatch):
     """Between the agent's word and the worker's loop there is time for a restart."""
-    arrived, replaced = DecodePart.transfer_arrived, []
+    arrived, replaced = DecodeRole.transfer_arrived, []
 
     def late(self, *told):
         if not replaced:
@@ -106,10 +106,10 @@ def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatc
         if len(replaced) == 1:
             replaced.append(self._worker.scheduler.pool.num_cached)
 
-    monkeypatch.setattr(DecodePart, "transfer_arrived", late)
+    monkeypatch.setattr(DecodeRole, "transfer_arrived", late)
     tokens, ended = run(ask)
     assert replaced[1] == 0, "blocks of the old pool became cache"
-    assert ended.anatomy.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
+    assert ended.timing.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
     assert ended.error is None and tokens == expected()
 
 
@@ -231,10 +231,10 @@ def test_decode_reserves_once_whatever_it_is_told():
 @pytest.mark.parametrize(
     ("part", "step"),
     [
-        (PrefillPart, "transfer_reserved"),
-        (PrefillPart, "transfer_sent"),
-        (DecodePart, "transfer_starting"),
-        (DecodePart, "transfer_arrived"),
+        (PrefillRole, "transfer_reserved"),
+        (PrefillRole, "transfer_sent"),
+        (DecodeRole, "transfer_starting"),
+        (DecodeRole, "transfer_arrived"),
     ],
 )
 def test_a_bug_in_a_step_of_a_transfer_ends_its_attempt(part, step, monkeypatch, caplog):
@@ -267,7 +267,7 @@ def test_a_bug_where_blocks_are_given_back_ends_the_worker(monkeypatch, caplog):
 
     async def scenario(cluster):
         with monkeypatch.context() as patch:
-            patch.setattr(PrefillPart, "transfer_drained", breaks)
+            patch.setattr(PrefillRole, "transfer_drained", breaks)
             await ask(cluster)
         prefill = unit(cluster, Role.PREFILL)
         error = prefill.worker.fatal.exception()
@@ -282,7 +282,7 @@ def test_a_bug_where_blocks_are_given_back_ends_the_worker(monkeypatch, caplog):
 
 
 def test_a_report_of_a_way_that_cannot_be_taken_ends_nothing(monkeypatch, caplog):
-    def breaks(self, way):
+    def breaks(self, route):
         raise ValueError("a bug")
 
     monkeypatch.setattr(SessionServer, "tell_way", breaks)

@@ -42,7 +42,7 @@ def test_a_step_that_makes_progress_is_no_hang_however_long_it_takes(path):
     tokens, ended = run(scenario, **on(path))
     assert longest_s > 4
     assert ended.error is None and len(tokens[0]) == 3
-    assert ended.anatomy.attempts == (f"0:{path}:ok",)
+    assert ended.timing.attempts == (f"0:{path}:ok",)
 
 
 @pytest.mark.parametrize("path", ["pd", "local"])
@@ -68,5 +68,5 @@ def test_a_step_that_stands_still_is_found_and_the_request_moves(path):
 
     tokens, ended, took_s = run(scenario, **on(path), prefill=2)
     assert ended.error is None and len(tokens[0]) == 30
-    assert ended.anatomy.attempts[0] == f"0:{path}:worker_lost"
+    assert ended.timing.attempts[0] == f"0:{path}:worker_lost"
     assert 3 < took_s < 15

@@ -25,7 +25,7 @@ async def watch(cluster, lost, *, must_cross):
         told.append(is_ready)
 
     canary = Canary(
-        MODEL, RouterConfig(), cluster.orchestrator, cluster.links, LoopClock(), Ids(),
+        MODEL, RouterConfig(), cluster.orchestrator, cluster.sessions, LoopClock(), Ids(),
         frozenset(Role), must_cross=must_cross,
     )  # fmt: skip
     canary.on_checked = note

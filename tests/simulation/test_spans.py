@@ -79,7 +79,7 @@ def test_a_requests_span_is_the_callers_child_and_the_workers_are_its_own(path):
     recorder, ended = traced(path)
     gateway = recorder.one("gateway.request")
     assert gateway["parent"] == CALLER and gateway["start_s"] == 0.75
-    assert gateway["end_s"] - gateway["start_s"] == pytest.approx(ended.anatomy.e2e_s)
+    assert gateway["end_s"] - gateway["start_s"] == pytest.approx(ended.timing.e2e_s)
     names = [name for name, _, _ in recorder.under("gateway.request")]
     assert sorted(names) == sorted(WORKERS[path])
     for worker, parts in WORKERS[path].items():
@@ -102,7 +102,7 @@ def test_a_requests_span_says_what_it_cost(path):
     assert gateway["baton.phase.prefill_ms"] == pytest.approx((end_s - start_s) * 1000)
     assert gateway["baton.phase.tokenize_ms"] == pytest.approx(250)
     phases = [ms for name, ms in gateway.items() if name.startswith("baton.phase.")]
-    assert sum(phases) == pytest.approx(ended.anatomy.e2e_s * 1000)
+    assert sum(phases) == pytest.approx(ended.timing.e2e_s * 1000)
     assert gateway["gen_ai.usage.output_tokens"] == 12
     assert gateway["gen_ai.usage.input_tokens"] == len(PROMPT)
     assert gateway["baton.attempts"] == f"0:{path}:ok"
@@ -127,7 +127,7 @@ def test_a_request_that_is_admitted_at_time_0_has_not_queued():
     async def scenario(cluster):
         assert cluster.clock.now_s() == 0.0
         _, ended = await ask(cluster)
-        return ended.anatomy
+        return ended.timing
 
-    anatomy = run(scenario)
-    assert anatomy.queue_s == 0.0 < anatomy.prefill_s
+    timing = run(scenario)
+    assert timing.queue_s == 0.0 < timing.prefill_s

@@ -25,11 +25,16 @@ def test_a_dropped_session_resumes_without_gap_or_repeat():
             await asyncio.sleep(0.12)
             cuts += cluster.hub.reset("session")
         tokens, ended = await running
-        return cuts, tokens, ended, sum(link.num_reconnects for link in cluster.links.all())
+        return (
+            cuts,
+            tokens,
+            ended,
+            sum(session.num_reconnects for session in cluster.sessions.all()),
+        )
 
     cuts, tokens, ended, reconnects = run(scenario)
     assert cuts > 0 and reconnects > 0
-    assert ended.error is None and ended.anatomy.attempts == ("0:pd:ok",)
+    assert ended.error is None and ended.timing.attempts == ("0:pd:ok",)
     assert tokens == expected(max_tokens=40)
 
 
@@ -39,7 +44,7 @@ def test_a_worker_cancels_the_requests_of_a_router_that_stays_away():
         task = asyncio.get_running_loop().create_task(cluster.generate(request))
         await asyncio.sleep(0.2)
         held = [u.pool.num_held for u in cluster.units.values()]
-        await cluster.links.close()
+        await cluster.sessions.close()
         cluster.hub.reset("session")
         await asyncio.sleep(7)
         after = (
@@ -95,9 +100,7 @@ def test_the_only_decode_worker_dies_and_prefill_finishes_the_request():
         return tokens, ended, cluster.clock.now_s() - started_at
 
     tokens, ended, took_s = run(scenario, placement=PlacementConfig(path="auto"))
-    assert (
-        ended.error is None and ended.anatomy.path == "local" and len(ended.anatomy.attempts) == 2
-    )
+    assert ended.error is None and ended.timing.path == "local" and len(ended.timing.attempts) == 2
     assert took_s < 5
     assert tokens == expected(max_tokens=30, ignore_eos=True)
 
@@ -295,7 +298,12 @@ def test_a_lost_credit_is_missed_by_its_number_and_made_good_by_a_reconnect():
         after = sum(len(e.token_ids) for e in events if isinstance(e, TextDelta))
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        return lost, parked, after, sum(link.num_reconnects for link in cluster.links.all())
+        return (
+            lost,
+            parked,
+            after,
+            sum(session.num_reconnects for session in cluster.sessions.all()),
+        )
 
     lost, parked, after, reconnects = run(scenario, router=RouterConfig(credit_positions=10))
     assert len(lost) == 1 and parked == 10 and reconnects == 1

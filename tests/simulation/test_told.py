@@ -36,7 +36,7 @@ def names(found):
 def problems(cluster, store="ok", configured=BOTH, **changes):
     """What `/ready` would say: the state, and the codes of all problems."""
     view = View(
-        links=cluster.links.all(),
+        sessions=cluster.sessions.all(),
         configured=configured,
         store=store,
         **{"is_draining": False, "is_starting": False, "canary_error": "", **changes},
@@ -55,7 +55,7 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
         await cluster.kill(node)
         await asyncio.sleep(1.0)
         assert problems(cluster) == ("degraded", ["pool_empty"])
-        assert pools_of(cluster.links.all(), BOTH)["decode"] == {
+        assert pools_of(cluster.sessions.all(), BOTH)["decode"] == {
             "ready": 0,
             "total": 0,
             "configured": 1,
@@ -107,7 +107,7 @@ def test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed(told, ha
         return await stream
 
     _, ended = run(scenario, placement=AUTO, decode=2)
-    assert ended.error is None and len(ended.anatomy.attempts) == 2
+    assert ended.error is None and len(ended.timing.attempts) == 2
     found = told("worker_leaving", "worker_link_lost", "worker_lost", "worker_left")
     in_order = ["worker_leaving", "worker_left"]
     assert names(found) == (

@@ -21,14 +21,14 @@ from protos.baton.v1 import generation_pb2 as pb
 from router.access.credentials import Keyring, new_key
 from router.access.identities import KeyRole
 from router.admission import Admission
-from router.grpc.server import GrpcDoor
+from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.orchestrator import Orchestrator
 from router.request_builder import ServedModel
 from router.service import GenerationService
 from router.text.detokenizing import TextModel
-from router.workers.sessions import Links
+from router.workers.sessions import WorkerSessions
 from simulation.parts import StaticMembership
 from support.rig import ROOT
 
@@ -70,7 +70,7 @@ class Doors:
         clock, ids = SystemClock(), Ids()
         self.members = StaticMembership()
         admission = Admission(config.router.max_running, config.router.max_queued, 30.0)
-        self.links = Links(self.members, None, ids.router(), clock)
+        self.links = WorkerSessions(self.members, None, ids.router(), clock)
         text = TextModel(ROOT / "models" / "baton-tiny")
         self.orchestrator = Orchestrator(
             self.links,
@@ -97,7 +97,7 @@ class Doors:
             must_cross=False,
         )
         self.app = make_app(self.service, 0, BodyReader(config.router.max_body_bytes, 5.0, 30.0))
-        self.grpc = GrpcDoor(self.service, config.security, certificate)
+        self.grpc = GrpcServer(self.service, config.security, certificate)
         self.channel = None
 
     @contextlib.asynccontextmanager

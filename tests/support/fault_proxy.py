@@ -41,22 +41,22 @@ class FaultProxy:
             writer.transport.abort()
             return
         self._writers |= {writer, there_writer}
-        for way, source, target in (("up", reader, there_writer), ("down", there_reader, writer)):
-            task = asyncio.create_task(self._pump(way, source, target))
+        for route, source, target in (("up", reader, there_writer), ("down", there_reader, writer)):
+            task = asyncio.create_task(self._pump(route, source, target))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pump(self, way, source, target):
+    async def _pump(self, route, source, target):
         try:
             while data := await source.read(CHUNK):
                 if self.delay_s:
                     self.bitten["delay"] += 1
                     await asyncio.sleep(self.delay_s)
-                while way in self.blocked:
-                    self.bitten[f"blocked {way}"] += 1
+                while route in self.blocked:
+                    self.bitten[f"blocked {route}"] += 1
                     self._open.clear()
                     await self._open.wait()
-                if way == "down" and len(data) > 512:
+                if route == "down" and len(data) > 512:
                     data = self._damaged(data)
                     if self.truncate:
                         self.truncate -= 1
@@ -82,8 +82,8 @@ class FaultProxy:
             out[self._rng.randrange(len(out) // 4, len(out))] ^= 1 << self._rng.randrange(8)
         return bytes(out)
 
-    def block(self, *ways):
-        self.blocked |= set(ways)
+    def block(self, *routes):
+        self.blocked |= set(routes)
 
     def unblock(self):
         self.blocked.clear()

@@ -34,20 +34,20 @@ from engine.model.runner import ModelRunner
 from engine.model.sharding import Shard
 from engine.ranks.shared_kv import SharedKV
 from kv_transfer.agent import AgentThread
-from kv_transfer.sidecar.network import CarriedNetwork
+from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import prefill_role
 from process.shared_memory import create_segment
 from router.admission import Admission
 from router.orchestrator import Orchestrator
-from router.workers.sessions import Links
+from router.workers.sessions import WorkerSessions
 from simulation.hash_runner import MemoryKV
 from simulation.parts import StaticMembership
 from support.in_process_network import InProcessNetwork
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
-from worker.worker import WorkerParts, WorkerUnit
+from worker.worker import Worker, WorkerComponents
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 NIXL = pytest.param(
@@ -203,8 +203,8 @@ class Reply:
 open_houses: list = []
 
 
-class House:
-    """Workers and a router; `async with House(...) as house: reply = await house.ask(...)`."""
+class InProcessCluster:
+    """Workers and a router: `async with InProcessCluster(...) as house: await house.ask(...)`."""
 
     def __init__(
         self,
@@ -233,13 +233,15 @@ class House:
         self.directory: dict = {}
         self.session_directory: dict = {}
         self.membership, self.clock, self.ids = StaticMembership(), SystemClock(), Ids()
-        self.units: list[WorkerUnit] = []
+        self.units: list[Worker] = []
         self.shared: list[SharedKV] = []
-        self.carried = {role: [] for role in Role}
-        self.links = Links(self.membership, self._session_network(), self.ids.router(), self.clock)
+        self.sidecars = {role: [] for role in Role}
+        self.sessions = WorkerSessions(
+            self.membership, self._session_network(), self.ids.router(), self.clock
+        )
         router = RouterConfig()
         self.orchestrator = Orchestrator(
-            self.links,
+            self.sessions,
             Admission(64, 64, 30),
             router,
             PlacementConfig(path=path),
@@ -253,7 +255,7 @@ class House:
         for role, count in self.counts.items():
             for _ in range(count):
                 await self._add(role)
-        self.links.follow()
+        self.sessions.follow()
         return self
 
     async def _add(self, role):
@@ -274,7 +276,7 @@ class House:
             for inner, memory in zip(runner.ranks(), kv._shards, strict=True):
                 shape, dtype = inner.kv.shape, inner.kv.dtype
                 inner.pool = StagedPool(
-                    memory, shape, dtype, torch.device("cpu"), hands_out=role is Role.PREFILL
+                    memory, shape, dtype, torch.device("cpu"), exports_kv=role is Role.PREFILL
                 )
         descriptor = WorkerDescriptor(
             WorkerId(f"{role.value}-{len(self.units)}"),
@@ -293,8 +295,8 @@ class House:
             "inproc": lambda: InProcessNetwork(self.directory),
             "grpc": lambda: fetch_network(key=self.key or b""),
             "shm": lambda: SharedNetwork(kv.shared),
-            "gloo": lambda: self._carried("gloo", role),
-            "nixl": lambda: self._carried("nixl", role),
+            "gloo": lambda: self._sidecars("gloo", role),
+            "nixl": lambda: self._sidecars("nixl", role),
         }
         names = self.transport.split("+")
         transfer_network = (
@@ -302,7 +304,7 @@ class House:
             if len(names) == 1
             else Transports({name: make[name]() for name in names})
         )
-        parts = WorkerParts(
+        parts = WorkerComponents(
             role=role,
             make_role=prefill_role
             if role is Role.PREFILL
@@ -319,7 +321,7 @@ class House:
             clock=self.clock,
             descriptor=descriptor,
         )
-        unit = WorkerUnit(parts, AgentThread() if self.threaded else None)
+        unit = Worker(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
 
@@ -328,9 +330,9 @@ class House:
             return InProcessNetwork(self.session_directory)
         return session_network(key=self.key)
 
-    def _carried(self, kind, role):
-        network = CarriedNetwork(kind, "127.0.0.1", self.transfer.frame_bytes + (1 << 16))
-        self.carried[role].append(network)
+    def _sidecars(self, kind, role):
+        network = SidecarNetwork(kind, "127.0.0.1", self.transfer.frame_bytes + (1 << 16))
+        self.sidecars[role].append(network)
         return network
 
     def of_role(self, role):
@@ -367,8 +369,8 @@ class House:
             for unit in self.units:
                 unit.check_at_rest()
             assert self.orchestrator.num_running == 0
-            assert all(link.num_subscribers == 0 for link in self.links.all())
-        await self.links.close()
+            assert all(session.num_subscribers == 0 for session in self.sessions.all())
+        await self.sessions.close()
         for unit in self.units:
             await unit.stop()
         for kv in self.shared:

@@ -39,8 +39,8 @@ class SmallApp:
         await send({"type": "http.response.body", "body": body})
 
 
-class HttpDoor:
-    """`async with HttpDoor(limit=8) as door:`"""
+class HttpFixture:
+    """`async with HttpFixture(limit=8) as door:`"""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ SESSION = "/baton.internal.v1.SessionService/Open"
 FETCH = "/baton.internal.v1.KVTransfer/Fetch"
 PROMPT = tuple(range(40, 80))
 ANSWER_S = 60.0
-BEAT_S = 0.5
+HEARTBEAT_S = 0.5
 
 
 def where_of(address):
@@ -96,11 +96,11 @@ class RawRouter:
         self.number += 1
         await self.stream.send(data)
 
-    async def _beat(self, over):
+    async def _heartbeat(self, over):
         while not over.is_set():
-            await self.say(beat=pb.RouterBeat())
+            await self.say(heartbeat=pb.RouterHeartbeat())
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BEAT_S):
+                async with asyncio.timeout(HEARTBEAT_S):
                     await over.wait()
 
     async def hear(self):
@@ -110,7 +110,7 @@ class RawRouter:
     async def end_of(self, request_id):
         """How an attempt ended, and the tokens it had brought; beats, as routers do."""
         over = asyncio.Event()
-        beating = asyncio.create_task(self._beat(over))
+        beating = asyncio.create_task(self._heartbeat(over))
         try:
             return await self._hear_end_of(request_id)
         finally:

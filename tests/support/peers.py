@@ -49,20 +49,20 @@ def _says(name):
     return lambda self, *told: self.calls.append((name, *told))
 
 
-class SendingHost(Heard):
+class SendCallbacks(Heard):
     transfer_reserved = _says("reserved")
     transfer_sent = _says("sent")
     transfer_lost = _says("lost")
     transfer_drained = _says("drained")
 
 
-class ReceivingHost(Heard):
+class ReceiveCallbacks(Heard):
     transfer_starting = _says("starting")
     transfer_arrived = _says("arrived")
     transfer_finished = _says("finished")
     transfer_failed = _says("failed")
     transfer_closed = _says("closed")
-    way_found = _says("way")
+    route_found = _says("way")
 
 
 class World:
@@ -113,7 +113,7 @@ class Talk:
         """The next message that is no beat."""
         while True:
             message = frames.decode(await self.stream.recv())[1]
-            if message != frames.Beat():
+            if message != frames.Heartbeat():
                 return message
 
 
@@ -134,7 +134,7 @@ class Source(Talk):
     async def frame(self, sub_attempt, entries, spoil=None):
         """Send these parts; `spoil(payload)` damages them on their way."""
         payload, tallies = self.pool.gather(entries)
-        sums = frames.bound_checksums(TRANSFER, sub_attempt, entries, tallies)
+        sums = frames.keyed_checksums(TRANSFER, sub_attempt, entries, tallies)
         entries["checksum"] = sums
         self.checksums[entries["layer"], entries["shard"], entries["block"]] = sums
         if spoil is not None:

@@ -132,8 +132,8 @@ class Proxied(LocalCluster):
             await proxy.stop()
 
 
-class Rig:
-    """`async with Rig(config_of()) as rig:`"""
+class ProcessCluster:
+    """`async with ProcessCluster(config_of()) as rig:`"""
 
     def __init__(self, config, proxied=(), launch_delay_s=0.0):
         if proxied:

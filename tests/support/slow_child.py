@@ -59,7 +59,7 @@ def main():
 
     from cluster import child, worker_process
     from engine.ranks.rank_group import RankGroup, launch_child
-    from process.parent_death import hang_on
+    from process.parent_death import exit_with_parent
 
     delay_s = float(os.environ[DELAY])
 
@@ -71,7 +71,7 @@ def main():
         return RankGroup(spec, engine, launch, **options)
 
     worker_process.RankGroup = slow_group
-    hang_on(int(sys.argv[2]))
+    exit_with_parent(int(sys.argv[2]))
     uvloop.run(child._main(sys.argv[1]))
 
 

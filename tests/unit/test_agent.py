@@ -10,7 +10,7 @@ from support.peers import (
     OTHER,
     PEER,
     TRANSFER,
-    SendingHost,
+    SendCallbacks,
     Talk,
     blocks_of,
     finished,
@@ -41,7 +41,7 @@ def test_a_second_open_is_turned_away_and_the_first_goes_on():
         await finished(world, talk)
         return answer
 
-    host = SendingHost()
+    host = SendCallbacks()
     answer = run(scenario, host)
     assert answer.kind == "KVTransferError" and "has a stream already" in answer.message
     assert host.names()[:2] == ["reserved", "sent"]
@@ -62,7 +62,7 @@ def test_a_stream_whose_beginning_is_missing_is_cut_and_a_whole_one_is_served():
         world.agent.end_send(TRANSFER, None)
         return type(answer)
 
-    assert run(scenario, SendingHost()) == frames.Starting
+    assert run(scenario, SendCallbacks()) == frames.Starting
 
 
 def test_an_open_after_the_end_is_turned_away_at_once():
@@ -76,7 +76,7 @@ def test_an_open_after_the_end_is_turned_away_at_once():
         answer = await talk.hear()
         return answer, asyncio.get_running_loop().time() - began_at
 
-    assert run(scenario, SendingHost(), park_s=1.0) == (frames.NotFound(), 0.0)
+    assert run(scenario, SendCallbacks(), park_s=1.0) == (frames.NotFound(), 0.0)
 
 
 def test_an_open_that_is_cut_while_it_waits_gives_its_place_back():
@@ -96,7 +96,7 @@ def test_an_open_that_is_cut_while_it_waits_gives_its_place_back():
         world.agent.end_send(TRANSFER, None)
         return waiting, left, type(answer)
 
-    assert run(scenario, SendingHost()) == (MAX_PARKED_PER_PEER, 0, frames.Starting)
+    assert run(scenario, SendCallbacks()) == (MAX_PARKED_PER_PEER, 0, frames.Starting)
 
 
 def test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others():
@@ -115,7 +115,7 @@ def test_a_peer_that_opens_what_nobody_submitted_takes_no_place_of_others():
         world.agent.end_send(TRANSFER, None)
         return waiting, turned_away, type(answer)
 
-    counted = run(scenario, SendingHost())
+    counted = run(scenario, SendCallbacks())
     assert counted == (MAX_PARKED_PER_PEER, frames.NotFound(), frames.Starting)
 
 
@@ -129,4 +129,4 @@ def test_places_are_bounded_in_all():
         await settle(2)
         return waiting, world.agent.num_live
 
-    assert run(scenario, SendingHost(), park_s=1.0) == (MAX_PARKED, 0)
+    assert run(scenario, SendCallbacks(), park_s=1.0) == (MAX_PARKED, 0)

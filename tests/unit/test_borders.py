@@ -19,8 +19,8 @@ from core.session import TokenDelta
 from core.types import FinishReason, Path, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
-from router.grpc.requests import chat_prompt, generate_wish
-from router.request_state import AttemptRun, RequestRun
+from router.grpc.requests import chat_prompt, generate_params
+from router.request_state import AttemptState, RequestState
 from router.service import MAX_DETOKENIZE_TOKENS, GenerationService
 from router.text.detokenizing import TextModel
 from router.text.tokenizing import TokenizerPool
@@ -45,7 +45,7 @@ def test_files_that_are_empty_lists_or_not_text(tmp_path):
 
 def test_grpc_requests_without_what_they_need():
     with pytest.raises(InvalidRequest, match="input is missing"):
-        generate_wish(pb.GenerateRequest(), None)
+        generate_params(pb.GenerateRequest(), None)
     talk = [pb.ChatMessage(role="user", content="x", name="me")]
     with pytest.raises(InvalidRequest, match="messages is empty"):
         chat_prompt([], pb.ChatOptions(), ALLOWED, False)
@@ -125,7 +125,7 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
         deliver=deliver, excluded=set(), request=request, has_prompt_scores=False,
         finished_choices=(),
     )  # fmt: skip
-    attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
         attempt.finished.result()
@@ -153,13 +153,13 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
         excluded=set(), is_whole=False, has_prompt_scores=False, finished_choices=(),
         request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
     )  # fmt: skip
-    attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
         attempt.on_delta(worker_id, said[message])
     assert told == expected and attempt.decode_spoke
     # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the
     # scores.
-    alone = AttemptRun(run, 1, pair, asyncio.get_running_loop().create_future(), 0.0)
+    alone = AttemptState(run, 1, pair, asyncio.get_running_loop().create_future(), 0.0)
     alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
     assert alone.finished.done() == (prompt_logprobs is not None)
@@ -173,7 +173,7 @@ async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD
     )
     run = SimpleNamespace(excluded=set(), note_timings=lambda timings: None)
-    attempt = AttemptRun(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
     attempt.on_ended(
         reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks"))
     )
@@ -185,7 +185,7 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
     """Each word comes a second after the one before;
     without this rule a whole decode step would be counted."""
     now_s = iter(range(10))
-    run = RequestRun.__new__(RequestRun)
+    run = RequestState.__new__(RequestState)
     run.clock, run.choices = (
         SimpleNamespace(now_s=lambda: float(next(now_s))),
         [SimpleNamespace(accept=lambda _: ())],

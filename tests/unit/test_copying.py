@@ -10,7 +10,7 @@ MASK = 2**64 - 1
 ODD, OTHER_ODD = 0x9E3779B97F4A7C15, 0xD6E8FEB86659FD93
 
 
-def tally(words):
+def checksum(words):
     """The checksum of a part, as the module's docstring says it, in Python's integers."""
     plain = crossed = 0
     for place, word in enumerate(int(w) for w in words):
@@ -48,7 +48,7 @@ def test_copies_and_sums_are_those_of_plain_arithmetic(rows, size, shift, thread
             for inner in range(rows[1])
         ]
         words = np.concatenate([source[begin + p : begin + p + size] for p in places])
-        assert got[n] == only[n] == tally(words)
+        assert got[n] == only[n] == checksum(words)
         assert (np.concatenate([targets[end + p : end + p + size] for p in places]) == words).all()
 
 
@@ -56,5 +56,5 @@ def test_bytes_that_are_no_words_go_one_by_one():
     source = np.random.default_rng(2).integers(0, 256, 300, dtype=np.uint8)
     target, at = np.zeros(300, np.uint8), np.array([0, 100])
     got = move(source, at, (50, 25), target, at, (50, 25), (2, 2), 25)
-    assert [int(g) for g in got] == [tally(source[:100]), tally(source[100:200])]
+    assert [int(g) for g in got] == [checksum(source[:100]), checksum(source[100:200])]
     assert (target[:200] == source[:200]).all() and not target[200:].any()

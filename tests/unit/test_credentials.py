@@ -10,7 +10,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 from support.doors import Doors
 
-from cli.up import check_doors
+from cli.up import check_ports
 from core import events
 from core.config import load_config
 from core.errors import ConfigError, PermissionDenied, Unauthenticated
@@ -400,19 +400,19 @@ def test_an_open_address_needs_keys():
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "door.example"])
 def test_keys_that_cross_a_network_in_the_clear_are_warned_of_by_name(ring, capsys, host):
     flags = {"router.host": host, "security.api_keys": str(ring.file)}
-    check_doors(load_config(flags=flags, environment={}))
+    check_ports(load_config(flags=flags, environment={}))
     warning = capsys.readouterr().err
     assert all(word in warning for word in (host, "security.door_certificate", "plain text"))
     pair = {"security.door_certificate": "c", "security.door_key": "k"}
     for closed in (pair, {"security.trusts_network": True}, {"router.host": "127.0.0.1"}):
-        check_doors(load_config(flags={**flags, **closed}, environment={}))
+        check_ports(load_config(flags={**flags, **closed}, environment={}))
         assert capsys.readouterr().err == ""
 
 
 def test_a_start_with_a_broken_key_file_is_refused(ring):
     ring.file.write_text("nonsense\n")
     with pytest.raises(ConfigError, match="line 1"):
-        check_doors(load_config(flags={"security.api_keys": str(ring.file)}, environment={}))
+        check_ports(load_config(flags={"security.api_keys": str(ring.file)}, environment={}))
 
 
 def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):

@@ -11,7 +11,7 @@ from engine.scheduling.order import ArrivalOrder
 from engine.scheduling.queues import MAX_READY, MAX_UNANSWERED
 from engine.scheduling.sequence import Handover, Status
 from engine.scheduling.step_budget import MIN_STEP_TOKENS
-from simulation.wait_reasons import WakeUp, wake_up_of
+from simulation.wait_reasons import WaitReason, wait_reason_of
 
 SMALL = {"max_tokens": 2, "ignore_eos": True}
 
@@ -96,8 +96,8 @@ def test_what_does_not_fit_is_passed_a_bounded_number_of_times_and_then_blocks_a
         if small.status is Status.ARRIVING:
             engine.scheduler.cancel(small)
     assert len(reserved) == 1 + MAX_OVERTAKEN and giant.num_overtaken == MAX_OVERTAKEN
-    assert wake_up_of(engine.scheduler, giant) is WakeUp.BLOCKS
-    assert wake_up_of(engine.scheduler, small) is WakeUp.ORDER
+    assert wait_reason_of(engine.scheduler, giant) is WaitReason.BLOCKS
+    assert wait_reason_of(engine.scheduler, small) is WaitReason.ORDER
     engine.scheduler.cancel(hog)
     engine.scheduler.reserve_in_turn(0.0)
     assert reserved[1 + MAX_OVERTAKEN] is giant, "what came free went to it first"
@@ -110,8 +110,8 @@ def test_an_arrival_has_its_place_from_its_reservation_on():
     arriving = [engine.arrive(request(f"a{i}", [2 + i] * 4, **SMALL)) for i in range(3)]
     prompt = engine.submit(request("prompt", [9] * 4, **SMALL))
     assert [s.status for s in arriving] == [Status.ARRIVING, Status.ARRIVING, Status.RESERVING]
-    assert wake_up_of(engine.scheduler, arriving[2]) is WakeUp.PLACE
-    assert wake_up_of(engine.scheduler, prompt) is WakeUp.PLACE
+    assert wait_reason_of(engine.scheduler, arriving[2]) is WaitReason.PLACE
+    assert wait_reason_of(engine.scheduler, prompt) is WaitReason.PLACE
     engine.step()
     assert running.is_finished and prompt.status is Status.WAITING
     engine.scheduler.plan(0.0)
@@ -261,14 +261,14 @@ def test_a_parked_answer_yields_its_blocks_to_an_arrival_but_not_in_the_midst_of
     engine.step()
     arrival = engine.arrive(request("arrival", [3] * 20, max_tokens=4))
     assert arrival.status is Status.ARRIVING and parked.status is Status.WAITING
-    assert wake_up_of(engine.scheduler, parked) is WakeUp.CREDIT
+    assert wait_reason_of(engine.scheduler, parked) is WaitReason.CREDIT
     engine.scheduler.cancel(arrival)
     assert engine.scheduler.plan(0.0).items == ()
     engine.scheduler.credit(parked, 3)
     engine.step()
     engine.step()
     assert len(engine.tokens["parked", 0]) == 3
-    assert wake_up_of(engine.scheduler, parked) is WakeUp.CREDIT
+    assert wait_reason_of(engine.scheduler, parked) is WaitReason.CREDIT
 
 
 # --- places ---------------------------------------------------------------------------------------
@@ -441,13 +441,13 @@ def test_partners_are_asked_in_order_and_not_while_enough_is_ready_to_start():
         engine.scheduler.partnered(sequence, 0)
     num_asked += MAX_READY - 1
     assert announced == waiting[:num_asked], "one more for each answer, until enough are ready"
-    assert wake_up_of(engine.scheduler, waiting[-1]) is WakeUp.TURN
+    assert wait_reason_of(engine.scheduler, waiting[-1]) is WaitReason.TURN
     engine.scheduler.partnered(waiting[MAX_READY], 0)
     plan = engine.scheduler.plan(0.0)
     assert [i.sequence_key for i in plan.items] == [waiting[0].key]
     assert announced == waiting[:num_asked], "sixteen and one were ready"
     engine.scheduler.cancel(waiting[1])
-    assert wake_up_of(engine.scheduler, waiting[num_asked]) is WakeUp.STEP
+    assert wait_reason_of(engine.scheduler, waiting[num_asked]) is WaitReason.STEP
     engine.scheduler.plan(0.0)
     assert announced == waiting[: num_asked + 2], "two have answered since"
 
@@ -465,7 +465,7 @@ def test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once():
     engine.scheduler.preempt(ahead)
     engine.step()
     assert ahead.status is Status.WAITING and second.status is Status.HOLDING
-    assert wake_up_of(engine.scheduler, ahead) is WakeUp.PARTNER
+    assert wait_reason_of(engine.scheduler, ahead) is WaitReason.PARTNER
     engine.scheduler.partnered(ahead, 0)
     assert lengths(engine.step()) == {ahead.key: 8}
 

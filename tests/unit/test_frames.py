@@ -31,7 +31,7 @@ MESSAGES = [
     frames.Ack(),
     frames.Finished(),
     frames.NotFound(),
-    frames.Beat(),
+    frames.Heartbeat(),
     frames.Probe(1 << 40),
 ]
 
@@ -63,7 +63,7 @@ def tallies_of(payloads):
 def checksum(transfer_id, sub_attempt, identity, payload):
     entries = entries_of((*identity, 0))
     return int(
-        frames.bound_checksums(transfer_id, sub_attempt, entries, tallies_of([bytes(payload)]))[0]
+        frames.keyed_checksums(transfer_id, sub_attempt, entries, tallies_of([bytes(payload)]))[0]
     )
 
 
@@ -159,7 +159,7 @@ def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
     rng, transfer_id = random.Random(1), b"t" * 16
     payloads = [rng.randbytes(256) for _ in range(2)]
     entries = entries_of((0, 0, 3, 16, 0), (1, 0, 3, 9, 0))
-    entries["checksum"] = frames.bound_checksums(transfer_id, 1, entries, tallies_of(payloads))
+    entries["checksum"] = frames.keyed_checksums(transfer_id, 1, entries, tallies_of(payloads))
     data = frames.encode_frame(4, 1, entries, memoryview(b"".join(payloads)))
     refused = 0
     for _ in range(100_000):
@@ -172,7 +172,7 @@ def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
             continue
         assert (frame.entries == entries).all()
         parts = [bytes(frame.payload[i * 256 : (i + 1) * 256]) for i in range(2)]
-        found = frames.bound_checksums(transfer_id, 1, frame.entries, tallies_of(parts))
+        found = frames.keyed_checksums(transfer_id, 1, frame.entries, tallies_of(parts))
         refused += bool((found != entries["checksum"]).any())
     assert refused == 100_000
 

@@ -15,30 +15,30 @@ from core.ports import LoopClock, StreamClosed
 from core.session import (
     AttemptEnded,
     Cancel,
+    ConnectPeers,
     Credit,
     Hello,
     Load,
-    Meet,
-    Met,
-    PhaseTimings,
+    PeerReport,
     Progress,
     Role,
-    RouterBeat,
+    RouteReport,
+    RouterHeartbeat,
     StepFrame,
     Submit,
     Task,
     TokenDelta,
     Wanted,
-    WayReport,
     Welcome,
+    WorkerTiming,
 )
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 from router.orchestrator import Orchestrator
 from router.retry_budget import RetryBudget
 from router.workers.introductions import Introductions
-from router.workers.session import WorkerLink
-from router.workers.sessions import Links
+from router.workers.session import WorkerSession
+from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
 from transport.session_codec import (
@@ -53,8 +53,8 @@ from worker.sessions import SessionServer
 REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
 
-def link(**changes):
-    return WorkerLink(
+def session(**changes):
+    return WorkerSession(
         replace(WORKER, **changes),
         None,
         "router",
@@ -68,11 +68,11 @@ def delta(epoch=3, request_id="r"):
 
 
 def ended(epoch=3, request_id="r"):
-    return AttemptEnded(request_id, epoch, Task.LOCAL, PhaseTimings())
+    return AttemptEnded(request_id, epoch, Task.LOCAL, WorkerTiming())
 
 
 def test_news_of_other_epochs_and_of_nobody_are_dropped():
-    worker, listener = link(), Listener()
+    worker, listener = session(), Listener()
     worker.subscribe("r", listener, 3)
     old = StepFrame(1, (delta(2), delta(4), delta(3, "x")), (ended(2), ended(4)))
     worker._dispatch(old)
@@ -82,7 +82,7 @@ def test_news_of_other_epochs_and_of_nobody_are_dropped():
 
 
 def test_a_listener_that_fails_ends_alone_and_the_rest_of_the_frame_is_told(caplog):
-    worker, bad, good = link(), Listener(RuntimeError("bug")), Listener()
+    worker, bad, good = session(), Listener(RuntimeError("bug")), Listener()
     worker.subscribe("bad", bad, 3)
     worker.subscribe("r", good, 3)
     frame = StepFrame(1, (delta(3, "bad"), delta()), (ended(3, "bad"), ended()))
@@ -97,7 +97,7 @@ def test_a_listener_that_fails_ends_alone_and_the_rest_of_the_frame_is_told(capl
 
 @pytest.mark.parametrize("word", [StepFrame(1, (delta(),)), StepFrame(1, (), (ended(),))])
 def test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten(word):
-    worker = link()
+    worker = session()
     worker.subscribe("r", Listener(), 500)
     worker.subscribe("other", Listener(), 20)
     assert (worker.candidate.pending_tokens, worker.candidate.pending_requests) == (520, 2)
@@ -111,8 +111,8 @@ def test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_
 
 
 def test_what_placement_reads_of_a_worker_never_changes_untold():
-    worker, told = link(), []
-    worker.on_standing = lambda link: told.append((link.state.name, link.is_ready))
+    worker, told = session(), []
+    worker.on_standing = lambda session: told.append((session.state.name, session.is_ready))
     worker._note_progress(Progress(0, 0, False, Load(), (), True))
     assert told == [], "nothing changed"
     worker._note_progress(Progress(0, 0, False, Load(), (), False))
@@ -126,7 +126,7 @@ def test_what_placement_reads_of_a_worker_never_changes_untold():
 
 
 def test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it():
-    worker = link()
+    worker = session()
     leaving = Progress(0, 0, False, is_ready=False, is_leaving=True)
     worker._note_progress(from_router_wire(to_router_wire(1, leaving)))
     worker.subscribe("r", Listener(), 3)
@@ -139,8 +139,8 @@ def test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it():
 
 def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
     pairs = Introductions()
-    p1, p2 = (link(worker_id=p, role=Role.PREFILL, transfer_address=p) for p in ("p1", "p2"))
-    d1, d2 = (link(worker_id=d) for d in ("d1", "d2"))
+    p1, p2 = (session(worker_id=p, role=Role.PREFILL, transfer_address=p) for p in ("p1", "p2"))
+    d1, d2 = (session(worker_id=d) for d in ("d1", "d2"))
 
     def met(receiver):
         new, receiver._unmet = list(receiver._unmet), {}
@@ -157,7 +157,7 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
     pairs.joined(p1)
     assert (met(d1), met(d2)) == (["p1"], ["p1"]), "one that comes back is a newcomer"
     pairs.left(d1)
-    again = link(worker_id="d1")
+    again = session(worker_id="d1")
     pairs.joined(again)
     assert met(again) == ["p2", "p1"] and met(d2) == []
 
@@ -165,7 +165,7 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
 def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
     async def main():
         silent = Script()
-        worker = WorkerLink(WORKER, Wire(silent), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, Wire(silent), "router", LoopClock(), iter(range(9)))
         with pytest.raises(TimeoutError):
             await worker._connect()
         return silent
@@ -175,7 +175,7 @@ def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
 
 
 def test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for(caplog):
-    worker, bad, good = link(), Listener(), Listener()
+    worker, bad, good = session(), Listener(), Listener()
     bad.wanted = lambda: {}["a bug"]
     worker.subscribe("bad", bad, 3)
     worker.subscribe("r", good, 3)
@@ -190,7 +190,9 @@ def test_only_a_worker_that_was_reached_can_have_died(was_live):
     async def main():
         refusals = [StreamClosed("refused") for _ in range(4)]
         first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
-        worker = WorkerLink(WORKER, Wire(*first, *refusals), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(*first, *refusals), "router", LoopClock(), iter(range(9))
+        )
         listener = Listener()
         worker.subscribe("r", listener, 3)
         await worker.run()
@@ -208,17 +210,17 @@ def test_a_pair_that_does_not_fit_is_forgotten_with_either_of_them():
         for member in (WORKER, prefill, other):
             members.join(member)
         streams = (Script(Welcome(m), fails=StreamClosed("cut")) for m in (WORKER, prefill, other))
-        links = Links(
+        sessions = WorkerSessions(
             members, Wire(*streams, *[StreamClosed("refused")] * 99), "router", LoopClock()
         )
-        links.follow()
-        links.note_misfit(prefill, WORKER)
-        links.note_misfit(prefill, other)
-        before = links.misfits
+        sessions.follow()
+        sessions.note_incompatible(prefill, WORKER)
+        sessions.note_incompatible(prefill, other)
+        before = sessions.incompatible_pairs
         members.leave("w")
         await asyncio.sleep(9.0)
-        left = links.misfits
-        await links.close()
+        left = sessions.incompatible_pairs
+        await sessions.close()
         return before, left
 
     assert run_virtual(main()) == ({(2, 1), (2, 3)}, {(2, 3)})
@@ -230,17 +232,17 @@ def test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_agai
         good = Script(Welcome(WORKER))
         members = StaticMembership()
         members.join(WORKER)
-        links = Links(members, Wire(broken, good), "router", LoopClock())
-        links.follow()
+        sessions = WorkerSessions(members, Wire(broken, good), "router", LoopClock())
+        sessions.follow()
         listener = Listener()
-        links.get(WORKER).subscribe("r", listener, 3)
+        sessions.get(WORKER).subscribe("r", listener, 3)
         await asyncio.sleep(0.5)
-        lost = links.has_lost(), links.candidates(), links.all()[0].state.name
+        lost = sessions.has_lost(), sessions.candidates(), sessions.all()[0].state.name
         await asyncio.sleep(1.0)
-        back = [c.descriptor for c in links.candidates()], links.all()[0].state.name
+        back = [c.descriptor for c in sessions.candidates()], sessions.all()[0].state.name
         numbers = [stream.sent[0].stream_number for stream in (broken, good)]
-        await links.close()
-        return listener.heard, lost, back, numbers, links.all()
+        await sessions.close()
+        return listener.heard, lost, back, numbers, sessions.all()
 
     heard, lost, back, numbers, left = run_virtual(main())
     assert [type(e) for e in heard] == [WorkerLost]
@@ -251,9 +253,9 @@ def test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_agai
 
 def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
     async def main():
-        first = Script(Welcome(WORKER), Met((WayReport("a", "shm"),)))
+        first = Script(Welcome(WORKER), PeerReport((RouteReport("a", "shm"),)))
         second = Script(Welcome(WORKER))
-        worker = WorkerLink(WORKER, Wire(first, second), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, Wire(first, second), "router", LoopClock(), iter(range(9)))
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(0)
         worker.introduce("a")
@@ -264,9 +266,9 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
         await asyncio.sleep(0.2)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        return [[m for m in s.sent if isinstance(m, Meet)] for s in (first, second)]
+        return [[m for m in s.sent if isinstance(m, ConnectPeers)] for s in (first, second)]
 
-    assert run_virtual(main()) == [[Meet(("a", "b"))], [Meet(("b",))]]
+    assert run_virtual(main()) == [[ConnectPeers(("a", "b"))], [ConnectPeers(("b",))]]
 
 
 # --- the worker's end -----------------------------------------------------------------------------
@@ -317,7 +319,7 @@ def test_whatever_comes_from_a_router_renews_its_leases():
     async def main():
         host = Host()
         server = sessions(host)
-        for message in (RouterBeat(), Meet(("a",))):
+        for message in (RouterHeartbeat(), ConnectPeers(("a",))):
             server._take(server.session("router"), message)
         return host.orders
 
@@ -330,7 +332,13 @@ def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
         host = Host(bad)
         server = sessions(host)
         submit = Submit(REQUEST, 3, Task.LOCAL, ((),))
-        orders = (submit, Credit("r", 3, 9), Cancel("q", 1), Meet(("a",)), RouterBeat())
+        orders = (
+            submit,
+            Credit("r", 3, 9),
+            Cancel("q", 1),
+            ConnectPeers(("a",)),
+            RouterHeartbeat(),
+        )
         stream = Script(Hello("router"), *orders)
         serving = asyncio.ensure_future(server._serve(stream))
         await asyncio.sleep(1.2)

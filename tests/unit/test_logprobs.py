@@ -17,7 +17,7 @@ from core.types import (
     Usage,
 )
 from router.grpc.server import GenerationServicer
-from router.http.replies import ChatDialect, Dialect, Reply, ReplyOptions
+from router.http.replies import ChatFormatter, CompletionFormatter, Reply, ReplyOptions
 from router.text.detokenizing import TextModel
 
 T, SPACE_T, SPACE_TH = PIECE_IDS["t"], PIECE_IDS["▁t"], PIECE_IDS["▁th"]
@@ -34,7 +34,7 @@ def service(tmp_path_factory):
 
 
 def whole(service, dialect, entries, scored=(), prompt=(T,), text="", given="", **options):
-    made = ReplyOptions(is_chat=dialect is ChatDialect, has_logprobs=True, **options)
+    made = ReplyOptions(is_chat=dialect is ChatFormatter, has_logprobs=True, **options)
     request = GenerateRequest(
         "id", "m", tuple(prompt), SamplingParams(), 1, 9.0, echoes=made.echo, prompt_text=given
     )
@@ -48,12 +48,14 @@ def whole(service, dialect, entries, scored=(), prompt=(T,), text="", given="", 
 
 def test_pieces_keep_their_space_and_stand_where_the_text_has_them(service):
     entries = [Logprob(i, -0.5) for i in (SPACE_T, T, SPACE_TH)]
-    legacy = whole(service, Dialect, entries, text=" tt th")["logprobs"]
+    legacy = whole(service, CompletionFormatter, entries, text=" tt th")["logprobs"]
     assert legacy["tokens"] == [" t", "t", " th"] and legacy["text_offset"] == [0, 2, 3]
-    chat = whole(service, ChatDialect, entries, text=" tt th")["logprobs"]["content"]
+    chat = whole(service, ChatFormatter, entries, text=" tt th")["logprobs"]["content"]
     assert bytes(b for token in chat for b in token["bytes"]) == b" tt th"
     scored = [Logprob(SPACE_TH, -2.0)]
-    both = whole(service, Dialect, entries, scored, (SPACE_T, SPACE_TH), " tt th", echo=True)
+    both = whole(
+        service, CompletionFormatter, entries, scored, (SPACE_T, SPACE_TH), " tt th", echo=True
+    )
     assert both["text"] == "t th tt th"
     assert both["logprobs"]["tokens"] == ["t", " th", " t", "t", " th"]
     assert both["logprobs"]["text_offset"] == [0, 1, 4, 6, 7]
@@ -62,18 +64,27 @@ def test_pieces_keep_their_space_and_stand_where_the_text_has_them(service):
 def test_an_echo_is_what_was_sent_and_what_was_added_has_no_place_in_it(service):
     entries, scored = [Logprob(T, -0.5)], [Logprob(SPACE_TH, -2.0), Logprob(SPACE_T, -1.0)]
     sent = whole(
-        service, Dialect, entries, scored, (BEGIN, SPACE_TH, SPACE_T), "t", "th t", echo=True
+        service,
+        CompletionFormatter,
+        entries,
+        scored,
+        (BEGIN, SPACE_TH, SPACE_T),
+        "t",
+        "th t",
+        echo=True,
     )
     assert sent["text"] == "th tt"
     assert sent["logprobs"]["tokens"] == ["<s>", " th", " t", "t"]
     assert sent["logprobs"]["text_offset"] == [0, 0, 2, 4]
-    ids = whole(service, Dialect, entries, scored, (BEGIN, SPACE_TH, SPACE_T), "t", echo=True)
+    ids = whole(
+        service, CompletionFormatter, entries, scored, (BEGIN, SPACE_TH, SPACE_T), "t", echo=True
+    )
     assert ids["text"] == "<s> th tt" and ids["logprobs"]["text_offset"] == [0, 3, 6, 8]
 
 
 def test_rivals_of_one_text_are_all_there_and_the_likeliest_has_the_text(service):
     rivals = tuple((byte_id(0x80 + i), -0.1 * (i + 1)) for i in range(3))
-    found = whole(service, Dialect, [Logprob(byte_id(0x80), -0.1, rivals)])["logprobs"]
+    found = whole(service, CompletionFormatter, [Logprob(byte_id(0x80), -0.1, rivals)])["logprobs"]
     ids = [f"token_id:{byte_id(0x81)}", f"token_id:{byte_id(0x82)}"]
     assert found["top_logprobs"] == [{
         "\ufffd": -0.1, ids[0]: pytest.approx(-0.2), ids[1]: pytest.approx(-0.3),
@@ -84,11 +95,11 @@ def test_the_drawn_token_is_among_its_rivals_and_comes_last(service):
     drawn = Logprob(T, -7.0, ((SPACE_T, -0.1), (SPACE_TH, -2.0)))
     best = Logprob(SPACE_T, -0.1, ((SPACE_T, -0.1), (SPACE_TH, -2.0)))
     alone = Logprob(T, -7.0)
-    legacy = whole(service, Dialect, [drawn, best, alone])["logprobs"]["top_logprobs"]
+    legacy = whole(service, CompletionFormatter, [drawn, best, alone])["logprobs"]["top_logprobs"]
     assert [list(top.items()) for top in legacy] == [
         [(" t", -0.1), (" th", -2.0), ("t", -7.0)], [(" t", -0.1), (" th", -2.0)], [("t", -7.0)],
     ]  # fmt: skip
-    chat = whole(service, ChatDialect, [drawn, best, alone])["logprobs"]["content"]
+    chat = whole(service, ChatFormatter, [drawn, best, alone])["logprobs"]["content"]
     assert [[top["token"] for top in token["top_logprobs"]] for token in chat] == [
         [" t", " th", "t"], [" t", " th"], [],
     ]  # fmt: skip
@@ -101,9 +112,13 @@ def test_the_drawn_token_is_among_its_rivals_and_comes_last(service):
 def test_an_echoed_prompt_that_ends_inside_a_character_is_one_text_with_its_output(service):
     start, end = byte_id(0xC3), byte_id(0xA9)
     entries, scored = [Logprob(end, -0.5), Logprob(T, -0.5)], [Logprob(start, -1.0)]
-    both = whole(service, Dialect, entries, scored, (T, start), "ét", echo=True)
+    both = whole(service, CompletionFormatter, entries, scored, (T, start), "ét", echo=True)
     assert both["text"] == "tét" and both["logprobs"]["text_offset"] == [0, 1, 1, 2]
-    broken = whole(service, Dialect, entries[1:], scored, (T, start), "\ufffdt", echo=True)
+    broken = whole(
+        service, CompletionFormatter, entries[1:], scored, (T, start), "\ufffdt", echo=True
+    )
     assert broken["text"] == "t\ufffdt" and broken["logprobs"]["text_offset"] == [0, 1, 2]
-    alone = whole(service, Dialect, [], scored, (T, start), echo=True, is_echo_only=True)
+    alone = whole(
+        service, CompletionFormatter, [], scored, (T, start), echo=True, is_echo_only=True
+    )
     assert alone["text"] == "t\ufffd"

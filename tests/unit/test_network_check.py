@@ -7,15 +7,15 @@ import sys
 import pytest
 
 from cluster.network_check import check_network, faults_between_machines
-from cluster.ray.probe import RayDoor, door_of_environment
+from cluster.ray.probe import RayEndpoint, endpoint_of_environment
 from cluster.secrets import secrets_of, with_cluster_keys, with_read_secrets
 from core.config import load_config
 from core.errors import ConfigError
 from core.references import read_reference
 
-CLOSED = RayDoor(has_tokens=True, has_tls=True)
-PLAIN = RayDoor(has_tokens=True, has_tls=False)
-OPEN = RayDoor(has_tokens=False, has_tls=False)
+CLOSED = RayEndpoint(has_tokens=True, has_tls=True)
+PLAIN = RayEndpoint(has_tokens=True, has_tls=False)
+OPEN = RayEndpoint(has_tokens=False, has_tls=False)
 NAMED = {"security.cluster_key": "env:CLUSTER_KEY", "seed_key": "file:/run/secrets/seed_key"}
 
 
@@ -103,9 +103,9 @@ def test_a_named_secret_that_is_not_there_is_told_by_setting_and_name(tmp_path):
 
 
 def test_the_environment_tells_what_a_ray_started_in_it_would_be():
-    assert door_of_environment({}) == RayDoor(has_tokens=False, has_tls=False)
+    assert endpoint_of_environment({}) == RayEndpoint(has_tokens=False, has_tls=False)
     both = {"RAY_AUTH_MODE": "token", "RAY_USE_TLS": "1"}
-    assert door_of_environment(both) == CLOSED
+    assert endpoint_of_environment(both) == CLOSED
 
 
 def test_check_config_tells_what_keeps_it_from_several_machines_and_shows_no_secret(tmp_path):

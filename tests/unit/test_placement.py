@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from core.errors import NoWorker
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.placement import Candidate, Wish, choose
+from router.placement import Candidate, PlacementConstraints, choose
 
 REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
 DESCRIPTOR = WorkerDescriptor("w", Role.DECODE, 1, "a", "b", "m", "digest", 16, 100, 2048)
-PD = Wish("pd", 32)
+PD = PlacementConstraints("pd", 32)
 
 
 def prefill_cost(c):
@@ -32,7 +32,7 @@ def decode_cost(c, request):
     )
 
 
-def brute_force(candidates, request, wish):
+def brute_force(candidates, request, constraints):
     """Every fitting pair is looked at; the least in (prefill cost, decode cost) wins."""
 
     def of(role):
@@ -41,13 +41,13 @@ def brute_force(candidates, request, wish):
             for c in candidates
             if c.descriptor.role is role and request.model in ("", c.descriptor.model)
         ]
-        return [c for c in mine if c.descriptor.worker_id not in wish.excluded] or mine
+        return [c for c in mine if c.descriptor.worker_id not in constraints.excluded] or mine
 
     def fits(p, d):
         a, b = p.descriptor, d.descriptor
         small, large = sorted((a.block_size_tokens, b.block_size_tokens))
         is_alike = a.content_digest == b.content_digest and large % small == 0
-        return is_alike and (a.incarnation, b.incarnation) not in wish.misfits
+        return is_alike and (a.incarnation, b.incarnation) not in constraints.incompatible_pairs
 
     pairs = [(p, d) for p, d in itertools.product(of(Role.PREFILL), of(Role.DECODE)) if fits(p, d)]
     if not pairs:
@@ -76,23 +76,23 @@ def clusters(draw):
         load = Load(draw(SMALL), draw(SMALL), draw(SMALL), draw(st.integers(0, 12)), 0)
         candidates.append(Candidate(descriptor, load, draw(SMALL), draw(SMALL)))
     incarnations = st.integers(0, 9)
-    wish = replace(
+    constraints = replace(
         PD,
         excluded=frozenset(
             c.descriptor.worker_id for c in candidates if draw(st.integers(0, 4)) == 0
         ),
-        misfits=draw(st.frozensets(st.tuples(incarnations, incarnations), max_size=25)),
+        incompatible_pairs=draw(st.frozensets(st.tuples(incarnations, incarnations), max_size=25)),
     )
-    return candidates, wish
+    return candidates, constraints
 
 
 @settings(max_examples=500, deadline=None)
 @given(clusters())
 def test_the_pair_is_the_one_that_brute_force_over_all_pairs_finds(cluster):
-    candidates, wish = cluster
-    expected = brute_force(candidates, REQUEST, wish)
+    candidates, constraints = cluster
+    expected = brute_force(candidates, REQUEST, constraints)
     try:
-        placement = choose(candidates, REQUEST, wish)
+        placement = choose(candidates, REQUEST, constraints)
     except NoWorker:
         assert expected is None
     else:
@@ -125,7 +125,7 @@ def test_room_for_the_prompt_comes_before_few_sequences():
     full = worker("d1", free_blocks=3, num_running=1)
     busy = worker("d2", free_blocks=4, num_running=9)
     assert choose([P, full, busy], REQUEST, PD).decode.worker_id == "d2"
-    local = Wish("local", 32)
+    local = PlacementConstraints("local", 32)
     assert choose([full, busy], REQUEST, local).decode.worker_id == "d2"
     four = replace(REQUEST, sampling=SamplingParams(n=4))
     assert choose([P, full, busy], four, PD).decode.worker_id == "d1", "neither has room"
@@ -134,6 +134,8 @@ def test_room_for_the_prompt_comes_before_few_sequences():
 def test_a_misfit_pair_is_left_out_and_others_go_on():
     p2 = worker("p2", Role.PREFILL, waiting_tokens=9)
     d = worker("d")
-    wish = replace(PD, misfits=frozenset({(P.descriptor.incarnation, d.descriptor.incarnation)}))
-    assert choose([P, p2, d], REQUEST, wish).prefill.worker_id == "p2"
-    assert choose([P, d], REQUEST, replace(wish, path="auto")).path is Path.LOCAL
+    constraints = replace(
+        PD, incompatible_pairs=frozenset({(P.descriptor.incarnation, d.descriptor.incarnation)})
+    )
+    assert choose([P, p2, d], REQUEST, constraints).prefill.worker_id == "p2"
+    assert choose([P, d], REQUEST, replace(constraints, path="auto")).path is Path.LOCAL

@@ -6,7 +6,7 @@ import pytest
 from support.peers import (
     TABLE,
     TRANSFER,
-    ReceivingHost,
+    ReceiveCallbacks,
     fetched,
     reserved,
     run,
@@ -36,7 +36,7 @@ OTHER = TransferId(b"o" * 16)
 
 def failure(scenario, **world):
     """Run a scenario that must end the transfer; returns why. Nothing has arrived."""
-    host = ReceivingHost()
+    host = ReceiveCallbacks()
     run(scenario, host, **world)
     assert host.names()[-2:] == ["failed", "closed"] and "arrived" not in host.names()
     return host.error("failed")
@@ -58,7 +58,7 @@ def test_all_parts_arrive_and_lie_where_they_were_reserved():
         world.agent.ack(TRANSFER)
         return equal, await source.hear()
 
-    host = ReceivingHost()
+    host = ReceiveCallbacks()
     equal, answer = run(scenario, host)
     assert equal == [True] * 6 and answer == frames.Ack()
     assert host.names() == ["starting", "arrived", "closed"]
@@ -90,7 +90,7 @@ def test_a_restart_forgets_what_came_before_it():
         await source.frame(1, source.entries(0))
         for_all = source.entries(1)
         _, tallies = source.pool.gather(for_all)
-        source.checksums[1, 0] = frames.bound_checksums(TRANSFER, 1, for_all, tallies)
+        source.checksums[1, 0] = frames.keyed_checksums(TRANSFER, 1, for_all, tallies)
         await source.commit(1, FIRST)
         await settle()
         before = world.host.names()
@@ -101,7 +101,7 @@ def test_a_restart_forgets_what_came_before_it():
         await settle()
         return before, after
 
-    before, after = run(scenario, ReceivingHost())
+    before, after = run(scenario, ReceiveCallbacks())
     assert before == ["starting"], "parts of the old sub-attempt were counted"
     assert after == ["starting", "arrived"]
 
@@ -118,7 +118,7 @@ def test_frames_of_an_older_sub_attempt_are_dropped_and_counted():
         await settle()
         return untouched, world.agent.num_late_frames
 
-    assert run(scenario, ReceivingHost()) == (True, 1)
+    assert run(scenario, ReceiveCallbacks()) == (True, 1)
 
 
 @pytest.mark.parametrize("num_valid_tokens", [0, 5, 2**32 - 1])
@@ -239,7 +239,7 @@ def test_a_transfer_whose_tokens_were_all_final_is_finished_and_nothing_failed()
         await settle()
         return world.agent.num_live, world.agent.transitions[Transition.RECEIVER_FINISHED]
 
-    host = ReceivingHost()
+    host = ReceiveCallbacks()
     assert run(scenario, host) == (0, 1)
     assert host.names() == ["starting", "finished", "closed"]
 
@@ -251,7 +251,7 @@ def test_a_second_starting_ends_the_stream_and_the_worker_reserves_once():
         await source.start()
         await settle()
 
-    host = ReceivingHost()
+    host = ReceiveCallbacks()
     run(scenario, host)
     assert host.names() == ["starting", "failed", "closed"]
     assert "started this transfer twice" in host.error("failed").message
@@ -352,7 +352,7 @@ def test_a_bug_while_a_frame_is_taken_fails_that_transfer_alone(monkeypatch, cap
         world.agent.ack(TRANSFER)
         await settle()
 
-    host = ReceivingHost()
+    host = ReceiveCallbacks()
     run(scenario, host)
     assert broken and "cannot reshape array" in caplog.text
     assert host.names(OTHER) == ["starting", "failed", "closed"]
@@ -432,6 +432,6 @@ def test_a_refusal_says_why_and_closes():
         world.agent.refuse(TRANSFER, PoolExhausted("no 3 free blocks"))
         return await source.hear()
 
-    host = ReceivingHost()
+    host = ReceiveCallbacks()
     assert run(scenario, host) == frames.Refused("no 3 free blocks")
     assert host.names() == ["starting", "closed"]

@@ -21,11 +21,11 @@ from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.identities import Identity
-from router.grpc.requests import generate_wish
+from router.grpc.requests import generate_params
 from router.http.bodies import ChatBody, CompletionBody, parse_body
 from router.http.errors import error_body, error_response
 from router.http.other_fields import ignored_fields
-from router.request_builder import RequestMaker, ServedModel, Wish
+from router.request_builder import RequestBuilder, RequestParams, ServedModel
 
 MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])
@@ -50,7 +50,7 @@ class StillClock:
 
 
 def maker(pools=()):
-    return RequestMaker(
+    return RequestBuilder(
         MODEL,
         RouterConfig(deadline_s=30.0),
         Letters(),
@@ -66,7 +66,7 @@ def pool(num_blocks):
 
 
 async def make(prompt="ab", given=None, pools=(), **fields):
-    return await maker(pools).make(Wish(prompt, given or {}, **fields))
+    return await maker(pools).make(RequestParams(prompt, given or {}, **fields))
 
 
 async def test_absent_fields_are_the_models_defaults_and_zero_is_zero():
@@ -241,12 +241,14 @@ def test_conversations_are_checked():
         assert caught.value.field == name
     body = parse_body(ChatBody, {"messages": [], "top_logprobs": 3})
     with pytest.raises(InvalidRequest, match="needs logprobs"):
-        body.wishes(TALK, "", None)
+        body.all_params(TALK, "", None)
 
 
 def test_sampling_fields_that_need_words_of_their_own():
     def given(**fields):
-        return parse_body(CompletionBody, {"prompt": "x", **fields}).wishes("", None)[0].sampling
+        return (
+            parse_body(CompletionBody, {"prompt": "x", **fields}).all_params("", None)[0].sampling
+        )
 
     assert given(top_k=-1)["top_k"] == 0 and given(logit_bias={"7": 3})["logit_bias"] == ((7, 3.0),)
     assert given(echo=True, max_tokens=0, logprobs=1)["prompt_logprobs"] == 1
@@ -286,7 +288,7 @@ def test_unknown_harmless_refused_and_renamed_fields():
 
 async def test_a_prompt_that_is_shown_is_known_to_the_output():
     for body, echoes in (({"echo": True}, True), ({"echo": False}, False), ({}, False)):
-        (wish,) = parse_body(CompletionBody, {"prompt": "x", **body}).wishes("", None)
+        (wish,) = parse_body(CompletionBody, {"prompt": "x", **body}).all_params("", None)
         made = await maker().make(wish)
         assert made.echoes is echoes and made.prompt_text == ("x" if echoes else "")
     for prompt, cut in (([7, 8], None), ("abc", 2)):
@@ -298,10 +300,10 @@ async def test_a_prompt_that_is_shown_is_known_to_the_output():
 def test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not(own, request_id):
     metadata = [("idempotency-key", "k-1"), ("x-request-id", "a-click")]
     context = SimpleNamespace(invocation_metadata=lambda: metadata, time_remaining=lambda: None)
-    wish = generate_wish(pb.GenerateRequest(text="x", request_id=own), context)
+    wish = generate_params(pb.GenerateRequest(text="x", request_id=own), context)
     assert (wish.request_id, wish.correlation_id) == (request_id, "a-click")
     metadata[:] = [("x-request-id", "k" * 129)]
-    odd = generate_wish(pb.GenerateRequest(text="x"), context)
+    odd = generate_params(pb.GenerateRequest(text="x"), context)
     assert (odd.request_id, odd.correlation_id) == ("", "")
 
 
@@ -318,7 +320,7 @@ def test_tools_that_may_not_be_called_are_ignored_and_told_of():
 
 def test_as_many_as_n_are_the_best_and_no_others():
     def wishes(**fields):
-        return parse_body(CompletionBody, {"prompt": "x", **fields}).wishes("", None)
+        return parse_body(CompletionBody, {"prompt": "x", **fields}).all_params("", None)
 
     assert wishes(n=2, best_of=2)[0].sampling["n"] == 2 and wishes(best_of=1) and wishes(n=3)
     for fields in ({"best_of": 2}, {"n": 2, "best_of": 3}, {"n": 2, "best_of": 1}):
@@ -397,10 +399,10 @@ class Wide(Letters):
 
 
 async def make_of_wide(prompt="ab", given=None, config=None, **fields):
-    made = RequestMaker(
+    made = RequestBuilder(
         MODEL, config or RouterConfig(), Wide(), StillClock(), Ids(), b"key", list, Vocabulary()
     )
-    return await made.make(Wish(prompt, given or {}, **fields))
+    return await made.make(RequestParams(prompt, given or {}, **fields))
 
 
 @pytest.mark.parametrize(
@@ -415,11 +417,11 @@ async def test_a_token_that_the_model_has_no_row_for_is_named(prompt, field):
 
 
 async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
-    made = RequestMaker(
+    made = RequestBuilder(
         replace(MODEL, eos_token_ids=(2, 300)), RouterConfig(), Wide(), StillClock(), Ids(), b"key",
         list,
     )  # fmt: skip
-    request = await made.make(Wish("ab", {}, bad_words=("N", "M")))
+    request = await made.make(RequestParams("ab", {}, bad_words=("N", "M")))
     assert request.sampling.bad_words == ((77,), (32, 77)) and request.eos_token_ids == (2,)
 
 
@@ -430,8 +432,8 @@ async def test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker():
         async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
             return [1, *text.encode()] if adds_special_tokens else []
 
-    made = RequestMaker(MODEL, RouterConfig(), Silent(), StillClock(), Ids(), b"key", list)
-    assert (await made.make(Wish("ab", {}, bad_words=("x",)))).sampling.bad_words == ()
+    made = RequestBuilder(MODEL, RouterConfig(), Silent(), StillClock(), Ids(), b"key", list)
+    assert (await made.make(RequestParams("ab", {}, bad_words=("x",)))).sampling.bad_words == ()
 
 
 async def test_a_stop_that_is_a_hidden_special_token_becomes_a_stop_token():
@@ -466,10 +468,10 @@ class Slow(Letters):
 async def test_a_prompt_is_read_for_its_tenant_within_the_deadline_and_what_may_fit():
     slow = Slow()
     model = replace(MODEL, max_prompt_bytes=700)
-    made = RequestMaker(model, RouterConfig(), slow, StillClock(), Ids(), b"key", list)
+    made = RequestBuilder(model, RouterConfig(), slow, StillClock(), Ids(), b"key", list)
     identity = Identity(tenant="acme", tier="")
-    await made.make(Wish("ab", {}, identity=identity))
-    await made.make(Wish("ab", {}, truncate_prompt_tokens=5, identity=identity))
+    await made.make(RequestParams("ab", {}, identity=identity))
+    await made.make(RequestParams("ab", {}, truncate_prompt_tokens=5, identity=identity))
     assert slow.asked == [("acme", 700), ("acme", 0)], "what is cut need not fit"
     with pytest.raises(DeadlineExceeded, match="before the prompt was read"):
-        await made.make(Wish("ab", {}, time_limit_s=0.01))
+        await made.make(RequestParams("ab", {}, time_limit_s=0.01))

@@ -13,13 +13,13 @@ from support.models import TINY
 
 from core.errors import Cancelled, DeadlineExceeded, InvalidRequest, ModelLoadError, Overloaded
 from core.types import (
-    Anatomy,
     ChoiceFinished,
     FinishReason,
     GenerateRequest,
     Logprob,
     PromptScored,
     RequestEnded,
+    RequestTiming,
     SamplingParams,
     TextDelta,
     Usage,
@@ -28,8 +28,8 @@ from router.http.json_pieces import UTF8, dumps
 from router.http.logprobs import LogprobShapes
 from router.http.replies import (
     HEAVY_TOKENS,
-    ChatDialect,
-    Dialect,
+    ChatFormatter,
+    CompletionFormatter,
     Reply,
     ReplyOptions,
     server_timing,
@@ -159,8 +159,8 @@ def request(n=1, prompt=b"ab"):
     return GenerateRequest("id", "m", tuple(prompt), SamplingParams(n=n), 1, 9.0)
 
 
-def reply(dialect=Dialect, n=1, prompts=1, **options):
-    made = ReplyOptions(is_chat=dialect is ChatDialect, **options)
+def reply(dialect=CompletionFormatter, n=1, prompts=1, **options):
+    made = ReplyOptions(is_chat=dialect is ChatFormatter, **options)
     return Reply(dialect(SERVICE, made), [request(n) for _ in range(prompts)], 5)
 
 
@@ -173,7 +173,7 @@ def delta(text, choice=0, position=0, logprob=None):
     return TextDelta(choice, position, tuple(text.encode()), text, logprobs)
 
 
-ENDED = RequestEnded(Usage(2, 2, 1), None, Anatomy(queue_s=0.001, ttft_s=0.5))
+ENDED = RequestEnded(Usage(2, 2, 1), None, RequestTiming(queue_s=0.001, ttft_s=0.5))
 STOP = ChoiceFinished(0, FinishReason.STOP, 257)
 SCORED = PromptScored((Logprob(98, -0.5, ((98, -0.5),)),))
 
@@ -194,7 +194,7 @@ def test_prompt_log_probabilities_in_both_dialects():
     plain = whole(reply(has_prompt_logprobs=True, returns_token_ids=True), *events)["choices"][0]
     assert plain["prompt_logprobs"] == [None, {"98": {"logprob": -0.5, "decoded_token": "b"}}]
     assert plain["token_ids"] == [120] and plain["prompt_token_ids"] == [97, 98]
-    chat = whole(reply(ChatDialect, has_prompt_logprobs=True, returns_token_ids=True), *events)
+    chat = whole(reply(ChatFormatter, has_prompt_logprobs=True, returns_token_ids=True), *events)
     assert chat["prompt_logprobs"] == plain["prompt_logprobs"] and chat["prompt_token_ids"] == [
         97,
         98,
@@ -217,7 +217,7 @@ def test_streams_with_usage_in_every_chunk_ids_and_timing():
     assert [p["usage"]["completion_tokens"] for p in parts] == [2, 3, 3, 2]
     assert parts[0]["choices"][0]["token_ids"] == [97, 98] and parts[-1]["timing"]["ttft_ms"] == 500
     chat = chunks(
-        reply(ChatDialect, has_logprobs=True, returns_token_ids=True),
+        reply(ChatFormatter, has_logprobs=True, returns_token_ids=True),
         delta("a", logprob=-0.1),
         STOP,
         ENDED,
@@ -227,7 +227,7 @@ def test_streams_with_usage_in_every_chunk_ids_and_timing():
     ][0]["token_ids"] == [97]
     assert chat[1]["choices"][0]["logprobs"]["content"][0]["bytes"] == [97]
     quick = chunks(
-        reply(ChatDialect), TextDelta(0, 0, (0xE6,), ""), delta("a", position=1), STOP, ENDED
+        reply(ChatFormatter), TextDelta(0, 0, (0xE6,), ""), delta("a", position=1), STOP, ENDED
     )
     assert [c["choices"][0]["delta"].get("content") for c in quick] == ["", "a", None]
 
@@ -237,7 +237,7 @@ def test_echo_alone_streams_the_prompt_and_no_token():
     parts = chunks(made, SCORED, delta("x", logprob=-0.1), STOP, ENDED)
     assert [p["choices"][0]["text"] for p in parts] == ["ab", ""]
     assert parts[0]["choices"][0]["logprobs"]["token_logprobs"] == [None, -0.5]
-    assert made.usage.completion_tokens == 0 and "queue;dur=1.000" in server_timing(ENDED.anatomy)
+    assert made.usage.completion_tokens == 0 and "queue;dur=1.000" in server_timing(ENDED.timing)
 
 
 # --- streams and their clients --------------------------------------------------------------------
@@ -378,7 +378,7 @@ def made_in(monkeypatch):
     return threads
 
 
-@pytest.mark.parametrize("dialect", [Dialect, ChatDialect])
+@pytest.mark.parametrize("dialect", [CompletionFormatter, ChatFormatter])
 async def test_many_log_probabilities_are_made_off_the_loop(dialect, made_in):
     options = {"has_logprobs": True, "has_prompt_logprobs": True}
     expected = whole(reply(dialect, **options), *long_events())
@@ -388,9 +388,9 @@ async def test_many_log_probabilities_are_made_off_the_loop(dialect, made_in):
     assert json.loads(dumps(body, UTF8)) == expected
 
     events = long_events()
-    parts = chunks(reply(dialect, echo=dialect is Dialect, **options), *events)
+    parts = chunks(reply(dialect, echo=dialect is CompletionFormatter, **options), *events)
     made_in.clear()
-    made = reply(dialect, echo=dialect is Dialect, **options)
+    made = reply(dialect, echo=dialect is CompletionFormatter, **options)
     sent = await send_all(Group(events[:1], events[1:]), made=made)
     text = b"".join(m.get("body", b"") for m in sent).decode().removesuffix("data: [DONE]\n\n")
     lines = [line for line in text.split("\n\n") if line]

@@ -31,8 +31,8 @@ from core.types import (
 )
 from router.admission import Admission
 from router.choice_output import ChoiceOutput
-from router.placement import Candidate, Placement, Wish, choose
-from router.request_state import AttemptRun, RequestRun
+from router.placement import Candidate, Placement, PlacementConstraints, choose
+from router.request_state import AttemptState, RequestState
 from router.text.detokenizing import TextModel
 from simulation.loop import run_virtual
 
@@ -102,7 +102,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     """The scores may fill the prefill worker's frame, so that its token comes in the next one."""
     events = []
     request = GenerateRequest("r", "m", (1, 2), SamplingParams(prompt_logprobs=0), 1, 0.0)
-    run = RequestRun(
+    run = RequestState(
         request,
         session_key=request.request_id,
         emit=events.append,
@@ -114,7 +114,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     )
     pair = [worker(role.value, role).descriptor for role in (Role.PREFILL, Role.DECODE)]
     finished = asyncio.get_running_loop().create_future()
-    attempt = AttemptRun(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0)
+    attempt = AttemptState(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0)
     scores = (Logprob(2, -1.0),)
     attempt.on_delta("decode", delta(0, "ab"))
     attempt.on_delta("prefill", delta(0, "", prompt_logprobs=scores))
@@ -152,7 +152,7 @@ def worker(name, role, waiting=0, running=0, **more):
 
 
 REQUEST = GenerateRequest("r", "m", tuple(range(100)), SamplingParams(), 1, 0.0)
-AUTO = Wish("auto", 32)
+AUTO = PlacementConstraints("auto", 32)
 
 
 def test_placement_takes_the_least_loaded_pair_whatever_the_order():
@@ -173,18 +173,25 @@ def test_placement_paths():
     p, d = worker("p", Role.PREFILL), worker("d", Role.DECODE)
     short = replace(REQUEST, token_ids=(1, 2, 3))
     assert choose([p, d], short, AUTO).path is Path.LOCAL
-    assert choose([p, d], short, Wish("pd", 32)).path is Path.PD
-    assert choose([p, d], REQUEST, Wish("local", 32)).decode.worker_id == "d"
+    assert choose([p, d], short, PlacementConstraints("pd", 32)).path is Path.PD
+    assert choose([p, d], REQUEST, PlacementConstraints("local", 32)).decode.worker_id == "d"
     assert choose([p], REQUEST, AUTO).decode.worker_id == "p", (
         "a prefill worker decodes when nobody else lives"
     )
     assert choose([d], REQUEST, AUTO).path is Path.LOCAL
-    assert choose([p, d], REQUEST, Wish("pd", 32, must_be_local=True)).path is Path.LOCAL
+    assert (
+        choose([p, d], REQUEST, PlacementConstraints("pd", 32, must_be_local=True)).path
+        is Path.LOCAL
+    )
     assert (
         choose([p, worker("x", Role.DECODE, content_digest="other")], REQUEST, AUTO).path
         is Path.LOCAL
     )
-    for candidates, wish in (([], AUTO), ([p], Wish("pd", 32)), ([d], Wish("pd", 32))):
+    for candidates, wish in (
+        ([], AUTO),
+        ([p], PlacementConstraints("pd", 32)),
+        ([d], PlacementConstraints("pd", 32)),
+    ):
         with pytest.raises(NoWorker, match="raise pools"):
             choose(candidates, REQUEST, wish)
 
@@ -195,7 +202,7 @@ def test_a_suspect_is_avoided_while_another_is_left():
         worker("d1", Role.DECODE),
         worker("d2", Role.DECODE, running=5),
     )
-    wish = Wish("pd", 32, excluded=frozenset({"d1"}))
+    wish = PlacementConstraints("pd", 32, excluded=frozenset({"d1"}))
     assert choose([p, d1, d2], REQUEST, wish).decode.worker_id == "d2"
     assert choose([p, d1], REQUEST, wish).decode.worker_id == "d1"
 

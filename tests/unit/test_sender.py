@@ -7,7 +7,7 @@ from support.peers import (
     NUM_TOKENS,
     OTHER,
     TRANSFER,
-    SendingHost,
+    SendCallbacks,
     blocks_of,
     finished,
     offer_of,
@@ -34,7 +34,7 @@ def test_a_transfer_goes_from_offer_to_ack():
         await finished(world, talk)
         return len(frame.entries), commit.num_entries, commit.first_tokens
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host) == (6, 6, FIRST)
     assert host.names() == ["reserved", "sent", "drained", "drained"]
     assert host.calls[-2:] == [
@@ -56,7 +56,7 @@ def test_a_peer_is_told_once_that_every_first_token_was_final():
             await talk.hear()
         return num_live
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host) == 0
     assert host.calls[1:] == [("drained", TRANSFER, 0), ("drained", TRANSFER, LAST_SUB_ATTEMPT)]
 
@@ -70,7 +70,7 @@ def test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too():
         world.agent.restart(TRANSFER, 1)
         world.agent.end_send(TRANSFER, None)
 
-    host = SendingHost()
+    host = SendCallbacks()
     run(scenario, host)
     assert host.calls[-1] == ("drained", TRANSFER, 1)
 
@@ -82,7 +82,7 @@ def test_sub_attempts_before_the_one_that_finds_no_transfer_are_drained():
         world.agent.restart(TRANSFER, 3)
         return world.agent.num_unknown
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host) == 1
     assert host.calls == [("drained", TRANSFER, 2)]
 
@@ -102,12 +102,12 @@ def test_what_an_older_sub_attempt_publishes_is_not_sent():
         world.agent.end_send(TRANSFER, None)
         return frame.sub_attempt, frame.entries["layer"].tolist()
 
-    assert run(scenario, SendingHost()) == (1, [1, 1, 1])
+    assert run(scenario, SendCallbacks()) == (1, [1, 1, 1])
 
 
 def lost(scenario, host=None, **world):
     """Run a scenario that must end the transfer; returns why."""
-    host = host or SendingHost()
+    host = host or SendCallbacks()
     run(scenario, host, **world)
     assert host.names()[-2:] == ["lost", "drained"] and "sent" not in host.names()
     return host.error("lost")
@@ -165,7 +165,7 @@ def test_nobody_has_the_whole_prompt_or_a_part_of_a_block(have_tokens):
         await talk.say(frames.Reserved(0, have_tokens))
         await settle()
 
-    host = SendingHost()
+    host = SendCallbacks()
     error = lost(scenario, host)
     assert f"claims to have {have_tokens} tokens" in error.message
     assert "reserved" not in host.names()
@@ -177,7 +177,7 @@ def test_a_second_reserved_ends_the_transfer():
         await talk.say(frames.Reserved(0, 4))
         await settle()
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert "reserved twice" in lost(scenario, host).message
     assert host.names().count("reserved") == 1
 
@@ -215,7 +215,7 @@ def test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it():
         await settle(3)
         return held, world.host.names()
 
-    host = SendingHost()
+    host = SendCallbacks()
     held, after = run(scenario, host, lease_s=2.0)
     assert held == [] and after == ["lost", "drained"]
     assert isinstance(host.error("lost"), LeaseExpired)
@@ -230,7 +230,7 @@ def test_a_lease_begins_with_its_offer_however_long_the_agent_has_run():
         await settle(1)
         return held
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host, lease_s=2.0) == []
     assert host.names() == ["lost", "drained"]
 
@@ -251,7 +251,7 @@ def test_a_lease_whose_end_breaks_keeps_no_other_from_ending(monkeypatch, caplog
         await settle(4)
         return world.agent.num_live
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host, lease_s=2.0) == 0
     assert "ValueError: a bug" in caplog.text
     assert host.names() == host.names(OTHER) == ["lost", "drained"]
@@ -266,7 +266,7 @@ def test_a_watch_that_ends_by_a_bug_is_reported():
         world.agent._tombstones = {}
         return world.broken
 
-    [error] = run(scenario, SendingHost())
+    [error] = run(scenario, SendCallbacks())
     assert isinstance(error, AttributeError)
 
 
@@ -282,7 +282,7 @@ def test_a_pool_that_was_replaced_since_the_offer_is_not_served():
         assert "generation 2, this transfer was promised in 1" in answer.message
         return answer.kind
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host) == "KVTransferError"
     assert host.names() == ["lost", "drained"]
 
@@ -295,7 +295,7 @@ def test_no_frame_is_built_from_a_replaced_pool():
         with pytest.raises(StreamClosed):  # and no frame before it
             await talk.hear()
 
-    host = SendingHost()
+    host = SendCallbacks()
     run(scenario, host)
     assert host.names() == ["reserved", "lost", "drained"]
     assert "generation 2, this transfer was promised in 1" in host.error("lost").message
@@ -372,7 +372,7 @@ def test_workers_whose_parts_no_message_carries_do_not_fit_together(monkeypatch)
         talk = await opened(world)
         return await talk.hear()
 
-    host = SendingHost()
+    host = SendCallbacks()
     answer = run(scenario, host)
     assert answer.kind == "LayoutMismatch" and "lower engine.block_size_tokens" in answer.message
     assert isinstance(host.error("lost"), LayoutMismatch)
@@ -418,7 +418,7 @@ def test_a_bug_in_a_sender_fails_its_transfer_alone(what, monkeypatch, caplog):
         world.agent.end_send(OTHER, None)
         return len(frame.entries)
 
-    host = SendingHost()
+    host = SendCallbacks()
     assert run(scenario, host) == 3
     assert "ValueError: cannot reshape array" in caplog.text
     error = host.error("lost")

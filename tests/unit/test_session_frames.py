@@ -12,15 +12,15 @@ from core.session import (
     AttemptEnded,
     Credit,
     Hello,
-    PhaseTimings,
     StepFrame,
     Submit,
     Task,
     TokenDelta,
     Wanted,
+    WorkerTiming,
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
-from router.request_state import AttemptRun
+from router.request_state import AttemptState
 from transport.session_codec import (
     MAX_ERROR_CHARACTERS,
     from_router_wire,
@@ -33,7 +33,7 @@ from worker.sessions import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
 LONG_ID = "i" * 160
-TIMINGS = PhaseTimings(1.5, 2.5, 0.0, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
+TIMINGS = WorkerTiming(1.5, 2.5, 0.0, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
 
 
 def attempt(name, num_scores=0, num_tokens=1, n=1, logprobs=20):
@@ -226,7 +226,7 @@ async def attempt_run(path=Path.LOCAL):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
     )
     finished = asyncio.get_running_loop().create_future()
-    return AttemptRun(run, 0, pair, finished, 0.0), told
+    return AttemptState(run, 0, pair, finished, 0.0), told
 
 
 @pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])

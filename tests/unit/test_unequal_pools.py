@@ -7,8 +7,8 @@ from support.peers import (
     NUM_BLOCKS,
     PEER,
     TRANSFER,
-    ReceivingHost,
-    SendingHost,
+    ReceiveCallbacks,
+    SendCallbacks,
     World,
     fill,
     offer_of,
@@ -60,8 +60,8 @@ def content(kv, layout, copy=0):
 async def hand_over(theirs, mine, num_have_blocks):
     """Move the sequence; `num_have_blocks` leading blocks are with the receiver already."""
     directory = {}
-    prefill = World(SendingHost(), InProcessNetwork(directory), theirs)
-    decode = World(ReceivingHost(), InProcessNetwork(directory), mine)
+    prefill = World(SendCallbacks(), InProcessNetwork(directory), theirs)
+    decode = World(ReceiveCallbacks(), InProcessNetwork(directory), mine)
     fill(prefill.kv)
     address = await prefill.agent.listen()
     prefill.agent.offer(offer_of(prefill))
@@ -115,8 +115,8 @@ def test_of_unequal_blocks_too_only_those_of_a_new_owner_are_refused(taken):
 
     async def scenario():
         directory = {}
-        prefill = World(SendingHost(), InProcessNetwork(directory), layout_of(1, 2))
-        decode = World(ReceivingHost(), InProcessNetwork(directory), layout_of(1, 8))
+        prefill = World(SendCallbacks(), InProcessNetwork(directory), layout_of(1, 2))
+        decode = World(ReceiveCallbacks(), InProcessNetwork(directory), layout_of(1, 8))
         fill(prefill.kv)
         address = await prefill.agent.listen()
         prefill.agent.offer(offer_of(prefill))

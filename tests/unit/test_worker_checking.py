@@ -8,13 +8,13 @@ import pytest
 from core.errors import InvalidRequest, KVTransferError
 from core.ids import Incarnation, RequestId, TransferId, WorkerId
 from core.ports import StreamClosed, SystemClock
-from core.session import Hello, Meet, Submit, Task, Wanted
+from core.session import ConnectPeers, Hello, Submit, Task, Wanted
 from core.types import GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 from transport.session_streams import _decode_up
 from worker import sessions
 from worker.attempt import Attempt
-from worker.checking import check_credit, check_first_tokens, check_hello, check_meet, check_submit
+from worker.checking import check_credit, check_first_tokens, check_hello, check_peers, check_submit
 from worker.sessions import RouterSession, SessionServer
 
 HOST = SimpleNamespace(fail=None)
@@ -107,13 +107,13 @@ def test_a_submit_that_cannot_be_is_refused_by_its_field(field, submit):
 def test_credits_greetings_and_introductions_have_bounds_too():
     check_credit((0, 1), REQUEST)
     check_hello(Hello("router", (Wanted("r", 0, (0,)),) * 65_536))
-    check_meet(Meet(("a" * 1024,) * 512))
+    check_peers(ConnectPeers(("a" * 1024,) * 512))
     refused = [
         (lambda: check_credit((2,), REQUEST), "finished_choices"),
         (lambda: check_hello(Hello("")), "router_id"),
         (lambda: check_hello(Hello("router", (Wanted("r", 0, (0,)),) * 65_537)), "wanted"),
-        (lambda: check_meet(Meet(("a",) * 513)), "addresses"),
-        (lambda: check_meet(Meet(("a" * 1025,))), "addresses"),
+        (lambda: check_peers(ConnectPeers(("a",) * 513)), "addresses"),
+        (lambda: check_peers(ConnectPeers(("a" * 1025,))), "addresses"),
     ]
     for check, field in refused:
         with pytest.raises(InvalidRequest) as caught:

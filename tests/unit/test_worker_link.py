@@ -9,14 +9,14 @@ from support.scripts import WORKER, Listener, Script, Wire
 
 from core.errors import WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
-from core.session import Credit, Load, Meet, Met, Progress, WayReport, Welcome
-from router.workers.session import MAX_OUTGOING, LinkState, WorkerLink
+from core.session import ConnectPeers, Credit, Load, PeerReport, Progress, RouteReport, Welcome
+from router.workers.session import MAX_OUTGOING, SessionState, WorkerSession
 from simulation.loop import run_virtual
 
 
 def still_link():
     """A link that nobody runs: nothing is sent, and no time passes."""
-    return WorkerLink(WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)))
+    return WorkerSession(WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)))
 
 
 @pytest.mark.parametrize("was_live", [False, True])
@@ -26,7 +26,7 @@ def test_a_worker_that_does_not_answer_in_time_is_cut_off_and_has_not_died(was_l
     async def main():
         first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
         silent = [Script() for _ in range(5)]
-        worker = WorkerLink(WORKER, Wire(*first, *silent), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, Wire(*first, *silent), "router", LoopClock(), iter(range(9)))
         listener = Listener()
         worker.subscribe("r", listener, 3)
         await worker.run()
@@ -44,9 +44,11 @@ def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
     async def main():
         stuck = [Progress(7, 7, work_in_hand=True)] * (9 if ending == "stuck" else 0)
         welcome = Welcome(replace(WORKER, incarnation=2) if ending == "replaced" else WORKER)
-        welcome = Met(()) if ending == "odd" else welcome
+        welcome = PeerReport(()) if ending == "odd" else welcome
         stream, refusals = Script(welcome), [StreamClosed("refused")] * 3
-        worker = WorkerLink(WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9))
+        )
         listener = Listener()
         worker.subscribe("r", listener, 3)
         running = asyncio.ensure_future(worker.run())
@@ -64,16 +66,16 @@ def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
 
 def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer():
     async def main():
-        opened, measured = WayReport("a", "shm"), WayReport("a", "shm", gb_per_s=2.5)
+        opened, measured = RouteReport("a", "shm"), RouteReport("a", "shm", gb_per_s=2.5)
         stream = Script(Welcome(WORKER))
-        worker = WorkerLink(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(0.1)
         asking = asyncio.ensure_future(worker.measure("a", 1 << 20))
         answered = []
-        for number, way in enumerate((opened, WayReport("b", gb_per_s=9.0), measured), 1):
+        for number, route in enumerate((opened, RouteReport("b", gb_per_s=9.0), measured), 1):
             await asyncio.sleep(0.1)
-            stream.inbox.put_nowait(SimpleNamespace(number=number, message=Met((way,))))
+            stream.inbox.put_nowait(SimpleNamespace(number=number, message=PeerReport((route,))))
             await asyncio.sleep(0.1)
             answered.append(asking.done())
         found = await asking
@@ -81,12 +83,12 @@ def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer
             await worker.measure("c", 1 << 20)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        return answered, found, [m for m in stream.sent if isinstance(m, Meet)]
+        return answered, found, [m for m in stream.sent if isinstance(m, ConnectPeers)]
 
     answered, found, meets = run_virtual(main())
     assert answered == [False, False, True]
-    assert found == WayReport("a", "shm", gb_per_s=2.5)
-    assert meets == [Meet(("a",), 1 << 20), Meet(("c",), 1 << 20)]
+    assert found == RouteReport("a", "shm", gb_per_s=2.5)
+    assert meets == [ConnectPeers(("a",), 1 << 20), ConnectPeers(("c",), 1 << 20)]
 
 
 def test_the_last_ranks_that_a_worker_named_are_kept_while_fresh_ones_start():
@@ -122,7 +124,7 @@ def test_a_command_that_would_not_be_read_is_refused_and_not_kept():
         worker.send(Credit("r", 0, 9))
     assert len(worker._outgoing) == MAX_OUTGOING
     lost = still_link()
-    lost._stand(state=LinkState.LOST)
+    lost._stand(state=SessionState.LOST)
     with pytest.raises(WorkerLost, match="worker w is lost"):
         lost.send(Credit("r", 0, 9))
     assert not lost._outgoing

@@ -7,36 +7,36 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("number", "hello", "submit", "cancel", "credit", "beat", "meet")
+    __slots__ = ("number", "hello", "submit", "cancel", "credit", "heartbeat", "connect_peers")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
     CANCEL_FIELD_NUMBER: _ClassVar[int]
     CREDIT_FIELD_NUMBER: _ClassVar[int]
-    BEAT_FIELD_NUMBER: _ClassVar[int]
-    MEET_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    CONNECT_PEERS_FIELD_NUMBER: _ClassVar[int]
     number: int
     hello: Hello
     submit: Submit
     cancel: Cancel
     credit: Credit
-    beat: RouterBeat
-    meet: Meet
-    def __init__(self, number: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., beat: _Optional[_Union[RouterBeat, _Mapping]] = ..., meet: _Optional[_Union[Meet, _Mapping]] = ...) -> None: ...
+    heartbeat: RouterHeartbeat
+    connect_peers: ConnectPeers
+    def __init__(self, number: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., heartbeat: _Optional[_Union[RouterHeartbeat, _Mapping]] = ..., connect_peers: _Optional[_Union[ConnectPeers, _Mapping]] = ...) -> None: ...
 
 class ToRouter(_message.Message):
-    __slots__ = ("number", "welcome", "frame", "progress", "met")
+    __slots__ = ("number", "welcome", "frame", "progress", "peer_report")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     WELCOME_FIELD_NUMBER: _ClassVar[int]
     FRAME_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
-    MET_FIELD_NUMBER: _ClassVar[int]
+    PEER_REPORT_FIELD_NUMBER: _ClassVar[int]
     number: int
     welcome: Welcome
     frame: StepFrame
     progress: Progress
-    met: Met
-    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., frame: _Optional[_Union[StepFrame, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., met: _Optional[_Union[Met, _Mapping]] = ...) -> None: ...
+    peer_report: PeerReport
+    def __init__(self, number: _Optional[int] = ..., welcome: _Optional[_Union[Welcome, _Mapping]] = ..., frame: _Optional[_Union[StepFrame, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., peer_report: _Optional[_Union[PeerReport, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
     __slots__ = ("router_id", "wanted", "stream_number")
@@ -186,7 +186,7 @@ class Credit(_message.Message):
     finished_choices: _containers.RepeatedScalarFieldContainer[int]
     def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., limit: _Optional[int] = ..., finished_choices: _Optional[_Iterable[int]] = ...) -> None: ...
 
-class Meet(_message.Message):
+class ConnectPeers(_message.Message):
     __slots__ = ("addresses", "probe_bytes")
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     PROBE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -194,11 +194,11 @@ class Meet(_message.Message):
     probe_bytes: int
     def __init__(self, addresses: _Optional[_Iterable[str]] = ..., probe_bytes: _Optional[int] = ...) -> None: ...
 
-class RouterBeat(_message.Message):
+class RouterHeartbeat(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
-class WayReport(_message.Message):
+class RouteReport(_message.Message):
     __slots__ = ("address", "transport", "round_trip_s", "gb_per_s", "error")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRANSPORT_FIELD_NUMBER: _ClassVar[int]
@@ -212,11 +212,11 @@ class WayReport(_message.Message):
     error: str
     def __init__(self, address: _Optional[str] = ..., transport: _Optional[str] = ..., round_trip_s: _Optional[float] = ..., gb_per_s: _Optional[float] = ..., error: _Optional[str] = ...) -> None: ...
 
-class Met(_message.Message):
-    __slots__ = ("ways",)
-    WAYS_FIELD_NUMBER: _ClassVar[int]
-    ways: _containers.RepeatedCompositeFieldContainer[WayReport]
-    def __init__(self, ways: _Optional[_Iterable[_Union[WayReport, _Mapping]]] = ...) -> None: ...
+class PeerReport(_message.Message):
+    __slots__ = ("routes",)
+    ROUTES_FIELD_NUMBER: _ClassVar[int]
+    routes: _containers.RepeatedCompositeFieldContainer[RouteReport]
+    def __init__(self, routes: _Optional[_Iterable[_Union[RouteReport, _Mapping]]] = ...) -> None: ...
 
 class Welcome(_message.Message):
     __slots__ = ("descriptor",)
@@ -274,8 +274,8 @@ class TokenLogprob(_message.Message):
     top: _containers.RepeatedCompositeFieldContainer[TopLogprob]
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ...) -> None: ...
 
-class PhaseTimings(_message.Message):
-    __slots__ = ("queue_s", "prefill_s", "decode_s", "cached_tokens", "kv_bytes", "kv_blocks", "kv_transport", "kv_parts_healed")
+class WorkerTiming(_message.Message):
+    __slots__ = ("queue_s", "prefill_s", "decode_s", "cached_tokens", "kv_bytes", "kv_blocks", "kv_transport", "kv_fragments_resent")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
@@ -283,7 +283,7 @@ class PhaseTimings(_message.Message):
     KV_BYTES_FIELD_NUMBER: _ClassVar[int]
     KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
-    KV_PARTS_HEALED_FIELD_NUMBER: _ClassVar[int]
+    KV_FRAGMENTS_RESENT_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     prefill_s: float
     decode_s: float
@@ -291,8 +291,8 @@ class PhaseTimings(_message.Message):
     kv_bytes: int
     kv_blocks: int
     kv_transport: str
-    kv_parts_healed: int
-    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_parts_healed: _Optional[int] = ...) -> None: ...
+    kv_fragments_resent: int
+    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_fragments_resent: _Optional[int] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("request_id", "epoch", "choice", "position", "token_ids", "logprobs", "finish", "stop_token_id", "timings", "prompt_logprobs", "prompt_start")
@@ -315,10 +315,10 @@ class TokenDelta(_message.Message):
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     finish: str
     stop_token_id: int
-    timings: PhaseTimings
+    timings: WorkerTiming
     prompt_logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprob]
     prompt_start: int
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., choice: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., timings: _Optional[_Union[PhaseTimings, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., prompt_start: _Optional[int] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., choice: _Optional[int] = ..., position: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., finish: _Optional[str] = ..., stop_token_id: _Optional[int] = ..., timings: _Optional[_Union[WorkerTiming, _Mapping]] = ..., prompt_logprobs: _Optional[_Iterable[_Union[TokenLogprob, _Mapping]]] = ..., prompt_start: _Optional[int] = ...) -> None: ...
 
 class AttemptEnded(_message.Message):
     __slots__ = ("request_id", "epoch", "task", "timings", "error", "error_message")
@@ -331,10 +331,10 @@ class AttemptEnded(_message.Message):
     request_id: str
     epoch: int
     task: str
-    timings: PhaseTimings
+    timings: WorkerTiming
     error: str
     error_message: str
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., timings: _Optional[_Union[PhaseTimings, _Mapping]] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., timings: _Optional[_Union[WorkerTiming, _Mapping]] = ..., error: _Optional[str] = ..., error_message: _Optional[str] = ...) -> None: ...
 
 class StepFrame(_message.Message):
     __slots__ = ("step_id", "deltas", "ended")
