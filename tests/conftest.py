@@ -18,16 +18,9 @@ os.environ["TEST_RUN"] = uuid.uuid4().hex
 
 def _segments() -> int:
     """Shared-memory segments this process has open."""
-    fds = Path("/proc/self/fd")
-    if not fds.exists():
-        return 0
-    count = 0
-    for fd in fds.iterdir():
-        try:
-            count += "memfd:baton" in os.readlink(fd)
-        except OSError:
-            continue
-    return count
+    from support.descriptors import opened
+
+    return sum("memfd:baton" in name for name in opened())
 
 
 def _children() -> set[int]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from redis import asyncio as redis_asyncio
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, ResponseError
+from support.descriptors import sockets_of
 from support.rig import is_gone
 
 from cluster.redis import binary as redis_binary
@@ -100,8 +101,7 @@ async def test_nobody_enters_without_the_password_and_no_port_is_open(server):
     assert modes == {folder.name: 0o700, "socket": 0o600, "url": 0o600}
     command = Path(f"/proc/{server.pid}/cmdline").read_text()
     assert server.url.split(":")[2].partition("@")[0] not in command
-    held = [os.readlink(fd) for fd in Path(f"/proc/{server.pid}/fd").iterdir()]
-    inodes = {name[8:-1] for name in held if name.startswith("socket:")}
+    inodes = sockets_of(server.pid)
     tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
     assert inodes
     assert not inodes & {line.split()[9] for table in tables for line in table}

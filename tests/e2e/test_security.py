@@ -3,7 +3,6 @@ and every listening socket accounted for."""
 
 import asyncio
 import contextlib
-import os
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
+from support.descriptors import sockets_of
 from support.rig import config_of
 
 from client.stream import Client
@@ -72,11 +72,7 @@ def listeners(pids):
     """(address, port) of every TCP socket that these processes listen on, IPv6 included."""
     inodes = set()
     for pid in pids:
-        for fd in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(OSError):
-                match = re.fullmatch(r"socket:\[(\d+)\]", os.readlink(fd))
-                if match:
-                    inodes.add(match[1])
+        inodes |= sockets_of(pid)
     found = set()
     for table in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(table).read_text().splitlines()[1:]:
