@@ -42,8 +42,8 @@ IDEMPOTENCY_KEY = (
     "(`duplicate_request`), and without a seed both have the same randomness"
 )
 EVENTS = """What every process says on standard error, one line each (`log.format`: text or json).
-All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, carrier, tokenizer,
-body-reader, guardian) and `pid`.
+All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, sidecar, tokenizer,
+body-reader, orphan-reaper) and `pid`.
 """
 REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes
 above, the log has them as `outcome`. Without a status nobody is answered: the connection or call

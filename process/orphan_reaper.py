@@ -99,5 +99,5 @@ def _watch(marker: str, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("guardian")
+    logs.configure("orphan-reaper")
     _watch(sys.argv[1], os.getppid())

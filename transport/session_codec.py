@@ -88,9 +88,9 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
             return Credit(
                 _request_id(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices)
             )
-        case "meet":
+        case "connect_peers":
             return ConnectPeers(tuple(wire.connect_peers.addresses), wire.connect_peers.probe_bytes)
-        case "beat":
+        case "heartbeat":
             return RouterHeartbeat()
         case _:
             return None
@@ -301,7 +301,7 @@ def from_router_wire(wire: pb.ToRouter) -> ToRouter | None:
                 p.is_ready,
                 p.is_leaving,
             )
-        case "met":
+        case "peer_report":
             routes = wire.peer_report.routes
             return PeerReport(
                 tuple(

@@ -97,7 +97,7 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
         memory,
         setup["num_blocks"],
         setup["block_size_tokens"],
-        exports_kv=setup["hands_out"],
+        exports_kv=setup["exports_kv"],
     )
     # One step in block 0 compiles the kernels before the first request needs them.
     runner.execute(
@@ -142,7 +142,7 @@ def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
     if setup["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
     return DistributedGroup.join(
-        Path(setup["meeting_point"]), rank, size, is_cuda=setup["device"] == "cuda"
+        Path(setup["rendezvous"]), rank, size, is_cuda=setup["device"] == "cuda"
     )
 
 

@@ -151,7 +151,7 @@ class RankGroup:
             "num_blocks": engine.num_blocks,
             "threads": engine.threads,
             "attention": _attention(engine),
-            "hands_out": exports_kv,
+            "exports_kv": exports_kv,
             "device": engine.device,
             "size": engine.tensor_parallel_size,
             "shares_sums": engine.collectives == "shm"
@@ -190,7 +190,7 @@ class RankGroup:
                     setup = {
                         **self._setup,
                         "rank": index,
-                        "meeting_point": str(Path(folder) / "meeting"),
+                        "rendezvous": str(Path(folder) / "meeting"),
                     }
                     segments.append(await self._spawn(setup, common_fd))
             except WorkerLost:

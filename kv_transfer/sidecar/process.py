@@ -233,7 +233,7 @@ class _Sidecar:
                 os._exit(1)  # nobody could be let in any more; the next process starts afresh
             if len(self._connections) < MAX_CONNECTIONS:
                 threading.Thread(
-                    target=self._accept_pair, args=(store,), name="meet", daemon=True
+                    target=self._accept_pair, args=(store,), name="pair", daemon=True
                 ).start()
 
     def _accept_pair(self, store: Any) -> None:  # noqa: ANN401
@@ -294,5 +294,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    logs.configure("carrier")
+    logs.configure("sidecar")
     main()

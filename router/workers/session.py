@@ -289,7 +289,7 @@ class WorkerSession:
 
     async def run(self) -> None:
         """Connect, and stay connected until the worker is lost; listeners hear of any end."""
-        error = WorkerLost(f"the link to worker {self.descriptor.worker_id} failed")
+        error = WorkerLost(f"the session with worker {self.descriptor.worker_id} failed")
         try:
             error = await self._stay_connected()
             if self._state is not SessionState.LOST and not self._leaves_in_order:

@@ -50,7 +50,7 @@ async def test_the_hand_over_through_a_stage_is_exact(sizes, transport):
     assert await answers(first, second, transport=transport, staged=True) == expected
 
 
-@pytest.mark.parametrize("missing", ["take_in", "_hand_out"])
+@pytest.mark.parametrize("missing", ["load_staged_blocks", "_hand_out"])
 async def test_a_copy_that_is_left_out_changes_the_answers(missing, monkeypatch):
     """So the test above can fail."""
     expected = await answers(engine(), engine())

@@ -22,7 +22,7 @@ async def met(house, num_routes):
     """The ways every decode worker has found."""
     async with asyncio.timeout(10):
         while True:
-            links = [x for x in house.links.all() if x.descriptor.role is Role.DECODE]
+            links = [x for x in house.sessions.all() if x.descriptor.role is Role.DECODE]
             if links and all(len(x.routes) == num_routes for x in links):
                 return [route for x in links for route in x.routes.values()]
             await asyncio.sleep(0.01)
@@ -45,7 +45,7 @@ async def test_workers_meet_when_they_join_and_no_request_is_first(transport):
 async def test_ways_are_measured_on_demand():
     async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", prefill=2) as house:
         await met(house, 2)
-        found = await house.links.measure(4 << 20)
+        found = await house.sessions.measure(4 << 20)
         assert len(found) == 2 and {sender.worker_id for sender, _, _ in found} == {
             "prefill-0",
             "prefill-1",
@@ -60,7 +60,7 @@ async def test_a_way_that_does_not_work_says_so():
     async with InProcessCluster(TINY, engine=ENGINE, transport="grpc") as house:
         await met(house, 1)
         await house.of_role(Role.PREFILL)[0].agent._network.close()
-        [(_, _, route)] = await house.links.measure(1 << 20)
+        [(_, _, route)] = await house.sessions.measure(1 << 20)
         assert route.error and route.gb_per_s == 0
 
 
@@ -77,7 +77,7 @@ async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
             async with asyncio.timeout(10):
                 while True:
                     kinds.append(type(frames.decode(await stream.recv())[1]).__name__)
-        assert kinds == ["Beat", *["Frame"] * 4, "Finished"]
+        assert kinds == ["Heartbeat", *["Frame"] * 4, "Finished"]
         # A frame without parts is a probe's alone: in a transfer it ends the stream, and nothing is
         # attached.
         stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)

@@ -14,8 +14,8 @@ from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
 from kv_transfer.frames import MAX_MESSAGE_BYTES
 from kv_transfer.sidecar.network import SidecarNetwork
-from kv_transfer.transports import Transports, read_address
 from kv_transfer.transports import shared_memory as shared_network
+from kv_transfer.transports.choice import Transports, read_address
 from kv_transfer.transports.shared_memory import SharedNetwork
 from transport.grpc_streams import fetch_network
 
@@ -303,7 +303,7 @@ async def test_a_carrier_takes_messages_longer_than_a_slot_and_forgets_ended_str
             with pytest.raises(StreamClosed):
                 await down.send(b"late")
         for network in (pair.client, pair.server):
-            [link] = network.client._links.values()
+            [link] = network.client._connections.values()
             assert link.streams == {}
 
 

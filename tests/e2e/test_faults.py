@@ -112,8 +112,8 @@ def run_baton(*arguments, **environment):
     )
 
 
-@pytest.mark.parametrize("way", [("--local",), ()], ids=["local", "ray"])
-def test_a_port_in_use_is_one_clear_line(route):
+@pytest.mark.parametrize("mode", [("--local",), ()], ids=["local", "ray"])
+def test_a_port_in_use_is_one_clear_line(mode):
     import socket
 
     before = our_processes()
@@ -121,7 +121,7 @@ def test_a_port_in_use_is_one_clear_line(route):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = run_baton("up", "--http-port", str(port), *route)
+        done = run_baton("up", "--http-port", str(port), *mode)
     assert done.returncode == 2 and f"port {port}" in done.stderr and "--http-port" in done.stderr
     assert "Traceback" not in done.stderr
     assert not wait_gone(before)

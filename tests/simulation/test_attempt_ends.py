@@ -54,7 +54,7 @@ def test_what_an_agent_says_of_a_transfer_that_is_gone_harms_nobody(role, words,
         one = unit(cluster, role)
         assert one.agent.num_live and one.worker.attempts, "no transfer was under way"
         for name, told in words.items():
-            getattr(one.agent._host, name)(GONE, *told)
+            getattr(one.agent._callbacks, name)(GONE, *told)
         await asyncio.sleep(0.001)
         return await asking
 

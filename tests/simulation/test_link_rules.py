@@ -110,7 +110,7 @@ def test_a_member_whose_link_failed_is_waited_for_and_used_again(caplog):
 
     lost, (tokens, ended) = run(scenario)
     assert lost and ended.error is None and tokens == expected(**LONG)
-    assert "the link to worker decode2 failed" in [r.getMessage() for r in caplog.records]
+    assert "the session with worker decode2 failed" in [r.getMessage() for r in caplog.records]
 
 
 # --- who counts as dead ---------------------------------------------------------------------------

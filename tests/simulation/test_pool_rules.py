@@ -120,7 +120,7 @@ def test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
-        part = prefill.worker._part
+        part = prefill.worker._role
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [outgoing] = part._outgoing.values()
         blocks = list(outgoing.sequence.block_table)
@@ -160,7 +160,7 @@ def test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
-        part = prefill.worker._part
+        part = prefill.worker._role
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [(transfer_id, outgoing)] = part._outgoing.items()
         prefill.scheduler.preempt(outgoing.sequence)
@@ -215,9 +215,9 @@ def test_decode_reserves_once_whatever_it_is_told():
         decode = unit(cluster, Role.DECODE)
         running = asyncio.get_running_loop().create_task(ask(cluster))
         await until(lambda: decode.scheduler.arriving)
-        [(transfer_id, incoming)] = decode.worker._part._incoming.items()
+        [(transfer_id, incoming)] = decode.worker._role._incoming.items()
         held = decode.pool.num_held
-        decode.worker._part.transfer_starting(transfer_id, incoming.sequence.num_tokens)
+        decode.worker._role.transfer_starting(transfer_id, incoming.sequence.num_tokens)
         return held, decode.pool.num_held, incoming.attempt.ended, await running
 
     held, after, ended_there, (tokens, ended) = run(scenario, step_s=0.05)
@@ -229,7 +229,7 @@ def test_decode_reserves_once_whatever_it_is_told():
 
 
 @pytest.mark.parametrize(
-    ("part", "step"),
+    ("role", "step"),
     [
         (PrefillRole, "transfer_reserved"),
         (PrefillRole, "transfer_sent"),
@@ -237,8 +237,8 @@ def test_decode_reserves_once_whatever_it_is_told():
         (DecodeRole, "transfer_arrived"),
     ],
 )
-def test_a_bug_in_a_step_of_a_transfer_ends_its_attempt(part, step, monkeypatch, caplog):
-    whole, broken = getattr(part, step), []
+def test_a_bug_in_a_step_of_a_transfer_ends_its_attempt(role, step, monkeypatch, caplog):
+    whole, broken = getattr(role, step), []
 
     def breaks(self, *told):
         if not broken:
@@ -246,7 +246,7 @@ def test_a_bug_in_a_step_of_a_transfer_ends_its_attempt(part, step, monkeypatch,
             raise ValueError("a bug")
         whole(self, *told)
 
-    monkeypatch.setattr(part, step, breaks)
+    monkeypatch.setattr(role, step, breaks)
 
     async def scenario(cluster):
         replies = await asyncio.gather(ask(cluster, timeout_s=20), ask(cluster, "b", OTHER_PROMPT))
@@ -273,7 +273,7 @@ def test_a_bug_where_blocks_are_given_back_ends_the_worker(monkeypatch, caplog):
         error = prefill.worker.fatal.exception()
         is_ready = prefill.worker.is_ready
         for told in broken:
-            prefill.worker._part.transfer_drained(*told)
+            prefill.worker._role.transfer_drained(*told)
         return error, is_ready
 
     error, is_ready = run(scenario)
@@ -285,7 +285,7 @@ def test_a_report_of_a_way_that_cannot_be_taken_ends_nothing(monkeypatch, caplog
     def breaks(self, route):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(SessionServer, "tell_way", breaks)
+    monkeypatch.setattr(SessionServer, "send_route", breaks)
     tokens, ended = run(ask)
     assert "could not be taken" in caplog.text
     assert ended.error is None and tokens == expected()

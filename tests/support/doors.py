@@ -70,10 +70,10 @@ class Doors:
         clock, ids = SystemClock(), Ids()
         self.members = StaticMembership()
         admission = Admission(config.router.max_running, config.router.max_queued, 30.0)
-        self.links = WorkerSessions(self.members, None, ids.router(), clock)
+        self.sessions = WorkerSessions(self.members, None, ids.router(), clock)
         text = TextModel(ROOT / "models" / "baton-tiny")
         self.orchestrator = Orchestrator(
-            self.links,
+            self.sessions,
             admission,
             config.router,
             config.placement,
@@ -86,7 +86,7 @@ class Doors:
             config.router,
             self.orchestrator,
             admission,
-            self.links,
+            self.sessions,
             Tokenizer(),
             text,
             clock,

@@ -62,7 +62,7 @@ class ReceiveCallbacks(Heard):
     transfer_finished = _says("finished")
     transfer_failed = _says("failed")
     transfer_closed = _says("closed")
-    route_found = _says("way")
+    route_found = _says("route")
 
 
 class World:

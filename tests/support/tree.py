@@ -1,29 +1,31 @@
-"""A copy of the tree, to be damaged: what may be broken without breaking the checkout.
+"""The tree: its packages, and a copy of it that may be damaged without breaking the checkout.
 
-Owns what is copied and how. Called by the planted bugs and by mutation testing.
+Owns the list of packages, what is copied and how.
 """
 
 import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PARTS = [
+PACKAGES = [
     "core",
+    "process",
+    "transport",
+    "prefix_index",
     "engine",
     "kv_transfer",
     "worker",
     "prefill_worker",
     "decode_worker",
-    "prefix_index",
     "router",
     "cluster",
     "simulation",
     "client",
-    "protos",
-    "models",
-    "tests",
-    "pyproject.toml",
+    "bench",
+    "cli",
 ]
+"""Where product code is."""
+PARTS = [*PACKAGES, "protos", "models", "tests", "pyproject.toml"]
 
 
 def copy_tree(folder: Path) -> None:

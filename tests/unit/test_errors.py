@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.tree import PACKAGES
 
 import core.errors as errors
 
@@ -44,18 +45,7 @@ def test_grpc_names_exist():
 
 def test_product_code_never_asserts_or_pickles():
     root = Path(__file__).parent.parent.parent
-    for package in (
-        "core",
-        "engine",
-        "kv_transfer",
-        "worker",
-        "prefill_worker",
-        "decode_worker",
-        "prefix_index",
-        "client",
-        "router",
-        "cluster",
-    ):
+    for package in PACKAGES:
         for path in (root / package).rglob("*.py"):
             text = path.read_text()
             assert not re.search(r"^\s*assert ", text, re.M), path

@@ -248,7 +248,7 @@ def test_a_links_own_fault_is_told_to_who_listens_and_the_worker_is_dialled_agai
     assert [type(e) for e in heard] == [WorkerLost]
     assert lost == (True, [], "LOST") and back == ([WORKER], "LIVE")
     assert numbers == [0, 1] and left == []
-    assert [r.getMessage() for r in caplog.records] == ["the link to worker w failed"]
+    assert [r.getMessage() for r in caplog.records] == ["the session with worker w failed"]
 
 
 def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
@@ -294,8 +294,8 @@ class Host:
     def credit(self, message):
         self._order("credit", message.request_id)
 
-    def meet(self, message):
-        self._order("meet", message.addresses)
+    def connect_peers(self, message):
+        self._order("connect_peers", message.addresses)
 
     def router_alive(self, router_id):
         self._order("alive", router_id)
@@ -323,10 +323,16 @@ def test_whatever_comes_from_a_router_renews_its_leases():
             server._take(server.session("router"), message)
         return host.orders
 
-    assert run_virtual(main()) == [("alive", "router"), ("alive", "router"), ("meet", ("a",))]
+    assert run_virtual(main()) == [
+        ("alive", "router"),
+        ("alive", "router"),
+        ("connect_peers", ("a",)),
+    ]
 
 
-@pytest.mark.parametrize("bad", ["submit", "cancel", "credit", "meet", "alive", "progress"])
+@pytest.mark.parametrize(
+    "bad", ["submit", "cancel", "credit", "connect_peers", "alive", "progress"]
+)
 def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
     async def main():
         host = Host(bad)
@@ -350,7 +356,9 @@ def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
     host, is_open, sent = run_virtual(main())
     names = [name for name, *_ in host.orders]
     assert is_open and names.count("alive") == 5
-    assert {"submit", "credit", "cancel", "meet"} <= set(names), "the others were carried out"
+    assert {"submit", "credit", "cancel", "connect_peers"} <= set(names), (
+        "the others were carried out"
+    )
     assert bad in names and caplog.records and isinstance(sent[0], Welcome)
     ends = [e for m in sent if isinstance(m, StepFrame) for e in m.ended]
     told = [(e.request_id, e.epoch, type(e.error)) for e in ends]

@@ -12,21 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
+from support.tree import PACKAGES
 
 from core import events, logs
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = (
-    "core",
-    "engine",
-    "kv_transfer",
-    "worker",
-    "prefill_worker",
-    "decode_worker",
-    "prefix_index",
-    "router",
-    "cluster",
-)
 FORMATS = {"text": logs.TextFormat, "json": logs.JsonFormat}
 FORGED = 'x\n2026-01-01T00:00:00.000+00:00 ERROR   up[1] forged\r\x1b[2J\x85\u2028"y='
 

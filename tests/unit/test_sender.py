@@ -381,7 +381,7 @@ def test_workers_whose_parts_no_message_carries_do_not_fit_together(monkeypatch)
 # --- faults of this side -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["publish", "_build_frame", "_read", "_meet"])
+@pytest.mark.parametrize("what", ["publish", "_build_frame", "_read", "_check_layout"])
 def test_a_bug_in_a_sender_fails_its_transfer_alone(what, monkeypatch, caplog):
     whole = getattr(Sender, what)
 
