@@ -257,6 +257,8 @@ class AttemptTable:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
         attempt = self.attempts.get(request_id)
         if attempt is not None and attempt.epoch <= epoch:
+            if attempt.ended is None:
+                self._trace(attempt)
             self._stop_sequences(attempt, None)
             del self.attempts[request_id]
             self._sessions.session(attempt.router_id).attempts.pop(request_id, None)
@@ -384,11 +386,14 @@ class AttemptTable:
         attempt.ended = AttemptEnded(
             attempt.request_id, attempt.epoch, attempt.submit.task, timings, error
         )
-        with contained("the trace of an attempt"):
-            trace_attempt(self.tracing, attempt, self._clock.now_s())
+        self._trace(attempt)
         self._stop_sequences(attempt, error)
         self._sessions.session(attempt.router_id).touch(attempt)
         self._loop.wake()
+
+    def _trace(self, attempt: Attempt) -> None:
+        with contained("the trace of an attempt"):
+            trace_attempt(self.tracing, attempt, self._clock.now_s())
 
     def fail_transfer(self, transfer_id: TransferId, error: ServingError) -> None:
         """End the attempt that a transfer belongs to: a step of it broke here."""

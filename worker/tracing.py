@@ -1,4 +1,4 @@
-"""Spans of one attempt on one worker, recorded when it ends.
+"""Spans of one attempt on one worker, recorded when it ends or is cancelled.
 
 Owns their names and what they hold. Does not know who collects them.
 
@@ -9,17 +9,22 @@ Owns their names and what they hold. Does not know who collects them.
 
 from __future__ import annotations
 
-from core.session import Task
+from core.session import Task, WorkerTiming
 from core.trace import Attributes, Tracing, record
 from worker.attempt import Attempt
 
 
 def trace_attempt(tracing: Tracing, attempt: Attempt, now_s: float) -> None:
-    """Record an attempt that has just ended; nothing if its request is not traced."""
+    """Record an attempt that has just ended; nothing if its request is not traced.
+
+    A router that needs no more of an attempt cancels it: after a stop string, or when decode has
+    said everything before prefill's end has come. That is no error, and the work was done.
+    """
     parent, ended = attempt.submit.request.trace, attempt.ended
-    if parent is None or ended is None or not attempt.sequences:
+    if parent is None or not attempt.sequences:
         return
-    sequence, t = attempt.sequences[0], ended.timings
+    sequence = attempt.sequences[0]
+    t = ended.timings if ended is not None else attempt.timings or WorkerTiming()
     span = tracing.open(f"worker.{attempt.submit.task.value}", parent, sequence.arrived_at)
     started = sequence.started_at if sequence.started_at is not None else now_s
     computed = sequence.prompt_done_at if sequence.prompt_done_at is not None else now_s
@@ -36,8 +41,9 @@ def trace_attempt(tracing: Tracing, attempt: Attempt, now_s: float) -> None:
         "baton.kv_bytes": t.kv_bytes,
         "baton.kv_blocks": t.kv_blocks,
         "baton.kv_transport": t.kv_transport,
+        "baton.cancelled": ended is None,
     }
     instants = (sequence.arrived_at, started, computed, now_s)
     for name, start_s, end_s in zip(names, instants, instants[1:], strict=False):
         record(tracing, name, span.context, start_s, max(start_s, end_s))
-    span.end(now_s, attributes, ended.error.code if ended.error else "")
+    span.end(now_s, attributes, ended.error.code if ended and ended.error else "")

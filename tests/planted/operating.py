@@ -415,4 +415,11 @@ BUGS = [
         "tests/unit/test_segments.py::"
         "test_a_pool_without_memory_on_its_gpu_is_refused_before_it_is_made",
     ),
+    Bug(
+        "what a router cancels has no spans",
+        "worker/attempts.py",
+        "            if attempt.ended is None:\n                self._trace(attempt)\n",
+        "",
+        "tests/simulation/test_spans.py::test_an_attempt_that_its_router_cancels_has_its_spans",
+    ),
 ]

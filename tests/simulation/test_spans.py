@@ -131,3 +131,34 @@ def test_a_request_that_is_admitted_at_time_0_has_not_queued():
 
     timing = run(scenario)
     assert timing.queue_s == 0.0 < timing.prefill_s
+
+
+@pytest.mark.parametrize("path", ["pd", "local"])
+def test_an_attempt_that_its_router_cancels_has_its_spans(path):
+    """A client left, a stop string came, or the answer was whole before prefill's end."""
+    recorder = Recorder()
+
+    async def scenario(cluster):
+        await asyncio.sleep(1.0)
+        for one in cluster.units.values():
+            one.worker.tracing = recorder
+        sampling = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
+        request = replace(cluster.request("r", PROMPT, sampling), trace=CALLER)
+        events = []
+
+        def leave(event):
+            events.append(event)
+            if len(events) == 5:
+                running.cancel()
+
+        running = asyncio.get_running_loop().create_task(cluster.orchestrator.run(request, leave))
+        await asyncio.gather(running, return_exceptions=True)
+        await asyncio.sleep(1.0)
+        return running.cancelled(), len(events)
+
+    is_cancelled, num_events = run(scenario, placement=PlacementConfig(path=path))
+    assert is_cancelled and num_events < 12
+    for name, children in WORKERS[path].items():
+        assert [child for child, *_ in recorder.under(name)] == children
+    last = recorder.one("worker.local" if path == "local" else "worker.decode")
+    assert last["baton.cancelled"] and last["error"] == ""
