@@ -321,7 +321,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from cluster.network_check import faults_between_machines  # noqa: PLC0415
     from cluster.ray.probe import endpoint_of_environment  # noqa: PLC0415
     from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
-    from cluster.worker_process import model_of  # noqa: PLC0415
+    from cluster.worker_process import kv_pools_of, model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
     from core.ports import SystemClock  # noqa: PLC0415
     from core.references import is_reference  # noqa: PLC0415
@@ -334,8 +334,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     check_ports(resolved)
     if resolved.security.door_certificate:
         ServerCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
-    engine = resolved.pools.decode.engine
-    layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+    kv_pools = kv_pools_of(resolved, spec)
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
     door = endpoint_of_environment(os.environ)
@@ -344,9 +343,8 @@ def check_config(config: Config = None, output: Output = "table") -> None:
         "architecture": spec.architecture,
         "dtype": spec.dtype,
         "max_model_len": spec.max_model_len,
-        "kv_block_bytes": layout.block_bytes,
-        "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
-        "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
+        **kv_pools["decode"],
+        "kv_pools": kv_pools,
         "in_the_way_of_several_machines": faults_between_machines(resolved, door),
     }
     if output == "json":

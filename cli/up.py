@@ -21,7 +21,7 @@ from cli.banner import announce
 from cli.instances import announced
 from cluster.ray.env import prepare_fresh_ray
 from cluster.server_ports import claimed
-from cluster.worker_process import model_of
+from cluster.worker_process import kv_pools_of, model_of
 from core import events, logs
 from core.config import BatonConfig, is_loopback, load_config
 from engine.checkpoint.model_spec import ModelSpec
@@ -60,13 +60,14 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
 
 
 def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
-    engine = config.pools.decode.engine
-    layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
-    tokens = engine.num_blocks * engine.block_size_tokens
+    pools = {
+        role: f"{facts['kv_pool_tokens']} tokens a {role} worker "
+        f"({facts['kv_block_bytes']} bytes a block)"
+        for role, facts in kv_pools_of(config, spec).items()
+    }
     console.print(
         f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context "
-        f"{spec.max_model_len} tokens, KV pool {tokens} tokens a worker "
-        f"({layout.block_bytes} bytes a block)"
+        f"{spec.max_model_len} tokens, KV pool {', '.join(pools.values())}"
     )
     events.CLUSTER_STARTS.tell(
         version=version("baton-serve"),

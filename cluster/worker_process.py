@@ -43,11 +43,10 @@ CARRIED_HEAD_BYTES = 1 << 16
 
 
 def model_of(config: BatonConfig) -> ModelSpec:
-    """Read the configured model's description, and check that the pools can split and exchange it.
+    """Read the configured model's description, and check that the pools can split it.
 
     Raises:
         ModelLoadError: It cannot be served, or not by so many ranks.
-        ConfigError: The pools' blocks do not divide one another.
     """
     m = config.model
     pools = config.pools
@@ -60,14 +59,22 @@ def model_of(config: BatonConfig) -> ModelSpec:
     )
     for engine in engines:
         check_split(spec, engine.tensor_parallel_size)
-    small, large = sorted(engine.block_size_tokens for engine in (engines[0], engines[-1]))
-    if large % small:
-        raise ConfigError(
-            "pools.prefill.engine.block_size_tokens and pools.decode.engine.block_size_tokens are "
-            f"{small} and {large}; make one a multiple of the other, or KV cannot go from one "
-            "pool to the other"
-        )
     return spec
+
+
+def kv_pools_of(config: BatonConfig, spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """What one worker of each pool holds: bytes of a KV block, bytes and tokens of all of them."""
+    roles = [Role.DECODE] if config.colocated else [Role.PREFILL, Role.DECODE]
+    pools = {}
+    for role in roles:
+        engine = pool_of(config, role).engine
+        layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+        pools[role.value] = {
+            "kv_block_bytes": layout.block_bytes,
+            "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
+            "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
+        }
+    return pools
 
 
 def pool_of(config: BatonConfig, role: Role) -> PoolConfig:

@@ -73,7 +73,12 @@ class ModelConfig(Node):
 class EngineConfig(Node):
     """One worker's engine."""
 
-    block_size_tokens: int = Field(16, ge=1, le=256, description="tokens per KV block")
+    block_size_tokens: int = Field(
+        16,
+        ge=1,
+        le=256,
+        description="tokens per KV block; one pool's must be a multiple of the other's",
+    )
     num_blocks: int = Field(512, ge=2, description="blocks in a worker's KV pool")
     max_step_tokens: int = Field(512, ge=1, description="token budget of one step")
     max_sequences: int = Field(
@@ -137,7 +142,10 @@ class PlacementConfig(Node):
         "auto", description="force a path, or choose by cost"
     )
     local_below_tokens: int = Field(
-        32, ge=0, description="auto: uncached prompts shorter than this stay local"
+        32,
+        ge=0,
+        description="auto: prompts shorter than this stay local; cached tokens count like all "
+        "others, for a router does not know which prompts a worker has cached",
     )
 
 
@@ -349,10 +357,12 @@ class BatonConfig(Node):
             raise ValueError(
                 "placement.path is pd but a pool has 0 replicas; give both pools at least 1"
             )
-        if prefill.engine.block_size_tokens != decode.engine.block_size_tokens:
+        sizes = prefill.engine.block_size_tokens, decode.engine.block_size_tokens
+        if not self.colocated and max(sizes) % min(sizes):
             raise ValueError(
-                f"pools.prefill.engine.block_size_tokens is {prefill.engine.block_size_tokens}, "
-                f"pools.decode's is {decode.engine.block_size_tokens}; make them equal"
+                f"pools.prefill.engine.block_size_tokens is {sizes[0]}, "
+                f"pools.decode.engine.block_size_tokens is {sizes[1]}, and KV goes only between "
+                "blocks that divide one another; make one a multiple of the other"
             )
         return self
 

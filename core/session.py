@@ -158,7 +158,6 @@ class WorkerTiming:
 
     queue_s: float = 0.0
     prefill_s: float = 0.0
-    exposed_transfer_s: float = 0.0
     decode_s: float = 0.0
     cached_tokens: int = 0
     kv_bytes: int = 0

@@ -235,7 +235,11 @@ class Logprob:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one request; `cached_tokens` were found in a prefix cache, not recomputed."""
+    """Token counts of one request.
+
+    `cached_tokens` are those of the prompt that a prefix cache had: on path pd of the worker that
+    had more, since either side looks for whole blocks of its own size.
+    """
 
     prompt_tokens: int
     completion_tokens: int = 0

@@ -129,7 +129,6 @@ class RankGroup:
         self._launch = launch
         self._layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         self.kv = SharedKV(self._layout, engine.num_blocks)
-        self.num_restarts = 0
         self.on_lost: Callable[[], None] = lambda: None
         """Called when a rank dies while no step is in hand."""
         self._num_blocks = engine.num_blocks
@@ -297,7 +296,6 @@ class RankGroup:
 
     async def restart(self) -> None:
         """Replace a dead group."""
-        self.num_restarts += 1
         began_at = time.monotonic()
         codes = await self.stop()
         await self.start()

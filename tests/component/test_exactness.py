@@ -112,12 +112,12 @@ async def test_every_family_disaggregated_equals_colocated_equals_transformers(t
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-async def test_a_forced_preemption_changes_nothing(dtype):
+@pytest.mark.parametrize("prefill_block", [8, 4, 32])
+async def test_a_forced_preemption_changes_nothing(dtype, prefill_block):
     engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
+    roomy = EngineConfig(block_size_tokens=prefill_block, num_blocks=512 // prefill_block)
     prompts = [PROMPTS[0][: 10 + i] for i in range(6)]
-    async with InProcessCluster(
-        TINY, dtype, EngineConfig(block_size_tokens=8, num_blocks=64), engine
-    ) as house:
+    async with InProcessCluster(TINY, dtype, roomy, engine) as house:
         replies = await asyncio.gather(
             *(house.ask(p, max_tokens=40, ignore_eos=True) for p in prompts)
         )
@@ -129,9 +129,11 @@ async def test_a_forced_preemption_changes_nothing(dtype):
         assert reply.tokens[0][: len(expected)] == expected or spec.eos_token_ids[0] in expected
 
 
-async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing():
+@pytest.mark.parametrize("decode_block", [8, 4, 32])
+async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(decode_block):
     engine = EngineConfig(block_size_tokens=8, num_blocks=64, max_step_tokens=8)
-    async with InProcessCluster(TINY, "float32", engine) as house:
+    decode = EngineConfig(block_size_tokens=decode_block, num_blocks=512 // decode_block)
+    async with InProcessCluster(TINY, "float32", engine, decode) as house:
         scheduler = house.of_role(Role.PREFILL)[0].scheduler
         plan, hits = scheduler.plan, []
 

@@ -154,7 +154,10 @@ def test_check_config_and_version_print_json(tmp_path):
     import json
 
     config = tmp_path / "baton.yaml"
-    config.write_text("pools: {decode: {replicas: 3}}")
+    config.write_text(
+        "pools: {decode: {replicas: 3}, "
+        "prefill: {engine: {block_size_tokens: 32, num_blocks: 100}}}"
+    )
     tree = json.loads(
         run_baton(
             "check-config", "-c", str(config), "-o", "json", BATON_ROUTER__HTTP_PORT="8123"
@@ -164,7 +167,13 @@ def test_check_config_and_version_print_json(tmp_path):
         tree["config"]["pools"]["decode"]["replicas"] == 3
         and tree["config"]["router"]["http_port"] == 8123
     )
-    assert tree["facts"]["kv_block_bytes"] == 32768
+    pools = tree["facts"]["kv_pools"]
+    assert tree["facts"]["kv_block_bytes"] == pools["decode"]["kv_block_bytes"] == 32768
+    assert pools["prefill"] == {
+        "kv_block_bytes": 65536,
+        "kv_pool_bytes": 6553600,
+        "kv_pool_tokens": 3200,
+    }
     assert json.loads(run_baton("version", "-o", "json").stdout)["version"]
 
 

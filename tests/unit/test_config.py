@@ -34,8 +34,8 @@ def test_defaults_then_file_then_environment_then_flags(tmp_path):
         ({"router.http_prt": 1}, "unknown key router.http_prt; did you mean router.http_port"),
         ({"poolz": {}}, "did you mean pools"),
         (
-            {"pools.prefill.engine.block_size_tokens": 8},
-            "block_size_tokens is 8, pools.decode's is 16",
+            {"pools.prefill.engine.block_size_tokens": 12},
+            "engine.block_size_tokens is 12, .* is 16, .*; make one a multiple of the other",
         ),
         ({"router.max_running": 0}, "router.max_running"),
         ({"transfer.lease_s": float("nan")}, "transfer.lease_s"),
@@ -49,6 +49,23 @@ def test_defaults_then_file_then_environment_then_flags(tmp_path):
 def test_a_wrong_value_is_named(flags, message):
     with pytest.raises(ConfigError, match=message):
         load_config(None, flags, {})
+
+
+@pytest.mark.parametrize(("prefill", "decode"), [(32, 16), (16, 32), (16, 16), (1, 256)])
+def test_block_sizes_of_which_one_divides_the_other_are_taken(prefill, decode, tmp_path):
+    path = tmp_path / "baton.yaml"
+    path.write_text(
+        f"pools: {{prefill: {{engine: {{block_size_tokens: {prefill}}}}},"
+        f" decode: {{engine: {{block_size_tokens: {decode}}}}}}}"
+    )
+    pools = load_config(path, {}, {}).pools
+    assert pools.prefill.engine.block_size_tokens == prefill
+    assert pools.decode.engine.block_size_tokens == decode
+
+
+def test_with_one_pool_the_blocks_of_the_other_do_not_matter():
+    flags = {"colocated": True, "pools.prefill.engine.block_size_tokens": 12}
+    assert load_config(None, flags, {}).colocated
 
 
 def test_every_field_says_what_it_is():

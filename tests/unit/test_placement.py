@@ -131,6 +131,17 @@ def test_room_for_the_prompt_comes_before_few_sequences():
     assert choose([P, full, busy], four, PD).decode.worker_id == "d1", "neither has room"
 
 
+def test_the_prompt_alone_decides_what_stays_local_whatever_is_cached():
+    """A router knows how many blocks a worker has cached, not whose prompts they are."""
+    auto = PlacementConstraints("auto", len(REQUEST.token_ids))
+    below = replace(auto, local_below_tokens=len(REQUEST.token_ids) + 1)
+    for d in (worker("d"), worker("d", free_blocks=0, cached_blocks=100)):
+        assert choose([P, d], REQUEST, auto).path is Path.PD
+        placement = choose([P, d], REQUEST, below)
+        assert placement.path is Path.LOCAL
+        assert placement.reason == "prompt of 40 tokens is below 41"
+
+
 def test_a_misfit_pair_is_left_out_and_others_go_on():
     p2 = worker("p2", Role.PREFILL, waiting_tokens=9)
     d = worker("d")
