@@ -116,6 +116,31 @@ def test_workers_and_routers_never_import_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+def test_the_drawings_of_the_rooms_are_the_linters_layers():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = [contract["layers"] for contract in contracts if contract["type"] == "layers"]
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rooms = text.partition("\n## Rooms")[2].partition("\n## ")[0]
+    drawings = re.findall(r"```\n(.*?)```", rooms, re.S)
+    assert [[line.strip().split("  ")[0] for line in d.splitlines()] for d in drawings] == layers
+
+
+def test_the_table_of_heavy_libraries_names_who_imports_them_and_nobody_else():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `(torch|ray|redis|grpc)` \|(.*)\|$", text, re.M)
+    assert len(rows) == 4
+    for library, cell in rows:
+        told = tuple(f"{room}." for room in re.findall(r"`([a-z_.]+)`", cell))
+        found = set()
+        for package in PACKAGES:
+            for path in (ROOT / package).rglob("*.py"):
+                if re.search(rf"^ *(?:import|from) {library}\b", path.read_text(), re.M):
+                    module = ".".join(path.relative_to(ROOT).with_suffix("").parts) + "."
+                    found |= {room for room in told if module.startswith(room)} or {module}
+        assert found == set(told), library
+
+
 def test_glossary_words_to_avoid_are_avoided():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
