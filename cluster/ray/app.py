@@ -1,8 +1,9 @@
 """The cluster on Ray Serve: one application, a deployment per pool and one for the routers.
 
-Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor. Ray
-places, heals and scales; no token and no KV ever travels as a Ray object (decision 4). Does not
-know what a worker does.
+Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor.
+Ray places, heals and scales; no token and no KV ever travels as a Ray object, but over our own
+streams, which are numbered and fenced. Does not know what a worker does. Called by `baton up` and by
+`make demo`.
 """
 
 from __future__ import annotations
