@@ -27,8 +27,10 @@ def of_one_process(prompt):
     """Greedy tokens of a prompt, by one thread, so that a busy machine does not stand in a barrier."""
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
+    ids = torch.tensor([prompt])
     out = model.generate(
-        torch.tensor([prompt]),
+        ids,
+        attention_mask=torch.ones_like(ids),  # else it would take the padding's id for padding
         max_new_tokens=MAX_TOKENS,
         do_sample=False,
         eos_token_id=None,
