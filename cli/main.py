@@ -338,7 +338,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
     door = endpoint_of_environment(os.environ)
-    facts = {
+    facts: dict[str, object] = {
         "model": spec.name,
         "architecture": spec.architecture,
         "dtype": spec.dtype,
