@@ -2,8 +2,7 @@
 
 Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor.
 Ray places, heals and scales; no token and no KV ever travels as a Ray object, but over our own
-streams, which are numbered and fenced. Does not know what a worker does. Called by `baton up` and by
-`make demo`.
+streams, which are numbered and fenced. Does not know what a worker does.
 """
 
 from __future__ import annotations

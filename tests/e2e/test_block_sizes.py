@@ -24,7 +24,7 @@ PROMPTS = [
 
 @functools.cache
 def of_one_process(prompt):
-    """Greedy tokens of a prompt, by one thread, so that a busy machine does not stand in a barrier."""
+    """Greedy tokens of a prompt, by one thread: on a busy machine two would wait for each other."""
     torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     ids = torch.tensor([prompt])

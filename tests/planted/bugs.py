@@ -5,6 +5,7 @@ writes accepted, numbers reused, clocks misread. `by` is a range of fault-search
 """
 
 from planted import (
+    blocks,
     doors,
     fairness,
     gate,
@@ -297,6 +298,7 @@ FIRST = [
 
 BUGS = [
     *FIRST,
+    *blocks.BUGS,
     *doors.BUGS,
     *fairness.BUGS,
     *gate.BUGS,

@@ -216,47 +216,35 @@ SIMULATED = [
     "router",
     "prefix_index",
 ]
-OUTSIDE = {
+OUTSIDE = (
     # adapters and processes that a simulation replaces by its own side of a port
-    "process/parent_death.py",
-    "core/ids.py",
-    "router/access/credentials.py",
-    "core/ports.py",
+    "core/addresses.py",
     "core/config.py",
-    "transport/grpc_streams.py",
-    "kv_transfer/agent.py",
-    "kv_transfer/transports/shared_memory.py",
-    "kv_transfer/sidecar/network.py",
-    "kv_transfer/sidecar/client.py",
-    "kv_transfer/sidecar/process.py",
-    "kv_transfer/sidecar/pairs.py",
-    "bench/bare_pair.py",
-    "kv_transfer/copying.py",
-    "kv_transfer/sidecar/nixl.py",
+    "core/ids.py",
+    "core/logs.py",
+    "core/ports.py",
+    "core/renewed.py",
     "engine/model/collectives.py",
-    "engine/ranks/shared_group.py",
-    "prefix_index/redis_store.py",
     "engine/ranks/rank.py",
     "engine/ranks/rank_group.py",
+    "engine/ranks/shared_group.py",
     "engine/ranks/shared_kv.py",
-    "router/text/tokenizing.py",
-    "router/text/tokenizer_child.py",
-    "router/observe/request_log.py",
-    "router/http/app.py",
-    "router/http/bodies.py",
-    "router/http/replies.py",
-    "router/grpc/server.py",
-    "router/text/chat_template.py",
-    "core/addresses.py",
-    "core/logs.py",
-    "core/renewed.py",
-    "transport/stream_proof.py",
-    "router/access/key_file.py",
-    "router/reply_thread.py",
-    "router/http/body_child.py",
-    "router/http/body_reading.py",
+    "kv_transfer/agent.py",
+    "kv_transfer/copying.py",
+    "kv_transfer/sidecar/",
+    "kv_transfer/transports/shared_memory.py",
+    "prefix_index/redis_store.py",
+    "router/access/",
     "router/child_pool.py",
-}
+    "router/descriptors.py",
+    "router/grpc/",
+    "router/http/",
+    "router/observe/request_log.py",
+    "router/reply_thread.py",
+    "router/text/chat_template.py",
+    "router/text/tokenizer_child.py",
+    "router/text/tokenizing.py",
+)
 FORBIDDEN = {
     "time",
     "threading",
@@ -273,8 +261,8 @@ FORBIDDEN = {
 
 def simulated_files():
     for package in SIMULATED:
-        for path in sorted((ROOT / package).glob("*.py")):
-            if f"{package}/{path.name}" not in OUTSIDE:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            if not path.relative_to(ROOT).as_posix().startswith(OUTSIDE):
                 yield path
 
 
