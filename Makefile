@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest
 PACKAGES := core process transport prefix_index engine kv_transfer worker prefill_worker \
-	decode_worker router cluster simulation client bench cli
+	decode_worker router cluster simulation client baton bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
 .PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check \

@@ -9,10 +9,9 @@ import json
 import sys
 from collections.abc import Iterator
 
-import grpc
 import typer
 
-from cli.client import Answer, show_text, stream_chat, told
+from cli.client import Answer, show_text, stream_chat
 from client.endpoints import Endpoints
 from protos.baton.v1 import generation_pb2 as pb
 
@@ -32,7 +31,7 @@ def run_chat(
     """Talk until the user ends it; with a message, one turn only.
 
     Raises:
-        SystemExit: 2 if the server refuses or is not there.
+        ServingError: The server refuses, or is not there.
     """
     opening = [pb.ChatMessage(role="system", content=system)] if system else []
     turns = list(opening)
@@ -51,10 +50,7 @@ def run_chat(
             stopping=pb.StoppingOptions(max_tokens=max_tokens) if max_tokens else None,
             response=pb.ResponseOptions(timing=True),
         )
-        try:
-            answer = stream_chat(address, request, None if as_json else show_text, access)
-        except grpc.RpcError as error:
-            raise told(error) from error
+        answer = stream_chat(address, request, None if as_json else show_text, access)
         turns.append(pb.ChatMessage(role="assistant", content=answer.text))
         typer.echo(_as_json(answer) if as_json else f"\n{cost(answer)}\n")
 

@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import typer
 from google.protobuf.json_format import MessageToDict
 
@@ -46,7 +45,7 @@ def stream_answer(
     """Run one request over gRPC, showing text as it comes; `address` may be several, with commas.
 
     Raises:
-        grpc.RpcError: As the server reported it.
+        ServingError: As the server reported it.
         ConfigError: A certificate cannot be used.
     """
     client = _client(address, access)
@@ -62,7 +61,7 @@ def stream_chat(
     """Run one turn of a conversation over gRPC, showing text as it comes.
 
     Raises:
-        grpc.RpcError: As the server reported it.
+        ServingError: As the server reported it.
         ConfigError: A certificate cannot be used.
     """
     client = _client(address, access)
@@ -107,12 +106,6 @@ async def _collect(client: Client, messages: AsyncIterator[Any], show: Show | No
     return Answer(text, summary.usage, summary.timing)
 
 
-def told(error: grpc.RpcError) -> SystemExit:
-    """Say what the server said; raise what it returns."""
-    typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
-    return SystemExit(2)
-
-
 def generate_stream(
     prompt: str,
     address: str,
@@ -130,10 +123,7 @@ def generate_stream(
         stopping=pb.StoppingOptions(max_tokens=max_tokens),
         response=pb.ResponseOptions(timing=True),
     )
-    try:
-        answer = stream_answer(address, request, None if as_json else show_text, access)
-    except grpc.RpcError as error:
-        raise told(error) from error
+    answer = stream_answer(address, request, None if as_json else show_text, access)
     if as_json:
         usage = MessageToDict(answer.usage)
         timing = MessageToDict(answer.timing, preserving_proto_field_name=True)

@@ -1,9 +1,10 @@
 """Streams over gRPC that survive their router.
 
-Owns the position in each stream, the choice of the next address and the difference between an
-answer and a broken wire: what the server said with `google.rpc` details is an answer and is raised,
-anything else is a wire, and the stream goes on elsewhere from where it was. Does not know what is
-generated.
+Owns the position in each stream, the choice of the next address and the difference between an answer
+and a broken wire: what the server said with `google.rpc` details is an answer and is raised as an
+error of our tree, anything else is a wire, and the stream goes on elsewhere from where it was. Does
+not know what is generated.
+Called by users, who import it as `baton.Client`.
 
     async with Client(["10.0.0.1:9000", "10.0.0.2:9000"]) as client:
         async for message in client.generate(pb.GenerateRequest(text="Once upon a time")):
@@ -21,10 +22,11 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from client.failures import details_of, error_of
+from core.errors import Unavailable
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
-DETAILS_KEY = "grpc-status-details-bin"
 CONNECT_MS = 1500
 """Longest wait for a door to accept, hello included."""
 HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 1.0, 1.5
@@ -92,8 +94,7 @@ class Client:
         """Run one request; the last message has the summary.
 
         Raises:
-            grpc.aio.AioRpcError: The server's error, or the last break of a stream that broke too
-                often.
+            ServingError: The server's, or `Unavailable` when the stream broke too often.
         """
         return self._stream("GenerateStream", request, timeout_s)
 
@@ -101,7 +102,7 @@ class Client:
         """Run one turn of a conversation; the last message has the summary.
 
         Raises:
-            grpc.aio.AioRpcError: As `generate`.
+            ServingError: As `generate`.
         """
         return self._stream("Chat", request, timeout_s)
 
@@ -133,7 +134,7 @@ class Client:
                         return
             except grpc.aio.AioRpcError as failure:
                 if attempt == self._max_reconnects or not is_break(failure):
-                    raise
+                    raise error_of(failure) from failure
             except asyncio.CancelledError:
                 if call not in heartbeat.given_up:
                     raise
@@ -144,7 +145,7 @@ class Client:
             self._leave(address)
             await asyncio.sleep(min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S))
             request.resume_from.CopyFrom(received.resume_from())
-        raise ConnectionError(
+        raise Unavailable(
             f"the stream ended {self._max_reconnects + 1} times without its last message"
         )
 
@@ -178,9 +179,9 @@ class Client:
 
 def is_break(error: grpc.aio.AioRpcError) -> bool:
     """Did the wire break, or the router leave, rather than the server answer with an error?"""
-    details = [value for key, value in error.trailing_metadata() or () if key == DETAILS_KEY]
+    details = details_of(error)
     if details:
-        return any(b"draining" in value for value in details)
+        return b"draining" in details
     return error.code() in _BREAKS
 
 

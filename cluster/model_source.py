@@ -12,7 +12,7 @@ from core.config import ModelConfig
 from core.errors import ModelLoadError
 from engine.checkpoint.safetensors_files import WHOLE, weight_files
 
-TINY_MODEL = Path(__file__).parent.parent / "models" / "baton-tiny"
+TINY_MODEL = Path(__file__).parent / "models" / "baton-tiny"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 DESCRIPTIONS = ["*.json", "*.jinja"]
 

@@ -135,6 +135,7 @@ class RateLimited(ServingError):
     code = "rate_limit_exceeded"
     http_status = 429
     grpc_status = "RESOURCE_EXHAUSTED"
+    retry_after_s: float = 1.0
 
 
 class Unavailable(ServingError):
