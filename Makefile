@@ -1,8 +1,9 @@
 # Everything a fresh machine needs: python3.11+ with venv, and this file.
 #   make demo    a real cluster on a local Ray, answers, and what the hand-over cost
 #   make test    what CI runs             make check   style, types, house rules
-#   make test-long   all that make test samples           make mutants   bugs that no test sees
-# On a machine without a GPU, point pip at PyTorch's CPU index first (URL: its installation page):
+#   make test-long   everything, what make test samples too     make mutants   bugs that no test sees
+#   make install   what a server needs     make dist   wheel and sdist     make docs   the site
+# On a machine without a GPU, point pip at PyTorch's CPU index first (its installation page has the URL):
 #   make demo TORCH_PIP_ARGS="--index-url URL"
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,16 +16,39 @@ PACKAGES := core process transport prefix_index engine kv_transfer worker prefil
 	decode_worker router cluster simulation client baton bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup demo test test-processes test-rest test-fast test-long mutants coverage check \
-        protos reference sbom format clean
+.PHONY: setup install dist docs demo test test-processes test-rest test-fast test-long mutants coverage check protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.ready: pyproject.toml constraints.txt constraints-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt --requirement constraints-dev.txt
+	$(BIN)/pip install --quiet $(TORCH) $(TORCH_PIP_ARGS)
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# A serving node: the same pins without the tools for development, and a copy of the code, not a link.
+install:
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --require-hashes --requirement constraints.txt
 	$(BIN)/pip install --quiet $(TORCH) $(TORCH_PIP_ARGS)
-	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(BIN)/pip install --quiet --no-deps --no-build-isolation .
+
+# The wheel is made from the sdist, so both are complete or neither is.
+DIST ?= dist
+dist: setup
+	rm -rf $(DIST)
+	$(BIN)/python -c "from setuptools import build_meta; build_meta.build_sdist('$(DIST)')"
+	$(BIN)/pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(DIST) $(DIST)/baton_serve-*.tar.gz
+
+# The site, in site/; a warning is an error. Its tools have a folder of their own.
+DOCS_VENV ?= .venv-docs
+docs: $(DOCS_VENV)/.ready
+	$(DOCS_VENV)/bin/mkdocs build --strict
+
+$(DOCS_VENV)/.ready: docs/requirements.txt
+	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --require-hashes --requirement docs/requirements.txt
 	touch $@
 
 demo: setup
@@ -83,4 +107,4 @@ sbom: setup
 	$(BIN)/python -m cli.sbom > sbom.cdx.json
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info
+	rm -rf $(VENV) $(DOCS_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache *.egg-info

@@ -12,6 +12,7 @@ from support.in_process_network import InProcessNetwork
 
 from core.kv_layout import KVLayout
 from core.ports import MappedStream, StreamClosed
+from examples.own_transport import TcpNetwork
 from kv_transfer.frames import MAX_MESSAGE_BYTES
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports import shared_memory as shared_network
@@ -34,6 +35,7 @@ class Pair:
             "shm": self._shared,
             "gloo": lambda: SidecarNetwork("gloo", "127.0.0.1", 10_000),
             "nixl": lambda: SidecarNetwork("nixl", "127.0.0.1", 10_000),
+            "example": TcpNetwork,
         }
         self.server, self.client = make[name](), make[name]()
         self.accepted = asyncio.Queue()
@@ -68,7 +70,7 @@ class Pair:
             kv.close()
 
 
-@pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo", NIXL])
+@pytest.mark.parametrize("name", ["inproc", "grpc", "shm", "gloo", NIXL, "example"])
 async def test_every_transport_keeps_the_contract_of_a_stream(name):
     """Order both ways, a good end after which nothing is lost,
     a cut that both ends see, nobody there."""

@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 
 from conftest import BATON, ROOT
@@ -141,11 +140,3 @@ def test_help_is_quick_to_read_and_lists_every_command():
         "version",
     ):
         assert command in text
-
-
-def test_the_example_of_a_grpc_client_runs(local):
-    command = [sys.executable, "examples/grpc_chat.py", local.grpc]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60)
-    assert done.returncode == 0 and done.stdout.startswith(
-        "The capital of France is Paris.\n32 tokens, TTFT"
-    ), done.stderr

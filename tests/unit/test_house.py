@@ -222,7 +222,8 @@ def test_generated_protos_are_those_of_the_proto_files(tmp_path):
 
 def pins():
     """Lines of the lock: package to (version, hashes)."""
-    text = (ROOT / "constraints.txt").read_text().replace("\\\n", " ")
+    files = [ROOT / name for name in ("constraints.txt", "constraints-dev.txt")]
+    text = "".join(path.read_text() for path in files).replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if line and not line.startswith("#")]
     found = {}
     for pin, *hashes in lines:

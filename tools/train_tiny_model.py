@@ -4,8 +4,8 @@ Owns the corpus (the interpreter's standard library sources, plus chat and JSON 
 dense Llama written independently of `engine.model` (so that it can serve as a second opinion), the
 training loop and the model card. Does not know the serving engine. Called by hand:
 
-    .venv/bin/python examples/train_tiny_model.py            # about 20 minutes on one core
-    .venv/bin/python examples/train_tiny_model.py --corpus my.txt --steps 400 --out /tmp/model
+    .venv/bin/python tools/train_tiny_model.py            # about 20 minutes on one core
+    .venv/bin/python tools/train_tiny_model.py --corpus my.txt --steps 400 --out /tmp/model
 
 Deterministic: one torch thread, every random number from `--seed`. Byte b is token b; the ids from
 256 up are special tokens.
@@ -380,12 +380,10 @@ def save_model(model: Llama, folder: Path, scores: dict[str, float], steps: int,
     rows = "\n".join(f"| {name} | {score:.3f} |" for name, score in scores.items())
     count = sum(p.numel() for p in model.parameters())
     (folder / "README.md").write_text(
-        f"# {s.name}\n\nA byte-level Llama of {count:,} parameters ({s.layers} layers, width "
-        f"{s.width}, {s.heads} query and {s.kv_heads} KV heads of {s.head_size}), trained by "
-        f"`examples/train_tiny_model.py` for {steps} steps of 2,048 bytes (seed {seed}) on the "
-        "Python standard library's sources and on chat and JSON text made by that script.\n"
-        "It exists so that Baton can be seen and tested with a real model on any machine; it "
-        "knows nothing worth asking.\n\n"
+        f"# {s.name}\n\nA byte-level Llama of {count:,} parameters ({s.layers} layers, width {s.width}, {s.heads} query and"
+        f" {s.kv_heads} KV heads of {s.head_size}), trained by `tools/train_tiny_model.py` for {steps} steps of 2,048 bytes"
+        f" (seed {seed}) on the Python standard library's sources and on chat and JSON text made by that script.\n"
+        "It exists so that Baton can be seen and tested with a real model on any machine; it knows nothing worth asking.\n\n"
         f"| held-out text (last 5 %) | bits per byte |\n|---|---|\n{rows}\n\n"
         "The standard library is PSF-2.0; these weights are Apache-2.0 like the rest of the "
         "project.\n"
