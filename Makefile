@@ -44,7 +44,7 @@ dist: setup
 # The site, in site/; a warning is an error. Its tools have a folder of their own.
 DOCS_VENV ?= .venv-docs
 docs: $(DOCS_VENV)/.ready
-	$(DOCS_VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/mkdocs build --strict
 
 $(DOCS_VENV)/.ready: docs/requirements.txt
 	test -x $(DOCS_VENV)/bin/python || $(PYTHON) -m venv $(DOCS_VENV)

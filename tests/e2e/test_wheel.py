@@ -19,7 +19,7 @@ BUILD_SDIST = "from setuptools import build_meta; build_meta.build_sdist({!r})"
 
 def call(*command, cwd=ROOT):
     done = subprocess.run(
-        command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False, env=outside()
+        command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False, env=outside()
     )
     assert done.returncode == 0, (command, done.stdout, done.stderr)
     return done.stdout
@@ -88,7 +88,7 @@ def test_the_sdist_and_the_wheel_hold_what_a_cluster_needs_and_no_tests(dist):
     assert not {name for name in packed | wheeled if name.startswith("tests")}
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_installed_wheel_starts_generates_and_ends(installed, tmp_path):
     baton = str(installed / "bin" / "baton")
     where = "import cluster, baton; print(cluster.__file__, baton.__version__)"
