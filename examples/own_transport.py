@@ -14,7 +14,7 @@ import contextlib
 import struct
 import time
 
-from core.ports import StreamClosed, StreamHandler
+from core.ports import MessageStream, StreamClosed, StreamHandler
 
 LENGTH = struct.Struct("!I")
 MESSAGE_BYTES = 1 << 20
@@ -108,7 +108,7 @@ async def main() -> None:
     sender = TcpNetwork()
     arrived = asyncio.Event()
 
-    async def receive(stream: TcpStream) -> None:
+    async def receive(stream: MessageStream) -> None:
         num_bytes = 0
         started_at = time.perf_counter()
         with contextlib.suppress(StreamClosed):
