@@ -44,7 +44,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+def on_page_markdown(
+    markdown: str,
+    page: Page,
+    config: MkDocsConfig,  # noqa: ARG001 - mkdocs passes it by name
+    files: Files,
+) -> str:
     """Point links of the repository at the site's pages, or at the repository."""
     names = {page: name for name, page in ROOT_PAGES.items() if page != "index.md"}
     here = names.get(page.file.src_uri, f"docs/{page.file.src_uri}")
