@@ -7,25 +7,11 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = [
-    "core",
-    "process",
-    "transport",
-    "prefix_index",
-    "engine",
-    "kv_transfer",
-    "worker",
-    "prefill_worker",
-    "decode_worker",
-    "router",
-    "cluster",
-    "simulation",
-    "client",
-    "bench",
-    "cli",
-]
-"""Where product code is."""
-PARTS = [*PACKAGES, "protos", "models", "tests", "pyproject.toml"]
+PARTS = [
+    "core", "process", "transport", "prefix_index", "engine", "kv_transfer", "worker",
+    "prefill_worker", "decode_worker", "router", "cluster", "simulation", "client", "baton", "bench",
+    "cli", "protos", "examples", "models", "tests", "pyproject.toml",
+]  # fmt: skip
 
 
 def copy_tree(folder: Path) -> None:
