@@ -75,7 +75,18 @@ FAR = {
 
 SLOW = {
     f"test_{name}.py"
-    for name in ("bench", "copying", "credentials", "cves", "frames", "house", "mutants", "protos")
+    for name in (
+        "bench",
+        "client_failures",
+        "copying",
+        "credentials",
+        "cves",
+        "face",
+        "frames",
+        "house",
+        "mutants",
+        "protos",
+    )  # fmt: skip
 }
 """Unit tests that run nothing of the heart, start processes, or read what a copy has not (docs)."""
 
