@@ -90,7 +90,9 @@ class Client:
         for address in list(self._channels):
             await self._close(address)
 
-    def generate(self, request: pb.GenerateRequest, timeout_s: float = 300.0) -> AsyncIterator[Any]:
+    def generate(
+        self, request: pb.GenerateRequest, timeout_s: float = 300.0
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
         """Run one request; the last message has the summary.
 
         Raises:
@@ -98,7 +100,9 @@ class Client:
         """
         return self._stream("GenerateStream", request, timeout_s)
 
-    def chat(self, request: pb.ChatRequest, timeout_s: float = 300.0) -> AsyncIterator[Any]:
+    def chat(
+        self, request: pb.ChatRequest, timeout_s: float = 300.0
+    ) -> AsyncIterator[pb.ChatResponse]:
         """Run one turn of a conversation; the last message has the summary.
 
         Raises:
