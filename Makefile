@@ -89,7 +89,7 @@ coverage: setup
 check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES)
+	$(BIN)/mypy $(PACKAGES) $(wildcard examples/*.py)
 	$(BIN)/lint-imports
 
 format: setup
