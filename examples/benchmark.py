@@ -12,7 +12,7 @@ from typing import Any
 from bench.load import Planned, Shape, plan
 from bench.report import Sample, summarise
 from bench.serve import run
-from client.endpoints import DoorAccess
+from client.endpoints import Endpoints
 
 SHAPE = Shape(requests=16, input_tokens=64, output_tokens=16, seed=7)
 LIMITS_MS = {"ttft": 500.0, "tpot": 50.0}
@@ -39,7 +39,7 @@ async def main() -> None:
         concurrency=4,
         timeout_s=60.0,
         on_done=show,
-        access=DoorAccess(),
+        access=Endpoints(),
     )
     summary = summarise(samples, LIMITS_MS)
     print(f"{summary['completed']} of {SHAPE.requests} completed")

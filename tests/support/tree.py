@@ -7,11 +7,26 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PARTS = [
-    "core", "process", "transport", "prefix_index", "engine", "kv_transfer", "worker",
-    "prefill_worker", "decode_worker", "router", "cluster", "simulation", "client", "baton", "bench",
-    "cli", "protos", "examples", "models", "tests", "pyproject.toml",
-]  # fmt: skip
+PACKAGES = [
+    "core",
+    "process",
+    "transport",
+    "prefix_index",
+    "engine",
+    "kv_transfer",
+    "worker",
+    "prefill_worker",
+    "decode_worker",
+    "router",
+    "cluster",
+    "simulation",
+    "client",
+    "baton",
+    "bench",
+    "cli",
+]
+"""Where product code is."""
+PARTS = [*PACKAGES, "protos", "examples", "models", "tests", "pyproject.toml"]
 
 
 def copy_tree(folder: Path) -> None:

@@ -20,24 +20,6 @@ from core import metrics
 from router import refusals
 
 ROOT = Path(__file__).parent.parent.parent
-PACKAGES = (
-    "core",
-    "engine",
-    "kv_transfer",
-    "worker",
-    "prefill_worker",
-    "decode_worker",
-    "prefix_index",
-    "client",
-    "baton",
-    "router",
-    "cluster",
-    "simulation",
-    "process",
-    "transport",
-    "bench",
-    "cli",
-)
 
 
 def test_every_module_opens_with_what_it_owns():
