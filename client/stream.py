@@ -1,10 +1,9 @@
 """Streams over gRPC that survive their router.
 
 Owns the position in each stream, the choice of the next address and the difference between an
-answer and a broken wire: what the server said with `google.rpc` details is an answer and is raised as an
-error of our tree, anything else is a wire, and the stream goes on elsewhere from where it was. Does
-not know what is generated.
-Called by users, who import it as `baton.Client`.
+answer and a broken wire: what the server said with `google.rpc` details is an answer and is raised
+as an error of our tree, anything else is a wire, and the stream goes on elsewhere from where it
+was. Does not know what is generated.
 
     async with Client(["10.0.0.1:9000", "10.0.0.2:9000"]) as client:
         async for message in client.generate(pb.GenerateRequest(text="Once upon a time")):
