@@ -1,7 +1,7 @@
 """What people import: the client of a cluster, what it sends, what it raises, and the version.
 
 Owns these names and nothing else; the code is in `client`, the messages are those of
-protos/baton/v1/generation.proto. Does not know servers. Called by users of the package.
+protos/baton/v1/generation.proto. Does not know servers.
 
     from baton import Client, GenerateRequest, errors
 

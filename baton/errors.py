@@ -1,7 +1,7 @@
 """What a `Client` raises: `except errors.ServingError` catches all of it.
 
 Owns the choice of what a caller can meet in the error tree. Does not know its classes' meaning: see
-the tree in `core.errors`, and its table in the reference. Called by users of the package.
+the tree in `core.errors`, and its table in the reference.
 """
 
 from core.errors import (

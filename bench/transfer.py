@@ -3,8 +3,7 @@
 Owns two real transfer agents in two processes, without engines: the child publishes whole pools of
 blocks, the parent fetches, verifies and acknowledges them. Compared, in alternating turns, with a
 plain copy in memory and, over gRPC and gloo, with a bare stream of messages of the same size. Does
-not know requests. Called by `bench.transfer_cli`; the child is `python -m
-bench.transfer LIFE_FD`.
+not know requests. The child is `python -m bench.transfer LIFE_FD`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The bill of materials: every package that a server of this installation runs, as CycloneDX JSON.
 
 Owns the walk from our own requirements to what is installed, and the document. Does not know the
-network: all facts are those of the installed packages. Called by `make sbom` as
+network: all facts are those of the installed packages. Run it as
 `python -m cli.sbom`.
 """
 

@@ -1,7 +1,7 @@
 """What a gRPC error means, as an error of our own tree.
 
 Owns the reading of `google.rpc` details: the reason, the field at fault, when to come back. Does
-not know streams. Called by `client.stream`.
+not know streams.
 """
 
 from __future__ import annotations

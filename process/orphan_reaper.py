@@ -3,8 +3,8 @@
 Owns two ways to know the cluster's processes once the parent is gone: a marker that all descendants
 inherit in their environment, and open files under Ray's session folder (Ray's agents rename
 themselves, which overwrites their environment). Ray cleans up after itself in most cases, but after
-a SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. Called by
-`cli.up` and `cli.demo`; the child half runs as `python -m process.orphan_reaper MARKER`.
+a SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. The child half
+runs as `python -m process.orphan_reaper MARKER`.
 """
 
 from __future__ import annotations

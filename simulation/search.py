@@ -1,8 +1,8 @@
 """Many seeds at once: run, add up, shrink what fails, and say how to replay it.
 
 Owns the range of seeds, the child processes that share it, the summary and the shrinking. Does not
-know what a trial checks. Called by `baton simulate faults` and, as `python -m simulation.search`,
-by itself in child processes, which print one JSON line a seed.
+know what a trial checks. It starts itself as `python -m simulation.search` in child processes,
+which print one JSON line a seed.
 """
 
 from __future__ import annotations
