@@ -21,6 +21,7 @@ from benchmarks.streaming import timed_stream
 from cluster.local import LocalCluster
 from core.config import EngineConfig, load_config
 from core.plan import SampleSpec, StepItem, StepPlan
+from core.types import SamplingParams
 from engine.checkpoint.model_spec import read_model
 from engine.model.model import Model
 from engine.model.runner import ModelRunner, _inputs
@@ -32,6 +33,7 @@ from simulation.hash_runner import MemoryKV
 PROMPT = 128
 OUTPUT = 48
 TURNS = 24
+GREEDY = SamplingParams(temperature=0.0)
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
 
 
@@ -41,7 +43,7 @@ def bare_request(runner, seed):
     table = tuple(range(-(-(PROMPT + OUTPUT) // 16)))
     started, stamps, start, fresh = time.perf_counter(), [], 0, tuple(ids)
     for position in range(OUTPUT):
-        sample = (SampleSpec(0, position, 1, 0.0, 0, 1.0, None),)
+        sample = (SampleSpec(0, position, 1, GREEDY),)
         item = StepItem(1, start, fresh, table[: -(-(start + len(fresh)) // 16)], sample)
         token = runner.execute(StepPlan(position, (item,)), lambda *_: None).tokens[1, 0].token_id
         stamps.append(time.perf_counter())
@@ -64,7 +66,7 @@ def step_overhead(runner, batch):
             100,
             (i + 1,),
             tuple(range(i * 7, i * 7 + 7)),
-            (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),),
+            (SampleSpec(0, 0, 1, GREEDY),),
         )
         for i in range(batch)
     )

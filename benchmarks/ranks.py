@@ -25,19 +25,21 @@ from benchmarks.handover import make_model
 from benchmarks.record import save
 from core.config import EngineConfig
 from core.plan import SampleSpec, StepItem, StepPlan
+from core.types import SamplingParams
 from engine.checkpoint.model_spec import read_model
 from engine.ranks.rank_group import RankGroup
 from engine.ranks.shared_kv import SLOTS_AT, WORDS, common_bytes
 from process.shared_memory import create_segment, map_segment
 
 TINY = Path(__file__).parent.parent / "models" / "baton-tiny"
+GREEDY = SamplingParams(temperature=0.0)
 BLOCKS, ROWS = 64, 512
 
 
 def decode_plan(step_id):
     return StepPlan(
         step_id,
-        (StepItem(1, 100, (5,), tuple(range(7)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)),),
+        (StepItem(1, 100, (5,), tuple(range(7)), (SampleSpec(0, 0, 1, GREEDY),)),),
     )
 
 
@@ -45,7 +47,7 @@ def prefill_plan(step_id):
     ids = tuple(range(1000, 1000 + ROWS))
     return StepPlan(
         step_id,
-        (StepItem(1, 0, ids, tuple(range(ROWS // 16)), (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)),),
+        (StepItem(1, 0, ids, tuple(range(ROWS // 16)), (SampleSpec(0, 0, 1, GREEDY),)),),
     )
 
 

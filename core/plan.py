@@ -12,45 +12,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from core.types import Logprob
+from core.types import Logprob, SamplingParams
 
 NOTHING_TO_DRAW = "every token of the vocabulary is banned"
 """Why a sequence failed whose own request left no token to draw: the client's mistake."""
 
 
 @dataclass(frozen=True, slots=True)
-class Penalties:
-    """Penalties and the history they look at. All samples of an item share one.
+class History:
+    """The tokens that penalties look at. All samples of an item share one.
 
-    `token_ids` is the sequence's own list: the prompt, then the output. Its first `num_tokens`
-    count, of which the first `num_prompt_tokens` are the prompt: only `repetition` looks at those.
-    While a key is not released, its list only grows.
+    `token_ids` is the sequence's own list: the prompt, then the output. Those from `start` to
+    `num_tokens` count, of which the ones before `num_prompt_tokens` are the prompt. While a key is
+    not released, its list only grows.
     """
 
-    presence: float
-    frequency: float
-    repetition: float
     token_ids: Sequence[int]
+    start: int
     num_prompt_tokens: int
     num_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSpec:
-    """How to draw one token. `position` is the output position: 0 for the first token."""
+    """One draw: the request's parameters, and what only this token of this choice has.
+
+    `position` is the output position: 0 for the first token. `seed` is the run's, also where the
+    parameters leave it open. `history` is there if the parameters have penalties.
+    """
 
     choice: int
     position: int
     seed: int
-    temperature: float
-    top_k: int
-    top_p: float
-    num_logprobs: int | None
+    params: SamplingParams
     banned: tuple[int, ...] = ()
-    min_p: float = 0.0
-    bias: tuple[tuple[int, float], ...] = ()
-    allowed: tuple[int, ...] = ()
-    penalties: Penalties | None = None
+    history: History | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ MAX_LOGIT_BIAS = 300
 MAX_ALLOWED_TOKENS = 4096
 MAX_BAD_WORDS = 128
 MAX_BAD_WORD_TOKENS = 2048
+MODEL_DEFAULTS = ("temperature", "top_p", "min_p", "repetition_penalty")
+"""Fields of `SamplingParams`, numbers, for which a model's files may have a default."""
 
 
 class FinishReason(StrEnum):
@@ -45,6 +47,7 @@ class SamplingParams:
     """How to sample. `temperature` 0 is greedy; `top_k` 0, `top_p` 1 and `min_p` 0 are off.
 
     Presence and frequency penalties count output tokens, the repetition penalty prompt tokens too.
+    The same object goes from the request to the draw; every wire takes its fields from here.
     """
 
     temperature: float = 1.0
@@ -73,6 +76,12 @@ class SamplingParams:
     include_stop: bool = False
     """Leave the stop string, or the stop token's text, in the text."""
     skip_special_tokens: bool = True
+
+    @property
+    def has_penalties(self) -> bool:
+        """True if a draw depends on the tokens before it."""
+        is_on = self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1.0
+        return bool(is_on)
 
     def validate(self, vocabulary_size: int) -> None:
         """Check every field.

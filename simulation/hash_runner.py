@@ -160,7 +160,9 @@ class HashModel:
 
     def _draw(self, seen: bytes, spec: SampleSpec) -> Logprob:
         salt = (
-            b"" if spec.temperature == 0 else f"{spec.seed}|{spec.choice}|{spec.position}".encode()
+            b""
+            if spec.params.temperature == 0
+            else f"{spec.seed}|{spec.choice}|{spec.position}".encode()
         )
         for attempt in range(64):
             digest = hashlib.blake2b(seen + salt + bytes([attempt]), digest_size=8).digest()

@@ -79,7 +79,7 @@ class Oracle:
         decoder = InlineDecoder()
         text = ""
         while True:
-            spec = SampleSpec(choice, len(output), request.seed, sampling.temperature, 0, 1.0, None)
+            spec = SampleSpec(choice, len(output), request.seed, sampling)
             item = StepItem(
                 1, start, tuple(tokens[start:]), self._table, (spec,), scope=request.scope
             )

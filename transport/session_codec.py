@@ -37,8 +37,9 @@ from core.session import (
     WorkerTiming,
 )
 from core.trace import parse_trace
-from core.types import FinishReason, GenerateRequest, Logprob, SamplingParams
+from core.types import FinishReason, GenerateRequest, Logprob
 from protos.baton.internal.v1 import session_pb2 as pb
+from transport.sampling_codec import sampling_from_wire, sampling_to_wire
 
 MAX_ERROR_CHARACTERS = 1000
 
@@ -139,33 +140,13 @@ def _credit_to_wire(m: Credit) -> pb.Credit:
 
 def _submit_to_wire(m: Submit) -> pb.Submit:
     r = m.request
-    s = r.sampling
     return pb.Submit(
         request_id=r.request_id,
         epoch=m.epoch,
         task=m.task.value,
         model=r.model,
         prompt=r.token_ids,
-        sampling=pb.Sampling(
-            temperature=s.temperature,
-            top_k=s.top_k,
-            top_p=s.top_p,
-            n=s.n,
-            max_tokens=s.max_tokens,
-            min_tokens=s.min_tokens,
-            stop_token_ids=s.stop_token_ids,
-            ignore_eos=s.ignore_eos,
-            logprobs=s.logprobs,
-            seed=r.seed,
-            min_p=s.min_p,
-            presence_penalty=s.presence_penalty,
-            frequency_penalty=s.frequency_penalty,
-            repetition_penalty=s.repetition_penalty,
-            allowed_token_ids=s.allowed_token_ids,
-            logit_bias=[pb.TokenBias(token_id=i, bias=b) for i, b in s.logit_bias],
-            bad_words=[pb.TokenIds(ids=ids) for ids in s.bad_words],
-            prompt_logprobs=s.prompt_logprobs,
-        ),
+        sampling=sampling_to_wire(r.sampling, r.seed),
         time_left_s=max(0.0, r.deadline_at - asyncio.get_running_loop().time()),
         eos_token_ids=r.eos_token_ids,
         tier=r.tier,
@@ -185,33 +166,12 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
 
 
 def _submit_from_wire(w: pb.Submit) -> Submit:
-    s = w.sampling
-    sampling = SamplingParams(
-        temperature=s.temperature,
-        top_k=s.top_k,
-        top_p=s.top_p,
-        seed=s.seed,
-        n=s.n,
-        max_tokens=s.max_tokens,
-        min_tokens=s.min_tokens,
-        stop_token_ids=tuple(s.stop_token_ids),
-        ignore_eos=s.ignore_eos,
-        logprobs=s.logprobs if s.HasField("logprobs") else None,
-        min_p=s.min_p,
-        presence_penalty=s.presence_penalty,
-        frequency_penalty=s.frequency_penalty,
-        repetition_penalty=s.repetition_penalty,
-        logit_bias=tuple((b.token_id, b.bias) for b in s.logit_bias),
-        allowed_token_ids=tuple(s.allowed_token_ids),
-        bad_words=tuple(tuple(w.ids) for w in s.bad_words),
-        prompt_logprobs=s.prompt_logprobs if s.HasField("prompt_logprobs") else None,
-    )
     request = GenerateRequest(
         request_id=_request_id(w.request_id),
         model=w.model,
         token_ids=tuple(w.prompt),
-        sampling=sampling,
-        seed=s.seed,
+        sampling=sampling_from_wire(w.sampling),
+        seed=w.sampling.seed,
         deadline_at=asyncio.get_running_loop().time() + w.time_left_s,
         eos_token_ids=tuple(w.eos_token_ids),
         tier=w.tier,

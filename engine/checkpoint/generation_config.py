@@ -13,11 +13,10 @@ from typing import Any
 
 from core.errors import InvalidRequest, ModelLoadError
 from core.special_tokens import special_tokens
-from core.types import SamplingParams
+from core.types import MODEL_DEFAULTS, SamplingParams
 from engine.checkpoint.json_file import read_json, read_json_if_there
 
 GENERATION_CONFIG = "generation_config.json"
-NUMBERS = ("temperature", "top_p", "min_p", "repetition_penalty")
 
 
 def default_sampling(generation: Mapping[str, Any], vocabulary_size: int) -> dict[str, float]:
@@ -27,7 +26,7 @@ def default_sampling(generation: Mapping[str, Any], vocabulary_size: int) -> dic
         ModelLoadError: A value has the wrong type or range; names file and field.
     """
     found: dict[str, float] = {}
-    for name in NUMBERS:
+    for name in MODEL_DEFAULTS:
         if value := _number(generation, name):
             found[name] = value
     top_k = generation.get("top_k")

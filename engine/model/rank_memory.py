@@ -12,7 +12,7 @@ from typing import Any, overload
 import numpy as np
 
 from core.errors import InternalError
-from core.plan import Penalties
+from core.plan import History
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -65,13 +65,12 @@ class TokenHistory(Sequence[int]):
         self._counts = np.zeros(vocabulary_size, dtype=np.int32)
 
     @classmethod
-    def of(cls, penalties: Penalties, vocabulary_size: int) -> TokenHistory:
+    def of(cls, history: History, vocabulary_size: int) -> TokenHistory:
         """Read the history of a plan that did not come over the pipe."""
-        first = first_token(penalties)
-        history = cls(penalties.num_prompt_tokens - first, vocabulary_size)
-        news = penalties.token_ids[first : penalties.num_tokens]
-        history.extend(np.asarray(news, dtype=np.int64))
-        return history
+        counted = cls(history.num_prompt_tokens - history.start, vocabulary_size)
+        news = history.token_ids[history.start : history.num_tokens]
+        counted.extend(np.asarray(news, dtype=np.int64))
+        return counted
 
     def extend(self, token_ids: np.ndarray[Any, Any]) -> None:
         """Add what came since, integers [n]; one that has no logit is nothing to count."""
@@ -103,8 +102,3 @@ class TokenHistory(Sequence[int]):
         """Tokens in order."""
         found: int | list[int] = self._token_ids.view()[index].tolist()
         return found
-
-
-def first_token(penalties: Penalties) -> int:
-    """Where the history begins that these penalties look at."""
-    return 0 if penalties.repetition != 1.0 else penalties.num_prompt_tokens

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from core.plan import NOTHING_TO_DRAW, Penalties, SampleSpec
-from core.types import Logprob
+from core.plan import NOTHING_TO_DRAW, History, SampleSpec
+from core.types import Logprob, SamplingParams
 from engine.model.rank_memory import TokenHistory
 
 Row = np.ndarray[Any, np.dtype[np.float64]]
@@ -33,8 +33,10 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     Raises:
         ValueError: A logit is NaN, or nothing is left to draw from.
     """
-    is_plain = not (spec.bias or spec.allowed or spec.banned) and spec.penalties is None
-    if spec.temperature == 0 and is_plain and spec.num_logprobs is None:
+    params = spec.params
+    is_masked = params.allowed_token_ids or spec.banned
+    is_plain = not (is_masked or params.logit_bias or spec.history)
+    if params.temperature == 0 and is_plain and params.logprobs is None:
         token_id = int(logits.argmax())  # the first of equals, as below; a NaN counts as largest
         if np.isfinite(logits[token_id]):
             return Logprob(token_id, 0.0)
@@ -46,10 +48,10 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
         row = _adjusted(row, spec)
         if not np.isfinite(row.max()):
             raise ValueError(NOTHING_TO_DRAW)
-    token_id = int(row.argmax()) if spec.temperature == 0 else _sample(row, spec)
-    if spec.num_logprobs is None:
+    token_id = int(row.argmax()) if params.temperature == 0 else _sample(row, spec)
+    if params.logprobs is None:
         return Logprob(token_id, 0.0)
-    return _with_logprobs(raw, token_id, spec.num_logprobs)
+    return _with_logprobs(raw, token_id, params.logprobs)
 
 
 def score(logits: np.ndarray[Any, Any], token_id: int, num_top: int) -> Logprob:
@@ -60,13 +62,13 @@ def score(logits: np.ndarray[Any, Any], token_id: int, num_top: int) -> Logprob:
 def _adjusted(row: Row, spec: SampleSpec) -> Row:
     """Apply bias, then penalties, then the masks: the same result as vLLM's order."""
     row = row.copy()
-    for token_id, bias in spec.bias:
+    for token_id, bias in spec.params.logit_bias:
         row[token_id] += bias
-    if spec.penalties is not None:
-        _penalise(row, spec.penalties)
-    if spec.allowed:
+    if spec.history is not None:
+        _penalise(row, spec.params, spec.history)
+    if spec.params.allowed_token_ids:
         kept = np.full_like(row, -np.inf)
-        allowed = list(spec.allowed)
+        allowed = list(spec.params.allowed_token_ids)
         kept[allowed] = row[allowed]
         row = kept
     if spec.banned:
@@ -74,33 +76,37 @@ def _adjusted(row: Row, spec: SampleSpec) -> Row:
     return row
 
 
-def _penalise(row: Row, p: Penalties) -> None:
+def _penalise(row: Row, params: SamplingParams, history: History) -> None:
     """Change a row in place.
 
     Sources: CTRL, arXiv:1909.05858 (repetition); OpenAI's API (the others).
     """
-    history = p.token_ids if isinstance(p.token_ids, TokenHistory) else TokenHistory.of(p, len(row))
-    seen, counts = history.distinct()
-    if p.repetition != 1.0:
+    known = history.token_ids
+    counted = known if isinstance(known, TokenHistory) else TokenHistory.of(history, len(row))
+    seen, counts = counted.distinct()
+    repetition = params.repetition_penalty
+    if repetition != 1.0:
         values = row[seen]
-        row[seen] = np.where(values > 0, values / p.repetition, values * p.repetition)
-    if p.frequency or p.presence:
+        row[seen] = np.where(values > 0, values / repetition, values * repetition)
+    if params.frequency_penalty or params.presence_penalty:
         is_output = counts > 0
-        row[seen[is_output]] -= p.frequency * counts[is_output] + p.presence
+        by_count = params.frequency_penalty * counts[is_output]
+        row[seen[is_output]] -= by_count + params.presence_penalty
 
 
 def _sample(row: Row, spec: SampleSpec) -> int:
     """Inverse of the cumulative distribution over tokens sorted by (logit descending, id)."""
     order = np.argsort(-row, kind="stable")
-    if 0 < spec.top_k < len(order):
-        order = order[: spec.top_k]
-    scaled = (row[order] - row[order[0]]) / max(spec.temperature, 1e-6)
-    if spec.min_p > 0:
-        kept = max(1, int(np.searchsorted(-scaled, -np.log(spec.min_p), side="right")))
+    params = spec.params
+    if 0 < params.top_k < len(order):
+        order = order[: params.top_k]
+    scaled = (row[order] - row[order[0]]) / max(params.temperature, 1e-6)
+    if params.min_p > 0:
+        kept = max(1, int(np.searchsorted(-scaled, -np.log(params.min_p), side="right")))
         order, scaled = order[:kept], scaled[:kept]
     cumulative = np.cumsum(np.exp(scaled))
-    if spec.top_p < 1.0:
-        kept = int(np.searchsorted(cumulative, spec.top_p * cumulative[-1], side="left")) + 1
+    if params.top_p < 1.0:
+        kept = int(np.searchsorted(cumulative, params.top_p * cumulative[-1], side="left")) + 1
         order, cumulative = order[:kept], cumulative[:kept]
     point = uniform(spec.seed, spec.choice, spec.position) * cumulative[-1]
     return int(order[min(int(np.searchsorted(cumulative, point, side="right")), len(order) - 1)])

@@ -7,7 +7,7 @@ length of its contexts. Does not know pipes or processes.
     block table               entries from the block of `start` on,  the entries before
                               or from the first the ranks do not know
     history of penalties      tokens since the last sampling         tokens, distinct ones, counts
-    how to draw               if it is not as it was                 all but position and banned
+    choices, seed, parameters if they are not as they were           all of them
 
 A plan that builds on what a rank does not know is an error: the rank ends rather than guess.
 """
@@ -16,17 +16,22 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
 
 from core.errors import InternalError
-from core.plan import Penalties, SampleSpec, StepItem, StepPlan
-from engine.model.rank_memory import GrowingInts, TokenHistory, first_token
+from core.plan import History, SampleSpec, StepItem, StepPlan
+from core.types import SamplingParams
+from engine.model.rank_memory import GrowingInts, TokenHistory
 
 NUMBERS = "I"
 """Blocks and tokens travel as unsigned 32-bit words in this machine's byte order."""
+
+PARAMS = {one.name: one.default for one in fields(SamplingParams)}
+Draw = tuple[int, int, SamplingParams]
+"""What stays the same from token to token: choice, seed and parameters."""
 
 
 @dataclass(slots=True)
@@ -35,7 +40,7 @@ class _Told:
 
     num_blocks: int = 0
     num_tokens: int = 0
-    draws: list[tuple[Any, ...]] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
 
 
 class PlanEncoder:
@@ -85,50 +90,43 @@ class PlanEncoder:
             _to_bytes(item.block_table[first_block:num_blocks]),
             _draws(item.samples, told),
             [(sample.position, sample.banned) for sample in item.samples],
-            _penalties(item, told),
+            _history(item, told),
             item.targets,
             item.num_target_logprobs,
         ]
 
 
 def _draws(samples: tuple[SampleSpec, ...], told: _Told) -> list[tuple[Any, ...]] | None:
-    """What stays the same from token to token, or None if it did."""
-    draws: list[tuple[Any, ...]] = [
-        (
-            s.choice,
-            s.seed,
-            s.temperature,
-            s.top_k,
-            s.top_p,
-            s.num_logprobs,
-            s.min_p,
-            s.bias,
-            s.allowed,
-        )
-        for s in samples
-    ]
+    """How to draw, or None if that is as it was."""
+    draws = [(sample.choice, sample.seed, sample.params) for sample in samples]
     if draws == told.draws:
         return None
     told.draws = draws
-    return draws
+    return [(choice, seed, _changed(params)) for choice, seed, params in draws]
 
 
-def _penalties(item: StepItem, told: _Told) -> list[Any] | None:
-    p = item.samples[0].penalties if item.samples else None
-    if any(sample.penalties is not p for sample in item.samples):
-        raise InternalError(f"the samples of sequence {item.sequence_key} differ in penalties")
-    if p is None:
+def _changed(params: SamplingParams) -> dict[str, Any]:
+    """Fields that are not as they are by default."""
+    values = ((name, getattr(params, name), default) for name, default in PARAMS.items())
+    return {name: value for name, value, default in values if value != default}
+
+
+def _history(item: StepItem, told: _Told) -> list[Any] | None:
+    history = item.samples[0].history if item.samples else None
+    if any(sample.history is not history for sample in item.samples):
+        raise InternalError(f"the samples of sequence {item.sequence_key} differ in history")
+    if history is None:
         return None
-    first = first_token(p)
+    start = history.start
     known = told.num_tokens
-    told.num_tokens = p.num_tokens - first
+    told.num_tokens = history.num_tokens - start
     if told.num_tokens < known:
         raise InternalError(
             f"sequence {item.sequence_key} has {told.num_tokens} tokens and had {known}; one that "
             f"starts again has to be released"
         )
-    news = _to_bytes(p.token_ids[first + known : p.num_tokens])
-    return [p.presence, p.frequency, p.repetition, p.num_prompt_tokens - first, known, news]
+    news = _to_bytes(history.token_ids[start + known : history.num_tokens])
+    return [history.num_prompt_tokens - start, known, news]
 
 
 def _to_bytes(numbers: Sequence[int]) -> bytes:
@@ -140,7 +138,7 @@ class _Memory:
     """What this rank knows of a sequence."""
 
     table: GrowingInts = field(default_factory=GrowingInts)
-    draws: list[dict[str, Any]] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
     history: TokenHistory | None = None
 
 
@@ -177,7 +175,7 @@ class PlanDecoder:
         )
 
     def _item(self, wire: list[Any]) -> StepItem:
-        key, start, ids, first_block, blocks, draws, moments, penalties, targets, num_top = wire
+        key, start, ids, first_block, blocks, draws, moments, history, targets, num_top = wire
         memory = self._memories.setdefault(key, _Memory())
         memory.table.put(first_block, np.frombuffer(blocks, np.uint32))
         if len(memory.table) * self._block_size_tokens < start + len(ids):
@@ -186,8 +184,11 @@ class PlanDecoder:
                 f"{start + len(ids)} tokens"
             )
         if draws is not None:
-            memory.draws = [_draw(draw) for draw in draws]
-        p = None if penalties is None else self._penalties(penalties, memory, key)
+            memory.draws = [
+                (choice, seed, SamplingParams(**{n: _frozen(v) for n, v in changed.items()}))
+                for choice, seed, changed in draws
+            ]
+        known = None if history is None else self._history(history, memory, key)
         if len(moments) != len(memory.draws):
             raise InternalError(f"a rank was never told how to draw for sequence {key}")
         return StepItem(
@@ -196,16 +197,18 @@ class PlanDecoder:
             tuple(ids),
             memory.table.view().data,
             tuple(
-                SampleSpec(position=position, banned=tuple(banned), penalties=p, **draw)
-                for draw, (position, banned) in zip(memory.draws, moments, strict=True)
+                SampleSpec(choice, position, seed, params, tuple(banned), known)
+                for (choice, seed, params), (position, banned) in zip(
+                    memory.draws, moments, strict=True
+                )
             ),
             "",
             tuple(targets),
             num_top,
         )
 
-    def _penalties(self, wire: list[Any], memory: _Memory, key: int) -> Penalties:
-        presence, frequency, repetition, num_prompt_tokens, known, news = wire
+    def _history(self, wire: list[Any], memory: _Memory, key: int) -> History:
+        num_prompt_tokens, known, news = wire
         if memory.history is None:
             memory.history = TokenHistory(num_prompt_tokens, self._vocabulary_size)
         history = memory.history
@@ -214,19 +217,9 @@ class PlanDecoder:
                 f"a rank knows {len(history)} tokens of sequence {key} and got those after {known}"
             )
         history.extend(np.frombuffer(news, np.uint32))
-        return Penalties(presence, frequency, repetition, history, num_prompt_tokens, len(history))
+        return History(history, 0, num_prompt_tokens, len(history))
 
 
-def _draw(wire: list[Any]) -> dict[str, Any]:
-    choice, seed, temperature, top_k, top_p, num_logprobs, min_p, bias, allowed = wire
-    return {
-        "choice": choice,
-        "seed": seed,
-        "temperature": temperature,
-        "top_k": top_k,
-        "top_p": top_p,
-        "num_logprobs": num_logprobs,
-        "min_p": min_p,
-        "bias": tuple((token_id, value) for token_id, value in bias),
-        "allowed": tuple(allowed),
-    }
+def _frozen(value: Any) -> Any:  # noqa: ANN401 - a field of any type
+    """Make the lists of msgpack the tuples that they were."""
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value

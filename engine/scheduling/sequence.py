@@ -16,7 +16,7 @@ from enum import Enum, auto
 
 from core.block_hash import BlockHash, block_hash
 from core.ids import Epoch, WorkerId
-from core.plan import Penalties, SampleSpec
+from core.plan import History, SampleSpec
 from core.types import FinishReason, GenerateRequest, Logprob
 
 
@@ -174,22 +174,9 @@ class Sequence:
         banned: tuple[int, ...] = self._ends_of_bad_words()
         if position < sampling.min_tokens:
             banned += self.request.eos_token_ids + sampling.stop_token_ids
-        penalties = self._penalties()
+        history = self._history() if sampling.has_penalties else None
         return tuple(
-            SampleSpec(
-                choice=choice,
-                position=position,
-                seed=self.request.seed,
-                temperature=sampling.temperature,
-                top_k=sampling.top_k,
-                top_p=sampling.top_p,
-                num_logprobs=sampling.logprobs,
-                banned=banned,
-                min_p=sampling.min_p,
-                bias=sampling.logit_bias,
-                allowed=sampling.allowed_token_ids,
-                penalties=penalties,
-            )
+            SampleSpec(choice, position, self.request.seed, sampling, banned, history)
             for choice in self.choices
         )
 
@@ -204,19 +191,11 @@ class Sequence:
             == word[:-1]
         )
 
-    def _penalties(self) -> Penalties | None:
-        s = self.request.sampling
-        first = len(self.request.token_ids)
-        if not s.presence_penalty and not s.frequency_penalty and s.repetition_penalty == 1.0:
-            return None
-        return Penalties(
-            s.presence_penalty,
-            s.frequency_penalty,
-            s.repetition_penalty,
-            self.token_ids,
-            first,
-            self.num_tokens,
-        )
+    def _history(self) -> History:
+        num_prompt_tokens = len(self.request.token_ids)
+        looks_at_prompt = self.request.sampling.repetition_penalty != 1.0
+        start = 0 if looks_at_prompt else num_prompt_tokens
+        return History(self.token_ids, start, num_prompt_tokens, self.num_tokens)
 
     def finish_after(
         self, token_id: int, num_output_tokens: int

@@ -6,6 +6,8 @@ details. Does not know services or streams.
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping, MutableSequence
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from google.protobuf import any_pb2, duration_pb2
@@ -22,10 +24,13 @@ from core.errors import (
     Unavailable,
 )
 from core.trace import parse_trace
-from core.types import ChatPrompt
+from core.types import ChatPrompt, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.calls import note_error
 from router.request_builder import RequestParams, correlation_id_of
+
+SAMPLING = frozenset(one.name for one in fields(SamplingParams)) - {"bad_words"}
+"""Fields of `SamplingParams` that messages have as they are; bad words are text there."""
 
 
 def optional(message: Any, field: str, default: Any) -> Any:
@@ -34,36 +39,20 @@ def optional(message: Any, field: str, default: Any) -> Any:
 
 
 def _given(request: pb.GenerateRequest | pb.ChatRequest) -> dict[str, Any]:
-    sampling, stopping, response = request.sampling, request.stopping, request.response
-    fields = (
-        (
-            sampling,
-            (
-                "temperature",
-                "top_k",
-                "top_p",
-                "seed",
-                "n",
-                "min_p",
-                "presence_penalty",
-                "frequency_penalty",
-                "repetition_penalty",
-            ),
-        ),
-        (stopping, ("max_tokens", "min_tokens", "ignore_eos", "include_stop")),
-        (response, ("logprobs", "prompt_logprobs", "skip_special_tokens")),
-    )
-    given = {
-        name: getattr(group, name)
-        for group, names in fields
-        for name in names
-        if group.HasField(name)
-    }
+    """Collect the sampling fields that are there: a scalar has presence, a list has entries."""
     return {
-        **given, "stop": tuple(stopping.stop), "stop_token_ids": tuple(stopping.stop_token_ids),
-        "logit_bias": tuple(sorted(sampling.logit_bias.items())),
-        "allowed_token_ids": tuple(sampling.allowed_token_ids),
-    }  # fmt: skip
+        field.name: _frozen(value)
+        for group in (request.sampling, request.stopping, request.response)
+        for field, value in group.ListFields()
+        if field.name in SAMPLING
+    }
+
+
+def _frozen(value: Any) -> Any:
+    """A protobuf list as a tuple, a map as pairs in order."""
+    if isinstance(value, MutableMapping):
+        return tuple(sorted(value.items()))
+    return tuple(value) if isinstance(value, MutableSequence) else value
 
 
 def _params(

@@ -6,7 +6,7 @@ nor fields that are not read (`router.http.other_fields`).
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -23,7 +23,7 @@ from pydantic import (
 
 from core.errors import InvalidRequest
 from core.trace import TraceContext
-from core.types import ChatPrompt
+from core.types import ChatPrompt, SamplingParams
 from router.request_builder import RequestParams
 
 
@@ -37,6 +37,8 @@ Whole = Annotated[StrictInt, BeforeValidator(_whole)]
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
 """One wrong item is enough to say: errors are not collected."""
+OTHER_NAMES = {"include_stop": "include_stop_str_in_output"}
+"""Fields of `SamplingParams` that clients know by another name."""
 MAX_PROMPTS = 128
 MAX_ROLE_CHARACTERS = 64
 
@@ -127,35 +129,18 @@ class SamplingBody(Body):
     request_id: StrictStr | None = Field(None, description="at most 128 printable ASCII characters")
 
     def given_sampling(self) -> dict[str, Any]:
-        """Collect the sampling fields that were given, by our own names."""
-        same = (
-            "temperature",
-            "top_p",
-            "top_k",
-            "min_p",
-            "presence_penalty",
-            "frequency_penalty",
-            "repetition_penalty",
-            "n",
-            "seed",
-            "min_tokens",
-            "max_tokens",
-            "ignore_eos",
-            "skip_special_tokens",
-            "prompt_logprobs",
-        )
-        given = {name: value for name in same if (value := getattr(self, name)) is not None}
-        if given.get("top_k") == -1:
-            given["top_k"] = 0
-        given["stop"] = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
-        given["stop_token_ids"] = tuple(self.stop_token_ids or ())
-        given["allowed_token_ids"] = tuple(self.allowed_token_ids or ())
+        """Collect the sampling fields that were given, by our own names.
+
+        Left out are `logprobs`, which differ between endpoints, and `bad_words`, which are text.
+        """
         if self.allowed_token_ids == []:
             raise InvalidRequest(
                 "allowed_token_ids", "is empty; name at least one token or leave it out"
             )
-        given["include_stop"] = bool(self.include_stop_str_in_output)
-        given["logit_bias"] = _bias(self.logit_bias or {})
+        values = ((name, getattr(self, attribute)) for name, attribute in SHARED_SAMPLING.items())
+        given = {name: _frozen(value) for name, value in values if value is not None}
+        if given.get("top_k") == -1:
+            given["top_k"] = 0
         return given
 
     def params(
@@ -190,6 +175,15 @@ class SamplingBody(Body):
             cache_salt=self.cache_salt or "",
             trace=trace,
         )
+
+
+SHARED_SAMPLING = {
+    one.name: attribute
+    for one in fields(SamplingParams)
+    if (attribute := OTHER_NAMES.get(one.name, one.name)) in SamplingBody.model_fields
+    and one.name != "bad_words"
+}
+"""Fields of `SamplingParams` that a body's attributes give as they are."""
 
 
 class CompletionBody(SamplingBody):
@@ -423,6 +417,19 @@ def _location(parts: tuple[str | int, ...]) -> str:
         ):
             text += f".{part}"
     return text[:120] or "body"
+
+
+def _frozen(value: object) -> object:
+    """A value of JSON as `SamplingParams` has it: tuples, and a lone stop string as one of many."""
+    match value:
+        case str():
+            return (value,)
+        case list():
+            return tuple(value)
+        case dict():
+            return _bias(value)
+        case _:
+            return value
 
 
 def _bias(given: dict[str, int | float]) -> tuple[tuple[int, float], ...]:

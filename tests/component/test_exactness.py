@@ -12,7 +12,7 @@ from support.models import FAMILIES, TINY, random_model
 from core.config import EngineConfig, TransferConfig
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.session import Role
-from core.types import FinishReason
+from core.types import FinishReason, SamplingParams
 from engine.model.runner import ModelRunner
 from kv_transfer import frames
 from simulation.hash_runner import MemoryKV
@@ -37,10 +37,7 @@ def bare_engine(prompt, dtype, choice=0, max_tokens=20, temperature=0.0, seed=7,
             choice,
             len(out),
             seed,
-            temperature,
-            0,
-            1.0,
-            None,
+            SamplingParams(temperature=temperature),
             (257,) if len(out) < min_tokens else (),
         )
         item = StepItem(1, start, tuple(fresh), tuple(range(-(-end // 16))), (sample,))

@@ -13,6 +13,7 @@ from support.models import FAMILIES, TINY, random_model
 from transformers import AutoModelForCausalLM
 
 from core.plan import SampleSpec, StepItem, StepPlan
+from core.types import SamplingParams
 from engine.checkpoint.model_spec import read_model
 from engine.model.attention import (
     AttentionInputs,
@@ -209,7 +210,7 @@ def test_a_step_with_non_finite_logits_fails_only_its_own_sequence(half):
         StepPlan(1, (item(1, 0, [1, 2, 3], 0), item(2, 0, [1, 2, 3], 1))), lambda *_: None
     )
     runner.kv[0, 0, half] = float("nan")
-    sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
+    sample = (SampleSpec(0, 0, 1, SamplingParams(temperature=0.0)),)
     items = tuple(
         StepItem(i.sequence_key, 3, (4,), i.block_table, sample)
         for i in (item(1, 0, [1] * 4, 0), item(2, 0, [1] * 4, 1))
@@ -224,7 +225,7 @@ def test_a_step_with_non_finite_logits_fails_only_its_own_sequence(half):
 def test_an_id_that_the_model_has_no_row_for_fails_only_its_own_sequence(token_id, is_target):
     spec, model = load(TINY, "float32")
     assert spec.vocabulary_size == 264
-    sample = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None),)
+    sample = (SampleSpec(0, 0, 1, SamplingParams(temperature=0.0)),)
 
     def step(middle, target):
         runner = fresh_runner(spec, model)

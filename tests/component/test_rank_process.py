@@ -13,7 +13,8 @@ from support.rig import is_gone
 
 from core.config import EngineConfig
 from core.errors import ModelLoadError, WorkerDied, WorkerLost
-from core.plan import Penalties, SampleSpec, StepItem, StepPlan
+from core.plan import History, SampleSpec, StepItem, StepPlan
+from core.types import SamplingParams
 from engine.checkpoint.model_spec import read_model
 from engine.model.runner import ModelRunner
 from engine.ranks.rank_group import STALL_S, RankGroup
@@ -21,10 +22,17 @@ from simulation.hash_runner import MemoryKV
 
 ENGINE = EngineConfig(num_blocks=16)
 PROMPT = tuple(b"import os\n\nclass ")
+PENALISED = SamplingParams(
+    temperature=0.9,
+    logprobs=2,
+    presence_penalty=0.3,
+    frequency_penalty=0.7,
+    repetition_penalty=1.3,
+)
 
 
 def plan(step_id, start, ids, report=False):
-    sample = (SampleSpec(0, 0, 1, 0.7, 0, 1.0, 2),)
+    sample = (SampleSpec(0, 0, 1, SamplingParams(temperature=0.7, logprobs=2)),)
     return StepPlan(
         step_id, (StepItem(1, start, tuple(ids), (3, 4), sample),), report_layers=report
     )
@@ -125,11 +133,14 @@ async def test_an_id_without_a_row_ends_its_sequence_and_no_rank():
 
 def _two(step_id):
     item = plan(step_id, 0, PROMPT).items[0]
-    greedy = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, 2), SampleSpec(1, 0, 1, 0.9, 0, 1.0, 0))
+    two = (
+        SampleSpec(0, 0, 1, SamplingParams(temperature=0.0, logprobs=2)),
+        SampleSpec(1, 0, 1, SamplingParams(temperature=0.9, logprobs=0)),
+    )
     items = (
         item,
-        StepItem(2, 0, PROMPT[:9], (5, 6), greedy),
-        StepItem(3, 0, PROMPT[3:], (7, 8), greedy),
+        StepItem(2, 0, PROMPT[:9], (5, 6), two),
+        StepItem(3, 0, PROMPT[3:], (7, 8), two),
     )
     return StepPlan(step_id, items, report_layers=True)
 
@@ -194,8 +205,8 @@ def test_a_group_that_the_model_cannot_be_split_over_starts_no_process():
 
 def _penalised_step(step_id, tokens, num_prompt, table):
     """One decode step as a scheduler plans it: the sequence's own lists, not copied."""
-    penalties = Penalties(0.3, 0.7, 1.3, tokens, num_prompt, len(tokens))
-    sample = SampleSpec(0, step_id, 1, 0.9, 0, 1.0, 2, penalties=penalties)
+    history = History(tokens, 0, num_prompt, len(tokens))
+    sample = SampleSpec(0, step_id, 1, PENALISED, history=history)
     start = 0 if step_id == 0 else len(tokens) - 1
     return StepPlan(step_id, (StepItem(1, start, tuple(tokens[start:]), table, (sample,)),))
 
@@ -265,7 +276,8 @@ async def test_a_bias_on_a_token_that_the_model_does_not_have_fails_its_sequence
     spec, model = load(TINY, "float32")
     direct = ModelRunner(model, MemoryKV(spec.layout(16), 16)._shards[0], 16, 16)
     good = _two(1).items
-    wish = (SampleSpec(0, 0, 1, 0.0, 0, 1.0, None, bias=((spec.vocabulary_size, 1.0),)),)
+    params = SamplingParams(temperature=0.0, logit_bias=((spec.vocabulary_size, 1.0),))
+    wish = (SampleSpec(0, 0, 1, params),)
     result = direct.execute(
         StepPlan(1, (StepItem(8, 0, PROMPT, (9, 10), wish), *good)), lambda *_: None
     )

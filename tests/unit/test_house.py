@@ -245,3 +245,19 @@ def test_the_bill_of_materials_has_all_that_a_server_runs_and_who_needs_it():
     assert set(edges) == references
     assert {one for needs in edges.values() for one in needs} <= references
     assert parts["pydantic-core"]["purl"] in edges[parts["pydantic"]["purl"]]
+
+
+def test_a_sampling_field_is_named_in_five_files():
+    """`CONTRIBUTING.md` names them: what it is, both APIs, the session, what it does."""
+    files = [
+        path
+        for package in (*PACKAGES, "protos")
+        for kind in ("*.py", "*.proto")
+        for path in (ROOT / package).rglob(kind)
+        if not path.name.endswith("_pb2.py")
+    ]
+    named = {str(p.relative_to(ROOT)) for p in files if re.search(r"\bmin_p\b", p.read_text())}
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    listed = re.findall(r"^\d\. `(.+?)`", guide.split("### A sampling field")[1], re.MULTILINE)
+    assert len(listed) == 5
+    assert named == set(listed)

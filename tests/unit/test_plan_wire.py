@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import InternalError
-from core.plan import Penalties, SampleSpec, StepItem, StepPlan, StepResult
+from core.plan import History, SampleSpec, StepItem, StepPlan, StepResult
 from core.types import GenerateRequest, Logprob, SamplingParams
 from engine.model.rank_memory import GrowingInts, TokenHistory
 from engine.ranks.plan_wire import PlanDecoder, PlanEncoder
@@ -20,7 +20,8 @@ from engine.scheduling.block_tables import Limits
 from engine.scheduling.scheduler import Scheduler
 
 VOCABULARY = 50
-SAMPLE = SampleSpec(0, 0, 1, 0.7, 5, 0.9, 2)
+PARAMS = SamplingParams(temperature=0.7, top_k=5, top_p=0.9, logprobs=2)
+SAMPLE = SampleSpec(0, 0, 1, PARAMS)
 
 
 def travel(encoder, decoder, plan):
@@ -32,17 +33,16 @@ def travel(encoder, decoder, plan):
 def whole(plan, size):
     """A plan by value, reduced to what its readers may look at."""
 
-    def history(p):
-        if p is None:
+    def history(h):
+        if h is None:
             return None
-        tokens = list(p.token_ids[: p.num_tokens])
-        prompt = set(tokens[: p.num_prompt_tokens]) if p.repetition != 1.0 else set()
-        output = Counter(tokens[p.num_prompt_tokens :])
-        return p.presence, p.frequency, p.repetition, prompt | set(output), output
+        prompt = set(h.token_ids[h.start : h.num_prompt_tokens])
+        output = Counter(h.token_ids[h.num_prompt_tokens : h.num_tokens])
+        return prompt | set(output), output
 
     def item(i):
         end = i.start + len(i.token_ids)
-        samples = [(replace(s, penalties=None), history(s.penalties)) for s in i.samples]
+        samples = [(replace(s, history=None), history(s.history)) for s in i.samples]
         table = list(i.block_table[: -(-end // size)])
         return (
             i.sequence_key,
@@ -58,9 +58,9 @@ def whole(plan, size):
     return plan.step_id, items, plan.copies, plan.report_layers, plan.arrived
 
 
-def counts_of(p):
+def counts_of(history):
     """What sampling reads of a history that arrived."""
-    ids, counts = p.token_ids.distinct()
+    ids, counts = history.token_ids.distinct()
     seen = dict(zip(ids.tolist(), counts.tolist(), strict=True))
     return set(seen), Counter({i: n for i, n in seen.items() if n})
 
@@ -148,9 +148,9 @@ def test_what_arrives_is_the_plan_whatever_the_scheduler_did():
             assert whole(got, size) == whole(plan, size)
             for item in got.items:
                 for sample in item.samples:
-                    if sample.penalties is not None:
-                        *_, seen, output = whole(got, size)[1][got.items.index(item)][4][0][1]
-                        assert counts_of(sample.penalties) == (seen, output)
+                    if sample.history is not None:
+                        seen, output = whole(got, size)[1][got.items.index(item)][4][0][1]
+                        assert counts_of(sample.history) == (seen, output)
             if chance.random() < 0.02:
                 scheduler.fail_all()
                 encoder = PlanEncoder(size)
@@ -175,15 +175,13 @@ def test_what_arrives_is_the_plan_whatever_the_scheduler_did():
     assert set(+seen_kinds) == KINDS
 
 
-def penalised(tokens, num_prompt, **changes):
-    values = {"presence": 0.0, "frequency": 0.0, "repetition": 1.2, **changes}
-    return Penalties(
-        token_ids=tokens, num_prompt_tokens=num_prompt, num_tokens=len(tokens), **values
-    )
+def history(tokens, num_prompt, start=0):
+    return History(tokens, start, num_prompt, len(tokens))
 
 
-def decode_step(step_id, tokens, table, num_prompt, **changes):
-    sample = replace(SAMPLE, position=step_id, penalties=penalised(tokens, num_prompt), **changes)
+def decode_step(step_id, tokens, table, num_prompt, **params):
+    params = replace(PARAMS, repetition_penalty=1.2, **params)
+    sample = SampleSpec(0, step_id, 1, params, history=history(tokens, num_prompt))
     item = StepItem(7, len(tokens) - 1, (tokens[-1],), table, (sample,))
     return StepPlan(step_id, (item,))
 
@@ -195,9 +193,10 @@ def test_a_decode_step_costs_the_same_bytes_whatever_the_context(length):
     tokens = [i % VOCABULARY for i in range(length)]
     table = list(range(length // 16 + 2))
     allowed = tuple(range(VOCABULARY))
-    travel(encoder, decoder, decode_step(1, tokens, table, length - 1, allowed=allowed))
+    first = decode_step(1, tokens, table, length - 1, allowed_token_ids=allowed)
+    travel(encoder, decoder, first)
     tokens.append(3)
-    plan = decode_step(2, tokens, table, length - 1, allowed=allowed)
+    plan = decode_step(2, tokens, table, length - 1, allowed_token_ids=allowed)
     got, num_bytes = travel(encoder, decoder, plan)
     assert whole(got, 16) == whole(plan, 16)
     assert num_bytes < 100
@@ -244,7 +243,7 @@ def test_a_first_item_that_leaves_something_out_is_refused(field, value, match):
     wire[2][0][field] = value
     decoder = PlanDecoder(4, VOCABULARY)
     if match is None:
-        assert decoder.decode(wire).items[0].samples[0].penalties is None
+        assert decoder.decode(wire).items[0].samples[0].history is None
         return
     with pytest.raises(InternalError, match=match):
         decoder.decode(wire)
@@ -252,7 +251,7 @@ def test_a_first_item_that_leaves_something_out_is_refused(field, value, match):
 
 def test_a_history_with_a_gap_is_refused():
     wire = PlanEncoder(4).encode(decode_step(1, [1, 2, 3], [0], 2))
-    wire[2][0][7][4] = 1
+    wire[2][0][7][1] = 1
     with pytest.raises(InternalError, match=r"knows 0 tokens of sequence 7"):
         PlanDecoder(4, VOCABULARY).decode(wire)
 
@@ -264,8 +263,8 @@ def test_a_plan_that_breaks_its_contract_is_not_sent():
     encoder.encode(decode_step(1, [1, 2, 3, 4, 5], [0, 1], 4))
     with pytest.raises(InternalError, match="has to be released"):
         encoder.encode(decode_step(2, [1, 2, 3], [0, 1], 2))
-    mixed = (replace(SAMPLE, penalties=penalised([1], 1)), SAMPLE)
-    with pytest.raises(InternalError, match="differ in penalties"):
+    mixed = (replace(SAMPLE, history=history([1], 1)), SAMPLE)
+    with pytest.raises(InternalError, match="differ in history"):
         encoder.encode(StepPlan(3, (StepItem(8, 0, (1,), [0], mixed),)))
 
 
@@ -273,18 +272,20 @@ def test_a_token_the_model_does_not_have_is_in_the_history_and_counts_for_nothin
     encoder = PlanEncoder(4)
     decoder = PlanDecoder(4, VOCABULARY)
     got, _ = travel(encoder, decoder, decode_step(1, [1, 2**31, 3], [0], 1))
-    p = got.items[0].samples[0].penalties
-    assert list(p.token_ids) == [1, 2**31, 3]
-    assert counts_of(p) == ({1, 3}, Counter({3: 1}))
+    known = got.items[0].samples[0].history
+    assert list(known.token_ids) == [1, 2**31, 3]
+    assert counts_of(known) == ({1, 3}, Counter({3: 1}))
 
 
 def test_without_repetition_the_prompt_does_not_travel():
     encoder = PlanEncoder(4)
     decoder = PlanDecoder(4, VOCABULARY)
-    p = penalised([1, 2, 3, 4, 4], 3, repetition=1.0, frequency=0.5)
-    item = StepItem(7, 4, (4,), [0, 1], (replace(SAMPLE, penalties=p),))
+    asked = replace(request("r", [1, 2, 3]), sampling=replace(PARAMS, frequency_penalty=0.5))
+    scheduler = Scheduler(BlockPool(8), Limits(4, 8, 6, 400, True), "d")
+    sequence = scheduler.new_sequence(asked, 1, (0,), (4, 4), 0.0)
+    item = StepItem(7, 4, (4,), [0, 1], sequence.sample_specs())
     got, _ = travel(encoder, decoder, StepPlan(1, (item,)))
-    assert list(got.items[0].samples[0].penalties.token_ids) == [4, 4]
+    assert list(got.items[0].samples[0].history.token_ids) == [4, 4]
 
 
 def test_growing_numbers_keep_what_stands_before_and_forget_what_stood_behind():

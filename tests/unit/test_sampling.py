@@ -7,23 +7,15 @@ import pytest
 import torch
 from transformers import MinPLogitsWarper, RepetitionPenaltyLogitsProcessor
 
-from core.plan import Penalties, SampleSpec
+from core.plan import History, SampleSpec
+from core.types import SamplingParams
 from engine.model.sampling import draw, score, uniform
 
 LOGITS = np.log(np.array([0.5, 0.25, 0.15, 0.1], dtype=np.float32))
 
 
-def spec(position=0, **changes):
-    values = {
-        "choice": 0,
-        "seed": 1,
-        "temperature": 1.0,
-        "top_k": 0,
-        "top_p": 1.0,
-        "num_logprobs": None,
-        "banned": (),
-    }
-    return SampleSpec(position=position, **{**values, **changes})
+def spec(position=0, banned=(), history=None, **params):
+    return SampleSpec(0, position, 1, SamplingParams(**params), banned, history)
 
 
 def shares(**changes):
@@ -58,7 +50,7 @@ def test_greedy_ties_break_by_id_and_tiny_temperature_is_greedy():
 
 
 def test_logprobs_are_of_the_model_not_of_the_filtered_draw():
-    token = draw(LOGITS, spec(temperature=0.0, num_logprobs=2, banned=(0,)))
+    token = draw(LOGITS, spec(temperature=0.0, logprobs=2, banned=(0,)))
     assert token.token_id == 1 and token.logprob == pytest.approx(np.log(0.25), abs=1e-6)
     assert [i for i, _ in token.top] == [0, 1]
 
@@ -74,9 +66,9 @@ def test_bad_logits_raise(bad):
 # --- against transformers' own processors, which share no code with ours --------------------------
 
 
-def history(prompt, output, presence=0.0, frequency=0.0, repetition=1.0):
+def history(prompt, output, start=0):
     tokens = [*prompt, *output]
-    return Penalties(presence, frequency, repetition, tokens, len(prompt), len(tokens))
+    return History(tokens, start, len(prompt), len(tokens))
 
 
 def greedy_order(logits, wish):
@@ -94,7 +86,7 @@ def test_repetition_penalty_is_that_of_transformers():
     theirs = RepetitionPenaltyLogitsProcessor(1.7)(
         torch.tensor([prompt + output]), torch.tensor(logits)[None].clone()
     )[0]
-    wish = spec(temperature=0.0, penalties=history(prompt, output, repetition=1.7))
+    wish = spec(temperature=0.0, repetition_penalty=1.7, history=history(prompt, output))
     assert greedy_order(logits, wish) == torch.argsort(-theirs, stable=True)[:20].tolist()
 
 
@@ -103,7 +95,9 @@ def test_presence_counts_once_and_frequency_every_time_and_neither_sees_the_prom
     logits[:4] = [1.0, 1.1, 1.2, 1.3]
     wish = spec(
         temperature=0.0,
-        penalties=history([3, 3], [2, 1, 1], presence=0.05, frequency=0.1),
+        presence_penalty=0.05,
+        frequency_penalty=0.1,
+        history=history([3, 3], [2, 1, 1], start=2),
     )
     # 3 stays 1.3; 2: 1.2 - 0.15; 1: 1.1 - 0.25; 0 stays 1.0
     order, banned = [], (4, 5)
@@ -127,18 +121,19 @@ def test_min_p_keeps_what_transformers_keeps():
 
 def test_bias_allowed_and_banned_tokens():
     logits = np.arange(10, dtype=np.float32)
-    assert draw(logits, spec(temperature=0.0, bias=((2, 100.0),))).token_id == 2
-    assert draw(logits, spec(temperature=0.0, bias=((9, -100.0),))).token_id == 8
-    assert draw(logits, spec(temperature=0.0, allowed=(1, 4, 3))).token_id == 4
-    assert draw(logits, spec(temperature=0.0, allowed=(1, 4, 3), banned=(4,))).token_id == 3
+    assert draw(logits, spec(temperature=0.0, logit_bias=((2, 100.0),))).token_id == 2
+    assert draw(logits, spec(temperature=0.0, logit_bias=((9, -100.0),))).token_id == 8
+    among = {"temperature": 0.0, "allowed_token_ids": (1, 4, 3)}
+    assert draw(logits, spec(**among)).token_id == 4
+    assert draw(logits, spec(**among, banned=(4,))).token_id == 3
     with pytest.raises(ValueError, match="banned"):
-        draw(logits, spec(temperature=0.0, allowed=(1,), banned=(1,)))
+        draw(logits, spec(temperature=0.0, allowed_token_ids=(1,), banned=(1,)))
 
 
 def test_log_probabilities_are_the_models_own_whatever_was_adjusted():
     logits = np.random.default_rng(3).normal(size=30).astype(np.float32)
     expected = torch.log_softmax(torch.tensor(logits, dtype=torch.float64), -1)
-    drawn = draw(logits, spec(temperature=0.0, num_logprobs=3, bias=((5, 50.0),)))
+    drawn = draw(logits, spec(temperature=0.0, logprobs=3, logit_bias=((5, 50.0),)))
     assert drawn.token_id == 5 and abs(drawn.logprob - float(expected[5])) < 1e-12
     assert [i for i, _ in drawn.top] == torch.argsort(-expected)[:3].tolist()
     assert abs(score(logits, 7, 2).logprob - float(expected[7])) < 1e-12
