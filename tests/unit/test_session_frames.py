@@ -33,7 +33,7 @@ from worker.sessions import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
 LONG_ID = "i" * 160
-TIMINGS = WorkerTiming(1.5, 2.5, 0.0, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
+TIMINGS = WorkerTiming(1.5, 2.5, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
 
 
 def attempt(name, num_scores=0, num_tokens=1, n=1, logprobs=20):
