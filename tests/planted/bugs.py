@@ -17,6 +17,7 @@ from planted import (
     pool,
     rank,
     router,
+    sampling,
     text,
     transfer,
 )
@@ -310,6 +311,7 @@ BUGS = [
     *pool.BUGS,
     *rank.BUGS,
     *router.BUGS,
+    *sampling.BUGS,
     *text.BUGS,
     *transfer.BUGS,
 ]
