@@ -32,13 +32,14 @@ from core.plan import StepResult
 from core.ports import SystemClock
 from core.session import Role, WorkerDescriptor
 from core.types import Logprob
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
-from worker.worker import Worker, WorkerComponents
+from worker.components import WorkerComponents
+from worker.worker import Worker
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)
@@ -86,8 +87,7 @@ async def worker():
     )
     unit = Worker(
         WorkerComponents(
-            role=Role.DECODE,
-            make_role=decode_role(10.0),
+            role=DecodeRole,
             runner=StubRunner(),
             kv=MemoryKV(layout, ENGINE.num_blocks),
             layout=layout,

@@ -22,20 +22,21 @@ from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from engine.checkpoint.model_spec import ModelSpec, read_model
 from engine.model.sharding import check_split
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
-from kv_transfer.agent import AgentThread
+from kv_transfer.agent_thread import AgentThread
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
-from prefill_worker.role import prefill_role
+from prefill_worker.role import PrefillRole
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls
-from worker.worker import Worker, WorkerComponents
+from worker.components import WorkerComponents
+from worker.worker import Worker
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16
@@ -158,10 +159,7 @@ class RunningWorker:
         )
         tls = session_tls(config.security, role.value)
         parts = WorkerComponents(
-            role=role,
-            make_role=prefill_role
-            if role is Role.PREFILL
-            else decode_role(config.transfer.reserve_wait_s),
+            role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=ranks,
             kv=ranks.kv,
             layout=layout,

@@ -20,9 +20,9 @@ from core.plan import StepPlan
 from core.ports import LoopClock
 from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEvent, SamplingParams
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from kv_transfer.agent import TransferAgent
-from prefill_worker.role import prefill_role
+from prefill_worker.role import PrefillRole
 from prefix_index.mirror import MembershipMirror
 from router.admission import Admission
 from router.orchestrator import Orchestrator
@@ -36,8 +36,9 @@ from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
+from worker.components import WorkerComponents
 from worker.sessions import FRAME_BYTES
-from worker.worker import Worker, WorkerComponents
+from worker.worker import Worker
 
 VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
@@ -252,11 +253,8 @@ class SimCluster:
             shape.spawn_s,
             shape.load_s,
         )
-        is_prefill = role is Role.PREFILL
-        make_role = prefill_role if is_prefill else decode_role(shape.transfer.reserve_wait_s)
         parts = WorkerComponents(
-            role=role,
-            make_role=self.traps.trap_role(node, make_role),
+            role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=runner,
             kv=kv,
             layout=layout,
@@ -275,6 +273,7 @@ class SimCluster:
         unit = context.run(Worker, parts, None)
         self.units[node] = unit
         self._agents.append(unit.agent)
+        self.traps.trap_role(node, unit.worker)
         self.traps.trap_worker(node, unit.worker)
         self.contrary.take_hold(node, unit)
         self._hear_endings(node, unit)

@@ -28,7 +28,6 @@ from core.errors import (
 )
 from core.ids import Epoch, RequestId, RouterId, TransferId
 from core.plan import NOTHING_TO_DRAW, StepPlan
-from core.ports import Clock, Network
 from core.session import (
     AttemptEnded,
     ConnectPeers,
@@ -41,14 +40,14 @@ from core.session import (
     WorkerDescriptor,
     WorkerTiming,
 )
-from core.trace import NoTracing, Tracing
 from engine.scheduling.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from worker.attempt import Attempt
 from worker.checking import check_credit, check_submit
-from worker.ports import RestartableRunner, WorkerRole
-from worker.sessions import FRAME_BYTES, SessionServer
+from worker.components import WorkerComponents
+from worker.ports import WorkerRole
+from worker.sessions import SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
 
@@ -64,38 +63,45 @@ class AttemptTable:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: RestartableRunner,
-        clock: Clock,
-        session_network: Network,
+        components: WorkerComponents,
         describe: Callable[[], WorkerDescriptor],
-        vocabulary_size: int,
-        frame_bytes: int = FRAME_BYTES,
+        make_role: Callable[[AttemptTable], WorkerRole],
     ) -> None:
-        """Keep the collaborators; `use_role` and `start` complete it."""
+        """Keep the collaborators; `start` begins to serve.
+
+        Args:
+            scheduler: The engine's.
+            components: The worker's.
+            describe: Says who the worker is and where it listens.
+            make_role: Makes the role, which ends attempts and wakes the loop through this table.
+        """
         self.scheduler = scheduler
-        self.vocabulary_size = vocabulary_size
+        self.vocabulary_size = components.vocabulary_size
+        self.tracing = components.tracing
         self.attempts: dict[RequestId, Attempt] = {}
         self.is_ready = True
         self.fatal: asyncio.Future[None] | None = None
-        self._runner, self._clock, self._describe = runner, clock, describe
-        self.tracing: Tracing = NoTracing()
+        runner = self._runner = components.runner
+        clock = self._clock = components.clock
+        self._describe = describe
         self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
         self._sessions = SessionServer(
-            session_network, self, clock, lambda: self._loop.num_steps, frame_bytes
+            components.session_network,
+            self,
+            clock,
+            lambda: self._loop.num_steps,
+            components.frame_bytes,
         )
-        self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
+        self._loop = StepLoop(
+            scheduler, runner, clock, self.deliver, self._layer_done, self._rank_lost
+        )
         runner.on_lost = self._loop.runner_lost
-        self._role: WorkerRole | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.num_stale = 0
         self.num_attempts = 0
         self._is_draining = False
         self._emptied = asyncio.Event()
-
-    def use_role(self, role: WorkerRole) -> None:
-        """Give the worker its role."""
-        self._role = role
-        self._loop.on_layer = role.layer_done
+        self.role = make_role(self)
 
     async def start(self) -> str:
         """Begin to serve; returns the session address. Set `fatal` ends with a task that failed."""
@@ -196,8 +202,8 @@ class AttemptTable:
             self._check_open()
             if submit.task is Task.LOCAL:
                 self._begin_local(attempt)
-            elif self._role is not None and self._role.task is submit.task:
-                self._role.begin(attempt)
+            elif self.role.task is submit.task:
+                self.role.begin(attempt)
             else:
                 raise WorkerLost(f"this worker has no part in {submit.task} attempts")
         except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt
@@ -292,8 +298,7 @@ class AttemptTable:
 
     def connect_peers(self, message: ConnectPeers) -> None:
         """Open the ways to peers."""
-        if self._role is not None:
-            self._role.connect_peers(message)
+        self.role.connect_peers(message)
 
     def route_found(self, route: RouteReport) -> None:
         """A way to a peer was tried."""
@@ -301,8 +306,7 @@ class AttemptTable:
 
     def router_alive(self, router_id: RouterId) -> None:
         """Renew the leases of this router's transfers."""
-        if self._role is not None:
-            self._role.renew(list(self._sessions.session(router_id).attempts.values()))
+        self.role.renew(list(self._sessions.session(router_id).attempts.values()))
 
     # --- events from the engine -------------------------------------------------------------------
 
@@ -315,14 +319,15 @@ class AttemptTable:
             with contained("taking a step's result", functools.partial(self.end, attempt)):
                 self._take(attempt, event)
 
+    def _layer_done(self, plan: StepPlan, layer: int) -> None:
+        self.role.layer_done(plan, layer)
+
     def _take(self, attempt: Attempt, event: SchedulerEvent) -> None:
         match event:
             case Sampled():
                 self._log(attempt, event)
             case PromptComputed(sequence):
-                if self._role is None:
-                    raise InvariantViolation("a hand-over was computed on a worker without a role")
-                self._role.prompt_computed(attempt, sequence)
+                self.role.prompt_computed(attempt, sequence)
             case SequenceFailed(_, message):
                 self.end(attempt, _failure(message))
 
@@ -397,9 +402,9 @@ class AttemptTable:
                 self.end(attempt, error)
 
     def _stop_sequences(self, attempt: Attempt, error: ServingError | None) -> None:
-        if self._role is not None and attempt.submit.task is not Task.LOCAL:
+        if attempt.submit.task is not Task.LOCAL:
             with contained("the end of a hand-over"):
-                self._role.end(attempt, error)
+                self.role.end(attempt, error)
         for sequence in attempt.sequences:
             with contained("the end of a sequence"):
                 self.scheduler.cancel(sequence)

@@ -80,7 +80,7 @@ EQUIVALENTS: list[Equivalent] = [
         "every token has a size, so none fits into no bytes as into less",
     ),
     Equivalent(
-        "kv_transfer/agent.py",
+        "kv_transfer/agent_thread.py",
         "self._thread.join(timeout=5)",
         "self._thread.join(timeout=6)",
         "the thread was told to end and does so at once; only one that hangs is waited for so "

@@ -224,7 +224,7 @@ OUTSIDE = {
     "core/ports.py",
     "core/config.py",
     "transport/grpc_streams.py",
-    "kv_transfer/agent.py",
+    "kv_transfer/agent_thread.py",
     "kv_transfer/transports/shared_memory.py",
     "kv_transfer/sidecar/network.py",
     "kv_transfer/sidecar/client.py",

@@ -26,18 +26,18 @@ from core.types import (
     SamplingParams,
     TextDelta,
 )
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from engine.checkpoint.model_spec import read_model
 from engine.model.kv_pools import StagedPool
 from engine.model.model import Model
 from engine.model.runner import ModelRunner
 from engine.model.sharding import Shard
 from engine.ranks.shared_kv import SharedKV
-from kv_transfer.agent import AgentThread
+from kv_transfer.agent_thread import AgentThread
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
-from prefill_worker.role import prefill_role
+from prefill_worker.role import PrefillRole
 from process.shared_memory import create_segment
 from router.admission import Admission
 from router.orchestrator import Orchestrator
@@ -47,7 +47,8 @@ from simulation.parts import StaticMembership
 from support.in_process_network import InProcessNetwork
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
-from worker.worker import Worker, WorkerComponents
+from worker.components import WorkerComponents
+from worker.worker import Worker
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 NIXL = pytest.param(
@@ -305,10 +306,7 @@ class InProcessCluster:
             else Transports({name: make[name]() for name in names})
         )
         parts = WorkerComponents(
-            role=role,
-            make_role=prefill_role
-            if role is Role.PREFILL
-            else decode_role(self.transfer.reserve_wait_s),
+            role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=runner,
             kv=kv,
             layout=layout,
