@@ -25,6 +25,7 @@ from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, RouteReport, Task
 from core.types import Logprob
+from engine.scheduling.events import HandoverEvent, Reserved
 from engine.scheduling.sequence import Sequence, Status
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
@@ -67,7 +68,6 @@ class DecodeRole:
         """Transfers in line for blocks, by the sequence's key."""
         self._closing: dict[TransferId, list[int]] = {}
         """Pins of ended transfers, until the agent writes no more."""
-        self._scheduler.hooks.reserved = self._reserved
         self.agent = ReceiveAgent(
             components.transfer_network,
             ThreadsafeReceiverCallbacks(self, loops.to_worker, attempts.fail_transfer),
@@ -122,6 +122,12 @@ class DecodeRole:
     def layer_done(self, plan: StepPlan, layer: int) -> None:
         """Nothing leaves a decode worker."""
 
+    def take(self, event: HandoverEvent) -> None:
+        """Act on what the scheduler says of an arrival."""
+        if not isinstance(event, Reserved):
+            raise InvariantViolation("a decode worker computed a hand-over")
+        self._reserved(event.sequence, event.num_have_blocks)
+
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
         """Decode workers promise no KV to anyone."""
         raise InvariantViolation("a decode worker computed a hand-over")
@@ -159,6 +165,7 @@ class DecodeRole:
         self._reserving[incoming.sequence.key] = transfer_id
         self._scheduler.submit_arrival(incoming.sequence)
         self._scheduler.reserve_in_turn(self._clock.now_s())
+        self._attempts.deliver(self._scheduler.take_events())
         if incoming.sequence.key in self._reserving:
             self._give_up_later(transfer_id, incoming)
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from core.errors import Cancelled, InvalidRequest, ServingError
+from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingError
 from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Task
 from core.types import Logprob
+from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
 from engine.scheduling.sequence import Handover, Sequence, Status
 from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import Blocks, Offer
@@ -36,7 +37,6 @@ class Outgoing:
     num_published: list[int]
     """Those that the agent may send."""
     sub_attempt: int = 0
-    is_committed: bool = False
     pins: dict[int, list[int]] = field(default_factory=dict)
     """By sub-attempt: blocks that the agent may still read."""
 
@@ -58,9 +58,6 @@ class PrefillRole:
         self._by_key: dict[int, Outgoing] = {}
         self._draining: dict[TransferId, dict[int, list[int]]] = {}
         """Pins of ended transfers, by sub-attempt."""
-        self._scheduler.hooks.announce = self._announce
-        self._scheduler.hooks.started = self._started
-        self._scheduler.hooks.preempted = self._preempted
         self.agent = SendAgent(
             components.transfer_network,
             ThreadsafeSenderCallbacks(self, loops.to_worker, attempts.fail_transfer),
@@ -102,6 +99,7 @@ class PrefillRole:
         )
         self._post(self.agent.offer, offer)
         self._scheduler.submit(sequence)
+        self._attempts.deliver(self._scheduler.take_events())
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
@@ -149,6 +147,18 @@ class PrefillRole:
 
     # --- told by the scheduler --------------------------------------------------------------------
 
+    def take(self, event: HandoverEvent) -> None:
+        """Act on what the scheduler says of a hand-over."""
+        match event:
+            case Announced(sequence):
+                self._announce(sequence)
+            case Started(sequence):
+                self._started(sequence)
+            case Preempted(sequence, pins):
+                self._preempted(sequence, list(pins))
+            case Reserved():
+                raise InvariantViolation("a prefill worker reserved blocks for an arrival")
+
     def _announce(self, sequence: Sequence) -> None:
         outgoing = self._by_key[sequence.key]
         self._post(self.agent.start, outgoing.attempt.submit.transfer_id, sequence.num_tokens)
@@ -163,16 +173,16 @@ class PrefillRole:
             outgoing.num_computed[layer] = hits
             self._publish(outgoing, layer)
 
-    def _preempted(self, sequence: Sequence) -> None:
-        """Blocks are about to go: start a new sub-attempt, pin what may be in flight."""
+    def _preempted(self, sequence: Sequence, pins: list[int]) -> None:
+        """Its blocks are gone: start a new sub-attempt, keep pinned what may be in flight."""
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
+            self._scheduler.tables.unpin(pins)
             return
         num_layers = self._layout.num_layers
-        if any(outgoing.num_published) or outgoing.is_committed:
-            outgoing.pins[outgoing.sub_attempt] = self._scheduler.tables.pin(sequence)
+        if pins:
+            outgoing.pins[outgoing.sub_attempt] = pins
             outgoing.sub_attempt += 1
-            outgoing.is_committed = False
             self._post(
                 self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt
             )
@@ -190,6 +200,7 @@ class PrefillRole:
         if first >= last:
             return
         outgoing.num_published[layer] = last
+        handover.is_read = True
         sequence = outgoing.sequence
         size = self._layout.block_size_tokens
         num_tokens = min(last * size, sequence.num_tokens) - first * size
@@ -218,10 +229,11 @@ class PrefillRole:
         return True
 
     def _commit(self, outgoing: Outgoing) -> None:
-        sequence = outgoing.sequence
         final = self._final(outgoing)
-        tokens = sequence.handover.first_tokens if sequence.handover else {}
-        outgoing.is_committed = True
+        tokens: dict[int, Logprob] = {}
+        if (handover := outgoing.sequence.handover) is not None:
+            handover.is_read = True
+            tokens = handover.first_tokens
         transfer_id = outgoing.attempt.submit.transfer_id
         self._post(self.agent.commit, transfer_id, outgoing.sub_attempt, tokens, final)
         if len(final) == len(tokens):
@@ -236,6 +248,7 @@ class PrefillRole:
             return
         sequence = outgoing.sequence
         self._scheduler.partnered(sequence, have_blocks)
+        self._attempts.deliver(self._scheduler.take_events())
         if sequence.status is Status.HOLDING:
             self._commit_if_ready(outgoing)
         elif sequence.status is Status.RUNNING:

@@ -40,7 +40,13 @@ from core.session import (
     WorkerDescriptor,
     WorkerTiming,
 )
-from engine.scheduling.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
+from engine.scheduling.events import (
+    HandoverEvent,
+    PromptComputed,
+    Sampled,
+    SchedulerEvent,
+    SequenceFailed,
+)
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from worker.attempt import Attempt
@@ -258,6 +264,7 @@ class AttemptTable:
             attempt.sequences.append(sequence)
         for sequence in attempt.sequences:
             self.scheduler.submit(sequence)
+        self.deliver(self.scheduler.take_events())
 
     def cancel(self, request_id: RequestId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
@@ -311,8 +318,11 @@ class AttemptTable:
     # --- events from the engine -------------------------------------------------------------------
 
     def deliver(self, events: list[SchedulerEvent]) -> None:
-        """Log tokens, tell sessions, end attempts that are done."""
+        """Log tokens, tell sessions, end attempts that are done; hand-overs are the role's."""
         for event in events:
+            if isinstance(event, HandoverEvent):
+                self.role.take(event)
+                continue
             attempt = self._attempt_of(event.sequence)
             if attempt is None:
                 continue

@@ -13,7 +13,7 @@ from core.ids import TransferId
 from core.plan import StepPlan
 from core.ports import Runner
 from core.session import ConnectPeers, RouteReport, Task, WorkerTiming
-from engine.scheduling.events import SchedulerEvent
+from engine.scheduling.events import HandoverEvent, SchedulerEvent
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from kv_transfer.agent import TransferAgent
@@ -45,6 +45,10 @@ class WorkerRole(Protocol):
 
     def layer_done(self, plan: StepPlan, layer: int) -> None:
         """A layer of the running step is complete."""
+        ...
+
+    def take(self, event: HandoverEvent) -> None:
+        """Act on what the scheduler says of a hand-over."""
         ...
 
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:

@@ -52,6 +52,7 @@ class StepLoop:
         self._wake.set()
         if self.plan is not None:
             self._scheduler.reserve_in_turn(self._clock.now_s())
+            self._deliver(self._scheduler.take_events())
 
     def runner_lost(self) -> None:
         """The rank group died between two steps."""
@@ -67,6 +68,7 @@ class StepLoop:
                     WorkerLost("the rank group died; its KV cache is lost"), IDLE
                 )
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
+            self._deliver(self._scheduler.take_events())
             if not plan.items:
                 self.plan = None
                 await self._wake.wait()

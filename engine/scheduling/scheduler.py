@@ -6,8 +6,9 @@ and leaves who gets blocks to `BlockSupply`, where sequences stand to `Sequences
 changes to `Results`.
 
     plan = scheduler.plan(now_s)
+    events = scheduler.take_events()
     result = await runner.execute(plan, on_layer)
-    scheduler.commit(plan, result)
+    events = scheduler.commit(plan, result, now_s)
 
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
 cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for
@@ -36,11 +37,17 @@ from core.types import GenerateRequest, Logprob
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_supply import LOOK_AHEAD, MAX_OVERTAKEN, BlockSupply
 from engine.scheduling.block_tables import BlockTables, Limits
-from engine.scheduling.events import SchedulerEvent
+from engine.scheduling.events import (
+    Announced,
+    HandoverEvents,
+    Reserved,
+    SchedulerEvent,
+    Started,
+)
 from engine.scheduling.order import ArrivalOrder, Order
 from engine.scheduling.results import Results
 from engine.scheduling.sequence import UNLIMITED_CREDIT, Handover, Sequence, Status
-from engine.scheduling.sequences import Hooks, Sequences
+from engine.scheduling.sequences import Sequences
 from engine.scheduling.step_budget import StepBudget
 
 
@@ -97,7 +104,7 @@ class Scheduler:
         """
         self.pool = pool
         self.limits = limits
-        self.hooks = Hooks()
+        self._events = HandoverEvents()
         self.budget = StepBudget(limits)
         self.tables = BlockTables(pool, limits)
         self._sequences = Sequences(self.tables)
@@ -105,7 +112,7 @@ class Scheduler:
         self.waiting = self._sequences.waiting
         self.holding = self._sequences.holding
         self.arriving = self._sequences.arriving
-        self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self.hooks)
+        self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self._events)
         self._content_digest = content_digest
         self._hash_key = hash_key
         self._order: Order = order or ArrivalOrder()
@@ -115,6 +122,13 @@ class Scheduler:
         self._step_id = 0
         self._arrived: dict[int, None] = {}
         """Blocks that transfers wrote since the last step, in order."""
+
+    def take_events(self) -> list[SchedulerEvent]:
+        """Say what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
+
+        To be taken after each of them, before anything else is asked of the scheduler.
+        """
+        return self._events.take()
 
     @property
     def num_preemptions(self) -> int:
@@ -182,7 +196,7 @@ class Scheduler:
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
 
-        `hooks.reserved` hears when it has all it needs, in `reserve_in_turn` or in a plan.
+        `Reserved` says when it has all it needs, after `reserve_in_turn` or a plan.
 
         Raises:
             InvariantViolation: It is not new.
@@ -214,7 +228,7 @@ class Scheduler:
         """Let partners hear of hand-overs that are near; during a step too: they take a while."""
         while (sequence := self.waiting.next_to_announce()) is not None:
             self.waiting.announced(sequence)
-            self.hooks.announce(sequence)
+            self._events.add(Announced(sequence))
 
     def credit(self, sequence: Sequence, limit: int) -> None:
         """Positions below `limit` may be computed; a lower limit than before changes nothing."""
@@ -250,7 +264,7 @@ class Scheduler:
         sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
-        self.hooks.reserved(sequence, len(hits))
+        self._events.add(Reserved(sequence, len(hits)))
 
     def attach(
         self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float
@@ -427,7 +441,8 @@ class Scheduler:
         if sequence.started_at is None:
             sequence.started_at = now_s
         self.running.add(sequence)
-        self.hooks.started(sequence)
+        if sequence.handover is not None:
+            self._events.add(Started(sequence))
         return True
 
     def _item(self, sequence: Sequence, num_tokens: int) -> StepItem:

@@ -34,9 +34,16 @@ BUGS = [
     Bug(
         "nobody hears of a preemption",
         "engine/scheduling/block_supply.py",
-        "        self._hooks.preempted(sequence)\n",
+        "            self._events.add(Preempted(sequence, tuple(pins)))\n",
         "",
-        f"{UNIT}::test_whoever_may_still_read_the_blocks_hears_of_a_preemption_while_they_are_held",
+        f"{UNIT}::test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
+    ),
+    Bug(
+        "a start that nobody has heard of is told after its end",
+        "engine/scheduling/block_supply.py",
+        "        if handover is not None and not self._events.withdraw_start(sequence):\n",
+        "        if handover is not None:\n",
+        f"{UNIT}::test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
     ),
     Bug(
         "the oldest prompt takes the whole budget",

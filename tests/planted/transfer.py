@@ -168,10 +168,9 @@ BUGS = [
     ),
     Bug(
         "a preempted hand-over takes no pins",
-        "prefill_worker/role.py",
-        "            outgoing.pins[outgoing.sub_attempt] = "
-        "self._scheduler.tables.pin(sequence)\n            outgoing.sub_attempt",
-        "            outgoing.sub_attempt",
+        "engine/scheduling/block_supply.py",
+        "            pins = self._tables.pin(sequence) if handover.is_read else []\n",
+        "            pins: list[int] = []\n",
         f"{POOL}::test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go",
     ),
     Bug(

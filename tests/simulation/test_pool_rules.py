@@ -125,6 +125,7 @@ def test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go():
         [outgoing] = part._outgoing.values()
         blocks = list(outgoing.sequence.block_table)
         prefill.scheduler.preempt(outgoing.sequence)
+        prefill.worker.deliver(prefill.scheduler.take_events())
         kept = [prefill.pool.references(b) for b in blocks]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -164,6 +165,7 @@ def test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one():
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [(transfer_id, outgoing)] = part._outgoing.items()
         prefill.scheduler.preempt(outgoing.sequence)
+        prefill.worker.deliver(prefill.scheduler.take_events())
         await until(lambda: any(outgoing.num_published))
         blocks = list(outgoing.sequence.block_table)
         prefill.worker.end(outgoing.attempt, KVTransferError("the test ends it"))
