@@ -36,7 +36,7 @@ from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls
 from worker.components import WorkerComponents
-from worker.worker import Worker
+from worker.worker import Worker, compose
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16
@@ -142,21 +142,6 @@ class RunningWorker:
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         ids = Ids()
         worker_id = ids.worker(role.value)
-        descriptor = WorkerDescriptor(
-            worker_id=WorkerId(worker_id),
-            role=role,
-            incarnation=ids.incarnation(),
-            session_address="",
-            transfer_address="",
-            model=spec.name,
-            content_digest=layout.content_digest,
-            block_size_tokens=engine.block_size_tokens,
-            num_blocks=engine.num_blocks,
-            max_model_len=spec.max_model_len,
-            node=node,
-            pid=os.getpid(),
-            rank_pids=ranks.rank_pids(),
-        )
         tls = session_tls(config.security, role.value)
         parts = WorkerComponents(
             role=PrefillRole if role is Role.PREFILL else DecodeRole,
@@ -171,11 +156,15 @@ class RunningWorker:
             session_network=session_network(host, tls, stream_key(config.security.cluster_key)),
             transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),
-            descriptor=descriptor,
+            worker_id=WorkerId(worker_id),
+            incarnation=ids.incarnation(),
+            model=spec.name,
+            node=node,
+            pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
         )
-        unit = Worker(parts, AgentThread())
-        await unit.start()
+        unit = compose(parts, AgentThread())
+        descriptor = await unit.start()
         events.WORKER_READY.tell(
             worker_id=worker_id,
             role=role.value,

@@ -23,7 +23,7 @@ from core.errors import (
 )
 from core.ids import TransferId
 from core.plan import StepPlan
-from core.session import ConnectPeers, RouteReport, Task
+from core.session import ConnectPeers, Role, RouteReport, Task
 from core.types import Logprob
 from engine.scheduling.events import HandoverEvent, Reserved
 from engine.scheduling.sequence import Sequence, Status
@@ -50,6 +50,7 @@ class Incoming:
 class DecodeRole:
     """The decode role of one worker."""
 
+    pool = Role.DECODE
     task = Task.DECODE
 
     def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
@@ -61,8 +62,8 @@ class DecodeRole:
         self._clock = components.clock
         self._post = loops.to_agent
         self._reserve_wait_s = components.transfer.reserve_wait_s
-        self._worker_id = components.descriptor.worker_id
-        self._incarnation = components.descriptor.incarnation
+        self._worker_id = components.worker_id
+        self._incarnation = components.incarnation
         self._incoming: dict[TransferId, Incoming] = {}
         self._reserving: dict[int, TransferId] = {}
         """Transfers in line for blocks, by the sequence's key."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingError
 from core.ids import TransferId
 from core.plan import StepPlan
-from core.session import ConnectPeers, Task
+from core.session import ConnectPeers, Role, Task
 from core.types import Logprob
 from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
 from engine.scheduling.sequence import Handover, Sequence, Status
@@ -44,6 +44,7 @@ class Outgoing:
 class PrefillRole:
     """The prefill role of one worker."""
 
+    pool = Role.PREFILL
     task = Task.PREFILL
 
     def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:

@@ -18,7 +18,7 @@ from core.ids import Ids, RequestId, WorkerId, seed_of
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import LoopClock
-from core.session import Role, WorkerDescriptor
+from core.session import Role
 from core.types import GenerateRequest, RequestEvent, SamplingParams
 from decode_worker.role import DecodeRole
 from kv_transfer.agent import TransferAgent
@@ -38,7 +38,7 @@ from simulation.traps import Traps
 from worker.attempt import Attempt
 from worker.components import WorkerComponents
 from worker.sessions import FRAME_BYTES
-from worker.worker import Worker
+from worker.worker import Worker, compose
 
 VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
@@ -232,18 +232,6 @@ class SimCluster:
                 slow * (shape.step_s + shape.token_s * plan.num_tokens) + runner.take_slowness_s()
             ),
         )
-        descriptor = WorkerDescriptor(
-            worker_id=WorkerId(node),
-            role=role,
-            incarnation=self.ids.incarnation(),
-            session_address="",
-            transfer_address="",
-            model="hash",
-            content_digest=self.layout.content_digest,
-            block_size_tokens=engine.block_size_tokens,
-            num_blocks=engine.num_blocks,
-            max_model_len=shape.max_model_len,
-        )
         unit: Worker
         runner = self.runners[node] = SimRunner(
             model,
@@ -265,12 +253,16 @@ class SimCluster:
             session_network=SimNetwork(self.hub, node, "session"),
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,
-            descriptor=descriptor,
+            worker_id=WorkerId(node),
+            incarnation=self.ids.incarnation(),
+            model="hash",
             frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
             hash_key=HASH_KEY,
         )
         context = on_node(node)
-        unit = context.run(Worker, parts, None)
+        unit = context.run(compose, parts)
+        digest = self.layout.content_digest
+        unit.worker.identity = replace(unit.worker.identity, content_digest=digest)
         self.units[node] = unit
         self._agents.append(unit.agent)
         self.traps.trap_role(node, unit.worker)

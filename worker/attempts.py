@@ -70,7 +70,6 @@ class AttemptTable:
         self,
         scheduler: Scheduler,
         components: WorkerComponents,
-        describe: Callable[[], WorkerDescriptor],
         make_role: Callable[[AttemptTable], WorkerRole],
     ) -> None:
         """Keep the collaborators; `start` begins to serve.
@@ -78,7 +77,6 @@ class AttemptTable:
         Args:
             scheduler: The engine's.
             components: The worker's.
-            describe: Says who the worker is and where it listens.
             make_role: Makes the role, which ends attempts and wakes the loop through this table.
         """
         self.scheduler = scheduler
@@ -89,7 +87,8 @@ class AttemptTable:
         self.fatal: asyncio.Future[None] | None = None
         runner = self._runner = components.runner
         clock = self._clock = components.clock
-        self._describe = describe
+        self.identity = components.describe()
+        """Where it listens is known once it has started."""
         self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
         self._sessions = SessionServer(
             components.session_network,
@@ -109,16 +108,19 @@ class AttemptTable:
         self._emptied = asyncio.Event()
         self.role = make_role(self)
 
-    async def start(self) -> str:
-        """Begin to serve; returns the session address. Set `fatal` ends with a task that failed."""
+    async def start(self, transfer_address: str) -> None:
+        """Begin to serve. Set `fatal` ends with a task that failed."""
         loop = asyncio.get_running_loop()
         self.fatal = loop.create_future()
-        address = await self._sessions.listen()
+        self.identity = replace(
+            self.identity,
+            session_address=await self._sessions.listen(),
+            transfer_address=transfer_address,
+        )
         for coroutine in (self._loop.run(), self._sessions.watch()):
             task = loop.create_task(coroutine)
             task.add_done_callback(self._task_done)
             self._tasks.append(task)
-        return address
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -426,7 +428,7 @@ class AttemptTable:
         """
         self.is_ready = False
         told.RANKS_LOST.tell(
-            worker_id=self._describe().worker_id,
+            worker_id=self.identity.worker_id,
             reason=error.message,
             rank_pids=self._runner.rank_pids(),
             attempts=len(self.attempts),
@@ -465,7 +467,7 @@ class AttemptTable:
 
     def descriptor(self) -> WorkerDescriptor:
         """Who this worker is."""
-        return self._describe()
+        return self.identity
 
 
 def _failure(message: str) -> ServingError:

@@ -6,13 +6,14 @@ Owns the list of parts that a composition root chooses. Does not know how they a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from core.config import EngineConfig, TransferConfig
+from core.ids import Incarnation, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import Clock, KVBytes, Network
-from core.session import WorkerDescriptor
+from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
 from kv_transfer.agent import OnFault
 from kv_transfer.threadsafe_callbacks import Post, watched
@@ -44,7 +45,17 @@ class Loops:
         )
 
 
-MakeRole = Callable[["WorkerComponents", Attempts, Loops], WorkerRole]
+class MakeRole(Protocol):
+    """A role's class."""
+
+    pool: Role
+    """Where its workers belong."""
+
+    def __call__(
+        self, components: WorkerComponents, attempts: Attempts, loops: Loops, /
+    ) -> WorkerRole:
+        """Make the role of one worker."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +74,32 @@ class WorkerComponents:
     session_network: Network
     transfer_network: Network
     clock: Clock
-    descriptor: WorkerDescriptor
-    """Addresses are filled in by `start`."""
+    worker_id: WorkerId
+    incarnation: Incarnation
+    model: str
+    """Its name."""
+    node: str = ""
+    pid: int = 0
     tracing: Tracing = field(default_factory=NoTracing)
     frame_bytes: int = FRAME_BYTES
     """Longest frame of a session."""
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
+
+    def describe(self) -> WorkerDescriptor:
+        """Say who the worker is; it listens nowhere yet."""
+        return WorkerDescriptor(
+            worker_id=self.worker_id,
+            role=self.role.pool,
+            incarnation=self.incarnation,
+            session_address="",
+            transfer_address="",
+            model=self.model,
+            content_digest=self.layout.content_digest,
+            block_size_tokens=self.engine.block_size_tokens,
+            num_blocks=self.engine.num_blocks,
+            max_model_len=self.max_model_len,
+            node=self.node,
+            pid=self.pid,
+            rank_pids=self.runner.rank_pids(),
+        )

@@ -7,7 +7,6 @@ runner it gets.
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 
 from core.errors import InvariantViolation
 from core.session import WorkerDescriptor
@@ -20,37 +19,59 @@ from worker.components import Loops, WorkerComponents
 from worker.ports import Attempts, WorkerRole
 
 
+def compose(components: WorkerComponents, agent_thread: AgentThread | None = None) -> Worker:
+    """Put a worker together, on the running loop; nothing listens yet.
+
+    Args:
+        components: What it is made of.
+        agent_thread: Where its transfer agent runs; None: on the running loop, too.
+    """
+    engine = components.engine
+    limits = Limits(
+        block_size_tokens=engine.block_size_tokens,
+        max_step_tokens=engine.max_step_tokens,
+        # A running sequence takes a token of every step; one more is for a prompt to go on.
+        max_sequences=max(1, min(engine.max_sequences, engine.max_step_tokens - 1)),
+        max_model_len=components.max_model_len,
+        is_prefix_cache_on=engine.is_prefix_cache_on,
+    )
+    scheduler = Scheduler(
+        BlockPool(engine.num_blocks),
+        limits,
+        components.layout.content_digest,
+        components.hash_key,
+    )
+    agent_loop = agent_thread.loop if agent_thread else asyncio.get_running_loop()
+
+    def make_role(attempts: Attempts) -> WorkerRole:
+        return components.role(components, attempts, Loops.join(agent_loop, attempts.break_down))
+
+    attempts = AttemptTable(scheduler, components, make_role)
+    return Worker(components, attempts, agent_thread)
+
+
 class Worker:
-    """One worker, whole."""
+    """One worker, whole; `compose` makes it."""
 
-    def __init__(self, components: WorkerComponents, agent_thread: AgentThread | None) -> None:
-        """Wire everything; nothing listens yet. Without a thread the agent shares the loop."""
+    def __init__(
+        self,
+        components: WorkerComponents,
+        attempts: AttemptTable,
+        agent_thread: AgentThread | None,
+    ) -> None:
+        """Keep what was put together; nothing listens yet."""
         self.components = components
+        self.worker = attempts
+        self.role = attempts.role
+        self.agent = attempts.role.agent
+        self.scheduler = attempts.scheduler
+        self.pool = attempts.scheduler.pool
         self._thread = agent_thread
-        self.descriptor = components.descriptor
-        engine = components.engine
-        limits = Limits(
-            block_size_tokens=engine.block_size_tokens,
-            max_step_tokens=engine.max_step_tokens,
-            # A running sequence takes a token of every step; one more is for a prompt to go on.
-            max_sequences=max(1, min(engine.max_sequences, engine.max_step_tokens - 1)),
-            max_model_len=components.max_model_len,
-            is_prefix_cache_on=engine.is_prefix_cache_on,
-        )
-        self.pool = BlockPool(engine.num_blocks)
-        self.scheduler = Scheduler(
-            self.pool, limits, components.layout.content_digest, components.hash_key
-        )
-        agent_loop = agent_thread.loop if agent_thread else asyncio.get_running_loop()
 
-        def make_role(attempts: Attempts) -> WorkerRole:
-            return components.role(
-                components, attempts, Loops.join(agent_loop, attempts.break_down)
-            )
-
-        self.worker = AttemptTable(self.scheduler, components, lambda: self.descriptor, make_role)
-        self.role = self.worker.role
-        self.agent = self.role.agent
+    @property
+    def descriptor(self) -> WorkerDescriptor:
+        """Who it is and, once it has started, where it listens."""
+        return self.worker.descriptor()
 
     async def start(self) -> WorkerDescriptor:
         """Listen on both ports; returns the descriptor to publish."""
@@ -58,10 +79,7 @@ class Worker:
             transfer_address = await self.agent.listen()
         else:
             transfer_address = await self._thread.call(self.agent.listen())
-        session_address = await self.worker.start()
-        self.descriptor = replace(
-            self.descriptor, session_address=session_address, transfer_address=transfer_address
-        )
+        await self.worker.start(transfer_address)
         return self.descriptor
 
     async def stop(self) -> None:

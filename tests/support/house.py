@@ -17,7 +17,7 @@ from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferCon
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
 from core.ports import SystemClock
-from core.session import Role, WorkerDescriptor
+from core.session import Role
 from core.types import (
     ChoiceFinished,
     GenerateRequest,
@@ -48,7 +48,7 @@ from support.in_process_network import InProcessNetwork
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
 from worker.components import WorkerComponents
-from worker.worker import Worker
+from worker.worker import Worker, compose
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 NIXL = pytest.param(
@@ -279,19 +279,6 @@ class InProcessCluster:
                 inner.pool = StagedPool(
                     memory, shape, dtype, torch.device("cpu"), exports_kv=role is Role.PREFILL
                 )
-        descriptor = WorkerDescriptor(
-            WorkerId(f"{role.value}-{len(self.units)}"),
-            role,
-            self.ids.incarnation(),
-            "",
-            "",
-            self.spec.name,
-            layout.content_digest,
-            engine.block_size_tokens,
-            engine.num_blocks,
-            self.spec.max_model_len,
-            pid=len(self.units) + 1,
-        )
         make = {
             "inproc": lambda: InProcessNetwork(self.directory),
             "grpc": lambda: fetch_network(key=self.key or b""),
@@ -317,9 +304,12 @@ class InProcessCluster:
             session_network=self._session_network(),
             transfer_network=transfer_network,
             clock=self.clock,
-            descriptor=descriptor,
+            worker_id=WorkerId(f"{role.value}-{len(self.units)}"),
+            incarnation=self.ids.incarnation(),
+            model=self.spec.name,
+            pid=len(self.units) + 1,
         )
-        unit = Worker(parts, AgentThread() if self.threaded else None)
+        unit = compose(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
 
