@@ -24,7 +24,8 @@ from decode_worker.role import DecodeRole
 from kv_transfer.agent import TransferAgent
 from prefill_worker.role import PrefillRole
 from prefix_index.mirror import MembershipMirror
-from router.admission import Admission
+from router.compose import RouterComponents
+from router.compose import compose as compose_router
 from router.orchestrator import Orchestrator
 from router.request_stream import RequestStream
 from router.workers.sessions import WorkerSessions
@@ -38,7 +39,8 @@ from simulation.traps import Traps
 from worker.attempt import Attempt
 from worker.components import WorkerComponents
 from worker.sessions import FRAME_BYTES
-from worker.worker import Worker, compose
+from worker.worker import Worker
+from worker.worker import compose as compose_worker
 
 VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
@@ -84,29 +86,24 @@ class SimRouter:
 
     def __init__(self, cluster: SimCluster, name: str) -> None:
         """Compose it from the product's parts; `start` lets it follow the members."""
-        shape = cluster.shape
-        router = cluster.shape.router
         self.name = name
         self.is_alive = True
         self.context = on_node(name)
         self._clients: dict[asyncio.Event, None] = {}
-        ids = cluster.ids
-        self.sessions = WorkerSessions(
-            cluster.membership,
-            SimNetwork(cluster.hub, name, "session"),
-            ids.router(),
-            cluster.clock,
+        core = compose_router(
+            RouterComponents(
+                membership=cluster.membership,
+                session_network=SimNetwork(cluster.hub, name, "session"),
+                config=cluster.shape.router,
+                placement=cluster.shape.placement,
+                clock=cluster.clock,
+                ids=cluster.ids,
+                new_decoder=cluster.traps.decoder,
+            )
         )
-        self.admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
-        self.orchestrator = Orchestrator(
-            self.sessions,
-            self.admission,
-            router,
-            shape.placement,
-            cluster.clock,
-            ids,
-            cluster.traps.decoder,
-        )
+        self.sessions = core.sessions
+        self.admission = core.admission
+        self.orchestrator = core.orchestrator
         cluster.traps.trap_emit(self.orchestrator)
         self.mirror = MembershipMirror(
             cluster.store,
@@ -260,7 +257,7 @@ class SimCluster:
             hash_key=HASH_KEY,
         )
         context = on_node(node)
-        unit = context.run(compose, parts)
+        unit = context.run(compose_worker, parts)
         digest = self.layout.content_digest
         unit.worker.identity = replace(unit.worker.identity, content_digest=digest)
         self.units[node] = unit

@@ -39,16 +39,16 @@ from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import PrefillRole
 from process.shared_memory import create_segment
-from router.admission import Admission
-from router.orchestrator import Orchestrator
-from router.workers.sessions import WorkerSessions
+from router.compose import RouterComponents
+from router.compose import compose as compose_router
 from simulation.hash_runner import MemoryKV
 from simulation.parts import StaticMembership
 from support.in_process_network import InProcessNetwork
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
 from worker.components import WorkerComponents
-from worker.worker import Worker, compose
+from worker.worker import Worker
+from worker.worker import compose as compose_worker
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 NIXL = pytest.param(
@@ -237,19 +237,19 @@ class InProcessCluster:
         self.units: list[Worker] = []
         self.shared: list[SharedKV] = []
         self.sidecars = {role: [] for role in Role}
-        self.sessions = WorkerSessions(
-            self.membership, self._session_network(), self.ids.router(), self.clock
+        core = compose_router(
+            RouterComponents(
+                membership=self.membership,
+                session_network=self._session_network(),
+                config=RouterConfig(max_running=64, max_queued=64),
+                placement=PlacementConfig(path=path),
+                clock=self.clock,
+                ids=self.ids,
+                new_decoder=lambda request: LetterDecoder(),
+            )
         )
-        router = RouterConfig()
-        self.orchestrator = Orchestrator(
-            self.sessions,
-            Admission(64, 64, 30),
-            router,
-            PlacementConfig(path=path),
-            self.clock,
-            self.ids,
-            lambda request: LetterDecoder(),
-        )
+        self.sessions = core.sessions
+        self.orchestrator = core.orchestrator
 
     async def __aenter__(self):
         open_houses.append(self)
@@ -309,7 +309,7 @@ class InProcessCluster:
             model=self.spec.name,
             pid=len(self.units) + 1,
         )
-        unit = compose(parts, AgentThread() if self.threaded else None)
+        unit = compose_worker(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
 
