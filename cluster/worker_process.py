@@ -193,7 +193,7 @@ class RunningWorker:
             Exception: The failure, as it was.
         """
         fatal = self._unit.worker.fatal
-        if fatal is not None and fatal.done():
+        if fatal.done():
             fatal.result()
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:

@@ -84,7 +84,8 @@ class AttemptTable:
         self.tracing = components.tracing
         self.attempts: dict[RequestId, Attempt] = {}
         self.is_ready = True
-        self.fatal: asyncio.Future[None] | None = None
+        self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set to what ended the worker."""
         runner = self._runner = components.runner
         clock = self._clock = components.clock
         self.identity = components.describe()
@@ -109,16 +110,14 @@ class AttemptTable:
         self.role = make_role(self)
 
     async def start(self, transfer_address: str) -> None:
-        """Begin to serve. Set `fatal` ends with a task that failed."""
-        loop = asyncio.get_running_loop()
-        self.fatal = loop.create_future()
+        """Begin to serve."""
         self.identity = replace(
             self.identity,
             session_address=await self._sessions.listen(),
             transfer_address=transfer_address,
         )
         for coroutine in (self._loop.run(), self._sessions.watch()):
-            task = loop.create_task(coroutine)
+            task = asyncio.get_running_loop().create_task(coroutine)
             task.add_done_callback(self._task_done)
             self._tasks.append(task)
 
@@ -134,7 +133,7 @@ class AttemptTable:
             told.WORKER_FAILED.tell(reason=error.message)
         else:
             log.error("the worker cannot go on", exc_info=error)
-        if self.fatal is None or self.fatal.done():
+        if self.fatal.done():
             return
         self.is_ready = False
         self.fatal.set_exception(error)
@@ -448,7 +447,6 @@ class AttemptTable:
     def progress(self) -> Progress:
         """Current counters."""
         pool, scheduler = self.scheduler.pool, self.scheduler
-        has_failed = self.fatal is not None and self.fatal.done()
         return Progress(
             steps=self._loop.num_steps,
             layers_done=self._runner.layers_done,
@@ -462,7 +460,7 @@ class AttemptTable:
             ),
             rank_pids=self._runner.rank_pids(),
             is_ready=self.is_ready,
-            is_leaving=self._is_draining and not has_failed,
+            is_leaving=self._is_draining and not self.fatal.done(),
         )
 
     def descriptor(self) -> WorkerDescriptor:
