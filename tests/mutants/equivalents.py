@@ -55,7 +55,7 @@ EQUIVALENTS: list[Equivalent] = [
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "return False",
         "return None",
         "`_start` and nothing else here says False, and who calls it only asks whether it is true",

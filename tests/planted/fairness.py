@@ -47,7 +47,7 @@ BUGS = [
     ),
     Bug(
         "the oldest prompt takes the whole budget",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "num_half = -(-step.num_left // 2)",
         "num_half = step.num_left",
         f"{UNIT}::test_small_prompts_behind_a_giant_are_in_the_next_step",
@@ -61,7 +61,7 @@ BUGS = [
     ),
     Bug(
         "a giant gets what small ones leave",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "        step.num_left -= num_kept\n",
         "        num_kept = 0\n",
         f"{UNIT}::test_a_giant_has_half_of_the_budget_however_many_come_after_it",
@@ -141,14 +141,14 @@ BUGS = [
     ),
     Bug(
         "one that was passed often enough still goes behind what is shorter",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "    return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens\n",
         "    return True, sequence.num_missing_tokens\n",
         f"{UNIT}::test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times",
     ),
     Bug(
         "a prompt under route is passed by shorter ones as often as they come",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "            _count_passed(step, behind)\n",
         "",
         f"{UNIT}::test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times"
