@@ -26,9 +26,10 @@ from core.ports import MessageStream, Network, StreamClosed
 from core.session import RouteReport
 from core.types import Logprob
 from engine.ranks.shared_kv import SharedKV
-from kv_transfer.agent import TransferAgent
 from kv_transfer.copying import move, warm
+from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
+from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import Blocks, Offer
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
@@ -111,22 +112,24 @@ def _pool(num_blocks: int) -> SharedKV:
 class _SendCallbacks:
     """Publishes everything as soon as the receiver has room."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self.agent: TransferAgent | None = None
+    def __init__(self, plan: Plan, kv: SharedKV) -> None:
         self.tables: dict[TransferId, tuple[int, ...]] = {}
+        self.agent = SendAgent(
+            _network(plan.transport, kv),
+            self,
+            kv,
+            LAYOUT,
+            TransferConfig(frame_bytes=plan.frame_bytes),
+        )
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
         """Publish layer by layer, as a prompt would be computed, only at once."""
-        agent = self.agent
         table = self.tables[transfer_id]
-        if agent is None:
-            return
         for layer in range(LAYOUT.num_layers):
-            agent.publish(
+            self.agent.publish(
                 transfer_id, 0, Blocks(layer, 0, table, len(table) * LAYOUT.block_size_tokens)
             )
-        agent.commit(transfer_id, 0, {0: Logprob(1, 0.0)}, frozenset())
+        self.agent.commit(transfer_id, 0, {0: Logprob(1, 0.0)}, frozenset())
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
         """Nothing to free."""
@@ -145,16 +148,8 @@ async def _send(lines: asyncio.StreamReader) -> None:
     for segment in kv.segments():
         words = np.frombuffer(segment, np.uint64)
         words[:] = rng.integers(0, 2**63, len(words), dtype=np.uint64)
-    host = _SendCallbacks(plan)
-    agent = TransferAgent(
-        _network(plan.transport, kv),
-        host,
-        kv,
-        LAYOUT,
-        TransferConfig(frame_bytes=plan.frame_bytes),
-        lambda block: 0,
-    )
-    host.agent = agent
+    host = _SendCallbacks(plan, kv)
+    agent = host.agent
     warm()
     bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)
     address = await agent.listen()
@@ -197,26 +192,31 @@ def _say(message: dict[str, Any]) -> None:
 class _ReceiveCallbacks:
     """Reserves at once and says when a transfer is whole."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, kv: SharedKV) -> None:
         self._plan = plan
-        self.agent: TransferAgent | None = None
         self.slots: dict[TransferId, int] = {}
         self.done: dict[TransferId, asyncio.Future[None]] = {}
+        self.agent = ReceiveAgent(
+            _network(plan.transport, kv),
+            self,
+            kv,
+            LAYOUT,
+            TransferConfig(copy_threads=plan.copy_threads),
+            lambda block: 0,
+        )
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """There is always room."""
         count = self._plan.num_blocks
         slot = self.slots[transfer_id]
-        if self.agent is not None:
-            table = tuple(range(slot * count, (slot + 1) * count))
-            self.agent.reserved(transfer_id, Reservation(table, (0,) * count, 0))
+        table = tuple(range(slot * count, (slot + 1) * count))
+        self.agent.reserved(transfer_id, Reservation(table, (0,) * count, 0))
 
     def transfer_arrived(
         self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
     ) -> None:
         """Verified."""
-        if self.agent is not None:
-            self.agent.ack(transfer_id)
+        self.agent.ack(transfer_id)
         self.done[transfer_id].set_result(None)
 
     def transfer_finished(self, transfer_id: TransferId) -> None:
@@ -241,16 +241,8 @@ class Bench:
         """Nothing is started yet."""
         self._plan = plan
         self._kv = _pool(plan.num_blocks * plan.streams)
-        self._host = _ReceiveCallbacks(plan)
-        self._agent = TransferAgent(
-            _network(plan.transport, self._kv),
-            self._host,
-            self._kv,
-            LAYOUT,
-            TransferConfig(copy_threads=plan.copy_threads),
-            lambda block: 0,
-        )
-        self._host.agent = self._agent
+        self._host = _ReceiveCallbacks(plan, self._kv)
+        self._agent = self._host.agent
         self._bare = GrpcNetwork(BARE, num_channels=FETCH_CHANNELS)
         self._addresses: dict[str, str] = {}
         self._process: asyncio.subprocess.Process | None = None

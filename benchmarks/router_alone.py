@@ -30,15 +30,15 @@ from core.config import EngineConfig, TransferConfig, load_config
 from core.ids import Ids, WorkerId
 from core.plan import StepResult
 from core.ports import SystemClock
-from core.session import Role, WorkerDescriptor
 from core.types import Logprob
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
-from worker.worker import Worker, WorkerComponents
+from worker.components import WorkerComponents
+from worker.worker import compose
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)
@@ -71,23 +71,9 @@ async def worker():
     """The worker's process: say where it listens, run until the parent lets go."""
     spec, ids = model_of(load_config(None, {}, {})), Ids()
     layout = spec.layout(ENGINE.block_size_tokens)
-    descriptor = WorkerDescriptor(
-        WorkerId("stub"),
-        Role.DECODE,
-        ids.incarnation(),
-        "",
-        "",
-        spec.name,
-        layout.content_digest,
-        ENGINE.block_size_tokens,
-        ENGINE.num_blocks,
-        spec.max_model_len,
-        pid=os.getpid(),
-    )
-    unit = Worker(
+    unit = compose(
         WorkerComponents(
-            role=Role.DECODE,
-            make_role=decode_role(10.0),
+            role=DecodeRole,
             runner=StubRunner(),
             kv=MemoryKV(layout, ENGINE.num_blocks),
             layout=layout,
@@ -98,9 +84,11 @@ async def worker():
             session_network=session_network(),
             transfer_network=fetch_network(),
             clock=SystemClock(),
-            descriptor=descriptor,
+            worker_id=WorkerId("stub"),
+            incarnation=ids.incarnation(),
+            model=spec.name,
+            pid=os.getpid(),
         ),
-        None,
     )
     print(json.dumps(to_json(await unit.start())), flush=True)
     await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)

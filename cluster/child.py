@@ -48,8 +48,7 @@ async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> N
 
     worker = await RunningWorker.start(config, role, node="local")
     say({"worker": to_json(worker.descriptor)})
-    if worker.unit.worker.fatal is not None:
-        worker.unit.worker.fatal.add_done_callback(lambda _: stop.set())
+    worker.unit.worker.fatal.add_done_callback(lambda _: stop.set())
     await stop.wait()
     await worker.stop()
     worker.check()

@@ -25,20 +25,18 @@ from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
-from router.admission import Admission
+from router.compose import RouterComponents, compose
 from router.descriptors import INSIDE_DESCRIPTORS, grpc_share, raise_descriptor_limit
 from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
-from router.orchestrator import Orchestrator
 from router.request_builder import ServedModel
 from router.service import GenerationService
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
 from router.text.tokenizing import TokenizerPool
-from router.workers.sessions import WorkerSessions
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import session_tls
@@ -73,13 +71,21 @@ class RunningRouter:
         )
         self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
-        admission = Admission(
-            router.max_running, router.max_queued, router.queue_wait_s, router.max_queued_tokens
+        self._tracing = make_tracing(config.tracing, "baton-router")
+        core = compose(
+            RouterComponents(
+                membership=membership,
+                session_network=self._network,
+                config=router,
+                placement=config.placement,
+                clock=clock,
+                ids=ids,
+                new_decoder=text.decoder_of,
+                tracing=self._tracing,
+            )
         )
-        self.sessions = WorkerSessions(membership, self._network, ids.router(), clock)
-        self.orchestrator = Orchestrator(
-            self.sessions, admission, router, config.placement, clock, ids, text.decoder_of
-        )
+        self.sessions = core.sessions
+        self.orchestrator = core.orchestrator
         model = ServedModel(
             spec.name,
             spec.vocabulary_size,
@@ -94,9 +100,9 @@ class RunningRouter:
         self.service = GenerationService(
             model,
             router,
-            self.orchestrator,
-            admission,
-            self.sessions,
+            core.orchestrator,
+            core.admission,
+            core.sessions,
             self._tokenizer,
             text,
             clock,
@@ -106,7 +112,6 @@ class RunningRouter:
             expected_roles(config),
             must_cross=config.placement.path == "pd",
         )
-        self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
         self._mirror = (
             MembershipMirror(RedisStore(config.redis.url), self.service.replicas)

@@ -22,20 +22,21 @@ from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from engine.checkpoint.model_spec import ModelSpec, read_model
 from engine.model.sharding import check_split
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
-from kv_transfer.agent import AgentThread
+from kv_transfer.agent_thread import AgentThread
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
-from prefill_worker.role import prefill_role
+from prefill_worker.role import PrefillRole
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls
-from worker.worker import Worker, WorkerComponents
+from worker.components import WorkerComponents
+from worker.worker import Worker, compose
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16
@@ -148,27 +149,9 @@ class RunningWorker:
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         ids = Ids()
         worker_id = ids.worker(role.value)
-        descriptor = WorkerDescriptor(
-            worker_id=WorkerId(worker_id),
-            role=role,
-            incarnation=ids.incarnation(),
-            session_address="",
-            transfer_address="",
-            model=spec.name,
-            content_digest=layout.content_digest,
-            block_size_tokens=engine.block_size_tokens,
-            num_blocks=engine.num_blocks,
-            max_model_len=spec.max_model_len,
-            node=node,
-            pid=os.getpid(),
-            rank_pids=ranks.rank_pids(),
-        )
         tls = session_tls(config.security, role.value)
         parts = WorkerComponents(
-            role=role,
-            make_role=prefill_role
-            if role is Role.PREFILL
-            else decode_role(config.transfer.reserve_wait_s),
+            role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=ranks,
             kv=ranks.kv,
             layout=layout,
@@ -180,11 +163,15 @@ class RunningWorker:
             session_network=session_network(host, tls, stream_key(config.security.cluster_key)),
             transfer_network=_transports(config, role, ranks, host),
             clock=SystemClock(),
-            descriptor=descriptor,
+            worker_id=WorkerId(worker_id),
+            incarnation=ids.incarnation(),
+            model=spec.name,
+            node=node,
+            pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
         )
-        unit = Worker(parts, AgentThread())
-        await unit.start()
+        unit = compose(parts, AgentThread())
+        descriptor = await unit.start()
         events.WORKER_READY.tell(
             worker_id=worker_id,
             role=role.value,
@@ -213,7 +200,7 @@ class RunningWorker:
             Exception: The failure, as it was.
         """
         fatal = self._unit.worker.fatal
-        if fatal is not None and fatal.done():
+        if fatal.done():
             fatal.result()
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:

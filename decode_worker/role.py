@@ -21,20 +21,19 @@ from core.errors import (
     PoolExhausted,
     ServingError,
 )
-from core.ids import Incarnation, TransferId, WorkerId
-from core.kv_layout import KVLayout
+from core.ids import TransferId
 from core.plan import StepPlan
-from core.ports import Clock, KVBytes
-from core.session import ConnectPeers, RouteReport, Task
+from core.session import ConnectPeers, Role, RouteReport, Task
 from core.types import Logprob
+from engine.scheduling.events import HandoverEvent, Reserved
 from engine.scheduling.sequence import Sequence, Status
-from kv_transfer.agent import TransferAgent
+from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
-from kv_transfer.threadsafe_callbacks import Post, ThreadsafeReceiverCallbacks
+from kv_transfer.threadsafe_callbacks import ThreadsafeReceiverCallbacks
 from worker.attempt import Attempt
-from worker.attempts import AttemptTable
 from worker.checking import check_first_tokens
-from worker.worker import MakeRole, RoleWiring
+from worker.components import Loops, WorkerComponents
+from worker.ports import Attempts
 
 
 @dataclass(slots=True, eq=False)
@@ -51,44 +50,35 @@ class Incoming:
 class DecodeRole:
     """The decode role of one worker."""
 
+    pool = Role.DECODE
     task = Task.DECODE
 
-    def __init__(
-        self,
-        worker: AttemptTable,
-        kv: KVBytes,
-        layout: KVLayout,
-        clock: Clock,
-        post: Post,
-        reserve_wait_s: float,
-    ) -> None:
-        """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker = worker
-        self._kv = kv
-        self._layout = layout
-        self._clock = clock
-        self._post = post
-        self._reserve_wait_s = reserve_wait_s
-        self._agent: TransferAgent | None = None
+    def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
+        """Join a worker, with an agent of its own."""
+        self._scheduler = attempts.scheduler
+        self._attempts = attempts
+        self._kv = components.kv
+        self._layout = components.layout
+        self._clock = components.clock
+        self._post = loops.to_agent
+        self._reserve_wait_s = components.transfer.reserve_wait_s
+        self._worker_id = components.worker_id
+        self._incarnation = components.incarnation
         self._incoming: dict[TransferId, Incoming] = {}
         self._reserving: dict[int, TransferId] = {}
         """Transfers in line for blocks, by the sequence's key."""
         self._closing: dict[TransferId, list[int]] = {}
         """Pins of ended transfers, until the agent writes no more."""
-        worker.scheduler.hooks.reserved = self._reserved
-        self.identity: tuple[WorkerId, Incarnation] = (WorkerId(""), Incarnation(0))
-
-    def use_agent(self, agent: TransferAgent, identity: tuple[WorkerId, Incarnation]) -> None:
-        """Complete the circle: the agent needs its host first."""
-        self._agent = agent
-        self.identity = identity
-
-    @property
-    def agent(self) -> TransferAgent:
-        """The transfer agent."""
-        if self._agent is None:
-            raise InvariantViolation("the decode role has no transfer agent yet")
-        return self._agent
+        self.agent = ReceiveAgent(
+            components.transfer_network,
+            ThreadsafeReceiverCallbacks(self, loops.to_worker, attempts.fail_transfer),
+            components.kv,
+            components.layout,
+            components.transfer,
+            self._scheduler.pool.generation,
+            components.clock.now_s,
+            loops.agent_broke,
+        )
 
     @property
     def num_live(self) -> int:
@@ -102,7 +92,7 @@ class DecodeRole:
         submit = attempt.submit
         if submit.transfer_id in self._incoming or submit.transfer_id in self._closing:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
-        sequence = self._worker.scheduler.new_sequence(
+        sequence = self._scheduler.new_sequence(
             submit.request,
             submit.epoch,
             attempt.open_choices,
@@ -114,9 +104,10 @@ class DecodeRole:
         sequence.run_alone = submit.run_alone
         attempt.sequences.append(sequence)
         self._incoming[submit.transfer_id] = Incoming(attempt, sequence)
-        self._post(
-            self.agent.fetch, FetchOrder(submit.transfer_id, submit.peer_address, *self.identity)
+        order = FetchOrder(
+            submit.transfer_id, submit.peer_address, self._worker_id, self._incarnation
         )
+        self._post(self.agent.fetch, order)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
@@ -126,11 +117,17 @@ class DecodeRole:
             return
         del self._incoming[transfer_id]
         self._leave_line(incoming)
-        self._closing[transfer_id] = self._worker.scheduler.tables.pin(incoming.sequence)
+        self._closing[transfer_id] = self._scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
 
     def layer_done(self, plan: StepPlan, layer: int) -> None:
         """Nothing leaves a decode worker."""
+
+    def take(self, event: HandoverEvent) -> None:
+        """Act on what the scheduler says of an arrival."""
+        if not isinstance(event, Reserved):
+            raise InvariantViolation("a decode worker computed a hand-over")
+        self._reserved(event.sequence, event.num_have_blocks)
 
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
         """Decode workers promise no KV to anyone."""
@@ -148,7 +145,7 @@ class DecodeRole:
 
     def route_found(self, route: RouteReport) -> None:
         """A way to a peer was tried."""
-        self._worker.route_found(route)
+        self._attempts.route_found(route)
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Reserve now, or wait in line for blocks."""
@@ -160,15 +157,16 @@ class DecodeRole:
             error = KVTransferError(
                 f"the prefill worker starts {num_tokens} tokens, the request has {mine}"
             )
-            self._worker.end(incoming.attempt, error)
+            self._attempts.end(incoming.attempt, error)
             return
         if incoming.sequence.status is not Status.NEW:
             error = KVTransferError("the prefill worker started this transfer twice")
-            self._worker.end(incoming.attempt, error)
+            self._attempts.end(incoming.attempt, error)
             return
         self._reserving[incoming.sequence.key] = transfer_id
-        self._worker.scheduler.submit_arrival(incoming.sequence)
-        self._worker.scheduler.reserve_in_turn(self._clock.now_s())
+        self._scheduler.submit_arrival(incoming.sequence)
+        self._scheduler.reserve_in_turn(self._clock.now_s())
+        self._attempts.deliver(self._scheduler.take_events())
         if incoming.sequence.key in self._reserving:
             self._give_up_later(transfer_id, incoming)
 
@@ -178,7 +176,7 @@ class DecodeRole:
         incoming = self._incoming[transfer_id]
         self._leave_line(incoming)
         table = tuple(sequence.block_table)
-        generations = tuple(self._worker.scheduler.pool.generation(b) for b in table)
+        generations = tuple(self._scheduler.pool.generation(b) for b in table)
         incoming.pool_generation = self._kv.generation
         reservation = Reservation(table, generations, num_have_blocks, incoming.pool_generation)
         self._post(self.agent.reserved, transfer_id, reservation)
@@ -192,7 +190,7 @@ class DecodeRole:
         loop = asyncio.get_running_loop()
 
         def give_up() -> None:
-            fail = functools.partial(self._worker.end, incoming.attempt)
+            fail = functools.partial(self._attempts.end, incoming.attempt)
             with contained("a refusal for want of room", fail):
                 self._refuse(transfer_id, incoming)
 
@@ -200,17 +198,17 @@ class DecodeRole:
 
     def _refuse(self, transfer_id: TransferId, incoming: Incoming) -> None:
         """Another worker may have room sooner, but for the head of the line, whose turn it is."""
-        if self._worker.scheduler.waiting.ready.first is incoming.sequence:
+        if self._scheduler.waiting.ready.first is incoming.sequence:
             self._give_up_later(transfer_id, incoming)
             return
-        pool = self._worker.scheduler.pool
+        pool = self._scheduler.pool
         error = PoolExhausted(
             f"no {self._layout.blocks_for(incoming.sequence.num_tokens)} free blocks within "
             f"{self._reserve_wait_s:g} s, {pool.num_available} of {pool.num_blocks} are available; "
             "raise pools.decode.replicas or engine.num_blocks"
         )
         self._post(self.agent.refuse, transfer_id, error)
-        self._worker.end(incoming.attempt, error)
+        self._attempts.end(incoming.attempt, error)
 
     def transfer_arrived(
         self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
@@ -226,25 +224,25 @@ class DecodeRole:
                 f"the KV arrived in generation {incoming.pool_generation} of the pool, this is "
                 f"{self._kv.generation}: the ranks started again, and so must the attempt"
             )
-            self._worker.end(attempt, error)
+            self._attempts.end(attempt, error)
             return
         if set(first_tokens) != set(sequence.choices):
             error = KVTransferError(
                 f"first tokens came for choices {sorted(first_tokens)}, "
                 f"not {sorted(sequence.choices)}"
             )
-            self._worker.end(attempt, error)
+            self._attempts.end(attempt, error)
             return
         try:
-            check_first_tokens(first_tokens.values(), self._worker.vocabulary_size)
+            check_first_tokens(first_tokens.values(), self._attempts.vocabulary_size)
         except KVTransferError as error:
-            self._worker.end(attempt, error)
+            self._attempts.end(attempt, error)
             return
         del self._incoming[transfer_id]
         self._closing[transfer_id] = []
-        events = self._worker.scheduler.attach(sequence, first_tokens, self._clock.now_s())
+        events = self._scheduler.attach(sequence, first_tokens, self._clock.now_s())
         attempt.timings = replace(
-            self._worker.phase_timings(sequence),
+            self._attempts.phase_timings(sequence),
             queue_s=0.0,
             prefill_s=0.0,
             kv_bytes=arrival.num_bytes,
@@ -252,41 +250,23 @@ class DecodeRole:
             kv_transport=arrival.transport,
             kv_fragments_resent=arrival.num_resent,
         )
-        self._worker.deliver(events)
+        self._attempts.deliver(events)
         self._post(self.agent.ack, transfer_id)
-        self._worker.wake()
+        self._attempts.wake()
 
     def transfer_finished(self, transfer_id: TransferId) -> None:
         """Nothing to decode: the first tokens were final, the router has them from prefill."""
         incoming = self._incoming.get(transfer_id)
         if incoming is not None:
-            self._worker.end(incoming.attempt, None)
+            self._attempts.end(incoming.attempt, None)
 
     def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
         """The transfer cannot succeed: the attempt is over here."""
         incoming = self._incoming.get(transfer_id)
         if incoming is not None:
-            self._worker.end(incoming.attempt, error)
+            self._attempts.end(incoming.attempt, error)
 
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """Nothing is written any more: drop the pins."""
-        self._worker.scheduler.tables.unpin(self._closing.pop(transfer_id, []))
-        self._worker.wake()
-
-
-def decode_role(reserve_wait_s: float) -> MakeRole:
-    """Make the decode role, with the longest wait for free blocks."""
-
-    def make(
-        worker: AttemptTable,
-        kv: KVBytes,
-        layout: KVLayout,
-        clock: Clock,
-        to_agent: Post,
-        to_worker: Post,
-    ) -> RoleWiring:
-        role = DecodeRole(worker, kv, layout, clock, to_agent, reserve_wait_s)
-        host = ThreadsafeReceiverCallbacks(role, to_worker, worker.fail_transfer)
-        return RoleWiring(role, host, role.use_agent, lambda: role.num_live)
-
-    return make
+        self._scheduler.tables.unpin(self._closing.pop(transfer_id, []))
+        self._attempts.wake()

@@ -17,6 +17,7 @@ from kv_transfer import frames
 from kv_transfer.copying import move
 
 MAX_PROBE_BYTES = 1 << 28
+PROBE_TIMEOUT_S = 5.0
 NO_ENTRIES = np.zeros(0, frames.ENTRY)
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -46,7 +46,6 @@ class Arrival:
     num_resent: int
 
 
-@runtime_checkable
 class ReceiverCallbacks(Protocol):
     """What the worker is told, on the worker's own loop."""
 
@@ -73,7 +72,7 @@ class ReceiverCallbacks(Protocol):
         ...
 
     def route_found(self, route: RouteReport) -> None:
-        """A way to a peer was tried, as `TransferAgent.meet` was asked to."""
+        """A way to a peer was tried, as `ReceiveAgent.probe_peer` was asked to."""
         ...
 
 

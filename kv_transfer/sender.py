@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from collections import deque
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import numpy as np
 
@@ -44,7 +44,6 @@ LAST_SUB_ATTEMPT = (1 << 16) - 1
 """As far as sub-attempts are counted on the wire: drained up to here means all of them."""
 
 
-@runtime_checkable
 class SenderCallbacks(Protocol):
     """What the worker is told, on the worker's own loop."""
 

@@ -13,18 +13,17 @@ from dataclasses import dataclass, field, replace
 
 from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingError
 from core.ids import TransferId
-from core.kv_layout import KVLayout
 from core.plan import StepPlan
-from core.ports import Clock, KVBytes
-from core.session import ConnectPeers, Task
+from core.session import ConnectPeers, Role, Task
 from core.types import Logprob
+from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
 from engine.scheduling.sequence import Handover, Sequence, Status
-from kv_transfer.agent import TransferAgent
+from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import Blocks, Offer
-from kv_transfer.threadsafe_callbacks import Post, ThreadsafeSenderCallbacks
+from kv_transfer.threadsafe_callbacks import ThreadsafeSenderCallbacks
 from worker.attempt import Attempt
-from worker.attempts import AttemptTable
-from worker.worker import RoleWiring
+from worker.components import Loops, WorkerComponents
+from worker.ports import Attempts
 
 
 @dataclass(slots=True, eq=False)
@@ -38,7 +37,6 @@ class Outgoing:
     num_published: list[int]
     """Those that the agent may send."""
     sub_attempt: int = 0
-    is_committed: bool = False
     pins: dict[int, list[int]] = field(default_factory=dict)
     """By sub-attempt: blocks that the agent may still read."""
 
@@ -46,36 +44,29 @@ class Outgoing:
 class PrefillRole:
     """The prefill role of one worker."""
 
+    pool = Role.PREFILL
     task = Task.PREFILL
 
-    def __init__(
-        self, worker: AttemptTable, kv: KVBytes, layout: KVLayout, clock: Clock, post: Post
-    ) -> None:
-        """Join a worker; `post(fn, *args)` runs a function on the agent's loop."""
-        self._worker = worker
-        self._kv = kv
-        self._layout = layout
-        self._clock = clock
-        self._post = post
-        self._agent: TransferAgent | None = None
+    def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
+        """Join a worker, with an agent of its own."""
+        self._scheduler = attempts.scheduler
+        self._attempts = attempts
+        self._kv = components.kv
+        self._layout = components.layout
+        self._clock = components.clock
+        self._post = loops.to_agent
         self._outgoing: dict[TransferId, Outgoing] = {}
         self._by_key: dict[int, Outgoing] = {}
         self._draining: dict[TransferId, dict[int, list[int]]] = {}
         """Pins of ended transfers, by sub-attempt."""
-        worker.scheduler.hooks.announce = self._announce
-        worker.scheduler.hooks.started = self._started
-        worker.scheduler.hooks.preempted = self._preempted
-
-    def use_agent(self, agent: TransferAgent) -> None:
-        """Complete the circle: the agent needs its host first."""
-        self._agent = agent
-
-    @property
-    def agent(self) -> TransferAgent:
-        """The transfer agent."""
-        if self._agent is None:
-            raise InvariantViolation("the prefill role has no transfer agent yet")
-        return self._agent
+        self.agent = SendAgent(
+            components.transfer_network,
+            ThreadsafeSenderCallbacks(self, loops.to_worker, attempts.fail_transfer),
+            components.kv,
+            components.layout,
+            components.transfer,
+            loops.agent_broke,
+        )
 
     @property
     def num_live(self) -> int:
@@ -90,7 +81,7 @@ class PrefillRole:
         num_layers = self._layout.num_layers
         if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
-        sequence = self._worker.scheduler.new_sequence(
+        sequence = self._scheduler.new_sequence(
             submit.request,
             submit.epoch,
             attempt.open_choices,
@@ -108,7 +99,8 @@ class PrefillRole:
             submit.transfer_id, submit.peer_id, submit.peer_incarnation, self._kv.generation
         )
         self._post(self.agent.offer, offer)
-        self._worker.scheduler.submit(sequence)
+        self._scheduler.submit(sequence)
+        self._attempts.deliver(self._scheduler.take_events())
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
@@ -118,7 +110,7 @@ class PrefillRole:
             return
         del self._outgoing[transfer_id]
         del self._by_key[outgoing.sequence.key]
-        outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(outgoing.sequence)
+        outgoing.pins[outgoing.sub_attempt] = self._scheduler.tables.pin(outgoing.sequence)
         self._draining[transfer_id] = outgoing.pins
         self._post(self.agent.end_send, transfer_id, error or Cancelled("the request ended"))
 
@@ -156,6 +148,18 @@ class PrefillRole:
 
     # --- told by the scheduler --------------------------------------------------------------------
 
+    def take(self, event: HandoverEvent) -> None:
+        """Act on what the scheduler says of a hand-over."""
+        match event:
+            case Announced(sequence):
+                self._announce(sequence)
+            case Started(sequence):
+                self._started(sequence)
+            case Preempted(sequence, pins):
+                self._preempted(sequence, list(pins))
+            case Reserved():
+                raise InvariantViolation("a prefill worker reserved blocks for an arrival")
+
     def _announce(self, sequence: Sequence) -> None:
         outgoing = self._by_key[sequence.key]
         self._post(self.agent.start, outgoing.attempt.submit.transfer_id, sequence.num_tokens)
@@ -170,16 +174,16 @@ class PrefillRole:
             outgoing.num_computed[layer] = hits
             self._publish(outgoing, layer)
 
-    def _preempted(self, sequence: Sequence) -> None:
-        """Blocks are about to go: start a new sub-attempt, pin what may be in flight."""
+    def _preempted(self, sequence: Sequence, pins: list[int]) -> None:
+        """Its blocks are gone: start a new sub-attempt, keep pinned what may be in flight."""
         outgoing = self._by_key.get(sequence.key)
         if outgoing is None:
+            self._scheduler.tables.unpin(pins)
             return
         num_layers = self._layout.num_layers
-        if any(outgoing.num_published) or outgoing.is_committed:
-            outgoing.pins[outgoing.sub_attempt] = self._worker.scheduler.tables.pin(sequence)
+        if pins:
+            outgoing.pins[outgoing.sub_attempt] = pins
             outgoing.sub_attempt += 1
-            outgoing.is_committed = False
             self._post(
                 self.agent.restart, outgoing.attempt.submit.transfer_id, outgoing.sub_attempt
             )
@@ -197,6 +201,7 @@ class PrefillRole:
         if first >= last:
             return
         outgoing.num_published[layer] = last
+        handover.is_read = True
         sequence = outgoing.sequence
         size = self._layout.block_size_tokens
         num_tokens = min(last * size, sequence.num_tokens) - first * size
@@ -225,14 +230,15 @@ class PrefillRole:
         return True
 
     def _commit(self, outgoing: Outgoing) -> None:
-        sequence = outgoing.sequence
         final = self._final(outgoing)
-        tokens = sequence.handover.first_tokens if sequence.handover else {}
-        outgoing.is_committed = True
+        tokens: dict[int, Logprob] = {}
+        if (handover := outgoing.sequence.handover) is not None:
+            handover.is_read = True
+            tokens = handover.first_tokens
         transfer_id = outgoing.attempt.submit.transfer_id
         self._post(self.agent.commit, transfer_id, outgoing.sub_attempt, tokens, final)
         if len(final) == len(tokens):
-            self._worker.end(outgoing.attempt, None)
+            self._attempts.end(outgoing.attempt, None)
 
     # --- told by the agent (on the worker's loop) -------------------------------------------------
 
@@ -242,54 +248,37 @@ class PrefillRole:
         if outgoing is None:
             return
         sequence = outgoing.sequence
-        self._worker.scheduler.partnered(sequence, have_blocks)
+        self._scheduler.partnered(sequence, have_blocks)
+        self._attempts.deliver(self._scheduler.take_events())
         if sequence.status is Status.HOLDING:
             self._commit_if_ready(outgoing)
         elif sequence.status is Status.RUNNING:
             for layer in range(self._layout.num_layers):
                 self._publish(outgoing, layer)
-        self._worker.wake()
+        self._attempts.wake()
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
         """Ack: the blocks become cache, this part is done."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
-            timings = self._worker.phase_timings(outgoing.sequence)
+            timings = self._attempts.phase_timings(outgoing.sequence)
             outgoing.attempt.timings = replace(
                 timings, cached_tokens=outgoing.sequence.num_prefix_hit_tokens
             )
-            self._worker.end(outgoing.attempt, None)
+            self._attempts.end(outgoing.attempt, None)
 
     def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
         """The transfer cannot succeed: the attempt is over here."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
-            self._worker.end(outgoing.attempt, error)
+            self._attempts.end(outgoing.attempt, error)
 
     def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
         """Nothing up to this sub-attempt is read any more: drop its pins, not later ones'."""
         outgoing = self._outgoing.get(transfer_id)
         pins = self._draining.get(transfer_id, {}) if outgoing is None else outgoing.pins
         for drained in [number for number in pins if number <= sub_attempt]:
-            self._worker.scheduler.tables.unpin(pins.pop(drained))
+            self._scheduler.tables.unpin(pins.pop(drained))
         if not pins:
             self._draining.pop(transfer_id, None)
-        self._worker.wake()
-
-
-def prefill_role(
-    worker: AttemptTable,
-    kv: KVBytes,
-    layout: KVLayout,
-    clock: Clock,
-    to_agent: Post,
-    to_worker: Post,
-) -> RoleWiring:
-    """Make the prefill role of a worker."""
-    role = PrefillRole(worker, kv, layout, clock, to_agent)
-    return RoleWiring(
-        role,
-        ThreadsafeSenderCallbacks(role, to_worker, worker.fail_transfer),
-        lambda agent, _: role.use_agent(agent),
-        lambda: role.num_live,
-    )
+        self._attempts.wake()

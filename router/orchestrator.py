@@ -41,7 +41,7 @@ from core.ids import Epoch, Ids, RequestId, TransferId
 from core.ports import Clock
 from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.timeline import Timeline
-from core.trace import NoTracing, Tracing
+from core.trace import Tracing
 from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
 from router.choice_output import ChoiceOutput, NewDecoder
@@ -72,6 +72,7 @@ class Orchestrator:
         clock: Clock,
         ids: Ids,
         new_decoder: NewDecoder,
+        tracing: Tracing,
     ) -> None:
         """Keep the collaborators."""
         self._sessions = sessions
@@ -88,7 +89,7 @@ class Orchestrator:
             None
         )
         self.on_retry: Callable[[ServingError], None] = lambda error: None
-        self.tracing: Tracing = NoTracing()
+        self.tracing = tracing
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 

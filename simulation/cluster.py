@@ -18,13 +18,14 @@ from core.ids import Ids, RequestId, WorkerId, seed_of
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import LoopClock
-from core.session import Role, WorkerDescriptor
+from core.session import Role
 from core.types import GenerateRequest, RequestEvent, SamplingParams
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from kv_transfer.agent import TransferAgent
-from prefill_worker.role import prefill_role
+from prefill_worker.role import PrefillRole
 from prefix_index.mirror import MembershipMirror
-from router.admission import Admission
+from router.compose import RouterComponents
+from router.compose import compose as compose_router
 from router.orchestrator import Orchestrator
 from router.request_stream import RequestStream
 from router.workers.sessions import WorkerSessions
@@ -36,8 +37,10 @@ from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
+from worker.components import WorkerComponents
 from worker.sessions import FRAME_BYTES
-from worker.worker import Worker, WorkerComponents
+from worker.worker import Worker
+from worker.worker import compose as compose_worker
 
 VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
@@ -83,29 +86,24 @@ class SimRouter:
 
     def __init__(self, cluster: SimCluster, name: str) -> None:
         """Compose it from the product's parts; `start` lets it follow the members."""
-        shape = cluster.shape
-        router = cluster.shape.router
         self.name = name
         self.is_alive = True
         self.context = on_node(name)
         self._clients: dict[asyncio.Event, None] = {}
-        ids = cluster.ids
-        self.sessions = WorkerSessions(
-            cluster.membership,
-            SimNetwork(cluster.hub, name, "session"),
-            ids.router(),
-            cluster.clock,
+        core = compose_router(
+            RouterComponents(
+                membership=cluster.membership,
+                session_network=SimNetwork(cluster.hub, name, "session"),
+                config=cluster.shape.router,
+                placement=cluster.shape.placement,
+                clock=cluster.clock,
+                ids=cluster.ids,
+                new_decoder=cluster.traps.decoder,
+            )
         )
-        self.admission = Admission(router.max_running, router.max_queued, router.queue_wait_s)
-        self.orchestrator = Orchestrator(
-            self.sessions,
-            self.admission,
-            router,
-            shape.placement,
-            cluster.clock,
-            ids,
-            cluster.traps.decoder,
-        )
+        self.sessions = core.sessions
+        self.admission = core.admission
+        self.orchestrator = core.orchestrator
         cluster.traps.trap_emit(self.orchestrator)
         self.mirror = MembershipMirror(
             cluster.store,
@@ -231,18 +229,6 @@ class SimCluster:
                 slow * (shape.step_s + shape.token_s * plan.num_tokens) + runner.take_slowness_s()
             ),
         )
-        descriptor = WorkerDescriptor(
-            worker_id=WorkerId(node),
-            role=role,
-            incarnation=self.ids.incarnation(),
-            session_address="",
-            transfer_address="",
-            model="hash",
-            content_digest=self.layout.content_digest,
-            block_size_tokens=engine.block_size_tokens,
-            num_blocks=engine.num_blocks,
-            max_model_len=shape.max_model_len,
-        )
         unit: Worker
         runner = self.runners[node] = SimRunner(
             model,
@@ -252,11 +238,8 @@ class SimCluster:
             shape.spawn_s,
             shape.load_s,
         )
-        is_prefill = role is Role.PREFILL
-        make_role = prefill_role if is_prefill else decode_role(shape.transfer.reserve_wait_s)
         parts = WorkerComponents(
-            role=role,
-            make_role=self.traps.trap_role(node, make_role),
+            role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=runner,
             kv=kv,
             layout=layout,
@@ -267,14 +250,19 @@ class SimCluster:
             session_network=SimNetwork(self.hub, node, "session"),
             transfer_network=SimNetwork(self.hub, node, "fetch"),
             clock=clock,
-            descriptor=descriptor,
+            worker_id=WorkerId(node),
+            incarnation=self.ids.incarnation(),
+            model="hash",
             frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
             hash_key=HASH_KEY,
         )
         context = on_node(node)
-        unit = context.run(Worker, parts, None)
+        unit = context.run(compose_worker, parts)
+        digest = self.layout.content_digest
+        unit.worker.identity = replace(unit.worker.identity, content_digest=digest)
         self.units[node] = unit
         self._agents.append(unit.agent)
+        self.traps.trap_role(node, unit.worker)
         self.traps.trap_worker(node, unit.worker)
         self.contrary.take_hold(node, unit)
         self._hear_endings(node, unit)

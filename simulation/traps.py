@@ -19,7 +19,7 @@ from router.orchestrator import Orchestrator
 from router.request_state import Emit
 from simulation.parts import InlineDecoder
 from worker.attempts import AttemptTable
-from worker.worker import MakeRole, RoleWiring
+from worker.ports import WorkerRole
 
 CALLBACKS = (
     "transfer_reserved",
@@ -114,18 +114,12 @@ class Traps:
 
         worker.submit = trapped  # type: ignore[method-assign]
 
-    def trap_role(self, node: str, make_role: MakeRole) -> MakeRole:
+    def trap_role(self, node: str, worker: AttemptTable) -> None:
         """Let what an agent posts to the worker's loop raise."""
-
-        def make(worker: AttemptTable, *rest: Any) -> RoleWiring:  # noqa: ANN401
-            wiring = make_role(worker, *rest)
-            for name in CALLBACKS:
-                if (callback := getattr(wiring.role, name, None)) is not None:
-                    trapped = self._trapped_callback(node, worker, name, callback)
-                    setattr(wiring.role, name, trapped)
-            return wiring
-
-        return make
+        role: WorkerRole = worker.role
+        for name in CALLBACKS:
+            if (callback := getattr(role, name, None)) is not None:
+                setattr(role, name, self._trapped_callback(node, worker, name, callback))
 
     def _trapped_callback(
         self, node: str, worker: AttemptTable, name: str, callback: Callable[..., None]

@@ -28,7 +28,6 @@ from core.errors import (
 )
 from core.ids import Epoch, RequestId, RouterId, TransferId
 from core.plan import NOTHING_TO_DRAW, StepPlan
-from core.ports import Clock, Network
 from core.session import (
     AttemptEnded,
     ConnectPeers,
@@ -41,14 +40,20 @@ from core.session import (
     WorkerDescriptor,
     WorkerTiming,
 )
-from core.trace import NoTracing, Tracing
-from engine.scheduling.events import PromptComputed, Sampled, SchedulerEvent, SequenceFailed
+from engine.scheduling.events import (
+    HandoverEvent,
+    PromptComputed,
+    Sampled,
+    SchedulerEvent,
+    SequenceFailed,
+)
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from worker.attempt import Attempt
 from worker.checking import check_credit, check_submit
-from worker.ports import RestartableRunner, WorkerRole
-from worker.sessions import FRAME_BYTES, SessionServer
+from worker.components import WorkerComponents
+from worker.ports import WorkerRole
+from worker.sessions import SessionServer
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
 
@@ -64,49 +69,57 @@ class AttemptTable:
     def __init__(
         self,
         scheduler: Scheduler,
-        runner: RestartableRunner,
-        clock: Clock,
-        session_network: Network,
-        describe: Callable[[], WorkerDescriptor],
-        vocabulary_size: int,
-        frame_bytes: int = FRAME_BYTES,
+        components: WorkerComponents,
+        make_role: Callable[[AttemptTable], WorkerRole],
     ) -> None:
-        """Keep the collaborators; `use_role` and `start` complete it."""
+        """Keep the collaborators; `start` begins to serve.
+
+        Args:
+            scheduler: The engine's.
+            components: The worker's.
+            make_role: Makes the role, which ends attempts and wakes the loop through this table.
+        """
         self.scheduler = scheduler
-        self.vocabulary_size = vocabulary_size
+        self.vocabulary_size = components.vocabulary_size
+        self.tracing = components.tracing
         self.attempts: dict[RequestId, Attempt] = {}
         self.is_ready = True
-        self.fatal: asyncio.Future[None] | None = None
-        self._runner, self._clock, self._describe = runner, clock, describe
-        self.tracing: Tracing = NoTracing()
+        self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Set to what ended the worker."""
+        runner = self._runner = components.runner
+        clock = self._clock = components.clock
+        self.identity = components.describe()
+        """Where it listens is known once it has started."""
         self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
         self._sessions = SessionServer(
-            session_network, self, clock, lambda: self._loop.num_steps, frame_bytes
+            components.session_network,
+            self,
+            clock,
+            lambda: self._loop.num_steps,
+            components.frame_bytes,
         )
-        self._loop = StepLoop(scheduler, runner, clock, self.deliver, self._rank_lost)
+        self._loop = StepLoop(
+            scheduler, runner, clock, self.deliver, self._layer_done, self._rank_lost
+        )
         runner.on_lost = self._loop.runner_lost
-        self._role: WorkerRole | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self.num_stale = 0
         self.num_attempts = 0
         self._is_draining = False
         self._emptied = asyncio.Event()
+        self.role = make_role(self)
 
-    def use_role(self, role: WorkerRole) -> None:
-        """Give the worker its role."""
-        self._role = role
-        self._loop.on_layer = role.layer_done
-
-    async def start(self) -> str:
-        """Begin to serve; returns the session address. Set `fatal` ends with a task that failed."""
-        loop = asyncio.get_running_loop()
-        self.fatal = loop.create_future()
-        address = await self._sessions.listen()
+    async def start(self, transfer_address: str) -> None:
+        """Begin to serve."""
+        self.identity = replace(
+            self.identity,
+            session_address=await self._sessions.listen(),
+            transfer_address=transfer_address,
+        )
         for coroutine in (self._loop.run(), self._sessions.watch()):
-            task = loop.create_task(coroutine)
+            task = asyncio.get_running_loop().create_task(coroutine)
             task.add_done_callback(self._task_done)
             self._tasks.append(task)
-        return address
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -120,7 +133,7 @@ class AttemptTable:
             told.WORKER_FAILED.tell(reason=error.message)
         else:
             log.error("the worker cannot go on", exc_info=error)
-        if self.fatal is None or self.fatal.done():
+        if self.fatal.done():
             return
         self.is_ready = False
         self.fatal.set_exception(error)
@@ -196,8 +209,8 @@ class AttemptTable:
             self._check_open()
             if submit.task is Task.LOCAL:
                 self._begin_local(attempt)
-            elif self._role is not None and self._role.task is submit.task:
-                self._role.begin(attempt)
+            elif self.role.task is submit.task:
+                self.role.begin(attempt)
             else:
                 raise WorkerLost(f"this worker has no part in {submit.task} attempts")
         except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt
@@ -252,6 +265,7 @@ class AttemptTable:
             attempt.sequences.append(sequence)
         for sequence in attempt.sequences:
             self.scheduler.submit(sequence)
+        self.deliver(self.scheduler.take_events())
 
     def cancel(self, request_id: RequestId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
@@ -294,8 +308,7 @@ class AttemptTable:
 
     def connect_peers(self, message: ConnectPeers) -> None:
         """Open the ways to peers."""
-        if self._role is not None:
-            self._role.connect_peers(message)
+        self.role.connect_peers(message)
 
     def route_found(self, route: RouteReport) -> None:
         """A way to a peer was tried."""
@@ -303,28 +316,31 @@ class AttemptTable:
 
     def router_alive(self, router_id: RouterId) -> None:
         """Renew the leases of this router's transfers."""
-        if self._role is not None:
-            self._role.renew(list(self._sessions.session(router_id).attempts.values()))
+        self.role.renew(list(self._sessions.session(router_id).attempts.values()))
 
     # --- events from the engine -------------------------------------------------------------------
 
     def deliver(self, events: list[SchedulerEvent]) -> None:
-        """Log tokens, tell sessions, end attempts that are done."""
+        """Log tokens, tell sessions, end attempts that are done; hand-overs are the role's."""
         for event in events:
+            if isinstance(event, HandoverEvent):
+                self.role.take(event)
+                continue
             attempt = self._attempt_of(event.sequence)
             if attempt is None:
                 continue
             with contained("taking a step's result", functools.partial(self.end, attempt)):
                 self._take(attempt, event)
 
+    def _layer_done(self, plan: StepPlan, layer: int) -> None:
+        self.role.layer_done(plan, layer)
+
     def _take(self, attempt: Attempt, event: SchedulerEvent) -> None:
         match event:
             case Sampled():
                 self._log(attempt, event)
             case PromptComputed(sequence):
-                if self._role is None:
-                    raise InvariantViolation("a hand-over was computed on a worker without a role")
-                self._role.prompt_computed(attempt, sequence)
+                self.role.prompt_computed(attempt, sequence)
             case SequenceFailed(_, message):
                 self.end(attempt, _failure(message))
 
@@ -402,9 +418,9 @@ class AttemptTable:
                 self.end(attempt, error)
 
     def _stop_sequences(self, attempt: Attempt, error: ServingError | None) -> None:
-        if self._role is not None and attempt.submit.task is not Task.LOCAL:
+        if attempt.submit.task is not Task.LOCAL:
             with contained("the end of a hand-over"):
-                self._role.end(attempt, error)
+                self.role.end(attempt, error)
         for sequence in attempt.sequences:
             with contained("the end of a sequence"):
                 self.scheduler.cancel(sequence)
@@ -416,7 +432,7 @@ class AttemptTable:
         """
         self.is_ready = False
         told.RANKS_LOST.tell(
-            worker_id=self._describe().worker_id,
+            worker_id=self.identity.worker_id,
             reason=error.message,
             rank_pids=self._runner.rank_pids(),
             attempts=len(self.attempts),
@@ -436,7 +452,6 @@ class AttemptTable:
     def progress(self) -> Progress:
         """Current counters."""
         pool, scheduler = self.scheduler.pool, self.scheduler
-        has_failed = self.fatal is not None and self.fatal.done()
         return Progress(
             steps=self._loop.num_steps,
             layers_done=self._runner.layers_done,
@@ -450,12 +465,12 @@ class AttemptTable:
             ),
             rank_pids=self._runner.rank_pids(),
             is_ready=self.is_ready,
-            is_leaving=self._is_draining and not has_failed,
+            is_leaving=self._is_draining and not self.fatal.done(),
         )
 
     def descriptor(self) -> WorkerDescriptor:
         """Who this worker is."""
-        return self._describe()
+        return self.identity
 
 
 def _failure(message: str) -> ServingError:

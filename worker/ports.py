@@ -1,6 +1,6 @@
-"""What a worker asks of its role and of its ranks.
+"""What a worker asks of its role and of its ranks, and a role of its worker.
 
-Owns the two protocols. Does not know who fulfils them.
+Owns the protocols. Does not know who fulfils them.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from collections.abc import Callable
 from typing import Protocol
 
 from core.errors import ServingError
+from core.ids import TransferId
 from core.plan import StepPlan
 from core.ports import Runner
-from core.session import ConnectPeers, Task
+from core.session import ConnectPeers, RouteReport, Task, WorkerTiming
+from engine.scheduling.events import HandoverEvent, SchedulerEvent
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
+from kv_transfer.agent import TransferAgent
 from worker.attempt import Attempt
 
 
@@ -20,6 +24,16 @@ class WorkerRole(Protocol):
     """What a role adds: its part in a hand-over."""
 
     task: Task
+
+    @property
+    def agent(self) -> TransferAgent:
+        """What carries its transfers, on a loop of its own."""
+        ...
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left; zero at rest."""
+        ...
 
     def begin(self, attempt: Attempt) -> None:
         """Start this role's part in an attempt that names a transfer."""
@@ -33,6 +47,10 @@ class WorkerRole(Protocol):
         """A layer of the running step is complete."""
         ...
 
+    def take(self, event: HandoverEvent) -> None:
+        """Act on what the scheduler says of a hand-over."""
+        ...
+
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
         """All KV and the first tokens are there."""
         ...
@@ -43,6 +61,41 @@ class WorkerRole(Protocol):
 
     def connect_peers(self, message: ConnectPeers) -> None:
         """Connect to peers that may send KV here; `AttemptTable.route_found` hears of each."""
+        ...
+
+
+class Attempts(Protocol):
+    """What a role asks of the worker that it belongs to."""
+
+    scheduler: Scheduler
+    vocabulary_size: int
+
+    def wake(self) -> None:
+        """Something changed that may allow a step."""
+        ...
+
+    def end(self, attempt: Attempt, error: ServingError | None) -> None:
+        """End an attempt, once."""
+        ...
+
+    def deliver(self, events: list[SchedulerEvent]) -> None:
+        """Take what the scheduler says of sequences."""
+        ...
+
+    def phase_timings(self, sequence: Sequence) -> WorkerTiming:
+        """What a sequence has cost so far."""
+        ...
+
+    def route_found(self, route: RouteReport) -> None:
+        """A way to a peer was tried."""
+        ...
+
+    def fail_transfer(self, transfer_id: TransferId, error: ServingError) -> None:
+        """End the attempt that a transfer belongs to: a step of it broke here."""
+        ...
+
+    def break_down(self, error: BaseException) -> None:
+        """End the worker: something it cannot go on without has broken."""
         ...
 
 

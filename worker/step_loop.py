@@ -27,16 +27,20 @@ class StepLoop:
         runner: Runner,
         clock: Clock,
         deliver: Callable[[list[SchedulerEvent]], None],
+        layer_done: Callable[[StepPlan, int], None],
         rank_lost: Callable[[WorkerLost, StepPlan], Awaitable[None]],
     ) -> None:
         """Keep the collaborators; `run` is the loop."""
-        self._scheduler, self._runner, self._clock = scheduler, runner, clock
-        self._deliver, self._rank_lost = deliver, rank_lost
+        self._scheduler = scheduler
+        self._runner = runner
+        self._clock = clock
+        self._deliver = deliver
+        self._layer_done = layer_done
+        self._rank_lost = rank_lost
         self._wake = asyncio.Event()
         self._is_runner_lost = False
         self.plan: StepPlan | None = None
         self.num_steps = 0
-        self.on_layer: Callable[[StepPlan, int], None] = lambda plan, layer: None
 
     @property
     def is_idle(self) -> bool:
@@ -48,6 +52,7 @@ class StepLoop:
         self._wake.set()
         if self.plan is not None:
             self._scheduler.reserve_in_turn(self._clock.now_s())
+            self._deliver(self._scheduler.take_events())
 
     def runner_lost(self) -> None:
         """The rank group died between two steps."""
@@ -63,13 +68,14 @@ class StepLoop:
                     WorkerLost("the rank group died; its KV cache is lost"), IDLE
                 )
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
+            self._deliver(self._scheduler.take_events())
             if not plan.items:
                 self.plan = None
                 await self._wake.wait()
                 continue
             started_at = self._clock.now_s()
             try:
-                result = await self._runner.execute(plan, self._layer_done)
+                result = await self._runner.execute(plan, self._on_layer)
             except WorkerLost as error:
                 self.plan = None
                 await self._runner_gone(error, plan)
@@ -83,6 +89,6 @@ class StepLoop:
         await self._rank_lost(error, plan)
         self._is_runner_lost = False
 
-    def _layer_done(self, step_id: int, layer: int) -> None:
+    def _on_layer(self, step_id: int, layer: int) -> None:
         if self.plan is not None and self.plan.step_id == step_id:
-            self.on_layer(self.plan, layer)
+            self._layer_done(self.plan, layer)

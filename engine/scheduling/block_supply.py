@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from core.errors import PoolExhausted
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import BlockTables, Limits
+from engine.scheduling.events import HandoverEvents, Preempted
 from engine.scheduling.sequence import Sequence, Status
-from engine.scheduling.sequences import Hooks, Sequences
+from engine.scheduling.sequences import Sequences
 
 MAX_OVERTAKEN = 16
 """Sequences that may take blocks before an older one that they are too few for."""
@@ -58,7 +59,7 @@ class BlockSupply:
         tables: BlockTables,
         limits: Limits,
         sequences: Sequences,
-        hooks: Hooks,
+        events: HandoverEvents,
     ) -> None:
         """Keep the collaborators."""
         self.num_preemptions = 0
@@ -66,7 +67,7 @@ class BlockSupply:
         self._tables = tables
         self._limits = limits
         self._sequences = sequences
-        self._hooks = hooks
+        self._events = events
         self._passed: list[Sequence] = []
         """By the walk under way: overtaken by whoever takes blocks and came later."""
 
@@ -271,9 +272,13 @@ class BlockSupply:
     def preempt(self, sequence: Sequence) -> None:
         """Free a sequence's blocks and queue it where it is due; its tokens are recomputed later.
 
-        `preempted` is called first: whoever may still read the blocks pins them there.
+        A transfer may still read the blocks of a hand-over: they stay pinned until it is drained.
         """
-        self._hooks.preempted(sequence)
+        handover = sequence.handover
+        if handover is not None and not self._events.withdraw_start(sequence):
+            pins = self._tables.pin(sequence) if handover.is_read else []
+            handover.is_read = False
+            self._events.add(Preempted(sequence, tuple(pins)))
         self.num_preemptions += 1
         self._sequences.remove(sequence)
         self._sequences.release(sequence)

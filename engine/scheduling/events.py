@@ -1,6 +1,7 @@
-"""What a step meant: tokens drawn, prompts computed, sequences failed.
+"""What a step meant, and what became of hand-overs.
 
-Owns the events that `Scheduler.commit` returns. Does not know who hears them.
+Owns the events that `Scheduler.commit` and `Scheduler.take_events` return. Does not know who acts
+on them.
 """
 
 from __future__ import annotations
@@ -38,4 +39,63 @@ class SequenceFailed:
     message: str
 
 
-SchedulerEvent = Sampled | PromptComputed | SequenceFailed
+@dataclass(frozen=True, slots=True)
+class Announced:
+    """The partner of a hand-over may reserve blocks: its turn is near."""
+
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A hand-over has its blocks; the first of them may have been computed before."""
+
+    sequence: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Preempted:
+    """A hand-over has lost its blocks and will be computed again."""
+
+    sequence: Sequence
+    pins: tuple[int, ...]
+    """The blocks it had, if a transfer may be reading them: whoever takes this unpins them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    """An arrival has its blocks."""
+
+    sequence: Sequence
+    num_have_blocks: int
+    """Leading ones whose content is here already."""
+
+
+HandoverEvent = Announced | Started | Preempted | Reserved
+SchedulerEvent = Sampled | PromptComputed | SequenceFailed | HandoverEvent
+
+
+class HandoverEvents:
+    """Those that nobody has taken yet, in order."""
+
+    def __init__(self) -> None:
+        """Start empty."""
+        self._events: list[HandoverEvent] = []
+
+    def add(self, event: HandoverEvent) -> None:
+        """Put an event behind the others."""
+        self._events.append(event)
+
+    def withdraw_start(self, sequence: Sequence) -> bool:
+        """Take back that a sequence started; False: somebody knows already."""
+        event = Started(sequence)
+        is_untaken = event in self._events
+        if is_untaken:
+            self._events.remove(event)
+        return is_untaken
+
+    def take(self) -> list[SchedulerEvent]:
+        """Hand over all of them."""
+        taken: list[SchedulerEvent] = [*self._events]
+        self._events.clear()
+        return taken

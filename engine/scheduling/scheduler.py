@@ -1,20 +1,21 @@
 """Which sequences compute how many tokens in the next step, and what a step's result means.
 
-Owns how the budget of a step is shared, and the way of a sequence from its entry to its end. Pure:
-plain Python over integers, `now_s` is an argument. Does not know tensors, transfers or sessions,
-and leaves who gets blocks to `BlockSupply`, where sequences stand to `Sequences`, and what a result
-changes to `Results`.
+Owns the course of a sequence from its entry to its end. Pure: plain Python over integers, `now_s`
+is an argument. Does not know tensors, transfers or sessions, and leaves how a step is filled to
+`StepPlanner`, who gets blocks to `BlockSupply`, where sequences stand to `Sequences`, and what a
+result changes to `Results`.
 
     plan = scheduler.plan(now_s)
+    events = scheduler.take_events()
     result = await runner.execute(plan, on_layer)
-    scheduler.commit(plan, result)
+    events = scheduler.commit(plan, result, now_s)
 
 Two numbers per sequence, `num_computed_tokens` and `num_tokens`, and one token budget per step
 cover chunked prefill, prefix hits, mixed batches and decode alike. There is one order for
 everything (`engine.scheduling.order`): a step first gives every running answer its token, then
 shares what is left among prompts, and whoever has no block takes one from the youngest. Overtaking
 is bounded both ways: the oldest prompt gets at least half of what is left, the others go shortest
-first (`_plan_prompts`); what does not fit lets smaller ones pass for a while, then blocks are kept
+first (`StepPlanner`); what does not fit lets smaller ones pass for a while, then blocks are kept
 for it (`BlockSupply`).
 
 A parked sequence, one that is out of credit, takes no place in a step and yields its blocks first:
@@ -23,56 +24,29 @@ what waits may be the sibling whose progress the credit depends on.
 
 from __future__ import annotations
 
-import heapq
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 
 from core.block_hash import BlockHash, root_hash
 from core.errors import InvariantViolation
 from core.ids import Epoch
-from core.plan import SampleSpec, StepItem, StepPlan, StepResult
+from core.plan import StepPlan, StepResult
 from core.types import GenerateRequest, Logprob
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.block_supply import LOOK_AHEAD, MAX_OVERTAKEN, BlockSupply
+from engine.scheduling.block_supply import BlockSupply
 from engine.scheduling.block_tables import BlockTables, Limits
-from engine.scheduling.events import SchedulerEvent
+from engine.scheduling.events import (
+    Announced,
+    HandoverEvents,
+    Reserved,
+    SchedulerEvent,
+)
 from engine.scheduling.order import ArrivalOrder, Order
 from engine.scheduling.results import Results
 from engine.scheduling.sequence import UNLIMITED_CREDIT, Handover, Sequence, Status
-from engine.scheduling.sequences import Hooks, Sequences
+from engine.scheduling.sequences import Sequences
 from engine.scheduling.step_budget import StepBudget
-
-
-@dataclass(slots=True)
-class _Step:
-    """A plan in the making."""
-
-    now_s: float
-    num_left: int
-    """Tokens of the budget that nobody has yet."""
-    items: list[StepItem] = field(default_factory=list)
-    copies: list[tuple[int, int]] = field(default_factory=list)
-    planned: set[int] = field(default_factory=set)
-    has_handover: bool = False
-
-
-def _turn(sequence: Sequence) -> tuple[bool, tuple[float, int]]:
-    """What is computed for a partner that may never answer comes after everything else."""
-    return sequence.is_ahead, sequence.due
-
-
-def _shortest_first(sequence: Sequence) -> tuple[bool, int]:
-    """Unless somebody was overtaken as often as may be: that one is next."""
-    return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens
-
-
-def _count_passed(step: _Step, prompts: list[Sequence]) -> None:
-    """Prompts under way that got nothing were overtaken too; who waits is counted by `take`."""
-    for older in prompts:
-        if older.status is Status.RUNNING and older.key not in step.planned:
-            younger = (s.key for s in prompts if s.due > older.due)
-            older.num_overtaken += sum(key in step.planned for key in younger)
+from engine.scheduling.step_planner import StepPlanner
 
 
 class Scheduler:
@@ -97,7 +71,7 @@ class Scheduler:
         """
         self.pool = pool
         self.limits = limits
-        self.hooks = Hooks()
+        self._events = HandoverEvents()
         self.budget = StepBudget(limits)
         self.tables = BlockTables(pool, limits)
         self._sequences = Sequences(self.tables)
@@ -105,7 +79,8 @@ class Scheduler:
         self.waiting = self._sequences.waiting
         self.holding = self._sequences.holding
         self.arriving = self._sequences.arriving
-        self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self.hooks)
+        self.blocks = BlockSupply(pool, self.tables, limits, self._sequences, self._events)
+        self._planner = StepPlanner(limits, self.budget, self._sequences, self.blocks, self._events)
         self._content_digest = content_digest
         self._hash_key = hash_key
         self._order: Order = order or ArrivalOrder()
@@ -115,6 +90,13 @@ class Scheduler:
         self._step_id = 0
         self._arrived: dict[int, None] = {}
         """Blocks that transfers wrote since the last step, in order."""
+
+    def take_events(self) -> list[SchedulerEvent]:
+        """Say what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
+
+        To be taken after each of them, before anything else is asked of the scheduler.
+        """
+        return self._events.take()
 
     @property
     def num_preemptions(self) -> int:
@@ -182,7 +164,7 @@ class Scheduler:
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
 
-        `hooks.reserved` hears when it has all it needs, in `reserve_in_turn` or in a plan.
+        `Reserved` says when it has all it needs, after `reserve_in_turn` or a plan.
 
         Raises:
             InvariantViolation: It is not new.
@@ -214,7 +196,7 @@ class Scheduler:
         """Let partners hear of hand-overs that are near; during a step too: they take a while."""
         while (sequence := self.waiting.next_to_announce()) is not None:
             self.waiting.announced(sequence)
-            self.hooks.announce(sequence)
+            self._events.add(Announced(sequence))
 
     def credit(self, sequence: Sequence, limit: int) -> None:
         """Positions below `limit` may be computed; a lower limit than before changes nothing."""
@@ -250,7 +232,7 @@ class Scheduler:
         sequence.hash_blocks()  # now, while the KV is on its way, and not when it is there
         sequence.started_at = now_s
         self.arriving[sequence.key] = sequence
-        self.hooks.reserved(sequence, len(hits))
+        self._events.add(Reserved(sequence, len(hits)))
 
     def attach(
         self, sequence: Sequence, first_tokens: dict[int, Logprob], now_s: float
@@ -322,7 +304,7 @@ class Scheduler:
             num_preemptions = self.num_preemptions
             self.reserve_in_turn(now_s)
             self._announce_in_turn()
-            step = self._plan(now_s)
+            step = self._planner.fill(now_s)
             if step.items or self.num_preemptions == num_preemptions:
                 break
             # Somebody gave up its blocks and nobody used them: look again, or they lie idle until
@@ -340,112 +322,6 @@ class Scheduler:
             report_layers=step.has_handover,
             arrived=tuple(arrived),
             released=released,
-        )
-
-    def _plan(self, now_s: float) -> _Step:
-        step = _Step(now_s, self.budget.num_tokens)
-        active = self.active
-        alone = next((s for s in active if s.run_alone), None)
-        if alone is not None:
-            active = [alone]
-        for sequence in active:
-            if sequence.status is Status.RUNNING and sequence.num_missing_tokens == 1:
-                self._add(step, sequence, 1)
-        # Those who gave their blocks to an older one just now wait in the line.
-        active = [s for s in active if s.status is Status.RUNNING]
-        prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
-        starting = self.blocks.fitting(Status.WAITING) if alone is None else ()
-        in_turn = heapq.merge(prompts, starting, key=_turn)
-        for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
-            self._plan_prompts(step, group)
-            if not step.num_left:
-                break
-        return step
-
-    def _plan_prompts(self, step: _Step, prompts: Iterator[Sequence]) -> None:
-        """Share what is left of the budget among prompts, the oldest first.
-
-        One that would take more than half of what is left gets half of it; the other half goes to
-        those behind, shortest first unless one was passed often enough, and what they do not need
-        comes back. So a giant takes at most twice as long as alone, and whoever is behind it does
-        not wait for its end.
-        """
-        giant: Sequence | None = None
-        num_kept = 0
-        while step.num_left and giant is None and (sequence := next(prompts, None)) is not None:
-            if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
-                continue
-            num_half = -(-step.num_left // 2)
-            if sequence.num_missing_tokens > num_half:
-                giant = sequence
-                num_kept = num_half
-            else:
-                self._add(step, sequence, sequence.num_missing_tokens)
-        if giant is None:
-            return
-        step.num_left -= num_kept
-        if step.num_left:
-            behind = sorted(itertools.islice(prompts, LOOK_AHEAD), key=_shortest_first)
-            for sequence in behind:
-                self._add(step, sequence, step.num_left)
-            _count_passed(step, behind)
-        step.num_left += num_kept
-        self._add(step, giant, step.num_left)
-
-    def _add(self, step: _Step, sequence: Sequence, most: int) -> None:
-        """Let a sequence compute up to `most` tokens, if it can start and finds blocks for them."""
-        if not most or not step.num_left:
-            return
-        if sequence.status is Status.WAITING and not self._start(sequence, step.now_s):
-            return
-        if sequence.status is not Status.RUNNING:
-            return  # it gave its blocks to an older one meanwhile
-        num_tokens = min(sequence.num_missing_tokens, most, step.num_left)
-        if not self.blocks.make_writable(sequence, num_tokens, step.copies, step.planned):
-            return
-        step.items.append(self._item(sequence, num_tokens))
-        step.planned.add(sequence.key)
-        sequence.num_overtaken = 0
-        step.num_left -= num_tokens
-        step.has_handover = step.has_handover or sequence.handover is not None
-
-    def _start(self, sequence: Sequence, now_s: float) -> bool:
-        """Let a waiting sequence run, if there is a place and its blocks are there."""
-        if not self.blocks.has_place(sequence):
-            return False
-        hits = self.blocks.take(sequence)
-        if hits is None:
-            return False
-        self.waiting.remove(sequence)
-        if sequence.handover is not None:
-            sequence.handover.ran_ahead = sequence.is_ahead
-        sequence.num_computed_tokens = len(hits) * self.limits.block_size_tokens
-        sequence.num_prefix_hit_tokens = max(
-            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens
-        )
-        sequence.status = Status.RUNNING
-        if sequence.started_at is None:
-            sequence.started_at = now_s
-        self.running.add(sequence)
-        self.hooks.started(sequence)
-        return True
-
-    def _item(self, sequence: Sequence, num_tokens: int) -> StepItem:
-        start = sequence.num_computed_tokens
-        end = start + num_tokens
-        samples: tuple[SampleSpec, ...] = ()
-        is_drawn = sequence.handover is not None and bool(sequence.handover.first_tokens)
-        if end == sequence.num_tokens and not is_drawn:
-            samples = sequence.sample_specs()
-        return StepItem(
-            sequence_key=sequence.key,
-            start=start,
-            token_ids=tuple(sequence.token_ids[start:end]),
-            block_table=sequence.block_table,
-            samples=samples,
-            scope=sequence.request.scope,
-            targets=sequence.targets(start, end),
-            num_target_logprobs=sequence.request.sampling.prompt_logprobs or 0,
         )
 
     # --- commit -------------------------------------------------------------------------------

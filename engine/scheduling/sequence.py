@@ -46,6 +46,8 @@ class Handover:
     """The partner has reserved blocks; until then, computed KV may be taken back."""
     ran_ahead: bool = False
     """It was computed before its partner answered, which is done once."""
+    is_read: bool = False
+    """A transfer may be reading its blocks: they are pinned when they are taken back."""
     first_block: int = 0
     """The partner has the content of the blocks before this one."""
     first_tokens: dict[int, Logprob] = field(default_factory=dict)

@@ -6,30 +6,11 @@ and the ranks still know. Does not know budgets, what blocks mean, or transfers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from engine.scheduling.block_tables import BlockTables
 from engine.scheduling.queues import SequenceQueue, WaitingLine
 from engine.scheduling.sequence import Sequence, Status
-
-
-def _nobody_hears(*_: object) -> None:
-    """No role has joined."""
-
-
-@dataclass(slots=True)
-class Hooks:
-    """What a role hears from the scheduler, mostly in the midst of a plan."""
-
-    announce: Callable[[Sequence], None] = _nobody_hears
-    """Tell the partner of a hand-over that it may reserve."""
-    started: Callable[[Sequence], None] = _nobody_hears
-    """A sequence has its blocks; the first of them may have been computed before."""
-    reserved: Callable[[Sequence, int], None] = _nobody_hears
-    """An arrival has its blocks; the content of this many leading ones is here already."""
-    preempted: Callable[[Sequence], None] = _nobody_hears
-    """A sequence is about to lose its blocks: whoever may still read them pins them now."""
 
 
 class Sequences:

@@ -66,8 +66,8 @@ async def attacked():
 def ports(house):
     """(method, address, network) of every port inside."""
     for unit in house.units:
-        yield SESSION, unit.descriptor.session_address, unit._parts.session_network
-        yield FETCH, unit.descriptor.transfer_address, unit._parts.transfer_network
+        yield SESSION, unit.descriptor.session_address, unit.components.session_network
+        yield FETCH, unit.descriptor.transfer_address, unit.components.transfer_network
 
 
 # --- strangers -----------------------------------------------------------------------------------

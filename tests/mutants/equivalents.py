@@ -55,7 +55,7 @@ EQUIVALENTS: list[Equivalent] = [
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "return False",
         "return None",
         "`_start` and nothing else here says False, and who calls it only asks whether it is true",
@@ -80,7 +80,7 @@ EQUIVALENTS: list[Equivalent] = [
         "every token has a size, so none fits into no bytes as into less",
     ),
     Equivalent(
-        "kv_transfer/agent.py",
+        "kv_transfer/agent_thread.py",
         "self._thread.join(timeout=5)",
         "self._thread.join(timeout=6)",
         "the thread was told to end and does so at once; only one that hangs is waited for so "

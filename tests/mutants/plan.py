@@ -20,9 +20,11 @@ core/awake.py core/changes.py transport/sequenced.py engine/scheduling/block_ide
 engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
 engine/scheduling/block_tables.py engine/ranks/plan_wire.py engine/scheduling/queues.py
 engine/scheduling/results.py engine/scheduling/scheduler.py engine/scheduling/sequences.py
-engine/scheduling/step_budget.py kv_transfer/agent.py kv_transfer/fenced_pool.py
+engine/scheduling/step_budget.py engine/scheduling/step_planner.py
+kv_transfer/agent.py kv_transfer/fenced_pool.py
 kv_transfer/parking.py kv_transfer/threadsafe_callbacks.py kv_transfer/receiver.py
-kv_transfer/sender.py worker/attempt.py worker/sessions.py worker/attempts.py prefill_worker/role.py
+kv_transfer/receive_agent.py kv_transfer/send_agent.py kv_transfer/sender.py
+worker/attempt.py worker/sessions.py worker/attempts.py prefill_worker/role.py
 decode_worker/role.py router/admission.py router/choice_output.py router/text/detokenizing.py
 router/workers/introductions.py router/workers/sessions.py router/orchestrator.py
 router/placement.py router/request_state.py router/workers/session.py

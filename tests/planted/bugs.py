@@ -180,14 +180,14 @@ FIRST = [
     ),
     Bug(
         "anybody may fetch",
-        "kv_transfer/agent.py",
+        "kv_transfer/send_agent.py",
         "return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None",
         "return sender",
         f"{RULES}::test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused",
     ),
     Bug(
         "leases never expire",
-        "kv_transfer/agent.py",
+        "kv_transfer/send_agent.py",
         "                if now_s - sender.last_traffic_at > self._config.lease_s:",
         "                if False:",
         "tests/unit/test_sender.py::"

@@ -34,13 +34,20 @@ BUGS = [
     Bug(
         "nobody hears of a preemption",
         "engine/scheduling/block_supply.py",
-        "        self._hooks.preempted(sequence)\n",
+        "            self._events.add(Preempted(sequence, tuple(pins)))\n",
         "",
-        f"{UNIT}::test_whoever_may_still_read_the_blocks_hears_of_a_preemption_while_they_are_held",
+        f"{UNIT}::test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
+    ),
+    Bug(
+        "a start that nobody has heard of is told after its end",
+        "engine/scheduling/block_supply.py",
+        "        if handover is not None and not self._events.withdraw_start(sequence):\n",
+        "        if handover is not None:\n",
+        f"{UNIT}::test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
     ),
     Bug(
         "the oldest prompt takes the whole budget",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "num_half = -(-step.num_left // 2)",
         "num_half = step.num_left",
         f"{UNIT}::test_small_prompts_behind_a_giant_are_in_the_next_step",
@@ -54,7 +61,7 @@ BUGS = [
     ),
     Bug(
         "a giant gets what small ones leave",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "        step.num_left -= num_kept\n",
         "        num_kept = 0\n",
         f"{UNIT}::test_a_giant_has_half_of_the_budget_however_many_come_after_it",
@@ -134,14 +141,14 @@ BUGS = [
     ),
     Bug(
         "one that was passed often enough still goes behind what is shorter",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "    return sequence.num_overtaken < MAX_OVERTAKEN, sequence.num_missing_tokens\n",
         "    return True, sequence.num_missing_tokens\n",
         f"{UNIT}::test_a_prompt_behind_a_giant_is_passed_by_shorter_ones_a_bounded_number_of_times",
     ),
     Bug(
         "a prompt under route is passed by shorter ones as often as they come",
-        "engine/scheduling/scheduler.py",
+        "engine/scheduling/step_planner.py",
         "            _count_passed(step, behind)\n",
         "",
         f"{UNIT}::test_a_prompt_under_way_behind_a_giant_is_passed_a_bounded_number_of_times"

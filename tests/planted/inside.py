@@ -141,7 +141,7 @@ BUGS = [
     Bug(
         "the first token of a peer is believed",
         "decode_worker/role.py",
-        "            check_first_tokens(first_tokens.values(), self._worker.vocabulary_size)\n",
+        "            check_first_tokens(first_tokens.values(), self._attempts.vocabulary_size)\n",
         "            pass\n",
         f"{RULES}::test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank",
     ),

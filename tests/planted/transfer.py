@@ -77,9 +77,9 @@ BUGS = [
     ),
     Bug(
         "a second Open takes a transfer over",
-        "kv_transfer/agent.py",
-        "            elif sender.has_stream:\n",
-        "            elif False:\n",
+        "kv_transfer/send_agent.py",
+        "        elif sender.has_stream:\n",
+        "        elif False:\n",
         f"{AGENT}::test_a_second_open_is_turned_away_and_the_first_goes_on",
     ),
     Bug(
@@ -154,31 +154,29 @@ BUGS = [
     ),
     Bug(
         "an ended transfer leaves no tombstone",
-        "kv_transfer/agent.py",
+        "kv_transfer/send_agent.py",
         "            self._bury(sender.offer.transfer_id)\n",
         "",
         f"{AGENT}::test_an_open_after_the_end_is_turned_away_at_once",
     ),
     Bug(
         "the router's traffic renews no lease",
-        "kv_transfer/agent.py",
+        "kv_transfer/send_agent.py",
         "                sender.last_traffic_at = now_s\n",
         "                pass\n",
         f"{SENDER}::test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it",
     ),
     Bug(
         "a preempted hand-over takes no pins",
-        "prefill_worker/role.py",
-        "            outgoing.pins[outgoing.sub_attempt] = "
-        "self._worker.scheduler.tables.pin(sequence)\n            outgoing.sub_attempt",
-        "            outgoing.sub_attempt",
+        "engine/scheduling/block_supply.py",
+        "            pins = self._tables.pin(sequence) if handover.is_read else []\n",
+        "            pins: list[int] = []\n",
         f"{POOL}::test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go",
     ),
     Bug(
         "blocks that are written into are not pinned",
         "decode_worker/role.py",
-        "        self._closing[transfer_id] = "
-        "self._worker.scheduler.tables.pin(incoming.sequence)\n",
+        "        self._closing[transfer_id] = self._scheduler.tables.pin(incoming.sequence)\n",
         "        self._closing[transfer_id] = []\n",
         f"{POOL}::test_blocks_that_are_written_into_are_kept_until_the_agent_has_let_go",
     ),
@@ -213,7 +211,7 @@ BUGS = [
     Bug(
         "a lease watch that broke is not missed",
         "kv_transfer/agent.py",
-        "            self.on_fault(error)\n",
+        "            self._on_fault(error)\n",
         "            pass\n",
         f"{SENDER}::test_a_watch_that_ends_by_a_bug_is_reported",
     ),

@@ -145,17 +145,6 @@ def test_a_worker_breaks_down_of_the_first_thing_that_broke():
     assert run(scenario) == (False, True)
 
 
-def test_what_breaks_before_a_worker_has_started_raises_nothing():
-    async def scenario(cluster):
-        worker = unit(cluster, Role.DECODE).worker
-        fatal, worker.fatal = worker.fatal, None
-        worker.break_down(WorkerLost("its ranks do not start"))
-        is_ready, worker.fatal = worker.is_ready, fatal
-        return is_ready, fatal.done()
-
-    assert run(scenario) == (True, False)
-
-
 def test_a_worker_that_has_stopped_leaves_no_task_and_is_not_broken():
     def running():
         names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]

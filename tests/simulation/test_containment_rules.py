@@ -107,14 +107,14 @@ def test_those_who_note_ends_and_retries_harm_nobody():
 def test_a_worker_that_fails_to_begin_an_attempt_ends_that_one(role):
     async def scenario(cluster):
         worker = unit(cluster, role).worker
-        begin = worker._role.begin
+        begin = worker.role.begin
 
         def refuse(attempt):
             begin(attempt)
             if attempt.request_id.startswith("bad~"):
                 raise KeyError("bug")
 
-        worker._role.begin = refuse
+        worker.role.begin = refuse
         return await asyncio.gather(ask(cluster, "bad", **LONG), ask(cluster, "good", **LONG))
 
     (_, bad), (tokens, good) = run(scenario)

@@ -35,13 +35,13 @@ def test_answers_are_exact_whenever_they_begin_around_a_restart_of_ranks(role, d
     async def scenario(cluster):
         await ask(cluster, "before", OTHER_PROMPT)
         victim = unit(cluster, role)
-        generation = victim._parts.kv.generation
+        generation = victim.components.kv.generation
         victim.worker._loop.runner_lost()
         await asyncio.sleep(delay_s)
         during = await asyncio.gather(*(ask(cluster, f"r{n}", PROMPT) for n in range(3)))
         await asyncio.sleep(1)
         after = await ask(cluster, "after", PROMPT)
-        return victim._parts.kv.generation - generation, [*during, after]
+        return victim.components.kv.generation - generation, [*during, after]
 
     replaced, replies = run(scenario, prefill=2, decode=2)
     assert replaced == 1
@@ -82,7 +82,7 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
             attempt.ended.error,
             attempt.sequences,
             len(target.scheduler.waiting),
-            target._num_live(),
+            target.role.num_live,
         )
         await until(lambda: target.worker.is_ready)
         target.worker.cancel(late.request.request_id, late.epoch)
@@ -99,12 +99,12 @@ def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatc
 
     def late(self, *told):
         if not replaced:
-            replaced.append(self._worker.scheduler)
+            replaced.append(self._scheduler)
             self._kv.replace()
-            assert self._worker.scheduler.arriving
+            assert self._scheduler.arriving
         arrived(self, *told)
         if len(replaced) == 1:
-            replaced.append(self._worker.scheduler.pool.num_cached)
+            replaced.append(self._scheduler.pool.num_cached)
 
     monkeypatch.setattr(DecodeRole, "transfer_arrived", late)
     tokens, ended = run(ask)
@@ -120,11 +120,12 @@ def test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
-        part = prefill.worker._role
+        part = prefill.worker.role
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [outgoing] = part._outgoing.values()
         blocks = list(outgoing.sequence.block_table)
         prefill.scheduler.preempt(outgoing.sequence)
+        prefill.worker.deliver(prefill.scheduler.take_events())
         kept = [prefill.pool.references(b) for b in blocks]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -160,10 +161,11 @@ def test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
-        part = prefill.worker._role
+        part = prefill.worker.role
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [(transfer_id, outgoing)] = part._outgoing.items()
         prefill.scheduler.preempt(outgoing.sequence)
+        prefill.worker.deliver(prefill.scheduler.take_events())
         await until(lambda: any(outgoing.num_published))
         blocks = list(outgoing.sequence.block_table)
         prefill.worker.end(outgoing.attempt, KVTransferError("the test ends it"))
@@ -215,9 +217,9 @@ def test_decode_reserves_once_whatever_it_is_told():
         decode = unit(cluster, Role.DECODE)
         running = asyncio.get_running_loop().create_task(ask(cluster))
         await until(lambda: decode.scheduler.arriving)
-        [(transfer_id, incoming)] = decode.worker._role._incoming.items()
+        [(transfer_id, incoming)] = decode.worker.role._incoming.items()
         held = decode.pool.num_held
-        decode.worker._role.transfer_starting(transfer_id, incoming.sequence.num_tokens)
+        decode.worker.role.transfer_starting(transfer_id, incoming.sequence.num_tokens)
         return held, decode.pool.num_held, incoming.attempt.ended, await running
 
     held, after, ended_there, (tokens, ended) = run(scenario, step_s=0.05)
@@ -273,7 +275,7 @@ def test_a_bug_where_blocks_are_given_back_ends_the_worker(monkeypatch, caplog):
         error = prefill.worker.fatal.exception()
         is_ready = prefill.worker.is_ready
         for told in broken:
-            prefill.worker._role.transfer_drained(*told)
+            prefill.worker.role.transfer_drained(*told)
         return error, is_ready
 
     error, is_ready = run(scenario)

@@ -229,7 +229,7 @@ OUTSIDE = (
     "engine/ranks/rank_group.py",
     "engine/ranks/shared_group.py",
     "engine/ranks/shared_kv.py",
-    "kv_transfer/agent.py",
+    "kv_transfer/agent_thread.py",
     "kv_transfer/copying.py",
     "kv_transfer/sidecar/",
     "kv_transfer/transports/shared_memory.py",

@@ -20,15 +20,13 @@ from core.ports import SystemClock
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.credentials import Keyring, new_key
 from router.access.identities import KeyRole
-from router.admission import Admission
+from router.compose import RouterComponents, compose
 from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
-from router.orchestrator import Orchestrator
 from router.request_builder import ServedModel
 from router.service import GenerationService
 from router.text.detokenizing import TextModel
-from router.workers.sessions import WorkerSessions
 from simulation.parts import StaticMembership
 from support.rig import ROOT
 
@@ -69,24 +67,26 @@ class Doors:
         config = BatonConfig.model_validate({"router": {"grpc_port": 0, **router}})
         clock, ids = SystemClock(), Ids()
         self.members = StaticMembership()
-        admission = Admission(config.router.max_running, config.router.max_queued, 30.0)
-        self.sessions = WorkerSessions(self.members, None, ids.router(), clock)
         text = TextModel(ROOT / "models" / "baton-tiny")
-        self.orchestrator = Orchestrator(
-            self.sessions,
-            admission,
-            config.router,
-            config.placement,
-            clock,
-            ids,
-            lambda r: text.decoder(r.token_ids, skips_special=True),
+        core = compose(
+            RouterComponents(
+                membership=self.members,
+                session_network=None,
+                config=config.router,
+                placement=config.placement,
+                clock=clock,
+                ids=ids,
+                new_decoder=lambda r: text.decoder(r.token_ids, skips_special=True),
+            )
         )
+        self.sessions = core.sessions
+        self.orchestrator = core.orchestrator
         self.service = GenerationService(
             ServedModel("tiny", 256, 2048, (), "float32"),
             config.router,
-            self.orchestrator,
-            admission,
-            self.sessions,
+            core.orchestrator,
+            core.admission,
+            core.sessions,
             Tokenizer(),
             text,
             clock,

@@ -17,7 +17,7 @@ from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferCon
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
 from core.ports import SystemClock
-from core.session import Role, WorkerDescriptor
+from core.session import Role
 from core.types import (
     ChoiceFinished,
     GenerateRequest,
@@ -26,28 +26,29 @@ from core.types import (
     SamplingParams,
     TextDelta,
 )
-from decode_worker.role import decode_role
+from decode_worker.role import DecodeRole
 from engine.checkpoint.model_spec import read_model
 from engine.model.kv_pools import StagedPool
 from engine.model.model import Model
 from engine.model.runner import ModelRunner
 from engine.model.sharding import Shard
 from engine.ranks.shared_kv import SharedKV
-from kv_transfer.agent import AgentThread
+from kv_transfer.agent_thread import AgentThread
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
-from prefill_worker.role import prefill_role
+from prefill_worker.role import PrefillRole
 from process.shared_memory import create_segment
-from router.admission import Admission
-from router.orchestrator import Orchestrator
-from router.workers.sessions import WorkerSessions
+from router.compose import RouterComponents
+from router.compose import compose as compose_router
 from simulation.hash_runner import MemoryKV
 from simulation.parts import StaticMembership
 from support.in_process_network import InProcessNetwork
 from transport.grpc_streams import fetch_network
 from transport.session_streams import session_network
-from worker.worker import Worker, WorkerComponents
+from worker.components import WorkerComponents
+from worker.worker import Worker
+from worker.worker import compose as compose_worker
 
 HAS_NIXL = importlib.util.find_spec("nixl") is not None
 NIXL = pytest.param(
@@ -236,19 +237,19 @@ class InProcessCluster:
         self.units: list[Worker] = []
         self.shared: list[SharedKV] = []
         self.sidecars = {role: [] for role in Role}
-        self.sessions = WorkerSessions(
-            self.membership, self._session_network(), self.ids.router(), self.clock
+        core = compose_router(
+            RouterComponents(
+                membership=self.membership,
+                session_network=self._session_network(),
+                config=RouterConfig(max_running=64, max_queued=64),
+                placement=PlacementConfig(path=path),
+                clock=self.clock,
+                ids=self.ids,
+                new_decoder=lambda request: LetterDecoder(),
+            )
         )
-        router = RouterConfig()
-        self.orchestrator = Orchestrator(
-            self.sessions,
-            Admission(64, 64, 30),
-            router,
-            PlacementConfig(path=path),
-            self.clock,
-            self.ids,
-            lambda request: LetterDecoder(),
-        )
+        self.sessions = core.sessions
+        self.orchestrator = core.orchestrator
 
     async def __aenter__(self):
         open_houses.append(self)
@@ -278,19 +279,6 @@ class InProcessCluster:
                 inner.pool = StagedPool(
                     memory, shape, dtype, torch.device("cpu"), exports_kv=role is Role.PREFILL
                 )
-        descriptor = WorkerDescriptor(
-            WorkerId(f"{role.value}-{len(self.units)}"),
-            role,
-            self.ids.incarnation(),
-            "",
-            "",
-            self.spec.name,
-            layout.content_digest,
-            engine.block_size_tokens,
-            engine.num_blocks,
-            self.spec.max_model_len,
-            pid=len(self.units) + 1,
-        )
         make = {
             "inproc": lambda: InProcessNetwork(self.directory),
             "grpc": lambda: fetch_network(key=self.key or b""),
@@ -305,10 +293,7 @@ class InProcessCluster:
             else Transports({name: make[name]() for name in names})
         )
         parts = WorkerComponents(
-            role=role,
-            make_role=prefill_role
-            if role is Role.PREFILL
-            else decode_role(self.transfer.reserve_wait_s),
+            role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=runner,
             kv=kv,
             layout=layout,
@@ -319,9 +304,12 @@ class InProcessCluster:
             session_network=self._session_network(),
             transfer_network=transfer_network,
             clock=self.clock,
-            descriptor=descriptor,
+            worker_id=WorkerId(f"{role.value}-{len(self.units)}"),
+            incarnation=self.ids.incarnation(),
+            model=self.spec.name,
+            pid=len(self.units) + 1,
         )
-        unit = Worker(parts, AgentThread() if self.threaded else None)
+        unit = compose_worker(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)
         self.membership.join(await unit.start())
 

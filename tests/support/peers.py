@@ -14,9 +14,10 @@ from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.types import Logprob
 from kv_transfer import frames
-from kv_transfer.agent import TransferAgent
+from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import FetchOrder, Reservation
 from kv_transfer.resharding import PoolParts, common_grid
+from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import Blocks, Offer
 from simulation.hash_runner import MemoryKV
 from simulation.loop import run_virtual
@@ -55,6 +56,9 @@ class SendCallbacks(Heard):
     transfer_lost = _says("lost")
     transfer_drained = _says("drained")
 
+    def make_agent(self, network, kv, layout, config, on_fault):
+        return SendAgent(network, self, kv, layout, config, on_fault)
+
 
 class ReceiveCallbacks(Heard):
     transfer_starting = _says("starting")
@@ -64,6 +68,9 @@ class ReceiveCallbacks(Heard):
     transfer_closed = _says("closed")
     route_found = _says("route")
 
+    def make_agent(self, network, kv, layout, config, on_fault):
+        return ReceiveAgent(network, self, kv, layout, config, lambda block: 0, on_fault=on_fault)
+
 
 class World:
     """An agent and its pool."""
@@ -72,11 +79,10 @@ class World:
         self.directory, self.host = {}, host
         self.kv = MemoryKV(layout, NUM_BLOCKS)
         self.network = network or InProcessNetwork(self.directory)
-        self.agent = TransferAgent(
-            self.network, host, self.kv, layout, TransferConfig(**transfer), lambda block: 0
-        )
         self.broken = []
-        self.agent.on_fault = self.broken.append
+        self.agent = host.make_agent(
+            self.network, self.kv, layout, TransferConfig(**transfer), self.broken.append
+        )
 
 
 def run(scenario, host, **world):

@@ -10,6 +10,7 @@ from support.peers import (
     OTHER,
     PEER,
     TRANSFER,
+    ReceiveCallbacks,
     SendCallbacks,
     Talk,
     blocks_of,
@@ -130,3 +131,12 @@ def test_places_are_bounded_in_all():
         return waiting, world.agent.num_live
 
     assert run(scenario, SendCallbacks(), park_s=1.0) == (MAX_PARKED, 0)
+
+
+def test_no_kv_leaves_a_decode_worker_and_whoever_asks_hears_so_at_once():
+    async def scenario(world):
+        talk = await opened(world)
+        async with asyncio.timeout(0.1):
+            return await talk.hear(), world.agent.num_unknown, world.agent.num_live
+
+    assert run(scenario, ReceiveCallbacks()) == (frames.NotFound(), 1, 0)

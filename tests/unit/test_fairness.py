@@ -7,6 +7,7 @@ from support.stepping import Engine, request
 
 from core.types import GenerateRequest, SamplingParams
 from engine.scheduling.block_supply import MAX_OVERTAKEN
+from engine.scheduling.events import Announced, Preempted, Started
 from engine.scheduling.order import ArrivalOrder
 from engine.scheduling.queues import MAX_READY, MAX_UNANSWERED
 from engine.scheduling.sequence import Handover, Status
@@ -87,19 +88,25 @@ def test_a_prompt_goes_on_beside_as_many_answers_as_may_run_however_long_steps_a
 def test_what_does_not_fit_is_passed_a_bounded_number_of_times_and_then_blocks_are_kept_for_it():
     engine = Engine(num_blocks=20, block=4, cache=False)
     reserved = []
-    engine.scheduler.hooks.reserved = lambda s, num_have: reserved.append(s)
+
+    def take():
+        reserved.extend(e.sequence for e in engine.scheduler.take_events())
+
     hog = engine.arrive(request("hog", [1] * 20, max_tokens=40))
     giant = engine.arrive(request("giant", [2] * 60, max_tokens=8))
+    take()
     assert reserved == [hog] and giant.status is Status.RESERVING
     for i in range(2 * MAX_OVERTAKEN):
         small = engine.arrive(request(f"small{i}", [3] * 4, max_tokens=4))
         if small.status is Status.ARRIVING:
             engine.scheduler.cancel(small)
+    take()
     assert len(reserved) == 1 + MAX_OVERTAKEN and giant.num_overtaken == MAX_OVERTAKEN
     assert wait_reason_of(engine.scheduler, giant) is WaitReason.BLOCKS
     assert wait_reason_of(engine.scheduler, small) is WaitReason.ORDER
     engine.scheduler.cancel(hog)
     engine.scheduler.reserve_in_turn(0.0)
+    take()
     assert reserved[1 + MAX_OVERTAKEN] is giant, "what came free went to it first"
 
 
@@ -222,16 +229,33 @@ def test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back():
     assert young.status is Status.WAITING and old.status is Status.RUNNING
 
 
-def test_whoever_may_still_read_the_blocks_hears_of_a_preemption_while_they_are_held():
+@pytest.mark.parametrize("is_read", [True, False])
+def test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them(is_read):
+    engine = Engine(num_blocks=40, cache=False)
+    sequence = hand_over(engine, "a", "partner", size=10)
+    engine.step()
+    assert engine.scheduler.take_events() == [Announced(sequence), Started(sequence)]
+    sequence.handover.is_read = is_read
+    table = tuple(sequence.block_table)
+    engine.scheduler.preempt(sequence)
+    [event] = engine.scheduler.take_events()
+    assert event == Preempted(sequence, table if is_read else ())
+    assert engine.pool.num_held == len(event.pins) and sequence.block_table == []
+    engine.scheduler.tables.unpin(list(event.pins))
+    assert engine.pool.num_held == 0
+    sequence.handover.ran_ahead = False
+    engine.scheduler.plan(0.0)
+    engine.scheduler.preempt(sequence)
+    assert engine.scheduler.take_events() == [], "nobody has heard of that start"
+
+
+def test_only_hand_overs_and_arrivals_make_events():
     engine = Engine(cache=False)
-    heard = []
-    hear = lambda s: heard.append((s.key, list(s.block_table), engine.pool.num_held))
-    engine.scheduler.hooks.preempted = hear
     sequence = engine.submit(request("a", [1] * 10))
     engine.step()
-    table = list(sequence.block_table)
     engine.scheduler.preempt(sequence)
-    assert heard == [(sequence.key, table, 3)] and engine.pool.num_held == 0
+    engine.step()
+    assert engine.scheduler.take_events() == []
 
 
 def test_blocks_of_one_cancelled_in_a_step_are_nobody_elses_before_its_end():
@@ -419,12 +443,11 @@ def hand_over(engine, name, partner, size=40):
 
 def test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone():
     engine = Engine(num_blocks=18, cache=False)
-    announced = []
-    engine.scheduler.hooks.announce = lambda s: announced.append(s.handover.partner)
     for i in range(3 * MAX_UNANSWERED):
         hand_over(engine, f"silent{i}", "silent")
     healthy = hand_over(engine, "healthy", "healthy")
     engine.scheduler.plan(0.0)
+    announced = [e.sequence.handover.partner for e in engine.scheduler.take_events()]
     assert announced.count("silent") == MAX_UNANSWERED and announced.count("healthy") == 1
     engine.scheduler.partnered(healthy, 0)
     assert [i.sequence_key for i in engine.scheduler.plan(0.0).items] == [healthy.key]
@@ -433,23 +456,28 @@ def test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone():
 def test_partners_are_asked_in_order_and_not_while_enough_is_ready_to_start():
     engine = Engine(num_blocks=18, max_sequences=1, cache=False)
     announced = []
-    engine.scheduler.hooks.announce = announced.append
+
+    def asked():
+        events = engine.scheduler.take_events()
+        announced.extend(e.sequence for e in events if isinstance(e, Announced))
+        return announced
+
     waiting = [hand_over(engine, f"r{i}", f"partner{i % 4}") for i in range(64)]
     num_asked = 4 * MAX_UNANSWERED
-    assert announced == waiting[:num_asked], "at once, also while a step runs"
+    assert asked() == waiting[:num_asked], "at once, also while a step runs"
     for sequence in waiting[:MAX_READY]:
         engine.scheduler.partnered(sequence, 0)
     num_asked += MAX_READY - 1
-    assert announced == waiting[:num_asked], "one more for each answer, until enough are ready"
+    assert asked() == waiting[:num_asked], "one more for each answer, until enough are ready"
     assert wait_reason_of(engine.scheduler, waiting[-1]) is WaitReason.TURN
     engine.scheduler.partnered(waiting[MAX_READY], 0)
     plan = engine.scheduler.plan(0.0)
     assert [i.sequence_key for i in plan.items] == [waiting[0].key]
-    assert announced == waiting[:num_asked], "sixteen and one were ready"
+    assert asked() == waiting[:num_asked], "sixteen and one were ready"
     engine.scheduler.cancel(waiting[1])
     assert wait_reason_of(engine.scheduler, waiting[num_asked]) is WaitReason.STEP
     engine.scheduler.plan(0.0)
-    assert announced == waiting[: num_asked + 2], "two have answered since"
+    assert asked() == waiting[: num_asked + 2], "two have answered since"
 
 
 def test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once():

@@ -12,6 +12,7 @@ from support.stepping import Engine, request
 from core.errors import InvariantViolation, PromptTooLong
 from core.plan import StepResult
 from core.types import FinishReason, GenerateRequest, SamplingParams
+from engine.scheduling.events import Announced, Reserved, Started
 from engine.scheduling.sequence import Handover, Status
 
 requests = st.lists(
@@ -154,26 +155,22 @@ def test_reserve_is_all_or_nothing_and_pins_what_is_cached():
     engine.submit(request("a", range(16), max_tokens=1))
     engine.run()
     wish = request("b", [*range(16), 1, 2], max_tokens=8)
-    reserved = []
-    engine.scheduler.hooks.reserved = lambda s, num_have: reserved.append((s.key, num_have))
     sequence = engine.arrive(wish)
-    assert reserved == [(sequence.key, 4)]
+    assert engine.scheduler.take_events() == [Reserved(sequence, 4)]
     assert engine.pool.num_held == 6, "five for the prompt, one to grow"
     other = engine.arrive(request("c", [9] * 24, max_tokens=8))
     assert other.status is Status.RESERVING and engine.pool.num_held == 6
     engine.scheduler.cancel(sequence)
     assert engine.pool.num_held == 0
     engine.scheduler.reserve_in_turn(0.0)
-    assert reserved == [(sequence.key, 4), (other.key, 0)]
+    assert engine.scheduler.take_events() == [Reserved(other, 0)]
     with pytest.raises(InvariantViolation, match="arriving and enters once more"):
         engine.scheduler.submit_arrival(other)
     assert engine.pool.num_held == 7
 
 
 def test_a_hand_over_waits_for_its_partner_unless_the_pool_is_roomy():
-    announced = []
     engine = Engine(num_blocks=20)
-    engine.scheduler.hooks.announce = lambda sequence: announced.append(sequence.key)
     small = engine.scheduler.new_sequence(
         request("small", [1] * 8), 1, (0,), (), 0.0, handover=Handover()
     )
@@ -183,7 +180,7 @@ def test_a_hand_over_waits_for_its_partner_unless_the_pool_is_roomy():
     for sequence in (small, large):
         engine.scheduler.submit(sequence)
     plan = engine.scheduler.plan(0.0)
-    assert announced == [small.key, large.key]
+    assert engine.scheduler.take_events() == [Announced(small), Announced(large), Started(small)]
     assert [i.sequence_key for i in plan.items] == [small.key]
     engine.scheduler.partnered(large, 0)
     engine.scheduler.commit(plan, asyncio.run(engine.model.execute(plan, lambda *_: None)), 0.0)

@@ -1,0 +1,202 @@
+"""The transfers that a prefill worker sends, on a loop of their own.
+
+Owns the table of live senders, parked opens, tombstones and leases. Does not know scheduling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.config import TransferConfig
+from core.errors import KVTransferError, ServingError, to_wire
+from core.ids import TransferId
+from core.kv_layout import KVLayout
+from core.ports import KVBytes, MessageStream, Network
+from core.types import Logprob
+from kv_transfer import frames
+from kv_transfer.agent import OnFault, TransferAgent, log_fault
+from kv_transfer.parking import ParkingLot
+from kv_transfer.sender import LAST_SUB_ATTEMPT, Blocks, Offer, Sender, SenderCallbacks
+from kv_transfer.transitions import Transition
+
+TOMBSTONE_S = 10.0
+HEARTBEAT_S = 0.5
+_TAKEN = KVTransferError("this transfer has a stream already; a receiver opens one")
+
+
+class SendAgent(TransferAgent):
+    """All transfers out of one worker."""
+
+    def __init__(
+        self,
+        network: Network,
+        callbacks: SenderCallbacks,
+        kv: KVBytes,
+        layout: KVLayout,
+        config: TransferConfig,
+        on_fault: OnFault = log_fault,
+    ) -> None:
+        """Keep the collaborators; `listen` starts it.
+
+        Args:
+            network: Carries raw bytes.
+            callbacks: The prefill role.
+            kv: The pool's bytes.
+            layout: What a block looks like.
+            config: Sizes and times.
+            on_fault: See `OnFault`.
+        """
+        super().__init__(network, config, on_fault)
+        self._callbacks = callbacks
+        self._kv = kv
+        self._layout = layout
+        self._senders: dict[TransferId, Sender] = {}
+        self._tombstones: dict[TransferId, float] = {}
+        self._parked = ParkingLot()
+        self.num_sent_bytes = 0
+
+    async def listen(self) -> str:
+        """Serve Fetch and watch the leases; returns the address to publish."""
+        address = await super().listen()
+        self._own(self._watch_leases())
+        return address
+
+    @property
+    def num_live(self) -> int:
+        """Transfers with any state left, tombstones apart; zero at rest."""
+        return len(self._senders) + len(self._parked)
+
+    def _end_transfers(self) -> None:
+        for sender in list(self._senders.values()):
+            sender.end(KVTransferError("the prefill worker is shutting down"))
+
+    def _fail(self, transfer_id: TransferId, error: ServingError) -> None:
+        if sender := self._senders.get(transfer_id):
+            sender.fail(error)
+            self._forget_sender(sender)
+        else:
+            self._callbacks.transfer_lost(transfer_id, error)
+
+    # --- told by the role -------------------------------------------------------------------------
+
+    def offer(self, offer: Offer) -> None:
+        """Expect a peer's Open; the lease begins now."""
+        with self._contained(offer.transfer_id):
+            sender = Sender(
+                offer, self._callbacks, self._kv, self._layout, self._config, self._note
+            )
+            self._note(Transition.SENDER_OFFERED)
+            self._senders[offer.transfer_id] = sender
+            self._parked.offered(offer.transfer_id)
+
+    def start(self, transfer_id: TransferId, num_tokens: int) -> None:
+        """Ask the partner to reserve."""
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.start(num_tokens)
+
+    def publish(self, transfer_id: TransferId, sub_attempt: int, blocks: Blocks) -> None:
+        """Let blocks go out."""
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.publish(sub_attempt, blocks)
+
+    def commit(
+        self,
+        transfer_id: TransferId,
+        sub_attempt: int,
+        first_tokens: dict[int, Logprob],
+        final: frozenset[int],
+    ) -> None:
+        """Everything was published."""
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.commit(sub_attempt, first_tokens, final)
+                if len(final) == len(first_tokens):
+                    self._end_sender(sender, None)
+
+    def restart(self, transfer_id: TransferId, sub_attempt: int) -> None:
+        """The sequence was preempted."""
+        with self._contained(transfer_id):
+            if sender := self._sender(transfer_id):
+                sender.restart(sub_attempt)
+            else:
+                self._callbacks.transfer_drained(transfer_id, sub_attempt - 1)
+
+    def end_send(self, transfer_id: TransferId, error: ServingError | None) -> None:
+        """Give a transfer up; `transfer_drained` is the answer, also for an unknown one."""
+        with self._contained(transfer_id):
+            sender = self._senders.get(transfer_id)
+            if sender is None:
+                self._callbacks.transfer_drained(transfer_id, LAST_SUB_ATTEMPT)
+            else:
+                self._end_sender(sender, error)
+
+    def renew(self, transfer_ids: list[TransferId]) -> None:
+        """The owning router is alive: its leases go on."""
+        now_s = asyncio.get_running_loop().time()
+        for transfer_id in transfer_ids:
+            if sender := self._senders.get(transfer_id):
+                sender.last_traffic_at = now_s
+
+    def _sender(self, transfer_id: TransferId) -> Sender | None:
+        sender = self._senders.get(transfer_id)
+        if sender is None:
+            self.num_unknown += 1
+        return sender
+
+    def _end_sender(self, sender: Sender, error: ServingError | None) -> None:
+        sender.end(error)
+        self._forget_sender(sender)
+
+    def _forget_sender(self, sender: Sender) -> None:
+        if self._senders.pop(sender.offer.transfer_id, None) is not None:
+            self.num_sent_bytes += sender.num_bytes
+            self._bury(sender.offer.transfer_id)
+
+    def _bury(self, transfer_id: TransferId) -> None:
+        self._tombstones[transfer_id] = asyncio.get_running_loop().time() + TOMBSTONE_S
+
+    # --- told by peers ----------------------------------------------------------------------------
+
+    async def _serve_open(self, stream: MessageStream, opened: frames.Open) -> None:
+        sender = await self._find_offer(opened)
+        if sender is None:
+            self._note(Transition.SENDER_NOT_FOUND)
+            await self._turn_away(stream, frames.NotFound())
+        elif sender.has_stream:
+            await self._turn_away(stream, frames.Failed(*to_wire(_TAKEN)))
+        else:
+            try:
+                await sender.serve(stream, opened)
+            finally:
+                self._forget_sender(sender)
+
+    async def _find_offer(self, opened: frames.Open) -> Sender | None:
+        """Match an Open with its offer, waiting a while for a Submit that is still on its way."""
+        transfer_id, peer = opened.transfer_id, opened.receiver_id
+        if (
+            transfer_id not in self._senders
+            and transfer_id not in self._tombstones
+            and self._parked.has_room(peer)
+        ):
+            self._note(Transition.SENDER_PARKED)
+            await self._parked.wait(transfer_id, peer, self._config.park_s)
+        sender = self._senders.get(transfer_id)
+        if sender is None:
+            return None
+        named = (sender.offer.receiver_id, sender.offer.receiver_incarnation)
+        return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None
+
+    async def _watch_leases(self) -> None:
+        while True:
+            await asyncio.sleep(HEARTBEAT_S)
+            now_s = asyncio.get_running_loop().time()
+            for sender in list(self._senders.values()):
+                if now_s - sender.last_traffic_at > self._config.lease_s:
+                    with self._contained(sender.offer.transfer_id):
+                        sender.expire()
+                        self._forget_sender(sender)
+            for transfer_id, until in list(self._tombstones.items()):
+                if now_s >= until:
+                    del self._tombstones[transfer_id]

@@ -1,0 +1,105 @@
+"""What a worker is made of, and the two loops that it runs on.
+
+Owns the list of parts that a composition root chooses. Does not know how they are put together.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from core.config import EngineConfig, TransferConfig
+from core.ids import Incarnation, WorkerId
+from core.kv_layout import KVLayout
+from core.ports import Clock, KVBytes, Network
+from core.session import Role, WorkerDescriptor
+from core.trace import NoTracing, Tracing
+from kv_transfer.agent import OnFault
+from kv_transfer.threadsafe_callbacks import Post, watched
+from worker.ports import Attempts, RestartableRunner, WorkerRole
+from worker.sessions import FRAME_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class Loops:
+    """How a call crosses between a worker's loop and its agent's; what it raises ends it all."""
+
+    to_agent: Post
+    to_worker: Post
+    agent_broke: OnFault
+    """For a task of the agent: called on the agent's loop."""
+
+    @classmethod
+    def join(cls, agent_loop: asyncio.AbstractEventLoop, break_down: OnFault) -> Loops:
+        """Join the running loop, the worker's, with the agent's, which may be the same."""
+        loop = asyncio.get_running_loop()
+
+        def agent_broke(error: BaseException) -> None:
+            loop.call_soon_threadsafe(break_down, error)
+
+        return cls(
+            watched(agent_loop.call_soon_threadsafe, agent_broke),
+            watched(loop.call_soon_threadsafe, break_down),
+            agent_broke,
+        )
+
+
+class MakeRole(Protocol):
+    """A role's class."""
+
+    pool: Role
+    """Where its workers belong."""
+
+    def __call__(
+        self, components: WorkerComponents, attempts: Attempts, loops: Loops, /
+    ) -> WorkerRole:
+        """Make the role of one worker."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerComponents:
+    """What a worker is made of, chosen by the composition root."""
+
+    role: MakeRole
+    """`PrefillRole` or `DecodeRole`."""
+    runner: RestartableRunner
+    kv: KVBytes
+    layout: KVLayout
+    engine: EngineConfig
+    transfer: TransferConfig
+    max_model_len: int
+    vocabulary_size: int
+    session_network: Network
+    transfer_network: Network
+    clock: Clock
+    worker_id: WorkerId
+    incarnation: Incarnation
+    model: str
+    """Its name."""
+    node: str = ""
+    pid: int = 0
+    tracing: Tracing = field(default_factory=NoTracing)
+    frame_bytes: int = FRAME_BYTES
+    """Longest frame of a session."""
+    hash_key: bytes = b""
+    """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
+
+    def describe(self) -> WorkerDescriptor:
+        """Say who the worker is; it listens nowhere yet."""
+        return WorkerDescriptor(
+            worker_id=self.worker_id,
+            role=self.role.pool,
+            incarnation=self.incarnation,
+            session_address="",
+            transfer_address="",
+            model=self.model,
+            content_digest=self.layout.content_digest,
+            block_size_tokens=self.engine.block_size_tokens,
+            num_blocks=self.engine.num_blocks,
+            max_model_len=self.max_model_len,
+            node=self.node,
+            pid=self.pid,
+            rank_pids=self.runner.rank_pids(),
+        )
