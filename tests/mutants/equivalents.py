@@ -55,12 +55,6 @@ EQUIVALENTS: list[Equivalent] = [
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/scheduling/scheduler.py",
-        "return False",
-        "return None",
-        "`_start` and nothing else here says False, and who calls it only asks whether it is true",
-    ),
-    Equivalent(
         "router/text/detokenizing.py",
         "CONTEXT_TOKENS = 6",
         "CONTEXT_TOKENS = 5",
@@ -85,12 +79,6 @@ EQUIVALENTS: list[Equivalent] = [
         "self._thread.join(timeout=6)",
         "the thread was told to end and does so at once; only one that hangs is waited for so "
         "long, and it is a daemon, so it keeps no process either way",
-    ),
-    Equivalent(
-        "worker/attempt.py",
-        "return False",
-        "return None",
-        "`append` alone here says False, and who calls it only asks whether it is true",
     ),
     Equivalent(
         "worker/attempt.py",
