@@ -11,7 +11,9 @@ from core.errors import WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
 from core.session import ConnectPeers, Credit, Load, PeerReport, Progress, RouteReport, Welcome
 from router.workers.session import MAX_OUTGOING, SessionState, WorkerSession
+from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
+from simulation.parts import StaticMembership
 
 
 def still_link():
@@ -128,3 +130,92 @@ def test_a_command_that_would_not_be_read_is_refused_and_not_kept():
     with pytest.raises(WorkerLost, match="worker w is lost"):
         lost.send(Credit("r", 0, 9))
     assert not lost._outgoing
+
+
+@pytest.mark.parametrize("was_live", [False, True])
+def test_one_refusal_is_a_worker_that_restarts_its_port_and_not_one_that_is_gone(was_live):
+    """Each time anew: what was refused before the last connection does not count."""
+
+    async def main():
+        refused = StreamClosed("refused")
+        first = [refused, Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
+        last = Script(Welcome(WORKER))
+        wire = Wire(*first, refused, last)
+        worker = WorkerSession(WORKER, wire, "router", LoopClock(), iter(range(9)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(1.0)
+        found = worker.state.name, worker.num_reconnects, last.is_reset
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return found
+
+    assert run_virtual(main()) == ("LIVE", int(was_live), False)
+
+
+def test_a_member_that_left_and_joins_again_as_it_was_is_dialled_again():
+    """A membership that could not be read for a moment loses nobody for good."""
+
+    async def main():
+        first = Script(Welcome(WORKER), fails=StreamClosed("cut"))
+        again = Script(Welcome(WORKER))
+        members = StaticMembership()
+        members.join(WORKER)
+        wire = Wire(first, *[StreamClosed("refused")] * 2, again)
+        sessions = WorkerSessions(members, wire, "router", LoopClock())
+        sessions.follow()
+        members.leave("w")
+        await asyncio.sleep(5.0)
+        left = sessions.all(), sessions._tasks
+        left = [len(one) for one in left]
+        members.join(WORKER)
+        await asyncio.sleep(0.5)
+        back = [session.state.name for session in sessions.all()]
+        await sessions.close()
+        return left, back, len(sessions.all()), len(sessions._tasks)
+
+    assert run_virtual(main()) == ([0, 0], ["LIVE"], 0, 0)
+
+
+def test_nothing_is_kept_of_the_way_to_a_peer_that_is_gone():
+    worker = still_link()
+    for address in ("a", "b"):
+        worker.introduce(address)
+    worker._note_routes((RouteReport("a", "shm"), RouteReport("b", "shm")))
+    worker.forget_peer("a")
+    worker.forget_peer("never met")
+    worker._note_routes((RouteReport("a", "shm", gb_per_s=1.0),))
+    assert (list(worker.routes), list(worker._introduced), list(worker._unmet)) == (
+        ["b"],
+        ["b"],
+        ["b"],
+    )
+
+
+def test_of_a_way_the_last_news_are_kept_and_that_it_was_opened_again_is_none():
+    worker, found = still_link(), []
+    worker.introduce("a")
+    reports = [
+        RouteReport("a", "grpc"),
+        RouteReport("a", "shm", gb_per_s=2.0),
+        RouteReport("a", "shm"),
+        RouteReport("a", error="refused"),
+        RouteReport("a", "shm"),
+        RouteReport("a", "shm", gb_per_s=3.0),
+    ]
+    for report in reports:
+        worker._note_routes((report,))
+        found.append(reports.index(worker.routes["a"]))
+    assert found == [0, 1, 1, 3, 3, 5]
+
+
+def test_a_measurement_that_is_over_keeps_nothing():
+    async def main():
+        worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)))
+        asking = asyncio.ensure_future(worker.measure("a", 1))
+        await asyncio.sleep(0)
+        measured = list(worker._measured)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        return measured, worker._measured
+
+    assert run_virtual(main()) == (["a"], {})
