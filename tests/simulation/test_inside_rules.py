@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
 from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 
 from core.errors import InvalidRequest
@@ -13,9 +14,17 @@ from kv_transfer import frames
 LONG = {"max_tokens": 30, "ignore_eos": True}
 
 
-def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
+@pytest.mark.parametrize(
+    ("first_tokens", "why"),
+    [
+        ({0: Logprob(2**31 - 1, -0.5)}, "first token"),
+        ({1: Logprob(5, -0.5)}, "first tokens came for choices [1], not [0]"),
+        ({0: Logprob(5, -0.5), 1: Logprob(5, -0.5)}, "came for choices [0, 1], not [0]"),
+    ],
+)
+def test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank(first_tokens, why, caplog):
     async def scenario(cluster):
-        spoiled = []
+        spoiled, ended = [], []
 
         def lie(stream, message):
             if not isinstance(message, bytes):
@@ -23,17 +32,20 @@ def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
             number, told = frames.decode(message)
             if isinstance(told, frames.Commit) and not spoiled:
                 spoiled.append(told)
-                told = replace(told, first_tokens={0: Logprob(2**31 - 1, -0.5)})
-                return frames.encode(number, told)
+                return frames.encode(number, replace(told, first_tokens=first_tokens))
             return message
 
+        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
         cluster.hub.tamper = lie
         answer = await ask(cluster, **LONG)
-        return answer, len(spoiled)
+        return answer, len(spoiled), ended
 
-    (tokens, ended), num_spoiled = run(scenario)
+    (tokens, ended), num_spoiled, ends = run(scenario)
     assert num_spoiled == 1 and ended.error is None and tokens == expected(**LONG)
     assert ended.timing.attempts[0] == "0:pd:kv_transfer_failed" and len(ended.timing.attempts) == 2
+    [error] = [e.error for e in ends if e.task is Task.DECODE and e.error is not None]
+    assert why in error.message
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], "it was taken for a bug"
 
 
 def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
