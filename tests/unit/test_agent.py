@@ -1,6 +1,7 @@
 """Whom a transfer agent serves: streams that peers open, at once, too early, twice or in vain."""
 
 import asyncio
+import threading
 
 import pytest
 from support.peers import (
@@ -24,6 +25,7 @@ from support.peers import (
 from core.ids import Incarnation, TransferId, WorkerId
 from core.ports import StreamClosed
 from kv_transfer import frames
+from kv_transfer.agent import AgentThread
 from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER
 
 
@@ -130,3 +132,17 @@ def test_places_are_bounded_in_all():
         return waiting, world.agent.num_live
 
     assert run(scenario, SendCallbacks(), park_s=1.0) == (MAX_PARKED, 0)
+
+
+async def test_an_agents_loop_runs_in_a_thread_of_its_own_until_it_is_stopped():
+    async def where():
+        return threading.current_thread().name
+
+    thread = AgentThread()
+    try:
+        async with asyncio.timeout(30):
+            assert await thread.call(where()) == "transfer-agent"
+    finally:
+        thread.stop()
+    assert thread.loop.is_closed()
+    assert "transfer-agent" not in {one.name for one in threading.enumerate()}

@@ -89,6 +89,16 @@ def test_a_second_request_hits_the_prefix_of_the_first_but_recomputes_the_last_t
     assert engine.tokens["a", 0] == engine.tokens["b", 0]
 
 
+def test_without_a_cache_nothing_is_kept_and_nothing_is_found():
+    engine = Engine(cache=False)
+    engine.submit(request("a", range(16), max_tokens=2))
+    engine.run()
+    assert (engine.pool.num_cached, engine.pool.num_free) == (0, engine.pool.num_blocks)
+    again = engine.submit(request("b", range(16), max_tokens=2))
+    assert [len(i.token_ids) for i in engine.step().items] == [16]
+    assert again.num_prefix_hit_tokens == 0
+
+
 def test_forks_share_blocks_and_copy_on_write():
     engine = Engine()
     engine.submit(request("a", [1] * 10, n=3, temperature=1.0, max_tokens=6))

@@ -20,7 +20,7 @@ from core.session import (
     WorkerTiming,
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
-from router.request_state import AttemptState
+from router.request_state import AttemptState, RequestState
 from transport.session_codec import (
     MAX_ERROR_CHARACTERS,
     from_router_wire,
@@ -28,7 +28,17 @@ from transport.session_codec import (
     to_router_wire,
     to_worker_wire,
 )
-from worker.attempt import DELTA_BYTES, ENDED_BYTES, MIN_SHARE_BYTES, ROW_BYTES, Attempt
+from worker.attempt import (
+    DELTA_BYTES,
+    ENDED_BYTES,
+    LOGPROB_BYTES,
+    MIN_SHARE_BYTES,
+    ROW_BYTES,
+    TOKEN_BYTES,
+    TOP_BYTES,
+    Attempt,
+    FrameShare,
+)
 from worker.sessions import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
@@ -206,6 +216,81 @@ def test_parts_finished_choices_and_scores_survive_the_wire():
     assert from_worker_wire(to_worker_wire(1, hello)) == hello
 
 
+def cost(share):
+    """What a share's parts take by the bounds, each counted once."""
+    rows = [row for d in share.deltas for row in (*d.prompt_logprobs, *d.logprobs)]
+    plain = sum(len(d.token_ids) for d in share.deltas if not d.logprobs)
+    scored = sum(TOKEN_BYTES + LOGPROB_BYTES + TOP_BYTES * len(row.top) for row in rows)
+    fixed = DELTA_BYTES * len(share.deltas) + ENDED_BYTES * len(share.ended)
+    return fixed + scored + TOKEN_BYTES * plain
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 60), st.integers(1, 60), st.integers(1, 3), st.sampled_from([None, 20]),
+    st.integers(MIN_SHARE_BYTES, 3 * MIN_SHARE_BYTES),
+)  # fmt: skip
+def test_a_share_is_counted_exactly_and_the_last_of_all_is_empty(scores, tokens, n, top, room):
+    one = attempt("r", num_scores=scores, num_tokens=tokens, n=n, logprobs=top)
+    end(one)
+    while one.has_unsent:
+        share = one.take(room)
+        assert share.num_bytes == cost(share) <= room and (share.deltas or share.ended)
+    assert one.take(room) == FrameShare() == FrameShare([], [], 0)
+
+
+@pytest.mark.parametrize(("spare_bytes", "num_told"), [(0, 20), (-1, 19)])
+def test_a_token_that_fits_to_the_last_byte_is_told(spare_bytes, num_told):
+    one = attempt("r", num_tokens=30)
+    share = one.take(DELTA_BYTES + 20 * ROW_BYTES + spare_bytes)
+    assert len(tokens_of([share], "r")) == num_told
+
+
+@pytest.mark.parametrize(("spare_bytes", "choices"), [(0, [0, 1]), (-1, [0])])
+def test_a_choice_begins_where_one_token_of_it_fits(spare_bytes, choices):
+    one = attempt("r", num_tokens=20, n=2)
+    share = one.take(2 * DELTA_BYTES + 21 * ROW_BYTES + spare_bytes)
+    assert [d.choice for d in share.deltas] == choices
+    assert len(share.deltas[0].token_ids) == 20
+
+
+@pytest.mark.parametrize(("spare_bytes", "num_ended"), [(0, 1), (-1, 0)])
+def test_the_end_of_an_attempt_is_told_where_it_fits_to_the_last_byte(spare_bytes, num_ended):
+    one = attempt("r", num_tokens=20)
+    end(one)
+    share = one.take(DELTA_BYTES + 20 * ROW_BYTES + ENDED_BYTES + spare_bytes)
+    assert len(share.deltas[0].token_ids) == 20 and len(share.ended) == num_ended
+
+
+def test_shares_that_fill_a_frame_to_the_last_byte_are_both_in_it():
+    two = [attempt(name, num_tokens=1000, logprobs=None) for name in ("a", "b")]
+    session = RouterSession("router", lambda *told: None, 2 * MIN_SHARE_BYTES)
+    for one in two:
+        session.attempts[one.request_id] = one
+        session.touch(one)
+    frame = session.build_frame(1)
+    fitting = (MIN_SHARE_BYTES - DELTA_BYTES) // TOKEN_BYTES
+    assert [(d.request_id, len(d.token_ids)) for d in frame.deltas] == [
+        ("a", fitting),
+        ("b", fitting),
+    ]
+    error = WorkerLost("unknown")
+    session.unknown = [AttemptEnded(f"{i}", 1, Task.LOCAL, TIMINGS, error) for i in range(5)]
+    assert [len(f.ended) for f in frames_of(session)] == [2, 2, 1]
+
+
+def test_a_choice_has_not_finished_for_a_router_that_lacks_scores_of_the_prompt():
+    """It has every token after a reconnect, and the end comes with the last of the scores."""
+    one = attempt("r", num_scores=40, num_tokens=3)
+    end(one)
+    one.rewind(Wanted("r", one.epoch, (3,), 0, 0))
+    deltas = []
+    while one.has_unsent:
+        deltas += one.take(MIN_SHARE_BYTES).deltas
+    assert sum(len(d.prompt_logprobs) for d in deltas) == 40 and len(deltas) > 2
+    assert [d.finish for d in deltas] == [None] * (len(deltas) - 1) + [FinishReason.LENGTH]
+
+
 # --- the router's end -----------------------------------------------------------------------------
 
 
@@ -243,6 +328,21 @@ async def test_scores_are_told_once_and_whole_before_any_token(path, worker):
     scored = PromptScored(tuple(Logprob(i, -float(i)) for i in range(10)))
     assert told == [scored, *([(8,)] * (2 if path is Path.PD else 1))]
     assert run.wanted().num_scores == 10 and not run.finished.done()
+
+
+async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
+    told, sampling = [], SamplingParams(prompt_logprobs=0)
+    run = RequestState(
+        request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), session_key="r",
+        emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
+    )  # fmt: skip
+    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
+    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    found = []
+    for start in range(4):
+        attempt.on_delta("d", part(start, 1))
+        found.append(len(told))
+    assert run.num_scores == 4 and found == [0, 0, 0, 1]
 
 
 async def test_a_missing_part_ends_the_attempt():
