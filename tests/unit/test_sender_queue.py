@@ -15,7 +15,6 @@ from support.peers import (
 from core.errors import Cancelled
 from core.ports import StreamClosed
 from kv_transfer import frames
-from kv_transfer.sender import COALESCE_S
 
 
 @pytest.mark.parametrize("frame_bytes", [1 << 20, 4096])
@@ -76,7 +75,7 @@ def test_what_waits_to_be_sent_is_forgotten_with_its_sub_attempt(ending):
 
 @pytest.mark.parametrize(
     ("reason", "waited_s"),
-    [("", COALESCE_S), ("full", 0.0), ("commit", 0.0), ("restart", 0.0), ("end", 0.0)],
+    [("", 0.002), ("full", 0.0), ("commit", 0.0), ("restart", 0.0), ("end", 0.0)],
 )
 def test_a_frame_waits_for_more_parts_unless_there_is_a_reason_to_send(
     reason, waited_s, monkeypatch

@@ -3,6 +3,8 @@
 The counters are what operators and the search read, so what is noted is compared whole.
 """
 
+import asyncio
+
 import pytest
 from support.peers import (
     FIRST,
@@ -201,3 +203,26 @@ READY = {"fetching": 1, "starting": 1, "reserved": 1}
 )
 def test_a_receiver_notes_each_step_of_its_way_once(scenario, expected):
     assert noted(scenario, ReceiveCallbacks()) == expected
+
+
+@pytest.mark.parametrize("is_sender", [True, False])
+def test_an_end_with_nothing_to_say_says_so_twice_a_second(is_sender):
+    """Four times between the first half second and the end of the second second."""
+
+    async def scenario(world):
+        talk = await (partnered(world) if is_sender else fetched(world))
+        heard = []
+
+        async def listen():
+            while True:
+                heard.append(frames.decode(await talk.stream.recv())[1])
+
+        listening = asyncio.ensure_future(listen())
+        await settle(2.2)
+        listening.cancel()
+        world.agent.end_send(TRANSFER, None) if is_sender else world.agent.end_fetch(TRANSFER)
+        await settle()
+        return heard
+
+    host = SendCallbacks() if is_sender else ReceiveCallbacks()
+    assert run(scenario, host) == [frames.Heartbeat()] * 4

@@ -9,7 +9,17 @@ from support.scripts import WORKER, Listener, Script, Wire
 
 from core.errors import WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
-from core.session import ConnectPeers, Credit, Load, PeerReport, Progress, RouteReport, Welcome
+from core.session import (
+    ConnectPeers,
+    Credit,
+    Hello,
+    Load,
+    PeerReport,
+    Progress,
+    RouteReport,
+    RouterHeartbeat,
+    Welcome,
+)
 from router.workers.session import MAX_OUTGOING, SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
@@ -219,3 +229,71 @@ def test_a_measurement_that_is_over_keeps_nothing():
         return measured, worker._measured
 
     assert run_virtual(main()) == (["a"], {})
+
+
+# --- times that are promised ----------------------------------------------------------------------
+
+
+def lost_after_s(*scripts, cut_at_s=0.0):
+    """How long after a cut (or the first dial) a worker is given up."""
+
+    async def main():
+        worker = WorkerSession(WORKER, Wire(*scripts), "router", LoopClock(), iter(range(99)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(cut_at_s)
+        if cut_at_s:
+            scripts[0].fails = StreamClosed("cut")
+            scripts[0].inbox.put_nowait(SimpleNamespace(number=1, message=Progress(0, 0, False)))
+        await running
+        return asyncio.get_running_loop().time() - cut_at_s
+
+    return run_virtual(main())
+
+
+def test_a_worker_that_does_not_answer_is_given_up_two_seconds_after_the_first_dial():
+    assert lost_after_s(*[Script() for _ in range(9)]) == pytest.approx(2.0)
+
+
+def test_a_worker_is_dialled_ten_times_a_second_for_two_seconds_after_a_cut():
+    out_of_reach = [TimeoutError() for _ in range(99)]
+    scripts = [Script(Welcome(WORKER)), *out_of_reach]
+    assert lost_after_s(*scripts, cut_at_s=1.0) == pytest.approx(1.9, abs=0.11)
+
+
+def test_a_silent_worker_is_given_up_at_the_first_look_after_three_seconds():
+    silent = Script(Welcome(WORKER))
+    assert lost_after_s(silent, StreamClosed(""), StreamClosed("")) == pytest.approx(3.5)
+
+
+def test_a_lost_member_is_dialled_again_each_second():
+    async def main():
+        dialled = []
+
+        class Refusing:
+            async def dial(self, address):
+                dialled.append(asyncio.get_running_loop().time())
+                raise StreamClosed("refused")
+
+        members = StaticMembership()
+        members.join(WORKER)
+        sessions = WorkerSessions(members, Refusing(), "router", LoopClock())
+        sessions.follow()
+        await asyncio.sleep(3.5)
+        await sessions.close()
+        return dialled
+
+    pairs = [0.0, 0.1, 1.1, 1.2, 2.2, 2.3, 3.3, 3.4]
+    assert run_virtual(main()) == pytest.approx(pairs)
+
+
+def test_a_router_with_nothing_to_say_says_so_twice_a_second():
+    async def main():
+        stream = Script(Welcome(WORKER))
+        worker = WorkerSession(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(2.2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return [type(message) for message in stream.sent]
+
+    assert run_virtual(main()) == [Hello, *[RouterHeartbeat] * 4]
