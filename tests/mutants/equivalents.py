@@ -80,6 +80,12 @@ EQUIVALENTS: list[Equivalent] = [
         "whether the finish was sent",
     ),
     Equivalent(
+        "engine/scheduling/block_tables.py",
+        "sequence.parents += map(self._pool.identity, hits)",
+        "pass",
+        "`register` goes over the hits then, which keep the identities they have: it takes longer",
+    ),
+    Equivalent(
         "kv_transfer/agent.py",
         "warm()",
         "pass",

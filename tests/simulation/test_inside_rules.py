@@ -74,7 +74,7 @@ def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
 
 def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
     async def scenario(cluster):
-        seen, refused = [], {}
+        seen, refused, still = [], {}, {}
 
         def spy(stream, message):
             if isinstance(message, Submit) and message.task is not Task.LOCAL:
@@ -91,10 +91,22 @@ def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
             of.worker.submit("thief", replace(submit, request=request))
             refused[submit.task] = of.worker.attempts["thief"].ended.error
             of.worker.cancel("thief", 0)
-        return await running, refused
+        answer = await running
+        await asyncio.sleep(1.0)
+        for of, submit in zip((prefill, decode), seen, strict=True):
+            role = of.worker._role
+            closing = role._draining if submit.task is Task.PREFILL else role._closing
+            closing[submit.transfer_id] = {} if submit.task is Task.PREFILL else []
+            request = cluster.request("late", PROMPT, SamplingParams(max_tokens=4))
+            of.worker.submit("thief", replace(submit, request=request))
+            still[submit.task] = of.worker.attempts["late"].ended.error
+            of.worker.cancel("late", 0)
+            del closing[submit.transfer_id]
+        return answer, refused, still
 
-    (tokens, ended), refused = run(scenario)
-    assert set(refused) == {Task.PREFILL, Task.DECODE}
-    assert all("names a transfer that is here" in error.message for error in refused.values())
+    (tokens, ended), refused, still = run(scenario)
+    for errors in (refused, still):  # under way, and over but still being read or written
+        assert set(errors) == {Task.PREFILL, Task.DECODE}
+        assert all("names a transfer that is here" in error.message for error in errors.values())
     assert ended.error is None and tokens == expected(**LONG)
     assert len(ended.timing.attempts) == 1

@@ -95,7 +95,7 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
     assert left == [[], 0, 0]
 
 
-def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatch):
+def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatch, caplog):
     """Between the agent's word and the worker's loop there is time for a restart."""
     arrived, replaced = DecodeRole.transfer_arrived, []
 
@@ -111,6 +111,7 @@ def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatc
     monkeypatch.setattr(DecodeRole, "transfer_arrived", late)
     tokens, ended = run(ask)
     assert replaced[1] == 0, "blocks of the old pool became cache"
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], "it was taken for a bug"
     assert ended.timing.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
     assert ended.error is None and tokens == expected()
 

@@ -275,3 +275,24 @@ def test_prompt_scores_that_a_preemption_interrupts_are_there_once():
 
     assert scores(interrupts=True) == scores(interrupts=False)
     assert [s.token_id for s in scores(interrupts=True)] == list(range(2, 21))
+
+
+def test_who_was_due_before_has_overtaken_nobody():
+    engine = Engine(num_blocks=900, budget=8, max_len=3400, cache=False)
+
+    def submit(name, size, due_s):
+        sequence = engine.scheduler.new_sequence(
+            request(name, [1] * size, max_tokens=1), 1, (0,), (), due_s
+        )
+        engine.scheduler.submit(sequence)
+        return sequence
+
+    submit("giant", 3000, 0.0)
+    long = submit("long", 60, 10.0)
+    engine.step()
+    found = []
+    for name, due_s in (("older", 5.0), ("younger", 20.0)):
+        passing = submit(name, 4, due_s)
+        assert passing.key in {item.sequence_key for item in engine.step().items}
+        found.append((long.status, long.num_overtaken))
+    assert found == [(Status.RUNNING, 0), (Status.RUNNING, 1)]

@@ -198,6 +198,32 @@ def test_after_a_reconnect_what_is_not_there_comes_again_and_nothing_else(scores
     assert [t for d in deltas for t in d.token_ids] == [2**32 - 1 - i for i in range(at, 60)]
 
 
+def test_timings_and_the_end_come_again_after_a_reconnect_too():
+    one = attempt("r", num_tokens=3)
+    end(one)
+    session = session_of(one)
+    told = []
+    for _ in range(2):
+        frames = frames_of(session)
+        timings = [d.timings for f in frames for d in f.deltas]
+        told.append((timings, [e.request_id for f in frames for e in f.ended]))
+        one.rewind(Wanted("r", one.epoch, (3,)))
+        session.touch(one)
+    assert told == [([TIMINGS], ["r"])] * 2
+
+
+def test_a_router_that_lacks_what_came_before_this_attempt_hears_of_it_from_its_base_on():
+    one = attempt("r", num_tokens=0)
+    for position in (5, 6):
+        one.append(0, position, Logprob(position, -2.5))
+    session = session_of(one)
+    session.build_frame(1)
+    one.rewind(Wanted("r", one.epoch, (3,)))
+    session.touch(one)
+    [delta] = [d for f in frames_of(session) for d in f.deltas]
+    assert (delta.position, delta.token_ids) == (5, (5, 6))
+
+
 def test_a_choice_that_the_client_no_longer_waits_for_is_not_told_of():
     one = attempt("r", n=2, num_tokens=3)
     one.finished_choices.add(0)

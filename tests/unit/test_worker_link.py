@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +17,7 @@ from core.session import (
     Load,
     PeerReport,
     Progress,
+    Role,
     RouteReport,
     RouterHeartbeat,
     Welcome,
@@ -229,6 +231,41 @@ def test_a_measurement_that_is_over_keeps_nothing():
         return measured, worker._measured
 
     assert run_virtual(main()) == (["a"], {})
+
+
+def test_every_way_between_live_workers_is_measured_once_and_a_silent_one_is_named():
+    async def main():
+        kinds = [
+            ("p1", Role.PREFILL),
+            ("p2", Role.PREFILL),
+            ("d1", Role.DECODE),
+            ("d2", Role.DECODE),
+        ]
+        sessions, asked = WorkerSessions(StaticMembership(), None, "router", LoopClock()), []
+
+        async def measure(to, address, probe_bytes):
+            asked.append((address, to, probe_bytes))
+            if (address, to) == ("p2", "d1"):
+                raise TimeoutError
+            return RouteReport(address, "shm", gb_per_s=2.0)
+
+        for number, name in enumerate(("p1", "p2", "d1", "d2", "d3", "p3")):
+            role = Role.PREFILL if name.startswith("p") else Role.DECODE
+            descriptor = replace(
+                WORKER, worker_id=name, role=role, incarnation=number, transfer_address=name
+            )
+            session = WorkerSession(descriptor, None, "router", LoopClock(), iter(range(9)))
+            session._state = SessionState.LOST if name in ("d3", "p3") else SessionState.LIVE
+            session.measure = partial(measure, name)
+            sessions._use(session)
+        found = await sessions.measure(1 << 20)
+        return asked, [(s.worker_id, r.worker_id, route.error) for s, r, route in found]
+
+    pairs = [("p1", "d1"), ("p2", "d1"), ("p1", "d2"), ("p2", "d2")]
+    asked, found = run_virtual(main())
+    assert asked == [(*pair, 1 << 20) for pair in pairs]
+    silent = "no answer within 15 s"
+    assert found == [(*pair, silent if pair == ("p2", "d1") else "") for pair in pairs]
 
 
 # --- times that are promised ----------------------------------------------------------------------
