@@ -103,6 +103,15 @@ EQUIVALENTS: list[Equivalent] = [
         "hung = WorkerLost(str(group.exceptions[(-1)]))",
         "a worker was found silent and stuck in one turn, and either is why it is given up",
     ),
+    *(
+        Equivalent(
+            "router/workers/session.py",
+            "self._moved_at = self._heard_at = 0.0",
+            f"self._moved_at = self._heard_at = {value}",
+            "a stream that begins was heard of, and the first counters have moved",
+        )
+        for value in ("1.0", "(-1.0)")
+    ),
 ]
 TUNED = {
     "engine/scheduling/block_identities.py": "MAX_ROOTS _HASH_BYTES_USED",

@@ -11,6 +11,7 @@ from support.peers import (
     OTHER,
     PEER,
     TRANSFER,
+    ReceiveCallbacks,
     SendCallbacks,
     Talk,
     blocks_of,
@@ -27,6 +28,7 @@ from core.ports import StreamClosed
 from kv_transfer import frames
 from kv_transfer.agent import AgentThread
 from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER
+from kv_transfer.receiver import FetchOrder
 
 
 def test_a_second_open_is_turned_away_and_the_first_goes_on():
@@ -41,6 +43,7 @@ def test_a_second_open_is_turned_away_and_the_first_goes_on():
         await talk.hear()
         assert isinstance(await talk.hear(), frames.Commit)
         await finished(world, talk)
+        assert world.agent.num_unknown == 1
         return answer
 
     host = SendCallbacks()
@@ -132,6 +135,23 @@ def test_places_are_bounded_in_all():
         return waiting, world.agent.num_live
 
     assert run(scenario, SendCallbacks(), park_s=1.0) == (MAX_PARKED, 0)
+
+
+@pytest.mark.parametrize("sends", [True, False])
+def test_what_is_the_other_roles_to_do_fails_its_transfer_and_reaches_no_peer(sends):
+    async def scenario(world):
+        if sends:
+            world.agent.fetch(FetchOrder(TRANSFER, "anywhere", *PEER))
+        else:
+            world.agent.offer(offer_of(world))
+        await settle()
+        return world.agent.num_live
+
+    host = SendCallbacks() if sends else ReceiveCallbacks()
+    assert run(scenario, host) == 0
+    assert host.names() == ["lost" if sends else "failed"]
+    error = host.error("lost" if sends else "failed")
+    assert error.message == f"this worker's role {'receives' if sends else 'sends'} no KV"
 
 
 async def test_an_agents_loop_runs_in_a_thread_of_its_own_until_it_is_stopped():

@@ -29,7 +29,7 @@ from engine.scheduling.step_budget import StepBudget
 from kv_transfer import agent as agents
 from kv_transfer import frames
 from kv_transfer.agent import TOMBSTONE_S
-from router.admission import Admission
+from router.admission import CANARY_TIER, Admission
 from router.workers import sessions as router_sessions
 from router.workers.session import HUNG_S, WorkerSession
 from router.workers.sessions import WorkerSessions
@@ -260,3 +260,14 @@ async def test_prompts_fill_the_queue_to_its_last_token():
     await waiting
     with pytest.raises(Overloaded, match="0 prompt tokens wait, this one has 11"):
         await admission._acquire(11)
+
+
+async def test_a_canary_needs_no_permit_and_takes_none():
+    """A full router is still able to show that it serves."""
+    admission = Admission(1, 5, 60.0)
+    plain = GenerateRequest("r", "", (1, 2), SamplingParams(), 1, 1e6, (0,))
+    async with admission.permit(plain):
+        async with admission.permit(replace(plain, tier=CANARY_TIER)):
+            assert admission.num_running == 1
+        assert (admission.num_running, admission.num_queued) == (1, 0)
+    assert admission.num_running == 0

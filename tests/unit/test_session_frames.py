@@ -374,7 +374,7 @@ async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
 async def test_a_missing_part_ends_the_attempt():
     run, told = await attempt_run()
     run.on_delta("d", part(0, 4))
-    run.on_delta("d", part(5, 5))
+    run.on_delta("d", part(5, 5, (8,)))
     with pytest.raises(WorkerLost, match="prompt scores 4 to 4 are missing"):
         run.finished.result()
     assert told == []

@@ -235,12 +235,6 @@ def test_a_measurement_that_is_over_keeps_nothing():
 
 def test_every_way_between_live_workers_is_measured_once_and_a_silent_one_is_named():
     async def main():
-        kinds = [
-            ("p1", Role.PREFILL),
-            ("p2", Role.PREFILL),
-            ("d1", Role.DECODE),
-            ("d2", Role.DECODE),
-        ]
         sessions, asked = WorkerSessions(StaticMembership(), None, "router", LoopClock()), []
 
         async def measure(to, address, probe_bytes):
