@@ -235,6 +235,25 @@ def test_decode_reserves_once_whatever_it_is_told(num_more, why):
     assert ended.error is None and tokens == expected()
 
 
+@pytest.mark.parametrize(
+    ("role", "word"), [(Role.PREFILL, "transfer_lost"), (Role.DECODE, "transfer_failed")]
+)
+def test_a_worker_whose_transfer_failed_ends_its_part_itself(role, word):
+    async def scenario(cluster):
+        decode = unit(cluster, Role.DECODE)
+        running = asyncio.get_running_loop().create_task(ask(cluster))
+        await until(lambda: decode.scheduler.arriving)
+        one = unit(cluster, role)
+        attempt = attempt_of(one, "r")
+        error = KVTransferError("the stream broke")
+        getattr(one.worker._role, word)(attempt.submit.transfer_id, error)
+        is_told = attempt.ended is not None and attempt.ended.error is error
+        return is_told, await running
+
+    is_told, (tokens, ended) = run(scenario, step_s=0.05)
+    assert is_told and ended.error is None and tokens == expected()
+
+
 def test_the_lease_of_a_prompt_goes_on_while_its_router_lives_and_decode_has_not_come():
     """The Submit of the decode worker takes longer than a lease."""
 

@@ -380,6 +380,30 @@ async def test_a_missing_part_ends_the_attempt():
     assert told == []
 
 
+async def test_after_its_end_an_attempt_takes_nothing_more():
+    run, told = await attempt_run()
+    run.run.has_prompt_scores = True
+    run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
+    run.fail(WorkerLost("gone"))
+    run.on_delta("d", TokenDelta("r", 0, 0, 1, (9,)))
+    assert told == [(8,)] and isinstance(run.finished.exception(), WorkerLost)
+
+
+async def test_a_delta_that_cannot_be_taken_ends_the_attempt_and_says_nothing_of_choices():
+    run, _ = await attempt_run()
+    heard = []
+    run.on_choice_finished = lambda: heard.append("finished")
+
+    def refuse(delta, *, is_decode):
+        run.run.finished_choices = (0,)
+        raise WorkerLost("positions 0 to 4 are missing")
+
+    run.run.has_prompt_scores, run.run.deliver = True, refuse
+    run.on_delta("d", TokenDelta("r", 0, 0, 5, (8,)))
+    assert isinstance(run.finished.exception(), WorkerLost)
+    assert heard == [] and not run.decode_spoke
+
+
 def test_an_attempt_that_cannot_be_put_into_a_frame_ends_alone_and_is_told_so(monkeypatch, caplog):
     bad, good = attempt("bad"), attempt("good")
     failed = []

@@ -93,6 +93,7 @@ async def other_layout(world):
 async def never_submitted(world):
     talk = await opened(world)
     assert await talk.hear() == frames.NotFound()
+    assert world.agent.num_unknown == 1
 
 
 async def submitted_late(world):
