@@ -45,16 +45,16 @@ BEGINS_ABOVE_0 = {"_num_sent", "_num_blocks", "_num_free", "num_blocks", "num_la
 
 
 def books(roots):
-    """Numbers, and sizes of tables, in objects of ours and in all that they hold, by their way."""
+    """Numbers, and sizes of tables, in objects of ours and in all that they hold, by their path."""
     found, seen = {}, set()
     left = deque(roots.items())
     while left:
-        way, one = left.popleft()
+        path, one = left.popleft()
         if id(one) in seen or type(one).__module__.partition(".")[0] not in ROOMS:
             continue
         seen.add(id(one))
         for name in (*getattr(one, "__dict__", ()), *getattr(type(one), "__slots__", ())):
-            value, here = getattr(one, name, None), f"{way}.{name}"
+            value, here = getattr(one, name, None), f"{path}.{name}"
             if isinstance(value, int):
                 found[here] = int(value)
             elif isinstance(value, bytearray):
@@ -78,12 +78,12 @@ def all_books(cluster):
     return books({**cluster.units, **routers})
 
 
-def last_name(way):
-    return way.rpartition(".")[2]
+def last_name(path):
+    return path.rpartition(".")[2]
 
 
 async def load(cluster):
-    """Requests that end in every way there is."""
+    """Requests that end in every path there is."""
     loop = asyncio.get_running_loop()
     await asyncio.gather(
         ask(cluster, "plain"),
@@ -122,8 +122,8 @@ def test_nothing_is_left_of_requests_however_they_ended():
     )
     assert errors == [Cancelled, DeadlineExceeded] and set(others) == {None}
     assert len(before) > 200, "the walk over the books found few of them"
-    changed = {way for way in {*before, *after} if before.get(way) != after.get(way)}
-    assert {last_name(way) for way in changed} == set(CHANGES), changed
+    changed = {path for path in {*before, *after} if before.get(path) != after.get(path)}
+    assert {last_name(path) for path in changed} == set(CHANGES), changed
 
 
 def test_nothing_is_counted_before_it_has_happened():
@@ -132,10 +132,10 @@ def test_nothing_is_counted_before_it_has_happened():
         return all_books(cluster)
 
     counts = {
-        way: count
-        for way, count in run(scenario).items()
-        if last_name(way).lstrip("_").startswith("num_")
+        path: count
+        for path, count in run(scenario).items()
+        if last_name(path).lstrip("_").startswith("num_")
     }
-    assert len({last_name(way) for way in counts}) > 20
-    above_0 = {way for way, count in counts.items() if count}
-    assert {last_name(way) for way in above_0} == BEGINS_ABOVE_0, above_0
+    assert len({last_name(path) for path in counts}) > 20
+    above_0 = {path for path, count in counts.items() if count}
+    assert {last_name(path) for path in above_0} == BEGINS_ABOVE_0, above_0

@@ -1,4 +1,4 @@
-"""What workers report to routers of their own accord: their load, and the ways to their peers."""
+"""What workers report to routers of their own accord: their load, and the routes to their peers."""
 
 import asyncio
 
@@ -42,7 +42,7 @@ def test_a_load_counts_what_runs_what_arrives_what_waits_and_what_is_free():
     assert after.free_blocks + after.cached_blocks == 64
 
 
-def test_each_decode_worker_reports_the_way_to_each_prefill_worker_before_any_request():
+def test_each_decode_worker_reports_the_route_to_each_prefill_worker_before_any_request():
     async def scenario(cluster):
         await asyncio.sleep(2.0)
         found = {

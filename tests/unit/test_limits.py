@@ -133,7 +133,7 @@ def test_a_transfer_that_has_ended_is_remembered_for_a_while(after_s, waited_s):
     assert run_agent(scenario, SendCallbacks(), park_s=1.0) == pytest.approx(waited_s)
 
 
-def test_ways_are_tried_in_a_bounded_number_at_once_and_again_when_there_is_room(monkeypatch):
+def test_routes_are_probed_in_a_bounded_number_at_once_and_again_when_there_is_room(monkeypatch):
     monkeypatch.setattr(agents, "MAX_MEETINGS", 3)
 
     async def scenario(world):

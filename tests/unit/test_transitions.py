@@ -1,4 +1,4 @@
-"""Every way through a transfer, by the transitions that are noted on it: each once, and no other.
+"""Every course of a transfer, by the transitions that are noted on it: each once, and no other.
 
 The counters are what operators and the search read, so what is noted is compared whole.
 """
@@ -127,7 +127,7 @@ PARTNERED = BEGUN | {"partnered": 1}
         (never_fetched, {"offered": 1, "expired": 1, "ended": 1}),
     ],
 )
-def test_a_sender_notes_each_step_of_its_way_once(scenario, expected):
+def test_a_sender_notes_each_of_its_steps_once(scenario, expected):
     assert noted(scenario, SendCallbacks()) == expected
 
 
@@ -202,7 +202,7 @@ READY = {"fetching": 1, "starting": 1, "reserved": 1}
         (not_wanted, {"fetching": 1, "ended": 1}),
     ],
 )
-def test_a_receiver_notes_each_step_of_its_way_once(scenario, expected):
+def test_a_receiver_notes_each_of_its_steps_once(scenario, expected):
     assert noted(scenario, ReceiveCallbacks()) == expected
 
 

@@ -188,7 +188,7 @@ def test_a_member_that_left_and_joins_again_as_it_was_is_dialled_again():
     assert run_virtual(main()) == ([0, 0], ["LIVE"], 0, 0)
 
 
-def test_nothing_is_kept_of_the_way_to_a_peer_that_is_gone():
+def test_nothing_is_kept_of_the_route_to_a_peer_that_is_gone():
     worker = still_link()
     for address in ("a", "b"):
         worker.introduce(address)
@@ -203,7 +203,7 @@ def test_nothing_is_kept_of_the_way_to_a_peer_that_is_gone():
     )
 
 
-def test_of_a_way_the_last_news_are_kept_and_that_it_was_opened_again_is_none():
+def test_of_a_route_the_last_news_are_kept_and_that_it_was_opened_again_is_none():
     worker, found = still_link(), []
     worker.introduce("a")
     reports = [
@@ -233,7 +233,7 @@ def test_a_measurement_that_is_over_keeps_nothing():
     assert run_virtual(main()) == (["a"], {})
 
 
-def test_every_way_between_live_workers_is_measured_once_and_a_silent_one_is_named():
+def test_every_route_between_live_workers_is_measured_once_and_a_silent_one_is_named():
     async def main():
         sessions, asked = WorkerSessions(StaticMembership(), None, "router", LoopClock()), []
 
