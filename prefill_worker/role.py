@@ -15,7 +15,6 @@ from core.errors import Cancelled, InvalidRequest, InvariantViolation, ServingEr
 from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
-from core.types import Logprob
 from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
 from engine.scheduling.sequence import Handover, Sequence, Status
 from kv_transfer.send_agent import SendAgent
@@ -32,6 +31,8 @@ class Outgoing:
 
     attempt: Attempt
     sequence: Sequence
+    handover: Handover
+    """The sequence's."""
     num_computed: list[int]
     """Complete leading blocks of each layer."""
     num_published: list[int]
@@ -81,6 +82,7 @@ class PrefillRole:
         num_layers = self._layout.num_layers
         if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
+        handover = Handover(submit.peer_id)
         sequence = self._scheduler.new_sequence(
             submit.request,
             submit.epoch,
@@ -88,11 +90,11 @@ class PrefillRole:
             submit.emitted[attempt.open_choices[0]],
             self._clock.now_s(),
             age_s=submit.age_s,
-            handover=Handover(submit.peer_id),
+            handover=handover,
         )
         sequence.run_alone = submit.run_alone
         attempt.sequences.append(sequence)
-        outgoing = Outgoing(attempt, sequence, [0] * num_layers, [0] * num_layers)
+        outgoing = Outgoing(attempt, sequence, handover, [0] * num_layers, [0] * num_layers)
         self._outgoing[submit.transfer_id] = outgoing
         self._by_key[sequence.key] = outgoing
         offer = Offer(
@@ -193,8 +195,8 @@ class PrefillRole:
     # --- publishing -------------------------------------------------------------------------------
 
     def _publish(self, outgoing: Outgoing, layer: int) -> None:
-        handover = outgoing.sequence.handover
-        if handover is None or not handover.is_partnered:
+        handover = outgoing.handover
+        if not handover.is_partnered:
             return
         first = max(outgoing.num_published[layer], handover.first_block)
         last = outgoing.num_computed[layer]
@@ -212,17 +214,16 @@ class PrefillRole:
 
     def _final(self, outgoing: Outgoing) -> frozenset[int]:
         sequence = outgoing.sequence
-        tokens: dict[int, Logprob] = sequence.handover.first_tokens if sequence.handover else {}
         position = sequence.num_output_tokens
         return frozenset(
             c
-            for c, t in tokens.items()
+            for c, t in outgoing.handover.first_tokens.items()
             if sequence.finish_after(t.token_id, position + 1) is not None
         )
 
     def _commit_if_ready(self, outgoing: Outgoing) -> bool:
-        handover = outgoing.sequence.handover
-        if handover is None or not handover.is_partnered or not handover.first_tokens:
+        handover = outgoing.handover
+        if not handover.is_partnered or not handover.first_tokens:
             return False
         for layer in range(self._layout.num_layers):
             self._publish(outgoing, layer)
@@ -231,10 +232,8 @@ class PrefillRole:
 
     def _commit(self, outgoing: Outgoing) -> None:
         final = self._final(outgoing)
-        tokens: dict[int, Logprob] = {}
-        if (handover := outgoing.sequence.handover) is not None:
-            handover.is_read = True
-            tokens = handover.first_tokens
+        outgoing.handover.is_read = True
+        tokens = outgoing.handover.first_tokens
         transfer_id = outgoing.attempt.submit.transfer_id
         self._post(self.agent.commit, transfer_id, outgoing.sub_attempt, tokens, final)
         if len(final) == len(tokens):

@@ -177,5 +177,5 @@ class Admission:
             waiter.granted.set_result(None)
 
 
-def _is_granted(future: asyncio.Future[None]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _is_granted(settled: asyncio.Future[None]) -> bool:
+    return not settled.cancelled() and settled.exception() is None

@@ -109,17 +109,11 @@ class Attempt:
         logs = (log for choice, log in self.logs.items() if choice not in self.finished_choices)
         return self._has_unsent_scores or any(log.has_unsent for log in logs)
 
-    def append(self, choice: int, position: int, token: Logprob) -> bool:
-        """Log a token; a position that is already there is left alone.
-
-        Returns:
-            True if it was new.
-        """
+    def append(self, choice: int, position: int, token: Logprob) -> None:
+        """Log a token; a position that is already there is left alone."""
         log = self.logs.setdefault(choice, ChoiceLog(base=position))
-        if position - log.base < len(log.tokens):
-            return False
-        log.tokens.append(token)
-        return True
+        if position - log.base >= len(log.tokens):
+            log.tokens.append(token)
 
     def take(self, room_bytes: int) -> FrameShare:
         """Take what is unsent, as far as there is room; it counts as sent from now on.

@@ -340,9 +340,6 @@ class WorkerSession:
     def _lose(self, error: WorkerLost) -> None:
         self._stand(state=SessionState.LOST)
         subscribers, self._subscribers = self._subscribers, {}
-        self._unanswered.clear()
-        self._num_unanswered_tokens = 0
-        self._candidate = None
         self._outgoing.clear()
         for subscriber in subscribers.values():
             with contained("telling a request that its worker is gone", subscriber.fail):

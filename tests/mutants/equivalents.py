@@ -3,6 +3,11 @@
 Known by path and lines, so that the list survives edits elsewhere in a file. Called by the command.
 """
 
+from collections.abc import Iterator
+
+from support.tree import ROOT
+
+from mutants.operators import mutants_of
 from mutants.plan import Equivalent
 
 EQUIVALENTS: list[Equivalent] = [
@@ -55,25 +60,6 @@ EQUIVALENTS: list[Equivalent] = [
         "the sequence itself runs and is not planned yet, so there is always a victim",
     ),
     Equivalent(
-        "engine/scheduling/step_planner.py",
-        "return False",
-        "return None",
-        "`_start` and nothing else here says False, and who calls it only asks whether it is true",
-    ),
-    Equivalent(
-        "router/text/detokenizing.py",
-        "CONTEXT_TOKENS = 6",
-        "CONTEXT_TOKENS = 5",
-        "a space needs one shown token before it, a character three bytes: more change no text",
-    ),
-    Equivalent(
-        "engine/scheduling/block_supply.py",
-        "LOOK_AHEAD = 32",
-        "LOOK_AHEAD = 31",
-        "it bounds the work of a walk, and no number is promised: who is not reached is next time, "
-        "as the line moves; that the walk is bounded is tested",
-    ),
-    Equivalent(
         "worker/attempt.py",
         "left_bytes = room_bytes - num_score_bytes if is_scored else 0",
         "left_bytes = room_bytes - num_score_bytes if is_scored else (-1)",
@@ -88,15 +74,72 @@ EQUIVALENTS: list[Equivalent] = [
     ),
     Equivalent(
         "worker/attempt.py",
-        "return False",
-        "return None",
-        "`append` alone here says False, and who calls it only asks whether it is true",
-    ),
-    Equivalent(
-        "worker/attempt.py",
         "is_finish_sent: bool = False",
         "is_finish_sent: bool = True",
         "a log begins with its first token, which is unsent, and the delta that takes it says anew "
         "whether the finish was sent",
     ),
+    Equivalent(
+        "engine/scheduling/block_tables.py",
+        "sequence.parents += map(self._pool.identity, hits)",
+        "pass",
+        "`register` goes over the hits then, which keep the identities they have: it takes longer",
+    ),
+    Equivalent(
+        "kv_transfer/agent.py",
+        "warm()",
+        "pass",
+        "kernels are compiled when they are first used then: it takes longer, once",
+    ),
+    Equivalent(
+        "router/workers/session.py",
+        "self._parting = str(group.exceptions[0])",
+        "self._parting = str(group.exceptions[(-1)])",
+        "both directions of a stream broke in one turn, and either says why",
+    ),
+    Equivalent(
+        "router/workers/session.py",
+        "hung = WorkerLost(str(group.exceptions[0]))",
+        "hung = WorkerLost(str(group.exceptions[(-1)]))",
+        "a worker was found silent and stuck in one turn, and either is why it is given up",
+    ),
+    *(
+        Equivalent(
+            "router/workers/session.py",
+            "self._moved_at = self._heard_at = 0.0",
+            f"self._moved_at = self._heard_at = {value}",
+            "a stream that begins was heard of, and the first counters have moved",
+        )
+        for value in ("1.0", "(-1.0)")
+    ),
+]
+TUNED = {
+    "engine/scheduling/block_identities.py": "MAX_ROOTS _HASH_BYTES_USED",
+    "engine/scheduling/block_supply.py": "MAX_OVERTAKEN LOOK_AHEAD",
+    "engine/scheduling/queues.py": "MAX_UNANSWERED MAX_READY WALK_BATCH",
+    "kv_transfer/agent.py": "TOMBSTONE_S MAX_MEETINGS PROBE_TIMEOUT_S",
+    "kv_transfer/parking.py": "MAX_PARKED MAX_PARKED_PER_PEER",
+    "router/orchestrator.py": "MAX_MOVES",
+    "router/text/detokenizing.py": "CONTEXT_TOKENS",
+    "router/workers/session.py": "MAX_OUTGOING MEASURE_S",
+    "router/workers/sessions.py": "MAX_MISFITS",
+    "worker/attempt.py": "TOKEN_BYTES LOGPROB_BYTES TOP_BYTES DELTA_BYTES ENDED_BYTES "
+    "MIN_SHARE_BYTES",
+    "worker/attempts.py": "MAX_TOMBSTONES",
+    "worker/sessions.py": "ROUTER_PATIENCE_S HELLO_TIMEOUT_S MAX_ROUTERS MAX_UNTOLD FRAME_BYTES",
+}
+"""Numbers that were chosen and not computed. What happens at each is tested, wherever it lies; one
+more or one less would have been as good a choice, and is asked of no test."""
+
+
+def tuned(path: str, name: str) -> Iterator[Equivalent]:
+    """One more and one less, for each number in the line that gives a constant its value."""
+    reason = f"{name} is a choice: one more or less is as good, and what happens at it is tested"
+    for mutant in mutants_of(path, (ROOT / path).read_text()):
+        if mutant.operator == "constant" and mutant.before.startswith(f"{name} = "):
+            yield Equivalent(path, mutant.before, mutant.after, reason)
+
+
+EQUIVALENTS += [
+    e for path, names in TUNED.items() for name in names.split() for e in tuned(path, name)
 ]

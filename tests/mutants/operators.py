@@ -35,7 +35,7 @@ ARITHMETIC = {
 }
 TWINS = {"min": "max", "max": "min", "all": "any", "any": "all", "append": "appendleft"}
 TWINS |= {"popleft": "pop", "appendleft": "append"}
-ORDER_FREE = {"min", "max"}
+ORDER_FREE = {"min", "max", "contextlib.suppress"}
 """Functions whose result is the same in any order of their arguments: these are not swapped."""
 LOGGERS = {"log", "_log", "logger", "LOG"}
 """A line of the log is for people: no test is asked to notice that it is gone."""
@@ -167,7 +167,8 @@ def _of_statement(node: ast.stmt) -> Iterator[Change]:
                 yield "arithmetic", node, ast.unparse(changed)
         case ast.Return(value=None):
             yield "return deleted", node, "pass"
-        case ast.Return(value=value) if value is not None and ast.unparse(value) != "None":
+        # None is as false as False, which becomes True as a constant.
+        case ast.Return(value=value) if ast.unparse(value) not in ("None", "False"):
             yield "returns None", node, "return None"
         case ast.Continue():
             yield "continue and break", node, "break"

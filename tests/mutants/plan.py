@@ -32,6 +32,7 @@ router/placement.py router/request_state.py router/workers/session.py
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
 
 RULES = [
+    "tests/simulation/test_books.py",
     "tests/simulation/test_ending_rules.py",
     "tests/simulation/test_handover_rules.py",
     "tests/simulation/test_survival_rules.py",
@@ -46,21 +47,37 @@ NEAR = {
         "tests/unit/test_block_pool.py",
         "tests/unit/test_block_identity.py",
         "tests/unit/test_plan_wire.py",
+        "tests/unit/test_limits.py",
     ],
     "kv_transfer": [
         "tests/unit/test_sender.py",
+        "tests/unit/test_sender_queue.py",
         "tests/unit/test_receiver.py",
+        "tests/unit/test_transitions.py",
+        "tests/unit/test_limits.py",
         "tests/unit/test_unequal_pools.py",
         "tests/simulation/test_handover_rules.py",
     ],
     "router": [
         "tests/unit/test_links.py",
+        "tests/unit/test_worker_link.py",
+        "tests/unit/test_limits.py",
         "tests/unit/test_placement.py",
         "tests/unit/test_resuming.py",
         "tests/unit/test_router_inside.py",
         "tests/unit/test_router_parts.py",
     ],
-    "worker": ["tests/unit/test_session_frames.py", "tests/simulation/test_ending_rules.py"],
+    "worker": [
+        "tests/unit/test_session_frames.py",
+        "tests/unit/test_limits.py",
+        "tests/simulation/test_ending_rules.py",
+        "tests/simulation/test_reports.py",
+    ],
+    "prefill_worker": ["tests/simulation/test_pool_rules.py"],
+    "decode_worker": [
+        "tests/simulation/test_pool_rules.py",
+        "tests/simulation/test_inside_rules.py",
+    ],
 }
 """Which tests to try first for the modules of a package."""
 

@@ -143,7 +143,7 @@ BUGS = [
         "decode_worker/role.py",
         "            check_first_tokens(first_tokens.values(), self._attempts.vocabulary_size)\n",
         "            pass\n",
-        f"{RULES}::test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank",
+        f"{RULES}::test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank",
     ),
     Bug(
         "a first token brings more likely ones than a frame holds",

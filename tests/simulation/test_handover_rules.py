@@ -13,7 +13,7 @@ from core.errors import (
     PromptTooLong,
 )
 from core.ids import TransferId
-from core.session import Role, StepFrame, Submit
+from core.session import Role, StepFrame, Submit, Task
 from core.types import SamplingParams
 from engine.scheduling.queues import MAX_UNANSWERED
 from kv_transfer import frames
@@ -272,8 +272,9 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
     Whoever is behind may fare better elsewhere."""
 
     async def scenario(cluster):
-        refused = []
+        refused, ended = [], []
         cluster.orchestrator.on_retry = refused.append
+        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
         hog = asyncio.get_running_loop().create_task(
             ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
         )
@@ -284,9 +285,9 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
         await asyncio.sleep(0.1)
         _, behind = await ask(cluster, "behind", tuple(range(80, 10, -1)), max_tokens=5)
         await hog
-        return refused, behind, (await head)[1]
+        return refused, ended, behind, (await head)[1]
 
-    refused, behind, head = run(
+    refused, ended, behind, head = run(
         scenario,
         engine=EngineConfig(block_size_tokens=4, num_blocks=30, max_step_tokens=64),
         transfer=TransferConfig(reserve_wait_s=0.05),
@@ -300,6 +301,9 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
         isinstance(error, PoolExhausted) for error in refused
     )
     assert "no 18 free blocks within 0.05 s" in refused[0].message
+    refusals = [e.error for e in ended if e.task is Task.DECODE and e.error is not None]
+    assert len(refusals) == len(refused), "who refuses ends its own part at once"
+    assert all(e.message.startswith("no 18 free blocks within 0.05 s") for e in refusals)
 
 
 def test_what_can_never_fit_is_refused_by_the_worker_too():

@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import replace
 
+import pytest
 from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 
 from core.errors import InvalidRequest
@@ -13,9 +14,17 @@ from kv_transfer import frames
 LONG = {"max_tokens": 30, "ignore_eos": True}
 
 
-def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
+@pytest.mark.parametrize(
+    ("first_tokens", "why"),
+    [
+        ({0: Logprob(2**31 - 1, -0.5)}, "first token"),
+        ({1: Logprob(5, -0.5)}, "first tokens came for choices [1], not [0]"),
+        ({0: Logprob(5, -0.5), 1: Logprob(5, -0.5)}, "came for choices [0, 1], not [0]"),
+    ],
+)
+def test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank(first_tokens, why, caplog):
     async def scenario(cluster):
-        spoiled = []
+        spoiled, ended = [], []
 
         def lie(stream, message):
             if not isinstance(message, bytes):
@@ -23,17 +32,20 @@ def test_a_first_token_that_the_model_has_not_ends_the_attempt_and_no_rank():
             number, told = frames.decode(message)
             if isinstance(told, frames.Commit) and not spoiled:
                 spoiled.append(told)
-                told = replace(told, first_tokens={0: Logprob(2**31 - 1, -0.5)})
-                return frames.encode(number, told)
+                return frames.encode(number, replace(told, first_tokens=first_tokens))
             return message
 
+        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
         cluster.hub.tamper = lie
         answer = await ask(cluster, **LONG)
-        return answer, len(spoiled)
+        return answer, len(spoiled), ended
 
-    (tokens, ended), num_spoiled = run(scenario)
+    (tokens, ended), num_spoiled, ends = run(scenario)
     assert num_spoiled == 1 and ended.error is None and tokens == expected(**LONG)
     assert ended.timing.attempts[0] == "0:pd:kv_transfer_failed" and len(ended.timing.attempts) == 2
+    [error] = [e.error for e in ends if e.task is Task.DECODE and e.error is not None]
+    assert why in error.message
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], "it was taken for a bug"
 
 
 def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
@@ -62,7 +74,7 @@ def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
 
 def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
     async def scenario(cluster):
-        seen, refused = [], {}
+        seen, refused, still = [], {}, {}
 
         def spy(stream, message):
             if isinstance(message, Submit) and message.task is not Task.LOCAL:
@@ -79,10 +91,22 @@ def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
             of.worker.submit("thief", replace(submit, request=request))
             refused[submit.task] = of.worker.attempts["thief"].ended.error
             of.worker.cancel("thief", 0)
-        return await running, refused
+        answer = await running
+        await asyncio.sleep(1.0)
+        for of, submit in zip((prefill, decode), seen, strict=True):
+            role = of.worker.role
+            closing = role._draining if submit.task is Task.PREFILL else role._closing
+            closing[submit.transfer_id] = {} if submit.task is Task.PREFILL else []
+            request = cluster.request("late", PROMPT, SamplingParams(max_tokens=4))
+            of.worker.submit("thief", replace(submit, request=request))
+            still[submit.task] = of.worker.attempts["late"].ended.error
+            of.worker.cancel("late", 0)
+            del closing[submit.transfer_id]
+        return answer, refused, still
 
-    (tokens, ended), refused = run(scenario)
-    assert set(refused) == {Task.PREFILL, Task.DECODE}
-    assert all("names a transfer that is here" in error.message for error in refused.values())
+    (tokens, ended), refused, still = run(scenario)
+    for errors in (refused, still):  # under way, and over but still being read or written
+        assert set(errors) == {Task.PREFILL, Task.DECODE}
+        assert all("names a transfer that is here" in error.message for error in errors.values())
     assert ended.error is None and tokens == expected(**LONG)
     assert len(ended.timing.attempts) == 1

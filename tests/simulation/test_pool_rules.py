@@ -6,12 +6,14 @@ from dataclasses import replace
 import pytest
 from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 
+from core.config import TransferConfig
 from core.errors import Draining, KVTransferError
 from core.ids import RequestId, TransferId
 from core.session import Role, Submit, Task
 from decode_worker.role import DecodeRole
 from engine.scheduling.sequence import Status
 from kv_transfer import frames
+from kv_transfer.transitions import Transition
 from prefill_worker.role import PrefillRole
 from worker.sessions import SessionServer
 
@@ -93,7 +95,7 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
     assert left == [[], 0, 0]
 
 
-def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatch):
+def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatch, caplog):
     """Between the agent's word and the worker's loop there is time for a restart."""
     arrived, replaced = DecodeRole.transfer_arrived, []
 
@@ -109,6 +111,7 @@ def test_kv_that_arrived_before_the_pool_was_replaced_is_not_attached(monkeypatc
     monkeypatch.setattr(DecodeRole, "transfer_arrived", late)
     tokens, ended = run(ask)
     assert replaced[1] == 0, "blocks of the old pool became cache"
+    assert not [r for r in caplog.records if r.levelname == "ERROR"], "it was taken for a bug"
     assert ended.timing.attempts == ("0:pd:kv_transfer_failed", "1:pd:ok")
     assert ended.error is None and tokens == expected()
 
@@ -212,19 +215,64 @@ def test_blocks_that_decode_has_are_not_sent_again():
     assert ended.error is None and tokens == expected(max_tokens=4)
 
 
-def test_decode_reserves_once_whatever_it_is_told():
+@pytest.mark.parametrize(
+    ("num_more", "why"),
+    [
+        (0, "the prefill worker started this transfer twice"),
+        (1, f"the prefill worker starts {len(PROMPT) + 1} tokens, the request has {len(PROMPT)}"),
+    ],
+)
+def test_decode_reserves_once_whatever_it_is_told(num_more, why):
     async def scenario(cluster):
         decode = unit(cluster, Role.DECODE)
         running = asyncio.get_running_loop().create_task(ask(cluster))
         await until(lambda: decode.scheduler.arriving)
         [(transfer_id, incoming)] = decode.worker.role._incoming.items()
         held = decode.pool.num_held
-        decode.worker.role.transfer_starting(transfer_id, incoming.sequence.num_tokens)
+        decode.worker.role.transfer_starting(transfer_id, len(PROMPT) + num_more)
         return held, decode.pool.num_held, incoming.attempt.ended, await running
 
     held, after, ended_there, (tokens, ended) = run(scenario, step_s=0.05)
-    assert held == after > 0 and "twice" in ended_there.error.message
+    assert held == after > 0 and ended_there.error.message == why
     assert ended.error is None and tokens == expected()
+
+
+@pytest.mark.parametrize(
+    ("role", "word"), [(Role.PREFILL, "transfer_lost"), (Role.DECODE, "transfer_failed")]
+)
+def test_a_worker_whose_transfer_failed_ends_its_part_itself(role, word):
+    async def scenario(cluster):
+        decode = unit(cluster, Role.DECODE)
+        running = asyncio.get_running_loop().create_task(ask(cluster))
+        await until(lambda: decode.scheduler.arriving)
+        one = unit(cluster, role)
+        attempt = attempt_of(one, "r")
+        error = KVTransferError("the stream broke")
+        getattr(one.worker.role, word)(attempt.submit.transfer_id, error)
+        is_told = attempt.ended is not None and attempt.ended.error is error
+        return is_told, await running
+
+    is_told, (tokens, ended) = run(scenario, step_s=0.05)
+    assert is_told and ended.error is None and tokens == expected()
+
+
+def test_the_lease_of_a_prompt_goes_on_while_its_router_lives_and_decode_has_not_come():
+    """The Submit of the decode worker takes longer than a lease."""
+
+    async def scenario(cluster):
+        await asyncio.sleep(1.0)
+        decode = unit(cluster, Role.DECODE).descriptor.worker_id
+        cluster.hub.extra_delay_s = lambda s: 1.9 * (s.kind == "session" and s.peer.node == decode)
+        asking = asyncio.ensure_future(ask(cluster))
+        await asyncio.sleep(1.8)
+        num_waiting = unit(cluster, Role.PREFILL).agent.num_live
+        return num_waiting, await asking, cluster.transitions
+
+    num_waiting, (tokens, ended), transitions = run(
+        scenario, transfer=TransferConfig(lease_s=1.0, frame_bytes=4096)
+    )
+    assert num_waiting == 1 and transitions[Transition.SENDER_EXPIRED] == 0
+    assert ended.timing.attempts == ("0:pd:ok",) and tokens == expected()
 
 
 # --- calls between the loops that break ----------------------------------------------------------

@@ -1,6 +1,7 @@
 """Whom a transfer agent serves: streams that peers open, at once, too early, twice or in vain."""
 
 import asyncio
+import threading
 
 import pytest
 from support.peers import (
@@ -25,6 +26,7 @@ from support.peers import (
 from core.ids import Incarnation, TransferId, WorkerId
 from core.ports import StreamClosed
 from kv_transfer import frames
+from kv_transfer.agent_thread import AgentThread
 from kv_transfer.parking import MAX_PARKED, MAX_PARKED_PER_PEER
 
 
@@ -40,6 +42,7 @@ def test_a_second_open_is_turned_away_and_the_first_goes_on():
         await talk.hear()
         assert isinstance(await talk.hear(), frames.Commit)
         await finished(world, talk)
+        assert world.agent.num_unknown == 1
         return answer
 
     host = SendCallbacks()
@@ -140,3 +143,17 @@ def test_no_kv_leaves_a_decode_worker_and_whoever_asks_hears_so_at_once():
             return await talk.hear(), world.agent.num_unknown, world.agent.num_live
 
     assert run(scenario, ReceiveCallbacks()) == (frames.NotFound(), 1, 0)
+
+
+async def test_an_agents_loop_runs_in_a_thread_of_its_own_until_it_is_stopped():
+    async def where():
+        return threading.current_thread().name
+
+    thread = AgentThread()
+    try:
+        async with asyncio.timeout(30):
+            assert await thread.call(where()) == "transfer-agent"
+    finally:
+        thread.stop()
+    assert thread.loop.is_closed()
+    assert "transfer-agent" not in {one.name for one in threading.enumerate()}

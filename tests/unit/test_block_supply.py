@@ -34,3 +34,15 @@ def test_a_table_that_cannot_be_filled_holds_none_of_the_blocks_that_it_would_sh
         tables.allocate(sequence, held, 7, 0)
     assert [pool.references(block_id) for block_id in held] == [1, 1]
     assert sequence.block_table == [] and pool.num_available == 6
+
+
+def test_one_that_has_its_blocks_was_overtaken_by_nobody_any_more():
+    engine = Engine(num_blocks=20, block=4, cache=False)
+    hog = engine.arrive(request("hog", [1] * 20, max_tokens=40))
+    giant = engine.arrive(request("giant", [2] * 60, **SMALL))
+    small = engine.arrive(request("small", [3] * 4, **SMALL))
+    assert (small.status, small.num_overtaken) == (Status.ARRIVING, 0)
+    assert (giant.status, giant.num_overtaken) == (Status.RESERVING, 1)
+    engine.scheduler.cancel(hog)
+    engine.scheduler.reserve_in_turn(0.0)
+    assert (giant.status, giant.num_overtaken) == (Status.ARRIVING, 0)

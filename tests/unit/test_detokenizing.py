@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from support.models import TINY
 from tokenizers import AddedToken, Tokenizer, decoders, models
 
-from router.text.detokenizing import TextModel, TextOffsets
+from router.text.detokenizing import CONTEXT_TOKENS, StreamDecoder, TextModel, TextOffsets
 
 SPECIAL = ("<unk>", "<s>", "</s>")
 WORDS = ("▁", "t", "h", "▁t", "▁th", "<|tool|>")
@@ -226,3 +226,28 @@ def test_a_tokenizer_without_a_decoder_tells_its_tokens_as_they_are(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(tree))
     model = TextModel(tmp_path)
     assert told(model, b"a", b"bc") == " b c"
+
+
+class _Chained:
+    """A tokenizer that writes each token after the one before it."""
+
+    broken_bytes, is_byte_level, longest = "replace", False, 0
+
+    def is_hidden(self, token_id, *, skips_special):
+        return False
+
+    def own_bytes(self, token_id):
+        return None
+
+    def text(self, token_ids):
+        self.longest = max(self.longest, len(token_ids))
+        pairs = zip([None, *token_ids], token_ids, strict=False)
+        return "".join(f"{before}>{token_id} " for before, token_id in pairs)
+
+
+def test_a_token_is_decoded_after_the_last_few_before_it_however_many_there_were():
+    model = _Chained()
+    decoder = StreamDecoder(model, (1, 2, 3))
+    told = [decoder.push(token_id) for token_id in range(4, 40)]
+    assert told == [f"{token_id - 1}>{token_id} " for token_id in range(4, 40)]
+    assert model.longest == CONTEXT_TOKENS + 1

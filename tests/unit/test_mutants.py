@@ -4,7 +4,7 @@ and that its lists fit the tree."""
 import random
 
 import pytest
-from mutants.equivalents import EQUIVALENTS
+from mutants.equivalents import EQUIVALENTS, TUNED, tuned
 from mutants.operators import compiles, mutants_of
 from mutants.plan import MODULES, given, sample, stages_of
 from planted.bugs import BUGS
@@ -29,11 +29,13 @@ CASES = {
     "await f()": {"pass"},
     "raise E(f'{a} of {b + 1}')": {"pass"},
     "return f(x)": {"return None"},
+    "return False": {"return True"},
     "return": {"pass"},
     "continue": {"break"},
     "x = min(y)": {"x = max(y)"},
     "x = max(a, b, c)": {"x = min(a, b, c)"},
     "x = min(a, b, key=c)": {"x = max(a, b, key=c)", "x = min(b, a, key=c)"},
+    "with contextlib.suppress(A, B): f()": {"with contextlib.suppress(A, B): pass"},
     "x = [y for y in z if y]": {"x = [y for y in z]"},
     "x = a if b else c": {"x = (a if not b else c)"},
     "x = a is not b": {"x = (a is b)"},
@@ -98,6 +100,15 @@ def test_every_equivalent_is_still_a_mutant():
         found = mutants_of(equivalent.path, (ROOT / equivalent.path).read_text())
         assert equivalent.key in {m.key for m in found}, equivalent
         assert equivalent.reason
+
+
+def test_every_tuned_number_is_still_one_and_its_shifts_and_factors_are_mutants():
+    """What makes a bound another by a factor is no choice that is as good."""
+    for path, names in TUNED.items():
+        for name in names.split():
+            assert list(tuned(path, name)), f"{name} of {path} is gone"
+    operators = {m.operator for m in mutants_of("x.py", "MOST = 256 << 10")}
+    assert operators == {"constant", "arithmetic"}
 
 
 def test_a_planted_bug_is_a_mutant_of_the_same_text():

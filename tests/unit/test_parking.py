@@ -2,7 +2,7 @@
 
 import asyncio
 
-from support.peers import TRANSFER, settle
+from support.peers import OTHER, TRANSFER, settle
 
 from core.ids import WorkerId
 from kv_transfer.parking import ParkingLot
@@ -26,3 +26,20 @@ def test_nothing_is_kept_of_a_peer_whose_opens_have_left_their_places():
         return len(lot), dict(lot._by_peer), lot._waiting
 
     assert run_virtual(main()) == (0, {}, {})
+
+
+def test_whoever_waits_goes_on_with_the_offer_and_nobody_else_does():
+    async def main():
+        lot, loop = ParkingLot(), asyncio.get_running_loop()
+
+        async def waited_s(transfer_id):
+            began_at = loop.time()
+            await lot.wait(transfer_id, WorkerId("peer"), 1.0)
+            return loop.time() - began_at
+
+        waits = [asyncio.ensure_future(waited_s(t)) for t in (TRANSFER, TRANSFER, OTHER)]
+        await settle(0.25)
+        lot.offered(TRANSFER)
+        return await asyncio.gather(*waits)
+
+    assert run_virtual(main()) == [0.25, 0.25, 1.0]

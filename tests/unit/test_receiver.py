@@ -121,6 +121,39 @@ def test_frames_of_an_older_sub_attempt_are_dropped_and_counted():
     assert run(scenario, ReceiveCallbacks()) == (True, 1)
 
 
+def test_what_comes_after_everything_has_arrived_is_not_written():
+    """The sequence may be attached already: its blocks are its own."""
+
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        for layer in range(2):
+            await source.frame(0, source.entries(layer))
+        await source.commit(0, FIRST)
+        await settle()
+        world.kv.view(0, 0, 0)[:] = bytes(64)
+        await source.frame(0, source.entries(0))
+        await source.commit(0, FIRST)
+        await settle()
+        is_untouched = not any(world.kv.view(0, 0, 0))
+        world.agent.ack(TRANSFER)
+        await settle()
+        return is_untouched, world.agent.num_late_frames
+
+    host = ReceiveCallbacks()
+    assert run(scenario, host) == (True, 1)
+    assert host.names() == ["starting", "arrived", "closed"]
+
+
+def test_a_frame_before_anything_was_started_is_no_late_one_but_a_fault():
+    async def scenario(world):
+        source = await fetched(world)
+        await source.frame(0, source.entries(0))
+        await settle()
+
+    assert failure(scenario).message == "a frame of 3 parts was not expected"
+
+
 @pytest.mark.parametrize("num_valid_tokens", [0, 5, 2**32 - 1])
 def test_a_part_cannot_hold_more_tokens_than_its_block(num_valid_tokens):
     async def scenario(world):

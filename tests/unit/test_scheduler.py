@@ -90,6 +90,16 @@ def test_a_second_request_hits_the_prefix_of_the_first_but_recomputes_the_last_t
     assert engine.tokens["a", 0] == engine.tokens["b", 0]
 
 
+def test_without_a_cache_nothing_is_kept_and_nothing_is_found():
+    engine = Engine(cache=False)
+    engine.submit(request("a", range(16), max_tokens=2))
+    engine.run()
+    assert (engine.pool.num_cached, engine.pool.num_free) == (0, engine.pool.num_blocks)
+    again = engine.submit(request("b", range(16), max_tokens=2))
+    assert [len(i.token_ids) for i in engine.step().items] == [16]
+    assert again.num_prefix_hit_tokens == 0
+
+
 def test_forks_share_blocks_and_copy_on_write():
     engine = Engine()
     engine.submit(request("a", [1] * 10, n=3, temperature=1.0, max_tokens=6))
@@ -262,3 +272,24 @@ def test_prompt_scores_that_a_preemption_interrupts_are_there_once():
 
     assert scores(interrupts=True) == scores(interrupts=False)
     assert [s.token_id for s in scores(interrupts=True)] == list(range(2, 21))
+
+
+def test_who_was_due_before_has_overtaken_nobody():
+    engine = Engine(num_blocks=900, budget=8, max_len=3400, cache=False)
+
+    def submit(name, size, due_s):
+        sequence = engine.scheduler.new_sequence(
+            request(name, [1] * size, max_tokens=1), 1, (0,), (), due_s
+        )
+        engine.scheduler.submit(sequence)
+        return sequence
+
+    submit("giant", 3000, 0.0)
+    long = submit("long", 60, 10.0)
+    engine.step()
+    found = []
+    for name, due_s in (("older", 5.0), ("younger", 20.0)):
+        passing = submit(name, 4, due_s)
+        assert passing.key in {item.sequence_key for item in engine.step().items}
+        found.append((long.status, long.num_overtaken))
+    assert found == [(Status.RUNNING, 0), (Status.RUNNING, 1)]

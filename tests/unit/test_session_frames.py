@@ -20,7 +20,7 @@ from core.session import (
     WorkerTiming,
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
-from router.request_state import AttemptState
+from router.request_state import AttemptState, RequestState
 from transport.session_codec import (
     MAX_ERROR_CHARACTERS,
     from_router_wire,
@@ -28,7 +28,17 @@ from transport.session_codec import (
     to_router_wire,
     to_worker_wire,
 )
-from worker.attempt import DELTA_BYTES, ENDED_BYTES, MIN_SHARE_BYTES, ROW_BYTES, Attempt
+from worker.attempt import (
+    DELTA_BYTES,
+    ENDED_BYTES,
+    LOGPROB_BYTES,
+    MIN_SHARE_BYTES,
+    ROW_BYTES,
+    TOKEN_BYTES,
+    TOP_BYTES,
+    Attempt,
+    FrameShare,
+)
 from worker.sessions import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
@@ -188,6 +198,32 @@ def test_after_a_reconnect_what_is_not_there_comes_again_and_nothing_else(scores
     assert [t for d in deltas for t in d.token_ids] == [2**32 - 1 - i for i in range(at, 60)]
 
 
+def test_timings_and_the_end_come_again_after_a_reconnect_too():
+    one = attempt("r", num_tokens=3)
+    end(one)
+    session = session_of(one)
+    told = []
+    for _ in range(2):
+        frames = frames_of(session)
+        timings = [d.timings for f in frames for d in f.deltas]
+        told.append((timings, [e.request_id for f in frames for e in f.ended]))
+        one.rewind(Wanted("r", one.epoch, (3,)))
+        session.touch(one)
+    assert told == [([TIMINGS], ["r"])] * 2
+
+
+def test_a_router_that_lacks_what_came_before_this_attempt_hears_of_it_from_its_base_on():
+    one = attempt("r", num_tokens=0)
+    for position in (5, 6):
+        one.append(0, position, Logprob(position, -2.5))
+    session = session_of(one)
+    session.build_frame(1)
+    one.rewind(Wanted("r", one.epoch, (3,)))
+    session.touch(one)
+    [delta] = [d for f in frames_of(session) for d in f.deltas]
+    assert (delta.position, delta.token_ids) == (5, (5, 6))
+
+
 def test_a_choice_that_the_client_no_longer_waits_for_is_not_told_of():
     one = attempt("r", n=2, num_tokens=3)
     one.finished_choices.add(0)
@@ -204,6 +240,81 @@ def test_parts_finished_choices_and_scores_survive_the_wire():
     assert from_worker_wire(to_worker_wire(1, credit)) == credit
     hello = Hello("router", (Wanted("r", 1, (3, 4), 300, 70000, (1,)),))
     assert from_worker_wire(to_worker_wire(1, hello)) == hello
+
+
+def cost(share):
+    """What a share's parts take by the bounds, each counted once."""
+    rows = [row for d in share.deltas for row in (*d.prompt_logprobs, *d.logprobs)]
+    plain = sum(len(d.token_ids) for d in share.deltas if not d.logprobs)
+    scored = sum(TOKEN_BYTES + LOGPROB_BYTES + TOP_BYTES * len(row.top) for row in rows)
+    fixed = DELTA_BYTES * len(share.deltas) + ENDED_BYTES * len(share.ended)
+    return fixed + scored + TOKEN_BYTES * plain
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.integers(0, 60), st.integers(1, 60), st.integers(1, 3), st.sampled_from([None, 20]),
+    st.integers(MIN_SHARE_BYTES, 3 * MIN_SHARE_BYTES),
+)  # fmt: skip
+def test_a_share_is_counted_exactly_and_the_last_of_all_is_empty(scores, tokens, n, top, room):
+    one = attempt("r", num_scores=scores, num_tokens=tokens, n=n, logprobs=top)
+    end(one)
+    while one.has_unsent:
+        share = one.take(room)
+        assert share.num_bytes == cost(share) <= room and (share.deltas or share.ended)
+    assert one.take(room) == FrameShare() == FrameShare([], [], 0)
+
+
+@pytest.mark.parametrize(("spare_bytes", "num_told"), [(0, 20), (-1, 19)])
+def test_a_token_that_fits_to_the_last_byte_is_told(spare_bytes, num_told):
+    one = attempt("r", num_tokens=30)
+    share = one.take(DELTA_BYTES + 20 * ROW_BYTES + spare_bytes)
+    assert len(tokens_of([share], "r")) == num_told
+
+
+@pytest.mark.parametrize(("spare_bytes", "choices"), [(0, [0, 1]), (-1, [0])])
+def test_a_choice_begins_where_one_token_of_it_fits(spare_bytes, choices):
+    one = attempt("r", num_tokens=20, n=2)
+    share = one.take(2 * DELTA_BYTES + 21 * ROW_BYTES + spare_bytes)
+    assert [d.choice for d in share.deltas] == choices
+    assert len(share.deltas[0].token_ids) == 20
+
+
+@pytest.mark.parametrize(("spare_bytes", "num_ended"), [(0, 1), (-1, 0)])
+def test_the_end_of_an_attempt_is_told_where_it_fits_to_the_last_byte(spare_bytes, num_ended):
+    one = attempt("r", num_tokens=20)
+    end(one)
+    share = one.take(DELTA_BYTES + 20 * ROW_BYTES + ENDED_BYTES + spare_bytes)
+    assert len(share.deltas[0].token_ids) == 20 and len(share.ended) == num_ended
+
+
+def test_shares_that_fill_a_frame_to_the_last_byte_are_both_in_it():
+    two = [attempt(name, num_tokens=1000, logprobs=None) for name in ("a", "b")]
+    session = RouterSession("router", lambda *told: None, 2 * MIN_SHARE_BYTES)
+    for one in two:
+        session.attempts[one.request_id] = one
+        session.touch(one)
+    frame = session.build_frame(1)
+    fitting = (MIN_SHARE_BYTES - DELTA_BYTES) // TOKEN_BYTES
+    assert [(d.request_id, len(d.token_ids)) for d in frame.deltas] == [
+        ("a", fitting),
+        ("b", fitting),
+    ]
+    error = WorkerLost("unknown")
+    session.unknown = [AttemptEnded(f"{i}", 1, Task.LOCAL, TIMINGS, error) for i in range(5)]
+    assert [len(f.ended) for f in frames_of(session)] == [2, 2, 1]
+
+
+def test_a_choice_has_not_finished_for_a_router_that_lacks_scores_of_the_prompt():
+    """It has every token after a reconnect, and the end comes with the last of the scores."""
+    one = attempt("r", num_scores=40, num_tokens=3)
+    end(one)
+    one.rewind(Wanted("r", one.epoch, (3,), 0, 0))
+    deltas = []
+    while one.has_unsent:
+        deltas += one.take(MIN_SHARE_BYTES).deltas
+    assert sum(len(d.prompt_logprobs) for d in deltas) == 40 and len(deltas) > 2
+    assert [d.finish for d in deltas] == [None] * (len(deltas) - 1) + [FinishReason.LENGTH]
 
 
 # --- the router's end -----------------------------------------------------------------------------
@@ -245,13 +356,52 @@ async def test_scores_are_told_once_and_whole_before_any_token(path, worker):
     assert run.wanted().num_scores == 10 and not run.finished.done()
 
 
+async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
+    told, sampling = [], SamplingParams(prompt_logprobs=0)
+    run = RequestState(
+        request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), session_key="r",
+        emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
+    )  # fmt: skip
+    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
+    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    found = []
+    for start in range(4):
+        attempt.on_delta("d", part(start, 1))
+        found.append(len(told))
+    assert run.num_scores == 4 and found == [0, 0, 0, 1]
+
+
 async def test_a_missing_part_ends_the_attempt():
     run, told = await attempt_run()
     run.on_delta("d", part(0, 4))
-    run.on_delta("d", part(5, 5))
+    run.on_delta("d", part(5, 5, (8,)))
     with pytest.raises(WorkerLost, match="prompt scores 4 to 4 are missing"):
         run.finished.result()
     assert told == []
+
+
+async def test_after_its_end_an_attempt_takes_nothing_more():
+    run, told = await attempt_run()
+    run.run.has_prompt_scores = True
+    run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
+    run.fail(WorkerLost("gone"))
+    run.on_delta("d", TokenDelta("r", 0, 0, 1, (9,)))
+    assert told == [(8,)] and isinstance(run.finished.exception(), WorkerLost)
+
+
+async def test_a_delta_that_cannot_be_taken_ends_the_attempt_and_says_nothing_of_choices():
+    run, _ = await attempt_run()
+    heard = []
+    run.on_choice_finished = lambda: heard.append("finished")
+
+    def refuse(delta, *, is_decode):
+        run.run.finished_choices = (0,)
+        raise WorkerLost("positions 0 to 4 are missing")
+
+    run.run.has_prompt_scores, run.run.deliver = True, refuse
+    run.on_delta("d", TokenDelta("r", 0, 0, 5, (8,)))
+    assert isinstance(run.finished.exception(), WorkerLost)
+    assert heard == [] and not run.decode_spoke
 
 
 def test_an_attempt_that_cannot_be_put_into_a_frame_ends_alone_and_is_told_so(monkeypatch, caplog):

@@ -16,8 +16,10 @@ from support.peers import (
 )
 
 from core.kv_layout import KVLayout
+from core.ports import SharedPool
 from core.types import Logprob
 from kv_transfer.receiver import FetchOrder, Reservation
+from kv_transfer.resharding import PoolParts
 from kv_transfer.sender import Blocks
 from simulation.loop import run_virtual
 
@@ -57,12 +59,13 @@ def content(kv, layout, copy=0):
     ])  # fmt: skip
 
 
-async def hand_over(theirs, mine, num_have_blocks):
+async def hand_over(theirs, mine, num_have_blocks, prepare=lambda prefill, decode: None):
     """Move the sequence; `num_have_blocks` leading blocks are with the receiver already."""
     directory = {}
     prefill = World(SendCallbacks(), InProcessNetwork(directory), theirs)
     decode = World(ReceiveCallbacks(), InProcessNetwork(directory), mine)
     fill(prefill.kv)
+    prepare(prefill, decode)
     address = await prefill.agent.listen()
     prefill.agent.offer(offer_of(prefill))
     decode.agent.fetch(FetchOrder(TRANSFER, address, *PEER))
@@ -107,6 +110,39 @@ def test_every_token_of_every_head_arrives_in_its_place_and_what_was_there_stays
     size = num_parts * grid_tokens * NUM_LAYERS * NUM_HEADS * 2 * HEAD_BYTES
     assert arrival.num_bytes == prefill.agent.num_sent_bytes == size
     assert arrival.num_blocks == len(table_of(mine)) - num_have_blocks
+
+
+class _MappedNetwork(InProcessNetwork):
+    """Both ends in one process, so the dialling one may as well read the other's pool."""
+
+    def __init__(self, directory, theirs):
+        super().__init__(directory)
+        self.theirs = theirs
+
+    async def dial(self, address):
+        stream = await super().dial(address)
+        for end in (stream, stream.peer):
+            end.pool_name = self.theirs.shared().name
+            end.peer_segments = None
+        stream.peer_segments = self.theirs.segments()
+        return stream
+
+
+@pytest.mark.parametrize(("theirs", "mine"), SHAPES)
+def test_what_is_mapped_is_read_where_it_lies_and_does_not_travel(theirs, mine, monkeypatch):
+    theirs, mine = layout_of(*theirs), layout_of(*mine)
+    monkeypatch.delattr(PoolParts, "gather")
+
+    def mapped(prefill, decode):
+        prefill.kv.shared = lambda: SharedPool(b"p" * 16, (), ())
+        decode.agent._network = _MappedNetwork(prefill.network._directory, prefill.kv)
+
+    prefill, decode, _ = run_virtual(hand_over(theirs, mine, 0, mapped))
+    assert decode.host.names() == ["starting", "arrived", "closed"]
+    sent = content(prefill.kv, theirs)[:, :, :NUM_TOKENS]
+    for copy in range(mine.num_copies):
+        assert np.array_equal(content(decode.kv, mine, copy)[:, :, :NUM_TOKENS], sent)
+    assert decode.host.calls[1][3].num_bytes == prefill.agent.num_sent_bytes > 0
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2])

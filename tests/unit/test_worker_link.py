@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -9,9 +10,22 @@ from support.scripts import WORKER, Listener, Script, Wire
 
 from core.errors import WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
-from core.session import ConnectPeers, Credit, Load, PeerReport, Progress, RouteReport, Welcome
+from core.session import (
+    ConnectPeers,
+    Credit,
+    Hello,
+    Load,
+    PeerReport,
+    Progress,
+    Role,
+    RouteReport,
+    RouterHeartbeat,
+    Welcome,
+)
 from router.workers.session import MAX_OUTGOING, SessionState, WorkerSession
+from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
+from simulation.parts import StaticMembership
 
 
 def still_link():
@@ -128,3 +142,189 @@ def test_a_command_that_would_not_be_read_is_refused_and_not_kept():
     with pytest.raises(WorkerLost, match="worker w is lost"):
         lost.send(Credit("r", 0, 9))
     assert not lost._outgoing
+
+
+@pytest.mark.parametrize("was_live", [False, True])
+def test_one_refusal_is_a_worker_that_restarts_its_port_and_not_one_that_is_gone(was_live):
+    """Each time anew: what was refused before the last connection does not count."""
+
+    async def main():
+        refused = StreamClosed("refused")
+        first = [refused, Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
+        last = Script(Welcome(WORKER))
+        wire = Wire(*first, refused, last)
+        worker = WorkerSession(WORKER, wire, "router", LoopClock(), iter(range(9)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(1.0)
+        found = worker.state.name, worker.num_reconnects, last.is_reset
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return found
+
+    assert run_virtual(main()) == ("LIVE", int(was_live), False)
+
+
+def test_a_member_that_left_and_joins_again_as_it_was_is_dialled_again():
+    """A membership that could not be read for a moment loses nobody for good."""
+
+    async def main():
+        first = Script(Welcome(WORKER), fails=StreamClosed("cut"))
+        again = Script(Welcome(WORKER))
+        members = StaticMembership()
+        members.join(WORKER)
+        wire = Wire(first, *[StreamClosed("refused")] * 2, again)
+        sessions = WorkerSessions(members, wire, "router", LoopClock())
+        sessions.follow()
+        members.leave("w")
+        await asyncio.sleep(5.0)
+        left = sessions.all(), sessions._tasks
+        left = [len(one) for one in left]
+        members.join(WORKER)
+        await asyncio.sleep(0.5)
+        back = [session.state.name for session in sessions.all()]
+        await sessions.close()
+        return left, back, len(sessions.all()), len(sessions._tasks)
+
+    assert run_virtual(main()) == ([0, 0], ["LIVE"], 0, 0)
+
+
+def test_nothing_is_kept_of_the_route_to_a_peer_that_is_gone():
+    worker = still_link()
+    for address in ("a", "b"):
+        worker.introduce(address)
+    worker._note_routes((RouteReport("a", "shm"), RouteReport("b", "shm")))
+    worker.forget_peer("a")
+    worker.forget_peer("never met")
+    worker._note_routes((RouteReport("a", "shm", gb_per_s=1.0),))
+    assert (list(worker.routes), list(worker._introduced), list(worker._unmet)) == (
+        ["b"],
+        ["b"],
+        ["b"],
+    )
+
+
+def test_of_a_route_the_last_news_are_kept_and_that_it_was_opened_again_is_none():
+    worker, found = still_link(), []
+    worker.introduce("a")
+    reports = [
+        RouteReport("a", "grpc"),
+        RouteReport("a", "shm", gb_per_s=2.0),
+        RouteReport("a", "shm"),
+        RouteReport("a", error="refused"),
+        RouteReport("a", "shm"),
+        RouteReport("a", "shm", gb_per_s=3.0),
+    ]
+    for report in reports:
+        worker._note_routes((report,))
+        found.append(reports.index(worker.routes["a"]))
+    assert found == [0, 1, 1, 3, 3, 5]
+
+
+def test_a_measurement_that_is_over_keeps_nothing():
+    async def main():
+        worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)))
+        asking = asyncio.ensure_future(worker.measure("a", 1))
+        await asyncio.sleep(0)
+        measured = list(worker._measured)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        return measured, worker._measured
+
+    assert run_virtual(main()) == (["a"], {})
+
+
+def test_every_route_between_live_workers_is_measured_once_and_a_silent_one_is_named():
+    async def main():
+        sessions, asked = WorkerSessions(StaticMembership(), None, "router", LoopClock()), []
+
+        async def measure(to, address, probe_bytes):
+            asked.append((address, to, probe_bytes))
+            if (address, to) == ("p2", "d1"):
+                raise TimeoutError
+            return RouteReport(address, "shm", gb_per_s=2.0)
+
+        for number, name in enumerate(("p1", "p2", "d1", "d2", "d3", "p3")):
+            role = Role.PREFILL if name.startswith("p") else Role.DECODE
+            descriptor = replace(
+                WORKER, worker_id=name, role=role, incarnation=number, transfer_address=name
+            )
+            session = WorkerSession(descriptor, None, "router", LoopClock(), iter(range(9)))
+            session._state = SessionState.LOST if name in ("d3", "p3") else SessionState.LIVE
+            session.measure = partial(measure, name)
+            sessions._use(session)
+        found = await sessions.measure(1 << 20)
+        return asked, [(s.worker_id, r.worker_id, route.error) for s, r, route in found]
+
+    pairs = [("p1", "d1"), ("p2", "d1"), ("p1", "d2"), ("p2", "d2")]
+    asked, found = run_virtual(main())
+    assert asked == [(*pair, 1 << 20) for pair in pairs]
+    silent = "no answer within 15 s"
+    assert found == [(*pair, silent if pair == ("p2", "d1") else "") for pair in pairs]
+
+
+# --- times that are promised ----------------------------------------------------------------------
+
+
+def lost_after_s(*scripts, cut_at_s=0.0):
+    """How long after a cut (or the first dial) a worker is given up."""
+
+    async def main():
+        worker = WorkerSession(WORKER, Wire(*scripts), "router", LoopClock(), iter(range(99)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(cut_at_s)
+        if cut_at_s:
+            scripts[0].fails = StreamClosed("cut")
+            scripts[0].inbox.put_nowait(SimpleNamespace(number=1, message=Progress(0, 0, False)))
+        await running
+        return asyncio.get_running_loop().time() - cut_at_s
+
+    return run_virtual(main())
+
+
+def test_a_worker_that_does_not_answer_is_given_up_two_seconds_after_the_first_dial():
+    assert lost_after_s(*[Script() for _ in range(9)]) == pytest.approx(2.0)
+
+
+def test_a_worker_is_dialled_ten_times_a_second_for_two_seconds_after_a_cut():
+    out_of_reach = [TimeoutError() for _ in range(99)]
+    scripts = [Script(Welcome(WORKER)), *out_of_reach]
+    assert lost_after_s(*scripts, cut_at_s=1.0) == pytest.approx(1.9, abs=0.11)
+
+
+def test_a_silent_worker_is_given_up_at_the_first_look_after_three_seconds():
+    silent = Script(Welcome(WORKER))
+    assert lost_after_s(silent, StreamClosed(""), StreamClosed("")) == pytest.approx(3.5)
+
+
+def test_a_lost_member_is_dialled_again_each_second():
+    async def main():
+        dialled = []
+
+        class Refusing:
+            async def dial(self, address):
+                dialled.append(asyncio.get_running_loop().time())
+                raise StreamClosed("refused")
+
+        members = StaticMembership()
+        members.join(WORKER)
+        sessions = WorkerSessions(members, Refusing(), "router", LoopClock())
+        sessions.follow()
+        await asyncio.sleep(3.5)
+        await sessions.close()
+        return dialled
+
+    pairs = [0.0, 0.1, 1.1, 1.2, 2.2, 2.3, 3.3, 3.4]
+    assert run_virtual(main()) == pytest.approx(pairs)
+
+
+def test_a_router_with_nothing_to_say_says_so_twice_a_second():
+    async def main():
+        stream = Script(Welcome(WORKER))
+        worker = WorkerSession(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
+        running = asyncio.ensure_future(worker.run())
+        await asyncio.sleep(2.2)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return [type(message) for message in stream.sent]
+
+    assert run_virtual(main()) == [Hello, *[RouterHeartbeat] * 4]
