@@ -141,7 +141,7 @@ class Orchestrator:
         request = replace(request, trace=span.context)
         return RequestState(
             request=request,
-            session_key=self._ids.session_key(request.request_id),
+            run_id=self._ids.run(request.request_id),
             emit=emit,
             clock=self._clock,
             timeline=Timeline(received_at),
@@ -240,7 +240,7 @@ class Orchestrator:
     def _send_credit(self, attempt: AttemptState) -> None:
         """Tell who decodes how far it may compute, and which choices no further."""
         run = attempt.run
-        credit = Credit(run.session_key, attempt.epoch, run.credit, run.finished_choices)
+        credit = Credit(run.run_id, attempt.epoch, run.credit, run.finished_choices)
         try:
             self._sessions.get(attempt.placement.decode).send(credit)
         except WorkerLost as error:
@@ -333,7 +333,7 @@ class Orchestrator:
         attempt.on_choice_finished = partial(self._send_credit, attempt)
         attempt.told_finished = run.finished_choices
         run.placement, run.current, run.prefill_spoke_at = placement, attempt, None
-        key, num_tokens = run.session_key, len(run.request.token_ids)
+        key, num_tokens = run.run_id, len(run.request.token_ids)
         sessions = []
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
@@ -389,7 +389,7 @@ class Orchestrator:
     def _submits(
         self, run: RequestState, epoch: Epoch, placement: Placement
     ) -> list[tuple[WorkerDescriptor, Submit]]:
-        request = replace(run.request, request_id=run.session_key)
+        request = replace(run.request, request_id=run.run_id)
         if (
             run.has_prompt_scores
         ):  # they need a prompt computed without the prefix cache: once is enough

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core.errors import KVTransferError, LayoutMismatch, PoolExhausted, ServingError, WorkerLost
-from core.ids import Epoch, RequestId, WorkerId
+from core.ids import Epoch, RunId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, TokenDelta, Wanted, WorkerTiming
 from core.timeline import Timeline
@@ -75,7 +75,7 @@ class AttemptState:
         """What is still missing, for a reconnect."""
         run = self.run
         return Wanted(
-            request_id=run.session_key,
+            request_id=run.run_id,
             epoch=self.epoch,
             next_positions=tuple(len(c.token_ids) for c in run.choices),
             credit=run.credit,
@@ -159,9 +159,8 @@ class RequestState:
     """Everything the router knows of one request while it lives."""
 
     request: GenerateRequest
-    session_key: RequestId
-    """What workers call this run: the client's id may have been used before,
-    and lies there as a tombstone."""
+    run_id: RunId
+    """What workers call this run: they may remember an older run under the client's id."""
     emit: Emit
     clock: Clock
     timeline: Timeline

@@ -306,7 +306,7 @@ class GenerationService:
         return [
             _route(senders[address], session.descriptor, route)
             for session in self._sessions.all()
-            for address, route in session.routes.items()
+            for address, route in session.routes.reports.items()
             if address in senders
         ]
 

@@ -205,7 +205,7 @@ async def check_rest(cluster: SimCluster, report: Report) -> None:
             "requests": router.orchestrator.num_running,
             "permits": admission.num_running,
             "waiting for a permit": admission.num_queued,
-            "subscriptions": sum(session.num_subscribers for session in router.sessions.all()),
+            "subscriptions": sum(len(session.subscriptions) for session in router.sessions.all()),
         }
         found = {name: count for name, count in left.items() if count}
         if found:

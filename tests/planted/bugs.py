@@ -58,7 +58,7 @@ FIRST = [
     Bug(
         "a reconnect does not say what it wants",
         "router/workers/session.py",
-        "await stream.send(Hello(self._router_id, self._wanted(), number))",
+        "await stream.send(Hello(self._router_id, wanted, number))",
         "await stream.send(Hello(self._router_id, (), number))",
         "seeds 0-60",
     ),
@@ -201,13 +201,13 @@ FIRST = [
     Bug(
         "workers are not told to forget",
         "router/workers/session.py",
-        "            self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]",
+        "            self._outbox.push(Cancel(run_id, epoch))",
         "            pass",
         "seeds 0-10",
     ),
     Bug(
         "a hung worker is not found",
-        "router/workers/session.py",
+        "router/workers/liveness.py",
         "HUNG_S = 3.0",
         "HUNG_S = 3e9",
         f"{SURVIVAL}::test_a_hung_worker_is_found_within_four_seconds",

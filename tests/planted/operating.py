@@ -255,14 +255,14 @@ BUGS = [
     Bug(
         "a worker that was told to end is told as one that died",
         "router/workers/session.py",
-        "        return self._is_leaving and not self._subscribers",
+        "        return self._is_leaving and not self.subscriptions",
         "        return False",
         TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
     ),
     Bug(
-        "a worker that dies on its route out with requests on it is told as in order",
+        "a worker that dies on its way out with requests on it is told as in order",
         "router/workers/session.py",
-        "        return self._is_leaving and not self._subscribers",
+        "        return self._is_leaving and not self.subscriptions",
         "        return self._is_leaving",
         LINKS + "test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it",
     ),

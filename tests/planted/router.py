@@ -50,10 +50,10 @@ BUGS = [
     ),
     Bug(
         "a request's fault takes the session",
-        "router/workers/session.py",
-        '                with contained("the delivery of tokens", listener.fail):\n'
-        "                    listener.on_delta(worker_id, delta)",
-        "                listener.on_delta(worker_id, delta)",
+        "router/workers/subscriptions.py",
+        '                with contained("the delivery of tokens", subscriber.fail):\n'
+        "                    subscriber.on_delta(self._worker_id, delta)",
+        "                subscriber.on_delta(self._worker_id, delta)",
         f"{CONTAINMENT}::test_a_decoder_that_raises_ends_its_request_alone",
     ),
     Bug(
@@ -81,7 +81,7 @@ BUGS = [
     Bug(
         "a worker that is ready again wakes nobody",
         "router/workers/session.py",
-        "        self._stand(is_ready=message.is_ready)",
+        "        self._set_state(is_ready=message.is_ready)",
         "        self._is_ready = message.is_ready",
         f"{LINK_RULES}::test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up",
     ),
@@ -94,9 +94,9 @@ BUGS = [
     ),
     Bug(
         "a hung worker behind a new stream is not found",
-        "router/workers/session.py",
-        "        self._heard_at = self._awake.now_s()\n        hung:",
-        "        self._heard_at = self._moved_at = self._awake.now_s()\n        hung:",
+        "router/workers/liveness.py",
+        "        self._awake.tick()\n        self.heard()",
+        "        self._awake.tick()\n        self.heard()\n        self._moved_at = self._heard_at",
         f"{LINK_RULES}::test_a_hung_worker_behind_a_stream_that_breaks_again_and_again_is_found",
     ),
     Bug(
@@ -130,18 +130,18 @@ BUGS = [
     ),
     Bug(
         "a prompt is load until its answer ends",
-        "router/workers/session.py",
-        "        self._answered(news.request_id)\n        return subscriber",
+        "router/workers/subscriptions.py",
+        "        self._load.answered(news.request_id)\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
         "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
     ),
     Bug(
         "a Submit that was half sent is cancelled as unwanted",
-        "router/workers/session.py",
-        "        for request_id, subscriber in list(self._subscribers.items()):\n",
-        "        for request_id, subscriber in list(self._subscribers.items()):\n"
-        "            if request_id in queued:\n                continue\n",
+        "router/workers/subscriptions.py",
+        "        for run_id, subscriber in list(self._subscribers.items()):\n",
+        "        for run_id, subscriber in list(self._subscribers.items()):\n"
+        "            if run_id in queued:\n                continue\n",
         f"{LINK_RULES}::test_a_submit_that_arrived_before_its_write_returned_is_served_once",
     ),
     Bug(
@@ -188,14 +188,14 @@ BUGS = [
     ),
     Bug(
         "news of other epochs are told",
-        "router/workers/session.py",
+        "router/workers/subscriptions.py",
         "        if subscriber is None or subscriber.epoch != news.epoch:",
         "        if subscriber is None:",
         f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
     ),
     Bug(
         "who cannot say what it wants takes the session down",
-        "router/workers/session.py",
+        "router/workers/subscriptions.py",
         'with contained("what a request still wants", subscriber.fail):',
         "if True:",
         f"{LINKS}::test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for",
