@@ -109,16 +109,18 @@ class RunningRouter:
         self._tracing = self.orchestrator.tracing = make_tracing(config.tracing, "baton-router")
         self._config = config
         self._mirror = (
-            MembershipMirror(RedisStore(config.redis.url), self.service.replicas)
+            MembershipMirror(RedisStore(config.redis.url), self.service.status.replicas)
             if config.redis.url
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
-        self.service.configured = {
+        self.service.status.configured = {
             Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
             Role.DECODE: config.pools.decode.replicas,
         }
-        self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
+        if self._mirror is not None:
+            mirror = self._mirror
+            self.service.status.read_store_state = lambda: mirror.state
         is_private = bool(config.security.door_certificate)
         self._certificate = ServerCertificate(config.security, clock.now_s) if is_private else None
         self._ends = CertificateEnds(
@@ -127,7 +129,7 @@ class RunningRouter:
             inner,
             self._certificate.chain if self._certificate is not None else None,
         )
-        self.service.read_certificate_ends = self._ends.read
+        self.service.status.read_certificate_ends = self._ends.read
         self._grpc = GrpcServer(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None

@@ -119,7 +119,7 @@ class RouterReplica:
 
     async def replicas(self) -> list[dict[str, Any]]:
         """Describe every worker this router knows."""
-        return self._router.service.replicas()
+        return self._router.service.status.replicas()
 
     async def drain(self) -> None:
         """Finish what runs, take nothing new."""

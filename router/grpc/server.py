@@ -347,8 +347,8 @@ class GrpcServer:
         if not self._security.production:
             reflection.enable_server_reflection(names, server)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self._note_readiness(self._service.is_ready)
-        self._service.tell_readiness(self._note_readiness)
+        await self._note_readiness(self._service.status.is_ready)
+        self._service.status.on_checked(self._note_readiness)
         address = join_address(config.host, config.grpc_port)
         self.port = (
             server.add_secure_port(address, self._certificate.credentials())

@@ -337,10 +337,10 @@ def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
 
 async def test_metrics_count_what_is_not_as_configured_by_the_words_of_ready(tmp_path):
     service = Doors(tmp_path).service
-    service.configured = {Role.PREFILL: 2, Role.DECODE: 1}
+    service.status.configured = {Role.PREFILL: 2, Role.DECODE: 1}
     found = {}
     for state in ("down", "ok"):
-        service.read_store_state = lambda state=state: state
+        service.status.read_store_state = lambda state=state: state
         lines = service.telemetry.text().decode().splitlines()
         counts = (re.fullmatch(r'baton_problems\{code="(\w+)"\} (.*)', line) for line in lines)
         found[state] = {match[1]: float(match[2]) for match in counts if match}
@@ -402,6 +402,6 @@ def test_of_a_chain_the_earliest_end_counts(tmp_path, monkeypatch):
 
 async def test_the_metric_shows_when_each_certificate_ends(tmp_path):
     doors = Doors(tmp_path)
-    doors.service.read_certificate_ends = lambda: {"door": 1_900_000_000}
+    doors.service.status.read_certificate_ends = lambda: {"door": 1_900_000_000}
     line = 'baton_certificate_expiration_timestamp_seconds{certificate="door"} 1.9e+09'
     assert line in doors.service.telemetry.text().decode()

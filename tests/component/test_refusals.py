@@ -221,7 +221,7 @@ async def test_a_call_that_is_cancelled_before_it_runs_is_told(doors):
         began.set()
         await asyncio.Event().wait()
 
-    doors.service._maker._tokenizer.encode = encode
+    doors.service._builder._tokenizer.encode = encode
     with log_lines() as lines:
         call = doors.call("Generate", GENERATE, "acme")
         waiting = asyncio.ensure_future(_answer(call))
@@ -251,7 +251,7 @@ async def test_a_bug_is_a_line_too(doors):
     async def fail(*_):
         raise RuntimeError("boom")
 
-    doors.service._maker.make = fail
+    doors.service._builder.make = fail
     with log_lines() as lines:
         async with doors.web("acme") as http:
             assert (await http.post(POST, json=BODY)).status_code == 500
@@ -368,7 +368,7 @@ ALLOWED = {
 
 
 async def test_each_key_reaches_the_routes_of_its_role_and_no_other(doors):
-    doors.service.measure_routes = lambda mib: asyncio.sleep(0, [])
+    doors.service.status.measure_routes = lambda mib: asyncio.sleep(0, [])
     routes = {
         (method, route.path)
         for route in doors.app.routes

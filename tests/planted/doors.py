@@ -83,7 +83,7 @@ BUGS = [
     Bug("tools that may not be called are refused", "router/http/other_fields.py",
         '        if name in UNUSED and extra.get(UNUSED[name]) == "none":\n', "        if False:\n",
         f"{MAKING}::test_tools_that_may_not_be_called_are_ignored_and_told_of"),
-    Bug("a trace's id makes chat and completion one request", "router/http/app.py",
+    Bug("a trace's id makes chat and completion one request", "router/http/api.py",
         "body.all_params(key_of(request), trace_of(request))",
         "body.all_params(correlation_of(request), trace_of(request))", TRACES),
     Bug("over gRPC a trace's id makes two requests one", "router/grpc/requests.py",

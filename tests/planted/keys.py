@@ -133,7 +133,7 @@ BUGS = [
         "a request that ran is told twice",
         "router/service.py",
         "            self._log.request_ended(run.request, ended, call)\n"
-        "        if call is not None:\n            call.is_told = True\n",
+        "        if call is not None:\n            call.is_recorded = True\n",
         "            self._log.request_ended(run.request, ended, call)\n",
         REFUSALS + "test_every_refusal_over_http_is_one_line_and_one_count",
     ),

@@ -108,7 +108,7 @@ BUGS = [
     Bug(
         "load that is shed fills the log",
         "router/observe/shedding.py",
-        "        if now_s - self._told_at >= PERIOD_S:",
+        "        if now_s - self._logged_at >= PERIOD_S:",
         "        if True:",
         HERE + "test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was",
     ),
@@ -184,7 +184,7 @@ BUGS = [
     ),
     Bug(
         "metrics know of no problem",
-        "router/service.py",
+        "router/observe/status.py",
         "return {code: found[code] for code in PROBLEMS}",
         "return dict.fromkeys(PROBLEMS, 0)",
         HERE + "test_metrics_count_what_is_not_as_configured_by_the_words_of_ready",
