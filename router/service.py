@@ -97,7 +97,7 @@ class GenerationService:
         )
         orchestrator.on_ended = self._ended
         orchestrator.on_refused = self._refused
-        orchestrator.on_retry = self.telemetry.retried
+        orchestrator.attempts.on_retry = self.telemetry.retried
 
     def _ended(self, run: RequestState, ended: RequestEnded) -> None:
         if run.request.tier == CANARY_TIER:

@@ -81,7 +81,7 @@ class Watch:
 
     def _watch_router(self, router: SimRouter) -> None:
         orchestrator = router.orchestrator
-        place = orchestrator._place
+        place = orchestrator.attempts._place
 
         async def watched(run: RequestState, after: ServingError | None) -> Placement:
             key = id(run)
@@ -91,8 +91,8 @@ class Watch:
             finally:
                 self._placing.pop(key, None)
 
-        orchestrator._place = watched  # type: ignore[method-assign]
-        orchestrator.on_retry = self._check_death
+        orchestrator.attempts._place = watched  # type: ignore[method-assign]
+        orchestrator.attempts.on_retry = self._check_death
 
     def _check_placing(self) -> None:
         """L4: nobody waits for a placement that could be made."""

@@ -25,6 +25,7 @@ kv_transfer/parking.py kv_transfer/threadsafe_callbacks.py kv_transfer/receiver.
 kv_transfer/sender.py worker/attempt.py worker/sessions.py worker/attempts.py prefill_worker/role.py
 decode_worker/role.py router/admission.py router/choice_output.py router/text/detokenizing.py
 router/workers/introductions.py router/workers/sessions.py router/orchestrator.py
+router/attempts.py
 router/placement.py router/request_state.py router/workers/liveness.py router/workers/load.py
 router/workers/outbox.py router/workers/routes.py router/workers/session.py
 router/workers/subscriptions.py

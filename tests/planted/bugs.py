@@ -193,7 +193,7 @@ FIRST = [
     ),
     Bug(
         "an attempt keeps its epoch",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "            epoch = Epoch(num_faults + num_moves)",
         "            epoch = Epoch(0)",
         "seeds 0-40",
@@ -252,7 +252,7 @@ FIRST = [
     ),
     Bug(
         "a poisonous request is tried for ever",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "DEATHS_BEFORE_ALONE = 2",
         "DEATHS_BEFORE_ALONE = 200",
         f"{SURVIVAL}::test_a_request_of_death_is_quarantined_and_kills_at_most_three",

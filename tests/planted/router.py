@@ -87,7 +87,7 @@ BUGS = [
     ),
     Bug(
         "after a fault three seconds are all",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "                if self._sessions.is_starting():",
         "                if after is None and self._sessions.is_starting():",
         f"{LINK_RULES}::test_after_a_fault_a_request_waits_as_long_as_ranks_are_starting",
@@ -146,14 +146,14 @@ BUGS = [
     ),
     Bug(
         "a full worker costs a fault",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "is_move = isinstance(error, Draining | PoolExhausted)",
         "is_move = isinstance(error, Draining)",
         f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
     ),
     Bug(
         "moves without end",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "MAX_MOVES = 32",
         "MAX_MOVES = 320",
         f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
@@ -231,9 +231,8 @@ BUGS = [
     Bug(
         "prefill's late troubles end an answer",
         "router/request_state.py",
-        "        if not (is_prefill and self.decode_spoke):\n            self.fail(error, "
-        "worker_id)",
-        "        if True:\n            self.fail(error, worker_id)",
+        "        return is_prefill and self.decode_spoke",
+        "        return False",
         f"{LINK_RULES}::test_troubles_of_prefill_count_only_until_decode_has_spoken",
     ),
     Bug(
@@ -245,7 +244,7 @@ BUGS = [
     ),
     Bug(
         "a request that moves is young again",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),\n",
         "",
         f"{LINK_RULES}::test_a_submit_carries_the_age_of_its_request",

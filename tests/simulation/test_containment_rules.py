@@ -94,7 +94,7 @@ def test_those_who_note_ends_and_retries_harm_nobody():
         def refuse(*_):
             raise RuntimeError("the metrics are broken")
 
-        cluster.orchestrator.on_ended = cluster.orchestrator.on_retry = refuse
+        cluster.orchestrator.on_ended = cluster.orchestrator.attempts.on_retry = refuse
         cluster.runners["decode2"].fails_next = 1
         return await ask(cluster, **LONG)
 

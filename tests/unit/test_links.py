@@ -455,7 +455,7 @@ def test_routers_share_the_retries_and_each_has_one_at_least():
     for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
         config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
         parts = (None, None, config, PlacementConfig(), LoopClock(), None, None)
-        budget = Orchestrator(*parts)._budget
+        budget = Orchestrator(*parts).attempts._budget
         delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
         assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]
 
