@@ -29,15 +29,15 @@ from router.http.bodies import (
     parse_body,
 )
 from router.http.body_reading import BodyReader
-from router.http.json_pieces import UTF8, dumps
-from router.http.other_fields import ignored_fields
-from router.http.replies import (
+from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
-    Reply,
     ReplyOptions,
     server_timing,
 )
+from router.http.json_pieces import UTF8, dumps
+from router.http.other_fields import ignored_fields
+from router.http.replies import Reply
 from router.http.sse import (
     EventStream,
     StreamLimits,

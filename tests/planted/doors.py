@@ -30,7 +30,7 @@ BUGS = [
         'prompt_text=str(params.prompt) if params.echoes and is_whole_text else ""',
         'prompt_text=""',
         f"{MAKING}::test_a_prompt_that_is_shown_is_known_to_the_output"),
-    Bug("what an echo does not show takes place in it", "router/http/replies.py",
+    Bug("what an echo does not show takes place in it", "router/http/formatters.py",
         "shows_special=shows_special)", "shows_special=True)",
         f"{LOGPROBS}::test_an_echo_is_what_was_sent_and_what_was_added_has_no_place_in_it"),
     Bug("one unfinished byte breaks the characters before it in an echo",
