@@ -1,4 +1,4 @@
-"""The guard of the gRPC server: only health checks pass without a key, and every refusal is recorded.
+"""The guard of the gRPC server: only health checks pass without a key; refusals are recorded.
 
 Owns the refusal before a request is read, the bounds on what is read, and the record of every call.
 A new method is closed until it is opened here. Does not know services.

@@ -29,7 +29,7 @@ class LogprobShapes:
         return self._text.token_text(token_id, is_first=is_first)
 
     def _rivals(self, entry: Logprob) -> dict[str, float]:
-        """Return rivals by name; of tokens with equal text the likeliest keeps it, others go by id."""
+        """Return rivals by name; of equal texts the likeliest token keeps it, others go by id."""
         named: dict[str, float] = {}
         for token_id, logprob in entry.ranked:
             name = self._name(token_id)

@@ -169,7 +169,7 @@ BUGS = [
     Bug(
         "wrong keys are never slowed over gRPC",
         "router/grpc/auth.py",
-        "                await self._keeper.bad_keys.hold(call.address)",
+        "                await self._service.bad_keys.hold(call.address)",
         "                pass",
         REFUSALS + "test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is",
     ),
