@@ -298,9 +298,9 @@ def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with pytest.raises(ConfigError, match="give --ca"):
         status(url)
-    with pytest.raises(ConfigError, match="this door speaks TLS: write https://"):
+    with pytest.raises(ConfigError, match="this server speaks TLS: write https://"):
         status(url.replace("https", "http"))
-    with pytest.raises(ConfigError, match="this door is plain text: write http://"):
+    with pytest.raises(ConfigError, match="this server speaks plain text: write http://"):
         status(web_door(is_tls=False).replace("http", "https"), ca)
     monkeypatch.setenv("SSL_CERT_FILE", str(ca))
     assert status(url) == 0

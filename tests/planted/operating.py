@@ -143,7 +143,7 @@ BUGS = [
     Bug(
         "SSL_CERT_FILE makes every door TLS",
         "client/endpoints.py",
-        'if not doors and not is_told and "https" not in schemes:',
+        'if not private and not has_certificates and "https" not in schemes:',
         "if False:",
         HERE + "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
     ),
