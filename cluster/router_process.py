@@ -1,6 +1,6 @@
-"""One real router: links over gRPC, tokenizer process, both doors.
+"""One real router: sessions over gRPC, tokenizer processes, the HTTP and the gRPC server.
 
-Owns the composition of a router out of real parts. Does not know where members come from.
+Owns the composition of a router from real components. Does not know where members come from.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ STOP_GRACE_S = 5.0
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
-    """Pools that the config fills with workers, and those that path pd cannot do without."""
+    """Return the pools that the config fills with workers, and those that path pd requires."""
     if config.placement.path == "pd":
         return frozenset(Role)
     has_prefill = not config.colocated and config.pools.prefill.replicas > 0
@@ -59,7 +59,7 @@ class RunningRouter:
     """A started router."""
 
     def __init__(self, config: BatonConfig, membership: Membership) -> None:
-        """Compose; `start` opens the doors."""
+        """Compose; `start` listens."""
         config = with_read_secrets(config)
         spec = model_of(config)
         router = config.router
@@ -136,14 +136,14 @@ class RunningRouter:
         self.http_port = 0
 
     async def start(self) -> None:
-        """Follow the members and open both doors."""
+        """Follow the members, and start both servers."""
         await self._tokenizer.start()
         await self._bodies.start()
         self.sessions.follow()
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
-        book = self._make_book()
+        connections = self._make_connection_table()
         await self._grpc.start()
         # The protocol is named because asyncio turns Nagle's algorithm off only then.
         host = bare_host(self._config.router.host)
@@ -157,17 +157,24 @@ class RunningRouter:
         certificate = self._certificate
         app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
-            app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="off",
-            timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
-            ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
+            app,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=int(STOP_GRACE_S),
+            ssl_certfile=security.door_certificate or None,
+            ssl_keyfile=security.door_key or None,
             ssl_context_factory=(
                 (lambda _, make: certificate.context(make)) if certificate else None
             ),
-        )  # fmt: skip
+        )
         self._http = HttpServer(
             settings,
             listener,
-            book,
+            connections,
             self._config.router.slow_reader_s,
             self.service.connection_refused,
         )
@@ -175,8 +182,8 @@ class RunningRouter:
         self._ends.watch()
         events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
 
-    def _make_book(self) -> ConnectionTable:
-        """Limits of both doors, within what this process may open."""
+    def _make_connection_table(self) -> ConnectionTable:
+        """Make the table of HTTP connections; limit both servers to this process's descriptors."""
         router = self._config.router
         at_once = min(router.max_connections, router.max_running + router.max_queued)
         limit = raise_descriptor_limit(at_once * 4 // 3 + INSIDE_DESCRIPTORS + NUM_RESERVED)
@@ -187,11 +194,11 @@ class RunningRouter:
 
     @property
     def grpc_port(self) -> int:
-        """Port of the gRPC door."""
+        """Port of the gRPC server."""
         return self._grpc.port
 
     async def stop(self) -> None:
-        """Take nothing new, let requests finish, close doors and links."""
+        """Refuse new requests, let running ones finish, close servers and sessions."""
         self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)

@@ -1,6 +1,6 @@
 """One real worker: ranks, transfer agent in its thread, sessions over gRPC.
 
-Owns the composition of a worker out of real parts; the same for child processes and Ray replicas.
+Owns the composition of a worker from real components, for child processes and Ray replicas alike.
 Does not know who started it.
 """
 
@@ -71,7 +71,7 @@ def model_of(config: BatonConfig) -> ModelSpec:
 
 
 def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
-    """The pool a role belongs to."""
+    """Return the pool of a role."""
     return config.pools.prefill if role is Role.PREFILL else config.pools.decode
 
 
@@ -83,8 +83,8 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             if sys.platform == "linux":
                 made[name] = SharedNetwork(ranks.kv.shared)
         elif name in ("gloo", "nccl", "nixl"):
-            # Its bytes are neither encrypted nor signed: without the operator's word they stay on
-            # this host.
+            # Its bytes are neither encrypted nor signed: they stay on this host unless the operator
+            # trusts the network.
             where = host if config.security.trusts_network else "127.0.0.1"
             made[name] = SidecarNetwork(
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
@@ -126,7 +126,7 @@ class RunningWorker:
         if not config.security.cluster_key:
             raise ConfigError(
                 "a worker was started without security.cluster_key; `baton up` makes one if the "
-                "config has none, whoever starts workers in another way must set it"
+                "config has none; if you start workers yourself, set it"
             )
         began_at = time.monotonic()
         spec = model_of(config)

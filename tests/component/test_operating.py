@@ -20,7 +20,7 @@ from cli import chat, client
 from cli.status import run_status
 from client.endpoints import Endpoints, speaks_tls
 from cluster.certificate_expiry import CertificateEnds, earliest_end
-from cluster.local import Child, LocalCluster, _tell_end
+from cluster.local import Child, LocalCluster, _log_end
 from core import events
 from core.config import BatonConfig, SecurityConfig
 from core.errors import ConfigError, Overloaded, WorkerLost
@@ -97,7 +97,7 @@ async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reaso
 async def test_a_process_that_was_told_to_end_is_no_fault(told, how, event):
     process = await asyncio.create_subprocess_exec("sh", "-c", how)
     await process.wait()
-    _tell_end("decode-0", Child(process, -1))
+    _log_end("decode-0", Child(process, -1))
     ((found, fields),) = told()
     assert found == event and fields["child_pid"] == process.pid
     assert fields.get("reason") == ("exit code 70" if event == "child_ended" else None)

@@ -66,14 +66,14 @@ BUGS = [
     Bug(
         "a worker process dies without a word",
         "cluster/local.py",
-        "                _tell_end(seat, child)\n",
+        "                _log_end(name, child)\n",
         "",
         HERE + "test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reason",
     ),
     Bug(
         "a router process dies without a word",
         "cluster/local.py",
-        '            _tell_end(f"router-{seat}", child)\n',
+        '            _log_end(f"router-{index}", child)\n',
         "",
         HERE + "test_a_router_that_dies_is_told_of",
     ),
