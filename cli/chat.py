@@ -1,6 +1,6 @@
 """`baton chat`: a conversation in the terminal, with what each answer cost.
 
-Owns the turns and what is printed. Does not know servers beyond the gRPC door.
+Owns the turns and what is printed. Does not know streams: `cli.client` opens them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import grpc
 import typer
 
-from cli.client import Answer, show_text, stream_chat, told
+from cli.client import Answer, report_error, show_text, stream_chat
 from client.endpoints import Endpoints
 from protos.baton.v1 import generation_pb2 as pb
 
@@ -32,7 +32,7 @@ def run_chat(
     """Talk until the user ends it; with a message, one turn only.
 
     Raises:
-        SystemExit: 2 if the server refuses or is not there.
+        SystemExit: 2 if the server refuses or does not answer.
     """
     opening = [pb.ChatMessage(role="system", content=system)] if system else []
     turns = list(opening)
@@ -54,13 +54,13 @@ def run_chat(
         try:
             answer = stream_chat(address, request, None if as_json else show_text, access)
         except grpc.RpcError as error:
-            raise told(error) from error
+            raise report_error(error) from error
         turns.append(pb.ChatMessage(role="assistant", content=answer.text))
         typer.echo(_as_json(answer) if as_json else f"\n{cost(answer)}\n")
 
 
 def _inputs() -> Iterator[str]:
-    """Lines of the user, without empty ones."""
+    """Yield the user's lines, without empty ones."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -71,7 +71,7 @@ def _inputs() -> Iterator[str]:
 
 
 def cost(answer: Answer) -> str:
-    """TTFT and speed in one line."""
+    """Return TTFT and speed in one line."""
     t = answer.timing
     tokens = answer.usage.completion_tokens
     decode_s = max(t.e2e_s - t.ttft_s, 1e-9)

@@ -1,6 +1,6 @@
-"""The gRPC door from the terminal, for `baton generate`, `baton chat` and the demo.
+"""Requests over gRPC from the terminal, for `baton generate`, `baton chat` and the demo.
 
-Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers.
+Owns what is asked and what is printed; `client` owns the stream. Does not know servers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from protos.baton.v1 import generation_pb2 as pb
 
 TIMEOUT_S = 300.0
 Show = Callable[[str], None]
-SYSTEMS_BELIEFS = Endpoints()
+SYSTEM_TRUST = Endpoints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,9 @@ def stream_answer(
     address: str,
     request: pb.GenerateRequest,
     show: Show | None = None,
-    access: Endpoints = SYSTEMS_BELIEFS,
+    access: Endpoints = SYSTEM_TRUST,
 ) -> Answer:
-    """Run one request over gRPC, showing text as it comes; `address` may be several, with commas.
+    """Run one request over gRPC, showing text as it arrives; `address` may list several.
 
     Raises:
         grpc.RpcError: As the server reported it.
@@ -57,9 +57,9 @@ def stream_chat(
     address: str,
     request: pb.ChatRequest,
     show: Show | None = None,
-    access: Endpoints = SYSTEMS_BELIEFS,
+    access: Endpoints = SYSTEM_TRUST,
 ) -> Answer:
-    """Run one turn of a conversation over gRPC, showing text as it comes.
+    """Run one turn of a conversation over gRPC, showing text as it arrives.
 
     Raises:
         grpc.RpcError: As the server reported it.
@@ -77,10 +77,10 @@ def _client(address: str, access: Endpoints) -> Client:
 
 @functools.cache
 def _runner() -> asyncio.Runner:
-    """The one loop of this process, for all its requests.
+    """Return the event loop of this process, the same for all its requests.
 
-    gRPC's poller is one a process and keeps every loop it has met; one that is closed before the
-    last channel is collected makes it print "Event loop is closed".
+    gRPC has one poller a process, which keeps every loop that it has seen; if one is closed before
+    the last channel is collected, it prints "Event loop is closed".
     """
     runner = asyncio.Runner()
     atexit.register(_close, runner)
@@ -107,8 +107,8 @@ async def _collect(client: Client, messages: AsyncIterator[Any], show: Show | No
     return Answer(text, summary.usage, summary.timing)
 
 
-def told(error: grpc.RpcError) -> SystemExit:
-    """Say what the server said; raise what it returns."""
+def report_error(error: grpc.RpcError) -> SystemExit:
+    """Print the server's error, and return the exit to raise."""
     typer.echo(f"baton: {error.code().name}: {error.details()}", err=True)
     return SystemExit(2)
 
@@ -133,7 +133,7 @@ def generate_stream(
     try:
         answer = stream_answer(address, request, None if as_json else show_text, access)
     except grpc.RpcError as error:
-        raise told(error) from error
+        raise report_error(error) from error
     if as_json:
         usage = MessageToDict(answer.usage)
         timing = MessageToDict(answer.timing, preserving_proto_field_name=True)
@@ -143,7 +143,7 @@ def generate_stream(
     typer.echo(
         f"\n\n{answer.usage.completion_tokens} tokens, TTFT {t.ttft_s * 1000:.1f} ms, "
         f"{answer.usage.completion_tokens / max(t.e2e_s, 1e-9):.0f} tokens/s, path {t.path}, "
-        f"prefill pid {t.prefill_pid}, decode pid {t.decode_pid}, {t.kv_bytes} KV bytes handed over"
+        f"prefill pid {t.prefill_pid}, decode pid {t.decode_pid}, {t.kv_bytes} KV bytes transferred"
     )
 
 

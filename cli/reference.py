@@ -45,9 +45,9 @@ EVENTS = """What every process says on standard error, one line each (`log.forma
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, sidecar, tokenizer,
 body-reader, orphan-reaper) and `pid`.
 """
-REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes
-above, the log has them as `outcome`. Without a status nobody is answered: the connection or call
-just ends.
+REFUSALS = """Codes of the HTTP and gRPC servers alone. `baton_refusals_total` counts by them and by
+the codes above; the log has them as `outcome`. Without a status there is no answer: the connection
+or call just ends.
 """
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"
@@ -96,7 +96,9 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401
     """A type in the reader's words."""
     annotation = _bare(annotation)
     text = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"(?:typing|router\.http_bodies|core\.config)\.", "", text).replace(" | None", "")
+    text = re.sub(r"(?:typing|router\.http\.bodies|core\.config)\.", "", text).replace(
+        " | None", ""
+    )
     text = re.sub(r"Union\[float, int(, NoneType)?\]", "number", text)
     text = re.sub(r"Optional\[(.*)\]", r"\1", text)
     text = re.sub(r"Union\[(.*), NoneType\]", r"\1", text)

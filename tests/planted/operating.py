@@ -381,7 +381,7 @@ BUGS = [
     Bug(
         "a cluster that is still starting is not found by `baton down`",
         "cli/up.py",
-        "        tell_ports(config.router.http_port, config.router.grpc_port)\n",
+        "        publish_ports(config.router.http_port, config.router.grpc_port)\n",
         "",
         "tests/component/test_running.py::test_a_cluster_that_is_still_starting_is_found_and_ended",
     ),
