@@ -54,7 +54,7 @@ def run_bench(options: Options) -> None:
     shape = options.shape
     limits = parse_limits(options.goodput)
     if not (shape.rate or shape.trace or options.concurrency):
-        raise ConfigError("say how load is offered: --concurrency, --rate or --trace")
+        raise ConfigError("choose how to offer load: --concurrency, --rate or --trace")
 
     def make_load(card: dict[str, Any]) -> list[Planned]:
         return plan(

@@ -41,7 +41,7 @@ IDEMPOTENCY_KEY = (
     "the request's id, as `request_id` in the body: a second one while the first runs is refused "
     "(`duplicate_request`), and without a seed both have the same randomness"
 )
-EVENTS = """What every process says on standard error, one line each (`log.format`: text or json).
+EVENTS = """What every process logs to standard error, one line each (`log.format`: text or json).
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, sidecar, tokenizer,
 body-reader, orphan-reaper) and `pid`.
 """
@@ -180,7 +180,7 @@ def render() -> str:
     )
     parts += [
         "\n### Other fields\n\n",
-        f'Known, not built, refused by name unless they say "off" (in brackets): {off}.\n\n',
+        f'Known, not supported, refused by name unless "off" (in brackets): {off}.\n\n',
         f"Known and without effect here: {', '.join(f'`{name}`' for name in FREE)}.\n\n",
         f"Old names, refused with the new one: {', '.join(f'`{name}`' for name in RENAMED)}.\n\n",
         (

@@ -39,7 +39,7 @@ from worker.worker import Worker, WorkerComponents
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16
-"""Room for what a frame says about its parts, so that it goes in one piece."""
+"""Room for a frame's header, so that it goes in one piece."""
 
 
 def model_of(config: BatonConfig) -> ModelSpec:

@@ -96,7 +96,7 @@ class Admission:
         """Refuse a reply that would need more than half of all permits.
 
         Raises:
-            InvalidRequest: Says how many outputs it may have.
+            InvalidRequest: Names how many outputs it may have.
         """
         share = max(MAX_CHOICES, self._max_running // 2)
         if num_prompts * num_choices > share:
@@ -133,7 +133,7 @@ class Admission:
             timer.cancel()
             self._waiting.leave(tenant, waiter)
             self._num_queued_tokens -= num_tokens
-            self._hand_out()  # others may have waited behind a request that needed more
+            self._grant_next()  # others may have waited behind a request that needed more
 
     def _join(self, tenant: str, waiter: _Waiter) -> None:
         """Queue a waiter; in a full queue it replaces another tenant's newest."""
@@ -162,9 +162,9 @@ class Admission:
     def _release(self, num_permits: int = 1) -> None:
         """Give permits back."""
         self.num_running -= num_permits
-        self._hand_out()
+        self._grant_next()
 
-    def _hand_out(self) -> None:
+    def _grant_next(self) -> None:
         """Grant free permits in the queue's order: small requests do not overtake a large one."""
         while (waiter := self._waiting.peek()) is not None:
             if waiter.granted.done():

@@ -1,7 +1,7 @@
 """The attempts at one request: place, submit, wait, and try again after a fault or a move.
 
-Owns the limits and pauses between attempts, and what a Submit says. Does not know permits, streams
-or text.
+Owns the limits and pauses between attempts, and what a Submit holds. Does not know permits,
+streams or text.
 
 A worker that drains ends its attempts with `Draining`, one without room with `PoolExhausted`: such
 a move is no fault and costs nothing of the retry budget.

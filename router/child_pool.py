@@ -184,7 +184,7 @@ class ChildPool:
         if evicted is not None and not evicted.done():
             reason = f"{len(queue)} texts wait to be read; try again later"
             evicted.set_exception(Overloaded(reason))
-        self._hand_out()
+        self._grant_next()
         timer = loop.call_later(self._wait_s, self._refuse, granted)
         try:
             return await granted
@@ -205,7 +205,7 @@ class ChildPool:
                 )
             )
 
-    def _hand_out(self) -> None:
+    def _grant_next(self) -> None:
         """Grant free processes to the next jobs, small and large in turn."""
         while self._free:
             can_take_large = self._num_large < self._max_large and bool(self._large)
@@ -228,7 +228,7 @@ class ChildPool:
     def _give_back(self, child: _Child, *, is_large: bool) -> None:
         self._free.append(child)
         self._num_large -= is_large
-        self._hand_out()
+        self._grant_next()
 
     async def stop(self) -> None:
         """End the processes and what they work on."""

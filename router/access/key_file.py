@@ -97,7 +97,7 @@ def parse_line(line: str) -> KeyLine:
     """Read one line.
 
     Raises:
-        ConfigError: Says what is wrong with it.
+        ConfigError: Names what is wrong with it.
     """
     if line.endswith(_CUT_OFF):
         raise ConfigError(

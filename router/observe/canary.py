@@ -45,7 +45,7 @@ class Canary:
             model: Whose vocabulary the prompt is from.
             config: The router's.
             orchestrator: Runs the canary like any request.
-            sessions: Say which pools live.
+            sessions: Show which pools live.
             clock: Of this process.
             ids: Name the requests.
             expected_roles: Pools that the config asks for.

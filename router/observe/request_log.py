@@ -14,8 +14,8 @@ from core.errors import ServingError
 from core.types import GenerateRequest, RequestEnded
 from router.calls import Call
 
-STRANGERS_BURST = 1000
-STRANGERS_PER_S = 20.0
+ANONYMOUS_BURST = 1000
+ANONYMOUS_PER_S = 20.0
 """Limits of lines about callers without a key, who could otherwise fill the disk. The metrics count
 the rest, and so does the next line, as `unlogged`."""
 SHOWN_ABOVE_S = 1e-6
@@ -27,7 +27,7 @@ class RequestLog:
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
         """Start with the full burst; `now_s` is in monotonic seconds."""
         self._now_s = now_s
-        self._allowed = float(STRANGERS_BURST)
+        self._allowed = float(ANONYMOUS_BURST)
         self._allowed_at = now_s()
         self._num_unlogged = 0
 
@@ -68,7 +68,7 @@ class RequestLog:
         """Log a call that ended before it had a request."""
         unlogged: dict[str, int] = {}
         if not call.identity.tenant:
-            if not self._may_log_stranger():
+            if not self._may_log_anonymous():
                 self._num_unlogged += 1
                 return
             if self._num_unlogged:
@@ -83,10 +83,10 @@ class RequestLog:
             **unlogged,
         )
 
-    def _may_log_stranger(self) -> bool:
+    def _may_log_anonymous(self) -> bool:
         now_s = self._now_s()
-        earned = (now_s - self._allowed_at) * STRANGERS_PER_S
-        self._allowed = min(STRANGERS_BURST, self._allowed + earned)
+        earned = (now_s - self._allowed_at) * ANONYMOUS_PER_S
+        self._allowed = min(ANONYMOUS_BURST, self._allowed + earned)
         self._allowed_at = now_s
         if self._allowed < 1:
             return False

@@ -198,7 +198,7 @@ class TextModel:
         )
 
     def echo(self, prompt: tuple[int, ...]) -> str:
-        """Text of a prompt but for a character that its end began: the output tells that."""
+        """Return a prompt's text without the character that its end began, which the output ends."""
         decoder = self.decoder(prompt, skips_special=False)
         if self._falls_back:  # where each byte is a token, and one broken byte breaks all beside it
             return self.text(prompt[: len(prompt) - len(decoder.unfinished)])

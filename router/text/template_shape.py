@@ -4,8 +4,8 @@ Owns that analysis: whether a template iterates over the parts of a content, whe
 plain text, and whether it knows the developer role. Does not run templates.
 
 Values are followed by name, not by scope or order: `messages`, one message, a content. That is
-enough to tell a loop over parts from a loop over messages, also through `set`, `with`, namespaces
-and macros.
+enough to distinguish a loop over parts from a loop over messages, also through `set`, `with`,
+namespaces and macros.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class _Reader:
                 return
 
     def walks(self, node: nodes.Node) -> bool:
-        """Tell whether a node looks into the parts of a content."""
+        """Return True if a node looks into the parts of a content."""
         match node:
             case nodes.For(iter=source):
                 return _Kind.CONTENT in self.kinds(source)

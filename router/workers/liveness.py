@@ -25,19 +25,19 @@ class Liveness:
         self._worker_id = worker_id
         self._awake = AwakeClock(clock)
         self._counters: tuple[int, int] | None = None
-        self._heard_at = 0.0
+        self._received_at = 0.0
         self._moved_at = 0.0
 
     def connected(self) -> None:
         """Note a new stream: the silence before it does not count."""
         self._awake.tick()
-        self.heard()
+        self.note_message()
 
-    def heard(self) -> None:
-        """Note a message, whatever it says."""
-        self._heard_at = self._awake.now_s()
+    def note_message(self) -> None:
+        """Note that a message arrived, of any kind."""
+        self._received_at = self._awake.now_s()
 
-    def note(self, progress: Progress) -> None:
+    def note_progress(self, progress: Progress) -> None:
         """Note the worker's counters: equal ones while it has work mean that it stands still.
 
         Raises:
@@ -46,8 +46,8 @@ class Liveness:
         counters = (progress.steps, progress.layers_done)
         if counters != self._counters or not progress.work_in_hand:
             self._counters = counters
-            self._moved_at = self._heard_at
-        if self._heard_at - self._moved_at > HUNG_S:
+            self._moved_at = self._received_at
+        if self._received_at - self._moved_at > HUNG_S:
             raise WorkerDied(f"worker {self._worker_id} is stuck in a step")
 
     async def watch(self) -> None:
@@ -59,5 +59,5 @@ class Liveness:
         while True:
             await asyncio.sleep(CHECK_PERIOD_S)
             self._awake.tick()
-            if self._awake.now_s() - self._heard_at > HUNG_S:
+            if self._awake.now_s() - self._received_at > HUNG_S:
                 raise WorkerLost(f"worker {self._worker_id} was silent for {HUNG_S:g} s")

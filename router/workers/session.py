@@ -76,7 +76,7 @@ class WorkerSession:
             network: Dials the worker.
             router_id: How this router introduces itself.
             clock: Of this process.
-            stream_numbers: Rise over all streams of this router, so that the worker can tell the
+            stream_numbers: Rise over all streams of this router, so that the worker knows the
                 newest.
             was_lost: A worker that was lost must answer before requests are placed on it again.
         """
@@ -279,7 +279,7 @@ class WorkerSession:
     async def _read(self, stream: MessageStream) -> None:
         while True:
             message = await stream.recv()
-            self._liveness.heard()
+            self._liveness.note_message()
             match message:
                 case StepFrame():
                     self.subscriptions.deliver(message)
@@ -305,4 +305,4 @@ class WorkerSession:
             self._log(events.WORKER_RESUMED if message.is_ready else events.WORKER_PAUSED)
         self._is_leaving = message.is_leaving
         self._set_state(is_ready=message.is_ready)
-        self._liveness.note(message)
+        self._liveness.note_progress(message)

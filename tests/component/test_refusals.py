@@ -401,16 +401,16 @@ async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, mon
     stranger = calls.Call("http", "192.0.2.7")
     tenant = calls.Call("http", "192.0.2.7", identity=Identity("acme"))
     with log_lines() as lines:
-        for _ in range(request_log.STRANGERS_BURST + 500):
+        for _ in range(request_log.ANONYMOUS_BURST + 500):
             doors.service.call_ended(replace(stranger, code="invalid_api_key"))
-        assert len(lines) == request_log.STRANGERS_BURST
+        assert len(lines) == request_log.ANONYMOUS_BURST
         doors.service.call_ended(replace(tenant, code="invalid_value"))
         now[0] += 10.0
         doors.service.call_ended(replace(stranger, code="invalid_api_key"))
         doors.service.call_ended(replace(stranger, code="invalid_api_key"))
     assert [line.get("unlogged") for line in lines[-3:]] == [None, 500, None]
     assert [line["tenant"] for line in lines[-3:]] == ["acme", "", ""]
-    total = request_log.STRANGERS_BURST + 502
+    total = request_log.ANONYMOUS_BURST + 502
     assert counted(doors, "baton_bad_keys_total", client="public") == 0, "192.0.2.0/24 is no place"
     assert counted(doors, "baton_bad_keys_total", client="private") == total
 

@@ -156,7 +156,7 @@ BUGS = [
         "router/http/server/protocol.py",
         "self._on_refused(SILENT.code, ",
         'self._on_refused("mute", ',
-        HOUSE + "test_the_doors_refuse_in_words_of_the_reference",
+        HOUSE + "test_the_servers_refuse_with_codes_of_the_reference",
     ),
     Bug(
         "good keys are slowed by bad ones",

@@ -95,8 +95,9 @@ BUGS = [
     Bug(
         "a hung worker behind a new stream is not found",
         "router/workers/liveness.py",
-        "        self._awake.tick()\n        self.heard()",
-        "        self._awake.tick()\n        self.heard()\n        self._moved_at = self._heard_at",
+        "        self._awake.tick()\n        self.note_message()",
+        "        self._awake.tick()\n        self.note_message()\n"
+        "        self._moved_at = self._received_at",
         f"{LINK_RULES}::test_a_hung_worker_behind_a_stream_that_breaks_again_and_again_is_found",
     ),
     Bug(
