@@ -198,7 +198,7 @@ class TextModel:
         )
 
     def echo(self, prompt: tuple[int, ...]) -> str:
-        """Return a prompt's text without the character that its end began, which the output ends."""
+        """Return a prompt's text without a character that its end began: the output ends it."""
         decoder = self.decoder(prompt, skips_special=False)
         if self._falls_back:  # where each byte is a token, and one broken byte breaks all beside it
             return self.text(prompt[: len(prompt) - len(decoder.unfinished)])
