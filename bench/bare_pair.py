@@ -1,9 +1,9 @@
 """A pair of processes that send and receive over torch.distributed and do nothing else.
 
-Owns the measure that carried transports are held against: the same pair, messages of the same size,
-as many under way, but no slots, streams or checksums. Does not know transfers. Started by
-`bench.transfer` as `python -m bench.bare_pair KIND RANK PORT MESSAGE_BYTES`; for
-every count on standard input it answers with the seconds that so many messages took.
+Owns the baseline for transports of the sidecar: the same pair, messages of the same size, as many
+in flight, but no slots, streams or checksums. Does not know transfers. `bench.transfer` starts it
+as `python -m bench.bare_pair KIND RANK PORT MESSAGE_BYTES`; for every count on standard input it
+answers with the seconds that so many messages took.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def _connect(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
     store: Any
     if rank == 0:
         rendezvous = Rendezvous(socket.create_server(("127.0.0.1", 0)))
-        _say(rendezvous.port)
+        _report(rendezvous.port)
         store = rendezvous.next_request()
     else:
         store = request_pair(f"127.0.0.1:{port}")
@@ -35,29 +35,30 @@ def _connect(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
     return pair
 
 
-def _say(number: float) -> None:
+def _report(number: float) -> None:
     sys.stdout.write(f"{number}\n")
     sys.stdout.flush()
 
 
 def main() -> None:
     """Run one end: rank 0 sends, rank 1 receives."""
-    kind, rank, port, num_bytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+    kind = sys.argv[1]
+    rank, port, num_bytes = map(int, sys.argv[2:5])
     torch.set_num_threads(1)
     memory = torch.ones(SLOTS * num_bytes, dtype=torch.uint8)
     pair = _connect(kind, rank, port, memory)
     begin = pair.send if rank == 0 else pair.recv
     buffers = memory.split(num_bytes)
     for line in sys.stdin:
-        under_way: deque[Work] = deque()
+        in_flight: deque[Work] = deque()
         began = time.perf_counter()
         for number in range(int(line)):
-            if len(under_way) == SLOTS:
-                under_way.popleft().wait()
-            under_way.append(begin(buffers[number % SLOTS]))
-        for work in under_way:
+            if len(in_flight) == SLOTS:
+                in_flight.popleft().wait()
+            in_flight.append(begin(buffers[number % SLOTS]))
+        for work in in_flight:
             work.wait()
-        _say(time.perf_counter() - began)
+        _report(time.perf_counter() - began)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Any
 from core.errors import ConfigError
 
 FIRST_TOKEN_ID = 3
-"""Below it stand special tokens in most vocabularies."""
+"""In most vocabularies, lower ids are special tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What the user asked for."""
+    """The load that the user asked for."""
 
     requests: int
     input_tokens: int
@@ -47,7 +47,7 @@ class Shape:
     trace: str = ""
     trace_divide: int = 1
     trace_block_tokens: int = 512
-    """Tokens that one of the trace's `hash_ids` stands for."""
+    """Tokens that each of the trace's `hash_ids` stands for."""
     speed: float = 1.0
     seed: int = 0
     vocabulary_size: int = 256
@@ -93,7 +93,7 @@ def _from_trace(shape: Shape, rng: random.Random) -> Iterator[Planned]:
 
 
 def _prompt(hash_ids: list[int], size: int, shape: Shape, rng: random.Random) -> tuple[int, ...]:
-    """Lay the blocks end to end; what they do not cover is random."""
+    """Concatenate the blocks; fill the rest with random tokens."""
     tokens: list[int] = []
     block = max(1, shape.trace_block_tokens // shape.trace_divide)
     for block_id in hash_ids:
@@ -104,7 +104,7 @@ def _prompt(hash_ids: list[int], size: int, shape: Shape, rng: random.Random) ->
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a trace: JSON lines or CSV, gzipped or not."""
+    """Yield the rows of a trace: JSON lines or CSV, gzipped or not."""
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rt", encoding="utf-8") as lines:

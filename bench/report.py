@@ -2,7 +2,7 @@
 
 Owns the definitions. Does not know how requests were sent.
 
-t0 is the SCHEDULED send time (a late client is the server's queue too), t1..tn the arrivals of
+t0 is the SCHEDULED send time (a client that sends late has waited too), t1..tn the arrivals of
 chunks: TTFT = t1 - t0; ITL = every gap between chunks, pooled; TPOT = (tn - t1) / (tokens - 1) of a
 request; E2E = tn - t0. A request is good if it meets every limit; attainment is the share of good
 ones among all OFFERED requests, goodput their number per second.
@@ -21,7 +21,7 @@ COLOURS = ("#2f6fde", "#d9822b", "#3a9b6f", "#8a5cc2")
 
 @dataclass(slots=True)
 class Sample:
-    """One request as the client saw it; instants in seconds since the run began."""
+    """One request as the client saw it; instants are seconds since the run began."""
 
     index: int
     scheduled_at: float
@@ -75,7 +75,7 @@ def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[st
     """Reduce a run to its metrics."""
     good = [s for s in samples if not s.error and s.arrivals]
     took_s = max((s.ended_at for s in samples), default=0.0)
-    attained = [s for s in good if _meets(s, limits_ms)]
+    attained = [s for s in good if _is_within(s, limits_ms)]
     errors: dict[str, int] = {}
     for sample in samples:
         if sample.error:
@@ -108,7 +108,7 @@ def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[st
     return summary
 
 
-def _meets(sample: Sample, limits_ms: dict[str, float]) -> bool:
+def _is_within(sample: Sample, limits_ms: dict[str, float]) -> bool:
     measured = {"ttft": sample.ttft_s, "tpot": sample.tpot_s or 0.0, "e2e": sample.e2e_s}
     return all(measured[name] * 1e3 <= limit for name, limit in limits_ms.items())
 
@@ -122,15 +122,19 @@ def svg(samples: Sequence[Sample], title: str) -> str:
         ("TPOT", [t for s in good if (t := s.tpot_s) is not None]),
         ("E2E", [s.e2e_s for s in good]),
     ]
-    width, height = 300, 190
-    parts = [_panel(name, values, COLOURS[i], 40 + i % 2 * width, 40 + i // 2 * height)
-             for i, (name, values) in enumerate(panels) if values]  # fmt: skip
+    width = 300
+    height = 190
+    drawn = [
+        _panel(name, values, COLOURS[i], 40 + i % 2 * width, 40 + i // 2 * height)
+        for i, (name, values) in enumerate(panels)
+        if values
+    ]
     box = f'<rect width="{2 * width + 60}" height="{2 * height + 50}" fill="white"/>'
     head = f'<text x="40" y="22" font-weight="bold">{html.escape(title)}</text>'
     size = f'width="{2 * width + 60}" height="{2 * height + 50}"'
     font = 'font-family="sans-serif" font-size="12"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{box}{head}{"".join(parts)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} {font}>{box}{head}{"".join(drawn)}</svg>\n'
     )
 
 

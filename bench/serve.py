@@ -1,4 +1,4 @@
-"""`baton bench serve`: offer a load to any OpenAI-style server, and say what came back.
+"""`baton bench serve`: offer a load to any OpenAI-style server, and record its answers.
 
 Owns the sending. Does not know what the figures mean (`bench.report`) or where requests come from
 (`bench.load`).
@@ -24,20 +24,20 @@ MAX_ERROR_CHARACTERS = 120
 
 
 class Client:
-    """Streams completions and notes when chunks come."""
+    """Streams completions, and records when chunks arrive."""
 
     def __init__(self, url: str, model: str, session: aiohttp.ClientSession) -> None:
-        """Keep the target."""
+        """Send to `url`; an empty model means the first one served."""
         self._url = url.rstrip("/")
         self._model = model
         self._session = session
         self.start = 0.0
 
     async def card(self) -> dict[str, Any]:
-        """The model's card.
+        """Return the model's card.
 
         Raises:
-            ConfigError: Nobody answers there, or nothing is served.
+            ConfigError: Nobody answers there, or the model is not served.
         """
         try:
             async with self._session.get(f"{self._url}/v1/models") as reply:
@@ -51,7 +51,7 @@ class Client:
         return found[0]
 
     async def send(self, planned: Planned, scheduled_at: float) -> Sample:
-        """Send one request and follow it to its end; failures are samples too."""
+        """Send one request and read it to its end; failures are samples too."""
         sample = Sample(
             planned.index, scheduled_at, sent_at=self.now_s(), input_tokens=len(planned.prompt)
         )
@@ -114,20 +114,20 @@ async def run(
     """Offer a load.
 
     Args:
-        url: HTTP door, without `/v1`.
-        model: Empty: the only one.
-        make_load: From the model's card to the requests.
+        url: Of the server, without `/v1`.
+        model: Empty: the first one served.
+        make_load: Makes the requests from the model's card.
         concurrency: Most requests in flight; 0: as many as are due.
         timeout_s: Of one request.
-        on_done: Told of each.
-        access: Whom to believe.
+        on_done: Called with each sample.
+        access: Whom to trust.
 
     Raises:
-        ConfigError: The server is not there.
+        ConfigError: The server does not answer.
     """
     timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
-    # A connection of its own for each request, as separate users have; some servers end theirs
-    # without a word.
+    # One connection for each request, as separate users have; some servers close idle ones without
+    # notice.
     connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=access.context)
     async with aiohttp.ClientSession(
         headers=authorization(), timeout=timeout, connector=connector, read_bufsize=1 << 20

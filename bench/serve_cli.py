@@ -25,13 +25,13 @@ from client.endpoints import Endpoints
 from core.errors import ConfigError
 
 UNKNOWN_VOCABULARY = 1000
-"""Token ids that any model of a server that does not tell has."""
+"""For servers that do not report it: token ids that any model has."""
 LIMITS = ("ttft", "tpot", "e2e")
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the command line said."""
+    """The command line's options."""
 
     url: str
     model: str
@@ -48,13 +48,13 @@ def run_bench(options: Options) -> None:
     """Run and report.
 
     Raises:
-        ConfigError: Wrong options, no server, no trace.
-        SystemExit: 1 if not one request completed.
+        ConfigError: The options are wrong, or server or trace are missing.
+        SystemExit: 1 if no request completed.
     """
     shape = options.shape
     limits = parse_limits(options.goodput)
     if not (shape.rate or shape.trace or options.concurrency):
-        raise ConfigError("say how load is offered: --concurrency, --rate or --trace")
+        raise ConfigError("choose how to offer load: --concurrency, --rate or --trace")
 
     def make_load(card: dict[str, Any]) -> list[Planned]:
         return plan(
@@ -109,13 +109,13 @@ def run_bench(options: Options) -> None:
         raise SystemExit(1)
 
 
-def _counter(tell: Callable[[int, int], None]) -> Callable[[Sample], None]:
+def _counter(show: Callable[[int, int], None]) -> Callable[[Sample], None]:
     counts = {"done": 0, "failed": 0}
 
     def on_done(sample: Sample) -> None:
         counts["done"] += 1
         counts["failed"] += bool(sample.error)
-        tell(counts["done"], counts["failed"])
+        show(counts["done"], counts["failed"])
 
     return on_done
 

@@ -19,14 +19,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from bench.transfer import Bench, Plan, Turn
+from bench.transfer import Bench, Turn
+from bench.transfer_plan import Plan
 
 
 def run_bench_transfer(plan: Plan, *, as_json: bool) -> None:
     """Run and report.
 
     Raises:
-        ConfigError: A transport that is not built.
+        ConfigError: There is no such transport.
         ServingError: A transfer failed, so nothing was measured.
     """
     progress = Progress(
@@ -58,7 +59,7 @@ async def _run(plan: Plan, on_turn: Callable[[], None]) -> list[Turn]:
 
 
 def summarise(plan: Plan, turns: list[Turn]) -> dict[str, Any]:
-    """Medians over turns; every ratio is taken within its turn."""
+    """Take medians over the turns; every ratio is computed within its turn."""
     speeds = [turn.num_bytes / turn.seconds / 1e9 for turn in turns]
     bare = [
         speed / turn.bare_gb_per_s
@@ -103,8 +104,11 @@ def _show(summary: dict[str, Any]) -> None:
     bare = summary["bare_fraction"]
     cores = summary["cores"]
     table.add_row(
-        summary["transport"], f"{summary['gb_per_s']:.2f}", f"{summary['memcpy_fraction']:.0%}",
-        "-" if bare is None else f"{bare:.0%}", f"{summary['checksum_cpu_share']:.0%}",
+        summary["transport"],
+        f"{summary['gb_per_s']:.2f}",
+        f"{summary['memcpy_fraction']:.0%}",
+        "-" if bare is None else f"{bare:.0%}",
+        f"{summary['checksum_cpu_share']:.0%}",
         f"{cores['receiver']} receiving, {cores['sender']} sending",
-    )  # fmt: skip
+    )
     Console().print(table)

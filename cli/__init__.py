@@ -1,5 +1,5 @@
 """The `baton` commands that people type, each a module.
 
 Owns options, what the terminal shows, and exit codes. Does not know how a cluster works inside: it
-starts one through `cluster` and talks to it through its public doors.
+starts one through `cluster` and talks to its public servers.
 """

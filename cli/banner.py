@@ -1,4 +1,4 @@
-"""What `baton up` shows once its cluster serves: the doors, and a command that reaches them.
+"""What `baton up` shows once its cluster serves: addresses, and a command that reaches them.
 
 Owns that table and the choice of host, authority and key in the command. Does not know how a
 cluster starts.
@@ -18,14 +18,14 @@ from core.addresses import bare_host, join_address
 from core.config import BatonConfig, SecurityConfig
 
 WILDCARDS = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - not bound here
-"""Addresses that are bound, and where this machine itself reaches them."""
+"""Wildcard addresses, and how this machine itself reaches them."""
 
 
 def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, int]]) -> None:
-    """Show the doors of a cluster that has started, and tell the event.
+    """Show the addresses of a started cluster, and log the event.
 
     Args:
-        console: Where to.
+        console: The terminal.
         config: The cluster's.
         addresses: (HTTP port, gRPC port) of each router.
     """
@@ -34,7 +34,7 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
     http_port, grpc_port = addresses[0]
     events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
-    table = Table("pool", "workers", "door", "address", title="ready" if http_port else "")
+    table = Table("pool", "workers", "server", "address", title="ready" if http_port else "")
     table.add_row(
         "prefill",
         "0" if config.colocated else str(pools.prefill.replicas),
@@ -44,9 +44,9 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
     table.add_row("decode", str(pools.decode.replicas), "gRPC", join_address(host, grpc_port))
     for other_http, other_grpc in dict.fromkeys(addresses[1:]):
         if (other_http, other_grpc) != addresses[0]:
-            http_door = f"{scheme}://{join_address(host, other_http)}"
-            grpc_door = join_address(host, other_grpc)
-            table.add_row("", "", "router", f"{http_door}, gRPC {grpc_door}")
+            http_url = f"{scheme}://{join_address(host, other_http)}"
+            grpc_address = join_address(host, other_grpc)
+            table.add_row("", "", "router", f"{http_url}, gRPC {grpc_address}")
     console.print(table)
     command = " ".join(["baton generate 'def main('", *arguments_to_reach(config, grpc_port)])
     console.print(f"try: {command}    Ctrl-C ends the cluster", soft_wrap=True)
@@ -57,30 +57,33 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
 
 
 def arguments_to_reach(config: BatonConfig, grpc_port: int) -> list[str]:
-    """What `baton generate` must be given on this machine to be believed and to believe."""
+    """Return the arguments with which `baton generate` reaches and trusts the cluster here."""
     security = config.security
     host = WILDCARDS.get(bare_host(config.router.host), config.router.host)
     authority = None
     if security.door_certificate:
-        host, authority = _believed(security, host)
+        host, authority = _trusted(security, host)
     arguments = ["--grpc", join_address(host, grpc_port)]
     return [*arguments, "--ca", shlex.quote(str(authority))] if authority else arguments
 
 
-def _believed(security: SecurityConfig, host: str) -> tuple[str, Path | None]:
-    """A host that the doors' certificate is for, this one if it can be, and who has signed it.
+def _trusted(security: SecurityConfig, host: str) -> tuple[str, Path | None]:
+    """Return a host of the servers' certificate, `host` if possible, and the authority's file.
 
-    None is an authority that is not beside the certificate: the system should know it.
+    No file beside the certificate has signed it: then the system should know the authority.
     """
     from transport.certificates import hosts_of, is_signed_by  # noqa: PLC0415 - most have no certificates
 
-    door = Path(security.door_certificate)
-    folders = [door.parent, *([Path(security.tls_dir).expanduser()] if security.tls_dir else [])]
+    certificate = Path(security.door_certificate)
+    folders = [
+        certificate.parent,
+        *([Path(security.tls_dir).expanduser()] if security.tls_dir else []),
+    ]
     try:
-        chain = door.read_bytes()
+        chain = certificate.read_bytes()
         hosts = [name for name in hosts_of(chain) if not name.startswith("*")]
     except (OSError, ValueError):
-        return host, None  # on Ray the file may lie on other machines alone
+        return host, None  # on Ray the file may be on other machines only
     host = host if bare_host(host) in hosts or not hosts else hosts[0]
     for authority in (folder / "ca.pem" for folder in folders):
         try:

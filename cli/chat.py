@@ -1,6 +1,6 @@
 """`baton chat`: a conversation in the terminal, with what each answer cost.
 
-Owns the turns and what is printed. Does not know servers beyond the gRPC door.
+Owns the turns and what is printed. Does not know streams: `cli.client` opens them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def run_chat(
 
 
 def _inputs() -> Iterator[str]:
-    """Lines of the user, without empty ones."""
+    """Yield the user's lines, without empty ones."""
     while True:
         try:
             line = input("> " if sys.stdin.isatty() else "").strip()
@@ -67,7 +67,7 @@ def _inputs() -> Iterator[str]:
 
 
 def cost(answer: Answer) -> str:
-    """TTFT and speed in one line."""
+    """Return TTFT and speed in one line."""
     t = answer.timing
     tokens = answer.usage.completion_tokens
     decode_s = max(t.e2e_s - t.ttft_s, 1e-9)

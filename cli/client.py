@@ -1,6 +1,6 @@
-"""The gRPC door from the terminal, for `baton generate`, `baton chat` and the demo.
+"""Requests over gRPC from the terminal, for `baton generate`, `baton chat` and the demo.
 
-Owns what is asked and what is printed of it; `client` owns the stream. Does not know servers.
+Owns what is asked and what is printed; `client` owns the stream. Does not know servers.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from protos.baton.v1 import generation_pb2 as pb
 
 TIMEOUT_S = 300.0
 Show = Callable[[str], None]
-SYSTEMS_BELIEFS = Endpoints()
+SYSTEM_TRUST = Endpoints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +40,9 @@ def stream_answer(
     address: str,
     request: pb.GenerateRequest,
     show: Show | None = None,
-    access: Endpoints = SYSTEMS_BELIEFS,
+    access: Endpoints = SYSTEM_TRUST,
 ) -> Answer:
-    """Run one request over gRPC, showing text as it comes; `address` may be several, with commas.
+    """Run one request over gRPC, showing text as it arrives; `address` may list several.
 
     Raises:
         ServingError: As the server reported it.
@@ -56,9 +56,9 @@ def stream_chat(
     address: str,
     request: pb.ChatRequest,
     show: Show | None = None,
-    access: Endpoints = SYSTEMS_BELIEFS,
+    access: Endpoints = SYSTEM_TRUST,
 ) -> Answer:
-    """Run one turn of a conversation over gRPC, showing text as it comes.
+    """Run one turn of a conversation over gRPC, showing text as it arrives.
 
     Raises:
         ServingError: As the server reported it.
@@ -76,10 +76,10 @@ def _client(address: str, access: Endpoints) -> Client:
 
 @functools.cache
 def _runner() -> asyncio.Runner:
-    """The one loop of this process, for all its requests.
+    """Return the event loop of this process, the same for all its requests.
 
-    gRPC's poller is one a process and keeps every loop it has met; one that is closed before the
-    last channel is collected makes it print "Event loop is closed".
+    gRPC has one poller a process, which keeps every loop that it has seen; if one is closed before
+    the last channel is collected, it prints "Event loop is closed".
     """
     runner = asyncio.Runner()
     atexit.register(_close, runner)
@@ -133,7 +133,7 @@ def generate_stream(
     typer.echo(
         f"\n\n{answer.usage.completion_tokens} tokens, TTFT {t.ttft_s * 1000:.1f} ms, "
         f"{answer.usage.completion_tokens / max(t.e2e_s, 1e-9):.0f} tokens/s, path {t.path}, "
-        f"prefill pid {t.prefill_pid}, decode pid {t.decode_pid}, {t.kv_bytes} KV bytes handed over"
+        f"prefill pid {t.prefill_pid}, decode pid {t.decode_pid}, {t.kv_bytes} KV bytes transferred"
     )
 
 

@@ -1,4 +1,4 @@
-"""`baton collect-env`: what a bug report needs and nothing private: no paths, hosts, users or keys.
+"""`baton collect-env`: facts for a bug report, none private: no paths, hosts, users or keys.
 
 Owns the list of facts. Does not know clusters.
 """

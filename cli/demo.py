@@ -35,11 +35,11 @@ console = Console()
 
 
 def wait_ready(base: str) -> dict[str, Any]:
-    """Ask /ready until the canary has crossed both workers."""
+    """Poll /ready until the canary has crossed both workers."""
     give_up_at = time.monotonic() + READY_TIMEOUT_S
     while True:
         try:
-            with urlopen(f"{base}/ready", timeout=5) as reply:  # noqa: S310 - our own loopback door
+            with urlopen(f"{base}/ready", timeout=5) as reply:  # noqa: S310 - our own router on loopback
                 tree: dict[str, Any] = json.loads(reply.read())
                 return tree
         except (URLError, OSError):
@@ -61,7 +61,7 @@ def over_grpc(address: str, prompt: str) -> dict[str, Any]:
     )
     t = answer.timing
     return {
-        "door": "gRPC",
+        "server": "gRPC",
         "queue_ms": t.queue_s * 1e3,
         "prefill_ms": t.prefill_s * 1e3,
         "exposed_transfer_ms": t.exposed_transfer_s * 1e3,
@@ -89,13 +89,13 @@ def over_http(base: str, prompt: str) -> dict[str, Any]:
             last = json.loads(line.removeprefix("data: "))
             for choice in last.get("choices", []):
                 console.print(choice["text"], end="", markup=False, highlight=False)
-    return {"door": "HTTP", **last["timing"], "prompt_tokens": last["usage"]["prompt_tokens"]}
+    return {"server": "HTTP", **last["timing"], "prompt_tokens": last["usage"]["prompt_tokens"]}
 
 
 def show(rows: list[dict[str, Any]], block_bytes: int) -> bool:
-    """Print the table; True if every row shows a real hand-over."""
+    """Print the table; return True if every row shows a real transfer."""
     phases = ("queue", "prefill", "exposed transfer", "decode", "TTFT")
-    table = Table("door", "prompt", *phases, "prefill pid", "decode pid", "KV bytes handed over")
+    table = Table("server", "prompt", *phases, "prefill pid", "decode pid", "KV bytes transferred")
     table.title = "where the time went (ms)"
     is_good = True
     for r in rows:
@@ -106,7 +106,7 @@ def show(rows: list[dict[str, Any]], block_bytes: int) -> bool:
             for name in ("queue_ms", "prefill_ms", "exposed_transfer_ms", "decode_ms", "ttft_ms")
         ]
         table.add_row(
-            r["door"],
+            r["server"],
             f"{r['prompt_tokens']} tokens",
             *times,
             str(r["prefill_pid"]),

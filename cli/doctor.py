@@ -1,12 +1,12 @@
-"""`baton doctor`: whether handing over KV pays on this cluster, measured on it.
+"""`baton doctor`: whether transferring KV pays on this cluster, measured on it.
 
-Owns the questions it asks a running router (its links, measured, and fresh prompts of several
+Owns the measurements it asks of a running router (its KV routes, and fresh prompts of several
 lengths) and the arithmetic of the verdict. Does not know workers or transports.
 
-A prompt is worth handing over from the length on at which moving its KV takes less time than
-computing it: below, the decode worker had better compute it itself, and its streams wait no longer
-than for the transfer. The estimate takes the whole transfer; what of it is exposed is less, for
-layers leave while the next ones are computed, and stands beside it as measured.
+A transfer pays from the prompt length on at which moving the KV takes less time than computing it:
+a shorter prompt is computed faster by the decode worker itself. The estimate takes the whole
+transfer. Less of it is exposed, for layers leave while the next ones are computed; the report shows
+that as measured.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from core.errors import ConfigError
 
 LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 MAX_PREFILL_S = 5.0
-"""Prompts longer than the first that takes so long are not tried."""
+"""Prompts longer than the first one that takes this long are not tried."""
 TURNS = 3
 TIMEOUT_S = 120.0
 ORDINARY_TOKENS = (300, 2000)
@@ -39,7 +39,7 @@ ORDINARY_TOKENS = (300, 2000)
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a fresh prompt of one length cost."""
+    """The measured cost of a fresh prompt of one length."""
 
     tokens: int
     prefill_ms: float
@@ -50,7 +50,7 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One link: its speed, and from how many tokens on it pays; None: not up to the longest."""
+    """One route: its speed, and from how many tokens on it pays (None: never, as measured)."""
 
     prefill: str
     decode: str
@@ -62,11 +62,11 @@ class Verdict:
     transfer_ms: dict[int, float]
 
 
-def judge(link: dict[str, Any], prompts: list[Prompt]) -> Verdict:
+def judge(route: dict[str, Any], prompts: list[Prompt]) -> Verdict:
     """Compare moving with computing, for every length that was measured."""
-    speed = link["gb_per_s"]
+    speed = route["gb_per_s"]
     moving = (
-        {p.tokens: link["round_trip_ms"] + p.kv_bytes / (speed * 1e6) for p in prompts}
+        {p.tokens: route["round_trip_ms"] + p.kv_bytes / (speed * 1e6) for p in prompts}
         if speed
         else {}
     )
@@ -77,11 +77,11 @@ def judge(link: dict[str, Any], prompts: list[Prompt]) -> Verdict:
             break
         pays_from = prompt.tokens
     rounded = {tokens: round(ms, 2) for tokens, ms in moving.items()}
-    return Verdict(**link, pays_from_tokens=pays_from, transfer_ms=rounded)
+    return Verdict(**route, pays_from_tokens=pays_from, transfer_ms=rounded)
 
 
 class _Router:
-    """The HTTP door of a router."""
+    """A router over HTTP."""
 
     def __init__(self, url: str, access: Endpoints) -> None:
         self._url = url
@@ -91,10 +91,10 @@ class _Router:
         )
 
     def ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
-        """One request.
+        """Send one request.
 
         Raises:
-            ConfigError: Nobody answers, or not as a router does.
+            ConfigError: Nobody answers, or something that is no router.
         """
         try:
             reply = self._client.request(method, path, json=body, headers={"x-baton-timing": "1"})
@@ -108,10 +108,10 @@ class _Router:
         return tree
 
     def prompt(self, card: dict[str, Any], tokens: int) -> Prompt | None:
-        """Send a prompt that no cache knows, not even from an earlier run, over both pools.
+        """Send a prompt that no cache knows, not even from an earlier run.
 
         Returns:
-            None if this cluster's placement keeps it local.
+            Its cost; None if this cluster's placement kept it local.
         """
         rng = random.SystemRandom()
         most = min(card["vocabulary_size"], ORDINARY_TOKENS[1])
@@ -150,8 +150,8 @@ def _measure(
         disable=is_quiet,
     )
     with progress:
-        bar = progress.add_task("links", total=1 + len(lengths))
-        links = router.ask("POST", "/links", {"mib": mib})["links"]
+        bar = progress.add_task("routes", total=1 + len(lengths))
+        routes = router.ask("POST", "/links", {"mib": mib})["links"]
         prompts: list[Prompt] = []
         for tokens in lengths:
             progress.update(bar, advance=1, description=f"{tokens} tokens")
@@ -161,19 +161,19 @@ def _measure(
                 prompts.append(crossed[len(crossed) // 2])
             if prompts and prompts[-1].prefill_ms > MAX_PREFILL_S * 1000:
                 break
-    return links, prompts
+    return routes, prompts
 
 
 def run_doctor(url: str, mib: int, access: Endpoints, *, as_json: bool) -> None:
-    """Measure and report; exits with 1 if a link does not work or there is none.
+    """Measure and report; exit with 1 if a route fails or there is none.
 
     Raises:
         ConfigError: No router answers.
     """
-    links, prompts = _measure(
+    routes, prompts = _measure(
         _Router(url, access), mib, is_quiet=as_json or not Console(stderr=True).is_terminal
     )
-    verdicts = [judge(link, prompts) for link in links]
+    verdicts = [judge(route, prompts) for route in routes]
     if as_json:
         tree = {
             "links": [asdict(v) for v in verdicts],
@@ -191,12 +191,12 @@ def _show(verdicts: list[Verdict], prompts: list[Prompt]) -> None:
     console = Console()
     if not verdicts:
         console.print(
-            "No link from a prefill worker to a decode worker: one pool does both, or one has no "
-            "live worker."
+            "No KV route from a prefill worker to a decode worker: one pool does both, or one has "
+            "no live worker."
         )
         return
     table = Table(
-        "prefill", "decode", "transport", "round trip ms", "GB/s", "handing over", box=box.SIMPLE
+        "prefill", "decode", "transport", "round trip ms", "GB/s", "transfer", box=box.SIMPLE
     )
     for v in verdicts:
         speed = f"{v.gb_per_s:.2f}" if v.gb_per_s else "-"
@@ -211,7 +211,7 @@ def _show(verdicts: list[Verdict], prompts: list[Prompt]) -> None:
     console.print(table)
     if not prompts:
         console.print(
-            "No prompt crossed the pools: placement keeps them local, so only the links were "
+            "No prompt crossed the pools: placement keeps them local, so only the routes were "
             "measured."
         )
         return

@@ -38,7 +38,10 @@ class Instance:
 
 
 def _start_ticks(pid: int) -> int:
-    """When a process started (clock ticks since boot), its identity with the pid; 0: it is gone."""
+    """Return when a process started (clock ticks since boot), which with the pid identifies it.
+
+    0 means that it is gone.
+    """
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -53,32 +56,32 @@ def _folder() -> Path:
 
 @contextlib.contextmanager
 def announced(kind: str) -> Iterator[Callable[[int, int], None]]:
-    """Let `baton down` find this process for the length of the block, from its start on.
+    """Let `baton down` find this process for the length of the block.
 
-    Yields what is to be told the ports (HTTP, gRPC) when they are known; 0 are ones that are not.
+    Yields a function to call with the ports (HTTP, gRPC) when they are known; 0 means unknown.
     """
     pid = os.getpid()
     path = _folder() / f"up-{pid}.json"
 
-    def tell(http_port: int, grpc_port: int) -> None:
+    def publish(http_port: int, grpc_port: int) -> None:
         running = Instance(pid, _start_ticks(pid), http_port, grpc_port, kind)
         new = path.with_suffix(".new")
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             new.write_text(json.dumps(asdict(running)))
-            new.replace(path)  # a reader sees the old words or the new
+            new.replace(path)  # a reader sees either the old file or the new one
         except OSError as error:  # a read-only home must not keep a cluster from serving
             logger.warning("`baton down` will not find this cluster: %s", error)
 
     try:
-        yield tell
+        yield publish
     finally:
         with contextlib.suppress(OSError):
             path.unlink(missing_ok=True)
 
 
 def find_running() -> list[Instance]:
-    """List clusters of this user on this machine; files of dead ones are swept away."""
+    """List clusters of this user on this machine; remove the files of dead ones."""
     found = []
     for path in sorted(_folder().glob("up-*.json")):
         try:
@@ -99,7 +102,7 @@ def stop(http_port: int = 0) -> Instance:
         http_port: Which one; 0: the only one.
 
     Raises:
-        ConfigError: None runs, several do, or it did not end in time.
+        ConfigError: None runs, several run, or it did not end in time.
     """
     found = [r for r in find_running() if http_port in (0, r.http_port)]
     if not found:

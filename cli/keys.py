@@ -1,7 +1,7 @@
-"""`baton keys`: make API keys, list them, replace them, take them back.
+"""`baton keys`: add, list, rotate and revoke API keys.
 
 Owns arguments and messages. Does not know the file's format, nor how keys are checked. Running
-routers take every change up within a second.
+routers apply every change within a second.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
 def _new_key(
     lines: list[str], tenant: str, tier: str, role: KeyRole, expires_at: float
 ) -> tuple[str, str]:
-    """A key and its line, with a name that no other has: of two with one name neither opens."""
+    """Make a key and its line, with a unique name: of two with one name neither is valid."""
     from router.access.credentials import new_key  # noqa: PLC0415
 
     held = {_first(line) for line in lines}
@@ -181,7 +181,7 @@ def _name_of(text: str) -> str:
 
 
 def _end_of(text: str) -> float:
-    """Unix seconds; never, for an empty text."""
+    """Return Unix seconds; infinity for an empty text."""
     from router.access.key_file import read_time  # noqa: PLC0415
 
     if not text:

@@ -1,4 +1,4 @@
-"""The `baton` command, called by users.
+"""The `baton` command.
 
 Owns arguments, messages and exit codes. Does not know how a cluster is made. Heavy modules are
 imported inside the commands that need them: `baton --help` stays under 0.3 s.
@@ -25,12 +25,12 @@ app = typer.Typer(
 )
 Output = Annotated[str, typer.Option("--output", "-o", help="table or json")]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file")]
-Url = Annotated[str, typer.Option("--url", help="HTTP door of a router")]
+Url = Annotated[str, typer.Option("--url", help="HTTP address of a router")]
 Ca = Annotated[
-    Path | None, typer.Option("--ca", help="PEM of the doors' authority; else SSL_CERT_FILE")
+    Path | None, typer.Option("--ca", help="PEM of the servers' authority; else SSL_CERT_FILE")
 ]
 Cert = Annotated[
-    Path | None, typer.Option("--cert", help="PEM to show where the door asks for a certificate")
+    Path | None, typer.Option("--cert", help="PEM to show to a server that requires a certificate")
 ]
 Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if in another file")]
 
@@ -39,8 +39,8 @@ Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if i
 def up(
     config: Config = None,
     model: Annotated[str, typer.Option(help="Hugging Face folder")] = "",
-    http_port: Annotated[int, typer.Option(help="HTTP door; 0: any free port", min=-1)] = -1,
-    grpc_port: Annotated[int, typer.Option(help="gRPC door; 0: any free port", min=-1)] = -1,
+    http_port: Annotated[int, typer.Option(help="HTTP port; 0: any free one", min=-1)] = -1,
+    grpc_port: Annotated[int, typer.Option(help="gRPC port; 0: any free one", min=-1)] = -1,
     local: Annotated[bool, typer.Option("--local", help="child processes instead of Ray")] = False,
     colocated: Annotated[
         bool, typer.Option("--colocated", help="one pool does both phases")
@@ -87,13 +87,13 @@ def status(
 @app.command()
 def doctor(
     url: Url = "http://127.0.0.1:8000",
-    mib: Annotated[int, typer.Option(help="moved over each link", min=1, max=256)] = 16,
+    mib: Annotated[int, typer.Option(help="moved over each KV route (MiB)", min=1, max=256)] = 16,
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
     output: Output = "table",
 ) -> None:
-    """Measure every link between prefill and decode, and from where on handing over pays."""
+    """Measure every KV route, and from which prompt length on a transfer pays."""
     from cli.doctor import run_doctor  # noqa: PLC0415
     from client.endpoints import Endpoints  # noqa: PLC0415
 
@@ -104,7 +104,7 @@ def doctor(
 def generate(  # noqa: PLR0913 - one option each
     prompt: Annotated[str, typer.Argument(help="text to continue")],
     grpc_address: Annotated[
-        str, typer.Option("--grpc", help="gRPC door of a router")
+        str, typer.Option("--grpc", help="gRPC address of a router")
     ] = "127.0.0.1:9000",
     max_tokens: Annotated[int, typer.Option(help="longest output (tokens)")] = 128,
     temperature: Annotated[float, typer.Option(help="0 is greedy")] = 0.0,
@@ -126,7 +126,7 @@ def generate(  # noqa: PLR0913 - one option each
 @app.command()
 def chat(  # noqa: PLR0913 - one option each
     grpc_address: Annotated[
-        str, typer.Option("--grpc", help="gRPC door of a router")
+        str, typer.Option("--grpc", help="gRPC address of a router")
     ] = "127.0.0.1:9000",
     message: Annotated[
         str, typer.Option("--message", "-m", help="say this, print the answer, end")
@@ -198,9 +198,9 @@ def bench_transfer(
     copy_threads: Annotated[int, typer.Option(help="receiving cores", min=1, max=16)] = 1,
     output: Output = "table",
 ) -> None:
-    """Measure the hand-over of KV between two processes, beside plain memory and a bare stream."""
-    from bench.transfer import Plan  # noqa: PLC0415
+    """Measure KV transfer between two processes, against plain memory and a bare stream."""
     from bench.transfer_cli import run_bench_transfer  # noqa: PLC0415
+    from bench.transfer_plan import Plan  # noqa: PLC0415
 
     run_bench_transfer(
         Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json"
@@ -278,10 +278,10 @@ def certs(
     out: Annotated[Path, typer.Option(help="folder to write to")],
     host: Annotated[
         list[str] | None,
-        typer.Option(help="name or address of the doors beside localhost; repeat it"),
+        typer.Option(help="name or address of the servers beside localhost; repeatable"),
     ] = None,
 ) -> None:
-    """Make development certificates: an authority, one pair for each role, one for the doors."""
+    """Make development certificates: an authority, one pair for each role, one for the servers."""
     from transport.certificates import make_certificates  # noqa: PLC0415
 
     for path in make_certificates(out.expanduser(), host or []):
@@ -369,8 +369,8 @@ def version(output: Output = "table") -> None:
 
 
 def main() -> None:
-    """Run the command; our own errors are one line, not a stack."""
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core talks on standard error, too
+    """Run the command; errors of the error tree are one line, not a stack trace."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # its core logs to standard error, too
     try:
         app()
     except ServingError as error:

@@ -41,13 +41,13 @@ IDEMPOTENCY_KEY = (
     "the request's id, as `request_id` in the body: a second one while the first runs is refused "
     "(`duplicate_request`), and without a seed both have the same randomness"
 )
-EVENTS = """What every process says on standard error, one line each (`log.format`: text or json).
+EVENTS = """What every process logs to standard error, one line each (`log.format`: text or json).
 All have `time`, `level`, `event`, `process` (up, router, prefill, decode, rank, sidecar, tokenizer,
 body-reader, orphan-reaper) and `pid`.
 """
-REFUSALS = """Words of the doors alone. `baton_refusals_total` counts by them and by the codes
-above, the log has them as `outcome`. Without a status nobody is answered: the connection or call
-just ends.
+REFUSALS = """Codes of the HTTP and gRPC servers alone. `baton_refusals_total` counts by them and by
+the codes above; the log has them as `outcome`. Without a status there is no answer: the connection
+or call just ends.
 """
 ROOT = Path(__file__).parent.parent
 OUT = ROOT / "docs" / "reference.md"
@@ -180,7 +180,7 @@ def render() -> str:
     )
     parts += [
         "\n### Other fields\n\n",
-        f'Known, not built, refused by name unless they say "off" (in brackets): {off}.\n\n',
+        f'Known, not supported, refused by name unless "off" (in brackets): {off}.\n\n',
         f"Known and without effect here: {', '.join(f'`{name}`' for name in FREE)}.\n\n",
         f"Old names, refused with the new one: {', '.join(f'`{name}`' for name in RENAMED)}.\n\n",
         (

@@ -1,8 +1,7 @@
 """The bill of materials: every package that a server of this installation runs, as CycloneDX JSON.
 
 Owns the walk from our own requirements to what is installed, and the document. Does not know the
-network: all facts are those of the installed packages. Run it as
-`python -m cli.sbom`.
+network: all facts are those of the installed packages. `make sbom` runs it as `python -m cli.sbom`.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ MAX_LICENSE_NAME = 80
 
 
 def needed(name: str, extras: frozenset[str]) -> Iterator[Requirement]:
-    """What an installed package requires here, with some of its extras."""
+    """Yield what an installed package requires here, with some of its extras."""
     environment = {key: str(value) for key, value in default_environment().items()}
     for text in distribution(name).requires or ():
         requirement = Requirement(text)
@@ -37,7 +36,7 @@ def needed(name: str, extras: frozenset[str]) -> Iterator[Requirement]:
 
 
 def closure(root: str) -> dict[str, list[str]]:
-    """Every installed package that the root needs, itself first, and what each needs directly."""
+    """Return every installed package that the root needs, and what each needs directly."""
     found: dict[str, set[str]] = {}
     seen: set[tuple[str, frozenset[str]]] = set()
     waiting = [(canonical(root), frozenset[str]())]
@@ -59,17 +58,17 @@ def _is_installed(name: str) -> bool:
     try:
         distribution(name)
     except PackageNotFoundError:
-        return False  # of another platform, or a part that nobody asked for
+        return False  # for another platform, or of an extra that is not installed
     return True
 
 
 def canonical(name: str) -> str:
-    """A package's name as indexes compare it."""
+    """Normalize a package's name as indexes do."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def component(name: str) -> dict[str, Any]:
-    """One package."""
+    """Describe one package."""
     package = distribution(name)
     reference = _reference(name)
     return {
@@ -83,7 +82,7 @@ def component(name: str) -> dict[str, Any]:
 
 
 def _reference(name: str) -> str:
-    # A build's own part of a version (torch's `+cpu`) is a character of the URL like another.
+    # The `+` of a local version (torch's `+cpu`) must be escaped in a URL.
     return f"pkg:pypi/{name}@{distribution(name).version.replace('+', '%2B')}"
 
 
@@ -105,7 +104,7 @@ def _licenses(package: Distribution) -> dict[str, Any]:
 
 
 def bill() -> dict[str, Any]:
-    """The whole bill."""
+    """Make the document."""
     tree = closure(ROOT)
     return {
         "bomFormat": "CycloneDX",

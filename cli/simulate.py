@@ -22,7 +22,7 @@ from simulation.search import MAX_SHRUNK, Summary, as_line, chosen, replay_line,
 from simulation.trial import run_trial
 
 INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, as shells have it."""
+"""Exit code of a command that Ctrl-C ended, by the shells' convention."""
 
 
 def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:
@@ -72,7 +72,7 @@ def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:
 
 
 def _failing(summary: Summary) -> list[int]:
-    """Seeds with a violation, each once."""
+    """List the seeds with a violation, each once."""
     heads = (v.partition(":")[0].removeprefix("seed ") for v in summary.violations)
     return [int(head) for head in dict.fromkeys(heads) if head.isdigit()]
 
@@ -119,14 +119,14 @@ def _show(summary: Summary, found: dict[str, Any]) -> None:
         console.print(f"interrupted after {summary.seeds} of {found['seeds_wanted']} seeds")
     if not summary.seeds:
         return
-    table = Table("fault", "bit", box=box.SIMPLE)
+    table = Table("fault", "took effect", box=box.SIMPLE)
     for kind, count in sorted(summary.faults.items(), key=lambda item: -item[1]):
         table.add_row(kind, str(count))
     console.print(table)
     console.print(
         f"{summary.seeds} seeds, {summary.virtual_s / 3600:.2f} virtual hours, "
         f"{summary.requests} requests, {summary.tokens} tokens; at least "
-        f"{summary.fewest_faults} faults bit in every seed"
+        f"{summary.fewest_faults} faults took effect in every seed"
     )
     console.print(f"endings: {dict(summary.endings)}")
     console.print(f"above capacity: {dict(summary.overload_endings)}")

@@ -1,6 +1,6 @@
-"""`baton status`: whether the cluster serves, what is not as it should be, and every worker.
+"""`baton status`: whether the cluster serves, what is missing, and every worker.
 
-Owns what is shown and the exit code. Does not know how readiness is found: a router says it.
+Owns what is shown and the exit code. Does not know how readiness is found: it asks a router.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ EXIT_CODES = {"ready": 0, "not_ready": 1, "degraded": 3}
 
 
 def run_status(url: str, access: Endpoints, *, as_json: bool) -> int:
-    """Ask and show; returns the exit code.
+    """Ask a router, show its answer, and return the exit code.
 
     Raises:
         ConfigError: No router answers.

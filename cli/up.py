@@ -1,4 +1,4 @@
-"""`baton up`: check everything first, start, wait for a signal, end without leaving a process.
+"""`baton up`: check everything first, start, wait for a signal, leave no process behind.
 
 Owns the foreground life of a cluster. Does not know commands or flags.
 """
@@ -31,14 +31,14 @@ from router.text.detokenizing import TextModel
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 console = Console()
-TellPorts = Callable[[int, int], None]
+PublishPorts = Callable[[int, int], None]
 
 
 def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_local: bool) -> None:
-    """Start a cluster and keep it until a signal comes.
+    """Start a cluster and keep it until a signal arrives.
 
     Raises:
-        ServingError: Something is wrong with config, model, ports or the start; nothing is left
+        ServingError: Config, model or ports are wrong, or the start failed; nothing is left
             running.
     """
     config = load_config(path, flags)
@@ -50,16 +50,16 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         claims.enter_context(claimed(config))
         if address:
             claims.close()  # the routers may be another user's, or on another machine
-        _tell_start(config, spec)
-        tell_ports = claims.enter_context(announced("local" if is_local else "ray"))
-        tell_ports(config.router.http_port, config.router.grpc_port)
+        _show_start(config, spec)
+        publish_ports = claims.enter_context(announced("local" if is_local else "ray"))
+        publish_ports(config.router.http_port, config.router.grpc_port)
         if is_local:
-            asyncio.run(_run_local(config, tell_ports))
+            asyncio.run(_run_local(config, publish_ports))
         else:
-            _run_ray(config, address, tell_ports)
+            _run_ray(config, address, publish_ports)
 
 
-def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
+def _show_start(config: BatonConfig, spec: ModelSpec) -> None:
     pools = {
         role: f"{facts['kv_pool_tokens']} tokens a {role} worker "
         f"({facts['kv_block_bytes']} bytes a block)"
@@ -79,7 +79,7 @@ def _tell_start(config: BatonConfig, spec: ModelSpec) -> None:
 
 
 def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
-    """Say on standard error which tokens the tokenizer has and the model has not."""
+    """Warn of tokens that the tokenizer has and the model has not."""
     if beyond := text.beyond(vocabulary_size):
         first = next(iter(beyond.items()))
         typer.echo(
@@ -93,7 +93,7 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
 def check_ports(config: BatonConfig) -> None:
     """Refuse a key file with a fault, and warn if keys cross a network in plain text.
 
-    A router that already serves is milder to the file: there a fault closes its own line alone.
+    A running router is less strict: there a faulty line only opens nothing.
 
     Raises:
         ConfigError: Names the line.
@@ -107,13 +107,13 @@ def check_ports(config: BatonConfig) -> None:
             f"baton: warning: router.host is {host}, which others can reach, and "
             "security.door_certificate is empty: API keys, prompts and answers cross the network "
             "in plain text; set security.door_certificate and security.door_key (`baton certs`), "
-            "or security.trusts_network if something before the doors speaks TLS",
+            "or security.trusts_network if a proxy before the router speaks TLS",
             err=True,
         )
 
 
-async def _run_local(config: BatonConfig, tell_ports: TellPorts) -> None:
-    from cluster.local import LocalCluster  # noqa: PLC0415 - each way loads only its own half
+async def _run_local(config: BatonConfig, publish_ports: PublishPorts) -> None:
+    from cluster.local import LocalCluster  # noqa: PLC0415 - loaded only where it is used
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -133,11 +133,11 @@ async def _run_local(config: BatonConfig, tell_ports: TellPorts) -> None:
         if cluster.failed is not None:
             cluster.failed.add_done_callback(lambda _: stop.set())
         announce(console, config, cluster.addresses)
-        tell_ports(cluster.http_port, cluster.grpc_port)
+        publish_ports(cluster.http_port, cluster.grpc_port)
         await stop.wait()
     starting.cancel()
     stopping.cancel()
-    _say_stopping()
+    _show_stopping()
     failure = (
         cluster.failed.exception() if cluster.failed is not None and cluster.failed.done() else None
     )
@@ -146,7 +146,7 @@ async def _run_local(config: BatonConfig, tell_ports: TellPorts) -> None:
         raise failure
 
 
-def _say_stopping() -> None:
+def _show_stopping() -> None:
     events.CLUSTER_STOPS.tell()
     console.print("stopping")
 
@@ -159,7 +159,7 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
     await done.wait()
 
 
-def _run_ray(config: BatonConfig, address: str, tell_ports: TellPorts) -> None:
+def _run_ray(config: BatonConfig, address: str, publish_ports: PublishPorts) -> None:
     stop = threading.Event()
     orphan_reaper = None
     if not address:
@@ -177,9 +177,9 @@ def _run_ray(config: BatonConfig, address: str, tell_ports: TellPorts) -> None:
         for number in SIGNALS:  # after Ray, which installs handlers of its own
             signal.signal(number, lambda *_: stop.set())
         announce(console, config, [(cluster.http_port, cluster.grpc_port)])
-        tell_ports(cluster.http_port, cluster.grpc_port)
+        publish_ports(cluster.http_port, cluster.grpc_port)
         stop.wait()
-        _say_stopping()
+        _show_stopping()
     finally:
         cluster.stop()
         if orphan_reaper is not None:

@@ -1,5 +1,5 @@
-"""The Python client: one stream, whatever happens to the routers that carry it.
+"""The Python client: one stream, whatever happens to the routers behind it.
 
-Owns reconnecting with `resume_from`, at any of the addresses it was given. Does not know workers,
+Owns reconnecting with `resume_from`, at any of its addresses. Does not know workers,
 tensors or HTTP.
 """

@@ -1,8 +1,8 @@
-"""How a command reaches a cluster's doors: over TLS or not, whom it believes, what it shows.
+"""How a command reaches a cluster's servers: over TLS or not, whom it trusts, what it shows.
 
-Owns the one rule for all commands: `--ca`, else `SSL_CERT_FILE`, else what the system believes; a
-client certificate where something before the doors asks for one; the API key from the environment,
-never from the command line, which everyone on a machine can read. Does not know what is asked.
+Owns the one rule for all commands: `--ca`, else `SSL_CERT_FILE`, else what the system trusts; a
+client certificate if a proxy requires one; the API key from the environment, never from the command
+line, which everyone on a machine can read. Does not know what is asked.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 HTTP_TIMEOUT_S = 10.0
 LOOK_TIMEOUT_S = 5.0
 TLS_RECORDS = (0x15, 0x16)
-"""First byte of what a TLS server says: an alert, or its part of the handshake."""
+"""First byte of a TLS server's answer: an alert, or its part of the handshake."""
 
 
 def api_key() -> str:
-    """The API key of this user; empty if there is none."""
+    """Return the user's API key; empty if there is none."""
     return os.environ.get(API_KEY_VARIABLE, "")
 
 
 def authorization() -> dict[str, str]:
-    """The header that carries the API key, if the environment has one."""
+    """Return the header with the API key, if the environment has one."""
     key = api_key()
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
 @dataclass(frozen=True)
 class Endpoints:
-    """Certificates of one command; without any it believes what the system believes."""
+    """Certificates of one command; without any it trusts what the system trusts."""
 
     ca: Path | None = None
-    """PEM of the authority to believe."""
+    """PEM of the authority to trust."""
     certificate: Path | None = None
     """PEM chain to show, with its key."""
     key: Path | None = None
 
     @cached_property
     def context(self) -> ssl.SSLContext:
-        """For HTTPS.
+        """TLS context for HTTPS.
 
         Raises:
             ConfigError: A file cannot be used.
@@ -69,24 +69,24 @@ class Endpoints:
         return context
 
     def grpc_files(self, addresses: list[str]) -> tuple[bytes, bytes | None, bytes | None] | None:
-        """What a gRPC client needs: authorities, key, chain (PEM); None: the doors are plain text.
+        """Return authorities, key and chain (PEM) for a gRPC client; None for plain text.
 
-        An address may say itself which it is, with `https://` or `http://`; with `--ca` or `--cert`
-        it is TLS; else the door is asked.
+        An address may decide itself, with `https://` or `http://`; `--ca` or `--cert` mean TLS;
+        otherwise the servers are probed.
 
         Raises:
-            ConfigError: A file cannot be used, or a door is not who it should be.
+            ConfigError: A file cannot be used, or a server's certificate is not trusted.
         """
         schemes = {address.partition("://")[0] for address in addresses if "://" in address}
-        is_told = self.ca is not None or self.certificate is not None
+        has_certificates = self.ca is not None or self.certificate is not None
         if "http" in schemes:
-            if is_told or "https" in schemes:
+            if has_certificates or "https" in schemes:
                 raise ConfigError("http:// is plain text; write https:// with --ca or --cert")
             return None
-        doors = [address for address in addresses if speaks_tls(address)]
-        if not doors and not is_told and "https" not in schemes:
+        private = [address for address in addresses if speaks_tls(address)]
+        if not private and not has_certificates and "https" not in schemes:
             return None
-        for address in doors:
+        for address in private:
             self._check(address)
         roots = self.ca or ssl.get_default_verify_paths().cafile
         key = self.key or self.certificate
@@ -97,7 +97,7 @@ class Endpoints:
         )
 
     def _check(self, address: str) -> None:
-        """Meet a door once: gRPC would try again and again, and say why in words of its own."""
+        """Try one handshake: gRPC would retry for ever, and report it in its own words."""
         place = host_and_port(address)
         try:
             with (
@@ -108,13 +108,13 @@ class Endpoints:
         except ssl.SSLCertVerificationError as error:
             raise self.unreachable(address, error) from error
         except OSError:
-            return  # it has left meanwhile, or wants a certificate: the request says so
+            return  # it has gone, or requires a certificate: the request will report that
 
     def get(self, url: str, path: str) -> dict[str, Any]:
-        """Ask a router's HTTP door.
+        """Send a GET to a router.
 
         Raises:
-            ConfigError: Nobody answers, or the key may not ask.
+            ConfigError: Nobody answers, or the key has no right to it.
         """
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url} must begin with http:// or https://")
@@ -140,40 +140,40 @@ class Endpoints:
         try:
             tree: dict[str, Any] = json.loads(body)
         except ValueError as error:
-            raise ConfigError(f"what answers at {url}{path} is no router") from error
+            raise ConfigError(f"the server at {url}{path} is no router") from error
         return tree
 
     def unreachable(self, url: str, error: Exception) -> ConfigError:
-        """Say why nobody answers, and what to do."""
+        """Make the error that says why nobody answers, and what to do."""
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
-            remedy = self._remedy_of_belief(url, text)
+            remedy = self._remedy_of_trust(url, text)
         elif "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
-            remedy = "this door is plain text: write http://"
+            remedy = "this server speaks plain text: write http://"
         elif url.startswith("http://") and speaks_tls(url):
-            remedy = "this door speaks TLS: write https://"
+            remedy = "this server speaks TLS: write https://"
         else:
             remedy = "is `baton up` running?"
         return ConfigError(f"no router answers at {url}: {text}; {remedy}")
 
-    def _remedy_of_belief(self, url: str, text: str) -> str:
-        """What helps against a certificate that TLS does not believe, by its words."""
+    def _remedy_of_trust(self, url: str, text: str) -> str:
+        """Return what to do about a certificate that TLS does not trust, by its message."""
         if "is not valid for" in text:
             hosts = ", ".join(_hosts_at(url)) or "no host"
             return (
-                f"this door's certificate is for {hosts}: reach it by one of these, or give it "
+                f"this server's certificate is for {hosts}: reach it by one of these, or give it "
                 "one for this address (`baton certs --host`)"
             )
         if "has expired" in text or "not yet valid" in text:
-            return "give the doors a certificate that holds today, or set this machine's clock"
+            return "give the servers a certificate that is valid today, or set this machine's clock"
         if self.ca is None:
-            return "give --ca (or SSL_CERT_FILE) the authority that signed the doors' certificate"
+            return "give --ca (or SSL_CERT_FILE) the authority that signed the servers' certificate"
         return f"{self.ca} is not the authority that signed it: give --ca the one that did"
 
 
 def _hosts_at(address: str) -> list[str]:
-    """Hosts for which the certificate of a door is; none if it shows no certificate."""
-    from transport.certificates import hosts_of  # noqa: PLC0415 - most commands meet no certificate
+    """Return the hosts of a server's certificate; none if it shows no certificate."""
+    from transport.certificates import hosts_of  # noqa: PLC0415 - most commands see no certificate
 
     try:
         pem = ssl.get_server_certificate(host_and_port(address), timeout=LOOK_TIMEOUT_S)
@@ -183,27 +183,27 @@ def _hosts_at(address: str) -> list[str]:
 
 
 class _Stay(HTTPRedirectHandler):
-    """Follows nobody elsewhere: the API key would go along, to another host or in plain text."""
+    """Follows no redirect: the API key would go along, to another host or in plain text."""
 
     def redirect_request(self, *_: object) -> None:
-        """See `HTTPRedirectHandler`: None is an `HTTPError`."""
+        """Return None, which makes a redirect an `HTTPError`."""
 
 
 def host_and_port(address: str) -> tuple[str, int]:
-    """Where a door is, by its address or URL.
+    """Return host and port of an address or URL.
 
     Raises:
-        ConfigError: The address makes no sense.
+        ConfigError: It is neither.
     """
     try:
         parts = urlsplit(address if "://" in address else f"//{address}")
         return parts.hostname or "localhost", parts.port or 443
     except ValueError as error:
-        raise ConfigError(f"{address} is no address of a door: {error}") from error
+        raise ConfigError(f"{address} is no address of a server: {error}") from error
 
 
 def speaks_tls(address: str) -> bool:
-    """Greet a door as TLS does, and look at its first byte; False if nobody answers."""
+    """Send a TLS hello, and look at the answer's first byte; False if nobody answers."""
     place = host_and_port(address)
     outgoing = ssl.MemoryBIO()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -211,9 +211,9 @@ def speaks_tls(address: str) -> bool:
     with contextlib.suppress(ssl.SSLWantReadError):
         hello.do_handshake()
     try:
-        with socket.create_connection(place, LOOK_TIMEOUT_S) as door:
-            door.sendall(outgoing.read())
-            first = door.recv(1)
+        with socket.create_connection(place, LOOK_TIMEOUT_S) as wire:
+            wire.sendall(outgoing.read())
+            first = wire.recv(1)
     except OSError:
         return False
     return bool(first) and first[0] in TLS_RECORDS

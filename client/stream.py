@@ -1,9 +1,9 @@
 """Streams over gRPC that survive their router.
 
 Owns the position in each stream, the choice of the next address and the difference between an
-answer and a broken wire: what the server said with `google.rpc` details is an answer and is raised
-as an error of our tree, anything else is a wire, and the stream goes on elsewhere from where it
-was. Does not know what is generated.
+error and a broken connection: a status with `google.rpc` details is the server's error and is
+raised; after anything else the stream is resumed at another router. Does not know what is
+generated.
 
     async with Client(["10.0.0.1:9000", "10.0.0.2:9000"]) as client:
         async for message in client.generate(pb.GenerateRequest(text="Once upon a time")):
@@ -27,10 +27,11 @@ from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
 CONNECT_MS = 1500
-"""Longest wait for a door to accept, hello included."""
-HEARTBEAT_S, HEARTBEAT_TIMEOUT_S = 1.0, 1.5
-"""A router that does not answer a health check is taken for dead:
-2.5 s after its last sign at the latest."""
+"""Longest wait for a connection, handshake included."""
+HEARTBEAT_S = 1.0
+HEARTBEAT_TIMEOUT_S = 1.5
+"""A router that does not answer a health check counts as dead: at most 2.5 s after its last sign
+of life."""
 OPTIONS = [
     ("grpc.enable_http_proxy", 0),
     ("grpc.use_local_subchannel_pool", 1),
@@ -39,7 +40,8 @@ OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.max_receive_message_length", -1),
 ]
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
+FIRST_PAUSE_S = 0.05
+MAX_PAUSE_S = 1.0
 _BREAKS = {
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.UNKNOWN,
@@ -60,14 +62,14 @@ class Client:
         certificate_chain: bytes | None = None,
         max_reconnects: int = 10,
     ) -> None:
-        """Nothing is dialled yet.
+        """Prepare; the first request connects.
 
         Args:
-            addresses: gRPC doors, `host:port`; the first is tried first.
+            addresses: gRPC servers, `host:port`; the first is tried first.
             api_key: Sent as a bearer token, if there is one.
-            root_certificates: PEM; with them the doors are reached over TLS. Empty: gRPC's own.
-            private_key: PEM; with `certificate_chain`, for doors that ask for a certificate.
-            certificate_chain: PEM; what is shown to such doors.
+            root_certificates: PEM; turns TLS on. Empty: the roots that gRPC brings.
+            private_key: PEM; with `certificate_chain`, for servers that require a certificate.
+            certificate_chain: PEM; shown to such servers.
             max_reconnects: How often one stream may break before its last error is raised.
         """
         self._addresses = list(addresses)
@@ -81,7 +83,7 @@ class Client:
         self.num_reconnects = 0
 
     async def __aenter__(self) -> Self:
-        """Enter."""
+        """Return the client."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -117,7 +119,7 @@ class Client:
     ) -> AsyncIterator[Any]:
         request = type(original)()
         request.CopyFrom(original)
-        # The id is what makes the seed, so a request must keep it wherever it goes on.
+        # The seed follows from the id: the resumed request must keep it.
         request.request_id = request.request_id or f"req-{secrets.token_hex(12)}"
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + timeout_s
@@ -163,7 +165,7 @@ class Client:
         return generation_pb2_grpc.GenerationStub(self._channels[address])
 
     def _leave(self, address: str) -> None:
-        """Go to the next address, once for all streams that broke there; others keep theirs."""
+        """Move to the next address, once for all streams that broke at this one."""
         if address == self._addresses[self._first % len(self._addresses)]:
             self._first += 1
 
@@ -173,7 +175,8 @@ class Client:
         return self._heartbeats[address]
 
     async def _close(self, address: str) -> None:
-        heartbeat, channel = self._heartbeats.pop(address, None), self._channels.pop(address, None)
+        heartbeat = self._heartbeats.pop(address, None)
+        channel = self._channels.pop(address, None)
         if heartbeat is not None:
             await heartbeat.stop()
         if channel is not None:
@@ -189,7 +192,7 @@ def is_break(error: grpc.aio.AioRpcError) -> bool:
 
 
 class _Received:
-    """What was received of one stream, as `ResumeFrom` wants it."""
+    """What one stream has received, in the form of `ResumeFrom`."""
 
     def __init__(self, num_choices: int) -> None:
         self._positions = [0] * num_choices
@@ -211,7 +214,7 @@ class _Received:
 
 
 class _Heartbeat:
-    """Asks a door every second whether it lives, while calls depend on it, or gives them up.
+    """Checks a router every second while it has calls, and cancels them if it does not answer.
 
     HTTP/2 pings would not do: threads of the gRPC library answer them while the process behind is
     stuck.
@@ -221,13 +224,13 @@ class _Heartbeat:
         self.calls: dict[Any, None] = {}
         self.given_up: dict[Any, None] = {}
         self._health = health_pb2_grpc.HealthStub(channel)
-        self._task = asyncio.get_running_loop().create_task(self._heartbeat())
+        self._task = asyncio.get_running_loop().create_task(self._run())
 
     def forget(self, call: Any) -> None:  # noqa: ANN401
         self.calls.pop(call, None)
         self.given_up.pop(call, None)
 
-    async def _heartbeat(self) -> None:
+    async def _run(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             asked = list(self.calls)

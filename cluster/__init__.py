@@ -1,5 +1,5 @@
-"""Config to running cluster: composition over Ray Serve or child processes, and the `baton` CLI.
+"""Config to running cluster: composition over Ray Serve or child processes.
 
-Owns the wiring of real parts: gRPC, processes, Ray, Redis, telemetry. Does not know kernels. It is
-the only package that imports Ray.
+Owns the wiring of real components: gRPC, processes, Ray, Redis, telemetry. Does not know kernels.
+It is the only package that imports Ray.
 """

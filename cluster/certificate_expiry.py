@@ -1,8 +1,8 @@
-"""When each certificate ends: a metric of the routers, and a warning while there is time.
+"""When each certificate expires: a metric of the routers, and an early warning.
 
-Owns the reading of dates and how early it warns. Does not know who uses certificates.
+Owns reading the dates and how early to warn. Does not know who uses certificates.
 
-A router reads its own certificates as they are in use, and those of other roles that lie in its
+A router reads its own certificates as they are in use, and those of other roles in its
 `security.tls_dir`; a worker on another machine warns for itself.
 """
 
@@ -24,7 +24,7 @@ ROLES = ("router", "prefill", "decode")
 
 
 def earliest_end(pem: bytes) -> int:
-    """When the first certificate of a chain ends (Unix seconds).
+    """Return when the first certificate of a chain expires (Unix seconds).
 
     Raises:
         ValueError: There is none.
@@ -43,37 +43,37 @@ class CertificateEnds:
         security: SecurityConfig,
         role: str,
         tls: Tls | None,
-        door_chain: Callable[[], bytes] | None = None,
+        server_chain: Callable[[], bytes] | None = None,
         wall_s: Callable[[], float] = time.time,  # noqa: TID251 - certificates end on a date
     ) -> None:
-        """Keep who has the files.
+        """Prepare; `watch` starts the warnings.
 
         Args:
-            security: The config's node.
-            role: Whose process this is: router, prefill or decode.
-            tls: Its own certificates of the inside, if there are any.
-            door_chain: The doors' chain (PEM) in use, if they have one.
+            security: That part of the config.
+            role: Of this process: router, prefill or decode.
+            tls: Its own certificates for internal streams, if it has any.
+            server_chain: The public servers' chain (PEM) in use, if they have one.
             wall_s: Unix seconds.
         """
         self._folder = Path(security.tls_dir).expanduser() if security.tls_dir else None
         self._role = role
         self._tls = tls
-        self._door_chain = door_chain
+        self._server_chain = server_chain
         self._wall_s = wall_s
         self._timer: asyncio.TimerHandle | None = None
 
     def read(self) -> dict[str, int]:
-        """Ends (Unix seconds) by name: door, authority, and each role whose file is here."""
+        """Return expiry dates (Unix seconds) by name: door, authority, each role with a file."""
         ends = {}
         for name, pem in self._chains().items():
-            with contextlib.suppress(ValueError):  # not a certificate: whoever uses it has said so
+            with contextlib.suppress(ValueError):  # no certificate: its user reports that
                 ends[name] = earliest_end(pem)
         return ends
 
     def _chains(self) -> dict[str, bytes]:
         chains = {}
-        if self._door_chain is not None:
-            chains["door"] = self._door_chain()
+        if self._server_chain is not None:
+            chains["door"] = self._server_chain()
         if self._tls is None or self._folder is None:
             return chains
         if self._role == "router":
@@ -85,7 +85,7 @@ class CertificateEnds:
         return {**chains, self._role: files.certificate, "authority": files.authority}
 
     def watch(self) -> None:
-        """Warn of what ends soon, now and every day, until `close`."""
+        """Warn of certificates that expire soon, now and every day, until `close`."""
         for name, ends_at in self.read().items():
             days_left = (ends_at - self._wall_s()) / DAY_S
             if days_left < WARN_DAYS:
@@ -93,6 +93,6 @@ class CertificateEnds:
         self._timer = asyncio.get_running_loop().call_later(DAY_S, self.watch)
 
     def close(self) -> None:
-        """Warn no more."""
+        """Stop warning."""
         if self._timer is not None:
             self._timer.cancel()

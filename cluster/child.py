@@ -1,9 +1,9 @@
 """A worker or router as a child process of `baton up --local`.
 
-Owns the child's life: hang on the parent, read the config, say where it listens, run until told to
-stop. Does not know siblings. Started by `cluster.local` as `python -m cluster.child KIND LIFE_FD`;
-config and member lists come on standard input, one JSON line each; the answer goes to standard
-output.
+Owns the child's life: tie it to the parent, read the config, report its addresses, run until it is
+stopped. Does not know siblings. `cluster.local` starts it as `python -m cluster.child KIND
+LIFE_FD`; config and member lists arrive on standard input, one JSON line each; the answer goes to
+standard output.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ EXIT_BUG = 70
 log = logging.getLogger(__name__)
 
 
-def say(message: dict[str, Any]) -> None:
-    """Tell the parent something."""
+def report(message: dict[str, Any]) -> None:
+    """Send the parent a line."""
     sys.stdout.write(json.dumps(message) + "\n")
     sys.stdout.flush()
 
@@ -47,7 +47,7 @@ async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> N
     from cluster.worker_process import RunningWorker  # noqa: PLC0415
 
     worker = await RunningWorker.start(config, role, node="local")
-    say({"worker": to_json(worker.descriptor)})
+    report({"worker": to_json(worker.descriptor)})
     worker.unit.worker.fatal.add_done_callback(lambda _: stop.set())
     await stop.wait()
     await worker.stop()
@@ -63,13 +63,13 @@ async def _run_router(
     membership = PushedMembership()
     router = RunningRouter(config, membership)
     await router.start()
-    say({"http_port": router.http_port, "grpc_port": router.grpc_port})
+    report({"http_port": router.http_port, "grpc_port": router.grpc_port})
 
     async def listen() -> None:
         while line := await lines.readline():
-            news = json.loads(line)
-            membership.tell(
-                [from_json(m) for m in news["members"]], is_starting=news["is_starting"]
+            update = json.loads(line)
+            membership.update(
+                [from_json(m) for m in update["members"]], is_starting=update["is_starting"]
             )
         stop.set()
 
@@ -92,9 +92,9 @@ async def _main(kind: str) -> None:
         else:
             await _run_worker(Role(kind), config, stop)
     except ServingError as error:
-        say({"error": type(error).__name__, "message": error.message})
+        report({"error": type(error).__name__, "message": error.message})
         raise SystemExit(3) from error
-    except Exception:  # half-started parts may hold the orderly way out, and the parent waits
+    except Exception:  # half-started components may block an orderly exit, and the parent waits
         log.exception("the process ends by a bug")
         logs.close()
         os._exit(EXIT_BUG)

@@ -1,7 +1,7 @@
 """The cluster as child processes, without Ray.
 
-Owns the children: start, watch, restart with a growing pause, tell routers who is there. Does not
-know what they do.
+Owns the children: start, watch, restart with a growing pause, send routers the list of workers.
+Does not know what they do.
 """
 
 from __future__ import annotations
@@ -29,38 +29,42 @@ MAX_ROUTER_FAILURES = 3
 
 
 class Child:
-    """One child process and the pipe it hangs on."""
+    """One child process, and the pipe that ends it with its parent."""
 
     def __init__(self, process: asyncio.subprocess.Process, life_fd: int) -> None:
-        """Made by `spawn`."""
+        """Use `spawn`."""
         self.process = process
         self._life_fd = life_fd
 
     @classmethod
     async def spawn(cls, kind: str, config: BatonConfig) -> Child:
-        """Start a child and hand it its config."""
+        """Start a child and send it its config."""
         life_read, life_write = os.pipe()
+        command = [sys.executable, "-m", "cluster.child", kind, str(life_read)]
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "cluster.child", kind, str(life_read), pass_fds=(life_read,),
-            stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, start_new_session=True,
-        )  # fmt: skip
+            *command,
+            pass_fds=(life_read,),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,
+        )
         os.close(life_read)
         child = cls(process, life_write)
-        await child.tell(config.model_dump_json())
+        await child.send(config.model_dump_json())
         return child
 
-    async def tell(self, line: str) -> None:
-        """Send one line; a dead child's pipe is no error here, its exit is noticed elsewhere."""
+    async def send(self, line: str) -> None:
+        """Send one line; a dead child's pipe is no error here, as its exit is watched elsewhere."""
         if self.process.stdin is not None:
             with contextlib.suppress(ConnectionError):
                 self.process.stdin.write(line.encode() + b"\n")
                 await self.process.stdin.drain()
 
-    async def hear(self) -> dict[str, Any]:
+    async def recv(self) -> dict[str, Any]:
         """Wait for the child's one line.
 
         Raises:
-            ServingError: What the child reported, or that it died.
+            ServingError: The child reported it, or died.
         """
         if self.process.stdout is None:
             raise WorkerLost("the child process has no output pipe")
@@ -69,13 +73,13 @@ class Child:
         if not line:
             code = await self.process.wait()
             raise WorkerLost(f"a child process ended with code {code} before it was ready")
-        news: dict[str, Any] = json.loads(line)
-        if "error" in news:
-            raise from_wire(news["error"], news["message"])
-        return news
+        report: dict[str, Any] = json.loads(line)
+        if "error" in report:
+            raise from_wire(report["error"], report["message"])
+        return report
 
     async def stop(self) -> None:
-        """Ask it to end, then insist."""
+        """Terminate it; kill it if it does not end in time."""
         if self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.terminate()
@@ -89,7 +93,7 @@ class Child:
         self.close()
 
     def how_it_ended(self) -> str:
-        """In words: by which signal, or with which exit code."""
+        """Describe its end: the signal, or the exit code."""
         code = self.process.returncode
         if code is None or code >= 0:
             return f"exit code {code}"
@@ -99,7 +103,7 @@ class Child:
             return f"signal {-code}"
 
     def close(self) -> None:
-        """Let go of the lifeline."""
+        """Close the pipe, which ends the child if it still runs."""
         if self._life_fd >= 0:
             os.close(self._life_fd)
             self._life_fd = -1
@@ -109,7 +113,7 @@ class LocalCluster:
     """Workers and routers as children of this process."""
 
     def __init__(self, config: BatonConfig) -> None:
-        """Nothing is started yet."""
+        """Prepare; `start` starts the children."""
         self.config = config
         self.http_port = 0
         self.grpc_port = 0
@@ -124,28 +128,26 @@ class LocalCluster:
         self._redis: RedisServer | None = None
 
     async def start(self) -> None:
-        """Start everything; returns when every worker is known to the routers.
+        """Start everything, and return when the routers know every worker.
 
         Raises:
             ServingError: A child could not start; everything is stopped again.
         """
         self.failed = asyncio.get_running_loop().create_future()
         pools = self.config.pools
-        seats = [
-            f"{Role.PREFILL.value}-{i}"
-            for i in range(0 if self.config.colocated else pools.prefill.replicas)
-        ]
-        seats += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
-        self._desired = len(seats)
+        num_prefill = 0 if self.config.colocated else pools.prefill.replicas
+        names = [f"{Role.PREFILL.value}-{i}" for i in range(num_prefill)]
+        names += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
+        self._desired = len(names)
         self.config = with_cluster_keys(self.config)
         if self.config.redis.is_on and not self.config.redis.url:
             self._redis = RedisServer()
             self.config = with_redis(self.config, self._redis.url)
         try:
             await asyncio.gather(
-                *(self._start_worker(seat) for seat in seats), self._start_routers()
+                *(self._start_worker(name) for name in names), self._start_routers()
             )
-            await self._tell_routers()
+            await self._update_routers()
         except (ServingError, TimeoutError) as error:
             await self.stop()
             raise (
@@ -154,76 +156,76 @@ class LocalCluster:
                 else ConfigError("a child was not ready in time")
             ) from error
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._keep(seat)) for seat in seats]
-        self._tasks += [loop.create_task(self._keep_router(seat)) for seat in self._routers]
+        self._tasks = [loop.create_task(self._keep(name)) for name in names]
+        self._tasks += [loop.create_task(self._keep_router(index)) for index in self._routers]
 
-    async def _start_worker(self, seat: str) -> None:
-        child = await Child.spawn(seat.partition("-")[0], self.config)
-        self._workers[seat] = child
-        news = await child.hear()
-        self._members[seat] = from_json(news["worker"])
-        events.CHILD_STARTED.tell(child=seat, child_pid=child.process.pid)
+    async def _start_worker(self, name: str) -> None:
+        child = await Child.spawn(name.partition("-")[0], self.config)
+        self._workers[name] = child
+        report = await child.recv()
+        self._members[name] = from_json(report["worker"])
+        events.CHILD_STARTED.tell(child=name, child_pid=child.process.pid)
 
     async def _start_routers(self) -> None:
-        for seat in range(self.config.router.replicas):
-            self.addresses.append(await self._start_router(seat, self.config))
+        for index in range(self.config.router.replicas):
+            self.addresses.append(await self._start_router(index, self.config))
         self.http_port, self.grpc_port = self.addresses[0]
 
-    async def _start_router(self, seat: int, config: BatonConfig) -> tuple[int, int]:
+    async def _start_router(self, index: int, config: BatonConfig) -> tuple[int, int]:
         child = await Child.spawn("router", config)
-        self._routers[seat] = child
-        news = await child.hear()
-        events.CHILD_STARTED.tell(child=f"router-{seat}", child_pid=child.process.pid)
-        return news["http_port"], news["grpc_port"]
+        self._routers[index] = child
+        report = await child.recv()
+        events.CHILD_STARTED.tell(child=f"router-{index}", child_pid=child.process.pid)
+        return report["http_port"], report["grpc_port"]
 
-    async def _tell_routers(self) -> None:
-        news = {
+    async def _update_routers(self) -> None:
+        update = {
             "members": [to_json(m) for m in self._members.values()],
             "is_starting": len(self._members) < self._desired,
         }
         for router in self._routers.values():
-            await router.tell(json.dumps(news))
+            await router.send(json.dumps(update))
 
-    async def _keep(self, seat: str) -> None:
-        """Restart a worker whenever it ends, pausing longer each time it fails to come up."""
+    async def _keep(self, name: str) -> None:
+        """Restart a worker whenever it ends, with a longer pause after each failed start."""
         pause_s = 0.0
         while True:
-            child = self._workers.get(seat)
+            child = self._workers.get(name)
             if child is not None:
                 await child.process.wait()
-                _tell_end(seat, child)
+                _log_end(name, child)
                 child.close()
-                self._members.pop(seat, None)
-                await self._tell_routers()
+                self._members.pop(name, None)
+                await self._update_routers()
             await asyncio.sleep(pause_s)
             try:
-                await self._start_worker(seat)
+                await self._start_worker(name)
                 pause_s = 0.0
-                await self._tell_routers()
+                await self._update_routers()
             except (ServingError, TimeoutError) as error:
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
-                events.CHILD_FAILED.tell(child=seat, reason=str(error), retry_in_s=pause_s)
+                events.CHILD_FAILED.tell(child=name, reason=str(error), retry_in_s=pause_s)
 
-    async def _keep_router(self, seat: int) -> None:
-        """Restart a router on the ports it had; three starts that fail end the cluster."""
-        ports = dict(zip(("http_port", "grpc_port"), self.addresses[seat], strict=True))
+    async def _keep_router(self, index: int) -> None:
+        """Restart a router on the ports it had; three failed starts in a row end the cluster."""
+        ports = dict(zip(("http_port", "grpc_port"), self.addresses[index], strict=True))
         config = self.config.model_copy(
             update={"router": self.config.router.model_copy(update=ports)}
         )
         num_failures = 0
         while True:
-            child = self._routers[seat]
+            child = self._routers[index]
             code = await child.process.wait()
-            _tell_end(f"router-{seat}", child)
+            _log_end(f"router-{index}", child)
             child.close()
             try:
-                await self._start_router(seat, config)
-                await self._tell_routers()
+                await self._start_router(index, config)
+                await self._update_routers()
                 num_failures = 0
             except (ServingError, TimeoutError) as error:
                 num_failures += 1
                 events.CHILD_FAILED.tell(
-                    child=f"router-{seat}", reason=str(error), retry_in_s=num_failures
+                    child=f"router-{index}", reason=str(error), retry_in_s=num_failures
                 )
                 if num_failures >= MAX_ROUTER_FAILURES:
                     break
@@ -234,7 +236,7 @@ class LocalCluster:
             )
 
     async def stop(self) -> None:
-        """Stop routers first, so that requests end in good order, then workers."""
+        """Stop the routers first, so that requests end in order, then the workers."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -246,8 +248,8 @@ class LocalCluster:
             self.failed.cancel()
 
 
-def _tell_end(name: str, child: Child) -> None:
-    if child.process.returncode == 0:  # nobody ends so but by SIGTERM or SIGINT
+def _log_end(name: str, child: Child) -> None:
+    if child.process.returncode == 0:  # only SIGTERM or SIGINT end a child like this
         events.CHILD_LEFT.tell(child=name, child_pid=child.process.pid)
         return
     events.CHILD_ENDED.tell(child=name, child_pid=child.process.pid, reason=child.how_it_ended())

@@ -1,6 +1,7 @@
 """Member lists on pipes and in maps.
 
-Owns the JSON form of a `WorkerDescriptor` and a `Membership` that is told its members.
+Owns the JSON form of a `WorkerDescriptor`, and a `Membership` whose list is set from outside. Does
+not know where the list comes from.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def from_json(tree: dict[str, Any]) -> WorkerDescriptor:
 
 
 class PushedMembership:
-    """The `Membership` port over whatever `tell` was last called with."""
+    """The `Membership` port over the list that `update` was last called with."""
 
     def __init__(self) -> None:
         """Start empty, with workers expected."""
@@ -41,8 +42,8 @@ class PushedMembership:
         self._watchers: list[Callable[[], None]] = []
         self._is_starting = True
 
-    def tell(self, members: Iterable[WorkerDescriptor], *, is_starting: bool) -> None:
-        """Replace the list; watchers hear of it if anything changed."""
+    def update(self, members: Iterable[WorkerDescriptor], *, is_starting: bool) -> None:
+        """Replace the list; call the watchers if anything changed."""
         fresh = tuple(sorted(members, key=lambda m: m.worker_id))
         has_changed = (fresh, is_starting) != (self._members, self._is_starting)
         self._members = fresh
@@ -53,13 +54,13 @@ class PushedMembership:
                     watcher()
 
     def members(self) -> tuple[WorkerDescriptor, ...]:
-        """See `Membership`."""
+        """Return the list."""
         return self._members
 
     def watch(self, on_change: Callable[[], None]) -> None:
-        """See `Membership`."""
+        """Call `on_change` after every change."""
         self._watchers.append(on_change)
 
     def is_starting(self) -> bool:
-        """See `Membership`."""
+        """Return True while more workers are expected."""
         return self._is_starting

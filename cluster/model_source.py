@@ -21,7 +21,7 @@ def model_folder(config: ModelConfig) -> Path:
     """Find the folder, downloading it if `path` is a hub id.
 
     Raises:
-        ModelLoadError: Neither a folder nor a hub id that can be had.
+        ModelLoadError: It is neither a folder nor a hub id that can be downloaded.
     """
     if not config.path:
         return TINY_MODEL
@@ -52,5 +52,5 @@ def _from_hub(hub_id: str, revision: str) -> Path:
         ) from error
     except (HfHubHTTPError, httpx.HTTPError, ValueError) as error:
         raise ModelLoadError(
-            f"model {hub_id} at {revision} cannot be had from the hub: {error}"
+            f"model {hub_id} at {revision} cannot be downloaded from the hub: {error}"
         ) from error

@@ -1,7 +1,7 @@
 """Whether a cluster of several machines keeps its secrets off the network.
 
-Owns one list: every plane that would send something in plain text, and every secret that would
-travel inside Ray. Does not know how planes are started.
+Owns one list: every connection that would be in plain text, and every secret that would travel
+inside Ray. Does not know how connections are made.
 """
 
 from __future__ import annotations
@@ -13,33 +13,33 @@ from core.errors import ConfigError
 from core.references import is_reference, read_reference
 
 OPEN_RAY = (
-    "this Ray cluster asks nobody for a token: whoever reaches it can run code on it; start it "
+    "this Ray cluster requires no token: anyone who reaches it can run code on it; start it "
     "with RAY_AUTH_MODE=token on every node, or set security.trusts_network"
 )
 
 
-def check_network(config: BatonConfig, door: RayEndpoint, *, is_loopback: bool) -> None:
-    """Refuse plain text between machines, and a Ray that anybody may use.
+def check_network(config: BatonConfig, ray: RayEndpoint, *, is_loopback: bool) -> None:
+    """Refuse plain text between machines, and a Ray that anyone may use.
 
     Raises:
-        ConfigError: Says what to set, everything at once.
+        ConfigError: Names everything to set at once.
     """
     if is_loopback:
-        is_open = not door.has_tokens and not config.security.trusts_network
+        is_open = not ray.has_tokens and not config.security.trusts_network
         faults = [OPEN_RAY] if is_open else []
     else:
-        faults = faults_between_machines(config, door)
+        faults = faults_between_machines(config, ray)
     if faults:
         raise ConfigError("; ".join(faults))
 
 
-def faults_between_machines(config: BatonConfig, door: RayEndpoint) -> list[str]:
-    """List what keeps a cluster from running on several machines; empty if nothing does."""
+def faults_between_machines(config: BatonConfig, ray: RayEndpoint) -> list[str]:
+    """List what forbids a cluster to run on several machines; empty if nothing does."""
     faults = []
     if not config.security.trusts_network:
-        if not door.has_tokens:
+        if not ray.has_tokens:
             faults.append(OPEN_RAY)
-        if not door.has_tls:
+        if not ray.has_tls:
             faults.append(
                 "Ray's own traffic, its token included, would cross the network in plain text; set "
                 "RAY_USE_TLS=1 and RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY on "
@@ -66,5 +66,5 @@ def faults_between_machines(config: BatonConfig, door: RayEndpoint) -> list[str]
 
 
 def _is_plain(url: str) -> bool:
-    """Does an address send its password readable? One that is empty names no server at all."""
+    """True if an address sends its password in plain text; an empty one names no server."""
     return bool(url) and not url.startswith("rediss://")

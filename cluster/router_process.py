@@ -1,6 +1,6 @@
-"""One real router: links over gRPC, tokenizer process, both doors.
+"""One real router: sessions over gRPC, tokenizer processes, the HTTP and the gRPC server.
 
-Owns the composition of a router out of real parts. Does not know where members come from.
+Owns the composition of a router from real components. Does not know where members come from.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ STOP_GRACE_S = 5.0
 
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
-    """Pools that the config fills with workers, and those that path pd cannot do without."""
+    """Return the pools that the config fills with workers, and those that path pd requires."""
     if config.placement.path == "pd":
         return frozenset(Role)
     has_prefill = not config.colocated and config.pools.prefill.replicas > 0
@@ -57,7 +57,7 @@ class RunningRouter:
     """A started router."""
 
     def __init__(self, config: BatonConfig, membership: Membership) -> None:
-        """Compose; `start` opens the doors."""
+        """Compose; `start` listens."""
         config = with_read_secrets(config)
         spec = model_of(config)
         router = config.router
@@ -114,16 +114,18 @@ class RunningRouter:
         )
         self._config = config
         self._mirror = (
-            MembershipMirror(RedisStore(config.redis.url), self.service.replicas)
+            MembershipMirror(RedisStore(config.redis.url), self.service.status.replicas)
             if config.redis.url
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
-        self.service.configured = {
+        self.service.status.configured = {
             Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
             Role.DECODE: config.pools.decode.replicas,
         }
-        self.service.read_store_state = lambda: self._mirror.state if self._mirror else "off"
+        if self._mirror is not None:
+            mirror = self._mirror
+            self.service.status.read_store_state = lambda: mirror.state
         is_private = bool(config.security.door_certificate)
         self._certificate = ServerCertificate(config.security, clock.now_s) if is_private else None
         self._ends = CertificateEnds(
@@ -132,21 +134,21 @@ class RunningRouter:
             inner,
             self._certificate.chain if self._certificate is not None else None,
         )
-        self.service.read_certificate_ends = self._ends.read
+        self.service.status.read_certificate_ends = self._ends.read
         self._grpc = GrpcServer(self.service, config.security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
 
     async def start(self) -> None:
-        """Follow the members and open both doors."""
+        """Follow the members, and start both servers."""
         await self._tokenizer.start()
         await self._bodies.start()
         self.sessions.follow()
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
-        book = self._make_book()
+        connections = self._make_connection_table()
         await self._grpc.start()
         # The protocol is named because asyncio turns Nagle's algorithm off only then.
         host = bare_host(self._config.router.host)
@@ -160,17 +162,24 @@ class RunningRouter:
         certificate = self._certificate
         app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
-            app, http="httptools", ws="none", log_config=None, access_log=False, lifespan="off",
-            timeout_keep_alive=60, timeout_graceful_shutdown=int(STOP_GRACE_S),
-            ssl_certfile=security.door_certificate or None, ssl_keyfile=security.door_key or None,
+            app,
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            timeout_keep_alive=60,
+            timeout_graceful_shutdown=int(STOP_GRACE_S),
+            ssl_certfile=security.door_certificate or None,
+            ssl_keyfile=security.door_key or None,
             ssl_context_factory=(
                 (lambda _, make: certificate.context(make)) if certificate else None
             ),
-        )  # fmt: skip
+        )
         self._http = HttpServer(
             settings,
             listener,
-            book,
+            connections,
             self._config.router.slow_reader_s,
             self.service.connection_refused,
         )
@@ -178,8 +187,8 @@ class RunningRouter:
         self._ends.watch()
         events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
 
-    def _make_book(self) -> ConnectionTable:
-        """Limits of both doors, within what this process may open."""
+    def _make_connection_table(self) -> ConnectionTable:
+        """Make the table of HTTP connections; limit both servers to this process's descriptors."""
         router = self._config.router
         at_once = min(router.max_connections, router.max_running + router.max_queued)
         limit = raise_descriptor_limit(at_once * 4 // 3 + INSIDE_DESCRIPTORS + NUM_RESERVED)
@@ -190,11 +199,11 @@ class RunningRouter:
 
     @property
     def grpc_port(self) -> int:
-        """Port of the gRPC door."""
+        """Port of the gRPC server."""
         return self._grpc.port
 
     async def stop(self) -> None:
-        """Take nothing new, let requests finish, close doors and links."""
+        """Refuse new requests, let running ones finish, close servers and sessions."""
         self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)

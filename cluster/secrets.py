@@ -1,12 +1,12 @@
 """The secrets that the processes of one cluster share and nobody else knows.
 
 Owns which settings they are, how they are made when the config has none (the workers' key, and the
-key from which the routers make seeds), and how they travel. Does not know what they key.
+key from which the routers derive seeds), and how they travel. Does not know what uses them.
 
 Children get the secrets inside the config, through a pipe. Ray's replicas never do: their arguments
 are kept in Ray's store and cross its network, so each secret is put into a private file of this
-machine; on several machines the operator puts it there. A process that is started again gets the
-same secrets. All routers of a cluster have one seed key, so that an id means one seed at each.
+machine; on several machines the operator puts it there. A restarted process gets the same secrets.
+All routers of a cluster share one seed key, so that an id gives the same seed at each.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ KEY_BYTES = 32
 
 
 def secrets_of(config: BatonConfig) -> dict[str, str]:
-    """Return every secret setting by name, as it is written."""
+    """Return every secret setting by name, as written in the config."""
     return {
         "security.cluster_key": config.security.cluster_key,
         "seed_key": config.seed_key,
@@ -31,7 +31,7 @@ def secrets_of(config: BatonConfig) -> dict[str, str]:
 
 
 def with_secrets(config: BatonConfig, found: dict[str, str]) -> BatonConfig:
-    """Return the config with these instead."""
+    """Return the config with these secrets."""
     security = {"cluster_key": found["security.cluster_key"]}
     return config.model_copy(
         update={
@@ -51,10 +51,10 @@ def with_cluster_keys(config: BatonConfig) -> BatonConfig:
 
 
 def with_read_secrets(config: BatonConfig) -> BatonConfig:
-    """Return the config with the secrets themselves where it names files or variables.
+    """Return the config with secrets read from the files and variables that it names.
 
     Raises:
-        ConfigError: One is not there on this machine, or is no good key.
+        ConfigError: One is missing on this machine, or is no valid key.
     """
     found = {name: read_reference(name, value) for name, value in secrets_of(config).items()}
     try:
@@ -69,7 +69,7 @@ def with_secrets_in_files(config: BatonConfig, folder: Path) -> BatonConfig:
     """Put every secret into a file of this user alone; return the config with the files' names.
 
     Args:
-        config: Holds secrets, names of secrets, or both.
+        config: Holds secrets, references to secrets, or both.
         folder: A private folder of this machine; a file for each secret is left in it.
     """
     found = secrets_of(config)

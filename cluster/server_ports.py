@@ -1,13 +1,12 @@
-"""The ports of a cluster's doors: one cluster has each, though its routers share it.
+"""The ports of a cluster's servers: only one cluster can have each, though its routers share it.
 
-Owns the claim on an address and port, from before anything starts until `baton up` ends, and what
-is told when another has it. Does not know routers, which bind the same ports themselves.
+Owns the claim on an address and port, from before anything starts until `baton up` ends, and the
+error if it is taken. Does not know routers, which bind the same ports themselves.
 
 Routers share a port by SO_REUSEPORT, and the kernel would let those of another cluster of the same
-user join them. So `baton up` binds it first without that option, which is refused while anybody has
-the port, and only then lets sockets with the option in. Its own socket takes no connections. The
-kernel decides who is first and drops the claim with the process, whoever starts when, and for every
-user of the machine.
+user join them. So `baton up` first binds it without that option, which fails while anyone has the
+port, and only then admits sockets with the option. Its own socket takes no connections. The kernel
+decides who is first and drops the claim with the process, for all users of the machine.
 """
 
 from __future__ import annotations
@@ -23,10 +22,10 @@ from core.errors import ConfigError
 
 @contextlib.contextmanager
 def claimed(config: BatonConfig) -> Iterator[None]:
-    """Hold both ports for the length of the block; a port 0 is any free one and is not held.
+    """Hold both ports for the length of the block; port 0 means any free one, and is not held.
 
     Raises:
-        ConfigError: Somebody has one of them. Names the flag that changes it.
+        ConfigError: One of them is taken; names the flag that changes it.
     """
     router = config.router
     with contextlib.ExitStack() as claims:
@@ -44,21 +43,21 @@ def claimed(config: BatonConfig) -> Iterator[None]:
 
 
 def _claim(host: str, port: int) -> socket.socket:
-    """Bind a port that nobody has, then let sockets of this user share it.
+    """Bind a free port, then let sockets of this user share it.
 
     Raises:
-        OSError: Somebody has it.
+        OSError: It is taken.
     """
     claim = socket.socket(family_of(host))
     try:
-        # Without this, connections of a cluster that has just ended would keep the next one out.
+        # Without this, connections of a cluster that has just ended would block the next one.
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         claim.bind((host, port))
         # With that option two may bind, but only one may listen.
         claim.listen(0)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
         claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        claim.shutdown(socket.SHUT_RDWR)  # listens no more, stays bound
+        claim.shutdown(socket.SHUT_RDWR)  # stops listening, stays bound
     except BaseException:
         claim.close()
         raise

@@ -33,19 +33,19 @@ class _OTelSpan:
     """An open span of the SDK."""
 
     def __init__(self, span: trace.Span, state: str, offset_ns: int) -> None:
-        """Keep it with the clock's offset."""
+        """Wrap a span; `offset_ns` is from the monotonic clock to Unix time."""
         self._span = span
         self._state = state
         self._offset_ns = offset_ns
 
     @property
     def context(self) -> TraceContext | None:
-        """Parent for children, here and in workers."""
+        """Parent of child spans, here and in workers."""
         c = self._span.get_span_context()
         return TraceContext(c.trace_id, c.span_id, int(c.trace_flags), self._state)
 
     def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:
-        """Close it."""
+        """End the span."""
         self._span.set_attributes(dict(attributes))
         if error:
             self._span.set_attribute("error.type", error)

@@ -1,6 +1,6 @@
 """One real worker: ranks, transfer agent in its thread, sessions over gRPC.
 
-Owns the composition of a worker out of real parts; the same for child processes and Ray replicas.
+Owns the composition of a worker from real components, for child processes and Ray replicas alike.
 Does not know who started it.
 """
 
@@ -40,7 +40,7 @@ from worker.worker import Worker, compose
 
 DRAIN_GRACE_S = 5.0
 CARRIED_HEAD_BYTES = 1 << 16
-"""Room for what a frame says about its parts, so that it goes in one piece."""
+"""Room for a frame's header, so that it goes in one piece."""
 
 
 def model_of(config: BatonConfig) -> ModelSpec:
@@ -79,7 +79,7 @@ def kv_pools_of(config: BatonConfig, spec: ModelSpec) -> dict[str, dict[str, int
 
 
 def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
-    """The pool a role belongs to."""
+    """Return the pool of a role."""
     return config.pools.prefill if role is Role.PREFILL else config.pools.decode
 
 
@@ -91,8 +91,8 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             if sys.platform == "linux":
                 made[name] = SharedNetwork(ranks.kv.shared)
         elif name in ("gloo", "nccl", "nixl"):
-            # Its bytes are neither encrypted nor signed: without the operator's word they stay on
-            # this host.
+            # Its bytes are neither encrypted nor signed: they stay on this host unless the operator
+            # trusts the network.
             where = host if config.security.trusts_network else "127.0.0.1"
             made[name] = SidecarNetwork(
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
@@ -134,7 +134,7 @@ class RunningWorker:
         if not config.security.cluster_key:
             raise ConfigError(
                 "a worker was started without security.cluster_key; `baton up` makes one if the "
-                "config has none, whoever starts workers in another way must set it"
+                "config has none; if you start workers yourself, set it"
             )
         began_at = time.monotonic()
         spec = model_of(config)

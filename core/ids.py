@@ -10,6 +10,8 @@ import random
 from typing import NewType
 
 RequestId = NewType("RequestId", str)
+RunId = NewType("RunId", RequestId)
+"""What workers call one run of a request, and no other run ever."""
 WorkerId = NewType("WorkerId", str)
 RouterId = NewType("RouterId", str)
 TransferId = NewType("TransferId", bytes)
@@ -33,9 +35,9 @@ class Ids:
         """Return a fresh request id, 96 random bits."""
         return RequestId(f"req-{self._rng.getrandbits(96):024x}")
 
-    def session_key(self, request_id: RequestId) -> RequestId:
-        """Return what workers call one run of a request: clients may use an id more than once."""
-        return RequestId(f"{request_id}~{self._rng.getrandbits(48):012x}")
+    def run(self, request_id: RequestId) -> RunId:
+        """Return a fresh run id: clients may use a request id more than once."""
+        return RunId(RequestId(f"{request_id}~{self._rng.getrandbits(48):012x}"))
 
     def router(self) -> RouterId:
         """Return a fresh router id."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from core.errors import ServingError
-from core.ids import Epoch, Incarnation, RequestId, RouterId, TransferId, WorkerId
+from core.ids import Epoch, Incarnation, RouterId, RunId, TransferId, WorkerId
 from core.types import FinishReason, GenerateRequest, Logprob
 
 MAX_ID_CHARACTERS = 160
@@ -63,7 +63,7 @@ class Wanted:
     it a parked sequence would wait for ever.
     """
 
-    request_id: RequestId
+    request_id: RunId
     epoch: Epoch
     next_positions: tuple[int, ...]
     """Per choice."""
@@ -91,7 +91,10 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Take part in one attempt. `emitted[c]` are the tokens of choice c the client already has."""
+    """Take part in one attempt. `emitted[c]` are the tokens of choice c the client already has.
+
+    The request goes by its run's id: see `run_id`.
+    """
 
     request: GenerateRequest
     epoch: Epoch
@@ -107,12 +110,17 @@ class Submit:
     age_s: float = 0.0
     """Seconds since the router received the request: one that moves keeps its place in line."""
 
+    @property
+    def run_id(self) -> RunId:
+        """What the router calls this run; it stands where the client's id stood."""
+        return RunId(self.request.request_id)
+
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
     """The router no longer wants this attempt (and any older one)."""
 
-    request_id: RequestId
+    request_id: RunId
     epoch: Epoch
 
 
@@ -123,7 +131,7 @@ class Credit:
     The router ends a choice at a stop string, of which workers know nothing; it says so here.
     """
 
-    request_id: RequestId
+    request_id: RunId
     epoch: Epoch
     limit: int
     finished_choices: tuple[int, ...] = ()
@@ -174,7 +182,7 @@ class TokenDelta:
     need; a delta may bring a part and no token.
     """
 
-    request_id: RequestId
+    request_id: RunId
     epoch: Epoch
     choice: int
     position: int
@@ -193,7 +201,7 @@ class TokenDelta:
 class AttemptEnded:
     """A worker's part is over: done when `error` is None."""
 
-    request_id: RequestId
+    request_id: RunId
     epoch: Epoch
     task: Task
     timings: WorkerTiming

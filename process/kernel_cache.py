@@ -1,8 +1,8 @@
-"""Where compiled kernels are kept when neither the package's folder nor the home can be written.
+"""Where compiled kernels are kept when neither the package's folder nor the home is writable.
 
-Owns that choice, told to numba through `NUMBA_CACHE_DIR`, which child processes inherit. Does not
-import numba: it reads the variable when it is imported. The folder is this user's alone: what lies
-in it is loaded as code.
+Owns that choice, which numba reads from `NUMBA_CACHE_DIR` and child processes inherit. Does not
+import numba: it reads the variable when it is imported. Only this user may write to the folder: its
+files are loaded as code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ VARIABLE = "NUMBA_CACHE_DIR"
 
 
 def prepare_kernel_cache(package_folder: Path) -> None:
-    """Leave numba a folder that this user may write; a fresh one goes when this process ends.
+    """Give numba a writable folder; a temporary one is removed when this process ends.
 
     Raises:
         ConfigError: There is none, not even for temporary files.
@@ -32,9 +32,9 @@ def prepare_kernel_cache(package_folder: Path) -> None:
         folder = tempfile.mkdtemp(prefix="baton-kernels-")
     except OSError as error:
         raise ConfigError(
-            "compiled kernels can be kept nowhere: this user may write neither the installed "
-            f"packages, nor its home, nor the folder for temporary files; set {VARIABLE} or TMPDIR "
-            "to a folder that it may write"
+            "there is no place for compiled kernels: this user may write neither to the installed "
+            f"packages, nor to its home, nor to the temporary folder; set {VARIABLE} or TMPDIR to "
+            "a folder that it may write to"
         ) from error
     os.environ[VARIABLE] = folder
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -47,7 +47,7 @@ def _user_folder() -> Path:
 
 
 def _can_be_written(folder: Path) -> bool:
-    """Try as numba will: permissions alone do not tell of every file system."""
+    """Try it as numba will: on some file systems permissions alone are misleading."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

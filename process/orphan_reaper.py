@@ -1,10 +1,10 @@
 """Ends every process of a Ray cluster that `baton up` started, however `baton up` itself ends.
 
-Owns two ways to know the cluster's processes once the parent is gone: a marker that all descendants
-inherit in their environment, and open files under Ray's session folder (Ray's agents rename
-themselves, which overwrites their environment). Ray cleans up after itself in most cases, but after
-a SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. The child half
-runs as `python -m process.orphan_reaper MARKER`.
+Owns two marks of the cluster's processes that remain when the parent is gone: a variable that all
+descendants inherit in their environment, and open files under Ray's session folder (Ray's agents
+rename themselves, which overwrites their environment). Ray cleans up after itself in most cases,
+but after a SIGKILL of its driver some of its agents live on for a minute. Does not know Ray. The
+child half runs as `python -m process.orphan_reaper MARKER`.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ VARIABLE = "CLUSTER_OF_BATON"
 SWEEPS = 50
 SWEEP_S = 0.1
 CLEAN_SWEEPS = 3
-"""In a row: a process in the middle of exec shows nothing for a moment."""
+"""In a row: a process in the middle of exec shows no mark for a moment."""
 
 
 class OrphanReaper:
-    """The parent's half: holds the pipe."""
+    """The parent's half, which holds the pipe."""
 
     def __init__(self) -> None:
         """Start the watcher, then mark this process's environment for all later children."""
@@ -46,7 +46,7 @@ class OrphanReaper:
             self._process.stdin.flush()
 
     def release(self) -> None:
-        """Everything is shut down: let the watcher sweep what is left, and wait for it."""
+        """After an orderly shutdown: let the watcher end what is left, and wait for it."""
         os.environ.pop(VARIABLE, None)
         if self._process.stdin is not None:
             self._process.stdin.close()
@@ -54,10 +54,10 @@ class OrphanReaper:
 
 
 def cluster_processes(marker: str, folders: list[str], spared: set[int]) -> list[int]:
-    """Live processes that inherited the marker or have files open under one of the folders.
+    """List live processes that inherited the marker or have files open under one of the folders.
 
-    `spared` are left out: this process, and the parent, which has Ray's logs open and may still be
-    ending well.
+    Without `spared`: this process, and the parent, which has Ray's logs open and may still be
+    shutting down in order.
     """
     needle = f"{VARIABLE}={marker}".encode()
     found = []
@@ -73,12 +73,12 @@ def cluster_processes(marker: str, folders: list[str], spared: set[int]) -> list
 
 
 def _has_open_file(process: Path, folders: list[str]) -> bool:
-    links = (str(fd.readlink()) for fd in (process / "fd").iterdir())
-    return any(link.startswith(folder + "/") for link in links for folder in folders)
+    paths = (str(fd.readlink()) for fd in (process / "fd").iterdir())
+    return any(path.startswith(folder + "/") for path in paths for folder in folders)
 
 
 def _watch(marker: str, parent: int) -> None:
-    # Ends when the parent lets go, dead or alive; until then it may name folders.
+    # Ends when the parent closes the pipe or dies; until then it may name folders.
     folders = [line.strip() for line in sys.stdin]
     num_clean = 0
     killed: set[int] = set()
@@ -93,7 +93,7 @@ def _watch(marker: str, parent: int) -> None:
                 os.kill(pid, signal.SIGKILL)
             except OSError:
                 continue
-        time.sleep(SWEEP_S)  # the killed ones need a moment to be gone; bounded by SWEEPS
+        time.sleep(SWEEP_S)  # killed processes need a moment to end; bounded by SWEEPS
     if killed:
         events.LEFTOVERS_KILLED.tell(pids=sorted(killed))
 

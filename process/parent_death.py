@@ -1,9 +1,9 @@
 """A child process that cannot outlive its parent.
 
-Owns the two strings it hangs on: a pipe whose other end only the parent holds, and, on Linux, the
-parent-death signal. Does not know what the child does. Other people's programs are run by
-`hanging`, for the signal alone: setting it between fork and exec would run the fork handlers of
-gRPC, which are not safe beside its threads.
+Owns the two mechanisms: a pipe whose other end only the parent holds, and, on Linux, the
+parent-death signal. Does not know what the child does. Third-party programs get the signal alone,
+from a helper process (`hanging`): setting it between fork and exec would run gRPC's fork handlers,
+which are not safe beside its threads.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def exit_with_parent(life_fd: int) -> None:
     """End this process at once when the parent is gone.
 
     Args:
-        life_fd: Read end of a pipe; end of file means that the parent has died or let go.
+        life_fd: Read end of a pipe; end of file means that the parent has died or closed it.
     """
     _die_with_parent()
     threading.Thread(target=_wait_for_end, args=(life_fd,), name="lifeline", daemon=True).start()
@@ -39,7 +39,7 @@ def _die_with_parent() -> None:
 
 
 def _become(parent_pid: int, command: list[str]) -> None:
-    """Turn into a program; it keeps the signal, and the process id."""
+    """Replace this process by a program, which keeps the signal and the process id."""
     _die_with_parent()
     if os.getppid() != parent_pid:
         raise SystemExit(1)  # the parent died before the signal was set

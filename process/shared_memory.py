@@ -1,7 +1,7 @@
-"""Memory that processes share, as files that no file system knows.
+"""Memory that processes share, as files without a name.
 
-Owns making and mapping them, and how much memory is left for them; nothing can be left behind by
-whoever is killed. Does not know what lies in them.
+Owns making and mapping them, and how much memory is left for them. A killed process leaves nothing
+behind. Does not know what they hold.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from pathlib import Path
 
 PAGE_BYTES = 4096
 CHUNK_BYTES = 32 << 20
-"""Touched at once; between two chunks other threads of the interpreter get their turn."""
+"""Touched in one call; between two chunks other threads can run."""
 
 
 def create_segment(num_bytes: int) -> int:
-    """Make an unlinked shared-memory file; returns its descriptor, which is the caller's.
+    """Make an unlinked shared-memory file, and return its descriptor, which the caller closes.
 
-    On Linux its size is sealed: whoever maps it can rely on every byte being there.
+    On Linux its size is sealed: every mapping can rely on all its bytes.
     """
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create("baton-kv", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -37,10 +37,10 @@ def create_segment(num_bytes: int) -> int:
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """Memory that is left for new segments, by the machine and by the container; None: not known.
+    """Return the memory left for new segments in the machine and its container; None: unknown.
 
-    A segment takes memory as it is touched, so making one larger than this succeeds, and touching
-    it ends some process.
+    A segment takes memory only when it is touched: one larger than this can be made, and touching
+    it gets some process killed.
     """
     left = []
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -59,10 +59,10 @@ def map_segment(fd: int, num_bytes: int) -> memoryview:
 
 
 def touch(memory: memoryview) -> None:
-    """Make every page of a mapping present in this process, uint8 [any]; from a thread, it is slow.
+    """Fault in every page of a mapping, uint8 [any]. Slow: call it from a thread.
 
-    Whoever touches a page first waits for the system: in the middle of a transfer that is a third
-    of its time, and the first decode step after it meets each page of the prompt again.
+    The first access to a page waits for the kernel. During a transfer that would be a third of its
+    time, and the first decode step after it would wait for every page of the prompt again.
     """
     for at in range(0, len(memory), CHUNK_BYTES):
         bytes(memory[at : at + CHUNK_BYTES : PAGE_BYTES])

@@ -1,5 +1,5 @@
-"""The router: doors, tokenizing, admission, placement, the orchestrator, detokenizing.
+"""The router: HTTP and gRPC servers, text, admission, placement, the orchestrator.
 
-Owns a request from its first byte to its one ending. Does not know torch or Ray; text exists here
-alone.
+Owns a request from its first byte to its one ending. Does not know torch or Ray; text exists only
+here.
 """

@@ -1,7 +1,7 @@
 """Permits: how many requests run at once, how many may wait, and for how long.
 
-Owns the queue at the door and every permit: what is granted is counted at once, whoever was granted
-it gives it back. Does not know workers.
+Owns the queue of waiting requests, and every permit: granting one counts it at once, and its holder
+gives it back. Does not know workers.
 
 A request takes a permit for each of its choices. Tenants take turns, and a full queue makes room
 for the tenant with fewer in it.
@@ -24,14 +24,14 @@ CANARY_TIER = "canary"
 
 @dataclass(eq=False, slots=True)
 class _Waiter:
-    """One request that waits for its permits."""
+    """A request that waits for its permits."""
 
     granted: asyncio.Future[None]
     num_permits: int
 
 
 class Admission:
-    """Tenants in turn, first come first served within one; bounded in number, tokens and time."""
+    """Tenants take turns, each first come first served; bounded in number, tokens and time."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Admission:
             Overloaded: The queue is full, or no permit came in time; nothing is held.
             Draining: The router is shutting down.
         """
-        if request.tier == CANARY_TIER:  # a full router is still able to get a request through
+        if request.tier == CANARY_TIER:  # a full router is still ready
             yield
             return
         num_permits = self._num_permits(request.sampling.n)
@@ -74,7 +74,7 @@ class Admission:
             self._release(num_permits)
 
     def check_open(self, tenant: str) -> None:
-        """Refuse at once what would find no place in the queue, before any work is done for it.
+        """Refuse early, before any work, what would find no place in the queue.
 
         Raises:
             Overloaded: The queue is full, and no other tenant has to make room.
@@ -96,7 +96,7 @@ class Admission:
         """Refuse a reply that would need more than half of all permits.
 
         Raises:
-            InvalidRequest: Says how many outputs it may have.
+            InvalidRequest: Names how many outputs it may have.
         """
         share = max(MAX_CHOICES, self._max_running // 2)
         if num_prompts * num_choices > share:
@@ -126,17 +126,17 @@ class Admission:
         try:
             await granted
         except asyncio.CancelledError:
-            if _is_granted(granted):  # in the very turn in which its waiter left
+            if _is_granted(granted):  # in the same turn of the loop in which the waiter left
                 self._release(num_permits)
             raise
         finally:
             timer.cancel()
             self._waiting.leave(tenant, waiter)
             self._num_queued_tokens -= num_tokens
-            self._hand_out()  # others may have waited for who needed more than is free
+            self._grant_next()  # others may have waited behind a request that needed more
 
     def _join(self, tenant: str, waiter: _Waiter) -> None:
-        """Wait, in the place of another tenant's newest request if the queue is full."""
+        """Queue a waiter; in a full queue it replaces another tenant's newest."""
         evicted = self._waiting.join(tenant, waiter)
         if evicted is None:
             return
@@ -153,7 +153,7 @@ class Admission:
             )
 
     def _refuse(self, granted: asyncio.Future[None]) -> None:
-        """The waiter's time is over; a future is settled once: a permit that came before stands."""
+        """End a wait that took too long, unless the permit came first."""
         if not granted.done():
             granted.set_exception(
                 Overloaded(f"no permit within {self._queue_wait_s:g} s; try again later")
@@ -162,10 +162,10 @@ class Admission:
     def _release(self, num_permits: int = 1) -> None:
         """Give permits back."""
         self.num_running -= num_permits
-        self._hand_out()
+        self._grant_next()
 
-    def _hand_out(self) -> None:
-        """Give free permits to whoever is next: a large request is not passed by small ones."""
+    def _grant_next(self) -> None:
+        """Grant free permits in the queue's order: small requests do not overtake a large one."""
         while (waiter := self._waiting.peek()) is not None:
             if waiter.granted.done():
                 self._waiting.take()

@@ -1,7 +1,7 @@
-"""A call at a door: who calls, from where, and how it ended.
+"""A call to one of the servers: who calls, from where, and how it ended.
 
-Owns the record that follows a call through a door, and the classes of addresses. Does not know HTTP
-or gRPC.
+Owns the record that follows a call through its server, and the classes of addresses. Does not know
+HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -29,25 +29,26 @@ _REFUSALS = (ClientError, Overloaded, RateLimited, Unauthenticated, PermissionDe
 
 @dataclass(slots=True)
 class Call:
-    """One call. It ends either with the requests that it started, or with a code of its own."""
+    """One call. It ends either with the requests that it started, or with its own code."""
 
-    door: str
+    server: str
+    """`http` or `grpc`."""
     address: str = ""
-    """Where it comes from; never told as it is."""
+    """Where it comes from; never logged."""
     route: str = ""
-    """Pattern or method of ours; nothing that a client wrote."""
+    """The pattern or method that matched; nothing that a client wrote."""
     identity: Identity = _NOBODY
     code: str = ""
     """Why it was refused."""
     outcome: str = "rejected"
     """One of `core.metrics.OUTCOMES`; empty: its request is counted already."""
     is_read: bool = False
-    """Its message has been read, where a door can tell."""
-    is_told: bool = False
-    """Its ending stands in the log."""
+    """Its message has been read, where the server can know that."""
+    is_recorded: bool = False
+    """Its end is logged and counted."""
 
     def refuse(self, code: str, outcome: str = "rejected") -> None:
-        """Note why it is refused; the first reason stays."""
+        """Note why it is refused; the first reason counts."""
         if not self.code:
             self.code = code
             self.outcome = outcome
@@ -62,35 +63,35 @@ _CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
 def begin(call: Call) -> None:
-    """Make a call the current one, for this task and those it starts."""
+    """Make this the current call of this task and of the tasks that it starts."""
     _CALL.set(call)
 
 
 def current() -> Call | None:
-    """The call that is being served here; None inside the cluster."""
+    """Return the call that is served here; None inside the cluster."""
     return _CALL.get()
 
 
 def caller() -> Identity:
-    """Whose call this is; nobody's outside of one, which has no right to anything."""
+    """Return who calls; outside of any call, an identity without rights."""
     call = _CALL.get()
     return _NOBODY if call is None else call.identity
 
 
 def note(code: str, outcome: str = "rejected") -> None:
-    """Note that the current call, if there is one, is answered with a refusal."""
+    """Note the refusal that answers the current call, if there is one."""
     call = _CALL.get()
     if call is not None:
         call.refuse(code, outcome)
 
 
 def note_error(error: ServingError) -> None:
-    """Note the error with which the current call is answered."""
+    """Note the error that answers the current call."""
     note(error.code, outcome_of(error))
 
 
 def outcome_of(error: ServingError | None) -> str:
-    """How a request ended, in one of the words of `core.metrics.OUTCOMES`."""
+    """Return how a request ended: one of `core.metrics.OUTCOMES`."""
     if error is None:
         return "finished"
     if isinstance(error, Cancelled):
@@ -99,7 +100,7 @@ def outcome_of(error: ServingError | None) -> str:
 
 
 def peer_address(peer: str) -> str:
-    """The address of gRPC's name for a peer: `ipv4:10.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
+    """Return the address in gRPC's peer: `ipv4:10.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
     kind, _, rest = peer.partition(":")
     if kind == "unix":
         return "127.0.0.1"
@@ -107,7 +108,7 @@ def peer_address(peer: str) -> str:
 
 
 def network_of(address: str) -> str:
-    """What stands for one neighbour: an IPv4 address, or the /64 that one IPv6 host may fill."""
+    """Return what one host controls: its IPv4 address, or its /64 of IPv6 addresses."""
     found = _parsed(address)
     if found is None:
         return ""
@@ -117,7 +118,7 @@ def network_of(address: str) -> str:
 
 
 def address_class(address: str) -> str:
-    """One of `ADDRESS_CLASSES`."""
+    """Return one of `ADDRESS_CLASSES`."""
     found = _parsed(address)
     if found is None:
         return "unknown"

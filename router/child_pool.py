@@ -1,10 +1,10 @@
-"""Child processes that do one order at a time: fair, bounded, replaced when stuck.
+"""Child processes that do one job at a time: fair, bounded, replaced when stuck.
 
-Owns the processes, their pipes, the queue before them and the end of an order whose client has
-left. Does not know what orders say.
+Owns the processes, their pipes, the queue before them and the end of a job whose client has left.
+Does not know what a job means.
 
-Tenants take turns. Large orders may have all processes but one, so that a small one never waits
-for seconds of somebody else's work.
+Tenants take turns. Large jobs may occupy all processes but one, so that a small job never waits
+seconds for another's.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ MAX_WAITING = 256
 LARGE_BYTES = 32 << 10
 START_TIMEOUT_S = 30.0
 NUM_STARTS = 2
-"""A process may be killed while it starts, as by the kernel for want of memory."""
+"""A process may be killed while it starts, for instance by the kernel when memory is short."""
 ABANDONED_S = 0.25
-"""How long an abandoned order may still run: a new process costs about as much."""
+"""How long an abandoned job may still run: a new process costs about as much."""
 
 
 class _Child:
-    """One process: one order at a time."""
+    """One process: one job at a time."""
 
     def __init__(self, command: Sequence[str]) -> None:
-        """Nothing is started yet."""
         self._command = command
         self._process: asyncio.subprocess.Process | None = None
         self._ended: asyncio.subprocess.Process | None = None
 
-    async def ask(self, order: bytes, timeout_s: float) -> bytes:
-        """Send an order and wait for the answer's line; empty if the process died.
+    async def ask(self, job: bytes, timeout_s: float) -> bytes:
+        """Send a job and wait for the answer's line; empty if the process died.
 
         Raises:
             TimeoutError: It took too long; the process is replaced.
@@ -49,17 +48,17 @@ class _Child:
         reason = "it died"
         try:
             async with asyncio.timeout(timeout_s):
-                process.stdin.write(order)
+                process.stdin.write(job)
                 await process.stdin.drain()
                 line = await process.stdout.readline()
-                reply = line if line.endswith(b"\n") else b""  # it died in mid-answer
+                reply = line if line.endswith(b"\n") else b""  # it died while it answered
         except (ConnectionError, ValueError):
             return b""
         except TimeoutError:
-            reason = f"an order took more than {timeout_s:g} s"
+            reason = f"a job took more than {timeout_s:g} s"
             raise
         except asyncio.CancelledError:
-            reason = ""  # the caller has left: nothing is wrong with the process
+            reason = ""  # the caller has left: the process did nothing wrong
             raise
         finally:
             if not reply and reason:
@@ -69,7 +68,7 @@ class _Child:
         return reply
 
     async def start(self) -> asyncio.subprocess.Process:
-        """Start the process unless it runs, and wait until it is ready; twice if need be.
+        """Start the process unless it runs, and wait until it is ready; try twice.
 
         Raises:
             Unavailable: It did not come up.
@@ -108,7 +107,8 @@ class _Child:
 
     def _kill(self) -> None:
         """End the process without waiting; the event loop reaps it."""
-        process, self._process = self._process, None
+        process = self._process
+        self._process = None
         if process is not None and process.returncode is None:
             process.kill()
             self._ended = process
@@ -121,17 +121,17 @@ class _Child:
 
 
 class ChildPool:
-    """Equal children behind fair queues, one for small orders and one for large ones."""
+    """Equal children behind fair queues, one for small jobs and one for large ones."""
 
     def __init__(
         self, command: Sequence[str], num_processes: int, timeout_s: float, wait_s: float
     ) -> None:
-        """Nothing is started until `start` or the first order.
+        """Prepare; `start` or the first job starts the processes.
 
         Args:
             command: Module and arguments of `python -m`; it writes a line when it is ready.
             num_processes: At least 1.
-            timeout_s: Longest time for one order.
+            timeout_s: Longest time for one job.
             wait_s: Longest wait for a free process.
         """
         self._timeout_s = timeout_s
@@ -147,27 +147,27 @@ class ChildPool:
 
     @property
     def num_waiting(self) -> int:
-        """Orders that wait for a process."""
+        """Jobs that wait for a process."""
         return len(self._small) + len(self._large)
 
     async def start(self) -> None:
-        """Start the processes now, so that the first order does not wait for one."""
+        """Start the processes now, so that the first job does not wait for one."""
         for child in self._children:
             await child.start()
 
-    async def ask(self, order: bytes, tenant: str = "") -> bytes:
+    async def ask(self, job: bytes, tenant: str = "") -> bytes:
         """Wait for a process, then for the answer's line; empty if the process died.
 
-        A caller that is cancelled leaves the queue; its running order is soon cancelled too.
+        A cancelled caller leaves the queue; its running job is soon cancelled too.
 
         Raises:
-            TimeoutError: The order itself took too long.
-            Overloaded: Too many orders wait, most of them this tenant's, or no process was free
+            TimeoutError: The job itself took too long.
+            Overloaded: Too many jobs wait, most of them this tenant's, or no process was free
                 in time.
         """
-        is_large = len(order) > LARGE_BYTES
+        is_large = len(job) > LARGE_BYTES
         child = await self._free_child(tenant, is_large=is_large)
-        work = asyncio.get_running_loop().create_task(child.ask(order, self._timeout_s))
+        work = asyncio.get_running_loop().create_task(child.ask(job, self._timeout_s))
         self._working.add(work)
         work.add_done_callback(lambda done: self._finish(done, child, is_large=is_large))
         try:
@@ -184,7 +184,7 @@ class ChildPool:
         if evicted is not None and not evicted.done():
             reason = f"{len(queue)} texts wait to be read; try again later"
             evicted.set_exception(Overloaded(reason))
-        self._hand_out()
+        self._grant_next()
         timer = loop.call_later(self._wait_s, self._refuse, granted)
         try:
             return await granted
@@ -197,7 +197,7 @@ class ChildPool:
             queue.leave(tenant, granted)
 
     def _refuse(self, granted: asyncio.Future[_Child]) -> None:
-        """Its time is over; a process that was granted before, even in this very turn, stands."""
+        """End a wait that took too long, unless a process was granted before."""
         if not granted.done():
             granted.set_exception(
                 Overloaded(
@@ -205,8 +205,8 @@ class ChildPool:
                 )
             )
 
-    def _hand_out(self) -> None:
-        """Give free processes to whoever is next."""
+    def _grant_next(self) -> None:
+        """Grant free processes to the next jobs, small and large in turn."""
         while self._free:
             can_take_large = self._num_large < self._max_large and bool(self._large)
             is_large = can_take_large and (self._is_turn_of_large or not self._small)
@@ -222,13 +222,13 @@ class ChildPool:
     def _finish(self, work: asyncio.Task[bytes], child: _Child, *, is_large: bool) -> None:
         self._working.discard(work)
         if not work.cancelled():
-            work.exception()  # the caller has it; asyncio need not report it again
+            work.exception()  # the caller gets it; asyncio must not report it as unseen
         self._give_back(child, is_large=is_large)
 
     def _give_back(self, child: _Child, *, is_large: bool) -> None:
         self._free.append(child)
         self._num_large -= is_large
-        self._hand_out()
+        self._grant_next()
 
     async def stop(self) -> None:
         """End the processes and what they work on."""

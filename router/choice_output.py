@@ -1,6 +1,6 @@
 """The output of one choice: positions in order, tokens to text, stop strings.
 
-Owns which positions the client has, the text not yet sent because it might begin a stop string, and
+Owns which positions the client has, the text held back because it might begin a stop string, and
 the choice's end. Does not know workers.
 """
 
@@ -26,11 +26,11 @@ class TextDecoder(Protocol):
     """Turns token ids into text, one at a time."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that became certain with this token; may be empty."""
+        """Return the text that this token completes; may be empty."""
         ...
 
     def flush(self) -> str:
-        """Return what is left when the output ends."""
+        """Return the rest when the output ends."""
         ...
 
 
@@ -54,8 +54,8 @@ class ChoiceOutput:
             choice: Its number in the request.
             sampling: The request's.
             decoder: Fresh.
-            skip: How much the client has already and is not told again: positions; one more with
-                the tail, which is text that no token brought; two more with the end.
+            skip: How much the client has already: positions; one more with the tail, which is text
+                that no token brought; two more with the end. It is not sent again.
             hidden_stops: Stop tokens that stand for stop strings (see `GenerateRequest`).
         """
         self.choice = choice
@@ -66,32 +66,37 @@ class ChoiceOutput:
         self._decoder = decoder
         self._min_tokens = sampling.min_tokens
         self._hidden_stops = dict(hidden_stops)
-        self._held, self._skip = "", skip
+        self._held = ""
+        self._skip = skip
         self._claimed: tuple[int, int] | None = None
+        """Position and id of the last token that a resuming client claims to have."""
 
     def restore(self, token_ids: tuple[int, ...]) -> None:
-        """Begin with the tokens that the client says it has.
+        """Start from the tokens that a resuming client sent.
 
-        The last one is computed and compared.
+        All but the last are trusted: that one is computed and compared.
 
         Raises:
-            InvalidRequest: The output would have ended before.
+            InvalidRequest: They go on after a stop string.
         """
         if token_ids:
             self._decode(token_ids[:-1], shows_last=True)
             if self.finished is not None:
                 raise InvalidRequest(
-                    "resume_from.tokens", "go on after a stop string, which no output of ours does"
+                    "resume_from.tokens", "go on after a stop string, which no output does"
                 )
             self._claimed = (len(token_ids) - 1, token_ids[-1])
 
     def accept(self, delta: TokenDelta) -> list[RequestEvent]:
-        """Take a delta; equal positions that are already here are dropped.
+        """Take a delta; positions that are already here are dropped if they are equal.
+
+        Returns:
+            The events for the client.
 
         Raises:
-            InvariantViolation: A position came again with another token.
-            InvalidRequest: A client that came back said another token than was computed.
-            WorkerLost: Positions are missing; the attempt is redone.
+            InvariantViolation: A position arrived twice, with different tokens.
+            InvalidRequest: A resuming client sent another token than was computed.
+            WorkerLost: Positions are missing; the attempt is repeated.
         """
         if self.finished is not None:
             return []
@@ -141,16 +146,21 @@ class ChoiceOutput:
     def _check_claim(self, known: int, fresh: tuple[int, ...]) -> None:
         if self._claimed is None or not fresh:
             return
-        (position, token_id), self._claimed = self._claimed, None
+        position, token_id = self._claimed
+        self._claimed = None
         if position == known and fresh[0] != token_id:
             raise InvalidRequest(
                 "resume_from.tokens",
-                f"says token {token_id} at position {position} of choice {self.choice}, which is "
+                f"has token {token_id} at position {position} of choice {self.choice}, which is "
                 "wrong",
             )
 
     def _decode(self, fresh: tuple[int, ...], *, shows_last: bool) -> tuple[str, tuple[int, ...]]:
-        """Append tokens; the one that stopped the output has no text unless it is asked for."""
+        """Append tokens; the last one adds text only with `shows_last`.
+
+        Returns:
+            The text, and the tokens up to the choice's end.
+        """
         text = ""
         for index, token_id in enumerate(fresh):
             self.token_ids.append(token_id)
@@ -162,9 +172,9 @@ class ChoiceOutput:
         return text, fresh
 
     def _release(self, piece: str) -> str:
-        """Pass text on, keeping back what could still become a stop string; end at a match.
+        """Return text that cannot be part of a stop string any more; finish at a match.
 
-        Text of the first `min_tokens` tokens cannot be a part of one.
+        Text of the first `min_tokens` tokens is never part of one.
         """
         if not self._stop or len(self.token_ids) <= self._min_tokens:
             return piece
@@ -173,17 +183,19 @@ class ChoiceOutput:
         if matches:
             at, _, stop = min(matches)
             end = at + len(stop) if self._includes_stop else at
-            out, self._held = self._held[:end], ""
+            out = self._held[:end]
+            self._held = ""
             self.finished = ChoiceFinished(self.choice, FinishReason.STOP, stop)
             return out
         keep = max((_overlap(self._held, s) for s in self._stop), default=0)
         cut = len(self._held) - keep
-        out, self._held = self._held[:cut], self._held[cut:]
+        out = self._held[:cut]
+        self._held = self._held[cut:]
         return out
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that begins `stop`."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):
             return size

@@ -1,4 +1,4 @@
-"""How many descriptors the process of a router has, and who may take how many of them.
+"""How many descriptors a router's process has, and how they are shared out.
 
 Owns the limit and its shares. Does not know connections.
 """
@@ -10,11 +10,11 @@ from core import events
 
 MAX_GRPC_CONNECTIONS = 4096
 INSIDE_DESCRIPTORS = 256
-"""For workers' sessions, tokenizers, the gRPC door and files."""
+"""For workers' sessions, tokenizers, the gRPC server and files."""
 
 
 def raise_descriptor_limit(needed: int) -> int:
-    """Raise the soft limit of descriptors to the hard one; an event tells when that is too low.
+    """Raise the soft limit of descriptors to the hard one; log if that is too low.
 
     Args:
         needed: Descriptors for all that the config allows at once.
@@ -34,5 +34,5 @@ def raise_descriptor_limit(needed: int) -> int:
 
 
 def grpc_share(num_descriptors: int) -> int:
-    """Connections that the gRPC door may take: at most a fourth of all descriptors."""
+    """Return how many connections the gRPC server may have: at most a fourth of the descriptors."""
     return max(1, min(MAX_GRPC_CONNECTIONS, num_descriptors // 4))

@@ -1,4 +1,4 @@
-"""A queue in which tenants take turns, so that one tenant's many never keep out another's one.
+"""A queue in which tenants take turns: a busy tenant does not delay the others.
 
 Owns the order of the waiters and the rule by which a full queue makes room. Does not know what they
 wait for.
@@ -16,7 +16,7 @@ class FairQueue(Generic[Waiter]):
     """Bounded over all tenants. Waiters are compared and hashed by identity or value."""
 
     def __init__(self, limit: int) -> None:
-        """Start empty; `limit` is the most that may wait."""
+        """Start empty; at most `limit` may wait."""
         self._limit = limit
         self._queues: OrderedDict[str, OrderedDict[Waiter, None]] = OrderedDict()
         self._num_waiting = 0
@@ -29,8 +29,8 @@ class FairQueue(Generic[Waiter]):
         """Add a waiter at the end of the tenant's own queue.
 
         Returns:
-            The waiter that has to go because the queue is full: the newest of the tenant with the
-            most waiters, which may be the one that came. None if there was room.
+            The waiter that must leave because the queue is full: the newest of the tenant with the
+            most waiters, perhaps the new one itself. None if there was room.
         """
         if self._num_waiting < self._limit:
             self._add(tenant, waiter)
@@ -44,7 +44,7 @@ class FairQueue(Generic[Waiter]):
         return newest
 
     def has_room_for(self, tenant: str) -> bool:
-        """True if the tenant could join now, in another's place if need be."""
+        """True if the tenant could join now, perhaps in another's place."""
         if self._num_waiting < self._limit:
             return True
         longest = self._longest()
@@ -59,7 +59,7 @@ class FairQueue(Generic[Waiter]):
         self._num_waiting += 1
 
     def leave(self, tenant: str, waiter: Waiter) -> bool:
-        """Take a waiter out; False if it does not wait here (any more)."""
+        """Remove a waiter; False if it does not wait here (any more)."""
         queue = self._queues.get(tenant)
         if queue is None or waiter not in queue:
             return False
@@ -74,7 +74,7 @@ class FairQueue(Generic[Waiter]):
         return next((next(iter(queue)) for queue in self._queues.values()), None)
 
     def take(self) -> Waiter | None:
-        """Take the next waiter; its tenant's turn comes last from now on."""
+        """Remove and return the next waiter; its tenant goes to the end of the line."""
         for tenant, queue in self._queues.items():
             waiter, _ = queue.popitem(last=False)
             self._num_waiting -= 1

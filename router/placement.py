@@ -2,9 +2,9 @@
 
 Owns the choice of path and workers. Does not know streams or time.
 
-The cost of a worker is what stands in front of the request: tokens to prefill, sequences and
-blocks in use. Never "longest prefix wins": on real traces every request shares block 0, and that
-rule sends them all to one worker.
+A worker costs what is ahead of the request there: tokens to prefill, sequences and blocks in use.
+Never "longest prefix wins": on real traces every request shares block 0, and that rule sends them
+all to one worker.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from core.types import GenerateRequest, Path
 class Candidate:
     """One live worker as the router sees it.
 
-    `pending_tokens` were sent by this router and are not answered by a first word;
-    `pending_requests` are those of this router that are under way there.
+    `pending_tokens` are those of prompts that this router has sent and the worker has not answered;
+    `pending_requests` are those that this router has there.
     """
 
     descriptor: WorkerDescriptor
@@ -53,7 +53,7 @@ class PlacementConstraints:
     must_be_local: bool = False
     excluded: frozenset[WorkerId] = frozenset()
     incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
-    """(prefill, decode) pairs that found their layouts to differ."""
+    """(prefill, decode) pairs whose KV layouts differ."""
 
 
 def choose(
@@ -61,10 +61,10 @@ def choose(
 ) -> Placement:
     """Choose path and workers.
 
-    Excluded workers (they failed this request) are used only when no other is left.
+    Excluded workers, which have failed this request, serve it only when no other is left.
 
     Raises:
-        NoWorker: Nobody can take the request on an allowed path.
+        NoWorker: No worker can take the request on an allowed path.
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
     may_cross = not constraints.must_be_local and constraints.path != "local"
@@ -78,13 +78,13 @@ def choose(
     if constraints.path == "local":
         reason = "path local is forced"
     elif constraints.must_be_local:
-        reason = "choices with output of their own stay together"
+        reason = "choices that have output stay together"
     elif pair is None:
         reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
     elif size < constraints.local_below_tokens:
         reason = f"prompt of {size} tokens is below {constraints.local_below_tokens}"
     else:
-        return Placement(Path.PD, *pair, "prompt is worth a hand-over")
+        return Placement(Path.PD, *pair, "prompt is worth a transfer")
     pool = decode or prefill
     if not pool:
         raise _no_worker(candidates, constraints)
@@ -95,7 +95,7 @@ def choose(
 def _by_role(
     candidates: Sequence[Candidate], model: str, excluded: frozenset[WorkerId]
 ) -> tuple[list[Candidate], list[Candidate]]:
-    """Split those that serve the model; excluded ones stay only where nobody else is."""
+    """Split those that serve the model; drop excluded ones where others are left."""
     prefill: list[Candidate] = []
     decode: list[Candidate] = []
     for c in candidates:
@@ -118,8 +118,7 @@ def _best_pair(
 ) -> tuple[WorkerDescriptor, WorkerDescriptor] | None:
     """Find the cheapest prefill worker that has a partner, and the cheapest of its partners.
 
-    Linear in workers: partners are looked up by layout, of which there are few, and one misfit
-    takes one partner from one worker.
+    Linear in workers: partners are looked up by layout, of which there are few.
     """
     by_layout: dict[tuple[str, int], list[Candidate]] = {}
     for c in decode:
@@ -131,18 +130,18 @@ def _best_pair(
         sender = prefill[heapq.heappop(queue)[1]].descriptor
         layout = _layout(sender)
         if layout not in partners:
-            fitting = [pool for other, pool in by_layout.items() if _fits(layout, other)]
-            partners[layout] = [c for pool in fitting for c in pool]
-        mine = partners[layout]
-        if constraints.incompatible_pairs:
-            mine = [
+            compatible = [pool for other, pool in by_layout.items() if _fits(layout, other)]
+            partners[layout] = [c for pool in compatible for c in pool]
+        receivers = partners[layout]
+        excluded = constraints.incompatible_pairs
+        if excluded:
+            receivers = [
                 c
-                for c in mine
-                if (sender.incarnation, c.descriptor.incarnation)
-                not in constraints.incompatible_pairs
+                for c in receivers
+                if (sender.incarnation, c.descriptor.incarnation) not in excluded
             ]
-        if mine:
-            return sender, _best_decode(mine, request)
+        if receivers:
+            return sender, _best_decode(receivers, request)
     return None
 
 
@@ -151,7 +150,7 @@ def _layout(descriptor: WorkerDescriptor) -> tuple[str, int]:
 
 
 def _fits(sender: tuple[str, int], receiver: tuple[str, int]) -> bool:
-    """Can KV go from one to the other?"""
+    """True if KV can go from one to the other."""
     small, large = sorted((sender[1], receiver[1]))
     return sender[0] == receiver[0] and large % small == 0
 
@@ -172,15 +171,17 @@ def _prefill_cost(c: Candidate) -> tuple[int, int, WorkerId]:
 
 
 def _best_decode(pool: list[Candidate], request: GenerateRequest) -> WorkerDescriptor:
-    num_tokens, num_choices = len(request.token_ids), request.sampling.n
+    num_tokens = len(request.token_ids)
+    num_choices = request.sampling.n
     return min(pool, key=lambda c: _decode_cost(c, num_tokens, num_choices)).descriptor
 
 
 def _decode_cost(
     c: Candidate, num_tokens: int, num_choices: int
 ) -> tuple[bool, int, int, WorkerId]:
-    """Room first: with a worker whose few sequences hold all its blocks the prompt would wait."""
-    descriptor, load = c.descriptor, c.load
+    """Order by room first: a worker with few sequences may have no blocks left."""
+    descriptor = c.descriptor
+    load = c.load
     num_available = load.free_blocks + load.cached_blocks
     num_needed = -(-num_tokens // descriptor.block_size_tokens) + num_choices
     running = max(load.num_running + load.num_waiting, c.pending_requests)

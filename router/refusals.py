@@ -1,4 +1,4 @@
-"""What the doors refuse without an error of the tree: each word, its status and its meaning.
+"""Refusals that are no error of the tree: code, status and meaning of each.
 
 Owns the table. Does not know who is refused.
 """
@@ -12,7 +12,7 @@ from core.errors import all_errors
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """One kind of refusal. Without a status it is not answered: the connection or call ends."""
+    """One kind of refusal; without a status the connection or call just ends."""
 
     code: str
     meaning: str
@@ -40,14 +40,14 @@ NO_DESCRIPTORS = Refusal(
 SILENT = Refusal("silent", "Nothing came on a new connection, and it was closed.")
 UNREAD = Refusal(
     "unread",
-    "A gRPC call ended before its message had come. Its client left, or the message is longer than "
-    "`router.max_body_bytes`, which only the client is told, as RESOURCE_EXHAUSTED: a server sees "
-    "both alike in this library.",
+    "A gRPC call ended before its message was read. Its client left, or the message is longer than "
+    "`router.max_body_bytes`: then the client gets RESOURCE_EXHAUSTED. This library shows a server "
+    "no difference.",
 )
-OTHER = Refusal("other", "In the metrics, whatever has no word here; the log has its own.")
+OTHER = Refusal("other", "In the metrics, any code that is not listed here; the log has it.")
 ALL = (
     UNSUPPORTED_ENDPOINT, METHOD_NOT_ALLOWED, BAD_REQUEST, HEADERS_TOO_LARGE, TOO_MANY_PIPELINED,
     TOO_MANY_CONNECTIONS, NO_DESCRIPTORS, SILENT, UNREAD, OTHER,
 )  # fmt: skip
 CODES = frozenset(kind.code for kind in ALL) | {error.code for error in all_errors()}
-"""Every word that may become a label."""
+"""Every code that may become a label."""

@@ -1,6 +1,6 @@
-"""From a client's wish to a frozen request: defaults, tokens, truncation, checks.
+"""From a client's parameters to a frozen request: defaults, tokens, truncation, checks.
 
-Owns every check that can be made before a worker is asked. Does not know HTTP or gRPC.
+Owns every check that needs no worker. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from core.types import (
     outside,
 )
 from router.access.identities import ANYBODY, Identity
+from router.resuming import check_resume
 
 MAX_ID_CHARACTERS = 128
 MAX_SALT_CHARACTERS = 256
@@ -35,9 +36,9 @@ DEFAULT_COMPLETION_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """What the router knows of the model without torch.
+    """What the router knows of the model, without torch.
 
-    `default_sampling` is that of `generation_config.json`.
+    `default_sampling` is from `generation_config.json`.
     """
 
     name: str
@@ -48,27 +49,27 @@ class ServedModel:
     default_sampling: dict[str, float] = field(default_factory=dict)
     fingerprint: str = ""
     max_prompt_bytes: int = 0
-    """Text with more bytes cannot fit, however it is tokenized; 0: nothing is known."""
+    """Longer text cannot fit, however it is tokenized; 0: no such limit is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestParams:
-    """What a door was asked for.
+    """What a client asked for, not validated yet.
 
-    `sampling` has the given fields only: absent means the model's default.
+    `sampling` has only the given fields: an absent one means the model's default.
     """
 
     prompt: str | Sequence[int] | ChatPrompt
     sampling: dict[str, Any]
     model: str = ""
     request_id: str = ""
-    """What makes it one request and no other: its seed, its stream. Empty: made here."""
+    """Identifies the request, its seed and its stream. Empty: the router makes one."""
     correlation_id: str = ""
-    """What the caller calls the action it belongs to; many requests may have the same."""
+    """The caller's name for the action it belongs to; many requests may share it."""
     time_limit_s: float | None = None
     bad_words: Sequence[str] = ()
     truncate_prompt_tokens: int | None = None
-    """-1: to what fits."""
+    """Keep so many; -1: as many as fit."""
     keeps_left: bool = False
     """Truncate at the end instead of the beginning."""
     adds_special_tokens: bool = True
@@ -78,13 +79,13 @@ class RequestParams:
     trace: TraceContext | None = None
     identity: Identity = ANYBODY
     resume_from: tuple[int, ...] = ()
-    """For a client that comes back: what it has of each choice."""
+    """For a client that resumes: its position in each choice (`router.resuming`)."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
-    """Its tokens, if it says them."""
+    """The tokens it has, if it sends them."""
 
 
 class TokenNames(Protocol):
-    """What a vocabulary says of its tokens."""
+    """The names of a vocabulary's tokens."""
 
     @property
     def special_ids(self) -> Mapping[str, int]:
@@ -92,7 +93,7 @@ class TokenNames(Protocol):
         ...
 
     def name(self, token_id: int) -> str:
-        """The token as the vocabulary names it."""
+        """Return the vocabulary's name of a token."""
         ...
 
 
@@ -110,10 +111,16 @@ class RequestBuilder:
         pools: Callable[[], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
     ) -> None:
-        """Keep the collaborators; `pools` lists live workers."""
-        self._model, self._config, self._tokenizer = model, config, tokenizer
-        self._clock, self._ids, self._seed_key, self._pools = clock, ids, seed_key, pools
-        self._tokens, rows = tokens, model.vocabulary_size
+        """Build for `model`; `pools` lists live workers, whose room limits a request."""
+        self._model = model
+        self._config = config
+        self._tokenizer = tokenizer
+        self._clock = clock
+        self._ids = ids
+        self._seed_key = seed_key
+        self._pools = pools
+        self._tokens = tokens
+        rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
         self._special_ids = {text: i for text, i in special_ids.items() if i < rows}
         self._eos_token_ids = tuple(i for i in model.eos_token_ids if i < rows)
@@ -130,7 +137,7 @@ class RequestBuilder:
             )
 
     async def make(self, params: RequestParams) -> GenerateRequest:
-        """Check a wish and turn it into a request.
+        """Validate parameters and turn them into a request.
 
         Raises:
             ModelNotFound: Another model is served.
@@ -166,7 +173,13 @@ class RequestBuilder:
         hidden_stops = self._hidden_stops(sampling)
         stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
         sampling = replace(sampling, stop_token_ids=stop_ids)
-        _check_resume(params, sampling, self._model.vocabulary_size)
+        check_resume(
+            params.request_id,
+            params.resume_from,
+            params.resume_tokens,
+            sampling,
+            self._model.vocabulary_size,
+        )
         request_id = RequestId(params.request_id) if params.request_id else self._ids.request()
         seed = sampling.seed
         if seed is None:
@@ -196,7 +209,7 @@ class RequestBuilder:
         )
 
     async def _encode_in_time(self, params: RequestParams, deadline_at: float) -> Sequence[int]:
-        """The prompt's token ids, by the request's deadline."""
+        """Tokenize the prompt before the request's deadline."""
         try:
             async with asyncio.timeout(max(0.0, deadline_at - self._clock.now_s())):
                 return await self.encode(
@@ -241,7 +254,7 @@ class RequestBuilder:
     def _check_rows(
         self, prompt: str | Sequence[int] | ChatPrompt, token_ids: Sequence[int]
     ) -> None:
-        """Refuse what the tokenizer knows and the model does not: fine-tunes may add tokens."""
+        """Refuse tokens beyond the model's rows: a fine-tune may add some to the tokenizer."""
         size = self._model.vocabulary_size
         wrong = outside(token_ids, size)
         if wrong is not None:
@@ -253,7 +266,7 @@ class RequestBuilder:
             )
 
     def _hidden_stops(self, sampling: SamplingParams) -> tuple[tuple[int, str], ...]:
-        """Stop strings that are special tokens: while those are hidden, no text shows them."""
+        """Return stop strings that are special tokens, which are hidden and so have no text."""
         if not sampling.skip_special_tokens:
             return ()
         ids = self._special_ids
@@ -275,7 +288,7 @@ class RequestBuilder:
         return token_ids[:keep] if params.keeps_left else token_ids[-keep:]
 
     async def _bad_words(self, words: Sequence[str], tenant: str) -> tuple[tuple[int, ...], ...]:
-        """Tokens of each word at the beginning of a text and after a space, as in vLLM."""
+        """Tokenize each word twice, as in vLLM: at the start of a text, and after a space."""
         if len(words) > MAX_BAD_WORDS // 2:
             raise InvalidRequest(
                 "bad_words", f"has {len(words)} words, the limit is {MAX_BAD_WORDS // 2}"
@@ -291,10 +304,10 @@ class RequestBuilder:
                 ids = await self._tokenizer.encode(form, adds_special_tokens=False, tenant=tenant)
                 found[tuple(ids)] = None
         rows = self._model.vocabulary_size
-        return tuple(ids for ids in found if ids and max(ids) < rows)  # others are never drawn
+        return tuple(ids for ids in found if ids and max(ids) < rows)  # others are never sampled
 
     def _limits(self, num_choices: int) -> list[tuple[int, str]]:
-        """How long prompt and output together may be (tokens), and how an operator can raise it."""
+        """List the limits on prompt plus output (tokens), each with how to raise it."""
         limits = [(self._model.max_model_len, "")]
         for d in self._pools():
             num_tokens = max(0, d.num_blocks - num_choices) * d.block_size_tokens
@@ -303,7 +316,7 @@ class RequestBuilder:
         return limits
 
     def _room(self, num_prompt_tokens: int, num_choices: int) -> int:
-        """Longest output (tokens) that the context window and the smallest pool can hold."""
+        """Return the longest output (tokens) that the context and the smallest pool can hold."""
         return max(1, min(self._limits(num_choices))[0] - num_prompt_tokens)
 
     def _check_scores(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
@@ -321,7 +334,7 @@ class RequestBuilder:
     def _check_length(
         self, token_ids: Sequence[int], sampling: SamplingParams, prompt_field: str
     ) -> None:
-        """Refuse what could never be held."""
+        """Refuse what no worker could ever hold."""
         limit, remedy = min(self._limits(sampling.n))
         total = len(token_ids) + sampling.max_tokens
         if total > limit:
@@ -334,14 +347,14 @@ class RequestBuilder:
 
 
 def _too_long(limit_tokens: int, fact: str) -> PromptTooLong:
-    """The error in OpenAI's words: clients know it by them."""
+    """Make the error with OpenAI's wording, by which clients recognize it."""
     return PromptTooLong(
         f"This model's maximum context length is {limit_tokens} tokens. However, {fact}"
     )
 
 
 def _usual(given: dict[str, Any]) -> dict[str, Any]:
-    """Say the usual for what some clients send: `top_p` 0 is greedy, an empty stop is none."""
+    """Normalize what some clients send: `top_p` 0 means greedy, an empty stop string none."""
     if given.get("top_p") == 0:
         given |= {"top_p": 1.0, "temperature": 0.0}
     if "stop" in given:
@@ -350,53 +363,19 @@ def _usual(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def num_choices(params: RequestParams) -> int:
-    """Choices that a wish asks for, at most what is allowed: a larger `n` is refused later."""
+    """Return how many choices are asked for, at most the limit: a larger `n` is refused later."""
     n: int = params.sampling.get("n", 1)
     return min(n, MAX_CHOICES)
 
 
 def _scope(params: RequestParams) -> str:
-    """The prefix cache's scope: the tenant's, whatever salt the request asks for within it."""
+    """Return the scope in the prefix cache: the tenant's, divided by the request's salt."""
     tenant = params.identity.tenant
     return f"{tenant}\n{params.cache_salt}" if tenant else params.cache_salt
 
 
-def _check_resume(params: RequestParams, sampling: SamplingParams, vocabulary_size: int) -> None:
-    if not params.resume_from:
-        return
-    if not params.request_id:
-        raise InvalidRequest("request_id", "is missing; a stream is resumed by the id it had")
-    if len(params.resume_from) != sampling.n:
-        raise InvalidRequest(
-            "resume_from",
-            f"has {len(params.resume_from)} positions, the request has n={sampling.n}",
-        )
-    if max(params.resume_from) > sampling.max_tokens + 2:
-        raise InvalidRequest(
-            "resume_from",
-            f"has position {max(params.resume_from)}, max_tokens is {sampling.max_tokens}; send "
-            "the same request",
-        )
-
-    if not params.resume_tokens:
-        return
-    if len(params.resume_tokens) != sampling.n:
-        raise InvalidRequest(
-            "resume_from.tokens",
-            f"has {len(params.resume_tokens)} choices, the request has n={sampling.n}",
-        )
-    for tokens, position in zip(params.resume_tokens, params.resume_from, strict=True):
-        if len(tokens) > min(position, sampling.max_tokens) or not all(
-            0 <= t < vocabulary_size for t in tokens
-        ):
-            raise InvalidRequest(
-                "resume_from.tokens",
-                "has more tokens than positions, or one outside the vocabulary",
-            )
-
-
 def correlation_id_of(value: str) -> str:
-    """A caller's own id if it may be echoed and logged; else nothing."""
+    """Return a caller's id if it may be echoed and logged, else an empty string."""
     return value if _is_text(value, MAX_ID_CHARACTERS) else ""
 
 

@@ -1,7 +1,7 @@
 """What the router knows of one request while it lives, and of its attempt in progress.
 
 Owns the delivery of tokens to the choices, the merging of workers' figures, and how an attempt ends
-by what its workers say. Does not know placement, admission or the doors.
+by what its workers report. Does not know placement, admission, HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core.errors import KVTransferError, LayoutMismatch, PoolExhausted, ServingError, WorkerLost
-from core.ids import Epoch, RequestId, WorkerId
+from core.ids import Epoch, RunId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, TokenDelta, Wanted, WorkerTiming
 from core.timeline import Timeline
@@ -44,38 +44,38 @@ class AttemptState:
     decode_spoke: bool = False
     prefill_spoke: bool = False
     held: list[TokenDelta] = field(default_factory=list)
-    """What decode said before prefill, when the prompt's own scores have to come first;
+    """Decode's deltas that arrived before prefill's, while the prompt's scores must come first;
     bounded by the credit."""
     scores: list[Logprob] = field(default_factory=list)
-    """The prompt's, as far as they have come."""
+    """The prompt's scores, as far as they have arrived."""
     on_choice_finished: Callable[[], None] = lambda: None
-    """Called when one of several choices is over: the worker need not compute it any further."""
-    told_finished: tuple[int, ...] = ()
+    """Called when one of several choices is over: the worker can stop computing it."""
+    reported_finished: tuple[int, ...] = ()
+    """Finished choices at the last of these calls."""
 
     def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
-        """End the attempt with a fault, once; `suspect` is avoided by the next one."""
+        """End the attempt with a fault, once; the next one avoids `suspect`."""
         if not self.finished.done():
             self.finished.set_exception(error)
             if suspect is not None:
                 self.run.excluded.add(suspect)
 
     def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId | None:
-        """A broken transfer is blamed on the other side, everything else on who reports it."""
+        """Return the worker to avoid: for a broken transfer the other side, else the reporter."""
+        prefill_id = self.placement.prefill.worker_id
+        decode_id = self.placement.decode.worker_id
         if isinstance(error, LayoutMismatch):
-            return None  # neither is to blame: only this pair is remembered
+            return None  # neither is to blame: only the pair is remembered
         if isinstance(error, PoolExhausted):
-            return (
-                self.placement.decode.worker_id
-            )  # room is waited for on decode alone, whoever reports it
-        pair = (self.placement.prefill.worker_id, self.placement.decode.worker_id)
+            return decode_id  # only decode waits for room, whoever reports it
         is_transfer = isinstance(error, KVTransferError)
-        return pair[0] if (reporter == pair[1]) == is_transfer else pair[1]
+        return prefill_id if (reporter == decode_id) == is_transfer else decode_id
 
     def wanted(self) -> Wanted:
-        """What is still missing, for a reconnect."""
+        """Return what is still missing, for a reconnect."""
         run = self.run
         return Wanted(
-            request_id=run.session_key,
+            request_id=run.run_id,
             epoch=self.epoch,
             next_positions=tuple(len(c.token_ids) for c in run.choices),
             credit=run.credit,
@@ -84,7 +84,7 @@ class AttemptState:
         )
 
     def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
-        """Tokens came: deliver what is new; the attempt is done when every choice is."""
+        """Deliver new tokens; the attempt is done when every choice is."""
         if self.finished.done():
             return
         is_decode = worker_id == self.placement.decode.worker_id
@@ -99,7 +99,8 @@ class AttemptState:
             self.held.append(delta)
             return
         self.prefill_spoke = self.prefill_spoke or not is_decode
-        held, self.held = self.held, []
+        held = self.held
+        self.held = []
         try:
             if not is_decode:
                 self.run.deliver(delta, is_decode=False)
@@ -111,12 +112,12 @@ class AttemptState:
         self.decode_spoke = self.decode_spoke or is_decode or bool(held)
         if self.run.is_whole:
             self.finished.set_result(None)
-        elif self.run.finished_choices != self.told_finished:
-            self.told_finished = self.run.finished_choices
+        elif self.run.finished_choices != self.reported_finished:
+            self.reported_finished = self.run.finished_choices
             self.on_choice_finished()
 
     def _take_scores(self, delta: TokenDelta) -> None:
-        """Put the parts of the prompt's scores together; they are told whole, before any token."""
+        """Collect the prompt's scores; they are emitted whole, before any token."""
         if not delta.prompt_logprobs or self.run.has_prompt_scores:
             return
         known = len(self.scores)
@@ -130,28 +131,28 @@ class AttemptState:
 
     @property
     def _awaits_scores(self) -> bool:
-        """True while only the prefill worker's first word can bring the scores before any token."""
-        is_wanted = (
-            self.run.request.sampling.prompt_logprobs is not None and not self.run.has_prompt_scores
-        )
+        """True while the prefill worker still has to bring the prompt's scores."""
+        run = self.run
+        is_wanted = run.request.sampling.prompt_logprobs is not None and not run.has_prompt_scores
         return is_wanted and self.placement.path is Path.PD and not self.prefill_spoke
 
     def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
-        """A worker's part is over; after decode has spoken, prefill's troubles are its own."""
+        """Note a worker's end; its error ends the attempt, unless the worker is needed no more."""
         self.run.note_timings(ended.timings)
-        is_prefill = (
-            self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
-        )
-        if ended.error is not None and not (is_prefill and self.decode_spoke):
+        if ended.error is not None and not self._is_done_with(worker_id):
             self.fail(ended.error, self._suspect(worker_id, ended.error))
 
     def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
-        """A worker is gone."""
+        """End the attempt: a worker is gone, unless it is needed no more."""
+        if not self._is_done_with(worker_id):
+            self.fail(error, worker_id)
+
+    def _is_done_with(self, worker_id: WorkerId) -> bool:
+        """True for the prefill worker once decode has its KV, which its first token proves."""
         is_prefill = (
             self.placement.path is Path.PD and worker_id == self.placement.prefill.worker_id
         )
-        if not (is_prefill and self.decode_spoke):
-            self.fail(error, worker_id)
+        return is_prefill and self.decode_spoke
 
 
 @dataclass(slots=True)
@@ -159,9 +160,8 @@ class RequestState:
     """Everything the router knows of one request while it lives."""
 
     request: GenerateRequest
-    session_key: RequestId
-    """What workers call this run: the client's id may have been used before,
-    and lies there as a tombstone."""
+    run_id: RunId
+    """What workers call this run: they may remember an older run under the client's id."""
     emit: Emit
     clock: Clock
     timeline: Timeline
@@ -180,7 +180,7 @@ class RequestState:
     started_at: float = 0.0
     span: Span | None = None
     aborted_with: ServingError | None = None
-    """Set by `abort` and by a router that drains: no further attempt."""
+    """Set by `abort` and by a draining router: no further attempt."""
 
     @property
     def is_whole(self) -> bool:
@@ -199,16 +199,16 @@ class RequestState:
 
     @property
     def path_taken(self) -> str:
-        """Path of the latest attempt; none before its placement."""
+        """Path of the latest attempt; "none" before its placement."""
         return self.placement.path.value if self.placement else "none"
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens delivered, over all choices."""
+        """Delivered tokens over all choices."""
         return sum(len(c.token_ids) for c in self.choices)
 
     def deliver(self, delta: TokenDelta, *, is_decode: bool) -> None:
-        """Pass new tokens on and note when each side first spoke."""
+        """Emit new tokens, and note when either side first delivered one."""
         now_s = self.clock.now_s()
         if delta.timings is not None:
             self.note_timings(delta.timings)
@@ -220,26 +220,25 @@ class RequestState:
             and self.prefill_spoke_at is None
             and not (self.current and self.current.decode_spoke)
         ):
-            self.prefill_spoke_at = (
-                now_s  # if decode was first, nothing of the transfer was exposed
-            )
+            # Had decode been first, nothing of the transfer would have been exposed.
+            self.prefill_spoke_at = now_s
         for event in self.choices[delta.choice].accept(delta):
             if isinstance(event, TextDelta) and event.token_ids:
                 self.timeline.delivered(now_s, len(event.token_ids))
             self.emit(event)
 
-    def note_timings(self, t: WorkerTiming) -> None:
-        """Merge a worker's figures: each field is one worker's to report."""
+    def note_timings(self, new: WorkerTiming) -> None:
+        """Merge a worker's figures: only one of the workers reports each field."""
         old = self.timings
         self.timings = WorkerTiming(
-            queue_s=old.queue_s or t.queue_s,
-            prefill_s=old.prefill_s or t.prefill_s,
-            decode_s=max(old.decode_s, t.decode_s),
-            cached_tokens=max(old.cached_tokens, t.cached_tokens),
-            kv_bytes=max(old.kv_bytes, t.kv_bytes),
-            kv_blocks=max(old.kv_blocks, t.kv_blocks),
-            kv_transport=t.kv_transport or old.kv_transport,
-            kv_fragments_resent=max(old.kv_fragments_resent, t.kv_fragments_resent),
+            queue_s=old.queue_s or new.queue_s,
+            prefill_s=old.prefill_s or new.prefill_s,
+            decode_s=max(old.decode_s, new.decode_s),
+            cached_tokens=max(old.cached_tokens, new.cached_tokens),
+            kv_bytes=max(old.kv_bytes, new.kv_bytes),
+            kv_blocks=max(old.kv_blocks, new.kv_blocks),
+            kv_transport=new.kv_transport or old.kv_transport,
+            kv_fragments_resent=max(old.kv_fragments_resent, new.kv_fragments_resent),
         )
 
     def usage(self) -> Usage:

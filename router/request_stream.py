@@ -1,7 +1,7 @@
-"""Events of running requests, in the hands of one consumer.
+"""Events of running requests, for one consumer.
 
-Owns the queue between orchestrator and door, the credit that follows what the consumer took, and
-the grouping of several requests into one reply. Does not know HTTP or gRPC.
+Owns the queue between the orchestrator and a server, the credit that follows what the consumer
+took, and the grouping of several requests into one reply. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from router.orchestrator import Orchestrator
 
 
 def slow_reader(limit_s: float) -> SlowReader:
-    """What a request ends with whose client left its answer unread for `limit_s`."""
+    """Make the error of a request whose client has not read for `limit_s`."""
     return SlowReader(f"the client did not read for {limit_s:g} s")
 
 
@@ -30,10 +30,11 @@ class RequestStream:
     def __init__(
         self, orchestrator: Orchestrator, request: GenerateRequest, wake: asyncio.Event
     ) -> None:
-        """Start the request; `wake` is set whenever an event comes."""
+        """Start the request; each event sets `wake`."""
         self.request = request
         self.is_over = False
-        self._orchestrator, self._wake = orchestrator, wake
+        self._orchestrator = orchestrator
+        self._wake = wake
         self._events: deque[RequestEvent] = deque()
         self._taken: dict[int, int] = dict(enumerate(request.resume_from))
         self._open_choices = set(range(request.sampling.n))
@@ -44,7 +45,7 @@ class RequestStream:
         self._wake.set()
 
     def take(self) -> list[RequestEvent]:
-        """Take what has come; `RequestEnded` is the last event there is."""
+        """Return the events since the last call; `RequestEnded` is the last of all."""
         events = list(self._events)
         self._events.clear()
         for event in events:
@@ -55,7 +56,7 @@ class RequestStream:
             elif isinstance(event, RequestEnded):
                 self.is_over = True
         if self._open_choices and self._open_choices <= self._taken.keys():
-            # A choice that has ended needs no credit and must not hold back the others.
+            # A finished choice needs no credit, and must not hold back the others.
             self._orchestrator.consumed(
                 self.request.run_key, min(self._taken[c] for c in self._open_choices)
             )
@@ -65,7 +66,7 @@ class RequestStream:
         """End the request if it still runs, and wait until it is gone.
 
         Args:
-            reason: What it ends with; by default the client has left.
+            reason: Its error; by default the client has left.
         """
         if reason is not None and not self._task.done():
             self._orchestrator.abort(self.request.run_key, reason)
@@ -83,14 +84,14 @@ class StreamGroup:
 
     @property
     def requests(self) -> list[GenerateRequest]:
-        """What was asked, in the order of the prompts."""
+        """The requests, in the order of the prompts."""
         return [stream.request for stream in self._streams]
 
     async def batch(self, timeout_s: float | None = None) -> list[tuple[int, RequestEvent]]:
-        """Wait for events and take all that have come, each with the index of its prompt.
+        """Wait for events and return all there are, each with the index of its prompt.
 
         Returns:
-            Nothing if the time passed without any.
+            An empty list if none arrived within `timeout_s`.
         """
         while True:
             self._wake.clear()
@@ -112,9 +113,9 @@ class StreamGroup:
 
     @property
     def is_over(self) -> bool:
-        """True when every request has ended and its end was taken."""
+        """True when every request has ended and its last event was taken."""
         return all(stream.is_over for stream in self._streams)
 
     async def close(self, reason: ServingError | None = None) -> None:
-        """End what still runs, with a reason or because the client has left."""
+        """End what still runs; without a reason, because the client has left."""
         await asyncio.gather(*(stream.close(reason) for stream in self._streams))

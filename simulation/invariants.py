@@ -81,7 +81,7 @@ class Watch:
 
     def _watch_router(self, router: SimRouter) -> None:
         orchestrator = router.orchestrator
-        place = orchestrator._place
+        place = orchestrator.attempts._place
 
         async def watched(run: RequestState, after: ServingError | None) -> Placement:
             key = id(run)
@@ -91,8 +91,8 @@ class Watch:
             finally:
                 self._placing.pop(key, None)
 
-        orchestrator._place = watched  # type: ignore[method-assign]
-        orchestrator.on_retry = self._check_death
+        orchestrator.attempts._place = watched  # type: ignore[method-assign]
+        orchestrator.attempts.on_retry = self._check_death
 
     def _check_placing(self) -> None:
         """L4: nobody waits for a placement that could be made."""
@@ -205,7 +205,7 @@ async def check_rest(cluster: SimCluster, report: Report) -> None:
             "requests": router.orchestrator.num_running,
             "permits": admission.num_running,
             "waiting for a permit": admission.num_queued,
-            "subscriptions": sum(session.num_subscribers for session in router.sessions.all()),
+            "subscriptions": sum(len(session.subscriptions) for session in router.sessions.all()),
         }
         found = {name: count for name, count in left.items() if count}
         if found:

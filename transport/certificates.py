@@ -1,8 +1,8 @@
-"""`baton certs`: development certificates, one for each role, signed by an authority of one's own.
+"""`baton certs`: development certificates, one for each role, signed by a new authority.
 
-Owns the making and the names in them, and the reading of those names and of who signed. A role is a
-DNS name, `router.baton.internal`; workers are also `worker.baton.internal`. Production brings its
-own files of the same names. Does not know who uses them: `transport.tls` reads them.
+Owns making them, the names in them, and reading those names and the signer. A role is a DNS name,
+`router.baton.internal`; workers are also `worker.baton.internal`. Production brings its own files
+of the same names. Does not know who uses them: `transport.tls` reads them.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ ROLES = ("router", "prefill", "decode")
 DOMAIN = "baton.internal"
 DAYS = 365
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-"""Always in the doors' certificate: commands on the machine itself reach them so."""
+"""Always in the servers' certificate: commands on the machine itself use these."""
 
 
 def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
-    """Write an authority, a pair for each role and one for the doors.
+    """Write an authority, a pair for each role and one for the servers.
 
     Args:
-        folder: Made if need be; files that are there already are an error.
-        hosts: Names and addresses by which clients reach the doors from elsewhere.
+        folder: Created if necessary; files that exist already are an error.
+        hosts: Names and addresses by which clients reach the servers from elsewhere.
 
     Raises:
         ConfigError: A file exists already.
@@ -74,7 +74,7 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
 
 
 def hosts_of(pem: bytes) -> list[str]:
-    """Names and addresses that the first certificate of a chain is valid for.
+    """Return the names and addresses that the first certificate of a chain is valid for.
 
     Raises:
         ValueError: There is no certificate.
@@ -150,7 +150,7 @@ def _write(path: Path, data: bytes, mode: int) -> Path:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise ConfigError(
-            f"{path.name} is there already; choose another folder or move it away"
+            f"{path.name} exists already; choose another folder or move it away"
         ) from error
     with os.fdopen(descriptor, "wb") as out:
         out.write(data)

@@ -1,9 +1,9 @@
-"""The gRPC transport: bidirectional methods of raw bytes on a server and port of their own.
+"""The gRPC transport: bidirectional methods of raw bytes on their own server and port.
 
 Owns channels and servers, and the refusal of peers outside the cluster: with TLS a peer's
-certificate says which role it has; without TLS both ends prove that they know the cluster's key.
-Messages are bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); whoever wants typed
-messages passes a codec. Does not know what they mean.
+certificate names its role; without TLS both ends prove that they know the cluster's key. Messages
+are bytes to gRPC, never protobuf (a quarter of the cost at 1 MiB); for typed messages, pass a
+codec. Does not know what they mean.
 
 The address of a listener without TLS is `nonce@host:port`.
 """
@@ -43,11 +43,13 @@ SERVER_OPTIONS = [
 ]
 """Peers outside the cluster are refused per stream; these bound what their connections cost."""
 FETCH_CHANNELS = 4
-NONCE_KEY, DIALLER_KEY, LISTENER_KEY = "baton-nonce", "baton-dialler", "baton-listener"
-REFUSAL_LINE_S = 1.0
+NONCE_KEY = "baton-nonce"
+DIALLER_KEY = "baton-dialler"
+LISTENER_KEY = "baton-listener"
+REFUSAL_LOG_PERIOD_S = 1.0
 """All refusals are counted, and at most one is logged in this time."""
 FIRST_MESSAGE_WAIT_S = 1.0
-"""How long a refusal waits for the message that it must not cross."""
+"""How long a refusal waits for the caller's first message."""
 
 
 def _identity(message: Any) -> Any:  # noqa: ANN401
@@ -60,7 +62,7 @@ class MessageCodec:
 
     encode_up: Callable[[Any], bytes] = _identity
     decode_up: Callable[[bytes], Any] = _identity
-    """May raise `StreamClosed`: what came is no message, and the stream is over."""
+    """May raise `StreamClosed` for bytes that are no message: the stream is over."""
     encode_down: Callable[[Any], bytes] = _identity
     decode_down: Callable[[bytes], Any] = _identity
 
@@ -93,8 +95,7 @@ class _ClientStream:
         except grpc.aio.AioRpcError as error:
             raise StreamClosed(error.details()) from error
         except asyncio.CancelledError:
-            # A call that the server cancelled ends like this too, and then it is the stream's end,
-            # not the task's.
+            # A call that the server cancelled ends like this too: then only the stream is over.
             if not _is_cancelled():
                 raise StreamClosed("the stream was reset") from None
             raise
@@ -112,9 +113,8 @@ class _ClientStream:
         self._pending_proof = None
 
     async def close(self) -> None:
-        with contextlib.suppress(
-            grpc.aio.AioRpcError, asyncio.InvalidStateError
-        ):  # it may be closed already
+        # It may be closed already.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
             await self._call.done_writing()
 
     def reset(self) -> None:
@@ -173,16 +173,17 @@ class _ServerStream:
         self._is_closed = True
 
     def reset(self) -> None:
-        self._is_closed = self.is_reset = True
+        self._is_closed = True
+        self.is_reset = True
         if self._task is not None and self._task is not asyncio.current_task():
             self._task.cancel()
 
 
 async def _await_first_message(context: Any) -> None:  # noqa: ANN401
-    """Wait for the caller's first message before it is refused.
+    """Wait for the caller's first message before refusing it.
 
-    A status that crosses this message reaches the caller as a broken stream, without the reason.
-    Only for callers with a certificate of the cluster: nothing is read from others.
+    If the two cross, the caller sees a broken stream and not the reason. Only for callers with a
+    certificate of the cluster: nothing is read from others.
     """
     with contextlib.suppress(StreamClosed, TimeoutError):
         async with asyncio.timeout(FIRST_MESSAGE_WAIT_S):
@@ -205,7 +206,7 @@ class TlsFiles:
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """A process's own certificate, renewed with its files, and the names its peers must have."""
+    """A process's certificate, reloaded with its files, and the names its peers must have."""
 
     files: Renewed[TlsFiles]
     peer_name: str
@@ -214,13 +215,13 @@ class Tls:
     """Of a dialled server."""
 
     def channel_credentials(self) -> grpc.ChannelCredentials:
-        """For a new channel."""
+        """Make credentials for a new channel."""
         self.files.refresh()
         files = self.files.content
         return grpc.ssl_channel_credentials(files.authority, files.key, files.certificate)
 
     def server_credentials(self) -> grpc.ServerCredentials:
-        """For a server; gRPC asks at every handshake whether there is a newer certificate."""
+        """Make credentials for a server, which asks for a newer certificate at every handshake."""
         given = self.files.version
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -243,7 +244,7 @@ class Tls:
 
 
 def _names_of(context: Any) -> set[str]:  # noqa: ANN401
-    """Names in the certificate of whoever dialled."""
+    """Return the names in the dialler's certificate."""
     return {
         name.decode() for name in context.auth_context().get("x509_subject_alternative_name", ())
     }
@@ -271,24 +272,27 @@ class GrpcNetwork:
             key: Without TLS both ends prove that they know it; see `StreamProof`.
             num_channels: Connections to one address, which streams take in turn.
         """
-        self._method, self._host, self._tls = method, host, tls
+        self._method = method
+        self._host = host
+        self._tls = tls
         self._codec = codec
         self._key = key
-        self._num_channels, self._num_dialled = num_channels, 0
+        self._num_channels = num_channels
+        self._num_dialled = 0
         self._channels: dict[tuple[str, int], grpc.aio.Channel] = {}
         self._server: Any = None
         self.num_refused = 0
         """Streams of peers outside the cluster."""
-        self._told_at = -REFUSAL_LINE_S
+        self._logged_at = -REFUSAL_LOG_PERIOD_S
 
     async def dial(self, address: str) -> _ClientStream:
-        """See `Network`. Channels are kept per address; a dead one is dropped."""
-        listener, _, where = address.rpartition("@")
-        key = where, self._num_dialled % self._num_channels
+        """Open a stream. Channels are kept per address; a dead one is dropped."""
+        listener, _, endpoint = address.rpartition("@")
+        key = endpoint, self._num_dialled % self._num_channels
         self._num_dialled += 1
         channel = self._channels.get(key)
         if channel is None:
-            channel = self._channels[key] = self._new_channel(where)
+            channel = self._channels[key] = self._new_channel(endpoint)
         proof = None
         metadata = {}
         if self._tls is None:
@@ -316,7 +320,7 @@ class GrpcNetwork:
         return grpc.aio.secure_channel(address, tls.channel_credentials(), options=options)
 
     async def listen(self, on_stream: StreamHandler) -> str:
-        """See `Network`."""
+        """Accept streams on a free port."""
         _, service, method = self._method.split("/")
         nonce = new_nonce()
 
@@ -327,8 +331,7 @@ class GrpcNetwork:
             except asyncio.CancelledError:
                 if not stream.is_reset:
                     raise
-                # A handler that was cancelled says nothing to its peer until it is collected as
-                # garbage.
+                # A cancelled handler sends its peer nothing before it is garbage collected.
                 await context.abort(grpc.StatusCode.ABORTED, "the stream was reset")
 
         handler = grpc.stream_stream_rpc_method_handler(
@@ -347,11 +350,11 @@ class GrpcNetwork:
             port = server.add_secure_port(address, self._tls.server_credentials())
         await server.start()
         self._server = server
-        where = join_address(self._host, port)
-        return f"{nonce}@{where}" if self._tls is None else where
+        endpoint = join_address(self._host, port)
+        return f"{nonce}@{endpoint}" if self._tls is None else endpoint
 
     async def _admit(self, context: Any, nonce: str) -> dict[str, str]:  # noqa: ANN401
-        """Refuse a peer outside the cluster; returns the metadata for one inside."""
+        """Refuse a peer outside the cluster; return the metadata for one inside."""
         if self._tls is not None:
             if self._tls.peer_name not in _names_of(context):
                 await _await_first_message(context)
@@ -366,25 +369,27 @@ class GrpcNetwork:
     async def _refuse(self, context: Any, why: str) -> None:  # noqa: ANN401
         self.num_refused += 1
         now_s = asyncio.get_running_loop().time()
-        if now_s - self._told_at >= REFUSAL_LINE_S:
-            self._told_at = now_s
+        if now_s - self._logged_at >= REFUSAL_LOG_PERIOD_S:
+            self._logged_at = now_s
             events.STREAM_REFUSED.tell(
                 stream=self._method, peer=context.peer(), refused=self.num_refused, reason=why
             )
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
 
     async def close(self) -> None:
-        """See `Network`."""
-        server, self._server = self._server, None
+        """Close the server and every channel."""
+        server = self._server
+        self._server = None
         if server is not None:
             await server.stop(grace=0)
-        channels, self._channels = self._channels, {}
+        channels = self._channels
+        self._channels = {}
         for channel in channels.values():
             await channel.close()
 
 
 def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b"") -> GrpcNetwork:
-    """Make the network of Fetch streams; one connection is one thread's work on either side."""
+    """Make the network of Fetch streams; one thread on either side serves one connection."""
     return GrpcNetwork(
         "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, key=key, num_channels=FETCH_CHANNELS
     )

@@ -1,9 +1,8 @@
-"""Messages of a stream, numbered, so that what was lost, repeated or swapped shows at once.
+"""Messages of a stream, numbered, so that lost, repeated or swapped ones show at once.
 
-Owns the rule: a repeat is dropped, a gap ends the stream, and whoever used it begins anew with what
-is still wanted. Carriers promise order, but a bug or a proxy between them may break the promise,
-and a lost Submit or Cancel would otherwise be waited for until a deadline. Does not know what
-messages mean.
+Owns the rule: a repeat is dropped, a gap ends the stream, and its user reconnects and asks for what
+is missing. Transports promise order, but a bug or a proxy may break the promise; otherwise a lost
+Submit or Cancel would show only at a deadline. Does not know what messages mean.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ class Arrivals:
         self.num_repeats = 0
 
     def is_new(self, number: int) -> bool:
-        """Judge the next number; False: a repeat, to be dropped.
+        """Return True for the expected number, False for a repeat, which is to be dropped.
 
         Raises:
-            StreamClosed: Something is missing before it.
+            StreamClosed: A message before it is missing.
         """
         if number < self._next:
             self.num_repeats += 1
@@ -58,22 +57,23 @@ class NumberedStream:
         self._turn = asyncio.Lock()
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
-        """See `MessageStream`; concurrent senders take turns, so that numbers leave in order."""
+        """Send the next number; concurrent senders take turns, so that numbers stay in order."""
         async with self._turn:
-            number, self._num_sent = self._num_sent, self._num_sent + 1
+            number = self._num_sent
+            self._num_sent += 1
             await self._inner.send(Numbered(number, message))
 
     async def recv(self) -> Any:  # noqa: ANN401
-        """See `MessageStream`."""
+        """Receive the next message that is no repeat."""
         while True:
             numbered = await self._inner.recv()
             if self._arrivals.is_new(numbered.number):
                 return numbered.message
 
     async def close(self) -> None:
-        """See `MessageStream`."""
+        """Close the inner stream."""
         await self._inner.close()
 
     def reset(self) -> None:
-        """See `MessageStream`."""
+        """Reset the inner stream."""
         self._inner.reset()

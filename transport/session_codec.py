@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Iterable
 
 from core.errors import from_wire, to_wire
-from core.ids import Epoch, Incarnation, RequestId, RouterId, TransferId, WorkerId
+from core.ids import Epoch, Incarnation, RequestId, RouterId, RunId, TransferId, WorkerId
 from core.session import (
     MAX_ID_CHARACTERS,
     AttemptEnded,
@@ -83,12 +83,10 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
         case "submit":
             return _submit_from_wire(wire.submit)
         case "cancel":
-            return Cancel(_request_id(wire.cancel.request_id), Epoch(wire.cancel.epoch))
+            return Cancel(_run_id(wire.cancel.request_id), Epoch(wire.cancel.epoch))
         case "credit":
             w = wire.credit
-            return Credit(
-                _request_id(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices)
-            )
+            return Credit(_run_id(w.request_id), Epoch(w.epoch), w.limit, tuple(w.finished_choices))
         case "connect_peers":
             return ConnectPeers(tuple(wire.connect_peers.addresses), wire.connect_peers.probe_bytes)
         case "heartbeat":
@@ -104,8 +102,8 @@ def _id(text: str) -> str:
     return text
 
 
-def _request_id(text: str) -> RequestId:
-    return RequestId(_id(text))
+def _run_id(text: str) -> RunId:
+    return RunId(RequestId(_id(text)))
 
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
@@ -122,7 +120,7 @@ def _wanted_to_wire(w: Wanted) -> pb.Wanted:
 
 def _wanted_from_wire(w: pb.Wanted) -> Wanted:
     return Wanted(
-        _request_id(w.request_id),
+        _run_id(w.request_id),
         Epoch(w.epoch),
         tuple(w.next_positions),
         w.credit,
@@ -167,7 +165,7 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
 
 def _submit_from_wire(w: pb.Submit) -> Submit:
     request = GenerateRequest(
-        request_id=_request_id(w.request_id),
+        request_id=_run_id(w.request_id),
         model=w.model,
         token_ids=tuple(w.prompt),
         sampling=sampling_from_wire(w.sampling),
@@ -378,7 +376,7 @@ def _logprobs_from_wire(wire: Iterable[pb.TokenLogprob]) -> tuple[Logprob, ...]:
 def _delta_from_wire(w: pb.TokenDelta) -> TokenDelta:
     logprobs = _logprobs_from_wire(w.logprobs)
     return TokenDelta(
-        request_id=RequestId(w.request_id),
+        request_id=RunId(RequestId(w.request_id)),
         epoch=Epoch(w.epoch),
         choice=w.choice,
         position=w.position,
@@ -406,6 +404,6 @@ def _ended_to_wire(e: AttemptEnded) -> pb.AttemptEnded:
 
 def _ended_from_wire(w: pb.AttemptEnded) -> AttemptEnded:
     error = from_wire(w.error, w.error_message) if w.error else None
-    return AttemptEnded(
-        RequestId(w.request_id), Epoch(w.epoch), Task(w.task), _timings_from_wire(w.timings), error
-    )  # fmt: skip
+    run_id = RunId(RequestId(w.request_id))
+    timings = _timings_from_wire(w.timings)
+    return AttemptEnded(run_id, Epoch(w.epoch), Task(w.task), timings, error)

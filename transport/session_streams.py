@@ -1,6 +1,6 @@
 """Sessions over gRPC: the generic transport with the session codec.
 
-Owns the method name and the two codecs.
+Owns the method name and the two codecs. Does not know what messages mean.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def session_network(
 
 
 def _decode_up(data: bytes) -> Numbered:
-    """Decode what a router says.
+    """Decode a router's message.
 
     Raises:
-        StreamClosed: It is no message of ours; the stream is over.
+        StreamClosed: It is malformed; the stream is over.
     """
     try:
         wire = pb.ToWorker.FromString(data)

@@ -1,12 +1,12 @@
-"""The proof that both ends of an inner stream are of one cluster, where no certificate says so.
+"""The proof that both ends of an internal stream belong to one cluster, without certificates.
 
 Owns the message authentication codes (MACs) that the two ends exchange and how they are compared:
 keyed hashes over a nonce of the listener, which is part of its address, and one of the dialler. A
-dialler's MAC is of no use for any other stream, not even to whoever takes over the port of a worker
-that died. Does not know gRPC.
+dialler's MAC is useless for any other stream, even to a process that takes over the port of a dead
+worker. Does not know gRPC.
 
     dialler ── its nonce and MAC ──▶ listener    a wrong MAC: refused before anything is read
-            ◀── the listener's MAC ──            a wrong MAC: no message is looked at
+            ◀── the listener's MAC ──            a wrong MAC: no message is read
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def stream_key(cluster_key: str) -> bytes:
 
 
 def new_nonce() -> str:
-    """Draw a nonce, which makes the MACs of a listener, or of a stream, unlike all others."""
+    """Draw a nonce, which makes the MACs of a listener or a stream unique."""
     return secrets.token_hex(NONCE_BYTES)
 
 
@@ -34,11 +34,11 @@ class StreamProof:
     """The two MACs of one stream."""
 
     def __init__(self, key: bytes, method: str, listener: str, dialler: str) -> None:
-        """Name the stream.
+        """Prove one stream.
 
         Args:
-            key: From `stream_key`; empty: MACs that anybody can compute, for tests.
-            method: What kind of stream it is; a MAC for one kind is wrong for another.
+            key: From `stream_key`; empty: MACs that anyone can compute, for tests.
+            method: The kind of stream; a MAC for one kind is wrong for another.
             listener: The listener's nonce.
             dialler: The dialler's nonce.
         """

@@ -1,8 +1,7 @@
-"""Which certificate a process shows, and whom it believes.
+"""Which certificate a process shows, and which peers it accepts.
 
-Owns the reading of `security.tls_dir` and the rule of roles: sessions are opened by routers to
-workers, KV is fetched by decode workers from prefill workers, and nobody else may. Does not know
-gRPC.
+Owns the reading of `security.tls_dir` and the rule of roles: routers open sessions to workers,
+decode workers fetch KV from prefill workers, and nobody else may do either. Does not know gRPC.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
     """Read the files of a role; None without `security.tls_dir`.
 
     Args:
-        security: The config's node.
+        security: That part of the config.
         role: Whose certificate to show: router, prefill or decode.
         peers: Role that may dial in.
         servers: Role that a dialled server must have.
@@ -64,10 +63,10 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
 
 
 def session_tls(security: SecurityConfig, role: str) -> Tls | None:
-    """For sessions: routers dial workers."""
+    """Return TLS for sessions: routers dial workers."""
     return tls_of(security, role, peers="router", servers="worker")
 
 
 def fetch_tls(security: SecurityConfig, role: str) -> Tls | None:
-    """For Fetch: decode workers dial prefill workers."""
+    """Return TLS for Fetch: decode workers dial prefill workers."""
     return tls_of(security, role, peers="decode", servers="prefill")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from core.errors import InvalidRequest
-from core.ids import Epoch, RequestId, RouterId
+from core.ids import Epoch, RouterId, RunId
 from core.session import AttemptEnded, Submit, TokenDelta, Wanted, WorkerTiming
 from core.types import MAX_TOP_LOGPROBS, FinishReason, Logprob
 from engine.scheduling.sequence import Sequence
@@ -75,9 +75,9 @@ class Attempt:
         self.finished_choices.update(self.submit.finished_choices)
 
     @property
-    def request_id(self) -> RequestId:
-        """The request."""
-        return self.submit.request.request_id
+    def request_id(self) -> RunId:
+        """The run's id."""
+        return self.submit.run_id
 
     @property
     def epoch(self) -> Epoch:

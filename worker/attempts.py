@@ -26,7 +26,7 @@ from core.errors import (
     StepFailed,
     WorkerLost,
 )
-from core.ids import Epoch, RequestId, RouterId, TransferId
+from core.ids import Epoch, RouterId, RunId, TransferId
 from core.plan import NOTHING_TO_DRAW, StepPlan
 from core.session import (
     AttemptEnded,
@@ -82,7 +82,7 @@ class AttemptTable:
         self.scheduler = scheduler
         self.vocabulary_size = components.vocabulary_size
         self.tracing = components.tracing
-        self.attempts: dict[RequestId, Attempt] = {}
+        self.attempts: dict[RunId, Attempt] = {}
         self.is_ready = True
         self.fatal: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Set to what ended the worker."""
@@ -90,7 +90,7 @@ class AttemptTable:
         clock = self._clock = components.clock
         self.identity = components.describe()
         """Where it listens is known once it has started."""
-        self._tombstones: OrderedDict[RequestId, Epoch] = OrderedDict()
+        self._tombstones: OrderedDict[RunId, Epoch] = OrderedDict()
         self._sessions = SessionServer(
             components.session_network,
             self,
@@ -198,7 +198,7 @@ class AttemptTable:
             InvalidRequest: It says what no request can be; nothing was changed.
         """
         check_submit(submit, self.vocabulary_size)
-        request_id = submit.request.request_id
+        request_id = submit.run_id
         old = self.attempts.get(request_id)
         known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
         if submit.epoch <= known:
@@ -267,7 +267,7 @@ class AttemptTable:
             self.scheduler.submit(sequence)
         self.deliver(self.scheduler.take_events())
 
-    def cancel(self, request_id: RequestId, epoch: int) -> None:
+    def cancel(self, request_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
         attempt = self.attempts.get(request_id)
         if attempt is not None and attempt.epoch <= epoch:
@@ -300,7 +300,7 @@ class AttemptTable:
         self._end_if_whole(attempt)
         self._loop.wake()
 
-    def fail(self, request_id: RequestId, epoch: int, error: ServingError) -> None:
+    def fail(self, request_id: RunId, epoch: int, error: ServingError) -> None:
         """A command for this attempt failed: it ends."""
         attempt = self.attempts.get(request_id)
         if attempt is not None and attempt.epoch == epoch:
@@ -345,7 +345,7 @@ class AttemptTable:
                 self.end(attempt, _failure(message))
 
     def _attempt_of(self, sequence: Sequence) -> Attempt | None:
-        attempt = self.attempts.get(sequence.request.request_id)
+        attempt = self.attempts.get(RunId(sequence.request.request_id))
         return (
             attempt
             if attempt is not None and attempt.epoch == sequence.epoch and attempt.ended is None

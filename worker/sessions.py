@@ -20,7 +20,7 @@ from core.awake import AwakeClock
 from core.changes import Changes
 from core.containment import contained
 from core.errors import InvalidRequest, ServingError, WorkerLost
-from core.ids import Epoch, RequestId, RouterId
+from core.ids import Epoch, RouterId, RunId
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
     AttemptEnded,
@@ -64,7 +64,7 @@ class SessionCallbacks(Protocol):
         """Take part in an attempt."""
         ...
 
-    def cancel(self, request_id: RequestId, epoch: int) -> None:
+    def cancel(self, request_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones."""
         ...
 
@@ -72,7 +72,7 @@ class SessionCallbacks(Protocol):
         """More positions may be computed."""
         ...
 
-    def fail(self, request_id: RequestId, epoch: int, error: ServingError) -> None:
+    def fail(self, request_id: RunId, epoch: int, error: ServingError) -> None:
         """A command for this attempt failed: it ends."""
         ...
 
@@ -93,7 +93,7 @@ class SessionCallbacks(Protocol):
         ...
 
 
-Fail = Callable[[RequestId, Epoch, ServingError], None]
+Fail = Callable[[RunId, Epoch, ServingError], None]
 
 
 class RouterSession:
@@ -110,7 +110,7 @@ class RouterSession:
         self.router_id = router_id
         self._frame_bytes = frame_bytes
         self._fail = fail
-        self.attempts: dict[RequestId, Attempt] = {}
+        self.attempts: dict[RunId, Attempt] = {}
         self.stream: MessageStream | None = None
         self.lost_at: float | None = None
         self.stream_number = -1
@@ -118,7 +118,7 @@ class RouterSession:
         self.heard_at = 0.0
         self.unknown: list[AttemptEnded] = []
         self.routes: dict[str, RouteReport] = {}
-        self.dirty: dict[RequestId, None] = {}
+        self.dirty: dict[RunId, None] = {}
         self.wake = asyncio.Event()
 
     def touch(self, attempt: Attempt) -> None:
@@ -324,7 +324,7 @@ class SessionServer:
         """
         if len(session.unknown) >= MAX_UNTOLD:
             raise StreamClosed(f"the router does not read of {MAX_UNTOLD} attempts' ends")
-        request_id = submit.request.request_id
+        request_id = submit.run_id
         session.unknown.append(
             AttemptEnded(request_id, submit.epoch, submit.task, WorkerTiming(), error)
         )

@@ -1,8 +1,8 @@
 """The cluster on Ray Serve: one application, a deployment per pool and one for the routers.
 
-Owns the deployments, the fresh local Ray (or the joining of a running one) and the Redis actor.
-Ray places, heals and scales; no token and no KV ever travels as a Ray object, but over our own
-streams, which are numbered and fenced. Does not know what a worker does.
+Owns the deployments, the fresh local Ray (or joining a running one) and the Redis actor. Ray
+places, restarts and scales; no token and no KV ever travels as a Ray object (docs/adr/0004). Does
+not know what a worker does.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _node_host(*, is_loopback: bool) -> str:
 
 
 class WorkerReplica:
-    """A worker inside a Serve replica: Serve heals it, the router talks to it directly."""
+    """A worker inside a Serve replica: Serve restarts it, routers connect to it directly."""
 
     async def __init__(  # type: ignore[misc]
         self, config_json: str, role: str, is_loopback: bool
@@ -69,7 +69,7 @@ class WorkerReplica:
         self._worker = await RunningWorker.start(config, Role(role), node, host, launch)
 
     async def describe(self) -> dict[str, Any]:
-        """Say who this is and where it listens."""
+        """Return the worker's descriptor."""
         return to_json(self._worker.descriptor)
 
     def check_health(self) -> None:
@@ -83,12 +83,12 @@ class WorkerReplica:
 
 
 class RouterReplica:
-    """A router inside a Serve replica, with doors of its own."""
+    """A router inside a Serve replica, with its own HTTP and gRPC server."""
 
     async def __init__(  # type: ignore[misc]
         self, config_json: str, *pools: DeploymentHandle
     ) -> None:
-        """Open the doors and follow the pools."""
+        """Start the servers and follow the pools."""
         config = BatonConfig.model_validate_json(config_json)
         logs.configure("router", config.log.format, config.log.level)
         self._membership = PushedMembership()
@@ -107,27 +107,27 @@ class RouterReplica:
                         answers = await pool.broadcast("describe").results_async()
                     known[index] = [from_json(answer) for answer in answers]
                 except Exception as error:  # noqa: BLE001 - Ray raises many kinds
-                    # The list stays as it was; links judge for themselves.
+                    # The list stays as it was: each session notices a lost worker itself.
                     log.debug("pool did not answer", extra={"pool": index, "error": str(error)})
             members = [member for pool_members in known.values() for member in pool_members]
-            self._membership.tell(members, is_starting=len(members) < self._desired)
+            self._membership.update(members, is_starting=len(members) < self._desired)
             await asyncio.sleep(FOLLOW_S)
 
     async def ports(self) -> dict[str, int]:
-        """Say where the doors are."""
+        """Return the servers' ports."""
         return {"http": self._router.http_port, "grpc": self._router.grpc_port, "pid": os.getpid()}
 
     async def replicas(self) -> list[dict[str, Any]]:
         """Describe every worker this router knows."""
-        return self._router.service.replicas()
+        return self._router.service.status.replicas()
 
     async def drain(self) -> None:
-        """Finish what runs, take nothing new."""
+        """Refuse new requests, and let running ones finish."""
         self._task.cancel()
         await self._router.stop()
 
     def check_health(self) -> None:
-        """Raise if the following has ended."""
+        """Raise if the task that follows the pools has failed."""
         if self._task.done() and not self._task.cancelled():
             self._task.result()
 
@@ -152,12 +152,11 @@ def _pool(
     options: dict[str, Any] = {"num_cpus": pool.num_cpus}
     group: dict[str, Any] = {}
     if pool.engine.tensor_parallel_size > 1:
-        parts = bundles(pool)
-        group = {"placement_group_bundles": parts, "placement_group_strategy": STRATEGY}
+        members = bundles(pool)
+        group = {"placement_group_bundles": members, "placement_group_strategy": STRATEGY}
         if pool.node_label:
-            group["placement_group_bundle_label_selector"] = [{ROLE_LABEL: pool.node_label}] * len(
-                parts
-            )
+            selector = [{ROLE_LABEL: pool.node_label}] * len(members)
+            group["placement_group_bundle_label_selector"] = selector
     elif pool.num_gpus:
         options["num_gpus"] = pool.num_gpus
     if pool.node_label and not group:
@@ -200,7 +199,7 @@ def _join(address: str) -> None:
     """Join a running Ray.
 
     Raises:
-        ConfigError: There is none at that address, or it wants another token.
+        ConfigError: There is none at that address, or it requires another token.
     """
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="ERROR")
@@ -212,7 +211,7 @@ def _join(address: str) -> None:
 
 
 def remove_application(address: str) -> None:
-    """Take our application, and the Redis it brought, off a running Ray cluster.
+    """Remove our application, and its Redis, from a running Ray cluster.
 
     Raises:
         ConfigError: There is no cluster at that address.
@@ -227,7 +226,7 @@ def remove_application(address: str) -> None:
 
 
 class RedisActor:
-    """Redis on the head node, so that it outlives workers and never hangs on the CLI."""
+    """Redis on the head node, so that it outlives workers and the CLI."""
 
     def __init__(self, config_json: str) -> None:
         """Start the server."""
@@ -236,11 +235,11 @@ class RedisActor:
         self._server = RedisServer()
 
     def reference(self) -> str:
-        """Say which file of this machine holds the address."""
+        """Return the file of this machine that holds the address."""
         return self._server.reference
 
     def stop(self) -> None:
-        """End the server and leave nothing of it."""
+        """End the server and remove its files."""
         self._server.stop()
 
 
@@ -253,12 +252,12 @@ class RayCluster:
         address: str = "",
         on_session: Callable[[str], None] = lambda folder: None,
     ) -> None:
-        """Nothing is started yet.
+        """Prepare; `start` starts or joins Ray.
 
         Args:
             config: The whole tree.
             address: A running cluster; empty: a fresh local Ray.
-            on_session: Told the session folder of a fresh Ray as soon as there is one.
+            on_session: Called with the session folder of a fresh Ray as soon as there is one.
         """
         self.on_session = on_session
         self.config = config
@@ -276,9 +275,9 @@ class RayCluster:
         Raises:
             ConfigError: Ray or the application did not come up.
         """
-        door = self._init_ray()
+        guard = self._init_ray()
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
-        check_network(self.config, door, is_loopback=is_loopback)
+        check_network(self.config, guard, is_loopback=is_loopback)
         for name, pool in _pools(self.config).items():
             check_fit(name, pool, ray.nodes())
         if is_loopback:
@@ -300,7 +299,8 @@ class RayCluster:
             ports = self._router.ports.remote().result(timeout_s=START_TIMEOUT_S)
         except (RuntimeError, TimeoutError) as error:
             raise ConfigError(f"the application did not start: {error}") from error
-        self.http_port, self.grpc_port = ports["http"], ports["grpc"]
+        self.http_port = ports["http"]
+        self.grpc_port = ports["grpc"]
 
     def _start_redis(self) -> None:
         """Run Redis on this node, the head: it neither moves nor ends with a worker's node."""
@@ -322,7 +322,7 @@ class RayCluster:
         self._redis = actor
 
     def _init_ray(self) -> RayEndpoint:
-        """Join or start Ray; returns how it is guarded."""
+        """Join or start Ray; return how it is guarded."""
         if self._address:
             _join(self._address)
             return probe(ray.get_runtime_context().gcs_address)
@@ -332,22 +332,27 @@ class RayCluster:
         # On one machine `num_cpus` is a label, not a limit: enough for the pools and Serve's own
         # actors.
         context = ray.init(
-            address="local", namespace=NAMESPACE, num_cpus=int(cpus) + 4, include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES, log_to_driver=False, logging_level="ERROR",
-        )  # fmt: skip
+            address="local",
+            namespace=NAMESPACE,
+            num_cpus=int(cpus) + 4,
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
         self.on_session(str(context.address_info["session_dir"]))
         return LOCAL_RAY
 
     def stop(self) -> None:
-        """Drain the routers; end our own Ray, or only our application on a shared one."""
+        """Drain the routers; end our own Ray, or on a shared one only our application."""
         if not ray.is_initialized():
             return
         if self._router is not None:
             try:
                 self._router.broadcast("drain").results(timeout_s=15.0)
-            except Exception as error:  # noqa: BLE001 - one that is gone needs no drain
+            except Exception as error:  # noqa: BLE001 - a router that is gone needs no drain
                 log.debug("drain failed", extra={"error": str(error)})
-        if self._address and self._is_deployed:  # whoever was refused takes nobody's away
+        if self._address and self._is_deployed:  # a refused start must not remove another's
             serve.delete(APP)
         if self._redis is not None:
             _end_redis(self._redis)
@@ -357,7 +362,7 @@ class RayCluster:
 
 
 def _end_redis(actor: Any) -> None:  # noqa: ANN401 - Ray's type
-    """Let Redis remove what it left on its machine, then end its actor."""
+    """Let Redis remove its files, then end its actor."""
     try:
         ray.get(actor.stop.remote(), timeout=STOP_REDIS_S)
     except RayError as error:

@@ -1,7 +1,7 @@
-"""What a Ray cluster asks of a stranger: knocked at without a token, first in plain text.
+"""How a Ray cluster is guarded: it is called without a token, first in plain text.
 
-Owns the knock and what the answer means. Does not know Ray's libraries: their environment says what
-this process would like, the cluster's own answer says what is.
+Owns that call and the meaning of the answer. Does not know Ray's libraries: their environment says
+what this process is configured for, the cluster's answer says what it requires.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import grpc
 from core.errors import ConfigError
 
 METHOD = "/ray.rpc.NodeInfoGcsService/CheckAlive"
-"""Any method of the control store does: tokens are looked at before messages are."""
+"""Any method of the control store will do: tokens are checked before messages."""
 TIMEOUT_S = 5.0
 OPTIONS = (("grpc.enable_http_proxy", 0),)
 
@@ -34,7 +34,7 @@ LOCAL_RAY = RayEndpoint(has_tokens=True, has_tls=False)
 
 
 def endpoint_of_environment(environment: Mapping[str, str]) -> RayEndpoint:
-    """Say how a Ray started in this environment would be guarded, without asking a running one."""
+    """Return how a Ray started in this environment would be guarded; no running one is asked."""
     is_on = environment.get("RAY_USE_TLS", "0").lower() in ("1", "true")
     return RayEndpoint(has_tokens=environment.get("RAY_AUTH_MODE") == "token", has_tls=is_on)
 

@@ -1,9 +1,9 @@
 """Ranks as Ray actors in their worker's placement group, where each has its CPUs and GPU.
 
-Owns one actor a rank and the handing over of descriptors to it through a Unix socket. The actor
-only starts `engine.ranks.rank` as its child, in the environment Ray gave it
-(`CUDA_VISIBLE_DEVICES`): plans, KV and death travel over the same pipes as without Ray. Does not
-know models.
+Owns one actor for each rank, and passing descriptors to it through a Unix socket. The actor only
+starts `engine.ranks.rank` as its child, in the environment that Ray gave it
+(`CUDA_VISIBLE_DEVICES`): plans, KV and the parent's death travel over the same pipes as without
+Ray. Does not know models.
 
     placement group, STRICT_PACK:  bundle 0: worker's replica │ bundle 1: rank 0 │ 2: rank 1 ...
 """
@@ -32,18 +32,17 @@ from core.errors import ConfigError, WorkerLost
 START_TIMEOUT_S = 60.0
 MAX_FDS = 16
 STRATEGY = "STRICT_PACK"
-"""Ranks share memory with their worker, so they are on its node or nowhere."""
+"""Ranks share memory with their worker, so they must be on its node."""
 
 
 class RankActor:
     """Holds a bundle's resources and is the parent of one rank at a time."""
 
     def __init__(self) -> None:
-        """Nothing is started yet."""
         self._rank: subprocess.Popen[bytes] | None = None
 
     def spawn(self, path: str) -> int:
-        """Fetch descriptors at a Unix socket and start a rank with them; returns its pid."""
+        """Receive descriptors from a Unix socket, start a rank with them, and return its pid."""
         self.reap()
         with socket.socket(socket.AF_UNIX) as connection:
             connection.settimeout(START_TIMEOUT_S)
@@ -58,7 +57,7 @@ class RankActor:
         return self._rank.pid
 
     def reap(self) -> None:
-        """End the last rank, if it has not ended, and take it off the process table."""
+        """Kill the last rank if it still runs, and reap it."""
         if self._rank is not None:
             self._rank.kill()
             self._rank.wait()
@@ -69,13 +68,13 @@ class ActorRank:
     """A rank that is another process's child: watched and killed by pid."""
 
     def __init__(self, pid: int, actor: Any) -> None:  # noqa: ANN401 - Ray's type
-        """Take a rank that runs."""
+        """Watch a running rank."""
         self.pid = pid
         self._actor = actor
         self._pid_fd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
-        """As `subprocess.Popen.poll`: None while it lives; the code is its parent's to know."""
+        """Return None while it lives, like `Popen.poll`; else -1: only its parent has the code."""
         ready, _, _ = select.select([self._pid_fd], [], [], 0)
         return -1 if ready else None
 
@@ -123,7 +122,7 @@ class ActorRanks:
         """Start one rank with these descriptors.
 
         Raises:
-            WorkerLost: The actor did not come for them.
+            WorkerLost: The actor did not fetch them.
         """
         loop = asyncio.get_running_loop()
         actor = self._actors[rank]
@@ -146,7 +145,10 @@ class ActorRanks:
 
 
 def bundles(pool: PoolConfig) -> list[dict[str, float]]:
-    """Resources of a worker: its replica, then its ranks; one alone is the replica's own child."""
+    """Return the resources of a worker: its replica, then its ranks, unless there is only one.
+
+    A single rank is a child of the replica and shares its resources.
+    """
     if pool.engine.tensor_parallel_size == 1:
         return [{"CPU": pool.num_cpus}]
     rank = {
@@ -157,15 +159,15 @@ def bundles(pool: PoolConfig) -> list[dict[str, float]]:
 
 
 def check_fit(name: str, pool: PoolConfig, nodes: list[dict[str, Any]]) -> None:
-    """Refuse a worker that no node can hold; Ray would let it wait for ever.
+    """Refuse a worker that no node can hold: Ray would let it wait for ever.
 
     Raises:
-        ConfigError: What is needed, and what the best node has.
+        ConfigError: Names what is needed, and what the best node has.
     """
     if pool.engine.tensor_parallel_size == 1 or not pool.replicas:
         return
-    parts = bundles(pool)
-    needed = {key: sum(part.get(key, 0.0) for part in parts) for key in ("CPU", "GPU")}
+    members = bundles(pool)
+    needed = {key: sum(one.get(key, 0.0) for one in members) for key in ("CPU", "GPU")}
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     if any(all(node.get(key, 0.0) >= amount for key, amount in needed.items()) for node in alive):
         return

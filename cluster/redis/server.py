@@ -1,7 +1,7 @@
-"""A Redis of our own when the config names none.
+"""The Redis server that Baton starts when the config names none.
 
-Owns the server's process, its restarts, its private folder with the socket, and what its one user
-may do. It listens on a Unix socket that only this user of the machine can open, so it serves one
+Owns the server's process, its restarts, its private folder with the socket, and the rights of its
+one user. It listens on a Unix socket that only this user of the machine can open, so it serves one
 machine. Does not know what is stored, nor which programs there are.
 """
 
@@ -25,7 +25,7 @@ from process.parent_death import hanging
 STOP_TIMEOUT_S = 5.0
 USER = "baton"
 RIGHTS = "~baton:* resetchannels -@all +set +get"
-"""All that routers do, and reading it back: no scripts, no settings, no modules, no other keys."""
+"""Only what routers do, and reading it back: no scripts, settings, modules or other keys."""
 LIMITS = (
     "maxmemory 64mb",
     "maxmemory-policy allkeys-lru",
@@ -34,15 +34,16 @@ LIMITS = (
     "client-query-buffer-limit 8mb",
     "proto-max-bulk-len 8mb",
 )
-"""What one client may hoard, logged in or not: without them a client that never reads takes all."""
-FIRST_PAUSE_S, MAX_PAUSE_S = 0.2, 30.0
+"""Limits of one client, logged in or not: one that never reads could take all memory."""
+FIRST_PAUSE_S = 0.2
+MAX_PAUSE_S = 30.0
 STEADY_S = 60.0
-"""A server that lived so long starts again at once; one that did not waits longer each time."""
+"""A server that lived this long restarts with the first pause; otherwise the pause doubles."""
 MAX_SOCKET_PATH_BYTES = 100
 
 
 class RedisServer:
-    """One private server; it is started again when it ends, and dies with this process."""
+    """One private server; it restarts when it ends, and dies with this process."""
 
     def __init__(self) -> None:
         """Start it.
@@ -59,7 +60,7 @@ class RedisServer:
         reference.touch(mode=0o600)
         reference.write_text(self.url)
         self.reference = f"file:{reference}"
-        """How to write the address where the password must not stand."""
+        """How to name the address where the password must not appear."""
         digest = hashlib.sha256(password.encode()).hexdigest()
         settings = [
             "port 0",
@@ -86,7 +87,7 @@ class RedisServer:
         return self._process.pid
 
     def stop(self) -> None:
-        """Kill and reap it, and remove its folder; it holds nothing worth keeping."""
+        """Kill and reap it, and remove its folder, which holds nothing worth keeping."""
         with self._lock:
             self._is_stopping.set()
             self._process.kill()
@@ -94,20 +95,20 @@ class RedisServer:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        process = subprocess.Popen(  # noqa: S603 - a program that told its version
+        process = subprocess.Popen(  # noqa: S603 - a program whose version was checked
             hanging([str(self.binary.path), "-"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,  # a terminal's Ctrl-C is for `baton up`, which ends it in order
         )
-        if process.stdin is not None:  # nothing of it stands on a command line
-            with contextlib.suppress(BrokenPipeError):  # ended already: its keeper will see
+        if process.stdin is not None:  # not on a command line, which everyone can read
+            with contextlib.suppress(BrokenPipeError):  # ended already: the keeper restarts it
                 process.stdin.write(self._settings.encode())
                 process.stdin.close()
         return process
 
     def _keep(self) -> None:
-        """Start the server again whenever it ends; routers write into it what they know."""
+        """Restart the server whenever it ends; routers then write their data again."""
         pause_s = FIRST_PAUSE_S
         started_s = time.monotonic()
         reason = f"exit code {self._process.wait()}"
@@ -127,14 +128,14 @@ class RedisServer:
             reason = self._run_again()
 
     def _run_again(self) -> str:
-        """Start the server and wait for its end; returns how it ended, or why it did not start."""
+        """Start the server and wait; return how it ended, or why it did not start."""
         with self._lock:
             if self._is_stopping.is_set():
                 return "stopped"
             self.num_restarts += 1
             try:
                 self._process = self._spawn()
-            except OSError as error:  # no process to be had: the next turn tries again
+            except OSError as error:  # no process available: the next round tries again
                 return str(error)
         return f"exit code {self._process.wait()}"
 

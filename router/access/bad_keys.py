@@ -1,7 +1,7 @@
 """Wrong keys: how many came from where, and how long the next refusal waits.
 
-Owns a bounded table of addresses. A good key is never looked up here, so nobody who has one is ever
-slowed by a neighbour who has none. Does not know keys or doors.
+Owns a bounded table of addresses. A good key is never looked up here: a client that has one is
+never slowed by a neighbour without. Does not know keys, HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from router.calls import network_of
 
 MAX_ADDRESSES = 4096
 MAX_HELD = 256
-"""Refusals that wait at once; more are answered at once rather than kept."""
+"""Refusals that may wait at one time; further ones are answered immediately."""
 FREE_MISTAKES = 10
 FORGIVEN_PER_S = 0.2
 DELAY_STEP_S = 0.1
@@ -22,16 +22,15 @@ MAX_DELAY_S = 2.0
 
 
 class BadKeys:
-    """Mistakes by address: each leaks away after a while, and many make the refusals slow."""
+    """Mistakes by address: they expire, and many of them slow the refusals down."""
 
     def __init__(self, now_s: Callable[[], float]) -> None:
-        """Nobody has made a mistake yet."""
         self._now_s = now_s
         self._mistakes: OrderedDict[str, tuple[float, float]] = OrderedDict()
         self.num_held = 0
 
     def delay_s(self, address: str) -> float:
-        """Count a mistake and say how long its refusal is to wait (seconds)."""
+        """Count a mistake; return how long its refusal waits (seconds)."""
         now_s = self._now_s()
         network = network_of(address)
         count, at_s = self._mistakes.pop(network, (0.0, now_s))
@@ -42,7 +41,7 @@ class BadKeys:
         return min(MAX_DELAY_S, max(0.0, count - FREE_MISTAKES) * DELAY_STEP_S)
 
     async def hold(self, address: str) -> None:
-        """Count a mistake and wait before its refusal, unless too many wait already."""
+        """Count a mistake, and wait before its refusal unless too many wait already."""
         delay_s = self.delay_s(address)
         if delay_s <= 0 or self.num_held >= MAX_HELD:
             return

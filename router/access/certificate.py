@@ -1,7 +1,7 @@
-"""The certificate of both doors, taken up again when its files change.
+"""The certificate of the HTTP and the gRPC server, reloaded when its files change.
 
-Owns the pair of files and the two ways of handing it to a server, each of which looks whenever a
-client knocks; connections that stand keep what they have. Does not know requests.
+Owns the pair of files and its two forms, one for each server. Both look at the files at every
+handshake; open connections keep the certificate that they began with. Does not know requests.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.renewed import Renewed
 
-DOORS = "the doors' certificate"
+NAME = "the server certificate"
 
 
 class ServerCertificate:
@@ -32,7 +32,7 @@ class ServerCertificate:
         self._chain = Path(security.door_certificate)
         self._key = Path(security.door_key)
         try:
-            self._pair = Renewed(DOORS, (self._chain, self._key), self._read, now_s)
+            self._pair = Renewed(NAME, (self._chain, self._key), self._read, now_s)
         except OSError as error:  # errors of TLS are of this kind, too
             raise ConfigError(
                 "security.door_certificate and security.door_key cannot be used: "
@@ -44,12 +44,12 @@ class ServerCertificate:
         return self._key.read_bytes(), self._chain.read_bytes()
 
     def chain(self) -> bytes:
-        """The chain in use (PEM)."""
+        """Return the chain in use (PEM)."""
         self._pair.refresh()
         return self._pair.content[1]
 
     def credentials(self) -> grpc.ServerCredentials:
-        """For the gRPC door."""
+        """Make credentials for the gRPC server."""
         given = self._pair.version
 
         def renewed() -> grpc.ServerCertificateConfiguration | None:
@@ -64,16 +64,16 @@ class ServerCertificate:
         return grpc.dynamic_ssl_server_credentials(first, renewed)
 
     def context(self, make: Callable[[], ssl.SSLContext]) -> ssl.SSLContext:
-        """For the HTTP door.
+        """Make a context for the HTTP server.
 
         Args:
-            make: Makes a context that has read the files.
+            make: Makes a context from the files as they are now.
         """
-        door = make()
-        newest = door
+        first = make()
+        newest = first
         given = self._pair.version
 
-        def knocked(connection: ssl.SSLObject, _name: str | None, _door: ssl.SSLContext) -> None:
+        def handshake(connection: ssl.SSLObject, _name: str | None, _: ssl.SSLContext) -> None:
             nonlocal newest, given
             version = self._pair.refresh()
             if version != given:
@@ -81,8 +81,8 @@ class ServerCertificate:
                 try:
                     newest = make()
                 except OSError as error:  # the files have changed once more
-                    events.CERTIFICATE_UNUSABLE.tell(what=DOORS, reason=str(error))
+                    events.CERTIFICATE_UNUSABLE.tell(what=NAME, reason=str(error))
             connection.context = newest
 
-        door.sni_callback = knocked  # called for clients that name no server, too
-        return door
+        first.sni_callback = handshake  # called for clients that name no server, too
+        return first

@@ -1,11 +1,11 @@
-"""API keys: who may come in, and as whom.
+"""API keys: who may call, and as whom.
 
-Owns the comparison in constant time, what a credential is bound to, and which keys hold while the
-file changes under a running router. Does not know HTTP or gRPC, nor the file's format.
+Owns the comparison in constant time, the identity of a key, and which keys are valid while the file
+changes under a running router. Does not know HTTP or gRPC, nor the file's format.
 
 A key looks like `bt-<8 hex>-<32 hex>`: a name in the clear, to find its line, and a secret. The
 hash in the file is SHA-256 over salt and secret, which is enough for 128 random bits. Without a
-file no caller needs a key, and the doors stay on loopback.
+file no caller needs a key, and the servers stay on loopback.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from router.access.key_file import SIZE, KeyLine, Stamp, check_names, read_keys,
 _KEY = re.compile(r"bt-([0-9a-f]{8})-([0-9a-f]{32})")
 RELOAD_S = 1.0
 LOST_FILE_GRACE_S = 5.0
-"""How long the keys of a file hold that is gone or cannot be read: long enough for whoever replaces
-it, and no longer, as nobody can take back a key meanwhile."""
+"""How long keys stay valid when their file is gone or unreadable: long enough to replace it, and no
+longer, since no key can be revoked meanwhile."""
 INLINE_BYTES = 64 << 10
-"""A longer file is read beside the event loop, which carries every stream."""
-MAX_TOLD_FAULTS = 10
+"""A longer file is read in a thread, off the event loop."""
+MAX_LOGGED_FAULTS = 10
 _DUMMY = KeyLine("", b"\0" * 16, b"\0" * 32, ANYBODY)
 
 
 class Keyring:
-    """The keys of a file, read again when it changes: keys come and go without a restart."""
+    """The keys of a file, reloaded when it changes: keys come and go without a restart."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Keyring:
         """Read the file, if there is one.
 
         Raises:
-            ConfigError: It cannot be read, or anybody may write to it.
+            ConfigError: It cannot be read, or every user may write to it.
         """
         self._path = Path(path).expanduser() if path else None
         self._now_s = now_s
@@ -57,7 +57,8 @@ class Keyring:
         self._keys: dict[str, KeyLine] = {}
         self._num_faults = 0
         self._stamp: Stamp = ()
-        self._looked_at = self._seen_at = now_s()
+        self._looked_at = now_s()
+        self._seen_at = self._looked_at
         self._is_lost = False
         self._timer: asyncio.TimerHandle | None = None
         self._reader = ThreadPoolExecutor(1, "key-file")
@@ -71,10 +72,10 @@ class Keyring:
         return self._path is None
 
     def identify(self, authorization: str) -> Identity:
-        """Find out whose credential a header carries.
+        """Return the identity of the key in a header.
 
         Raises:
-            Unauthenticated: None, or not one of ours; which, is not said.
+            Unauthenticated: There is no key, or no valid one; the message does not say which.
         """
         if self.is_open:
             return ANYBODY
@@ -83,8 +84,7 @@ class Keyring:
         match = _KEY.fullmatch(token.strip()) if scheme.lower() == "bearer" else None
         name, secret = match.groups() if match else ("", "")
         entry = self._keys.get(name, _DUMMY)
-        # The same work for every wrong key: an unknown name is compared with a hash that nothing
-        # has.
+        # The same work for every wrong key: an unknown name is compared with a dummy's hash.
         is_right = hmac.compare_digest(_digest(entry.salt, secret), entry.digest)
         is_right = is_right and entry.expires_at > self._wall_s()
         if not is_right or entry is _DUMMY:
@@ -92,23 +92,23 @@ class Keyring:
         return entry.identity
 
     def watch(self) -> None:
-        """Look at the file though nobody calls, from now on until `close`."""
+        """Follow the file until `close`, even while nobody calls."""
         if self.is_open:
             return
-        # Twice as often as the file is looked at: a timer that is a little early skips no look.
+        # Twice per period: a timer that fires a little early must not skip one.
         self._timer = asyncio.get_running_loop().call_later(RELOAD_S / 2, self.watch)
         self.refresh()
 
     def close(self) -> None:
-        """Watch no more."""
+        """Stop following the file."""
         if self._timer is not None:
             self._timer.cancel()
 
     def refresh(self) -> None:
-        """Look at the file, at most once a second, and read it if it has changed.
+        """Check the file, at most once a second, and read it if it has changed.
 
-        Lines that cannot be understood are told and open nothing; the others hold. A file that is
-        gone or cannot be read is told too, and a few seconds later opens nothing at all.
+        Lines that cannot be parsed are logged and open nothing; the others stay valid. A file that
+        is gone or unreadable is logged too, and after a few seconds no key is valid.
         """
         if self._path is None:
             return
@@ -125,11 +125,12 @@ class Keyring:
         self._is_lost = False
 
     def _look(self, path: Path, now_s: float) -> bool:
-        """Returns whether the keys are now those of the file."""
+        """Return True if the keys are now those of the file."""
         if self._reading is not None:
             if not self._reading.done():
                 return False
-            reading, self._reading = self._reading, None
+            reading = self._reading
+            self._reading = None  # before the result, which may be an error
             self._reload(*reading.result())
             return True
         if now_s - self._looked_at < RELOAD_S:
@@ -145,7 +146,7 @@ class Keyring:
         return True
 
     def num_by_state(self) -> dict[str, int]:
-        """Keys that hold and that have expired, refused lines, and 1 while the file is lost."""
+        """Count valid and expired keys and refused lines; `lost_file` is 1 while it is lost."""
         self.refresh()
         wall_s = self._wall_s()
         num_valid = sum(1 for key in self._keys.values() if key.expires_at > wall_s)
@@ -164,9 +165,9 @@ class Keyring:
         self._stamp = stamp
         self._keys = keys
         self._num_faults = len(faults)
-        for fault in faults[:MAX_TOLD_FAULTS]:
+        for fault in faults[:MAX_LOGGED_FAULTS]:
             events.KEY_LINE_REFUSED.tell(reason=fault)
-        if len(faults) > MAX_TOLD_FAULTS:
+        if len(faults) > MAX_LOGGED_FAULTS:
             events.KEY_LINE_REFUSED.tell(
                 reason=f"security.api_keys has {len(faults)} such lines in all"
             )
@@ -184,7 +185,7 @@ class Keyring:
 
 
 def _read(path: Path) -> tuple[Stamp, dict[str, KeyLine], list[str]]:
-    stamp = stamp_of(path)  # before the content: a change in between is seen at the next look
+    stamp = stamp_of(path)  # before the content: the next check sees a change in between
     return stamp, *read_keys(path)
 
 
@@ -201,10 +202,12 @@ def new_key(
         The key, to be shown once, and its line for the file.
 
     Raises:
-        ConfigError: A name that is not one.
+        ConfigError: `tenant` or `tier` is no valid name.
     """
     check_names(tenant, tier)
-    name, secret, salt = secrets.token_hex(4), secrets.token_hex(16), secrets.token_bytes(16)
+    name = secrets.token_hex(4)
+    secret = secrets.token_hex(16)
+    salt = secrets.token_bytes(16)
     identity = Identity(tenant, tier, role)
     line = KeyLine(name, salt, _digest(salt, secret), identity, expires_at)
     return f"bt-{name}-{secret}", line.text()

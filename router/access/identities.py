@@ -1,6 +1,6 @@
 """Who calls, and what such a caller may do.
 
-Owns the roles of keys and the rights that each role has. Does not know keys, files or doors.
+Owns the roles of keys and the rights of each role. Does not know keys, files, HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from core.errors import PermissionDenied
 
 
 class Right(Enum):
-    """What a route or method asks of its caller."""
+    """What a route or method requires of its caller."""
 
     ANY_KEY = "any key"
     """Facts about the service: its models, version and readiness."""
     GENERATE = "generate"
-    """Work for one's own tenant."""
+    """Work for the caller's tenant."""
     OBSERVE = "observe"
-    """Reading what concerns every tenant: metrics, load, replicas, links."""
+    """Reading what concerns every tenant: metrics, load, replicas, KV routes."""
     OPERATE = "operate"
-    """What loads or changes the cluster."""
+    """Loading or changing the cluster."""
 
 
 class KeyRole(Enum):
@@ -41,7 +41,7 @@ RIGHTS = {
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whom a credential stands for. The tenant scopes the prefix cache, request ids and aborts."""
+    """Who calls. The tenant scopes the prefix cache, request ids and aborts."""
 
     tenant: str = ""
     tier: str = "standard"
@@ -62,4 +62,4 @@ class Identity:
 
 
 ANYBODY = Identity(role=KeyRole.ADMIN)
-"""Every caller of a cluster without keys, whose doors only this machine can reach."""
+"""Every caller of a cluster without keys, which only this machine can reach."""

@@ -4,9 +4,9 @@ Owns the format, the checks of the file itself and its replacement as a whole. D
 or requests.
 
 A line is `name salt hash tenant tier`, then `role=metrics` or `role=admin` if the key is no
-tenant's, and `expires=2027-01-31T00:00:00Z` if it ends by itself. `#` begins a comment. A line that
-cannot be understood opens nothing and harms no other line. So does a last line without a newline:
-it may have been cut off, and with its end its role or its expiry.
+tenant's, and `expires=2027-01-31T00:00:00Z` if it expires. `#` begins a comment. A line that cannot
+be parsed opens nothing and affects no other line. The same goes for a last line without a newline:
+it may be cut off, and have lost its role or expiry.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ _CUT_OFF = " [cut off]"
 _ANY_BYTES: dict[str, Any] = {"encoding": "utf-8", "errors": "surrogateescape"}
 Stamp = tuple[int, ...]
 SIZE = 1
-"""Where a stamp has the file's size (bytes)."""
+"""Index of the file's size (bytes) in a stamp."""
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLine:
-    """One key as the file holds it."""
+    """One key in the file."""
 
     name: str
     salt: bytes
     digest: bytes
     identity: Identity
     expires_at: float = math.inf
-    """Unix seconds from which on it opens nothing."""
+    """Unix seconds; from then on it is not valid."""
 
     def text(self) -> str:
-        """The line."""
+        """Return the line."""
         who = self.identity
         parts = [self.name, self.salt.hex(), self.digest.hex(), who.tenant, who.tier]
         if who.role is not KeyRole.TENANT:
@@ -64,16 +64,16 @@ class KeyLine:
 
 
 def utc_text(unix_s: float) -> str:
-    """A time as the file and the commands write it."""
+    """Format a time as the file and the commands write it."""
     moment = datetime.fromtimestamp(unix_s, UTC).replace(tzinfo=None)
     return f"{moment.isoformat(timespec='seconds')}Z"
 
 
 def check_names(tenant: str, tier: str) -> None:
-    """Refuse what is no name of a tenant or tier.
+    """Refuse an invalid name of a tenant or tier.
 
     Raises:
-        ConfigError: Says which.
+        ConfigError: Names it.
     """
     for what, value in (("tenant", tenant), ("tier", tier)):
         if not _NAME.fullmatch(value):
@@ -82,11 +82,11 @@ def check_names(tenant: str, tier: str) -> None:
                 "underscores"
             )
     if tier == CANARY_TIER:
-        raise ConfigError(f"tier {tier} is the router's own, it passes the queue; choose another")
+        raise ConfigError(f"tier {tier} is reserved for the router's canary; choose another")
 
 
 def _lines_of(text: str) -> list[str]:
-    """The lines; a last one without a newline is marked, so that it stays refused with one."""
+    """Split into lines; mark a last one without a newline, so that adding one does not admit it."""
     *lines, rest = text.split("\n")
     if rest:
         lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)
@@ -97,7 +97,7 @@ def parse_line(line: str) -> KeyLine:
     """Read one line.
 
     Raises:
-        ConfigError: Says what is wrong with it.
+        ConfigError: Names what is wrong with it.
     """
     if line.endswith(_CUT_OFF):
         raise ConfigError(
@@ -135,10 +135,10 @@ def parse_line(line: str) -> KeyLine:
 
 
 def read_time(text: str) -> float:
-    """Unix seconds of an ISO date or time, whole ones; without a zone it is UTC.
+    """Return whole Unix seconds of an ISO date or time, which is UTC unless it has a zone.
 
     Raises:
-        ValueError: It is neither, or in UTC it is in no year from 1 to 9999.
+        ValueError: It is neither, or its year in UTC is not from 1 to 9999.
     """
     moment = datetime.fromisoformat(text)
     try:
@@ -152,8 +152,8 @@ def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
     """Read every line.
 
     Returns:
-        The keys by name, and what is wrong with the other lines. Of lines with one name none holds:
-        which of them is meant cannot be known.
+        The keys by name, and what is wrong with the other lines. Of lines with equal names none is
+        valid: which one was meant is unknown.
     """
     keys: dict[str, KeyLine] = {}
     first_lines: dict[str, int] = {}
@@ -170,7 +170,7 @@ def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
             keys.pop(key.name, None)
             faults.append(
                 f"security.api_keys, line {number}: has the name {key.name} of line "
-                f"{first_lines[key.name]}, so neither opens; remove one"
+                f"{first_lines[key.name]}, so neither is valid; remove one"
             )
             continue
         first_lines[key.name] = number
@@ -179,10 +179,10 @@ def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
 
 
 def stamp_of(path: Path) -> Stamp:
-    """What changes whenever the file does, its permissions included.
+    """Return a value that changes whenever the file or its permissions do.
 
     Raises:
-        ConfigError: There is no such file, or it may not be looked at.
+        ConfigError: There is no such file, or it may not be read.
     """
     try:
         facts = path.stat()
@@ -192,10 +192,10 @@ def stamp_of(path: Path) -> Stamp:
 
 
 def read_keys(path: Path) -> tuple[dict[str, KeyLine], list[str]]:
-    """Read the file; as `parse_keys`.
+    """Read and parse the file, as `parse_keys` does.
 
     Raises:
-        ConfigError: It cannot be read, or anybody on this machine may write to it.
+        ConfigError: It cannot be read, or every user of this machine may write to it.
     """
     try:
         with open(path, "rb", opener=_open_without_waiting) as file:
@@ -211,7 +211,7 @@ def read_keys(path: Path) -> tuple[dict[str, KeyLine], list[str]]:
 
 
 def check_keys(path: str) -> None:
-    """Refuse a file with any fault, for whoever can still mend it before anything is started.
+    """Refuse a file with any fault, before anything is started.
 
     Raises:
         ConfigError: The first fault.
@@ -226,18 +226,18 @@ def check_keys(path: str) -> None:
 def change_keys(
     path: Path, edit: Callable[[list[str]], list[str]], *, is_made: bool = False
 ) -> None:
-    """Replace all lines of the file at once, whatever is wrong with some of them.
+    """Replace all lines of the file at once, even if some of them are invalid.
 
-    Two who change it take turns, and a reader sees the old lines or the new. Behind a symbolic link
-    is the file that is changed: others may read it by another name.
+    Writers take turns, and a reader sees either the old lines or the new ones. A symbolic link is
+    followed: others may read the file by its other name.
 
     Args:
         path: The file.
-        edit: Gets the lines and gives the new ones.
-        is_made: Make the file if there is none, for its owner alone.
+        edit: Turns the lines into the new ones.
+        is_made: Create the file if there is none, readable by its owner alone.
 
     Raises:
-        ConfigError: It cannot be read or written, or anybody may write to it; it stays as it was.
+        ConfigError: It cannot be read or written, or every user may write to it; it is unchanged.
     """
     path = path.resolve()
     try:
@@ -252,7 +252,7 @@ def change_keys(
 
 
 def _replace(path: Path, text: str, facts: os.stat_result) -> None:
-    """Put a new file in the place of the old one, with its owner and permissions."""
+    """Replace the file by a new one with its owner and permissions."""
     made, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(made, "w", **_ANY_BYTES) as out:
@@ -269,13 +269,13 @@ def _replace(path: Path, text: str, facts: os.stat_result) -> None:
 
 
 def with_expiry(line: KeyLine, expires_at: float) -> KeyLine:
-    """The same key, ending at a time unless it ends before."""
+    """Return the same key, expiring at `expires_at` unless it expires before."""
     return replace(line, expires_at=min(line.expires_at, expires_at))
 
 
 @contextlib.contextmanager
 def _locked(path: Path, flags: int) -> Iterator[int]:
-    """Hold the file that now has this name; whoever replaced it meanwhile left us an old one."""
+    """Lock the file that has this name now: another writer may replace it while we wait."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | flags, 0o600)
         try:
@@ -289,7 +289,7 @@ def _locked(path: Path, flags: int) -> Iterator[int]:
 
 
 def _open_without_waiting(name: str, flags: int) -> int:
-    return os.open(name, flags | os.O_NONBLOCK)  # a pipe of that name would wait for a writer
+    return os.open(name, flags | os.O_NONBLOCK)  # opening a pipe would wait for a writer
 
 
 def _check_facts(facts: os.stat_result) -> None:

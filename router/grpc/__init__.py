@@ -1,4 +1,4 @@
-"""The gRPC door: `baton.v1.Generation`, health and reflection.
+"""The gRPC server: `baton.v1.Generation`, health and reflection.
 
-Owns its server, limits and credentials. Does not know HTTP or workers.
+Owns the server, its limits and credentials. Does not know HTTP or workers.
 """

@@ -1,7 +1,7 @@
-"""The gate of the gRPC door: nothing passes without a key but health checks, and no refusal unseen.
+"""The guard of the gRPC server: only health checks pass without a key; refusals are recorded.
 
-Owns the refusal, before a request is read, the bounds on what is read, and the record of every
-call. A new method is closed until someone opens it here. Does not know services.
+Owns the refusal before a request is read, the bounds on what is read, and the record of every call.
+A new method is closed until it is opened here. Does not know services.
 """
 
 from __future__ import annotations
@@ -29,38 +29,38 @@ from router.refusals import UNREAD, UNSUPPORTED_ENDPOINT
 OWN_METHODS = "/baton.v1."
 OPEN_METHODS = f"/{health.SERVICE_NAME}/"
 RIGHTS = {"/baton.v1.Generation/ListModels": Right.ANY_KEY}
-"""What a method asks of its caller, unless it is `Right.GENERATE`."""
+"""The right that a method needs, if it is not `Right.GENERATE`."""
 _BEHAVIOURS = ("unary_unary", "unary_stream", "stream_unary", "stream_stream")
 
 
-class Gatekeeper(Protocol):
-    """What the gate needs of the service behind the door."""
+class Guarded(Protocol):
+    """What the guard needs of the service behind it."""
 
     keyring: Keyring
     bad_keys: BadKeys
 
     def call_ended(self, call: Call) -> None:
-        """Hear of every call, once, when it is over."""
+        """Record a call; called once for each, when it is over."""
         ...
 
 
-class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Stands before every method."""
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Runs before every method."""
 
-    def __init__(self, keeper: Gatekeeper, incoming: IncomingMessages) -> None:
-        """Keep who decides and is told, and who reads."""
-        self._keeper = keeper
+    def __init__(self, service: Guarded, incoming: IncomingMessages) -> None:
+        """Guard `service`; `incoming` reads the messages."""
+        self._service = service
         self._incoming = incoming
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:  # noqa: ANN401
-        """Let a call pass, or refuse it."""
+        """Pass a call on, or refuse it."""
         handler = await continuation(details)
         if details.method.startswith(OPEN_METHODS):
             return handler and self._incoming.handler(handler)
         call = Call("grpc", route=details.method if handler is not None else "")
         begin(call)
-        # This task carries the call to its end, whatever that is: a message too long for gRPC ends
-        # it without any of our code.
+        # This task lives as long as the call, however it ends: the library ends a call with too
+        # long a message without running any of our code.
         task = asyncio.current_task()
         if task is not None:
             task.add_done_callback(lambda _: self._end(call))
@@ -68,7 +68,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             value for name, value in details.invocation_metadata or () if name == "authorization"
         ]
         try:
-            call.identity = self._keeper.keyring.identify(
+            call.identity = self._service.keyring.identify(
                 str(values[0]) if len(values) == 1 else ""
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
@@ -84,26 +84,26 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _end(self, call: Call) -> None:
         if not call.is_read:
             call.refuse(UNREAD.code)
-        self._keeper.call_ended(call)
+        self._service.call_ended(call)
 
     def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401
-        """A handler that only says no, and takes no message: one of another shape would first."""
+        """Make a handler that refuses at once: any other shape would read a message first."""
         call.refuse(error.code)
 
         async def refuse(_: Any, context: Any) -> None:  # noqa: ANN401
             call.address = peer_address(context.peer())
             if isinstance(error, Unauthenticated):
-                await self._keeper.bad_keys.hold(call.address)
+                await self._service.bad_keys.hold(call.address)
             await abort(context, error)
 
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _watched(handler: Any, call: Call) -> Any:  # noqa: ANN401
-    """The same handler, whose ending is noted on the call."""
+    """Wrap a handler: the call notes how it ends."""
     name = next(n for n in _BEHAVIOURS if getattr(handler, n) is not None)
     behaviour: Callable[[Any, Any], Any] = getattr(handler, name)
-    if not inspect.iscoroutinefunction(behaviour):  # reflection, which grpc brings along
+    if not inspect.iscoroutinefunction(behaviour):  # reflection, the library's own
         call.is_read = True
         return handler
 
@@ -123,6 +123,6 @@ def _noted(call: Call) -> Iterator[None]:
     except asyncio.CancelledError:
         call.refuse(Cancelled.code, "cancelled")
         raise
-    except Exception:  # an abort too, whose reason is noted by now
+    except Exception:  # an abort too, but its reason is noted already
         call.refuse(InternalError.code, "failed")
         raise

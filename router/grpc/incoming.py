@@ -1,8 +1,8 @@
-"""Requests on their way to the gRPC door: bounded in time and, where they are slow, in number.
+"""Messages that the gRPC server receives: bounded in time and, if they are slow, in number.
 
 Owns the reading of a call's one message. The library would read it before any of our code runs, and
-hold what has come of it for as long as its client likes; so a method with one request is served as
-a stream, whose message is asked for with a deadline. Does not know keys.
+keep an incomplete one for as long as its client likes; so a method with one request is served as a
+stream, whose message is read with a deadline. Does not know keys.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from core.errors import InvalidRequest, Overloaded, RequestTimeout, ServingError
 from router.grpc.requests import abort
 
 SLOW_S = 0.25
-"""A message that takes longer is slow."""
+"""A message that takes longer counts as slow."""
 MAX_SLOW = 32
-"""With `router.max_body_bytes` each, what strangers can make the library hold."""
+"""Times `router.max_body_bytes`: the memory that callers without a key can occupy."""
 
 
 class IncomingMessages:
-    """Every message that is being received."""
+    """The messages that are being received."""
 
     def __init__(self, limit_s: float) -> None:
-        """Start with none; each has `limit_s` seconds."""
+        """Start with none; each may take `limit_s` seconds."""
         self._limit_s = limit_s
         self._slow: OrderedDict[asyncio.Timeout, None] = OrderedDict()
 
@@ -36,9 +36,9 @@ class IncomingMessages:
         """Receive a call's message.
 
         Raises:
-            RequestTimeout: It did not come in time.
-            Overloaded: It was slow, and too many others were slow after it.
-            grpc.aio.AbortError: The call ended without one.
+            RequestTimeout: It did not arrive in time.
+            Overloaded: It was slow, and too many others became slow after it.
+            grpc.aio.AbortError: The call ended without a message.
         """
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._limit_s
@@ -54,11 +54,11 @@ class IncomingMessages:
             if loop.time() < ends_at:
                 raise Overloaded("too many messages are being received; try again later") from error
             raise RequestTimeout(
-                f"the message did not come within {self._limit_s:g} s; send it faster"
+                f"the message did not arrive within {self._limit_s:g} s; send it faster"
             ) from error
         if message is grpc.aio.EOF:
-            # Its client has left, or the library found it too long: then this reaches nobody, and
-            # the call is recorded as unread.
+            # Its client has left, or the library found it too long: either way nobody gets this,
+            # and the call is recorded as unread.
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return bytes(message)
 
@@ -70,7 +70,7 @@ class IncomingMessages:
                 evicted.reschedule(asyncio.get_running_loop().time())
 
     def handler(self, handler: Any) -> Any:  # noqa: ANN401
-        """Serve a method of one request, whose behaviour is a coroutine, as a stream."""
+        """Serve a method with one request, whose behaviour is a coroutine, as a stream."""
         behaviour = handler.unary_stream or handler.unary_unary
 
         async def serve(_: Any, context: Any) -> None:  # noqa: ANN401

@@ -1,4 +1,4 @@
-"""How much may be in a gRPC request, counted on its bytes before anything is built from them.
+"""How much a gRPC request may hold, counted in its bytes before they are parsed.
 
 Owns the walk over the wire format and the wrapping of handlers. Does not know what fields mean.
 """
@@ -18,22 +18,22 @@ SMALL_BYTES = 64 << 10
 VARINT = 0
 BYTES = 2
 GROUP = (3, 4)
-"""Begin and end; no field of ours is one, but the parser takes unknown ones."""
+"""Begin and end. We define none, but the parser accepts unknown ones."""
 FIXED_BYTES = {1: 8, 5: 4}
 MAX_VARINT_BYTES = 10
 MAX_DEPTH = 100
-"""Messages within messages; the parser's own limit."""
+"""Of nested messages; the parser's own limit."""
 MORE = bytes(range(0x80, 0x100))
-"""Bytes of a varint that are not its last."""
+"""All bytes of a varint but its last one are these."""
 NOT_PACKED = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 
 
 def check_size(data: bytes, kind: Descriptor) -> None:
-    """Refuse a message with too much in it.
+    """Refuse a message that holds too much.
 
     Args:
-        data: Its bytes; what is malformed is passed over and left to the parser.
-        kind: What they should be.
+        data: Its bytes; malformed ones are skipped, for the parser to refuse.
+        kind: Type of the message.
 
     Raises:
         InvalidRequest: Names the field.
@@ -59,27 +59,27 @@ def check_size(data: bytes, kind: Descriptor) -> None:
             _, at = _varint(data, at, end)
         elif wire == BYTES:
             size, at = _varint(data, at, end)
-            part_end = min(at + size, end)
+            field_end = min(at + size, end)
             if field is not None and field.message_type is not None:
-                within.append((field.message_type, part_end))
+                within.append((field.message_type, field_end))
                 if len(within) > MAX_DEPTH:
                     raise InvalidRequest(
                         name, f"is nested too deeply, the limit is {MAX_DEPTH} levels"
                     )
                 continue
             if field is not None and field.type not in NOT_PACKED:
-                num_packed += len(data[at:part_end].translate(None, MORE))
+                num_packed += len(data[at:field_end].translate(None, MORE))
                 if num_packed > MAX_TOKEN_IDS:
                     raise InvalidRequest(name, f"has more than {MAX_TOKEN_IDS} numbers; send fewer")
-            at = part_end
+            at = field_end
         elif wire in FIXED_BYTES:
             at += FIXED_BYTES[wire]
-        elif wire not in GROUP:  # its two ends are values, and so is what is between them
+        elif wire not in GROUP:  # begin and end count as values, and so does what is between
             at = end
 
 
 def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
-    """A number, and where it ends; one that is too long takes all that is left."""
+    """Return a number and where it ends; one that is too long takes all the rest."""
     value = 0
     for shift in range(0, 7 * MAX_VARINT_BYTES, 7):
         if at >= end:
@@ -93,7 +93,7 @@ def _varint(data: bytes, at: int, end: int) -> tuple[int, int]:
 
 
 def bounded(handler: Any) -> Any:  # noqa: ANN401 - grpc has no types
-    """A handler of one request that refuses a message with too much in it."""
+    """Wrap a handler of one request: it refuses a message that holds too much."""
     parse = handler.request_deserializer
     kind = parse.__self__.DESCRIPTOR
 
@@ -102,7 +102,7 @@ def bounded(handler: Any) -> Any:  # noqa: ANN401 - grpc has no types
             try:
                 check_size(data, kind)
             except InvalidRequest as error:
-                return error  # an exception here would be an internal error to the client
+                return error  # raised here, it would reach the client as an internal error
         return parse(data)
 
     behaviour = handler.unary_stream or handler.unary_unary

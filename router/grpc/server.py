@@ -1,8 +1,8 @@
-"""The gRPC door: `baton.v1.Generation`, health and reflection, on an own grpc.aio server.
+"""The gRPC server: `baton.v1.Generation`, health and reflection on grpc.aio.
 
 Owns the calls and the translation of answers; proto types stop here and in `router.grpc.requests`.
-Does not know workers. Errors are statuses with `google.rpc` details; what a failed request has used
-goes in its trailers.
+Does not know workers. Errors are statuses with `google.rpc` details; the usage of a failed request
+is in its trailers.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from protos.baton.v1 import generation_pb2_grpc
 from router.access.certificate import ServerCertificate
 from router.calls import caller
 from router.descriptors import MAX_GRPC_CONNECTIONS
-from router.grpc.auth import Gate
+from router.grpc.auth import Guard
 from router.grpc.incoming import IncomingMessages
 from router.grpc.requests import abort, chat_params, chat_prompt, generate_params, optional
 from router.reply_thread import in_reply_thread
@@ -45,16 +45,18 @@ from router.request_stream import StreamGroup, slow_reader
 from router.service import GenerationService
 
 SERVICE = "baton.v1.Generation"
-REQUEST_ID_KEY, USAGE_KEY = "x-request-id", "baton-usage-bin"
+REQUEST_ID_KEY = "x-request-id"
+USAGE_KEY = "baton-usage-bin"
 KEEPALIVE_MS = 30_000
 PING_INTERVAL_MS = 500
-"""Who pings a quiet stream more often is sent away; the library's limit is five minutes."""
+"""A client that pings an idle stream more often is cut off; the library allows one ping in five
+minutes by default."""
 HANDSHAKE_TIMEOUT_MS = 5_000
 """From accept to the client's HTTP/2 settings."""
 IDLE_MS = 300_000
-"""A connection without calls is told to go; clients open another when they need one."""
+"""A connection without calls is closed after this; clients open another when they need one."""
 MAX_STREAMS = 512
-"""Calls at once on one connection; clients let further ones wait on their side."""
+"""Concurrent calls of one connection; clients queue further ones themselves."""
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
@@ -62,11 +64,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     """The public service over one `GenerationService`."""
 
     def __init__(self, service: GenerationService) -> None:
-        """Keep the service."""
+        """Answer calls from `service`."""
         self._service = service
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> pb.GenerateResponse:
-        """The whole answer at once."""
+        """Return the whole answer at once."""
         if request.HasField("resume_from"):
             await abort(
                 context,
@@ -113,11 +115,11 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             await group.close()
 
     async def GenerateStream(self, request: pb.GenerateRequest, context: Any) -> None:
-        """The answer as it is made; dropping the stream cancels the request."""
+        """Stream the answer; dropping the stream cancels the request."""
         await self._stream(request, context, generate_params, pb.GenerateStreamResponse)
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> None:
-        """A conversation, answered as a stream."""
+        """Stream the answer to a conversation."""
         await self._stream(request, context, self._chat_params, pb.ChatResponse)
 
     async def _stream(
@@ -167,7 +169,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
             await group.close()
 
     async def Tokenize(self, request: pb.TokenizeRequest, context: Any) -> pb.TokenizeResponse:
-        """Text, or a conversation, to token ids."""
+        """Turn a text or a conversation into token ids."""
         kind = request.WhichOneof("input")
         try:
             if kind is None:
@@ -192,7 +194,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def Detokenize(
         self, request: pb.DetokenizeRequest, context: Any
     ) -> pb.DetokenizeResponse:
-        """Token ids to text."""
+        """Turn token ids into text."""
         skips = optional(request, "skip_special_tokens", default=False)
         try:
             text = await self._service.detokenize(
@@ -212,7 +214,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
     async def ListModels(
         self, request: pb.ListModelsRequest, context: Any
     ) -> pb.ListModelsResponse:
-        """What is served here."""
+        """List the served model."""
         m = self._service.model
         return pb.ListModelsResponse(
             models=[pb.Model(id=m.name, max_model_len=m.max_model_len, dtype=m.dtype)]
@@ -267,11 +269,13 @@ def _finished(event: ChoiceFinished) -> pb.Finished:
     return out
 
 
-def _usage(u: Usage) -> pb.Usage:
+def _usage(usage: Usage) -> pb.Usage:
     return pb.Usage(
-        prompt_tokens=u.prompt_tokens, completion_tokens=u.completion_tokens,
-        total_tokens=u.prompt_tokens + u.completion_tokens, cached_tokens=u.cached_tokens,
-    )  # fmt: skip
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        total_tokens=usage.prompt_tokens + usage.completion_tokens,
+        cached_tokens=usage.cached_tokens,
+    )
 
 
 def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> pb.Timing | None:
@@ -297,7 +301,7 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> p
 
 
 async def _check(context: Any, ended: RequestEnded) -> None:
-    """End the call with the request's error, if it has one; what was used goes in the trailers."""
+    """End the call with the request's error, if it has one; its usage goes in the trailers."""
     if ended.error is not None:
         usage = (USAGE_KEY, _usage(ended.usage).SerializeToString())
         context.set_trailing_metadata((*context.trailing_metadata(), usage))
@@ -313,8 +317,9 @@ class GrpcServer:
         security: SecurityConfig,
         certificate: ServerCertificate | None = None,
     ) -> None:
-        """Nothing listens yet; without a certificate the door speaks plain text."""
-        self._service, self._security = service, security
+        """Prepare; `start` listens. Without a certificate the server speaks plain text."""
+        self._service = service
+        self._security = security
         self._certificate = certificate
         self.max_connections = MAX_GRPC_CONNECTIONS
         self._health = health.aio.HealthServicer()
@@ -322,7 +327,7 @@ class GrpcServer:
         self.port = 0
 
     async def start(self) -> None:
-        """Listen. Routers of one node share the port, hence SO_REUSEPORT; `baton up` holds it."""
+        """Listen. Routers of one node share the port (SO_REUSEPORT), which `baton up` reserves."""
         config = self._service.config
         options = [
             ("grpc.so_reuseport", 1),
@@ -337,8 +342,8 @@ class GrpcServer:
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             ("grpc.max_allowed_incoming_connections", self.max_connections),
         ]
-        gate = Gate(self._service, IncomingMessages(config.body_timeout_s))
-        server = grpc.aio.server(options=options, interceptors=[gate])
+        guard = Guard(self._service, IncomingMessages(config.body_timeout_s))
+        server = grpc.aio.server(options=options, interceptors=[guard])
         generation_pb2_grpc.add_GenerationServicer_to_server(
             GenerationServicer(self._service), server
         )
@@ -347,8 +352,8 @@ class GrpcServer:
         if not self._security.production:
             reflection.enable_server_reflection(names, server)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self._note_readiness(self._service.is_ready)
-        self._service.tell_readiness(self._note_readiness)
+        await self._note_readiness(self._service.status.is_ready)
+        self._service.status.on_checked(self._note_readiness)
         address = join_address(config.host, config.grpc_port)
         self.port = (
             server.add_secure_port(address, self._certificate.credentials())
@@ -359,12 +364,12 @@ class GrpcServer:
         self._server = server
 
     async def _note_readiness(self, is_ready: bool) -> None:
-        """Say it for the service; the server, the empty name, is healthy while it answers."""
+        """Set the service's health; the server itself, the empty name, stays healthy."""
         states = health_pb2.HealthCheckResponse
         await self._health.set(SERVICE, states.SERVING if is_ready else states.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
-        """Say NOT_SERVING, let calls finish, close."""
+        """Report NOT_SERVING, let calls finish, close."""
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(grace=grace_s)

@@ -1,4 +1,4 @@
-"""The HTTP door: OpenAI's endpoints, vLLM's beside them, and the operator's.
+"""The HTTP server: OpenAI's endpoints, some of vLLM's, and the operator's.
 
 Owns bodies, replies, server-sent events and their errors. Does not know workers or tensors.
 """

@@ -1,9 +1,9 @@
-"""The gate of the HTTP door: only liveness passes without a credential, and every refusal is seen.
+"""The guard of the HTTP server: only liveness passes without a key, and every refusal is recorded.
 
-Owns the short list of open paths, and the record of every call. It stands before routing and
-compares whole paths: what is not literally on the list needs a key, however it is spelled, and a
-new route is closed until someone opens it here. What each role may do is bound to the routes
-themselves. Does not know keys.
+Owns the short list of open paths, and the record of every call. It runs before routing and compares
+whole paths: a path that is not literally on the list needs a key, however it is spelled, and a new
+route is closed until it is added here. The routes themselves name the right that they need. Does
+not know keys.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ OPEN_METHODS = frozenset({"GET", "HEAD"})
 
 
 def needs(right: Right) -> Callable[[Request], Awaitable[None]]:
-    """A route's dependency: refuse a caller whose key has not this right."""
+    """Make a route's dependency, which refuses a caller without this right."""
 
     async def check(request: Request) -> None:
         request.state.identity.check(right)
@@ -47,13 +47,13 @@ class Guard:
         bad_keys: BadKeys,
         on_ended: Callable[[Call], None],
     ) -> None:
-        """Stand before an application.
+        """Guard an application.
 
         Args:
-            app: What is guarded.
-            keyring: Who may come in.
-            bad_keys: Holds back the refusals of who tries many.
-            on_ended: Hears of every call, once, when it is over.
+            app: Runs behind the guard.
+            keyring: Identifies callers.
+            bad_keys: Delays refusals of a caller with many wrong keys.
+            on_ended: Called once for every call, when it is over.
         """
         self._app = app
         self._keyring = keyring
@@ -61,7 +61,7 @@ class Guard:
         self._on_ended = on_ended
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request pass, or refuse it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] not in ("http", "websocket"):
             return
         call = Call("http", (scope.get("client") or ("",))[0])
@@ -118,7 +118,7 @@ class Guard:
 
 
 def _route_of(scope: Scope) -> str:
-    """Pattern of the route that a request went to, or would have gone to; empty for none."""
+    """Return the pattern of the route that matches a request; empty for none."""
     route = scope.get("route")
     if route is None and scope["type"] == "http" and "app" in scope:
         matching = (r for r in scope["app"].routes if r.matches(scope)[0] is Match.FULL)

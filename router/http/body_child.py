@@ -1,8 +1,8 @@
-"""The process in which large bodies are parsed first: a malformed or oversized one ends here.
+"""The process that parses large bodies first: a malformed or oversized one ends here.
 
-Owns the parsing of untrusted JSON, with its memory limited here and its time by the router. Does
-not know fields. Started by `router.http.body_reading` as `python -m router.http.body_child`. An
-order is a length of 4 bytes (big-endian) and the body; the answer is one line of JSON.
+Owns the parsing of untrusted JSON; it limits memory itself, and the router limits time. Does not
+know fields. `router.http.body_reading` starts it as `python -m router.http.body_child`. A job is a
+length of 4 bytes (big-endian) and the body; the answer is one line of JSON.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def parse(data: bytes) -> dict[str, object]:
 
 
 def verdict(data: bytes) -> dict[str, str]:
-    """Check a body; empty if it is good, else the field and the fact."""
+    """Check a body; return the field and the fact, or nothing if it is valid."""
     try:
         check_size(parse(data))
     except InvalidRequest as error:
@@ -49,7 +49,7 @@ def verdict(data: bytes) -> dict[str, str]:
 
 def main() -> None:
     """Answer until the router closes the pipe."""
-    gc.disable()  # parsed JSON has no cycles, and looking for them takes time
+    gc.disable()  # parsed JSON has no cycles, and the search for them takes time
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     sys.stdout.write("ready\n")
     sys.stdout.flush()

@@ -1,8 +1,8 @@
 """From the socket to a JSON object: bounded in bytes, in time, and in memory over all uploads.
 
 Owns the reading of bodies, the memory they take while they arrive, and where they are parsed: small
-ones here, large ones first in another process, so that no body stops the loop that carries every
-stream. Does not know fields.
+ones here, large ones first in another process, so that no body blocks the event loop. Does not know
+fields.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ SMALL_BYTES = 64 << 10
 """Parsed on the loop: at most a few milliseconds."""
 PARSE_TIMEOUT_S = 10.0
 NUM_LARGEST = 16
-"""Uploads of full length that fit into memory at once."""
+"""Memory for so many uploads of full length."""
 
 
 class Upload:
     """One body that is being received. `deadline` ends its reading."""
 
     def __init__(self, deadline: asyncio.Timeout) -> None:
-        """No byte has arrived."""
         self.deadline = deadline
         self.num_bytes = 0
         self.is_evicted = False
@@ -52,10 +51,10 @@ class UploadMemory:
         self.num_bytes = 0
 
     def take(self, upload: Upload, num_bytes: int) -> None:
-        """Hold more for one upload, and evict others if need be.
+        """Account for more bytes of an upload; evict others if memory is short.
 
         Raises:
-            Overloaded: No other incomplete upload is left.
+            Overloaded: There is no other incomplete upload to evict.
         """
         self._incomplete[upload] = None
         self._incomplete.move_to_end(upload)
@@ -66,26 +65,27 @@ class UploadMemory:
             if stalest is upload:
                 raise Overloaded("too many bodies are being received; try again later")
             stalest.is_evicted = True
-            if not stalest.deadline.expired():  # in this very turn, and it has not heard yet
+            # It may have expired in this very turn of the loop: then its task has not run yet.
+            if not stalest.deadline.expired():
                 stalest.deadline.reschedule(asyncio.get_running_loop().time())
             self.release(stalest)
 
     def complete(self, upload: Upload) -> None:
-        """The whole body is here: it is held until it is released, and evicted no more."""
+        """Note that a body is whole: it stays until it is released, and is not evicted."""
         self._incomplete.pop(upload, None)
 
     def release(self, upload: Upload) -> None:
-        """Free what an upload holds; twice does no harm."""
+        """Free an upload's memory; calling this twice is harmless."""
         self._incomplete.pop(upload, None)
         self.num_bytes -= upload.num_bytes
         upload.num_bytes = 0
 
 
 class BodyReader:
-    """Reads bodies for one door."""
+    """Reads the bodies of HTTP requests."""
 
     def __init__(self, limit_bytes: int, timeout_s: float, wait_s: float) -> None:
-        """Nothing is started until `start` or the first large body.
+        """Prepare; `start` or the first large body starts the parsing process.
 
         Args:
             limit_bytes: Longest body.
@@ -105,10 +105,10 @@ class BodyReader:
         """Read a request's body.
 
         Raises:
-            PayloadTooLarge: More bytes than allowed; reading stops there.
+            PayloadTooLarge: It has more bytes than allowed; reading stops there.
             RequestTimeout: It arrived too slowly.
-            Overloaded: No memory for it, or no turn in the parsing process.
-            InvalidRequest: Not a JSON object, or too much in it.
+            Overloaded: There was no memory for it, or the parsing process was busy.
+            InvalidRequest: It is not a JSON object, or holds too much.
             Cancelled: The client left before it was whole.
         """
         deadline = asyncio.timeout(self._timeout_s)
@@ -148,7 +148,7 @@ class BodyReader:
         return parse(data)
 
     async def _check_in_child(self, data: bytes, tenant: str) -> None:
-        """Parse a body in the other process first: what passes there is cheap to parse here."""
+        """Parse a body in the other process first: if it passes, it is cheap to parse here."""
         try:
             answer = await self._parsers.ask(len(data).to_bytes(4, "big") + data, tenant)
         except TimeoutError as error:

@@ -15,16 +15,14 @@ from core.errors import InternalError, InvalidRequest, RateLimited, ServingError
 from router.calls import note, note_error
 
 RETRIED = (429, 503)
-"""openai-python repeats 408, 409, 429 and 5xx blindly unless it is told; only these may help."""
+"""openai-python retries 408, 409, 429 and 5xx unless a header forbids it; only these may help."""
 MAX_RETRY_AFTER_S = 60.0
 
 
 def error_body(error: Exception) -> dict[str, Any]:
-    """OpenAI's error object; of what is not ours, nothing is told but that it happened."""
+    """Return OpenAI's error object; it shows nothing of an exception outside the error tree."""
     if not isinstance(error, ServingError):
-        return _body(
-            "the server failed in a way it should not", "server_error", None, InternalError.code
-        )
+        return _body("the server failed unexpectedly", "server_error", None, InternalError.code)
     kind = (
         "invalid_request_error"
         if error.http_status < HTTPStatus.INTERNAL_SERVER_ERROR
@@ -39,7 +37,7 @@ def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, An
 
 
 def error_response(error: ServingError, request_id: str) -> JSONResponse:
-    """Error object, status and headers."""
+    """Return error object, status and headers."""
     note_error(error)
     headers = {"x-should-retry": "true" if error.http_status in RETRIED else "false"}
     if request_id:
@@ -61,7 +59,7 @@ def error_response(error: ServingError, request_id: str) -> JSONResponse:
 def plain_error(
     status: int, message: str, code: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """An error of the HTTP layer itself: no such path, wrong method, a bug."""
+    """Return an error of the HTTP layer itself: no such path, wrong method, a bug."""
     is_ours = status >= HTTPStatus.INTERNAL_SERVER_ERROR
     note(code, "failed" if is_ours else "rejected")
     return JSONResponse(
@@ -72,6 +70,6 @@ def plain_error(
 
 
 def plain_body(status: int, message: str, code: str) -> dict[str, Any]:
-    """Body of an error of the HTTP layer."""
+    """Return the body of an error of the HTTP layer."""
     kind = "invalid_request_error" if status < HTTPStatus.INTERNAL_SERVER_ERROR else "server_error"
     return _body(message, kind, None, code)

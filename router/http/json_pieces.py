@@ -1,7 +1,7 @@
 """JSON of replies that may be large, encoded piece by piece.
 
-Owns the cutting: the standard encoder holds the interpreter's lock for as long as one call takes,
-so a reply with very many log probabilities is never one call. Does not know replies.
+Owns the division into pieces: the standard encoder holds the GIL for the length of one call, so a
+reply with very many log probabilities is never one call. Does not know replies.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 MAX_LEVELS = 5
-"""Reply, choices, choice, log probabilities, and their list: what is below one entry is small."""
+"""Reply, choices, choice, log probabilities, and their list: an entry of it is small."""
 PLAIN = json.JSONEncoder(separators=(",", ":"))
 UTF8 = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False)
 
 
 def dumps(node: Any, encoder: json.JSONEncoder = PLAIN) -> str:  # noqa: ANN401 - any JSON
-    """What `encoder` says of a node, made in many small calls."""
+    """Encode a node with `encoder`, in many small calls."""
     return "".join(_pieces(node, encoder, MAX_LEVELS))
 
 

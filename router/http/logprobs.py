@@ -19,8 +19,9 @@ class LogprobShapes:
     """The shapes over one vocabulary."""
 
     def __init__(self, text: TextModel, *, names_ids: bool) -> None:
-        """Keep the vocabulary; with `names_ids` tokens are called by their ids."""
-        self._text, self._names_ids = text, names_ids
+        """Name the tokens of a vocabulary: by their text, or with `names_ids` by their ids."""
+        self._text = text
+        self._names_ids = names_ids
 
     def _name(self, token_id: int, *, is_first: bool = False) -> str:
         if self._names_ids:
@@ -28,7 +29,7 @@ class LogprobShapes:
         return self._text.token_text(token_id, is_first=is_first)
 
     def _rivals(self, entry: Logprob) -> dict[str, float]:
-        """By name; of tokens with one text the likeliest keeps it, the others go by their ids."""
+        """Return rivals by name; of equal texts the likeliest token keeps it, others go by id."""
         named: dict[str, float] = {}
         for token_id, logprob in entry.ranked:
             name = self._name(token_id)
@@ -36,7 +37,7 @@ class LogprobShapes:
         return named
 
     def legacy(self, entries: Sequence[Logprob], offsets: TextOffsets) -> Legacy:
-        """The shape of `/v1/completions`; `offsets` is at the first of the entries."""
+        """Return the shape of `/v1/completions`; `offsets` is at the first of the entries."""
         return {
             "text_offset": [offsets.begin(entry.token_id) for entry in entries],
             "token_logprobs": [entry.logprob for entry in entries],
@@ -47,7 +48,7 @@ class LogprobShapes:
     def echoed(
         self, prompt: tuple[int, ...], scored: Sequence[Logprob], *, shows_special: bool
     ) -> Legacy:
-        """The same of a prompt that is shown; its first token has no probability."""
+        """Return the same shape for an echoed prompt, whose first token has no probability."""
         decoder = self._text.decoder((), skips_special=not shows_special)
         offsets = TextOffsets(self._text, decoder)
         first: Legacy = {
@@ -59,7 +60,7 @@ class LogprobShapes:
         return joined(first, self.legacy(scored, offsets))
 
     def chat(self, entries: Sequence[Logprob]) -> list[dict[str, Any]]:
-        """The shape of chat: bytes beside text, so that characters can be put together."""
+        """Return the shape of chat: text and bytes, from which clients can join characters."""
         return [
             {
                 **self._token(entry.token_id, entry.logprob),
@@ -73,7 +74,7 @@ class LogprobShapes:
         return {"token": self._name(token_id), "logprob": logprob, "bytes": list(data)}
 
     def by_id(self, prompt: Sequence[int], scored: Sequence[Logprob]) -> list[Any]:
-        """List a prompt's as vLLM does: null for the first token, then by token id."""
+        """Return vLLM's shape for a prompt: null for the first token, then by token id."""
         if not scored:
             return [None] * bool(prompt)
         return [None, *(self._by_id(entry) for entry in scored)]
@@ -90,5 +91,5 @@ def _id_name(token_id: int) -> str:
 
 
 def joined(first: Legacy, second: Legacy) -> Legacy:
-    """One after the other."""
+    """Concatenate two."""
     return {name: values + second[name] for name, values in first.items()}

@@ -46,7 +46,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "background": (None, False),
     "early_stopping": (None, False),
 }
-"""Known fields that are not built, with the values that mean "off"."""
+"""Known fields that are not supported, with the values that mean "off"."""
 FREE = (
     "user",
     "metadata",
@@ -58,7 +58,7 @@ FREE = (
     "store",
     "verbosity",
 )
-"""Known fields that change nothing of an answer here."""
+"""Known fields that have no effect on an answer here."""
 UNUSED = {"tools": "tool_choice", "functions": "function_call"}
 """Offers of tools, ignored where the other field says that none may be called."""
 RENAMED = {
@@ -71,14 +71,14 @@ RENAMED = {
 
 
 def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
-    """Sort out fields beyond the built ones.
+    """Judge the fields of a body that are not read.
 
     Returns:
-        Unknown ones and tools that may not be called, which are ignored and reported.
+        The ignored ones: unknown fields, and tools that may not be called.
 
     Raises:
-        InvalidRequest: A known field asks for something that is not built, or `is_strict` and one
-            is unknown.
+        InvalidRequest: A known field asks for something that is not supported, or a field is
+            unknown and `is_strict` is set.
     """
     unknown = []
     extra = body.model_extra or {}

@@ -1,6 +1,6 @@
-"""Server-sent events straight on ASGI: few calls a token, comments in a silence, one ending.
+"""Server-sent events directly on ASGI: few calls a token, comments while idle, one ending.
 
-Owns the sending of a stream and the watch for a client that leaves. Does not know what chunks say.
+Owns the sending of a stream and the watch for a client that leaves. Does not know chunks' content.
 """
 
 from __future__ import annotations
@@ -23,38 +23,40 @@ from router.request_stream import StreamGroup, slow_reader
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 CUT_STATE = "cut_with"
-"""Where in a request's state the HTTP server puts the error with which it cut the connection."""
+"""Key in a request's state under which the HTTP server puts the error that cut the connection."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamLimits:
-    """How a stream is kept alive and cut."""
+    """When a stream is kept alive, and when it is cut."""
 
     keep_alive_s: float
     slow_reader_s: float
     has_ids: bool
-    """Number the events, so that the client can come back with `Last-Event-ID`."""
+    """Number the events, so that the client can resume with `Last-Event-ID`."""
 
 
 class EventStream(Response):
-    """One reply in chunks. All events that have come go out in one write."""
+    """One reply in chunks. All events that are ready go out in one write."""
 
     media_type = "text/event-stream"
 
     def __init__(
         self, reply: Reply, group: StreamGroup, headers: dict[str, str], limits: StreamLimits
     ) -> None:
-        """Keep reply and requests, which are already started."""
+        """Send `reply` from the events of `group`, which is already started."""
         super().__init__(headers={**headers, **HEADERS})
         del self.headers["content-length"]
-        self._reply, self._group, self._limits = reply, group, limits
+        self._reply = reply
+        self._group = group
+        self._limits = limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the last event, or until the client leaves; then the requests are over."""
+        """Send until the last event, or until the client leaves; then end the requests."""
         try:
             await unless_disconnected(receive, self._send(send))
-        except Cancelled as error:  # nobody is there to be told, but the log
+        except Cancelled as error:  # the client is gone: only the log gets the error
             await self._group.close(scope.get("state", {}).get(CUT_STATE, error))
         except ServingError as error:
             refusal = error_response(error, self.headers["x-request-id"])
@@ -63,7 +65,7 @@ class EventStream(Response):
             await self._group.close()
 
     async def _send(self, send: Send) -> None:
-        """Send chunks as events come; what is refused before its first event keeps its status."""
+        """Send chunks as events arrive; an error before the first one still gets its status."""
         is_started = False
         while not self._group.is_over and self._reply.error is None:
             events = await self._group.batch(self._limits.keep_alive_s)
@@ -108,7 +110,7 @@ class EventStream(Response):
         return "".join(out)
 
     async def _write(self, send: Send, body: bytes) -> None:
-        """Send, unless the client has not read for too long: then its connection is cut."""
+        """Send; cut a client that has not read for too long."""
         try:
             async with asyncio.timeout(self._limits.slow_reader_s):
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -117,7 +119,7 @@ class EventStream(Response):
 
 
 async def whole_reply(receive: Receive, reply: Reply, group: StreamGroup) -> dict[str, Any]:
-    """Wait for every request's end and give the body.
+    """Wait for every request's end, and return the body.
 
     Raises:
         ServingError: The first request that failed; the others are cancelled.
@@ -143,7 +145,7 @@ async def unless_disconnected(
     receive: Receive,
     work: Coroutine[Any, Any, Any],
 ) -> Any:  # noqa: ANN401
-    """Wait for some work, and cancel it when the client leaves.
+    """Run `work`, and cancel it when the client leaves.
 
     Raises:
         Cancelled: The client left.
@@ -154,7 +156,8 @@ async def unless_disconnected(
             pass
 
     loop = asyncio.get_running_loop()
-    task, watcher = loop.create_task(work), loop.create_task(watch())
+    task = loop.create_task(work)
+    watcher = loop.create_task(watch())
     watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
     try:
         return await task

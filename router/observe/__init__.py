@@ -1,4 +1,4 @@
-"""What the router lets an operator see: metrics, the request log, readiness, the canary.
+"""What the router shows an operator: metrics, the request log, readiness, the cluster's status.
 
 Owns counts, times and their words. Does not change what happens to a request.
 """

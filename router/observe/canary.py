@@ -1,6 +1,6 @@
 """Readiness: a small request that crosses both workers, again and again.
 
-Owns the canary and what `/ready` says. Does not know doors.
+Owns the canary, and whether the router is ready. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -39,16 +39,24 @@ class Canary:
         *,
         must_cross: bool,
     ) -> None:
-        """Keep the collaborators; `start` begins.
+        """Prepare; `start` sends the first one.
 
-        `expected_roles` are the pools the config asks for; with `must_cross` (path pd is forced)
-        the router is ready only while all of them live.
+        Args:
+            model: Whose vocabulary the prompt is from.
+            config: The router's.
+            orchestrator: Runs the canary like any request.
+            sessions: Show which pools live.
+            clock: Of this process.
+            ids: Name the requests.
+            expected_roles: Pools that the config asks for.
+            must_cross: Path pd is forced: the router is ready only while all of them live.
         """
         self._model = model
         self._config = config
         self._orchestrator = orchestrator
         self._sessions = sessions
-        self._clock, self._ids = clock, ids
+        self._clock = clock
+        self._ids = ids
         self._expected_roles = expected_roles
         self._must_cross = must_cross
         self._has_crossed = False
@@ -58,39 +66,40 @@ class Canary:
         """A request got through at least once."""
         self._error = "no canary has run yet"
         self.on_checked: Callable[[bool], Awaitable[None]] | None = None
-        """Told after every canary whether the router is ready."""
+        """Called after every canary: is the router ready?"""
 
     def start(self) -> None:
-        """Begin."""
+        """Start sending."""
         self._task = asyncio.get_running_loop().create_task(self._run())
 
     async def stop(self) -> None:
-        """End."""
+        """Stop sending."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     async def _run(self) -> None:
-        """Send a small request across both workers again and again: the proof behind /ready."""
-        told: bool | None = None
+        """Send canaries: at intervals, and whenever a worker joins or leaves."""
+        was_good: bool | None = None
         while True:
             changed = self._sessions.changed
             await self._once()
             is_good = self.is_good
-            is_still_starting = told is None and self._sessions.is_starting()
-            if is_good is not told and (is_good or not is_still_starting):
-                self._tell()
-                told = is_good
+            is_still_starting = was_good is None and self._sessions.is_starting()
+            if is_good is not was_good and (is_good or not is_still_starting):
+                self._log()
+                was_good = is_good
             if self.on_checked is not None:
                 await self.on_checked(is_good)
             try:
                 async with asyncio.timeout(self._config.canary_interval_s if is_good else 1.0):
                     await changed.wait()
-                    await asyncio.sleep(0.2)  # a change is seldom alone: a link goes, another comes
+                    # Changes come in groups: one worker leaves, another joins.
+                    await asyncio.sleep(0.2)
             except TimeoutError:
                 pass
 
-    def _tell(self) -> None:
+    def _log(self) -> None:
         if self.is_good and self.took_s is not None:
             events.ROUTER_READY.tell(canary_ms=round(self.took_s * 1000, 3))
         else:

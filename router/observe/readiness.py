@@ -1,6 +1,6 @@
-"""What `/ready` says: whether a request gets through, and everything that is not as configured.
+"""What `/ready` says: whether a request gets through, and every difference from the config.
 
-Owns the list of problems and their words. Does not know doors.
+Owns the list of problems and their words. Does not know HTTP or gRPC.
 
     ready       a request gets through, and nothing is missing
     degraded    a request gets through, but something that is configured is missing
@@ -33,14 +33,14 @@ PROBLEMS = (
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something that is not as it should be."""
+    """One difference from the config, or one reason why no request gets through."""
 
     code: str
     """One of `PROBLEMS`."""
     detail: str
 
     def tree(self) -> dict[str, str]:
-        """As JSON shows it."""
+        """Return it as JSON."""
         return {"code": self.code, "detail": self.detail}
 
 
@@ -59,7 +59,7 @@ class View:
     """Why the last canary failed; empty if it got through."""
 
     def problems(self) -> list[Problem]:
-        """Everything that is wrong, what matters most first."""
+        """List every problem, the most important first."""
         found = []
         if self.is_draining:
             found.append(Problem("draining", "the router is shutting down and takes nothing new"))
@@ -86,7 +86,7 @@ class View:
 
 
 def num_usable(sessions: Iterable[WorkerSession], role: Role) -> int:
-    """Workers of a pool whose session stands and who take requests."""
+    """Count workers of a pool that are connected and take requests."""
     return sum(
         session.state is SessionState.LIVE and session.is_ready and session.descriptor.role is role
         for session in sessions
@@ -109,14 +109,14 @@ def _of_session(session: WorkerSession) -> Problem | None:
 
 
 def state_of(problems: list[Problem], *, is_ready: bool) -> str:
-    """The one word for it."""
+    """Sum up the problems in one word."""
     if not is_ready:
         return "not_ready"
     return "degraded" if problems else "ready"
 
 
 def pools_of(sessions: Sequence[WorkerSession], configured: Mapping[Role, int]) -> dict[str, Any]:
-    """Workers of each pool: ready, known, configured."""
+    """Count the workers of each pool: ready, known, configured."""
     return {
         role.value: {
             "ready": num_usable(sessions, role),

@@ -1,7 +1,7 @@
-"""One event for each ended request and refused call: what an operator greps for.
+"""One event for each ended request and each refused call: what an operator greps for.
 
 Owns the events' fields, and how many are logged about callers without a key. Prompts, outputs and
-addresses are never logged; `core.logs` escapes what a client chose. Does not know doors.
+addresses are never logged; `core.logs` escapes what a client chose. Does not know HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from core.errors import ServingError
 from core.types import GenerateRequest, RequestEnded
 from router.calls import Call
 
-STRANGERS_BURST = 1000
-STRANGERS_PER_S = 20.0
-"""Lines about callers without a key, who would otherwise decide how fast the disk fills. What goes
-beyond is counted in the metrics, and in the next line as `unlogged`."""
+ANONYMOUS_BURST = 1000
+ANONYMOUS_PER_S = 20.0
+"""Limits of lines about callers without a key, who could otherwise fill the disk. The metrics count
+the rest, and so does the next line, as `unlogged`."""
 SHOWN_ABOVE_S = 1e-6
 
 
 class RequestLog:
-    """Tells of requests and refusals."""
+    """Logs requests and refusals."""
 
     def __init__(self, now_s: Callable[[], float] = time.monotonic) -> None:
-        """Begin; `now_s` is in monotonic seconds."""
+        """Start with the full burst; `now_s` is in monotonic seconds."""
         self._now_s = now_s
-        self._allowed = float(STRANGERS_BURST)
+        self._allowed = float(ANONYMOUS_BURST)
         self._allowed_at = now_s()
         self._num_unlogged = 0
 
@@ -35,23 +35,25 @@ class RequestLog:
         self, request: GenerateRequest, ended: RequestEnded, call: Call | None = None
     ) -> None:
         """Log a request that ran, and the call that brought it."""
-        a = ended.timing
+        timing = ended.timing
         usage = ended.usage
-        phases = {name: round(s * 1000, 3) for name, s in a.phases().items() if s > SHOWN_ABOVE_S}
+        phases = {
+            name: round(s * 1000, 3) for name, s in timing.phases().items() if s > SHOWN_ABOVE_S
+        }
         events.REQUEST.tell(
             **_request_fields(request, ended.error, call),
             prompt_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
             cached_tokens=usage.cached_tokens,
             n=request.sampling.n,
-            ttft_ms=round(a.ttft_s * 1000, 3),
-            e2e_ms=round(a.e2e_s * 1000, 3),
+            ttft_ms=round(timing.ttft_s * 1000, 3),
+            e2e_ms=round(timing.e2e_s * 1000, 3),
             phases_ms=phases,
-            path=a.path,
-            prefill_worker=a.prefill_worker,
-            decode_worker=a.decode_worker,
-            kv_bytes=a.kv_bytes,
-            attempts=a.attempts,
+            path=timing.path,
+            prefill_worker=timing.prefill_worker,
+            decode_worker=timing.decode_worker,
+            kv_bytes=timing.kv_bytes,
+            attempts=timing.attempts,
             correlation_id=request.correlation_id,
             trace_id=f"{request.trace.trace_id:032x}" if request.trace else "",
         )
@@ -63,10 +65,10 @@ class RequestLog:
         events.REQUEST.tell(**_request_fields(request, error, call))
 
     def call_refused(self, call: Call) -> None:
-        """Log a call that ended before it had a request of its own."""
+        """Log a call that ended before it had a request."""
         unlogged: dict[str, int] = {}
         if not call.identity.tenant:
-            if not self._may_log_stranger():
+            if not self._may_log_anonymous():
                 self._num_unlogged += 1
                 return
             if self._num_unlogged:
@@ -81,10 +83,10 @@ class RequestLog:
             **unlogged,
         )
 
-    def _may_log_stranger(self) -> bool:
+    def _may_log_anonymous(self) -> bool:
         now_s = self._now_s()
-        earned = (now_s - self._allowed_at) * STRANGERS_PER_S
-        self._allowed = min(STRANGERS_BURST, self._allowed + earned)
+        earned = (now_s - self._allowed_at) * ANONYMOUS_PER_S
+        self._allowed = min(ANONYMOUS_BURST, self._allowed + earned)
         self._allowed_at = now_s
         if self._allowed < 1:
             return False
@@ -95,7 +97,7 @@ class RequestLog:
 def _call_fields(call: Call | None) -> dict[str, str]:
     if call is None:
         return {}
-    return {"door": call.door, "client": call.client}
+    return {"door": call.server, "client": call.client}
 
 
 def _request_fields(

@@ -1,6 +1,6 @@
-"""Load that is shed: told of while it lasts, however many requests that are.
+"""Logs that load is shed, once a period, however many requests are refused.
 
-Owns how often that is said. Does not know why there is no room.
+Owns that period. Does not know why there is no room.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ PERIOD_S = 10.0
 
 
 class Shedding:
-    """Counts refusals for want of room between two events."""
+    """Counts the refusals between two events."""
 
     def __init__(self, admission: Admission, now_s: Callable[[], float]) -> None:
-        """Begin; `now_s` is in monotonic seconds."""
+        """Start; `now_s` is in monotonic seconds."""
         self._admission = admission
         self._now_s = now_s
-        self._told_at = now_s() - PERIOD_S
+        self._logged_at = now_s() - PERIOD_S
         self._num_refused = 0
 
     def note(self, code: str) -> None:
-        """A refusal: the first is told at once, later ones every ten seconds."""
+        """Count a refusal; the first is logged at once, later ones every ten seconds."""
         if code != Overloaded.code:
             return
         self._num_refused += 1
         now_s = self._now_s()
-        if now_s - self._told_at >= PERIOD_S:
+        if now_s - self._logged_at >= PERIOD_S:
             events.LOAD_SHED.tell(
                 refused=self._num_refused,
                 running=self._admission.num_running,
                 queued=self._admission.num_queued,
             )
-            self._told_at = now_s
+            self._logged_at = now_s
             self._num_refused = 0

@@ -1,7 +1,7 @@
 """Counts and times of the router, on the OpenTelemetry SDK, shown as Prometheus text.
 
 Owns the instruments made from `core.metrics`. Records per request, never per token. Does not know
-doors.
+HTTP or gRPC.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Telemetry:
     """The router's instruments."""
 
     def __init__(self, gauges: dict[metrics.Metric, Callable[[], dict[str, int]]]) -> None:
-        """Make every instrument and show every label pair at zero.
+        """Make every instrument, and show every label at zero.
 
         Args:
-            gauges: For each gauge a function that reads it: label value (or "") to number.
+            gauges: Reads each gauge: number by label value (or "").
         """
         self._registry = CollectorRegistry()
         self._reader = PrometheusMetricReader(
@@ -46,8 +46,9 @@ class Telemetry:
         # The exporter appends `_total` to counters itself.
         self._counters = {
             m: meter.create_counter(m.name.removesuffix("_total"), description=m.description)
-            for m in metrics.ALL if m.kind == "counter"
-        }  # fmt: skip
+            for m in metrics.ALL
+            if m.kind == "counter"
+        }
         self._histograms = {
             m: meter.create_histogram(m.name, description=m.description)
             for m in metrics.ALL
@@ -61,11 +62,11 @@ class Telemetry:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for path in ("pd", "local"):
             self._counters[metrics.ATTEMPTS].add(0, {"path": path})
-        for door in ("http", "grpc"):
+        for server in ("http", "grpc"):
             for code in sorted(CODES):
-                self._counters[metrics.REFUSALS].add(0, {"door": door, "code": code})
+                self._counters[metrics.REFUSALS].add(0, {"door": server, "code": code})
             for code in sorted({error.code for error in all_errors()}):
-                self._counters[metrics.ERRORS].add(0, {"door": door, "code": code})
+                self._counters[metrics.ERRORS].add(0, {"door": server, "code": code})
         for client in ADDRESS_CLASSES:
             self._counters[metrics.BAD_KEYS].add(0, {"client": client})
         for transport in ("shm", "grpc"):
@@ -80,12 +81,14 @@ class Telemetry:
         for metric in plain:
             self._counters[metric].add(0)
 
-    def request_ended(self, run: RequestState, ended: RequestEnded, door: str = "") -> None:
-        """Record one request, whole."""
-        line, timing, usage = run.timeline, ended.timing, ended.usage
+    def request_ended(self, run: RequestState, ended: RequestEnded, server: str = "") -> None:
+        """Record a request that ran."""
+        line = run.timeline
+        timing = ended.timing
+        usage = ended.usage
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(ended.error)})
         if ended.error is not None:
-            self._counters[metrics.ERRORS].add(1, {"door": door, "code": ended.error.code})
+            self._counters[metrics.ERRORS].add(1, {"door": server, "code": ended.error.code})
         self._counters[metrics.PROMPT_TOKENS].add(usage.prompt_tokens)
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
@@ -107,21 +110,21 @@ class Telemetry:
             self._histograms[metrics.ITL].record(gap_s)
 
     def call_refused(self, call: Call) -> None:
-        """Record a call that ended before it had a request of its own."""
+        """Record a call that ended before it had a request."""
         if call.outcome:
             self._counters[metrics.REQUESTS].add(1, {"outcome": call.outcome})
-        self._count_refusal(call.door, call.code)
+        self._count_refusal(call.server, call.code)
         if call.code == Unauthenticated.code:
             self._counters[metrics.BAD_KEYS].add(1, {"client": call.client})
 
-    def request_refused(self, door: str, error: ServingError) -> None:
+    def request_refused(self, server: str, error: ServingError) -> None:
         """Record a request that ended before it ran."""
         self._counters[metrics.REQUESTS].add(1, {"outcome": outcome_of(error)})
-        self._count_refusal(door, error.code)
+        self._count_refusal(server, error.code)
 
-    def _count_refusal(self, door: str, code: str) -> None:
+    def _count_refusal(self, server: str, code: str) -> None:
         label = code if code in CODES else OTHER.code
-        self._counters[metrics.REFUSALS].add(1, {"door": door, "code": label})
+        self._counters[metrics.REFUSALS].add(1, {"door": server, "code": label})
 
     def retried(self, error: ServingError) -> None:
         """Record an attempt caused by a fault."""

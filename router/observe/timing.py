@@ -1,7 +1,6 @@
 """Where an ended request's time went: the phases that add up to its TTFT and its end-to-end time.
 
-Owns the arithmetic and the attributes of the request's span. Does not know how a request is
-carried.
+Owns the arithmetic and the attributes of the request's span. Does not know how a request is served.
 """
 
 from __future__ import annotations
@@ -12,17 +11,21 @@ from router.request_state import RequestState
 
 def timing_of(run: RequestState) -> RequestTiming:
     """Split the time of an ended request into phases that add up to it."""
-    line, t, p = run.timeline, run.timings, run.placement
+    line = run.timeline
+    reported = run.timings
+    placement = run.placement
     e2e_s = line.e2e_s or 0.0
     to_first_s = e2e_s if line.ttft_s is None else line.ttft_s
-    # Workers measure with clocks of their own: what they claim cannot exceed what there was.
+    # Workers measure by their own clocks: no duration may exceed what the router saw pass.
     tokenize_s = min(run.started_at - line.received_at, to_first_s)
     waited_s = to_first_s - tokenize_s
     if line.admitted_at is not None:
         waited_s = line.admitted_at - run.started_at
-    queue_s = min(waited_s + t.queue_s, to_first_s - tokenize_s)
-    prefill_s = min(t.prefill_s, to_first_s - tokenize_s - queue_s)
-    first, second, last = line.token_at[:1], line.token_at[1:2], line.token_at[-1:]
+    queue_s = min(waited_s + reported.queue_s, to_first_s - tokenize_s)
+    prefill_s = min(reported.prefill_s, to_first_s - tokenize_s - queue_s)
+    first = line.token_at[:1]
+    second = line.token_at[1:2]
+    last = line.token_at[-1:]
     gap_s = second[0] - first[0] if second else 0.0
     transfer_s = min(run.exposed_transfer_s, gap_s)
     return RequestTiming(
@@ -36,25 +39,27 @@ def timing_of(run: RequestState) -> RequestTiming:
         finish_s=line.ended_at - last[0] if last and line.ended_at is not None else 0.0,
         ttft_s=line.ttft_s or 0.0,
         e2e_s=e2e_s,
-        cached_tokens=t.cached_tokens,
-        kv_bytes=t.kv_bytes,
-        kv_blocks=t.kv_blocks,
-        kv_transport=t.kv_transport,
-        kv_fragments_resent=t.kv_fragments_resent,
-        path=p.path.value if p else "",
-        prefill_worker=p.prefill.worker_id if p else "",
-        decode_worker=p.decode.worker_id if p else "",
-        prefill_pid=p.prefill.pid if p else 0,
-        decode_pid=p.decode.pid if p else 0,
+        cached_tokens=reported.cached_tokens,
+        kv_bytes=reported.kv_bytes,
+        kv_blocks=reported.kv_blocks,
+        kv_transport=reported.kv_transport,
+        kv_fragments_resent=reported.kv_fragments_resent,
+        path=placement.path.value if placement else "",
+        prefill_worker=placement.prefill.worker_id if placement else "",
+        decode_worker=placement.decode.worker_id if placement else "",
+        prefill_pid=placement.prefill.pid if placement else 0,
+        decode_pid=placement.decode.pid if placement else 0,
         attempts=tuple(run.attempts),
     )
 
 
 def end_span(run: RequestState, ended: RequestEnded) -> None:
-    """Close the request's span with what it cost, in the words of OpenTelemetry's conventions."""
+    """End the request's span, with attributes by OpenTelemetry's semantic conventions."""
     if run.span is None or run.timeline.ended_at is None:
         return
-    request, usage, a = run.request, ended.usage, ended.timing
+    request = run.request
+    usage = ended.usage
+    timing = ended.timing
     attributes: dict[str, str | int | float | bool] = {
         "gen_ai.operation.name": request.operation,
         "gen_ai.provider.name": "baton",
@@ -65,11 +70,11 @@ def end_span(run: RequestState, ended: RequestEnded) -> None:
         "gen_ai.usage.input_tokens": usage.prompt_tokens,
         "gen_ai.usage.output_tokens": usage.completion_tokens,
         "gen_ai.usage.cache_read.input_tokens": usage.cached_tokens,
-        "baton.path": a.path,
-        "baton.prefill_worker": a.prefill_worker,
-        "baton.decode_worker": a.decode_worker,
-        "baton.kv_bytes": a.kv_bytes,
-        "baton.attempts": ",".join(a.attempts),
-        **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in a.phases().items()},
+        "baton.path": timing.path,
+        "baton.prefill_worker": timing.prefill_worker,
+        "baton.decode_worker": timing.decode_worker,
+        "baton.kv_bytes": timing.kv_bytes,
+        "baton.attempts": ",".join(timing.attempts),
+        **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in timing.phases().items()},
     }
     run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")

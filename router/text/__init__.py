@@ -1,4 +1,4 @@
-"""Text to tokens and back: templates, tokenizers in processes of their own, detokenizing.
+"""Text to tokens and back: templates, tokenizers in child processes, detokenizing.
 
-Owns all that the router knows of text. Does not know placement or workers.
+Owns everything that the router knows of text. Does not know placement or workers.
 """

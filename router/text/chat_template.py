@@ -1,11 +1,10 @@
 """Messages to one prompt, with the model's own Jinja template in an immutable sandbox.
 
-Owns finding, compiling and rendering templates, bounded in size (time and memory are bounded by the
-process it runs in). Does not know tokens, nor what a message becomes for a template
-(`router.text.template_messages`).
+Owns finding, compiling and rendering templates, bounded in size (the process it runs in bounds time
+and memory). Does not know tokens, nor how messages are prepared (`router.text.template_messages`).
 
 Filters, globals, variables and whitespace rules are those of transformers' `apply_chat_template`,
-which is the oracle in the tests.
+which is the reference in the tests.
 """
 
 from __future__ import annotations
@@ -27,12 +26,12 @@ from router.text.template_shape import TemplateShape, read_shape
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 END_OF_FINAL = "[the last message ends here] "
-"""Put behind a message that is to be gone on with, to find its end in the prompt. The space shows
-whether the template trims contents."""
+"""Appended to a message that the model is to continue, to find its end in the prompt. The space
+shows whether the template trims contents."""
 
 
 class Generation(Extension):
-    """`{% generation %}` marks an assistant's part for training; here it only shows its body."""
+    """`{% generation %}` marks assistant text for training; here it only renders its body."""
 
     tags = {"generation"}  # noqa: RUF012 - the name and type are Jinja's
 
@@ -82,7 +81,7 @@ class ChatTemplates:
     """The templates and special tokens of one model folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read the files of a folder that name them, where there are any."""
+        """Read them from the folder's files, as far as these exist."""
         config = _read(folder / "tokenizer_config.json")
         self._special_tokens = special_tokens(config, _read(folder / "special_tokens_map.json"))
         self._source = config.get("chat_template") or ""
@@ -110,11 +109,11 @@ class ChatTemplates:
             variables: The allowed `chat_template_kwargs`.
             source: A template to use instead of the model's.
             adds_generation_prompt: Open the assistant's turn.
-            continues_final: Leave the last message open, for the model to go on with.
+            continues_final: Leave the last message open, for the model to continue.
             max_characters: Longest result.
 
         Raises:
-            InvalidRequest: No template, a broken one, or one that refuses these messages.
+            InvalidRequest: There is no template, it is broken, or it refuses these messages.
         """
         source = source or self._source
         if not source:

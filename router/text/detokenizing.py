@@ -1,13 +1,13 @@
 """Token ids to text, one token at a time, exact on characters that span tokens.
 
-Owns the incremental decoders of all choices. Does not know stop strings. Decoding is microseconds,
-so it runs on the router's loop.
+Owns the incremental decoders of all choices. Does not know stop strings. Decoding takes
+microseconds, so it runs on the router's event loop.
 
-A tokenizer decodes whole lists, and what it says of the last tokens may change with the next one.
-Two things settle that here. Tokens that stand for bytes (all tokens of byte-level tokenizers, and
-the `<0xXX>` of those with byte fallback) go through an incremental UTF-8 decoder: what is no valid
-UTF-8 becomes U+FFFD, at once, and what follows is right again. Other tokens are decoded with the
-ones before them, for the sake of spaces, and only what is new is passed on.
+A tokenizer decodes whole lists, and the text of the last tokens may change with the next one. Two
+methods avoid that here. Tokens that stand for bytes (all tokens of byte-level tokenizers, and the
+`<0xXX>` of those with byte fallback) go through an incremental UTF-8 decoder: invalid UTF-8 becomes
+U+FFFD at once, and what follows is right again. Other tokens are decoded together with the ones
+before them, which decide about spaces, and only the new text is returned.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ from core.errors import ModelLoadError
 from core.types import GenerateRequest
 
 CONTEXT_TOKENS = 6
-"""Prompt tokens with a text that the decoder sees first, so that a leading space is judged as in
-the whole text, and a character goes on: one and three are needed."""
+"""Prompt tokens with text that the decoder gets first, so that a leading space is treated as in the
+whole text, and an unfinished character continues. One and three tokens would do."""
 BROKEN = "\ufffd"
 EACH_BYTE = "baton.each_byte"
-"""How byte fallback replaces what is no UTF-8: byte by byte.
-A byte-level decoder: as Python does."""
+"""How byte fallback replaces invalid UTF-8: byte by byte. Byte-level decoders do as Python does."""
 
 
 def _replace_each_byte(error: UnicodeError) -> tuple[str, int]:
@@ -53,36 +52,42 @@ class StreamDecoder:
         skips_special: bool = True,
         completes: bool = False,
     ) -> None:
-        """Begin after `context`, whose text is not told again.
+        """Begin after `context`, whose text is not returned again.
 
-        `completes`: a character that the context left unfinished is told here, whatever becomes of
-        it; otherwise only if the output finishes it.
+        Args:
+            model: The tokenizer.
+            context: The last tokens before the output.
+            skips_special: Hide special tokens.
+            completes: Return a character that the context left unfinished even if it stays broken;
+                otherwise only if the output finishes it.
         """
-        self._model, self._skips_special = model, skips_special
+        self._model = model
+        self._skips_special = skips_special
         self._utf8 = codecs.getincrementaldecoder("utf-8")(model.broken_bytes)
         self._window: list[int] = []
-        self._told = ""
-        """Text of the window; all of it was passed on."""
+        self._window_text = ""
+        """Text of the window; all of it was returned."""
         for token_id in context:
             self._push(token_id)
         self.unfinished = self._utf8.getstate()[0]
         """Bytes of a character that the context began."""
         shown = self.unfinished.decode("utf-8", model.broken_bytes)
         self._foreign = "" if completes else shown
-        """What the context's own last bytes show as if no character comes of them."""
+        """How the context's last bytes show if no character comes of them."""
 
     def push(self, token_id: int) -> str:
-        """Return the text that became certain with this token; may be empty. Never raises."""
+        """Return the text that this token completes; may be empty. Never raises."""
         return self._without_foreign(self._push(token_id))
 
     def flush(self) -> str:
-        """Return what is left when the output ends: an incomplete character shows as U+FFFD."""
+        """Return the rest when the output ends: an incomplete character becomes U+FFFD."""
         return self._without_foreign(self._utf8.decode(b"", final=True))
 
     def _without_foreign(self, text: str) -> str:
         if not text or not self._foreign:
             return text
-        foreign, self._foreign = self._foreign, ""
+        foreign = self._foreign
+        self._foreign = ""
         return text.removeprefix(foreign)
 
     def _push(self, token_id: int) -> str:
@@ -91,38 +96,40 @@ class StreamDecoder:
         data = self._model.own_bytes(token_id)
         if data is not None and self._model.is_byte_level:
             return self._utf8.decode(data)
-        # A text that begins with a byte loses a space as it would if it began with a word.
+        # A text that begins with an ASCII byte loses a leading space, as one with a word does.
         is_first = not self._window and data is not None and data < b"\x80"
         if data is None or is_first:
-            return self._utf8.decode(b"", final=True) + self._after_the_others(token_id)
-        self._move_on(token_id)
+            return self._utf8.decode(b"", final=True) + self._decode_in_window(token_id)
+        self._advance(token_id)
         return self._utf8.decode(data)
 
-    def _after_the_others(self, token_id: int) -> str:
-        """Decode a token together with those before it; nothing of theirs changes by it."""
+    def _decode_in_window(self, token_id: int) -> str:
+        """Decode a token together with those before it, whose text it does not change."""
         text = self._model.text([*self._window, token_id])
-        is_plain = text.startswith(self._told)
-        new = text[len(self._told) :] if is_plain else self._model.text([token_id])
-        self._move_on(token_id)
+        is_plain = text.startswith(self._window_text)
+        new = text[len(self._window_text) :] if is_plain else self._model.text([token_id])
+        self._advance(token_id)
         return new
 
-    def _move_on(self, token_id: int) -> None:
-        """Let a token be what the next one is decoded after."""
+    def _advance(self, token_id: int) -> None:
+        """Append a token to the window, after which the next one is decoded."""
         self._window.append(token_id)
         if len(self._window) > CONTEXT_TOKENS:
             del self._window[0]
-        self._told = self._model.text(self._window)
+        self._window_text = self._model.text(self._window)
 
 
 class TextOffsets:
     """Where each token's text begins in the output (characters), for log probabilities."""
 
     def __init__(self, model: TextModel, decoder: StreamDecoder, start: int = 0) -> None:
-        """Begin at `start` with a decoder that has been given nothing yet."""
-        self._model, self._decoder, self._end = model, decoder, start
+        """Begin at `start`, with a fresh decoder."""
+        self._model = model
+        self._decoder = decoder
+        self._end = start
 
     def begin(self, token_id: int) -> int:
-        """Take the next token and say where it begins; inside a character: where that begins."""
+        """Take the next token; return where it, or the character that it continues, begins."""
         begin = self._end
         text = self._decoder.push(token_id)
         self._end += len(text)
@@ -142,13 +149,11 @@ class TextModel:
         path = folder / "tokenizer.json"
         if not path.is_file():
             raise ModelLoadError(
-                f"{folder.name} holds no tokenizer.json; other tokenizer formats are not read"
+                f"{folder.name} holds no tokenizer.json; other tokenizer formats are not supported"
             )
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except (
-            Exception
-        ) as error:  # tokenizers raises plain Exception, whatever is wrong with the file
+        except Exception as error:  # tokenizers raises plain Exception for any fault of the file
             raise ModelLoadError(f"{folder.name}/tokenizer.json cannot be read: {error}") from error
         decoder = json.loads(path.read_text(encoding="utf-8")).get("decoder") or {}
         kinds = [decoder, *decoder.get("decoders", ())]
@@ -158,13 +163,13 @@ class TextModel:
         self.broken_bytes = EACH_BYTE if self._falls_back else "replace"
         added = self._tokenizer.get_added_tokens_decoder()
         self.special_ids = {token.content: i for i, token in added.items() if token.special}
-        """Special tokens by their text; a decoder leaves them out unless it is told not to."""
+        """Special tokens by their text; a decoder hides them by default."""
         self._hidden_ids = frozenset(self.special_ids.values())
         self._anchor = self._find_anchor()
         self._anchor_text = self.text(self._anchor)
 
     def _find_anchor(self) -> tuple[int, ...]:
-        """Find a token with text, after which others are decoded, so that they keep their space."""
+        """Find a token with text: decoded after it, other tokens keep their leading space."""
         if self.is_byte_level:
             return ()
         for token_id in range(self._tokenizer.get_vocab_size(with_added_tokens=True)):
@@ -193,7 +198,7 @@ class TextModel:
         )
 
     def echo(self, prompt: tuple[int, ...]) -> str:
-        """Text of a prompt but for a character that its end began: the output tells that."""
+        """Return a prompt's text without a character that its end began: the output ends it."""
         decoder = self.decoder(prompt, skips_special=False)
         if self._falls_back:  # where each byte is a token, and one broken byte breaks all beside it
             return self.text(prompt[: len(prompt) - len(decoder.unfinished)])
@@ -201,11 +206,11 @@ class TextModel:
         return self.text(prompt).removesuffix(shown)
 
     def is_hidden(self, token_id: int, *, skips_special: bool) -> bool:
-        """Whether a token has no text: a special one that is left out, or an id without a name."""
+        """Return True for a token without text: a hidden special one, or an id without a name."""
         return (skips_special and token_id in self._hidden_ids) or not self.name(token_id)
 
     def own_bytes(self, token_id: int) -> bytes | None:
-        """Bytes a token stands for whatever is around it; None: it is a piece of text."""
+        """Return the bytes that a token stands for in any context; None if it is text."""
         name = self.name(token_id)
         if self.is_byte_level:
             try:
@@ -220,11 +225,11 @@ class TextModel:
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skips_special))
 
     def token_text(self, token_id: int, *, is_first: bool = False) -> str:
-        """Text of one token, for log probabilities.
+        """Return the text of one token, for log probabilities.
 
         Args:
-            token_id: Of any token; a part of a character shows as U+FFFD.
-            is_first: Whether it opens a text, where it may lose the space that it begins with.
+            token_id: A part of a character becomes U+FFFD.
+            is_first: Whether it opens a text, where it may lose its leading space.
         """
         data = self.own_bytes(token_id)
         if data is not None:
@@ -235,22 +240,22 @@ class TextModel:
         return text[len(self._anchor_text) :]
 
     def name(self, token_id: int) -> str:
-        """The token as the vocabulary names it."""
+        """Return the vocabulary's name of a token."""
         return str(self._tokenizer.id_to_token(token_id) or "")
 
     def beyond(self, vocabulary_size: int) -> dict[int, str]:
-        """Tokens for which a model of this vocabulary size has no row, by id."""
+        """Return tokens that have no row in a model of this vocabulary size, by id."""
         names = self._tokenizer.get_vocab(with_added_tokens=True).items()
         return {i: name for name, i in sorted(names, key=lambda x: x[1]) if i >= vocabulary_size}
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes a token stands for, also when they are only a part of a character."""
+        """Return the bytes of a token, which may be only a part of a character."""
         data = self.own_bytes(token_id)
         return self.token_text(token_id).encode() if data is None else data
 
 
 def _byte_letters() -> dict[str, int]:
-    """GPT-2's letters for bytes: printable ones are themselves, others follow from U+0100 on."""
+    """Return GPT-2's letters for bytes: printable bytes are themselves, others follow U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

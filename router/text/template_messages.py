@@ -1,7 +1,7 @@
 """Messages as a chat template sees them: the same as under transformers and the OpenAI servers.
 
-Owns what becomes of nulls, content parts, tool calls, reasoning and developers. Does not know Jinja
-beyond a template's shape.
+Owns how nulls, content parts, tool calls, reasoning and developer messages are prepared. Does not
+know Jinja beyond a template's shape.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 def seen_messages(messages: list[Message], shape: TemplateShape) -> list[Message]:
-    """Make new messages for a template of this shape; the given ones stay as they are.
+    """Make new messages for a template of this shape; the given ones are unchanged.
 
     Raises:
         InvalidRequest: The arguments of a tool call are not a JSON object.
@@ -43,7 +43,7 @@ def with_last_text(message: Message, text: str) -> Message:
 
 
 def _seen(message: Message, index: int, shape: TemplateShape) -> Message:
-    """Nulls are left out: templates ask whether a key is there, and print null as a word."""
+    """Prepare one message. Nulls go: templates test for the key, and would print null as a word."""
     seen = {name: value for name, value in message.items() if value is not None}
     reasoning = next((seen[name] for name in REASONING if name in seen), None)
     if reasoning is not None:
@@ -55,7 +55,7 @@ def _seen(message: Message, index: int, shape: TemplateShape) -> Message:
     if isinstance(calls, list):
         place = f"messages[{index}].tool_calls"
         calls = [_call(call, f"{place}[{number}]") for number, call in enumerate(calls)]
-    if calls:  # an empty list stands for none, but a template may ask whether the key is there
+    if calls:  # an empty list means none, but a template may test for the key
         seen["tool_calls"] = calls
     return seen
 
@@ -69,7 +69,7 @@ def _content(content: object, shape: TemplateShape) -> object:
 
 
 def _call(call: object, place: str) -> object:
-    """One tool call; its arguments come as JSON text and are shown as the object they stand for."""
+    """Prepare a tool call: arguments arrive as JSON text, and templates expect the object."""
     function = call.get("function") if isinstance(call, dict) else None
     if not isinstance(call, dict) or not isinstance(function, dict):
         return call

@@ -1,11 +1,11 @@
-"""What a chat template does with messages, read off its syntax tree.
+"""What a chat template does with messages, read from its syntax tree.
 
-Owns that reading: whether a template walks over the parts of a content, whether it also takes plain
-text, and whether it has heard of developers. Does not run templates.
+Owns that analysis: whether a template iterates over the parts of a content, whether it also takes
+plain text, and whether it knows the developer role. Does not run templates.
 
 Values are followed by name, not by scope or order: `messages`, one message, a content. That is
-enough to tell a loop over parts from a loop over messages, also through `set`, `with`, namespaces
-and macros.
+enough to distinguish a loop over parts from a loop over messages, also through `set`, `with`,
+namespaces and macros.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from enum import Enum
 from jinja2 import nodes
 
 MAX_ROUNDS = 16
-"""Names are passed on at most so many times: a macro that calls a macro, and so on."""
+"""Bound on propagating values from name to name: a macro that calls a macro, and so on."""
 PART_FILTERS = ("map", "selectattr", "rejectattr", "groupby")
 
 
@@ -27,11 +27,11 @@ class TemplateShape:
     """What one template expects of a message."""
 
     walks_parts: bool
-    """It looks into the parts of a content: what is a list stays one."""
+    """It iterates over the parts of a content: a list stays a list."""
     takes_text: bool
-    """It asks whether a content is a string, so a string may stay one."""
+    """It tests whether a content is a string: a string may stay a string."""
     knows_developer: bool
-    """It names the role; otherwise it would drop or misspell such a message."""
+    """It names the role; otherwise it would drop such a message or print it wrongly."""
 
 
 class _Kind(Enum):
@@ -79,7 +79,7 @@ class _Reader:
                 return
 
     def walks(self, node: nodes.Node) -> bool:
-        """Tell whether a node looks into the parts of a content."""
+        """Return True if a node looks into the parts of a content."""
         match node:
             case nodes.For(iter=source):
                 return _Kind.CONTENT in self.kinds(source)
@@ -94,7 +94,7 @@ class _Reader:
         return False
 
     def kinds(self, node: nodes.Node | None) -> _Kinds:
-        """What an expression may be."""
+        """Return what an expression may be."""
         match node:
             case nodes.Name(name=name):
                 return self._names.get(name, _NONE)
@@ -127,7 +127,7 @@ class _Reader:
         return _NONE
 
     def _named(self, statement: nodes.Node) -> Iterator[tuple[str, _Kinds]]:
-        """Names that a statement gives values to."""
+        """Yield the names that a statement assigns, with what they may be."""
         match statement:
             case nodes.Assign(
                 target=nodes.Name(name=name),

@@ -1,7 +1,7 @@
-"""How many bytes of text one token can stand for at most, where a tokenizer lets that be said.
+"""How many bytes of text one token can cover at most, if the tokenizer allows such a bound.
 
-Owns the proof from `tokenizer.json`: what takes more tokens than fit need not be tokenized to be
-refused. Does not know requests.
+Owns the proof from `tokenizer.json`: a text that cannot fit is refused without being tokenized.
+Does not know requests.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from core.errors import PromptTooLong
 from router.text.detokenizing import TextModel
 
 NFC_SHRINKS_BY = 3
-"""At most: no character composes from more than three times its own bytes of UTF-8."""
+"""At most: no character composes from more than three times its UTF-8 bytes."""
 KEEPING_NORMALIZERS = {"NFC": NFC_SHRINKS_BY, "Prepend": 1}
 KEEPING_PRE_TOKENIZERS = ("ByteLevel", "Split", "Digits", "Metaspace")
 
 
 def longest_token_bytes(folder: Path) -> int | None:
-    """Bytes of a text that one token covers at most; None if the tokenizer may drop text.
+    """Return how many bytes of text one token covers at most; None if there is no bound.
 
-    Only byte-level BPE and BPE with byte fallback are followed, and of their steps before it only
-    those that drop nothing: unknown words, stripped spaces and folded case have no such bound.
+    Only byte-level BPE and BPE with byte fallback have one, and only if their earlier steps drop
+    nothing: unknown words, stripped spaces and folded case have no such bound.
     """
     tree: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     kinds = _kinds(tree.get("pre_tokenizer"), "pretokenizers")
@@ -42,7 +42,7 @@ def longest_token_bytes(folder: Path) -> int | None:
         shrinks_by *= factor
     added = tree.get("added_tokens") or []
     if any(token.get("lstrip") or token.get("rstrip") for token in added):
-        return None  # such a token takes all the spaces beside it
+        return None  # such a token swallows all spaces beside it
     text = TextModel(folder)
     sizes = [len(text.token_bytes(i)) for i in (model.get("vocab") or {}).values()]
     sizes += [len(str(token["content"]).encode()) for token in added]
@@ -53,7 +53,7 @@ def check_bytes(text: str, max_bytes: int) -> None:
     """Refuse a text with more bytes than the context window can hold; 0: no limit.
 
     Raises:
-        PromptTooLong: Says so; nothing was tokenized.
+        PromptTooLong: Nothing was tokenized.
     """
     if max_bytes and (num_bytes := len(text.encode("utf-8", "surrogatepass"))) > max_bytes:
         raise PromptTooLong(
@@ -63,7 +63,7 @@ def check_bytes(text: str, max_bytes: int) -> None:
 
 
 def _kinds(node: dict[str, Any] | None, many: str) -> list[dict[str, Any]]:
-    """A step, or the steps of a sequence."""
+    """Flatten a step or a sequence of steps."""
     if node is None:
         return []
     if node.get("type") != "Sequence":

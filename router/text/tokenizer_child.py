@@ -1,8 +1,8 @@
 """The process in which texts are tokenized and templates rendered, one JSON line at a time.
 
-Owns the Hugging Face tokenizer and the chat templates of one model. Does not know requests; trusts
-nothing it is given: memory is limited here, time by the router. Started by `router.text.tokenizing`
-as `python -m router.text.tokenizer_child FOLDER MAX_CHARACTERS`.
+Owns the Hugging Face tokenizer and the chat templates of one model. Does not know requests. Its
+input is not trusted: it limits memory itself, and the router limits time. `router.text.tokenizing`
+starts it as `python -m router.text.tokenizer_child FOLDER MAX_CHARACTERS`.
 """
 
 from __future__ import annotations
@@ -24,38 +24,39 @@ MAX_MEMORY_BYTES = 3 << 30
 
 
 def answer(
-    order: dict[str, Any], tokenizer: Tokenizer, templates: ChatTemplates, max_characters: int
+    job: dict[str, Any], tokenizer: Tokenizer, templates: ChatTemplates, max_characters: int
 ) -> dict[str, Any]:
-    """Do what one line asks for.
+    """Do the job of one line.
 
     Raises:
         InvalidRequest: Names the field at fault.
-        PromptTooLong: What was rendered cannot fit.
+        PromptTooLong: The rendered prompt cannot fit.
     """
-    text = order.get("text")
+    text = job.get("text")
     if text is None:
         text = templates.render(
-            order["messages"],
-            order["variables"],
-            order["template"],
-            adds_generation_prompt=order["adds_generation_prompt"],
-            continues_final=order["continues_final"],
+            job["messages"],
+            job["variables"],
+            job["template"],
+            adds_generation_prompt=job["adds_generation_prompt"],
+            continues_final=job["continues_final"],
             max_characters=max_characters,
         )
-        check_bytes(text, order.get("max_bytes", 0))
-    encoding = tokenizer.encode(text, add_special_tokens=order["adds_special_tokens"])
+        check_bytes(text, job.get("max_bytes", 0))
+    encoding = tokenizer.encode(text, add_special_tokens=job["adds_special_tokens"])
     return (
         {"ids": encoding.ids, "tokens": encoding.tokens}
-        if order.get("wants_tokens")
+        if job.get("wants_tokens")
         else {"ids": encoding.ids}
     )
 
 
 def main() -> None:
-    """Answer until the router lets go of the pipe."""
-    folder, max_characters = Path(sys.argv[1]), int(sys.argv[2])
+    """Answer until the router closes the pipe."""
+    folder = Path(sys.argv[1])
+    max_characters = int(sys.argv[2])
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.no_truncation()  # some files were saved with what a training run had set
+    tokenizer.no_truncation()  # some files were saved with a training run's settings
     tokenizer.no_padding()
     templates = ChatTemplates(folder)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))

@@ -1,8 +1,8 @@
-"""Text and messages to token ids, in processes of their own, bounded in bytes, time and memory.
+"""Text and messages to token ids, in child processes, bounded in bytes, time and memory.
 
-Owns the orders to the tokenizer processes: a hostile text or template can at worst kill one of
-them, never the router or its event loop, and the others go on meanwhile. A text that cannot fit is
-refused by its length. Does not know requests. The children run `router.text.tokenizer_child`.
+Owns the jobs for the tokenizer processes: a hostile text or template can at worst kill one of them,
+never the router or its event loop, and the others continue. A text that cannot fit is refused by
+its length. Does not know requests. The children run `router.text.tokenizer_child`.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class TokenizerPool:
         num_processes: int = 1,
         wait_s: float = 30.0,
     ) -> None:
-        """Nothing is started until `start` or the first order.
+        """Prepare; `start` or the first text starts the processes.
 
         Args:
             folder: The model's.
             timeout_s: Longest time for one text.
-            num_processes: Children.
+            num_processes: How many.
             wait_s: Longest wait for a free one.
         """
         self._timeout_s = timeout_s
@@ -56,13 +56,13 @@ class TokenizerPool:
         """Encode a text.
 
         Raises:
-            PromptTooLong: More bytes than may fit; nothing was tokenized.
-            InvalidRequest: Not valid Unicode, too long, or too slow.
-            Overloaded: Too many orders wait.
+            PromptTooLong: It has too many bytes to fit; nothing was tokenized.
+            InvalidRequest: It is not valid Unicode, too long, or too slow.
+            Overloaded: Too many texts wait.
         """
         check_bytes(text, max_bytes)
-        order = {"text": text, "adds_special_tokens": adds_special_tokens}
-        reply = await self._ask("prompt", order, tenant)
+        job = {"text": text, "adds_special_tokens": adds_special_tokens}
+        reply = await self._ask("prompt", job, tenant)
         return list(reply["ids"])
 
     async def encode_with_tokens(
@@ -73,8 +73,8 @@ class TokenizerPool:
         Raises:
             ServingError: As `encode`.
         """
-        order = {"text": text, "adds_special_tokens": adds_special_tokens, "wants_tokens": True}
-        reply = await self._ask("prompt", order, tenant)
+        job = {"text": text, "adds_special_tokens": adds_special_tokens, "wants_tokens": True}
+        reply = await self._ask("prompt", job, tenant)
         return list(reply["ids"]), list(reply["tokens"])
 
     async def encode_chat(
@@ -83,11 +83,11 @@ class TokenizerPool:
         """Render messages with the chat template and encode the result.
 
         Raises:
-            PromptTooLong: More bytes than may fit; rendered, and not tokenized.
+            PromptTooLong: The rendered text has too many bytes to fit; it was not tokenized.
             InvalidRequest: Names what the template, or a limit, refuses.
-            Overloaded: Too many orders wait.
+            Overloaded: Too many texts wait.
         """
-        order = {
+        job = {
             "messages": chat.messages,
             "variables": chat.variables,
             "template": chat.template,
@@ -96,12 +96,12 @@ class TokenizerPool:
             "adds_special_tokens": chat.adds_special_tokens,
             "max_bytes": max_bytes,
         }
-        reply = await self._ask("messages", order, tenant)
+        reply = await self._ask("messages", job, tenant)
         return list(reply["ids"])
 
-    async def _ask(self, field: str, order: dict[str, Any], tenant: str) -> dict[str, Any]:
+    async def _ask(self, field: str, job: dict[str, Any], tenant: str) -> dict[str, Any]:
         try:
-            answer = await self._children.ask(_line(field, order), tenant)
+            answer = await self._children.ask(_line(field, job), tenant)
         except TimeoutError as error:
             raise InvalidRequest(
                 field, f"took longer than {self._timeout_s:g} s to tokenize; shorten it"
@@ -122,9 +122,9 @@ class TokenizerPool:
         await self._children.stop()
 
 
-def _line(field: str, order: dict[str, Any]) -> bytes:
+def _line(field: str, job: dict[str, Any]) -> bytes:
     try:
-        line = json.dumps(order, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(job, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError as error:
         raise InvalidRequest(field, "has a lone surrogate; send valid Unicode") from error
     except (RecursionError, ValueError) as error:

@@ -1,12 +1,11 @@
 """The router's end of its session with one worker.
 
-Owns connecting, the reconnect within 2 s, the beat, the watch over a hung or silent worker, and the
-routing of frames to attempts. A fault in what an attempt is told ends that attempt; a fault of the
-link itself ends the link, and whoever listened hears it. Does not know requests' stories, other
-workers or who places requests.
+Owns connecting, reconnecting within 2 s, heartbeats and the watch over a hung or silent worker.
+Does not know requests, other workers or placement. An exception of the session itself ends the
+session, and `subscriptions` ends every attempt that listens.
 
     DIALLING ─Welcome─▶ LIVE ─stream lost─▶ RECONNECTING ─Welcome─▶ LIVE
-                          │ hung 3 s            │ 2 s                  (what was unsent comes again)
+                          │ hung 3 s            │ 2 s                  (unsent messages go again)
                           └────────▶ LOST ◀─────┘
                                       └─ dialled anew each second while it is a member ─▶ LIVE
 """
@@ -14,86 +13,47 @@ workers or who places requests.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from enum import Enum, auto
-from typing import Protocol
 
 from core import events
-from core.awake import AwakeClock
 from core.containment import contained
-from core.errors import ServingError, WorkerDied, WorkerLost
-from core.ids import Epoch, RequestId, RouterId, WorkerId, WorkerLife
+from core.errors import WorkerDied, WorkerLost
+from core.ids import Epoch, RouterId, RunId, WorkerLife
 from core.ports import Clock, MessageStream, Network, StreamClosed
 from core.session import (
-    AttemptEnded,
     Cancel,
-    ConnectPeers,
     Credit,
     Hello,
     Load,
     PeerReport,
     Progress,
-    RouteReport,
-    RouterHeartbeat,
     StepFrame,
     Submit,
-    TokenDelta,
-    ToWorker,
-    Wanted,
     Welcome,
     WorkerDescriptor,
 )
 from router.placement import Candidate
+from router.workers.liveness import Liveness
+from router.workers.load import WorkerLoad
+from router.workers.outbox import Outbox
+from router.workers.routes import KVRoutes
+from router.workers.subscriptions import Subscriber, Subscriptions
 from transport.sequenced import NumberedStream
 
-HEARTBEAT_S = 0.5
 RECONNECT_S = 2.0
-HUNG_S = 3.0
 DIAL_TIMEOUT_S = 2.0
 RETRY_S = 0.1
 MAX_REFUSED = 2
-MAX_OUTGOING = 4096
-MEASURE_S = 15.0
 
 
 class SessionState(Enum):
-    """Where a link stands."""
+    """Whether the session is connected."""
 
     DIALLING = auto()
     LIVE = auto()
     RECONNECTING = auto()
     LOST = auto()
-
-
-class Subscriber(Protocol):
-    """An attempt that listens to a worker."""
-
-    @property
-    def epoch(self) -> Epoch:
-        """The attempt's number; news of others are not for it."""
-        ...
-
-    def wanted(self) -> Wanted:
-        """What is still missing, for a reconnect."""
-        ...
-
-    def on_delta(self, worker_id: WorkerId, delta: TokenDelta) -> None:
-        """New tokens."""
-        ...
-
-    def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:
-        """The worker's part is over."""
-        ...
-
-    def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
-        """The worker is gone."""
-        ...
-
-    def fail(self, error: ServingError) -> None:
-        """One of these three failed: end the attempt, once."""
-        ...
 
 
 class WorkerSession:
@@ -109,45 +69,36 @@ class WorkerSession:
         *,
         was_lost: bool = False,
     ) -> None:
-        """Nothing is dialled yet; `run` does.
+        """Prepare; `run` dials.
 
         Args:
             descriptor: The worker.
-            network: Carries the session.
-            router_id: Who the worker hears from.
+            network: Dials the worker.
+            router_id: How this router introduces itself.
             clock: Of this process.
-            stream_numbers: Rise over all streams of this router, so that the worker can tell the
+            stream_numbers: Rise over all streams of this router, so that the worker knows the
                 newest.
-            was_lost: Such a worker has to answer before it is placed upon again.
+            was_lost: A worker that was lost must answer before requests are placed on it again.
         """
         self.descriptor = descriptor
         self.rank_pids = descriptor.rank_pids
-        self.routes: dict[str, RouteReport] = {}
-        """How KV comes to this worker, by the address of who sends it."""
         self.num_reconnects = 0
-        self.num_stale = 0
-        self.on_standing: Callable[[WorkerSession], None] = lambda session: None
-        """Told after each change of `state` or `is_ready`."""
-        self._network, self._router_id, self._clock = network, router_id, clock
+        self.on_state_changed: Callable[[WorkerSession], None] = lambda session: None
+        """Called after each change of `state` or `is_ready`."""
+        self._network = network
+        self._router_id = router_id
+        self._clock = clock
         self._stream_numbers = stream_numbers
-        self._awake = AwakeClock(clock)
         self._state = SessionState.LOST if was_lost else SessionState.DIALLING
         self._is_ready = True
-        self._load = Load()
-        self._candidate: Candidate | None = None
-        self._subscribers: dict[RequestId, Subscriber] = {}
-        self._unanswered: dict[RequestId, int] = {}
-        self._num_unanswered_tokens = 0
-        self._outgoing: deque[ToWorker] = deque()
-        self._introduced: dict[str, None] = {}
-        self._unmet: dict[str, None] = {}
-        self._measured: dict[str, asyncio.Future[RouteReport]] = {}
-        self._wake = asyncio.Event()
-        self._counters: tuple[int, int] | None = None
+        self._load = WorkerLoad(descriptor)
+        self.subscriptions = Subscriptions(descriptor.worker_id, self._load)
+        self._outbox = Outbox()
+        self.routes = KVRoutes(self._outbox)
+        self._liveness = Liveness(descriptor.worker_id, clock)
         self._has_lived = was_lost
-        self._parting = ""
+        self._close_reason = ""
         self._is_leaving = False
-        self._moved_at = self._heard_at = 0.0
 
     @property
     def key(self) -> WorkerLife:
@@ -158,7 +109,7 @@ class WorkerSession:
 
     @property
     def state(self) -> SessionState:
-        """Where the link stands."""
+        """Whether the session is connected."""
         return self._state
 
     @property
@@ -168,8 +119,13 @@ class WorkerSession:
 
     @property
     def load(self) -> Load:
-        """As the worker said last."""
-        return self._load
+        """What the worker reported last."""
+        return self._load.reported
+
+    @property
+    def candidate(self) -> Candidate:
+        """The worker as placement compares it."""
+        return self._load.candidate
 
     @property
     def is_usable(self) -> bool:
@@ -182,51 +138,37 @@ class WorkerSession:
         is_connected = self._state in (SessionState.DIALLING, SessionState.LIVE)
         return self._state is SessionState.RECONNECTING or (is_connected and not self._is_ready)
 
-    @property
-    def candidate(self) -> Candidate:
-        """The worker as placement compares it."""
-        if self._candidate is None:
-            self._candidate = Candidate(
-                self.descriptor, self._load, self._num_unanswered_tokens, len(self._subscribers)
-            )
-        return self._candidate
-
-    def _tell(self, event: events.Event, **fields: object) -> None:
+    def _log(self, event: events.Event, **fields: object) -> None:
         d = self.descriptor
         event.tell(
             worker_id=d.worker_id, role=d.role.value, worker_pid=d.pid, node=d.node, **fields
         )
 
-    def tell_left(self) -> None:
-        """Say that the worker is no member any more."""
-        self._tell(events.WORKER_LEFT)
+    def log_left(self) -> None:
+        """Log that the worker is no member any more."""
+        self._log(events.WORKER_LEFT)
 
-    def _stand(self, *, state: SessionState | None = None, is_ready: bool | None = None) -> None:
-        """Change whether the worker can be placed upon: only here, so that nobody waits unwoken."""
+    def _set_state(
+        self, *, state: SessionState | None = None, is_ready: bool | None = None
+    ) -> None:
+        """Change whether the worker is usable. Only here: every change wakes those who wait."""
         before = (self._state, self._is_ready)
         self._state = self._state if state is None else state
         self._is_ready = self._is_ready if is_ready is None else is_ready
         if (self._state, self._is_ready) != before:
-            with contained("telling how a worker stands"):
-                self.on_standing(self)
+            with contained("noting the state of a worker's session"):
+                self.on_state_changed(self)
 
-    # --- asked by the orchestrator ----------------------------------------------------------------
+    # --- called by the orchestrator ---------------------------------------------------------------
 
-    def subscribe(self, request_id: RequestId, subscriber: Subscriber, num_tokens: int) -> None:
-        """Hear of a request; `num_tokens` count as this worker's load until its first word."""
-        self._subscribers[request_id] = subscriber
-        self._unanswered[request_id] = num_tokens
-        self._num_unanswered_tokens += num_tokens
-        self._candidate = None
+    def subscribe(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
+        """Listen to a run; `num_tokens` count as this worker's load until it first answers."""
+        self.subscriptions.add(run_id, subscriber, num_tokens)
 
-    def forget(self, request_id: RequestId, epoch: int) -> None:
-        """Stop hearing of a request and let the worker forget it too. Never waits."""
-        if self._subscribers.pop(request_id, None) is None:
-            return
-        self._answered(request_id)
-        self._candidate = None
-        if self._state is not SessionState.LOST:
-            self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]
+    def forget(self, run_id: RunId, epoch: Epoch) -> None:
+        """Stop listening to a run and cancel it on the worker. Never waits."""
+        if self.subscriptions.remove(run_id) and self._state is not SessionState.LOST:
+            self._outbox.push(Cancel(run_id, epoch))
 
     def send(self, message: Submit | Credit) -> None:
         """Queue a command.
@@ -234,77 +176,32 @@ class WorkerSession:
         Raises:
             WorkerLost: The worker is gone, or does not read.
         """
-        if self._state is SessionState.LOST or len(self._outgoing) >= MAX_OUTGOING:
+        if self._state is SessionState.LOST or self._outbox.is_full:
             raise WorkerLost(f"worker {self.descriptor.worker_id} is {self._state.name.lower()}")
-        self._push(message)
+        self._outbox.push(message)
 
-    def _push(self, message: ToWorker) -> None:
-        self._outgoing.append(message)
-        self._wake.set()
-
-    @property
-    def num_subscribers(self) -> int:
-        """Requests that listen; zero at rest."""
-        return len(self._subscribers)
-
-    # --- other workers ----------------------------------------------------------------------------
-
-    def introduce(self, address: str) -> None:
-        """Let the worker open the way to a peer that may send KV to it."""
-        self._introduced[address] = self._unmet[address] = None
-        self._wake.set()
-
-    def forget_peer(self, address: str) -> None:
-        """A peer is gone for good."""
-        self._introduced.pop(address, None)
-        self._unmet.pop(address, None)
-        self.routes.pop(address, None)
-
-    async def measure(self, address: str, probe_bytes: int) -> RouteReport:
-        """Let the worker measure the way from a peer; one at a time.
-
-        Raises:
-            TimeoutError: It did not answer.
-        """
-        found: asyncio.Future[RouteReport] = asyncio.get_running_loop().create_future()
-        self._measured[address] = found
-        self._push(ConnectPeers((address,), probe_bytes))
-        try:
-            async with asyncio.timeout(MEASURE_S):
-                return await found
-        finally:
-            del self._measured[address]
-
-    def _note_routes(self, routes: tuple[RouteReport, ...]) -> None:
-        for route in routes:
-            has_news = bool(route.gb_per_s or route.error)
-            # What was only opened again says less than what was measured.
-            if route.address in self._introduced and (has_news or route.address not in self.routes):
-                self.routes[route.address] = route
-            found = self._measured.get(route.address)
-            if found is not None and not found.done() and has_news:
-                found.set_result(route)
-
-    # --- life -------------------------------------------------------------------------------------
+    # --- connection -------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Connect, and stay connected until the worker is lost; listeners hear of any end."""
+        """Connect, and stay connected until the worker is lost; then end every attempt on it."""
         error = WorkerLost(f"the session with worker {self.descriptor.worker_id} failed")
         try:
             error = await self._stay_connected()
             if self._state is not SessionState.LOST and not self._leaves_in_order:
-                requests = len(self._subscribers)
-                self._tell(events.WORKER_LOST, reason=error.message, requests=requests)
+                requests = len(self.subscriptions)
+                self._log(events.WORKER_LOST, reason=error.message, requests=requests)
         finally:
-            self._lose(error)
+            self._set_state(state=SessionState.LOST)
+            self._outbox.clear()
+            self.subscriptions.lose(error)
 
     @property
     def _leaves_in_order(self) -> bool:
-        """It drains, and no request of ours was left on it: its end harms nobody."""
-        return self._is_leaving and not self._subscribers
+        """True if the worker drains and holds no request of ours: its end harms nobody."""
+        return self._is_leaving and not self.subscriptions
 
     async def _stay_connected(self) -> WorkerLost:
-        """Return what the worker was lost to."""
+        """Return why the worker was given up."""
         name = self.descriptor.worker_id
         give_up_at = self._clock.now_s() + DIAL_TIMEOUT_S
         num_refused = 0
@@ -325,32 +222,24 @@ class WorkerSession:
                 continue
             num_refused = 0
             was_live = True
-            self._tell(events.WORKER_LINK_BACK if self._has_lived else events.WORKER_JOINED)
+            self._log(events.WORKER_LINK_BACK if self._has_lived else events.WORKER_JOINED)
             self._has_lived = True
-            self._stand(state=SessionState.LIVE)
-            hung = await self._serve(stream)
-            if hung is not None:
+            self._set_state(state=SessionState.LIVE)
+            if (hung := await self._serve(stream)) is not None:
                 return hung
             if not self._leaves_in_order:
-                self._tell(events.WORKER_LINK_LOST, reason=self._parting)
-            self._stand(state=SessionState.RECONNECTING)
+                self._log(events.WORKER_LINK_LOST, reason=self._close_reason)
+            self._set_state(state=SessionState.RECONNECTING)
             self.num_reconnects += 1
             give_up_at = self._clock.now_s() + RECONNECT_S
-
-    def _lose(self, error: WorkerLost) -> None:
-        self._stand(state=SessionState.LOST)
-        subscribers, self._subscribers = self._subscribers, {}
-        self._outgoing.clear()
-        for subscriber in subscribers.values():
-            with contained("telling a request that its worker is gone", subscriber.fail):
-                subscriber.on_lost(self.descriptor.worker_id, error)
 
     async def _connect(self) -> MessageStream:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
             number = next(self._stream_numbers)
             stream = NumberedStream(await self._network.dial(self.descriptor.session_address))
             try:
-                await stream.send(Hello(self._router_id, self._wanted(), number))
+                wanted = self.subscriptions.wanted(self._outbox.queued_runs)
+                await stream.send(Hello(self._router_id, wanted, number))
                 welcome = await stream.recv()
             except BaseException:
                 stream.reset()
@@ -361,36 +250,24 @@ class WorkerSession:
         ):
             stream.reset()
             raise StreamClosed("another worker lives at this address now")
-        # An introduction that was under way when a stream ended may be lost: what was answered was
-        # heard.
-        self._unmet = {address: None for address in self._introduced if address not in self.routes}
+        self.routes.reconnected()
         return stream
 
-    def _wanted(self) -> tuple[Wanted, ...]:
-        """All that is listened for; a Submit still queued, perhaps half sent, comes (again)."""
-        queued = {m.request.request_id for m in self._outgoing if isinstance(m, Submit)}
-        wanted: list[Wanted] = []
-        for request_id, subscriber in list(self._subscribers.items()):
-            with contained("what a request still wants", subscriber.fail):
-                wanted.append(replace(subscriber.wanted(), is_coming=request_id in queued))
-        return tuple(wanted)
-
     async def _serve(self, stream: MessageStream) -> WorkerLost | None:
-        """Carry one stream until it is lost.
+        """Use one stream until it is lost.
 
         Returns:
-            What the worker died of, if it hung rather than the stream broke.
+            The error, if the worker hung rather than the stream broke.
         """
-        self._awake.tick()
-        self._heard_at = self._awake.now_s()
+        self._liveness.connected()
         hung: WorkerLost | None = None
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._read(stream))
-                tasks.create_task(self._write(stream))
-                tasks.create_task(self._watch())
+                tasks.create_task(self._outbox.write(stream))
+                tasks.create_task(self._liveness.watch())
         except* StreamClosed as group:
-            self._parting = str(group.exceptions[0])
+            self._close_reason = str(group.exceptions[0])
         except* WorkerLost as group:
             hung = WorkerLost(str(group.exceptions[0]))
             if any(isinstance(e, WorkerDied) for e in group.exceptions):
@@ -402,92 +279,30 @@ class WorkerSession:
     async def _read(self, stream: MessageStream) -> None:
         while True:
             message = await stream.recv()
-            self._heard_at = self._awake.now_s()
+            self._liveness.note_message()
             match message:
                 case StepFrame():
-                    self._dispatch(message)
+                    self.subscriptions.deliver(message)
                 case Progress():
                     self._note_progress(message)
                 case PeerReport(routes):
-                    self._note_routes(routes)
+                    self.routes.note(routes)
                 case _:
                     pass  # a message of a newer version
 
-    def _dispatch(self, frame: StepFrame) -> None:
-        """Tell each attempt what is its; what goes wrong there is its own end and nobody else's."""
-        worker_id = self.descriptor.worker_id
-        for delta in frame.deltas:
-            listener = self._listener(delta)
-            if listener is not None:
-                with contained("the delivery of tokens", listener.fail):
-                    listener.on_delta(worker_id, delta)
-        for ended in frame.ended:
-            listener = self._listener(ended)
-            if listener is not None:
-                with contained("the delivery of an attempt's end", listener.fail):
-                    listener.on_ended(worker_id, ended)
-
-    def _listener(self, news: TokenDelta | AttemptEnded) -> Subscriber | None:
-        subscriber = self._subscribers.get(news.request_id)
-        if subscriber is None or subscriber.epoch != news.epoch:
-            self.num_stale += 1
-            return None
-        self._answered(news.request_id)
-        return subscriber
-
-    def _answered(self, request_id: RequestId) -> None:
-        """The worker's first word: the prompt is computed and stands before nobody any more."""
-        num_tokens = self._unanswered.pop(request_id, 0)
-        if num_tokens:
-            self._num_unanswered_tokens -= num_tokens
-            self._candidate = None
-
     def _note_progress(self, message: Progress) -> None:
-        """Take the worker's counters.
-
-        Equal ones with work in hand mean that it stood still all the while, streams or not.
+        """Note what the worker reports of itself.
 
         Raises:
-            WorkerDied: It has had work in hand, and none of them has moved, for 3 s.
+            WorkerDied: It has work, and no step has advanced for 3 s.
         """
-        counters = (message.steps, message.layers_done)
-        if counters != self._counters or not message.work_in_hand:
-            self._counters, self._moved_at = counters, self._heard_at
         self.rank_pids = message.rank_pids or self.rank_pids
-        if message.load != self._load:
-            self._load = message.load
-            self._candidate = None
+        self._load.report(message.load)
         if message.is_leaving:
             if not self._is_leaving:
-                self._tell(events.WORKER_LEAVING)
+                self._log(events.WORKER_LEAVING)
         elif message.is_ready != self._is_ready:
-            self._tell(events.WORKER_RESUMED if message.is_ready else events.WORKER_PAUSED)
+            self._log(events.WORKER_RESUMED if message.is_ready else events.WORKER_PAUSED)
         self._is_leaving = message.is_leaving
-        self._stand(is_ready=message.is_ready)
-        if self._heard_at - self._moved_at > HUNG_S:
-            raise WorkerDied(f"worker {self.descriptor.worker_id} is stuck in a step")
-
-    async def _write(self, stream: MessageStream) -> None:
-        while True:
-            while self._unmet or self._outgoing:
-                if self._unmet:
-                    addresses = tuple(self._unmet)
-                    self._unmet.clear()
-                    await stream.send(ConnectPeers(addresses))
-                else:
-                    await stream.send(self._outgoing[0])
-                    self._outgoing.popleft()
-            self._wake.clear()
-            try:
-                async with asyncio.timeout(HEARTBEAT_S):
-                    await self._wake.wait()
-            except TimeoutError:
-                self._outgoing.append(RouterHeartbeat())
-
-    async def _watch(self) -> None:
-        """Raise when the worker says nothing; only time in which this process listened counts."""
-        while True:
-            await asyncio.sleep(HEARTBEAT_S)
-            self._awake.tick()
-            if self._awake.now_s() - self._heard_at > HUNG_S:
-                raise WorkerLost(f"worker {self.descriptor.worker_id} was silent for {HUNG_S:g} s")
+        self._set_state(is_ready=message.is_ready)
+        self._liveness.note_progress(message)

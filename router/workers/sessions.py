@@ -1,8 +1,8 @@
-"""The router's links: one for each live worker, and what all of them together offer.
+"""The router's sessions: one for each member, and the snapshot of them that placement reads.
 
-Owns following the membership, dialling again while a lost worker is a member, the snapshot that
-placement reads, waking those who wait for it to change, and making workers known to one another
-before a request needs both. Does not know streams or requests.
+Owns following the membership, redialling a lost worker while it is a member, waking those who wait
+for the snapshot to change, and introducing workers to one another before a request needs both. Does
+not know streams or requests.
 """
 
 from __future__ import annotations
@@ -19,19 +19,20 @@ from core.ports import Clock, Membership, Network
 from core.session import Role, RouteReport, WorkerDescriptor
 from router.placement import Candidate
 from router.workers.introductions import Introductions
-from router.workers.session import MEASURE_S, SessionState, WorkerSession
+from router.workers.routes import MEASURE_S
+from router.workers.session import SessionState, WorkerSession
 
 REDIAL_S = 1.0
-MAX_MISFITS = 1024
+MAX_INCOMPATIBLE_PAIRS = 1024
 
 
 class WorkerSessions:
-    """Follows membership: a link per member, dropped when the member is gone."""
+    """Follows membership: a session per member, dropped when the member is gone."""
 
     def __init__(
         self, membership: Membership, network: Network, router_id: RouterId, clock: Clock
     ) -> None:
-        """Keep the collaborators; `follow` starts."""
+        """Prepare; `follow` starts."""
         self._membership = membership
         self._network = network
         self._router_id = router_id
@@ -42,18 +43,18 @@ class WorkerSessions:
         self._introductions = Introductions()
         self._changes = Changes()
         self.incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
-        """(prefill, decode) pairs that found their layouts to differ; of members only."""
+        """(prefill, decode) pairs of members whose KV layouts differ."""
 
     @property
     def changed(self) -> asyncio.Event:
-        """Set at the next change of anything that says who can be placed upon, or is expected.
+        """Set at the next change of `candidates`, `is_starting` or `has_lost`.
 
-        Take it before `candidates` and `is_starting`, and wait for it after them.
+        Take it before you read these, and wait for it after: no change is missed in between.
         """
         return self._changes.next
 
     def follow(self) -> None:
-        """Begin to watch the members."""
+        """Start a session with every member, now and later."""
         self._membership.watch(self._sync)
         self._sync()
 
@@ -81,17 +82,17 @@ class WorkerSessions:
         )
 
     def _use(self, session: WorkerSession) -> None:
-        session.on_standing = self._stands
+        session.on_state_changed = self._note_state
         self._sessions[session.key] = session
 
     async def _keep(self, key: WorkerLife, descriptor: WorkerDescriptor) -> None:
-        """Keep a link while the worker is a member; a lost one is dialled again after a pause."""
+        """Keep a session while the worker is a member; redial a lost one after a pause."""
         try:
             while True:
                 with contained(f"the session with worker {descriptor.worker_id}"):
                     await self._sessions[key].run()
                 if key not in self._members():
-                    self._sessions[key].tell_left()
+                    self._sessions[key].log_left()
                     return
                 await asyncio.sleep(REDIAL_S)
                 self._use(self._new_session(descriptor, was_lost=True))
@@ -100,7 +101,7 @@ class WorkerSessions:
             self._sessions.pop(key, None)
             self._note_incompatible(pair for pair in self.incompatible_pairs if key[1] not in pair)
 
-    def _stands(self, session: WorkerSession) -> None:
+    def _note_state(self, session: WorkerSession) -> None:
         if session.state is SessionState.LIVE:
             self._introductions.joined(session)
         elif session.state is SessionState.LOST:
@@ -110,13 +111,13 @@ class WorkerSessions:
     # --- what placement reads ---------------------------------------------------------------------
 
     def candidates(self) -> list[Candidate]:
-        """Live workers that can take requests, for placement."""
+        """Workers that can take requests, for placement."""
         return [session.candidate for session in self._sessions.values() if session.is_usable]
 
     def note_incompatible(self, prefill: WorkerDescriptor, decode: WorkerDescriptor) -> None:
-        """These two will never understand each other; other pairs go on."""
+        """Remember that the KV layouts of these two differ; other pairs are unaffected."""
         pair = (prefill.incarnation, decode.incarnation)
-        if len(self.incompatible_pairs) < MAX_MISFITS:
+        if len(self.incompatible_pairs) < MAX_INCOMPATIBLE_PAIRS:
             self._note_incompatible((*self.incompatible_pairs, pair))
 
     def _note_incompatible(self, pairs: Iterable[tuple[Incarnation, Incarnation]]) -> None:
@@ -124,17 +125,16 @@ class WorkerSessions:
         self._changes.note()
 
     def is_starting(self) -> bool:
-        """True while a worker is expected: one that starts, reconnects or restarts its ranks."""
-        return self._membership.is_starting() or any(
-            x.is_back_soon for x in self._sessions.values()
-        )
+        """True while a worker starts, reconnects or restarts its ranks."""
+        is_any_back_soon = any(session.is_back_soon for session in self._sessions.values())
+        return self._membership.is_starting() or is_any_back_soon
 
     def has_lost(self) -> bool:
-        """True while a member is out of reach; it is dialled again and may come back."""
+        """True while a member is out of reach; it is redialled and may come back."""
         return any(session.state is SessionState.LOST for session in self._sessions.values())
 
     def get(self, descriptor: WorkerDescriptor) -> WorkerSession:
-        """Find the link of a placed worker.
+        """Find the session of a placed worker.
 
         Raises:
             WorkerLost: It is gone.
@@ -147,44 +147,38 @@ class WorkerSessions:
     # --- for status pages -------------------------------------------------------------------------
 
     def all(self) -> list[WorkerSession]:
-        """Every link, lost ones included."""
+        """Every session, lost ones included."""
         return list(self._sessions.values())
 
     async def measure(
         self, probe_bytes: int
     ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, RouteReport]]:
-        """Measure every way from a live prefill worker to a live decode worker, one by one.
+        """Measure every route from a live prefill worker to a live decode worker, one by one.
 
-        The caller sees to it that nobody else measures meanwhile.
+        The caller ensures that no other measurement runs meanwhile.
 
         Args:
-            probe_bytes: Moved over each.
+            probe_bytes: Moved over each route.
 
         Returns:
-            Sender, receiver and what was found.
+            Sender, receiver and the report.
         """
+        live = [x for x in self._sessions.values() if x.state is SessionState.LIVE]
+        senders = [x.descriptor for x in live if x.descriptor.role is Role.PREFILL]
+        receivers = [x for x in live if x.descriptor.role is Role.DECODE]
         found = []
-        live = [
-            session for session in self._sessions.values() if session.state is SessionState.LIVE
-        ]
-        senders = [
-            session.descriptor for session in live if session.descriptor.role is Role.PREFILL
-        ]
-        for session in live:
-            if session.descriptor.role is not Role.DECODE:
-                continue
+        for receiver in receivers:
             for sender in senders:
+                address = sender.transfer_address
                 try:
-                    route = await session.measure(sender.transfer_address, probe_bytes)
+                    route = await receiver.routes.measure(address, probe_bytes)
                 except TimeoutError:
-                    route = RouteReport(
-                        sender.transfer_address, error=f"no answer within {MEASURE_S:g} s"
-                    )
-                found.append((sender, session.descriptor, route))
+                    route = RouteReport(address, error=f"no answer within {MEASURE_S:g} s")
+                found.append((sender, receiver.descriptor, route))
         return found
 
     async def close(self) -> None:
-        """End every link."""
+        """End every session."""
         tasks = list(self._tasks.values())
         for task in tasks:
             task.cancel()

@@ -165,7 +165,7 @@ async def test_half_sent_messages_are_given_up_and_whole_ones_answered(door, mon
     assert all(b"too many messages are being received" in payload for payload in evicted)
     assert await is_alive(door)
     late = await asyncio.to_thread(first, 4)
-    assert all(b"did not come within 3 s" in payload for payload in late)
+    assert all(b"did not arrive within 3 s" in payload for payload in late)
     client.socket.close()
     await door.stop(0)
 

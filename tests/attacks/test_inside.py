@@ -111,7 +111,7 @@ async def test_strangers_are_refused_at_every_port_counted_and_told(caplog):
 
 
 async def test_a_stranger_cannot_fill_the_log(caplog, monkeypatch):
-    monkeypatch.setattr(grpc_network, "REFUSAL_LINE_S", 3600.0)
+    monkeypatch.setattr(grpc_network, "REFUSAL_LOG_PERIOD_S", 3600.0)
     caplog.set_level(logging.WARNING)
     network = GrpcNetwork(SESSION, key=KEY)
 

@@ -75,7 +75,7 @@ def test_a_certificate_for_other_hosts_is_told_by_the_names_it_has(tmp_path, mon
     door = door_of(tmp_path / "tls")
     with pytest.raises(ConfigError, match="not valid for '127.0.0.1'") as refused:
         Endpoints(tmp_path / "tls" / "ca.pem").get(door, "/ready")
-    assert "this door's certificate is for my-host, 10.0.0.5: reach it" in str(refused.value)
+    assert "this server's certificate is for my-host, 10.0.0.5: reach it" in str(refused.value)
     assert "--ca" not in str(refused.value)
 
 
@@ -92,7 +92,7 @@ def test_an_authority_that_did_not_sign_is_told_by_its_file(tmp_path, monkeypatc
 def test_a_certificate_that_has_ended_is_told(tmp_path, monkeypatch, door_of):
     monkeypatch.setattr("transport.certificates.DAYS", -1 / 48)
     door = door_of(make(tmp_path / "tls"))
-    with pytest.raises(ConfigError, match="give the doors a certificate that holds today"):
+    with pytest.raises(ConfigError, match="give the servers a certificate that is valid today"):
         Endpoints(tmp_path / "tls" / "ca.pem").get(door, "/ready")
 
 

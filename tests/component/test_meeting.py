@@ -23,8 +23,8 @@ async def met(house, num_routes):
     async with asyncio.timeout(10):
         while True:
             links = [x for x in house.sessions.all() if x.descriptor.role is Role.DECODE]
-            if links and all(len(x.routes) == num_routes for x in links):
-                return [route for x in links for route in x.routes.values()]
+            if links and all(len(x.routes.reports) == num_routes for x in links):
+                return [route for x in links for route in x.routes.reports.values()]
             await asyncio.sleep(0.01)
 
 

@@ -20,7 +20,7 @@ from cli import chat, client
 from cli.status import run_status
 from client.endpoints import Endpoints, speaks_tls
 from cluster.certificate_expiry import CertificateEnds, earliest_end
-from cluster.local import Child, LocalCluster, _tell_end
+from cluster.local import Child, LocalCluster, _log_end
 from core import events
 from core.config import BatonConfig, SecurityConfig
 from core.errors import ConfigError, Overloaded, WorkerLost
@@ -97,7 +97,7 @@ async def test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reaso
 async def test_a_process_that_was_told_to_end_is_no_fault(told, how, event):
     process = await asyncio.create_subprocess_exec("sh", "-c", how)
     await process.wait()
-    _tell_end("decode-0", Child(process, -1))
+    _log_end("decode-0", Child(process, -1))
     ((found, fields),) = told()
     assert found == event and fields["child_pid"] == process.pid
     assert fields.get("reason") == ("exit code 70" if event == "child_ended" else None)
@@ -298,9 +298,9 @@ def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with pytest.raises(ConfigError, match="give --ca"):
         status(url)
-    with pytest.raises(ConfigError, match="this door speaks TLS: write https://"):
+    with pytest.raises(ConfigError, match="this server speaks TLS: write https://"):
         status(url.replace("https", "http"))
-    with pytest.raises(ConfigError, match="this door is plain text: write http://"):
+    with pytest.raises(ConfigError, match="this server speaks plain text: write http://"):
         status(web_door(is_tls=False).replace("http", "https"), ca)
     monkeypatch.setenv("SSL_CERT_FILE", str(ca))
     assert status(url) == 0
@@ -337,10 +337,10 @@ def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
 
 async def test_metrics_count_what_is_not_as_configured_by_the_words_of_ready(tmp_path):
     service = Doors(tmp_path).service
-    service.configured = {Role.PREFILL: 2, Role.DECODE: 1}
+    service.status.configured = {Role.PREFILL: 2, Role.DECODE: 1}
     found = {}
     for state in ("down", "ok"):
-        service.read_store_state = lambda state=state: state
+        service.status.read_store_state = lambda state=state: state
         lines = service.telemetry.text().decode().splitlines()
         counts = (re.fullmatch(r'baton_problems\{code="(\w+)"\} (.*)', line) for line in lines)
         found[state] = {match[1]: float(match[2]) for match in counts if match}
@@ -402,6 +402,6 @@ def test_of_a_chain_the_earliest_end_counts(tmp_path, monkeypatch):
 
 async def test_the_metric_shows_when_each_certificate_ends(tmp_path):
     doors = Doors(tmp_path)
-    doors.service.read_certificate_ends = lambda: {"door": 1_900_000_000}
+    doors.service.status.read_certificate_ends = lambda: {"door": 1_900_000_000}
     line = 'baton_certificate_expiration_timestamp_seconds{certificate="door"} 1.9e+09'
     assert line in doors.service.telemetry.text().decode()

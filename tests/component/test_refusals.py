@@ -221,7 +221,7 @@ async def test_a_call_that_is_cancelled_before_it_runs_is_told(doors):
         began.set()
         await asyncio.Event().wait()
 
-    doors.service._maker._tokenizer.encode = encode
+    doors.service._builder._tokenizer.encode = encode
     with log_lines() as lines:
         call = doors.call("Generate", GENERATE, "acme")
         waiting = asyncio.ensure_future(_answer(call))
@@ -251,7 +251,7 @@ async def test_a_bug_is_a_line_too(doors):
     async def fail(*_):
         raise RuntimeError("boom")
 
-    doors.service._maker.make = fail
+    doors.service._builder.make = fail
     with log_lines() as lines:
         async with doors.web("acme") as http:
             assert (await http.post(POST, json=BODY)).status_code == 500
@@ -368,7 +368,7 @@ ALLOWED = {
 
 
 async def test_each_key_reaches_the_routes_of_its_role_and_no_other(doors):
-    doors.service.measure_routes = lambda mib: asyncio.sleep(0, [])
+    doors.service.status.measure_routes = lambda mib: asyncio.sleep(0, [])
     routes = {
         (method, route.path)
         for route in doors.app.routes
@@ -401,16 +401,16 @@ async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, mon
     stranger = calls.Call("http", "192.0.2.7")
     tenant = calls.Call("http", "192.0.2.7", identity=Identity("acme"))
     with log_lines() as lines:
-        for _ in range(request_log.STRANGERS_BURST + 500):
+        for _ in range(request_log.ANONYMOUS_BURST + 500):
             doors.service.call_ended(replace(stranger, code="invalid_api_key"))
-        assert len(lines) == request_log.STRANGERS_BURST
+        assert len(lines) == request_log.ANONYMOUS_BURST
         doors.service.call_ended(replace(tenant, code="invalid_value"))
         now[0] += 10.0
         doors.service.call_ended(replace(stranger, code="invalid_api_key"))
         doors.service.call_ended(replace(stranger, code="invalid_api_key"))
     assert [line.get("unlogged") for line in lines[-3:]] == [None, 500, None]
     assert [line["tenant"] for line in lines[-3:]] == ["acme", "", ""]
-    total = request_log.STRANGERS_BURST + 502
+    total = request_log.ANONYMOUS_BURST + 502
     assert counted(doors, "baton_bad_keys_total", client="public") == 0, "192.0.2.0/24 is no place"
     assert counted(doors, "baton_bad_keys_total", client="private") == total
 

@@ -27,7 +27,10 @@ kv_transfer/receive_agent.py kv_transfer/send_agent.py kv_transfer/sender.py
 worker/attempt.py worker/sessions.py worker/attempts.py prefill_worker/role.py
 decode_worker/role.py router/admission.py router/choice_output.py router/text/detokenizing.py
 router/workers/introductions.py router/workers/sessions.py router/orchestrator.py
-router/placement.py router/request_state.py router/workers/session.py
+router/attempts.py
+router/placement.py router/request_state.py router/workers/liveness.py router/workers/load.py
+router/workers/outbox.py router/workers/routes.py router/workers/session.py
+router/workers/subscriptions.py
 """.split()
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
 

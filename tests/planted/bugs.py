@@ -60,7 +60,7 @@ FIRST = [
     Bug(
         "a reconnect does not say what it wants",
         "router/workers/session.py",
-        "await stream.send(Hello(self._router_id, self._wanted(), number))",
+        "await stream.send(Hello(self._router_id, wanted, number))",
         "await stream.send(Hello(self._router_id, (), number))",
         "seeds 0-60",
     ),
@@ -195,7 +195,7 @@ FIRST = [
     ),
     Bug(
         "an attempt keeps its epoch",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "            epoch = Epoch(num_faults + num_moves)",
         "            epoch = Epoch(0)",
         "seeds 0-40",
@@ -203,13 +203,13 @@ FIRST = [
     Bug(
         "workers are not told to forget",
         "router/workers/session.py",
-        "            self._push(Cancel(request_id, epoch))  # type: ignore[arg-type]",
+        "            self._outbox.push(Cancel(run_id, epoch))",
         "            pass",
         "seeds 0-10",
     ),
     Bug(
         "a hung worker is not found",
-        "router/workers/session.py",
+        "router/workers/liveness.py",
         "HUNG_S = 3.0",
         "HUNG_S = 3e9",
         f"{SURVIVAL}::test_a_hung_worker_is_found_within_four_seconds",
@@ -254,7 +254,7 @@ FIRST = [
     ),
     Bug(
         "a poisonous request is tried for ever",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "DEATHS_BEFORE_ALONE = 2",
         "DEATHS_BEFORE_ALONE = 200",
         f"{SURVIVAL}::test_a_request_of_death_is_quarantined_and_kills_at_most_three",

@@ -282,7 +282,7 @@ BUGS = [
     Bug(
         "a large request that leaves the line frees nobody behind it",
         "router/admission.py",
-        "            self._hand_out()  # others may",
+        "            self._grant_next()  # others may",
         "            # others may",
         f"{PARTS}::test_when_a_large_request_leaves_the_line_those_behind_it_get_what_is_free",
     ),

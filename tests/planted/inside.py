@@ -35,7 +35,7 @@ BUGS = [
     Bug(
         "refused strangers fill the log",
         "transport/grpc_streams.py",
-        "        if now_s - self._told_at >= REFUSAL_LINE_S:\n",
+        "        if now_s - self._logged_at >= REFUSAL_LOG_PERIOD_S:\n",
         "        if True:\n",
         f"{ATTACKS}::test_a_stranger_cannot_fill_the_log",
     ),

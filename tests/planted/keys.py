@@ -133,7 +133,7 @@ BUGS = [
         "a request that ran is told twice",
         "router/service.py",
         "            self._log.request_ended(run.request, ended, call)\n"
-        "        if call is not None:\n            call.is_told = True\n",
+        "        if call is not None:\n            call.is_recorded = True\n",
         "            self._log.request_ended(run.request, ended, call)\n",
         REFUSALS + "test_every_refusal_over_http_is_one_line_and_one_count",
     ),
@@ -156,7 +156,7 @@ BUGS = [
         "router/http/server/protocol.py",
         "self._on_refused(SILENT.code, ",
         'self._on_refused("mute", ',
-        HOUSE + "test_the_doors_refuse_in_words_of_the_reference",
+        HOUSE + "test_the_servers_refuse_with_codes_of_the_reference",
     ),
     Bug(
         "good keys are slowed by bad ones",
@@ -169,7 +169,7 @@ BUGS = [
     Bug(
         "wrong keys are never slowed over gRPC",
         "router/grpc/auth.py",
-        "                await self._keeper.bad_keys.hold(call.address)",
+        "                await self._service.bad_keys.hold(call.address)",
         "                pass",
         REFUSALS + "test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is",
     ),

@@ -139,7 +139,7 @@ BUGS = [
     Bug(
         "Ray's own traffic may be read",
         "cluster/network_check.py",
-        "        if not door.has_tls:\n",
+        "        if not ray.has_tls:\n",
         "        if False:\n",
         CHECK + "test_between_machines_every_plane_needs_tls_ray_s_own_too",
     ),

@@ -66,14 +66,14 @@ BUGS = [
     Bug(
         "a worker process dies without a word",
         "cluster/local.py",
-        "                _tell_end(seat, child)\n",
+        "                _log_end(name, child)\n",
         "",
         HERE + "test_a_child_that_dies_or_does_not_start_is_told_of_with_pid_and_reason",
     ),
     Bug(
         "a router process dies without a word",
         "cluster/local.py",
-        '            _tell_end(f"router-{seat}", child)\n',
+        '            _log_end(f"router-{index}", child)\n',
         "",
         HERE + "test_a_router_that_dies_is_told_of",
     ),
@@ -108,7 +108,7 @@ BUGS = [
     Bug(
         "load that is shed fills the log",
         "router/observe/shedding.py",
-        "        if now_s - self._told_at >= PERIOD_S:",
+        "        if now_s - self._logged_at >= PERIOD_S:",
         "        if True:",
         HERE + "test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was",
     ),
@@ -143,7 +143,7 @@ BUGS = [
     Bug(
         "SSL_CERT_FILE makes every door TLS",
         "client/endpoints.py",
-        'if not doors and not is_told and "https" not in schemes:',
+        'if not private and not has_certificates and "https" not in schemes:',
         "if False:",
         HERE + "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
     ),
@@ -184,7 +184,7 @@ BUGS = [
     ),
     Bug(
         "metrics know of no problem",
-        "router/service.py",
+        "router/observe/status.py",
         "return {code: found[code] for code in PROBLEMS}",
         "return dict.fromkeys(PROBLEMS, 0)",
         HERE + "test_metrics_count_what_is_not_as_configured_by_the_words_of_ready",
@@ -255,14 +255,14 @@ BUGS = [
     Bug(
         "a worker that was told to end is told as one that died",
         "router/workers/session.py",
-        "        return self._is_leaving and not self._subscribers",
+        "        return self._is_leaving and not self.subscriptions",
         "        return False",
         TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
     ),
     Bug(
-        "a worker that dies on its route out with requests on it is told as in order",
+        "a worker that dies on its way out with requests on it is told as in order",
         "router/workers/session.py",
-        "        return self._is_leaving and not self._subscribers",
+        "        return self._is_leaving and not self.subscriptions",
         "        return self._is_leaving",
         LINKS + "test_a_worker_that_drains_leaves_in_order_once_no_request_is_left_on_it",
     ),
@@ -381,7 +381,7 @@ BUGS = [
     Bug(
         "a cluster that is still starting is not found by `baton down`",
         "cli/up.py",
-        "        tell_ports(config.router.http_port, config.router.grpc_port)\n",
+        "        publish_ports(config.router.http_port, config.router.grpc_port)\n",
         "",
         "tests/component/test_running.py::test_a_cluster_that_is_still_starting_is_found_and_ended",
     ),

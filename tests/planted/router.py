@@ -50,10 +50,10 @@ BUGS = [
     ),
     Bug(
         "a request's fault takes the session",
-        "router/workers/session.py",
-        '                with contained("the delivery of tokens", listener.fail):\n'
-        "                    listener.on_delta(worker_id, delta)",
-        "                listener.on_delta(worker_id, delta)",
+        "router/workers/subscriptions.py",
+        '                with contained("the delivery of tokens", subscriber.fail):\n'
+        "                    subscriber.on_delta(self._worker_id, delta)",
+        "                subscriber.on_delta(self._worker_id, delta)",
         f"{CONTAINMENT}::test_a_decoder_that_raises_ends_its_request_alone",
     ),
     Bug(
@@ -81,22 +81,23 @@ BUGS = [
     Bug(
         "a worker that is ready again wakes nobody",
         "router/workers/session.py",
-        "        self._stand(is_ready=message.is_ready)",
+        "        self._set_state(is_ready=message.is_ready)",
         "        self._is_ready = message.is_ready",
         f"{LINK_RULES}::test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up",
     ),
     Bug(
         "after a fault three seconds are all",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "                if self._sessions.is_starting():",
         "                if after is None and self._sessions.is_starting():",
         f"{LINK_RULES}::test_after_a_fault_a_request_waits_as_long_as_ranks_are_starting",
     ),
     Bug(
         "a hung worker behind a new stream is not found",
-        "router/workers/session.py",
-        "        self._heard_at = self._awake.now_s()\n        hung:",
-        "        self._heard_at = self._moved_at = self._awake.now_s()\n        hung:",
+        "router/workers/liveness.py",
+        "        self._awake.tick()\n        self.note_message()",
+        "        self._awake.tick()\n        self.note_message()\n"
+        "        self._moved_at = self._received_at",
         f"{LINK_RULES}::test_a_hung_worker_behind_a_stream_that_breaks_again_and_again_is_found",
     ),
     Bug(
@@ -130,30 +131,30 @@ BUGS = [
     ),
     Bug(
         "a prompt is load until its answer ends",
-        "router/workers/session.py",
-        "        self._answered(news.request_id)\n        return subscriber",
+        "router/workers/subscriptions.py",
+        "        self._load.answered(news.request_id)\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
         "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
     ),
     Bug(
         "a Submit that was half sent is cancelled as unwanted",
-        "router/workers/session.py",
-        "        for request_id, subscriber in list(self._subscribers.items()):\n",
-        "        for request_id, subscriber in list(self._subscribers.items()):\n"
-        "            if request_id in queued:\n                continue\n",
+        "router/workers/subscriptions.py",
+        "        for run_id, subscriber in list(self._subscribers.items()):\n",
+        "        for run_id, subscriber in list(self._subscribers.items()):\n"
+        "            if run_id in queued:\n                continue\n",
         f"{LINK_RULES}::test_a_submit_that_arrived_before_its_write_returned_is_served_once",
     ),
     Bug(
         "a full worker costs a fault",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "is_move = isinstance(error, Draining | PoolExhausted)",
         "is_move = isinstance(error, Draining)",
         f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
     ),
     Bug(
         "moves without end",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "MAX_MOVES = 32",
         "MAX_MOVES = 320",
         f"{LINK_RULES}::test_moves_are_no_faults_but_they_are_bounded",
@@ -188,14 +189,14 @@ BUGS = [
     ),
     Bug(
         "news of other epochs are told",
-        "router/workers/session.py",
+        "router/workers/subscriptions.py",
         "        if subscriber is None or subscriber.epoch != news.epoch:",
         "        if subscriber is None:",
         f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
     ),
     Bug(
         "who cannot say what it wants takes the session down",
-        "router/workers/session.py",
+        "router/workers/subscriptions.py",
         'with contained("what a request still wants", subscriber.fail):',
         "if True:",
         f"{LINKS}::test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for",
@@ -231,9 +232,8 @@ BUGS = [
     Bug(
         "prefill's late troubles end an answer",
         "router/request_state.py",
-        "        if not (is_prefill and self.decode_spoke):\n            self.fail(error, "
-        "worker_id)",
-        "        if True:\n            self.fail(error, worker_id)",
+        "        return is_prefill and self.decode_spoke",
+        "        return False",
         f"{LINK_RULES}::test_troubles_of_prefill_count_only_until_decode_has_spoken",
     ),
     Bug(
@@ -245,7 +245,7 @@ BUGS = [
     ),
     Bug(
         "a request that moves is young again",
-        "router/orchestrator.py",
+        "router/attempts.py",
         "            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),\n",
         "",
         f"{LINK_RULES}::test_a_submit_carries_the_age_of_its_request",

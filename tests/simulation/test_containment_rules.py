@@ -79,7 +79,7 @@ def test_a_caller_that_fails_to_take_an_event_leaks_nothing_and_is_told_the_end_
         request = cluster.request("r", PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
         await cluster.orchestrator.run(request, emit)
         admission = cluster.orchestrator._admission
-        subscribers = sum(session.num_subscribers for session in cluster.sessions.all())
+        subscribers = sum(len(session.subscriptions) for session in cluster.sessions.all())
         left = cluster.orchestrator.num_running, admission.num_running, subscribers
         return events, noted, left, states(cluster)
 
@@ -94,7 +94,7 @@ def test_those_who_note_ends_and_retries_harm_nobody():
         def refuse(*_):
             raise RuntimeError("the metrics are broken")
 
-        cluster.orchestrator.on_ended = cluster.orchestrator.on_retry = refuse
+        cluster.orchestrator.on_ended = cluster.orchestrator.attempts.on_retry = refuse
         cluster.runners["decode2"].fails_next = 1
         return await ask(cluster, **LONG)
 

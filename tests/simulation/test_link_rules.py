@@ -332,7 +332,7 @@ def test_troubles_of_prefill_count_only_until_decode_has_spoken(trouble, has_spo
         if trouble == "lost":
             attempt.on_lost(prefill.descriptor.worker_id, error)
         else:
-            name, key = prefill.descriptor.worker_id, attempt.run.session_key
+            name, key = prefill.descriptor.worker_id, attempt.run.run_id
             ended = AttemptEnded(key, attempt.epoch, Task.PREFILL, WorkerTiming(), error)
             attempt.on_ended(name, ended)
         return await running

@@ -125,7 +125,7 @@ def test_a_hung_worker_is_found_within_four_seconds():
     reasons = []
 
     async def scenario(cluster):
-        cluster.orchestrator.on_retry = reasons.append
+        cluster.orchestrator.attempts.on_retry = reasons.append
         running = asyncio.get_running_loop().create_task(
             ask(cluster, max_tokens=30, ignore_eos=True)
         )

@@ -357,7 +357,7 @@ class InProcessCluster:
             for unit in self.units:
                 unit.check_at_rest()
             assert self.orchestrator.num_running == 0
-            assert all(session.num_subscribers == 0 for session in self.sessions.all())
+            assert all(len(session.subscriptions) == 0 for session in self.sessions.all())
         await self.sessions.close()
         for unit in self.units:
             await unit.stop()

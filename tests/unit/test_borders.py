@@ -95,7 +95,7 @@ def test_a_choice_that_is_over_takes_nothing_and_an_end_alone_releases_what_was_
 
 async def test_too_many_tokens_to_turn_into_text():
     service = GenerationService.__new__(GenerationService)
-    service._maker = SimpleNamespace(check_model=lambda name: None)
+    service._builder = SimpleNamespace(check_model=lambda name: None)
     with pytest.raises(InvalidRequest, match=f"limit is {MAX_DETOKENIZE_TOKENS}"):
         await service.detokenize("", [0] * (MAX_DETOKENIZE_TOKENS + 1))
 

@@ -31,7 +31,8 @@ from kv_transfer import frames
 from kv_transfer.send_agent import TOMBSTONE_S
 from router.admission import CANARY_TIER, Admission
 from router.workers import sessions as router_sessions
-from router.workers.session import HUNG_S, WorkerSession
+from router.workers.liveness import HUNG_S
+from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership

@@ -38,7 +38,7 @@ from protos.baton.internal.v1 import session_pb2 as pb
 from router.orchestrator import Orchestrator
 from router.retry_budget import RetryBudget
 from router.workers.introductions import Introductions
-from router.workers.session import WorkerSession
+from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
@@ -76,9 +76,9 @@ def test_news_of_other_epochs_and_of_nobody_are_dropped():
     worker, listener = session(), Listener()
     worker.subscribe("r", listener, 3)
     old = StepFrame(1, (delta(2), delta(4), delta(3, "x")), (ended(2), ended(4)))
-    worker._dispatch(old)
-    assert listener.heard == [] and worker.num_stale == 5
-    worker._dispatch(StepFrame(2, (delta(),), (ended(),)))
+    worker.subscriptions.deliver(old)
+    assert listener.heard == [] and worker.subscriptions.num_stale == 5
+    worker.subscriptions.deliver(StepFrame(2, (delta(),), (ended(),)))
     assert listener.heard == [delta(), ended()]
 
 
@@ -87,11 +87,11 @@ def test_a_listener_that_fails_ends_alone_and_the_rest_of_the_frame_is_told(capl
     worker.subscribe("bad", bad, 3)
     worker.subscribe("r", good, 3)
     frame = StepFrame(1, (delta(3, "bad"), delta()), (ended(3, "bad"), ended()))
-    worker._dispatch(frame)
+    worker.subscriptions.deliver(frame)
     assert good.heard == [delta(), ended()] and good.failed == []
     assert [type(e) for e in bad.failed] == [InternalError] * 2
     worker.subscribe("bad", bad, 3)
-    worker._lose(WorkerLost("gone"))
+    worker.subscriptions.lose(WorkerLost("gone"))
     assert isinstance(good.heard[-1], WorkerLost) and len(bad.failed) == 3
     assert len(caplog.records) == 3 and all(r.exc_info for r in caplog.records)
 
@@ -102,9 +102,9 @@ def test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_
     worker.subscribe("r", Listener(), 500)
     worker.subscribe("other", Listener(), 20)
     assert (worker.candidate.pending_tokens, worker.candidate.pending_requests) == (520, 2)
-    worker._dispatch(StepFrame(1, (delta(2),)))
+    worker.subscriptions.deliver(StepFrame(1, (delta(2),)))
     assert worker.candidate.pending_tokens == 520, "a word of another attempt"
-    worker._dispatch(word)
+    worker.subscriptions.deliver(word)
     assert (worker.candidate.pending_tokens, worker.candidate.pending_requests) == (20, 2)
     worker.forget("r", 3)
     worker.forget("other", 3)
@@ -113,14 +113,14 @@ def test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_
 
 def test_what_placement_reads_of_a_worker_never_changes_untold():
     worker, told = session(), []
-    worker.on_standing = lambda session: told.append((session.state.name, session.is_ready))
+    worker.on_state_changed = lambda session: told.append((session.state.name, session.is_ready))
     worker._note_progress(Progress(0, 0, False, Load(), (), True))
     assert told == [], "nothing changed"
     worker._note_progress(Progress(0, 0, False, Load(), (), False))
     assert not worker.is_usable and worker.is_back_soon
     worker._note_progress(Progress(0, 0, False, Load(3), (), True))
     assert worker.is_usable and worker.candidate.load == Load(3)
-    worker._lose(WorkerLost("gone"))
+    worker._set_state(state=SessionState.LOST)
     assert told == [("DIALLING", False), ("DIALLING", True), ("LOST", True)]
     with pytest.raises(AttributeError):
         worker.is_ready = True
@@ -144,7 +144,8 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
     d1, d2 = (session(worker_id=d) for d in ("d1", "d2"))
 
     def met(receiver):
-        new, receiver._unmet = list(receiver._unmet), {}
+        outbox = receiver._outbox
+        new, outbox._peers = list(outbox._peers), {}
         return new
 
     for one in (p1, d1, p2, d2):
@@ -154,7 +155,7 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
         pairs.joined(one)
     assert (met(d1), met(d2)) == ([], []), "after a reconnect they know one another"
     pairs.left(p1)
-    assert list(d1._introduced) == ["p2"]
+    assert list(d1.routes._introduced) == ["p2"]
     pairs.joined(p1)
     assert (met(d1), met(d2)) == (["p1"], ["p1"]), "one that comes back is a newcomer"
     pairs.left(d1)
@@ -180,7 +181,7 @@ def test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for(ca
     bad.wanted = lambda: {}["a bug"]
     worker.subscribe("bad", bad, 3)
     worker.subscribe("r", good, 3)
-    assert [w.request_id for w in worker._wanted()] == ["r"]
+    assert [w.request_id for w in worker.subscriptions.wanted(())] == ["r"]
     assert [type(e) for e in bad.failed] == [InternalError] and good.failed == []
 
 
@@ -259,8 +260,8 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
         worker = WorkerSession(WORKER, Wire(first, second), "router", LoopClock(), iter(range(9)))
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(0)
-        worker.introduce("a")
-        worker.introduce("b")
+        worker.routes.introduce("a")
+        worker.routes.introduce("b")
         await asyncio.sleep(0.1)
         first.fails = StreamClosed("cut")
         first.inbox.put_nowait(SimpleNamespace(number=2, message=None))
@@ -455,7 +456,7 @@ def test_routers_share_the_retries_and_each_has_one_at_least():
     for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
         config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
         parts = (None, None, config, PlacementConfig(), LoopClock(), None, None, NoTracing())
-        budget = Orchestrator(*parts)._budget
+        budget = Orchestrator(*parts).attempts._budget
         delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
         assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]
 

@@ -17,7 +17,8 @@ from core.types import (
     Usage,
 )
 from router.grpc.server import GenerationServicer
-from router.http.replies import ChatFormatter, CompletionFormatter, Reply, ReplyOptions
+from router.http.formatters import ChatFormatter, CompletionFormatter, ReplyOptions
+from router.http.replies import Reply
 from router.text.detokenizing import TextModel
 
 T, SPACE_T, SPACE_TH = PIECE_IDS["t"], PIECE_IDS["▁t"], PIECE_IDS["▁th"]

@@ -31,7 +31,7 @@ def subjects(faults):
 
 def test_on_one_machine_nothing_is_asked_but_a_token():
     check_network(config(), PLAIN, is_loopback=True)
-    with pytest.raises(ConfigError, match=r"asks nobody for a token.*RAY_AUTH_MODE=token"):
+    with pytest.raises(ConfigError, match=r"requires no token.*RAY_AUTH_MODE=token"):
         check_network(config(), OPEN, is_loopback=True)
     check_network(config(security__trusts_network=True), OPEN, is_loopback=True)
 

@@ -24,16 +24,15 @@ from core.types import (
     TextDelta,
     Usage,
 )
-from router.http.json_pieces import UTF8, dumps
-from router.http.logprobs import LogprobShapes
-from router.http.replies import (
-    HEAVY_TOKENS,
+from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
-    Reply,
     ReplyOptions,
     server_timing,
 )
+from router.http.json_pieces import UTF8, dumps
+from router.http.logprobs import LogprobShapes
+from router.http.replies import HEAVY_TOKENS, Reply
 from router.http.sse import EventStream, StreamLimits, whole_reply
 from router.text.chat_template import ChatTemplates
 from router.text.detokenizing import TextModel

@@ -104,7 +104,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     request = GenerateRequest("r", "m", (1, 2), SamplingParams(prompt_logprobs=0), 1, 0.0)
     run = RequestState(
         request,
-        session_key=request.request_id,
+        run_id=request.request_id,
         emit=events.append,
         clock=SimpleNamespace(now_s=lambda: 0.0),
         timeline=Timeline(0.0),

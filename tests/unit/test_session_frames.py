@@ -331,7 +331,7 @@ async def attempt_run(path=Path.LOCAL):
     run = SimpleNamespace(
         request=SimpleNamespace(sampling=sampling), num_scores=10, has_prompt_scores=False,
         emit=told.append, deliver=lambda delta, *, is_decode: told.append(delta.token_ids),
-        is_whole=False, finished_choices=(), choices=[], session_key="r", credit=0, excluded=set(),
+        is_whole=False, finished_choices=(), choices=[], run_id="r", credit=0, excluded=set(),
     )  # fmt: skip
     pair = SimpleNamespace(
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path

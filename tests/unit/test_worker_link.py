@@ -22,7 +22,8 @@ from core.session import (
     RouterHeartbeat,
     Welcome,
 )
-from router.workers.session import MAX_OUTGOING, SessionState, WorkerSession
+from router.workers.outbox import MAX_OUTGOING
+from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
@@ -85,7 +86,7 @@ def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer
         worker = WorkerSession(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(0.1)
-        asking = asyncio.ensure_future(worker.measure("a", 1 << 20))
+        asking = asyncio.ensure_future(worker.routes.measure("a", 1 << 20))
         answered = []
         for number, route in enumerate((opened, RouteReport("b", gb_per_s=9.0), measured), 1):
             await asyncio.sleep(0.1)
@@ -94,7 +95,7 @@ def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer
             answered.append(asking.done())
         found = await asking
         with pytest.raises(TimeoutError):
-            await worker.measure("c", 1 << 20)
+            await worker.routes.measure("c", 1 << 20)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
         return answered, found, [m for m in stream.sent if isinstance(m, ConnectPeers)]
@@ -136,12 +137,12 @@ def test_a_command_that_would_not_be_read_is_refused_and_not_kept():
         worker.send(Credit("r", 0, 9))
     with pytest.raises(WorkerLost, match="worker w is dialling"):
         worker.send(Credit("r", 0, 9))
-    assert len(worker._outgoing) == MAX_OUTGOING
+    assert len(worker._outbox) == MAX_OUTGOING
     lost = still_link()
-    lost._stand(state=SessionState.LOST)
+    lost._set_state(state=SessionState.LOST)
     with pytest.raises(WorkerLost, match="worker w is lost"):
         lost.send(Credit("r", 0, 9))
-    assert not lost._outgoing
+    assert not lost._outbox
 
 
 @pytest.mark.parametrize("was_live", [False, True])

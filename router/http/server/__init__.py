@@ -1,4 +1,4 @@
-"""The HTTP door's sockets, below any request: connections, their limits, their bytes.
+"""The HTTP server's sockets, below any request: connections, their limits, their bytes.
 
 Owns what happens before a request is routed. Does not know endpoints or models.
 """

@@ -1,7 +1,6 @@
-"""Replies to HTTP/1.0: they end where the connection does, for those clients know no chunks.
+"""Replies to HTTP/1.0: they end with the connection, for such clients know no chunks.
 
-Owns the difference to uvicorn's protocol, which sends chunks to everybody. Does not know what is
-replied.
+Owns the difference to uvicorn's protocol, which sends chunks to everyone. Does not know replies.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def _unchunked(cycle: Any, app: ASGIApp) -> ASGIApp:  # noqa: ANN401 - uvicorn's
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_plain(message: Message) -> None:
-            # uvicorn holds what is not chunked against a length; a body without one has any.
+            # uvicorn checks what is not chunked against a length; make any length the right one.
             cycle.expected_content_length = len(message.get("body", b""))
             await send(message)
 

@@ -1,11 +1,11 @@
-"""The table of connections at the HTTP door: how many may be open, and which one makes room.
+"""The table of HTTP connections: how many may be open, and which one makes room.
 
 Owns the limits and the order in which idle connections are closed, over plain numbers and
 addresses. Does not know sockets or HTTP.
 
-A new connection is never refused while another is idle. When the door is full, or an address has
-its share, the connection that has been idle longest is closed for it: first those that never sent
-a request, then those between two requests. Only when every connection is busy does a new one get a
+A new connection is never refused while another is idle. When the table is full, or an address has
+its share, the connection that has been idle longest is closed for it: first those that never sent a
+request, then those between two requests. Only when every connection is busy does a new one get a
 place in the reserve, which answers liveness and nothing else.
 """
 
@@ -18,12 +18,11 @@ from router.calls import network_of
 
 
 class Connection:
-    """One open connection. `close` cuts it at once; `is_reserved`: only liveness is answered."""
+    """One open connection. `close` cuts it at once; if `is_reserved`, it answers only liveness."""
 
     __slots__ = ("_table", "address", "close", "is_reserved", "network")
 
     def __init__(self, table: ConnectionTable, address: str, *, is_reserved: bool) -> None:
-        """No request has come yet."""
         self._table = table
         self.address = address
         self.network = network_of(address)
@@ -31,15 +30,15 @@ class Connection:
         self.close: Callable[[], object] = lambda: None
 
     def mark_busy(self) -> None:
-        """A whole request head has come: the connection no longer makes room for others."""
+        """Note a whole request head: the connection no longer makes room for others."""
         self._table.mark_busy(self)
 
     def mark_idle(self) -> None:
-        """Every request has been answered."""
+        """Note that every request has been answered."""
         self._table.mark_idle(self)
 
     def forget(self) -> None:
-        """Take the closed connection out of the table; more than once does no harm."""
+        """Remove the closed connection from the table; calling this again is harmless."""
         self._table.forget(self)
 
 
@@ -52,7 +51,7 @@ class ConnectionTable:
         Args:
             limit: Most connections that are served.
             limit_per_address: Most of one IPv4 address, or of one /64 of IPv6.
-            num_reserved: Further connections, over all addresses, that get liveness alone.
+            num_reserved: Further connections, over all addresses, which get only liveness.
         """
         self._limit = limit
         self._limit_per_address = limit_per_address
@@ -64,15 +63,15 @@ class ConnectionTable:
         self.num_displaced = 0
 
     def __len__(self) -> int:
-        """Connections that are open, the reserve included."""
+        """Count open connections, the reserve included."""
         return len(self._all)
 
     def of_address(self, address: str) -> int:
-        """Connections of one address."""
+        """Count the connections of one address."""
         return self._by_network[network_of(address)]
 
     def admit(self, address: str) -> Connection | None:
-        """Enter a new connection, and close an idle one for it if need be.
+        """Add a new connection; close an idle one for it if necessary.
 
         Returns:
             The connection; None if even the reserve is full.
@@ -90,12 +89,12 @@ class ConnectionTable:
         return connection
 
     def mark_busy(self, connection: Connection) -> None:
-        """A request is being served."""
+        """Note that the connection has a request."""
         self._silent.pop(connection, None)
         self._idle.pop(connection, None)
 
     def mark_idle(self, connection: Connection) -> None:
-        """The connection is between two requests."""
+        """Note that the connection is between two requests."""
         self._idle[connection] = None
 
     def displace(self, network: str | None = None) -> bool:
@@ -110,7 +109,7 @@ class ConnectionTable:
         return False
 
     def forget(self, connection: Connection) -> None:
-        """Take a connection out, if it is still in."""
+        """Remove a connection, if it is still there."""
         if connection not in self._all:
             return
         self._all.remove(connection)

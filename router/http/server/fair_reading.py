@@ -2,8 +2,8 @@
 
 Owns the bound. Does not know HTTP.
 
-A loop reads 256 KB at once, and again until the socket is empty. Sent as chunks of one byte, that
-is tens of milliseconds of parsing, in which nobody else is served.
+asyncio reads 256 KB at once, and again until the socket is empty. If these are chunks of one byte,
+parsing takes tens of milliseconds, in which nobody else is served.
 """
 
 from __future__ import annotations
@@ -13,39 +13,39 @@ import asyncio
 from router.http.server.protocol import HttpProtocol
 
 READ_BYTES = 16 << 10
-"""A few milliseconds of parsing, whatever they are."""
+"""A few milliseconds of parsing, whatever these bytes are."""
 
 
 class FairReading(asyncio.BufferedProtocol):
-    """Stands before a connection's protocol, and lets others have a turn after each full buffer."""
+    """Reads for a connection's protocol, and yields to others after each full buffer."""
 
     def __init__(self, protocol: HttpProtocol, buffer: memoryview) -> None:
-        """Nothing has come yet; `buffer` is free again when what came has been parsed."""
+        """Read into `buffer`, which connections share: its content is parsed at once."""
         self._protocol = protocol
         self._buffer = buffer
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Hand on."""
+        """Forward."""
         self._protocol.connection_made(transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Hand on."""
+        """Forward."""
         self._protocol.connection_lost(exc)
 
     def pause_writing(self) -> None:
-        """Hand on."""
+        """Forward."""
         self._protocol.pause_writing()
 
     def resume_writing(self) -> None:
-        """Hand on."""
+        """Forward."""
         self._protocol.resume_writing()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where to read to."""
+        """Return the buffer."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parse what came; if that may not be all, the rest waits for the next turn."""
+        """Parse what arrived; if the buffer was full, read the rest in the next turn."""
         self._protocol.data_received(bytes(self._buffer[:nbytes]))
         flow = self._protocol.flow
         if nbytes == len(self._buffer) and not flow.read_paused:

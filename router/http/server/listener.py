@@ -1,4 +1,4 @@
-"""The HTTP door's socket: which connections are accepted, and the server behind it.
+"""The HTTP server's socket: which connections are accepted, and the server behind it.
 
 Owns accepting within the connection table's limits, before TLS, and uvicorn's start and stop. Does
 not know requests.
@@ -23,20 +23,20 @@ from router.refusals import NO_DESCRIPTORS, TOO_MANY_CONNECTIONS
 
 BACKLOG = 1024
 ACCEPTS_AT_ONCE = 64
-"""Then the loop turns to its other work."""
+"""Then the loop does other work."""
 PAUSE_S = 0.05
-"""Without descriptors, accepting again at once would only spin."""
+"""Without descriptors, accepting again at once would only burn CPU."""
 NUM_RESERVED = 32
 """Connections kept for liveness."""
 UNSENT_BYTES = 16 << 10
-"""What the kernel holds of a reply beyond what fits into the client's receive buffer."""
+"""What the kernel keeps of a reply beyond the client's receive buffer."""
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 def make_connection_table(
     max_connections: int, max_per_address: int, num_descriptors: int
 ) -> ConnectionTable:
-    """A table with the configured limits, lower where descriptors are scarce."""
+    """Make a table with the configured limits, or lower ones if descriptors are scarce."""
     room = num_descriptors - INSIDE_DESCRIPTORS - NUM_RESERVED - grpc_share(num_descriptors)
     limit = max(NUM_RESERVED, min(max_connections, room))
     share = max_per_address or max(1, limit * 3 // 4)
@@ -54,7 +54,7 @@ class HttpListener:
         stall_s: float,
         on_refused: OnRefused,
     ) -> None:
-        """Listen; no connection is accepted before `start`."""
+        """Listen; `start` accepts the first connection."""
         self._socket = listener
         self._table = table
         self._server = server
@@ -68,7 +68,7 @@ class HttpListener:
         listener.listen(BACKLOG)
 
     def start(self) -> None:
-        """Begin to accept."""
+        """Accept connections."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._socket, self._accept)
 
@@ -82,7 +82,7 @@ class HttpListener:
                 if error.errno in OUT_OF_DESCRIPTORS:
                     self._pause()
                     return
-                continue  # this one left while it waited
+                continue  # this client left while it waited
             self._admit(accepted, str(peer[0]))
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
@@ -102,7 +102,7 @@ class HttpListener:
         task.add_done_callback(self._opening.discard)
 
     async def _open(self, accepted: socket.socket, connection: Connection) -> None:
-        """Hand a connection to its protocol, after the TLS handshake if there is one."""
+        """Connect a socket to its protocol, after the TLS handshake if there is one."""
         config = self._server.config
 
         def protocol() -> FairReading:
@@ -164,7 +164,7 @@ class HttpListener:
 
 
 class HttpServer(uvicorn.Server):
-    """uvicorn behind our own listener, without signal handlers: the process has its own."""
+    """uvicorn behind our own listener, without its signal handlers: the process has others."""
 
     def __init__(
         self,
@@ -174,7 +174,7 @@ class HttpServer(uvicorn.Server):
         stall_s: float,
         on_refused: OnRefused,
     ) -> None:
-        """Keep the bound socket; `serve` opens it."""
+        """Serve on a bound socket; `serve` opens it."""
         super().__init__(config)
         self._listener = HttpListener(listener, table, self, stall_s, on_refused)
 

@@ -43,15 +43,15 @@ HEADER_OVERHEAD_BYTES = 4
 HEAD_TIMEOUT_S = 5.0
 MAX_PIPELINED = 16
 LINGER_S = 1.0
-"""How long a refused client may go on sending: closed at once, it would not read the answer."""
+"""How long a refused client may still send: closed at once, it would not read the answer."""
 WRITE_BUFFER_BYTES = 16 << 10
-"""What is kept for a client that reads slowly, beside the kernel's buffers."""
+"""What is buffered for a client that reads slowly, beside the kernel's buffers."""
 
 OnRefused = Callable[[str, str], None]
 
 
 class HttpProtocol(CloseDelimited):
-    """uvicorn's protocol with limits. `on_refused` is told the reason and the peer's address."""
+    """uvicorn's protocol with limits. `on_refused` gets the reason and the peer's address."""
 
     def __init__(
         self,
@@ -60,13 +60,13 @@ class HttpProtocol(CloseDelimited):
         on_refused: OnRefused,
         **uvicorn: Any,  # noqa: ANN401
     ) -> None:
-        """No byte has come yet.
+        """Wait for the first byte.
 
         Args:
             connection: Its entry in the connection table.
-            stall_s: A client that leaves waiting output unread for so long is cut.
+            stall_s: A client that reads nothing of its output for this long is cut.
             on_refused: Counts refusals.
-            uvicorn: What uvicorn's own protocol is made from.
+            uvicorn: Arguments of uvicorn's protocol.
         """
         super().__init__(**uvicorn)
         self._connection = connection
@@ -88,7 +88,7 @@ class HttpProtocol(CloseDelimited):
     # --- the connection -------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """The whole first head is due in `HEAD_TIMEOUT_S`."""
+        """Expect the whole first head within `HEAD_TIMEOUT_S`."""
         super().connection_made(transport)
         transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
         self._connection.close = transport.abort
@@ -110,18 +110,18 @@ class HttpProtocol(CloseDelimited):
         self.pipeline.clear()
         super().connection_lost(exc)
 
-    # --- what comes in --------------------------------------------------------------------------
+    # --- input ----------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Parse, then judge what has been parsed."""
+        """Parse, then refuse what breaks a limit."""
         if self._is_over or self.parser is None:
-            return  # what a refused client still sends is dropped
+            return  # drop what a refused client still sends
         self._unset_keepalive_if_required()
         self._has_progressed = False
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            pass  # no other protocol is spoken: the request is answered as plain HTTP
+            pass  # there is no other protocol: the request is answered as plain HTTP
         except httptools.HttpParserError:
             self._note_fault(BAD_REQUEST, "this is not an HTTP request")
         # The parser does not report an unfinished header: only bytes without progress show it.
@@ -134,7 +134,7 @@ class HttpProtocol(CloseDelimited):
             self._head_timer = self.loop.call_later(HEAD_TIMEOUT_S, self._head_is_late)
 
     def on_message_begin(self) -> None:
-        """A request's first byte."""
+        """Begin a request."""
         self._is_in_head = True
         self._is_in_message = True
         self._head_bytes = 0
@@ -146,23 +146,23 @@ class HttpProtocol(CloseDelimited):
             )
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the request line."""
+        """Take a piece of the request line."""
         self._head_bytes += len(url)
         if self._fault is None:
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header, or a trailer after the body."""
+        """Take a header, or a trailer after the body."""
         self._head_bytes += len(name) + len(value) + HEADER_OVERHEAD_BYTES
         if len(self.headers) >= MAX_HEADERS or self._head_bytes > MAX_HEAD_BYTES:
             self._head_is_too_large()
-        # What comes after the body is no header of the request, whatever its name: whoever stands
-        # before this door has not looked at it.
+        # A trailer must not become a header of the request, whatever its name: a proxy before this
+        # server has not checked it.
         if self._fault is None and self._is_in_head:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is whole: start the request, unless something was wrong with it."""
+        """Start the request, unless something is wrong with its head."""
         self._note_progress()
         self._is_in_head = False
         if self._head_timer is not None:
@@ -181,21 +181,21 @@ class HttpProtocol(CloseDelimited):
         self._connection.mark_busy()
         super().on_headers_complete()
         if self.parser.should_upgrade():
-            self.cycle.keep_alive = False  # the parser takes nothing after such a request
+            self.cycle.keep_alive = False  # the parser reads nothing after such a request
 
     def on_body(self, body: bytes) -> None:
-        """A piece of the body."""
+        """Take a piece of the body."""
         self._note_progress()
         if self._fault is None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """The request is whole."""
+        """End the request."""
         self._note_progress()
         self._is_in_message = False
         if self._fault is None:
             super().on_message_complete()
-        if self._body_timer is not None:  # it was answered before
+        if self._body_timer is not None:  # it is answered already
             self._body_timer.cancel()
             self._body_timer = None
             self._connection.mark_idle()
@@ -203,10 +203,10 @@ class HttpProtocol(CloseDelimited):
     def _note_progress(self) -> None:
         self._has_progressed = True
 
-    # --- what goes out --------------------------------------------------------------------------
+    # --- output ---------------------------------------------------------------------------------
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:  # noqa: ANN401 - uvicorn's own kinds
-        """Note which request is being answered: it need not be the one that was read last."""
+        """Note which request is answered now: it need not be the one that was read last."""
         self._running = cycle
         super()._start_asgi_task(cycle, app)
 
@@ -221,7 +221,7 @@ class HttpProtocol(CloseDelimited):
             self._connection.mark_idle()
 
     def pause_writing(self) -> None:
-        """The client reads more slowly than is written to it."""
+        """Watch a client that reads more slowly than we write."""
         super().pause_writing()
         self._watch_reading()
 
@@ -231,7 +231,7 @@ class HttpProtocol(CloseDelimited):
             self._stall_timer = self.loop.call_later(self._stall_s, self._cut_if_stalled, waiting)
 
     def _cut_if_stalled(self, waiting: int) -> None:
-        """Cut a client that has read none of the waiting output."""
+        """Cut a client that has read nothing of the waiting output."""
         self._stall_timer = None
         now_waiting = self.transport.get_write_buffer_size()
         if not now_waiting:
@@ -254,7 +254,7 @@ class HttpProtocol(CloseDelimited):
         )
 
     def _note_fault(self, refusal: Refusal, message: str) -> None:
-        """Remember why the client is refused once its data is parsed; the first reason stays."""
+        """Remember why to refuse the client once its data is parsed; the first reason counts."""
         self._fault = self._fault or (refusal, message)
 
     def _head_is_late(self) -> None:
@@ -263,16 +263,16 @@ class HttpProtocol(CloseDelimited):
             self._refuse(
                 RequestTimeout, f"the headers were not complete within {HEAD_TIMEOUT_S:g} s"
             )
-        else:  # no byte has come
+        else:  # not even a byte has arrived
             self._on_refused(SILENT.code, self._connection.address)
             self.transport.abort()
 
     def _refuse(self, why: Refusal | type[ServingError], message: str) -> None:
-        """Answer why, and close."""
+        """Answer with the reason, and close."""
         self._on_refused(why.code, self._connection.address)
         if self._running is not None and not self._running.response_complete:
             self._is_over = True
-            self.transport.abort()  # an answer inside another would be worse than none
+            self.transport.abort()  # better no answer than one inside another
             return
         body = json.dumps(plain_body(why.http_status, message, why.code)).encode()
         length = f"content-type: application/json\r\ncontent-length: {len(body)}\r\n".encode()
@@ -281,7 +281,7 @@ class HttpProtocol(CloseDelimited):
         self._close_in_order()
 
     def _close_in_order(self) -> None:
-        """End our side and wait a little for the peer's: a reset would discard the answer."""
+        """Close our side and wait a moment for the peer's: a reset would discard the answer."""
         self._is_over = True
         if self.transport.can_write_eof():
             self.transport.write_eof()

@@ -1,0 +1,244 @@
+"""The attempts at one request: place, submit, wait, and try again after a fault or a move.
+
+Owns the limits and pauses between attempts, and what a Submit holds. Does not know permits,
+streams or text.
+
+A worker that drains ends its attempts with `Draining`, one without room with `PoolExhausted`: such
+a move is no fault and costs nothing of the retry budget.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from core.config import PlacementConfig, RouterConfig
+from core.containment import contained
+from core.errors import (
+    Draining,
+    LayoutMismatch,
+    NoWorker,
+    PoolExhausted,
+    Quarantined,
+    ServingError,
+    WorkerDied,
+    WorkerLost,
+)
+from core.ids import Epoch, Ids, TransferId
+from core.ports import Clock
+from core.session import Credit, Submit, Task, WorkerDescriptor
+from core.types import Path
+from router.placement import Placement, PlacementConstraints, choose
+from router.request_state import AttemptState, RequestState
+from router.retry_budget import RetryBudget
+from router.workers.session import WorkerSession
+from router.workers.sessions import WorkerSessions
+
+AFTER_FAULT_WAIT_S = 3.0
+"""How long a request that lost its worker waits for another while none is known to be starting."""
+FAULT_PAUSE_S = 0.05
+MAX_MOVES = 32
+"""Moves off draining or full workers that one request may see."""
+DEATHS_BEFORE_ALONE = 2
+"""A request that has seen so many workers die runs alone in its next attempt, its last."""
+
+
+class Attempts:
+    """Tries requests; holds nothing between them but the retry budget."""
+
+    def __init__(
+        self,
+        sessions: WorkerSessions,
+        config: RouterConfig,
+        placement: PlacementConfig,
+        clock: Clock,
+        ids: Ids,
+    ) -> None:
+        """Start with the full budget: this router's share of the cluster's."""
+        self._sessions = sessions
+        self._config = config
+        self._placement = placement
+        self._clock = clock
+        self._ids = ids
+        self.on_retry: Callable[[ServingError], None] = lambda error: None
+        share = max(1, config.replicas)
+        self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
+
+    async def run(self, run: RequestState) -> None:
+        """Try until every choice has finished.
+
+        Raises:
+            ServingError: The last fault, when no further attempt is allowed.
+        """
+        num_faults = 0
+        num_moves = 0
+        last_error: ServingError | None = None
+        while True:
+            epoch = Epoch(num_faults + num_moves)
+            try:
+                await self._attempt(run, epoch, last_error)
+            except ServingError as error:
+                run.attempts.append(f"{epoch}:{run.path_taken}:{error.code}")
+                last_error = error
+                is_move = isinstance(error, Draining | PoolExhausted)
+                num_moves += is_move
+                num_faults += not is_move
+                run.num_deaths += isinstance(error, WorkerDied)
+                if run.num_deaths > DEATHS_BEFORE_ALONE:
+                    raise Quarantined(
+                        f"{run.num_deaths} workers died while serving this request; "
+                        "it is not tried again"
+                    ) from error
+                if (
+                    run.aborted_with is not None
+                    or not error.is_retryable
+                    or num_faults > self._config.max_fault_attempts
+                    or num_moves > MAX_MOVES
+                ):
+                    raise
+                if isinstance(error, LayoutMismatch) and run.placement is not None:
+                    self._sessions.note_incompatible(run.placement.prefill, run.placement.decode)
+                await self._pause(error)
+            else:
+                run.attempts.append(f"{epoch}:{run.path_taken}:ok")
+                return
+
+    async def _pause(self, error: ServingError) -> None:
+        """Wait before the next attempt; after `Draining` there is nothing to wait for."""
+        if isinstance(error, Draining):
+            return
+        with contained("noting a retry"):
+            self.on_retry(error)
+        if isinstance(error, PoolExhausted):
+            await asyncio.sleep(FAULT_PAUSE_S)
+        else:
+            await self._wait_for_budget(error)
+
+    async def _wait_for_budget(self, error: ServingError) -> None:
+        """Wait for this retry's turn, and a moment longer than the news of a death takes."""
+        delay_s = self._budget.reserve(self._clock.now_s(), AFTER_FAULT_WAIT_S)
+        if delay_s is None:
+            raise error
+        # A peer often reports a death before the worker's own stream does: placed at once, the
+        # next attempt would go to the dead worker.
+        await asyncio.sleep(max(delay_s, FAULT_PAUSE_S))
+
+    async def _attempt(self, run: RequestState, epoch: Epoch, after: ServingError | None) -> None:
+        """Place, submit to both workers at once, and wait for every choice or the first fault."""
+        placement = await self._place(run, after)
+        attempt = AttemptState(
+            run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s()
+        )
+        attempt.on_choice_finished = partial(self.send_credit, attempt)
+        attempt.reported_finished = run.finished_choices
+        run.placement = placement
+        run.current = attempt
+        run.prefill_spoke_at = None
+        num_tokens = len(run.request.token_ids)
+        sessions: list[WorkerSession] = []
+        try:
+            for descriptor, submit in self._submits(run, epoch, placement):
+                session = self._sessions.get(descriptor)
+                sessions.append(session)
+                session.subscribe(run.run_id, attempt, num_tokens)
+                session.send(submit)
+            await attempt.finished
+        finally:
+            run.current = None
+            if not attempt.finished.cancel() and not attempt.finished.cancelled():
+                # Raised above, or the caller has left: asyncio must not report it as unseen.
+                attempt.finished.exception()
+            for session in sessions:
+                session.forget(run.run_id, epoch)
+
+    async def _place(self, run: RequestState, after: ServingError | None) -> Placement:
+        """Choose workers; without any, wait for one.
+
+        While one is starting, wait until the request's deadline; if one was just lost, to this
+        request or to all, wait 3 s; otherwise do not wait.
+
+        Raises:
+            NoWorker: None came.
+        """
+        hopeless_at: float | None = None
+        while True:
+            changed = self._sessions.changed
+            try:
+                return choose(self._sessions.candidates(), run.request, self._constraints(run))
+            except NoWorker:
+                now_s = self._clock.now_s()
+                if self._sessions.is_starting():
+                    hopeless_at = None
+                    await changed.wait()  # until the deadline, which the orchestrator watches
+                    continue
+                if after is None and not self._sessions.has_lost():
+                    raise
+                hopeless_at = now_s + AFTER_FAULT_WAIT_S if hopeless_at is None else hopeless_at
+                if now_s >= hopeless_at:
+                    raise
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(hopeless_at - now_s):
+                    await changed.wait()
+
+    def _constraints(self, run: RequestState) -> PlacementConstraints:
+        has_output = any(c.token_ids for c in run.choices)
+        return PlacementConstraints(
+            path=run.path,
+            local_below_tokens=self._placement.local_below_tokens,
+            must_be_local=(len(run.choices) > 1 and has_output)
+            or run.request.sampling.max_tokens == 1,
+            excluded=frozenset(run.excluded),
+            incompatible_pairs=self._sessions.incompatible_pairs,
+        )
+
+    def _submits(
+        self, run: RequestState, epoch: Epoch, placement: Placement
+    ) -> list[tuple[WorkerDescriptor, Submit]]:
+        request = replace(run.request, request_id=run.run_id)
+        if run.has_prompt_scores:
+            # They need a prompt computed without the prefix cache: once is enough.
+            request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
+        base = Submit(
+            request=request,
+            epoch=epoch,
+            task=Task.LOCAL,
+            emitted=tuple(tuple(c.token_ids) for c in run.choices),
+            finished_choices=run.finished_choices,
+            credit=run.credit,
+            run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
+            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
+        )
+        if placement.path is Path.LOCAL:
+            return [(placement.decode, base)]
+        transfer_id = self._ids.transfer()
+        prefill = placement.prefill
+        decode = placement.decode
+        return [
+            (prefill, _with_peer(base, Task.PREFILL, transfer_id, decode)),
+            (decode, _with_peer(base, Task.DECODE, transfer_id, prefill)),
+        ]
+
+    def send_credit(self, attempt: AttemptState) -> None:
+        """Send the decode worker its limit, and the choices that need no more tokens."""
+        run = attempt.run
+        credit = Credit(run.run_id, attempt.epoch, run.credit, run.finished_choices)
+        try:
+            self._sessions.get(attempt.placement.decode).send(credit)
+        except WorkerLost as error:
+            attempt.fail(error)
+
+
+def _with_peer(
+    submit: Submit, task: Task, transfer_id: TransferId, peer: WorkerDescriptor
+) -> Submit:
+    return replace(
+        submit,
+        task=task,
+        transfer_id=transfer_id,
+        peer_id=peer.worker_id,
+        peer_incarnation=peer.incarnation,
+        peer_address=peer.transfer_address,
+    )
