@@ -151,7 +151,7 @@ class ChoiceOutput:
         if position == known and fresh[0] != token_id:
             raise InvalidRequest(
                 "resume_from.tokens",
-                f"has token {token_id} at position {position} of choice {self.choice}, which is "
+                f"says token {token_id} at position {position} of choice {self.choice}, which is "
                 "wrong",
             )
 

@@ -82,7 +82,7 @@ def check_names(tenant: str, tier: str) -> None:
                 "underscores"
             )
     if tier == CANARY_TIER:
-        raise ConfigError(f"tier {tier} is reserved for the router's canary; choose another")
+        raise ConfigError(f"tier {tier} is the router's own; choose another")
 
 
 def _lines_of(text: str) -> list[str]:

@@ -103,7 +103,7 @@ def test_bench_serve_reports_a_run_and_draws_it(local, tmp_path):
         code=1,
     )
     assert failed.strip() == ""
-    assert "how load is offered" in baton("bench", "serve", "--url", local.url, code=2)
+    assert "how to offer load" in baton("bench", "serve", "--url", local.url, code=2)
     assert "no OpenAI-style server" in baton(
         "bench", "serve", "--url", "http://127.0.0.1:1", "--concurrency", "1", code=2
     )

@@ -314,7 +314,7 @@ def only_listed_sockets_listen(cluster):
 def test_certificates_are_not_overwritten_and_keys_are_private(tmp_path):
     made = make_certificates(tmp_path, ["localhost"])
     assert all(path.stat().st_mode & 0o077 == 0 for path in made if path.suffix == ".key")
-    with pytest.raises(ConfigError, match="there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         make_certificates(tmp_path, ["localhost"])
 
 
@@ -370,4 +370,4 @@ def test_the_commands_that_make_keys_and_certificates(tmp_path):
         "keys", "add", "--file", str(file), "--tenant", "a b", code=2
     )
     assert "router.pem" in baton("certs", "--out", str(tmp_path / "tls"))
-    assert "there already" in baton("certs", "--out", str(tmp_path / "tls"), code=2)
+    assert "exists already" in baton("certs", "--out", str(tmp_path / "tls"), code=2)
