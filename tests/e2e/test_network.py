@@ -21,7 +21,7 @@ from protos.baton.v1 import generation_pb2 as pb
 IPV6_LOOPBACK = "00000000000000000000000001000000"
 UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 ALLOWED = {
-    "the driver": r"cluster\.cli up",
+    "the driver": r"cli\.main up",
     "Ray's control store": r"/gcs_server ",
     "Ray's scheduler": r"/raylet/raylet ",
     "Ray's monitor and its metrics": r"/autoscaler/\S*monitor\.py",

@@ -15,7 +15,7 @@ from support.rig import config_of
 
 from client.stream import Client
 from cluster.local import LocalCluster
-from core.errors import ConfigError
+from core.errors import Cancelled, ConfigError
 from kv_transfer.transports.choice import read_address
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.credentials import new_key
@@ -235,7 +235,7 @@ async def tenants_share_neither_cache_nor_ids(cluster):
                 assert (await abort(message, metadata=metadata, timeout=5)).outcome == outcome, (
                     tenant
                 )
-        with pytest.raises(grpc.aio.AioRpcError):
+        with pytest.raises(Cancelled):
             async for _ in stream:
                 pass
 
