@@ -125,7 +125,11 @@ async def search(
     first = summary.first_seed
     end = first + num_seeds
     steps = range(min(num_processes, num_seeds))
-    await asyncio.gather(*(_run_child(first + i, end, len(steps), summary, on_seed) for i in steps))
+    # When it is cancelled, a group waits for all its tasks; `gather` ends with the first of them,
+    # and the loop would close before the other children are gone.
+    async with asyncio.TaskGroup() as group:
+        for i in steps:
+            group.create_task(_run_child(first + i, end, len(steps), summary, on_seed))
 
 
 async def _run_child(
