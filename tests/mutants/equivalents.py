@@ -86,15 +86,15 @@ EQUIVALENTS: list[Equivalent] = [
         "`register` goes over the hits then, which keep the identities they have: it takes longer",
     ),
     Equivalent(
-        "kv_transfer/agent.py",
+        "kv_transfer/agent_thread.py",
         "warm()",
         "pass",
         "kernels are compiled when they are first used then: it takes longer, once",
     ),
     Equivalent(
         "router/workers/session.py",
-        "self._parting = str(group.exceptions[0])",
-        "self._parting = str(group.exceptions[(-1)])",
+        "self._close_reason = str(group.exceptions[0])",
+        "self._close_reason = str(group.exceptions[(-1)])",
         "both directions of a stream broke in one turn, and either says why",
     ),
     Equivalent(
@@ -105,11 +105,12 @@ EQUIVALENTS: list[Equivalent] = [
     ),
     *(
         Equivalent(
-            "router/workers/session.py",
-            "self._moved_at = self._heard_at = 0.0",
-            f"self._moved_at = self._heard_at = {value}",
+            "router/workers/liveness.py",
+            f"{name} = 0.0",
+            f"{name} = {value}",
             "a stream that begins was heard of, and the first counters have moved",
         )
+        for name in ("self._received_at", "self._moved_at")
         for value in ("1.0", "(-1.0)")
     ),
 ]
@@ -117,12 +118,15 @@ TUNED = {
     "engine/scheduling/block_identities.py": "MAX_ROOTS _HASH_BYTES_USED",
     "engine/scheduling/block_supply.py": "MAX_OVERTAKEN LOOK_AHEAD",
     "engine/scheduling/queues.py": "MAX_UNANSWERED MAX_READY WALK_BATCH",
-    "kv_transfer/agent.py": "TOMBSTONE_S MAX_MEETINGS PROBE_TIMEOUT_S",
+    "kv_transfer/probing.py": "PROBE_TIMEOUT_S",
+    "kv_transfer/receive_agent.py": "MAX_PROBES",
+    "kv_transfer/send_agent.py": "TOMBSTONE_S",
     "kv_transfer/parking.py": "MAX_PARKED MAX_PARKED_PER_PEER",
-    "router/orchestrator.py": "MAX_MOVES",
+    "router/attempts.py": "MAX_MOVES",
     "router/text/detokenizing.py": "CONTEXT_TOKENS",
-    "router/workers/session.py": "MAX_OUTGOING MEASURE_S",
-    "router/workers/sessions.py": "MAX_MISFITS",
+    "router/workers/outbox.py": "MAX_OUTGOING",
+    "router/workers/routes.py": "MEASURE_S",
+    "router/workers/sessions.py": "MAX_INCOMPATIBLE_PAIRS",
     "worker/attempt.py": "TOKEN_BYTES LOGPROB_BYTES TOP_BYTES DELTA_BYTES ENDED_BYTES "
     "MIN_SHARE_BYTES",
     "worker/attempts.py": "MAX_TOMBSTONES",

@@ -46,7 +46,8 @@ def test_each_decode_worker_reports_the_route_to_each_prefill_worker_before_any_
     async def scenario(cluster):
         await asyncio.sleep(2.0)
         found = {
-            session.descriptor.worker_id: dict(session.routes) for session in cluster.sessions.all()
+            session.descriptor.worker_id: dict(session.routes.reports)
+            for session in cluster.sessions.all()
         }
         addresses = {
             one.descriptor.transfer_address

@@ -26,8 +26,8 @@ from core.types import GenerateRequest, SamplingParams
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.sequence import Handover, Status
 from engine.scheduling.step_budget import StepBudget
-from kv_transfer import agent as agents
 from kv_transfer import frames
+from kv_transfer import receive_agent as agents
 from kv_transfer.send_agent import TOMBSTONE_S
 from router.admission import CANARY_TIER, Admission
 from router.workers import sessions as router_sessions
@@ -135,7 +135,7 @@ def test_a_transfer_that_has_ended_is_remembered_for_a_while(after_s, waited_s):
 
 
 def test_routes_are_probed_in_a_bounded_number_at_once_and_again_when_there_is_room(monkeypatch):
-    monkeypatch.setattr(agents, "MAX_MEETINGS", 3)
+    monkeypatch.setattr(agents, "MAX_PROBES", 3)
 
     async def scenario(world):
         for number in range(4):
@@ -239,7 +239,7 @@ def test_a_worker_is_stuck_once_it_stood_still_for_longer_than_a_hang():
 
 
 def test_so_many_pairs_that_do_not_fit_are_remembered(monkeypatch):
-    monkeypatch.setattr(router_sessions, "MAX_MISFITS", 2)
+    monkeypatch.setattr(router_sessions, "MAX_INCOMPATIBLE_PAIRS", 2)
 
     async def main():
         sessions = WorkerSessions(StaticMembership(), None, "router", LoopClock())

@@ -359,7 +359,7 @@ async def test_scores_are_told_once_and_whole_before_any_token(path, worker):
 async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
     told, sampling = [], SamplingParams(prompt_logprobs=0)
     run = RequestState(
-        request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), session_key="r",
+        request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), run_id="r",
         emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
     )  # fmt: skip
     pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)

@@ -192,21 +192,19 @@ def test_a_member_that_left_and_joins_again_as_it_was_is_dialled_again():
 def test_nothing_is_kept_of_the_route_to_a_peer_that_is_gone():
     worker = still_link()
     for address in ("a", "b"):
-        worker.introduce(address)
-    worker._note_routes((RouteReport("a", "shm"), RouteReport("b", "shm")))
-    worker.forget_peer("a")
-    worker.forget_peer("never met")
-    worker._note_routes((RouteReport("a", "shm", gb_per_s=1.0),))
-    assert (list(worker.routes), list(worker._introduced), list(worker._unmet)) == (
-        ["b"],
-        ["b"],
-        ["b"],
-    )
+        worker.routes.introduce(address)
+    worker.routes.note((RouteReport("a", "shm"), RouteReport("b", "shm")))
+    worker.routes.forget("a")
+    worker.routes.forget("never met")
+    worker.routes.note((RouteReport("a", "shm", gb_per_s=1.0),))
+    assert list(worker.routes.reports) == ["b"]
+    assert list(worker.routes._introduced) == ["b"]
+    assert list(worker._outbox._peers) == ["b"]
 
 
 def test_of_a_route_the_last_news_are_kept_and_that_it_was_opened_again_is_none():
     worker, found = still_link(), []
-    worker.introduce("a")
+    worker.routes.introduce("a")
     reports = [
         RouteReport("a", "grpc"),
         RouteReport("a", "shm", gb_per_s=2.0),
@@ -216,20 +214,20 @@ def test_of_a_route_the_last_news_are_kept_and_that_it_was_opened_again_is_none(
         RouteReport("a", "shm", gb_per_s=3.0),
     ]
     for report in reports:
-        worker._note_routes((report,))
-        found.append(reports.index(worker.routes["a"]))
+        worker.routes.note((report,))
+        found.append(reports.index(worker.routes.reports["a"]))
     assert found == [0, 1, 1, 3, 3, 5]
 
 
 def test_a_measurement_that_is_over_keeps_nothing():
     async def main():
         worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)))
-        asking = asyncio.ensure_future(worker.measure("a", 1))
+        asking = asyncio.ensure_future(worker.routes.measure("a", 1))
         await asyncio.sleep(0)
-        measured = list(worker._measured)
+        measured = list(worker.routes._measured)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        return measured, worker._measured
+        return measured, worker.routes._measured
 
     assert run_virtual(main()) == (["a"], {})
 
@@ -251,7 +249,7 @@ def test_every_route_between_live_workers_is_measured_once_and_a_silent_one_is_n
             )
             session = WorkerSession(descriptor, None, "router", LoopClock(), iter(range(9)))
             session._state = SessionState.LOST if name in ("d3", "p3") else SessionState.LIVE
-            session.measure = partial(measure, name)
+            session.routes.measure = partial(measure, name)
             sessions._use(session)
         found = await sessions.measure(1 << 20)
         return asked, [(s.worker_id, r.worker_id, route.error) for s, r, route in found]
