@@ -34,20 +34,16 @@ WATCH = "/grpc.health.v1.Health/Watch"
 EMPTY = b"\0\0\0\0\0"
 
 
-class Service(SimpleNamespace):
-    """What the door asks of a service before it makes a request."""
-
-    def tell_readiness(self, tell):
-        pass
+READY = SimpleNamespace(is_ready=True, on_checked=lambda note: None)
 
 
 @pytest.fixture()
 async def door():
     config = RouterConfig(grpc_port=0)
-    service = Service(
+    service = SimpleNamespace(
         config=config,
         keyring=Keyring("", time.monotonic),
-        is_ready=True,
+        status=READY,
         bad_keys=BadKeys(time.monotonic),
         call_ended=lambda call: None,
     )

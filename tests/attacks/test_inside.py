@@ -409,10 +409,12 @@ async def test_other_commands_that_cannot_be_harm_what_they_name_at_most(caplog)
             for epoch in (0, BIG):
                 await router.cancel("nobody's", epoch)
                 await router.say(credit=pb.Credit(request_id="nobody's", epoch=epoch, limit=BIG))
-            await router.say(meet=pb.ConnectPeers(addresses=["grpc=127.0.0.1:9"] * 513))
-            await router.say(meet=pb.ConnectPeers(addresses=["a" * 1025]))
+            await router.say(connect_peers=pb.ConnectPeers(addresses=["grpc=127.0.0.1:9"] * 513))
+            await router.say(connect_peers=pb.ConnectPeers(addresses=["a" * 1025]))
             await router.say(
-                meet=pb.ConnectPeers(addresses=["", "x", "grpc=", "@"], probe_bytes=2**64 - 1)
+                connect_peers=pb.ConnectPeers(
+                    addresses=["", "x", "grpc=", "@"], probe_bytes=2**64 - 1
+                )
             )
             wanted = [
                 pb.Wanted(request_id="parked", next_positions=[BIG] * 3, finished_choices=[BIG])
