@@ -401,13 +401,6 @@ BUGS = [
         "tests/simulation/test_trials.py::test_ctrl_c_ends_a_search_with_what_was_run",
     ),
     Bug(
-        "a terminal's Ctrl-C ends the children of a search before their parent",
-        "simulation/search.py",
-        "        start_new_session=True,",
-        "        start_new_session=False,",
-        "tests/simulation/test_trials.py::test_ctrl_c_ends_a_search_with_what_was_run",
-    ),
-    Bug(
         "a pool that a GPU has no memory for ends its rank without a word",
         "engine/ranks/rank.py",
         "    check_device()  # beside the weights\n",
