@@ -30,6 +30,7 @@ from bench.report import summarise
 from bench.serve import run
 from benchmarks.record import RESULTS, save
 from benchmarks.router_alone import cpu_s
+from client.endpoints import Endpoints
 
 LOADS = ((1, 12), (8, 48))  # (streams, requests)
 PORT = 8191
@@ -122,6 +123,7 @@ def load(streams, requests, seed):
             streams,
             300,
             lambda s: None,
+            Endpoints(),
         )
     )
     summary = summarise(samples, {})

@@ -23,6 +23,7 @@ from bench.load import Shape, plan
 from bench.report import summarise
 from bench.serve import run
 from benchmarks.record import save
+from client.endpoints import Endpoints
 from cluster.local import Child
 from cluster.members import from_json, to_json
 from cluster.worker_process import model_of
@@ -110,6 +111,7 @@ async def over_http(port, streams, requests):
         streams,
         120,
         lambda s: None,
+        Endpoints(),
     )
     summary = summarise(samples, {})
     assert summary["completed"] == requests, summary["errors"]
@@ -159,8 +161,8 @@ async def main():
     router = await Child.spawn("router", load_config(None, flags, {}))
     rows = []
     try:
-        ports = await router.hear()
-        await router.tell(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
+        ports = await router.recv()
+        await router.send(json.dumps({"members": [to_json(descriptor)], "is_starting": False}))
         await asyncio.sleep(1.0)
         for door, load, port in (
             ("HTTP", over_http, ports["http_port"]),

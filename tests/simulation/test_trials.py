@@ -122,6 +122,7 @@ def add_and_interrupt(summary, line):
         os.killpg(0, signal.SIGINT)  # as a terminal does: the whole group hears it
 
 Summary.add = add_and_interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 app()
 """
 

@@ -1,8 +1,7 @@
 """A worker whose ranks are slow to start, as actors are: `cluster.child` with a launch that waits.
 
-Owns the delay (seconds, in BATON_TEST_LAUNCH_DELAY_S) and the cluster made of such children;
-meanwhile the worker goes on hearing its routers and peers. Called by `support.rig`; `SlowCluster`
-runs it as a script.
+Owns the delay (seconds, in BATON_TEST_LAUNCH_DELAY_S) and the cluster made of such children, which
+run this file as a script. Meanwhile the worker goes on hearing its routers and peers.
 """
 
 import asyncio
@@ -36,7 +35,7 @@ class SlowChild(Child):
         )
         os.close(life_read)
         child = cls(process, life_write)
-        await child.tell(config.model_dump_json())
+        await child.send(config.model_dump_json())
         return child
 
 
@@ -47,11 +46,11 @@ class SlowCluster(LocalCluster):
         super().__init__(config)
         self._delay_s = delay_s
 
-    async def _start_worker(self, seat):
-        child = await SlowChild.spawn(seat.partition("-")[0], self.config, self._delay_s)
-        self._workers[seat] = child
-        news = await child.hear()
-        self._members[seat] = from_json(news["worker"])
+    async def _start_worker(self, name):
+        child = await SlowChild.spawn(name.partition("-")[0], self.config, self._delay_s)
+        self._workers[name] = child
+        report = await child.recv()
+        self._members[name] = from_json(report["worker"])
 
 
 def main():
