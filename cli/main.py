@@ -18,7 +18,6 @@ from cli.keys import keys
 from core.errors import ServingError
 
 app = typer.Typer(
-    help="LLM serving with prefill and decode on separate pools of workers.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -33,6 +32,22 @@ Cert = Annotated[
     Path | None, typer.Option("--cert", help="PEM to show to a server that requires a certificate")
 ]
 Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if in another file")]
+
+
+def _show_version(is_wanted: bool) -> None:
+    if is_wanted:
+        version()
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="show the version"),
+    ] = False,
+) -> None:
+    """LLM serving with prefill and decode on separate pools of workers."""
 
 
 @app.command()

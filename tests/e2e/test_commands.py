@@ -141,3 +141,8 @@ def test_help_is_quick_to_read_and_lists_every_command():
         "version",
     ):
         assert command in text
+
+
+def test_the_version_is_a_command_and_an_option():
+    assert baton("--version") == baton("version")
+    assert json.loads(baton("version", "-o", "json")).keys() == {"version"}
