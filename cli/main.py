@@ -328,7 +328,10 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from router.access.certificate import ServerCertificate  # noqa: PLC0415
     from router.text.detokenizing import TextModel  # noqa: PLC0415
 
-    resolved = load_config(config)
+    def warn(old: str, new: str) -> None:
+        typer.echo(f"baton: warning: {old} is now {new}; the old name goes soon", err=True)
+
+    resolved = load_config(config, on_renamed=warn)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_ports(resolved)

@@ -219,7 +219,7 @@ SIMULATED = [
 OUTSIDE = (
     # adapters and processes that a simulation replaces by its own side of a port
     "core/addresses.py",
-    "core/config.py",
+    "core/config/",
     "core/ids.py",
     "core/logs.py",
     "core/ports.py",
