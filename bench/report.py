@@ -4,7 +4,7 @@ Owns the definitions. Does not know how requests were sent.
 
 t0 is the SCHEDULED send time (a client that sends late has waited too), t1..tn the arrivals of
 chunks: TTFT = t1 - t0; ITL = every gap between chunks, pooled; TPOT = (tn - t1) / (tokens - 1) of a
-request; E2E = tn - t0. A request is good if it meets every limit; attainment is the share of good
+request; E2E = tn - t0. A request is good if it keeps every limit; attainment is the share of good
 ones among all OFFERED requests, goodput their number per second.
 """
 

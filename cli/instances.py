@@ -115,15 +115,15 @@ def stop(http_port: int = 0) -> Instance:
         )
     (running,) = found
     try:
-        handle = os.pidfd_open(running.pid)
+        pidfd = os.pidfd_open(running.pid)
     except ProcessLookupError:
         return running
     try:
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], STOP_TIMEOUT_S)[0]:
             raise ConfigError(
                 f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s"
             )
     finally:
-        os.close(handle)
+        os.close(pidfd)
     return running

@@ -129,7 +129,7 @@ def chat(  # noqa: PLR0913 - one option each
         str, typer.Option("--grpc", help="gRPC address of a router")
     ] = "127.0.0.1:9000",
     message: Annotated[
-        str, typer.Option("--message", "-m", help="say this, print the answer, end")
+        str, typer.Option("--message", "-m", help="send this, print the answer, end")
     ] = "",
     system: Annotated[str, typer.Option(help="system message")] = "",
     max_tokens: Annotated[int, typer.Option(help="longest answer (tokens); 0: what fits")] = 0,
@@ -329,7 +329,9 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from router.text.detokenizing import TextModel  # noqa: PLC0415
 
     def warn(old: str, new: str) -> None:
-        typer.echo(f"baton: warning: {old} is now {new}; the old name goes soon", err=True)
+        typer.echo(
+            f"baton: warning: {old} is now {new}; the next release refuses the old name", err=True
+        )
 
     resolved = load_config(config, on_renamed=warn)
     spec = model_of(resolved)
@@ -340,7 +342,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     kv_pools = kv_pools_of(resolved, spec)
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
-    door = endpoint_of_environment(os.environ)
+    endpoint = endpoint_of_environment(os.environ)
     facts: dict[str, object] = {
         "model": spec.name,
         "architecture": spec.architecture,
@@ -348,7 +350,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
         "max_model_len": spec.max_model_len,
         **kv_pools["decode"],
         "kv_pools": kv_pools,
-        "in_the_way_of_several_machines": faults_between_machines(resolved, door),
+        "in_the_way_of_several_machines": faults_between_machines(resolved, endpoint),
     }
     if output == "json":
         typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))

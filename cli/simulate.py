@@ -134,8 +134,8 @@ def _show(summary: Summary, found: dict[str, Any]) -> None:
         f"fault attempts {summary.retries}, moves off draining workers {summary.moves}, "
         f"client reconnects {summary.reconnects}"
     )
-    if never_met := found["faults_never_met"] + found["transitions_never_met"]:
-        console.print(f"never met, so not proved by these seeds: {', '.join(never_met)}")
+    if never_reached := found["faults_never_met"] + found["transitions_never_met"]:
+        console.print(f"never reached, so not proved by these seeds: {', '.join(never_reached)}")
     for line in summary.violations or ["no violation"]:
         console.print(line, markup=False)
     for line in found["replay"]:

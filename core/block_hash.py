@@ -1,7 +1,7 @@
 """Name of a full KV block: a chained, keyed hash over everything its content depends on.
 
 Owns the hash and the derivation of its key. Does not know pools or tensors. Workers of one cluster
-give one content one name; without the key nobody can work out names, or make two contents meet in
+give one content one name; without the key nobody can work out names, or make two contents share
 one.
 """
 

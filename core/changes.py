@@ -1,4 +1,4 @@
-"""A change that many wait for, told once a turn of the loop however often it happens in it.
+"""A change that many wait for; they wake once a turn of the loop, however often it happens in it.
 
 Owns the event. Does not know what changes.
 """
@@ -25,9 +25,9 @@ class Changes:
         """Something has changed: who waits is woken when this turn of the loop is over."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._tell)
+            asyncio.get_running_loop().call_soon(self._wake)
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         self._is_due = False
         self._next.set()
         self._next = asyncio.Event()

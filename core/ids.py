@@ -1,6 +1,6 @@
 """Identifiers, each its own type so that the checker catches a swap.
 
-Owns the id types and the making of random ones. Does not know what they name. Called everywhere.
+Owns the id types and the making of random ones. Does not know what they name.
 """
 
 from __future__ import annotations

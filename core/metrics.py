@@ -84,8 +84,10 @@ CACHED_TOKENS = Metric(
 )
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
-HEALED = Metric(
-    "baton_kv_parts_healed_total", "counter", "parts of KV that came damaged and were sent again"
+FRAGMENTS_RESENT = Metric(
+    "baton_kv_parts_healed_total",
+    "counter",
+    "fragments of KV that came damaged and were sent again",
 )
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
 RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
@@ -113,7 +115,7 @@ ALL = (
     CACHED_TOKENS,
     KV_BYTES,
     TRANSFERS,
-    HEALED,
+    FRAGMENTS_RESENT,
     ATTEMPTS,
     RETRIES,
     RUNNING,

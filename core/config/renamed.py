@@ -2,7 +2,7 @@
 
 Owns the table of old and new names. Does not know values.
 
-A boolean is an adjective (`router.strict`) or what the component is told to do
+A boolean is an adjective (`router.strict`) or what the component is to do
 (`router.log_requests`), true meaning yes: no `is_`, `has_`, `enable_` or `no_`.
 """
 

@@ -15,15 +15,15 @@ Origin = Annotated[str, Field(pattern=r"^(\*|[a-z][a-z0-9+.-]*://[^/\s*]+)$")]
 
 
 class RouterConfig(Node):
-    """The doors and the orchestrator."""
+    """The servers and the orchestrator."""
 
     replicas: int = Field(1, ge=1, le=64, description="router processes")
     num_cpus: float = Field(0.5, ge=0, description="CPUs Ray reserves for one router")
-    host: str = Field("127.0.0.1", description="address both doors bind")
-    http_port: Port = Field(8000, description="HTTP door; 0: any free port")
-    grpc_port: Port = Field(9000, description="gRPC door; 0: any free port")
+    host: str = Field("127.0.0.1", description="address that the HTTP and gRPC servers bind")
+    http_port: Port = Field(8000, description="port of the HTTP server; 0: any free one")
+    grpc_port: Port = Field(9000, description="port of the gRPC server; 0: any free one")
     cors_origins: tuple[Origin, ...] = Field(
-        (), description="whose pages may call the HTTP door from a browser; *: anybody's"
+        (), description="whose pages may call the HTTP server from a browser; *: anybody's"
     )
     max_body_bytes: int = Field(4 << 20, ge=1024, description="longest HTTP body or gRPC message")
     max_connections: int = Field(

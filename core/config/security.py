@@ -18,13 +18,15 @@ class SecurityConfig(Node):
     """Who may come in, and how the inside is closed."""
 
     api_keys: str = Field(
-        "", description="file of hashed keys (`baton keys add`); empty: doors on loopback, anybody"
+        "", description="file of hashed keys (`baton keys add`); empty: loopback only, anybody"
     )
     tls_dir: str = Field(
         "", description="certificates of `baton certs`: mutual TLS between routers and workers"
     )
-    door_certificate: str = Field("", description="PEM chain of both doors; empty: plain text")
-    door_key: str = Field("", description="PEM key of both doors")
+    door_certificate: str = Field(
+        "", description="PEM chain of the HTTP and gRPC servers; empty: plain text"
+    )
+    door_key: str = Field("", description="PEM key of that certificate")
     cluster_key: str = Field(
         "",
         repr=False,

@@ -25,7 +25,7 @@ class RedisConfig(Node):
 
 
 class TracingConfig(Node):
-    """OpenTelemetry spans, with W3C trace context through doors and workers."""
+    """OpenTelemetry spans, with W3C trace context through routers and workers."""
 
     otlp_endpoint: str = Field(
         "", description="OTLP/gRPC collector, like http://localhost:4317; empty: no spans"
@@ -36,9 +36,11 @@ class TracingConfig(Node):
 
 
 class LogConfig(Node):
-    """What every process says on standard error."""
+    """What every process logs to standard error."""
 
     format: Literal["auto", "text", "json"] = Field(
         "auto", description="one line an event; auto: text on a terminal, JSON elsewhere"
     )
-    level: Literal["info", "warning", "error"] = Field("info", description="the least that is told")
+    level: Literal["info", "warning", "error"] = Field(
+        "info", description="events below it are dropped"
+    )

@@ -98,8 +98,8 @@ def _explain(error: ValidationError) -> str:
     wrong = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
     for problem in problems:
         if problem["loc"] and problem["loc"] in wrong:
-            continue  # what is wrong within it is told
-        said = problem["msg"].removeprefix("Value error, ")
+            continue  # the faults inside it are listed instead
+        fact = problem["msg"].removeprefix("Value error, ")
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             near = difflib.get_close_matches(dotted, keys + groups, n=1, cutoff=0.5)
@@ -107,7 +107,7 @@ def _explain(error: ValidationError) -> str:
             lines.append(f"unknown key {dotted}{hint}")
         else:
             got = f" (got {problem['input']!r})" if _may_show(fields, dotted) else ""
-            lines.append(f"{dotted}: {said}{got}" if dotted else said)
+            lines.append(f"{dotted}: {fact}{got}" if dotted else fact)
     return "config is not valid: " + "; ".join(lines)
 
 

@@ -24,7 +24,9 @@ class BatonConfig(Node):
     """The whole tree."""
 
     model: ModelConfig = Field(default_factory=ModelConfig, description="what is served")
-    router: RouterConfig = Field(default_factory=RouterConfig, description="doors and orchestrator")
+    router: RouterConfig = Field(
+        default_factory=RouterConfig, description="servers and orchestrator"
+    )
     pools: PoolsConfig = Field(default_factory=PoolsConfig, description="workers")
     placement: PlacementConfig = Field(
         default_factory=PlacementConfig, description="who serves what"

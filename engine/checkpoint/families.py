@@ -1,4 +1,4 @@
-"""The model families: what `config.json` says about the shape of one decoder-only transformer.
+"""The model families: the shape of one decoder-only transformer, from its `config.json`.
 
 Owns the list of architectures that are served and the translation of their config keys into
 `Traits`; everything else is refused by name. Does not know tensors or files.
@@ -58,7 +58,7 @@ class LayerTraits:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What tells one family from another."""
+    """How one family differs from another."""
 
     layers: tuple[LayerTraits, ...]
     ropes: tuple[Rope, ...]
@@ -80,7 +80,7 @@ class Traits:
 
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
-"""Gemma's old configs say gelu and mean the tanh form; no other family may say it."""
+"""Gemma's old configs write gelu and mean the tanh form; no other family may."""
 
 
 def _llama(config: Config, traits: Traits) -> Traits:

@@ -1,4 +1,4 @@
-"""What a model's makers say of generating: default sampling, and the tokens that end an output.
+"""What a model's makers recommend: default sampling, and the tokens that end an output.
 
 Owns `generation_config.json`, each value checked by type and range, and the union of the end tokens
 that it, `config.json` and the tokenizer's files name: fine-tunes often correct only one of the
@@ -96,6 +96,6 @@ def _whole(file: str, name: str, value: object, least: int | None = None) -> int
         value = int(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not isinstance(value, int) or not is_whole or (least is not None and value < least):
-        wish = "a whole number" if least is None else f"a whole number of at least {least}"
-        raise ModelLoadError(f"{file} has {name} = {value!r:.60}, must be {wish}")
+        wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+        raise ModelLoadError(f"{file} has {name} = {value!r:.60}, must be {wanted}")
     return value

@@ -1,7 +1,7 @@
 """What a Hugging Face folder holds, read without torch.
 
 Owns the parsing of `config.json`, the list of tensors a model must have, and the strict comparison
-with the safetensors headers, in both directions. Does not know what tells families apart
+with the safetensors headers, in both directions. Does not know how families differ
 (`engine.checkpoint.families`) and loads no weights.
 """
 
@@ -212,11 +212,11 @@ def _tokenizer_digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.exists() else ""
 
 
-def _dtype(config: dict[str, Any], wish: str) -> str:
+def _dtype(config: dict[str, Any], asked: str) -> str:
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix(
         "torch."
     )
-    chosen = stored if wish == "auto" else wish
+    chosen = stored if asked == "auto" else asked
     if chosen not in ("float32", "bfloat16", "float16"):
         raise ModelLoadError(
             f"weights of dtype {chosen} are not supported; set model.dtype to float32 or bfloat16"

@@ -37,7 +37,7 @@ def tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Map every tensor to its file and shape, over all shards.
 
     Raises:
-        ModelLoadError: A file is missing or damaged, or a tensor is not where the index says.
+        ModelLoadError: A file is missing or damaged, or a tensor is not where the index places it.
     """
     places = _places(folder)
     found: dict[str, tuple[str, tuple[int, ...]]] = {}

@@ -1,12 +1,12 @@
 """How the ranks of a group add up and exchange tensors.
 
-Owns two operations over `torch.distributed` and the rule that makes them exact: parts are added in
+Owns two operations over `torch.distributed` and the rule that makes them exact: terms are added in
 the order of ranks, whatever their number and size, so a row's sum depends on that row alone. Does
 not know models.
 
 A ring all-reduce would add the same numbers in an order that depends on where a row lies in the
 message, and batch invariance (ADR 2) would be gone with three ranks or more. So every rank gathers
-all parts and adds them itself; for the few rows of a decode step that is one latency instead of
+all terms and adds them itself; for the few rows of a decode step that is one latency instead of
 two.
 """
 
@@ -57,11 +57,11 @@ class Collectives(Protocol):
         ...
 
 
-def add_in_order(x: Tensor, rows: int, parts: Sequence[Tensor]) -> Tensor:
-    """Sum of all ranks' parts [rows, C], padded like x; added in fp32 and rounded once."""
-    total = parts[0].float()
-    for part in parts[1:]:
-        total = total + part
+def add_in_order(x: Tensor, rows: int, terms: Sequence[Tensor]) -> Tensor:
+    """Sum of all ranks' terms [rows, C], padded like x; added in fp32 and rounded once."""
+    total = terms[0].float()
+    for term in terms[1:]:
+        total = total + term
     if rows == x.shape[0]:
         return total.to(x.dtype)
     out = torch.zeros_like(x)
@@ -96,7 +96,7 @@ class DistributedGroup:
     def join(
         cls, rendezvous: Path, rank: int, size: int, *, is_cuda: bool = False
     ) -> DistributedGroup:
-        """Meet the other ranks through a file of theirs; returns when all are there.
+        """Join the other ranks through a file of theirs; returns when all are there.
 
         No global group is made, so a process may be in several and leave without a word. Over NCCL
         an operation is only queued when it returns; a rank that waits for one that never ends is

@@ -103,20 +103,20 @@ class StagedPool:
     def layer_queued(self, layer: int, blocks: Sequence[int]) -> bool:
         """See `KVPool`: the copy waits for the layer, the next layer does not wait for the copy."""
         if not self._is_cuda:
-            self._hand_out(layer, blocks)
+            self._export(layer, blocks)
             return True
         computed = torch.cuda.Event()
         computed.record()
         if self._exports_kv:
             with torch.cuda.stream(self._copies):
                 self._copies.wait_event(computed)
-                self._hand_out(layer, blocks)
+                self._export(layer, blocks)
                 computed = torch.cuda.Event()
                 computed.record()
         self._events.append((layer, computed))
         return False
 
-    def _hand_out(self, layer: int, blocks: Sequence[int]) -> None:
+    def _export(self, layer: int, blocks: Sequence[int]) -> None:
         if self._exports_kv:
             for begin, end in runs_of(blocks):
                 self._stage[layer, begin:end].copy_(self.kv[layer, begin:end], non_blocking=True)

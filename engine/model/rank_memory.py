@@ -68,8 +68,8 @@ class TokenHistory(Sequence[int]):
     def of(cls, history: History, vocabulary_size: int) -> TokenHistory:
         """Read the history of a plan that did not come over the pipe."""
         counted = cls(history.num_prompt_tokens - history.start, vocabulary_size)
-        news = history.token_ids[history.start : history.num_tokens]
-        counted.extend(np.asarray(news, dtype=np.int64))
+        token_ids = history.token_ids[history.start : history.num_tokens]
+        counted.extend(np.asarray(token_ids, dtype=np.int64))
         return counted
 
     def extend(self, token_ids: np.ndarray[Any, Any]) -> None:

@@ -104,7 +104,7 @@ class ModelRunner:
 
 
 def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str]:
-    """Items with a token that the model does not have, and what to say of them."""
+    """Items with a token that the model does not have, and the message for each."""
     failed: dict[int, str] = {}
     for item in items:
         ids = (*item.token_ids, *item.targets)

@@ -1,7 +1,7 @@
-"""A rank process: one model or its part of one, one shard of the KV pool, one pipe.
+"""A rank process: one model or a share of it, one shard of the KV pool, one pipe.
 
-Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then
-execute plans one by one. Does not know requests, sessions or transfers. Started by
+Owns the process's whole life: hang on the parent, load, join the other ranks, report ready,
+then execute plans one by one. Does not know requests, sessions or transfers. Started by
 `engine.ranks.rank_group` as `python -m engine.ranks.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`;
 everything else comes as the first message, the setup.
 """
@@ -18,7 +18,7 @@ from core.errors import ModelLoadError
 from core.plan import StepItem, StepPlan
 from engine.ranks.plan_wire import PlanDecoder
 from engine.ranks.rank_wire import PREFIX, pack, result_to_wire, unpack
-from engine.ranks.shared_kv import PULSE, SLOTS_AT, WORDS, check_fits
+from engine.ranks.shared_kv import HEARTBEAT, SLOTS_AT, WORDS, check_fits
 from process.parent_death import exit_with_parent
 from process.shared_memory import map_segment, touch
 
@@ -62,14 +62,14 @@ def main() -> None:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error
     pipe.write(["ready"])
-    heartbeat = common[PULSE].cast("Q")
+    heartbeat = common[HEARTBEAT].cast("Q")
     decoder = PlanDecoder(setup["block_size_tokens"], runner.model.spec.vocabulary_size)
     while True:
         _step(pipe, decoder, runner, heartbeat, setup["rank"])
 
 
 def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401
-    import torch  # noqa: PLC0415 - after the lifeline and no earlier: it takes seconds
+    import torch  # noqa: PLC0415 - takes seconds: only once the parent-death pipe is watched
 
     from engine.checkpoint.model_spec import read_model  # noqa: PLC0415
     from engine.model.model import Model  # noqa: PLC0415
@@ -134,7 +134,7 @@ def _free_bytes(device: Any) -> int | None:  # noqa: ANN401
 
 
 def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
-    """Meet the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
+    """Join the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
     from engine.model.collectives import DistributedGroup  # noqa: PLC0415
     from engine.ranks.shared_group import SharedGroup  # noqa: PLC0415
 

@@ -1,7 +1,7 @@
 """The ranks of one host add up and exchange through memory they share.
 
-Owns the slots, one pair a rank, and the words that say which message lies in them. The arithmetic
-is that of `engine.model.collectives`: parts in the order of ranks. Does not know models.
+Owns the slots, one pair a rank, and the words that number the messages in them. The arithmetic
+is that of `engine.model.collectives`: terms in the order of ranks. Does not know models.
 
 A message through gloo's loopback sockets takes 200 microseconds and a layer needs two; this takes
 what a copy takes. Slots are used by turns: who posts message n has read n - 1, so slot n - 2 is

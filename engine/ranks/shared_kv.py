@@ -19,7 +19,7 @@ from process.shared_memory import PAGE_BYTES, map_segment
 
 POOL_NAME_BYTES = 16
 
-PULSE = slice(0, PAGE_BYTES)
+HEARTBEAT = slice(0, PAGE_BYTES)
 """First page of what a group shares: rank r counts finished layers in its r-th uint64."""
 WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)
 """Second page: the words of `engine.ranks.shared_group`. Its slots follow."""
@@ -53,7 +53,7 @@ def check_fits(block_bytes: int, num_blocks: int, left_bytes: int | None, where:
         where: Whose memory it is, for the message.
 
     Raises:
-        ModelLoadError: Says how much there is, and how many blocks fit.
+        ModelLoadError: States how much there is, and how many blocks fit.
     """
     wanted_bytes = num_blocks * block_bytes
     if left_bytes is not None and wanted_bytes > left_bytes:
@@ -78,7 +78,7 @@ class SharedKV:
     def use(self, fds: list[int]) -> None:
         """Switch to a fresh rank group's segments, whose descriptors are this object's from now on.
 
-        Views into the old ones stay valid memory, so a new generation says that they mean nothing.
+        Views into the old ones stay valid memory, so a new generation marks them as void.
         Other threads read it: it changes first, and what is read before it is of the old one.
         """
         self.close()

@@ -58,11 +58,11 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` could hand out now."""
+        """Blocks that `allocate` could grant now."""
         return self._num_free + self._num_cached
 
     def generation(self, block_id: int) -> int:
-        """How often the block has been handed out; fences writes meant for an earlier owner."""
+        """How often the block has been allocated; fences writes meant for an earlier owner."""
         return self._generations[block_id]
 
     def references(self, block_id: int) -> int:
@@ -72,7 +72,7 @@ class BlockPool:
     # --- references ---------------------------------------------------------------------------
 
     def allocate(self, num_blocks: int) -> list[int]:
-        """Hand out blocks with one reference each; evicts the least recently used cached ones.
+        """Take blocks with one reference each; evicts the least recently used cached ones.
 
         Raises:
             PoolExhausted: Fewer are available; nothing was changed.

@@ -147,7 +147,7 @@ class BlockSupply:
     def _may_start(self, sequence: Sequence) -> bool:
         """A hand-over waits for its partner, but above the watermark it may run ahead, once.
 
-        One that nobody was told of must wait: it would be computed and then held for a partner that
+        One that was not announced must wait: it would be computed and then held for a partner that
         never comes. One whose KV was taken back must, too: it would be computed again and again.
         """
         handover = sequence.handover

@@ -162,7 +162,7 @@ class WaitingLine:
         self.num_reservations -= sequence.status is Status.RESERVING
 
     def next_to_announce(self) -> Sequence | None:
-        """Find the first hand-over that its partner may hear of now; None if there is none.
+        """Find the first hand-over that may be announced now; None if there is none.
 
         A partner that does not answer holds up its own hand-overs, never those of another.
         """
@@ -172,7 +172,7 @@ class WaitingLine:
         return min((s for s in candidates if s is not None), key=_due, default=None)
 
     def announced(self, sequence: Sequence) -> None:
-        """Its partner hears of a hand-over now."""
+        """Count a hand-over as announced to its partner."""
         self.remove(sequence)
         if sequence.handover is not None:
             sequence.handover.is_announced = True

@@ -92,7 +92,7 @@ class Scheduler:
         """Blocks that transfers wrote since the last step, in order."""
 
     def take_events(self) -> list[SchedulerEvent]:
-        """Say what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
+        """Return what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
 
         To be taken after each of them, before anything else is asked of the scheduler.
         """
@@ -164,7 +164,7 @@ class Scheduler:
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
 
-        `Reserved` says when it has all it needs, after `reserve_in_turn` or a plan.
+        `Reserved` reports that it has all it needs, after `reserve_in_turn` or a plan.
 
         Raises:
             InvariantViolation: It is not new.
@@ -193,7 +193,7 @@ class Scheduler:
         self._announce_in_turn()
 
     def _announce_in_turn(self) -> None:
-        """Let partners hear of hand-overs that are near; during a step too: they take a while."""
+        """Announce hand-overs that are near to their partners, also during a step."""
         while (sequence := self.waiting.next_to_announce()) is not None:
             self.waiting.announced(sequence)
             self._events.add(Announced(sequence))

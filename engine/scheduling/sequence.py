@@ -41,7 +41,7 @@ class Handover:
 
     partner: WorkerId = WorkerId("")
     is_announced: bool = False
-    """The partner was told that the request is near the head of the line."""
+    """The partner knows that the request is near the head of the line."""
     is_partnered: bool = False
     """The partner has reserved blocks; until then, computed KV may be taken back."""
     ran_ahead: bool = False

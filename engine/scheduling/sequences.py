@@ -48,7 +48,7 @@ class Sequences:
         return sum(not s.is_out_of_credit for s in self.running) + len(self.arriving)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out of the set that it is in; the caller says where it goes."""
+        """Take a sequence out of the set that it is in; the caller puts it elsewhere."""
         match sequence.status:
             case Status.RUNNING:
                 self.running.remove(sequence)
