@@ -88,10 +88,8 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     check_device()  # before anything is loaded
     memory = map_segment(kv_fd, layout.pool_bytes(setup["num_blocks"]))
     touch(memory)
-    model = Model(Shard(spec, rank, size), device, setup["attention"])
+    model = Model(Shard(spec, rank, size), device, setup["attention"], _join(setup, common))
     check_device()  # beside the weights
-    if size > 1:
-        model.ranks = _join(setup, common)
     runner = ModelRunner(
         model,
         memory,
@@ -135,10 +133,12 @@ def _free_bytes(device: Any) -> int | None:  # noqa: ANN401
 
 def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
     """Join the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
-    from engine.model.collectives import DistributedGroup  # noqa: PLC0415
+    from engine.model.collectives import Alone, DistributedGroup  # noqa: PLC0415
     from engine.ranks.shared_group import SharedGroup  # noqa: PLC0415
 
     rank, size = setup["rank"], setup["size"]
+    if size == 1:
+        return Alone()
     if setup["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
     return DistributedGroup.join(
