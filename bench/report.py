@@ -74,6 +74,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[str, Any]:
     """Reduce a run to its metrics."""
     good = [s for s in samples if not s.error and s.arrivals]
+    # Until the last request ended, failed ones too: they took the server's time.
     took_s = max((s.ended_at for s in samples), default=0.0)
     attained = [s for s in good if _is_within(s, limits_ms)]
     errors: dict[str, int] = {}

@@ -46,6 +46,7 @@ def _start_ticks(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
+    # A zombie has ended, though its parent has not looked yet.
     return 0 if fields[0] == "Z" else int(fields[19])
 
 

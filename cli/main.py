@@ -328,6 +328,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from router.access.certificate import ServerCertificate  # noqa: PLC0415
     from router.text.detokenizing import TextModel  # noqa: PLC0415
 
+    # Not an event: this command prints for a person, and logs nothing.
     def warn(old: str, new: str) -> None:
         typer.echo(
             f"baton: warning: {old} is now {new}; the next release refuses the old name", err=True

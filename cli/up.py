@@ -45,6 +45,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
     renamed: list[tuple[str, str]] = []
     config = load_config(path, flags, on_renamed=lambda old, new: renamed.append((old, new)))
     logs.configure("up", config.log.format, config.log.level)
+    # Only now are the log's format and level known.
     for old, new in renamed:
         log_renamed(old, new)
     spec = model_of(config)

@@ -88,6 +88,7 @@ class Endpoints:
             return None
         for address in private:
             self._check(address)
+        # gRPC brings roots of its own: the system's are what HTTPS here trusts, too.
         roots = self.ca or ssl.get_default_verify_paths().cafile
         key = self.key or self.certificate
         return (

@@ -25,6 +25,7 @@ class Changes:
         """Something has changed: who waits is woken when this turn of the loop is over."""
         if not self._is_due:
             self._is_due = True
+            # After this turn, so that a burst of changes wakes everybody once.
             asyncio.get_running_loop().call_soon(self._wake)
 
     def _wake(self) -> None:

@@ -295,6 +295,7 @@ def to_wire(error: ServingError) -> tuple[str, str]:
 def from_wire(name: str, message: str) -> ServingError:
     """Rebuild an error from `to_wire`; a name of a newer version becomes `InternalError`."""
     kind = next((e for e in all_errors() if e.__name__ == name), InternalError)
+    # Past the constructor: each class has its own, and the message is whole already.
     error = kind.__new__(kind)
     ServingError.__init__(error, message)
     if isinstance(error, InvalidRequest):

@@ -57,6 +57,7 @@ class _Format(logging.Formatter):
         else:
             fields |= {"logger": record.name, "message": _message(record)}
         if record.exc_info:
+            # Its end, which names the error.
             fields["traceback"] = self.formatException(record.exc_info)[-MAX_TRACEBACK_CHARACTERS:]
         return fields
 
@@ -170,6 +171,7 @@ def configure(process: str, style: str = "", level: str = "") -> None:
     level = level or os.environ.get(LEVEL_VARIABLE, "info")
     if style == "auto":
         style = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    # Through the environment, because children of children log like this, too.
     os.environ[FORMAT_VARIABLE] = style
     os.environ[LEVEL_VARIABLE] = level
     # gRPC's core has a log of its own, in its own words: a line for every stranger's bad handshake.
@@ -180,6 +182,7 @@ def configure(process: str, style: str = "", level: str = "") -> None:
         logging.getLogger().addHandler(_Writer(made, sys.stderr))
     logging.getLogger().setLevel(logging.WARNING)
     events.LOGGER.setLevel(level.upper())
+    # Libraries warn on standard error, in no format of ours.
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

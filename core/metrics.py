@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Those of vLLM's `time_to_first_token_seconds`, up to 80 s, so that its dashboards fit.
 LATENCY_BUCKETS_S = (
     0.001,
     0.005,

@@ -83,4 +83,5 @@ class Renewed(Generic[Content]):
 
     def _look(self) -> Stamp:
         facts = [path.stat() for path in self._paths]
+        # With the inode: a file that was renamed into place may have the old time.
         return tuple((f.st_ino, f.st_size, f.st_mtime_ns) for f in facts)

@@ -125,6 +125,7 @@ class SamplingParams:
     def _validate_stop(self, vocabulary_size: int) -> None:
         _at_most("stop", len(self.stop), MAX_STOP_STRINGS)
         for text in self.stop:
+            # It has no UTF-8, so no output could ever contain it.
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise InvalidRequest("stop", "has a lone surrogate; send valid Unicode")
             _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES, "has a string of {} bytes")

@@ -44,6 +44,7 @@ def with_new_names(tree: dict[str, Any], source: str, on_renamed: OnRenamed) -> 
         group: Any = tree
         for part in groups:
             group = group.get(part) if isinstance(group, dict) else None
+        # A group that is no mapping is refused later, in the words for that.
         if not isinstance(group, dict) or leaf not in group:
             continue
         new = ".".join((*groups, name))

@@ -97,6 +97,7 @@ def _explain(error: ValidationError) -> str:
     problems = error.errors()
     wrong = {problem["loc"][:depth] for problem in problems for depth in range(len(problem["loc"]))}
     for problem in problems:
+        # Pydantic reports a group and what is wrong in it; the second says more.
         if problem["loc"] and problem["loc"] in wrong:
             continue  # the faults inside it are listed instead
         fact = problem["msg"].removeprefix("Value error, ")

@@ -54,6 +54,7 @@ class BatonConfig(Node):
                 f"router.host is {self.router.host}, which others can reach, and "
                 "security.api_keys is empty; make keys with `baton keys add`, or bind 127.0.0.1"
             )
+        # 0 is any free port, and so are two of them.
         if self.router.http_port and self.router.http_port == self.router.grpc_port:
             raise ValueError(
                 f"router.http_port and router.grpc_port are both {self.router.http_port}; "

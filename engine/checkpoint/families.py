@@ -95,6 +95,7 @@ def _mistral(config: Config, traits: Traits) -> Traits:
 
 
 def _qwen2(config: Config, traits: Traits) -> Traits:
+    # Qwen 2 has these biases whatever `attention_bias` says.
     return replace(_qwen_windows(config, traits), has_qkv_bias=True)
 
 
@@ -131,6 +132,7 @@ def _mixtral(config: Config, traits: Traits) -> Traits:
         num=positive(config, "num_local_experts"),
         per_token=positive(config, "num_experts_per_tok"),
         intermediate_size=positive(config, "intermediate_size"),
+        # Mixtral always renormalises the chosen weights; Qwen3-MoE asks its config.
         is_normalised=True,
         prefix="block_sparse_moe",
         gate="w1",
@@ -156,6 +158,7 @@ def _gemma(config: Config, traits: Traits) -> Traits:
         has_qkv_bias=bias,
         has_o_bias=bias,
         has_norm_offset=True,
+        # As in the first Transformer (arXiv:1706.03762), and unlike Llama.
         embedding_scale=math.sqrt(positive(config, "hidden_size")),
         activation="gelu_tanh",
     )
@@ -166,6 +169,7 @@ def _gemma2(config: Config, traits: Traits) -> Traits:
     return replace(
         traits,
         has_post_norms=True,
+        # Not always the head size: 144 in the 27B model, whose heads have 128 columns.
         attention_scale=number(config, "query_pre_attn_scalar", 256.0) ** -0.5,
         attention_softcap=float(config.get("attn_logit_softcapping") or 0.0),
         final_softcap=float(config.get("final_logit_softcapping") or 0.0),
@@ -184,6 +188,7 @@ def _gemma3(config: Config, traits: Traits) -> Traits:
             _rope(_settings(settings, "sliding_attention"), config),
         )
     else:
+        # Layers with a window never look far, so theirs is the short base.
         local = Rope(number(config, "rope_local_base_freq", 10_000.0))
         ropes = (_rope({"rope_theta": 1_000_000.0, **settings}, config), local)
     layers = tuple(replace(layer, rope=1 if layer.window else 0) for layer in traits.layers)
@@ -217,6 +222,7 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
             f"architecture {architecture} is not supported; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
+    # Ignoring them would not fail: it would answer nonsense.
     for key in ("quantization_config", "use_bidirectional_attention"):
         if config.get(key):
             raise ModelLoadError(

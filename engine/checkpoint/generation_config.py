@@ -31,6 +31,7 @@ def default_sampling(generation: Mapping[str, Any], vocabulary_size: int) -> dic
             found[name] = value
     top_k = generation.get("top_k")
     if top_k is not None and (limit := _whole(GENERATION_CONFIG, "top_k", top_k)) > 0:
+        # Some write more than the vocabulary has and mean all of it; our own limits refuse that.
         found["top_k"] = min(limit, vocabulary_size)
     try:
         SamplingParams(**found).validate(vocabulary_size)  # type: ignore[arg-type]

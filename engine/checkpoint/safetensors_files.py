@@ -81,6 +81,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
+        # The length is what the file claims: checked before so much is read.
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise ModelLoadError(
                 f"{path.name} is not a safetensors file: its header claims {length} of {size} bytes"
@@ -94,6 +95,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
             raise ModelLoadError(
                 f"{path.name} has a malformed safetensors header: {error}"
             ) from error
+    # A download that broke off shows here, and not as noise in the last tensor.
     if 8 + length + end != size:
         raise ModelLoadError(
             f"{path.name} has {size} bytes, its header describes {8 + length + end}; "
@@ -109,6 +111,7 @@ def weights_digest(folder: Path, files: list[str]) -> str:
         path = folder / name
         digest.update(f"{name}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
+            # Not all of it: 100 GB would take minutes at each start.
             digest.update(file.read(1 << 20))
             file.seek(max(0, path.stat().st_size - (1 << 20)))
             digest.update(file.read())

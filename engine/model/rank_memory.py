@@ -43,10 +43,12 @@ class GrowingInts:
             )
         end = at + len(values)
         if end > len(self._array):
+            # Doubled, so that n numbers that come one by one are copied 2 n times in all.
             larger: Ints = np.empty(max(end, 2 * len(self._array)), dtype=np.int64)
             larger[:at] = self._array[:at]
             self._array = larger
         self._array[at:end] = values
+        # What lay behind is void: a plan sends the table anew from its first block that changed.
         self._length = end
 
     def view(self) -> Ints:
@@ -78,6 +80,7 @@ class TokenHistory(Sequence[int]):
         self._token_ids.put(len(self), token_ids)
         is_known = token_ids < len(self._counts)
         self._is_seen[token_ids[is_known]] = True
+        # `counts[ids] += 1` would count a token once, however often it is in `ids`.
         np.add.at(self._counts, token_ids[num_prompt:][is_known[num_prompt:]], 1)
 
     def distinct(self) -> tuple[Ints, Ints]:

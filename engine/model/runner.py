@@ -67,7 +67,9 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
         """Run one step; a sequence that cannot be computed or sampled fails alone."""
+        # An id without a row fails its own sequence; the step goes on for the others.
         failed = _outside(plan.items, self.model.spec.vocabulary_size)
+        # Before the copies, whose source may have arrived just now.
         self.pool.load_staged_blocks(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
@@ -93,8 +95,10 @@ class ModelRunner:
             layer_queued,
             owners,
         )
+        # On a device a layer ends after it was queued, and is reported when it has.
         for layer in self.pool.finished():
             on_layer(plan.step_id, layer)
+        # One transfer for all rows; the draws are numpy's, in float64.
         values = logits.cpu().numpy()
         drawn = [item for i, item in sampling if i % size == rank]
         scored = [item for i, item in scoring if i % size == rank]
@@ -185,6 +189,7 @@ def _inputs(items: tuple[StepItem, ...]) -> AttentionInputs:
     ]
     row_starts = np.zeros(len(items) + 1, dtype=np.int64)
     np.cumsum([len(p) for p in positions], out=row_starts[1:])
+    # Short tables end in zeros, which no row reaches: positions end before them.
     tables = np.zeros((len(items), max(len(item.block_table) for item in items)), dtype=np.int64)
     for index, item in enumerate(items):
         tables[index, : len(item.block_table)] = item.block_table

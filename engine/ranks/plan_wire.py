@@ -74,12 +74,14 @@ class PlanEncoder:
     def _item(self, item: StepItem) -> list[Any]:
         sent = self._sent.setdefault(item.sequence_key, _Sent())
         size = self._block_size_tokens
+        # No further than the step reaches: entries behind that may still change.
         num_blocks = -(-(item.start + len(item.token_ids)) // size)
         if len(item.block_table) < num_blocks:
             raise InternalError(
                 f"sequence {item.sequence_key} has {len(item.block_table)} blocks in a step that "
                 f"needs {num_blocks}"
             )
+        # The block of `start` may be a fresh copy (copy on write), so it is always sent.
         first_block = min(sent.num_blocks, item.start // size)
         sent.num_blocks = num_blocks
         return [
@@ -99,6 +101,7 @@ class PlanEncoder:
 def _draws(samples: tuple[SampleSpec, ...], sent: _Sent) -> list[tuple[Any, ...]] | None:
     """How to draw, or None if that is as it was."""
     draws = [(sample.choice, sample.seed, sample.params) for sample in samples]
+    # The same for every token of an output: this spares most of an item's bytes.
     if draws == sent.draws:
         return None
     sent.draws = draws
@@ -130,6 +133,7 @@ def _history(item: StepItem, sent: _Sent) -> list[Any] | None:
 
 
 def _to_bytes(numbers: Sequence[int]) -> bytes:
+    # Raw words: as a list, msgpack would code each number by itself.
     return array(NUMBERS, numbers).tobytes()
 
 
@@ -162,6 +166,7 @@ class PlanDecoder:
             InternalError: It builds on something that was never sent here.
         """
         step_id, released, items, copies, report_layers, arrived = wire
+        # First of all: a key that is released may stand in this very plan with a new table.
         for key in released:
             if self._memories.pop(key, None) is None:
                 raise InternalError(f"sequence {key} was released on a rank that never knew it")
@@ -195,6 +200,7 @@ class PlanDecoder:
             key,
             start,
             tuple(ids),
+            # Not copied: the step is over before the next plan is decoded.
             memory.table.view().data,
             tuple(
                 SampleSpec(choice, position, seed, params, tuple(banned), known)

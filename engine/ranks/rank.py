@@ -52,6 +52,7 @@ class Pipe:
 def main() -> None:
     """Run a rank to its end."""
     control_fd, life_fd, kv_fd, common_fd = (int(argument) for argument in sys.argv[1:5])
+    # Before anything else: from here on no rank outlives its worker.
     exit_with_parent(life_fd)
     pipe = Pipe(control_fd)
     setup = pipe.read()
@@ -76,6 +77,7 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
     from engine.model.runner import ModelRunner  # noqa: PLC0415
     from engine.model.sharding import Shard  # noqa: PLC0415
 
+    # Before anything is computed: torch sizes its thread pool at first use.
     torch.set_num_threads(setup["threads"])
     rank, size = setup["rank"], setup["size"]
     device = _device(setup["device"], rank)
@@ -87,6 +89,7 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
 
     check_device()  # before anything is loaded
     memory = map_segment(kv_fd, layout.pool_bytes(setup["num_blocks"]))
+    # Page faults are taken now, and not in the middle of a step.
     touch(memory)
     model = Model(Shard(spec, rank, size), device, setup["attention"], _join(setup, common))
     check_device()  # beside the weights
@@ -159,7 +162,9 @@ def _step(
     plan = decoder.decode(message[1])
 
     def on_layer(step_id: int, layer: int) -> None:
+        # In shared memory, because the worker must see progress even while the pipe is full.
         heartbeat[rank] += 1
+        # One reports for all: past its sums every rank has written this layer.
         if plan.report_layers and rank == 0:
             pipe.write(["layer", step_id, layer])
 

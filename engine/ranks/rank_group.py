@@ -180,6 +180,7 @@ class RankGroup:
         """
         common_fd = create_segment(self._common_bytes)
         self._encoder = PlanEncoder(self._layout.block_size_tokens)
+        # Read from the old page before it goes: the count must never fall.
         self._layers_before = self.layers_done
         self._heartbeat = map_segment(common_fd, self._common_bytes)[HEARTBEAT]
         with self._rendezvous_folder() as folder:
@@ -216,6 +217,7 @@ class RankGroup:
                     group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)
                 ) from None
         for segment in self.kv.segments():
+            # The worker maps it too, and its first transfer should not take the page faults.
             await asyncio.to_thread(touch, segment)
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
 
@@ -239,6 +241,7 @@ class RankGroup:
                 os.close(fd)
             raise
         finally:
+            # With a copy of it here, the end of the rank would not end the pipe.
             theirs.close()
             os.close(life_read)
         reader, writer = await asyncio.open_connection(sock=mine, limit=MAX_MESSAGE_BYTES)
@@ -254,6 +257,7 @@ class RankGroup:
         self._step_id = plan.step_id
         try:
             for rank in self._ranks:
+                # To all ranks before any is awaited: they compute together, and wait in their sums.
                 rank.writer.write(message)
             first, *others = self._ranks
             result = await _result(first, on_layer)
@@ -283,6 +287,7 @@ class RankGroup:
                 continue
             if is_broken:
                 self._kill()  # the others would wait for its term
+            # With the step's number: one that was just begun has not stood still.
             now = (self._step_id, bytes(self._heartbeat))
             num_still = num_still + 1 if now == before else 0
             before = now

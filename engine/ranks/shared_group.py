@@ -25,6 +25,7 @@ WORD_BYTES = 64
 """A cache line each, so that ranks do not fight over one."""
 _SYS_FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYBODY = 0, 1, 2**31 - 1
+# Python has no futex; through ctypes the wait leaves the interpreter to other threads.
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -76,6 +77,7 @@ class SharedGroup:
         rows, width = x.shape
         self._serial += 1
         slots = self._slots[self._serial % 2]
+        # The data, then its number: x86 lets nobody see two stores in the other order.
         _as(slots[self.rank], x.dtype, rows, width).copy_(x)
         self._post()
         self._wait_for_all()
@@ -87,6 +89,7 @@ class SharedGroup:
     def _post(self) -> None:
         self._words[self.rank * WORD_BYTES // 4] = self._serial & 0xFFFFFFFF
         address = ctypes.c_void_p(self._address + self.rank * WORD_BYTES)
+        # Always: to find out whether anybody sleeps would need a word more, and a fence.
         _libc.syscall(_SYS_FUTEX, address, _FUTEX_WAKE, _EVERYBODY, None, None, 0)
 
     def _wait_for_all(self) -> None:
@@ -108,6 +111,7 @@ class SharedGroup:
             if now > spin_until + WAIT_S:
                 raise GroupBroken(f"rank {rank} has sent nothing for {WAIT_S:g} s")
             address = ctypes.c_void_p(self._address + rank * WORD_BYTES)
+            # The kernel sleeps only if the word is still `seen`, so no wake is missed.
             _libc.syscall(_SYS_FUTEX, address, _FUTEX_WAIT, seen, ctypes.byref(self._nap), None, 0)
 
 

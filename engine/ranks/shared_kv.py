@@ -34,6 +34,7 @@ def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
         max_rows: The longest message (rows of fp32).
         hidden_size: Columns of a row.
     """
+    # At least 1 MiB, so that a rank's share of one row of logits fits.
     slot_bytes = -(-max(max_rows * hidden_size * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
     return SLOTS_AT + (2 * size * slot_bytes if size > 1 else 0)
 

@@ -43,9 +43,11 @@ class BlockIdentities:
 
     def __init__(self, num_blocks: int) -> None:
         """Start with every block anonymous. The first registration fixes the length of a record."""
+        # A power of two no smaller than the pool: chains stay short, and a mask finds the bucket.
         num_buckets = 1 << max(num_blocks - 1, 1).bit_length()
         self._num_blocks = num_blocks
         self._mask = num_buckets - 1
+        # Buckets behind the blocks in one array: the first of a chain is unlinked like any other.
         self._chains = array("i", [_NOTHING]) * (num_blocks + num_buckets)
         self._serials = array("q", [NO_IDENTITY]) * num_blocks
         self._records = bytearray()
@@ -55,11 +57,13 @@ class BlockIdentities:
         self._oldest_serial = self._next_serial
         self._num_registered = 0
         self._roots: OrderedDict[str, int] = OrderedDict()
+        # Roots beyond the number of blocks could have none registered under them.
         self._max_roots = min(num_blocks, MAX_ROOTS)
 
     def of(self, block_id: int) -> int:
         """Serial number of a block's identity, or `NO_IDENTITY`."""
         serial = self._serials[block_id]
+        # `forget_all` raises the oldest that counts, and need not clear a million serials.
         return serial if serial >= self._oldest_serial else NO_IDENTITY
 
     def block_hash(self, block_id: int) -> BlockHash | None:
@@ -154,6 +158,7 @@ class BlockIdentities:
         block_id = self._chains[self._bucket(block_hash)]
         while block_id != _NOTHING:
             start = block_id * self._record_bytes
+            # The record and not the hash: a collision must never give one tenant another's KV.
             if self._records[start : start + self._record_bytes] == record:
                 return block_id
             block_id = self._chains[block_id]

@@ -82,6 +82,7 @@ class BlockPool:
                 f"needed {num_blocks} blocks, {self.num_available} of {self.num_blocks} are "
                 "available; lower max_tokens or raise engine.num_blocks"
             )
+        # Free ones first: every block that is evicted may have been the next prefix hit.
         num_from_free = min(num_blocks, self._num_free)
         block_ids = self._lists.take(self._free, num_from_free)
         self._num_free -= num_from_free
@@ -130,6 +131,7 @@ class BlockPool:
                 references[block_id] = num_references
                 if num_references == 0:
                     (cached if identity_of(block_id) else freed).append(block_id)
+        # After an error too: what was dropped so far must stand in one of the lists.
         finally:
             self._lists.extend(self._free, freed)
             self._lists.extend(self._cached, cached)

@@ -112,6 +112,7 @@ class BlockSupply:
                     continue
             if _needs_every_place(sequence):
                 return  # an arrival would run beside it as long as it answers
+            # From here on out of reach for those behind, or it could wait for ever.
             walk.num_blocks_kept += num_needed
             walk.num_places_kept += fits
 
@@ -206,6 +207,7 @@ class BlockSupply:
         last = (sequence.num_computed_tokens + num_tokens - 1) // size
         for index in range(first, last + 1):
             is_new = index >= len(sequence.block_table)
+            # Nobody else reads it: it may be written in place.
             if not is_new and self._pool.references(sequence.block_table[index]) == 1:
                 continue
             block_id = self._one_block(sequence, planned)
@@ -216,6 +218,7 @@ class BlockSupply:
             else:  # copy on write: a fork's partial block is shared until someone appends to it
                 shared = sequence.block_table[index]
                 copies.append((shared, block_id))
+                # Before the copy has run: `copies_from_free` keeps the block until then.
                 self._pool.free([shared])
                 sequence.block_table[index] = block_id
         return True
@@ -224,6 +227,7 @@ class BlockSupply:
         if sequence.spare_blocks:
             return sequence.spare_blocks.pop()
         while self._pool.num_available == 0 and not self._make_room(1, planned):
+            # The youngest has the least to compute again; who is planned keeps its blocks.
             victim = next(
                 (s for s in reversed(self._sequences.running) if s.key not in planned), None
             )
@@ -281,9 +285,11 @@ class BlockSupply:
             self._events.add(Preempted(sequence, tuple(pins)))
         self.num_preemptions += 1
         self._sequences.remove(sequence)
+        # Computed again instead of swapped out (PagedAttention has both): what is cached still is.
         self._sequences.release(sequence)
         sequence.num_computed_tokens = 0
         if sequence.needs_prompt_scores:
+            # The prompt is scored again from its start.
             sequence.prompt_logprobs.clear()
         sequence.status = Status.WAITING
         self._sequences.waiting.add(sequence)

@@ -79,6 +79,7 @@ class BlockTables:
         Raises:
             PoolExhausted: Not enough blocks; nothing was changed.
         """
+        # Shared before anything is allocated, which might evict them.
         for block_id in hits:
             self._pool.share(block_id)
         try:

@@ -252,6 +252,7 @@ class Scheduler:
         sequence.prompt_done_at = now_s
         self.tables.register(sequence)
         num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
+        # A pool on a device has to load them before a step reads them.
         self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
         return self._results.fork(sequence, first_tokens)
 
@@ -272,6 +273,7 @@ class Scheduler:
             The sequences that were in the engine.
         """
         lost = list(self._sequences)
+        # There is no step any more, so that what is cancelled is freed at once.
         self._sequences.step_ended()
         for sequence in lost:
             self.cancel(sequence)
@@ -313,6 +315,7 @@ class Scheduler:
             return StepPlan(self._step_id, ())
         copies_from_free = any(self.pool.references(source) == 0 for source, _ in step.copies)
         released = self._sequences.step_begins(step.planned, copies_from_free=copies_from_free)
+        # Once more: what the step did not need may be enough for an arrival.
         self._reserve_fitting(now_s, lends=True)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(

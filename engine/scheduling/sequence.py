@@ -174,6 +174,7 @@ class Sequence:
         sampling = self.request.sampling
         position = self.num_output_tokens
         banned: tuple[int, ...] = self._ends_of_bad_words()
+        # Banned and not ignored: an end that is drawn too early would stay in the output.
         if position < sampling.min_tokens:
             banned += self.request.eos_token_ids + sampling.stop_token_ids
         history = self._history() if sampling.has_penalties else None
@@ -195,6 +196,7 @@ class Sequence:
 
     def _history(self) -> History:
         num_prompt_tokens = len(self.request.token_ids)
+        # Presence and frequency count the output alone, and a prompt is long to send.
         looks_at_prompt = self.request.sampling.repetition_penalty != 1.0
         start = 0 if looks_at_prompt else num_prompt_tokens
         return History(self.token_ids, start, num_prompt_tokens, self.num_tokens)
@@ -208,6 +210,7 @@ class Sequence:
             The reason and the stop token that caused it, or None to go on.
         """
         sampling = self.request.sampling
+        # Before the length: a stop at the last position is a stop.
         if num_output_tokens > sampling.min_tokens:
             if token_id in sampling.stop_token_ids:
                 return FinishReason.STOP, token_id

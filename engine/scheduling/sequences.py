@@ -72,6 +72,7 @@ class Sequences:
             return
         self.remove(sequence)
         sequence.status = Status.FINISHED
+        # The step that runs may be writing to its blocks.
         if self.executing:
             self._cancelled_in_step.append(sequence)
         else:

@@ -74,9 +74,11 @@ class StepPlanner:
         """Choose what the next step computes. May preempt, and may find nothing."""
         step = Step(now_s, self._budget.num_tokens)
         active = self._sequences.active
+        # A suspect runs by itself: if the ranks die again, it was this one.
         alone = next((s for s in active if s.run_alone), None)
         if alone is not None:
             active = [alone]
+        # Decodes before prompts: somebody waits for each of these tokens (arXiv:2403.02310).
         for sequence in active:
             if sequence.status is Status.RUNNING and sequence.num_missing_tokens == 1:
                 self._add(step, sequence, 1)
@@ -84,6 +86,7 @@ class StepPlanner:
         active = [s for s in active if s.status is Status.RUNNING]
         prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
         starting = self._blocks.fitting(Status.WAITING) if alone is None else ()
+        # Lazily: a walk of the line takes blocks back for whom it comes to, and no further.
         in_turn = heapq.merge(prompts, starting, key=_turn)
         for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
             self._plan_prompts(step, group)
@@ -165,6 +168,7 @@ class StepPlanner:
         end = start + num_tokens
         samples: tuple[SampleSpec, ...] = ()
         is_drawn = sequence.handover is not None and bool(sequence.handover.first_tokens)
+        # Only behind the last token that is known is there something to draw.
         if end == sequence.num_tokens and not is_drawn:
             samples = sequence.sample_specs()
         return StepItem(
