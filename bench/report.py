@@ -110,6 +110,7 @@ def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[st
 
 
 def _is_within(sample: Sample, limits_ms: dict[str, float]) -> bool:
+    # One token has no TPOT, and keeps every limit on it.
     measured = {"ttft": sample.ttft_s, "tpot": sample.tpot_s or 0.0, "e2e": sample.e2e_s}
     return all(measured[name] * 1e3 <= limit for name, limit in limits_ms.items())
 
@@ -143,11 +144,13 @@ def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
     ordered = sorted(values)
     width = 240
     height = 120
+    # Just behind p99: one straggler would flatten the rest of the curve.
     top = percentile(ordered, 99) * 1.1 or 1.0
 
     def at(value: float, share: float) -> str:
         return f"{x + min(value / top, 1) * width:.1f},{y + height * (1 - share):.1f}"
 
+    # As many points as the picture has room for.
     step = max(1, len(ordered) // 200)
     points = " ".join(
         at(v, (i + 1) / len(ordered))

@@ -52,6 +52,7 @@ def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:
                 progress.update(bar, completed=summary.seeds, note=note)
 
             asyncio.run(search(summary, num_seeds, os.cpu_count() or 1, on_seed))
+        # Shrinking runs a seed many times over.
         failing = _failing(summary)[:MAX_SHRUNK]
         replay_lines.extend(replay_line(seed, *shrink(seed)) for seed in failing)
     except KeyboardInterrupt:

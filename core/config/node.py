@@ -23,6 +23,7 @@ class Node(BaseModel):
     @classmethod
     def _read_lists(cls, tree: Any) -> Any:  # noqa: ANN401 - whatever somebody wrote
         """A list may be one string, as environment variables are: `shm,grpc`."""
+        # Pydantic refuses it, in words that name the group.
         if not isinstance(tree, dict):
             return tree
         lists = {

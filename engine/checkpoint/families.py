@@ -117,6 +117,7 @@ def _qwen3_moe(config: Config, traits: Traits) -> Traits:
         up="up_proj",
         down="down_proj",
     )
+    # Every step-th layer is sparse, unless it is listed as dense.
     step = int(config.get("decoder_sparse_step") or 1)
     dense = set(config.get("mlp_only_layers") or ())
     traits = _qwen3(config, traits)
@@ -177,6 +178,7 @@ def _gemma2(config: Config, traits: Traits) -> Traits:
 
 
 def _gemma3(config: Config, traits: Traits) -> Traits:
+    # Both spellings are in use; without either, every sixth layer sees everything.
     every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
     traits = _with_windows(
         config, _gemma2(config, traits), default="sliding_attention", every=every
@@ -239,6 +241,7 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
             f"config.json has hidden_act {activation!r}, which {architecture} does not support here"
         )
     settings = rope_settings(config)
+    # Some models rotate only the first columns of a head.
     partial = float(
         settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     )
@@ -300,6 +303,7 @@ def _settings(config: Config, key: str) -> Config:
 
 
 def _rope(settings: Config, config: Config) -> Rope:
+    # `type` is the older spelling.
     kind = settings.get("rope_type", settings.get("type", "default"))
     theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     try:
@@ -348,6 +352,7 @@ def _with_windows(config: Config, traits: Traits, default: str, every: int = 0) 
 
 
 def _qwen_windows(config: Config, traits: Traits) -> Traits:
+    # Qwen's configs name a window even where it is off.
     if not config.get("use_sliding_window"):
         return traits
     first = int(config.get("max_window_layers") or 0)

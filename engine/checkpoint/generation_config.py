@@ -66,12 +66,14 @@ def _tokenizer_end(folder: Path) -> list[int]:
         return []
     tree = read_json(path)
     try:
+        # Added tokens come before those of the vocabulary, as in `tokenizers`.
         added = {token["content"]: token["id"] for token in tree.get("added_tokens") or ()}
         vocabulary = tree["model"]["vocab"]
         found = added.get(text)
         if found is None and isinstance(vocabulary, dict):
             found = vocabulary.get(text)
         elif found is None:
+            # A Unigram vocabulary is a list of pieces and scores; the place is the id.
             found = next((i for i, (piece, _) in enumerate(vocabulary) if piece == text), None)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{folder.name}/tokenizer.json is malformed: {error!r}") from error

@@ -45,6 +45,7 @@ def tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         if not (folder / file).is_file():
             raise ModelLoadError(f"{folder.name} lacks {file}, which {INDEX} names")
         for tensor, shape in _read_header(folder / file).items():
+            # Shards may repeat a tensor: the index says which one counts.
             if places.get(tensor, file) == file:
                 found[tensor] = (file, shape)
     lost = next((tensor for tensor in places if tensor not in found), None)
@@ -68,6 +69,7 @@ def _places(folder: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise ModelLoadError(f"{folder.name}/{INDEX} has no weight_map")
     for tensor, file in places.items():
+        # No separators: an index must not lead out of its folder.
         if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
             raise ModelLoadError(
                 f"{folder.name}/{INDEX} places {tensor} in {str(file)[:80]!r}, "

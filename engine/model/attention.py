@@ -188,6 +188,7 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
     # Online softmax: sums so far are scaled down when a larger score comes.
     top = state[0]
     for j in range(first, valid):
+        # A plain 0.0 would make Numba sum in fp64.
         dot = np.float32(0.0)
         for d in range(head_size):
             dot += q[d] * k[j, d]

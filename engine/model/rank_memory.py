@@ -76,6 +76,7 @@ class TokenHistory(Sequence[int]):
 
     def extend(self, token_ids: np.ndarray[Any, Any]) -> None:
         """Add what came since, integers [n]; one that has no logit is nothing to count."""
+        # Of the new tokens, those that still belong to the prompt.
         num_prompt = max(0, self.num_prompt_tokens - len(self))
         self._token_ids.put(len(self), token_ids)
         is_known = token_ids < len(self._counts)

@@ -79,6 +79,7 @@ class ModelRunner:
             if self.pool.layer_queued(layer, written):
                 on_layer(plan.step_id, layer)
 
+        # Failed items stay in, so that all rows keep their places.
         inputs = _inputs(plan.items)
         sound = [(i, item) for i, item in enumerate(plan.items) if item.sequence_key not in failed]
         sampling = [(i, item) for i, item in sound if item.samples]
@@ -153,6 +154,7 @@ def _tokens(
         try:
             for spec in item.samples:
                 tokens[item.sequence_key, spec.choice] = draw(row, spec)
+        # A draw fails alone: every other row is drawn by itself.
         except (ValueError, IndexError) as error:
             failed[item.sequence_key] = str(error)
     return tokens, failed

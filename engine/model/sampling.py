@@ -38,6 +38,7 @@ def draw(logits: np.ndarray[Any, Any], spec: SampleSpec) -> Logprob:
     params = spec.params
     is_masked = params.allowed_token_ids or spec.banned
     is_plain = not (is_masked or params.logit_bias or spec.history)
+    # The commonest draw, without a copy in float64 or a sort.
     if params.temperature == 0 and is_plain and params.logprobs is None:
         token_id = int(logits.argmax())  # the first of equals, as below; a NaN counts as largest
         if np.isfinite(logits[token_id]):
@@ -87,6 +88,7 @@ def _penalise(row: Row, params: SamplingParams, history: History) -> None:
     Sources: CTRL, arXiv:1909.05858 (repetition); OpenAI's API (the others).
     """
     known = history.token_ids
+    # On a rank the history is counted already; a plan that took no pipe has plain tokens.
     counted = known if isinstance(known, TokenHistory) else TokenHistory.of(history, len(row))
     seen, counts = counted.distinct()
     repetition = params.repetition_penalty
@@ -126,6 +128,7 @@ def _sample(row: Row, spec: SampleSpec) -> int:
 def _with_logprobs(row: Row, token_id: int, num_top: int) -> Logprob:
     top = row.max()
     logprobs = row - top - np.log(np.exp(row - top).sum())
+    # Of equal ones the lower id first, as in the draw.
     best = np.argsort(-logprobs, kind="stable")[:num_top]
     return Logprob(
         token_id, float(logprobs[token_id]), tuple((int(i), float(logprobs[i])) for i in best)

@@ -146,6 +146,7 @@ def _remainders(spec: ModelSpec, size: int) -> list[str]:
     problems = []
     if spec.num_heads % size:
         problems.append(f"{spec.num_heads} query heads")
+    # Either divides the other: ranks have several heads each, or several ranks have one.
     if spec.num_kv_heads % size and size % spec.num_kv_heads:
         problems.append(f"{spec.num_kv_heads} KV heads")
     if spec.intermediate_size % size:

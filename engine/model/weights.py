@@ -69,6 +69,7 @@ def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows to compute so that products of this dtype are batch-invariant."""
     if device.type != "cpu":
         return num_rows
+    # Without oneDNN no kernel is known to be invariant, so fp32 is tiled, too.
     if dtype is not torch.bfloat16 and torch.backends.mkldnn.is_available():
         return max(num_rows, MIN_ROWS)
     return -(-num_rows // TILE_ROWS) * TILE_ROWS

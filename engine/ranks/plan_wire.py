@@ -61,6 +61,7 @@ class PlanEncoder:
         Raises:
             InternalError: The plan breaks the contract of `core.plan`; the ranks must start again.
         """
+        # A plan may name keys that were in no executed one: ranks never had them.
         released = [key for key in plan.released if self._sent.pop(key, None) is not None]
         return [
             plan.step_id,
@@ -110,12 +111,14 @@ def _draws(samples: tuple[SampleSpec, ...], sent: _Sent) -> list[tuple[Any, ...]
 
 def _changed(params: SamplingParams) -> dict[str, Any]:
     """Fields that are not as they are by default."""
+    # A request sets a few of some twenty.
     values = ((name, getattr(params, name), default) for name, default in PARAMS.items())
     return {name: value for name, value, default in values if value != default}
 
 
 def _history(item: StepItem, sent: _Sent) -> list[Any] | None:
     history = item.samples[0].history if item.samples else None
+    # One history travels for all samples of an item.
     if any(sample.history is not history for sample in item.samples):
         raise InternalError(f"the samples of sequence {item.sequence_key} differ in history")
     if history is None:

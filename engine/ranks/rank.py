@@ -59,6 +59,7 @@ def main() -> None:
     common = map_segment(common_fd, setup["common_bytes"])
     try:
         runner = _load(setup, kv_fd, common)
+    # For the operator, in words; anything else is a bug and leaves its traceback.
     except ModelLoadError as error:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error

@@ -68,6 +68,7 @@ class SharedGroup:
                 for row, owner in enumerate(owners[first : first + at_once])
                 if owner == self.rank
             ]
+            # Everybody sees every row and keeps its own: one message in place of one to each.
             parts = self._gather(x[first : first + at_once], widths)
             taken.append(torch.cat([part[mine] for part in parts], dim=1))
         return torch.cat(taken)
@@ -103,6 +104,7 @@ class SharedGroup:
             GroupBroken: Nothing came in time.
         """
         at = rank * WORD_BYTES // 4
+        # Ranks finish within microseconds of one another, and a sleep takes tens of them.
         spin_until = time.perf_counter() + SPIN_S
         while not _is_there(seen := self._words[at], wanted):
             now = time.perf_counter()

@@ -155,6 +155,7 @@ class BlockSupply:
         if handover is None or handover.is_partnered:
             return True
         num_left = self._pool.num_available - self._tables.blocks_for(sequence.num_tokens)
+        # What may be for nobody must not take more than half of the pool.
         is_roomy = num_left >= self._pool.num_blocks // 2
         return handover.is_announced and not handover.ran_ahead and is_roomy
 
@@ -186,6 +187,7 @@ class BlockSupply:
         except PoolExhausted:
             return None
         for older in self._passed:
+            # By whoever is due later; who was in front has not overtaken.
             older.num_overtaken += _is_waiting(older) and older.due < sequence.due
         sequence.num_overtaken = 0
         return hits
@@ -224,6 +226,7 @@ class BlockSupply:
         return True
 
     def _one_block(self, sequence: Sequence, planned: set[int]) -> int | None:
+        # Reserved with its prompt, so that its first own tokens preempt nobody.
         if sequence.spare_blocks:
             return sequence.spare_blocks.pop()
         while self._pool.num_available == 0 and not self._make_room(1, planned):
@@ -262,6 +265,7 @@ class BlockSupply:
 
     def _yielding(self, planned: set[int]) -> list[Sequence]:
         """Who gives up blocks for anybody: the first of them first."""
+        # First what nobody asked for, then what its client does not read.
         unasked = [s for s in self._sequences.holding.values() if s.is_ahead]
         parked = [s for s in self._sequences.running if s.is_out_of_credit and s.key not in planned]
         return [*unasked, *reversed(parked)]

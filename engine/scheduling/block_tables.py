@@ -89,6 +89,7 @@ class BlockTables:
             raise
         sequence.block_table = [*hits, *fresh[:num_new]]
         sequence.spare_blocks = fresh[num_new:]
+        # Renewed with each use, so that the roots of busy scopes are not forgotten.
         sequence.parents = [self._pool.remember_root(sequence.request.scope)]
         sequence.parents += map(self._pool.identity, hits)
 
@@ -115,6 +116,7 @@ class BlockTables:
         if not self._limits.is_prefix_cache_on:
             return
         num_full = sequence.num_computed_tokens // self._limits.block_size_tokens
+        # There is one parent more than registered blocks: the root.
         for index in range(len(sequence.parents) - 1, num_full):
             identity = self._pool.register(
                 sequence.block_table[index],

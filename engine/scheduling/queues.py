@@ -98,6 +98,7 @@ class _Partner:
     @property
     def next_to_announce(self) -> Sequence | None:
         """None while enough announcements are unanswered."""
+        # A worker that is silent must not be promised the whole line.
         is_busy = len(self.announced) >= MAX_UNANSWERED
         return None if is_busy else self.unannounced.first
 
@@ -135,6 +136,7 @@ class WaitingLine:
         """Let a sequence wait for what it lacks."""
         handover = sequence.handover
         self.num_reservations += sequence.status is Status.RESERVING
+        # An arrival is never parked: its KV is on its way, whatever its client reads.
         if sequence.is_out_of_credit and sequence.status is Status.WAITING:
             self._parked[sequence.key] = sequence
         elif handover is not None and sequence.is_ahead:
@@ -155,6 +157,7 @@ class WaitingLine:
         elif handover is not None and sequence.is_ahead:
             partner = self._partners[handover.partner]
             partner.queue_of(handover).remove(sequence)
+            # Workers come and go, and must leave nothing behind.
             if not partner:
                 del self._partners[handover.partner]
         else:
@@ -183,6 +186,7 @@ class WaitingLine:
 
         The walk may start or remove sequences that it has come to.
         """
+        # Copied below, because those that the walk starts leave the queues.
         yield from self.ready.walk()
         lines = [list(partner.announced) for partner in self._partners.values()]
         yield from heapq.merge(*lines, key=_due)

@@ -60,6 +60,7 @@ class Results:
         tokens = {
             spec.choice: result.tokens[item.sequence_key, spec.choice] for spec in item.samples
         }
+        # A prompt that is computed again was done when it was done first.
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = now_s
         if sequence.handover is not None:
@@ -95,6 +96,7 @@ class Results:
             fork = sequence.fork(self._next_key(), choice)
             for block_id in fork.block_table:
                 self._pool.share(block_id)
+            # One for each choice: its first own token finds a block.
             if sequence.spare_blocks:
                 fork.spare_blocks.append(sequence.spare_blocks.pop())
             self._sequences.running.add(fork)

@@ -134,6 +134,7 @@ class Scheduler:
             PromptTooLong: It could not fit the context window or the pool even alone.
         """
         self.tables.check_fits(request)
+        # Never used twice: ranks and transfers know a sequence by it.
         key = next(self._keys)
         return Sequence(
             key=key,
@@ -279,6 +280,7 @@ class Scheduler:
             self.cancel(sequence)
         self._sequences.ranks_are_gone()
         self._arrived.clear()
+        # The memory is gone, and with it what every block was registered as.
         self.pool.drop_cache()
         return lost
 

@@ -134,6 +134,7 @@ class Sequence:
     def full_block_hash(self, index: int) -> BlockHash:
         """Chained hash of the full block `index`; needs all its tokens to be known."""
         size = self.block_size_tokens
+        # Each block is hashed once, and forks take the hashes along.
         while len(self._hashes) <= index:
             at = len(self._hashes)
             parent = self._hashes[-1] if self._hashes else self.root_hash
@@ -153,6 +154,7 @@ class Sequence:
         return replace(
             self,
             key=key,
+            # Where the prompt stood, yet a place of its own.
             due=(self.due[0], key),
             choices=(choice,),
             status=Status.RUNNING,

@@ -115,6 +115,7 @@ class StepPlanner:
                 self._add(step, sequence, sequence.num_missing_tokens)
         if giant is None:
             return
+        # Put aside before the others choose: the giant has its half.
         step.num_left -= num_kept
         if step.num_left:
             behind = sorted(itertools.islice(prompts, LOOK_AHEAD), key=_shortest_first)
@@ -137,6 +138,7 @@ class StepPlanner:
             return
         step.items.append(self._item(sequence, num_tokens))
         step.planned.add(sequence.key)
+        # It has had its turn.
         sequence.num_overtaken = 0
         step.num_left -= num_tokens
         step.has_handover = step.has_handover or sequence.handover is not None
