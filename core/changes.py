@@ -12,7 +12,6 @@ class Changes:
     """Take `next` first, then look at what may change, then wait: so no change is missed."""
 
     def __init__(self) -> None:
-        """Nothing has changed yet."""
         self._next = asyncio.Event()
         self._is_due = False
 

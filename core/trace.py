@@ -78,7 +78,6 @@ class _NoSpan:
     """A span nobody records: the caller's context goes on unchanged."""
 
     def __init__(self, context: TraceContext | None) -> None:
-        """Keep the parent."""
         self.context = context
 
     def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:

@@ -23,7 +23,6 @@ class GrowingInts:
     """Numbers in one array, which doubles when it is full."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._array: Ints = np.empty(FIRST_CAPACITY, dtype=np.int64)
         self._length = 0
 
@@ -103,6 +102,5 @@ class TokenHistory(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        """Tokens in order."""
         found: int | list[int] = self._token_ids.view()[index].tolist()
         return found

@@ -47,7 +47,6 @@ class PlanEncoder:
     """The worker's end. Ranks that start know nothing: each start takes a new one."""
 
     def __init__(self, block_size_tokens: int) -> None:
-        """Nothing was sent yet."""
         self._block_size_tokens = block_size_tokens
         self._sent: dict[int, _Sent] = {}
 
@@ -153,7 +152,6 @@ class PlanDecoder:
     """A rank's end."""
 
     def __init__(self, block_size_tokens: int, vocabulary_size: int) -> None:
-        """Nothing is known yet."""
         self._block_size_tokens = block_size_tokens
         self._vocabulary_size = vocabulary_size
         self._memories: dict[int, _Memory] = {}

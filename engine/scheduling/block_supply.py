@@ -61,7 +61,6 @@ class BlockSupply:
         sequences: Sequences,
         events: HandoverEvents,
     ) -> None:
-        """Keep the collaborators."""
         self.num_preemptions = 0
         self._pool = pool
         self._tables = tables

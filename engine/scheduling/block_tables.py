@@ -28,7 +28,6 @@ class BlockTables:
     """Arithmetic and book-keeping over one pool."""
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
-        """Keep the pool and the sizes."""
         self._pool = pool
         self._limits = limits
 

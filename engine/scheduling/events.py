@@ -79,7 +79,6 @@ class HandoverEvents:
     """Those that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._events: list[HandoverEvent] = []
 
     def add(self, event: HandoverEvent) -> None:

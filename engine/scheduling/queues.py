@@ -35,7 +35,6 @@ class SequenceQueue:
     """Sequences in the order in which they are due; adding and removing take O(log n) compares."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._sequences: list[Sequence] = []
 
     def __len__(self) -> int:
@@ -107,7 +106,6 @@ class WaitingLine:
     """Every waiting sequence of one engine, apart by what it waits for."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self.ready = SequenceQueue()
         self.num_reservations = 0
         self._parked: dict[int, Sequence] = {}

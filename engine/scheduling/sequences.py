@@ -17,7 +17,6 @@ class Sequences:
     """The unfinished sequences, and those whose blocks a running step still uses."""
 
     def __init__(self, tables: BlockTables) -> None:
-        """Start empty."""
         self.running = SequenceQueue()
         self.waiting = WaitingLine()
         self.holding: dict[int, Sequence] = {}

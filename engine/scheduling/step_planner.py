@@ -63,7 +63,6 @@ class StepPlanner:
         blocks: BlockSupply,
         events: HandoverEvents,
     ) -> None:
-        """Keep the collaborators."""
         self._limits = limits
         self._budget = budget
         self._sequences = sequences
