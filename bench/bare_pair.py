@@ -54,6 +54,7 @@ def main() -> None:
         began = time.perf_counter()
         for number in range(int(line)):
             if len(in_flight) == SLOTS:
+                # As many in flight as the sidecar has slots, or the comparison would be unfair.
                 in_flight.popleft().wait()
             in_flight.append(begin(buffers[number % SLOTS]))
         for work in in_flight:

@@ -97,6 +97,7 @@ def _prompt(hash_ids: list[int], size: int, shape: Shape, rng: random.Random) ->
     tokens: list[int] = []
     block = max(1, shape.trace_block_tokens // shape.trace_divide)
     for block_id in hash_ids:
+        # From the id alone: equal ids are equal tokens in every row and every run.
         of_block = random.Random(f"{shape.seed}:{block_id}")  # noqa: S311
         tokens += _tokens(of_block, block, shape.vocabulary_size)
     tokens = tokens[:size]

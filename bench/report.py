@@ -4,7 +4,7 @@ Owns the definitions. Does not know how requests were sent.
 
 t0 is the SCHEDULED send time (a client that sends late has waited too), t1..tn the arrivals of
 chunks: TTFT = t1 - t0; ITL = every gap between chunks, pooled; TPOT = (tn - t1) / (tokens - 1) of a
-request; E2E = tn - t0. A request is good if it meets every limit; attainment is the share of good
+request; E2E = tn - t0. A request is good if it keeps every limit; attainment is the share of good
 ones among all OFFERED requests, goodput their number per second.
 """
 
@@ -74,6 +74,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[str, Any]:
     """Reduce a run to its metrics."""
     good = [s for s in samples if not s.error and s.arrivals]
+    # Until the last request ended, failed ones too: they took the server's time.
     took_s = max((s.ended_at for s in samples), default=0.0)
     attained = [s for s in good if _is_within(s, limits_ms)]
     errors: dict[str, int] = {}
@@ -109,6 +110,7 @@ def summarise(samples: Sequence[Sample], limits_ms: dict[str, float]) -> dict[st
 
 
 def _is_within(sample: Sample, limits_ms: dict[str, float]) -> bool:
+    # One token has no TPOT, and keeps every limit on it.
     measured = {"ttft": sample.ttft_s, "tpot": sample.tpot_s or 0.0, "e2e": sample.e2e_s}
     return all(measured[name] * 1e3 <= limit for name, limit in limits_ms.items())
 
@@ -142,11 +144,13 @@ def _panel(name: str, values: list[float], colour: str, x: int, y: int) -> str:
     ordered = sorted(values)
     width = 240
     height = 120
+    # Just behind p99: one straggler would flatten the rest of the curve.
     top = percentile(ordered, 99) * 1.1 or 1.0
 
     def at(value: float, share: float) -> str:
         return f"{x + min(value / top, 1) * width:.1f},{y + height * (1 - share):.1f}"
 
+    # As many points as the picture has room for.
     step = max(1, len(ordered) // 200)
     points = " ".join(
         at(v, (i + 1) / len(ordered))

@@ -59,6 +59,7 @@ class Client:
             "model": self._model,
             "prompt": list(planned.prompt),
             "max_tokens": planned.output_tokens,
+            # Greedy and of fixed length: every run offers the same load.
             "temperature": 0,
             "ignore_eos": True,
             "stream": True,
@@ -88,6 +89,7 @@ class Client:
             sample.error = str(chunk["error"].get("code") or chunk["error"].get("message"))[
                 :MAX_ERROR_CHARACTERS
             ]
+        # A first chunk without text has a token whose character is not complete.
         if chunk.get("choices") and (chunk["choices"][0].get("text") or not sample.arrivals):
             sample.arrivals.append(self.now_s())
         if usage := chunk.get("usage"):
@@ -130,7 +132,11 @@ async def run(
     # notice.
     connector = aiohttp.TCPConnector(limit=0, force_close=True, ssl=access.context)
     async with aiohttp.ClientSession(
-        headers=authorization(), timeout=timeout, connector=connector, read_bufsize=1 << 20
+        # A small buffer would slow down a server that answers in bursts.
+        headers=authorization(),
+        timeout=timeout,
+        connector=connector,
+        read_bufsize=1 << 20,
     ) as session:
         client = Client(url, model, session)
         load = make_load(await client.card())
@@ -151,6 +157,7 @@ async def run(
                 if planned.due_s is not None:
                     await asyncio.sleep(max(0.0, planned.due_s - client.now_s()))
                 await room.acquire()
+                # The due time: a client that sends late must not flatter the server.
                 scheduled_at = client.now_s() if planned.due_s is None else planned.due_s
                 tasks.create_task(one(planned, scheduled_at))
         return sorted(samples, key=lambda s: s.index)

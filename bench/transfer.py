@@ -128,6 +128,7 @@ class Bench:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
         )
+        # The child has its own; ours would keep the pipe open when it ends.
         os.close(life_read)
         plan = self._plan
         names = ("transport", "mib", "streams", "turns", "transfers", "frame_bytes")
@@ -186,6 +187,7 @@ class Bench:
         turn = Turn(
             seconds, num_bytes, cpu_s, await self._child_cpu_s() - sent_at, *_memory_speeds()
         )
+        # Within the turn: the memory bandwidth of shared machines drifts in minutes.
         if plan.transport == "grpc":
             turn.bare_gb_per_s = await self._bare_speed()
         elif self._pair is not None:
@@ -279,6 +281,7 @@ def _memory_speeds() -> tuple[float, float]:
     at = np.arange(len(source) // size) * size
     copies = []
     sums = []
+    # The best of three: whatever else runs here only slows it down.
     for _ in range(3):
         began = time.perf_counter()
         np.copyto(target, source)

@@ -67,6 +67,7 @@ async def _send(lines: asyncio.StreamReader) -> None:
     rng = np.random.default_rng(1)
     for segment in kv.segments():
         words = np.frombuffer(segment, np.uint64)
+        # Random, because pages of zeros may be one page to the kernel.
         words[:] = rng.integers(0, 2**63, len(words), dtype=np.uint64)
     callbacks = _SendCallbacks(plan, kv)
     agent = callbacks.agent

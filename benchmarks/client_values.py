@@ -34,7 +34,7 @@ ROWS = (
      f"{MAKING}::test_tools_that_may_not_be_called_are_ignored_and_told_of"),
     ("`tools` that may be called", "agents", "refused by name: not built",
      f"{MAKING}::test_tools_that_may_not_be_called_are_ignored_and_told_of"),
-    ("fields nobody knows", "-", "ignored and listed, or refused with `router.is_strict`",
+    ("fields nobody knows", "-", "ignored and listed, or refused with `router.strict`",
      f"{MAKING}::test_unknown_harmless_refused_and_renamed_fields"),
     ("a completion near the limit, no `max_tokens`", "clients that name no length",
      "accepted: the default of 16 shrinks to what fits",

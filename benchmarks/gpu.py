@@ -70,12 +70,12 @@ def config_of(folder, device, *, colocated):
             "router": {
                 "http_port": 0,
                 "grpc_port": 0,
-                "has_request_log": False,
+                "log_requests": False,
                 "tokenizer_processes": 1,
             },
             "pools": {"prefill": {"engine": engine}, "decode": {"engine": engine}},
             "placement": {"path": "local" if colocated else "pd"},
-            "redis": {"is_on": False},
+            "redis": {"enabled": False},
             "colocated": colocated,
         }
     )

@@ -90,12 +90,12 @@ def config_of(folder, kind, block=16):
         "router": {
             "http_port": 0,
             "grpc_port": 0,
-            "has_request_log": False,
+            "log_requests": False,
             "tokenizer_processes": 1,
         },
         "pools": {"prefill": {"engine": engine}, "decode": {"engine": engine}},
         "placement": {"path": "local" if kind == "colocated" else "pd"},
-        "redis": {"is_on": False},
+        "redis": {"enabled": False},
         "colocated": kind == "colocated",
     }
     if kind != "colocated":

@@ -124,8 +124,8 @@ async def main():
         "router.http_port": 0,
         "router.grpc_port": 0,
         "placement.path": "pd",
-        "pools.prefill.engine.is_prefix_cache_on": False,
-        "pools.decode.engine.is_prefix_cache_on": False,
+        "pools.prefill.engine.cache_prefixes": False,
+        "pools.decode.engine.cache_prefixes": False,
     }
     cluster = LocalCluster(load_config(None, flags, {}))
     await cluster.start()

@@ -277,7 +277,7 @@ async def measure(options, console):
         "router.max_running": options.max_running,
         "router.max_queued": options.max_running,
         "router.queue_wait_s": options.queue_wait_s,
-        "router.has_request_log": False,
+        "router.log_requests": False,
         "placement.path": options.path,
     }
     cluster = LocalCluster(load_config(None, flags, {}))

@@ -56,6 +56,7 @@ def child(folder, rank, size, fd, steps):
     import torch
 
     from engine.model.attention import AttentionInputs
+    from engine.model.collectives import Alone
     from engine.model.model import Model
     from engine.model.sharding import Shard
     from engine.ranks.shared_group import SharedGroup
@@ -63,9 +64,8 @@ def child(folder, rank, size, fd, steps):
     torch.set_num_threads(1)
     spec = read_model(Path(folder))
     common = map_segment(fd, common_bytes(size, ROWS, spec.hidden_size))
-    model = Model(Shard(spec, rank, size), torch.device("cpu"), "cpu")
-    if size > 1:
-        model.ranks = SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
+    group = SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:]) if size > 1 else Alone()
+    model = Model(Shard(spec, rank, size), torch.device("cpu"), "cpu", group)
     kv = torch.zeros(
         (spec.num_layers, BLOCKS, 2, 16, model.shard.num_kv_heads, spec.head_size),
         dtype=model.dtype,

@@ -43,7 +43,7 @@ from worker.worker import compose
 
 OUTPUT = 256
 STREAMS = (1, 8, 64)
-ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, is_prefix_cache_on=False)
+ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, cache_prefixes=False)
 
 
 class StubRunner:
@@ -155,8 +155,8 @@ async def main():
         "router.grpc_port": 0,
         "placement.path": "local",
         "colocated": True,
-        "redis.is_on": False,
-        "router.has_request_log": False,
+        "redis.enabled": False,
+        "router.log_requests": False,
     }
     router = await Child.spawn("router", load_config(None, flags, {}))
     rows = []

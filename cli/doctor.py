@@ -156,6 +156,7 @@ def _measure(
         for tokens in lengths:
             progress.update(bar, advance=1, description=f"{tokens} tokens")
             found = [router.prompt(card, tokens) for _ in range(TURNS)]
+            # The median: the first prompt of a length may compile kernels or open a route.
             crossed = sorted((p for p in found if p is not None), key=lambda p: p.prefill_ms)
             if crossed:
                 prompts.append(crossed[len(crossed) // 2])

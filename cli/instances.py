@@ -46,6 +46,7 @@ def _start_ticks(pid: int) -> int:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0
+    # A zombie has ended, though its parent has not looked yet.
     return 0 if fields[0] == "Z" else int(fields[19])
 
 
@@ -115,15 +116,15 @@ def stop(http_port: int = 0) -> Instance:
         )
     (running,) = found
     try:
-        handle = os.pidfd_open(running.pid)
+        pidfd = os.pidfd_open(running.pid)
     except ProcessLookupError:
         return running
     try:
-        signal.pidfd_send_signal(handle, signal.SIGTERM)
-        if not select.select([handle], [], [], STOP_TIMEOUT_S)[0]:
+        signal.pidfd_send_signal(pidfd, signal.SIGTERM)
+        if not select.select([pidfd], [], [], STOP_TIMEOUT_S)[0]:
             raise ConfigError(
                 f"the cluster of pid {running.pid} did not end within {STOP_TIMEOUT_S:g} s"
             )
     finally:
-        os.close(handle)
+        os.close(pidfd)
     return running

@@ -144,7 +144,7 @@ def chat(  # noqa: PLR0913 - one option each
         str, typer.Option("--grpc", help="gRPC address of a router")
     ] = "127.0.0.1:9000",
     message: Annotated[
-        str, typer.Option("--message", "-m", help="say this, print the answer, end")
+        str, typer.Option("--message", "-m", help="send this, print the answer, end")
     ] = "",
     system: Annotated[str, typer.Option(help="system message")] = "",
     max_tokens: Annotated[int, typer.Option(help="longest answer (tokens); 0: what fits")] = 0,
@@ -343,7 +343,13 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from router.access.certificate import ServerCertificate  # noqa: PLC0415
     from router.text.detokenizing import TextModel  # noqa: PLC0415
 
-    resolved = load_config(config)
+    # Not an event: this command prints for a person, and logs nothing.
+    def warn(old: str, new: str) -> None:
+        typer.echo(
+            f"baton: warning: {old} is now {new}; the next release refuses the old name", err=True
+        )
+
+    resolved = load_config(config, on_renamed=warn)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_ports(resolved)
@@ -352,7 +358,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     kv_pools = kv_pools_of(resolved, spec)
     hidden = {k: v if is_reference(v) else "***" for k, v in secrets_of(resolved).items() if v}
     tree = with_secrets(resolved, secrets_of(resolved) | hidden).model_dump()
-    door = endpoint_of_environment(os.environ)
+    endpoint = endpoint_of_environment(os.environ)
     facts: dict[str, object] = {
         "model": spec.name,
         "architecture": spec.architecture,
@@ -360,7 +366,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
         "max_model_len": spec.max_model_len,
         **kv_pools["decode"],
         "kv_pools": kv_pools,
-        "in_the_way_of_several_machines": faults_between_machines(resolved, door),
+        "in_the_way_of_several_machines": faults_between_machines(resolved, endpoint),
     }
     if output == "json":
         typer.echo(json.dumps({"config": tree, "facts": facts}, indent=2))

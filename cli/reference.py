@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from cli.main import app
 from core import events, metrics
 from core.config import BatonConfig
+from core.config.renamed import RENAMED as RENAMED_KEYS
 from core.errors import all_errors
 from core.types import PHASES, TTFT_PHASES
 from router import refusals
@@ -96,7 +97,7 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401
     """A type in the reader's words."""
     annotation = _bare(annotation)
     text = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"(?:typing|router\.http\.bodies|core\.config)\.", "", text).replace(
+    text = re.sub(r"(?:typing|router\.http\.bodies|core\.config\.\w+)\.", "", text).replace(
         " | None", ""
     )
     text = re.sub(r"Union\[float, int(, NoneType)?\]", "number", text)
@@ -119,6 +120,12 @@ def _config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[object, 
         else:
             default = info.get_default(call_default_factory=True)
             yield f"`{prefix}{name}`", _kind(kind), f"`{default}`", info.description or ""
+
+
+def _renamed() -> str:
+    return ", ".join(
+        f"`{old}` (now `{old.rpartition('.')[0]}.{name}`)" for old, name in RENAMED_KEYS.items()
+    )
 
 
 def _proto() -> str:
@@ -185,7 +192,7 @@ def render() -> str:
         f"Old names, refused with the new one: {', '.join(f'`{name}`' for name in RENAMED)}.\n\n",
         (
             "Unknown: ignored and listed in the reply's header `x-baton-ignored-params`; with "
-            "`router.is_strict`, refused.\n"
+            "`router.strict`, refused.\n"
         ),
         "\n### Headers\n\n",
         _table(
@@ -260,6 +267,7 @@ def render() -> str:
         "\n## Config\n\n",
         "YAML, then `BATON_ROUTER__HTTP_PORT=8001`, then flags; later wins.\n\n",
         _table(("key", "type", "default", "meaning"), _config(BatonConfig)),
+        f"\nOld names, taken for one more release with a warning: {_renamed()}.\n",
     ]
     return "".join(parts)
 

@@ -52,6 +52,7 @@ def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:
                 progress.update(bar, completed=summary.seeds, note=note)
 
             asyncio.run(search(summary, num_seeds, os.cpu_count() or 1, on_seed))
+        # Shrinking runs a seed many times over.
         failing = _failing(summary)[:MAX_SHRUNK]
         replay_lines.extend(replay_line(seed, *shrink(seed)) for seed in failing)
     except KeyboardInterrupt:
@@ -134,8 +135,8 @@ def _show(summary: Summary, found: dict[str, Any]) -> None:
         f"fault attempts {summary.retries}, moves off draining workers {summary.moves}, "
         f"client reconnects {summary.reconnects}"
     )
-    if never_met := found["faults_never_met"] + found["transitions_never_met"]:
-        console.print(f"never met, so not proved by these seeds: {', '.join(never_met)}")
+    if never_reached := found["faults_never_met"] + found["transitions_never_met"]:
+        console.print(f"never reached, so not proved by these seeds: {', '.join(never_reached)}")
     for line in summary.violations or ["no violation"]:
         console.print(line, markup=False)
     for line in found["replay"]:

@@ -23,7 +23,8 @@ from cluster.ray.env import prepare_fresh_ray
 from cluster.server_ports import claimed
 from cluster.worker_process import kv_pools_of, model_of
 from core import events, logs
-from core.config import BatonConfig, is_loopback, load_config
+from core.addresses import is_loopback
+from core.config import BatonConfig, load_config, log_renamed
 from engine.checkpoint.model_spec import ModelSpec
 from process.orphan_reaper import OrphanReaper
 from router.access.key_file import check_keys
@@ -41,8 +42,12 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         ServingError: Config, model or ports are wrong, or the start failed; nothing is left
             running.
     """
-    config = load_config(path, flags)
+    renamed: list[tuple[str, str]] = []
+    config = load_config(path, flags, on_renamed=lambda old, new: renamed.append((old, new)))
     logs.configure("up", config.log.format, config.log.level)
+    # Only now are the log's format and level known.
+    for old, new in renamed:
+        log_renamed(old, new)
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
     check_ports(config)
@@ -102,12 +107,12 @@ def check_ports(config: BatonConfig) -> None:
     host = config.router.host
     security = config.security
     is_readable = bool(security.api_keys) and not security.door_certificate
-    if is_readable and not is_loopback(host) and not security.trusts_network:
+    if is_readable and not is_loopback(host) and not security.trust_network:
         typer.echo(
             f"baton: warning: router.host is {host}, which others can reach, and "
             "security.door_certificate is empty: API keys, prompts and answers cross the network "
             "in plain text; set security.door_certificate and security.door_key (`baton certs`), "
-            "or security.trusts_network if a proxy before the router speaks TLS",
+            "or security.trust_network if a proxy before the router speaks TLS",
             err=True,
         )
 

@@ -27,7 +27,7 @@ API_KEY_VARIABLE = "OPENAI_API_KEY"
 HTTP_TIMEOUT_S = 10.0
 LOOK_TIMEOUT_S = 5.0
 TLS_RECORDS = (0x15, 0x16)
-"""First byte of a TLS server's answer: an alert, or its part of the handshake."""
+"""First byte of a TLS server's answer: an alert, or its side of the handshake."""
 
 
 def api_key() -> str:
@@ -88,6 +88,7 @@ class Endpoints:
             return None
         for address in private:
             self._check(address)
+        # gRPC brings roots of its own: the system's are what HTTPS here trusts, too.
         roots = self.ca or ssl.get_default_verify_paths().cafile
         key = self.key or self.certificate
         return (
@@ -144,7 +145,7 @@ class Endpoints:
         return tree
 
     def unreachable(self, url: str, error: Exception) -> ConfigError:
-        """Make the error that says why nobody answers, and what to do."""
+        """Make the error that explains why nobody answers, and what to do."""
         text = str(error)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             remedy = self._remedy_of_trust(url, text)

@@ -40,7 +40,7 @@ def error_of(failure: AioRpcError) -> ServingError:
     _, *kinds = all_errors()
     named = [kind for kind in kinds if kind.code == reason.reason]
     likely = named or [kind for kind in kinds if kind.grpc_status == status] or [InternalError]
-    # Several may share a code: the wire says no more than what they have in common.
+    # Several may share a code: the wire shows no more than what they have in common.
     kind = min(likely, key=lambda kind: len(kind.mro()))
     error = from_wire(kind.__name__, failure.details() or status)
     if isinstance(error, InvalidRequest) and request.field_violations:

@@ -33,11 +33,14 @@ HEARTBEAT_TIMEOUT_S = 1.5
 """A router that does not answer a health check counts as dead: at most 2.5 s after its last sign
 of life."""
 OPTIONS = [
+    # A proxy of the environment is one for the web.
     ("grpc.enable_http_proxy", 0),
+    # Or channels of one process share a connection, a dead one too.
     ("grpc.use_local_subchannel_pool", 1),
     ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 500),
+    # Log probabilities of a long prompt pass gRPC's 4 MiB.
     ("grpc.max_receive_message_length", -1),
 ]
 FIRST_PAUSE_S = 0.05
@@ -135,11 +138,13 @@ class Client:
                 async for message in call:
                     received.note(message)
                     yield message
+                    # The last message: what breaks between it and the status changes nothing.
                     if message.WhichOneof("event") == "summary":
                         return
             except grpc.aio.AioRpcError as failure:
                 if attempt == self._max_reconnects or not is_break(failure):
                     raise error_of(failure) from failure
+            # By the heartbeat, or else by the caller, who is to see it.
             except asyncio.CancelledError:
                 if call not in heartbeat.given_up:
                     raise
@@ -148,6 +153,7 @@ class Client:
                 call.cancel()
             self.num_reconnects += 1
             self._leave(address)
+            # Longer each time: all clients of a dead router come to the next one at once.
             await asyncio.sleep(min(FIRST_PAUSE_S * 2**attempt, MAX_PAUSE_S))
             request.resume_from.CopyFrom(received.resume_from())
         raise Unavailable(
@@ -206,6 +212,7 @@ class _Received:
             self._positions[delta.choice] = end if delta.tokens else end + 1
             self._tokens[delta.choice].extend(t.token_id for t in delta.tokens)
         elif kind == "finished":
+            # Past the tail and the end: nothing of this choice is to be sent again.
             self._positions[message.finished.choice] = message.finished.position + 2
 
     def resume_from(self) -> pb.ResumeFrom:

@@ -140,7 +140,7 @@ class LocalCluster:
         names += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
         self._desired = len(names)
         self.config = with_cluster_keys(self.config)
-        if self.config.redis.is_on and not self.config.redis.url:
+        if self.config.redis.enabled and not self.config.redis.url:
             self._redis = RedisServer()
             self.config = with_redis(self.config, self._redis.url)
         try:

@@ -14,7 +14,7 @@ from core.references import is_reference, read_reference
 
 OPEN_RAY = (
     "this Ray cluster requires no token: anyone who reaches it can run code on it; start it "
-    "with RAY_AUTH_MODE=token on every node, or set security.trusts_network"
+    "with RAY_AUTH_MODE=token on every node, or set security.trust_network"
 )
 
 
@@ -25,7 +25,7 @@ def check_network(config: BatonConfig, ray: RayEndpoint, *, is_loopback: bool) -
         ConfigError: Names everything to set at once.
     """
     if is_loopback:
-        is_open = not ray.has_tokens and not config.security.trusts_network
+        is_open = not ray.has_tokens and not config.security.trust_network
         faults = [OPEN_RAY] if is_open else []
     else:
         faults = faults_between_machines(config, ray)
@@ -36,25 +36,25 @@ def check_network(config: BatonConfig, ray: RayEndpoint, *, is_loopback: bool) -
 def faults_between_machines(config: BatonConfig, ray: RayEndpoint) -> list[str]:
     """List what forbids a cluster to run on several machines; empty if nothing does."""
     faults = []
-    if not config.security.trusts_network:
+    if not config.security.trust_network:
         if not ray.has_tokens:
             faults.append(OPEN_RAY)
         if not ray.has_tls:
             faults.append(
                 "Ray's own traffic, its token included, would cross the network in plain text; set "
                 "RAY_USE_TLS=1 and RAY_TLS_CA_CERT, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY on "
-                "every node, or security.trusts_network if the network is closed"
+                "every node, or security.trust_network if the network is closed"
             )
         if not config.security.tls_dir:
             faults.append(
                 "security.tls_dir is empty: KV and prompts would cross the network in plain text; "
-                "make certificates with `baton certs`, or set security.trusts_network if the "
+                "make certificates with `baton certs`, or set security.trust_network if the "
                 "network is closed"
             )
-        if config.redis.is_on and _is_plain(read_reference("redis.url", config.redis.url)):
+        if config.redis.enabled and _is_plain(read_reference("redis.url", config.redis.url)):
             faults.append(
-                "redis.url has no TLS: set it to a rediss:// address, redis.is_on to false, or "
-                "security.trusts_network if the network is closed"
+                "redis.url has no TLS: set it to a rediss:// address, redis.enabled to false, or "
+                "security.trust_network if the network is closed"
             )
     faults += [
         f"{name} is {'written in the config' if value else 'empty'} and would travel inside Ray; "

@@ -93,7 +93,7 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
         elif name in ("gloo", "nccl", "nixl"):
             # Its bytes are neither encrypted nor signed: they stay on this host unless the operator
             # trusts the network.
-            where = host if config.security.trusts_network else "127.0.0.1"
+            where = host if config.security.trust_network else "127.0.0.1"
             made[name] = SidecarNetwork(
                 name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
             )

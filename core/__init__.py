@@ -1,5 +1,5 @@
-"""The vocabulary of the house: requests, events, errors, config, layouts, ports.
+"""The vocabulary of all rooms: requests, events, errors, config, layouts, ports.
 
-Owns the words every room speaks. Does not know torch, ray, grpc or redis: standard library and
+Owns the types that every room uses. Does not know torch, ray, grpc or redis: standard library and
 pydantic only.
 """

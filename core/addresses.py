@@ -27,3 +27,13 @@ def family_of(host: str) -> socket.AddressFamily:
     except ValueError:
         return socket.AF_INET
     return socket.AF_INET6 if version == 6 else socket.AF_INET
+
+
+def is_loopback(host: str) -> bool:
+    """Can only this machine reach an address?"""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(bare_host(host)).is_loopback
+    except ValueError:
+        return False

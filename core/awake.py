@@ -25,6 +25,7 @@ class AwakeClock:
 
     def now_s(self) -> float:
         """Return the seconds awake so far."""
+        # A longer pause was spent stopped, or in one turn of the loop that let nobody listen.
         return self._awake_s + min(self._clock.now_s() - self._ticked_at, MAX_COUNTED_S)
 
     def tick(self) -> None:

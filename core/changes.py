@@ -1,4 +1,4 @@
-"""A change that many wait for, told once a turn of the loop however often it happens in it.
+"""A change that many wait for; they wake once a turn of the loop, however often it happens in it.
 
 Owns the event. Does not know what changes.
 """
@@ -12,7 +12,6 @@ class Changes:
     """Take `next` first, then look at what may change, then wait: so no change is missed."""
 
     def __init__(self) -> None:
-        """Nothing has changed yet."""
         self._next = asyncio.Event()
         self._is_due = False
 
@@ -25,9 +24,10 @@ class Changes:
         """Something has changed: who waits is woken when this turn of the loop is over."""
         if not self._is_due:
             self._is_due = True
-            asyncio.get_running_loop().call_soon(self._tell)
+            # After this turn, so that a burst of changes wakes everybody once.
+            asyncio.get_running_loop().call_soon(self._wake)
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         self._is_due = False
         self._next.set()
         self._next = asyncio.Event()

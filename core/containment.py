@@ -1,8 +1,8 @@
 """The boundary at which a fault stops: it harms what it belongs to, and nothing around it.
 
-Owns two rules. An error of the tree is told as it is; any other exception is a bug of ours: it is
-logged once, with its traceback, and told as `InternalError`. Does not know what goes on around the
-boundary.
+Owns two rules. An error of the tree passes as it is; any other exception is a bug of ours: it
+is logged once, with its traceback, and becomes an `InternalError`. Does not know what goes on
+around the boundary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def fault_of(what: str, error: Exception) -> ServingError:
-    """Turn an exception into what the one it belongs to is told; logs it unless it is of the tree.
+    """Turn an exception into an error of the tree; logs it unless it is one already.
 
     Args:
         what: What failed, as the subject of a sentence; no data of users.
@@ -35,7 +35,7 @@ def contained(what: str, on_fault: Callable[[ServingError], None] | None = None)
 
     Args:
         what: As for `fault_of`.
-        on_fault: Hears what became of it; without one, errors of the tree are logged too.
+        on_fault: Called with that error; without one, errors of the tree are logged too.
     """
     try:
         yield

@@ -34,7 +34,7 @@
         └─ InvariantViolation      500  INTERNAL
 
 Owns the classes, their codes, and their form on our wires (`code`, `message`). Does not know grpc
-or HTTP libraries: codes are numbers and names. Called everywhere; translated once at each border.
+or HTTP libraries: codes are numbers and names, translated once by each server and client.
 A message states the fact, the numbers and the remedy, and never a path, host or stack.
 """
 
@@ -71,7 +71,7 @@ class InvalidRequest(ClientError):
     code = "invalid_value"
 
     def __init__(self, field: str, fact: str) -> None:
-        """Say which field and what is wrong with it."""
+        """Name the field and state what is wrong with it."""
         super().__init__(f"{field} {fact}")
         self.field = field
 
@@ -114,7 +114,7 @@ class DuplicateRequest(ClientError):
 
 
 class Unauthenticated(ServingError):
-    """No credential, or a wrong one; which, is not said."""
+    """No credential, or a wrong one; the answer does not tell which."""
 
     code = "invalid_api_key"
     http_status = 401
@@ -154,7 +154,7 @@ class Overloaded(Unavailable):
     is_retryable = False
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
-        """Say when to come back (seconds)."""
+        """Keep when to come back (seconds)."""
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
@@ -295,6 +295,7 @@ def to_wire(error: ServingError) -> tuple[str, str]:
 def from_wire(name: str, message: str) -> ServingError:
     """Rebuild an error from `to_wire`; a name of a newer version becomes `InternalError`."""
     kind = next((e for e in all_errors() if e.__name__ == name), InternalError)
+    # Past the constructor: each class has its own, and the message is whole already.
     error = kind.__new__(kind)
     ServingError.__init__(error, message)
     if isinstance(error, InvalidRequest):

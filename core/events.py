@@ -45,6 +45,12 @@ CLUSTER_READY = Event(
     "cluster_ready", INFO, "every process is up and the doors are open", ("http_port", "grpc_port")
 )
 CLUSTER_STOPS = Event("cluster_stops", INFO, "a signal came, or a router could not be kept up")
+CONFIG_KEY_RENAMED = Event(
+    "config_key_renamed",
+    WARNING,
+    "a setting was given by its old name, which the next release refuses",
+    ("old", "new"),
+)
 CHILD_STARTED = Event(
     "child_started", INFO, "a worker or router process is ready", ("child", "child_pid")
 )
@@ -125,7 +131,7 @@ DESCRIPTORS_SCARCE = Event(
 REQUEST = Event(
     "request",
     INFO,
-    "a request ended (`router.has_request_log`)",
+    "a request ended (`router.log_requests`)",
     (
         "request_id",
         "model",

@@ -1,6 +1,6 @@
 """Identifiers, each its own type so that the checker catches a swap.
 
-Owns the id types and the making of random ones. Does not know what they name. Called everywhere.
+Owns the id types and the making of random ones. Does not know what they name.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Ids:
 
     def incarnation(self) -> Incarnation:
         """Return the number of one worker start; unequal to any other with overwhelming odds."""
+        # Never 0, which stands for no worker.
         return Incarnation(self._rng.getrandbits(63) | 1)
 
 
@@ -63,4 +64,5 @@ def seed_of(request_id: RequestId, key: bytes, tenant: str = "") -> int:
     """
     name = f"{tenant}\n{request_id}" if tenant else request_id
     digest = hashlib.blake2b(name.encode(), key=key, digest_size=8).digest()
+    # 63 bits: a seed is a signed 64-bit number on every wire.
     return int.from_bytes(digest, "big") >> 1

@@ -65,11 +65,13 @@ class KVLayout:
 
     def offset_bytes(self, layer: int, block_id: int, num_blocks: int) -> int:
         """Where a block of a layer begins in the pool of one shard."""
+        # Layers outside: one that is finished can leave while the next is computed.
         return (layer * num_blocks + block_id) * self.layer_block_bytes
 
     @property
     def identity(self) -> str:
         """What must be equal on both sides of a transfer, as `name=value` words."""
+        # Not block size and shards: those are negotiated, and KV is reshaped on its way.
         words = {
             "protocol": LAYOUT_VERSION,
             "model": self.model_digest,

@@ -1,7 +1,7 @@
 """How every process logs: one record a line on standard error, as text or as JSON.
 
 Owns the two formats, their escapes, and the bounded queue to the thread that writes, so that a
-blocked pipe never blocks a loop. Does not know what is told: events are `core.events`.
+blocked pipe never blocks a loop. Does not know which events there are (`core.events`).
 
 A record is one line, whatever a client wrote: control characters are escaped. The one exception is
 the traceback of a bug as text, whose lines begin with spaces and a bar, as no record does.
@@ -43,7 +43,7 @@ class _Format(logging.Formatter):
         self._source = {"process": process, "pid": os.getpid()}
 
     def fields(self, record: logging.LogRecord) -> dict[str, Any]:
-        """What every line begins with, then what the record says."""
+        """What every line begins with, then the fields of the event or the message."""
         known: str | None = getattr(record, "event", None)
         plain = events.BUG.name if record.exc_info else events.MESSAGE.name
         fields = {
@@ -57,6 +57,7 @@ class _Format(logging.Formatter):
         else:
             fields |= {"logger": record.name, "message": _message(record)}
         if record.exc_info:
+            # Its end, which names the error.
             fields["traceback"] = self.formatException(record.exc_info)[-MAX_TRACEBACK_CHARACTERS:]
         return fields
 
@@ -78,8 +79,8 @@ class TextFormat(_Format):
         time, level, event = (fields.pop(name) for name in ("time", "level", "event"))
         process, pid = (fields.pop(name) for name in ("process", "pid"))
         traceback = fields.pop("traceback", "")
-        told = "".join(f" {name}={_value(value)}" for name, value in fields.items())
-        lines = [f"{time} {level.upper():7} {process}[{pid}] {event}{told}"]
+        shown = "".join(f" {name}={_value(value)}" for name, value in fields.items())
+        lines = [f"{time} {level.upper():7} {process}[{pid}] {event}{shown}"]
         lines += [f"  | {_json(line)[1:-1]}" for line in traceback.splitlines()]
         return _without_secrets("\n".join(lines))
 
@@ -92,7 +93,7 @@ def _message(record: logging.LogRecord) -> str:
     try:
         return record.getMessage()
     except Exception:  # noqa: BLE001 - arguments that do not fit, or cannot be shown
-        return str(record.msg)  # what was meant is still worth a line, and no fault of who tells
+        return str(record.msg)  # still worth a line: its caller must not fail for it
 
 
 def _json(value: object) -> str:
@@ -110,7 +111,7 @@ def _without_secrets(text: str) -> str:
 
 
 class _Writer(logging.Handler):
-    """Hands lines to a thread; drops them when it is behind, and says how many."""
+    """Hands lines to a thread; drops them when it is behind, and logs how many."""
 
     def __init__(self, formatter: logging.Formatter, stream: TextIO) -> None:
         super().__init__()
@@ -120,14 +121,14 @@ class _Writer(logging.Handler):
         # garbage ends may log, in the midst of anything.
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._num_dropped = 0
-        self._num_told = 0
+        self._num_reported = 0
         self._thread = threading.Thread(target=self._write, name="log", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue without waiting."""
         line = self.format(record)
-        is_own = threading.current_thread() is self._thread  # how many were dropped: always told
+        is_own = threading.current_thread() is self._thread  # how many were dropped: never dropped
         if is_own or self._lines.qsize() < MAX_WAITING_LINES:
             self._lines.put(line)
         else:
@@ -146,9 +147,9 @@ class _Writer(logging.Handler):
             except (OSError, ValueError):  # a full disk, a closed pipe: nothing else is lost
                 self._num_dropped += 1
                 continue
-            num_dropped = self._num_dropped - self._num_told
+            num_dropped = self._num_dropped - self._num_reported
             if num_dropped:
-                self._num_told += num_dropped
+                self._num_reported += num_dropped
                 events.LINES_DROPPED.tell(lines=num_dropped)
 
     def close(self) -> None:
@@ -164,12 +165,13 @@ def configure(process: str, style: str = "", level: str = "") -> None:
     Args:
         process: What this process is, for every line: up, router, prefill, rank and so on.
         style: text or json; auto: text on a terminal, JSON elsewhere; empty: the environment's.
-        level: The least that is told of events: info, warning or error; empty: the environment's.
+        level: Events below it are dropped: info, warning or error; empty: the environment's.
     """
     style = style or os.environ.get(FORMAT_VARIABLE, "auto")
     level = level or os.environ.get(LEVEL_VARIABLE, "info")
     if style == "auto":
         style = "text" if sys.stderr is not None and sys.stderr.isatty() else "json"
+    # Through the environment, because children of children log like this, too.
     os.environ[FORMAT_VARIABLE] = style
     os.environ[LEVEL_VARIABLE] = level
     # gRPC's core has a log of its own, in its own words: a line for every stranger's bad handshake.
@@ -180,6 +182,7 @@ def configure(process: str, style: str = "", level: str = "") -> None:
         logging.getLogger().addHandler(_Writer(made, sys.stderr))
     logging.getLogger().setLevel(logging.WARNING)
     events.LOGGER.setLevel(level.upper())
+    # Libraries warn on standard error, in no format of ours.
     logging.captureWarnings(capture=True)
     sys.excepthook = _uncaught
     threading.excepthook = _uncaught_in_thread

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+# Those of vLLM's `time_to_first_token_seconds`, up to 80 s, so that its dashboards fit.
 LATENCY_BUCKETS_S = (
     0.001,
     0.005,
@@ -84,8 +85,10 @@ CACHED_TOKENS = Metric(
 )
 KV_BYTES = Metric("baton_kv_transfer_bytes_total", "counter", "KV bytes handed over")
 TRANSFERS = Metric("baton_kv_transfers_total", "counter", "hand-overs that arrived", ("transport",))
-HEALED = Metric(
-    "baton_kv_parts_healed_total", "counter", "parts of KV that came damaged and were sent again"
+FRAGMENTS_RESENT = Metric(
+    "baton_kv_parts_healed_total",
+    "counter",
+    "fragments of KV that came damaged and were sent again",
 )
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
 RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
@@ -113,7 +116,7 @@ ALL = (
     CACHED_TOKENS,
     KV_BYTES,
     TRANSFERS,
-    HEALED,
+    FRAGMENTS_RESENT,
     ATTEMPTS,
     RETRIES,
     RUNNING,

@@ -51,9 +51,9 @@ class MessageStream(Protocol):
     """An ordered, bidirectional stream of messages: session values or raw transfer bytes."""
 
     transport: str
-    """Name of the way it takes."""
+    """Name of the transport: shm, grpc, gloo and so on."""
 
-    async def send(self, message: Any) -> None:  # noqa: ANN401 - a carrier does not look inside
+    async def send(self, message: Any) -> None:  # noqa: ANN401 - a transport does not look inside
         """Send one message; waits while the peer's window is full.
 
         Raises:

@@ -34,6 +34,7 @@ def read_reference(setting: str, value: str, environment: Mapping[str, str] | No
     else:
         try:
             with Path(name).open("rb") as file:
+                # Bounded: the setting may name /dev/zero. Editors end a file with a newline.
                 secret = file.read(MAX_SECRET_BYTES).decode().strip()
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(

@@ -1,9 +1,8 @@
 """What is read from files, and read again when one of them changes.
 
 Owns when they are looked at: when a caller asks, at most once a second, so that nothing runs while
-nobody needs the content. An event tells once of new content that cannot be used, and the old stays.
-Does not know the files' format. Called for the certificates of the doors and of the ports inside,
-whose events it tells.
+nobody needs the content; and the events about a certificate: new content that cannot be used is
+reported once, and the old stays. Does not know the files' format.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Renewed(Generic[Content]):
         self._lock = threading.Lock()
         self._looked_at = now_s()
         self._stamp = self._look()
-        self._told: Stamp | None = None
+        self._reported: Stamp | None = None
         self.content = read()
         self.version = 0
         """Raised with every new content."""
@@ -73,15 +72,16 @@ class Renewed(Generic[Content]):
                 self._stamp = stamp
                 self.version += 1
                 events.CERTIFICATE_RENEWED.tell(what=self._what)
-            self._told = None
+            self._reported = None
         except (OSError, ServingError) as error:
-            # Told once and tried at every look: what stands in the way may pass by itself, as a
-            # lack of descriptors does.
-            if stamp != self._told:
+            # Reported once and tried at every look: what stands in the way may pass by itself, as
+            # a lack of descriptors does.
+            if stamp != self._reported:
                 fact = getattr(error, "strerror", None) or str(error)
                 events.CERTIFICATE_UNUSABLE.tell(what=self._what, reason=fact)
-            self._told = stamp
+            self._reported = stamp
 
     def _look(self) -> Stamp:
         facts = [path.stat() for path in self._paths]
+        # With the inode: a file that was renamed into place may have the old time.
         return tuple((f.st_ino, f.st_size, f.st_mtime_ns) for f in facts)

@@ -1,7 +1,7 @@
-"""What a router and a worker say to each other on their one session stream.
+"""The messages between a router and a worker on their one session stream.
 
-    router -> worker   Hello, Submit, Cancel, Credit, Meet, RouterHeartbeat
-    worker -> router   Welcome, StepFrame, Progress, Met
+    router -> worker   Hello, Submit, Cancel, Credit, ConnectPeers, RouterHeartbeat
+    worker -> router   Welcome, StepFrame, Progress, PeerReport
 
 Owns the messages as frozen values. Does not know how they are encoded. Durations travel, instants
 never do.
@@ -28,7 +28,7 @@ class Role(StrEnum):
 
 
 class Task(StrEnum):
-    """A worker's part in one attempt."""
+    """What a worker does in one attempt."""
 
     PREFILL = "prefill"
     DECODE = "decode"
@@ -59,8 +59,8 @@ class WorkerDescriptor:
 class Wanted:
     """After a reconnect: an attempt the router still wants, and how far it has come.
 
-    What a Credit says is repeated because the message may have been lost with the stream; without
-    it a parked sequence would wait for ever.
+    The limit of the last Credit is repeated because that message may have been lost with the
+    stream; without it a parked sequence would wait for ever.
     """
 
     request_id: RunId
@@ -128,7 +128,7 @@ class Cancel:
 class Credit:
     """Positions below `limit` may be computed for every choice but the finished ones.
 
-    The router ends a choice at a stop string, of which workers know nothing; it says so here.
+    The router ends a choice at a stop string, of which workers know nothing; it reports that here.
     """
 
     request_id: RunId
@@ -139,9 +139,9 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class ConnectPeers:
-    """These peers may be named in Submits: open the ways to them now.
+    """These peers may be named in Submits: open KV routes to them now.
 
-    The ways are measured with so many bytes.
+    Each route is measured with `probe_bytes`.
     """
 
     addresses: tuple[str, ...]
@@ -150,7 +150,7 @@ class ConnectPeers:
 
 @dataclass(frozen=True, slots=True)
 class RouterHeartbeat:
-    """Nothing to say; renews the leases of this router's requests."""
+    """No news of requests; renews the leases of this router's requests."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +162,7 @@ class Welcome:
 
 @dataclass(frozen=True, slots=True)
 class WorkerTiming:
-    """Durations (seconds) and sizes of a worker's part, zero where it had none."""
+    """Durations (seconds) and sizes of a worker's task, zero where it had none."""
 
     queue_s: float = 0.0
     prefill_s: float = 0.0
@@ -178,8 +178,8 @@ class WorkerTiming:
 class TokenDelta:
     """New tokens of one choice, numbered; `finish` closes the choice after the last of them.
 
-    Prompt log probabilities, if they were asked for, go before any token, in as many parts as they
-    need; a delta may bring a part and no token.
+    Prompt log probabilities, if they were asked for, go before any token, over as many deltas as
+    they need; a delta may bring some of them and no token.
     """
 
     request_id: RunId
@@ -191,15 +191,15 @@ class TokenDelta:
     finish: FinishReason | None = None
     stop_token_id: int | None = None
     timings: WorkerTiming | None = None
-    """With the first tokens of an attempt: what this worker's part has cost so far."""
+    """With the first tokens of an attempt: what this worker has spent so far."""
     prompt_logprobs: tuple[Logprob, ...] = ()
     prompt_start: int = 0
-    """How many of them were in the parts before."""
+    """How many of them were in earlier deltas."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptEnded:
-    """A worker's part is over: done when `error` is None."""
+    """A worker's task is over: done when `error` is None."""
 
     request_id: RunId
     epoch: Epoch
@@ -210,7 +210,7 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True)
 class StepFrame:
-    """Everything one router needs to hear after an engine step."""
+    """Everything one router needs to know after an engine step."""
 
     step_id: int
     deltas: tuple[TokenDelta, ...] = ()
@@ -255,7 +255,7 @@ class RouteReport:
 
 @dataclass(frozen=True, slots=True)
 class PeerReport:
-    """What a worker found when it met its peers."""
+    """What a worker found when it connected to its peers."""
 
     routes: tuple[RouteReport, ...]
 

@@ -15,7 +15,7 @@ def special_tokens(
 ) -> dict[str, str]:
     """Map each name to the token's text.
 
-    `special_tokens_map.json` is the older file: what it says counts, unless `tokenizer_config.json`
+    `special_tokens_map.json` is the older file: it counts, unless `tokenizer_config.json`
     describes the added tokens itself (`added_tokens_decoder`). Both also name tokens of their own
     (`image_token`), the newer one in `extra_special_tokens`.
     """

@@ -19,7 +19,7 @@ class Timeline:
     ended_at: float | None = None
 
     def delivered(self, now_s: float, num_tokens: int) -> None:
-        """Stamp the hand-over of `num_tokens` to the door."""
+        """Stamp the delivery of `num_tokens` to the server."""
         self.token_at.append(now_s)
         self.num_tokens += num_tokens
 

@@ -35,11 +35,14 @@ class TraceContext:
 def parse_trace(traceparent: str, tracestate: str = "") -> TraceContext | None:
     """Read the two headers; None for anything malformed, which a request must survive."""
     match = _TRACEPARENT.fullmatch(traceparent.strip())
+    # Version ff is forbidden; 00 has four fields, later versions may have more.
     if match is None or match[1] == "ff" or (match[1] == "00" and match[5]):
         return None
     trace_id, span_id = int(match[2], 16), int(match[3], 16)
+    # All zeros mean none.
     if not trace_id or not span_id:
         return None
+    # Dropped rather than cut: half of a vendor's entry is wrong, none is allowed.
     state = (
         tracestate if len(tracestate) <= MAX_TRACESTATE_CHARACTERS and tracestate.isascii() else ""
     )
@@ -75,7 +78,6 @@ class _NoSpan:
     """A span nobody records: the caller's context goes on unchanged."""
 
     def __init__(self, context: TraceContext | None) -> None:
-        """Keep the parent."""
         self.context = context
 
     def end(self, end_s: float, attributes: Attributes, error: str = "") -> None:

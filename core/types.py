@@ -1,7 +1,7 @@
 """Requests, sampling parameters and the events that answer them.
 
-Owns the shapes that cross rooms: `GenerateRequest` (frozen, made once at the door) and the token
-events. Does not know how they are carried.
+Owns the shapes that cross rooms: `GenerateRequest` (frozen, made once by a server) and the token
+events. Does not know how they are encoded.
 """
 
 from __future__ import annotations
@@ -125,6 +125,7 @@ class SamplingParams:
     def _validate_stop(self, vocabulary_size: int) -> None:
         _at_most("stop", len(self.stop), MAX_STOP_STRINGS)
         for text in self.stop:
+            # It has no UTF-8, so no output could ever contain it.
             if any("\ud800" <= c <= "\udfff" for c in text):
                 raise InvalidRequest("stop", "has a lone surrogate; send valid Unicode")
             _in_range("stop", len(text.encode()), 1, MAX_STOP_BYTES, "has a string of {} bytes")
@@ -179,7 +180,7 @@ class ChatPrompt:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """What was asked, as token ids; frozen from the door on.
+    """What was asked, as token ids; frozen once a server has made it.
 
     `deadline_at` is in this process's loop time (monotonic seconds); on the wire it travels as the
     seconds that are left. `scope` is the tenant scope of the prefix cache.
@@ -198,21 +199,21 @@ class GenerateRequest:
     """Whose it is; stays in the router. Ids are only compared within a tenant."""
     trace: TraceContext | None = None
     operation: str = "text_completion"
-    """OpenTelemetry's name of what the door was asked for: text_completion or chat."""
+    """OpenTelemetry's name of the operation: text_completion or chat."""
     correlation_id: str = ""
     """What the caller calls the action it belongs to, for the log; stays in the router."""
     received_at: float | None = None
-    """When the door saw the request, in loop time; stays in the router."""
+    """When the server saw the request, in loop time; stays in the router."""
     hidden_stops: tuple[tuple[int, str], ...] = ()
     """Stop tokens by id, with the stop string each stands for: special tokens have no text while
     they are hidden. Stays in the router."""
     echoes: bool = False
-    """The prompt is shown before the output: a character that it began is told with the output.
+    """The prompt is shown before the output: a character that it began is sent with the output.
     Stays in the router."""
     prompt_text: str = ""
     """What is shown then, if the prompt came as text; stays in the router."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
-    """What a client that comes back says the tokens were: a start, checked at the last of them."""
+    """The first tokens of each choice as a returning client reports them; the last is checked."""
     resume_from: tuple[int, ...] = ()
     """How much of each choice such a client has: positions, tail and end (`router.resuming`)."""
 
@@ -280,7 +281,7 @@ class RequestTiming:
     kv_blocks: int = 0
     kv_transport: str = ""
     kv_fragments_resent: int = 0
-    """Parts that came damaged and were sent again."""
+    """Fragments that came damaged and were sent again."""
     cached_tokens: int = 0
     path: str = ""
     prefill_worker: str = ""
@@ -308,7 +309,7 @@ PHASES = (
 TTFT_PHASES = PHASES[:4]
 
 
-# --- events of a request, in the order a door sees them -----------------------------------------
+# --- events of a request, in the order a server sees them -----------------------------------------
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@
 
 A transport is the `Network` port of core/ports.py: `dial`, `listen`, `close`, and streams that keep
 order and end in two ways, in good order or cut. To serve with it, give it a name in
-`TransferConfig.transports` (core/config.py) and make it in cluster/worker_process.py, beside the
-others; the agents, checksums and fall-backs then work over it as they are. The contract is a test:
-`test_every_transport_keeps_the_contract_of_a_stream` runs against this file too.
+`TransferConfig.transports` (core/config/transfer.py) and make it in cluster/worker_process.py,
+beside the others; the agents, checksums and fall-backs then work over it as they are. The contract
+is a test: `test_every_transport_keeps_the_contract_of_a_stream` runs against this file too.
 """
 
 import asyncio

@@ -84,7 +84,7 @@ class GenerationService:
         self._clock = clock
         self._started_at = clock.now_s()
         self._shedding = Shedding(admission, clock.now_s)
-        self._log = RequestLog(clock.now_s) if config.has_request_log else None
+        self._log = RequestLog(clock.now_s) if config.log_requests else None
         self.telemetry = Telemetry(
             {
                 metrics.RUNNING: lambda: {"": admission.num_running},

@@ -113,7 +113,7 @@ def _calm(rng: random.Random) -> Shape:
         num_blocks=rng.choice([44, 64, 128]) * 4 // block_size,
         max_step_tokens=rng.choice([8, 16, 32, 128]),
         max_sequences=rng.choice([4, 8, 16]),
-        is_prefix_cache_on=rng.random() < 0.8,
+        cache_prefixes=rng.random() < 0.8,
     )
     return Shape(
         prefill=rng.randint(1, 3),

@@ -33,7 +33,7 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         # A running sequence takes a token of every step; one more is for a prompt to go on.
         max_sequences=max(1, min(engine.max_sequences, engine.max_step_tokens - 1)),
         max_model_len=components.max_model_len,
-        is_prefix_cache_on=engine.is_prefix_cache_on,
+        is_prefix_cache_on=engine.cache_prefixes,
     )
     scheduler = Scheduler(
         BlockPool(engine.num_blocks),

@@ -285,9 +285,9 @@ class RayCluster:
             self.config = with_secrets_in_files(
                 with_cluster_keys(self.config), Path(self._secrets.name)
             )
-            if self.config.redis.is_on and not self.config.redis.url:
+            if self.config.redis.enabled and not self.config.redis.url:
                 self._start_redis()
-        elif self.config.redis.is_on and not self.config.redis.url:
+        elif self.config.redis.enabled and not self.config.redis.url:
             log.warning("redis.url is empty: a cluster of several machines runs without a store")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=QUIET)

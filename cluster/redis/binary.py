@@ -78,7 +78,7 @@ def find_server() -> ServerBinary:
     if not found:
         raise ConfigError(
             "no redis-server or valkey-server is installed; install one, or set redis.url, or "
-            "redis.is_on to false"
+            "redis.enabled to false"
         )
     return max(found, key=lambda binary: (binary.is_safe, binary.version))
 

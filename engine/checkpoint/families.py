@@ -1,4 +1,4 @@
-"""The model families: what `config.json` says about the shape of one decoder-only transformer.
+"""The model families: the shape of one decoder-only transformer, from its `config.json`.
 
 Owns the list of architectures that are served and the translation of their config keys into
 `Traits`; everything else is refused by name. Does not know tensors or files.
@@ -58,7 +58,7 @@ class LayerTraits:
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What tells one family from another."""
+    """How one family differs from another."""
 
     layers: tuple[LayerTraits, ...]
     ropes: tuple[Rope, ...]
@@ -80,7 +80,7 @@ class Traits:
 
 
 ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu_tanh"}
-"""Gemma's old configs say gelu and mean the tanh form; no other family may say it."""
+"""Gemma's old configs write gelu and mean the tanh form; no other family may."""
 
 
 def _llama(config: Config, traits: Traits) -> Traits:
@@ -95,6 +95,7 @@ def _mistral(config: Config, traits: Traits) -> Traits:
 
 
 def _qwen2(config: Config, traits: Traits) -> Traits:
+    # Qwen 2 has these biases whatever `attention_bias` says.
     return replace(_qwen_windows(config, traits), has_qkv_bias=True)
 
 
@@ -116,6 +117,7 @@ def _qwen3_moe(config: Config, traits: Traits) -> Traits:
         up="up_proj",
         down="down_proj",
     )
+    # Every step-th layer is sparse, unless it is listed as dense.
     step = int(config.get("decoder_sparse_step") or 1)
     dense = set(config.get("mlp_only_layers") or ())
     traits = _qwen3(config, traits)
@@ -131,6 +133,7 @@ def _mixtral(config: Config, traits: Traits) -> Traits:
         num=positive(config, "num_local_experts"),
         per_token=positive(config, "num_experts_per_tok"),
         intermediate_size=positive(config, "intermediate_size"),
+        # Mixtral always renormalises the chosen weights; Qwen3-MoE asks its config.
         is_normalised=True,
         prefix="block_sparse_moe",
         gate="w1",
@@ -156,6 +159,7 @@ def _gemma(config: Config, traits: Traits) -> Traits:
         has_qkv_bias=bias,
         has_o_bias=bias,
         has_norm_offset=True,
+        # As in the first Transformer (arXiv:1706.03762), and unlike Llama.
         embedding_scale=math.sqrt(positive(config, "hidden_size")),
         activation="gelu_tanh",
     )
@@ -166,6 +170,7 @@ def _gemma2(config: Config, traits: Traits) -> Traits:
     return replace(
         traits,
         has_post_norms=True,
+        # Not always the head size: 144 in the 27B model, whose heads have 128 columns.
         attention_scale=number(config, "query_pre_attn_scalar", 256.0) ** -0.5,
         attention_softcap=float(config.get("attn_logit_softcapping") or 0.0),
         final_softcap=float(config.get("final_logit_softcapping") or 0.0),
@@ -173,6 +178,7 @@ def _gemma2(config: Config, traits: Traits) -> Traits:
 
 
 def _gemma3(config: Config, traits: Traits) -> Traits:
+    # Both spellings are in use; without either, every sixth layer sees everything.
     every = int(config.get("sliding_window_pattern") or config.get("_sliding_window_pattern") or 6)
     traits = _with_windows(
         config, _gemma2(config, traits), default="sliding_attention", every=every
@@ -184,6 +190,7 @@ def _gemma3(config: Config, traits: Traits) -> Traits:
             _rope(_settings(settings, "sliding_attention"), config),
         )
     else:
+        # Layers with a window never look far, so theirs is the short base.
         local = Rope(number(config, "rope_local_base_freq", 10_000.0))
         ropes = (_rope({"rope_theta": 1_000_000.0, **settings}, config), local)
     layers = tuple(replace(layer, rope=1 if layer.window else 0) for layer in traits.layers)
@@ -217,6 +224,7 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
             f"architecture {architecture} is not supported; "
             f"supported: {', '.join(sorted(FAMILIES))}"
         )
+    # Ignoring them would not fail: it would answer nonsense.
     for key in ("quantization_config", "use_bidirectional_attention"):
         if config.get(key):
             raise ModelLoadError(
@@ -233,6 +241,7 @@ def read_traits(architecture: str, config: Config, num_layers: int, head_size: i
             f"config.json has hidden_act {activation!r}, which {architecture} does not support here"
         )
     settings = rope_settings(config)
+    # Some models rotate only the first columns of a head.
     partial = float(
         settings.get("partial_rotary_factor") or config.get("partial_rotary_factor") or 1.0
     )
@@ -294,6 +303,7 @@ def _settings(config: Config, key: str) -> Config:
 
 
 def _rope(settings: Config, config: Config) -> Rope:
+    # `type` is the older spelling.
     kind = settings.get("rope_type", settings.get("type", "default"))
     theta = float(settings.get("rope_theta") or config.get("rope_theta") or 10_000.0)
     try:
@@ -342,6 +352,7 @@ def _with_windows(config: Config, traits: Traits, default: str, every: int = 0) 
 
 
 def _qwen_windows(config: Config, traits: Traits) -> Traits:
+    # Qwen's configs name a window even where it is off.
     if not config.get("use_sliding_window"):
         return traits
     first = int(config.get("max_window_layers") or 0)

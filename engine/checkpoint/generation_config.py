@@ -1,4 +1,4 @@
-"""What a model's makers say of generating: default sampling, and the tokens that end an output.
+"""What a model's makers recommend: default sampling, and the tokens that end an output.
 
 Owns `generation_config.json`, each value checked by type and range, and the union of the end tokens
 that it, `config.json` and the tokenizer's files name: fine-tunes often correct only one of the
@@ -31,6 +31,7 @@ def default_sampling(generation: Mapping[str, Any], vocabulary_size: int) -> dic
             found[name] = value
     top_k = generation.get("top_k")
     if top_k is not None and (limit := _whole(GENERATION_CONFIG, "top_k", top_k)) > 0:
+        # Some write more than the vocabulary has and mean all of it; our own limits refuse that.
         found["top_k"] = min(limit, vocabulary_size)
     try:
         SamplingParams(**found).validate(vocabulary_size)  # type: ignore[arg-type]
@@ -65,12 +66,14 @@ def _tokenizer_end(folder: Path) -> list[int]:
         return []
     tree = read_json(path)
     try:
+        # Added tokens come before those of the vocabulary, as in `tokenizers`.
         added = {token["content"]: token["id"] for token in tree.get("added_tokens") or ()}
         vocabulary = tree["model"]["vocab"]
         found = added.get(text)
         if found is None and isinstance(vocabulary, dict):
             found = vocabulary.get(text)
         elif found is None:
+            # A Unigram vocabulary is a list of pieces and scores; the place is the id.
             found = next((i for i, (piece, _) in enumerate(vocabulary) if piece == text), None)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelLoadError(f"{folder.name}/tokenizer.json is malformed: {error!r}") from error
@@ -96,6 +99,6 @@ def _whole(file: str, name: str, value: object, least: int | None = None) -> int
         value = int(value)
     is_whole = isinstance(value, int) and not isinstance(value, bool)
     if not isinstance(value, int) or not is_whole or (least is not None and value < least):
-        wish = "a whole number" if least is None else f"a whole number of at least {least}"
-        raise ModelLoadError(f"{file} has {name} = {value!r:.60}, must be {wish}")
+        wanted = "a whole number" if least is None else f"a whole number of at least {least}"
+        raise ModelLoadError(f"{file} has {name} = {value!r:.60}, must be {wanted}")
     return value

@@ -28,6 +28,7 @@ def read_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelLoadError(f"{name} cannot be read: {error.strerror}") from error
+    # Brackets nested some thousand deep end the parser's recursion.
     except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{name} is not JSON: {error}") from error
     if not isinstance(tree, dict):

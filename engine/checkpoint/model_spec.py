@@ -1,7 +1,7 @@
 """What a Hugging Face folder holds, read without torch.
 
 Owns the parsing of `config.json`, the list of tensors a model must have, and the strict comparison
-with the safetensors headers, in both directions. Does not know what tells families apart
+with the safetensors headers, in both directions. Does not know how families differ
 (`engine.checkpoint.families`) and loads no weights.
 """
 
@@ -159,9 +159,11 @@ def read_model(
     architecture = str(architectures[0])
     num_layers = positive(config, "num_hidden_layers")
     num_heads = positive(config, "num_attention_heads")
+    # Newer families choose it freely; hidden size over heads is only the default.
     head_size = positive(config, "head_dim", absent=positive(config, "hidden_size") // num_heads)
     try:
         traits = read_traits(architecture, config, num_layers, head_size)
+    # Families read dozens of keys: whatever a value is, the operator gets one line.
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelLoadError(
             f"config.json of {folder.name} has a value of the wrong kind: {error}"
@@ -178,6 +180,7 @@ def read_model(
         folder=folder,
         name=name or folder.name,
         architecture=architecture,
+        # Folders of one name may hold other weights, and KV of the two must never mix.
         digest=weights_digest(folder, sorted({file for file, _ in headers.values()})),
         vocabulary_size=vocabulary_size,
         hidden_size=positive(config, "hidden_size"),
@@ -189,6 +192,7 @@ def read_model(
         rms_norm_eps=number(config, "rms_norm_eps", 1e-6),
         traits=traits,
         max_model_len=max_model_len or own_len,
+        # Gemma's configs leave it out.
         is_tied=bool(config.get("tie_word_embeddings", architecture in ALWAYS_TIED)),
         dtype=_dtype(config, dtype),
         eos_token_ids=end_tokens(generation, config, folder),
@@ -212,11 +216,11 @@ def _tokenizer_digest(path: Path) -> str:
     return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest() if path.exists() else ""
 
 
-def _dtype(config: dict[str, Any], wish: str) -> str:
+def _dtype(config: dict[str, Any], asked: str) -> str:
     stored = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix(
         "torch."
     )
-    chosen = stored if wish == "auto" else wish
+    chosen = stored if asked == "auto" else asked
     if chosen not in ("float32", "bfloat16", "float16"):
         raise ModelLoadError(
             f"weights of dtype {chosen} are not supported; set model.dtype to float32 or bfloat16"

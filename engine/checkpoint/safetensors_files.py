@@ -37,7 +37,7 @@ def tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Map every tensor to its file and shape, over all shards.
 
     Raises:
-        ModelLoadError: A file is missing or damaged, or a tensor is not where the index says.
+        ModelLoadError: A file is missing or damaged, or a tensor is not where the index places it.
     """
     places = _places(folder)
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -45,6 +45,7 @@ def tensor_headers(folder: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
         if not (folder / file).is_file():
             raise ModelLoadError(f"{folder.name} lacks {file}, which {INDEX} names")
         for tensor, shape in _read_header(folder / file).items():
+            # Shards may repeat a tensor: the index says which one counts.
             if places.get(tensor, file) == file:
                 found[tensor] = (file, shape)
     lost = next((tensor for tensor in places if tensor not in found), None)
@@ -68,6 +69,7 @@ def _places(folder: Path) -> dict[str, str]:
     if not isinstance(places, dict) or not places:
         raise ModelLoadError(f"{folder.name}/{INDEX} has no weight_map")
     for tensor, file in places.items():
+        # No separators: an index must not lead out of its folder.
         if not isinstance(file, str) or not FILE_NAME.fullmatch(file):
             raise ModelLoadError(
                 f"{folder.name}/{INDEX} places {tensor} in {str(file)[:80]!r}, "
@@ -81,6 +83,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
     with path.open("rb") as file:
         prefix = file.read(8)
         (length,) = struct.unpack("<Q", prefix) if len(prefix) == 8 else (0,)
+        # The length is what the file claims: checked before so much is read.
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise ModelLoadError(
                 f"{path.name} is not a safetensors file: its header claims {length} of {size} bytes"
@@ -94,6 +97,7 @@ def _read_header(path: Path) -> dict[str, tuple[int, ...]]:
             raise ModelLoadError(
                 f"{path.name} has a malformed safetensors header: {error}"
             ) from error
+    # A download that broke off shows here, and not as noise in the last tensor.
     if 8 + length + end != size:
         raise ModelLoadError(
             f"{path.name} has {size} bytes, its header describes {8 + length + end}; "
@@ -109,6 +113,7 @@ def weights_digest(folder: Path, files: list[str]) -> str:
         path = folder / name
         digest.update(f"{name}:{path.stat().st_size}".encode())
         with path.open("rb") as file:
+            # Not all of it: 100 GB would take minutes at each start.
             digest.update(file.read(1 << 20))
             file.seek(max(0, path.stat().st_size - (1 << 20)))
             digest.update(file.read())

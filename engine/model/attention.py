@@ -75,17 +75,21 @@ def dense_attention(
     q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules
 ) -> Tensor:
     """Gather each sequence's whole context and do plain softmax attention in fp32: the oracle."""
+    # Rows of padding belong to no sequence and stay zero.
     out = torch.zeros_like(q)
     _, _, block_size, num_kv_heads, head_size = kv.shape
     for s in range(len(inputs.row_starts) - 1):
         begin, end = int(inputs.row_starts[s]), int(inputs.row_starts[s + 1])
+        # Slots behind a sequence's last position may hold anything, so its context ends there.
         length = int(inputs.positions[end - 1]) + 1
         table = torch.as_tensor(inputs.block_tables[s, : -(-length // block_size)], device=q.device)
         context = (
             kv[table].transpose(0, 1).reshape(2, -1, num_kv_heads, head_size)[:, :length].float()
         )
+        # One KV head serves a group of query heads (arXiv:2305.13245): the oracle copies it.
         k, v = context.repeat_interleave(q.shape[1] // num_kv_heads, dim=2)
         scores = torch.einsum("thd,chd->htc", q[begin:end].float(), k) * rules.scale
+        # Gemma 2 bounds its scores before they are masked (arXiv:2408.00118).
         if rules.softcap:
             scores = rules.softcap * torch.tanh(scores / rules.softcap)
         positions = torch.as_tensor(inputs.positions[begin:end], device=q.device)
@@ -110,7 +114,9 @@ _FORMS = {
 
 def cpu_attention(q: Tensor, kv: Tensor, inputs: AttentionInputs, rules: AttentionRules) -> Tensor:
     """Attend with the compiled kernel; fp32 sums whatever the dtype of the pool."""
+    # Only real rows: nobody reads what padding attends to.
     rows = int(inputs.row_starts[-1])
+    # The kernel adds to `out`, so it has to start at zero.
     out = np.zeros(tuple(q.shape), dtype=np.float32)
     attend_rows(q[:rows].float().numpy(), kv, inputs, rules, out)
     return torch.from_numpy(out).to(q.dtype)
@@ -125,6 +131,7 @@ def attend_rows(
 ) -> None:
     """Attend fp32 queries [t, H, D] into zeroed fp32 `out`, at least as long."""
     unsigned, mask, shift, sign_mask, sign_shift, factor = _FORMS[kv.dtype]
+    # Numba knows neither bf16 nor fp16: it gets their bits as integers and widens them itself.
     bits = kv.view(torch.int16 if unsigned is np.uint16 else torch.int32).numpy().view(unsigned)
     form = np.array([mask, shift, sign_mask, sign_shift], dtype=np.uint32)
     numbers = np.array([rules.scale, rules.softcap, factor], dtype=np.float32)
@@ -153,8 +160,11 @@ def _exp(x):  # type: ignore[no-untyped-def]
     A NaN stays one: a damaged key must fail its own sequence, not vanish from the sum. No fast-math
     here: the reduced argument needs its two roundings. Source: Cephes, expf.
     """
+    # Below that e**x is no normal fp32 number. A NaN fails the comparison, and so stays one.
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    # x = n ln 2 + r: 2**n is exact, and e**r needs few terms for so small an r.
     n = np.floor(x * LOG2_E + np.float32(0.5))
+    # ln 2 in two pieces (Cody and Waite): n * LN2_HIGH is exact, so r keeps its last bits.
     r = x - n * LN2_HIGH - n * LN2_LOW
     p = np.float32(1.9875691500e-4)
     p = p * r + np.float32(1.3981999507e-3)
@@ -163,6 +173,7 @@ def _exp(x):  # type: ignore[no-untyped-def]
     p = p * r + np.float32(1.6666665459e-1)
     p = p * r + np.float32(5.0000001201e-1)
     p = p * r * r + r + np.float32(1.0)
+    # 2**n, put together from its exponent bits.
     return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
 
@@ -174,8 +185,10 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
     """
     head_size = q.shape[0]
     scores = np.empty(k.shape[0], dtype=np.float32)
+    # Online softmax: sums so far are scaled down when a larger score comes.
     top = state[0]
     for j in range(first, valid):
+        # A plain 0.0 would make Numba sum in fp64.
         dot = np.float32(0.0)
         for d in range(head_size):
             dot += q[d] * k[j, d]
@@ -184,10 +197,12 @@ def _attend_tile(q, k, v, first, valid, scale, softcap, out, state):  # type: ig
             score = softcap * np.tanh(score / softcap)
         scores[j] = score
         top = max(top, score)
+    # Nothing was summed before the first tile: the old maximum is -inf, and -inf scales nothing.
     correction = _exp(state[0] - top) if state[1] > 0 else np.float32(0.0)
     total = state[1] * correction
     for d in range(head_size):
         out[d] *= correction
+    # The whole tile, with zeros outside: how many numbers are added never depends on the window.
     for j in range(TILE):
         scores[j] = _exp(scores[j] - top) if first <= j < valid else np.float32(0.0)
         total += scores[j]
@@ -221,21 +236,25 @@ def _attend(  # type: ignore[no-untyped-def]
     group = q.shape[1] // num_kv_heads
     mask, shift, sign_mask, sign_shift = form[0], form[1], form[2], form[3]
     scale, softcap, factor = numbers[0], numbers[1], numbers[2]
+    # Maximum and sum of each row and query head while the tiles of its sequence pass.
     state = np.empty((q.shape[0], group, 2), dtype=np.float32)
     k = np.empty((TILE, head_size), dtype=np.float32)
     v = np.empty((TILE, head_size), dtype=np.float32)
     for s in range(row_starts.shape[0] - 1):
         begin, end = row_starts[s], row_starts[s + 1]
         length = positions[end - 1] + 1
+        # What the first row does not see any more, no later row sees.
         oldest = max(0, positions[begin] + 1 - window) if window > 0 else 0
         for h in range(num_kv_heads):
             for t in range(begin, end):
                 for g in range(group):
                     state[t, g, 0] = -np.inf
                     state[t, g, 1] = 0.0
+            # A tile is widened once and then serves all rows and query heads of its KV head.
             for b in range(oldest // TILE, (length + TILE - 1) // TILE):
                 filled = min(TILE, length - b * TILE)
                 v[filled:] = 0  # weighed with zero below: a NaN of somebody else's would stay one
+                # By position and not by block: a tile holds the same rows whatever the block size.
                 for j in range(filled):
                     block = block_tables[s, (b * TILE + j) // block_size]
                     at = (b * TILE + j) % block_size
@@ -243,6 +262,7 @@ def _attend(  # type: ignore[no-untyped-def]
                     _widen(kv[block, 1, at, h], mask, shift, sign_mask, sign_shift, factor, v[j])
                 for t in range(begin, end):
                     first = max(0, positions[t] + 1 - window - b * TILE) if window > 0 else 0
+                    # Causal: a row sees positions up to its own.
                     valid = min(TILE, positions[t] + 1 - b * TILE)
                     if valid > first:
                         for g in range(group):
@@ -260,4 +280,5 @@ def _attend(  # type: ignore[no-untyped-def]
             for t in range(begin, end):
                 for g in range(group):
                     for d in range(head_size):
+                        # Once at the end: dividing in every tile would round in every tile.
                         out[t, h * group + g, d] /= state[t, g, 1]

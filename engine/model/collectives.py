@@ -1,12 +1,12 @@
 """How the ranks of a group add up and exchange tensors.
 
-Owns two operations over `torch.distributed` and the rule that makes them exact: parts are added in
+Owns two operations over `torch.distributed` and the rule that makes them exact: terms are added in
 the order of ranks, whatever their number and size, so a row's sum depends on that row alone. Does
 not know models.
 
 A ring all-reduce would add the same numbers in an order that depends on where a row lies in the
 message, and batch invariance (ADR 2) would be gone with three ranks or more. So every rank gathers
-all parts and adds them itself; for the few rows of a decode step that is one latency instead of
+all terms and adds them itself; for the few rows of a decode step that is one latency instead of
 two.
 """
 
@@ -57,13 +57,15 @@ class Collectives(Protocol):
         ...
 
 
-def add_in_order(x: Tensor, rows: int, parts: Sequence[Tensor]) -> Tensor:
-    """Sum of all ranks' parts [rows, C], padded like x; added in fp32 and rounded once."""
-    total = parts[0].float()
-    for part in parts[1:]:
-        total = total + part
+def add_in_order(x: Tensor, rows: int, terms: Sequence[Tensor]) -> Tensor:
+    """Sum of all ranks' terms [rows, C], padded like x; added in fp32 and rounded once."""
+    # Rounded once, at the end: more ranks must not cost more precision.
+    total = terms[0].float()
+    for term in terms[1:]:
+        total = total + term
     if rows == x.shape[0]:
         return total.to(x.dtype)
+    # Padding has no sum, and must not be what the memory held before.
     out = torch.zeros_like(x)
     out[:rows] = total
     return out
@@ -96,18 +98,20 @@ class DistributedGroup:
     def join(
         cls, rendezvous: Path, rank: int, size: int, *, is_cuda: bool = False
     ) -> DistributedGroup:
-        """Meet the other ranks through a file of theirs; returns when all are there.
+        """Join the other ranks through a file of theirs; returns when all are there.
 
         No global group is made, so a process may be in several and leave without a word. Over NCCL
         an operation is only queued when it returns; a rank that waits for one that never ends is
         ended by its worker.
         """
+        # A file and not a port: nothing to choose, and nothing that a stranger could connect to.
         store = dist.FileStore(str(rendezvous), size)
         if is_cuda:
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
             return cls(dist.ProcessGroupNCCL(store, rank, size, nccl), rank, size)
         options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - the only way to name a device
+        # Named, or gloo listens on the address that the host's name resolves to.
         loopback = dist.ProcessGroupGloo.create_device(hostname="127.0.0.1")
         options._devices = [loopback]  # noqa: SLF001
         options._timeout = timedelta(seconds=WAIT_S)  # noqa: SLF001
@@ -117,6 +121,7 @@ class DistributedGroup:
         """See `Collectives`."""
         gathered = x.new_empty((self.size * rows, x.shape[1]))
         with _answered():
+            # Padding stays at home.
             mine = x[:rows].contiguous()
             self._group._allgather_base(gathered, mine).wait()  # noqa: SLF001 - has no public name
         return add_in_order(x, rows, gathered.split(rows))
@@ -126,6 +131,7 @@ class DistributedGroup:
         rows_of = [
             [row for row, owner in enumerate(owners) if owner == rank] for rank in range(self.size)
         ]
+        # Flat, for `alltoall_base` splits along the first dimension alone.
         sent = torch.cat([x[rows].flatten() for rows in rows_of])
         mine = len(rows_of[self.rank])
         received = x.new_empty(mine * sum(widths))
@@ -142,5 +148,6 @@ class DistributedGroup:
 def _answered() -> Iterator[None]:
     try:
         yield
+    # Torch has no error of its own for a peer that is gone.
     except RuntimeError as error:
         raise GroupBroken(str(error)) from error

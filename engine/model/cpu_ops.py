@@ -47,6 +47,7 @@ def _from_fp32(value, shift):  # type: ignore[no-untyped-def]
     raw = np.float32(value).view(np.uint32)
     if shift:
         raw = np.uint32(
+            # Just under half of the last bit kept, plus that bit: ties go to even.
             (raw + np.uint32(0x7FFF) + ((raw >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         )
     return raw
@@ -63,6 +64,7 @@ def _rms_norm(x, weight, eps, shift, rows, out):  # type: ignore[no-untyped-def]
         scale = np.float32(1.0) / np.sqrt(total / np.float32(size) + eps)
         for c in range(size):
             out[t, c] = _from_fp32(_to_fp32(x[t, c], shift) * scale * weight[c], shift)
+    # Padding has to be finite, because products compute it, and nothing else.
     for t in range(rows, x.shape[0]):
         for c in range(size):
             out[t, c] = 0
@@ -75,6 +77,7 @@ def _gate(x, shift, is_gelu, rows, out):  # type: ignore[no-untyped-def]
         for c in range(size):
             g = _to_fp32(x[t, c], shift)
             if is_gelu:
+                # The tanh form of GELU (arXiv:1606.08415), as torch's `approximate="tanh"`.
                 inner = SQRT_2_OVER_PI * (g + np.float32(0.044715) * g * g * g)
                 g = np.float32(0.5) * g * (np.float32(1.0) + np.tanh(inner))
             else:
@@ -102,6 +105,7 @@ def _norm_and_rotate(row, first, weight, eps, cos, sin, shift, out):  # type: ig
     else:
         for d in range(size):
             out[d] = _to_fp32(row[first + d], shift)
+    # Pairs are (d, d + half), as checkpoints of transformers have them; RoFormer pairs neighbours.
     for d in range(half):
         a, b = out[d], out[d + half]
         out[d] = a * cos[d] - b * sin[d]
@@ -129,6 +133,7 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
     for s in range(row_starts.shape[0] - 1):
         for t in range(row_starts[s], row_starts[s + 1]):
             position = positions[t]
+            # Straight into the pool: K and V of a step exist nowhere else.
             block, at = tables[s, position // block_size], position % block_size
             for h in range(num_heads):
                 _norm_and_rotate(
@@ -151,6 +156,7 @@ def _rotate_and_store(  # type: ignore[no-untyped-def]
                 )
                 for d in range(head_size):
                     kv[block, 0, at, h, d] = _from_fp32(k[d], shift)
+                    # V is stored as it came, neither normed nor rotated.
                     kv[block, 1, at, h, d] = qkv[t, first + num_kv_heads * head_size + d]
 
 

@@ -26,8 +26,10 @@ def gathered_attention(
     """See `AttentionBackend`; soft caps, which torch's kernels lack, go to the oracle."""
     if rules.softcap:
         return dense_attention(q, kv, inputs, rules)
+    # Padding attends to nothing.
     out = torch.zeros_like(q)
     counts = np.diff(inputs.row_starts)
+    # All that decode in one call: they differ in length alone, and the mask sees to that.
     single = np.flatnonzero(counts == 1)
     if len(single):
         rows = torch.as_tensor(inputs.row_starts[single], device=q.device)
@@ -51,6 +53,7 @@ def _attend(
     num_rows = q.shape[2]
     starts = inputs.row_starts[sequences]
     positions = inputs.positions[starts[:, None] + np.arange(num_rows)]
+    # As long as the longest of them; the mask hides what the shorter ones have not.
     length = int(positions.max()) + 1
     tables = torch.as_tensor(
         inputs.block_tables[sequences, : -(-length // block_size)], device=q.device

@@ -91,32 +91,36 @@ class StagedPool:
         self._is_cuda = device.type == "cuda"
         self._events: list[tuple[int, Any]] = []
         if self._is_cuda:
+            # A stream of its own, so that copies run beside the next layer's products.
             self._copies = torch.cuda.Stream(device)
             _pin(self._stage)
 
     def load_staged_blocks(self, blocks: Sequence[int]) -> None:
         """See `KVPool`: on the stream that computes, so the step waits for it and nobody else."""
+        # Neighbours together: each copy costs a launch, however small it is.
         for begin, end in runs_of(blocks):
             for layer in range(self.kv.shape[0]):
                 self.kv[layer, begin:end].copy_(self._stage[layer, begin:end], non_blocking=True)
 
     def layer_queued(self, layer: int, blocks: Sequence[int]) -> bool:
         """See `KVPool`: the copy waits for the layer, the next layer does not wait for the copy."""
+        # Without streams (a CPU that plays the device) the copy is done when the call returns.
         if not self._is_cuda:
-            self._hand_out(layer, blocks)
+            self._export(layer, blocks)
             return True
+        # Events order the two streams on the device: the rank's own thread never waits here.
         computed = torch.cuda.Event()
         computed.record()
         if self._exports_kv:
             with torch.cuda.stream(self._copies):
                 self._copies.wait_event(computed)
-                self._hand_out(layer, blocks)
+                self._export(layer, blocks)
                 computed = torch.cuda.Event()
                 computed.record()
         self._events.append((layer, computed))
         return False
 
-    def _hand_out(self, layer: int, blocks: Sequence[int]) -> None:
+    def _export(self, layer: int, blocks: Sequence[int]) -> None:
         if self._exports_kv:
             for begin, end in runs_of(blocks):
                 self._stage[layer, begin:end].copy_(self.kv[layer, begin:end], non_blocking=True)
@@ -125,6 +129,7 @@ class StagedPool:
         """See `KVPool`."""
         events, self._events = self._events, []
         for layer, event in events:
+            # By now the whole step is queued, so waiting here delays no work.
             event.synchronize()
             yield layer
 

@@ -55,6 +55,7 @@ class GatedMlp:
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
         """Map [T, C] to [T, C]."""
+        # One wide product instead of two: x is read once.
         gate_up = self._gate_up(x)
         if self._is_compiled:
             return self._down(cpu_ops.gate(gate_up, rows, is_gelu=self._is_gelu))
@@ -85,14 +86,17 @@ class SparseMlp:
 
     def __call__(self, x: Tensor, rows: int) -> Tensor:
         """Map [T, C] to [T, C]; rows of padding choose no expert."""
+        # In fp32 and over all experts before the choice, as transformers does it.
         odds_TE = self._router(x)[:rows].float().softmax(-1)
         weights, chosen = odds_TE.topk(self._per_token, dim=-1)
         if self._is_normalised:
             weights = weights / weights.sum(-1, keepdim=True)
         out_TC = torch.zeros_like(x)
+        # `unique` sorts: a row adds up its experts in the same order in every batch.
         for index in chosen.unique().tolist():
             mine, places = (chosen == index).nonzero(as_tuple=True)
             x_nC = x[mine]
+            # An expert's rows vary by step; padded, its product is invariant all the same.
             padding = padded_rows(len(mine), x.dtype, x.device) - len(mine)
             y_nC = self._experts[index](F.pad(x_nC, (0, 0, 0, padding)), len(mine))[: len(mine)]
             out_TC[mine] += y_nC * weights[mine, places, None].to(x.dtype)

@@ -140,6 +140,7 @@ class Model:
             attention == "cpu" and device.type == "cpu" and self.dtype in cpu_ops.COMPILED_DTYPES
         )
         self._embedding = tensors["model.embed_tokens.weight"]
+        # Rounded to the model's dtype before it is used, as in Gemma's training.
         self._embedding_scale = torch.tensor(
             spec.traits.embedding_scale, dtype=self.dtype, device=device
         )
@@ -149,6 +150,7 @@ class Model:
             Layer(spec, tensors, i, is_compiled=self._is_compiled) for i in range(spec.num_layers)
         ]
         self._head = Linear(self._embedding if spec.is_tied else tensors["lm_head.weight"])
+        # For every position at once: a table costs a step less than its sines and cosines.
         positions = torch.arange(spec.max_model_len).float()
         angles = [
             torch.outer(positions, _frequencies(rope, spec.traits.rotary_size))
@@ -190,6 +192,7 @@ class Model:
             raise InvariantViolation(  # with the vocabulary split nobody would miss the row
                 f"a token id is not from 0 to {self.spec.vocabulary_size - 1}"
             )
+        # Padding makes products independent of the batch; it is token 0, and nobody reads it.
         ids = self._index(token_ids, padded_rows(num_rows, self.dtype, self.device))
         attend = (
             self._compiled_attention(inputs)
@@ -201,12 +204,14 @@ class Model:
             x_TC = x_TC * self._embedding_scale
         for index, layer in enumerate(self._layers):
             qkv = layer.qkv(self._normed(layer.attention_norm, x_TC, num_rows))
+            # Two sums a layer are all that ranks exchange (Megatron-LM, arXiv:1909.08053).
             y_TC = self.ranks.sum(layer.o(attend(layer, qkv, kv[index])), num_rows)
             x_TC = x_TC + self._normed(layer.attention_post_norm, y_TC, num_rows)
             y_TC = self.ranks.sum(
                 layer.mlp(self._normed(layer.mlp_norm, x_TC, num_rows), num_rows), num_rows
             )
             x_TC = x_TC + self._normed(layer.mlp_post_norm, y_TC, num_rows)
+            # After the sums, not after attention: only then has every rank written this layer.
             on_layer(index)
         if not len(sample_rows):
             return torch.empty(0, self.spec.vocabulary_size)
@@ -217,6 +222,7 @@ class Model:
         mine = self.shard.vocabulary
         if self.shard.size == 1:
             return F.embedding(ids, self._embedding)
+        # All but one rank have zeros for a row, so this sum rounds nothing.
         is_mine = (ids >= mine.start) & (ids < mine.stop)
         rows = F.embedding((ids - mine.start).clamp(0, len(mine) - 1), self._embedding)
         return self.ranks.sum(rows * is_mine[:, None], num_rows)
@@ -233,6 +239,7 @@ class Model:
     def _logits(
         self, x_TC: Tensor, sample_rows: np.ndarray[Any, Any], owners: Sequence[int]
     ) -> Tensor:
+        # The largest product of all: only rows that are drawn from or scored go through it.
         wanted = self._index(sample_rows, padded_rows(len(sample_rows), self.dtype, self.device))
         logits = self._head(self._normed(self._norm, x_TC[wanted], len(wanted)))[
             : len(sample_rows)
@@ -294,6 +301,7 @@ class Model:
             q_THD = _rotate(q_THD, *rotations[layer.rope])
             k_TKD = _rotate(k_TKD, *rotations[layer.rope])
             v_TKD = v.view(rows, num_kv_heads, spec.head_size)
+            # Written before they are read: a row attends to itself, too.
             kv[blocks, 0, offsets] = k_TKD[: len(blocks)]
             kv[blocks, 1, offsets] = v_TKD[: len(blocks)]
             return self._attend(q_THD, kv, inputs, layer.rules).reshape(rows, -1)
@@ -311,6 +319,7 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _frequencies(rope: Rope, rotary_size: int) -> Tensor:
     """Rotary frequencies, fp32 [rotary_size / 2]."""
+    # As transformers computes them: another order of operations has other last bits.
     exponents = torch.arange(0, rotary_size, 2, dtype=torch.int64).float() / rotary_size
     frequencies = 1.0 / (rope.theta**exponents)
     if rope.kind == "linear":

@@ -23,7 +23,6 @@ class GrowingInts:
     """Numbers in one array, which doubles when it is full."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._array: Ints = np.empty(FIRST_CAPACITY, dtype=np.int64)
         self._length = 0
 
@@ -43,10 +42,12 @@ class GrowingInts:
             )
         end = at + len(values)
         if end > len(self._array):
+            # Doubled, so that n numbers that come one by one are copied 2 n times in all.
             larger: Ints = np.empty(max(end, 2 * len(self._array)), dtype=np.int64)
             larger[:at] = self._array[:at]
             self._array = larger
         self._array[at:end] = values
+        # What lay behind is void: a plan sends the table anew from its first block that changed.
         self._length = end
 
     def view(self) -> Ints:
@@ -68,16 +69,18 @@ class TokenHistory(Sequence[int]):
     def of(cls, history: History, vocabulary_size: int) -> TokenHistory:
         """Read the history of a plan that did not come over the pipe."""
         counted = cls(history.num_prompt_tokens - history.start, vocabulary_size)
-        news = history.token_ids[history.start : history.num_tokens]
-        counted.extend(np.asarray(news, dtype=np.int64))
+        token_ids = history.token_ids[history.start : history.num_tokens]
+        counted.extend(np.asarray(token_ids, dtype=np.int64))
         return counted
 
     def extend(self, token_ids: np.ndarray[Any, Any]) -> None:
         """Add what came since, integers [n]; one that has no logit is nothing to count."""
+        # Of the new tokens, those that still belong to the prompt.
         num_prompt = max(0, self.num_prompt_tokens - len(self))
         self._token_ids.put(len(self), token_ids)
         is_known = token_ids < len(self._counts)
         self._is_seen[token_ids[is_known]] = True
+        # `counts[ids] += 1` would count a token once, however often it is in `ids`.
         np.add.at(self._counts, token_ids[num_prompt:][is_known[num_prompt:]], 1)
 
     def distinct(self) -> tuple[Ints, Ints]:
@@ -99,6 +102,5 @@ class TokenHistory(Sequence[int]):
     def __getitem__(self, index: slice) -> list[int]: ...
 
     def __getitem__(self, index: int | slice) -> int | list[int]:
-        """Tokens in order."""
         found: int | list[int] = self._token_ids.view()[index].tolist()
         return found

@@ -67,7 +67,9 @@ class ModelRunner:
 
     def execute(self, plan: StepPlan, on_layer: Callable[[int, int], None]) -> StepResult:
         """Run one step; a sequence that cannot be computed or sampled fails alone."""
+        # An id without a row fails its own sequence; the step goes on for the others.
         failed = _outside(plan.items, self.model.spec.vocabulary_size)
+        # Before the copies, whose source may have arrived just now.
         self.pool.load_staged_blocks(plan.arrived)
         for source, destination in plan.copies:
             self.kv[:, destination] = self.kv[:, source]
@@ -77,6 +79,7 @@ class ModelRunner:
             if self.pool.layer_queued(layer, written):
                 on_layer(plan.step_id, layer)
 
+        # Failed items stay in, so that all rows keep their places.
         inputs = _inputs(plan.items)
         sound = [(i, item) for i, item in enumerate(plan.items) if item.sequence_key not in failed]
         sampling = [(i, item) for i, item in sound if item.samples]
@@ -93,8 +96,10 @@ class ModelRunner:
             layer_queued,
             owners,
         )
+        # On a device a layer ends after it was queued, and is reported when it has.
         for layer in self.pool.finished():
             on_layer(plan.step_id, layer)
+        # One transfer for all rows; the draws are numpy's, in float64.
         values = logits.cpu().numpy()
         drawn = [item for i, item in sampling if i % size == rank]
         scored = [item for i, item in scoring if i % size == rank]
@@ -104,7 +109,7 @@ class ModelRunner:
 
 
 def _outside(items: tuple[StepItem, ...], vocabulary_size: int) -> dict[int, str]:
-    """Items with a token that the model does not have, and what to say of them."""
+    """Items with a token that the model does not have, and the message for each."""
     failed: dict[int, str] = {}
     for item in items:
         ids = (*item.token_ids, *item.targets)
@@ -149,6 +154,7 @@ def _tokens(
         try:
             for spec in item.samples:
                 tokens[item.sequence_key, spec.choice] = draw(row, spec)
+        # A draw fails alone: every other row is drawn by itself.
         except (ValueError, IndexError) as error:
             failed[item.sequence_key] = str(error)
     return tokens, failed
@@ -185,6 +191,7 @@ def _inputs(items: tuple[StepItem, ...]) -> AttentionInputs:
     ]
     row_starts = np.zeros(len(items) + 1, dtype=np.int64)
     np.cumsum([len(p) for p in positions], out=row_starts[1:])
+    # Short tables end in zeros, which no row reaches: positions end before them.
     tables = np.zeros((len(items), max(len(item.block_table) for item in items)), dtype=np.int64)
     for index, item in enumerate(items):
         tables[index, : len(item.block_table)] = item.block_table

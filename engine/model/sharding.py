@@ -75,6 +75,7 @@ class Shard:
         if module in ("k_proj", "v_proj"):
             return Cut(ROWS, (kv,))
         if module == "qkv_proj":
+            # Phi-3 stores all of Q, then K, then V: a rank's share is three ranges of one tensor.
             first_k = self.spec.num_heads * self.spec.head_size
             first_v = first_k + self.spec.num_kv_heads * self.spec.head_size
             return Cut(ROWS, (q, _moved(kv, first_k), _moved(kv, first_v)))
@@ -117,6 +118,7 @@ class Shard:
         return range(mine.start * self.spec.head_size, mine.stop * self.spec.head_size)
 
     def _kv_heads(self) -> range:
+        # Neighbours share a KV head where heads are few: it is the one their query heads attend to.
         first = self.rank * self.spec.num_kv_heads // self.size
         return range(first * self.spec.head_size, (first + self.num_kv_heads) * self.spec.head_size)
 
@@ -144,6 +146,7 @@ def _remainders(spec: ModelSpec, size: int) -> list[str]:
     problems = []
     if spec.num_heads % size:
         problems.append(f"{spec.num_heads} query heads")
+    # Either divides the other: ranks have several heads each, or several ranks have one.
     if spec.num_kv_heads % size and size % spec.num_kv_heads:
         problems.append(f"{spec.num_kv_heads} KV heads")
     if spec.intermediate_size % size:

@@ -38,6 +38,7 @@ def load_tensors(shard: Shard, device: torch.device) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     by_file: dict[str, list[str]] = {}
     for name in filter(shard.has, spec.expected_tensors()):
+        # File by file, so that each is opened once.
         by_file.setdefault(spec.tensor_files[name], []).append(name)
     for file, names in by_file.items():
         try:
@@ -55,6 +56,7 @@ def _read(opened: Any, name: str, cut: Cut | None) -> Tensor:  # noqa: ANN401 - 
     if cut is None:
         whole: Tensor = opened.get_tensor(name)
         return whole
+    # Slices come straight from the file: a rank never holds the whole tensor.
     source = opened.get_slice(name)
     parts = [
         source[r.start : r.stop] if cut.axis == ROWS else source[:, r.start : r.stop]
@@ -67,6 +69,7 @@ def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows to compute so that products of this dtype are batch-invariant."""
     if device.type != "cpu":
         return num_rows
+    # Without oneDNN no kernel is known to be invariant, so fp32 is tiled, too.
     if dtype is not torch.bfloat16 and torch.backends.mkldnn.is_available():
         return max(num_rows, MIN_ROWS)
     return -(-num_rows // TILE_ROWS) * TILE_ROWS
@@ -98,6 +101,7 @@ class Linear:
             return self._product(x.float()).to(self._dtype)
         if not self._is_tiled or x.shape[0] == TILE_ROWS:
             return self._product(x)
+        # Tiles of one size have one kernel, and with it one order of sums.
         return torch.cat([self._product(tile) for tile in x.split(TILE_ROWS)])
 
     def _product(self, x: Tensor) -> Tensor:
@@ -120,6 +124,7 @@ class Norm:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Normalise the last dimension."""
+        # Gemma multiplies in fp32 and rounds last, Llama rounds first: other last bits in bf16.
         if self._has_offset:
             return F.rms_norm(x.float(), self._weight.shape, self._weight, self._eps).to(x.dtype)
         return F.rms_norm(x, self._weight.shape, self._weight, self._eps)

@@ -1,4 +1,4 @@
-"""Plans on the pipe to ranks: news alone.
+"""Plans on the pipe to ranks, as deltas.
 
 Owns what both ends remember of each sequence, so that a step costs what is new in it and not the
 length of its contexts. Does not know pipes or processes.
@@ -35,7 +35,7 @@ Draw = tuple[int, int, SamplingParams]
 
 
 @dataclass(slots=True)
-class _Told:
+class _Sent:
     """What the ranks know of a sequence."""
 
     num_blocks: int = 0
@@ -47,13 +47,12 @@ class PlanEncoder:
     """The worker's end. Ranks that start know nothing: each start takes a new one."""
 
     def __init__(self, block_size_tokens: int) -> None:
-        """Nothing was told yet."""
         self._block_size_tokens = block_size_tokens
-        self._told: dict[int, _Told] = {}
+        self._sent: dict[int, _Sent] = {}
 
     def __len__(self) -> int:
         """Sequences that the ranks know."""
-        return len(self._told)
+        return len(self._sent)
 
     def encode(self, plan: StepPlan) -> list[Any]:
         """Flatten a plan that every rank decodes next.
@@ -61,7 +60,8 @@ class PlanEncoder:
         Raises:
             InternalError: The plan breaks the contract of `core.plan`; the ranks must start again.
         """
-        released = [key for key in plan.released if self._told.pop(key, None) is not None]
+        # A plan may name keys that were in no executed one: ranks never had them.
+        released = [key for key in plan.released if self._sent.pop(key, None) is not None]
         return [
             plan.step_id,
             released,
@@ -72,64 +72,70 @@ class PlanEncoder:
         ]
 
     def _item(self, item: StepItem) -> list[Any]:
-        told = self._told.setdefault(item.sequence_key, _Told())
+        sent = self._sent.setdefault(item.sequence_key, _Sent())
         size = self._block_size_tokens
+        # No further than the step reaches: entries behind that may still change.
         num_blocks = -(-(item.start + len(item.token_ids)) // size)
         if len(item.block_table) < num_blocks:
             raise InternalError(
                 f"sequence {item.sequence_key} has {len(item.block_table)} blocks in a step that "
                 f"needs {num_blocks}"
             )
-        first_block = min(told.num_blocks, item.start // size)
-        told.num_blocks = num_blocks
+        # The block of `start` may be a fresh copy (copy on write), so it is always sent.
+        first_block = min(sent.num_blocks, item.start // size)
+        sent.num_blocks = num_blocks
         return [
             item.sequence_key,
             item.start,
             item.token_ids,
             first_block,
             _to_bytes(item.block_table[first_block:num_blocks]),
-            _draws(item.samples, told),
+            _draws(item.samples, sent),
             [(sample.position, sample.banned) for sample in item.samples],
-            _history(item, told),
+            _history(item, sent),
             item.targets,
             item.num_target_logprobs,
         ]
 
 
-def _draws(samples: tuple[SampleSpec, ...], told: _Told) -> list[tuple[Any, ...]] | None:
+def _draws(samples: tuple[SampleSpec, ...], sent: _Sent) -> list[tuple[Any, ...]] | None:
     """How to draw, or None if that is as it was."""
     draws = [(sample.choice, sample.seed, sample.params) for sample in samples]
-    if draws == told.draws:
+    # The same for every token of an output: this spares most of an item's bytes.
+    if draws == sent.draws:
         return None
-    told.draws = draws
+    sent.draws = draws
     return [(choice, seed, _changed(params)) for choice, seed, params in draws]
 
 
 def _changed(params: SamplingParams) -> dict[str, Any]:
     """Fields that are not as they are by default."""
+    # A request sets a few of some twenty.
     values = ((name, getattr(params, name), default) for name, default in PARAMS.items())
     return {name: value for name, value, default in values if value != default}
 
 
-def _history(item: StepItem, told: _Told) -> list[Any] | None:
+def _history(item: StepItem, sent: _Sent) -> list[Any] | None:
     history = item.samples[0].history if item.samples else None
+    # One history travels for all samples of an item.
     if any(sample.history is not history for sample in item.samples):
         raise InternalError(f"the samples of sequence {item.sequence_key} differ in history")
     if history is None:
         return None
     start = history.start
-    known = told.num_tokens
-    told.num_tokens = history.num_tokens - start
-    if told.num_tokens < known:
+    known = sent.num_tokens
+    sent.num_tokens = history.num_tokens - start
+    if sent.num_tokens < known:
         raise InternalError(
-            f"sequence {item.sequence_key} has {told.num_tokens} tokens and had {known}; one that "
+            f"sequence {item.sequence_key} has {sent.num_tokens} tokens and had {known}; one that "
             f"starts again has to be released"
         )
-    news = _to_bytes(history.token_ids[start + known : history.num_tokens])
-    return [history.num_prompt_tokens - start, known, news]
+    delta = _to_bytes(history.token_ids[start + known : history.num_tokens])
+    return [history.num_prompt_tokens - start, known, delta]
 
 
 def _to_bytes(numbers: Sequence[int]) -> bytes:
+    # Raw words: as a list, msgpack would code each number by itself.
     return array(NUMBERS, numbers).tobytes()
 
 
@@ -146,7 +152,6 @@ class PlanDecoder:
     """A rank's end."""
 
     def __init__(self, block_size_tokens: int, vocabulary_size: int) -> None:
-        """Nothing is known yet."""
         self._block_size_tokens = block_size_tokens
         self._vocabulary_size = vocabulary_size
         self._memories: dict[int, _Memory] = {}
@@ -162,6 +167,7 @@ class PlanDecoder:
             InternalError: It builds on something that was never sent here.
         """
         step_id, released, items, copies, report_layers, arrived = wire
+        # First of all: a key that is released may stand in this very plan with a new table.
         for key in released:
             if self._memories.pop(key, None) is None:
                 raise InternalError(f"sequence {key} was released on a rank that never knew it")
@@ -190,11 +196,12 @@ class PlanDecoder:
             ]
         known = None if history is None else self._history(history, memory, key)
         if len(moments) != len(memory.draws):
-            raise InternalError(f"a rank was never told how to draw for sequence {key}")
+            raise InternalError(f"a rank has no parameters to draw with for sequence {key}")
         return StepItem(
             key,
             start,
             tuple(ids),
+            # Not copied: the step is over before the next plan is decoded.
             memory.table.view().data,
             tuple(
                 SampleSpec(choice, position, seed, params, tuple(banned), known)
@@ -208,7 +215,7 @@ class PlanDecoder:
         )
 
     def _history(self, wire: list[Any], memory: _Memory, key: int) -> History:
-        num_prompt_tokens, known, news = wire
+        num_prompt_tokens, known, delta = wire
         if memory.history is None:
             memory.history = TokenHistory(num_prompt_tokens, self._vocabulary_size)
         history = memory.history
@@ -216,7 +223,7 @@ class PlanDecoder:
             raise InternalError(
                 f"a rank knows {len(history)} tokens of sequence {key} and got those after {known}"
             )
-        history.extend(np.frombuffer(news, np.uint32))
+        history.extend(np.frombuffer(delta, np.uint32))
         return History(history, 0, num_prompt_tokens, len(history))
 
 

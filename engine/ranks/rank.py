@@ -1,7 +1,7 @@
-"""A rank process: one model or its part of one, one shard of the KV pool, one pipe.
+"""A rank process: one model or a share of it, one shard of the KV pool, one pipe.
 
-Owns the process's whole life: hang on the parent, load, meet the other ranks, say ready, then
-execute plans one by one. Does not know requests, sessions or transfers. Started by
+Owns the process's whole life: hang on the parent, load, join the other ranks, report ready,
+then execute plans one by one. Does not know requests, sessions or transfers. Started by
 `engine.ranks.rank_group` as `python -m engine.ranks.rank CONTROL_FD LIFE_FD KV_FD COMMON_FD`;
 everything else comes as the first message, the setup.
 """
@@ -18,7 +18,7 @@ from core.errors import ModelLoadError
 from core.plan import StepItem, StepPlan
 from engine.ranks.plan_wire import PlanDecoder
 from engine.ranks.rank_wire import PREFIX, pack, result_to_wire, unpack
-from engine.ranks.shared_kv import PULSE, SLOTS_AT, WORDS, check_fits
+from engine.ranks.shared_kv import HEARTBEAT, SLOTS_AT, WORDS, check_fits
 from process.parent_death import exit_with_parent
 from process.shared_memory import map_segment, touch
 
@@ -52,30 +52,33 @@ class Pipe:
 def main() -> None:
     """Run a rank to its end."""
     control_fd, life_fd, kv_fd, common_fd = (int(argument) for argument in sys.argv[1:5])
+    # Before anything else: from here on no rank outlives its worker.
     exit_with_parent(life_fd)
     pipe = Pipe(control_fd)
     setup = pipe.read()
     common = map_segment(common_fd, setup["common_bytes"])
     try:
         runner = _load(setup, kv_fd, common)
+    # For the operator, in words; anything else is a bug and leaves its traceback.
     except ModelLoadError as error:
         pipe.write(["fatal", error.message])
         raise SystemExit(3) from error
     pipe.write(["ready"])
-    heartbeat = common[PULSE].cast("Q")
+    heartbeat = common[HEARTBEAT].cast("Q")
     decoder = PlanDecoder(setup["block_size_tokens"], runner.model.spec.vocabulary_size)
     while True:
         _step(pipe, decoder, runner, heartbeat, setup["rank"])
 
 
 def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa: ANN401
-    import torch  # noqa: PLC0415 - after the lifeline and no earlier: it takes seconds
+    import torch  # noqa: PLC0415 - takes seconds: only once the parent-death pipe is watched
 
     from engine.checkpoint.model_spec import read_model  # noqa: PLC0415
     from engine.model.model import Model  # noqa: PLC0415
     from engine.model.runner import ModelRunner  # noqa: PLC0415
     from engine.model.sharding import Shard  # noqa: PLC0415
 
+    # Before anything is computed: torch sizes its thread pool at first use.
     torch.set_num_threads(setup["threads"])
     rank, size = setup["rank"], setup["size"]
     device = _device(setup["device"], rank)
@@ -87,11 +90,10 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
 
     check_device()  # before anything is loaded
     memory = map_segment(kv_fd, layout.pool_bytes(setup["num_blocks"]))
+    # Page faults are taken now, and not in the middle of a step.
     touch(memory)
-    model = Model(Shard(spec, rank, size), device, setup["attention"])
+    model = Model(Shard(spec, rank, size), device, setup["attention"], _join(setup, common))
     check_device()  # beside the weights
-    if size > 1:
-        model.ranks = _join(setup, common)
     runner = ModelRunner(
         model,
         memory,
@@ -134,11 +136,13 @@ def _free_bytes(device: Any) -> int | None:  # noqa: ANN401
 
 
 def _join(setup: dict[str, Any], common: memoryview) -> Any:  # noqa: ANN401
-    """Meet the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
-    from engine.model.collectives import DistributedGroup  # noqa: PLC0415
+    """Join the other ranks: in shared memory if they can, else over NCCL on GPUs or over gloo."""
+    from engine.model.collectives import Alone, DistributedGroup  # noqa: PLC0415
     from engine.ranks.shared_group import SharedGroup  # noqa: PLC0415
 
     rank, size = setup["rank"], setup["size"]
+    if size == 1:
+        return Alone()
     if setup["shares_sums"]:
         return SharedGroup(rank, size, common[WORDS], common[SLOTS_AT:])
     return DistributedGroup.join(
@@ -159,7 +163,9 @@ def _step(
     plan = decoder.decode(message[1])
 
     def on_layer(step_id: int, layer: int) -> None:
+        # In shared memory, because the worker must see progress even while the pipe is full.
         heartbeat[rank] += 1
+        # One reports for all: past its sums every rank has written this layer.
         if plan.report_layers and rank == 0:
             pipe.write(["layer", step_id, layer])
 

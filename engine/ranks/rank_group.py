@@ -8,9 +8,9 @@ worker process never imports it.
                 │ a pipe ends, a process exits, or nothing is counted for STALL_S in mid-step
                 └──▶ DEAD ──restart──▶ READY (fresh, empty KV segments)
 
-Every rank gets the same plan. A rank answers for the sequences it draws for, and rank 0 says when a
-layer is done: it cannot be done there before it is done everywhere, for the ranks add up their
-parts after it. One rank's end is the end of the group: the others wait for its part.
+Every rank gets the same plan. A rank answers for the sequences it draws for, and rank 0 reports
+when a layer is done: it cannot be done there before it is done everywhere, for the ranks add up
+their terms after it. One rank's end is the end of the group: the others wait for its term.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from engine.checkpoint.model_spec import ModelSpec
 from engine.model.sharding import check_split
 from engine.ranks.plan_wire import PlanEncoder
 from engine.ranks.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, result_from_wire, unpack
-from engine.ranks.shared_kv import PULSE, SharedKV, can_share_sums, check_fits, common_bytes
+from engine.ranks.shared_kv import HEARTBEAT, SharedKV, can_share_sums, check_fits, common_bytes
 from process.shared_memory import PAGE_BYTES, available_bytes, create_segment, map_segment, touch
 
 START_TIMEOUT_S = 120.0
@@ -166,13 +166,13 @@ class RankGroup:
         stage here; of the device's own memory each rank asks when it starts.
 
         Raises:
-            ModelLoadError: Says how much there is, and how many blocks fit.
+            ModelLoadError: States how much there is, and how many blocks fit.
         """
         block_bytes = self._layout.pool_bytes(1) * self._layout.num_shards
         check_fits(block_bytes, self._num_blocks, available_bytes(), "this machine")
 
     async def start(self) -> None:
-        """Start the ranks and wait until every one has loaded its part of the model.
+        """Start the ranks and wait until every one has loaded its share of the model.
 
         Raises:
             ModelLoadError: A rank could not load the model.
@@ -180,8 +180,9 @@ class RankGroup:
         """
         common_fd = create_segment(self._common_bytes)
         self._encoder = PlanEncoder(self._layout.block_size_tokens)
+        # Read from the old page before it goes: the count must never fall.
         self._layers_before = self.layers_done
-        self._heartbeat = map_segment(common_fd, self._common_bytes)[PULSE]
+        self._heartbeat = map_segment(common_fd, self._common_bytes)[HEARTBEAT]
         with self._rendezvous_folder() as folder:
             segments = []
             try:
@@ -189,7 +190,7 @@ class RankGroup:
                     setup = {
                         **self._setup,
                         "rank": index,
-                        "rendezvous": str(Path(folder) / "meeting"),
+                        "rendezvous": str(Path(folder) / "ranks"),
                     }
                     segments.append(await self._spawn(setup, common_fd))
             except WorkerLost:
@@ -211,11 +212,12 @@ class RankGroup:
                 ) from error
             except ExceptionGroup as group:
                 await self.stop()
-                # A rank that cannot load takes its siblings along; what it says is the cause.
+                # A rank that cannot load takes its siblings along; its message is the cause.
                 raise min(
                     group.exceptions, key=lambda error: not isinstance(error, ModelLoadError)
                 ) from None
         for segment in self.kv.segments():
+            # The worker maps it too, and its first transfer should not take the page faults.
             await asyncio.to_thread(touch, segment)
         self._watch_task = asyncio.get_running_loop().create_task(self._watch())
 
@@ -239,6 +241,7 @@ class RankGroup:
                 os.close(fd)
             raise
         finally:
+            # With a copy of it here, the end of the rank would not end the pipe.
             theirs.close()
             os.close(life_read)
         reader, writer = await asyncio.open_connection(sock=mine, limit=MAX_MESSAGE_BYTES)
@@ -254,6 +257,7 @@ class RankGroup:
         self._step_id = plan.step_id
         try:
             for rank in self._ranks:
+                # To all ranks before any is awaited: they compute together, and wait in their sums.
                 rank.writer.write(message)
             first, *others = self._ranks
             result = await _result(first, on_layer)
@@ -282,7 +286,8 @@ class RankGroup:
                     self.on_lost()
                 continue
             if is_broken:
-                self._kill()  # the others would wait for its part
+                self._kill()  # the others would wait for its term
+            # With the step's number: one that was just begun has not stood still.
             now = (self._step_id, bytes(self._heartbeat))
             num_still = num_still + 1 if now == before else 0
             before = now
@@ -317,7 +322,7 @@ class RankGroup:
             rank.writer.close()
             os.close(rank.life_fd)
             # It is dead already, and only the kernel's book-keeping is waited for; but a process
-            # that sleeps in the kernel keeps that waiting, and this loop has beats to send.
+            # that sleeps in the kernel keeps that waiting, and this loop has heartbeats to send.
             codes.append(await asyncio.to_thread(rank.process.wait, KILL_TIMEOUT_S))
         return codes
 
@@ -354,7 +359,7 @@ def _attention(engine: EngineConfig) -> str:
         return "cpu" if engine.device == "cpu" else "gathered"
     if engine.attention == "cpu" and engine.device != "cpu":
         raise ConfigError(
-            f"engine.model.attention cpu cannot read a pool on {engine.device}; "
+            f"engine.attention cpu cannot read a pool on {engine.device}; "
             "use auto, gathered or dense"
         )
     return engine.attention

@@ -1,7 +1,7 @@
 """The ranks of one host add up and exchange through memory they share.
 
-Owns the slots, one pair a rank, and the words that say which message lies in them. The arithmetic
-is that of `engine.model.collectives`: parts in the order of ranks. Does not know models.
+Owns the slots, one pair a rank, and the words that number the messages in them. The arithmetic
+is that of `engine.model.collectives`: terms in the order of ranks. Does not know models.
 
 A message through gloo's loopback sockets takes 200 microseconds and a layer needs two; this takes
 what a copy takes. Slots are used by turns: who posts message n has read n - 1, so slot n - 2 is
@@ -25,6 +25,7 @@ WORD_BYTES = 64
 """A cache line each, so that ranks do not fight over one."""
 _SYS_FUTEX = 202
 _FUTEX_WAIT, _FUTEX_WAKE, _EVERYBODY = 0, 1, 2**31 - 1
+# Python has no futex; through ctypes the wait leaves the interpreter to other threads.
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -67,6 +68,7 @@ class SharedGroup:
                 for row, owner in enumerate(owners[first : first + at_once])
                 if owner == self.rank
             ]
+            # Everybody sees every row and keeps its own: one message in place of one to each.
             parts = self._gather(x[first : first + at_once], widths)
             taken.append(torch.cat([part[mine] for part in parts], dim=1))
         return torch.cat(taken)
@@ -76,6 +78,7 @@ class SharedGroup:
         rows, width = x.shape
         self._serial += 1
         slots = self._slots[self._serial % 2]
+        # The data, then its number: x86 lets nobody see two stores in the other order.
         _as(slots[self.rank], x.dtype, rows, width).copy_(x)
         self._post()
         self._wait_for_all()
@@ -87,6 +90,7 @@ class SharedGroup:
     def _post(self) -> None:
         self._words[self.rank * WORD_BYTES // 4] = self._serial & 0xFFFFFFFF
         address = ctypes.c_void_p(self._address + self.rank * WORD_BYTES)
+        # Always: to find out whether anybody sleeps would need a word more, and a fence.
         _libc.syscall(_SYS_FUTEX, address, _FUTEX_WAKE, _EVERYBODY, None, None, 0)
 
     def _wait_for_all(self) -> None:
@@ -100,6 +104,7 @@ class SharedGroup:
             GroupBroken: Nothing came in time.
         """
         at = rank * WORD_BYTES // 4
+        # Ranks finish within microseconds of one another, and a sleep takes tens of them.
         spin_until = time.perf_counter() + SPIN_S
         while not _is_there(seen := self._words[at], wanted):
             now = time.perf_counter()
@@ -108,6 +113,7 @@ class SharedGroup:
             if now > spin_until + WAIT_S:
                 raise GroupBroken(f"rank {rank} has sent nothing for {WAIT_S:g} s")
             address = ctypes.c_void_p(self._address + rank * WORD_BYTES)
+            # The kernel sleeps only if the word is still `seen`, so no wake is missed.
             _libc.syscall(_SYS_FUTEX, address, _FUTEX_WAIT, seen, ctypes.byref(self._nap), None, 0)
 
 

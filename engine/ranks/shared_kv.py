@@ -19,7 +19,7 @@ from process.shared_memory import PAGE_BYTES, map_segment
 
 POOL_NAME_BYTES = 16
 
-PULSE = slice(0, PAGE_BYTES)
+HEARTBEAT = slice(0, PAGE_BYTES)
 """First page of what a group shares: rank r counts finished layers in its r-th uint64."""
 WORDS = slice(PAGE_BYTES, 2 * PAGE_BYTES)
 """Second page: the words of `engine.ranks.shared_group`. Its slots follow."""
@@ -34,6 +34,7 @@ def common_bytes(size: int, max_rows: int, hidden_size: int) -> int:
         max_rows: The longest message (rows of fp32).
         hidden_size: Columns of a row.
     """
+    # At least 1 MiB, so that a rank's share of one row of logits fits.
     slot_bytes = -(-max(max_rows * hidden_size * 4, 1 << 20) // PAGE_BYTES) * PAGE_BYTES
     return SLOTS_AT + (2 * size * slot_bytes if size > 1 else 0)
 
@@ -53,7 +54,7 @@ def check_fits(block_bytes: int, num_blocks: int, left_bytes: int | None, where:
         where: Whose memory it is, for the message.
 
     Raises:
-        ModelLoadError: Says how much there is, and how many blocks fit.
+        ModelLoadError: States how much there is, and how many blocks fit.
     """
     wanted_bytes = num_blocks * block_bytes
     if left_bytes is not None and wanted_bytes > left_bytes:
@@ -78,7 +79,7 @@ class SharedKV:
     def use(self, fds: list[int]) -> None:
         """Switch to a fresh rank group's segments, whose descriptors are this object's from now on.
 
-        Views into the old ones stay valid memory, so a new generation says that they mean nothing.
+        Views into the old ones stay valid memory, so a new generation marks them as void.
         Other threads read it: it changes first, and what is read before it is of the old one.
         """
         self.close()

@@ -4,17 +4,16 @@ Owns the identities of one pool. Does not know references, eviction or tensors.
 
 A block is its own tokens after a parent: the block before it, or the root of its chain. Each
 identity, once registered, has a serial number that no other identity ever gets, so the number of
-the parent and the block's own tokens say everything that the block's KV was computed from, and
-two equal records are equal contents whatever the hash. The hash is the same in every worker of a
-cluster, and the way into the table. Blocks whose hashes meet stand in one
-bucket beside each other.
+the parent and the block's own tokens stand for everything that the block's KV was computed from,
+and two equal records are equal contents whatever the hash. The hash is the same in every worker of
+a cluster, and the way into the table. Blocks whose hashes collide are chained in one bucket.
 
-Within one engine the content digest is a constant, so the scope alone tells roots apart. Scopes
+Within one engine the content digest is a constant, so the scope alone distinguishes roots. Scopes
 come from outside, so only the most recently used roots are remembered. What is registered under a
 forgotten root is not found again, and leaves with the least recently used blocks.
 
     records     hash │ parent's serial │ tokens      of each block, back to back
-    links       bucket ──▶ block ──▶ block           hashes that fall into the same bucket
+    chains      bucket ──▶ block ──▶ block           hashes that fall into the same bucket
 """
 
 from __future__ import annotations
@@ -43,11 +42,13 @@ class BlockIdentities:
     """A hash table inside arrays: for blocks of 16 tokens, 104 bytes a block and 4 a bucket."""
 
     def __init__(self, num_blocks: int) -> None:
-        """Start with every block anonymous. The first registration says how long a record is."""
+        """Start with every block anonymous. The first registration fixes the length of a record."""
+        # A power of two no smaller than the pool: chains stay short, and a mask finds the bucket.
         num_buckets = 1 << max(num_blocks - 1, 1).bit_length()
         self._num_blocks = num_blocks
         self._mask = num_buckets - 1
-        self._links = array("i", [_NOTHING]) * (num_blocks + num_buckets)
+        # Buckets behind the blocks in one array: the first of a chain is unlinked like any other.
+        self._chains = array("i", [_NOTHING]) * (num_blocks + num_buckets)
         self._serials = array("q", [NO_IDENTITY]) * num_blocks
         self._records = bytearray()
         self._record_bytes = 0
@@ -56,11 +57,13 @@ class BlockIdentities:
         self._oldest_serial = self._next_serial
         self._num_registered = 0
         self._roots: OrderedDict[str, int] = OrderedDict()
+        # Roots beyond the number of blocks could have none registered under them.
         self._max_roots = min(num_blocks, MAX_ROOTS)
 
     def of(self, block_id: int) -> int:
         """Serial number of a block's identity, or `NO_IDENTITY`."""
         serial = self._serials[block_id]
+        # `forget_all` raises the oldest that counts, and need not clear a million serials.
         return serial if serial >= self._oldest_serial else NO_IDENTITY
 
     def block_hash(self, block_id: int) -> BlockHash | None:
@@ -88,7 +91,7 @@ class BlockIdentities:
     def register(
         self, block_id: int, parent: int, block_hash: BlockHash, token_ids: Sequence[int]
     ) -> int:
-        """Say what a block is, unless it has an identity or another block is the same.
+        """Give a block its identity, unless it has one or another block is the same.
 
         Returns:
             Serial number of the identity, whichever block has it.
@@ -107,8 +110,8 @@ class BlockIdentities:
         self._keep(block_id, block_hash, record)
         serial = self._serials[block_id] = self._take_serial()
         bucket = self._bucket(block_hash)
-        self._links[block_id] = self._links[bucket]
-        self._links[bucket] = block_id
+        self._chains[block_id] = self._chains[bucket]
+        self._chains[bucket] = block_id
         self._num_registered += 1
         return serial
 
@@ -121,29 +124,29 @@ class BlockIdentities:
         if not self.of(block_id):
             raise InvariantViolation(f"block {block_id} has no identity to forget")
         before = self._bucket(self._hash(block_id))
-        while self._links[before] != block_id:
-            before = self._links[before]
-        self._links[before] = self._links[block_id]
-        self._links[block_id] = _NOTHING
+        while self._chains[before] != block_id:
+            before = self._chains[before]
+        self._chains[before] = self._chains[block_id]
+        self._chains[block_id] = _NOTHING
         self._serials[block_id] = NO_IDENTITY
         self._num_registered -= 1
 
     def forget_all(self) -> None:
-        """Make every block anonymous, at the cost of clearing the links."""
-        self._links = array("i", [_NOTHING]) * len(self._links)
+        """Make every block anonymous, at the cost of clearing the chains."""
+        self._chains = array("i", [_NOTHING]) * len(self._chains)
         self._oldest_serial = self._next_serial
         self._num_registered = 0
 
     def check(self) -> None:
-        """Compare the number of registered blocks with the number of links to one.
+        """Compare the number of registered blocks with the number in chains.
 
         Raises:
             InvariantViolation: Some block cannot be found, or is found after it was forgotten.
         """
-        num_links = len(self._links) - self._links.count(_NOTHING)
-        if num_links != self._num_registered:
+        num_chained = len(self._chains) - self._chains.count(_NOTHING)
+        if num_chained != self._num_registered:
             raise InvariantViolation(
-                f"{self._num_registered} blocks are registered, {num_links} can be found"
+                f"{self._num_registered} blocks are registered, {num_chained} can be found"
             )
 
     def _take_serial(self) -> int:
@@ -152,12 +155,13 @@ class BlockIdentities:
         return serial
 
     def _find(self, block_hash: BlockHash, record: bytes) -> int | None:
-        block_id = self._links[self._bucket(block_hash)]
+        block_id = self._chains[self._bucket(block_hash)]
         while block_id != _NOTHING:
             start = block_id * self._record_bytes
+            # The record and not the hash: a collision must never give one tenant another's KV.
             if self._records[start : start + self._record_bytes] == record:
                 return block_id
-            block_id = self._links[block_id]
+            block_id = self._chains[block_id]
         return None
 
     def _keep(self, block_id: int, block_hash: BlockHash, record: bytes) -> None:

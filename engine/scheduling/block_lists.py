@@ -42,6 +42,7 @@ class BlockLists:
         for _ in range(num_blocks):
             taken.append(first)
             first = following[first]
+        # The links of what was taken stay as they are: joining a list writes them anew.
         following[head] = first
         self._previous[first] = head
         return taken

@@ -58,11 +58,11 @@ class BlockPool:
 
     @property
     def num_available(self) -> int:
-        """Blocks that `allocate` could hand out now."""
+        """Blocks that `allocate` could grant now."""
         return self._num_free + self._num_cached
 
     def generation(self, block_id: int) -> int:
-        """How often the block has been handed out; fences writes meant for an earlier owner."""
+        """How often the block has been allocated; fences writes meant for an earlier owner."""
         return self._generations[block_id]
 
     def references(self, block_id: int) -> int:
@@ -72,7 +72,7 @@ class BlockPool:
     # --- references ---------------------------------------------------------------------------
 
     def allocate(self, num_blocks: int) -> list[int]:
-        """Hand out blocks with one reference each; evicts the least recently used cached ones.
+        """Take blocks with one reference each; evicts the least recently used cached ones.
 
         Raises:
             PoolExhausted: Fewer are available; nothing was changed.
@@ -82,6 +82,7 @@ class BlockPool:
                 f"needed {num_blocks} blocks, {self.num_available} of {self.num_blocks} are "
                 "available; lower max_tokens or raise engine.num_blocks"
             )
+        # Free ones first: every block that is evicted may have been the next prefix hit.
         num_from_free = min(num_blocks, self._num_free)
         block_ids = self._lists.take(self._free, num_from_free)
         self._num_free -= num_from_free
@@ -130,6 +131,7 @@ class BlockPool:
                 references[block_id] = num_references
                 if num_references == 0:
                     (cached if identity_of(block_id) else freed).append(block_id)
+        # After an error too: what was dropped so far must stand in one of the lists.
         finally:
             self._lists.extend(self._free, freed)
             self._lists.extend(self._cached, cached)

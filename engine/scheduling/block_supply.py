@@ -61,7 +61,6 @@ class BlockSupply:
         sequences: Sequences,
         events: HandoverEvents,
     ) -> None:
-        """Keep the collaborators."""
         self.num_preemptions = 0
         self._pool = pool
         self._tables = tables
@@ -112,6 +111,7 @@ class BlockSupply:
                     continue
             if _needs_every_place(sequence):
                 return  # an arrival would run beside it as long as it answers
+            # From here on out of reach for those behind, or it could wait for ever.
             walk.num_blocks_kept += num_needed
             walk.num_places_kept += fits
 
@@ -147,13 +147,14 @@ class BlockSupply:
     def _may_start(self, sequence: Sequence) -> bool:
         """A hand-over waits for its partner, but above the watermark it may run ahead, once.
 
-        One that nobody was told of must wait: it would be computed and then held for a partner that
+        One that was not announced must wait: it would be computed and then held for a partner that
         never comes. One whose KV was taken back must, too: it would be computed again and again.
         """
         handover = sequence.handover
         if handover is None or handover.is_partnered:
             return True
         num_left = self._pool.num_available - self._tables.blocks_for(sequence.num_tokens)
+        # What may be for nobody must not take more than half of the pool.
         is_roomy = num_left >= self._pool.num_blocks // 2
         return handover.is_announced and not handover.ran_ahead and is_roomy
 
@@ -185,6 +186,7 @@ class BlockSupply:
         except PoolExhausted:
             return None
         for older in self._passed:
+            # By whoever is due later; who was in front has not overtaken.
             older.num_overtaken += _is_waiting(older) and older.due < sequence.due
         sequence.num_overtaken = 0
         return hits
@@ -206,6 +208,7 @@ class BlockSupply:
         last = (sequence.num_computed_tokens + num_tokens - 1) // size
         for index in range(first, last + 1):
             is_new = index >= len(sequence.block_table)
+            # Nobody else reads it: it may be written in place.
             if not is_new and self._pool.references(sequence.block_table[index]) == 1:
                 continue
             block_id = self._one_block(sequence, planned)
@@ -216,14 +219,17 @@ class BlockSupply:
             else:  # copy on write: a fork's partial block is shared until someone appends to it
                 shared = sequence.block_table[index]
                 copies.append((shared, block_id))
+                # Before the copy has run: `copies_from_free` keeps the block until then.
                 self._pool.free([shared])
                 sequence.block_table[index] = block_id
         return True
 
     def _one_block(self, sequence: Sequence, planned: set[int]) -> int | None:
+        # Reserved with its prompt, so that its first own tokens preempt nobody.
         if sequence.spare_blocks:
             return sequence.spare_blocks.pop()
         while self._pool.num_available == 0 and not self._make_room(1, planned):
+            # The youngest has the least to compute again; who is planned keeps its blocks.
             victim = next(
                 (s for s in reversed(self._sequences.running) if s.key not in planned), None
             )
@@ -258,6 +264,7 @@ class BlockSupply:
 
     def _yielding(self, planned: set[int]) -> list[Sequence]:
         """Who gives up blocks for anybody: the first of them first."""
+        # First what nobody asked for, then what its client does not read.
         unasked = [s for s in self._sequences.holding.values() if s.is_ahead]
         parked = [s for s in self._sequences.running if s.is_out_of_credit and s.key not in planned]
         return [*unasked, *reversed(parked)]
@@ -281,9 +288,11 @@ class BlockSupply:
             self._events.add(Preempted(sequence, tuple(pins)))
         self.num_preemptions += 1
         self._sequences.remove(sequence)
+        # Computed again instead of swapped out (PagedAttention has both): what is cached still is.
         self._sequences.release(sequence)
         sequence.num_computed_tokens = 0
         if sequence.needs_prompt_scores:
+            # The prompt is scored again from its start.
             sequence.prompt_logprobs.clear()
         sequence.status = Status.WAITING
         self._sequences.waiting.add(sequence)

@@ -28,7 +28,6 @@ class BlockTables:
     """Arithmetic and book-keeping over one pool."""
 
     def __init__(self, pool: BlockPool, limits: Limits) -> None:
-        """Keep the pool and the sizes."""
         self._pool = pool
         self._limits = limits
 
@@ -79,6 +78,7 @@ class BlockTables:
         Raises:
             PoolExhausted: Not enough blocks; nothing was changed.
         """
+        # Shared before anything is allocated, which might evict them.
         for block_id in hits:
             self._pool.share(block_id)
         try:
@@ -88,6 +88,7 @@ class BlockTables:
             raise
         sequence.block_table = [*hits, *fresh[:num_new]]
         sequence.spare_blocks = fresh[num_new:]
+        # Renewed with each use, so that the roots of busy scopes are not forgotten.
         sequence.parents = [self._pool.remember_root(sequence.request.scope)]
         sequence.parents += map(self._pool.identity, hits)
 
@@ -114,6 +115,7 @@ class BlockTables:
         if not self._limits.is_prefix_cache_on:
             return
         num_full = sequence.num_computed_tokens // self._limits.block_size_tokens
+        # There is one parent more than registered blocks: the root.
         for index in range(len(sequence.parents) - 1, num_full):
             identity = self._pool.register(
                 sequence.block_table[index],

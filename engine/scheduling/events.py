@@ -79,7 +79,6 @@ class HandoverEvents:
     """Those that nobody has taken yet, in order."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._events: list[HandoverEvent] = []
 
     def add(self, event: HandoverEvent) -> None:
@@ -87,7 +86,7 @@ class HandoverEvents:
         self._events.append(event)
 
     def withdraw_start(self, sequence: Sequence) -> bool:
-        """Take back that a sequence started; False: somebody knows already."""
+        """Withdraw the start of a sequence; False: somebody has taken the event already."""
         event = Started(sequence)
         is_untaken = event in self._events
         if is_untaken:

@@ -35,7 +35,6 @@ class SequenceQueue:
     """Sequences in the order in which they are due; adding and removing take O(log n) compares."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self._sequences: list[Sequence] = []
 
     def __len__(self) -> int:
@@ -98,6 +97,7 @@ class _Partner:
     @property
     def next_to_announce(self) -> Sequence | None:
         """None while enough announcements are unanswered."""
+        # A worker that is silent must not be promised the whole line.
         is_busy = len(self.announced) >= MAX_UNANSWERED
         return None if is_busy else self.unannounced.first
 
@@ -106,7 +106,6 @@ class WaitingLine:
     """Every waiting sequence of one engine, apart by what it waits for."""
 
     def __init__(self) -> None:
-        """Start empty."""
         self.ready = SequenceQueue()
         self.num_reservations = 0
         self._parked: dict[int, Sequence] = {}
@@ -135,6 +134,7 @@ class WaitingLine:
         """Let a sequence wait for what it lacks."""
         handover = sequence.handover
         self.num_reservations += sequence.status is Status.RESERVING
+        # An arrival is never parked: its KV is on its way, whatever its client reads.
         if sequence.is_out_of_credit and sequence.status is Status.WAITING:
             self._parked[sequence.key] = sequence
         elif handover is not None and sequence.is_ahead:
@@ -155,6 +155,7 @@ class WaitingLine:
         elif handover is not None and sequence.is_ahead:
             partner = self._partners[handover.partner]
             partner.queue_of(handover).remove(sequence)
+            # Workers come and go, and must leave nothing behind.
             if not partner:
                 del self._partners[handover.partner]
         else:
@@ -162,7 +163,7 @@ class WaitingLine:
         self.num_reservations -= sequence.status is Status.RESERVING
 
     def next_to_announce(self) -> Sequence | None:
-        """Find the first hand-over that its partner may hear of now; None if there is none.
+        """Find the first hand-over that may be announced now; None if there is none.
 
         A partner that does not answer holds up its own hand-overs, never those of another.
         """
@@ -172,7 +173,7 @@ class WaitingLine:
         return min((s for s in candidates if s is not None), key=_due, default=None)
 
     def announced(self, sequence: Sequence) -> None:
-        """Its partner hears of a hand-over now."""
+        """Count a hand-over as announced to its partner."""
         self.remove(sequence)
         if sequence.handover is not None:
             sequence.handover.is_announced = True
@@ -183,6 +184,7 @@ class WaitingLine:
 
         The walk may start or remove sequences that it has come to.
         """
+        # Copied below, because those that the walk starts leave the queues.
         yield from self.ready.walk()
         lines = [list(partner.announced) for partner in self._partners.values()]
         yield from heapq.merge(*lines, key=_due)

@@ -37,6 +37,7 @@ class Results:
         events: list[SchedulerEvent] = []
         by_key = {s.key: s for s in self._sequences.running}
         for item in plan.items:
+            # Cancelled while the step ran.
             if item.sequence_key not in by_key:
                 continue
             sequence = by_key[item.sequence_key]
@@ -46,6 +47,7 @@ class Results:
                 continue
             sequence.num_computed_tokens = item.start + len(item.token_ids)
             sequence.prompt_logprobs += result.scored.get(item.sequence_key, ())
+            # Only what is computed: from here on others may share these blocks.
             self._tables.register(sequence)
             if sequence.num_computed_tokens == sequence.num_tokens:
                 events += self._caught_up(sequence, item, result, now_s)
@@ -58,9 +60,11 @@ class Results:
         tokens = {
             spec.choice: result.tokens[item.sequence_key, spec.choice] for spec in item.samples
         }
+        # A prompt that is computed again was done when it was done first.
         if sequence.prompt_done_at is None:
             sequence.prompt_done_at = now_s
         if sequence.handover is not None:
+            # Drawn once: a prompt that is computed again has its first tokens already.
             sequence.handover.first_tokens = sequence.handover.first_tokens or tokens
             self._sequences.running.remove(sequence)
             sequence.status = Status.HOLDING
@@ -92,10 +96,12 @@ class Results:
             fork = sequence.fork(self._next_key(), choice)
             for block_id in fork.block_table:
                 self._pool.share(block_id)
+            # One for each choice: its first own token finds a block.
             if sequence.spare_blocks:
                 fork.spare_blocks.append(sequence.spare_blocks.pop())
             self._sequences.running.add(fork)
             events.append(self._append(fork, tokens[choice]))
+        # Last: until the forks have their references the blocks must not be free.
         self._sequences.release(sequence)
         sequence.status = Status.FINISHED
         return events

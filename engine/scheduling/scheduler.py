@@ -92,7 +92,7 @@ class Scheduler:
         """Blocks that transfers wrote since the last step, in order."""
 
     def take_events(self) -> list[SchedulerEvent]:
-        """Say what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
+        """Return what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
 
         To be taken after each of them, before anything else is asked of the scheduler.
         """
@@ -134,6 +134,7 @@ class Scheduler:
             PromptTooLong: It could not fit the context window or the pool even alone.
         """
         self.tables.check_fits(request)
+        # Never used twice: ranks and transfers know a sequence by it.
         key = next(self._keys)
         return Sequence(
             key=key,
@@ -164,7 +165,7 @@ class Scheduler:
     def submit_arrival(self, sequence: Sequence) -> None:
         """Queue a new sequence whose KV another worker sends: it wants blocks, and no step.
 
-        `Reserved` says when it has all it needs, after `reserve_in_turn` or a plan.
+        `Reserved` reports that it has all it needs, after `reserve_in_turn` or a plan.
 
         Raises:
             InvariantViolation: It is not new.
@@ -193,7 +194,7 @@ class Scheduler:
         self._announce_in_turn()
 
     def _announce_in_turn(self) -> None:
-        """Let partners hear of hand-overs that are near; during a step too: they take a while."""
+        """Announce hand-overs that are near to their partners, also during a step."""
         while (sequence := self.waiting.next_to_announce()) is not None:
             self.waiting.announced(sequence)
             self._events.add(Announced(sequence))
@@ -252,6 +253,7 @@ class Scheduler:
         sequence.prompt_done_at = now_s
         self.tables.register(sequence)
         num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
+        # A pool on a device has to load them before a step reads them.
         self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
         return self._results.fork(sequence, first_tokens)
 
@@ -272,11 +274,13 @@ class Scheduler:
             The sequences that were in the engine.
         """
         lost = list(self._sequences)
+        # There is no step any more, so that what is cancelled is freed at once.
         self._sequences.step_ended()
         for sequence in lost:
             self.cancel(sequence)
         self._sequences.ranks_are_gone()
         self._arrived.clear()
+        # The memory is gone, and with it what every block was registered as.
         self.pool.drop_cache()
         return lost
 
@@ -313,6 +317,7 @@ class Scheduler:
             return StepPlan(self._step_id, ())
         copies_from_free = any(self.pool.references(source) == 0 for source, _ in step.copies)
         released = self._sequences.step_begins(step.planned, copies_from_free=copies_from_free)
+        # Once more: what the step did not need may be enough for an arrival.
         self._reserve_fitting(now_s, lends=True)
         arrived, self._arrived = self._arrived, {}
         return StepPlan(

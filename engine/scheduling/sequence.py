@@ -41,7 +41,7 @@ class Handover:
 
     partner: WorkerId = WorkerId("")
     is_announced: bool = False
-    """The partner was told that the request is near the head of the line."""
+    """The partner knows that the request is near the head of the line."""
     is_partnered: bool = False
     """The partner has reserved blocks; until then, computed KV may be taken back."""
     ran_ahead: bool = False
@@ -134,6 +134,7 @@ class Sequence:
     def full_block_hash(self, index: int) -> BlockHash:
         """Chained hash of the full block `index`; needs all its tokens to be known."""
         size = self.block_size_tokens
+        # Each block is hashed once, and forks take the hashes along.
         while len(self._hashes) <= index:
             at = len(self._hashes)
             parent = self._hashes[-1] if self._hashes else self.root_hash
@@ -153,6 +154,7 @@ class Sequence:
         return replace(
             self,
             key=key,
+            # Where the prompt stood, yet a place of its own.
             due=(self.due[0], key),
             choices=(choice,),
             status=Status.RUNNING,
@@ -174,6 +176,7 @@ class Sequence:
         sampling = self.request.sampling
         position = self.num_output_tokens
         banned: tuple[int, ...] = self._ends_of_bad_words()
+        # Banned and not ignored: an end that is drawn too early would stay in the output.
         if position < sampling.min_tokens:
             banned += self.request.eos_token_ids + sampling.stop_token_ids
         history = self._history() if sampling.has_penalties else None
@@ -195,6 +198,7 @@ class Sequence:
 
     def _history(self) -> History:
         num_prompt_tokens = len(self.request.token_ids)
+        # Presence and frequency count the output alone, and a prompt is long to send.
         looks_at_prompt = self.request.sampling.repetition_penalty != 1.0
         start = 0 if looks_at_prompt else num_prompt_tokens
         return History(self.token_ids, start, num_prompt_tokens, self.num_tokens)
@@ -208,6 +212,7 @@ class Sequence:
             The reason and the stop token that caused it, or None to go on.
         """
         sampling = self.request.sampling
+        # Before the length: a stop at the last position is a stop.
         if num_output_tokens > sampling.min_tokens:
             if token_id in sampling.stop_token_ids:
                 return FinishReason.STOP, token_id

@@ -17,7 +17,6 @@ class Sequences:
     """The unfinished sequences, and those whose blocks a running step still uses."""
 
     def __init__(self, tables: BlockTables) -> None:
-        """Start empty."""
         self.running = SequenceQueue()
         self.waiting = WaitingLine()
         self.holding: dict[int, Sequence] = {}
@@ -48,7 +47,7 @@ class Sequences:
         return sum(not s.is_out_of_credit for s in self.running) + len(self.arriving)
 
     def remove(self, sequence: Sequence) -> None:
-        """Take a sequence out of the set that it is in; the caller says where it goes."""
+        """Take a sequence out of the set that it is in; the caller puts it elsewhere."""
         match sequence.status:
             case Status.RUNNING:
                 self.running.remove(sequence)
@@ -72,6 +71,7 @@ class Sequences:
             return
         self.remove(sequence)
         sequence.status = Status.FINISHED
+        # The step that runs may be writing to its blocks.
         if self.executing:
             self._cancelled_in_step.append(sequence)
         else:

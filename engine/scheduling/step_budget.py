@@ -28,9 +28,11 @@ class StepBudget:
             took_s: How long it took (seconds).
         """
         if took_s > MAX_STEP_S:
+            # Long steps take time in proportion to their tokens, nearly.
             fitting = int(num_tokens * TARGET_STEP_S / took_s)
             # Never below what lets every running sequence decode one token, and a prompt go on.
             floor = min(self._limits.max_step_tokens, self._limits.max_sequences + MIN_STEP_TOKENS)
             self.num_tokens = max(min(self.num_tokens, fitting), floor)
+        # Only a step that was full shows that more would fit.
         elif took_s < TARGET_STEP_S / 2 and num_tokens >= self.num_tokens:
             self.num_tokens = min(self.num_tokens * 2, self._limits.max_step_tokens)

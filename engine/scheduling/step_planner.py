@@ -63,7 +63,6 @@ class StepPlanner:
         blocks: BlockSupply,
         events: HandoverEvents,
     ) -> None:
-        """Keep the collaborators."""
         self._limits = limits
         self._budget = budget
         self._sequences = sequences
@@ -74,9 +73,11 @@ class StepPlanner:
         """Choose what the next step computes. May preempt, and may find nothing."""
         step = Step(now_s, self._budget.num_tokens)
         active = self._sequences.active
+        # A suspect runs by itself: if the ranks die again, it was this one.
         alone = next((s for s in active if s.run_alone), None)
         if alone is not None:
             active = [alone]
+        # Decodes before prompts: somebody waits for each of these tokens (arXiv:2403.02310).
         for sequence in active:
             if sequence.status is Status.RUNNING and sequence.num_missing_tokens == 1:
                 self._add(step, sequence, 1)
@@ -84,6 +85,7 @@ class StepPlanner:
         active = [s for s in active if s.status is Status.RUNNING]
         prompts = sorted((s for s in active if s.num_missing_tokens > 1), key=_turn)
         starting = self._blocks.fitting(Status.WAITING) if alone is None else ()
+        # Lazily: a walk of the line takes blocks back for whom it comes to, and no further.
         in_turn = heapq.merge(prompts, starting, key=_turn)
         for _, group in itertools.groupby(in_turn, key=lambda s: s.is_ahead):
             self._plan_prompts(step, group)
@@ -112,6 +114,7 @@ class StepPlanner:
                 self._add(step, sequence, sequence.num_missing_tokens)
         if giant is None:
             return
+        # Put aside before the others choose: the giant has its half.
         step.num_left -= num_kept
         if step.num_left:
             behind = sorted(itertools.islice(prompts, LOOK_AHEAD), key=_shortest_first)
@@ -134,6 +137,7 @@ class StepPlanner:
             return
         step.items.append(self._item(sequence, num_tokens))
         step.planned.add(sequence.key)
+        # It has had its turn.
         sequence.num_overtaken = 0
         step.num_left -= num_tokens
         step.has_handover = step.has_handover or sequence.handover is not None
@@ -165,6 +169,7 @@ class StepPlanner:
         end = start + num_tokens
         samples: tuple[SampleSpec, ...] = ()
         is_drawn = sequence.handover is not None and bool(sequence.handover.first_tokens)
+        # Only behind the last token that is known is there something to draw.
         if end == sequence.num_tokens and not is_drawn:
             samples = sequence.sample_specs()
         return StepItem(

@@ -128,7 +128,7 @@ class HttpApi:
         """
         tree = await self._bodies.read(request)
         body = parse_body(kind, tree)
-        ignored = ignored_fields(body, is_strict=self.config.is_strict)
+        ignored = ignored_fields(body, is_strict=self.config.strict)
         names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
         shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in names)
         return body, {IGNORED_HEADER: shown} if ignored else {}
@@ -219,7 +219,7 @@ class HttpApi:
         tree = await self._bodies.read(request)
         if "messages" in tree:
             chat = parse_body(TokenizeChatBody, tree)
-            ignored_fields(chat, is_strict=self.config.is_strict)
+            ignored_fields(chat, is_strict=self.config.strict)
             prompt = chat.chat(
                 self.config.chat_template_kwargs,
                 trusts_template=self.config.trust_request_chat_template,
@@ -229,7 +229,7 @@ class HttpApi:
             wants_names = chat.return_token_strs
         else:
             text = parse_body(TokenizeBody, tree)
-            ignored_fields(text, is_strict=self.config.is_strict)
+            ignored_fields(text, is_strict=self.config.strict)
             adds = text.add_special_tokens
             ids, names = await self._tokenized(request, text.model, text.prompt, adds=adds)
             wants_names = text.return_token_strs

@@ -95,9 +95,7 @@ def ignored_fields(body: BaseModel, *, is_strict: bool = False) -> list[str]:
                 raise InvalidRequest(name, f"= {_shown(value)} is not supported; leave it out")
         elif name not in FREE and name not in RENAMED:
             if is_strict:
-                raise InvalidRequest(
-                    name[:80], "is unknown, and router.is_strict refuses such fields"
-                )
+                raise InvalidRequest(name[:80], "is unknown, and router.strict refuses such fields")
             unknown.append(name)
     return unknown
 

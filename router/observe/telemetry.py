@@ -76,7 +76,7 @@ class Telemetry:
             metrics.OUTPUT_TOKENS,
             metrics.CACHED_TOKENS,
             metrics.KV_BYTES,
-            metrics.HEALED,
+            metrics.FRAGMENTS_RESENT,
         )
         for metric in plain:
             self._counters[metric].add(0)
@@ -93,7 +93,7 @@ class Telemetry:
         self._counters[metrics.OUTPUT_TOKENS].add(usage.completion_tokens)
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
         self._counters[metrics.KV_BYTES].add(timing.kv_bytes)
-        self._counters[metrics.HEALED].add(timing.kv_fragments_resent)
+        self._counters[metrics.FRAGMENTS_RESENT].add(timing.kv_fragments_resent)
         if timing.kv_transport:
             self._counters[metrics.TRANSFERS].add(1, {"transport": timing.kv_transport})
         if timing.path:

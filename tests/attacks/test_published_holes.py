@@ -120,7 +120,7 @@ async def test_what_is_taken_goes_the_way_of_any_request(doors, lure, name):
 
 @pytest.mark.parametrize("field", ["prompt_embeds", "custom_logit_processor"])
 async def test_fields_that_carried_code_elsewhere_are_unknown_here(tmp_path, field):
-    async with Doors(tmp_path, is_strict=True).opened() as doors, doors.web("acme") as http:
+    async with Doors(tmp_path, strict=True).opened() as doors, doors.web("acme") as http:
         path, body = text(**{field: "80049563"})
         reply = await http.post(path, json=body)
     assert reply.status_code == 400

@@ -50,7 +50,7 @@ async def test_the_hand_over_through_a_stage_is_exact(sizes, transport):
     assert await answers(first, second, transport=transport, staged=True) == expected
 
 
-@pytest.mark.parametrize("missing", ["load_staged_blocks", "_hand_out"])
+@pytest.mark.parametrize("missing", ["load_staged_blocks", "_export"])
 async def test_a_copy_that_is_left_out_changes_the_answers(missing, monkeypatch):
     """So the test above can fail."""
     expected = await answers(engine(), engine())
@@ -87,5 +87,5 @@ def test_gathered_attention_equals_the_oracle(window, dtype):
 
 def test_a_backend_that_cannot_reach_the_device_is_refused_before_a_process_starts():
     spec = load(TINY, "float32")[0]
-    with pytest.raises(ConfigError, match="cannot read a pool on cuda"):
+    with pytest.raises(ConfigError, match="engine.attention cpu cannot read a pool on cuda"):
         RankGroup(spec, EngineConfig(device="cuda", attention="cpu"))

@@ -48,7 +48,7 @@ def ray(monkeypatch):
 
 
 def cluster():
-    return RayCluster(load_config(flags={"redis.is_on": False}, environment={}), "somewhere:6379")
+    return RayCluster(load_config(flags={"redis.enabled": False}, environment={}), "somewhere:6379")
 
 
 def test_a_ray_without_tokens_is_refused_whatever_is_set_here(ray, monkeypatch):

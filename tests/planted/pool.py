@@ -37,7 +37,7 @@ BUGS: list[Bug] = [
     Bug(
         "an evicted block stays in its bucket",
         "engine/scheduling/block_identities.py",
-        "        self._links[before] = self._links[block_id]\n",
+        "        self._chains[before] = self._chains[block_id]\n",
         "",
         f"{POOL}::test_a_block_leaves_its_bucket_from_any_place",
     ),

@@ -11,15 +11,15 @@ BUGS: list[Bug] = [
     Bug(
         "whole block tables travel with every step",
         "engine/ranks/plan_wire.py",
-        "first_block = min(told.num_blocks, item.start // size)",
+        "first_block = min(sent.num_blocks, item.start // size)",
         "first_block = 0",
         f"{WIRE}::test_a_decode_step_costs_the_same_bytes_whatever_the_context",
     ),
     Bug(
-        "a block replaced by copy on write is not told to ranks",
+        "a block replaced by copy on write is not sent to ranks",
         "engine/ranks/plan_wire.py",
-        "first_block = min(told.num_blocks, item.start // size)",
-        "first_block = told.num_blocks",
+        "first_block = min(sent.num_blocks, item.start // size)",
+        "first_block = sent.num_blocks",
         f"{WIRE}::test_a_block_that_copy_on_write_replaced_is_sent_again",
     ),
     Bug(
@@ -30,9 +30,9 @@ BUGS: list[Bug] = [
         ARRIVES,
     ),
     Bug(
-        "how to draw travels with every token",
+        "parameters to draw with travel with every token",
         "engine/ranks/plan_wire.py",
-        "    if draws == told.draws:\n        return None\n",
+        "    if draws == sent.draws:\n        return None\n",
         "",
         f"{WIRE}::test_a_decode_step_costs_the_same_bytes_whatever_the_context",
     ),
@@ -51,7 +51,7 @@ BUGS: list[Bug] = [
         ARRIVES,
     ),
     Bug(
-        "a token twice in the news counts once",
+        "a token twice in a delta counts once",
         "engine/model/rank_memory.py",
         "np.add.at(self._counts, token_ids[num_prompt:][is_known[num_prompt:]], 1)",
         "self._counts[token_ids[num_prompt:][is_known[num_prompt:]]] += 1",

@@ -15,7 +15,7 @@ TIGHT = EngineConfig(
     num_blocks=100,
     max_step_tokens=64,
     max_sequences=16,
-    is_prefix_cache_on=False,
+    cache_prefixes=False,
 )
 
 

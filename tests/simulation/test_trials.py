@@ -220,7 +220,7 @@ SIMULATED = [
 OUTSIDE = (
     # adapters and processes that a simulation replaces by its own side of a port
     "core/addresses.py",
-    "core/config.py",
+    "core/config/",
     "core/ids.py",
     "core/logs.py",
     "core/ports.py",

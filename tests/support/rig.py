@@ -44,7 +44,7 @@ def config_of(dtype="float32", **changes):
             "replicas": 2,
             "http_port": 0,
             "grpc_port": 0,
-            "has_request_log": False,
+            "log_requests": False,
             "tokenizer_processes": 1,
         },
         "pools": {

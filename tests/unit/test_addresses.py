@@ -5,8 +5,8 @@ import socket
 import pytest
 
 from cluster.server_ports import claimed
-from core.addresses import bare_host, family_of, join_address
-from core.config import is_loopback, load_config
+from core.addresses import bare_host, family_of, is_loopback, join_address
+from core.config import load_config
 from core.errors import ConfigError
 
 

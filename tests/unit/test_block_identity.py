@@ -166,7 +166,7 @@ async def test_all_children_of_a_cluster_get_the_same_secrets(monkeypatch):
         raise WorkerLost("enough seen")
 
     monkeypatch.setattr(Child, "spawn", refuse)
-    flags = {"redis.is_on": False, "pools.decode.replicas": 2}
+    flags = {"redis.enabled": False, "pools.decode.replicas": 2}
     with pytest.raises(WorkerLost):
         await LocalCluster(load_config(None, flags, {})).start()
     assert len(handed) == 4 and len(set(handed)) == 1 and min(map(len, handed[0])) >= 32

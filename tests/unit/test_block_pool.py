@@ -383,7 +383,7 @@ def make_a_cached_block_anonymous(pool):
 
 
 def unlink_a_registered_block(pool):
-    pool._identities._links[pool._identities._bucket(pool.block_hash(1))] = -1
+    pool._identities._chains[pool._identities._bucket(pool.block_hash(1))] = -1
 
 
 @pytest.mark.parametrize(

@@ -404,7 +404,7 @@ def test_keys_that_cross_a_network_in_the_clear_are_warned_of_by_name(ring, caps
     warning = capsys.readouterr().err
     assert all(word in warning for word in (host, "security.door_certificate", "plain text"))
     pair = {"security.door_certificate": "c", "security.door_key": "k"}
-    for closed in (pair, {"security.trusts_network": True}, {"router.host": "127.0.0.1"}):
+    for closed in (pair, {"security.trust_network": True}, {"router.host": "127.0.0.1"}):
         check_ports(load_config(flags={**flags, **closed}, environment={}))
         assert capsys.readouterr().err == ""
 

@@ -33,7 +33,7 @@ def test_on_one_machine_nothing_is_asked_but_a_token():
     check_network(config(), PLAIN, is_loopback=True)
     with pytest.raises(ConfigError, match=r"requires no token.*RAY_AUTH_MODE=token"):
         check_network(config(), OPEN, is_loopback=True)
-    check_network(config(security__trusts_network=True), OPEN, is_loopback=True)
+    check_network(config(security__trust_network=True), OPEN, is_loopback=True)
 
 
 def test_between_machines_every_plane_needs_tls_ray_s_own_too():
@@ -44,7 +44,7 @@ def test_between_machines_every_plane_needs_tls_ray_s_own_too():
     assert len(faults_between_machines(named, OPEN)) == 2
     with pytest.raises(ConfigError, match=r"RAY_USE_TLS=1.*`baton certs`.*cluster_key.*seed_key"):
         check_network(config(), PLAIN, is_loopback=False)
-    trusted = config(security__trusts_network=True)
+    trusted = config(security__trust_network=True)
     assert subjects(faults_between_machines(trusted, OPEN)) == ["security.cluster_key", "seed_key"]
 
 

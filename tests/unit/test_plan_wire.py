@@ -236,7 +236,7 @@ def test_a_rank_that_missed_a_plan_ends_rather_than_guess():
 
 @pytest.mark.parametrize(
     ("field", "value", "match"),
-    [(5, None, "how to draw"), (4, b"", "knows 0 blocks"), (7, None, None)],
+    [(5, None, "no parameters to draw with"), (4, b"", "knows 0 blocks"), (7, None, None)],
 )
 def test_a_first_item_that_leaves_something_out_is_refused(field, value, match):
     wire = PlanEncoder(4).encode(decode_step(1, [1, 2, 3], [0], 2))

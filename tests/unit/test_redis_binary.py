@@ -59,7 +59,7 @@ def test_programs_that_are_no_server_are_passed_over(offer, tmp_path):
     offer(redis="something else 9.9.9", valkey="Valkey server v=9.1.1 sha=0:0")
     assert chosen() == ("Valkey", (9, 1, 1), True)
     (tmp_path / "valkey-server").write_text("no program")
-    with pytest.raises(ConfigError, match=r"no redis-server or valkey-server.*redis\.is_on"):
+    with pytest.raises(ConfigError, match=r"no redis-server or valkey-server.*redis\.enabled"):
         find_server()
     assert "no redis-server" in describe_server()
 

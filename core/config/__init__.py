@@ -1,0 +1,33 @@
+"""The configuration: every setting with its unit and meaning, and how a cluster gets them.
+
+Owns the names that others import; each group of settings has its module. Does not know what a
+component does with its group.
+"""
+
+from core.config.pools import EngineConfig, ModelConfig, PoolConfig, PoolsConfig
+from core.config.renamed import log_renamed
+from core.config.router import PlacementConfig, RouterConfig
+from core.config.security import SecurityConfig, check_key
+from core.config.services import LogConfig, RedisConfig, TracingConfig
+from core.config.sources import load_config
+from core.config.transfer import TransferConfig
+from core.config.tree import BatonConfig, known_keys
+
+__all__ = [
+    "BatonConfig",
+    "EngineConfig",
+    "LogConfig",
+    "ModelConfig",
+    "PlacementConfig",
+    "PoolConfig",
+    "PoolsConfig",
+    "RedisConfig",
+    "RouterConfig",
+    "SecurityConfig",
+    "TracingConfig",
+    "TransferConfig",
+    "check_key",
+    "known_keys",
+    "load_config",
+    "log_renamed",
+]

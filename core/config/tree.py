@@ -1,0 +1,102 @@
+"""The whole frozen tree of settings.
+
+Owns what groups there are and which settings must fit one another. Does not know where they come
+from, nor what a component does with its group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from pydantic import BaseModel, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from core.addresses import is_loopback
+from core.config.node import Node
+from core.config.pools import ModelConfig, PoolsConfig
+from core.config.router import PlacementConfig, RouterConfig
+from core.config.security import SecurityConfig, check_key
+from core.config.services import LogConfig, RedisConfig, TracingConfig
+from core.config.transfer import TransferConfig
+
+
+class BatonConfig(Node):
+    """The whole tree."""
+
+    model: ModelConfig = Field(default_factory=ModelConfig, description="what is served")
+    router: RouterConfig = Field(
+        default_factory=RouterConfig, description="servers and orchestrator"
+    )
+    pools: PoolsConfig = Field(default_factory=PoolsConfig, description="workers")
+    placement: PlacementConfig = Field(
+        default_factory=PlacementConfig, description="who serves what"
+    )
+    transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
+    redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
+    tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
+    log: LogConfig = Field(default_factory=LogConfig, description="events on standard error")
+    security: SecurityConfig = Field(
+        default_factory=SecurityConfig, description="keys and certificates"
+    )
+    colocated: bool = Field(default=False, description="one pool does both phases")
+    seed_key: str = Field(
+        "",
+        repr=False,
+        description="secret of this cluster's routers, 16 to 64 bytes, which turns request ids "
+        "into seeds; file:PATH and env:NAME name it; empty: made at each start",
+    )
+
+    @model_validator(mode="after")
+    def _doors_are_closed(self) -> BatonConfig:
+        security = self.security
+        if not security.api_keys and not is_loopback(self.router.host):
+            raise ValueError(
+                f"router.host is {self.router.host}, which others can reach, and "
+                "security.api_keys is empty; make keys with `baton keys add`, or bind 127.0.0.1"
+            )
+        # 0 is any free port, and so are two of them.
+        if self.router.http_port and self.router.http_port == self.router.grpc_port:
+            raise ValueError(
+                f"router.http_port and router.grpc_port are both {self.router.http_port}; "
+                "make them different"
+            )
+        if bool(security.door_certificate) != bool(security.door_key):
+            raise ValueError(
+                "security.door_certificate and security.door_key go together; set both or none"
+            )
+        # Checked here and not at the fields, whose messages would show the value.
+        check_key("security.cluster_key", security.cluster_key)
+        check_key("seed_key", self.seed_key)
+        return self
+
+    @model_validator(mode="after")
+    def _pair_fits(self) -> BatonConfig:
+        prefill, decode = self.pools.prefill, self.pools.decode
+        if prefill.replicas + decode.replicas == 0:
+            raise ValueError(
+                "pools: prefill.replicas and decode.replicas are both 0; start at least one worker"
+            )
+        if self.colocated and self.placement.path == "pd":
+            raise ValueError("placement.path is pd but colocated has one pool; use auto or local")
+        if self.placement.path == "pd" and 0 in (prefill.replicas, decode.replicas):
+            raise ValueError(
+                "placement.path is pd but a pool has 0 replicas; give both pools at least 1"
+            )
+        sizes = prefill.engine.block_size_tokens, decode.engine.block_size_tokens
+        if not self.colocated and max(sizes) % min(sizes):
+            raise ValueError(
+                f"pools.prefill.engine.block_size_tokens is {sizes[0]}, "
+                f"pools.decode.engine.block_size_tokens is {sizes[1]}, and KV goes only between "
+                "blocks that divide one another; make one a multiple of the other"
+            )
+        return self
+
+
+def known_keys(node: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Walk the tree's leaves: dotted key and field."""
+    for name, info in node.model_fields.items():
+        kind = info.annotation
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            yield from known_keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", info
