@@ -29,11 +29,11 @@ TESTS = [
     "tests/component/test_grpc_pings.py",
 ]
 REPOSITORIES = (
-    "\nOf a repository the same files are read, and downloaded, as by transformers: "
-    "`model.safetensors`, or the shards that `model.safetensors.index.json` names; other "
-    "weights beside them are not. An output ends with the end tokens of "
-    "`generation_config.json`, `config.json` and the tokenizer together. A value of the wrong "
-    "type is refused at load, with its file and field.\n"
+    "\nBaton reads, and downloads, the same files of a repository as transformers does: "
+    "`model.safetensors`, or the shards that `model.safetensors.index.json` names, and no other "
+    "weights beside them. An output ends with the end tokens of `generation_config.json`, "
+    "`config.json` and the tokenizer together. A value of the wrong type is refused at load, with "
+    "its file and field.\n"
 )
 MODELS = {
     "llama": "Llama 2, 3, 3.x (`LlamaForCausalLM`)",
@@ -118,7 +118,7 @@ def client_calls():
         for c in json.loads(recorded.read_text())["calls"]
     ]
     origin = (
-        "Unchanged, in an environment of their own with pinned versions, against a cluster with an "
+        "Unchanged, with pinned versions in an environment of their own, against a cluster with an "
         f"API key: `python -m benchmarks.clients`, raw [{recorded.name}](../benchmarks/results/"
         f"{recorded.name}).\n\n"
     )
@@ -136,7 +136,7 @@ def write(tests, path):
     """Write the tables of these outcomes, which are kept in the file at `path`."""
     parts = [
         (
-            "# Compatibility\n\nMade from test results by `python -m benchmarks.compatibility`; do "
+            "# Compatibility\n\nGenerated from test results by `python -m benchmarks.compatibility`; do "
             "not edit. "
         ),
         f"Raw outcomes: [{path.name}](../benchmarks/results/{path.name}).\n\n## Models\n\n",
@@ -187,11 +187,8 @@ def write(tests, path):
     parts += client_calls()
     parts += [
         "\n## What clients send\n\n",
-        (
-            "Every field is in the [reference](reference.md). Where clients differ from one "
-            "another:\n\n"
-        ),
-        table(["sent", "by", "what becomes of it", "tested"], client_values(tests)),
+        "The [reference](reference.md) lists every field. Where clients differ:\n\n",
+        table(["sent", "by", "what Baton does", "tested"], client_values(tests)),
     ]
     parts += ["\n## Templates and sampling\n\n"]
     rows = [

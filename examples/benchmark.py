@@ -1,7 +1,7 @@
 """`baton bench serve` from Python: `python examples/benchmark.py [URL]`.
 
-Start a cluster first: `baton up --local`. Any OpenAI-style server can be the target; the load is
-the same for the same seed.
+Start a cluster first: `baton up --local`. Any OpenAI-compatible server can be the target; the same
+seed makes the same load.
 """
 
 import asyncio
@@ -16,11 +16,11 @@ from client.endpoints import Endpoints
 
 SHAPE = Shape(requests=16, input_tokens=64, output_tokens=16, seed=7)
 LIMITS_MS = {"ttft": 500.0, "tpot": 50.0}
-"""What a request must meet to count as good."""
+"""The limits within which a request counts as good."""
 
 
 def make_load(card: dict[str, Any]) -> list[Planned]:
-    """Make requests of tokens that the served model has; `card` is its entry in /v1/models."""
+    """Make requests from the served model's vocabulary; `card` is its entry in /v1/models."""
     return plan(replace(SHAPE, vocabulary_size=card["vocabulary_size"]))
 
 
@@ -30,7 +30,7 @@ def show(sample: Sample) -> None:
 
 
 async def main() -> None:
-    """Offer the load, four requests at a time, and print the figures."""
+    """Send the load, four requests at a time, and print the figures."""
     url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
     samples = await run(
         url,

@@ -5,8 +5,7 @@ FOLDER is a Hugging Face folder: config.json, tokenizer.json and safetensors. To
     python tools/train_tiny_model.py --steps 400 --out /tmp/models    # minutes, on one core
     python examples/own_model.py /tmp/models/baton-tiny
 
-By hand this is `baton check-config` with the folder, `baton up --local --model FOLDER`, a request,
-and `baton down`.
+By hand: `baton up --local --colocated --model FOLDER`, a request, and `baton down`.
 """
 
 import subprocess
@@ -20,16 +19,16 @@ BATON = [sys.executable, "-m", "cli.main"]
 
 
 def wait_ready(url: str, cluster: subprocess.Popen[bytes]) -> None:
-    """Return when a request gets through from end to end."""
+    """Return once a request gets through the whole cluster."""
     give_up_at = time.monotonic() + START_TIMEOUT_S
     while cluster.poll() is None and time.monotonic() < give_up_at:
         try:
             if httpx.get(f"{url}/ready", timeout=5).is_success:
                 return
         except httpx.HTTPError:
-            pass  # it does not listen yet
+            pass  # it is not listening yet
         time.sleep(0.2)
-    raise SystemExit("the cluster did not start; its last lines say why")
+    raise SystemExit("the cluster did not start; its last log lines give the reason")
 
 
 def main() -> None:

@@ -1,12 +1,13 @@
-"""A transport of your own: KV over TCP, a length before each message.
+"""A transport of your own: KV over TCP, each message after its length.
 
-    python examples/own_transport.py      # moves 256 MiB over loopback, and says how fast
+    python examples/own_transport.py      # moves 256 MiB over loopback and prints the rate
 
 A transport is the `Network` port of core/ports.py: `dial`, `listen`, `close`, and streams that keep
-order and end in two ways, in good order or cut. To serve with it, give it a name in
-`TransferConfig.transports` (core/config/transfer.py) and make it in cluster/worker_process.py,
-beside the others; the agents, checksums and fall-backs then work over it as they are. The contract
-is a test: `test_every_transport_keeps_the_contract_of_a_stream` runs against this file too.
+order and end in two ways, in good order or cut. CONTRIBUTING.md names the four other places that a
+cluster needs to serve with it. `test_every_transport_keeps_the_contract_of_a_stream` runs against
+this file, too.
+
+It trusts whoever connects: beyond loopback, add a proof of who is there.
 """
 
 import asyncio

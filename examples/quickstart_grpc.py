@@ -1,7 +1,7 @@
 """Baton's own client over gRPC: `python examples/quickstart_grpc.py [ADDRESS ...]`.
 
-Start a cluster first: `baton up --local`. With several routers, name them all: when one dies, the
-stream goes on at the next, and no token is lost or repeated.
+Start a cluster first: `baton up --local`. With several routers, list them all: when one dies, the
+stream continues at the next, and no token is lost or repeated.
 """
 
 import asyncio
@@ -12,10 +12,10 @@ from baton import ChatMessage, ChatRequest, Client, ResponseOptions, SamplingOpt
 
 
 async def ask(addresses: list[str], question: str) -> None:
-    """Print the answer as it comes, then what it cost."""
+    """Print the answer as it arrives, then its cost."""
     request = ChatRequest(
         messages=[ChatMessage(role="user", content=question)],
-        sampling=SamplingOptions(temperature=0),  # greedy; left out, the model's default holds
+        sampling=SamplingOptions(temperature=0),  # greedy; without it, the model's default applies
         response=ResponseOptions(timing=True),
     )
     async with Client(addresses, api_key=os.environ.get("OPENAI_API_KEY", "")) as client:
@@ -32,7 +32,7 @@ async def ask(addresses: list[str], question: str) -> None:
 
 
 def main() -> None:
-    """Ask one question; a refusal says what is wrong, and when to come back."""
+    """Ask one question; an error names what is wrong, and when to try again."""
     try:
         asyncio.run(ask(sys.argv[1:] or ["127.0.0.1:9000"], "What is the capital of France?"))
     except errors.InvalidRequest as error:

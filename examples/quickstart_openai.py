@@ -1,7 +1,7 @@
 """OpenAI's client, unchanged: `python examples/quickstart_openai.py [URL]`.
 
-Start a cluster first: `baton up --local`. The key is whatever `OPENAI_API_KEY` says; a cluster
-without keys takes anything.
+Start a cluster first: `baton up --local`. The key is that of `OPENAI_API_KEY`; a cluster
+without keys accepts any.
 """
 
 import os
@@ -11,7 +11,7 @@ from openai import OpenAI
 
 
 def main() -> None:
-    """Ask one question and print the answer as it comes."""
+    """Ask one question and print the answer as it arrives."""
     url = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000"
     client = OpenAI(base_url=f"{url}/v1", api_key=os.environ.get("OPENAI_API_KEY", "none"))
     stream = client.chat.completions.create(

@@ -1,4 +1,4 @@
-"""What the site has beside docs/: three pages of the root, the list of decisions, links that leave it.
+"""What the site has beside docs/: four pages of the root, the list of decisions, links that leave it.
 
 Owns how the repository's Markdown, whose links are those of the repository, becomes the site's.
 Called by mkdocs (`hooks` in mkdocs.yml).
@@ -37,10 +37,9 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the root's pages; docs/index.md stands for the README."""
+    """Add the root's pages; the README is the first page of the site."""
     for name, page in ROOT_PAGES.items():
-        if name != "README.md":
-            files.append(File.generated(config, page, content=(ROOT / name).read_text()))
+        files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     return files
 
 
@@ -51,7 +50,7 @@ def on_page_markdown(
     files: Files,
 ) -> str:
     """Point links of the repository at the site's pages, or at the repository."""
-    names = {page: name for name, page in ROOT_PAGES.items() if page != "index.md"}
+    names = {page: name for name, page in ROOT_PAGES.items()}
     here = names.get(page.file.src_uri, f"docs/{page.file.src_uri}")
 
     def site_link(match: re.Match[str]) -> str:
