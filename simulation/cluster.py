@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
@@ -33,6 +32,7 @@ from simulation.contrary import Contrary
 from simulation.hash_runner import HashModel, MemoryKV
 from simulation.loop import VirtualLoop
 from simulation.network import Hub, SimNetwork, on_node
+from simulation.observers import Observers
 from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
@@ -77,10 +77,6 @@ class Shape:
     """How many times slower the first decode worker is than the others."""
 
 
-def _ignore(*_: object) -> None:
-    """Nobody listens."""
-
-
 class SimRouter:
     """One router on its node, with the clients that are connected to it."""
 
@@ -99,10 +95,12 @@ class SimRouter:
                 clock=cluster.clock,
                 ids=cluster.ids,
                 new_decoder=cluster.traps.decoder,
-            )
+            ),
+            cluster.observers,
         )
         self.sessions = core.sessions
         self.admission = core.admission
+        self.attempts = core.attempts
         self.orchestrator = core.orchestrator
         cluster.traps.trap_emit(self.orchestrator)
         self.mirror = MembershipMirror(
@@ -168,8 +166,7 @@ class SimCluster:
         self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
-        self.on_step: Callable[[str, Worker, StepPlan], None] = _ignore
-        self.on_attempt_ended: Callable[[str, Worker, Attempt], None] = _ignore
+        self.observers = Observers()
         self._serial = self._router_serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
@@ -274,7 +271,7 @@ class SimCluster:
     def _check(self, node: str, unit: Worker, plan: StepPlan) -> None:
         self.num_steps += 1
         unit.pool.check()
-        self.on_step(node, unit, plan)
+        self.observers.step(node, unit, plan)
 
     def _hear_endings(self, node: str, unit: Worker) -> None:
         end = unit.worker.end
@@ -283,7 +280,7 @@ class SimCluster:
             is_news = attempt.ended is None
             end(attempt, error)
             if is_news:
-                self.on_attempt_ended(node, unit, attempt)
+                self.observers.attempt_ended(node, unit, attempt)
 
         unit.worker.end = heard  # type: ignore[method-assign]
 

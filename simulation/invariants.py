@@ -23,6 +23,7 @@ from router.request_stream import RequestStream
 from simulation.cluster import SimCluster, SimRouter
 from simulation.fairness import Fairness
 from simulation.injector import Injector
+from simulation.observers import ClusterObserver
 from simulation.report import Report
 from simulation.wait_reasons import WaitReason, wait_reason_of
 
@@ -34,11 +35,12 @@ DEATH_HEARD_S = 8.0
 """How long after its cause a death may be believed."""
 
 
-class Watch:
+class Watch(ClusterObserver):
     """Looks at a cluster every quarter of a second."""
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
-        """Nothing is looked at yet; `run` does."""
+        """Look on from now; `run` looks at what stands still."""
+        cluster.observers.join(self)
         self._cluster = cluster
         self._report = report
         self._fairness = Fairness(cluster, report)
@@ -80,8 +82,7 @@ class Watch:
     # --- routers ----------------------------------------------------------------------------------
 
     def _watch_router(self, router: SimRouter) -> None:
-        orchestrator = router.orchestrator
-        place = orchestrator.attempts._place
+        place = router.attempts._place
 
         async def watched(run: RequestState, after: ServingError | None) -> Placement:
             key = id(run)
@@ -91,8 +92,7 @@ class Watch:
             finally:
                 self._placing.pop(key, None)
 
-        orchestrator.attempts._place = watched  # type: ignore[method-assign]
-        orchestrator.attempts.on_retry = self._check_death
+        router.attempts._place = watched  # type: ignore[method-assign]
 
     def _check_placing(self) -> None:
         """L4: nobody waits for a placement that could be made."""
@@ -108,7 +108,7 @@ class Watch:
                     f"{UNUSED_WORKER_S:g} s while one was ready"
                 )
 
-    def _check_death(self, error: ServingError) -> None:
+    def retried(self, error: ServingError) -> None:
         """I8: a worker called dead had something that looks like it."""
         if not isinstance(error, WorkerDied):
             return

@@ -145,7 +145,7 @@ class HttpApi:
             **self._shared_options(body, request),
         )
         return await self._reply(
-            request, all_params, body, CompletionFormatter(self.service, options), headers
+            request, all_params, body, CompletionFormatter(self.service.text, options), headers
         )
 
     async def chat(self, request: Request) -> Response:
@@ -164,7 +164,7 @@ class HttpApi:
             **self._shared_options(body, request),
         )
         return await self._reply(
-            request, all_params, body, ChatFormatter(self.service, options), headers
+            request, all_params, body, ChatFormatter(self.service.text, options), headers
         )
 
     def _shared_options(self, body: SamplingBody, request: Request) -> dict[str, bool]:
@@ -196,7 +196,7 @@ class HttpApi:
             request.receive,
             self.service.make_requests(named),
         )
-        reply = Reply(formatter, made, self.created_now())
+        reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made)
         headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
         if body.stream:

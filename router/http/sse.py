@@ -16,14 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled, ServingError
 from core.types import RequestEvent
-from router.http.errors import error_body, error_response
+from router.http.errors import CUT_STATE, error_body, error_response
 from router.http.replies import Reply
 from router.reply_thread import in_reply_thread
 from router.request_stream import StreamGroup, slow_reader
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-CUT_STATE = "cut_with"
-"""Key in a request's state under which the HTTP server puts the error that cut the connection."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 

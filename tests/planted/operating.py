@@ -296,7 +296,7 @@ BUGS = [
     ),
     Bug(
         "an answer that nobody reads is a second request",
-        "router/service.py",
+        "router/observe/recorder.py",
         'outcome = "" if code == SlowReader.code else "rejected"',
         'outcome = "cancelled" if code == SlowReader.code else "rejected"',
         SLOW + "test_a_whole_answer_that_nobody_reads_is_one_request",

@@ -67,7 +67,7 @@ class Service:
         self.config, self.model, self.text = RouterConfig(**config), MODEL, TEXT
         self.keyring = Ring(key)
         self.bad_keys = BadKeys(lambda: 1.0)
-        self.call_ended = lambda call: None
+        self.recorder = SimpleNamespace(call_ended=lambda call: None)
         clock = SimpleNamespace(now_s=lambda: 1.0)
         self._maker = RequestBuilder(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
         self.made = []
