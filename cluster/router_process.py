@@ -13,8 +13,8 @@ import uvicorn
 
 from cluster.certificate_expiry import CertificateEnds
 from cluster.secrets import with_read_secrets
+from cluster.served_model import model_of
 from cluster.tracing import make_tracing
-from cluster.worker_process import model_of
 from core import events
 from core.addresses import bare_host, family_of
 from core.config import BatonConfig
