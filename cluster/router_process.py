@@ -31,7 +31,7 @@ from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
-from router.request_builder import ServedModel
+from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
 from router.text.tokenizing import TokenizerPool

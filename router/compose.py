@@ -28,7 +28,8 @@ from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
-from router.request_builder import RequestBuilder, ServedModel
+from router.request_builder import RequestBuilder
+from router.request_params import ServedModel
 from router.request_state import RequestObserver
 from router.service import GenerationService
 from router.text.detokenizing import TextModel

@@ -24,7 +24,8 @@ from router.observe.recorder import Recorder
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
 from router.reply_thread import in_reply_thread
-from router.request_builder import RequestBuilder, RequestParams, ServedModel, num_choices
+from router.request_builder import RequestBuilder
+from router.request_params import RequestParams, ServedModel, num_choices
 from router.request_stream import RequestRunner, StreamGroup
 from router.text.detokenizing import TextModel
 

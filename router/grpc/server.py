@@ -40,7 +40,7 @@ from router.grpc.auth import Guard
 from router.grpc.incoming import IncomingMessages
 from router.grpc.requests import abort, chat_params, chat_prompt, generate_params, optional
 from router.reply_thread import in_reply_thread
-from router.request_builder import RequestParams
+from router.request_params import RequestParams
 from router.request_stream import StreamGroup, slow_reader
 from router.service import GenerationService
 

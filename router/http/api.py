@@ -26,8 +26,8 @@ from router.http.bodies import (
     SamplingBody,
     TokenizeBody,
     TokenizeChatBody,
-    parse_body,
 )
+from router.http.body_model import parse_body
 from router.http.body_reading import BodyReader
 from router.http.formatters import (
     ChatFormatter,
@@ -45,7 +45,7 @@ from router.http.sse import (
     whole_reply,
 )
 from router.reply_thread import in_reply_thread
-from router.request_builder import MAX_ID_CHARACTERS, RequestParams, check_text, correlation_id_of
+from router.request_params import MAX_ID_CHARACTERS, RequestParams, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 

@@ -28,7 +28,7 @@ from router.http.formatters import (
     usage_body,
 )
 from router.http.json_pieces import dumps
-from router.request_builder import ServedModel
+from router.request_params import ServedModel
 from router.resuming import Progress
 from router.text.detokenizing import TextOffsets
 

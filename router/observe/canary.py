@@ -18,7 +18,7 @@ from core.session import Role
 from core.types import GenerateRequest, Path, RequestEnded, RequestEvent, SamplingParams
 from router.admission import CANARY_TIER
 from router.observe.readiness import Proof
-from router.request_builder import ServedModel
+from router.request_params import ServedModel
 from router.request_stream import RequestRunner
 
 CANARY_TIMEOUT_S = 10.0

@@ -17,7 +17,7 @@ from router import calls
 from router.access import bad_keys
 from router.access.identities import Identity, Right
 from router.observe import request_log
-from router.request_builder import RequestParams
+from router.request_params import RequestParams
 
 NO_KEY = "bt-00000000-" + "0" * 32
 

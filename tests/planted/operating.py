@@ -359,7 +359,7 @@ BUGS = [
     ),
     Bug(
         "a log of a bad body quotes it",
-        "router/http/bodies.py",
+        "router/http/body_model.py",
         ", hide_input_in_errors=True)",
         ")",
         CONFIG + "test_no_error_about_a_body_has_what_its_client_wrote",

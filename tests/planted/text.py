@@ -75,7 +75,7 @@ BUGS = [
         "        if False:",
         "tests/component/test_sharding.py"
         "::test_a_split_model_refuses_an_id_that_no_rank_has_a_row_for"),
-    Bug("any number of prompt scores may be asked for", "router/request_builder.py",
+    Bug("any number of prompt scores may be asked for", "router/request_limits.py",
         "        if num_scores > limit:", "        if False:",
         f"{MAKING}::test_prompt_scores_have_a_limit"),
     Bug("ready without a pool that the path needs", "router/observe/readiness.py",

@@ -24,7 +24,7 @@ from router.compose import RouterComponents, ServiceComponents, compose_service
 from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
-from router.request_builder import ServedModel
+from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from simulation.parts import StaticMembership
 from support.rig import ROOT

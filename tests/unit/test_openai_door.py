@@ -17,7 +17,8 @@ from router.access.credentials import ANYBODY
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.observe.request_log import RequestLog
-from router.request_builder import RequestBuilder, ServedModel
+from router.request_builder import RequestBuilder
+from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 
 TEXT = TextModel(TINY)
