@@ -96,9 +96,7 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401
     """A type in the reader's words."""
     annotation = _bare(annotation)
     text = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"(?:typing|router\.http\.\w+|core\.config)\.", "", text).replace(
-        " | None", ""
-    )
+    text = re.sub(r"(?:typing|router\.http\.\w+|core\.config)\.", "", text).replace(" | None", "")
     text = re.sub(r"Union\[float, int(, NoneType)?\]", "number", text)
     text = re.sub(r"Optional\[(.*)\]", r"\1", text)
     text = re.sub(r"Union\[(.*), NoneType\]", r"\1", text)

@@ -89,8 +89,9 @@ class Fairness(ClusterObserver):
 
     # --- F1, F2: at every step --------------------------------------------------------------------
 
-    def step(self, node: str, unit: Worker, plan: StepPlan) -> None:
+    def step(self, node: str, plan: StepPlan) -> None:
         """Note who waits while a worker takes a step."""
+        unit = self._cluster.units[node]
         books = self._of(node)
         scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
@@ -128,8 +129,11 @@ class Fairness(ClusterObserver):
 
     # --- endings ----------------------------------------------------------------------------------
 
-    def attempt_ended(self, node: str, unit: Worker, attempt: Attempt) -> None:
+    def attempt_ended(self, node: str, attempt: Attempt) -> None:
         """Note the end of who stood in line."""
+        unit = self._cluster.units.get(node)
+        if unit is None:
+            return  # it has drained: nobody stands in its line
         ended = attempt.ended
         if ended is None or not attempt.sequences or attempt.submit.task is Task.PREFILL:
             return

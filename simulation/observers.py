@@ -11,16 +11,15 @@ from core.plan import StepPlan
 from core.types import GenerateRequest, RequestEnded
 from router.request_state import RequestObserver, RequestState
 from worker.attempt import Attempt
-from worker.worker import Worker
 
 
 class ClusterObserver(RequestObserver):
     """Hears what happens in a cluster; this one notes nothing."""
 
-    def step(self, node: str, unit: Worker, plan: StepPlan) -> None:
+    def step(self, node: str, plan: StepPlan) -> None:
         """Note a step that a worker is about to take."""
 
-    def attempt_ended(self, node: str, unit: Worker, attempt: Attempt) -> None:
+    def attempt_ended(self, node: str, attempt: Attempt) -> None:
         """Note the end of an attempt at a worker."""
 
 
@@ -35,15 +34,15 @@ class Observers(ClusterObserver):
         """Let one more hear everything from now on."""
         self._all.append(observer)
 
-    def step(self, node: str, unit: Worker, plan: StepPlan) -> None:
+    def step(self, node: str, plan: StepPlan) -> None:
         """Pass on."""
         for observer in self._all:
-            observer.step(node, unit, plan)
+            observer.step(node, plan)
 
-    def attempt_ended(self, node: str, unit: Worker, attempt: Attempt) -> None:
+    def attempt_ended(self, node: str, attempt: Attempt) -> None:
         """Pass on."""
         for observer in self._all:
-            observer.attempt_ended(node, unit, attempt)
+            observer.attempt_ended(node, attempt)
 
     def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
         """Pass on."""
