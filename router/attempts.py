@@ -63,6 +63,7 @@ class Attempts:
         self._clock = clock
         self._ids = ids
         self._observer = observer
+        # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 
@@ -145,6 +146,7 @@ class Attempts:
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
                 session = self._sessions.get(descriptor)
+                # Noted and subscribed before it is sent: if sending fails, it is forgotten below.
                 sessions.append(session)
                 session.subscribe(run.run_id, attempt, num_tokens)
                 session.send(submit)
@@ -168,6 +170,7 @@ class Attempts:
         """
         hopeless_at: float | None = None
         while True:
+            # Taken before looking, so that no change in between is missed.
             changed = self._sessions.changed
             try:
                 return choose(self._sessions.candidates(), run.request, self._constraints(run))
@@ -191,6 +194,8 @@ class Attempts:
         return PlacementConstraints(
             path=run.path,
             local_below_tokens=self._placement.local_below_tokens,
+            # One transfer carries one sequence, which choices with output no longer are; and of a
+            # single token there is nothing to hand over.
             must_be_local=(len(run.choices) > 1 and has_output)
             or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),
@@ -212,6 +217,7 @@ class Attempts:
             finished_choices=run.finished_choices,
             credit=run.credit,
             run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
+            # An age, for clocks of two machines differ.
             age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
         )
         if placement.path is Path.LOCAL:

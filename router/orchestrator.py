@@ -157,6 +157,8 @@ class Orchestrator:
                 raise
             error = run.aborted_with
             if task is not None:
+                # Cancelled by `abort`, not by the caller: who awaits this must not see a
+                # cancellation.
                 task.uncancel()
         finally:
             del self._runs[run_key]
@@ -171,6 +173,8 @@ class Orchestrator:
         """
         request = run.request
         try:
+            # In here, so that tokens which cannot be are this request's error. Most clients send
+            # none.
             for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
                 choice.restore(tokens)
             async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
@@ -206,6 +210,7 @@ class Orchestrator:
         if run is None:
             return False
         run.aborted_with = error or Cancelled("the request was aborted")
+        # An attempt ends by its future; between attempts only the task itself can be woken.
         if run.current is not None:
             run.current.fail(run.aborted_with)
         elif (task := self._tasks.get(run_key)) is not None:
@@ -218,6 +223,7 @@ class Orchestrator:
         if run is None:
             return
         limit = num_positions + self._config.credit_positions
+        # In halves of the credit: a message for each token would cost more than the token.
         if limit - run.credit < self._config.credit_positions // 2:
             return
         run.credit = limit
@@ -235,6 +241,7 @@ class Orchestrator:
 
     async def drain(self, grace_s: float) -> None:
         """Let requests finish for `grace_s`, then end the rest so that clients resume elsewhere."""
+        # Admission is closed by now: no further requests come.
         all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(grace_s):

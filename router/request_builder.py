@@ -92,6 +92,7 @@ class RequestBuilder:
             InvalidRequest: Names the field.
             PromptTooLong: Prompt plus output exceed the context window or a pool.
         """
+        # The deadline counts from here: tokenizing takes part of it.
         received_at = self._clock.now_s()
         self.check_model(params.model)
         check_text("request_id", params.request_id, MAX_ID_CHARACTERS)
@@ -133,6 +134,7 @@ class RequestBuilder:
         if seed is None:
             seed = seed_of(request_id, self._seed_key, params.identity.tenant)
         else:
+            # A negative seed is the same 64 bits without a sign.
             seed &= MAX_SEED
         return GenerateRequest(
             request_id=request_id,

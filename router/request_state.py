@@ -139,6 +139,7 @@ class AttemptState:
         known = len(self.scores)
         if delta.prompt_start > known:
             raise WorkerLost(f"prompt scores {known} to {delta.prompt_start - 1} are missing")
+        # A stream that was cut sends some of them again.
         self.scores += delta.prompt_logprobs[known - delta.prompt_start :]
         if len(self.scores) >= self.run.num_scores:
             self.run.has_prompt_scores = True

@@ -124,6 +124,7 @@ class StreamGroup:
             An empty list if none arrived within `timeout_s`.
         """
         while True:
+            # Cleared before looking, so that an event in between wakes the wait below.
             self._wake.clear()
             events = [
                 (index, event)

@@ -67,6 +67,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         ]
         try:
             call.identity = self._service.keyring.identify(
+                # Of two keys a proxy may have checked the other one.
                 str(values[0]) if len(values) == 1 else ""
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))

@@ -130,6 +130,7 @@ class HttpApi:
         body = parse_body(kind, tree)
         ignored = ignored_fields(body, is_strict=self.config.is_strict)
         names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
+        # A client may name a field anything; a header may not hold everything.
         shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in names)
         return body, {IGNORED_HEADER: shown} if ignored else {}
 
@@ -212,6 +213,7 @@ class HttpApi:
 
     def created_now(self) -> int:
         """Return Unix seconds for a reply's `created`."""
+        # The wall clock is read once: it may jump.
         return self.created + int(self.service.uptime_s())
 
     async def tokenize(self, request: Request) -> Response:

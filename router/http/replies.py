@@ -83,6 +83,7 @@ class Reply:
             "model": model.name,
             "system_fingerprint": model.fingerprint,
         }
+        # Nearly all chunks of a stream are text alone: they are joined, not encoded.
         self._quick_head = (
             "data: " + json.dumps(self._head, separators=(",", ":"))[:-1] + ',"choices":['
         )

@@ -45,6 +45,7 @@ class EventStream(Response):
     ) -> None:
         """Send `reply` from the events of `group`, which is already started."""
         super().__init__(headers={**headers, **HEADERS})
+        # The base class has counted an empty body.
         del self.headers["content-length"]
         self._reply = reply
         self._group = group
@@ -166,4 +167,5 @@ async def unless_disconnected(
     finally:
         task.cancel()
         watcher.cancel()
+        # Nothing of a request may go on behind its reply.
         await asyncio.gather(task, watcher, return_exceptions=True)

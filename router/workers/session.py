@@ -188,6 +188,7 @@ class WorkerSession:
                 requests = len(self.subscriptions)
                 self._log(events.WORKER_LOST, reason=error.message, requests=requests)
         finally:
+            # LOST comes first: an attempt that ends here may be placed again before this returns.
             self._set_state(state=SessionState.LOST)
             self._outbox.clear()
             self.subscriptions.lose(error)
@@ -232,13 +233,14 @@ class WorkerSession:
 
     async def _connect(self) -> MessageStream:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
+            # Even a dial that fails takes a number: a later one must be the newest at the worker.
             number = next(self._stream_numbers)
             stream = NumberedStream(await self._network.dial(self.descriptor.session_address))
             try:
                 wanted = self.subscriptions.wanted(self._outbox.queued_runs)
                 await stream.send(Hello(self._router_id, wanted, number))
                 welcome = await stream.recv()
-            except BaseException:
+            except BaseException:  # also when cancelled: nobody else would end this stream
                 stream.reset()
                 raise
         if (
