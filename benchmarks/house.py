@@ -3,7 +3,14 @@
 Owns the counting of a checkout, this one or another (`--root`), and the tracing of one request
 through every process of a local cluster. Does not know what the numbers should be; the aims it
 shows are those of docs/performance.md.
-Run: python -m benchmarks.house [--root FOLDER] [--out NAME]
+
+Entered counts as follows. A cluster that has served one request is left alone for some windows of
+time, then serves one completion of four tokens in a window of the same length. A function is the
+request's if a process called it more often in that window than in any quiet one: so heartbeats,
+canaries and mirrors do not count, unless the request uses what they use. Counted are functions of
+the product's packages; generated code, libraries, module and class bodies (imports) are not, and a
+comprehension or lambda is part of the function that it stands in.
+Run: python -m benchmarks.house [--root FOLDER] [--out NAME] [--list]
 """
 
 import argparse
@@ -21,6 +28,7 @@ import tokenize
 import tomllib
 import urllib.request
 from collections import Counter, defaultdict
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -35,23 +43,37 @@ FIELD = "min_p"
 """A sampling field like any other: how many files know it is how many a new one touches."""
 AIMS = {"files entered": 45, "functions entered": 300, "import chain": 12, "fmt: skip": 15}
 START_S = 120.0
+WINDOW_S = 1.5
+"""Longer than a heartbeat's period, so that each quiet window sees all that runs by itself."""
+NUM_QUIET = 5
+"""Quiet windows: the mirror writes every two seconds, and heartbeats jitter."""
+WRITE_S = 1.0
+"""Time for every process to write what it counted."""
+QUIET_ENVIRONMENT = {"BATON_PLACEMENT__PATH": "pd", "BATON_ROUTER__CANARY_INTERVAL_S": "60"}
+"""Both workers serve the request, and no canary falls into its window."""
 TRACER = """
 import collections, json, os, signal, sys, threading
 ROOT = os.environ["HOUSE_ROOT"] + "/"
+PACKAGES = frozenset(os.environ["HOUSE_PACKAGES"].split(","))
+IS_FUNCTION = 1  # CO_OPTIMIZED: bodies of modules and classes are not
 entered = collections.Counter()
+windows = []
 
 def enter(frame, event, _):
-    if event == "call":
+    if event == "call" and frame.f_code.co_flags & IS_FUNCTION:
         code = frame.f_code
-        if code.co_filename.startswith(ROOT) and ".venv" not in code.co_filename:
-            entered[code.co_filename[len(ROOT):] + "::" + code.co_qualname] += 1
+        if code.co_filename.startswith(ROOT):
+            path = code.co_filename[len(ROOT):]
+            if path.partition("/")[0] in PACKAGES:
+                entered[path + "::" + code.co_qualname] += 1
 
 def begin(*_):
     entered.clear()
 
 def end(*_):
+    windows.append(dict(entered))
     with open(os.environ["HOUSE_OUT"] + f"/{os.getpid()}.json", "w") as out:
-        json.dump(dict(entered), out)
+        json.dump(windows, out)
 
 if threading.current_thread() is threading.main_thread():
     signal.signal(signal.SIGUSR1, begin)
@@ -154,7 +176,7 @@ def count(root: Path) -> dict[str, object]:
 def ask(port: int, path: str, body: dict[str, object] | None = None) -> dict[str, object]:
     """One call of the HTTP endpoint."""
     data = None if body is None else json.dumps(body).encode()
-    headers = {"content-type": "application/json", "x-baton-timing": "1"}
+    headers = {"content-type": "application/json"}
     request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data, headers)
     with urllib.request.urlopen(request, timeout=60) as reply:
         return json.loads(reply.read())
@@ -170,8 +192,9 @@ def trace(root: Path) -> dict[str, object]:
             **os.environ,
             "PYTHONPATH": f"{folder}:{root}",
             "HOUSE_ROOT": str(root),
+            "HOUSE_PACKAGES": ",".join(packages_of(root)),
             "HOUSE_OUT": folder,
-            "BATON_PLACEMENT__PATH": "pd",
+            **QUIET_ENVIRONMENT,
         }
         log = Path(folder, "up.log")
         start = (
@@ -193,23 +216,54 @@ def trace(root: Path) -> dict[str, object]:
             ask(port, "/v1/completions", body | {"prompt": "warm " * 40})
             children = [p.pid for p in psutil.Process(up.pid).children(recursive=True)]
             traced = [pid for pid in children if is_python(pid)]
-            for pid in traced:
-                os.kill(pid, signal.SIGUSR1)
-            time.sleep(0.2)
-            ask(port, "/v1/completions", body)
-            for pid in traced:
-                os.kill(pid, signal.SIGUSR2)
-            time.sleep(2.0)
+            for _ in range(NUM_QUIET):
+                watch(traced, lambda: None)
+            watch(traced, lambda: ask(port, "/v1/completions", body))
         finally:
             up.send_signal(signal.SIGTERM)
             up.wait(60)
-        entered = [json.loads(p.read_text()) for p in Path(folder).glob("*.json")]
+        processes = [json.loads(p.read_text()) for p in Path(folder).glob("*.json")]
+    entered = [of_request(windows) for windows in processes]
     functions = {name for one in entered for name in one}
+    files = Counter(name.partition("::")[0] for name in functions)
+    rooms: Counter[str] = Counter()
+    for file, number in files.items():
+        rooms[str(Path(file).parent)] += number
     return {
         "processes": sum(bool(one) for one in entered),
-        "files entered": len({name.partition("::")[0] for name in functions}),
+        "files entered": len(files),
         "functions entered": len(functions),
         "calls": sum(sum(one.values()) for one in entered),
+        "functions entered per room": dict(rooms.most_common()),
+        "entered": sorted(functions),
+    }
+
+
+def watch(pids: list[int], act: Callable[[], object]) -> None:
+    """Let processes count their calls for one window, at whose beginning something is done."""
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR1)
+    ends_at = time.monotonic() + WINDOW_S
+    act()
+    time.sleep(max(0.0, ends_at - time.monotonic()))
+    for pid in pids:
+        os.kill(pid, signal.SIGUSR2)
+    time.sleep(WRITE_S)
+
+
+def of_request(windows: list[dict[str, int]]) -> Counter[str]:
+    """Count the calls of one process that its last window has beyond the quiet ones before it."""
+    *quiet, last = [Counter(named(window)) for window in windows]
+    most: Counter[str] = Counter()
+    for window in quiet:
+        most |= window
+    return last - most
+
+
+def named(calls: dict[str, int]) -> dict[str, int]:
+    """Leave out comprehensions and lambdas: the function that they stand in counts for them."""
+    return {
+        name: number for name, number in calls.items() if not re.search(r"<(?!locals>)\w+>", name)
     }
 
 
@@ -239,18 +293,24 @@ def show(counts: dict[str, object], console: Console) -> None:
         if isinstance(value, (int, float)):
             table.add_row(name, f"{value:,}", str(AIMS.get(name, "")))
     console.print(table)
-    for room, lines in counts["lines per room"].items():
-        console.print(f"{lines:6,}  {room}", highlight=False)
+    for kind in ("lines per room", "functions entered per room"):
+        console.print(kind)
+        for room, number in counts[kind].items():
+            console.print(f"{number:6,}  {room}", highlight=False)
 
 
 def main() -> None:
     """Count, trace, show and save."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to count")
+    parser.add_argument("--list", action="store_true", help="name every function entered")
     parser.add_argument("--out", default="house", help="name under benchmarks/results")
     options = parser.parse_args()
     counts = count(options.root.resolve()) | trace(options.root.resolve())
     show(counts, Console())
+    entered = counts.pop("entered")
+    if options.list:
+        print(*entered, sep="\n")
     print(save(options.out, counts))
 
 

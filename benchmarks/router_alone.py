@@ -26,7 +26,7 @@ from benchmarks.record import save
 from client.endpoints import Endpoints
 from cluster.local import Child
 from cluster.members import from_json, to_json
-from cluster.worker_process import model_of
+from cluster.served_model import model_of
 from core.config import EngineConfig, TransferConfig, load_config
 from core.ids import Ids, WorkerId
 from core.plan import StepResult

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from cli.client import stream_answer
 from cluster.ray.env import prepare_fresh_ray
-from cluster.worker_process import model_of
+from cluster.served_model import model_of
 from core.config import load_config
 from process.orphan_reaper import OrphanReaper
 from protos.baton.v1 import generation_pb2 as pb

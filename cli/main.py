@@ -336,7 +336,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from cluster.network_check import faults_between_machines  # noqa: PLC0415
     from cluster.ray.probe import endpoint_of_environment  # noqa: PLC0415
     from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
-    from cluster.worker_process import kv_pools_of, model_of  # noqa: PLC0415
+    from cluster.served_model import kv_pools_of, model_of  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
     from core.ports import SystemClock  # noqa: PLC0415
     from core.references import is_reference  # noqa: PLC0415

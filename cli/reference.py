@@ -97,7 +97,7 @@ def _kind(annotation: Any) -> str:  # noqa: ANN401
     """A type in the reader's words."""
     annotation = _bare(annotation)
     text = getattr(annotation, "__name__", "") if isinstance(annotation, type) else str(annotation)
-    text = re.sub(r"(?:typing|router\.http\.bodies|core\.config\.\w+)\.", "", text).replace(
+    text = re.sub(r"(?:typing|router\.http\.\w+|core\.config\.\w+)\.", "", text).replace(
         " | None", ""
     )
     text = re.sub(r"Union\[float, int(, NoneType)?\]", "number", text)

@@ -20,8 +20,8 @@ from rich.console import Console
 from cli.banner import announce
 from cli.instances import announced
 from cluster.ray.env import prepare_fresh_ray
+from cluster.served_model import kv_pools_of, model_of
 from cluster.server_ports import claimed
-from cluster.worker_process import kv_pools_of, model_of
 from core import events, logs
 from core.addresses import is_loopback
 from core.config import BatonConfig, load_config, log_renamed

@@ -13,27 +13,25 @@ import uvicorn
 
 from cluster.certificate_expiry import CertificateEnds
 from cluster.secrets import with_read_secrets
+from cluster.served_model import model_of
 from cluster.tracing import make_tracing
-from cluster.worker_process import model_of
 from core import events
 from core.addresses import bare_host, family_of
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
-from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
-from router.compose import RouterComponents, compose
+from router.compose import RouterComponents, ServiceComponents, compose_service
 from router.descriptors import INSIDE_DESCRIPTORS, grpc_share, raise_descriptor_limit
 from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
-from router.request_builder import ServedModel
-from router.service import GenerationService
+from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
 from router.text.tokenizing import TokenizerPool
@@ -62,7 +60,6 @@ class RunningRouter:
         spec = model_of(config)
         router = config.router
         clock = SystemClock()
-        ids = Ids()
         security = config.security
         inner = session_tls(security, "router")
         self._network = session_network(router.host, inner, stream_key(security.cluster_key))
@@ -72,20 +69,6 @@ class RunningRouter:
         self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         self._tracing = make_tracing(config.tracing, "baton-router")
-        core = compose(
-            RouterComponents(
-                membership=membership,
-                session_network=self._network,
-                config=router,
-                placement=config.placement,
-                clock=clock,
-                ids=ids,
-                new_decoder=text.decoder_of,
-                tracing=self._tracing,
-            )
-        )
-        self.sessions = core.sessions
-        self.orchestrator = core.orchestrator
         model = ServedModel(
             spec.name,
             spec.vocabulary_size,
@@ -96,46 +79,48 @@ class RunningRouter:
             fingerprint=f"fp_{spec.digest[:10]}",
             max_prompt_bytes=spec.max_model_len * (longest_token_bytes(spec.folder) or 0),
         )
-        keyring = Keyring(config.security.api_keys, clock.now_s)
-        self.service = GenerationService(
-            model,
-            router,
-            core.orchestrator,
-            core.admission,
-            core.sessions,
-            self._tokenizer,
-            text,
-            clock,
-            ids,
-            config.seed_key.encode(),
-            keyring,
-            expected_roles(config),
-            must_cross=config.placement.path == "pd",
-        )
-        self._config = config
-        self._mirror = (
-            MembershipMirror(RedisStore(config.redis.url), self.service.status.replicas)
-            if config.redis.url
-            else None
-        )
-        self._mirror_task: asyncio.Task[None] | None = None
-        self.service.status.configured = {
-            Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
-            Role.DECODE: config.pools.decode.replicas,
-        }
-        if self._mirror is not None:
-            mirror = self._mirror
-            self.service.status.read_store_state = lambda: mirror.state
-        is_private = bool(config.security.door_certificate)
-        self._certificate = ServerCertificate(config.security, clock.now_s) if is_private else None
+        is_private = bool(security.door_certificate)
+        self._certificate = ServerCertificate(security, clock.now_s) if is_private else None
         self._ends = CertificateEnds(
-            config.security,
+            security,
             "router",
             inner,
             self._certificate.chain if self._certificate is not None else None,
         )
-        self.service.status.read_certificate_ends = self._ends.read
-        self._grpc = GrpcServer(self.service, config.security, self._certificate)
+        made = compose_service(
+            RouterComponents(
+                membership=membership,
+                session_network=self._network,
+                config=router,
+                placement=config.placement,
+                clock=clock,
+                ids=Ids(),
+                new_decoder=text.decoder_of,
+                tracing=self._tracing,
+            ),
+            ServiceComponents(
+                model=model,
+                tokenizer=self._tokenizer,
+                text=text,
+                seed_key=config.seed_key.encode(),
+                keyring=Keyring(security.api_keys, clock.now_s),
+                expected_roles=expected_roles(config),
+                configured={
+                    Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
+                    Role.DECODE: config.pools.decode.replicas,
+                },
+                must_cross=config.placement.path == "pd",
+                store=RedisStore(config.redis.url) if config.redis.url else None,
+                read_certificate_ends=self._ends.read,
+            ),
+        )
+        self.sessions = made.core.sessions
+        self.orchestrator = made.core.orchestrator
+        self.service = made.service
+        self._mirror = made.mirror
+        self._mirror_task: asyncio.Task[None] | None = None
+        self._config = config
+        self._grpc = GrpcServer(self.service, security, self._certificate)
         self._http: uvicorn.Server | None = None
         self._http_task: asyncio.Task[None] | None = None
         self.http_port = 0
@@ -181,7 +166,7 @@ class RunningRouter:
             listener,
             connections,
             self._config.router.slow_reader_s,
-            self.service.connection_refused,
+            self.service.recorder.connection_refused,
         )
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
         self._ends.watch()

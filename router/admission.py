@@ -108,6 +108,7 @@ class Admission:
             )
 
     def _num_permits(self, num_choices: int) -> int:
+        # One with more choices than there are permits runs alone; otherwise it would never run.
         return max(1, min(num_choices, self._max_running))
 
     async def _acquire(self, num_tokens: int, tenant: str = "", num_permits: int = 1) -> None:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 from core.config import PlacementConfig, RouterConfig
 from core.containment import contained
@@ -32,7 +30,7 @@ from core.ports import Clock
 from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.types import Path
 from router.placement import Placement, PlacementConstraints, choose
-from router.request_state import AttemptState, RequestState
+from router.request_state import AttemptState, RequestObserver, RequestState
 from router.retry_budget import RetryBudget
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
@@ -56,6 +54,7 @@ class Attempts:
         placement: PlacementConfig,
         clock: Clock,
         ids: Ids,
+        observer: RequestObserver,
     ) -> None:
         """Start with the full budget: this router's share of the cluster's."""
         self._sessions = sessions
@@ -63,7 +62,8 @@ class Attempts:
         self._placement = placement
         self._clock = clock
         self._ids = ids
-        self.on_retry: Callable[[ServingError], None] = lambda error: None
+        self._observer = observer
+        # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
 
@@ -111,7 +111,7 @@ class Attempts:
         if isinstance(error, Draining):
             return
         with contained("noting a retry"):
-            self.on_retry(error)
+            self._observer.retried(error)
         if isinstance(error, PoolExhausted):
             await asyncio.sleep(FAULT_PAUSE_S)
         else:
@@ -130,10 +130,14 @@ class Attempts:
         """Place, submit to both workers at once, and wait for every choice or the first fault."""
         placement = await self._place(run, after)
         attempt = AttemptState(
-            run, epoch, placement, asyncio.get_running_loop().create_future(), self._clock.now_s()
+            run=run,
+            epoch=epoch,
+            placement=placement,
+            finished=asyncio.get_running_loop().create_future(),
+            started_at=self._clock.now_s(),
+            on_choice_finished=self.send_credit,
+            reported_finished=run.finished_choices,
         )
-        attempt.on_choice_finished = partial(self.send_credit, attempt)
-        attempt.reported_finished = run.finished_choices
         run.placement = placement
         run.current = attempt
         run.prefill_spoke_at = None
@@ -142,6 +146,7 @@ class Attempts:
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
                 session = self._sessions.get(descriptor)
+                # Noted and subscribed before it is sent: if sending fails, it is forgotten below.
                 sessions.append(session)
                 session.subscribe(run.run_id, attempt, num_tokens)
                 session.send(submit)
@@ -165,6 +170,7 @@ class Attempts:
         """
         hopeless_at: float | None = None
         while True:
+            # Taken before looking, so that no change in between is missed.
             changed = self._sessions.changed
             try:
                 return choose(self._sessions.candidates(), run.request, self._constraints(run))
@@ -188,6 +194,8 @@ class Attempts:
         return PlacementConstraints(
             path=run.path,
             local_below_tokens=self._placement.local_below_tokens,
+            # One transfer carries one sequence, which choices with output no longer are; and of a
+            # single token there is nothing to hand over.
             must_be_local=(len(run.choices) > 1 and has_output)
             or run.request.sampling.max_tokens == 1,
             excluded=frozenset(run.excluded),
@@ -209,6 +217,7 @@ class Attempts:
             finished_choices=run.finished_choices,
             credit=run.credit,
             run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
+            # An age, for clocks of two machines differ.
             age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
         )
         if placement.path is Path.LOCAL:

@@ -105,6 +105,7 @@ class ChoiceOutput:
             raise WorkerLost(
                 f"positions {known} to {delta.position - 1} of choice {self.choice} are missing"
             )
+        # Both workers announce the first token, and a new stream or attempt repeats positions.
         overlap = tuple(self.token_ids[delta.position : delta.position + len(delta.token_ids)])
         if overlap != delta.token_ids[: len(overlap)]:
             raise InvariantViolation(
@@ -126,6 +127,7 @@ class ChoiceOutput:
                 tail += stop if stop and self._includes_stop else ""
                 self.finished = ChoiceFinished(self.choice, delta.finish, stop or stop_id)
         events: list[RequestEvent] = []
+        # What a resuming client has was decoded all the same: later text depends on it.
         first = min(max(self._skip - known, 0), len(used))
         if used[first:]:
             logprobs = delta.logprobs[len(overlap) :][first : len(used)]

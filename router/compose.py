@@ -1,26 +1,44 @@
-"""What carries requests inside a router, put together.
+"""A router put together from its parts: alone, and with the service that its servers share.
 
-Owns the wiring of sessions, admission and orchestrator; the same in production, simulation and
-tests. Does not know doors, texts or processes.
+Owns the wiring; the same in production, simulation and tests. Does not know HTTP, gRPC or
+processes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from core import metrics
 from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
-from core.ports import Clock, Membership, Network
+from core.ports import Clock, Membership, MemberStore, Network, Tokenizer
+from core.session import Role
 from core.trace import NoTracing, Tracing
+from prefix_index.mirror import MembershipMirror
+from router.access.credentials import Keyring
 from router.admission import Admission
+from router.attempts import Attempts
 from router.choice_output import NewDecoder
+from router.observe.canary import Canary
+from router.observe.readiness import Proof
+from router.observe.recorder import Recorder
+from router.observe.request_log import RequestLog
+from router.observe.shedding import Shedding
+from router.observe.status import ClusterStatus, replica
+from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
+from router.request_builder import RequestBuilder
+from router.request_params import ServedModel
+from router.request_state import RequestObserver
+from router.service import GenerationService
+from router.text.detokenizing import TextModel
 from router.workers.sessions import WorkerSessions
 
 
 @dataclass(frozen=True, slots=True)
 class RouterComponents:
-    """What a router is made of, chosen by the composition root."""
+    """What carries requests inside a router is made of these."""
 
     membership: Membership
     session_network: Network
@@ -33,28 +51,143 @@ class RouterComponents:
 
 
 @dataclass(frozen=True, slots=True)
+class ServiceComponents:
+    """What the service in front of it is made of."""
+
+    model: ServedModel
+    tokenizer: Tokenizer
+    text: TextModel
+    seed_key: bytes
+    keyring: Keyring
+    expected_roles: frozenset[Role]
+    """Pools that must have a worker before the router is ready for the first time."""
+    configured: Mapping[Role, int] = field(default_factory=dict)
+    """Workers that each pool should have."""
+    must_cross: bool = False
+    """Path pd is forced: the router is ready only while every expected pool has a worker."""
+    store: MemberStore | None = None
+    """Where the members are mirrored."""
+    read_certificate_ends: Callable[[], dict[str, int]] = dict
+    """End of each certificate (Unix seconds) by its name."""
+
+
+@dataclass(frozen=True, slots=True)
 class RouterCore:
-    """A router without doors."""
+    """A router without servers."""
 
     sessions: WorkerSessions
     admission: Admission
+    attempts: Attempts
     orchestrator: Orchestrator
 
 
-def compose(components: RouterComponents) -> RouterCore:
+@dataclass(frozen=True, slots=True)
+class Router:
+    """A router, ready for its servers."""
+
+    core: RouterCore
+    service: GenerationService
+    mirror: MembershipMirror | None
+
+
+def compose(components: RouterComponents, observer: RequestObserver | None = None) -> RouterCore:
     """Put a router's core together; it follows the members once `sessions.follow` is called."""
+    sessions = _sessions(components)
+    admission = _admission(components)
+    return _core(components, sessions, admission, observer or RequestObserver())
+
+
+def compose_service(components: RouterComponents, parts: ServiceComponents) -> Router:
+    """Put a router and its service together; `service.start` begins what runs without calls.
+
+    The order is that of need: requests are noted in the metrics, which show the status of workers.
+    """
     config = components.config
-    sessions = WorkerSessions(
+    clock = components.clock
+    sessions = _sessions(components)
+    admission = _admission(components)
+    mirror = (
+        MembershipMirror(parts.store, lambda: [replica(view) for view in sessions.views()])
+        if parts.store is not None
+        else None
+    )
+    proof = Proof(sessions.live_roles, parts.expected_roles, must_cross=parts.must_cross)
+    status = ClusterStatus(
+        parts.model.name,
+        sessions,
+        admission,
+        proof,
+        parts.configured,
+        lambda: "off" if mirror is None else mirror.state,
+    )
+    telemetry = Telemetry(
+        {
+            metrics.RUNNING: lambda: {"": admission.num_running},
+            metrics.QUEUED: lambda: {"": admission.num_queued},
+            metrics.WORKERS: status.live_by_role,
+            metrics.API_KEYS: parts.keyring.num_by_state,
+            metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
+            metrics.PROBLEMS: status.num_by_problem,
+        }
+    )
+    log = RequestLog(clock.now_s) if config.has_request_log else None
+    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), log)
+    core = _core(components, sessions, admission, recorder)
+    service = GenerationService(
+        parts.model,
+        config,
+        core.orchestrator,
+        admission,
+        RequestBuilder(
+            parts.model,
+            config,
+            parts.tokenizer,
+            clock,
+            components.ids,
+            parts.seed_key,
+            lambda: [candidate.descriptor for candidate in sessions.candidates()],
+            parts.text,
+        ),
+        parts.tokenizer,
+        parts.text,
+        Canary(parts.model, config, core.orchestrator, sessions, clock, components.ids, proof),
+        status,
+        telemetry,
+        recorder,
+        parts.keyring,
+        clock,
+    )
+    return Router(core, service, mirror)
+
+
+def _sessions(components: RouterComponents) -> WorkerSessions:
+    return WorkerSessions(
         components.membership,
         components.session_network,
         components.ids.router(),
         components.clock,
     )
-    admission = Admission(
+
+
+def _admission(components: RouterComponents) -> Admission:
+    config = components.config
+    return Admission(
         config.max_running, config.max_queued, config.queue_wait_s, config.max_queued_tokens
     )
+
+
+def _core(
+    components: RouterComponents,
+    sessions: WorkerSessions,
+    admission: Admission,
+    observer: RequestObserver,
+) -> RouterCore:
+    config = components.config
+    attempts = Attempts(
+        sessions, config, components.placement, components.clock, components.ids, observer
+    )
     orchestrator = Orchestrator(
-        sessions,
+        attempts,
         admission,
         config,
         components.placement,
@@ -62,5 +195,6 @@ def compose(components: RouterComponents) -> RouterCore:
         components.ids,
         components.new_decoder,
         components.tracing,
+        observer,
     )
-    return RouterCore(sessions, admission, orchestrator)
+    return RouterCore(sessions, admission, attempts, orchestrator)

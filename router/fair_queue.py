@@ -49,6 +49,7 @@ class FairQueue(Generic[Waiter]):
             return True
         longest = self._longest()
         most = len(self._queues[longest]) if longest is not None else 0
+        # Not if the two would then be even: they would evict one another in turn.
         return len(self._queues.get(tenant, ())) + 1 < most
 
     def _longest(self) -> str | None:

@@ -17,33 +17,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from dataclasses import replace
+from typing import Protocol
 
 from core.config import PlacementConfig, RouterConfig
 from core.containment import contained, fault_of
 from core.errors import Cancelled, DeadlineExceeded, Draining, DuplicateRequest, ServingError
-from core.ids import Ids, RequestId
+from core.ids import Ids
 from core.ports import Clock
 from core.timeline import Timeline
 from core.trace import Tracing
 from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
-from router.attempts import Attempts
 from router.choice_output import ChoiceOutput, NewDecoder
 from router.observe.timing import end_span, timing_of
-from router.request_state import Emit, RequestState
-from router.workers.sessions import WorkerSessions
+from router.request_state import AttemptState, Emit, RequestObserver, RequestState, RunKey
 
-RunKey = tuple[str, RequestId]
+
+class AttemptRunner(Protocol):
+    """How a request is tried (`router.attempts`)."""
+
+    async def run(self, run: RequestState) -> None:
+        """Try until every choice has finished.
+
+        Raises:
+            ServingError: The last fault, when no further attempt is allowed.
+        """
+        ...
+
+    def send_credit(self, attempt: AttemptState) -> None:
+        """Send the worker that decodes its new limit."""
+        ...
 
 
 class Orchestrator:
     """Runs requests; between them it holds only the table of those in flight."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a request needs meets here
         self,
-        sessions: WorkerSessions,
+        attempts: AttemptRunner,
         admission: Admission,
         config: RouterConfig,
         placement: PlacementConfig,
@@ -51,9 +63,10 @@ class Orchestrator:
         ids: Ids,
         new_decoder: NewDecoder,
         tracing: Tracing,
+        observer: RequestObserver,
     ) -> None:
-        """Start with no request."""
-        self.attempts = Attempts(sessions, config, placement, clock, ids)
+        """Start with no request; `observer` hears of each one's end."""
+        self._attempts = attempts
         self._admission = admission
         self._config = config
         self._placement = placement
@@ -62,11 +75,8 @@ class Orchestrator:
         self._new_decoder = new_decoder
         self._runs: dict[RunKey, RequestState] = {}
         self._tasks: dict[RunKey, asyncio.Task[object]] = {}
-        self.on_ended: Callable[[RequestState, RequestEnded], None] = lambda run, ended: None
-        self.on_refused: Callable[[GenerateRequest, ServingError], None] = lambda request, error: (
-            None
-        )
         self.tracing = tracing
+        self._observer = observer
 
     @property
     def num_running(self) -> int:
@@ -106,7 +116,7 @@ class Orchestrator:
         """End a request that never began to run."""
         emit(RequestEnded(Usage(0), error))
         with contained("noting that a request was refused"):
-            self.on_refused(request, error)
+            self._observer.request_refused(request, error)
 
     def _begin(
         self, request: GenerateRequest, emit: Emit, forced_path: Path | None
@@ -147,6 +157,8 @@ class Orchestrator:
                 raise
             error = run.aborted_with
             if task is not None:
+                # Cancelled by `abort`, not by the caller: who awaits this must not see a
+                # cancellation.
                 task.uncancel()
         finally:
             del self._runs[run_key]
@@ -161,11 +173,13 @@ class Orchestrator:
         """
         request = run.request
         try:
+            # In here, so that tokens which cannot be are this request's error. Most clients send
+            # none.
             for choice, tokens in zip(run.choices, request.resume_tokens, strict=False):
                 choice.restore(tokens)
             async with asyncio.timeout_at(request.deadline_at), self._admission.permit(request):
                 run.timeline.admitted_at = self._clock.now_s()
-                await self.attempts.run(run)
+                await self._attempts.run(run)
         except TimeoutError:
             return DeadlineExceeded(
                 f"the deadline passed after {run.num_output_tokens} output tokens"
@@ -184,7 +198,7 @@ class Orchestrator:
         with contained("the delivery of a request's end"):
             run.emit(ended)
         with contained("noting that a request has ended"):
-            self.on_ended(run, ended)
+            self._observer.request_ended(run, ended)
 
     def abort(self, run_key: RunKey, error: ServingError | None = None) -> bool:
         """End a request by id, cancelled unless another error is given.
@@ -196,6 +210,7 @@ class Orchestrator:
         if run is None:
             return False
         run.aborted_with = error or Cancelled("the request was aborted")
+        # An attempt ends by its future; between attempts only the task itself can be woken.
         if run.current is not None:
             run.current.fail(run.aborted_with)
         elif (task := self._tasks.get(run_key)) is not None:
@@ -208,11 +223,12 @@ class Orchestrator:
         if run is None:
             return
         limit = num_positions + self._config.credit_positions
+        # In halves of the credit: a message for each token would cost more than the token.
         if limit - run.credit < self._config.credit_positions // 2:
             return
         run.credit = limit
         if run.current is not None:  # else the next attempt is submitted with it
-            self.attempts.send_credit(run.current)
+            self._attempts.send_credit(run.current)
 
     async def _take_over(self, request: GenerateRequest) -> None:
         """End the run that a resuming client left; the router may not have noticed that yet."""
@@ -225,6 +241,7 @@ class Orchestrator:
 
     async def drain(self, grace_s: float) -> None:
         """Let requests finish for `grace_s`, then end the rest so that clients resume elsewhere."""
+        # Admission is closed by now: no further requests come.
         all_ended = asyncio.gather(*self._tasks.values(), return_exceptions=True)
         try:
             async with asyncio.timeout(grace_s):

@@ -125,6 +125,7 @@ def _best_pair(
         by_layout.setdefault(_layout(c.descriptor), []).append(c)
     partners: dict[tuple[str, int], list[Candidate]] = {}
     queue = [(_prefill_cost(c), index) for index, c in enumerate(prefill)]
+    # A heap and no sort: nearly always the cheapest has a partner.
     heapq.heapify(queue)
     while queue:
         sender = prefill[heapq.heappop(queue)[1]].descriptor
@@ -184,6 +185,7 @@ def _decode_cost(
     load = c.load
     num_available = load.free_blocks + load.cached_blocks
     num_needed = -(-num_tokens // descriptor.block_size_tokens) + num_choices
+    # A report is up to half a second old: what this router has sent there counts at once.
     running = max(load.num_running + load.num_waiting, c.pending_requests)
     used_blocks = descriptor.num_blocks - num_available
     return num_needed > num_available, running, used_blocks, descriptor.worker_id

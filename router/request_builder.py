@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 from core.config import RouterConfig
@@ -15,73 +15,21 @@ from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptT
 from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
-from core.trace import TraceContext
 from core.types import (
     MAX_BAD_WORDS,
-    MAX_CHOICES,
     MAX_SEED,
     ChatPrompt,
     GenerateRequest,
     SamplingParams,
     outside,
 )
-from router.access.identities import ANYBODY, Identity
+from router.request_limits import RequestLimits, too_long
+from router.request_params import MAX_ID_CHARACTERS, RequestParams, ServedModel, check_text
 from router.resuming import check_resume
 
-MAX_ID_CHARACTERS = 128
 MAX_SALT_CHARACTERS = 256
 MAX_BAD_WORD_CHARACTERS = 256
 DEFAULT_COMPLETION_TOKENS = 16
-
-
-@dataclass(frozen=True, slots=True)
-class ServedModel:
-    """What the router knows of the model, without torch.
-
-    `default_sampling` is from `generation_config.json`.
-    """
-
-    name: str
-    vocabulary_size: int
-    max_model_len: int
-    eos_token_ids: tuple[int, ...]
-    dtype: str
-    default_sampling: dict[str, float] = field(default_factory=dict)
-    fingerprint: str = ""
-    max_prompt_bytes: int = 0
-    """Longer text cannot fit, however it is tokenized; 0: no such limit is known."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestParams:
-    """What a client asked for, not validated yet.
-
-    `sampling` has only the given fields: an absent one means the model's default.
-    """
-
-    prompt: str | Sequence[int] | ChatPrompt
-    sampling: dict[str, Any]
-    model: str = ""
-    request_id: str = ""
-    """Identifies the request, its seed and its stream. Empty: the router makes one."""
-    correlation_id: str = ""
-    """The caller's name for the action it belongs to; many requests may share it."""
-    time_limit_s: float | None = None
-    bad_words: Sequence[str] = ()
-    truncate_prompt_tokens: int | None = None
-    """Keep so many; -1: as many as fit."""
-    keeps_left: bool = False
-    """Truncate at the end instead of the beginning."""
-    adds_special_tokens: bool = True
-    cache_salt: str = ""
-    echoes: bool = False
-    """The prompt is shown before the output."""
-    trace: TraceContext | None = None
-    identity: Identity = ANYBODY
-    resume_from: tuple[int, ...] = ()
-    """For a client that resumes: its position in each choice (`router.resuming`)."""
-    resume_tokens: tuple[tuple[int, ...], ...] = ()
-    """The tokens it has, if it sends them."""
 
 
 class TokenNames(Protocol):
@@ -108,17 +56,17 @@ class RequestBuilder:
         clock: Clock,
         ids: Ids,
         seed_key: bytes,
-        pools: Callable[[], Sequence[WorkerDescriptor]],
+        read_pools: Callable[[], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
     ) -> None:
-        """Build for `model`; `pools` lists live workers, whose room limits a request."""
+        """Build for `model`; `read_pools` lists live workers, whose room limits a request."""
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
         self._clock = clock
         self._ids = ids
         self._seed_key = seed_key
-        self._pools = pools
+        self._limits = RequestLimits(model.max_model_len, config.max_prompt_logprobs, read_pools)
         self._tokens = tokens
         rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
@@ -144,6 +92,7 @@ class RequestBuilder:
             InvalidRequest: Names the field.
             PromptTooLong: Prompt plus output exceed the context window or a pool.
         """
+        # The deadline counts from here: tokenizing takes part of it.
         received_at = self._clock.now_s()
         self.check_model(params.model)
         check_text("request_id", params.request_id, MAX_ID_CHARACTERS)
@@ -164,12 +113,12 @@ class RequestBuilder:
         bad_words = await self._bad_words(params.bad_words, params.identity.tenant)
         is_chat = isinstance(params.prompt, ChatPrompt)
         if "max_tokens" not in given:
-            room = self._room(len(token_ids), given.get("n", 1))
+            room = self._limits.room(len(token_ids), given.get("n", 1))
             given["max_tokens"] = room if is_chat else min(room, DEFAULT_COMPLETION_TOKENS)
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
-        self._check_scores(token_ids, sampling)
-        self._check_length(token_ids, sampling, "messages" if is_chat else "prompt")
+        self._limits.check_scores(token_ids, sampling)
+        self._limits.check_length(token_ids, sampling, "messages" if is_chat else "prompt")
         hidden_stops = self._hidden_stops(sampling)
         stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
         sampling = replace(sampling, stop_token_ids=stop_ids)
@@ -185,6 +134,7 @@ class RequestBuilder:
         if seed is None:
             seed = seed_of(request_id, self._seed_key, params.identity.tenant)
         else:
+            # A negative seed is the same 64 bits without a sign.
             seed &= MAX_SEED
         return GenerateRequest(
             request_id=request_id,
@@ -221,7 +171,7 @@ class RequestBuilder:
         except TimeoutError as error:
             raise DeadlineExceeded("the deadline passed before the prompt was read") from error
         except PromptTooLong as error:
-            raise _too_long(self._model.max_model_len, error.message) from error
+            raise too_long(self._model.max_model_len, error.message) from error
 
     async def encode(
         self,
@@ -306,52 +256,6 @@ class RequestBuilder:
         rows = self._model.vocabulary_size
         return tuple(ids for ids in found if ids and max(ids) < rows)  # others are never sampled
 
-    def _limits(self, num_choices: int) -> list[tuple[int, str]]:
-        """List the limits on prompt plus output (tokens), each with how to raise it."""
-        limits = [(self._model.max_model_len, "")]
-        for d in self._pools():
-            num_tokens = max(0, d.num_blocks - num_choices) * d.block_size_tokens
-            remedy = f" A worker's pool holds {d.num_blocks} KV blocks; raise engine.num_blocks."
-            limits.append((num_tokens, remedy))
-        return limits
-
-    def _room(self, num_prompt_tokens: int, num_choices: int) -> int:
-        """Return the longest output (tokens) that the context and the smallest pool can hold."""
-        return max(1, min(self._limits(num_choices))[0] - num_prompt_tokens)
-
-    def _check_scores(self, token_ids: Sequence[int], sampling: SamplingParams) -> None:
-        if sampling.prompt_logprobs is None:
-            return
-        num_scores = len(token_ids) * (sampling.prompt_logprobs + 1)
-        limit = self._config.max_prompt_logprobs
-        if num_scores > limit:
-            raise InvalidRequest(
-                "prompt_logprobs",
-                f"of {len(token_ids)} prompt tokens would be {num_scores} numbers, the limit is "
-                f"{limit}; ask for fewer, shorten the prompt or raise router.max_prompt_logprobs",
-            )
-
-    def _check_length(
-        self, token_ids: Sequence[int], sampling: SamplingParams, prompt_field: str
-    ) -> None:
-        """Refuse what no worker could ever hold."""
-        limit, remedy = min(self._limits(sampling.n))
-        total = len(token_ids) + sampling.max_tokens
-        if total > limit:
-            raise _too_long(
-                limit,
-                f"you requested {total} tokens ({len(token_ids)} in the {prompt_field}, "
-                f"{sampling.max_tokens} in the completion). Please reduce the length of the "
-                f"{prompt_field} or completion.{remedy}",
-            )
-
-
-def _too_long(limit_tokens: int, fact: str) -> PromptTooLong:
-    """Make the error with OpenAI's wording, by which clients recognize it."""
-    return PromptTooLong(
-        f"This model's maximum context length is {limit_tokens} tokens. However, {fact}"
-    )
-
 
 def _usual(given: dict[str, Any]) -> dict[str, Any]:
     """Normalize what some clients send: `top_p` 0 means greedy, an empty stop string none."""
@@ -362,34 +266,7 @@ def _usual(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def num_choices(params: RequestParams) -> int:
-    """Return how many choices are asked for, at most the limit: a larger `n` is refused later."""
-    n: int = params.sampling.get("n", 1)
-    return min(n, MAX_CHOICES)
-
-
 def _scope(params: RequestParams) -> str:
     """Return the scope in the prefix cache: the tenant's, divided by the request's salt."""
     tenant = params.identity.tenant
     return f"{tenant}\n{params.cache_salt}" if tenant else params.cache_salt
-
-
-def correlation_id_of(value: str) -> str:
-    """Return a caller's id if it may be echoed and logged, else an empty string."""
-    return value if _is_text(value, MAX_ID_CHARACTERS) else ""
-
-
-def _is_text(value: str, limit: int) -> bool:
-    return len(value) <= limit and value.isascii() and (value.isprintable() or not value)
-
-
-def check_text(name: str, value: str, limit: int) -> None:
-    """Refuse a name that cannot be logged and echoed.
-
-    Raises:
-        InvalidRequest: It is too long, or not printable ASCII.
-    """
-    if not _is_text(value, limit):
-        raise InvalidRequest(
-            name, f"has {len(value)} characters, must be at most {limit} printable ASCII ones"
-        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from core.errors import KVTransferError, LayoutMismatch, PoolExhausted, ServingError, WorkerLost
-from core.ids import Epoch, RunId, WorkerId
+from core.ids import Epoch, RequestId, RunId, WorkerId
 from core.ports import Clock
 from core.session import AttemptEnded, TokenDelta, Wanted, WorkerTiming
 from core.timeline import Timeline
@@ -22,6 +22,7 @@ from core.types import (
     Logprob,
     Path,
     PromptScored,
+    RequestEnded,
     RequestEvent,
     TextDelta,
     Usage,
@@ -30,6 +31,21 @@ from router.choice_output import ChoiceOutput
 from router.placement import Placement
 
 Emit = Callable[[RequestEvent], None]
+RunKey = tuple[str, RequestId]
+"""Tenant and request id: two tenants may choose the same."""
+
+
+class RequestObserver:
+    """Hears how requests fare; what it raises harms none of them. This one notes nothing."""
+
+    def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
+        """Note the end of a request that began to run."""
+
+    def request_refused(self, request: GenerateRequest, error: ServingError) -> None:
+        """Note a request that never began to run."""
+
+    def retried(self, error: ServingError) -> None:
+        """Note the fault after which a request is tried again."""
 
 
 @dataclass(slots=True)
@@ -41,6 +57,10 @@ class AttemptState:
     placement: Placement
     finished: asyncio.Future[None]
     started_at: float
+    on_choice_finished: Callable[[AttemptState], None]
+    """Called when one of several choices is over: the worker can stop computing it."""
+    reported_finished: tuple[int, ...] = ()
+    """Finished choices at the last of these calls, or before the first."""
     decode_spoke: bool = False
     prefill_spoke: bool = False
     held: list[TokenDelta] = field(default_factory=list)
@@ -48,10 +68,6 @@ class AttemptState:
     bounded by the credit."""
     scores: list[Logprob] = field(default_factory=list)
     """The prompt's scores, as far as they have arrived."""
-    on_choice_finished: Callable[[], None] = lambda: None
-    """Called when one of several choices is over: the worker can stop computing it."""
-    reported_finished: tuple[int, ...] = ()
-    """Finished choices at the last of these calls."""
 
     def fail(self, error: ServingError, suspect: WorkerId | None = None) -> None:
         """End the attempt with a fault, once; the next one avoids `suspect`."""
@@ -114,7 +130,7 @@ class AttemptState:
             self.finished.set_result(None)
         elif self.run.finished_choices != self.reported_finished:
             self.reported_finished = self.run.finished_choices
-            self.on_choice_finished()
+            self.on_choice_finished(self)
 
     def _take_scores(self, delta: TokenDelta) -> None:
         """Collect the prompt's scores; they are emitted whole, before any token."""
@@ -123,6 +139,7 @@ class AttemptState:
         known = len(self.scores)
         if delta.prompt_start > known:
             raise WorkerLost(f"prompt scores {known} to {delta.prompt_start - 1} are missing")
+        # A stream that was cut sends some of them again.
         self.scores += delta.prompt_logprobs[known - delta.prompt_start :]
         if len(self.scores) >= self.run.num_scores:
             self.run.has_prompt_scores = True

@@ -9,10 +9,40 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from typing import Protocol
 
 from core.errors import ServingError, SlowReader
-from core.types import ChoiceFinished, GenerateRequest, RequestEnded, RequestEvent, TextDelta
-from router.orchestrator import Orchestrator
+from core.types import (
+    ChoiceFinished,
+    GenerateRequest,
+    Path,
+    RequestEnded,
+    RequestEvent,
+    TextDelta,
+)
+from router.request_state import Emit, RunKey
+
+
+class RequestRunner(Protocol):
+    """What runs requests (`router.orchestrator`)."""
+
+    async def run(
+        self, request: GenerateRequest, emit: Emit, forced_path: Path | None = None
+    ) -> None:
+        """Run one request; the last event that `emit` gets is its end."""
+        ...
+
+    def consumed(self, run_key: RunKey, num_positions: int) -> None:
+        """Note that the client has taken `num_positions` of every choice."""
+        ...
+
+    def abort(self, run_key: RunKey, error: ServingError | None = None) -> bool:
+        """End a request with an error; False if it is not running."""
+        ...
+
+    async def drain(self, grace_s: float) -> None:
+        """Let requests finish for `grace_s`, then end the rest."""
+        ...
 
 
 def slow_reader(limit_s: float) -> SlowReader:
@@ -28,17 +58,17 @@ class RequestStream:
     """
 
     def __init__(
-        self, orchestrator: Orchestrator, request: GenerateRequest, wake: asyncio.Event
+        self, runner: RequestRunner, request: GenerateRequest, wake: asyncio.Event
     ) -> None:
         """Start the request; each event sets `wake`."""
         self.request = request
         self.is_over = False
-        self._orchestrator = orchestrator
+        self._runner = runner
         self._wake = wake
         self._events: deque[RequestEvent] = deque()
         self._taken: dict[int, int] = dict(enumerate(request.resume_from))
         self._open_choices = set(range(request.sampling.n))
-        self._task = asyncio.get_running_loop().create_task(orchestrator.run(request, self._emit))
+        self._task = asyncio.get_running_loop().create_task(runner.run(request, self._emit))
 
     def _emit(self, event: RequestEvent) -> None:
         self._events.append(event)
@@ -57,7 +87,7 @@ class RequestStream:
                 self.is_over = True
         if self._open_choices and self._open_choices <= self._taken.keys():
             # A finished choice needs no credit, and must not hold back the others.
-            self._orchestrator.consumed(
+            self._runner.consumed(
                 self.request.run_key, min(self._taken[c] for c in self._open_choices)
             )
         return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
@@ -69,7 +99,7 @@ class RequestStream:
             reason: Its error; by default the client has left.
         """
         if reason is not None and not self._task.done():
-            self._orchestrator.abort(self.request.run_key, reason)
+            self._runner.abort(self.request.run_key, reason)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 
@@ -77,10 +107,10 @@ class RequestStream:
 class StreamGroup:
     """The requests behind one reply: one for each prompt."""
 
-    def __init__(self, orchestrator: Orchestrator, requests: Sequence[GenerateRequest]) -> None:
+    def __init__(self, runner: RequestRunner, requests: Sequence[GenerateRequest]) -> None:
         """Start them all."""
         self._wake = asyncio.Event()
-        self._streams = [RequestStream(orchestrator, request, self._wake) for request in requests]
+        self._streams = [RequestStream(runner, request, self._wake) for request in requests]
 
     @property
     def requests(self) -> list[GenerateRequest]:
@@ -94,6 +124,7 @@ class StreamGroup:
             An empty list if none arrived within `timeout_s`.
         """
         while True:
+            # Cleared before looking, so that an event in between wakes the wait below.
             self._wake.clear()
             events = [
                 (index, event)

@@ -55,11 +55,13 @@ def parse_event_id(text: str) -> tuple[str, list[int]]:
     Raises:
         InvalidRequest: It is none of this server's.
     """
+    # From the right: an id of the client's own choice may hold colons.
     request_id, _, numbers = text.rpartition(":")
     parts = numbers.split(",")
     if (
         not request_id
         or len(parts) > MAX_POSITIONS
+        # `int` of a very long number would take its time.
         or not all(p.isascii() and p.isdigit() and len(p) < 8 for p in parts)
     ):
         raise InvalidRequest(

@@ -1,7 +1,7 @@
-"""What the HTTP and the gRPC server share: requests, streams, tokens, and the account of calls.
+"""What the HTTP and the gRPC server share: requests, streams, tokens, and the router's life.
 
-Owns the composition of one router's service. Does not know HTTP or gRPC; `router.observe.status`
-answers what operators ask.
+Owns the way from a client's parameters to a running request, and what starts and stops with a
+router. Does not know HTTP or gRPC; `router.observe.status` answers what operators ask.
 """
 
 from __future__ import annotations
@@ -10,30 +10,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
-from core import events, metrics
+from core import events
 from core.config import RouterConfig
-from core.errors import InvalidRequest, ServingError, SlowReader
-from core.ids import Ids, RequestId
+from core.errors import InvalidRequest
+from core.ids import RequestId
 from core.ports import Clock, Tokenizer
-from core.session import Role
-from core.types import ChatPrompt, GenerateRequest, RequestEnded, outside
-from router import calls
+from core.types import ChatPrompt, GenerateRequest, outside
 from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
-from router.admission import CANARY_TIER, Admission
-from router.calls import Call
+from router.admission import Admission
 from router.observe.canary import Canary
-from router.observe.request_log import RequestLog
-from router.observe.shedding import Shedding
+from router.observe.recorder import Recorder
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
-from router.orchestrator import Orchestrator
 from router.reply_thread import in_reply_thread
-from router.request_builder import RequestBuilder, RequestParams, ServedModel, num_choices
-from router.request_state import RequestState
-from router.request_stream import StreamGroup
+from router.request_builder import RequestBuilder
+from router.request_params import RequestParams, ServedModel, num_choices
+from router.request_stream import RequestRunner, StreamGroup
 from router.text.detokenizing import TextModel
-from router.workers.sessions import WorkerSessions
 
 MAX_DETOKENIZE_TOKENS = 1 << 18
 
@@ -41,101 +35,38 @@ MAX_DETOKENIZE_TOKENS = 1 << 18
 class GenerationService:
     """The generation service behind the servers."""
 
-    def __init__(  # noqa: PLR0913 - a composition point
+    def __init__(  # noqa: PLR0913 - what both servers share meets here
         self,
         model: ServedModel,
         config: RouterConfig,
-        orchestrator: Orchestrator,
+        runner: RequestRunner,
         admission: Admission,
-        sessions: WorkerSessions,
+        builder: RequestBuilder,
         tokenizer: Tokenizer,
         text: TextModel,
-        clock: Clock,
-        ids: Ids,
-        seed_key: bytes,
+        canary: Canary,
+        status: ClusterStatus,
+        telemetry: Telemetry,
+        recorder: Recorder,
         keyring: Keyring,
-        expected_roles: frozenset[Role],
-        *,
-        must_cross: bool,
+        clock: Clock,
     ) -> None:
-        """Compose; `start` begins what runs without calls."""
+        """Serve with these parts; `start` begins what runs without calls."""
         self.model = model
         self.config = config
         self.text = text
-        self._orchestrator = orchestrator
-        self._admission = admission
-        self._tokenizer = tokenizer
-        self._builder = RequestBuilder(
-            model,
-            config,
-            tokenizer,
-            clock,
-            ids,
-            seed_key,
-            lambda: [c.descriptor for c in sessions.candidates()],
-            text,
-        )
-        self._canary = Canary(
-            model, config, orchestrator, sessions, clock, ids, expected_roles, must_cross=must_cross
-        )
-        self.status = ClusterStatus(model.name, sessions, admission, self._canary)
+        self.status = status
+        self.telemetry = telemetry
+        self.recorder = recorder
         self.keyring = keyring
         self.bad_keys = BadKeys(clock.now_s)
+        self._runner = runner
+        self._admission = admission
+        self._builder = builder
+        self._tokenizer = tokenizer
+        self._canary = canary
         self._clock = clock
         self._started_at = clock.now_s()
-        self._shedding = Shedding(admission, clock.now_s)
-        self._log = RequestLog(clock.now_s) if config.log_requests else None
-        self.telemetry = Telemetry(
-            {
-                metrics.RUNNING: lambda: {"": admission.num_running},
-                metrics.QUEUED: lambda: {"": admission.num_queued},
-                metrics.WORKERS: self.status.live_by_role,
-                metrics.API_KEYS: keyring.num_by_state,
-                metrics.CERTIFICATE_ENDS: self.status.certificate_ends,
-                metrics.PROBLEMS: self.status.num_by_problem,
-            }
-        )
-        orchestrator.on_ended = self._ended
-        orchestrator.on_refused = self._refused
-        orchestrator.attempts.on_retry = self.telemetry.retried
-
-    def _ended(self, run: RequestState, ended: RequestEnded) -> None:
-        if run.request.tier == CANARY_TIER:
-            return
-        call = calls.current()
-        self.telemetry.request_ended(run, ended, call.server if call else "")
-        if self._log is not None:
-            self._log.request_ended(run.request, ended, call)
-        if call is not None:
-            call.is_recorded = True
-
-    def _refused(self, request: GenerateRequest, error: ServingError) -> None:
-        call = calls.current()
-        self.telemetry.request_refused(call.server if call else "", error)
-        self._shedding.note(error.code)
-        if self._log is not None:
-            self._log.request_refused(request, error, call)
-        if call is not None:
-            call.is_recorded = True
-
-    def call_ended(self, call: Call) -> None:
-        """Log and count a refused call, unless the request that it started is recorded already.
-
-        Both servers call this, and so does whatever turns a client away before it asked anything.
-        """
-        if call.is_recorded or not call.code:
-            return
-        call.is_recorded = True
-        self.telemetry.call_refused(call)
-        self._shedding.note(call.code)
-        if self._log is not None:
-            self._log.call_refused(call)
-
-    def connection_refused(self, code: str, address: str) -> None:
-        """Log and count an HTTP client that was turned away outside of any request."""
-        # The request of a client that leaves its whole answer unread is counted already.
-        outcome = "" if code == SlowReader.code else "rejected"
-        self.call_ended(Call("http", address, code=code, outcome=outcome))
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -165,11 +96,11 @@ class GenerationService:
 
     def open(self, *requests: GenerateRequest) -> StreamGroup:
         """Start requests; their events come through the group."""
-        return StreamGroup(self._orchestrator, requests)
+        return StreamGroup(self._runner, requests)
 
     def abort(self, tenant: str, request_id: str) -> bool:
         """Cancel a tenant's request by id; False if it is not running."""
-        return self._orchestrator.abort((tenant, RequestId(request_id)))
+        return self._runner.abort((tenant, RequestId(request_id)))
 
     # --- tokens -----------------------------------------------------------------------------------
 
@@ -228,7 +159,7 @@ class GenerationService:
         self._admission.is_draining = True
         events.DRAIN_BEGUN.tell(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()
-        await self._orchestrator.drain(grace_s)
+        await self._runner.drain(grace_s)
         events.DRAIN_ENDED.tell(left=self._admission.num_running)
         self.keyring.close()
         self.telemetry.close()

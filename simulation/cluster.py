@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.errors import ServingError
 from core.ids import Ids, RequestId, WorkerId, seed_of
 from core.kv_layout import KVLayout
@@ -33,7 +31,9 @@ from simulation.contrary import Contrary
 from simulation.hash_runner import HashModel, MemoryKV
 from simulation.loop import VirtualLoop
 from simulation.network import Hub, SimNetwork, on_node
+from simulation.observers import Observers
 from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
+from simulation.shape import VOCABULARY, Shape
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
@@ -42,43 +42,9 @@ from worker.sessions import FRAME_BYTES
 from worker.worker import Worker
 from worker.worker import compose as compose_worker
 
-VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
 HASH_KEY = b"simulation"
-
-
-@dataclass(slots=True)
-class Shape:
-    """Sizes of a simulated cluster."""
-
-    prefill: int = 2
-    decode: int = 2
-    routers: int = 1
-    engine: EngineConfig = field(
-        default_factory=lambda: EngineConfig(
-            block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16
-        )
-    )
-    router: RouterConfig = field(default_factory=RouterConfig)
-    placement: PlacementConfig = field(
-        default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=12)
-    )
-    transfer: TransferConfig = field(default_factory=lambda: TransferConfig(frame_bytes=4096))
-    layers: int = 3
-    step_s: float = 0.008
-    token_s: float = 0.0005
-    latency_s: tuple[float, float] = (0.0001, 0.002)
-    max_model_len: int = 200
-    max_message_bytes: int | None = None
-    spawn_s: float = 0.05
-    load_s: float = 0.45
-    slow: float = 1.0
-    """How many times slower the first decode worker is than the others."""
-
-
-def _ignore(*_: object) -> None:
-    """Nobody listens."""
 
 
 class SimRouter:
@@ -99,10 +65,12 @@ class SimRouter:
                 clock=cluster.clock,
                 ids=cluster.ids,
                 new_decoder=cluster.traps.decoder,
-            )
+            ),
+            cluster.observers,
         )
         self.sessions = core.sessions
         self.admission = core.admission
+        self.attempts = core.attempts
         self.orchestrator = core.orchestrator
         cluster.traps.trap_emit(self.orchestrator)
         self.mirror = MembershipMirror(
@@ -168,8 +136,7 @@ class SimCluster:
         self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
-        self.on_step: Callable[[str, Worker, StepPlan], None] = _ignore
-        self.on_attempt_ended: Callable[[str, Worker, Attempt], None] = _ignore
+        self.observers = Observers()
         self._serial = self._router_serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
@@ -264,7 +231,7 @@ class SimCluster:
         self._agents.append(unit.agent)
         self.traps.trap_role(node, unit.worker)
         self.traps.trap_worker(node, unit.worker)
-        self.contrary.take_hold(node, unit)
+        self.contrary.take_hold(node, unit.scheduler, unit.worker.wake)
         self._hear_endings(node, unit)
         self.membership.join(
             await asyncio.get_running_loop().create_task(unit.start(), context=context)
@@ -274,7 +241,7 @@ class SimCluster:
     def _check(self, node: str, unit: Worker, plan: StepPlan) -> None:
         self.num_steps += 1
         unit.pool.check()
-        self.on_step(node, unit, plan)
+        self.observers.step(node, plan)
 
     def _hear_endings(self, node: str, unit: Worker) -> None:
         end = unit.worker.end
@@ -283,7 +250,7 @@ class SimCluster:
             is_news = attempt.ended is None
             end(attempt, error)
             if is_news:
-                self.on_attempt_ended(node, unit, attempt)
+                self.observers.attempt_ended(node, attempt)
 
         unit.worker.end = heard  # type: ignore[method-assign]
 

@@ -20,6 +20,7 @@ from core.session import Role, Task
 from engine.scheduling.queues import MAX_READY
 from engine.scheduling.sequence import Sequence, Status
 from simulation.cluster import SimCluster
+from simulation.observers import ClusterObserver
 from simulation.report import Report
 from worker.attempt import Attempt
 from worker.worker import Worker
@@ -61,16 +62,15 @@ class _Books:
     unannounced_since_s: dict[int, float] = field(default_factory=dict)
 
 
-class Fairness:
+class Fairness(ClusterObserver):
     """Watches every worker of a cluster."""
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
-        """Hook into the cluster; `look` is to be called now and then."""
+        """Look on from now; `look` is to be called now and then."""
         self._cluster = cluster
         self._report = report
         self._books: dict[str, _Books] = {}
-        cluster.on_step = self._stepped
-        cluster.on_attempt_ended = self._attempt_ended
+        cluster.observers.join(self)
 
     def _of(self, node: str) -> _Books:
         return self._books.setdefault(node, _Books())
@@ -89,7 +89,9 @@ class Fairness:
 
     # --- F1, F2: at every step --------------------------------------------------------------------
 
-    def _stepped(self, node: str, unit: Worker, plan: StepPlan) -> None:
+    def step(self, node: str, plan: StepPlan) -> None:
+        """Note who waits while a worker takes a step."""
+        unit = self._cluster.units[node]
         books = self._of(node)
         scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
@@ -127,7 +129,11 @@ class Fairness:
 
     # --- endings ----------------------------------------------------------------------------------
 
-    def _attempt_ended(self, node: str, unit: Worker, attempt: Attempt) -> None:
+    def attempt_ended(self, node: str, attempt: Attempt) -> None:
+        """Note the end of who stood in line."""
+        unit = self._cluster.units.get(node)
+        if unit is None:
+            return  # it has drained: nobody stands in its line
         ended = attempt.ended
         if ended is None or not attempt.sequences or attempt.submit.task is Task.PREFILL:
             return

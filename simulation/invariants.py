@@ -14,6 +14,7 @@ Does not know clients.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
@@ -21,8 +22,7 @@ from router.placement import Placement, PlacementConstraints, choose
 from router.request_state import RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster, SimRouter
-from simulation.fairness import Fairness
-from simulation.injector import Injector
+from simulation.observers import ClusterObserver
 from simulation.report import Report
 from simulation.wait_reasons import WaitReason, wait_reason_of
 
@@ -34,14 +34,17 @@ DEATH_HEARD_S = 8.0
 """How long after its cause a death may be believed."""
 
 
-class Watch:
+class Watch(ClusterObserver):
     """Looks at a cluster every quarter of a second."""
 
-    def __init__(self, cluster: SimCluster, report: Report) -> None:
-        """Nothing is looked at yet; `run` does."""
+    def __init__(
+        self, cluster: SimCluster, report: Report, look_at_fairness: Callable[[], None]
+    ) -> None:
+        """Look on from now; `run` looks at what stands still, and calls `look_at_fairness`."""
+        cluster.observers.join(self)
         self._cluster = cluster
         self._report = report
-        self._fairness = Fairness(cluster, report)
+        self._look_at_fairness = look_at_fairness
         self._suspects: list[str] = []
         self._placing: dict[int, tuple[SimRouter, RequestState, float]] = {}
         self._watched: dict[str, None] = {}
@@ -57,7 +60,7 @@ class Watch:
             self._check_bounds()
             self._check_wait_reasons()
             self._check_placing()
-            self._fairness.look()
+            self._look_at_fairness()
 
     def _check_bounds(self) -> None:
         """I6: nothing that workers hold for a router outgrows what its requests may have open."""
@@ -80,8 +83,7 @@ class Watch:
     # --- routers ----------------------------------------------------------------------------------
 
     def _watch_router(self, router: SimRouter) -> None:
-        orchestrator = router.orchestrator
-        place = orchestrator.attempts._place
+        place = router.attempts._place
 
         async def watched(run: RequestState, after: ServingError | None) -> Placement:
             key = id(run)
@@ -91,8 +93,7 @@ class Watch:
             finally:
                 self._placing.pop(key, None)
 
-        orchestrator.attempts._place = watched  # type: ignore[method-assign]
-        orchestrator.attempts.on_retry = self._check_death
+        router.attempts._place = watched  # type: ignore[method-assign]
 
     def _check_placing(self) -> None:
         """L4: nobody waits for a placement that could be made."""
@@ -108,7 +109,7 @@ class Watch:
                     f"{UNUSED_WORKER_S:g} s while one was ready"
                 )
 
-    def _check_death(self, error: ServingError) -> None:
+    def retried(self, error: ServingError) -> None:
         """I8: a worker called dead had something that looks like it."""
         if not isinstance(error, WorkerDied):
             return
@@ -153,7 +154,9 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
 # --- afterwards -----------------------------------------------------------------------------------
 
 
-async def check_recovery(cluster: SimCluster, injector: Injector, report: Report) -> None:
+async def check_recovery(
+    cluster: SimCluster, store_back_at_s: float | None, report: Report
+) -> None:
     """L2: after the last fault every router serves at the first attempt, and the store is whole."""
     await asyncio.sleep(RECOVERY_S)
     for router in cluster.routers:
@@ -168,8 +171,7 @@ async def check_recovery(cluster: SimCluster, injector: Injector, report: Report
             router.closed(wake)
             if ended.error is not None or len(ended.timing.attempts) != 1:
                 report.violated(f"L2 {router.name}: {ended.error!r} after {ended.timing.attempts}")
-    back_at_s = injector.store_back_at
-    if back_at_s is not None and cluster.store.written_at < back_at_s:
+    if store_back_at_s is not None and cluster.store.written_at < store_back_at_s:
         report.violated(f"L2 the store was not written within {RECOVERY_S} s of its return")
 
 

@@ -28,7 +28,8 @@ from cluster.ray.ranks import STRATEGY, ActorRanks, bundles, check_fit
 from cluster.redis.server import RedisServer, with_redis
 from cluster.router_process import RunningRouter
 from cluster.secrets import with_cluster_keys, with_secrets_in_files
-from cluster.worker_process import RunningWorker, pool_of
+from cluster.served_model import pool_of
+from cluster.worker_process import RunningWorker
 from core import logs
 from core.config import BatonConfig, PoolConfig
 from core.errors import ConfigError

@@ -24,6 +24,7 @@ from router.calls import Call, begin, peer_address
 from router.grpc.incoming import IncomingMessages
 from router.grpc.limits import bounded
 from router.grpc.requests import abort
+from router.observe.recorder import Recorder
 from router.refusals import UNREAD, UNSUPPORTED_ENDPOINT
 
 OWN_METHODS = "/baton.v1."
@@ -38,10 +39,7 @@ class Guarded(Protocol):
 
     keyring: Keyring
     bad_keys: BadKeys
-
-    def call_ended(self, call: Call) -> None:
-        """Record a call; called once for each, when it is over."""
-        ...
+    recorder: Recorder
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -69,6 +67,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         ]
         try:
             call.identity = self._service.keyring.identify(
+                # Of two keys a proxy may have checked the other one.
                 str(values[0]) if len(values) == 1 else ""
             )
             call.identity.check(RIGHTS.get(details.method, Right.GENERATE))
@@ -84,7 +83,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     def _end(self, call: Call) -> None:
         if not call.is_read:
             call.refuse(UNREAD.code)
-        self._service.call_ended(call)
+        self._service.recorder.call_ended(call)
 
     def _refusal(self, call: Call, error: ServingError) -> Any:  # noqa: ANN401
         """Make a handler that refuses at once: any other shape would read a message first."""

@@ -27,7 +27,7 @@ from core.trace import parse_trace
 from core.types import ChatPrompt, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.calls import note_error
-from router.request_builder import RequestParams, correlation_id_of
+from router.request_params import RequestParams, correlation_id_of
 
 SAMPLING = frozenset(one.name for one in fields(SamplingParams)) - {"bad_words"}
 """Fields of `SamplingParams` that messages have as they are; bad words are text there."""

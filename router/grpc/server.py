@@ -40,7 +40,7 @@ from router.grpc.auth import Guard
 from router.grpc.incoming import IncomingMessages
 from router.grpc.requests import abort, chat_params, chat_prompt, generate_params, optional
 from router.reply_thread import in_reply_thread
-from router.request_builder import RequestParams
+from router.request_params import RequestParams
 from router.request_stream import StreamGroup, slow_reader
 from router.service import GenerationService
 
@@ -324,6 +324,7 @@ class GrpcServer:
         self.max_connections = MAX_GRPC_CONNECTIONS
         self._health = health.aio.HealthServicer()
         self._server: grpc.aio.Server | None = None
+        self._following: asyncio.Task[None] | None = None
         self.port = 0
 
     async def start(self) -> None:
@@ -352,8 +353,8 @@ class GrpcServer:
         if not self._security.production:
             reflection.enable_server_reflection(names, server)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
-        await self._note_readiness(self._service.status.is_ready)
-        self._service.status.on_checked(self._note_readiness)
+        await self._show_readiness()
+        self._following = asyncio.get_running_loop().create_task(self._follow_readiness())
         address = join_address(config.host, config.grpc_port)
         self.port = (
             server.add_secure_port(address, self._certificate.credentials())
@@ -363,13 +364,24 @@ class GrpcServer:
         await server.start()
         self._server = server
 
-    async def _note_readiness(self, is_ready: bool) -> None:
+    async def _follow_readiness(self) -> None:
+        """Show what every canary finds."""
+        while True:
+            checked = self._service.status.proof.checked
+            await self._show_readiness()
+            await checked.wait()
+
+    async def _show_readiness(self) -> None:
         """Set the service's health; the server itself, the empty name, stays healthy."""
         states = health_pb2.HealthCheckResponse
+        is_ready = self._service.status.is_ready
         await self._health.set(SERVICE, states.SERVING if is_ready else states.NOT_SERVING)
 
     async def stop(self, grace_s: float) -> None:
         """Report NOT_SERVING, let calls finish, close."""
+        if self._following is not None:
+            self._following.cancel()
+            await asyncio.gather(self._following, return_exceptions=True)
         await self._health.enter_graceful_shutdown()
         if self._server is not None:
             await self._server.stop(grace=grace_s)

@@ -26,8 +26,8 @@ from router.http.bodies import (
     SamplingBody,
     TokenizeBody,
     TokenizeChatBody,
-    parse_body,
 )
+from router.http.body_model import parse_body
 from router.http.body_reading import BodyReader
 from router.http.formatters import (
     ChatFormatter,
@@ -45,7 +45,7 @@ from router.http.sse import (
     whole_reply,
 )
 from router.reply_thread import in_reply_thread
-from router.request_builder import MAX_ID_CHARACTERS, RequestParams, check_text, correlation_id_of
+from router.request_params import MAX_ID_CHARACTERS, RequestParams, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
@@ -130,6 +130,7 @@ class HttpApi:
         body = parse_body(kind, tree)
         ignored = ignored_fields(body, is_strict=self.config.strict)
         names = ",".join(sorted(ignored))[:MAX_HEADER_CHARACTERS]
+        # A client may name a field anything; a header may not hold everything.
         shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in names)
         return body, {IGNORED_HEADER: shown} if ignored else {}
 
@@ -145,7 +146,7 @@ class HttpApi:
             **self._shared_options(body, request),
         )
         return await self._reply(
-            request, all_params, body, CompletionFormatter(self.service, options), headers
+            request, all_params, body, CompletionFormatter(self.service.text, options), headers
         )
 
     async def chat(self, request: Request) -> Response:
@@ -164,7 +165,7 @@ class HttpApi:
             **self._shared_options(body, request),
         )
         return await self._reply(
-            request, all_params, body, ChatFormatter(self.service, options), headers
+            request, all_params, body, ChatFormatter(self.service.text, options), headers
         )
 
     def _shared_options(self, body: SamplingBody, request: Request) -> dict[str, bool]:
@@ -196,7 +197,7 @@ class HttpApi:
             request.receive,
             self.service.make_requests(named),
         )
-        reply = Reply(formatter, made, self.created_now())
+        reply = Reply(formatter, made, self.service.model, self.created_now())
         group = self.service.open(*made)
         headers[REQUEST_ID_HEADER] = correlation_id or str(made[0].request_id)
         if body.stream:
@@ -212,6 +213,7 @@ class HttpApi:
 
     def created_now(self) -> int:
         """Return Unix seconds for a reply's `created`."""
+        # The wall clock is read once: it may jump.
         return self.created + int(self.service.uptime_s())
 
     async def tokenize(self, request: Request) -> Response:

@@ -142,7 +142,10 @@ def make_app(
         app.get(path, response_model=None, dependencies=rights)(reader)
         app.head(path, response_model=None, include_in_schema=False, dependencies=rights)(reader)
     app.add_middleware(
-        Guard, keyring=service.keyring, bad_keys=service.bad_keys, on_ended=service.call_ended
+        Guard,
+        keyring=service.keyring,
+        bad_keys=service.bad_keys,
+        on_ended=service.recorder.call_ended,
     )
     if service.config.cors_origins:
         _allow_origins(app, service.config.cors_origins)

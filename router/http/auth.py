@@ -104,6 +104,7 @@ class Guard:
             values = [value for name, value in scope["headers"] if name == b"authorization"]
             try:
                 call.identity = self._keyring.identify(
+                    # Of two keys a proxy may have checked the other one.
                     values[0].decode("latin-1") if len(values) == 1 else ""
                 )
             except ServingError as error:

@@ -1,52 +1,26 @@
 """Bodies of the HTTP door: every field that is read, and what it means.
 
-Owns the pydantic models: the API reference and `/docs` are made from them. Does not know replies,
-nor fields that are not read (`router.http.other_fields`).
+Owns the pydantic models of the endpoints: the API reference and `/docs` are made from them. Does
+not know replies, nor fields that are not read (`router.http.other_fields`).
 """
 
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Annotated, Any, TypeVar
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictFloat,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from core.errors import InvalidRequest
 from core.trace import TraceContext
 from core.types import ChatPrompt, SamplingParams
-from router.request_builder import RequestParams
+from router.http.body_model import Body, Many, Number, Whole
+from router.http.conversation import Conversation
+from router.request_params import RequestParams
 
-
-def _whole(value: object) -> object:
-    """Some clients write every number as a float: 5.0 is 5."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Number = StrictFloat | StrictInt
-Whole = Annotated[StrictInt, BeforeValidator(_whole)]
-Item = TypeVar("Item")
-Many = Annotated[list[Item], Field(fail_fast=True)]
-"""One wrong item is enough to say: errors are not collected."""
 OTHER_NAMES = {"include_stop": "include_stop_str_in_output"}
 """Fields of `SamplingParams` that clients know by another name."""
 MAX_PROMPTS = 128
-MAX_ROLE_CHARACTERS = 64
-
-
-class Body(BaseModel):
-    """Base of all bodies: unknown fields are kept, sorted later; no error quotes a value."""
-
-    model_config = ConfigDict(extra="allow", allow_inf_nan=False, hide_input_in_errors=True)
 
 
 class StreamOptions(BaseModel):
@@ -235,103 +209,6 @@ class CompletionBody(SamplingBody):
         return [replace(params, echoes=bool(self.echo)) for params in all_params]
 
 
-class ContentPart(BaseModel):
-    """One part of a message's content: text is served."""
-
-    model_config = ConfigDict(extra="allow")
-    type: StrictStr
-    text: StrictStr | None = None
-    refusal: StrictStr | None = None
-
-    @property
-    def words(self) -> str | None:
-        """What the part says; None: it is no text. OpenAI's APIs have several names for text."""
-        if self.type == "refusal":
-            return self.refusal
-        return self.text if self.type in ("text", "input_text", "output_text") else None
-
-
-class Message(BaseModel):
-    """One turn; further fields go to the chat template as they are."""
-
-    model_config = ConfigDict(extra="allow")
-    role: StrictStr = Field(
-        description="system, developer, user, assistant, tool, or what the template knows"
-    )
-    content: StrictStr | Many[ContentPart] | None = Field(
-        None, description="text, or parts of type text, input_text, output_text or refusal"
-    )
-
-    def plain(self, index: int) -> dict[str, Any]:
-        """As the template gets it."""
-        if not self.role or len(self.role) > MAX_ROLE_CHARACTERS:
-            raise InvalidRequest(
-                f"messages[{index}].role", f"must have 1 to {MAX_ROLE_CHARACTERS} characters"
-            )
-        content: Any = self.content
-        if isinstance(content, list):
-            odd = next((part.type for part in content if part.words is None), None)
-            if odd is not None:
-                raise InvalidRequest(
-                    f"messages[{index}].content",
-                    f"has a part of type {odd[:20]!r}; only text is served",
-                )
-            content = [{"type": "text", "text": part.words} for part in content]
-        return {"role": self.role, "content": content, **(self.model_extra or {})}
-
-
-class Conversation(Body):
-    """Messages and how the chat template is used."""
-
-    messages: Many[Message] = Field(description="at least one")
-    add_generation_prompt: StrictBool | None = Field(
-        None, description="open the assistant's turn; default true"
-    )
-    continue_final_message: StrictBool | None = Field(
-        None, description="go on with the last message"
-    )
-    chat_template: StrictStr | None = Field(
-        None, description="only with router.trust_request_chat_template"
-    )
-    chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="names in router.chat_template_kwargs"
-    )
-    reasoning_effort: StrictStr | None = Field(None, description="passed to the chat template")
-
-    def chat(
-        self, allowed: tuple[str, ...], *, trusts_template: bool, adds_special_tokens: bool
-    ) -> ChatPrompt:
-        """Check what may be passed to the template."""
-        if not self.messages:
-            raise InvalidRequest("messages", "is empty; send at least one")
-        if self.chat_template is not None and not trusts_template:
-            raise InvalidRequest(
-                "chat_template", "is not allowed here; set router.trust_request_chat_template"
-            )
-        continues = bool(self.continue_final_message)
-        if continues and self.add_generation_prompt:
-            raise InvalidRequest(
-                "continue_final_message", "and add_generation_prompt exclude each other"
-            )
-        variables = dict(self.chat_template_kwargs or {})
-        unknown = sorted(variables.keys() - set(allowed))
-        if unknown:
-            raise InvalidRequest(
-                "chat_template_kwargs", f"has {unknown[0][:40]!r}; allowed: {', '.join(allowed)}"
-            )
-        if self.reasoning_effort is not None:
-            variables.setdefault("reasoning_effort", self.reasoning_effort)
-        adds = not continues if self.add_generation_prompt is None else self.add_generation_prompt
-        return ChatPrompt(
-            [message.plain(index) for index, message in enumerate(self.messages)],
-            variables,
-            self.chat_template or "",
-            adds_generation_prompt=adds,
-            continues_final=continues,
-            adds_special_tokens=adds_special_tokens,
-        )
-
-
 class ChatBody(SamplingBody, Conversation):
     """`POST /v1/chat/completions`."""
 
@@ -379,44 +256,6 @@ class DetokenizeBody(Body):
 
     model: StrictStr = ""
     tokens: Many[StrictInt]
-
-
-AnyBody = TypeVar("AnyBody", bound=BaseModel)
-
-
-def parse_body(kind: type[AnyBody], body: dict[str, Any]) -> AnyBody:
-    """Validate a body.
-
-    Raises:
-        InvalidRequest: Names the first wrong field.
-    """
-    try:
-        return kind.model_validate(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        if first["loc"][:2] == ("prompt", "str"):  # none of its forms, of which this is the first
-            forms = kind.model_fields["prompt"].description
-            raise InvalidRequest("prompt", f"must be {forms}") from error
-        raise InvalidRequest(_location(first["loc"]), f"is not valid: {first['msg']}") from error
-    except RecursionError as error:
-        raise InvalidRequest("body", "is nested too deeply") from error
-
-
-def _location(parts: tuple[str | int, ...]) -> str:
-    """`messages[0].role`; what names a branch of a union is left out."""
-    text = ""
-    for part in parts:
-        if isinstance(part, int):
-            text += f"[{part}]"
-        elif not text:
-            text = part
-        elif (
-            part.replace("_", "").isalnum()
-            and part.islower()
-            and part not in ("str", "int", "float", "bool")
-        ):
-            text += f".{part}"
-    return text[:120] or "body"
 
 
 def _frozen(value: object) -> object:

@@ -17,6 +17,9 @@ from router.calls import note, note_error
 RETRIED = (429, 503)
 """openai-python retries 408, 409, 429 and 5xx unless a header forbids it; only these may help."""
 MAX_RETRY_AFTER_S = 60.0
+CUT_STATE = "cut_with"
+"""Key in a request's state under which the server's protocol leaves the error that cut its
+connection, for the reply that is being sent."""
 
 
 def error_body(error: Exception) -> dict[str, Any]:

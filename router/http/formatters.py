@@ -13,8 +13,7 @@ from typing import Any
 
 from core.types import ChoiceFinished, Logprob, RequestTiming, TextDelta, Usage
 from router.http.logprobs import Legacy, LogprobShapes, joined
-from router.service import GenerationService
-from router.text.detokenizing import TextOffsets
+from router.text.detokenizing import TextModel, TextOffsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +98,11 @@ class CompletionFormatter:
     object_chunk = "text_completion"
     id_prefix = "cmpl"
 
-    def __init__(self, service: GenerationService, options: ReplyOptions) -> None:
-        """Format replies of `service` as `options` say."""
-        self.service = service
+    def __init__(self, text: TextModel, options: ReplyOptions) -> None:
+        """Format replies over a vocabulary as `options` say."""
+        self.text = text
         self.options = options
-        self.shapes = LogprobShapes(service.text, names_ids=options.names_ids)
+        self.shapes = LogprobShapes(text, names_ids=options.names_ids)
 
     def logprobs(self, entries: Sequence[Logprob], choice: ChoiceText) -> dict[str, Any] | None:
         """Return the choice's next log probabilities, if they were asked for."""
@@ -134,7 +133,7 @@ class CompletionFormatter:
 
     def echoed_logprobs(self, prompt: PromptText) -> Legacy:
         """Return an echoed prompt's log probabilities; tokens without text have no length."""
-        shows_special = self.service.text.text(prompt.token_ids).startswith(prompt.text)
+        shows_special = self.text.text(prompt.token_ids).startswith(prompt.text)
         return self.shapes.echoed(prompt.token_ids, prompt.scored, shows_special=shows_special)
 
     def chunk_choice(self, choice: ChoiceText, delta: TextDelta) -> dict[str, Any]:

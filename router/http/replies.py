@@ -28,6 +28,7 @@ from router.http.formatters import (
     usage_body,
 )
 from router.http.json_pieces import dumps
+from router.request_params import ServedModel
 from router.resuming import Progress
 from router.text.detokenizing import TextOffsets
 
@@ -39,19 +40,24 @@ class Reply:
     """One reply to one or several prompts: takes events, gives a body or chunks."""
 
     def __init__(
-        self, formatter: CompletionFormatter, requests: Sequence[GenerateRequest], created: int
+        self,
+        formatter: CompletionFormatter,
+        requests: Sequence[GenerateRequest],
+        model: ServedModel,
+        created: int,
     ) -> None:
         """Start without any output.
 
         Args:
             formatter: Decides how choices look.
             requests: One for each prompt.
+            model: The served one.
             created: Unix seconds.
         """
         self.formatter = formatter
         self.options = formatter.options
         self._num_choices = requests[0].sampling.n
-        text = formatter.service.text
+        text = formatter.text
         echo = text.text if self.options.is_echo_only else text.echo
         self._prompts = [
             PromptText(
@@ -74,9 +80,10 @@ class Reply:
             "id": f"{formatter.id_prefix}-{requests[0].request_id}",
             "object": formatter.object_chunk,
             "created": created,
-            "model": formatter.service.model.name,
-            "system_fingerprint": formatter.service.model.fingerprint,
+            "model": model.name,
+            "system_fingerprint": model.fingerprint,
         }
+        # Nearly all chunks of a stream are text alone: they are joined, not encoded.
         self._quick_head = (
             "data: " + json.dumps(self._head, separators=(",", ":"))[:-1] + ',"choices":['
         )

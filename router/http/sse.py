@@ -16,14 +16,12 @@ from starlette.types import Receive, Scope, Send
 
 from core.errors import Cancelled, ServingError
 from core.types import RequestEvent
-from router.http.errors import error_body, error_response
+from router.http.errors import CUT_STATE, error_body, error_response
 from router.http.replies import Reply
 from router.reply_thread import in_reply_thread
 from router.request_stream import StreamGroup, slow_reader
 
 HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-CUT_STATE = "cut_with"
-"""Key in a request's state under which the HTTP server puts the error that cut the connection."""
 KEEP_ALIVE = b": keep-alive\n\n"
 
 
@@ -47,6 +45,7 @@ class EventStream(Response):
     ) -> None:
         """Send `reply` from the events of `group`, which is already started."""
         super().__init__(headers={**headers, **HEADERS})
+        # The base class has counted an empty body.
         del self.headers["content-length"]
         self._reply = reply
         self._group = group
@@ -168,4 +167,5 @@ async def unless_disconnected(
     finally:
         task.cancel()
         watcher.cancel()
+        # Nothing of a request may go on behind its reply.
         await asyncio.gather(task, watcher, return_exceptions=True)

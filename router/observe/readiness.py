@@ -1,6 +1,6 @@
 """What `/ready` says: whether a request gets through, and every difference from the config.
 
-Owns the list of problems and their words. Does not know HTTP or gRPC.
+Owns what canaries have proved, the list of problems and their words. Does not know HTTP or gRPC.
 
     ready       a request gets through, and nothing is missing
     degraded    a request gets through, but something that is configured is missing
@@ -9,12 +9,14 @@ Owns the list of problems and their words. Does not know HTTP or gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import asyncio
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from core.changes import Changes
 from core.session import Role
-from router.workers.session import SessionState, WorkerSession
+from router.workers.view import SessionState, WorkerView
 
 STORE_UNREACHABLE = "down"
 PROBLEMS = (
@@ -29,6 +31,77 @@ PROBLEMS = (
     "worker_paused",
     "store_unreachable",
 )
+
+
+class Proof:
+    """What canaries have proved so far: that a request gets through, and whether it crossed."""
+
+    def __init__(
+        self,
+        read_live_roles: Callable[[], Collection[Role]],
+        expected_roles: Collection[Role],
+        *,
+        must_cross: bool,
+    ) -> None:
+        """Start without any proof.
+
+        Args:
+            read_live_roles: Pools that have a worker which takes requests.
+            expected_roles: Pools that the config asks for.
+            must_cross: Path pd is forced: the router is ready only while all of them live.
+        """
+        self._read_live_roles = read_live_roles
+        self._expected_roles = frozenset(expected_roles)
+        self._must_cross = must_cross
+        self._has_crossed = False
+        self._error = "no canary has run yet"
+        self._checks = Changes()
+        self.took_s: float | None = None
+        """How long the last canary took; None: it failed, or could not be sent."""
+        self.has_passed = False
+        """A request got through at least once."""
+
+    @property
+    def checked(self) -> asyncio.Event:
+        """Set after the next canary. Take it before you read `is_good`, wait for it after."""
+        return self._checks.next
+
+    def note(self, took_s: float | None, error: str, *, crossed: bool) -> None:
+        """Note how a canary ended; with an error it took None."""
+        self.took_s = took_s
+        self._error = error
+        self.has_passed = self.has_passed or took_s is not None
+        self._has_crossed = self._has_crossed or (took_s is not None and crossed)
+
+    def note_unsent(self) -> None:
+        """Note that no canary was sent, for lack of workers."""
+        self.took_s = None
+
+    def note_checked(self) -> None:
+        """Wake those who wait for the next canary."""
+        self._checks.note()
+
+    def missing_roles(self) -> list[str]:
+        """List roles without which there is no readiness.
+
+        All expected ones before the first canary has crossed, or always when it must cross; later
+        any one worker is enough, since requests can run local.
+        """
+        live = frozenset(self._read_live_roles())
+        if self._must_cross or not self._has_crossed or not live:
+            return sorted(self._expected_roles - live)
+        return []
+
+    @property
+    def error(self) -> str:
+        """Why the router is not ready; empty when it is."""
+        missing = self.missing_roles()
+        return f"no {' and no '.join(missing)} worker is live" if missing else self._error
+
+    @property
+    def is_good(self) -> bool:
+        """True when the last canary got through and nobody it needs has gone since."""
+        return self.took_s is not None and not self.missing_roles()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +121,7 @@ class Problem:
 class View:
     """What a router sees of its cluster at one moment."""
 
-    sessions: Sequence[WorkerSession]
+    workers: Sequence[WorkerView]
     configured: Mapping[Role, int]
     """Workers that each pool should have."""
     store: str
@@ -68,9 +141,7 @@ class View:
             found.append(Problem(code, self.canary_error))
         for role in Role:
             found += self._pool(role)
-        found += [
-            problem for session in self.sessions if (problem := _of_session(session)) is not None
-        ]
+        found += [problem for worker in self.workers if (problem := _of_worker(worker)) is not None]
         if self.store == STORE_UNREACHABLE:
             detail = "Redis does not answer; requests are not affected"
             found.append(Problem("store_unreachable", detail))
@@ -78,25 +149,25 @@ class View:
 
     def _pool(self, role: Role) -> list[Problem]:
         num_configured = self.configured.get(role, 0)
-        num_ready = num_usable(self.sessions, role)
+        num_ready = num_usable(self.workers, role)
         if num_ready >= num_configured:
             return []
         detail = f"{num_ready} of {num_configured} {role.value} workers are ready"
         return [Problem("pool_short" if num_ready else "pool_empty", detail)]
 
 
-def num_usable(sessions: Iterable[WorkerSession], role: Role) -> int:
+def num_usable(workers: Iterable[WorkerView], role: Role) -> int:
     """Count workers of a pool that are connected and take requests."""
     return sum(
-        session.state is SessionState.LIVE and session.is_ready and session.descriptor.role is role
-        for session in sessions
+        worker.state is SessionState.LIVE and worker.is_ready and worker.descriptor.role is role
+        for worker in workers
     )
 
 
-def _of_session(session: WorkerSession) -> Problem | None:
-    d = session.descriptor
+def _of_worker(worker: WorkerView) -> Problem | None:
+    d = worker.descriptor
     name = f"{d.role.value} worker {d.worker_id} (pid {d.pid})"
-    match session.state:
+    match worker.state:
         case SessionState.DIALLING:
             return Problem("worker_connecting", f"{name} is dialled")
         case SessionState.RECONNECTING:
@@ -105,7 +176,7 @@ def _of_session(session: WorkerSession) -> Problem | None:
             return Problem("worker_lost", f"{name} does not answer; it is dialled again")
         case SessionState.LIVE:
             detail = f"{name} drains or restarts its ranks"
-            return None if session.is_ready else Problem("worker_paused", detail)
+            return None if worker.is_ready else Problem("worker_paused", detail)
 
 
 def state_of(problems: list[Problem], *, is_ready: bool) -> str:
@@ -115,12 +186,12 @@ def state_of(problems: list[Problem], *, is_ready: bool) -> str:
     return "degraded" if problems else "ready"
 
 
-def pools_of(sessions: Sequence[WorkerSession], configured: Mapping[Role, int]) -> dict[str, Any]:
+def pools_of(workers: Sequence[WorkerView], configured: Mapping[Role, int]) -> dict[str, Any]:
     """Count the workers of each pool: ready, known, configured."""
     return {
         role.value: {
-            "ready": num_usable(sessions, role),
-            "total": sum(1 for session in sessions if session.descriptor.role is role),
+            "ready": num_usable(workers, role),
+            "total": sum(1 for worker in workers if worker.descriptor.role is role),
             "configured": configured.get(role, 0),
         }
         for role in Role

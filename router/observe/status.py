@@ -7,33 +7,58 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from core.errors import Overloaded
 from core.session import Role, RouteReport, WorkerDescriptor
 from router.admission import Admission
-from router.observe.canary import Canary
-from router.observe.readiness import PROBLEMS, View, num_usable, pools_of, state_of
-from router.workers.session import SessionState, WorkerSession
-from router.workers.sessions import WorkerSessions
+from router.observe.readiness import PROBLEMS, Proof, View, num_usable, pools_of, state_of
+from router.workers.view import SessionState, WorkerView
+
+
+class KnownWorkers(Protocol):
+    """What is shown of the workers (`router.workers.sessions`)."""
+
+    def views(self) -> Sequence[WorkerView]:
+        """Every worker that this router knows."""
+        ...
+
+    async def measure(
+        self, probe_bytes: int
+    ) -> list[tuple[WorkerDescriptor, WorkerDescriptor, RouteReport]]:
+        """Measure every route: sender, receiver and the report."""
+        ...
 
 
 class ClusterStatus:
     """What `baton status`, `/ready`, `/load` and the gauges show."""
 
     def __init__(
-        self, model_name: str, sessions: WorkerSessions, admission: Admission, canary: Canary
+        self,
+        model_name: str,
+        workers: KnownWorkers,
+        admission: Admission,
+        proof: Proof,
+        configured: Mapping[Role, int],
+        read_store_state: Callable[[], str],
     ) -> None:
-        """Show `sessions` and `admission`; `canary` decides whether the router is ready."""
-        self.configured: Mapping[Role, int] = {}
-        """Workers that each pool should have."""
-        self.read_store_state: Callable[[], str] = lambda: "off"
-        self.read_certificate_ends: Callable[[], dict[str, int]] = dict
+        """Show what the others know.
+
+        Args:
+            model_name: The served model.
+            workers: Every worker that this router knows.
+            admission: How many requests run and wait.
+            proof: Decides whether the router is ready.
+            configured: Workers that each pool should have.
+            read_store_state: Whether the store answers; "off" without one.
+        """
+        self.proof = proof
         self._model_name = model_name
-        self._sessions = sessions
+        self._workers = workers
         self._admission = admission
-        self._canary = canary
+        self._configured = configured
+        self._read_store_state = read_store_state
         self._measuring = asyncio.Lock()
 
     # --- readiness --------------------------------------------------------------------------------
@@ -41,17 +66,13 @@ class ClusterStatus:
     @property
     def is_ready(self) -> bool:
         """True when a request can get through."""
-        return self._canary.is_good and not self._admission.is_draining
-
-    def on_checked(self, callback: Callable[[bool], Awaitable[None]]) -> None:
-        """Call back after every canary: is the router ready?"""
-        self._canary.on_checked = callback
+        return self.proof.is_good and not self._admission.is_draining
 
     def readiness(self) -> dict[str, Any]:
         """Describe readiness per model, and every difference from the config."""
         view = self._view()
         problems = view.problems()
-        canary_ms = None if self._canary.took_s is None else round(self._canary.took_s * 1000, 3)
+        took_s = self.proof.took_s
         return {
             "ready": self.is_ready,
             "state": state_of(problems, is_ready=self.is_ready),
@@ -59,52 +80,49 @@ class ClusterStatus:
             "store": view.store,
             "models": {
                 self._model_name: {
-                    **pools_of(view.sessions, self.configured),
-                    "canary_ms": canary_ms,
-                    "canary_error": self._canary.error,
+                    **pools_of(view.workers, self._configured),
+                    "canary_ms": None if took_s is None else round(took_s * 1000, 3),
+                    "canary_error": self.proof.error,
                 }
             },
         }
 
     def _view(self) -> View:
         return View(
-            sessions=self._sessions.all(),
-            configured=self.configured,
-            store=self.read_store_state(),
+            workers=self._workers.views(),
+            configured=self._configured,
+            store=self._read_store_state(),
             is_draining=self._admission.is_draining,
-            is_starting=not self._canary.has_passed,
-            canary_error=self._canary.error,
+            is_starting=not self.proof.has_passed,
+            canary_error=self.proof.error,
         )
 
     # --- gauges -----------------------------------------------------------------------------------
 
     def live_by_role(self) -> dict[str, int]:
         """Count usable workers by role."""
-        sessions = self._sessions.all()
-        return {role.value: num_usable(sessions, role) for role in Role}
+        workers = self._workers.views()
+        return {role.value: num_usable(workers, role) for role in Role}
 
     def num_by_problem(self) -> dict[str, int]:
         """Count problems by code, zeros included."""
         found = Counter(problem.code for problem in self._view().problems())
         return {code: found[code] for code in PROBLEMS}
 
-    def certificate_ends(self) -> dict[str, int]:
-        """Return the end of each certificate (Unix seconds) by its name."""
-        return self.read_certificate_ends()
-
     # --- workers and routes -----------------------------------------------------------------------
 
     def replicas(self) -> list[dict[str, Any]]:
         """Describe every worker, for `baton status`."""
-        return [_replica(session) for session in self._sessions.all()]
+        return [replica(worker) for worker in self._workers.views()]
 
     def routes(self) -> list[dict[str, Any]]:
         """Describe every KV route between workers, as last connected or measured."""
-        senders = {x.descriptor.transfer_address: x.descriptor for x in self._sessions.all()}
+        workers = self._workers.views()
+        senders = {x.descriptor.transfer_address: x.descriptor for x in workers}
         return [
-            _route(senders[address], session.descriptor, route)
-            for session in self._sessions.all()
-            for address, route in session.routes.reports.items()
+            _route(senders[address], worker.descriptor, route)
+            for worker in workers
+            for address, route in worker.routes.items()
             if address in senders
         ]
 
@@ -118,7 +136,7 @@ class ClusterStatus:
         if self._measuring.locked():
             raise Overloaded("another caller is measuring the routes; try again in some seconds", 5)
         async with self._measuring:
-            return [_route(*found) for found in await self._sessions.measure(mib << 20)]
+            return [_route(*found) for found in await self._workers.measure(mib << 20)]
 
     def load(self) -> dict[str, Any]:
         """Describe the load of the router and of each pool."""
@@ -132,13 +150,13 @@ class ClusterStatus:
             }
             for role in Role
         }
-        for session in self._sessions.all():
-            pool = pools[session.descriptor.role.value]
-            pool["replicas"] += session.state is SessionState.LIVE
-            pool["running"] += session.load.num_running
-            pool["waiting"] += session.load.num_waiting
-            pool["waiting_tokens"] += session.load.waiting_tokens
-            pool["free_blocks"] += session.load.free_blocks + session.load.cached_blocks
+        for worker in self._workers.views():
+            pool = pools[worker.descriptor.role.value]
+            pool["replicas"] += worker.state is SessionState.LIVE
+            pool["running"] += worker.load.num_running
+            pool["waiting"] += worker.load.num_waiting
+            pool["waiting_tokens"] += worker.load.waiting_tokens
+            pool["free_blocks"] += worker.load.free_blocks + worker.load.cached_blocks
         running = self._admission.num_running
         queued = self._admission.num_queued
         return {
@@ -149,19 +167,20 @@ class ClusterStatus:
         }
 
 
-def _replica(session: WorkerSession) -> dict[str, Any]:
-    d = session.descriptor
-    load = session.load
+def replica(worker: WorkerView) -> dict[str, Any]:
+    """Describe one worker, for operators and for the store."""
+    d = worker.descriptor
+    load = worker.load
     return {
         "role": d.role.value,
         "tier": d.tier,
         "worker_id": d.worker_id,
         "pid": d.pid,
-        "rank_pids": list(session.rank_pids),
+        "rank_pids": list(worker.rank_pids),
         "node": d.node,
         # Before the `@` stands the listener's nonce, which only diallers need.
         "address": d.session_address.rpartition("@")[2],
-        "state": session.state.name.lower() if session.is_ready else "restarting",
+        "state": worker.state.name.lower() if worker.is_ready else "restarting",
         "load": {
             "running": load.num_running,
             "waiting": load.num_waiting,

@@ -58,6 +58,7 @@ class Telemetry:
             meter.create_observable_gauge(
                 metric.name, [_observer(metric, read)], description=metric.description
             )
+        # Before its first increase a counter has no rate: every label begins at zero.
         for outcome in metrics.OUTCOMES:
             self._counters[metrics.REQUESTS].add(0, {"outcome": outcome})
         for path in ("pd", "local"):

@@ -7,8 +7,8 @@ costs one step for each of its partners. Does not know streams.
 from __future__ import annotations
 
 from core.ids import WorkerLife
-from core.session import Role
-from router.workers.session import WorkerSession
+from core.session import Role, WorkerDescriptor
+from router.workers.routes import KVRoutes
 
 
 class Introductions:
@@ -16,25 +16,26 @@ class Introductions:
 
     def __init__(self) -> None:
         self._senders: dict[WorkerLife, str] = {}
-        self._receivers: dict[WorkerLife, WorkerSession] = {}
+        self._receivers: dict[WorkerLife, KVRoutes] = {}
 
-    def joined(self, session: WorkerSession) -> None:
+    def joined(self, descriptor: WorkerDescriptor, routes: KVRoutes) -> None:
         """Introduce a connected worker, unless it has been introduced already."""
-        descriptor = session.descriptor
+        life = descriptor.worker_id, descriptor.incarnation
         if descriptor.role is Role.PREFILL:
-            if session.key not in self._senders:
-                self._senders[session.key] = descriptor.transfer_address
+            if life not in self._senders:
+                self._senders[life] = descriptor.transfer_address
                 for receiver in self._receivers.values():
-                    receiver.routes.introduce(descriptor.transfer_address)
-        elif self._receivers.get(session.key) is not session:
-            self._receivers[session.key] = session
+                    receiver.introduce(descriptor.transfer_address)
+        elif self._receivers.get(life) is not routes:  # a new session has routes of its own
+            self._receivers[life] = routes
             for address in self._senders.values():
-                session.routes.introduce(address)
+                routes.introduce(address)
 
-    def left(self, session: WorkerSession) -> None:
+    def left(self, descriptor: WorkerDescriptor) -> None:
         """Forget a lost worker; if it comes back, it is a newcomer."""
-        address = self._senders.pop(session.key, None)
+        life = descriptor.worker_id, descriptor.incarnation
+        address = self._senders.pop(life, None)
         if address is not None:
             for receiver in self._receivers.values():
-                receiver.routes.forget(address)
-        self._receivers.pop(session.key, None)
+                receiver.forget(address)
+        self._receivers.pop(life, None)

@@ -44,6 +44,7 @@ class Liveness:
             WorkerDied: It has work, and no counter has moved for 3 s.
         """
         counters = (progress.steps, progress.layers_done)
+        # An idle worker's counters stand still, and it is well.
         if counters != self._counters or not progress.work_in_hand:
             self._counters = counters
             self._moved_at = self._received_at

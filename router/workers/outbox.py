@@ -15,6 +15,7 @@ from core.session import ConnectPeers, RouterHeartbeat, Submit, ToWorker
 
 HEARTBEAT_S = 0.5
 MAX_OUTGOING = 4096
+"""A worker that does not read must not fill this process's memory."""
 
 
 class Outbox:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from enum import Enum, auto
 
 from core import events
 from core.containment import contained
@@ -25,7 +24,6 @@ from core.session import (
     Cancel,
     Credit,
     Hello,
-    Load,
     PeerReport,
     Progress,
     StepFrame,
@@ -39,21 +37,13 @@ from router.workers.load import WorkerLoad
 from router.workers.outbox import Outbox
 from router.workers.routes import KVRoutes
 from router.workers.subscriptions import Subscriber, Subscriptions
+from router.workers.view import SessionState, WorkerView
 from transport.sequenced import NumberedStream
 
 RECONNECT_S = 2.0
 DIAL_TIMEOUT_S = 2.0
 RETRY_S = 0.1
 MAX_REFUSED = 2
-
-
-class SessionState(Enum):
-    """Whether the session is connected."""
-
-    DIALLING = auto()
-    LIVE = auto()
-    RECONNECTING = auto()
-    LOST = auto()
 
 
 class WorkerSession:
@@ -66,6 +56,7 @@ class WorkerSession:
         router_id: RouterId,
         clock: Clock,
         stream_numbers: Iterator[int],
+        on_state_changed: Callable[[WorkerSession], None],
         *,
         was_lost: bool = False,
     ) -> None:
@@ -78,17 +69,17 @@ class WorkerSession:
             clock: Of this process.
             stream_numbers: Rise over all streams of this router, so that the worker knows the
                 newest.
+            on_state_changed: Called after each change of `state` or `is_ready`.
             was_lost: A worker that was lost must answer before requests are placed on it again.
         """
         self.descriptor = descriptor
         self.rank_pids = descriptor.rank_pids
         self.num_reconnects = 0
-        self.on_state_changed: Callable[[WorkerSession], None] = lambda session: None
-        """Called after each change of `state` or `is_ready`."""
         self._network = network
         self._router_id = router_id
         self._clock = clock
         self._stream_numbers = stream_numbers
+        self._on_state_changed = on_state_changed
         self._state = SessionState.LOST if was_lost else SessionState.DIALLING
         self._is_ready = True
         self._load = WorkerLoad(descriptor)
@@ -117,10 +108,16 @@ class WorkerSession:
         """False while the worker drains or restarts its ranks."""
         return self._is_ready
 
-    @property
-    def load(self) -> Load:
-        """What the worker reported last."""
-        return self._load.reported
+    def view(self) -> WorkerView:
+        """Return what operators are shown."""
+        return WorkerView(
+            self.descriptor,
+            self._state,
+            self._is_ready,
+            self._load.reported,
+            self.rank_pids,
+            self.routes.reports,
+        )
 
     @property
     def candidate(self) -> Candidate:
@@ -157,7 +154,7 @@ class WorkerSession:
         self._is_ready = self._is_ready if is_ready is None else is_ready
         if (self._state, self._is_ready) != before:
             with contained("noting the state of a worker's session"):
-                self.on_state_changed(self)
+                self._on_state_changed(self)
 
     # --- called by the orchestrator ---------------------------------------------------------------
 
@@ -191,6 +188,7 @@ class WorkerSession:
                 requests = len(self.subscriptions)
                 self._log(events.WORKER_LOST, reason=error.message, requests=requests)
         finally:
+            # LOST comes first: an attempt that ends here may be placed again before this returns.
             self._set_state(state=SessionState.LOST)
             self._outbox.clear()
             self.subscriptions.lose(error)
@@ -235,13 +233,14 @@ class WorkerSession:
 
     async def _connect(self) -> MessageStream:
         async with asyncio.timeout(DIAL_TIMEOUT_S):
+            # Even a dial that fails takes a number: a later one must be the newest at the worker.
             number = next(self._stream_numbers)
             stream = NumberedStream(await self._network.dial(self.descriptor.session_address))
             try:
                 wanted = self.subscriptions.wanted(self._outbox.queued_runs)
                 await stream.send(Hello(self._router_id, wanted, number))
                 welcome = await stream.recv()
-            except BaseException:
+            except BaseException:  # also when cancelled: nobody else would end this stream
                 stream.reset()
                 raise
         if (

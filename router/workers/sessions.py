@@ -20,7 +20,8 @@ from core.session import Role, RouteReport, WorkerDescriptor
 from router.placement import Candidate
 from router.workers.introductions import Introductions
 from router.workers.routes import MEASURE_S
-from router.workers.session import SessionState, WorkerSession
+from router.workers.session import WorkerSession
+from router.workers.view import SessionState, WorkerView
 
 REDIAL_S = 1.0
 MAX_INCOMPATIBLE_PAIRS = 1024
@@ -62,7 +63,7 @@ class WorkerSessions:
         loop = asyncio.get_running_loop()
         for key, descriptor in self._members().items():
             if key not in self._tasks:
-                self._use(self._new_session(descriptor))
+                self._sessions[key] = self._new_session(descriptor)
                 self._tasks[key] = loop.create_task(self._keep(key, descriptor))
         self._changes.note()
 
@@ -78,12 +79,9 @@ class WorkerSessions:
             self._router_id,
             self._clock,
             self._stream_numbers,
+            self._note_state,
             was_lost=was_lost,
         )
-
-    def _use(self, session: WorkerSession) -> None:
-        session.on_state_changed = self._note_state
-        self._sessions[session.key] = session
 
     async def _keep(self, key: WorkerLife, descriptor: WorkerDescriptor) -> None:
         """Keep a session while the worker is a member; redial a lost one after a pause."""
@@ -95,7 +93,7 @@ class WorkerSessions:
                     self._sessions[key].log_left()
                     return
                 await asyncio.sleep(REDIAL_S)
-                self._use(self._new_session(descriptor, was_lost=True))
+                self._sessions[key] = self._new_session(descriptor, was_lost=True)
         finally:
             self._tasks.pop(key, None)
             self._sessions.pop(key, None)
@@ -103,9 +101,9 @@ class WorkerSessions:
 
     def _note_state(self, session: WorkerSession) -> None:
         if session.state is SessionState.LIVE:
-            self._introductions.joined(session)
+            self._introductions.joined(session.descriptor, session.routes)
         elif session.state is SessionState.LOST:
-            self._introductions.left(session)
+            self._introductions.left(session.descriptor)
         self._changes.note()
 
     # --- what placement reads ---------------------------------------------------------------------
@@ -113,6 +111,10 @@ class WorkerSessions:
     def candidates(self) -> list[Candidate]:
         """Workers that can take requests, for placement."""
         return [session.candidate for session in self._sessions.values() if session.is_usable]
+
+    def live_roles(self) -> set[Role]:
+        """Roles of which a worker can take requests."""
+        return {candidate.descriptor.role for candidate in self.candidates()}
 
     def note_incompatible(self, prefill: WorkerDescriptor, decode: WorkerDescriptor) -> None:
         """Remember that the KV layouts of these two differ; other pairs are unaffected."""
@@ -149,6 +151,10 @@ class WorkerSessions:
     def all(self) -> list[WorkerSession]:
         """Every session, lost ones included."""
         return list(self._sessions.values())
+
+    def views(self) -> list[WorkerView]:
+        """Every worker that this router knows, lost ones included."""
+        return [session.view() for session in self._sessions.values()]
 
     async def measure(
         self, probe_bytes: int

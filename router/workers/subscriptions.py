@@ -104,6 +104,7 @@ class Subscriptions:
 
     def lose(self, error: WorkerLost) -> None:
         """End every attempt that listens: the worker is gone."""
+        # Emptied first: those who are told unsubscribe.
         subscribers = self._subscribers
         self._subscribers = {}
         self._load.clear()

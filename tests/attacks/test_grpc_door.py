@@ -34,7 +34,7 @@ WATCH = "/grpc.health.v1.Health/Watch"
 EMPTY = b"\0\0\0\0\0"
 
 
-READY = SimpleNamespace(is_ready=True, on_checked=lambda note: None)
+READY = SimpleNamespace(is_ready=True, proof=SimpleNamespace(checked=asyncio.Event()))
 
 
 @pytest.fixture()
@@ -45,7 +45,7 @@ async def door():
         keyring=Keyring("", time.monotonic),
         status=READY,
         bad_keys=BadKeys(time.monotonic),
-        call_ended=lambda call: None,
+        recorder=SimpleNamespace(call_ended=lambda call: None),
     )
     made = GrpcServer(service, SecurityConfig())
     made.max_connections = 8

@@ -23,7 +23,7 @@ async def test_a_client_that_pings_every_second_on_a_quiet_stream_is_not_sent_aw
     service = SimpleNamespace(
         config=RouterConfig(grpc_port=0),
         keyring=SimpleNamespace(identify=lambda *_: ANYBODY),
-        status=SimpleNamespace(is_ready=True, on_checked=lambda note: None),
+        status=SimpleNamespace(is_ready=True, proof=SimpleNamespace(checked=asyncio.Event())),
     )
     door = GrpcServer(service, SecurityConfig())
     await door.start()

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from support.models import random_llama
 
 from cluster.model_source import model_folder
-from cluster.worker_process import model_of
+from cluster.served_model import model_of
 from core.config import BatonConfig, ModelConfig
 from core.errors import ModelLoadError
 from engine.checkpoint.model_spec import read_model

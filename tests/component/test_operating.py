@@ -31,6 +31,7 @@ from router.admission import Admission
 from router.calls import Call
 from router.observe.readiness import PROBLEMS
 from router.observe.shedding import PERIOD_S, Shedding
+from simulation.parts import MemoryStore
 from transport import certificates as certs
 from transport.certificates import make_certificates
 from transport.tls import session_tls
@@ -140,7 +141,7 @@ def test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was(tol
 
 async def test_both_kinds_of_refusal_count_as_load_that_is_shed(told, tmp_path):
     doors = Doors(tmp_path)
-    doors.service.call_ended(Call("http", "127.0.0.1", code=Overloaded.code))
+    doors.service.recorder.call_ended(Call("http", "127.0.0.1", code=Overloaded.code))
     assert "load_shed" in [name for name, _ in told()]
 
 
@@ -336,11 +337,14 @@ def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
 
 
 async def test_metrics_count_what_is_not_as_configured_by_the_words_of_ready(tmp_path):
-    service = Doors(tmp_path).service
-    service.status.configured = {Role.PREFILL: 2, Role.DECODE: 1}
+    doors = Doors(
+        tmp_path,
+        parts={"configured": {Role.PREFILL: 2, Role.DECODE: 1}, "store": MemoryStore()},
+    )
+    service = doors.service
     found = {}
     for state in ("down", "ok"):
-        service.status.read_store_state = lambda state=state: state
+        doors.mirror.state = state
         lines = service.telemetry.text().decode().splitlines()
         counts = (re.fullmatch(r'baton_problems\{code="(\w+)"\} (.*)', line) for line in lines)
         found[state] = {match[1]: float(match[2]) for match in counts if match}
@@ -401,7 +405,7 @@ def test_of_a_chain_the_earliest_end_counts(tmp_path, monkeypatch):
 
 
 async def test_the_metric_shows_when_each_certificate_ends(tmp_path):
-    doors = Doors(tmp_path)
-    doors.service.status.read_certificate_ends = lambda: {"door": 1_900_000_000}
+    ends = {"read_certificate_ends": lambda: {"door": 1_900_000_000}}
+    doors = Doors(tmp_path, parts=ends)
     line = 'baton_certificate_expiration_timestamp_seconds{certificate="door"} 1.9e+09'
     assert line in doors.service.telemetry.text().decode()

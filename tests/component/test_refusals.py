@@ -17,7 +17,7 @@ from router import calls
 from router.access import bad_keys
 from router.access.identities import Identity, Right
 from router.observe import request_log
-from router.request_builder import RequestParams
+from router.request_params import RequestParams
 
 NO_KEY = "bt-00000000-" + "0" * 32
 
@@ -262,7 +262,7 @@ async def test_a_bug_is_a_line_too(doors):
 
 
 async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(doors):
-    doors.service.call_ended(calls.Call("http", code="never heard of"))
+    doors.service.recorder.call_ended(calls.Call("http", code="never heard of"))
     before = refusals(doors)
     evil = 'x"}\n{"event":"request","tenant":"acme'
     with log_lines() as lines:
@@ -273,7 +273,7 @@ async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(doors)
         assert len(lines) == 80 and all("\n" not in json.dumps(line) for line in lines)
         assert not any("event" in str(line["route"]) or evil in str(line) for line in lines)
         text = doors.service.telemetry.text().decode()
-        doors.service.call_ended(calls.Call("http", code="a code of tomorrow"))
+        doors.service.recorder.call_ended(calls.Call("http", code="a code of tomorrow"))
     assert refusals(doors).keys() == before.keys(), text
 
 
@@ -396,18 +396,18 @@ async def test_an_open_cluster_needs_no_role(tmp_path):
 
 async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(doors.service._log, "_now_s", lambda: now[0])
-    monkeypatch.setattr(doors.service._log, "_allowed_at", 0.0)
+    monkeypatch.setattr(doors.service.recorder._log, "_now_s", lambda: now[0])
+    monkeypatch.setattr(doors.service.recorder._log, "_allowed_at", 0.0)
     stranger = calls.Call("http", "192.0.2.7")
     tenant = calls.Call("http", "192.0.2.7", identity=Identity("acme"))
     with log_lines() as lines:
         for _ in range(request_log.ANONYMOUS_BURST + 500):
-            doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+            doors.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
         assert len(lines) == request_log.ANONYMOUS_BURST
-        doors.service.call_ended(replace(tenant, code="invalid_value"))
+        doors.service.recorder.call_ended(replace(tenant, code="invalid_value"))
         now[0] += 10.0
-        doors.service.call_ended(replace(stranger, code="invalid_api_key"))
-        doors.service.call_ended(replace(stranger, code="invalid_api_key"))
+        doors.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
+        doors.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
     assert [line.get("unlogged") for line in lines[-3:]] == [None, 500, None]
     assert [line["tenant"] for line in lines[-3:]] == ["acme", "", ""]
     total = request_log.ANONYMOUS_BURST + 502

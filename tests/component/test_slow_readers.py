@@ -19,7 +19,7 @@ PIECE = "x" * (1 << 15)
 @pytest.fixture
 async def doors(tmp_path):
     async with Doors(tmp_path, slow_reader_s=LIMIT_S).opened() as doors:
-        doors.orchestrator.attempts.run = talk
+        doors.attempts.run = talk
         async with asyncio.timeout(30):
             yield doors
 
@@ -109,8 +109,8 @@ async def speak(run):
 
 
 async def test_a_whole_answer_that_nobody_reads_is_one_request(doors):
-    doors.orchestrator.attempts.run = speak
-    refused = doors.service.connection_refused
+    doors.attempts.run = speak
+    refused = doors.service.recorder.connection_refused
     with log_lines() as lines:
         async with HttpFixture(stall_s=LIMIT_S, app=doors.app, on_refused=refused) as server:
             writer = await ask_http(doors, server.port, stream=False)

@@ -103,22 +103,22 @@ BUGS = [
     ),
     Bug(
         "refused calls leave no line",
-        "router/service.py",
+        "router/observe/recorder.py",
         "            self._log.call_refused(call)",
         "            pass",
         REFUSALS + "test_every_refusal_over_http_is_one_line_and_one_count",
     ),
     Bug(
         "refused calls are not counted",
-        "router/service.py",
-        "        self.telemetry.call_refused(call)\n",
+        "router/observe/recorder.py",
+        "        self._telemetry.call_refused(call)\n",
         "",
         REFUSALS + "test_every_refusal_over_grpc_is_one_line_and_one_count",
     ),
     Bug(
         "a double leaves no line",
         "router/orchestrator.py",
-        "            self.on_refused(request, error)",
+        "            self._observer.request_refused(request, error)",
         "            pass",
         REFUSALS + "test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone",
     ),
@@ -131,7 +131,7 @@ BUGS = [
     ),
     Bug(
         "a request that ran is told twice",
-        "router/service.py",
+        "router/observe/recorder.py",
         "            self._log.request_ended(run.request, ended, call)\n"
         "        if call is not None:\n            call.is_recorded = True\n",
         "            self._log.request_ended(run.request, ended, call)\n",

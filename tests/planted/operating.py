@@ -296,7 +296,7 @@ BUGS = [
     ),
     Bug(
         "an answer that nobody reads is a second request",
-        "router/service.py",
+        "router/observe/recorder.py",
         'outcome = "" if code == SlowReader.code else "rejected"',
         'outcome = "cancelled" if code == SlowReader.code else "rejected"',
         SLOW + "test_a_whole_answer_that_nobody_reads_is_one_request",
@@ -359,7 +359,7 @@ BUGS = [
     ),
     Bug(
         "a log of a bad body quotes it",
-        "router/http/bodies.py",
+        "router/http/body_model.py",
         ", hide_input_in_errors=True)",
         ")",
         CONFIG + "test_no_error_about_a_body_has_what_its_client_wrote",

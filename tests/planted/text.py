@@ -48,7 +48,7 @@ BUGS = [
         "tests/unit/test_scheduler.py"
         "::test_prompt_scores_that_a_preemption_interrupts_are_there_once"),
     Bug("nobody tells the worker that a choice is over", "router/request_state.py",
-        "            self.on_choice_finished()\n", "            pass\n", f"{CHOICES}::{STOPPED}"),
+        "            self.on_choice_finished(self)\n", "            pass\n", f"{CHOICES}::{STOPPED}"),
     Bug("a stop string ends an output before min_tokens", "router/choice_output.py",
         "if not self._stop or len(self.token_ids) <= self._min_tokens:", "if not self._stop:",
         f"{STOPPING}::test_stops_are_looked_for_after_min_tokens_only"),
@@ -75,10 +75,10 @@ BUGS = [
         "        if False:",
         "tests/component/test_sharding.py"
         "::test_a_split_model_refuses_an_id_that_no_rank_has_a_row_for"),
-    Bug("any number of prompt scores may be asked for", "router/request_builder.py",
+    Bug("any number of prompt scores may be asked for", "router/request_limits.py",
         "        if num_scores > limit:", "        if False:",
         f"{MAKING}::test_prompt_scores_have_a_limit"),
-    Bug("ready without a pool that the path needs", "router/observe/canary.py",
+    Bug("ready without a pool that the path needs", "router/observe/readiness.py",
         "if self._must_cross or not self._has_crossed or not live:",
         "if not self._has_crossed or not live:",
         "tests/simulation/test_readiness.py"

@@ -4,12 +4,13 @@ a link's that link, on virtual time."""
 import asyncio
 
 import pytest
-from support.virtual import PROMPT, ask, expected, run, unit
+from support.virtual import PROMPT, Heard, ask, expected, run, unit
 
 from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
+from simulation.observers import ClusterObserver
 from simulation.parts import InlineDecoder
 from worker.attempt import Attempt
 
@@ -68,20 +69,19 @@ def test_a_decoder_that_cannot_be_made_is_the_requests_fault_too():
 @pytest.mark.parametrize("bad", [TextDelta, RequestEnded])
 def test_a_caller_that_fails_to_take_an_event_leaks_nothing_and_is_told_the_end_once(bad):
     async def scenario(cluster):
-        events, noted = [], []
+        events, heard = [], Heard(cluster)
 
         def emit(event):
             events.append(event)
             if isinstance(event, bad):
                 raise RuntimeError("the reply is broken")
 
-        cluster.orchestrator.on_ended = lambda run, ended: noted.append(ended)
         request = cluster.request("r", PROMPT, SamplingParams(max_tokens=5, ignore_eos=True))
         await cluster.orchestrator.run(request, emit)
         admission = cluster.orchestrator._admission
         subscribers = sum(len(session.subscriptions) for session in cluster.sessions.all())
         left = cluster.orchestrator.num_running, admission.num_running, subscribers
-        return events, noted, left, states(cluster)
+        return events, heard.ended, left, states(cluster)
 
     events, noted, left, sessions = run(scenario)
     assert [type(e) for e in events].count(RequestEnded) == 1
@@ -91,10 +91,14 @@ def test_a_caller_that_fails_to_take_an_event_leaks_nothing_and_is_told_the_end_
 
 def test_those_who_note_ends_and_retries_harm_nobody():
     async def scenario(cluster):
-        def refuse(*_):
-            raise RuntimeError("the metrics are broken")
+        class Broken(ClusterObserver):
+            def retried(self, error):
+                raise RuntimeError("the metrics are broken")
 
-        cluster.orchestrator.on_ended = cluster.orchestrator.attempts.on_retry = refuse
+            def request_ended(self, run, ended):
+                raise RuntimeError("the metrics are broken")
+
+        cluster.observers.join(Broken())
         cluster.runners["decode2"].fails_next = 1
         return await ask(cluster, **LONG)
 

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.virtual import PROMPT, ask, expected, run, unit
+from support.virtual import PROMPT, Heard, ask, expected, run, unit
 
 from core.config import EngineConfig, RouterConfig, TransferConfig
 from core.errors import (
@@ -272,9 +272,7 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
     Whoever is behind may fare better elsewhere."""
 
     async def scenario(cluster):
-        refused, ended = [], []
-        cluster.orchestrator.attempts.on_retry = refused.append
-        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
+        heard = Heard(cluster)
         hog = asyncio.get_running_loop().create_task(
             ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
         )
@@ -285,7 +283,7 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
         await asyncio.sleep(0.1)
         _, behind = await ask(cluster, "behind", tuple(range(80, 10, -1)), max_tokens=5)
         await hog
-        return refused, ended, behind, (await head)[1]
+        return heard.retries, [end for _, end in heard.attempts], behind, (await head)[1]
 
     refused, ended, behind, head = run(
         scenario,

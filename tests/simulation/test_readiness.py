@@ -10,8 +10,9 @@ from core.ids import Ids
 from core.ports import LoopClock
 from core.session import Role
 from router.observe.canary import Canary
-from router.request_builder import ServedModel
-from simulation.cluster import VOCABULARY
+from router.observe.readiness import Proof
+from router.request_params import ServedModel
+from simulation.shape import VOCABULARY
 
 MODEL = ServedModel("hash", VOCABULARY, 200, (), "float32")
 
@@ -21,29 +22,33 @@ async def watch(cluster, lost, *, must_cross):
     returns what it said and when."""
     told = []
 
-    async def note(is_ready):
-        told.append(is_ready)
-
+    proof = Proof(cluster.sessions.live_roles, frozenset(Role), must_cross=must_cross)
     canary = Canary(
-        MODEL, RouterConfig(), cluster.orchestrator, cluster.sessions, LoopClock(), Ids(),
-        frozenset(Role), must_cross=must_cross,
-    )  # fmt: skip
-    canary.on_checked = note
+        MODEL, RouterConfig(), cluster.orchestrator, cluster.sessions, LoopClock(), Ids(), proof
+    )
+
+    async def follow():
+        while True:
+            await proof.checked.wait()
+            told.append(proof.is_good)
+
+    following = asyncio.create_task(follow())
     canary.start()
     await asyncio.sleep(5.0)
-    states = [(canary.is_good, canary.error)]
+    states = [(proof.is_good, proof.error)]
     for role in lost:
         nodes = [n for n, u in cluster.units.items() if u.descriptor.role is role]
         for node in nodes:
             await cluster.kill(node)
     await asyncio.sleep(8.0)
-    states.append((canary.is_good, canary.error))
+    states.append((proof.is_good, proof.error))
     told_then = told[-1]
     for role in lost:
         await cluster.add(role)
     await asyncio.sleep(8.0)
-    states.append((canary.is_good, canary.error))
+    states.append((proof.is_good, proof.error))
     await canary.stop()
+    following.cancel()
     return states, (told[0], told_then, told[-1])
 
 

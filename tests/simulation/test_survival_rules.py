@@ -4,7 +4,7 @@ what survives them and how soon, on virtual time."""
 import asyncio
 
 import pytest
-from support.virtual import PROMPT, ask, attempt_of, expected, run
+from support.virtual import PROMPT, Heard, ask, attempt_of, expected, run
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig
 from core.errors import (
@@ -122,10 +122,8 @@ def test_with_pd_forced_and_no_decode_left_there_is_one_typed_error_within_five_
 
 
 def test_a_hung_worker_is_found_within_four_seconds():
-    reasons = []
-
     async def scenario(cluster):
-        cluster.orchestrator.attempts.on_retry = reasons.append
+        heard = Heard(cluster)
         running = asyncio.get_running_loop().create_task(
             ask(cluster, max_tokens=30, ignore_eos=True)
         )
@@ -144,9 +142,9 @@ def test_a_hung_worker_is_found_within_four_seconds():
         tokens, ended = await running
         took_s = cluster.clock.now_s() - started_at
         await cluster.kill(decode.descriptor.worker_id)
-        return tokens, ended, took_s
+        return tokens, ended, took_s, heard.retries
 
-    tokens, ended, took_s = run(scenario, decode=2)
+    tokens, ended, took_s, reasons = run(scenario, decode=2)
     assert ended.error is None and took_s < 4.5
     assert [type(error) for error in reasons] == [WorkerDied], "the request is under suspicion"
     assert tokens == expected(max_tokens=30, ignore_eos=True)

@@ -36,7 +36,7 @@ def names(found):
 def problems(cluster, store="ok", configured=BOTH, **changes):
     """What `/ready` would say: the state, and the codes of all problems."""
     view = View(
-        sessions=cluster.sessions.all(),
+        workers=cluster.sessions.views(),
         configured=configured,
         store=store,
         **{"is_draining": False, "is_starting": False, "canary_error": "", **changes},
@@ -55,7 +55,7 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
         await cluster.kill(node)
         await asyncio.sleep(1.0)
         assert problems(cluster) == ("degraded", ["pool_empty"])
-        assert pools_of(cluster.sessions.all(), BOTH)["decode"] == {
+        assert pools_of(cluster.sessions.views(), BOTH)["decode"] == {
             "ready": 0,
             "total": 0,
             "configured": 1,

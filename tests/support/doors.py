@@ -20,12 +20,11 @@ from core.ports import SystemClock
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.credentials import Keyring, new_key
 from router.access.identities import KeyRole
-from router.compose import RouterComponents, compose
+from router.compose import RouterComponents, ServiceComponents, compose_service
 from router.grpc.server import GrpcServer
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
-from router.request_builder import ServedModel
-from router.service import GenerationService
+from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from simulation.parts import StaticMembership
 from support.rig import ROOT
@@ -58,44 +57,42 @@ class Tokenizer:
 class Doors:
     """A service without a live worker, and both its doors."""
 
-    def __init__(self, folder, is_open=False, certificate=None, **router):
+    def __init__(self, folder, is_open=False, certificate=None, parts=None, **router):
+        """`parts` are those of the service, `router` keys of the config."""
         made = {name: new_key(name, "batch", role) for name, role in ROLES.items()}
         self.keys = {name: key for name, (key, _) in made.items()}
         file = folder / "keys"
         file.write_text("".join(line + "\n" for _, line in made.values()))
         file.chmod(0o600)
         config = BatonConfig.model_validate({"router": {"grpc_port": 0, **router}})
-        clock, ids = SystemClock(), Ids()
+        clock = SystemClock()
         self.members = StaticMembership()
         text = TextModel(ROOT / "models" / "baton-tiny")
-        core = compose(
+        made = compose_service(
             RouterComponents(
                 membership=self.members,
                 session_network=None,
                 config=config.router,
                 placement=config.placement,
                 clock=clock,
-                ids=ids,
+                ids=Ids(),
                 new_decoder=lambda r: text.decoder(r.token_ids, skips_special=True),
-            )
+            ),
+            ServiceComponents(
+                model=ServedModel("tiny", 256, 2048, (), "float32"),
+                tokenizer=Tokenizer(),
+                text=text,
+                seed_key=b"a key of these tests",
+                keyring=Keyring("" if is_open else str(file), clock.now_s),
+                expected_roles=frozenset(),
+                **(parts or {}),
+            ),
         )
-        self.sessions = core.sessions
-        self.orchestrator = core.orchestrator
-        self.service = GenerationService(
-            ServedModel("tiny", 256, 2048, (), "float32"),
-            config.router,
-            core.orchestrator,
-            core.admission,
-            core.sessions,
-            Tokenizer(),
-            text,
-            clock,
-            ids,
-            b"a key of these tests",
-            Keyring("" if is_open else str(file), clock.now_s),
-            frozenset(),
-            must_cross=False,
-        )
+        self.sessions = made.core.sessions
+        self.attempts = made.core.attempts
+        self.orchestrator = made.core.orchestrator
+        self.mirror = made.mirror
+        self.service = made.service
         self.app = make_app(self.service, 0, BodyReader(config.router.max_body_bytes, 5.0, 30.0))
         self.grpc = GrpcServer(self.service, config.security, certificate)
         self.channel = None

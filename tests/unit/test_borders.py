@@ -20,6 +20,7 @@ from core.types import FinishReason, Path, SamplingParams
 from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
 from router.grpc.requests import chat_prompt, generate_params
+from router.observe.recorder import Recorder
 from router.request_state import AttemptState, RequestState
 from router.service import MAX_DETOKENIZE_TOKENS, GenerationService
 from router.text.detokenizing import TextModel
@@ -125,7 +126,9 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
         deliver=deliver, excluded=set(), request=request, has_prompt_scores=False,
         finished_choices=(),
     )  # fmt: skip
-    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(
+        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+    )
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
         attempt.finished.result()
@@ -153,13 +156,17 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
         excluded=set(), is_whole=False, has_prompt_scores=False, finished_choices=(),
         request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
     )  # fmt: skip
-    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(
+        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+    )
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
         attempt.on_delta(worker_id, said[message])
     assert told == expected and attempt.decode_spoke
     # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the
     # scores.
-    alone = AttemptState(run, 1, pair, asyncio.get_running_loop().create_future(), 0.0)
+    alone = AttemptState(
+        run, 1, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+    )
     alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
     assert alone.finished.done() == (prompt_logprobs is not None)
@@ -173,7 +180,9 @@ async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=Path.PD
     )
     run = SimpleNamespace(excluded=set(), note_timings=lambda timings: None)
-    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(
+        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+    )
     attempt.on_ended(
         reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks"))
     )
@@ -199,11 +208,9 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
 
 
 def test_without_a_request_log_requests_are_still_counted():
-    service, seen = GenerationService.__new__(GenerationService), []
-    service._log, service.telemetry = (
-        None,
-        SimpleNamespace(request_ended=lambda run, ended, door: seen.append(run)),
-    )
+    seen = []
+    telemetry = SimpleNamespace(request_ended=lambda run, ended, door: seen.append(run))
+    recorder = Recorder(telemetry, shedding=None, log=None)
     for tier in ("standard", "canary"):
-        service._ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
+        recorder.request_ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
     assert len(seen) == 1

@@ -12,7 +12,8 @@ from cluster.model_source import model_folder
 from core.config import BatonConfig, known_keys, load_config
 from core.errors import ConfigError, InvalidRequest, ModelLoadError
 from core.types import SamplingParams
-from router.http.bodies import ChatBody, CompletionBody, parse_body
+from router.http.bodies import ChatBody, CompletionBody
+from router.http.body_model import parse_body
 from transport.certificates import make_certificates
 
 

@@ -219,7 +219,7 @@ def stuck_for(seconds):
 
     async def main():
         stream = Script()
-        worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)), lambda _: None)
         serving = asyncio.ensure_future(worker._serve(NumberedStream(stream)))
         for number in range(int(seconds / 0.5) + 1):
             progress = Progress(7, 7, work_in_hand=True)

@@ -32,10 +32,10 @@ from core.session import (
     Welcome,
     WorkerTiming,
 )
-from core.trace import NoTracing
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
-from router.orchestrator import Orchestrator
+from router.attempts import Attempts
+from router.request_state import RequestObserver
 from router.retry_budget import RetryBudget
 from router.workers.introductions import Introductions
 from router.workers.session import SessionState, WorkerSession
@@ -54,13 +54,14 @@ from worker.sessions import SessionServer
 REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
 
-def session(**changes):
+def session(on_state_changed=lambda _: None, **changes):
     return WorkerSession(
         replace(WORKER, **changes),
         None,
         "router",
         SimpleNamespace(now_s=lambda: 0.0),
         iter(range(9)),
+        on_state_changed,
     )
 
 
@@ -112,8 +113,8 @@ def test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_
 
 
 def test_what_placement_reads_of_a_worker_never_changes_untold():
-    worker, told = session(), []
-    worker.on_state_changed = lambda session: told.append((session.state.name, session.is_ready))
+    told = []
+    worker = session(lambda session: told.append((session.state.name, session.is_ready)))
     worker._note_progress(Progress(0, 0, False, Load(), (), True))
     assert told == [], "nothing changed"
     worker._note_progress(Progress(0, 0, False, Load(), (), False))
@@ -149,25 +150,27 @@ def test_each_pair_is_introduced_once_and_what_is_gone_is_forgotten():
         return new
 
     for one in (p1, d1, p2, d2):
-        pairs.joined(one)
+        pairs.joined(one.descriptor, one.routes)
     assert (met(d1), met(d2)) == (["p1", "p2"], ["p1", "p2"])
     for one in (p1, d1, p2, d2):
-        pairs.joined(one)
+        pairs.joined(one.descriptor, one.routes)
     assert (met(d1), met(d2)) == ([], []), "after a reconnect they know one another"
-    pairs.left(p1)
+    pairs.left(p1.descriptor)
     assert list(d1.routes._introduced) == ["p2"]
-    pairs.joined(p1)
+    pairs.joined(p1.descriptor, p1.routes)
     assert (met(d1), met(d2)) == (["p1"], ["p1"]), "one that comes back is a newcomer"
-    pairs.left(d1)
+    pairs.left(d1.descriptor)
     again = session(worker_id="d1")
-    pairs.joined(again)
+    pairs.joined(again.descriptor, again.routes)
     assert met(again) == ["p2", "p1"] and met(d2) == []
 
 
 def test_a_greeting_that_is_not_answered_in_time_leaves_no_stream_behind():
     async def main():
         silent = Script()
-        worker = WorkerSession(WORKER, Wire(silent), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(silent), "router", LoopClock(), iter(range(9)), lambda _: None
+        )
         with pytest.raises(TimeoutError):
             await worker._connect()
         return silent
@@ -193,7 +196,7 @@ def test_only_a_worker_that_was_reached_can_have_died(was_live):
         refusals = [StreamClosed("refused") for _ in range(4)]
         first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
         worker = WorkerSession(
-            WORKER, Wire(*first, *refusals), "router", LoopClock(), iter(range(9))
+            WORKER, Wire(*first, *refusals), "router", LoopClock(), iter(range(9)), lambda _: None
         )
         listener = Listener()
         worker.subscribe("r", listener, 3)
@@ -257,7 +260,9 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
     async def main():
         first = Script(Welcome(WORKER), PeerReport((RouteReport("a", "shm"),)))
         second = Script(Welcome(WORKER))
-        worker = WorkerSession(WORKER, Wire(first, second), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(first, second), "router", LoopClock(), iter(range(9)), lambda _: None
+        )
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(0)
         worker.routes.introduce("a")
@@ -455,8 +460,8 @@ async def test_what_a_router_says_crosses_the_wire_whole():
 def test_routers_share_the_retries_and_each_has_one_at_least():
     for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
         config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
-        parts = (None, None, config, PlacementConfig(), LoopClock(), None, None, NoTracing())
-        budget = Orchestrator(*parts).attempts._budget
+        parts = (None, config, PlacementConfig(), LoopClock(), None, RequestObserver())
+        budget = Attempts(*parts)._budget
         delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
         assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]
 

@@ -39,7 +39,7 @@ def whole(service, dialect, entries, scored=(), prompt=(T,), text="", given="", 
     request = GenerateRequest(
         "id", "m", tuple(prompt), SamplingParams(), 1, 9.0, echoes=made.echo, prompt_text=given
     )
-    reply = Reply(dialect(service, made), [request], 5)
+    reply = Reply(dialect(service.text, made), [request], service.model, 5)
     ids = tuple(entry.token_id for entry in entries)
     events = [PromptScored(tuple(scored)), TextDelta(0, 0, ids, text, tuple(entries))]
     for event in [*events, FINISHED, END]:

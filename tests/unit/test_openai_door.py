@@ -17,7 +17,8 @@ from router.access.credentials import ANYBODY
 from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.observe.request_log import RequestLog
-from router.request_builder import RequestBuilder, ServedModel
+from router.request_builder import RequestBuilder
+from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 
 TEXT = TextModel(TINY)
@@ -67,7 +68,7 @@ class Service:
         self.config, self.model, self.text = RouterConfig(**config), MODEL, TEXT
         self.keyring = Ring(key)
         self.bad_keys = BadKeys(lambda: 1.0)
-        self.call_ended = lambda call: None
+        self.recorder = SimpleNamespace(call_ended=lambda call: None)
         clock = SimpleNamespace(now_s=lambda: 1.0)
         self._maker = RequestBuilder(MODEL, self.config, None, clock, Ids(), b"key", list, TEXT)
         self.made = []

@@ -22,10 +22,12 @@ from core.types import ChatPrompt
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.identities import Identity
 from router.grpc.requests import generate_params
-from router.http.bodies import ChatBody, CompletionBody, parse_body
+from router.http.bodies import ChatBody, CompletionBody
+from router.http.body_model import parse_body
 from router.http.errors import error_body, error_response
 from router.http.other_fields import ignored_fields
-from router.request_builder import RequestBuilder, RequestParams, ServedModel
+from router.request_builder import RequestBuilder
+from router.request_params import RequestParams, ServedModel
 
 MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])

@@ -151,7 +151,7 @@ def test_tokens_as_text_and_as_bytes(tmp_path):
 
 # --- replies --------------------------------------------------------------------------------------
 
-SERVICE = SimpleNamespace(text=TEXT, model=SimpleNamespace(name="m", fingerprint="fp_x"))
+SERVICE_MODEL = SimpleNamespace(name="m", fingerprint="fp_x")
 
 
 def request(n=1, prompt=b"ab"):
@@ -160,7 +160,8 @@ def request(n=1, prompt=b"ab"):
 
 def reply(dialect=CompletionFormatter, n=1, prompts=1, **options):
     made = ReplyOptions(is_chat=dialect is ChatFormatter, **options)
-    return Reply(dialect(SERVICE, made), [request(n) for _ in range(prompts)], 5)
+    requests = [request(n) for _ in range(prompts)]
+    return Reply(dialect(TEXT, made), requests, SERVICE_MODEL, 5)
 
 
 def delta(text, choice=0, position=0, logprob=None):

@@ -114,7 +114,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     )
     pair = [worker(role.value, role).descriptor for role in (Role.PREFILL, Role.DECODE)]
     finished = asyncio.get_running_loop().create_future()
-    attempt = AttemptState(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0)
+    attempt = AttemptState(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0, lambda _: None)
     scores = (Logprob(2, -1.0),)
     attempt.on_delta("decode", delta(0, "ab"))
     attempt.on_delta("prefill", delta(0, "", prompt_logprobs=scores))

@@ -13,7 +13,8 @@ from engine.ranks.rank_wire import pack, unpack
 from protos.baton.internal.v1 import session_pb2
 from protos.baton.v1 import generation_pb2 as pb
 from router.grpc.requests import generate_params
-from router.http.bodies import OTHER_NAMES, CompletionBody, parse_body
+from router.http.bodies import OTHER_NAMES, CompletionBody
+from router.http.body_model import parse_body
 from transport.sampling_codec import ROUTER_ONLY, sampling_from_wire, sampling_to_wire
 
 KINDS = get_type_hints(SamplingParams)

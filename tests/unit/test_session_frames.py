@@ -337,7 +337,7 @@ async def attempt_run(path=Path.LOCAL):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
     )
     finished = asyncio.get_running_loop().create_future()
-    return AttemptState(run, 0, pair, finished, 0.0), told
+    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None), told
 
 
 @pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])
@@ -363,7 +363,9 @@ async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
         emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
     )  # fmt: skip
     pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
-    attempt = AttemptState(run, 0, pair, asyncio.get_running_loop().create_future(), 0.0)
+    attempt = AttemptState(
+        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+    )
     found = []
     for start in range(4):
         attempt.on_delta("d", part(start, 1))
@@ -392,7 +394,7 @@ async def test_after_its_end_an_attempt_takes_nothing_more():
 async def test_a_delta_that_cannot_be_taken_ends_the_attempt_and_says_nothing_of_choices():
     run, _ = await attempt_run()
     heard = []
-    run.on_choice_finished = lambda: heard.append("finished")
+    run.on_choice_finished = lambda _: heard.append("finished")
 
     def refuse(delta, *, is_decode):
         run.run.finished_choices = (0,)

@@ -7,7 +7,7 @@ import pytest
 
 from core.errors import InvalidRequest
 from core.special_tokens import special_tokens
-from router.http.bodies import Message
+from router.http.conversation import Message
 from router.text.template_messages import seen_messages
 from router.text.template_shape import TemplateShape, read_shape
 

@@ -31,7 +31,9 @@ from simulation.parts import StaticMembership
 
 def still_link():
     """A link that nobody runs: nothing is sent, and no time passes."""
-    return WorkerSession(WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)))
+    return WorkerSession(
+        WORKER, None, "router", SimpleNamespace(now_s=lambda: 0.0), iter(range(9)), lambda _: None
+    )
 
 
 @pytest.mark.parametrize("was_live", [False, True])
@@ -41,7 +43,9 @@ def test_a_worker_that_does_not_answer_in_time_is_cut_off_and_has_not_died(was_l
     async def main():
         first = [Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
         silent = [Script() for _ in range(5)]
-        worker = WorkerSession(WORKER, Wire(*first, *silent), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(*first, *silent), "router", LoopClock(), iter(range(9)), lambda _: None
+        )
         listener = Listener()
         worker.subscribe("r", listener, 3)
         await worker.run()
@@ -62,7 +66,7 @@ def test_no_stream_is_left_open_to_a_worker_that_is_given_up(ending):
         welcome = PeerReport(()) if ending == "odd" else welcome
         stream, refusals = Script(welcome), [StreamClosed("refused")] * 3
         worker = WorkerSession(
-            WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9))
+            WORKER, Wire(stream, *refusals), "router", LoopClock(), iter(range(9)), lambda _: None
         )
         listener = Listener()
         worker.subscribe("r", listener, 3)
@@ -83,7 +87,9 @@ def test_a_way_is_measured_by_the_worker_and_only_what_it_measured_is_the_answer
     async def main():
         opened, measured = RouteReport("a", "shm"), RouteReport("a", "shm", gb_per_s=2.5)
         stream = Script(Welcome(WORKER))
-        worker = WorkerSession(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(stream), "router", LoopClock(), iter(range(9)), lambda _: None
+        )
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(0.1)
         asking = asyncio.ensure_future(worker.routes.measure("a", 1 << 20))
@@ -154,7 +160,7 @@ def test_one_refusal_is_a_worker_that_restarts_its_port_and_not_one_that_is_gone
         first = [refused, Script(Welcome(WORKER), fails=StreamClosed("cut"))] if was_live else []
         last = Script(Welcome(WORKER))
         wire = Wire(*first, refused, last)
-        worker = WorkerSession(WORKER, wire, "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, wire, "router", LoopClock(), iter(range(9)), lambda _: None)
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(1.0)
         found = worker.state.name, worker.num_reconnects, last.is_reset
@@ -221,7 +227,7 @@ def test_of_a_route_the_last_news_are_kept_and_that_it_was_opened_again_is_none(
 
 def test_a_measurement_that_is_over_keeps_nothing():
     async def main():
-        worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(WORKER, None, "router", LoopClock(), iter(range(9)), lambda _: None)
         asking = asyncio.ensure_future(worker.routes.measure("a", 1))
         await asyncio.sleep(0)
         measured = list(worker.routes._measured)
@@ -247,10 +253,12 @@ def test_every_route_between_live_workers_is_measured_once_and_a_silent_one_is_n
             descriptor = replace(
                 WORKER, worker_id=name, role=role, incarnation=number, transfer_address=name
             )
-            session = WorkerSession(descriptor, None, "router", LoopClock(), iter(range(9)))
+            session = WorkerSession(
+                descriptor, None, "router", LoopClock(), iter(range(9)), lambda _: None
+            )
             session._state = SessionState.LOST if name in ("d3", "p3") else SessionState.LIVE
             session.routes.measure = partial(measure, name)
-            sessions._use(session)
+            sessions._sessions[session.key] = session
         found = await sessions.measure(1 << 20)
         return asked, [(s.worker_id, r.worker_id, route.error) for s, r, route in found]
 
@@ -268,7 +276,9 @@ def lost_after_s(*scripts, cut_at_s=0.0):
     """How long after a cut (or the first dial) a worker is given up."""
 
     async def main():
-        worker = WorkerSession(WORKER, Wire(*scripts), "router", LoopClock(), iter(range(99)))
+        worker = WorkerSession(
+            WORKER, Wire(*scripts), "router", LoopClock(), iter(range(99)), lambda _: None
+        )
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(cut_at_s)
         if cut_at_s:
@@ -319,7 +329,9 @@ def test_a_lost_member_is_dialled_again_each_second():
 def test_a_router_with_nothing_to_say_says_so_twice_a_second():
     async def main():
         stream = Script(Welcome(WORKER))
-        worker = WorkerSession(WORKER, Wire(stream), "router", LoopClock(), iter(range(9)))
+        worker = WorkerSession(
+            WORKER, Wire(stream), "router", LoopClock(), iter(range(9)), lambda _: None
+        )
         running = asyncio.ensure_future(worker.run())
         await asyncio.sleep(2.2)
         running.cancel()

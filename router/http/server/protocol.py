@@ -21,10 +21,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from core.errors import RequestTimeout, ServingError, SlowReader
 from router.http.auth import OPEN_PATHS
-from router.http.errors import plain_body
+from router.http.errors import CUT_STATE, plain_body
 from router.http.server.close_delimited import CloseDelimited
 from router.http.server.connections import Connection
-from router.http.sse import CUT_STATE
 from router.refusals import (
     BAD_REQUEST,
     HEADERS_TOO_LARGE,

@@ -1,0 +1,55 @@
+"""The model that a config names, and what a worker of each pool holds of it.
+
+Owns reading the model's description and the check that every pool can split it. Does not know
+processes; `cluster.model_source` finds the files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cluster.model_source import model_folder
+from core.config import BatonConfig, PoolConfig
+from core.session import Role
+from engine.checkpoint.model_spec import ModelSpec, read_model
+from engine.model.sharding import check_split
+
+
+def model_of(config: BatonConfig) -> ModelSpec:
+    """Read the configured model's description, and check that the pools can split it.
+
+    Raises:
+        ModelLoadError: It cannot be served, or not by so many ranks.
+    """
+    m = config.model
+    pools = config.pools
+    is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
+    spec = read_model(
+        model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else "")
+    )
+    engines = (
+        [pools.decode.engine] if config.colocated else [pools.prefill.engine, pools.decode.engine]
+    )
+    for engine in engines:
+        check_split(spec, engine.tensor_parallel_size)
+    return spec
+
+
+def kv_pools_of(config: BatonConfig, spec: ModelSpec) -> dict[str, dict[str, int]]:
+    """What one worker of each pool holds: bytes of a KV block, bytes and tokens of all of them."""
+    roles = [Role.DECODE] if config.colocated else [Role.PREFILL, Role.DECODE]
+    pools = {}
+    for role in roles:
+        engine = pool_of(config, role).engine
+        layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
+        pools[role.value] = {
+            "kv_block_bytes": layout.block_bytes,
+            "kv_pool_bytes": layout.block_bytes * engine.num_blocks,
+            "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
+        }
+    return pools
+
+
+def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
+    """Return the pool of a role."""
+    return config.pools.prefill if role is Role.PREFILL else config.pools.decode

@@ -1,0 +1,60 @@
+"""Those who look on while a simulated cluster runs.
+
+Owns what they hear: steps, ends of attempts, and what routers report of requests. Does not know
+what is checked.
+"""
+
+from __future__ import annotations
+
+from core.errors import ServingError
+from core.plan import StepPlan
+from core.types import GenerateRequest, RequestEnded
+from router.request_state import RequestObserver, RequestState
+from worker.attempt import Attempt
+
+
+class ClusterObserver(RequestObserver):
+    """Hears what happens in a cluster; this one notes nothing."""
+
+    def step(self, node: str, plan: StepPlan) -> None:
+        """Note a step that a worker is about to take."""
+
+    def attempt_ended(self, node: str, attempt: Attempt) -> None:
+        """Note the end of an attempt at a worker."""
+
+
+class Observers(ClusterObserver):
+    """Passes everything on to each observer that has joined."""
+
+    def __init__(self) -> None:
+        """Nobody looks on yet."""
+        self._all: list[ClusterObserver] = []
+
+    def join(self, observer: ClusterObserver) -> None:
+        """Let one more hear everything from now on."""
+        self._all.append(observer)
+
+    def step(self, node: str, plan: StepPlan) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.step(node, plan)
+
+    def attempt_ended(self, node: str, attempt: Attempt) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.attempt_ended(node, attempt)
+
+    def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.request_ended(run, ended)
+
+    def request_refused(self, request: GenerateRequest, error: ServingError) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.request_refused(request, error)
+
+    def retried(self, error: ServingError) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.retried(error)
