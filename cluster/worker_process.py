@@ -144,7 +144,7 @@ class RunningWorker:
             ranks.check_memory()
             await ranks.start()
         except ModelLoadError as error:
-            events.WORKER_FAILED.tell(reason=error.message)
+            events.WORKER_FAILED.log(reason=error.message)
             raise
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         ids = Ids()
@@ -172,7 +172,7 @@ class RunningWorker:
         )
         unit = compose(parts, AgentThread())
         descriptor = await unit.start()
-        events.WORKER_READY.tell(
+        events.WORKER_READY.log(
             worker_id=worker_id,
             role=role.value,
             model=spec.name,

@@ -371,7 +371,7 @@ class GrpcNetwork:
         now_s = asyncio.get_running_loop().time()
         if now_s - self._logged_at >= REFUSAL_LOG_PERIOD_S:
             self._logged_at = now_s
-            events.STREAM_REFUSED.tell(
+            events.STREAM_REFUSED.log(
                 stream=self._method, peer=context.peer(), refused=self.num_refused, reason=why
             )
         await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)

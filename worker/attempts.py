@@ -130,7 +130,7 @@ class AttemptTable:
     def break_down(self, error: BaseException) -> None:
         """End the worker: something it cannot go on without has broken. The first error is kept."""
         if isinstance(error, ServingError):
-            told.WORKER_FAILED.tell(reason=error.message)
+            told.WORKER_FAILED.log(reason=error.message)
         else:
             log.error("the worker cannot go on", exc_info=error)
         if self.fatal.done():
@@ -157,7 +157,7 @@ class AttemptTable:
             True if nothing was left.
         """
         self._is_draining, self.is_ready = True, False
-        told.DRAIN_BEGUN.tell(running=len(self.attempts), grace_s=grace_s)
+        told.DRAIN_BEGUN.log(running=len(self.attempts), grace_s=grace_s)
         self._sessions.tell()
         moving = Draining("the worker is shutting down; the request moves to another one")
         for attempt in list(self.attempts.values()):
@@ -177,7 +177,7 @@ class AttemptTable:
             except TimeoutError:
                 for attempt in list(self.attempts.values()) if error else ():
                     self.end(attempt, error)
-        told.DRAIN_ENDED.tell(left=len(self.attempts))
+        told.DRAIN_ENDED.log(left=len(self.attempts))
         return not self.attempts
 
     @property
@@ -431,7 +431,7 @@ class AttemptTable:
         Only requests in the fatal step are under suspicion of having caused it.
         """
         self.is_ready = False
-        told.RANKS_LOST.tell(
+        told.RANKS_LOST.log(
             worker_id=self.identity.worker_id,
             reason=error.message,
             rank_pids=self._runner.rank_pids(),

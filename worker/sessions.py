@@ -201,7 +201,7 @@ class SessionServer:
         """Find or begin the session with a router."""
         session = self._sessions.get(router_id)
         if session is None:
-            events.ROUTER_CONNECTED.tell(router_id=router_id)
+            events.ROUTER_CONNECTED.log(router_id=router_id)
             session = RouterSession(router_id, self._callbacks.fail, self._frame_bytes)
             self._sessions[router_id] = session
         return session
@@ -372,7 +372,7 @@ class SessionServer:
                     self._give_up(session)
 
     def _give_up(self, session: RouterSession) -> None:
-        events.ROUTER_GONE.tell(router_id=session.router_id, attempts=len(session.attempts))
+        events.ROUTER_GONE.log(router_id=session.router_id, attempts=len(session.attempts))
         for request_id, attempt in list(session.attempts.items()):
             with contained("a Cancel for a router that is gone"):
                 self._callbacks.cancel(request_id, attempt.epoch)

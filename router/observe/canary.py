@@ -101,9 +101,9 @@ class Canary:
 
     def _log(self) -> None:
         if self.is_good and self.took_s is not None:
-            events.ROUTER_READY.tell(canary_ms=round(self.took_s * 1000, 3))
+            events.ROUTER_READY.log(canary_ms=round(self.took_s * 1000, 3))
         else:
-            events.ROUTER_NOT_READY.tell(reason=self.error)
+            events.ROUTER_NOT_READY.log(reason=self.error)
 
     async def _once(self) -> None:
         if self._missing_roles():
