@@ -199,14 +199,14 @@ class RunningWorker:
         Raises:
             Exception: The failure, as it was.
         """
-        fatal = self._unit.worker.fatal
+        fatal = self._unit.fatal
         if fatal.done():
             fatal.result()
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Let requests move to other workers, then end sessions, agent and ranks."""
         self._ends.close()
-        await self._unit.worker.drain(grace_s)
+        await self._unit.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()
-        self._unit.worker.tracing.close()
+        self._unit.attempts.tracing.close()

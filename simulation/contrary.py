@@ -47,7 +47,7 @@ class Contrary:
                 self.failing_allocations[node] -= 1
                 self.num_forced["no_blocks"] += 1
                 # Whoever held them gives them back, and that wakes the worker.
-                asyncio.get_running_loop().call_later(0.05, unit.worker.wake)
+                asyncio.get_running_loop().call_later(0.05, unit.attempts.wake)
                 raise PoolExhausted("injected: no blocks")
             allocate(sequence, hits, num_new, num_spare)
 

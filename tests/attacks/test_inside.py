@@ -60,7 +60,7 @@ async def attacked():
             await asking
         assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
         assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.worker.is_ready for unit in house.units)
+        assert all(unit.is_ready for unit in house.units)
 
 
 def ports(house):
@@ -218,7 +218,7 @@ async def ended(stream):
 async def settled(unit, request_id):
     """Wait until a worker has forgotten an attempt."""
     async with asyncio.timeout(20):
-        while request_id in unit.worker.attempts:
+        while request_id in unit.attempts.by_run:
             await asyncio.sleep(0.01)
 
 
@@ -317,7 +317,7 @@ async def test_a_submit_that_cannot_be_ends_its_attempt_and_names_the_field(role
                 end, tokens = await router.end_of(f"bad{number}")
                 assert end.error == "InvalidRequest" and tokens == [], (field, end)
                 assert end.error_message.startswith(f"{field} "), end.error_message
-            assert not any(key.startswith("bad") for key in victim.worker.attempts)
+            assert not any(key.startswith("bad") for key in victim.attempts.by_run)
             await router.say(submit=good_submit("good"))
             end, tokens = await router.end_of("good")
             assert not end.error and len(tokens) == 4

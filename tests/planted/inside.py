@@ -196,14 +196,14 @@ BUGS = [
     ),
     Bug(
         "ends for a router that does not read pile up",
-        "worker/sessions.py",
-        "        if len(session.unknown) >= MAX_UNTOLD:\n",
+        "worker/session_server.py",
+        "        if len(session.unknown) >= MAX_UNSENT_ENDS:\n",
         "        if False:\n",
         f"{CHECKING}::test_a_router_that_does_not_read_of_ends_is_cut",
     ),
     Bug(
         "a router in wrong hands is as many as it likes",
-        "worker/sessions.py",
+        "worker/session_server.py",
         "if hello.router_id not in self._sessions and len(self._sessions) >= MAX_ROUTERS:\n",
         "if False:\n",
         f"{CHECKING}::test_routers_have_a_number",

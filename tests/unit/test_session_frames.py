@@ -39,7 +39,7 @@ from worker.attempt import (
     Attempt,
     FrameShare,
 )
-from worker.sessions import FRAME_BYTES, RouterSession
+from worker.router_session import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
 LONG_ID = "i" * 160
