@@ -175,7 +175,7 @@ BUGS = [
     ),
     Bug(
         "an id may be as long as a message",
-        "transport/session_codec.py",
+        "transport/to_worker_codec.py",
         "    if len(text) > MAX_ID_CHARACTERS:\n",
         "    if False:\n",
         SHAPES,

@@ -42,12 +42,8 @@ from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
-from transport.session_codec import (
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
+from transport.to_router_codec import from_router_wire, to_router_wire
+from transport.to_worker_codec import from_worker_wire, to_worker_wire
 from worker.attempt import Attempt
 from worker.router_session import RouterSessions
 from worker.session_server import SessionServer

@@ -21,13 +21,8 @@ from core.session import (
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
 from router.request_state import AttemptState, RequestState
-from transport.session_codec import (
-    MAX_ERROR_CHARACTERS,
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
+from transport.to_router_codec import MAX_ERROR_CHARACTERS, from_router_wire, to_router_wire
+from transport.to_worker_codec import from_worker_wire, to_worker_wire
 from worker.attempt import (
     DELTA_BYTES,
     ENDED_BYTES,
