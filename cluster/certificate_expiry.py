@@ -16,7 +16,7 @@ from pathlib import Path
 
 from core import events
 from core.config import SecurityConfig
-from transport.grpc_streams import Tls
+from transport.grpc_credentials import Tls
 
 WARN_DAYS = 30
 DAY_S = 86400.0

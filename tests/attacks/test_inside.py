@@ -28,8 +28,8 @@ from core.ports import StreamClosed
 from core.session import Role, Task
 from kv_transfer import frames
 from protos.baton.internal.v1 import session_pb2 as pb
-from transport import grpc_streams as grpc_network
-from transport.grpc_streams import GrpcNetwork, fetch_network
+from transport import grpc_network
+from transport.grpc_network import GrpcNetwork, fetch_network
 from transport.stream_proof import StreamProof, new_nonce, stream_key
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
