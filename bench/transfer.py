@@ -36,7 +36,7 @@ from engine.ranks.shared_kv import SharedKV
 from kv_transfer.copying import move, warm
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import Arrival, FetchOrder, Reservation
-from transport.grpc_streams import FETCH_CHANNELS, GrpcNetwork
+from transport.grpc_network import FETCH_CHANNELS, GrpcNetwork
 
 CHILD_TIMEOUT_S = 30.0
 TRANSFER_TIMEOUT_S = 60.0

@@ -32,7 +32,7 @@ def announce(console: Console, config: BatonConfig, addresses: list[tuple[int, i
     host = config.router.host
     pools = config.pools
     http_port, grpc_port = addresses[0]
-    events.CLUSTER_READY.tell(http_port=http_port, grpc_port=grpc_port)
+    events.CLUSTER_READY.log(http_port=http_port, grpc_port=grpc_port)
     scheme = "https" if config.security.door_certificate else "http"
     table = Table("pool", "workers", "server", "address", title="ready" if http_port else "")
     table.add_row(

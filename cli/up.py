@@ -74,7 +74,7 @@ def _show_start(config: BatonConfig, spec: ModelSpec) -> None:
         f"[bold]baton[/] {spec.name} ({spec.architecture}, {spec.dtype}), context "
         f"{spec.max_model_len} tokens, KV pool {', '.join(pools.values())}"
     )
-    events.CLUSTER_STARTS.tell(
+    events.CLUSTER_STARTS.log(
         version=version("baton-serve"),
         model=spec.name,
         prefill=0 if config.colocated else config.pools.prefill.replicas,
@@ -152,7 +152,7 @@ async def _run_local(config: BatonConfig, publish_ports: PublishPorts) -> None:
 
 
 def _show_stopping() -> None:
-    events.CLUSTER_STOPS.tell()
+    events.CLUSTER_STOPS.log()
     console.print("stopping")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from core import events
 from core.config import SecurityConfig
-from transport.grpc_streams import Tls
+from transport.grpc_credentials import Tls
 
 WARN_DAYS = 30
 DAY_S = 86400.0
@@ -89,7 +89,7 @@ class CertificateEnds:
         for name, ends_at in self.read().items():
             days_left = (ends_at - self._wall_s()) / DAY_S
             if days_left < WARN_DAYS:
-                events.CERTIFICATE_ENDS_SOON.tell(what=name, days_left=round(days_left, 1))
+                events.CERTIFICATE_ENDS_SOON.log(what=name, days_left=round(days_left, 1))
         self._timer = asyncio.get_running_loop().call_later(DAY_S, self.watch)
 
     def close(self) -> None:

@@ -48,7 +48,7 @@ async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> N
 
     worker = await RunningWorker.start(config, role, node="local")
     report({"worker": to_json(worker.descriptor)})
-    worker.unit.worker.fatal.add_done_callback(lambda _: stop.set())
+    worker.unit.fatal.add_done_callback(lambda _: stop.set())
     await stop.wait()
     await worker.stop()
     worker.check()

@@ -164,7 +164,7 @@ class LocalCluster:
         self._workers[name] = child
         report = await child.recv()
         self._members[name] = from_json(report["worker"])
-        events.CHILD_STARTED.tell(child=name, child_pid=child.process.pid)
+        events.CHILD_STARTED.log(child=name, child_pid=child.process.pid)
 
     async def _start_routers(self) -> None:
         for index in range(self.config.router.replicas):
@@ -175,7 +175,7 @@ class LocalCluster:
         child = await Child.spawn("router", config)
         self._routers[index] = child
         report = await child.recv()
-        events.CHILD_STARTED.tell(child=f"router-{index}", child_pid=child.process.pid)
+        events.CHILD_STARTED.log(child=f"router-{index}", child_pid=child.process.pid)
         return report["http_port"], report["grpc_port"]
 
     async def _update_routers(self) -> None:
@@ -204,7 +204,7 @@ class LocalCluster:
                 await self._update_routers()
             except (ServingError, TimeoutError) as error:
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
-                events.CHILD_FAILED.tell(child=name, reason=str(error), retry_in_s=pause_s)
+                events.CHILD_FAILED.log(child=name, reason=str(error), retry_in_s=pause_s)
 
     async def _keep_router(self, index: int) -> None:
         """Restart a router on the ports it had; three failed starts in a row end the cluster."""
@@ -224,7 +224,7 @@ class LocalCluster:
                 num_failures = 0
             except (ServingError, TimeoutError) as error:
                 num_failures += 1
-                events.CHILD_FAILED.tell(
+                events.CHILD_FAILED.log(
                     child=f"router-{index}", reason=str(error), retry_in_s=num_failures
                 )
                 if num_failures >= MAX_ROUTER_FAILURES:
@@ -250,6 +250,6 @@ class LocalCluster:
 
 def _log_end(name: str, child: Child) -> None:
     if child.process.returncode == 0:  # only SIGTERM or SIGINT end a child like this
-        events.CHILD_LEFT.tell(child=name, child_pid=child.process.pid)
+        events.CHILD_LEFT.log(child=name, child_pid=child.process.pid)
         return
-    events.CHILD_ENDED.tell(child=name, child_pid=child.process.pid, reason=child.how_it_ended())
+    events.CHILD_ENDED.log(child=name, child_pid=child.process.pid, reason=child.how_it_ended())

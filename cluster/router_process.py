@@ -170,7 +170,7 @@ class RunningRouter:
         )
         self._http_task = asyncio.get_running_loop().create_task(self._http.serve())
         self._ends.watch()
-        events.ROUTER_LISTENS.tell(http_port=self.http_port, grpc_port=self._grpc.port)
+        events.ROUTER_LISTENS.log(http_port=self.http_port, grpc_port=self._grpc.port)
 
     def _make_connection_table(self) -> ConnectionTable:
         """Make the table of HTTP connections; limit both servers to this process's descriptors."""

@@ -28,7 +28,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import PrefillRole
-from transport.grpc_streams import fetch_network
+from transport.grpc_network import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls
@@ -101,7 +101,7 @@ class RunningWorker:
             ranks.check_memory()
             await ranks.start()
         except ModelLoadError as error:
-            events.WORKER_FAILED.tell(reason=error.message)
+            events.WORKER_FAILED.log(reason=error.message)
             raise
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         ids = Ids()
@@ -129,7 +129,7 @@ class RunningWorker:
         )
         unit = compose(parts, AgentThread())
         descriptor = await unit.start()
-        events.WORKER_READY.tell(
+        events.WORKER_READY.log(
             worker_id=worker_id,
             role=role.value,
             model=spec.name,
@@ -156,14 +156,14 @@ class RunningWorker:
         Raises:
             Exception: The failure, as it was.
         """
-        fatal = self._unit.worker.fatal
+        fatal = self._unit.fatal
         if fatal.done():
             fatal.result()
 
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Let requests move to other workers, then end sessions, agent and ranks."""
         self._ends.close()
-        await self._unit.worker.drain(grace_s)
+        await self._unit.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()
-        self._unit.worker.tracing.close()
+        self._unit.attempts.tracing.close()

@@ -25,8 +25,8 @@ class Event:
     meaning: str
     fields: tuple[str, ...] = ()
 
-    def tell(self, **fields: object) -> None:
-        """Say that it has happened."""
+    def log(self, **fields: object) -> None:
+        """Write one log record: this event has happened, with these facts."""
         extra = {"event": self.name, "fields": fields}
         LOGGER.log(self.level, "%s %s", self.name, fields, extra=extra)
 

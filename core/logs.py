@@ -150,7 +150,7 @@ class _Writer(logging.Handler):
             num_dropped = self._num_dropped - self._num_reported
             if num_dropped:
                 self._num_reported += num_dropped
-                events.LINES_DROPPED.tell(lines=num_dropped)
+                events.LINES_DROPPED.log(lines=num_dropped)
 
     def close(self) -> None:
         """Write what is queued, as far as somebody reads it, and end the thread."""

@@ -71,14 +71,14 @@ class Renewed(Generic[Content]):
                 self.content = self._read()
                 self._stamp = stamp
                 self.version += 1
-                events.CERTIFICATE_RENEWED.tell(what=self._what)
+                events.CERTIFICATE_RENEWED.log(what=self._what)
             self._reported = None
         except (OSError, ServingError) as error:
             # Reported once and tried at every look: what stands in the way may pass by itself, as
             # a lack of descriptors does.
             if stamp != self._reported:
                 fact = getattr(error, "strerror", None) or str(error)
-                events.CERTIFICATE_UNUSABLE.tell(what=self._what, reason=fact)
+                events.CERTIFICATE_UNUSABLE.log(what=self._what, reason=fact)
             self._reported = stamp
 
     def _look(self) -> Stamp:

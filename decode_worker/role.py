@@ -34,6 +34,7 @@ from worker.attempt import Attempt
 from worker.checking import check_first_tokens
 from worker.components import Loops, WorkerComponents
 from worker.ports import Attempts
+from worker.sequences import add_sequence
 
 
 @dataclass(slots=True, eq=False)
@@ -92,17 +93,7 @@ class DecodeRole:
         submit = attempt.submit
         if submit.transfer_id in self._incoming or submit.transfer_id in self._closing:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
-        sequence = self._scheduler.new_sequence(
-            submit.request,
-            submit.epoch,
-            attempt.open_choices,
-            submit.emitted[attempt.open_choices[0]],
-            self._clock.now_s(),
-            age_s=submit.age_s,
-            credit=submit.credit,
-        )
-        sequence.run_alone = submit.run_alone
-        attempt.sequences.append(sequence)
+        sequence = add_sequence(self._scheduler, attempt, attempt.open_choices, self._clock.now_s())
         self._incoming[submit.transfer_id] = Incoming(attempt, sequence)
         order = FetchOrder(
             submit.transfer_id, submit.peer_address, self._worker_id, self._incarnation

@@ -23,6 +23,7 @@ from kv_transfer.threadsafe_callbacks import ThreadsafeSenderCallbacks
 from worker.attempt import Attempt
 from worker.components import Loops, WorkerComponents
 from worker.ports import Attempts
+from worker.sequences import add_sequence
 
 
 @dataclass(slots=True, eq=False)
@@ -83,17 +84,9 @@ class PrefillRole:
         if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         handover = Handover(submit.peer_id)
-        sequence = self._scheduler.new_sequence(
-            submit.request,
-            submit.epoch,
-            attempt.open_choices,
-            submit.emitted[attempt.open_choices[0]],
-            self._clock.now_s(),
-            age_s=submit.age_s,
-            handover=handover,
+        sequence = add_sequence(
+            self._scheduler, attempt, attempt.open_choices, self._clock.now_s(), handover
         )
-        sequence.run_alone = submit.run_alone
-        attempt.sequences.append(sequence)
         outgoing = Outgoing(attempt, sequence, handover, [0] * num_layers, [0] * num_layers)
         self._outgoing[submit.transfer_id] = outgoing
         self._by_key[sequence.key] = outgoing

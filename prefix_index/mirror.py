@@ -55,10 +55,10 @@ class MembershipMirror:
         except StoreFailed as error:
             self.num_failures += 1
             if self.num_failures == FAILURES_TO_BREAK:
-                events.STORE_DOWN.tell(reason=str(error))
+                events.STORE_DOWN.log(reason=str(error))
                 self.state = "down"
             return False
         if self.state != "ok":
-            events.STORE_UP.tell()
+            events.STORE_UP.log()
         self.state, self.num_failures = "ok", 0
         return True

@@ -95,7 +95,7 @@ def _watch(marker: str, parent: int) -> None:
                 continue
         time.sleep(SWEEP_S)  # killed processes need a moment to end; bounded by SWEEPS
     if killed:
-        events.LEFTOVERS_KILLED.tell(pids=sorted(killed))
+        events.LEFTOVERS_KILLED.log(pids=sorted(killed))
 
 
 if __name__ == "__main__":

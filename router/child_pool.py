@@ -62,7 +62,7 @@ class _Child:
             raise
         finally:
             if not reply and reason:
-                events.SIDE_PROCESS_REPLACED.tell(module=self._command[0], reason=reason)
+                events.SIDE_PROCESS_REPLACED.log(module=self._command[0], reason=reason)
             if not reply:  # timed out, died or abandoned: the pipe may hold half an answer
                 self._kill()
         return reply
@@ -80,7 +80,7 @@ class _Child:
             if process is not None:
                 return process
             reason = "it ended before it was ready"
-            events.SIDE_PROCESS_REPLACED.tell(module=self._command[0], reason=reason)
+            events.SIDE_PROCESS_REPLACED.log(module=self._command[0], reason=reason)
         raise Unavailable(f"{self._command[0]} ended before it was ready; try again")
 
     async def _start_once(self) -> asyncio.subprocess.Process | None:

@@ -29,7 +29,7 @@ def raise_descriptor_limit(needed: int) -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     limit = needed if soft == resource.RLIM_INFINITY else soft
     if limit < needed:
-        events.DESCRIPTORS_SCARCE.tell(limit=limit, needed=needed)
+        events.DESCRIPTORS_SCARCE.log(limit=limit, needed=needed)
     return limit
 
 

@@ -157,9 +157,9 @@ class GenerationService:
     async def stop(self, grace_s: float = 5.0) -> None:
         """Refuse new requests, let running ones finish for `grace_s`, then end the rest."""
         self._admission.is_draining = True
-        events.DRAIN_BEGUN.tell(running=self._admission.num_running, grace_s=grace_s)
+        events.DRAIN_BEGUN.log(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()
         await self._runner.drain(grace_s)
-        events.DRAIN_ENDED.tell(left=self._admission.num_running)
+        events.DRAIN_ENDED.log(left=self._admission.num_running)
         self.keyring.close()
         self.telemetry.close()

@@ -38,7 +38,7 @@ from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
 from worker.components import WorkerComponents
-from worker.sessions import FRAME_BYTES
+from worker.router_session import FRAME_BYTES
 from worker.worker import Worker
 from worker.worker import compose as compose_worker
 
@@ -226,12 +226,12 @@ class SimCluster:
         context = on_node(node)
         unit = context.run(compose_worker, parts)
         digest = self.layout.content_digest
-        unit.worker.identity = replace(unit.worker.identity, content_digest=digest)
+        unit.descriptor = replace(unit.descriptor, content_digest=digest)
         self.units[node] = unit
         self._agents.append(unit.agent)
-        self.traps.trap_role(node, unit.worker)
-        self.traps.trap_worker(node, unit.worker)
-        self.contrary.take_hold(node, unit.scheduler, unit.worker.wake)
+        self.traps.trap_role(node, unit)
+        self.traps.trap_worker(node, unit.attempts)
+        self.contrary.take_hold(node, unit.scheduler, unit.attempts.wake)
         self._hear_endings(node, unit)
         self.membership.join(
             await asyncio.get_running_loop().create_task(unit.start(), context=context)
@@ -244,7 +244,7 @@ class SimCluster:
         self.observers.step(node, plan)
 
     def _hear_endings(self, node: str, unit: Worker) -> None:
-        end = unit.worker.end
+        end = unit.attempts.end
 
         def heard(attempt: Attempt, error: ServingError | None) -> None:
             is_news = attempt.ended is None
@@ -252,7 +252,7 @@ class SimCluster:
             if is_news:
                 self.observers.attempt_ended(node, attempt)
 
-        unit.worker.end = heard  # type: ignore[method-assign]
+        unit.attempts.end = heard  # type: ignore[method-assign]
 
     # --- what can be done to a node ---------------------------------------------------------------
 
@@ -299,7 +299,7 @@ class SimCluster:
         """
         unit = self.units[node]
         self.draining[node] = None
-        is_empty = await self.loop.create_task(unit.worker.drain(grace_s), context=on_node(node))
+        is_empty = await self.loop.create_task(unit.drain(grace_s), context=on_node(node))
         if node in self.units:
             del self.units[node]
             self.num_preemptions += unit.scheduler.num_preemptions

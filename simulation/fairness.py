@@ -79,7 +79,7 @@ class Fairness(ClusterObserver):
         """Look at what stands in line at every worker."""
         now_s = self._cluster.clock.now_s()
         for node, unit in self._cluster.units.items():
-            if node in self._cluster.paused or not unit.worker.is_ready:
+            if node in self._cluster.paused or not unit.is_ready:
                 self._of(node).line.clear()
                 self._of(node).unannounced_since_s.clear()
             elif unit.descriptor.role is Role.DECODE:
@@ -156,7 +156,7 @@ class Fairness(ClusterObserver):
 
     def _look_at_line(self, node: str, unit: Worker, now_s: float) -> None:
         line = self._of(node).line
-        for attempt in unit.worker.attempts.values():
+        for attempt in unit.attempts.by_run.values():
             is_asking = attempt.submit.transfer_id in self._cluster.traps.asking.get(node, {})
             if attempt.submit.task is Task.DECODE and attempt.ended is None and is_asking:
                 line.setdefault(attempt.submit.transfer_id, _InLine(attempt.sequences[0]))

@@ -307,7 +307,7 @@ class Injector:
         node = await cluster.add(Role.DECODE, is_incompatible=True)
         cluster.draining[node] = None
         await asyncio.sleep(fault.for_s)
-        self.bitten[fault.kind] += cluster.units[node].worker.num_attempts > 0
+        self.bitten[fault.kind] += cluster.units[node].attempts.num_attempts > 0
         await cluster.drain(node)
 
     async def _contrary(self, fault: Fault) -> None:

@@ -66,7 +66,7 @@ class Watch(ClusterObserver):
         """I6: nothing that workers hold for a router outgrows what its requests may have open."""
         credit = self._cluster.shape.router.credit_positions
         for node, unit in self._cluster.units.items():
-            for attempt in unit.worker.attempts.values():
+            for attempt in unit.attempts.by_run.values():
                 for choice, log in attempt.logs.items():
                     num_unsent = len(log.tokens) - log.num_sent
                     if num_unsent > max(credit, attempt.submit.credit) + 1:
@@ -138,7 +138,7 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
     """L1: on an idle worker every unfinished sequence waits for something that is still to come."""
     found = []
     for node, unit in cluster.units.items():
-        if node in cluster.paused or not unit.worker.is_idle:
+        if node in cluster.paused or not unit.is_idle:
             continue
         if cluster.contrary.failing_allocations.get(node, 0):
             continue  # blocks are refused that are there, and a timer makes good for it

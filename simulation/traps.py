@@ -20,6 +20,7 @@ from router.request_state import Emit
 from simulation.parts import InlineDecoder
 from worker.attempts import AttemptTable
 from worker.ports import WorkerRole
+from worker.worker import Worker
 
 CALLBACKS = (
     "transfer_reserved",
@@ -104,17 +105,17 @@ class Traps:
 
     # --- at a worker ------------------------------------------------------------------------------
 
-    def trap_worker(self, node: str, worker: AttemptTable) -> None:
+    def trap_worker(self, node: str, attempts: AttemptTable) -> None:
         """Let what a session reader calls raise."""
-        inner = worker.submit
+        inner = attempts.submit
 
         def trapped(router_id: RouterId, submit: Submit) -> None:
             self.step(Place.SUBMIT, node, submit.request.request_id)
             inner(router_id, submit)
 
-        worker.submit = trapped  # type: ignore[method-assign]
+        attempts.submit = trapped  # type: ignore[method-assign]
 
-    def trap_role(self, node: str, worker: AttemptTable) -> None:
+    def trap_role(self, node: str, worker: Worker) -> None:
         """Let what an agent posts to the worker's loop raise."""
         role: WorkerRole = worker.role
         for name in CALLBACKS:
@@ -122,12 +123,12 @@ class Traps:
                 setattr(role, name, self._trapped_callback(node, worker, name, callback))
 
     def _trapped_callback(
-        self, node: str, worker: AttemptTable, name: str, callback: Callable[..., None]
+        self, node: str, worker: Worker, name: str, callback: Callable[..., None]
     ) -> Callable[..., None]:
         asking = self.asking.setdefault(node, {})
 
         def trapped(transfer_id: TransferId, *args: Any) -> None:  # noqa: ANN401
-            for key, attempt in worker.attempts.items():
+            for key, attempt in worker.attempts.by_run.items():
                 if attempt.submit.transfer_id == transfer_id:
                     self.step(Place.CALLBACK, node, key)
                     break

@@ -11,14 +11,11 @@ from google.protobuf.message import DecodeError
 
 from core.ports import StreamClosed
 from protos.baton.internal.v1 import session_pb2 as pb
-from transport.grpc_streams import GrpcNetwork, MessageCodec, Tls
+from transport.grpc_credentials import Tls
+from transport.grpc_network import GrpcNetwork, MessageCodec
 from transport.sequenced import Numbered
-from transport.session_codec import (
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
+from transport.to_router_codec import from_router_wire, to_router_wire
+from transport.to_worker_codec import from_worker_wire, to_worker_wire
 
 log = logging.getLogger(__name__)
 

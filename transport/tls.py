@@ -13,7 +13,7 @@ from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.ports import SystemClock
 from core.renewed import Renewed
-from transport.grpc_streams import Tls, TlsFiles
+from transport.grpc_credentials import Tls, TlsFiles
 
 DOMAIN = "baton.internal"
 

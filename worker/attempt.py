@@ -59,6 +59,10 @@ class Attempt:
 
     router_id: RouterId
     submit: Submit
+    request_id: RunId = field(init=False)
+    """The run's id."""
+    epoch: Epoch = field(init=False)
+    """The attempt's number."""
     sequences: list[Sequence] = field(default_factory=list)
     logs: dict[int, ChoiceLog] = field(default_factory=dict)
     timings: WorkerTiming | None = None
@@ -71,18 +75,10 @@ class Attempt:
     """Those that the client no longer waits for."""
 
     def __post_init__(self) -> None:
-        """What had finished before is no part of this attempt."""
+        """Take over from the Submit what is asked for at every token, and what had finished."""
+        self.request_id = self.submit.run_id
+        self.epoch = self.submit.epoch
         self.finished_choices.update(self.submit.finished_choices)
-
-    @property
-    def request_id(self) -> RunId:
-        """The run's id."""
-        return self.submit.run_id
-
-    @property
-    def epoch(self) -> Epoch:
-        """The attempt's number."""
-        return self.submit.epoch
 
     @property
     def open_choices(self) -> tuple[int, ...]:
@@ -109,11 +105,15 @@ class Attempt:
         logs = (log for choice, log in self.logs.items() if choice not in self.finished_choices)
         return self._has_unsent_scores or any(log.has_unsent for log in logs)
 
-    def append(self, choice: int, position: int, token: Logprob) -> None:
-        """Log a token; a position that is already there is left alone."""
-        log = self.logs.setdefault(choice, ChoiceLog(base=position))
+    def append(self, choice: int, position: int, token: Logprob) -> ChoiceLog:
+        """Log a token; a position that is already there is left alone. Returns the choice's log."""
+        log = self.logs.get(choice)
+        if log is None:
+            log = self.logs[choice] = ChoiceLog(base=position)
+        # What stands may have been sent, so a position that comes again never replaces it.
         if position - log.base >= len(log.tokens):
             log.tokens.append(token)
+        return log
 
     def take(self, room_bytes: int) -> FrameShare:
         """Take what is unsent, as far as there is room; it counts as sent from now on.

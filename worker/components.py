@@ -18,7 +18,7 @@ from core.trace import NoTracing, Tracing
 from kv_transfer.agent import OnFault
 from kv_transfer.threadsafe_callbacks import Post, watched
 from worker.ports import Attempts, RestartableRunner, WorkerRole
-from worker.sessions import FRAME_BYTES
+from worker.router_session import FRAME_BYTES
 
 
 @dataclass(frozen=True, slots=True)

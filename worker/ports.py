@@ -94,10 +94,6 @@ class Attempts(Protocol):
         """End the attempt that a transfer belongs to: a step of it broke here."""
         ...
 
-    def break_down(self, error: BaseException) -> None:
-        """End the worker: something it cannot go on without has broken."""
-        ...
-
 
 class RestartableRunner(Runner, Protocol):
     """A runner whose rank group can be replaced after its death."""

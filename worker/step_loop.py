@@ -17,29 +17,23 @@ from engine.scheduling.scheduler import Scheduler
 
 IDLE = StepPlan(0, ())
 
+Deliver = Callable[[list[SchedulerEvent]], None]
+LayerDone = Callable[[StepPlan, int], None]
+RanksLost = Callable[[WorkerLost, StepPlan], Awaitable[None]]
+
 
 class StepLoop:
     """Runs steps while there is work, and waits for `wake` while there is none."""
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        runner: Runner,
-        clock: Clock,
-        deliver: Callable[[list[SchedulerEvent]], None],
-        layer_done: Callable[[StepPlan, int], None],
-        rank_lost: Callable[[WorkerLost, StepPlan], Awaitable[None]],
-    ) -> None:
+    def __init__(self, scheduler: Scheduler, runner: Runner, clock: Clock) -> None:
         """Keep the collaborators; `run` is the loop."""
         self._scheduler = scheduler
         self._runner = runner
         self._clock = clock
-        self._deliver = deliver
-        self._layer_done = layer_done
-        self._rank_lost = rank_lost
         self._wake = asyncio.Event()
         self._is_runner_lost = False
         self.plan: StepPlan | None = None
+        """The step that runs."""
         self.num_steps = 0
 
     @property
@@ -48,47 +42,52 @@ class StepLoop:
         return self.plan is None and not self._wake.is_set()
 
     def wake(self) -> None:
-        """Something changed that may allow a step, or an arrival its blocks: a step may be long."""
+        """Plan again: something changed that may allow a step."""
         self._wake.set()
-        if self.plan is not None:
-            self._scheduler.reserve_in_turn(self._clock.now_s())
-            self._deliver(self._scheduler.take_events())
 
     def runner_lost(self) -> None:
         """The rank group died between two steps."""
         self._is_runner_lost = True
         self._wake.set()
 
-    async def run(self) -> None:
-        """Plan, execute, commit, for ever."""
+    async def run(self, deliver: Deliver, layer_done: LayerDone, ranks_lost: RanksLost) -> None:
+        """Plan, execute, commit, for ever.
+
+        Args:
+            deliver: Takes the scheduler's events, before and after each step.
+            layer_done: Called in the middle of a step as each layer is complete.
+            ranks_lost: Replaces the rank group that died in the step given, or between two.
+        """
+
+        def on_layer(step_id: int, layer: int) -> None:
+            # A dying rank group may still report layers of the step that it died in.
+            plan = self.plan
+            if plan is not None and plan.step_id == step_id:
+                layer_done(plan, layer)
+
         while True:
+            # Cleared before the plan is made: what happens after that wakes the loop again.
             self._wake.clear()
             if self._is_runner_lost:
-                await self._runner_gone(
-                    WorkerLost("the rank group died; its KV cache is lost"), IDLE
-                )
+                lost = WorkerLost("the rank group died; its KV cache is lost")
+                await ranks_lost(lost, IDLE)
+                # Cleared late: the dead group is reported until the fresh one has replaced it.
+                self._is_runner_lost = False
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
-            self._deliver(self._scheduler.take_events())
+            deliver(self._scheduler.take_events())
             if not plan.items:
                 self.plan = None
                 await self._wake.wait()
                 continue
             started_at = self._clock.now_s()
             try:
-                result = await self._runner.execute(plan, self._on_layer)
+                result = await self._runner.execute(plan, on_layer)
             except WorkerLost as error:
                 self.plan = None
-                await self._runner_gone(error, plan)
+                await ranks_lost(error, plan)
+                self._is_runner_lost = False  # late, as above
                 continue
             self.plan = None
             self.num_steps += 1
             self._scheduler.budget.fit(plan.num_tokens, self._clock.now_s() - started_at)
-            self._deliver(self._scheduler.commit(plan, result, self._clock.now_s()))
-
-    async def _runner_gone(self, error: WorkerLost, plan: StepPlan) -> None:
-        await self._rank_lost(error, plan)
-        self._is_runner_lost = False
-
-    def _on_layer(self, step_id: int, layer: int) -> None:
-        if self.plan is not None and self.plan.step_id == step_id:
-            self._layer_done(self.plan, layer)
+            deliver(self._scheduler.commit(plan, result, self._clock.now_s()))

@@ -1,22 +1,30 @@
-"""A worker put together: books, scheduler, role, agent; the same in production and simulation.
+"""A worker put together and its life; the same in production and simulation.
 
-Owns the wiring and the order of start and stop. Does not know which role, which network or which
-runner it gets.
+Owns the wiring, the order of start and stop, draining, and the replacement of lost ranks. Does not
+know which role, which network or which runner it gets.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
-from core.errors import InvariantViolation
-from core.session import WorkerDescriptor
+from core import events
+from core.errors import Draining, InvariantViolation, WorkerLost
+from core.plan import StepPlan
+from core.session import Load, Progress, Task, WorkerDescriptor
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.scheduler import Scheduler
 from kv_transfer.agent_thread import AgentThread
 from worker.attempts import AttemptTable
+from worker.availability import Availability
 from worker.components import Loops, WorkerComponents
-from worker.ports import Attempts, WorkerRole
+from worker.session_server import SessionServer
+from worker.step_loop import StepLoop
+
+LEAVE_S = 0.25
+"""How long a draining worker waits for what was placed on it before routers knew of that."""
 
 
 def compose(components: WorkerComponents, agent_thread: AgentThread | None = None) -> Worker:
@@ -41,13 +49,7 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         components.layout.content_digest,
         components.hash_key,
     )
-    agent_loop = agent_thread.loop if agent_thread else asyncio.get_running_loop()
-
-    def make_role(attempts: Attempts) -> WorkerRole:
-        return components.role(components, attempts, Loops.join(agent_loop, attempts.break_down))
-
-    attempts = AttemptTable(scheduler, components, make_role)
-    return Worker(components, attempts, agent_thread)
+    return Worker(components, scheduler, agent_thread)
 
 
 class Worker:
@@ -56,40 +58,179 @@ class Worker:
     def __init__(
         self,
         components: WorkerComponents,
-        attempts: AttemptTable,
+        scheduler: Scheduler,
         agent_thread: AgentThread | None,
     ) -> None:
-        """Keep what was put together; nothing listens yet."""
+        """Wire everything; nothing listens yet."""
         self.components = components
-        self.worker = attempts
-        self.role = attempts.role
-        self.agent = attempts.role.agent
-        self.scheduler = attempts.scheduler
-        self.pool = attempts.scheduler.pool
+        self.scheduler = scheduler
+        self.pool = scheduler.pool
+        self._runner = components.runner
         self._thread = agent_thread
+        self.availability = Availability()
+        self.step_loop = StepLoop(scheduler, components.runner, components.clock)
+        components.runner.on_lost = self.step_loop.runner_lost
+        self.attempts = AttemptTable(
+            scheduler,
+            components,
+            self.availability,
+            self.step_loop,
+            Loops.join(
+                agent_thread.loop if agent_thread else asyncio.get_running_loop(), self.break_down
+            ),
+        )
+        self.role = self.attempts.role
+        self.agent = self.role.agent
+        self.descriptor: WorkerDescriptor = components.describe()
+        """Who it is and, once it has started, where it listens."""
+        self._session_server = SessionServer(
+            components.session_network,
+            self.attempts.sessions,
+            self.attempts,
+            self,
+            components.clock,
+            lambda: self.step_loop.num_steps,
+        )
+        self._tasks: list[asyncio.Task[None]] = []
 
     @property
-    def descriptor(self) -> WorkerDescriptor:
-        """Who it is and, once it has started, where it listens."""
-        return self.worker.descriptor()
+    def fatal(self) -> asyncio.Future[None]:
+        """Set to what ended the worker."""
+        return self.availability.fatal
+
+    @property
+    def is_ready(self) -> bool:
+        """True while it takes attempts."""
+        return self.availability.is_ready
+
+    @property
+    def is_idle(self) -> bool:
+        """True while no step runs and nothing has asked for one."""
+        return self.is_ready and self.step_loop.is_idle
+
+    # --- start and end ----------------------------------------------------------------------------
 
     async def start(self) -> WorkerDescriptor:
         """Listen on both ports; returns the descriptor to publish."""
+        # The agent first: a router that has opened a session may send a Submit at once.
         if self._thread is None:
             transfer_address = await self.agent.listen()
         else:
             transfer_address = await self._thread.call(self.agent.listen())
-        await self.worker.start(transfer_address)
+        self.descriptor = replace(
+            self.descriptor,
+            session_address=await self._session_server.listen(),
+            transfer_address=transfer_address,
+        )
+        steps = self.step_loop.run(self.attempts.deliver, self.role.layer_done, self._ranks_lost)
+        for coroutine in (steps, self._session_server.watch()):
+            task = asyncio.get_running_loop().create_task(coroutine)
+            task.add_done_callback(self._task_done)
+            self._tasks.append(task)
         return self.descriptor
 
+    def _task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled():
+            self.break_down(
+                task.exception() or InvariantViolation("a task that never ends has ended")
+            )
+
+    def break_down(self, error: BaseException) -> None:
+        """End the worker: something it cannot go on without has broken. The first error is kept."""
+        self.availability.break_down(error)
+
     async def stop(self) -> None:
-        """Stop the worker, then its agent."""
-        await self.worker.stop()
+        """Stop at once, then the agent; open attempts are lost unless `drain` has moved them."""
+        await self._session_server.close()
+        for request_id, attempt in list(self.attempts.by_run.items()):
+            self.attempts.cancel(request_id, attempt.epoch)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Last: the attempts' ends above still ask the agent to close their transfers.
         if self._thread is None:
             await self.agent.stop()
         else:
             await self._thread.call(self.agent.stop())
             self._thread.stop()
+
+    async def drain(self, grace_s: float) -> bool:
+        """Leave service: nothing new, hand-overs end, everything else moves to another worker.
+
+        Args:
+            grace_s: Longest wait for routers to take their attempts back.
+
+        Returns:
+            True if nothing was left.
+        """
+        by_run = self.attempts.by_run
+        self.availability.drain()
+        events.DRAIN_BEGUN.log(running=len(by_run), grace_s=grace_s)
+        self._session_server.progress_changed()
+        moving = Draining("the worker is shutting down; the request moves to another one")
+        for attempt in list(by_run.values()):
+            if attempt.submit.task is not Task.PREFILL:
+                self.attempts.end(attempt, moving)
+        leave_s = min(LEAVE_S, grace_s)
+        await asyncio.sleep(leave_s)
+        grace_s -= leave_s
+        # A prompt under way is worth more finished than moved, and its blocks may be unread: half
+        # the time is its own.
+        for share, error in ((0.5, moving), (0.5, None)):
+            try:
+                async with asyncio.timeout(grace_s * share):
+                    while by_run:
+                        self.attempts.emptied.clear()
+                        await self.attempts.emptied.wait()
+            except TimeoutError:
+                for attempt in list(by_run.values()) if error else ():
+                    self.attempts.end(attempt, error)
+        events.DRAIN_ENDED.log(left=len(by_run))
+        return not by_run
+
+    async def _ranks_lost(self, error: WorkerLost, plan: StepPlan) -> None:
+        """Every request in the engine ends with the rank group; a fresh group takes over.
+
+        Only requests in the fatal step are under suspicion of having caused it.
+        """
+        self.availability.pause()
+        events.RANKS_LOST.log(
+            worker_id=self.descriptor.worker_id,
+            reason=error.message,
+            rank_pids=self._runner.rank_pids(),
+            attempts=len(self.attempts.by_run),
+        )
+        in_step = {item.sequence_key for item in plan.items}
+        for attempt in list(self.attempts.by_run.values()):
+            was_in_step = any(s.key in in_step for s in attempt.sequences)
+            self.attempts.end(attempt, error if was_in_step else WorkerLost(error.message))
+        self.scheduler.fail_all()
+        self._session_server.progress_changed()
+        await self._runner.restart()
+        self.availability.resume()
+        self._session_server.progress_changed()
+
+    # --- what can be asked of it ------------------------------------------------------------------
+
+    def progress(self) -> Progress:
+        """Read the current counters."""
+        pool = self.pool
+        scheduler = self.scheduler
+        return Progress(
+            steps=self.step_loop.num_steps,
+            layers_done=self._runner.layers_done,
+            work_in_hand=self.step_loop.plan is not None,
+            load=Load(
+                num_waiting=len(scheduler.waiting),
+                num_running=len(scheduler.running) + len(scheduler.arriving),
+                waiting_tokens=scheduler.num_waiting_tokens,
+                free_blocks=pool.num_free,
+                cached_blocks=pool.num_cached,
+            ),
+            rank_pids=self._runner.rank_pids(),
+            is_ready=self.is_ready,
+            is_leaving=self.availability.is_leaving,
+        )
 
     def check_at_rest(self) -> None:
         """Look for anything a past request left behind.
@@ -100,7 +241,7 @@ class Worker:
         self.pool.check()
         left = {
             "held blocks": self.pool.num_held,
-            "attempts": len(self.worker.attempts),
+            "attempts": len(self.attempts.by_run),
             "sequences": len(self.scheduler.running) + len(self.scheduler.waiting),
             "holding": len(self.scheduler.holding),
             "arriving": len(self.scheduler.arriving),

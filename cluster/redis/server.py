@@ -115,7 +115,7 @@ class RedisServer:
         while not self._is_stopping.is_set():
             lived_s = time.monotonic() - started_s
             pause_s = FIRST_PAUSE_S if lived_s >= STEADY_S else pause_s
-            events.STORE_RESTARTED.tell(
+            events.STORE_RESTARTED.log(
                 reason=reason,
                 lived_s=round(lived_s, 1),
                 restarts=self.num_restarts + 1,

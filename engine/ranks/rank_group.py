@@ -305,7 +305,7 @@ class RankGroup:
         codes = await self.stop()
         await self.start()
         took_s = round(time.monotonic() - began_at, 3)
-        events.RANKS_RESTARTED.tell(rank_pids=self.rank_pids(), exit_codes=codes, took_s=took_s)
+        events.RANKS_RESTARTED.log(rank_pids=self.rank_pids(), exit_codes=codes, took_s=took_s)
 
     async def stop(self) -> list[int]:
         """Kill the ranks, reap them, close their pipes; returns how each ended, as `Popen.wait`."""

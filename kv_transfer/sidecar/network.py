@@ -95,7 +95,7 @@ class SidecarNetwork:
                 # Without a keeper nobody would ever start the next one.
                 log.exception("the watch over the %s carrier broke on a bug", self._kind)
                 reason = "the watch over it broke"
-            events.CARRIER_ENDED.tell(kind=self._kind, reason=reason)
+            events.CARRIER_ENDED.log(kind=self._kind, reason=reason)
             await client.close()
             await asyncio.sleep(pause_s)
             with contextlib.suppress(OSError):  # no process to be had: the next turn tries again

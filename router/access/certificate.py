@@ -81,7 +81,7 @@ class ServerCertificate:
                 try:
                     newest = make()
                 except OSError as error:  # the files have changed once more
-                    events.CERTIFICATE_UNUSABLE.tell(what=NAME, reason=str(error))
+                    events.CERTIFICATE_UNUSABLE.log(what=NAME, reason=str(error))
             connection.context = newest
 
         first.sni_callback = handshake  # called for clients that name no server, too

@@ -120,7 +120,7 @@ class Keyring:
             self._note_lost(error, now_s)
             return
         if self._is_lost:
-            events.KEY_FILE_BACK.tell()
+            events.KEY_FILE_BACK.log()
         self._seen_at = now_s
         self._is_lost = False
 
@@ -159,26 +159,26 @@ class Keyring:
 
     def _reload(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
         self._hold(stamp, keys, faults)
-        events.KEYS_RELOADED.tell(keys=len(keys), faults=len(faults))
+        events.KEYS_RELOADED.log(keys=len(keys), faults=len(faults))
 
     def _hold(self, stamp: Stamp, keys: dict[str, KeyLine], faults: list[str]) -> None:
         self._stamp = stamp
         self._keys = keys
         self._num_faults = len(faults)
         for fault in faults[:MAX_LOGGED_FAULTS]:
-            events.KEY_LINE_REFUSED.tell(reason=fault)
+            events.KEY_LINE_REFUSED.log(reason=fault)
         if len(faults) > MAX_LOGGED_FAULTS:
-            events.KEY_LINE_REFUSED.tell(
+            events.KEY_LINE_REFUSED.log(
                 reason=f"security.api_keys has {len(faults)} such lines in all"
             )
 
     def _note_lost(self, error: ConfigError, now_s: float) -> None:
         left_s = max(0.0, self._seen_at + LOST_FILE_GRACE_S - now_s)
         if not self._is_lost:
-            events.KEY_FILE_LOST.tell(reason=error.message, closes_in_s=round(left_s, 1))
+            events.KEY_FILE_LOST.log(reason=error.message, closes_in_s=round(left_s, 1))
         self._is_lost = True
         if not left_s and self._stamp:
-            events.KEYS_CLOSED.tell(reason=error.message)
+            events.KEYS_CLOSED.log(reason=error.message)
             self._keys = {}
             self._stamp = ()
             self._num_faults = 0

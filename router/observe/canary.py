@@ -111,9 +111,9 @@ class Canary:
     def _log(self) -> None:
         took_s = self._proof.took_s
         if self._proof.is_good and took_s is not None:
-            events.ROUTER_READY.tell(canary_ms=round(took_s * 1000, 3))
+            events.ROUTER_READY.log(canary_ms=round(took_s * 1000, 3))
         else:
-            events.ROUTER_NOT_READY.tell(reason=self._proof.error)
+            events.ROUTER_NOT_READY.log(reason=self._proof.error)
 
     async def _once(self) -> None:
         if self._proof.missing_roles():

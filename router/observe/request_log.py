@@ -40,7 +40,7 @@ class RequestLog:
         phases = {
             name: round(s * 1000, 3) for name, s in timing.phases().items() if s > SHOWN_ABOVE_S
         }
-        events.REQUEST.tell(
+        events.REQUEST.log(
             **_request_fields(request, ended.error, call),
             prompt_tokens=usage.prompt_tokens,
             output_tokens=usage.completion_tokens,
@@ -62,7 +62,7 @@ class RequestLog:
         self, request: GenerateRequest, error: ServingError, call: Call | None = None
     ) -> None:
         """Log a request that never ran."""
-        events.REQUEST.tell(**_request_fields(request, error, call))
+        events.REQUEST.log(**_request_fields(request, error, call))
 
     def call_refused(self, call: Call) -> None:
         """Log a call that ended before it had a request."""
@@ -74,7 +74,7 @@ class RequestLog:
             if self._num_unlogged:
                 unlogged = {"unlogged": self._num_unlogged}
                 self._num_unlogged = 0
-        events.REFUSAL.tell(
+        events.REFUSAL.log(
             outcome=call.code,
             route=call.route,
             tenant=call.identity.tenant,

@@ -31,7 +31,7 @@ class Shedding:
         self._num_refused += 1
         now_s = self._now_s()
         if now_s - self._logged_at >= PERIOD_S:
-            events.LOAD_SHED.tell(
+            events.LOAD_SHED.log(
                 refused=self._num_refused,
                 running=self._admission.num_running,
                 queued=self._admission.num_queued,

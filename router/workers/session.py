@@ -137,9 +137,7 @@ class WorkerSession:
 
     def _log(self, event: events.Event, **fields: object) -> None:
         d = self.descriptor
-        event.tell(
-            worker_id=d.worker_id, role=d.role.value, worker_pid=d.pid, node=d.node, **fields
-        )
+        event.log(worker_id=d.worker_id, role=d.role.value, worker_pid=d.pid, node=d.node, **fields)
 
     def log_left(self) -> None:
         """Log that the worker is no member any more."""

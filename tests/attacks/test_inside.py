@@ -28,8 +28,8 @@ from core.ports import StreamClosed
 from core.session import Role, Task
 from kv_transfer import frames
 from protos.baton.internal.v1 import session_pb2 as pb
-from transport import grpc_streams as grpc_network
-from transport.grpc_streams import GrpcNetwork, fetch_network
+from transport import grpc_network
+from transport.grpc_network import GrpcNetwork, fetch_network
 from transport.stream_proof import StreamProof, new_nonce, stream_key
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
@@ -60,7 +60,7 @@ async def attacked():
             await asking
         assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
         assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.worker.is_ready for unit in house.units)
+        assert all(unit.is_ready for unit in house.units)
 
 
 def ports(house):
@@ -218,7 +218,7 @@ async def ended(stream):
 async def settled(unit, request_id):
     """Wait until a worker has forgotten an attempt."""
     async with asyncio.timeout(20):
-        while request_id in unit.worker.attempts:
+        while request_id in unit.attempts.by_run:
             await asyncio.sleep(0.01)
 
 
@@ -317,7 +317,7 @@ async def test_a_submit_that_cannot_be_ends_its_attempt_and_names_the_field(role
                 end, tokens = await router.end_of(f"bad{number}")
                 assert end.error == "InvalidRequest" and tokens == [], (field, end)
                 assert end.error_message.startswith(f"{field} "), end.error_message
-            assert not any(key.startswith("bad") for key in victim.worker.attempts)
+            assert not any(key.startswith("bad") for key in victim.attempts.by_run)
             await router.say(submit=good_submit("good"))
             end, tokens = await router.end_of("good")
             assert not end.error and len(tokens) == 4

@@ -116,7 +116,7 @@ async def simulated_fault(cluster, router, fault):
             (
                 n
                 for n, u in cluster.units.items()
-                if u.worker.attempts and u.descriptor.role is role
+                if u.attempts.by_run and u.descriptor.role is role
             ),
             None,
         )

@@ -44,14 +44,14 @@ FIRST = [
     ),
     Bug(
         "a router's silence is never noticed by a worker",
-        "worker/sessions.py",
+        "worker/session_server.py",
         "ROUTER_PATIENCE_S = 5.0",
         "ROUTER_PATIENCE_S = 5e9",
         "seeds 0-100",
     ),
     Bug(
         "a stream that was taken over still takes unsent positions",
-        "worker/sessions.py",
+        "worker/session_server.py",
         '                raise StreamClosed("a newer stream took over")  # what is unsent is its '
         "to send",
         "                pass",
@@ -261,15 +261,15 @@ FIRST = [
     ),
     Bug(
         "drained workers keep their requests",
-        "worker/attempts.py",
+        "worker/worker.py",
         "            if attempt.submit.task is not Task.PREFILL:\n                "
-        "self.end(attempt, moving)\n",
+        "self.attempts.end(attempt, moving)\n",
         "            pass\n",
         "tests/simulation/test_drain.py",
     ),
     Bug(
         "leases are kept by the wall clock",
-        "worker/sessions.py",
+        "worker/session_server.py",
         "import asyncio\n",
         "import asyncio\nimport time\n",
         LINT,

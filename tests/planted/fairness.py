@@ -111,9 +111,9 @@ BUGS = [
     ),
     Bug(
         "what comes free in a long step is nobody's before its end",
-        "worker/step_loop.py",
-        "        if self.plan is not None:\n            self._scheduler.reserve_in_turn(",
-        "        if False:\n            self._scheduler.reserve_in_turn(",
+        "worker/attempts.py",
+        "        if self._step_loop.plan is not None:\n            self.scheduler.reserve_in_turn(",
+        "        if False:\n            self.scheduler.reserve_in_turn(",
         "tests/simulation/test_handover_rules.py::test_a_place_that_comes_free"
         "_in_the_midst_of_a_long_step_is_the_next_reservations",
     ),

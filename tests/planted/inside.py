@@ -13,7 +13,7 @@ SHAPES = f"{CHECKING}::test_a_message_without_the_shape_of_one_ends_its_stream_w
 BUGS = [
     Bug(
         "a stranger opens a session",
-        "transport/grpc_streams.py",
+        "transport/grpc_network.py",
         '        if not proof.is_dialler(str(metadata.get(DIALLER_KEY, ""))):\n',
         "        if False:\n",
         STRANGERS,
@@ -27,14 +27,14 @@ BUGS = [
     ),
     Bug(
         "a refused stream is not counted",
-        "transport/grpc_streams.py",
+        "transport/grpc_network.py",
         "        self.num_refused += 1\n",
         "",
         STRANGERS,
     ),
     Bug(
         "refused strangers fill the log",
-        "transport/grpc_streams.py",
+        "transport/grpc_network.py",
         "        if now_s - self._logged_at >= REFUSAL_LOG_PERIOD_S:\n",
         "        if True:\n",
         f"{ATTACKS}::test_a_stranger_cannot_fill_the_log",
@@ -48,7 +48,7 @@ BUGS = [
     ),
     Bug(
         "what a dialler showed is good for another listener",
-        "transport/grpc_streams.py",
+        "transport/grpc_network.py",
         "StreamProof(self._key, self._method, nonce, str(metadata.get(NONCE_KEY",
         'StreamProof(self._key, self._method, "", str(metadata.get(NONCE_KEY',
         STRANGERS,
@@ -175,7 +175,7 @@ BUGS = [
     ),
     Bug(
         "an id may be as long as a message",
-        "transport/session_codec.py",
+        "transport/to_worker_codec.py",
         "    if len(text) > MAX_ID_CHARACTERS:\n",
         "    if False:\n",
         SHAPES,
@@ -196,21 +196,21 @@ BUGS = [
     ),
     Bug(
         "ends for a router that does not read pile up",
-        "worker/sessions.py",
-        "        if len(session.unknown) >= MAX_UNTOLD:\n",
+        "worker/session_server.py",
+        "        if len(session.unknown) >= MAX_UNSENT_ENDS:\n",
         "        if False:\n",
         f"{CHECKING}::test_a_router_that_does_not_read_of_ends_is_cut",
     ),
     Bug(
         "a router in wrong hands is as many as it likes",
-        "worker/sessions.py",
+        "worker/session_server.py",
         "if hello.router_id not in self._sessions and len(self._sessions) >= MAX_ROUTERS:\n",
         "if False:\n",
         f"{CHECKING}::test_routers_have_a_number",
     ),
     Bug(
         "a refusal crosses the first message",
-        "transport/grpc_streams.py",
+        "transport/grpc_network.py",
         "                await _await_first_message(context)\n",
         "",
         "tests/component/test_certificates.py::"

@@ -203,7 +203,7 @@ BUGS = [
     ),
     Bug(
         "who dials keeps its first certificate",
-        "transport/grpc_streams.py",
+        "transport/grpc_credentials.py",
         "        self.files.refresh()\n        files",
         "        files",
         CERTIFICATES

@@ -268,9 +268,9 @@ BUGS = [
     ),
     Bug(
         "a worker that has failed leaves as if it had been told to",
-        "worker/attempts.py",
-        "is_leaving=self._is_draining and not self.fatal.done()",
-        "is_leaving=self._is_draining",
+        "worker/availability.py",
+        "return self.is_draining and not self.fatal.done()",
+        "return self.is_draining",
         TOLD + "test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed",
     ),
     Bug(

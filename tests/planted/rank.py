@@ -79,7 +79,7 @@ BUGS: list[Bug] = [
     ),
     Bug(
         "a worker's layers do not count as progress",
-        "worker/attempts.py",
+        "worker/worker.py",
         "layers_done=self._runner.layers_done,",
         "layers_done=0,",
         f"{PROGRESS}::test_a_step_that_makes_progress_is_no_hang_however_long_it_takes",

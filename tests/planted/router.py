@@ -34,7 +34,7 @@ BUGS = [
     ),
     Bug(
         "a worker with nothing to do leaves before its routers have heard of it",
-        "worker/attempts.py",
+        "worker/worker.py",
         "        await asyncio.sleep(leave_s)\n",
         "",
         "tests/simulation/test_drain.py"
@@ -42,7 +42,7 @@ BUGS = [
     ),
     Bug(
         "an ended attempt whose output breaks is never told",
-        "worker/sessions.py",
+        "worker/router_session.py",
         "        self.touch(attempt)  # `fail` does not touch one that had ended already\n",
         "",
         "tests/unit/test_session_frames.py"
@@ -66,16 +66,16 @@ BUGS = [
     ),
     Bug(
         "an order that fails takes the session",
-        "worker/sessions.py",
-        "                    self._callbacks.credit(message)",
-        "                    pass\n                self._callbacks.credit(message)",
+        "worker/session_server.py",
+        "                    self._commands.credit(message)",
+        "                    pass\n                self._commands.credit(message)",
         f"{LINKS}::test_an_order_that_fails_harms_its_attempt_and_not_the_session",
     ),
     Bug(
         "a fault at the beginning of an attempt leaves its parts behind",
         "worker/attempts.py",
-        "        except Exception as error:  # noqa: BLE001 - an attempt's fault ends the attempt",
-        "        except ServingError as error:",
+        "        except Exception as fault:  # noqa: BLE001 - an attempt's fault ends the attempt",
+        "        except ServingError as fault:",
         f"{CONTAINMENT}::test_what_a_failed_beginning_had_begun_is_given_back_at_once",
     ),
     Bug(
@@ -109,7 +109,7 @@ BUGS = [
     ),
     Bug(
         "a late greeting takes the session over",
-        "worker/sessions.py",
+        "worker/session_server.py",
         "        if hello.stream_number < session.stream_number:",
         "        if False:",
         f"{LINKS}::test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream",
@@ -161,7 +161,7 @@ BUGS = [
     ),
     Bug(
         "bystanders of a rank's death are suspected",
-        "worker/attempts.py",
+        "worker/worker.py",
         "error if was_in_step else WorkerLost(error.message)",
         "error",
         f"{LINK_RULES}::test_who_was_not_in_the_step_that_killed_the_ranks_is_not_suspected",
@@ -204,21 +204,21 @@ BUGS = [
     Bug(
         "what the engine says after the end is logged",
         "worker/attempts.py",
-        "attempt.epoch == sequence.epoch and attempt.ended is None",
-        "attempt.epoch == sequence.epoch",
+        "attempt.epoch != sequence.epoch or attempt.ended is not None",
+        "attempt.epoch != sequence.epoch",
         f"{LINK_RULES}::test_what_the_engine_says_after_an_attempts_end_is_not_told",
     ),
     Bug(
         "a greeting that cannot be read is nobody's fault",
-        "worker/sessions.py",
+        "worker/session_server.py",
         'contained("the greeting of a router"),',
         "contextlib.nullcontext(),",
         f"{LINKS}::test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged",
     ),
     Bug(
         "a heartbeat renews no lease",
-        "worker/sessions.py",
-        "            self._callbacks.router_alive(session.router_id)",
+        "worker/session_server.py",
+        "            self._commands.router_alive(session.router_id)",
         "            pass",
         f"{LINKS}::test_whatever_comes_from_a_router_renews_its_leases",
     ),

@@ -47,7 +47,7 @@ BUGS = [
     ),
     Bug(
         "a worker without ranks takes requests in",
-        "worker/attempts.py",
+        "worker/availability.py",
         "        if not self.is_ready:\n            raise Draining(\n",
         "        if False:\n            raise Draining(\n",
         f"{POOL}::test_nothing_is_taken_in_while_the_ranks_are_down",

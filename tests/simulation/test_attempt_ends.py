@@ -52,7 +52,7 @@ def test_what_an_agent_says_of_a_transfer_that_is_gone_harms_nobody(role, words,
         asking = asyncio.ensure_future(ask(cluster, max_tokens=30, ignore_eos=True))
         await asyncio.sleep(0.03)
         one = unit(cluster, role)
-        assert one.agent.num_live and one.worker.attempts, "no transfer was under way"
+        assert one.agent.num_live and one.attempts.by_run, "no transfer was under way"
         for name, told in words.items():
             getattr(one.agent._callbacks, name)(GONE, *told)
         await asyncio.sleep(0.001)
@@ -73,12 +73,12 @@ def test_an_attempt_ends_with_the_credit_that_tells_that_the_client_waits_for_no
         decode = unit(cluster, Role.DECODE)
         sampling = SamplingParams(n=2, max_tokens=90, temperature=1.0, ignore_eos=True)
         request = cluster.request("r", PROMPT, sampling)
-        decode.worker.submit("router", Submit(request, Epoch(3), Task.LOCAL, ((), ()), credit=20))
-        attempt = decode.worker.attempts["r"]
+        decode.attempts.submit("router", Submit(request, Epoch(3), Task.LOCAL, ((), ()), credit=20))
+        attempt = decode.attempts.by_run["r"]
         await asyncio.sleep(0.2)
-        decode.worker.credit(Credit("r", Epoch(3), 20, finished))
+        decode.attempts.credit(Credit("r", Epoch(3), 20, finished))
         ended, num_left = attempt.ended, len(decode.scheduler.running)
-        decode.worker.cancel("r", Epoch(3))
+        decode.attempts.cancel("r", Epoch(3))
         return ended, num_left
 
     ended, num_left = run(scenario)
@@ -98,7 +98,7 @@ def test_a_decode_worker_ends_well_when_the_first_tokens_were_final():
         decode = unit(cluster, Role.DECODE)
         node = decode.descriptor.worker_id
         asking = asyncio.ensure_future(ask(cluster, stop_token_ids=(stop,)))
-        while not decode.worker.attempts:
+        while not decode.attempts.by_run:
             await asyncio.sleep(0.001)
         cluster.hub.extra_delay_s = lambda s: 0.5 * (s.kind == "session" and s.peer.node == node)
         await asking
@@ -134,12 +134,12 @@ def test_only_who_decodes_says_how_long_that_took(path):
 
 def test_a_worker_breaks_down_of_the_first_thing_that_broke():
     async def scenario(cluster):
-        worker = unit(cluster, Role.DECODE).worker
+        worker = unit(cluster, Role.DECODE)
         first, second = WorkerLost("its ranks do not start"), InvariantViolation("a task has ended")
         worker.break_down(first)
         worker.break_down(second)
         was_ready, error = worker.is_ready, worker.fatal.exception()
-        worker.is_ready = True
+        worker.availability.is_ready = True
         return was_ready, error is first
 
     assert run(scenario) == (False, True)
@@ -152,8 +152,8 @@ def test_a_worker_that_has_stopped_leaves_no_task_and_is_not_broken():
 
     async def scenario(cluster):
         before, decode = running(), unit(cluster, Role.DECODE)
-        await decode.worker.stop()
-        return before, running(), decode.worker.fatal.done()
+        await decode.stop()
+        return before, running(), decode.fatal.done()
 
     both = ["SessionServer.watch", "StepLoop.run"]
     assert run(scenario) == (sorted(both * 2), both, False)

@@ -110,7 +110,7 @@ def test_those_who_note_ends_and_retries_harm_nobody():
 @pytest.mark.parametrize("role", list(Role))
 def test_a_worker_that_fails_to_begin_an_attempt_ends_that_one(role):
     async def scenario(cluster):
-        worker = unit(cluster, role).worker
+        worker = unit(cluster, role)
         begin = worker.role.begin
 
         def refuse(attempt):
@@ -129,8 +129,8 @@ def test_a_worker_that_fails_to_begin_an_attempt_ends_that_one(role):
 @pytest.mark.parametrize("order", ["submit", "credit"])
 def test_an_order_that_a_worker_fails_at_ends_its_attempt(order):
     async def scenario(cluster):
-        worker = unit(cluster, Role.DECODE).worker
-        good = getattr(worker, order)
+        attempts = unit(cluster, Role.DECODE).attempts
+        good = getattr(attempts, order)
         bitten = []
 
         def fails(*details):
@@ -140,7 +140,7 @@ def test_an_order_that_a_worker_fails_at_ends_its_attempt(order):
                 raise KeyError("bug")
             good(*details)
 
-        setattr(worker, order, fails)
+        setattr(attempts, order, fails)
         sampling = SamplingParams(max_tokens=60, ignore_eos=True, temperature=0.0)
         events = []
         request = cluster.request("bad", PROMPT, sampling)
@@ -178,14 +178,14 @@ def test_a_result_that_a_worker_fails_to_take_ends_its_attempt(monkeypatch):
 
 def test_what_a_failed_beginning_had_begun_is_given_back_at_once():
     async def scenario(cluster):
-        worker = unit(cluster, Role.DECODE).worker
-        begin = worker._begin_local
+        worker = unit(cluster, Role.DECODE)
+        begin = worker.attempts._begin
 
         def fails(attempt):
             begin(attempt)
             raise KeyError("bug")
 
-        worker._begin_local = fails
+        worker.attempts._begin = fails
         _, ended = await ask(cluster, max_tokens=100, ignore_eos=True)
         await asyncio.sleep(0.05)
         scheduler = worker.scheduler

@@ -55,7 +55,7 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
     async def scenario(cluster):
         loop = asyncio.get_running_loop()
         node = nodes(cluster, Role.DECODE)[0]
-        worker = cluster.units[node].worker
+        worker = cluster.units[node]
         draining, ends = [], []
 
         def leave(stream, message):
@@ -69,7 +69,7 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
         _, ended = await ask(cluster)
         is_empty = await draining[0]
         ends = [end.error for where, end in heard.attempts if where == node]
-        return worker.num_attempts, is_empty, ends, ended
+        return worker.attempts.num_attempts, is_empty, ends, ended
 
     num_attempts, is_empty, [error], ended = run(scenario)
     assert num_attempts == 1 and is_empty
@@ -89,7 +89,7 @@ def test_a_move_is_no_fault_however_often_it_happens():
             attempts = [
                 n
                 for n, u in cluster.units.items()
-                if u.worker.attempts and u.descriptor.role is Role.DECODE
+                if u.attempts.by_run and u.descriptor.role is Role.DECODE
             ]
             if attempts:
                 await cluster.add(Role.DECODE)

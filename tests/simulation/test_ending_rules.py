@@ -19,10 +19,10 @@ from core.types import SamplingParams
 def test_a_cancel_before_its_submit_leaves_a_tombstone():
     async def scenario(cluster):
         decode = unit(cluster, Role.DECODE)
-        decode.worker.cancel("ghost", 3)
+        decode.attempts.cancel("ghost", 3)
         request = cluster.request("ghost", PROMPT, SamplingParams(max_tokens=4))
-        decode.worker.submit("router", Submit(request, 3, Task.LOCAL, emitted=((),)))
-        return decode.worker.num_stale, dict(decode.worker.attempts)
+        decode.attempts.submit("router", Submit(request, 3, Task.LOCAL, emitted=((),)))
+        return decode.attempts.num_stale, dict(decode.attempts.by_run)
 
     stale, attempts = run(scenario)
     assert stale == 1 and attempts == {}
@@ -32,11 +32,11 @@ def test_a_submit_with_an_old_epoch_is_dropped():
     async def scenario(cluster):
         decode = unit(cluster, Role.DECODE)
         request = cluster.request("r", PROMPT, SamplingParams(max_tokens=4))
-        decode.worker.submit("router", Submit(request, 2, Task.LOCAL, emitted=((),)))
-        decode.worker.submit("router", Submit(request, 1, Task.LOCAL, emitted=((),)))
-        epoch = decode.worker.attempts["r"].epoch
-        decode.worker.cancel("r", 2)
-        return epoch, decode.worker.num_stale
+        decode.attempts.submit("router", Submit(request, 2, Task.LOCAL, emitted=((),)))
+        decode.attempts.submit("router", Submit(request, 1, Task.LOCAL, emitted=((),)))
+        epoch = decode.attempts.by_run["r"].epoch
+        decode.attempts.cancel("r", 2)
+        return epoch, decode.attempts.num_stale
 
     assert run(scenario) == (2, 1)
 

@@ -62,7 +62,7 @@ def test_a_submit_that_a_router_spoils_ends_its_request_and_no_other():
 
         cluster.hub.tamper = spoil
         answers = await asyncio.gather(*(ask(cluster, name, **LONG) for name in ("bad", "good")))
-        return answers, len(spoiled), [u.worker.is_ready for u in cluster.units.values()]
+        return answers, len(spoiled), [u.is_ready for u in cluster.units.values()]
 
     ((_, bad), (tokens, good)), num_spoiled, ready = run(scenario)
     assert num_spoiled == 2 and type(bad.error) is InvalidRequest
@@ -87,19 +87,19 @@ def test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone():
             await asyncio.sleep(0.0001)
         for of, submit in zip((prefill, decode), seen, strict=True):
             request = cluster.request("thief", PROMPT, SamplingParams(max_tokens=4))
-            of.worker.submit("thief", replace(submit, request=request))
-            refused[submit.task] = of.worker.attempts["thief"].ended.error
-            of.worker.cancel("thief", 0)
+            of.attempts.submit("thief", replace(submit, request=request))
+            refused[submit.task] = of.attempts.by_run["thief"].ended.error
+            of.attempts.cancel("thief", 0)
         answer = await running
         await asyncio.sleep(1.0)
         for of, submit in zip((prefill, decode), seen, strict=True):
-            role = of.worker.role
+            role = of.role
             closing = role._draining if submit.task is Task.PREFILL else role._closing
             closing[submit.transfer_id] = {} if submit.task is Task.PREFILL else []
             request = cluster.request("late", PROMPT, SamplingParams(max_tokens=4))
-            of.worker.submit("thief", replace(submit, request=request))
-            still[submit.task] = of.worker.attempts["late"].ended.error
-            of.worker.cancel("late", 0)
+            of.attempts.submit("thief", replace(submit, request=request))
+            still[submit.task] = of.attempts.by_run["late"].ended.error
+            of.attempts.cancel("late", 0)
             del closing[submit.transfer_id]
         return answer, refused, still
 

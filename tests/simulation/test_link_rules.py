@@ -33,8 +33,8 @@ LOCAL = PlacementConfig(path="local")
 def test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up(role):
     async def scenario(cluster):
         await ask(cluster, "warm")
-        worker = unit(cluster, role).worker
-        worker._loop.runner_lost()
+        worker = unit(cluster, role)
+        worker.step_loop.runner_lost()
         await asyncio.sleep(0.1)
         assert not worker.is_ready
         started_at = cluster.clock.now_s()
@@ -189,7 +189,7 @@ def test_moves_are_no_faults_but_they_are_bounded(error):
         def refuse(attempt):
             raise error
 
-        unit(cluster, Role.DECODE).worker._begin_local = refuse
+        unit(cluster, Role.DECODE).attempts._begin = refuse
         return await ask(cluster, timeout_s=300.0)
 
     _, ended = run(scenario, placement=LOCAL)
@@ -222,7 +222,7 @@ def test_a_submit_that_arrived_before_its_write_returned_is_served_once(path, mo
 
         cluster.hub.tamper = tamper
         tokens, ended = await ask(cluster, **LONG)
-        return cut, tokens, ended, sum(u.worker.num_stale for u in cluster.units.values())
+        return cut, tokens, ended, sum(u.attempts.num_stale for u in cluster.units.values())
 
     cut, tokens, ended, stale = run(scenario, placement=PlacementConfig(path=path))
     assert cut and stale == 1 and ended.error is None
@@ -301,13 +301,13 @@ def test_what_the_engine_says_after_an_attempts_end_is_not_told():
     async def scenario(cluster):
         running = asyncio.ensure_future(ask(cluster, max_tokens=100, ignore_eos=True))
         await asyncio.sleep(0.2)
-        worker = unit(cluster, Role.DECODE).worker
+        table = unit(cluster, Role.DECODE).attempts
         attempt = attempt_of(unit(cluster, Role.DECODE), "r")
         sequence = attempt.sequences[-1]
-        worker.end(attempt, StepFailed("injected"))
+        table.end(attempt, StepFailed("injected"))
         before = len(attempt.logs[0].tokens)
         position = attempt.logs[0].base + before
-        worker.deliver([Sampled(sequence, 0, position, Logprob(9, 0.0), None, None)])
+        table.deliver([Sampled(sequence, 0, position, Logprob(9, 0.0), None, None)])
         after = len(attempt.logs[0].tokens)
         tokens, ended = await running
         return before, after, tokens, ended

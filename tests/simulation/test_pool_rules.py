@@ -15,7 +15,7 @@ from engine.scheduling.sequence import Status
 from kv_transfer import frames
 from kv_transfer.transitions import Transition
 from prefill_worker.role import PrefillRole
-from worker.sessions import SessionServer
+from worker.router_session import RouterSessions
 
 FRAME = b"\x05"
 OTHER_PROMPT = tuple(range(60, 10, -1))
@@ -38,7 +38,7 @@ def test_answers_are_exact_whenever_they_begin_around_a_restart_of_ranks(role, d
         await ask(cluster, "before", OTHER_PROMPT)
         victim = unit(cluster, role)
         generation = victim.components.kv.generation
-        victim.worker._loop.runner_lost()
+        victim.step_loop.runner_lost()
         await asyncio.sleep(delay_s)
         during = await asyncio.gather(*(ask(cluster, f"r{n}", PROMPT) for n in range(3)))
         await asyncio.sleep(1)
@@ -69,16 +69,16 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
         target = unit(cluster, role)
         node = target.descriptor.worker_id
         [(_, submit)] = [s for s in submits if s[0] == node]
-        [router_id] = target.worker._sessions._sessions
+        [router_id] = [s.router_id for s in target.attempts.sessions]
         late = replace(
             submit,
             request=replace(submit.request, request_id=RequestId("late~1")),
             transfer_id=TransferId(b"l" * 16),
             task=Task.LOCAL if is_local else submit.task,
         )
-        target.worker._loop.runner_lost()
-        await until(lambda: not target.worker.is_ready)
-        target.worker.submit(router_id, late)
+        target.step_loop.runner_lost()
+        await until(lambda: not target.is_ready)
+        target.attempts.submit(router_id, late)
         attempt = attempt_of(target, "late")
         seen = (
             attempt.ended.error,
@@ -86,8 +86,8 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
             len(target.scheduler.waiting),
             target.role.num_live,
         )
-        await until(lambda: target.worker.is_ready)
-        target.worker.cancel(late.request.request_id, late.epoch)
+        await until(lambda: target.is_ready)
+        target.attempts.cancel(late.request.request_id, late.epoch)
         return seen
 
     error, *left = run(scenario)
@@ -123,12 +123,12 @@ def test_blocks_of_a_preempted_hand_over_are_kept_until_the_agent_has_let_go():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
-        part = prefill.worker.role
+        part = prefill.role
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [outgoing] = part._outgoing.values()
         blocks = list(outgoing.sequence.block_table)
         prefill.scheduler.preempt(outgoing.sequence)
-        prefill.worker.deliver(prefill.scheduler.take_events())
+        prefill.attempts.deliver(prefill.scheduler.take_events())
         kept = [prefill.pool.references(b) for b in blocks]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -147,7 +147,7 @@ def test_blocks_that_are_written_into_are_kept_until_the_agent_has_let_go():
         await until(lambda: decode.agent._receivers and decode.scheduler.arriving)
         [sequence] = decode.scheduler.arriving.values()
         blocks = list(sequence.block_table)
-        decode.worker.end(attempt_of(decode, "r"), KVTransferError("the test ends it"))
+        decode.attempts.end(attempt_of(decode, "r"), KVTransferError("the test ends it"))
         kept = [decode.pool.references(b) for b in blocks]
         await until(lambda: not decode.agent._receivers)
         await asyncio.sleep(0)
@@ -164,14 +164,14 @@ def test_an_older_sub_attempt_that_is_drained_frees_no_blocks_of_a_later_one():
     async def scenario(cluster):
         prefill = unit(cluster, Role.PREFILL)
         running = asyncio.get_running_loop().create_task(ask(cluster))
-        part = prefill.worker.role
+        part = prefill.role
         await until(lambda: any(any(o.num_published) for o in part._outgoing.values()))
         [(transfer_id, outgoing)] = part._outgoing.items()
         prefill.scheduler.preempt(outgoing.sequence)
-        prefill.worker.deliver(prefill.scheduler.take_events())
+        prefill.attempts.deliver(prefill.scheduler.take_events())
         await until(lambda: any(outgoing.num_published))
         blocks = list(outgoing.sequence.block_table)
-        prefill.worker.end(outgoing.attempt, KVTransferError("the test ends it"))
+        prefill.attempts.end(outgoing.attempt, KVTransferError("the test ends it"))
         pinned = [prefill.pool.references(b) for b in blocks]
         part.transfer_drained(transfer_id, 0)
         kept = [prefill.pool.references(b) for b in blocks]
@@ -226,9 +226,9 @@ def test_decode_reserves_once_whatever_it_is_told(num_more, why):
         decode = unit(cluster, Role.DECODE)
         running = asyncio.get_running_loop().create_task(ask(cluster))
         await until(lambda: decode.scheduler.arriving)
-        [(transfer_id, incoming)] = decode.worker.role._incoming.items()
+        [(transfer_id, incoming)] = decode.role._incoming.items()
         held = decode.pool.num_held
-        decode.worker.role.transfer_starting(transfer_id, len(PROMPT) + num_more)
+        decode.role.transfer_starting(transfer_id, len(PROMPT) + num_more)
         return held, decode.pool.num_held, incoming.attempt.ended, await running
 
     held, after, ended_there, (tokens, ended) = run(scenario, step_s=0.05)
@@ -247,7 +247,7 @@ def test_a_worker_whose_transfer_failed_ends_its_part_itself(role, word):
         one = unit(cluster, role)
         attempt = attempt_of(one, "r")
         error = KVTransferError("the stream broke")
-        getattr(one.worker.role, word)(attempt.submit.transfer_id, error)
+        getattr(one.role, word)(attempt.submit.transfer_id, error)
         is_told = attempt.ended is not None and attempt.ended.error is error
         return is_told, await running
 
@@ -299,7 +299,7 @@ def test_a_bug_in_a_step_of_a_transfer_ends_its_attempt(role, step, monkeypatch,
 
     async def scenario(cluster):
         replies = await asyncio.gather(ask(cluster, timeout_s=20), ask(cluster, "b", OTHER_PROMPT))
-        return replies, [u.worker.fatal.done() for u in cluster.units.values()]
+        return replies, [u.fatal.done() for u in cluster.units.values()]
 
     [(tokens, ended), (_, other)], fatal = run(scenario)
     assert broken and "ValueError: a bug" in caplog.text and not any(fatal)
@@ -319,10 +319,10 @@ def test_a_bug_where_blocks_are_given_back_ends_the_worker(monkeypatch, caplog):
             patch.setattr(PrefillRole, "transfer_drained", breaks)
             await ask(cluster)
         prefill = unit(cluster, Role.PREFILL)
-        error = prefill.worker.fatal.exception()
-        is_ready = prefill.worker.is_ready
+        error = prefill.fatal.exception()
+        is_ready = prefill.is_ready
         for told in broken:
-            prefill.worker.role.transfer_drained(*told)
+            prefill.role.transfer_drained(*told)
         return error, is_ready
 
     error, is_ready = run(scenario)
@@ -334,7 +334,7 @@ def test_a_report_of_a_way_that_cannot_be_taken_ends_nothing(monkeypatch, caplog
     def breaks(self, route):
         raise ValueError("a bug")
 
-    monkeypatch.setattr(SessionServer, "send_route", breaks)
+    monkeypatch.setattr(RouterSessions, "send_route", breaks)
     tokens, ended = run(ask)
     assert "could not be taken" in caplog.text
     assert ended.error is None and tokens == expected()

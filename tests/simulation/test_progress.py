@@ -55,7 +55,7 @@ def test_a_step_that_stands_still_is_found_and_the_request_moves(path):
         stuck = next(
             name
             for name, unit in cluster.units.items()
-            if unit.descriptor.role is Role.DECODE and unit.worker.attempts
+            if unit.descriptor.role is Role.DECODE and unit.attempts.by_run
         )
         runner = cluster.runners[stuck]
         runner.stuck_for_s = 3600.0

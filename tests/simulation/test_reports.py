@@ -14,7 +14,7 @@ def test_a_load_counts_what_runs_what_arrives_what_waits_and_what_is_free():
         decode, loads = unit(cluster, Role.DECODE), []
 
         def look():
-            loads.append(decode.worker.progress().load)
+            loads.append(decode.progress().load)
 
         look()
         first = asyncio.ensure_future(ask(cluster, "first", PROMPT[:20], **LONG))

@@ -56,7 +56,7 @@ def traced(path, trace=CALLER, records_routers=True):
         if records_routers:
             cluster.orchestrator.tracing = recorder
         for one in cluster.units.values():
-            one.worker.tracing = recorder
+            one.attempts.tracing = recorder
         sampling = SamplingParams(max_tokens=12, temperature=0.0, ignore_eos=True)
         request = cluster.request("r", PROMPT, sampling)
         events = await cluster.generate(replace(request, trace=trace, received_at=0.75))
@@ -141,7 +141,7 @@ def test_an_attempt_that_its_router_cancels_has_its_spans(path):
     async def scenario(cluster):
         await asyncio.sleep(1.0)
         for one in cluster.units.values():
-            one.worker.tracing = recorder
+            one.attempts.tracing = recorder
         sampling = SamplingParams(max_tokens=40, temperature=0.0, ignore_eos=True)
         request = replace(cluster.request("r", PROMPT, sampling), trace=CALLER)
         events = []

@@ -49,7 +49,7 @@ def test_a_worker_cancels_the_requests_of_a_router_that_stays_away():
         await asyncio.sleep(7)
         after = (
             [u.pool.num_held for u in cluster.units.values()],
-            [len(u.worker.attempts) for u in cluster.units.values()],
+            [len(u.attempts.by_run) for u in cluster.units.values()],
         )
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
@@ -71,7 +71,7 @@ def test_a_killed_worker_is_survived_token_for_token(role, delay_s):
         )
         await asyncio.sleep(delay_s)
         victim = next(
-            n for n, u in cluster.units.items() if u.descriptor.role is role and u.worker.attempts
+            n for n, u in cluster.units.items() if u.descriptor.role is role and u.attempts.by_run
         )
         await cluster.kill(victim)
         killed_at = cluster.clock.now_s()
@@ -131,13 +131,13 @@ def test_a_hung_worker_is_found_within_four_seconds():
         decode = next(
             u
             for u in cluster.units.values()
-            if u.descriptor.role is Role.DECODE and u.worker.attempts
+            if u.descriptor.role is Role.DECODE and u.attempts.by_run
         )
 
         async def stuck(plan, on_layer):
             await asyncio.sleep(3600)
 
-        decode.worker._loop._runner.execute = stuck
+        decode.step_loop._runner.execute = stuck
         started_at = cluster.clock.now_s()
         tokens, ended = await running
         took_s = cluster.clock.now_s() - started_at

@@ -83,7 +83,7 @@ def test_a_worker_that_dies_is_told_of_with_pid_and_reason_and_a_new_one_joins(t
 async def end(cluster, node):
     """Drain a worker and stop it, as SIGTERM does; that it is no member is known later."""
     unit = cluster.units[node]
-    await unit.worker.drain(5.0)
+    await unit.drain(5.0)
     await unit.stop()
     cluster.hub.crash(node)
     await asyncio.sleep(2.0)
@@ -98,9 +98,9 @@ def test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed(told, ha
         stream = asyncio.create_task(ask(cluster, "moves", max_tokens=60))
         while not (nodes := busy(cluster, Role.DECODE)):
             await asyncio.sleep(0.001)
-        worker = cluster.units[nodes[0]].worker
+        worker = cluster.units[nodes[0]]
         if has_failed:
-            worker.fatal = asyncio.get_running_loop().create_future()
+            worker.availability.fatal = asyncio.get_running_loop().create_future()
             worker.break_down(StoreFailed("a part of it has gone"))
             assert isinstance(worker.fatal.exception(), StoreFailed)
         await end(cluster, nodes[0])
@@ -116,7 +116,7 @@ def test_a_worker_that_was_told_to_end_is_no_fault_unless_it_had_failed(told, ha
 
 
 def busy(cluster, role):
-    return [n for n, u in cluster.units.items() if u.descriptor.role is role and u.worker.attempts]
+    return [n for n, u in cluster.units.items() if u.descriptor.role is role and u.attempts.by_run]
 
 
 def test_a_session_that_breaks_and_comes_back_is_told_of_both_times(told):
@@ -156,7 +156,7 @@ def test_a_worker_that_hangs_is_lost_once_however_often_it_is_dialled(told):
 def test_ranks_that_die_are_told_of_by_the_worker_and_the_router(told):
     async def scenario(cluster):
         await ask(cluster, "warm")
-        unit(cluster, Role.DECODE).worker._loop.runner_lost()
+        unit(cluster, Role.DECODE).step_loop.runner_lost()
         await asyncio.sleep(0.1)
         assert problems(cluster) == ("degraded", ["pool_empty", "worker_paused"])
         await asyncio.sleep(3.0)

@@ -12,7 +12,7 @@ import grpc.aio
 
 from core.session import Task
 from protos.baton.internal.v1 import session_pb2 as pb
-from transport.grpc_streams import DIALLER_KEY, NONCE_KEY, GrpcNetwork
+from transport.grpc_network import DIALLER_KEY, NONCE_KEY, GrpcNetwork
 
 KEY = b"the key that the processes of this cluster share"
 SESSION = "/baton.internal.v1.SessionService/Open"

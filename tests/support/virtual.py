@@ -59,7 +59,7 @@ async def ask(cluster, name="r", prompt=PROMPT, timeout_s=120.0, **sampling):
 def attempt_of(unit, name):
     """A worker's attempt at a request: workers know it by a key of the run,
     which begins with the request's id."""
-    return next((a for key, a in unit.worker.attempts.items() if key.startswith(f"{name}~")), None)
+    return next((a for key, a in unit.attempts.by_run.items() if key.startswith(f"{name}~")), None)
 
 
 def unit(cluster, role):

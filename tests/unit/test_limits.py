@@ -38,7 +38,8 @@ from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
 from transport.sequenced import NumberedStream
 from worker import attempts
-from worker.sessions import HEARTBEAT_S, ROUTER_PATIENCE_S, SessionServer
+from worker.router_session import RouterSessions
+from worker.session_server import HEARTBEAT_S, ROUTER_PATIENCE_S, SessionServer
 
 # --- an engine's ----------------------------------------------------------------------------------
 
@@ -159,7 +160,7 @@ def test_a_worker_remembers_so_many_cancels_and_forgets_the_oldest(monkeypatch):
     monkeypatch.setattr(attempts, "MAX_TOMBSTONES", 3)
 
     async def scenario(cluster):
-        table = unit(cluster, Role.DECODE).worker
+        table = unit(cluster, Role.DECODE).attempts
         found = []
         for names in (["a", "b", "c"], ["d"], ["b", "e"]):
             for name in names:
@@ -171,10 +172,10 @@ def test_a_worker_remembers_so_many_cancels_and_forgets_the_oldest(monkeypatch):
                 known = dict(table._tombstones)
                 if name in known:
                     table.submit("router", Submit(wanted, 5, Task.LOCAL, ((),)))
-                    assert table.num_stale == before + 1 and name not in table.attempts
+                    assert table.num_stale == before + 1 and name not in table.by_run
             found.append("".join(table._tombstones))
         table.submit("router", Submit(replace(wanted, request_id="a"), 5, Task.LOCAL, ((),)))
-        taken = list(table.attempts)
+        taken = list(table.by_run)
         table.cancel("a", 5)
         return found, taken
 
@@ -189,10 +190,11 @@ def test_a_router_is_given_up_when_it_was_silent_or_away_for_longer_than_patienc
 
     async def main():
         host = SimpleNamespace(
-            fail=None, router_alive=lambda router_id: None, descriptor=lambda: WORKER,
+            fail=None, router_alive=lambda router_id: None, descriptor=WORKER,
             progress=lambda: Progress(0, 0, False), cancel=None,
         )  # fmt: skip
-        server = SessionServer(None, host, LoopClock(), lambda: 0)
+        sessions = RouterSessions(host.fail)
+        server = SessionServer(None, sessions, host, host, LoopClock(), lambda: 0)
         watching = asyncio.ensure_future(server.watch())
         stream = Script(Hello("router", (), 0))
         serving = asyncio.ensure_future(server._serve(stream))
@@ -200,9 +202,9 @@ def test_a_router_is_given_up_when_it_was_silent_or_away_for_longer_than_patienc
         if not is_read:
             serving.cancel()
         await asyncio.sleep(ROUTER_PATIENCE_S + HEARTBEAT_S / 2)
-        before = list(server._sessions)
+        before = [s.router_id for s in sessions]
         await asyncio.sleep(HEARTBEAT_S)
-        after = list(server._sessions)
+        after = [s.router_id for s in sessions]
         watching.cancel()
         serving.cancel()
         await asyncio.gather(watching, serving, return_exceptions=True)

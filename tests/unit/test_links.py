@@ -42,14 +42,11 @@ from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.parts import StaticMembership
-from transport.session_codec import (
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
+from transport.to_router_codec import from_router_wire, to_router_wire
+from transport.to_worker_codec import from_worker_wire, to_worker_wire
 from worker.attempt import Attempt
-from worker.sessions import SessionServer
+from worker.router_session import RouterSessions
+from worker.session_server import SessionServer
 
 REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
@@ -314,20 +311,21 @@ class Host:
         self._order("progress")
         return Progress(0, 0, False)
 
-    def descriptor(self):
-        return WORKER
+    descriptor = WORKER
 
 
-def sessions(host):
-    return SessionServer(None, host, LoopClock(), lambda: 1)
+def server_of(host):
+    """A server of sessions, and the sessions."""
+    sessions = RouterSessions(host.fail)
+    return SessionServer(None, sessions, host, host, LoopClock(), lambda: 1), sessions
 
 
 def test_whatever_comes_from_a_router_renews_its_leases():
     async def main():
         host = Host()
-        server = sessions(host)
+        server, sessions = server_of(host)
         for message in (RouterHeartbeat(), ConnectPeers(("a",))):
-            server._take(server.session("router"), message)
+            server._take(sessions.of("router"), message)
         return host.orders
 
     assert run_virtual(main()) == [
@@ -343,7 +341,7 @@ def test_whatever_comes_from_a_router_renews_its_leases():
 def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
     async def main():
         host = Host(bad)
-        server = sessions(host)
+        server, _ = server_of(host)
         submit = Submit(REQUEST, 3, Task.LOCAL, ((),))
         orders = (
             submit,
@@ -377,8 +375,8 @@ def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
 def test_an_attempt_that_cannot_be_taken_up_after_a_reconnect_ends_and_the_others_go_on(bad):
     async def main():
         host = Host(bad)
-        server = sessions(host)
-        session = server.session("router")
+        server, sessions = server_of(host)
+        session = sessions.of("router")
         for name in ("r", "s"):
             submit = Submit(replace(REQUEST, request_id=name), 3, Task.LOCAL, ((),))
             session.attempts[name] = Attempt("router", submit)
@@ -402,7 +400,7 @@ def test_an_attempt_that_cannot_be_taken_up_after_a_reconnect_ends_and_the_other
 
 def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream():
     async def main():
-        server = sessions(Host())
+        server, _ = server_of(Host())
         newer, late = Script(Hello("router", (), 8)), Script(Hello("router", (), 7))
         other = Script(Hello("another", (), 1))
         serving = []
@@ -426,7 +424,7 @@ def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_strea
 
 def test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged(caplog):
     async def main():
-        server = sessions(Host())
+        server, _ = server_of(Host())
         broken = Script(fails=KeyError("a bug in the codec"))
         cut = Script(fails=StreamClosed("cut"))
         await server._serve(broken)

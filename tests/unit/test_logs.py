@@ -49,7 +49,7 @@ def tell_bug():
 
 
 CLIENTS_WORDS = {
-    "an event": lambda: events.REQUEST.tell(request_id=FORGED, model="m"),
+    "an event": lambda: events.REQUEST.log(request_id=FORGED, model="m"),
     "a message": lambda: logging.getLogger("a.library").warning("a client said %s", FORGED),
     "a bug": tell_bug,
 }
@@ -69,7 +69,7 @@ def test_what_a_client_wrote_cannot_make_a_line_of_its_own(style, what):
 
 
 def test_every_line_says_when_how_bad_what_and_who():
-    line = json.loads(written("json", lambda: events.STORE_DOWN.tell(reason="gone")))
+    line = json.loads(written("json", lambda: events.STORE_DOWN.log(reason="gone")))
     assert line.pop("time").endswith("+00:00")
     assert line == {
         "level": "warning",
@@ -78,7 +78,7 @@ def test_every_line_says_when_how_bad_what_and_who():
         "pid": os.getpid(),
         "reason": "gone",
     }
-    text = written("text", lambda: events.STORE_DOWN.tell(reason="is gone", n=3))
+    text = written("text", lambda: events.STORE_DOWN.log(reason="is gone", n=3))
     head = f'WARNING router[{os.getpid()}] store_down reason="is gone" n=3'
     assert text.partition(" ")[2] == head
 
@@ -96,7 +96,7 @@ def test_keys_and_passwords_stay_out_whoever_puts_them_in(style):
     key, password = "bt-0123abcd-" + "5e" * 16, "s3cret-p4ss"
 
     def tell():
-        events.REQUEST.tell(request_id=key, model=f"redis://:{password}@10.0.0.1:6379/0")
+        events.REQUEST.log(request_id=key, model=f"redis://:{password}@10.0.0.1:6379/0")
         logging.getLogger("x").error("no %s at rediss://user:%s@host", key, password)
 
     text = written(style, tell)
@@ -124,7 +124,7 @@ def test_a_reader_that_stands_still_blocks_nobody_and_hears_how_much_it_missed(m
     monkeypatch.setattr(events.LOGGER, "level", logging.INFO)
     events.LOGGER.manager._clear_cache()
     for _ in range(9):  # one may be in the thread's hand already
-        events.STORE_UP.tell()
+        events.STORE_UP.log()
     pipe.is_read.set()
     writer.close()
     lines = [json.loads(line) for line in pipe.getvalue().splitlines()]
@@ -150,12 +150,12 @@ def test_a_full_disk_loses_lines_and_nothing_else(monkeypatch):
     writer = logs._Writer(logs.JsonFormat("router"), disk)
     monkeypatch.setattr(events.LOGGER, "handlers", [writer])
     for _ in range(3):
-        events.STORE_DOWN.tell(reason="x")
+        events.STORE_DOWN.log(reason="x")
     disk.is_read.set()
     while disk.num_tried < 3:
         time.sleep(0.001)
     disk.is_full = False
-    events.STORE_DOWN.tell(reason="x")
+    events.STORE_DOWN.log(reason="x")
     while "lines_dropped" not in disk.getvalue():
         time.sleep(0.001)
     writer.close()
@@ -208,8 +208,8 @@ SCRIPT = """
 import logging, subprocess, sys, threading
 from core import events, logs
 logs.configure("up", *sys.argv[1:])
-events.CLUSTER_STOPS.tell()
-child = "from core import events, logs; logs.configure('rank'); events.STORE_UP.tell(); 1/0"
+events.CLUSTER_STOPS.log()
+child = "from core import events, logs; logs.configure('rank'); events.STORE_UP.log(); 1/0"
 subprocess.run([sys.executable, "-c", child])
 thread = threading.Thread(target=lambda: 1/0, name="worker")
 thread.start()
@@ -246,7 +246,7 @@ def test_a_process_and_its_children_log_alike_and_end_by_a_bug_in_one_line():
 
 
 def calls():
-    """Every `events.NAME.tell(...)` of the code: name and fields, None for `**`."""
+    """Every `events.NAME.log(...)` of the code: name and fields, None for `**`."""
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
@@ -254,7 +254,7 @@ def calls():
                     owner = getattr(node.value, "id", "")
                     if owner in ("events", "told"):
                         yield path.name, node.attr, None
-                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "tell":
+                if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "log":
                     name = getattr(node.func.value, "attr", "")
                     if name.isupper():
                         yield path.name, name, [k.arg for k in node.keywords if k.arg]

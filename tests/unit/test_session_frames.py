@@ -21,13 +21,8 @@ from core.session import (
 )
 from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
 from router.request_state import AttemptState, RequestState
-from transport.session_codec import (
-    MAX_ERROR_CHARACTERS,
-    from_router_wire,
-    from_worker_wire,
-    to_router_wire,
-    to_worker_wire,
-)
+from transport.to_router_codec import MAX_ERROR_CHARACTERS, from_router_wire, to_router_wire
+from transport.to_worker_codec import from_worker_wire, to_worker_wire
 from worker.attempt import (
     DELTA_BYTES,
     ENDED_BYTES,
@@ -39,7 +34,7 @@ from worker.attempt import (
     Attempt,
     FrameShare,
 )
-from worker.sessions import FRAME_BYTES, RouterSession
+from worker.router_session import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
 LONG_ID = "i" * 160

@@ -1,7 +1,6 @@
 """What a worker believes of what routers and peers tell it: nothing that cannot be."""
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -12,12 +11,12 @@ from core.session import ConnectPeers, Hello, Submit, Task, Wanted
 from core.types import GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 from transport.session_streams import _decode_up
-from worker import sessions
+from worker import session_server
 from worker.attempt import Attempt
 from worker.checking import check_credit, check_first_tokens, check_hello, check_peers, check_submit
-from worker.sessions import RouterSession, SessionServer
+from worker.router_session import RouterSession, RouterSessions
+from worker.session_server import SessionServer
 
-HOST = SimpleNamespace(fail=None)
 ROWS = 100
 NAN = float("nan")
 REQUEST = GenerateRequest(
@@ -171,8 +170,8 @@ async def test_a_message_without_the_shape_of_one_ends_its_stream_with_one_short
 
 
 async def test_a_router_that_does_not_read_of_ends_is_cut(monkeypatch):
-    monkeypatch.setattr(sessions, "MAX_UNTOLD", 3)
-    server = SessionServer(None, HOST, SystemClock(), lambda: 0)
+    monkeypatch.setattr(session_server, "MAX_UNSENT_ENDS", 3)
+    server = SessionServer(None, RouterSessions(None), None, None, SystemClock(), lambda: 0)
     session = RouterSession("router", lambda *told: None)
     for _ in range(3):
         server._refuse(session, SUBMIT, InvalidRequest("n", "is 9"))
@@ -182,10 +181,11 @@ async def test_a_router_that_does_not_read_of_ends_is_cut(monkeypatch):
 
 
 async def test_routers_have_a_number(monkeypatch, caplog):
-    monkeypatch.setattr(sessions, "MAX_ROUTERS", 2)
-    server = SessionServer(None, HOST, SystemClock(), lambda: 0)
+    monkeypatch.setattr(session_server, "MAX_ROUTERS", 2)
+    sessions = RouterSessions(None)
+    server = SessionServer(None, sessions, None, None, SystemClock(), lambda: 0)
     for name in ("a", "b"):
         assert server._is_welcome(Hello(name))
-        server.session(name)
+        sessions.of(name)
     assert server._is_welcome(Hello("a")) and not server._is_welcome(Hello("c"))
     assert "that of router no. 3" in caplog.text
