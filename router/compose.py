@@ -130,7 +130,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.PROBLEMS: status.num_by_problem,
         }
     )
-    log = RequestLog(clock.now_s) if config.has_request_log else None
+    log = RequestLog(clock.now_s) if config.log_requests else None
     recorder = Recorder(telemetry, Shedding(admission, clock.now_s), log)
     core = _core(components, sessions, admission, recorder)
     service = GenerationService(

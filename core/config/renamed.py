@@ -29,7 +29,7 @@ OnRenamed = Callable[[str, str], None]
 
 def log_renamed(old: str, new: str) -> None:
     """Log that a setting was given by its old name."""
-    events.CONFIG_KEY_RENAMED.tell(old=old, new=new)
+    events.CONFIG_KEY_RENAMED.log(old=old, new=new)
 
 
 def with_new_names(tree: dict[str, Any], source: str, on_renamed: OnRenamed) -> dict[str, Any]:
