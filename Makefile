@@ -63,16 +63,17 @@ test-processes: setup
 	$(PYTEST) tests/faults; failed=$$?; $(PYTEST) tests/e2e && exit $$failed
 
 test-rest: setup
-	nice -n 5 $(PYTEST) tests/attacks tests/component tests/planted tests/unit tests/simulation
+	nice -n 5 $(PYTEST) tests/attacks tests/component tests/planted tests/repository tests/unit tests/simulation
 
 # No processes, no models: seconds.
 test-fast: setup
-	$(PYTEST) tests/unit tests/simulation -k "not 500_seeds and not shrunk"
+	$(PYTEST) tests/repository tests/unit tests/simulation -k "not 500_seeds and not shrunk"
 
 # Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a
 # soak; figures go to benchmarks/results/faults_*.json
 test-long: setup
-	LONG=1 $(PYTEST) -v tests/attacks tests/unit tests/simulation tests/component tests/planted
+	LONG=1 $(PYTEST) -v tests/attacks tests/repository tests/unit tests/simulation tests/component \
+		tests/planted
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json \

@@ -10,7 +10,7 @@ from dataclasses import replace
 import grpc
 import grpc.aio
 import pytest
-from support.doors import REFUSED_TEXT, Doors, log_lines
+from support.doors import REFUSED_TEXT, Doors, counted, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls
@@ -26,16 +26,6 @@ NO_KEY = "bt-00000000-" + "0" * 32
 async def doors(tmp_path):
     async with Doors(tmp_path, max_body_bytes=4096).opened() as doors:
         yield doors
-
-
-def counted(doors, family, **labels):
-    """Value of one series of the exposition, 0 if it is not there."""
-    wanted = {f'{k}="{v}"' for k, v in labels.items()}
-    for line in doors.service.telemetry.text().decode().splitlines():
-        name, _, rest = line.partition("{")
-        if name == family and set(rest.partition("}")[0].split(",")) == wanted:
-            return float(line.rpartition(" ")[2])
-    return 0.0
 
 
 def refusals(doors):

@@ -4,9 +4,8 @@ import asyncio
 import json
 
 import pytest
-from support.doors import Doors, log_lines
+from support.doors import Doors, counted, log_lines
 from support.http_door import HttpFixture
-from test_refusals import counted
 
 from core.metrics import OUTCOMES
 from core.types import ChoiceFinished, FinishReason, TextDelta

@@ -4,7 +4,7 @@ import json
 import subprocess
 import xml.etree.ElementTree as ET
 
-from conftest import BATON, ROOT
+from support.up import BATON, ROOT
 
 
 def baton(*arguments, text=None, code=0):

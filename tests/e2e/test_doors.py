@@ -13,6 +13,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from grpc_status import rpc_status
+from support.up import idle
 
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
@@ -302,23 +303,6 @@ def test_a_request_id_may_be_used_again_once_it_has_ended(local):
     assert [r.status_code for r in replies] == [200] * 3 and len(
         {r.json()["choices"][0]["text"] for r in replies}
     ) == 1
-
-
-def idle(local):
-    """Wait until no block is held anywhere."""
-    import time
-
-    for _ in range(80):
-        loads = [r["load"] for r in httpx.get(f"{local.url}/replicas").json()["replicas"]]
-        if all(
-            x["running"] == 0
-            and x["waiting"] == 0
-            and x["free_blocks"] + x["cached_blocks"] == x["total_blocks"]
-            for x in loads
-        ):
-            return True
-        time.sleep(0.1)
-    return loads
 
 
 async def test_clients_that_leave_free_everything(local):

@@ -10,7 +10,7 @@ import time
 
 import httpx
 import pytest
-from conftest import BATON, ROOT, Up, our_processes, processes, wait_gone
+from support.up import BATON, ROOT, Up, our_processes, processes, wait_gone
 
 LONG = {"prompt": "import os", "max_tokens": 600, "temperature": 0, "ignore_eos": True}
 

@@ -13,8 +13,8 @@ import grpc
 import httpx
 import openai
 import pytest
-from conftest import Up
 from google.protobuf.struct_pb2 import Struct
+from support.up import Up
 
 from core.types import PHASES, TTFT_PHASES
 from protos.baton.v1 import generation_pb2 as pb

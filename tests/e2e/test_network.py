@@ -8,8 +8,8 @@ from pathlib import Path
 import grpc
 import httpx
 import pytest
+from support.descriptors import LOOPBACK, descendants, listeners
 from support.rig import config_of
-from test_security import LOOPBACK, descendants, listeners
 
 from client.stream import Client
 from cluster.local import LocalCluster

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 import httpx
 import pytest
-from support.descriptors import sockets_of
+from support.descriptors import LOOPBACK, descendants, listeners
 from support.rig import config_of
 
 from client.stream import Client
@@ -66,34 +66,6 @@ def web(cluster, tenant=None):
     headers = {"authorization": f"Bearer {cluster.keys[tenant]}"} if tenant else {}
     context = ssl.create_default_context(cafile=str(cluster.tls / "ca.pem"))
     return httpx.AsyncClient(base_url=cluster.url, verify=context, headers=headers, timeout=30)
-
-
-def listeners(pids):
-    """(address, port) of every TCP socket that these processes listen on, IPv6 included."""
-    inodes = set()
-    for pid in pids:
-        inodes |= sockets_of(pid)
-    found = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        for line in Path(table).read_text().splitlines()[1:]:
-            fields = line.split()
-            if fields[3] == "0A" and fields[9] in inodes:
-                address, port = fields[1].split(":")
-                found.add((address, int(port, 16)))
-    return found
-
-
-LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F"}
-"""127.0.0.1 as the kernel prints it, and the same through an IPv6 socket."""
-
-
-def descendants(pid):
-    out = {pid}
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
-            for child in (task / "children").read_text().split():
-                out |= descendants(int(child))
-    return out
 
 
 async def refused(call):

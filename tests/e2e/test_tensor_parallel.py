@@ -7,7 +7,7 @@ import subprocess
 import time
 
 import pytest
-from conftest import BATON, ROOT, our_processes
+from support.up import BATON, ROOT, our_processes
 
 from cluster.ray.ranks import bundles, check_fit
 from core.config import PoolConfig

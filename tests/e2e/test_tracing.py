@@ -7,8 +7,8 @@ from concurrent import futures
 import grpc
 import httpx
 import pytest
-from conftest import Up
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from support.up import Up
 
 from core.trace import parse_trace
 from protos.baton.v1 import generation_pb2 as pb

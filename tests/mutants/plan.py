@@ -43,35 +43,38 @@ RULES = [
     "tests/simulation/test_fairness_rules.py",
 ]
 NEAR = {
-    "core": ["tests/unit/test_numbered.py", "tests/unit/test_links.py"],
+    "core": [
+        "tests/unit/transport/test_sequenced.py",
+        "tests/unit/router/workers/test_sessions.py",
+    ],
     "engine": [
-        "tests/unit/test_fairness.py",
-        "tests/unit/test_scheduler.py",
-        "tests/unit/test_block_pool.py",
-        "tests/unit/test_block_identity.py",
-        "tests/unit/test_plan_wire.py",
+        "tests/unit/engine/scheduling/test_scheduler_fairness.py",
+        "tests/unit/engine/scheduling/test_scheduler.py",
+        "tests/unit/engine/scheduling/test_block_pool.py",
+        "tests/unit/engine/scheduling/test_block_identities.py",
+        "tests/unit/engine/ranks/test_plan_wire.py",
         "tests/unit/test_limits.py",
     ],
     "kv_transfer": [
-        "tests/unit/test_sender.py",
-        "tests/unit/test_sender_queue.py",
-        "tests/unit/test_receiver.py",
-        "tests/unit/test_transitions.py",
+        "tests/unit/kv_transfer/test_sender.py",
+        "tests/unit/kv_transfer/test_sender_queue.py",
+        "tests/unit/kv_transfer/test_receiver.py",
+        "tests/unit/kv_transfer/test_transitions.py",
         "tests/unit/test_limits.py",
-        "tests/unit/test_unequal_pools.py",
+        "tests/unit/kv_transfer/test_resharding.py",
         "tests/simulation/test_handover_rules.py",
     ],
     "router": [
-        "tests/unit/test_links.py",
-        "tests/unit/test_worker_link.py",
+        "tests/unit/router/workers/test_sessions.py",
+        "tests/unit/router/workers/test_session.py",
         "tests/unit/test_limits.py",
-        "tests/unit/test_placement.py",
-        "tests/unit/test_resuming.py",
-        "tests/unit/test_router_inside.py",
-        "tests/unit/test_router_parts.py",
+        "tests/unit/router/test_placement.py",
+        "tests/unit/router/test_resuming.py",
+        "tests/unit/router/http/test_replies.py",
+        "tests/unit/router/test_admission.py",
     ],
     "worker": [
-        "tests/unit/test_session_frames.py",
+        "tests/unit/worker/test_attempt.py",
         "tests/unit/test_limits.py",
         "tests/simulation/test_ending_rules.py",
         "tests/simulation/test_reports.py",
@@ -96,21 +99,16 @@ FAR = {
 """Tests on real models and wires, for what nothing cheaper noticed."""
 
 SLOW = {
-    f"test_{name}.py"
+    f"tests/unit/{name}.py"
     for name in (
-        "bench",
-        "client_failures",
-        "copying",
-        "credentials",
-        "cves",
-        "face",
-        "frames",
-        "house",
-        "mutants",
-        "protos",
-    )  # fmt: skip
+        "bench/test_load",
+        "client/test_failures",
+        "kv_transfer/test_copying",
+        "kv_transfer/test_frames",
+        "router/access/test_credentials",
+    )
 }
-"""Unit tests that run nothing of the heart, start processes, or read what a copy has not (docs)."""
+"""Unit tests that run nothing of the heart, or start processes."""
 
 TEST_TIMEOUT_S = 30
 
@@ -133,11 +131,15 @@ class Equivalent:
 def stages_of(path: str, num_seeds: int, is_far: bool) -> list[dict[str, Any]]:
     """What to run for a mutant of a module, cheapest first: a name, and tests or seeds each."""
     package, stem = path.split("/", maxsplit=1)[0], Path(path).stem
-    own = [f"tests/{level}/test_{stem}.py" for level in ("unit", "simulation")]
-    near = [t for t in dict.fromkeys([*own, *NEAR.get(package, [])]) if (ROOT / t).exists()]
-    units = [f"tests/unit/{p.name}" for p in sorted((ROOT / "tests/unit").glob("test_*.py"))
-             if p.name not in SLOW]  # fmt: skip
-    simulated = sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("tests/simulation/test_*.py"))
+    folder = ROOT / "tests" / "unit" / Path(path).parent
+    own = sorted([*folder.glob(f"test_{stem}.py"), *folder.glob(f"test_{stem}_*.py")])
+    named = [*(str(p.relative_to(ROOT)) for p in own), *NEAR.get(package, [])]
+    near = [t for t in dict.fromkeys(named) if (ROOT / t).exists()]
+    units, simulated = (
+        sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(f"tests/{level}/**/test_*.py"))
+        for level in ("unit", "simulation")
+    )
+    units = [t for t in units if t not in SLOW]
     ordered = dict.fromkeys([*RULES, *(t for t in simulated if "test_trials" not in t), *units])
     rules = list(ordered)  # the near ones too: one list for all modules is tried whole once
     stages = [{"name": "near", "tests": near}] if near else []

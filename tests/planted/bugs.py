@@ -26,7 +26,7 @@ from planted.bug import Bug
 RULES = "tests/simulation/test_handover_rules.py"
 SURVIVAL = "tests/simulation/test_survival_rules.py"
 ENDINGS = "tests/simulation/test_ending_rules.py"
-IDENTITY = "tests/unit/test_block_identity.py"
+IDENTITY = "tests/unit/engine/scheduling/test_block_identities.py"
 LINT = (
     "tests/simulation/"
     "test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
@@ -69,7 +69,7 @@ FIRST = [
         "transport/sequenced.py",
         "            self.num_repeats += 1\n            return False",
         "            return True",
-        "tests/unit/test_numbered.py",
+        "tests/unit/transport/test_sequenced.py",
     ),
     Bug(
         "a missing message is not missed",
@@ -91,7 +91,7 @@ FIRST = [
         "engine/scheduling/block_supply.py",
         "        return [*unasked, *reversed(parked)]",
         "        return unasked",
-        "tests/unit/test_fairness.py",
+        "tests/unit/engine/scheduling/test_scheduler_fairness.py",
     ),
     Bug(
         "a preempted sequence keeps its blocks",
@@ -112,14 +112,14 @@ FIRST = [
         "engine/scheduling/sequences.py",
         "        if self.executing:\n",
         "        if False:\n",
-        "tests/unit/test_scheduler.py",
+        "tests/unit/engine/scheduling/test_scheduler.py",
     ),
     Bug(
         "a full prefix hit leaves nothing to compute",
         "engine/scheduling/block_tables.py",
         "for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):",
         "for index in range(sequence.num_tokens // self._limits.block_size_tokens):",
-        "tests/unit/test_scheduler.py",
+        "tests/unit/engine/scheduling/test_scheduler.py",
     ),
     Bug(
         "a freed block is forgotten",
@@ -161,7 +161,7 @@ FIRST = [
         "kv_transfer/frames.py",
         "        if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:",
         "        if False:",
-        "tests/unit/test_frames.py",
+        "tests/unit/kv_transfer/test_frames.py",
     ),
     Bug(
         "a late write lands on blocks of somebody else",
@@ -190,7 +190,7 @@ FIRST = [
         "kv_transfer/send_agent.py",
         "                if now_s - sender.last_traffic_at > self._config.lease_s:",
         "                if False:",
-        "tests/unit/test_sender.py::"
+        "tests/unit/kv_transfer/test_sender.py::"
         "test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it",
     ),
     Bug(
@@ -250,7 +250,7 @@ FIRST = [
         "router/choice_output.py",
         "        first = min(max(self._skip - known, 0), len(used))",
         "        first = min(max(self._skip - known + 1, 0), len(used))",
-        "tests/unit/test_resuming.py",
+        "tests/unit/router/test_resuming.py",
     ),
     Bug(
         "a poisonous request is tried for ever",
@@ -286,14 +286,14 @@ FIRST = [
         "router/access/credentials.py",
         "        if not is_right or entry is _DUMMY:",
         "        if entry is _DUMMY:",
-        "tests/unit/test_credentials.py",
+        "tests/unit/router/access/test_credentials.py",
     ),
     Bug(
         "what begins like an open path is open",
         "router/http/auth.py",
         'scope["path"] in OPEN_PATHS',
         'scope["path"].startswith(tuple(OPEN_PATHS))',
-        "tests/unit/test_credentials.py",
+        "tests/unit/router/access/test_credentials.py",
     ),
 ]
 

@@ -2,10 +2,10 @@
 
 from planted.bug import Bug
 
-DETOKENIZING = "tests/unit/test_detokenizing.py"
-LOGPROBS = "tests/unit/test_logprobs.py"
-MAKING = "tests/unit/test_request_making.py"
-DOOR = "tests/unit/test_openai_door.py"
+DETOKENIZING = "tests/unit/router/text/test_detokenizing.py"
+LOGPROBS = "tests/unit/router/http/test_logprobs.py"
+MAKING = "tests/unit/router/test_request_builder.py"
+DOOR = "tests/unit/router/http/test_app.py"
 TRACES = f"{DOOR}::test_equal_trace_ids_are_different_requests_and_are_echoed_and_logged"
 
 BUGS = [

@@ -2,7 +2,7 @@
 
 from planted.bug import Bug
 
-UNIT = "tests/unit/test_fairness.py"
+UNIT = "tests/unit/engine/scheduling/test_scheduler_fairness.py"
 WHOLE = "tests/simulation/test_fairness_rules.py"
 
 BUGS = [
@@ -181,7 +181,7 @@ BUGS = [
         "engine/scheduling/scheduler.py",
         "        self._sequences.ranks_are_gone()\n        self._arrived.clear()\n",
         "        self._sequences.ranks_are_gone()\n",
-        "tests/unit/test_scheduler.py"
+        "tests/unit/engine/scheduling/test_scheduler.py"
         "::test_what_arrived_in_memory_that_is_gone_is_not_taken_in_by_new_ranks",
     ),
     Bug(

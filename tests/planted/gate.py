@@ -7,11 +7,11 @@ HEADS = "tests/attacks/test_heads.py"
 CONNECTIONS = "tests/attacks/test_connections.py"
 BODIES = "tests/attacks/test_bodies.py"
 GRPC = "tests/attacks/test_grpc_door.py"
-LIMITS = "tests/unit/test_grpc_limits.py"
-POOL = "tests/unit/test_child_pool.py"
-BOUNDS = "tests/unit/test_text_bounds.py"
-PARTS = "tests/unit/test_router_parts.py"
-INSIDE = "tests/unit/test_router_inside.py"
+LIMITS = "tests/unit/router/grpc/test_limits.py"
+POOL = "tests/unit/router/test_child_pool.py"
+BOUNDS = "tests/unit/router/text/test_text_bounds.py"
+PARTS = "tests/unit/router/test_admission.py"
+INSIDE = "tests/unit/router/http/test_replies.py"
 
 BUGS = [
     Bug(
@@ -153,7 +153,7 @@ BUGS = [
         "router/child_pool.py",
         "        for _ in range(NUM_STARTS):\n",
         "        for _ in range(1):\n",
-        "tests/unit/test_child_pool.py::"
+        "tests/unit/router/test_child_pool.py::"
         "test_a_process_that_ends_while_it_starts_is_started_once_more",
     ),
     Bug(
@@ -319,6 +319,6 @@ BUGS = [
         "router/grpc/requests.py",
         "    except ValueError as error:  # NaN",
         "    except ZeroDivisionError as error:  # NaN",
-        "tests/unit/test_borders.py::test_grpc_requests_without_what_they_need",
+        "tests/unit/router/test_request_state.py::test_grpc_requests_without_what_they_need",
     ),
 ]

@@ -2,7 +2,7 @@
 
 from planted.bug import Bug
 
-CHECKING = "tests/unit/test_worker_checking.py"
+CHECKING = "tests/unit/worker/test_checking.py"
 RULES = "tests/simulation/test_inside_rules.py"
 ATTACKS = "tests/attacks/test_inside.py"
 STRANGERS = f"{ATTACKS}::test_strangers_are_refused_at_every_port_counted_and_told"
@@ -135,7 +135,7 @@ BUGS = [
         "router/request_builder.py",
         "if ids and max(ids) < rows)",
         "if max(ids, default=0) < rows)",
-        "tests/unit/test_request_making.py"
+        "tests/unit/router/test_request_builder.py"
         "::test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker",
     ),
     Bug(
@@ -171,7 +171,7 @@ BUGS = [
         "kv_transfer/sender.py",
         "        if not parts:\n",
         "        if False:\n",
-        "tests/unit/test_sender.py::test_whoever_asks_for_no_part_again_is_not_served_further",
+        "tests/unit/kv_transfer/test_sender.py::test_whoever_asks_for_no_part_again_is_not_served_further",
     ),
     Bug(
         "an id may be as long as a message",

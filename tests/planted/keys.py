@@ -2,12 +2,12 @@
 
 from planted.bug import Bug
 
-KEYS = "tests/unit/test_credentials.py::"
-COMMAND = "tests/unit/test_keys_command.py::"
+KEYS = "tests/unit/router/access/test_credentials.py::"
+COMMAND = "tests/unit/cli/test_keys.py::"
 REFUSALS = "tests/component/test_refusals.py::"
 CERTIFICATES = "tests/component/test_certificates.py::"
-SECRETS = "tests/unit/test_block_identity.py::"
-HOUSE = "tests/unit/test_house.py::"
+SECRETS = "tests/unit/engine/scheduling/test_block_identities.py::"
+HOUSE = "tests/repository/test_rules.py::"
 
 BUGS = [
     Bug(

@@ -6,7 +6,7 @@ REPOSITORY = "tests/component/test_model_repository.py"
 FOLDER = "tests/component/test_model_folder.py"
 TEMPLATES = "tests/component/test_chat_templates.py"
 TOKENIZING = "tests/component/test_tokenizing.py"
-MESSAGES = "tests/unit/test_template_messages.py"
+MESSAGES = "tests/unit/router/text/test_template_messages.py"
 SHOWN = f"{TEMPLATES}::test_a_template_sees_what_transformers_shows_it"
 CONTINUED = f"{TEMPLATES}::test_a_message_is_gone_on_with_where_transformers_goes_on"
 

@@ -2,14 +2,14 @@
 
 from planted.bug import Bug
 
-BINARY = "tests/unit/test_redis_binary.py::"
+BINARY = "tests/unit/cluster/redis/test_binary.py::"
 REDIS = "tests/component/test_redis_server.py::"
-CHECK = "tests/unit/test_network_check.py::"
+CHECK = "tests/unit/cluster/test_network_check.py::"
 PROBE = "tests/component/test_ray_probe.py::"
 CLUSTER = "tests/component/test_ray_cluster.py::"
-ADDRESSES = "tests/unit/test_addresses.py::"
+ADDRESSES = "tests/unit/core/test_addresses.py::"
 PORTS = "tests/component/test_door_ports.py::"
-KERNELS = "tests/unit/test_kernel_cache.py::"
+KERNELS = "tests/unit/process/test_kernel_cache.py::"
 ON_RAY = (
     "tests/e2e/test_network.py::"
     "test_a_fresh_cluster_on_ray_listens_on_loopback_alone_and_keeps_secrets_out_of_ray"

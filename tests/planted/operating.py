@@ -2,15 +2,15 @@
 
 from planted.bug import Bug
 
-LOGS = "tests/unit/test_logs.py::"
+LOGS = "tests/unit/core/test_logs.py::"
 TOLD = "tests/simulation/test_told.py::"
 HERE = "tests/component/test_operating.py::"
-HOUSE = "tests/unit/test_house.py::"
-LINKS = "tests/unit/test_links.py::"
-KEYS = "tests/unit/test_credentials.py::"
+HOUSE = "tests/repository/test_rules.py::"
+LINKS = "tests/unit/router/workers/test_sessions.py::"
+KEYS = "tests/unit/router/access/test_credentials.py::"
 BANNER = "tests/component/test_banner.py::"
 SLOW = "tests/component/test_slow_readers.py::"
-CONFIG = "tests/unit/test_config.py::"
+CONFIG = "tests/unit/core/test_config.py::"
 MEETING = "tests/component/test_meeting.py::"
 
 BUGS = [
@@ -390,7 +390,7 @@ BUGS = [
         "engine/ranks/shared_kv.py",
         "    if left_bytes is not None and wanted_bytes > left_bytes:",
         "    if left_bytes is None:",
-        "tests/unit/test_segments.py::"
+        "tests/unit/engine/ranks/test_shared_kv.py::"
         "test_a_pool_without_memory_is_refused_with_the_largest_that_fits",
     ),
     Bug(
@@ -405,7 +405,7 @@ BUGS = [
         "engine/ranks/rank.py",
         "    check_device()  # beside the weights\n",
         "",
-        "tests/unit/test_segments.py::"
+        "tests/unit/engine/ranks/test_shared_kv.py::"
         "test_a_pool_without_memory_on_its_gpu_is_refused_before_it_is_made",
     ),
     Bug(

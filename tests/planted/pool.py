@@ -2,8 +2,8 @@
 
 from planted.bug import Bug
 
-POOL = "tests/unit/test_block_pool.py"
-IDENTITY = "tests/unit/test_block_identity.py"
+POOL = "tests/unit/engine/scheduling/test_block_pool.py"
+IDENTITY = "tests/unit/engine/scheduling/test_block_identities.py"
 
 BUGS: list[Bug] = [
     Bug(

@@ -2,7 +2,7 @@
 
 from planted.bug import Bug
 
-WIRE = "tests/unit/test_plan_wire.py"
+WIRE = "tests/unit/engine/ranks/test_plan_wire.py"
 ARRIVES = f"{WIRE}::test_what_arrives_is_the_plan_whatever_the_scheduler_did"
 PROGRESS = "tests/simulation/test_progress.py"
 RANKS = "tests/component/test_rank_process.py"

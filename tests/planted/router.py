@@ -2,11 +2,11 @@
 
 from planted.bug import Bug
 
-LINKS = "tests/unit/test_links.py"
+LINKS = "tests/unit/router/workers/test_sessions.py"
 LINK_RULES = "tests/simulation/test_link_rules.py"
 CONTAINMENT = "tests/simulation/test_containment_rules.py"
-PLACEMENT = "tests/unit/test_placement.py"
-PARTS = "tests/unit/test_router_parts.py"
+PLACEMENT = "tests/unit/router/test_placement.py"
+PARTS = "tests/unit/router/test_admission.py"
 
 BUGS = [
     Bug(
@@ -45,7 +45,7 @@ BUGS = [
         "worker/router_session.py",
         "        self.touch(attempt)  # `fail` does not touch one that had ended already\n",
         "",
-        "tests/unit/test_session_frames.py"
+        "tests/unit/worker/test_attempt.py"
         "::test_an_ended_attempt_whose_output_breaks_is_told_as_ended",
     ),
     Bug(
@@ -105,7 +105,7 @@ BUGS = [
         "core/awake.py",
         "min(self._clock.now_s() - self._ticked_at, MAX_COUNTED_S)",
         "self._clock.now_s() - self._ticked_at",
-        "tests/unit/test_containment.py",
+        "tests/unit/core/test_containment.py",
     ),
     Bug(
         "a late greeting takes the session over",

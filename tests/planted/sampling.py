@@ -2,7 +2,7 @@
 
 from planted.bug import Bug
 
-FIELDS = "tests/unit/test_sampling_fields.py"
+FIELDS = "tests/unit/transport/test_sampling_codec.py"
 
 BUGS: list[Bug] = [
     Bug(
@@ -45,6 +45,6 @@ BUGS: list[Bug] = [
         "engine/scheduling/sequence.py",
         "        start = 0 if looks_at_prompt else num_prompt_tokens\n",
         "        start = 0\n",
-        "tests/unit/test_plan_wire.py::test_without_repetition_the_prompt_does_not_travel",
+        "tests/unit/engine/ranks/test_plan_wire.py::test_without_repetition_the_prompt_does_not_travel",
     ),
 ]

@@ -2,11 +2,11 @@
 
 from planted.bug import Bug
 
-DETOKENIZING = "tests/unit/test_detokenizing.py"
-FRAMES = "tests/unit/test_session_frames.py"
+DETOKENIZING = "tests/unit/router/text/test_detokenizing.py"
+FRAMES = "tests/unit/worker/test_attempt.py"
 CHOICES = "tests/simulation/test_choices.py"
-STOPPING = "tests/unit/test_stopping.py"
-MAKING = "tests/unit/test_request_making.py"
+STOPPING = "tests/unit/router/test_choice_output.py"
+MAKING = "tests/unit/router/test_request_builder.py"
 STOPPED = "test_a_choice_that_a_stop_string_ended_is_computed_no_further"
 
 BUGS = [
@@ -45,7 +45,7 @@ BUGS = [
         f"{FRAMES}::test_a_missing_part_ends_the_attempt"),
     Bug("scores interrupted by a preemption are kept", "engine/scheduling/block_supply.py",
         "            sequence.prompt_logprobs.clear()\n", "            pass\n",
-        "tests/unit/test_scheduler.py"
+        "tests/unit/engine/scheduling/test_scheduler.py"
         "::test_prompt_scores_that_a_preemption_interrupts_are_there_once"),
     Bug("nobody tells the worker that a choice is over", "router/request_state.py",
         "            self.on_choice_finished(self)\n", "            pass\n", f"{CHOICES}::{STOPPED}"),
@@ -85,6 +85,6 @@ BUGS = [
         "::test_a_path_that_needs_both_pools_is_not_ready_while_one_is_empty"),
     Bug("each request from the terminal has a loop of its own", "cli/client.py",
         "@functools.cache\ndef _runner", "def _runner",
-        "tests/unit/test_terminal_client.py"
+        "tests/unit/cli/test_client.py"
         "::test_all_requests_of_a_process_run_on_one_loop"),
 ]  # fmt: skip

@@ -2,9 +2,9 @@
 
 from planted.bug import Bug
 
-SENDER = "tests/unit/test_sender.py"
-AGENT = "tests/unit/test_agent.py"
-RECEIVER = "tests/unit/test_receiver.py"
+SENDER = "tests/unit/kv_transfer/test_sender.py"
+AGENT = "tests/unit/kv_transfer/test_agent.py"
+RECEIVER = "tests/unit/kv_transfer/test_receiver.py"
 POOL = "tests/simulation/test_pool_rules.py"
 
 BUGS = [
@@ -14,7 +14,7 @@ BUGS = [
         "            self._callbacks.transfer_drained(self.offer.transfer_id, self._sub_attempt)\n"
         "            return\n",
         "            return\n",
-        "tests/unit/test_sender.py"
+        "tests/unit/kv_transfer/test_sender.py"
         "::test_a_sub_attempt_begun_while_the_transfer_ended_is_drained_too",
     ),
     Bug(

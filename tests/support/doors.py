@@ -151,3 +151,13 @@ def log_lines():
     finally:
         events.LOGGER.setLevel(level)
         events.LOGGER.removeHandler(taker)
+
+
+def counted(doors, family, **labels):
+    """Value of one series of the exposition, 0 if it is not there."""
+    wanted = {f'{k}="{v}"' for k, v in labels.items()}
+    for line in doors.service.telemetry.text().decode().splitlines():
+        name, _, rest = line.partition("{")
+        if name == family and set(rest.partition("}")[0].split(",")) == wanted:
+            return float(line.rpartition(" ")[2])
+    return 0.0

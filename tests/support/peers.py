@@ -1,7 +1,7 @@
 """One transfer agent on virtual time, and a peer of it that says exactly what a test wants.
 
 Owns the host that writes down what it is told, real parts of a real pool to send, and the peer's
-two roles. Called by `tests/unit/test_receiver.py`, `test_sender.py` and `test_agent.py`.
+two roles. Called by `tests/unit/kv_transfer/test_receiver.py`, `test_sender.py` and `test_agent.py`.
 """
 
 import asyncio

@@ -17,7 +17,7 @@ from cli import client
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 
 
 class Parrot(generation_pb2_grpc.GenerationServicer):

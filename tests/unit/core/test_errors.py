@@ -44,7 +44,7 @@ def test_grpc_names_exist():
 
 
 def test_product_code_never_asserts_or_pickles():
-    root = Path(__file__).parent.parent.parent
+    root = Path(__file__).parents[3]
     for package in PACKAGES:
         for path in (root / package).rglob("*.py"):
             text = path.read_text()

@@ -19,7 +19,7 @@ from cli.sbom import bill, canonical
 from core import metrics
 from router import refusals
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_module_opens_with_what_it_owns():

@@ -12,7 +12,7 @@ from core.errors import ConfigError
 from process import kernel_cache
 from process.kernel_cache import VARIABLE, prepare_kernel_cache
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture()

@@ -18,7 +18,7 @@ from baton import Client, GenerateRequest, errors
 from core.errors import all_errors
 from protos.baton.v1 import generation_pb2_grpc
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 class Refuses(generation_pb2_grpc.GenerationServicer):

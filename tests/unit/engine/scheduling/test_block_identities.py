@@ -6,8 +6,8 @@ from collections import Counter
 from operator import attrgetter
 
 import pytest
+from support.stepping import Engine, request
 from support.virtual import PROMPT, ask, run, unit
-from test_scheduler import Engine, request
 
 from cluster.local import Child, LocalCluster
 from cluster.secrets import with_cluster_keys

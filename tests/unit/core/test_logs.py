@@ -16,7 +16,7 @@ from support.tree import PACKAGES
 
 from core import events, logs
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[3]
 FORMATS = {"text": logs.TextFormat, "json": logs.JsonFormat}
 FORGED = 'x\n2026-01-01T00:00:00.000+00:00 ERROR   up[1] forged\r\x1b[2J\x85\u2028"y='
 

@@ -7,7 +7,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from grpc_tools import protoc
 
-ROOT = Path(__file__).parent.parent.parent
+ROOT = Path(__file__).parents[2]
 RELEASED = ROOT / "protos" / "released" / "baton.v1.binpb"
 SHARED = {"GenerateRequest"}
 """Generate and GenerateStream take the same request on purpose: the one exception,
