@@ -15,7 +15,8 @@ from typing import Any
 
 from core import logs
 from core.errors import ModelLoadError
-from core.plan import StepItem, StepPlan
+from core.plan import StepItem, StepPlan, StepResult
+from core.ports import OnLayer
 from engine.ranks.plan_wire import PlanDecoder
 from engine.ranks.rank_wire import PREFIX, pack, result_to_wire, unpack
 from engine.ranks.shared_kv import HEARTBEAT, SLOTS_AT, WORDS, check_fits
@@ -102,10 +103,8 @@ def _load(setup: dict[str, Any], kv_fd: int, common: memoryview) -> Any:  # noqa
         exports_kv=setup["exports_kv"],
     )
     # One step in block 0 compiles the kernels before the first request needs them.
-    runner.execute(
-        StepPlan(0, (StepItem(0, 0, (0,), (0,)),)),
-        lambda step_id, layer: None,
-    )
+    first = StepPlan(0, (StepItem(0, 0, (0,), (0,)),))
+    _execute(runner, first, lambda step_id, layer: None, rank)
     return runner
 
 
@@ -157,8 +156,6 @@ def _step(
     heartbeat: memoryview,
     rank: int,
 ) -> None:
-    from engine.model.collectives import GroupBroken  # noqa: PLC0415 - torch, see `_load`
-
     message = pipe.read()
     plan = decoder.decode(message[1])
 
@@ -169,13 +166,20 @@ def _step(
         if plan.report_layers and rank == 0:
             pipe.write(["layer", step_id, layer])
 
+    pipe.write(["result", result_to_wire(_execute(runner, plan, on_layer, rank))])
+
+
+def _execute(runner: Any, plan: StepPlan, on_layer: OnLayer, rank: int) -> StepResult:  # noqa: ANN401
+    """Run a step; the end of another rank is this one's end, too, and no bug."""
+    from engine.model.collectives import GroupBroken  # noqa: PLC0415 - torch, see `_load`
+
     try:
-        result = runner.execute(plan, on_layer)
+        result: StepResult = runner.execute(plan, on_layer)
     except GroupBroken as error:
         raise SystemExit(
             f"rank {rank} ends: another rank of its group is gone ({error})"
         ) from error
-    pipe.write(["result", result_to_wire(result)])
+    return result
 
 
 if __name__ == "__main__":
