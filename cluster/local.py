@@ -15,12 +15,13 @@ import sys
 from typing import Any
 
 from cluster.members import from_json, to_json
+from cluster.pools import pools_of
 from cluster.redis.server import RedisServer, with_redis
 from cluster.secrets import with_cluster_keys
 from core import events
 from core.config import BatonConfig
 from core.errors import ConfigError, ServingError, WorkerLost, from_wire
-from core.session import Role, WorkerDescriptor
+from core.session import WorkerDescriptor
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 12.0
@@ -134,10 +135,11 @@ class LocalCluster:
             ServingError: A child could not start; everything is stopped again.
         """
         self.failed = asyncio.get_running_loop().create_future()
-        pools = self.config.pools
-        num_prefill = 0 if self.config.colocated else pools.prefill.replicas
-        names = [f"{Role.PREFILL.value}-{i}" for i in range(num_prefill)]
-        names += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
+        names = [
+            f"{role.value}-{index}"
+            for role, pool in pools_of(self.config).items()
+            for index in range(pool.replicas)
+        ]
         self._desired = len(names)
         self.config = with_cluster_keys(self.config)
         if self.config.redis.is_on and not self.config.redis.url:

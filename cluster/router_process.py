@@ -12,6 +12,7 @@ import time
 import uvicorn
 
 from cluster.certificate_expiry import CertificateEnds
+from cluster.pools import pools_of
 from cluster.secrets import with_read_secrets
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
@@ -48,9 +49,7 @@ def expected_roles(config: BatonConfig) -> frozenset[Role]:
     """Return the pools that the config fills with workers, and those that path pd requires."""
     if config.placement.path == "pd":
         return frozenset(Role)
-    has_prefill = not config.colocated and config.pools.prefill.replicas > 0
-    roles = {Role.PREFILL: has_prefill, Role.DECODE: config.pools.decode.replicas > 0}
-    return frozenset(role for role, is_filled in roles.items() if is_filled)
+    return frozenset(role for role, pool in pools_of(config).items() if pool.replicas)
 
 
 class RunningRouter:
