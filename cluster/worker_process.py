@@ -40,7 +40,7 @@ from worker.components import WorkerComponents
 from worker.worker import Worker, compose
 
 DRAIN_GRACE_S = 5.0
-CARRIED_HEAD_BYTES = 1 << 16
+FRAME_HEAD_BYTES = 1 << 16
 """Room for a frame's header, so that it goes in one piece."""
 
 
@@ -85,9 +85,7 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             # Its bytes are neither encrypted nor signed: they stay on this host unless the operator
             # trusts the network.
             where = host if config.security.trusts_network else "127.0.0.1"
-            made[name] = SidecarNetwork(
-                name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
-            )
+            made[name] = SidecarNetwork(name, where, config.transfer.frame_bytes + FRAME_HEAD_BYTES)
         else:
             security = config.security
             made[name] = fetch_network(
@@ -141,7 +139,7 @@ class RunningWorker:
         ids = Ids()
         worker_id = ids.worker(role.value)
         tls = session_tls(config.security, role.value)
-        parts = WorkerComponents(
+        components = WorkerComponents(
             role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=ranks,
             kv=ranks.kv,
@@ -161,7 +159,7 @@ class RunningWorker:
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
         )
-        unit = compose(parts, AgentThread())
+        unit = compose(components, AgentThread())
         descriptor = await unit.start()
         events.WORKER_READY.log(
             worker_id=worker_id,

@@ -1,4 +1,4 @@
-"""Decode's part in a hand-over.
+"""Decode's side of a hand-over.
 
 Owns, per transfer: the arriving sequence, its place in the queue for free blocks, and the pins on
 blocks that the agent may be writing. Does not know frames or streams.
@@ -86,7 +86,7 @@ class DecodeRole:
         """Transfers with any state left; zero at rest."""
         return len(self._incoming) + len(self._closing)
 
-    # --- told by the worker -----------------------------------------------------------------------
+    # --- called by the worker ---------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> None:
         """Open the Fetch; nothing is held until the prefill worker is ready."""
@@ -101,7 +101,7 @@ class DecodeRole:
         self._post(self.agent.fetch, order)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
-        """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
+        """Stop the transfer; blocks the agent may be writing stay pinned until it has closed."""
         transfer_id = attempt.submit.transfer_id
         incoming = self._incoming.get(transfer_id)
         if incoming is None or incoming.attempt is not attempt:
@@ -115,7 +115,7 @@ class DecodeRole:
         """Nothing leaves a decode worker."""
 
     def take(self, event: HandoverEvent) -> None:
-        """Act on what the scheduler says of an arrival."""
+        """Act on an arrival's event."""
         if not isinstance(event, Reserved):
             raise InvariantViolation("a decode worker computed a hand-over")
         self._reserved(event.sequence, event.num_have_blocks)
@@ -132,10 +132,10 @@ class DecodeRole:
         for address in message.addresses:
             self._post(self.agent.probe_peer, address, message.probe_bytes)
 
-    # --- told by the agent (on the worker's loop) -------------------------------------------------
+    # --- called by the agent, on the worker's loop ------------------------------------------------
 
     def route_found(self, route: RouteReport) -> None:
-        """A way to a peer was tried."""
+        """A peer was probed."""
         self._attempts.route_found(route)
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
@@ -162,7 +162,7 @@ class DecodeRole:
             self._give_up_later(transfer_id, incoming)
 
     def _reserved(self, sequence: Sequence, num_have_blocks: int) -> None:
-        """It was this sequence's turn: tell the agent where KV may go."""
+        """It is this sequence's turn: give the agent the blocks that KV may go to."""
         transfer_id = self._reserving[sequence.key]
         incoming = self._incoming[transfer_id]
         self._leave_line(incoming)

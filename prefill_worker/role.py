@@ -1,4 +1,4 @@
-"""Prefill's part in a hand-over.
+"""Prefill's side of a hand-over.
 
 Owns, per transfer: how many blocks of each layer are computed and published, the sub-attempt, and
 the pins on source blocks that the agent may be reading. Does not know frames or streams.
@@ -75,7 +75,7 @@ class PrefillRole:
         """Transfers with any state left; zero at rest."""
         return len(self._outgoing) + len(self._draining)
 
-    # --- told by the worker -----------------------------------------------------------------------
+    # --- called by the worker ---------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> None:
         """Queue the prompt and expect the peer's Fetch."""
@@ -98,7 +98,7 @@ class PrefillRole:
         self._attempts.deliver(self._scheduler.take_events())
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
-        """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
+        """Close the transfer; blocks the agent may be reading stay pinned until it has drained."""
         transfer_id = attempt.submit.transfer_id
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is None or outgoing.attempt is not attempt:
@@ -141,10 +141,10 @@ class PrefillRole:
         if ids:
             self._post(self.agent.renew, ids)
 
-    # --- told by the scheduler --------------------------------------------------------------------
+    # --- events of the scheduler ------------------------------------------------------------------
 
     def take(self, event: HandoverEvent) -> None:
-        """Act on what the scheduler says of a hand-over."""
+        """Act on a hand-over's event."""
         match event:
             case Announced(sequence):
                 self._announce(sequence)
@@ -232,7 +232,7 @@ class PrefillRole:
         if len(final) == len(tokens):
             self._attempts.end(outgoing.attempt, None)
 
-    # --- told by the agent (on the worker's loop) -------------------------------------------------
+    # --- called by the agent, on the worker's loop ------------------------------------------------
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
         """The partner is ready: publish what is computed, let the rest start."""
@@ -250,7 +250,7 @@ class PrefillRole:
         self._attempts.wake()
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
-        """Ack: the blocks become cache, this part is done."""
+        """Ack: the blocks become cache, the attempt ends here."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
             timings = self._attempts.phase_timings(outgoing.sequence)

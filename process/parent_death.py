@@ -25,7 +25,9 @@ def exit_with_parent(life_fd: int) -> None:
         life_fd: Read end of a pipe; end of file means that the parent has died or closed it.
     """
     _die_with_parent()
-    threading.Thread(target=_wait_for_end, args=(life_fd,), name="lifeline", daemon=True).start()
+    threading.Thread(
+        target=_wait_for_end, args=(life_fd,), name="parent-death-pipe", daemon=True
+    ).start()
 
 
 def hanging(command: Sequence[str]) -> list[str]:

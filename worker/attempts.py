@@ -227,7 +227,7 @@ class AttemptTable:
     # --- ends -------------------------------------------------------------------------------------
 
     def _end_if_whole(self, attempt: Attempt) -> None:
-        # Prefill's part goes on after its last token, until the KV has arrived.
+        # A prefill attempt goes on after its last token, until the KV has arrived.
         if attempt.is_whole and attempt.submit.task is not Task.PREFILL:
             self.end(attempt, None)
 
