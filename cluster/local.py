@@ -47,7 +47,7 @@ class Child:
             pass_fds=(life_read,),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends it in order
         )
         os.close(life_read)
         child = cls(process, life_write)
@@ -197,6 +197,7 @@ class LocalCluster:
                 await child.process.wait()
                 _log_end(name, child)
                 child.close()
+                # Routers stop placing on it before its successor has loaded the model.
                 self._members.pop(name, None)
                 await self._update_routers()
             await asyncio.sleep(pause_s)
@@ -205,6 +206,7 @@ class LocalCluster:
                 pause_s = 0.0
                 await self._update_routers()
             except (ServingError, TimeoutError) as error:
+                # What cannot start, for want of memory or files, must not be tried in a busy loop.
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
                 events.CHILD_FAILED.log(child=name, reason=str(error), retry_in_s=pause_s)
 

@@ -104,10 +104,12 @@ class DecodeRole:
         """Stop the transfer; blocks the agent may be writing stay pinned until it has closed."""
         transfer_id = attempt.submit.transfer_id
         incoming = self._incoming.get(transfer_id)
+        # An attempt that was refused for its transfer id must not end the transfer that has it.
         if incoming is None or incoming.attempt is not attempt:
             return
         del self._incoming[transfer_id]
         self._leave_line(incoming)
+        # Pinned before the scheduler frees them: one copy may be under way into these blocks.
         self._closing[transfer_id] = self._scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
 
@@ -143,6 +145,8 @@ class DecodeRole:
         incoming = self._incoming.get(transfer_id)
         if incoming is None:
             return
+        # The two workers have the prompt from one router; a difference means a bug or an attack,
+        # and KV of another length must not be attached.
         mine = incoming.sequence.num_tokens
         if num_tokens != mine:
             error = KVTransferError(
@@ -158,6 +162,7 @@ class DecodeRole:
         self._scheduler.submit_arrival(incoming.sequence)
         self._scheduler.reserve_in_turn(self._clock.now_s())
         self._attempts.deliver(self._scheduler.take_events())
+        # Still in line: `_reserved`, called in the line above, has not taken it out.
         if incoming.sequence.key in self._reserving:
             self._give_up_later(transfer_id, incoming)
 
@@ -167,6 +172,7 @@ class DecodeRole:
         incoming = self._incoming[transfer_id]
         self._leave_line(incoming)
         table = tuple(sequence.block_table)
+        # A block that is used again has a new generation: late bytes for the old one are refused.
         generations = tuple(self._scheduler.pool.generation(b) for b in table)
         incoming.pool_generation = self._kv.generation
         reservation = Reservation(table, generations, num_have_blocks, incoming.pool_generation)
@@ -229,6 +235,7 @@ class DecodeRole:
         except KVTransferError as error:
             self._attempts.end(attempt, error)
             return
+        # All bytes are here, so nothing is pinned; the entry stays until the agent has closed.
         del self._incoming[transfer_id]
         self._closing[transfer_id] = []
         events = self._scheduler.attach(sequence, first_tokens, self._clock.now_s())
@@ -241,6 +248,7 @@ class DecodeRole:
             kv_transport=arrival.transport,
             kv_fragments_resent=arrival.num_resent,
         )
+        # The Ack lets prefill drop its blocks, so it goes only once the sequence has its own.
         self._attempts.deliver(events)
         self._post(self.agent.ack, transfer_id)
         self._attempts.wake()
