@@ -153,6 +153,7 @@ class RunningRouter:
         host = bare_host(self._config.router.host)
         listener = socket.socket(family_of(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The routers of a cluster share the port; the kernel spreads connections over them.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, self._config.router.http_port))
         self.http_port = listener.getsockname()[1]
@@ -203,6 +204,7 @@ class RunningRouter:
 
     async def stop(self) -> None:
         """Refuse new requests, let running ones finish, close servers and sessions."""
+        # From the clients inwards: requests end first, then what they run on.
         self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)

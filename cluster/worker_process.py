@@ -195,6 +195,7 @@ class RunningWorker:
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Let requests move to other workers, then end sessions, agent and ranks."""
         self._ends.close()
+        # Ranks last: hand-overs that the drain lets finish still read their memory.
         await self._unit.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()

@@ -49,9 +49,10 @@ def _become(parent_pid: int, command: list[str]) -> None:
 
 
 def _wait_for_end(life_fd: int) -> None:
+    # Nothing is ever sent: the read returns when the last write end is closed.
     while os.read(life_fd, 1):
         pass
-    os._exit(1)
+    os._exit(1)  # from a thread, nothing less ends the process
 
 
 if __name__ == "__main__":

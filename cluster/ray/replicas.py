@@ -59,7 +59,7 @@ class WorkerReplica:
 
     async def __del__(self) -> None:
         """Stop in good order when Serve scales down."""
-        if hasattr(self, "_worker"):
+        if hasattr(self, "_worker"):  # its start may have failed
             await self._worker.stop()
 
 
