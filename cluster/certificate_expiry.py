@@ -90,6 +90,7 @@ class CertificateEnds:
             days_left = (ends_at - self._wall_s()) / DAY_S
             if days_left < WARN_DAYS:
                 events.CERTIFICATE_ENDS_SOON.log(what=name, days_left=round(days_left, 1))
+        # A timer, not a task: there is nothing to await, and `close` has no task to join.
         self._timer = asyncio.get_running_loop().call_later(DAY_S, self.watch)
 
     def close(self) -> None:

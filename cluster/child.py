@@ -48,6 +48,7 @@ async def _run_worker(role: Role, config: BatonConfig, stop: asyncio.Event) -> N
 
     worker = await RunningWorker.start(config, role, node="local")
     report({"worker": to_json(worker.descriptor)})
+    # Broken or asked to end, it leaves in order; `check` then raises what broke it.
     worker.unit.fatal.add_done_callback(lambda _: stop.set())
     await stop.wait()
     await worker.stop()
@@ -71,7 +72,7 @@ async def _run_router(
             membership.update(
                 [from_json(m) for m in update["members"]], is_starting=update["is_starting"]
             )
-        stop.set()
+        stop.set()  # the parent has closed the pipe: it is gone
 
     listener = asyncio.get_running_loop().create_task(listen())
     await stop.wait()

@@ -15,12 +15,13 @@ import sys
 from typing import Any
 
 from cluster.members import from_json, to_json
+from cluster.pools import pools_of
 from cluster.redis.server import RedisServer, with_redis
 from cluster.secrets import with_cluster_keys
 from core import events
 from core.config import BatonConfig
 from core.errors import ConfigError, ServingError, WorkerLost, from_wire
-from core.session import Role, WorkerDescriptor
+from core.session import WorkerDescriptor
 
 START_TIMEOUT_S = 120.0
 STOP_TIMEOUT_S = 12.0
@@ -46,7 +47,7 @@ class Child:
             pass_fds=(life_read,),
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends it in order
         )
         os.close(life_read)
         child = cls(process, life_write)
@@ -134,10 +135,11 @@ class LocalCluster:
             ServingError: A child could not start; everything is stopped again.
         """
         self.failed = asyncio.get_running_loop().create_future()
-        pools = self.config.pools
-        num_prefill = 0 if self.config.colocated else pools.prefill.replicas
-        names = [f"{Role.PREFILL.value}-{i}" for i in range(num_prefill)]
-        names += [f"{Role.DECODE.value}-{i}" for i in range(pools.decode.replicas)]
+        names = [
+            f"{role.value}-{index}"
+            for role, pool in pools_of(self.config).items()
+            for index in range(pool.replicas)
+        ]
         self._desired = len(names)
         self.config = with_cluster_keys(self.config)
         if self.config.redis.enabled and not self.config.redis.url:
@@ -195,6 +197,7 @@ class LocalCluster:
                 await child.process.wait()
                 _log_end(name, child)
                 child.close()
+                # Routers stop placing on it before its successor has loaded the model.
                 self._members.pop(name, None)
                 await self._update_routers()
             await asyncio.sleep(pause_s)
@@ -203,6 +206,7 @@ class LocalCluster:
                 pause_s = 0.0
                 await self._update_routers()
             except (ServingError, TimeoutError) as error:
+                # What cannot start, for want of memory or files, must not be tried in a busy loop.
                 pause_s = min(max(1.0, pause_s * 2), MAX_PAUSE_S)
                 events.CHILD_FAILED.log(child=name, reason=str(error), retry_in_s=pause_s)
 

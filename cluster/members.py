@@ -44,6 +44,7 @@ class PushedMembership:
 
     def update(self, members: Iterable[WorkerDescriptor], *, is_starting: bool) -> None:
         """Replace the list; call the watchers if anything changed."""
+        # Sorted: an equal list in another order is no change, and wakes nobody.
         fresh = tuple(sorted(members, key=lambda m: m.worker_id))
         has_changed = (fresh, is_starting) != (self._members, self._is_starting)
         self._members = fresh

@@ -12,6 +12,7 @@ import time
 import uvicorn
 
 from cluster.certificate_expiry import CertificateEnds
+from cluster.pools import pools_of
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
 from cluster.tracing import make_tracing
@@ -46,9 +47,7 @@ def expected_roles(config: BatonConfig) -> frozenset[Role]:
     """Return the pools that the config fills with workers, and those that path pd requires."""
     if config.placement.path == "pd":
         return frozenset(Role)
-    has_prefill = not config.colocated and config.pools.prefill.replicas > 0
-    roles = {Role.PREFILL: has_prefill, Role.DECODE: config.pools.decode.replicas > 0}
-    return frozenset(role for role, is_filled in roles.items() if is_filled)
+    return frozenset(role for role, pool in pools_of(config).items() if pool.replicas)
 
 
 class RunningRouter:
@@ -139,6 +138,7 @@ class RunningRouter:
         host = bare_host(self._config.router.host)
         listener = socket.socket(family_of(host), socket.SOCK_STREAM, socket.IPPROTO_TCP)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # The routers of a cluster share the port; the kernel spreads connections over them.
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((host, self._config.router.http_port))
         self.http_port = listener.getsockname()[1]
@@ -189,6 +189,7 @@ class RunningRouter:
 
     async def stop(self) -> None:
         """Refuse new requests, let running ones finish, close servers and sessions."""
+        # From the clients inwards: requests end first, then what they run on.
         self._ends.close()
         await self.service.stop(STOP_GRACE_S)
         await self._grpc.stop(STOP_GRACE_S)

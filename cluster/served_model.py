@@ -9,8 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from cluster.model_source import model_folder
-from core.config import BatonConfig, PoolConfig
-from core.session import Role
+from cluster.pools import pools_of
+from core.config import BatonConfig
 from engine.checkpoint.model_spec import ModelSpec, read_model
 from engine.model.sharding import check_split
 
@@ -22,25 +22,20 @@ def model_of(config: BatonConfig) -> ModelSpec:
         ModelLoadError: It cannot be served, or not by so many ranks.
     """
     m = config.model
-    pools = config.pools
     is_hub_id = bool(m.path) and not Path(m.path).expanduser().exists()
     spec = read_model(
         model_folder(m), m.dtype, m.max_model_len, m.name or (m.path if is_hub_id else "")
     )
-    engines = (
-        [pools.decode.engine] if config.colocated else [pools.prefill.engine, pools.decode.engine]
-    )
-    for engine in engines:
-        check_split(spec, engine.tensor_parallel_size)
+    for pool in pools_of(config).values():
+        check_split(spec, pool.engine.tensor_parallel_size)
     return spec
 
 
 def kv_pools_of(config: BatonConfig, spec: ModelSpec) -> dict[str, dict[str, int]]:
     """What one worker of each pool holds: bytes of a KV block, bytes and tokens of all of them."""
-    roles = [Role.DECODE] if config.colocated else [Role.PREFILL, Role.DECODE]
     pools = {}
-    for role in roles:
-        engine = pool_of(config, role).engine
+    for role, pool in pools_of(config).items():
+        engine = pool.engine
         layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         pools[role.value] = {
             "kv_block_bytes": layout.block_bytes,
@@ -48,8 +43,3 @@ def kv_pools_of(config: BatonConfig, spec: ModelSpec) -> dict[str, dict[str, int
             "kv_pool_tokens": engine.num_blocks * engine.block_size_tokens,
         }
     return pools
-
-
-def pool_of(config: BatonConfig, role: Role) -> PoolConfig:
-    """Return the pool of a role."""
-    return config.pools.prefill if role is Role.PREFILL else config.pools.decode

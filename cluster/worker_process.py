@@ -11,8 +11,9 @@ import sys
 import time
 
 from cluster.certificate_expiry import CertificateEnds
+from cluster.pools import pool_of
 from cluster.secrets import with_read_secrets
-from cluster.served_model import model_of, pool_of
+from cluster.served_model import model_of
 from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
@@ -36,7 +37,7 @@ from worker.components import WorkerComponents
 from worker.worker import Worker, compose
 
 DRAIN_GRACE_S = 5.0
-CARRIED_HEAD_BYTES = 1 << 16
+FRAME_HEAD_BYTES = 1 << 16
 """Room for a frame's header, so that it goes in one piece."""
 
 
@@ -51,9 +52,7 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
             # Its bytes are neither encrypted nor signed: they stay on this host unless the operator
             # trusts the network.
             where = host if config.security.trust_network else "127.0.0.1"
-            made[name] = SidecarNetwork(
-                name, where, config.transfer.frame_bytes + CARRIED_HEAD_BYTES
-            )
+            made[name] = SidecarNetwork(name, where, config.transfer.frame_bytes + FRAME_HEAD_BYTES)
         else:
             security = config.security
             made[name] = fetch_network(
@@ -107,7 +106,7 @@ class RunningWorker:
         ids = Ids()
         worker_id = ids.worker(role.value)
         tls = session_tls(config.security, role.value)
-        parts = WorkerComponents(
+        components = WorkerComponents(
             role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=ranks,
             kv=ranks.kv,
@@ -127,7 +126,7 @@ class RunningWorker:
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
         )
-        unit = compose(parts, AgentThread())
+        unit = compose(components, AgentThread())
         descriptor = await unit.start()
         events.WORKER_READY.log(
             worker_id=worker_id,
@@ -163,6 +162,7 @@ class RunningWorker:
     async def stop(self, grace_s: float = DRAIN_GRACE_S) -> None:
         """Let requests move to other workers, then end sessions, agent and ranks."""
         self._ends.close()
+        # Ranks last: hand-overs that the drain lets finish still read their memory.
         await self._unit.drain(grace_s)
         await self._unit.stop()
         await self._ranks.stop()

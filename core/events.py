@@ -1,7 +1,7 @@
-"""Every event that an operator is told: name, level, meaning and fields in one table.
+"""Every event that an operator can find in the log: name, level, meaning and fields in one table.
 
-Owns the table and the logger that events go to; nothing is heard of them before `core.logs` is told
-where to write. Does not know formats.
+Owns the table and the logger that events go to; nothing is written before `core.logs` is
+configured. Does not know formats.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLUSTER_STARTS = Event(
     ("version", "model", "prefill", "decode", "routers"),
 )
 CLUSTER_READY = Event(
-    "cluster_ready", INFO, "every process is up and the doors are open", ("http_port", "grpc_port")
+    "cluster_ready", INFO, "every process is up and the servers listen", ("http_port", "grpc_port")
 )
 CLUSTER_STOPS = Event("cluster_stops", INFO, "a signal came, or a router could not be kept up")
 CONFIG_KEY_RENAMED = Event(
@@ -63,7 +63,7 @@ CHILD_ENDED = Event(
 CHILD_LEFT = Event(
     "child_left",
     INFO,
-    "a worker or router process was told to end, and did; another is started",
+    "a worker or router process was asked to end, and did; another is started",
     ("child", "child_pid"),
 )
 CHILD_FAILED = Event(
@@ -84,23 +84,25 @@ LEFTOVERS_KILLED = Event(
 
 # --- routers --------------------------------------------------------------------------------------
 
-ROUTER_LISTENS = Event("router_listens", INFO, "both doors are open", ("http_port", "grpc_port"))
+ROUTER_LISTENS = Event(
+    "router_listens", INFO, "the HTTP and the gRPC server listen", ("http_port", "grpc_port")
+)
 ROUTER_READY = Event(
-    "router_ready", INFO, "a request got through: `/ready` says yes", ("canary_ms",)
+    "router_ready", INFO, "a request got through: `/ready` answers 200", ("canary_ms",)
 )
 ROUTER_NOT_READY = Event("router_not_ready", ERROR, "no request gets through", ("reason",))
 WORKER_JOINED = Event("worker_joined", INFO, "a new worker answers this router", WORKER_FIELDS)
 WORKER_LINK_LOST = Event(
     "worker_link_lost",
     WARNING,
-    "the session broke, and is dialled again",
+    "the session broke; the router dials again",
     (*WORKER_FIELDS, "reason"),
 )
 WORKER_LINK_BACK = Event("worker_link_back", INFO, "the session stands again", WORKER_FIELDS)
 WORKER_LOST = Event(
     "worker_lost",
     ERROR,
-    "a worker died, hung or is cut off; its requests move",
+    "a worker died, hung or cannot be reached; its requests move",
     (*WORKER_FIELDS, "reason", "requests"),
 )
 WORKER_LEFT = Event("worker_left", INFO, "a worker is no member any more", WORKER_FIELDS)
@@ -114,7 +116,10 @@ STORE_DOWN = Event(
 )
 STORE_UP = Event("store_up", INFO, "Redis answers")
 LOAD_SHED = Event(
-    "load_shed", WARNING, "requests are refused for want of room", ("refused", "running", "queued")
+    "load_shed",
+    WARNING,
+    "requests are refused: there is no room for them",
+    ("refused", "running", "queued"),
 )
 SIDE_PROCESS_REPLACED = Event(
     "side_process_replaced",
@@ -188,11 +193,11 @@ ROUTER_CONNECTED = Event(
 ROUTER_GONE = Event(
     "router_gone",
     WARNING,
-    "a router stayed away; its requests are dropped here",
+    "a router did not come back; its requests are cancelled here",
     ("router_id", "attempts"),
 )
 CARRIER_ENDED = Event(
-    "carrier_ended", WARNING, "a process that carries KV ended; another starts", ("kind", "reason")
+    "carrier_ended", WARNING, "a sidecar, which moves KV, ended; another starts", ("kind", "reason")
 )
 
 # --- routers and workers --------------------------------------------------------------------------
@@ -200,7 +205,7 @@ CARRIER_ENDED = Event(
 STREAM_REFUSED = Event(
     "stream_refused",
     WARNING,
-    "somebody who is not of the cluster knocked at an inner port; the count is since the start",
+    "a caller outside the cluster opened a stream between processes; the count is since the start",
     ("stream", "peer", "refused", "reason"),
 )
 DRAIN_BEGUN = Event(
@@ -209,7 +214,10 @@ DRAIN_BEGUN = Event(
 DRAIN_ENDED = Event("drain_ended", INFO, "the drain is over", ("left",))
 CERTIFICATE_RENEWED = Event("certificate_renewed", INFO, "new files are in use", ("what",))
 CERTIFICATE_UNUSABLE = Event(
-    "certificate_unusable", ERROR, "new files are no use: the old stay", ("what", "reason")
+    "certificate_unusable",
+    ERROR,
+    "new files cannot be used: the old stay in use",
+    ("what", "reason"),
 )
 CERTIFICATE_ENDS_SOON = Event("certificate_ends_soon", WARNING, "renew it", ("what", "days_left"))
 KEYS_RELOADED = Event("keys_reloaded", INFO, "the key file was read again", ("keys", "faults"))
@@ -229,7 +237,7 @@ KEY_FILE_BACK = Event("key_file_back", INFO, "the key file can be read again")
 
 # --- every process --------------------------------------------------------------------------------
 
-LINES_DROPPED = Event("lines_dropped", WARNING, "whoever reads the log was behind", ("lines",))
+LINES_DROPPED = Event("lines_dropped", WARNING, "whatever reads the log was too slow", ("lines",))
 BUG = Event(
     "bug",
     ERROR,

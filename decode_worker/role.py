@@ -1,4 +1,4 @@
-"""Decode's part in a hand-over.
+"""Decode's side of a hand-over.
 
 Owns, per transfer: the arriving sequence, its place in the queue for free blocks, and the pins on
 blocks that the agent may be writing. Does not know frames or streams.
@@ -86,7 +86,7 @@ class DecodeRole:
         """Transfers with any state left; zero at rest."""
         return len(self._incoming) + len(self._closing)
 
-    # --- told by the worker -----------------------------------------------------------------------
+    # --- called by the worker ---------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> None:
         """Open the Fetch; nothing is held until the prefill worker is ready."""
@@ -101,13 +101,15 @@ class DecodeRole:
         self._post(self.agent.fetch, order)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
-        """Stop the transfer; blocks the agent may be writing stay pinned until it says closed."""
+        """Stop the transfer; blocks the agent may be writing stay pinned until it has closed."""
         transfer_id = attempt.submit.transfer_id
         incoming = self._incoming.get(transfer_id)
+        # An attempt that was refused for its transfer id must not end the transfer that has it.
         if incoming is None or incoming.attempt is not attempt:
             return
         del self._incoming[transfer_id]
         self._leave_line(incoming)
+        # Pinned before the scheduler frees them: one copy may be under way into these blocks.
         self._closing[transfer_id] = self._scheduler.tables.pin(incoming.sequence)
         self._post(self.agent.end_fetch, transfer_id)
 
@@ -115,7 +117,7 @@ class DecodeRole:
         """Nothing leaves a decode worker."""
 
     def take(self, event: HandoverEvent) -> None:
-        """Act on what the scheduler says of an arrival."""
+        """Act on an arrival's event."""
         if not isinstance(event, Reserved):
             raise InvariantViolation("a decode worker computed a hand-over")
         self._reserved(event.sequence, event.num_have_blocks)
@@ -132,10 +134,10 @@ class DecodeRole:
         for address in message.addresses:
             self._post(self.agent.probe_peer, address, message.probe_bytes)
 
-    # --- told by the agent (on the worker's loop) -------------------------------------------------
+    # --- called by the agent, on the worker's loop ------------------------------------------------
 
     def route_found(self, route: RouteReport) -> None:
-        """A way to a peer was tried."""
+        """A peer was probed."""
         self._attempts.route_found(route)
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
@@ -143,6 +145,8 @@ class DecodeRole:
         incoming = self._incoming.get(transfer_id)
         if incoming is None:
             return
+        # The two workers have the prompt from one router; a difference means a bug or an attack,
+        # and KV of another length must not be attached.
         mine = incoming.sequence.num_tokens
         if num_tokens != mine:
             error = KVTransferError(
@@ -158,15 +162,17 @@ class DecodeRole:
         self._scheduler.submit_arrival(incoming.sequence)
         self._scheduler.reserve_in_turn(self._clock.now_s())
         self._attempts.deliver(self._scheduler.take_events())
+        # Still in line: `_reserved`, called in the line above, has not taken it out.
         if incoming.sequence.key in self._reserving:
             self._give_up_later(transfer_id, incoming)
 
     def _reserved(self, sequence: Sequence, num_have_blocks: int) -> None:
-        """It was this sequence's turn: tell the agent where KV may go."""
+        """It is this sequence's turn: give the agent the blocks that KV may go to."""
         transfer_id = self._reserving[sequence.key]
         incoming = self._incoming[transfer_id]
         self._leave_line(incoming)
         table = tuple(sequence.block_table)
+        # A block that is used again has a new generation: late bytes for the old one are refused.
         generations = tuple(self._scheduler.pool.generation(b) for b in table)
         incoming.pool_generation = self._kv.generation
         reservation = Reservation(table, generations, num_have_blocks, incoming.pool_generation)
@@ -229,6 +235,7 @@ class DecodeRole:
         except KVTransferError as error:
             self._attempts.end(attempt, error)
             return
+        # All bytes are here, so nothing is pinned; the entry stays until the agent has closed.
         del self._incoming[transfer_id]
         self._closing[transfer_id] = []
         events = self._scheduler.attach(sequence, first_tokens, self._clock.now_s())
@@ -241,6 +248,7 @@ class DecodeRole:
             kv_transport=arrival.transport,
             kv_fragments_resent=arrival.num_resent,
         )
+        # The Ack lets prefill drop its blocks, so it goes only once the sequence has its own.
         self._attempts.deliver(events)
         self._post(self.agent.ack, transfer_id)
         self._attempts.wake()

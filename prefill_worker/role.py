@@ -1,4 +1,4 @@
-"""Prefill's part in a hand-over.
+"""Prefill's side of a hand-over.
 
 Owns, per transfer: how many blocks of each layer are computed and published, the sub-attempt, and
 the pins on source blocks that the agent may be reading. Does not know frames or streams.
@@ -75,7 +75,7 @@ class PrefillRole:
         """Transfers with any state left; zero at rest."""
         return len(self._outgoing) + len(self._draining)
 
-    # --- told by the worker -----------------------------------------------------------------------
+    # --- called by the worker ---------------------------------------------------------------------
 
     def begin(self, attempt: Attempt) -> None:
         """Queue the prompt and expect the peer's Fetch."""
@@ -93,14 +93,16 @@ class PrefillRole:
         offer = Offer(
             submit.transfer_id, submit.peer_id, submit.peer_incarnation, self._kv.generation
         )
+        # Posted before anything about it can be: the agent takes its calls in order.
         self._post(self.agent.offer, offer)
         self._scheduler.submit(sequence)
         self._attempts.deliver(self._scheduler.take_events())
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
-        """Close the transfer; blocks the agent may be reading stay pinned until it says drained."""
+        """Close the transfer; blocks the agent may be reading stay pinned until it has drained."""
         transfer_id = attempt.submit.transfer_id
         outgoing = self._outgoing.get(transfer_id)
+        # An attempt that was refused for its transfer id must not end the transfer that has it.
         if outgoing is None or outgoing.attempt is not attempt:
             return
         del self._outgoing[transfer_id]
@@ -116,6 +118,8 @@ class PrefillRole:
             outgoing = self._by_key.get(item.sequence_key)
             if outgoing is None or outgoing.sequence.status is not Status.RUNNING:
                 continue
+            # A block that is not full yet leaves with the prompt's last chunk alone: until then
+            # the next chunk writes to it.
             end = item.start + len(item.token_ids)
             is_last = end == outgoing.sequence.num_tokens
             outgoing.num_computed[layer] = self._layout.blocks_for(end) if is_last else end // size
@@ -141,10 +145,10 @@ class PrefillRole:
         if ids:
             self._post(self.agent.renew, ids)
 
-    # --- told by the scheduler --------------------------------------------------------------------
+    # --- events of the scheduler ------------------------------------------------------------------
 
     def take(self, event: HandoverEvent) -> None:
-        """Act on what the scheduler says of a hand-over."""
+        """Act on a hand-over's event."""
         match event:
             case Announced(sequence):
                 self._announce(sequence)
@@ -176,6 +180,7 @@ class PrefillRole:
             self._scheduler.tables.unpin(pins)
             return
         num_layers = self._layout.num_layers
+        # Without pins nothing was published: the partner need not start again.
         if pins:
             outgoing.pins[outgoing.sub_attempt] = pins
             outgoing.sub_attempt += 1
@@ -191,11 +196,13 @@ class PrefillRole:
         handover = outgoing.handover
         if not handover.is_partnered:
             return
+        # The partner has the blocks before `first_block` in its own cache.
         first = max(outgoing.num_published[layer], handover.first_block)
         last = outgoing.num_computed[layer]
         if first >= last:
             return
         outgoing.num_published[layer] = last
+        # From now on a preemption has to pin the blocks: the agent may be reading them.
         handover.is_read = True
         sequence = outgoing.sequence
         size = self._layout.block_size_tokens
@@ -229,10 +236,11 @@ class PrefillRole:
         tokens = outgoing.handover.first_tokens
         transfer_id = outgoing.attempt.submit.transfer_id
         self._post(self.agent.commit, transfer_id, outgoing.sub_attempt, tokens, final)
+        # Nobody will decode, so no Ack needs to be awaited.
         if len(final) == len(tokens):
             self._attempts.end(outgoing.attempt, None)
 
-    # --- told by the agent (on the worker's loop) -------------------------------------------------
+    # --- called by the agent, on the worker's loop ------------------------------------------------
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
         """The partner is ready: publish what is computed, let the rest start."""
@@ -245,12 +253,13 @@ class PrefillRole:
         if sequence.status is Status.HOLDING:
             self._commit_if_ready(outgoing)
         elif sequence.status is Status.RUNNING:
+            # What was computed ahead of the partner has waited for this.
             for layer in range(self._layout.num_layers):
                 self._publish(outgoing, layer)
         self._attempts.wake()
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
-        """Ack: the blocks become cache, this part is done."""
+        """Ack: the blocks become cache, the attempt ends here."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
             timings = self._attempts.phase_timings(outgoing.sequence)
@@ -268,6 +277,7 @@ class PrefillRole:
     def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
         """Nothing up to this sub-attempt is read any more: drop its pins, not later ones'."""
         outgoing = self._outgoing.get(transfer_id)
+        # The agent may report after the attempt has ended: its pins outlive it in `_draining`.
         pins = self._draining.get(transfer_id, {}) if outgoing is None else outgoing.pins
         for drained in [number for number in pins if number <= sub_attempt]:
             self._scheduler.tables.unpin(pins.pop(drained))

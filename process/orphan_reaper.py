@@ -35,7 +35,7 @@ class OrphanReaper:
         self._process = subprocess.Popen(  # noqa: S603 - our own module
             [sys.executable, "-m", "process.orphan_reaper", marker],
             stdin=subprocess.PIPE,
-            start_new_session=True,
+            start_new_session=True,  # it must outlive a signal to the parent's whole group
         )
         os.environ[VARIABLE] = marker
 

@@ -25,7 +25,9 @@ def exit_with_parent(life_fd: int) -> None:
         life_fd: Read end of a pipe; end of file means that the parent has died or closed it.
     """
     _die_with_parent()
-    threading.Thread(target=_wait_for_end, args=(life_fd,), name="lifeline", daemon=True).start()
+    threading.Thread(
+        target=_wait_for_end, args=(life_fd,), name="parent-death-pipe", daemon=True
+    ).start()
 
 
 def hanging(command: Sequence[str]) -> list[str]:
@@ -47,9 +49,10 @@ def _become(parent_pid: int, command: list[str]) -> None:
 
 
 def _wait_for_end(life_fd: int) -> None:
+    # Nothing is ever sent: the read returns when the last write end is closed.
     while os.read(life_fd, 1):
         pass
-    os._exit(1)
+    os._exit(1)  # from a thread, nothing less ends the process
 
 
 if __name__ == "__main__":

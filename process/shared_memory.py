@@ -30,6 +30,7 @@ def create_segment(num_bytes: int) -> int:
             fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
         )
         return fd
+    # Without memfd (macOS): a file that has lost its name, kept alive by a second descriptor.
     with tempfile.TemporaryFile() as file:
         fd = os.dup(file.fileno())
     os.ftruncate(fd, num_bytes)

@@ -122,6 +122,7 @@ def _sign(
         .issuer_name(authority.subject if authority else subject)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
+        # Another machine's clock may be behind.
         .not_valid_before(now - datetime.timedelta(hours=1))
         .not_valid_after(now + datetime.timedelta(days=DAYS))
         .add_extension(
@@ -147,6 +148,7 @@ def _alternative(host: str) -> x509.GeneralName:
 
 def _write(path: Path, data: bytes, mode: int) -> Path:
     try:
+        # O_EXCL: never over an existing key; the mode from the start, so nobody reads it meanwhile.
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError as error:
         raise ConfigError(

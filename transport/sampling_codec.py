@@ -27,7 +27,7 @@ _OPTIONAL = tuple(name for name, field in _FIELDS.items() if field.has_presence)
 _LISTS = tuple(name for name, field in _FIELDS.items() if field.is_repeated)
 _SCALARS = tuple(name for name in _FIELDS if name not in (*_OPTIONAL, *_LISTS))
 _ENTRIES: dict[str, tuple[str, ...]] = {
-    name: tuple(part.name for part in _FIELDS[name].message_type.fields)
+    name: tuple(one.name for one in _FIELDS[name].message_type.fields)
     for name in _LISTS
     if _FIELDS[name].message_type is not None
 }
@@ -42,8 +42,8 @@ def sampling_to_wire(params: SamplingParams, seed: int) -> pb.Sampling:
     """Encode all that a worker needs; the run's seed stands for the one that was asked for."""
     given = dict(zip(_SAME, _same_of(params), strict=True))
     given["seed"] = seed
-    for name, parts in _ENTRIES.items():
-        given[name] = [_entry_to_wire(parts, entry) for entry in getattr(params, name)]
+    for name, names in _ENTRIES.items():
+        given[name] = [_entry_to_wire(names, entry) for entry in getattr(params, name)]
     return pb.Sampling(**given)
 
 
@@ -55,15 +55,15 @@ def sampling_from_wire(wire: pb.Sampling) -> SamplingParams:
             given[name] = getattr(wire, name)
     for name in _LISTS:
         entries = getattr(wire, name)
-        parts = _ENTRIES.get(name)
-        given[name] = tuple(_entry_from_wire(parts, e) for e in entries) if parts else (*entries,)
+        names = _ENTRIES.get(name)
+        given[name] = tuple(_entry_from_wire(names, e) for e in entries) if names else (*entries,)
     return SamplingParams(**given)
 
 
-def _entry_to_wire(parts: tuple[str, ...], entry: tuple[Any, ...]) -> dict[str, Any]:
-    return {parts[0]: entry} if len(parts) == 1 else dict(zip(parts, entry, strict=True))
+def _entry_to_wire(names: tuple[str, ...], entry: tuple[Any, ...]) -> dict[str, Any]:
+    return {names[0]: entry} if len(names) == 1 else dict(zip(names, entry, strict=True))
 
 
-def _entry_from_wire(parts: tuple[str, ...], entry: Any) -> tuple[Any, ...]:  # noqa: ANN401
-    values = tuple(getattr(entry, part) for part in parts)
-    return tuple(values[0]) if len(parts) == 1 else values
+def _entry_from_wire(names: tuple[str, ...], entry: Any) -> tuple[Any, ...]:  # noqa: ANN401
+    values = tuple(getattr(entry, name) for name in names)
+    return tuple(values[0]) if len(names) == 1 else values

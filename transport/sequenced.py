@@ -39,6 +39,7 @@ class Arrivals:
         if number < self._next:
             self.num_repeats += 1
             return False
+        # Going on would hide a lost Submit or Cancel; the reconnect's Hello makes up for either.
         if number > self._next:
             raise StreamClosed(f"message {self._next} of the stream is missing, {number} came")
         self._next += 1

@@ -1,4 +1,4 @@
-"""One attempt at one request, as one worker sees it, and what the router still has to hear of it.
+"""One attempt at one request, as one worker sees it, and what its router has not been sent.
 
 Owns the output log of each choice (so that positions can be sent again), the prompt's scores, how
 far they were sent, and how many bytes that takes. Does not know scheduling or streams.
@@ -128,6 +128,7 @@ class Attempt:
                 continue
             if log.has_unsent or self._has_unsent_scores:
                 self._take_delta(choice, log, left_bytes, share)
+        # The end goes last: a router that has it waits for nothing more of this attempt.
         is_end_due = not self._has_unsent_output and not self.is_end_sent
         if self.ended is not None and is_end_due and room_bytes - share.num_bytes >= ENDED_BYTES:
             share.ended.append(self.ended)
@@ -138,11 +139,13 @@ class Attempt:
     def _take_delta(self, choice: int, log: ChoiceLog, room_bytes: int, share: FrameShare) -> None:
         """Add one delta: the prompt's scores, when they are all sent the tokens, then the end."""
         start = self.num_scores_sent
+        # A router takes scores before tokens, so no token goes out while a score is unsent.
         scores, num_score_bytes = _fitting(self.prompt_logprobs, start, room_bytes, has_top=True)
         self.num_scores_sent += len(scores)
         is_scored = not self._has_unsent_scores
         left_bytes = room_bytes - num_score_bytes if is_scored else 0
-        position, has_top = log.num_sent, self.submit.request.sampling.logprobs is not None
+        position = log.num_sent
+        has_top = self.submit.request.sampling.logprobs is not None
         tokens, num_token_bytes = _fitting(log.tokens, position, left_bytes, has_top=has_top)
         log.num_sent += len(tokens)
         is_all = is_scored and log.num_sent == len(log.tokens)
@@ -166,20 +169,21 @@ class Attempt:
         self.is_timing_sent = self.is_timing_sent or is_scored
 
     def drop_output(self) -> None:
-        """Forget what is logged: it cannot be told, and only the end of the attempt will be."""
+        """Forget what is logged: it cannot be sent, and only the attempt's end will be."""
         self.logs.clear()
         self.prompt_logprobs = ()
         self.num_scores_sent = 0
 
     def rewind(self, wanted: Wanted) -> None:
-        """After a reconnect: what the router does not say it has was not received.
+        """After a reconnect: what the router does not list as received is sent again.
 
         Raises:
-            InvalidRequest: It does not say it of every choice; nothing was changed.
+            InvalidRequest: It does not list every choice; nothing was changed.
         """
-        num_told, n = len(wanted.next_positions), self.submit.request.sampling.n
-        if num_told != n:
-            raise InvalidRequest("next_positions", f"are {num_told}, the request has {n} choices")
+        n = self.submit.request.sampling.n
+        num_listed = len(wanted.next_positions)
+        if num_listed != n:
+            raise InvalidRequest("next_positions", f"are {num_listed}, the request has {n} choices")
         for choice, log in self.logs.items():
             log.num_sent = min(max(wanted.next_positions[choice] - log.base, 0), len(log.tokens))
             log.is_finish_sent = False
@@ -192,7 +196,8 @@ def _fitting(
     rows: list[Logprob] | tuple[Logprob, ...], start: int, room_bytes: int, *, has_top: bool
 ) -> tuple[tuple[Logprob, ...], int]:
     """Take rows from `start` on while there is room; returns them and their size in bytes."""
-    end, num_bytes = start, 0
+    end = start
+    num_bytes = 0
     while end < len(rows):
         size = TOKEN_BYTES
         size += LOGPROB_BYTES + TOP_BYTES * len(rows[end].top) if has_top else 0

@@ -97,6 +97,7 @@ class AttemptTable:
         check_submit(submit, self.vocabulary_size)
         request_id = submit.run_id
         old = self.by_run.get(request_id)
+        # A Submit may come twice, or after the Cancel of its attempt: streams may cross.
         known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
         if submit.epoch <= known:
             self.num_stale += 1
@@ -141,6 +142,7 @@ class AttemptTable:
             del self.by_run[request_id]
             self.sessions.of(attempt.router_id).attempts.pop(request_id, None)
             self.emptied.set()
+        # Taken out and put back at the end, so that the oldest Cancel is the first forgotten.
         self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
@@ -205,7 +207,7 @@ class AttemptTable:
         sequence = event.sequence
         if sequence not in attempt.sequences:  # the engine forked it off for this choice
             attempt.sequences.append(sequence)
-        if attempt.timings is None:
+        if attempt.timings is None:  # the first token: only now is the prefill's cost known
             attempt.timings = self.phase_timings(sequence)
             attempt.prompt_logprobs = tuple(sequence.prompt_logprobs)
         if event.choice in attempt.finished_choices:
@@ -227,7 +229,7 @@ class AttemptTable:
     # --- ends -------------------------------------------------------------------------------------
 
     def _end_if_whole(self, attempt: Attempt) -> None:
-        # Prefill's part goes on after its last token, until the KV has arrived.
+        # A prefill attempt goes on after its last token, until the KV has arrived.
         if attempt.is_whole and attempt.submit.task is not Task.PREFILL:
             self.end(attempt, None)
 
@@ -250,6 +252,7 @@ class AttemptTable:
 
     def fail_transfer(self, transfer_id: TransferId, error: ServingError) -> None:
         """End the attempt that a transfer belongs to: a step of it broke here."""
+        # A search: faults are rare, and an index would have to be kept for every transfer.
         for attempt in list(self.by_run.values()):
             if attempt.submit.transfer_id == transfer_id:
                 self.end(attempt, error)

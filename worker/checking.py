@@ -1,8 +1,8 @@
 """What a router may ask of a worker: every value of a message, looked at before anything is done.
 
-Owns the limits and the refusals. Routers check what clients send; here nobody is believed, so that
-a router that is broken, or in wrong hands, harms what is its own and no rank, no worker and no
-request of another. Does not know scheduling, and leaves what fits to the scheduler.
+Owns the limits and the refusals. Routers check what clients send; a worker trusts none of them, so
+that a router that is broken, or in wrong hands, harms what is its own and no rank, no worker and
+no request of another. Does not know scheduling, and leaves what fits to the scheduler.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ MAX_WANTED = 65_536
 
 
 def check_submit(submit: Submit, vocabulary_size: int) -> None:
-    """Check everything that a Submit says.
+    """Check every field of a Submit.
 
     Args:
         submit: As it came.
@@ -65,7 +65,7 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
 
 
 def check_credit(finished_choices: Iterable[int], request: GenerateRequest) -> None:
-    """Check what a Credit says of an attempt's choices.
+    """Check the choices that a Credit names.
 
     Raises:
         InvalidRequest: It names one that the request does not have.

@@ -1,6 +1,7 @@
 """What a worker is made of, and the two loops that it runs on.
 
-Owns the list of parts that a composition root chooses. Does not know how they are put together.
+Owns the list of components that a composition root chooses. Does not know how they are put
+together.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ class WorkerComponents:
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
 
     def describe(self) -> WorkerDescriptor:
-        """Say who the worker is; it listens nowhere yet."""
+        """Describe the worker, which listens nowhere yet."""
         return WorkerDescriptor(
             worker_id=self.worker_id,
             role=self.role.pool,

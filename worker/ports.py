@@ -21,13 +21,13 @@ from worker.attempt import Attempt
 
 
 class WorkerRole(Protocol):
-    """What a role adds: its part in a hand-over."""
+    """What a role adds: its side of a hand-over."""
 
     task: Task
 
     @property
     def agent(self) -> TransferAgent:
-        """What carries its transfers, on a loop of its own."""
+        """What moves its KV, on a loop of its own."""
         ...
 
     @property
@@ -36,7 +36,7 @@ class WorkerRole(Protocol):
         ...
 
     def begin(self, attempt: Attempt) -> None:
-        """Start this role's part in an attempt that names a transfer."""
+        """Begin an attempt that names a transfer."""
         ...
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
@@ -48,7 +48,7 @@ class WorkerRole(Protocol):
         ...
 
     def take(self, event: HandoverEvent) -> None:
-        """Act on what the scheduler says of a hand-over."""
+        """Act on a hand-over's event."""
         ...
 
     def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
@@ -60,7 +60,7 @@ class WorkerRole(Protocol):
         ...
 
     def connect_peers(self, message: ConnectPeers) -> None:
-        """Connect to peers that may send KV here; `AttemptTable.route_found` hears of each."""
+        """Connect to peers that may send KV here; `AttemptTable.route_found` takes each result."""
         ...
 
 
@@ -79,7 +79,7 @@ class Attempts(Protocol):
         ...
 
     def deliver(self, events: list[SchedulerEvent]) -> None:
-        """Take what the scheduler says of sequences."""
+        """Take the scheduler's events."""
         ...
 
     def phase_timings(self, sequence: Sequence) -> WorkerTiming:
@@ -87,7 +87,7 @@ class Attempts(Protocol):
         ...
 
     def route_found(self, route: RouteReport) -> None:
-        """A way to a peer was tried."""
+        """A peer was probed."""
         ...
 
     def fail_transfer(self, transfer_id: TransferId, error: ServingError) -> None:

@@ -46,7 +46,7 @@ HEARTBEAT_S = 0.5
 ROUTER_PATIENCE_S = 5.0
 """As long as a lease: without its router nobody reads what is computed."""
 HELLO_TIMEOUT_S = 5.0
-"""A stream that never says who opened it must not stay open."""
+"""A stream whose opener does not name itself must not stay open."""
 MAX_ROUTERS = 1024
 MAX_UNSENT_ENDS = 65_536
 """Ends of attempts that were never begun, for a router that does not read them."""
@@ -140,7 +140,7 @@ class SessionServer:
             return
         session = self._sessions.of(hello.router_id)
         if hello.stream_number < session.stream_number:
-            # It was dialled before the newest, whose Hello says what is wanted by now.
+            # It was dialled before the newest, whose Hello lists what is wanted by now.
             stream.reset()
             return
         session.stream_number = hello.stream_number
@@ -157,7 +157,7 @@ class SessionServer:
                 tasks.create_task(self._write(session, stream))
                 tasks.create_task(self._heartbeat(stream))
         except* StreamClosed:
-            pass  # the router dials again, and its Hello says what it wants
+            pass  # the router dials again, and its Hello lists what it wants
         except* Exception as fault:
             # The stream's own fault ends the stream alone; here too the router dials again.
             log.error("the session with router %s failed", session.router_id, exc_info=fault)
@@ -210,7 +210,7 @@ class SessionServer:
         while True:
             message = await stream.recv()
             if session.stream is not stream:
-                # The newer stream's Hello said what is wanted; this message is older than that.
+                # The newer stream's Hello lists what is wanted; this message is older than that.
                 raise StreamClosed("a newer stream took over")
             session.heard_at = self._awake.now_s()
             self._take(session, message)

@@ -18,7 +18,7 @@ def trace_attempt(tracing: Tracing, attempt: Attempt, now_s: float) -> None:
     """Record an attempt that has just ended; nothing if its request is not traced.
 
     A router that needs no more of an attempt cancels it: after a stop string, or when decode has
-    said everything before prefill's end has come. That is no error, and the work was done.
+    sent everything before prefill's end has come. That is no error, and the work was done.
     """
     parent, ended = attempt.submit.request.trace, attempt.ended
     if parent is None or not attempt.sequences:

@@ -171,6 +171,8 @@ class Worker:
         for attempt in list(by_run.values()):
             if attempt.submit.task is not Task.PREFILL:
                 self.attempts.end(attempt, moving)
+        # Without this an idle worker would be gone before a Submit on its way arrives, and the
+        # router would count a fault.
         leave_s = min(LEAVE_S, grace_s)
         await asyncio.sleep(leave_s)
         grace_s -= leave_s
@@ -179,6 +181,7 @@ class Worker:
         for share, error in ((0.5, moving), (0.5, None)):
             try:
                 async with asyncio.timeout(grace_s * share):
+                    # An ended attempt stays until its router's Cancel: then the router knows.
                     while by_run:
                         self.attempts.emptied.clear()
                         await self.attempts.emptied.wait()
@@ -204,6 +207,7 @@ class Worker:
         for attempt in list(self.attempts.by_run.values()):
             was_in_step = any(s.key in in_step for s in attempt.sequences)
             self.attempts.end(attempt, error if was_in_step else WorkerLost(error.message))
+        # Whatever is left in the engine has no KV any more, attempt or not.
         self.scheduler.fail_all()
         self._session_server.progress_changed()
         await self._runner.restart()

@@ -57,7 +57,7 @@ class RedisServer:
         password = secrets.token_urlsafe(24)
         self.url = f"unix://{USER}:{password}@{socket}"
         reference = self._folder / "url"
-        reference.touch(mode=0o600)
+        reference.touch(mode=0o600)  # before the secret is in it
         reference.write_text(self.url)
         self.reference = f"file:{reference}"
         """How to name the address where the password must not appear."""
@@ -88,6 +88,7 @@ class RedisServer:
 
     def stop(self) -> None:
         """Kill and reap it, and remove its folder, which holds nothing worth keeping."""
+        # The lock keeps the keeper from starting a server between these two lines.
         with self._lock:
             self._is_stopping.set()
             self._process.kill()

@@ -37,7 +37,7 @@ FIRST = [
     Bug(
         "after a reconnect nothing is sent again",
         "worker/attempt.py",
-        '        """After a reconnect: what the router does not say it has was not received.\n',
+        '        """After a reconnect: what the router does not list as received is sent again.\n',
         '        return\n        """After a reconnect: what the router does not say it has was '
         "not received.\n",
         "seeds 0-60",

@@ -190,7 +190,7 @@ BUGS = [
     Bug(
         "a reconnect may leave choices out",
         "worker/attempt.py",
-        "        if num_told != n:\n",
+        "        if num_listed != n:\n",
         "        if False:\n",
         f"{CHECKING}::test_a_reconnect_says_how_far_every_choice_has_come",
     ),

@@ -181,7 +181,7 @@ BUGS = [
     ),
     Bug(
         "the password of Redis travels inside Ray",
-        "cluster/ray/app.py",
+        "cluster/ray/replicas.py",
         "        return self._server.reference\n",
         "        return self._server.url\n",
         ON_RAY,
