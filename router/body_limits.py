@@ -50,6 +50,7 @@ def _count(name: str, value: Any) -> int:  # noqa: ANN401 - any JSON
                 num_values += len(node)
                 below.extend(v for v in node.values() if isinstance(v, (dict, list)))
             elif isinstance(node, list):
+                # Prompts of token ids are long and cheap; they have a limit of their own.
                 if node and set(map(type, node)) == {int}:
                     num_ids += len(node)
                     continue

@@ -138,6 +138,7 @@ class ChildPool:
         self._wait_s = wait_s
         self._children = [_Child(command) for _ in range(num_processes)]
         self._free = list(self._children)
+        # A lone process serves both kinds, in turn.
         self._max_large = max(1, num_processes - 1)
         self._num_large = 0
         self._small: FairQueue[asyncio.Future[_Child]] = FairQueue(MAX_WAITING)
@@ -171,6 +172,8 @@ class ChildPool:
         self._working.add(work)
         work.add_done_callback(lambda done: self._finish(done, child, is_large=is_large))
         try:
+            # A caller that leaves must not cut the pipe in the middle of an answer that is nearly
+            # there.
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             asyncio.get_running_loop().call_later(ABANDONED_S, work.cancel)
@@ -213,6 +216,7 @@ class ChildPool:
             granted = (self._large if is_large else self._small).take()
             if granted is None:
                 return
+            # Its waiter has left or was refused in this turn of the loop.
             if granted.done():
                 continue
             self._is_turn_of_large = not is_large

@@ -177,6 +177,7 @@ class Keyring:
         if not self._is_lost:
             events.KEY_FILE_LOST.log(reason=error.message, closes_in_s=round(left_s, 1))
         self._is_lost = True
+        # Without a stamp a file that comes back is read, even if it is the same.
         if not left_s and self._stamp:
             events.KEYS_CLOSED.log(reason=error.message)
             self._keys = {}

@@ -167,6 +167,7 @@ def parse_keys(text: str) -> tuple[dict[str, KeyLine], list[str]]:
             faults.append(f"security.api_keys, line {number}: {error.message}")
             continue
         if key.name in first_lines:
+            # Valid lines of one name would let the order in the file decide who calls.
             keys.pop(key.name, None)
             faults.append(
                 f"security.api_keys, line {number}: has the name {key.name} of line "
@@ -188,6 +189,7 @@ def stamp_of(path: Path) -> Stamp:
         facts = path.stat()
     except OSError as error:
         raise _unreadable(error) from error
+    # Not the time alone: a file replaced within one tick of the clock has another inode.
     return facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns
 
 
@@ -257,10 +259,12 @@ def _replace(path: Path, text: str, facts: os.stat_result) -> None:
     try:
         with os.fdopen(made, "w", **_ANY_BYTES) as out:
             os.fchmod(made, stat.S_IMODE(facts.st_mode))
+            # Only root may give a file away; for others it is theirs already.
             if os.geteuid() == 0:
                 os.fchown(made, facts.st_uid, facts.st_gid)
             out.write(text)
             out.flush()
+            # On disk before it has the name: a crash must not leave an empty key file.
             os.fsync(made)
         Path(name).replace(path)
     except BaseException:

@@ -1,4 +1,4 @@
-"""Proto requests to wishes, and errors to statuses.
+"""Proto requests to request parameters, and errors to statuses.
 
 Owns presence (absent means the default, 0 means 0), the metadata that is read, and the `google.rpc`
 details. Does not know services or streams.

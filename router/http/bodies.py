@@ -1,4 +1,4 @@
-"""Bodies of the HTTP door: every field that is read, and what it means.
+"""Bodies of the HTTP server: every field that is read, and what it means.
 
 Owns the pydantic models of the endpoints: the API reference and `/docs` are made from them. Does
 not know replies, nor fields that are not read (`router.http.other_fields`).
@@ -113,6 +113,7 @@ class SamplingBody(Body):
             )
         values = ((name, getattr(self, attribute)) for name, attribute in SHARED_SAMPLING.items())
         given = {name: _frozen(value) for name, value in values if value is not None}
+        # vLLM's clients say -1 for off.
         if given.get("top_k") == -1:
             given["top_k"] = 0
         return given
@@ -193,13 +194,14 @@ class CompletionBody(SamplingBody):
         return bool(self.echo) and self.max_tokens == 0
 
     def all_params(self, request_id: str, trace: TraceContext | None) -> list[RequestParams]:
-        """One wish for each prompt."""
+        """Return the parameters of one request for each prompt."""
         given = self.given_sampling()
         if self.logprobs is not None:
             given["logprobs"] = self.logprobs
             if self.echo:
                 given.setdefault("prompt_logprobs", self.logprobs)
         if self.is_echo_only:
+            # Workers compute one token at least; the reply leaves it out.
             given |= {"max_tokens": 1, "min_tokens": 0}
         adds = self.add_special_tokens is not False
         all_params = [
@@ -221,7 +223,7 @@ class ChatBody(SamplingBody, Conversation):
     def all_params(
         self, chat: ChatPrompt, request_id: str, trace: TraceContext | None
     ) -> list[RequestParams]:
-        """One wish."""
+        """Return the parameters of the one request."""
         given = self.given_sampling()
         if self.max_completion_tokens is not None:
             given["max_tokens"] = self.max_completion_tokens

@@ -57,6 +57,7 @@ class UploadMemory:
             Overloaded: There is no other incomplete upload to evict.
         """
         self._incomplete[upload] = None
+        # Last is freshest: what stands first has not moved for longest.
         self._incomplete.move_to_end(upload)
         upload.num_bytes += num_bytes
         self.num_bytes += num_bytes

@@ -88,6 +88,7 @@ class Proof:
         any one worker is enough, since requests can run local.
         """
         live = frozenset(self._read_live_roles())
+        # Crossed once, the transfer works: from then on local requests are a way out.
         if self._must_cross or not self._has_crossed or not live:
             return sorted(self._expected_roles - live)
         return []

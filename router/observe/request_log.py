@@ -67,6 +67,7 @@ class RequestLog:
     def call_refused(self, call: Call) -> None:
         """Log a call that ended before it had a request."""
         unlogged: dict[str, int] = {}
+        # Whoever has a key answers for it, and the operator can take it away.
         if not call.identity.tenant:
             if not self._may_log_anonymous():
                 self._num_unlogged += 1

@@ -28,6 +28,7 @@ class Shedding:
         """Count a refusal; the first is logged at once, later ones every ten seconds."""
         if code != Overloaded.code:
             return
+        # Counted even while nothing is logged: the next line says how many there were.
         self._num_refused += 1
         now_s = self._now_s()
         if now_s - self._logged_at >= PERIOD_S:

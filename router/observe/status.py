@@ -133,6 +133,7 @@ class ClusterStatus:
             Overloaded: Another caller is measuring: two at once would measure one another, and load
                 the workers twice.
         """
+        # Refused, not queued: the measurement that runs is the answer in a few seconds.
         if self._measuring.locked():
             raise Overloaded("another caller is measuring the routes; try again in some seconds", 5)
         async with self._measuring:

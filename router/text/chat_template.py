@@ -59,6 +59,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now(
         tz=datetime.UTC
     ).strftime(form)
+    # It makes text of any length from nothing.
     environment.globals.pop("lipsum", None)
     return environment
 
@@ -88,6 +89,7 @@ class ChatTemplates:
         if isinstance(self._source, list):
             named = {entry["name"]: entry["template"] for entry in self._source}
             self._source = named.get("default") or next(iter(named.values()), "")
+        # Newer models have it in a file of its own, which is the one to trust.
         file = folder / "chat_template.jinja"
         if file.is_file():
             self._source = file.read_text(encoding="utf-8")
@@ -132,6 +134,7 @@ class ChatTemplates:
         pieces: list[str] = []
         size = 0
         try:
+            # Piece by piece: a template that prints without end is stopped at the limit.
             for piece in template.generate(names):
                 size += len(piece)
                 if size > max_characters:

@@ -106,6 +106,8 @@ class StreamDecoder:
     def _decode_in_window(self, token_id: int) -> str:
         """Decode a token together with those before it, whose text it does not change."""
         text = self._model.text([*self._window, token_id])
+        # Some decoders change earlier text, such as a space before punctuation: then the token
+        # alone.
         is_plain = text.startswith(self._window_text)
         new = text[len(self._window_text) :] if is_plain else self._model.text([token_id])
         self._advance(token_id)
@@ -116,6 +118,7 @@ class StreamDecoder:
         self._window.append(token_id)
         if len(self._window) > CONTEXT_TOKENS:
             del self._window[0]
+        # Decoded anew, for the first token of a window shows no leading space.
         self._window_text = self._model.text(self._window)
 
 
@@ -134,6 +137,7 @@ class TextOffsets:
         text = self._decoder.push(token_id)
         self._end += len(text)
         own = self._model.token_text(token_id)
+        # The text may begin with the end of a character that earlier tokens began.
         return self._end - len(own) if text.endswith(own) and own else begin
 
 

@@ -124,6 +124,7 @@ class TokenizerPool:
 
 def _line(field: str, job: dict[str, Any]) -> bytes:
     try:
+        # One line is one job: JSON escapes the newlines within.
         line = json.dumps(job, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError as error:
         raise InvalidRequest(field, "has a lone surrogate; send valid Unicode") from error

@@ -38,6 +38,7 @@ class WorkerSessions:
         self._network = network
         self._router_id = router_id
         self._clock = clock
+        # Of the router, not of a session: a redialled worker compares them over sessions.
         self._stream_numbers = itertools.count()
         self._sessions: dict[WorkerLife, WorkerSession] = {}
         self._tasks: dict[WorkerLife, asyncio.Task[None]] = {}

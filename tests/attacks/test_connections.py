@@ -71,11 +71,11 @@ async def test_one_address_has_a_share():
 
 
 def test_the_addresses_of_one_ipv6_host_share():
-    table = ConnectionTable(8, 3, 1)
+    table, close = ConnectionTable(8, 3, 1), lambda: None
     for host in range(3):
-        table.admit(f"2001:db8::{host}").mark_busy()
-    assert table.admit("2001:db8::ffff").is_reserved
-    assert not table.admit("2001:db8:0:1::1").is_reserved
+        table.admit(f"2001:db8::{host}", close).mark_busy()
+    assert table.admit("2001:db8::ffff", close).is_reserved
+    assert not table.admit("2001:db8:0:1::1", close).is_reserved
     assert table.of_address("2001:db8::1") == 4 and table.of_address("2001:db8:0:1::2") == 1
 
 

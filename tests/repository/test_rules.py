@@ -15,6 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from support.tree import PACKAGES
 
+from benchmarks.house import of_request
 from cli.sbom import bill, canonical
 from core import metrics
 from router import refusals
@@ -279,3 +280,11 @@ def test_a_sampling_field_is_named_in_five_files():
     listed = re.findall(r"^\d\. `(.+?)`", guide.split("### A sampling field")[1], re.MULTILINE)
     assert len(listed) == 5
     assert named == set(listed)
+
+
+def test_what_runs_anyway_is_no_part_of_a_request():
+    """Nor is what a call contains: a comprehension, a lambda."""
+    beat, both, own = "a.py::beat", "a.py::Both.send", "b.py::Own.serve"
+    quiet = [{beat: 3, both: 1}, {beat: 4}]
+    asked = {beat: 4, both: 3, own: 1, f"{own}.<locals>.<genexpr>": 9, f"{own}.<locals>.inner": 1}
+    assert of_request([*quiet, asked]) == {both: 2, own: 1, f"{own}.<locals>.inner": 1}

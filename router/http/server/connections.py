@@ -22,12 +22,19 @@ class Connection:
 
     __slots__ = ("_table", "address", "close", "is_reserved", "network")
 
-    def __init__(self, table: ConnectionTable, address: str, *, is_reserved: bool) -> None:
+    def __init__(
+        self,
+        table: ConnectionTable,
+        address: str,
+        close: Callable[[], object],
+        *,
+        is_reserved: bool,
+    ) -> None:
         self._table = table
         self.address = address
         self.network = network_of(address)
         self.is_reserved = is_reserved
-        self.close: Callable[[], object] = lambda: None
+        self.close = close
 
     def mark_busy(self) -> None:
         """Note a whole request head: the connection no longer makes room for others."""
@@ -70,8 +77,8 @@ class ConnectionTable:
         """Count the connections of one address."""
         return self._by_network[network_of(address)]
 
-    def admit(self, address: str) -> Connection | None:
-        """Add a new connection; close an idle one for it if necessary.
+    def admit(self, address: str, close: Callable[[], object]) -> Connection | None:
+        """Add a new connection, which `close` cuts; close an idle one for it if necessary.
 
         Returns:
             The connection; None if even the reserve is full.
@@ -82,7 +89,7 @@ class ConnectionTable:
         ) or (len(self._all) >= self._limit and not self.displace())
         if is_full and len(self._all) >= self._limit + self._num_reserved:
             return None
-        connection = Connection(self, address, is_reserved=is_full)
+        connection = Connection(self, address, close, is_reserved=is_full)
         self._all.add(connection)
         self._by_network[network] += 1
         self._silent[connection] = None
@@ -99,10 +106,12 @@ class ConnectionTable:
 
     def displace(self, network: str | None = None) -> bool:
         """Close the connection that has been idle longest (of one network); False: none is idle."""
+        # One that never asked loses less than a client between two requests.
         for candidates in (self._silent, self._idle):
             for connection in candidates:
                 if network in (None, connection.network):
                     self.num_displaced += 1
+                    # Forgotten first: its place is free at once, however long closing takes.
                     self.forget(connection)
                     connection.close()
                     return True

@@ -39,6 +39,7 @@ def make_connection_table(
     """Make a table with the configured limits, or lower ones if descriptors are scarce."""
     room = num_descriptors - INSIDE_DESCRIPTORS - NUM_RESERVED - grpc_share(num_descriptors)
     limit = max(NUM_RESERVED, min(max_connections, room))
+    # One address may not take all, and needs most: behind a proxy everybody has the same.
     share = max_per_address or max(1, limit * 3 // 4)
     return ConnectionTable(limit, min(share, limit), NUM_RESERVED)
 
@@ -86,7 +87,7 @@ class HttpListener:
             self._admit(accepted, str(peer[0]))
 
     def _admit(self, accepted: socket.socket, address: str) -> None:
-        connection = self._table.admit(address)
+        connection = self._table.admit(address, accepted.close)
         if connection is None:
             self._on_refused(TOO_MANY_CONNECTIONS.code, address)
             accepted.close()
@@ -97,7 +98,7 @@ class HttpListener:
         with contextlib.suppress(AttributeError, OSError):  # Linux
             accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         task = self._loop.create_task(self._open(accepted, connection))
-        connection.close = task.cancel
+        connection.close = task.cancel  # until the handshake is over: then the protocol closes it
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
@@ -138,6 +139,7 @@ class HttpListener:
         """No descriptor is left: close an idle connection, and accept none for a moment."""
         self._on_refused(NO_DESCRIPTORS.code, "")
         self._table.displace()
+        # The socket stays readable while nobody accepts, and would wake the loop without end.
         self._loop.remove_reader(self._socket)
         self._resume = self._loop.call_later(PAUSE_S, self._accept_again)
 

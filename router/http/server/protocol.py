@@ -104,6 +104,7 @@ class HttpProtocol(CloseDelimited):
         self._connection.forget()
         for cycle in (self._running, *(cycle for cycle, _ in self.pipeline)):
             if cycle is not None:
+                # uvicorn tells only the newest request.
                 cycle.disconnected = True
                 cycle.message_event.set()
         self.pipeline.clear()
@@ -282,6 +283,7 @@ class HttpProtocol(CloseDelimited):
     def _close_in_order(self) -> None:
         """Close our side and wait a moment for the peer's: a reset would discard the answer."""
         self._is_over = True
+        # TLS cannot close one side alone.
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self._linger_timer = self.loop.call_later(LINGER_S, self.transport.abort)
