@@ -130,7 +130,8 @@ TUNED = {
     "worker/attempt.py": "TOKEN_BYTES LOGPROB_BYTES TOP_BYTES DELTA_BYTES ENDED_BYTES "
     "MIN_SHARE_BYTES",
     "worker/attempts.py": "MAX_TOMBSTONES",
-    "worker/sessions.py": "ROUTER_PATIENCE_S HELLO_TIMEOUT_S MAX_ROUTERS MAX_UNTOLD FRAME_BYTES",
+    "worker/router_session.py": "FRAME_BYTES",
+    "worker/session_server.py": "ROUTER_PATIENCE_S HELLO_TIMEOUT_S MAX_ROUTERS MAX_UNSENT_ENDS",
 }
 """Numbers that were chosen and not computed. What happens at each is tested, wherever it lies; one
 more or one less would have been as good a choice, and is asked of no test."""

@@ -2,7 +2,7 @@
 
 from planted.bug import Bug
 
-BY = "tests/unit/test_renamed_settings.py::"
+BY = "tests/unit/core/config/test_renamed.py::"
 BUGS: list[Bug] = [
     Bug(
         "a setting given by both its names silently takes one",
