@@ -17,11 +17,16 @@ from support.tree import ROOT
 BATON = [sys.executable, "-m", "cli.main"]
 
 
-def is_of_another_run(folder):
-    """Whether a process was started by another run of the suite;
-    Ray's workers forget, and count."""
-    run = [v for v in (folder / "environ").read_bytes().split(b"\0") if v.startswith(b"TEST_RUN=")]
-    return run not in ([], [f"TEST_RUN={os.environ['TEST_RUN']}".encode()])
+def is_of_this_run(folder):
+    """Whether a process was started by this run of the suite, or by Ray, whose workers forget it.
+
+    What neither started is somebody else's: a Redis of the machine, a search for one of the words.
+    """
+    names = dict(v.partition(b"=")[::2] for v in (folder / "environ").read_bytes().split(b"\0"))
+    run = names.get(b"TEST_RUN")
+    if run is None:
+        return any(name.startswith(b"RAY_") for name in names)
+    return run == os.environ["TEST_RUN"].encode()
 
 
 def processes(word):
@@ -34,7 +39,7 @@ def processes(word):
                     (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
                 )
                 state = (folder / "stat").read_text().rsplit(")", 1)[1].split()[0]
-                if word not in command or state == "Z" or is_of_another_run(folder):
+                if word not in command or state == "Z" or not is_of_this_run(folder):
                     continue
             except OSError:
                 continue
