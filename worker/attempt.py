@@ -102,8 +102,11 @@ class Attempt:
 
     @property
     def _has_unsent_output(self) -> bool:
-        logs = (log for choice, log in self.logs.items() if choice not in self.finished_choices)
-        return self._has_unsent_scores or any(log.has_unsent for log in logs)
+        # A plain loop: it runs for every attempt of every frame.
+        for choice, log in self.logs.items():
+            if log.has_unsent and choice not in self.finished_choices:
+                return True
+        return self._has_unsent_scores
 
     def append(self, choice: int, position: int, token: Logprob) -> ChoiceLog:
         """Log a token; a position that is already there is left alone. Returns the choice's log."""
