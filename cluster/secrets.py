@@ -45,6 +45,7 @@ def with_secrets(config: BatonConfig, found: dict[str, str]) -> BatonConfig:
 def with_cluster_keys(config: BatonConfig) -> BatonConfig:
     """Return the config with its own secrets, and with new random ones where it has none."""
     found = secrets_of(config)
+    # Not Redis' address: its password comes from the server that is started.
     for name in ("security.cluster_key", "seed_key"):
         found[name] = found[name] or secrets.token_urlsafe(KEY_BYTES)
     return with_secrets(config, found)

@@ -70,6 +70,7 @@ class OTelTracing:
         self._provider = TracerProvider(resource=resource, sampler=sampler)
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         self._tracer = self._provider.get_tracer("baton", schema_url=SCHEMA_URL)
+        # Taken once: spans of one process then keep their distances when the wall clock is set.
         self._offset_ns = time.time_ns() - time.monotonic_ns()
 
     def open(self, name: str, parent: TraceContext | None, start_s: float) -> Span:

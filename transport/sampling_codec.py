@@ -41,6 +41,7 @@ _same_of: Callable[[SamplingParams], tuple[Any, ...]] = attrgetter(*_SAME)
 def sampling_to_wire(params: SamplingParams, seed: int) -> pb.Sampling:
     """Encode all that a worker needs; the run's seed stands for the one that was asked for."""
     given = dict(zip(_SAME, _same_of(params), strict=True))
+    # Workers draw by the run's seed, also when no seed was asked for.
     given["seed"] = seed
     for name, names in _ENTRIES.items():
         given[name] = [_entry_to_wire(names, entry) for entry in getattr(params, name)]

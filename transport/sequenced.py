@@ -59,6 +59,7 @@ class NumberedStream:
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
         """Send the next number; concurrent senders take turns, so that numbers stay in order."""
+        # Numbered inside the turn: a sender that waits must not hold a number that is due.
         async with self._turn:
             number = self._num_sent
             self._num_sent += 1

@@ -64,5 +64,6 @@ class StreamProof:
         return hmac.compare_digest(mac.encode(), self.listener_mac.encode())
 
     def _mac(self, end: str) -> str:
+        # A separator that no name contains: two triples must never make one text.
         text = "\0".join((end, *self._names)).encode()
         return hashlib.blake2b(text, key=self._key, digest_size=MAC_BYTES).hexdigest()

@@ -38,6 +38,7 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
     authority = folder / "ca.pem"
 
     def read() -> TlsFiles:
+        # Loaded for the check alone: gRPC notices broken files only at the handshakes.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(authority)

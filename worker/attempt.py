@@ -102,8 +102,11 @@ class Attempt:
 
     @property
     def _has_unsent_output(self) -> bool:
-        logs = (log for choice, log in self.logs.items() if choice not in self.finished_choices)
-        return self._has_unsent_scores or any(log.has_unsent for log in logs)
+        # A plain loop: it runs for every attempt of every frame.
+        for choice, log in self.logs.items():
+            if log.has_unsent and choice not in self.finished_choices:
+                return True
+        return self._has_unsent_scores
 
     def append(self, choice: int, position: int, token: Logprob) -> ChoiceLog:
         """Log a token; a position that is already there is left alone. Returns the choice's log."""
@@ -124,6 +127,7 @@ class Attempt:
         share = FrameShare()
         for choice, log in self.logs.items():
             left_bytes = room_bytes - share.num_bytes - DELTA_BYTES
+            # Less room than for one row: a delta would have a head and nothing in it.
             if choice in self.finished_choices or left_bytes < ROW_BYTES:
                 continue
             if log.has_unsent or self._has_unsent_scores:
@@ -148,6 +152,7 @@ class Attempt:
         has_top = self.submit.request.sampling.logprobs is not None
         tokens, num_token_bytes = _fitting(log.tokens, position, left_bytes, has_top=has_top)
         log.num_sent += len(tokens)
+        # A finish closes its choice, so it goes with the last token and not before.
         is_all = is_scored and log.num_sent == len(log.tokens)
         log.is_finish_sent = is_all and log.finish is not None
         share.num_bytes += DELTA_BYTES + num_score_bytes + num_token_bytes
@@ -185,7 +190,9 @@ class Attempt:
         if num_listed != n:
             raise InvalidRequest("next_positions", f"are {num_listed}, the request has {n} choices")
         for choice, log in self.logs.items():
+            # Clamped: a router may have come further, or less far, than this worker's log goes.
             log.num_sent = min(max(wanted.next_positions[choice] - log.base, 0), len(log.tokens))
+            # A finish, an end and a timing can be received twice without harm, but not go missing.
             log.is_finish_sent = False
         self.num_scores_sent = min(wanted.num_scores, len(self.prompt_logprobs))
         self.is_end_sent = False

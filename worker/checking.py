@@ -43,6 +43,7 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
     n = request.sampling.n
     _check_names(request)
     sampling = request.sampling
+    # The limit of `validate` is a client's; a router adds the tokens that stand for stop strings.
     replace(sampling, stop_token_ids=()).validate(vocabulary_size)
     _check_count("stop_token_ids", sampling.stop_token_ids, MAX_STOP_TOKENS)
     _check_tokens("stop_token_ids", sampling.stop_token_ids, vocabulary_size)
@@ -52,6 +53,7 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
         raise InvalidRequest("prompt", "is empty, must have at least one token")
     _check_tokens("prompt", request.token_ids, vocabulary_size)
     _check_choices(submit.finished_choices, n)
+    # With nothing left to compute the attempt would have no sequence, and never end.
     if len(set(submit.finished_choices)) == n:
         raise InvalidRequest("finished_choices", f"are all {n}, one must be left to compute")
     if len(submit.emitted) != n:

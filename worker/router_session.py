@@ -69,13 +69,14 @@ class RouterSession:
         self.dirty = {attempt.request_id: None for attempt in attempts}
         share_bytes = max(self._frame_bytes // max(1, len(attempts)), MIN_SHARE_BYTES)
         deltas: list[TokenDelta] = []
+        # Few enough to leave room for the attempts: an end is smaller than the smallest share.
         num_unknown = self._frame_bytes // MIN_SHARE_BYTES
         ended = self.unknown[:num_unknown]
         del self.unknown[:num_unknown]
         left_bytes = self._frame_bytes - ENDED_BYTES * len(ended)
         for attempt in attempts:
             if left_bytes < MIN_SHARE_BYTES:
-                break
+                break  # those left are still in `dirty`, now at the head of the line
             del self.dirty[attempt.request_id]
             with contained("the frame of an attempt", functools.partial(self._drop, attempt)):
                 share = attempt.take(min(share_bytes, left_bytes))

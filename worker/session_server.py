@@ -144,6 +144,7 @@ class SessionServer:
             stream.reset()
             return
         session.stream_number = hello.stream_number
+        # Two streams at once would each send a part of what is unsent, in no order.
         if session.stream is not None:
             session.stream.reset()
         session.stream = stream
@@ -283,6 +284,7 @@ class SessionServer:
         """Give up on routers that stay away or are silent; runs as long as the worker."""
         while True:
             await asyncio.sleep(HEARTBEAT_S)
+            # Counted in time awake: after a pause of this process no router has been silent yet.
             self._awake.tick()
             now_s = self._awake.now_s()
             for session in self._sessions:

@@ -76,7 +76,7 @@ class StepLoop:
             self.plan = plan = self._scheduler.plan(self._clock.now_s())
             deliver(self._scheduler.take_events())
             if not plan.items:
-                self.plan = None
+                self.plan = None  # an empty plan is no work in hand: progress would report a hang
                 await self._wake.wait()
                 continue
             started_at = self._clock.now_s()
@@ -89,5 +89,6 @@ class StepLoop:
                 continue
             self.plan = None
             self.num_steps += 1
+            # The budget learns how long a token takes, so that a step stays under its time.
             self._scheduler.budget.fit(plan.num_tokens, self._clock.now_s() - started_at)
             deliver(self._scheduler.commit(plan, result, self._clock.now_s()))

@@ -45,5 +45,6 @@ def trace_attempt(tracing: Tracing, attempt: Attempt, now_s: float) -> None:
     }
     instants = (sequence.arrived_at, started, computed, now_s)
     for name, start_s, end_s in zip(names, instants, instants[1:], strict=False):
+        # An attempt that ended early has later phases of no length, never a negative one.
         record(tracing, name, span.context, start_s, max(start_s, end_s))
     span.end(now_s, attributes, ended.error.code if ended and ended.error else "")

@@ -119,7 +119,7 @@ class RayCluster:
             log.warning("redis.url is empty: a cluster of several machines runs without a store")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config=QUIET)
-        self._is_deployed = True
+        self._is_deployed = True  # a failed start, too, leaves something to delete
         try:
             self._router = serve.run(
                 build_app(self.config, is_loopback=is_loopback), name=APP, route_prefix=None
@@ -185,6 +185,7 @@ class RayCluster:
         if self._redis is not None:
             _end_redis(self._redis)
         ray.shutdown()
+        # After the replicas' end: one that is restarted reads its secrets again.
         if self._secrets is not None:
             self._secrets.cleanup()
 

@@ -53,7 +53,7 @@ class RankActor:
             command, pass_fds=fds, stdin=subprocess.DEVNULL
         )
         for fd in fds:
-            os.close(fd)
+            os.close(fd)  # an open end here would hide the death of the rank or of the worker
         return self._rank.pid
 
     def reap(self) -> None:
@@ -110,7 +110,7 @@ class ActorRanks:
                 num_cpus=pool.rank_num_cpus,
                 num_gpus=pool.rank_num_gpus,
                 max_restarts=-1,
-                max_task_retries=0,
+                max_task_retries=0,  # a socket of descriptors is gone once it was read
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
                     group, placement_group_bundle_index=1 + rank
                 ),

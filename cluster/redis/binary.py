@@ -80,6 +80,7 @@ def find_server() -> ServerBinary:
             "no redis-server or valkey-server is installed; install one, or set redis.url, or "
             "redis.enabled to false"
         )
+    # `max` keeps the first of equals: a program on the path before a wheel's.
     return max(found, key=lambda binary: (binary.is_safe, binary.version))
 
 
