@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
+from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.errors import ServingError
 from core.ids import Ids, RequestId, WorkerId, seed_of
 from core.kv_layout import KVLayout
 from core.plan import StepPlan
 from core.ports import LoopClock
 from core.session import Role
-from core.types import GenerateRequest, RequestEvent, SamplingParams
+from core.types import GenerateRequest, RequestEnded, RequestEvent, SamplingParams
 from decode_worker.role import DecodeRole
 from kv_transfer.agent import TransferAgent
 from prefill_worker.role import PrefillRole
@@ -25,15 +27,14 @@ from prefix_index.mirror import MembershipMirror
 from router.compose import RouterComponents
 from router.compose import compose as compose_router
 from router.orchestrator import Orchestrator
+from router.request_state import RequestObserver, RequestState
 from router.request_stream import RequestStream
 from router.workers.sessions import WorkerSessions
 from simulation.contrary import Contrary
 from simulation.hash_runner import HashModel, MemoryKV
 from simulation.loop import VirtualLoop
 from simulation.network import Hub, SimNetwork, on_node
-from simulation.observers import Observers
 from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
-from simulation.shape import VOCABULARY, Shape
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 from worker.attempt import Attempt
@@ -42,9 +43,70 @@ from worker.sessions import FRAME_BYTES
 from worker.worker import Worker
 from worker.worker import compose as compose_worker
 
+VOCABULARY = 97
 ENVELOPE_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
 HASH_KEY = b"simulation"
+
+
+@dataclass(slots=True)
+class Shape:
+    """Sizes of a simulated cluster."""
+
+    prefill: int = 2
+    decode: int = 2
+    routers: int = 1
+    engine: EngineConfig = field(
+        default_factory=lambda: EngineConfig(
+            block_size_tokens=4, num_blocks=64, max_step_tokens=32, max_sequences=16
+        )
+    )
+    router: RouterConfig = field(default_factory=RouterConfig)
+    placement: PlacementConfig = field(
+        default_factory=lambda: PlacementConfig(path="auto", local_below_tokens=12)
+    )
+    transfer: TransferConfig = field(default_factory=lambda: TransferConfig(frame_bytes=4096))
+    layers: int = 3
+    step_s: float = 0.008
+    token_s: float = 0.0005
+    latency_s: tuple[float, float] = (0.0001, 0.002)
+    max_model_len: int = 200
+    max_message_bytes: int | None = None
+    spawn_s: float = 0.05
+    load_s: float = 0.45
+    slow: float = 1.0
+    """How many times slower the first decode worker is than the others."""
+
+
+def _ignore(*_: object) -> None:
+    """Nobody listens."""
+
+
+class RouterObservers(RequestObserver):
+    """Passes what routers note on to each observer that has joined."""
+
+    def __init__(self) -> None:
+        """Nobody looks on yet."""
+        self._all: list[RequestObserver] = []
+
+    def join(self, observer: RequestObserver) -> None:
+        """Let one more hear everything from now on."""
+        self._all.append(observer)
+
+    def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.request_ended(run, ended)
+
+    def request_refused(self, request: GenerateRequest, error: ServingError) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.request_refused(request, error)
+
+    def retried(self, error: ServingError) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.retried(error)
 
 
 class SimRouter:
@@ -136,7 +198,9 @@ class SimCluster:
         self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
-        self.observers = Observers()
+        self.observers = RouterObservers()
+        self.on_step: Callable[[str, Worker, StepPlan], None] = _ignore
+        self.on_attempt_ended: Callable[[str, Worker, Attempt], None] = _ignore
         self._serial = self._router_serial = 0
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
@@ -231,7 +295,7 @@ class SimCluster:
         self._agents.append(unit.agent)
         self.traps.trap_role(node, unit.worker)
         self.traps.trap_worker(node, unit.worker)
-        self.contrary.take_hold(node, unit.scheduler, unit.worker.wake)
+        self.contrary.take_hold(node, unit)
         self._hear_endings(node, unit)
         self.membership.join(
             await asyncio.get_running_loop().create_task(unit.start(), context=context)
@@ -241,7 +305,7 @@ class SimCluster:
     def _check(self, node: str, unit: Worker, plan: StepPlan) -> None:
         self.num_steps += 1
         unit.pool.check()
-        self.observers.step(node, plan)
+        self.on_step(node, unit, plan)
 
     def _hear_endings(self, node: str, unit: Worker) -> None:
         end = unit.worker.end
@@ -250,7 +314,7 @@ class SimCluster:
             is_news = attempt.ended is None
             end(attempt, error)
             if is_news:
-                self.observers.attempt_ended(node, attempt)
+                self.on_attempt_ended(node, unit, attempt)
 
         unit.worker.end = heard  # type: ignore[method-assign]
 

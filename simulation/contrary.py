@@ -7,13 +7,12 @@ free blocks that are refused. Does not know schedules.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from random import Random
 
 from core.errors import PoolExhausted
 from core.plan import StepPlan
-from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
+from worker.worker import Worker
 
 
 class Contrary:
@@ -26,19 +25,19 @@ class Contrary:
         self.preempt_odds = self.evict_odds = 0.0
         self.failing_allocations: dict[str, int] = {}
 
-    def take_hold(self, node: str, scheduler: Scheduler, wake: Callable[[], None]) -> None:
+    def take_hold(self, node: str, unit: Worker) -> None:
         """Wrap what a worker's scheduler decides."""
-        plan = scheduler.plan
-        allocate = scheduler.tables.allocate
+        plan = unit.scheduler.plan
+        allocate = unit.scheduler.tables.allocate
 
         def contrary_plan(now_s: float) -> StepPlan:
-            victims = [*scheduler.running, *scheduler.holding.values()]
+            victims = [*unit.scheduler.running, *unit.scheduler.holding.values()]
             if victims and self._rng.random() < self.preempt_odds:
                 self.num_forced["preempt"] += 1
-                scheduler.preempt(self._rng.choice(victims))
-            if scheduler.pool.num_cached and self._rng.random() < self.evict_odds:
+                unit.scheduler.preempt(self._rng.choice(victims))
+            if unit.pool.num_cached and self._rng.random() < self.evict_odds:
                 self.num_forced["evict"] += 1
-                scheduler.pool.drop_cache()
+                unit.pool.drop_cache()
             return plan(now_s)
 
         def contrary_allocate(
@@ -48,9 +47,9 @@ class Contrary:
                 self.failing_allocations[node] -= 1
                 self.num_forced["no_blocks"] += 1
                 # Whoever held them gives them back, and that wakes the worker.
-                asyncio.get_running_loop().call_later(0.05, wake)
+                asyncio.get_running_loop().call_later(0.05, unit.worker.wake)
                 raise PoolExhausted("injected: no blocks")
             allocate(sequence, hits, num_new, num_spare)
 
-        scheduler.plan = contrary_plan  # type: ignore[method-assign]
-        scheduler.tables.allocate = contrary_allocate  # type: ignore[method-assign]
+        unit.scheduler.plan = contrary_plan  # type: ignore[method-assign]
+        unit.scheduler.tables.allocate = contrary_allocate  # type: ignore[method-assign]

@@ -20,7 +20,6 @@ from core.session import Role, Task
 from engine.scheduling.queues import MAX_READY
 from engine.scheduling.sequence import Sequence, Status
 from simulation.cluster import SimCluster
-from simulation.observers import ClusterObserver
 from simulation.report import Report
 from worker.attempt import Attempt
 from worker.worker import Worker
@@ -62,15 +61,16 @@ class _Books:
     unannounced_since_s: dict[int, float] = field(default_factory=dict)
 
 
-class Fairness(ClusterObserver):
+class Fairness:
     """Watches every worker of a cluster."""
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
-        """Look on from now; `look` is to be called now and then."""
+        """Hook into the cluster; `look` is to be called now and then."""
         self._cluster = cluster
         self._report = report
         self._books: dict[str, _Books] = {}
-        cluster.observers.join(self)
+        cluster.on_step = self._stepped
+        cluster.on_attempt_ended = self._attempt_ended
 
     def _of(self, node: str) -> _Books:
         return self._books.setdefault(node, _Books())
@@ -89,9 +89,7 @@ class Fairness(ClusterObserver):
 
     # --- F1, F2: at every step --------------------------------------------------------------------
 
-    def step(self, node: str, plan: StepPlan) -> None:
-        """Note who waits while a worker takes a step."""
-        unit = self._cluster.units[node]
+    def _stepped(self, node: str, unit: Worker, plan: StepPlan) -> None:
         books = self._of(node)
         scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
@@ -129,11 +127,7 @@ class Fairness(ClusterObserver):
 
     # --- endings ----------------------------------------------------------------------------------
 
-    def attempt_ended(self, node: str, attempt: Attempt) -> None:
-        """Note the end of who stood in line."""
-        unit = self._cluster.units.get(node)
-        if unit is None:
-            return  # it has drained: nobody stands in its line
+    def _attempt_ended(self, node: str, unit: Worker, attempt: Attempt) -> None:
         ended = attempt.ended
         if ended is None or not attempt.sequences or attempt.submit.task is Task.PREFILL:
             return

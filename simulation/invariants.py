@@ -14,15 +14,15 @@ Does not know clients.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
 from router.placement import Placement, PlacementConstraints, choose
-from router.request_state import RequestState
+from router.request_state import RequestObserver, RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster, SimRouter
-from simulation.observers import ClusterObserver
+from simulation.fairness import Fairness
+from simulation.injector import Injector
 from simulation.report import Report
 from simulation.wait_reasons import WaitReason, wait_reason_of
 
@@ -34,17 +34,15 @@ DEATH_HEARD_S = 8.0
 """How long after its cause a death may be believed."""
 
 
-class Watch(ClusterObserver):
+class Watch(RequestObserver):
     """Looks at a cluster every quarter of a second."""
 
-    def __init__(
-        self, cluster: SimCluster, report: Report, look_at_fairness: Callable[[], None]
-    ) -> None:
-        """Look on from now; `run` looks at what stands still, and calls `look_at_fairness`."""
+    def __init__(self, cluster: SimCluster, report: Report) -> None:
+        """Hear of faults from now; `run` looks at the rest."""
         cluster.observers.join(self)
         self._cluster = cluster
         self._report = report
-        self._look_at_fairness = look_at_fairness
+        self._fairness = Fairness(cluster, report)
         self._suspects: list[str] = []
         self._placing: dict[int, tuple[SimRouter, RequestState, float]] = {}
         self._watched: dict[str, None] = {}
@@ -60,7 +58,7 @@ class Watch(ClusterObserver):
             self._check_bounds()
             self._check_wait_reasons()
             self._check_placing()
-            self._look_at_fairness()
+            self._fairness.look()
 
     def _check_bounds(self) -> None:
         """I6: nothing that workers hold for a router outgrows what its requests may have open."""
@@ -154,9 +152,7 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
 # --- afterwards -----------------------------------------------------------------------------------
 
 
-async def check_recovery(
-    cluster: SimCluster, store_back_at_s: float | None, report: Report
-) -> None:
+async def check_recovery(cluster: SimCluster, injector: Injector, report: Report) -> None:
     """L2: after the last fault every router serves at the first attempt, and the store is whole."""
     await asyncio.sleep(RECOVERY_S)
     for router in cluster.routers:
@@ -171,7 +167,8 @@ async def check_recovery(
             router.closed(wake)
             if ended.error is not None or len(ended.timing.attempts) != 1:
                 report.violated(f"L2 {router.name}: {ended.error!r} after {ended.timing.attempts}")
-    if store_back_at_s is not None and cluster.store.written_at < store_back_at_s:
+    back_at_s = injector.store_back_at
+    if back_at_s is not None and cluster.store.written_at < back_at_s:
         report.violated(f"L2 the store was not written within {RECOVERY_S} s of its return")
 
 

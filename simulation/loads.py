@@ -15,8 +15,8 @@ from enum import StrEnum
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.types import SamplingParams
+from simulation.cluster import VOCABULARY, Shape
 from simulation.faults import Fault, Kind, draw
-from simulation.shape import VOCABULARY, Shape
 
 NUM_REQUESTS = 24
 NUM_FAULTS = 20

@@ -20,8 +20,7 @@ import contextlib
 import random
 
 from simulation.clients import Client
-from simulation.cluster import SimCluster
-from simulation.fairness import Fairness
+from simulation.cluster import VOCABULARY, SimCluster
 from simulation.faults import Kind
 from simulation.injector import Injector
 from simulation.invariants import Watch, check_recovery, check_rest
@@ -29,7 +28,6 @@ from simulation.loads import Order, Plan
 from simulation.loop import run_virtual
 from simulation.oracle import Oracle
 from simulation.report import Report
-from simulation.shape import VOCABULARY
 from simulation.traps import Place
 
 MIN_BITTEN = 5
@@ -53,13 +51,12 @@ async def _trial(plan: Plan) -> Report:
         clients.append(client)
         await client.run()
 
-    watch = Watch(cluster, report, Fairness(cluster, report).look)
-    watching = asyncio.get_running_loop().create_task(watch.run())
+    watching = asyncio.get_running_loop().create_task(Watch(cluster, report).run())
     async with asyncio.TaskGroup() as tasks:
         for index, order in enumerate(plan.orders):
             tasks.create_task(one(index, order))
         tasks.create_task(injector.run())
-    await check_recovery(cluster, injector.store_back_at, report)
+    await check_recovery(cluster, injector, report)
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching  # a watch that broke has watched nothing: that is no clean trial

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from support.virtual import PD, PROMPT, Heard, ask, expected, run, unit
+from support.virtual import PD, PROMPT, ask, expected, run, unit
 
 from core.config import PlacementConfig
 from core.errors import InvariantViolation, KVTransferError, WorkerLost
@@ -94,7 +94,8 @@ def test_a_decode_worker_ends_well_when_the_first_tokens_were_final():
     stop = expected()[0][0]
 
     async def scenario(cluster):
-        heard = Heard(cluster)
+        ends = []
+        cluster.on_attempt_ended = lambda node, unit, attempt: ends.append(attempt.ended)
         decode = unit(cluster, Role.DECODE)
         node = decode.descriptor.worker_id
         asking = asyncio.ensure_future(ask(cluster, stop_token_ids=(stop,)))
@@ -103,7 +104,6 @@ def test_a_decode_worker_ends_well_when_the_first_tokens_were_final():
         cluster.hub.extra_delay_s = lambda s: 0.5 * (s.kind == "session" and s.peer.node == node)
         await asking
         await asyncio.sleep(2)
-        ends = [end for _, end in heard.attempts]
         return ends, cluster.transitions, unit(cluster, Role.PREFILL).agent.num_unknown
 
     ends, transitions, num_unknown = run(scenario)

@@ -10,7 +10,7 @@ from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
-from simulation.observers import ClusterObserver
+from router.request_state import RequestObserver
 from simulation.parts import InlineDecoder
 from worker.attempt import Attempt
 
@@ -91,7 +91,7 @@ def test_a_caller_that_fails_to_take_an_event_leaks_nothing_and_is_told_the_end_
 
 def test_those_who_note_ends_and_retries_harm_nobody():
     async def scenario(cluster):
-        class Broken(ClusterObserver):
+        class Broken(RequestObserver):
             def retried(self, error):
                 raise RuntimeError("the metrics are broken")
 

@@ -58,18 +58,19 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
         worker = cluster.units[node].worker
         draining, ends = [], []
 
+        def note(where, _, attempt):
+            if where == node:
+                ends.append(attempt.ended.error)
+
         def leave(stream, message):
             is_submit = isinstance(getattr(message, "message", None), Submit)
             if is_submit and stream.peer.node == node and not draining:
                 draining.append(loop.create_task(cluster.drain(node)))
             return [message]
 
-        cluster.hub.mangle = leave
-        heard = virtual.Heard(cluster)
+        cluster.hub.mangle, cluster.on_attempt_ended = leave, note
         _, ended = await ask(cluster)
-        is_empty = await draining[0]
-        ends = [end.error for where, end in heard.attempts if where == node]
-        return worker.num_attempts, is_empty, ends, ended
+        return worker.num_attempts, await draining[0], ends, ended
 
     num_attempts, is_empty, [error], ended = run(scenario)
     assert num_attempts == 1 and is_empty

@@ -272,7 +272,8 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
     Whoever is behind may fare better elsewhere."""
 
     async def scenario(cluster):
-        heard = Heard(cluster)
+        ended, refused = [], Heard(cluster).retries
+        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
         hog = asyncio.get_running_loop().create_task(
             ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
         )
@@ -283,7 +284,7 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
         await asyncio.sleep(0.1)
         _, behind = await ask(cluster, "behind", tuple(range(80, 10, -1)), max_tokens=5)
         await hog
-        return heard.retries, [end for _, end in heard.attempts], behind, (await head)[1]
+        return refused, ended, behind, (await head)[1]
 
     refused, ended, behind, head = run(
         scenario,

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.virtual import PROMPT, Heard, ask, attempt_of, expected, run, unit
+from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 
 from core.errors import InvalidRequest
 from core.session import Role, Submit, Task
@@ -24,7 +24,7 @@ LONG = {"max_tokens": 30, "ignore_eos": True}
 )
 def test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank(first_tokens, why, caplog):
     async def scenario(cluster):
-        spoiled, heard = [], Heard(cluster)
+        spoiled, ended = [], []
 
         def lie(stream, message):
             if not isinstance(message, bytes):
@@ -35,9 +35,10 @@ def test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank(first_tokens, w
                 return frames.encode(number, replace(told, first_tokens=first_tokens))
             return message
 
+        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
         cluster.hub.tamper = lie
         answer = await ask(cluster, **LONG)
-        return answer, len(spoiled), [end for _, end in heard.attempts]
+        return answer, len(spoiled), ended
 
     (tokens, ended), num_spoiled, ends = run(scenario)
     assert num_spoiled == 1 and ended.error is None and tokens == expected(**LONG)

@@ -4,7 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from support.virtual import PROMPT, Heard, ask, attempt_of, expected, run, unit
+from support.virtual import PROMPT, ask, attempt_of, expected, run, unit
 
 from core.config import TransferConfig
 from core.errors import Draining, KVTransferError
@@ -201,11 +201,12 @@ def test_blocks_that_decode_has_are_not_sent_again():
             published.append(blocks.first_block)
             publish(transfer_id, sub_attempt, blocks)
 
-        heard = Heard(cluster)
+        arrived = []
         agent.publish = publishing
         cluster.hub.tamper = watch
+        cluster.on_step = lambda node, unit, plan: arrived.extend(plan.arrived)
         answer = await ask(cluster, "second", max_tokens=4)
-        return published, sent, len(heard.arrived), answer
+        return published, sent, len(arrived), answer
 
     published, sent, num_arrived, (tokens, ended) = run(scenario)
     assert set(published) == {14}

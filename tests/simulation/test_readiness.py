@@ -12,7 +12,7 @@ from core.session import Role
 from router.observe.canary import Canary
 from router.observe.readiness import Proof
 from router.request_params import ServedModel
-from simulation.shape import VOCABULARY
+from simulation.cluster import VOCABULARY
 
 MODEL = ServedModel("hash", VOCABULARY, 200, (), "float32")
 

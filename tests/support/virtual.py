@@ -6,28 +6,21 @@ under `tests/simulation`.
 
 from core.config import PlacementConfig
 from core.types import SamplingParams
-from simulation.cluster import SimCluster
+from router.request_state import RequestObserver
+from simulation.cluster import Shape, SimCluster
 from simulation.loop import run_virtual
-from simulation.observers import ClusterObserver
-from simulation.shape import Shape
 from support.events import read_events
 
 PROMPT = tuple(range(1, 60))
 PD = PlacementConfig(path="pd")
 
 
-class Heard(ClusterObserver):
-    """Looks on from now: arrivals of steps, ends of attempts and requests, faults retried."""
+class Heard(RequestObserver):
+    """Hears the routers from now on: ends of requests, and faults after which they try again."""
 
     def __init__(self, cluster):
-        self.arrived, self.attempts, self.ended, self.retries = [], [], [], []
+        self.ended, self.retries = [], []
         cluster.observers.join(self)
-
-    def step(self, node, plan):
-        self.arrived.extend(plan.arrived)
-
-    def attempt_ended(self, node, attempt):
-        self.attempts.append((node, attempt.ended))
 
     def request_ended(self, run, ended):
         self.ended.append(ended)
