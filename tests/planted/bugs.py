@@ -18,6 +18,7 @@ from planted import (
     rank,
     router,
     sampling,
+    settings,
     text,
     transfer,
 )
@@ -312,6 +313,7 @@ BUGS = [
     *rank.BUGS,
     *router.BUGS,
     *sampling.BUGS,
+    *settings.BUGS,
     *text.BUGS,
     *transfer.BUGS,
 ]
