@@ -20,7 +20,7 @@ from core.config import TransferConfig
 from core.errors import KVTransferError, ServingError
 from core.ids import TransferId
 from core.ports import MessageStream, Network, StreamClosed
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from kv_transfer.failures import failure_of
 from kv_transfer.probing import PROBE_TIMEOUT_S, answer
 from kv_transfer.transitions import Transition
@@ -101,7 +101,7 @@ class TransferAgent(ABC):
         """One Fetch stream of a peer, from its first message to its end."""
         try:
             async with asyncio.timeout(self._config.open_timeout_s):
-                number, opened = frames.decode(await stream.recv())
+                number, opened = codec.decode(await stream.recv())
             if isinstance(opened, frames.Probe):
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await answer(stream, opened, self._config.frame_bytes)
@@ -120,5 +120,5 @@ class TransferAgent(ABC):
         """Say why an Open is not served; whatever is served goes on."""
         self.num_unknown += 1
         async with asyncio.timeout(self._config.open_timeout_s):
-            await stream.send(frames.encode(0, message))
+            await stream.send(codec.encode(0, message))
             await stream.close()

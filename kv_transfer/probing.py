@@ -13,7 +13,7 @@ import numpy as np
 from core.errors import KVTransferError
 from core.ports import MappedStream, MessageStream, Network, StreamClosed
 from core.session import RouteReport
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from kv_transfer.copying import move
 
 MAX_PROBE_BYTES = 1 << 28
@@ -27,13 +27,13 @@ async def answer(stream: MessageStream, probe: frames.Probe, frame_bytes: int) -
     Raises:
         StreamClosed: The peer has left.
     """
-    await stream.send(frames.encode(0, frames.Heartbeat()))
+    await stream.send(codec.encode(0, frames.Heartbeat()))
     count = -(-min(probe.num_bytes, MAX_PROBE_BYTES) // frame_bytes)
     is_mapped = isinstance(stream, MappedStream)
     payload = None if is_mapped else memoryview(bytes(frame_bytes - frames.FRAME_HEAD_BYTES))
     for number in range(1, count + 1):
-        await stream.send(frames.encode_frame(number, 0, NO_ENTRIES, payload))
-    await stream.send(frames.encode(count + 1, frames.Finished()))
+        await stream.send(codec.encode_frame(number, 0, NO_ENTRIES, payload))
+    await stream.send(codec.encode(count + 1, frames.Finished()))
     await stream.close()
 
 
@@ -55,8 +55,8 @@ async def probe(
         return RouteReport(address, error=str(error))
     try:
         asked_at = now_s()
-        await stream.send(frames.encode(0, frames.Probe(num_bytes)))
-        frames.decode(await stream.recv())
+        await stream.send(codec.encode(0, frames.Probe(num_bytes)))
+        codec.decode(await stream.recv())
         heard_at = now_s()
         num_moved = await _move_all(stream, frame_bytes)
         seconds = now_s() - heard_at
@@ -72,7 +72,7 @@ async def _move_all(stream: MessageStream, frame_bytes: int) -> int:
     target = np.zeros(0, np.uint64)
     start, num_moved = np.zeros(1, np.int64), 0
     while True:
-        _, message = frames.decode(await stream.recv())
+        _, message = codec.decode(await stream.recv())
         if not isinstance(message, frames.Frame):
             return num_moved
         source = message.payload

@@ -18,7 +18,9 @@ from kv_transfer import frames
 from kv_transfer.agent import OnFault, TransferAgent, log_fault
 from kv_transfer.failures import failure_of
 from kv_transfer.probing import PROBE_TIMEOUT_S, probe
-from kv_transfer.receiver import FetchOrder, Receiver, ReceiverCallbacks, Reservation
+from kv_transfer.receive_stream import ReceiveStream
+from kv_transfer.receiver import FetchOrder, Receiver, ReceiverCallbacks
+from kv_transfer.reserved_blocks import Reservation
 from kv_transfer.transitions import Transition
 
 MAX_PROBES = 512
@@ -82,9 +84,9 @@ class ReceiveAgent(TransferAgent):
         await self._turn_away(stream, frames.NotFound())
 
     def fetch(self, order: FetchOrder) -> None:
-        """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
+        """Open a Fetch stream; `transfer_starting` is reported when the sender is ready."""
         with self._contained(order.transfer_id):
-            receiver = Receiver(
+            stream = ReceiveStream(
                 order,
                 self._callbacks,
                 self._kv,
@@ -95,11 +97,11 @@ class ReceiveAgent(TransferAgent):
                 self._config.copy_threads,
             )
             self._note(Transition.RECEIVER_FETCHING)
-            self._receivers[order.transfer_id] = receiver
-            self._own(self._receive(receiver))
+            self._receivers[order.transfer_id] = stream.receiver
+            self._own(self._receive(stream))
 
     def probe_peer(self, address: str, probe_bytes: int) -> None:
-        """Try the way to a peer; the host hears `route_found`.
+        """Measure the route to a peer; `route_found` reports it.
 
         More than a few hundred at once are not tried.
         """
@@ -109,24 +111,23 @@ class ReceiveAgent(TransferAgent):
 
     async def _probe_peer(self, address: str, probe_bytes: int) -> None:
         try:
-            async with (
-                self._probing,
-                asyncio.timeout(PROBE_TIMEOUT_S),
-            ):  # one by one, or they would measure one another
+            # One by one, or they would measure one another; the timeout begins with the turn.
+            async with self._probing, asyncio.timeout(PROBE_TIMEOUT_S):
                 route = await probe(
                     self._network, address, probe_bytes, self._config.frame_bytes, self._now_s
                 )
         except TimeoutError:
             route = RouteReport(address, error=f"no answer within {PROBE_TIMEOUT_S:g} s")
-        except Exception as error:  # noqa: BLE001 - a way that breaks is no way; logged
+        except Exception as error:  # noqa: BLE001 - the route is closed, and says why; logged
             route = RouteReport(address, error=failure_of(error, "the probe").message)
         finally:
             self._num_probes -= 1
         self._callbacks.route_found(route)
 
-    async def _receive(self, receiver: Receiver) -> None:
+    async def _receive(self, stream: ReceiveStream) -> None:
+        receiver = stream.receiver
         try:
-            await receiver.run(self._network, self._config.open_timeout_s)
+            await stream.run(self._network, self._config.open_timeout_s)
         finally:
             del self._receivers[receiver.order.transfer_id]
             self.num_late_frames += receiver.num_late_frames

@@ -12,7 +12,7 @@ from core.ids import RequestId, TransferId
 from core.session import Role, Submit, Task
 from decode_worker.role import DecodeRole
 from engine.scheduling.sequence import Status
-from kv_transfer import frames
+from kv_transfer import codec
 from kv_transfer.transitions import Transition
 from prefill_worker.role import PrefillRole
 from worker.sessions import SessionServer
@@ -191,7 +191,7 @@ def test_blocks_that_decode_has_are_not_sent_again():
 
         def watch(stream, message):
             if isinstance(message, bytes) and message[:1] == FRAME:
-                sent.extend(frames.decode(message)[1].entries["block"].tolist())
+                sent.extend(codec.decode(message)[1].entries["block"].tolist())
             return message
 
         agent, published = unit(cluster, Role.PREFILL).agent, []
