@@ -21,7 +21,8 @@ class FencedPool:
 
     def __init__(self, kv: KVBytes, generation: int) -> None:
         """Keep the generation that the worker saw, on its own loop, when it made the promise."""
-        self._kv, self._generation = kv, generation
+        self._kv = kv
+        self._generation = generation
 
     def check(self) -> None:
         """Compare the generations.

@@ -24,6 +24,7 @@ from kv_transfer.reserved_blocks import Reservation
 from kv_transfer.transitions import Transition
 
 MAX_PROBES = 512
+"""Queued at once: as many peers as a large cluster has. They run one after the other."""
 
 
 class ReceiveAgent(TransferAgent):
@@ -118,7 +119,7 @@ class ReceiveAgent(TransferAgent):
                 )
         except TimeoutError:
             route = RouteReport(address, error=f"no answer within {PROBE_TIMEOUT_S:g} s")
-        except Exception as error:  # noqa: BLE001 - the route is closed, and says why; logged
+        except Exception as error:  # noqa: BLE001 - the route is closed, and the report has the reason; logged
             route = RouteReport(address, error=failure_of(error, "the probe").message)
         finally:
             self._num_probes -= 1

@@ -86,7 +86,7 @@ class Blocks:
 
 
 class State(Enum):
-    """Where a transfer stands; the picture above has the ways between."""
+    """Where a transfer stands; the picture above has the transitions."""
 
     OFFERED = auto()
     OPEN = auto()

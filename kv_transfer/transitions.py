@@ -1,4 +1,4 @@
-"""Every way in which a transfer can go from one state to the next, by name.
+"""Every transition of a transfer from one state to the next, by name.
 
 Owns the names. Does not know what happens in a transition.
 """

@@ -337,5 +337,5 @@ def test_a_report_of_a_way_that_cannot_be_taken_ends_nothing(monkeypatch, caplog
 
     monkeypatch.setattr(SessionServer, "send_route", breaks)
     tokens, ended = run(ask)
-    assert "could not be taken" in caplog.text
+    assert "could not be used" in caplog.text
     assert ended.error is None and tokens == expected()
