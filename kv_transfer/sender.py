@@ -226,7 +226,7 @@ class Sender:
     def refuse(self, error: ServingError) -> None:
         """`open` failed: the transfer ends before it began, and the peer learns why."""
         if isinstance(error, LayoutMismatch):
-            self._note(Transition.SENDER_MISFIT)
+            self._note(Transition.SENDER_INCOMPATIBLE)
         self.lose(error)
         self._control.clear()
         self._send(frames.Failed(*to_wire(error)))

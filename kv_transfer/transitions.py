@@ -16,7 +16,7 @@ class Transition(StrEnum):
     SENDER_PARKED = "sender_parked"
     SENDER_NOT_FOUND = "sender_not_found"
     SENDER_OPENED = "sender_opened"
-    SENDER_MISFIT = "sender_misfit"
+    SENDER_INCOMPATIBLE = "sender_incompatible"
     SENDER_STARTED = "sender_started"
     SENDER_PARTNERED = "sender_partnered"
     SENDER_SENT = "sender_sent"

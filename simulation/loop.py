@@ -48,11 +48,11 @@ class _NumberedTask(asyncio.Task[Any]):
 
 def _note_failure(task: asyncio.Task[Any]) -> None:
     loop = task.get_loop()
-    if isinstance(loop, VirtualLoop) and isinstance(task, _NumberedTask) and _is_unheard(task):
+    if isinstance(loop, VirtualLoop) and isinstance(task, _NumberedTask) and _is_unretrieved(task):
         loop.note_failure(task)
 
 
-def _is_unheard(task: asyncio.Task[Any]) -> bool:
+def _is_unretrieved(task: asyncio.Task[Any]) -> bool:
     """True while nobody has asked a failed task for its exception."""
     return bool(task._log_traceback)
 
@@ -98,27 +98,27 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._paused_at_s.pop(node, None)
 
     def note_failure(self, task: _NumberedTask) -> None:
-        """Keep a task that failed, until it is known whether anybody hears of it."""
+        """Keep a task that failed, until it is known whether anybody retrieves it."""
         task.failed_at_s = self._now_s
         if task.node in self._dead:
-            task.exception()  # those who would have heard it are dead, too
+            task.exception()  # those who would have retrieved it are dead, too
         else:
             self.failed.append(task)
 
     def uncaught(self) -> list[str]:
-        """Say what reached the exception handler, and which tasks failed with nobody to hear it."""
-        unheard = [
-            f"nobody heard {getattr(task.get_coro(), '__qualname__', task)} fail: "
+        """List what reached the exception handler, and tasks whose failure nobody retrieved."""
+        unretrieved = [
+            f"nobody retrieved the failure of {getattr(task.get_coro(), '__qualname__', task)}: "
             f"{_cause(task.exception())}"
-            for task in filter(_is_unheard, self.failed)
+            for task in filter(_is_unretrieved, self.failed)
         ]
         self.failed.clear()
-        return [*self.complaints, *unheard]
+        return [*self.complaints, *unretrieved]
 
     def kill(self, node: str) -> None:
         """Let nothing of a node run ever again, not even its clean-up.
 
-        What failed there in its last turn may not have been heard yet, and that is no bug of it.
+        What failed there in its last turn may not have been retrieved yet, and that is no bug.
         """
         last_turn_s = self._paused_at_s.pop(node, self._now_s)
         for task in self.failed:
@@ -163,7 +163,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """There are no sockets."""
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A killed node leaves tasks behind, as a killed process does; anything else is told."""
+        """Keep what asyncio complains of, except tasks that a killed node leaves behind."""
         message = context.get("message", "")
         if "was destroyed but it is pending" not in message:
             what = message.partition("(")[0]  # arguments hold addresses
@@ -211,7 +211,7 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _bury(dead: list[asyncio.Task[Any]]) -> None:
-    """Let go of what killed nodes left behind; nobody hears how their clean-up fails."""
+    """Close what killed nodes left behind, whose clean-up may fail."""
     for task in dead:
         coroutine = task.get_coro()
         with contextlib.suppress(BaseException):

@@ -14,7 +14,7 @@ from core.kv_layout import KVLayout
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.types import GenerateRequest, Logprob
 from simulation.hash_runner import HashModel, MemoryKV
-from simulation.parts import InlineDecoder
+from simulation.ports import InlineDecoder
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from core.types import GenerateRequest, Path, RequestEvent, TextDelta
 from router.choice_output import TextDecoder
 from router.orchestrator import Orchestrator
 from router.request_state import Emit
-from simulation.parts import InlineDecoder
+from simulation.ports import InlineDecoder
 from worker.attempts import AttemptTable
 from worker.ports import WorkerRole
 
@@ -31,7 +31,7 @@ CALLBACKS = (
 
 
 class Injected(Exception):
-    """No error of the tree: what a library or a mistake raises."""
+    """Not of our error tree: what a library or a mistake raises."""
 
 
 class Place(StrEnum):

@@ -20,8 +20,9 @@ from core.config import PlacementConfig, RouterConfig
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
 from protos.baton.v1 import generation_pb2 as pb
-from simulation.cluster import Shape, SimCluster
+from simulation.cluster import SimCluster
 from simulation.loop import run_virtual
+from simulation.shape import Shape
 
 NUM_SCHEDULES = 50 if is_long() else 3
 FAULTS = [

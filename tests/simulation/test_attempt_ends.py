@@ -95,7 +95,7 @@ def test_a_decode_worker_ends_well_when_the_first_tokens_were_final():
 
     async def scenario(cluster):
         ends = []
-        cluster.on_attempt_ended = lambda node, unit, attempt: ends.append(attempt.ended)
+        cluster.on_attempt_ended.append(lambda node, unit, attempt: ends.append(attempt.ended))
         decode = unit(cluster, Role.DECODE)
         node = decode.descriptor.worker_id
         asking = asyncio.ensure_future(ask(cluster, stop_token_ids=(stop,)))

@@ -68,7 +68,8 @@ def test_what_was_placed_on_a_worker_before_its_drain_was_heard_of_moves():
                 draining.append(loop.create_task(cluster.drain(node)))
             return [message]
 
-        cluster.hub.mangle, cluster.on_attempt_ended = leave, note
+        cluster.hub.mangle = leave
+        cluster.on_attempt_ended.append(note)
         _, ended = await ask(cluster)
         return worker.num_attempts, await draining[0], ends, ended
 

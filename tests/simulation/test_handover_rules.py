@@ -274,7 +274,7 @@ def test_a_reservation_that_waits_too_long_is_refused_with_numbers_unless_it_is_
     async def scenario(cluster):
         refused, ended = [], []
         cluster.orchestrator.attempts.on_retry = refused.append
-        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
+        cluster.on_attempt_ended.append(lambda node, unit, attempt: ended.append(attempt.ended))
         hog = asyncio.get_running_loop().create_task(
             ask(cluster, "hog", PROMPT, max_tokens=40, ignore_eos=True)
         )

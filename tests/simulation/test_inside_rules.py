@@ -35,7 +35,7 @@ def test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank(first_tokens, w
                 return codec.encode(number, replace(told, first_tokens=first_tokens))
             return message
 
-        cluster.on_attempt_ended = lambda node, unit, attempt: ended.append(attempt.ended)
+        cluster.on_attempt_ended.append(lambda node, unit, attempt: ended.append(attempt.ended))
         cluster.hub.tamper = lie
         answer = await ask(cluster, **LONG)
         return answer, len(spoiled), ended

@@ -204,7 +204,7 @@ def test_blocks_that_decode_has_are_not_sent_again():
         arrived = []
         agent.publish = publishing
         cluster.hub.tamper = watch
-        cluster.on_step = lambda node, unit, plan: arrived.extend(plan.arrived)
+        cluster.on_step.append(lambda node, unit, plan: arrived.extend(plan.arrived))
         answer = await ask(cluster, "second", max_tokens=4)
         return published, sent, len(arrived), answer
 

@@ -11,7 +11,7 @@ from core.ports import LoopClock
 from core.session import Role
 from router.observe.canary import Canary
 from router.request_builder import ServedModel
-from simulation.cluster import VOCABULARY
+from simulation.shape import VOCABULARY
 
 MODEL = ServedModel("hash", VOCABULARY, 200, (), "float32")
 

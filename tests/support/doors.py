@@ -27,7 +27,7 @@ from router.http.body_reading import BodyReader
 from router.request_builder import ServedModel
 from router.service import GenerationService
 from router.text.detokenizing import TextModel
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 from support.rig import ROOT
 
 ROLES = {

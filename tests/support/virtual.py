@@ -6,8 +6,9 @@ under `tests/simulation`.
 
 from core.config import PlacementConfig
 from core.types import SamplingParams
-from simulation.cluster import Shape, SimCluster
+from simulation.cluster import SimCluster
 from simulation.loop import run_virtual
+from simulation.shape import Shape
 from support.events import read_events
 
 PROMPT = tuple(range(1, 60))

@@ -41,7 +41,7 @@ from router.workers.introductions import Introductions
 from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 from transport.session_codec import (
     from_router_wire,
     from_worker_wire,

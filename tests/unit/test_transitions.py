@@ -123,7 +123,7 @@ PARTNERED = BEGUN | {"partnered": 1}
         (restarted, PARTNERED | {"restarted": 1, "ended": 1}),
         (all_final, PARTNERED | {"finished": 1}),
         (refused_by_peer, BEGUN | {"refused": 1, "lost": 1}),
-        (other_layout, {"offered": 1, "misfit": 1, "lost": 1}),
+        (other_layout, {"offered": 1, "incompatible": 1, "lost": 1}),
         (never_submitted, {"parked": 1, "not_found": 1}),
         (submitted_late, {"parked": 1, "offered": 1, "opened": 1}),
         (never_fetched, {"offered": 1, "expired": 1, "ended": 1}),
