@@ -82,6 +82,7 @@ class TransferAgent(ABC):
     def _note(self, transition: Transition) -> None:
         self.transitions[transition] += 1
 
+    # Owned, since a loop keeps only weak references to tasks.
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -110,6 +111,7 @@ class TransferAgent(ABC):
                 async with asyncio.timeout(PROBE_TIMEOUT_S):
                     await answer(stream, opened, self._config.frame_bytes)
                 return
+            # Numbers begin at 0: anything else is the rest of another stream.
             if number or not isinstance(opened, frames.Open):
                 raise KVTransferError(f"a fetch stream began with {type(opened).__name__}")
             await self._serve_open(stream, opened)

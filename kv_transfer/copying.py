@@ -172,6 +172,7 @@ def _move(  # type: ignore[no-untyped-def]
             for inner in range(rows[1]):
                 start = source_at[fragment] + outer * source_steps[0] + inner * source_steps[1]
                 to = target_at[fragment] + outer * target_steps[0] + inner * target_steps[1]
+                # `place` runs on over the rows, so that two rows cannot trade places unseen.
                 if how == PAST_THE_CACHE:
                     first, second = _copy_and_sum_lines(source, start, target, to, lines, place)
                 else:
@@ -184,6 +185,7 @@ def _move(  # type: ignore[no-untyped-def]
                 plain += first
                 crossed += second
                 place += np.uint64(size)
+        # Mixed, so that every bit of both sums reaches every bit of the tally.
         folded = (plain ^ (crossed >> np.uint64(29))) * ODD
         tallies[fragment] = folded ^ (folded >> HALF) ^ (crossed * OTHER_ODD)
     if how == PAST_THE_CACHE:
@@ -214,10 +216,14 @@ def move(
         size: Words of a row.
         threads: Cores to share the fragments among; the kernel holds no lock.
     """
+    # Not zeroed: the kernel writes every one.
     tallies = np.empty(len(source_at), np.uint64)
     has_target = target is not None
     if target is None:
+        # An array of the same type, so that the kernel is compiled once for both cases.
         target = np.empty(0, source.dtype)
+    # The loop over lines needs whole lines; past the cache they must be aligned as well. Both sums
+    # are the same whichever loop runs, so the two ends may choose differently.
     how = PLAINLY
     if source.dtype == np.uint64 and size % LINE_WORDS == 0:
         is_aligned = has_target and _is_aligned(target, target_at, (*target_steps, size))
@@ -248,7 +254,7 @@ def move(
     others = [_copy_threads(threads - 1).submit(some, *cut) for cut in itertools.pairwise(cuts[1:])]
     some(0, cuts[1])  # this thread has no better work meanwhile
     for other in others:
-        other.result()
+        other.result()  # raises here what was raised there
     return tallies
 
 

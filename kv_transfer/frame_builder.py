@@ -50,6 +50,8 @@ class FrameBuilder:
             raise LayoutMismatch(f"KV cannot go between these workers: {'; '.join(differences)}")
         self._grid = common_grid(layout, opened.num_shards, opened.block_size_tokens)
         self._pool = fence.view(layout, self._grid)
+        # The peer mapped when it dialled, and an early Open waits for its Submit: ranks may have
+        # started again in between.
         fence.check_mapping(mapped_pool)
         fragment_bytes = self._pool.fragment_bytes
         longest = frames.MAX_MESSAGE_BYTES - frames.FRAME_HEAD_BYTES - ENTRY.itemsize
@@ -115,17 +117,20 @@ class FrameBuilder:
         Raises:
             KVTransferError: The pool was replaced since the offer.
         """
+        # For each frame: a pool can be replaced in mid-transfer, and its old views stay readable.
         self._fence.check()
         entries = self._take(self._fragments_per_frame)
         payload = None
         if self._is_mapped:
+            # Summed although nothing is copied: the receiver compares with what it reads later, and
+            # a block that was allocated again in between shows.
             tallies = self._pool.checksum(entries)
         else:
             payload, tallies = self._pool.gather(entries)
         checksums = frames.keyed_checksums(self._transfer_id, sub_attempt, entries, tallies)
         entries["checksum"] = checksums
         self._checksums[entries["layer"], entries["shard"], entries["block"]] = checksums
-        self._sent.append(entries)
+        self._sent.append(entries)  # descriptors only, for resends: 24 bytes a fragment
         self.num_bytes += len(entries) * self._pool.fragment_bytes
         return frames.Frame(sub_attempt, entries, payload)
 
@@ -134,6 +139,7 @@ class FrameBuilder:
         while self._waiting and most > 0:
             batch = self._waiting.popleft()
             if len(batch) > most:
+                # A batch is one layer of a chunk; what does not fit keeps its place in the order.
                 self._waiting.appendleft(batch[most:])
                 batch = batch[:most]
             taken.append(batch)

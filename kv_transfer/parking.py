@@ -34,6 +34,7 @@ class ParkingLot:
 
     async def wait(self, transfer_id: TransferId, peer: WorkerId, park_s: float) -> None:
         """Wait until the transfer is offered, for at most `park_s`; then free the place again."""
+        # An event each, not one a transfer: a peer may open twice, and one of them be cut.
         event = asyncio.Event()
         self._waiting.setdefault(transfer_id, {})[event] = None
         self._by_peer[peer] += 1

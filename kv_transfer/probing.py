@@ -77,6 +77,7 @@ async def _move_all(stream: MessageStream, frame_bytes: int) -> int:
         _, message = codec.decode(await stream.recv())
         if not isinstance(message, frames.Frame):
             return num_moved
+        # A mapped stream carries no payload: the same bytes are read where they lie.
         source = message.payload
         if source is None and isinstance(stream, MappedStream) and stream.peer_segments:
             source = stream.peer_segments[0][:frame_bytes]
@@ -84,6 +85,7 @@ async def _move_all(stream: MessageStream, frame_bytes: int) -> int:
             raise KVTransferError("a probe named memory that is not mapped here")
         # Copied and summed as a transfer does it: reading alone would look faster than it is.
         words = np.frombuffer(source[: len(source) // 8 * 8], np.uint64)
+        # Kept between frames: fresh memory would measure page faults.
         if len(target) < len(words):
             target = np.zeros(len(words), np.uint64)
         move(words, start, (0, 0), target, start, (0, 0), (1, 1), len(words))

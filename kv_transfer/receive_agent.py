@@ -98,6 +98,7 @@ class ReceiveAgent(TransferAgent):
                 self._config.copy_threads,
             )
             self._note(Transition.RECEIVER_FETCHING)
+            # Entered before its task runs: the worker may end it at once.
             self._receivers[order.transfer_id] = stream.receiver
             self._own(self._receive(stream))
 
@@ -106,6 +107,7 @@ class ReceiveAgent(TransferAgent):
 
         More than a few hundred at once are not tried.
         """
+        # A bound on tasks: routers ask for a probe of each pair, and there may be many of both.
         if self._num_probes < MAX_PROBES:
             self._num_probes += 1
             self._own(self._probe_peer(address, probe_bytes))
@@ -130,6 +132,7 @@ class ReceiveAgent(TransferAgent):
         try:
             await stream.run(self._network, self._config.open_timeout_s)
         finally:
+            # Its counters outlive it.
             del self._receivers[receiver.order.transfer_id]
             self.num_late_frames += receiver.num_late_frames
             self.num_resent += receiver.num_resent
@@ -158,4 +161,5 @@ class ReceiveAgent(TransferAgent):
             if receiver := self._receivers.get(transfer_id):
                 receiver.end()
             else:
+                # It ended by itself, and its report crossed with this call.
                 self._callbacks.transfer_closed(transfer_id)

@@ -68,6 +68,7 @@ class ReceiveStream:
             receiver.fail(failure_of(error, "the prefill worker's stream", self._silence_s))
         finally:
             receiver.end()
+            # Also after a good end: close() left the other direction open.
             if stream is not None:
                 stream.reset()
             # Last: from here on the worker gives the blocks to others.
@@ -78,6 +79,7 @@ class ReceiveStream:
             self.receiver.handle(await fetch.recv())
 
     async def _heartbeat(self) -> None:
+        # Also while frames come in: only messages from this end renew the sender's lease.
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             self.receiver.heartbeat()
@@ -90,5 +92,6 @@ class ReceiveStream:
             if receiver.is_closed:
                 await fetch.close()
                 return
+            # Nothing was awaited since the queue was found empty, so no wake-up is lost here.
             self._wake.clear()
             await self._wake.wait()

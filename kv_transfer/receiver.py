@@ -199,6 +199,7 @@ class Receiver:
             transport: Its name.
             peer_segments: The sender's pool, if this process has mapped it.
         """
+        # The sender's shape is not known before Starting, so its pool cannot be addressed yet.
         self._transport = transport
         self._peer_segments = peer_segments
         self.state = State.WAITING
@@ -227,11 +228,12 @@ class Receiver:
                 self._start(message)
             case frames.Commit():
                 self._note(Transition.RECEIVER_COMMITTED)
-                self._commit = message
+                self._commit = message  # kept: fragments that were resent may come after it
                 self._verify()
             case frames.Restart(sub_attempt):
                 self._restart(sub_attempt)
             case frames.Finished():
+                # Reported first: `transfer_closed` must come last of all.
                 self._callbacks.transfer_finished(self.order.transfer_id)
                 self._enter(State.CLOSED, Transition.RECEIVER_FINISHED)
             case frames.Failed(kind, text):
@@ -283,6 +285,7 @@ class Receiver:
     def _restart(self, sub_attempt: int) -> None:
         self._note(Transition.RECEIVER_RESTARTED)
         self._sub_attempt = sub_attempt
+        # The reservation stays: giving it back would mean waiting for blocks once more.
         if self._blocks is not None:
             self._blocks.forget()
         self._asked_again.clear()

@@ -61,11 +61,13 @@ class ReservedBlocks:
         self._source = source
         self._generation_of = generation_of
         self._num_layers = layout.num_layers
+        # As an array: a frame looks some hundreds of them up at once.
         self._block_ids = np.asarray(reservation.block_ids, np.int64)
         self._first = grid.blocks_for(reservation.have_blocks * layout.block_size_tokens)
         self._end = grid.blocks_for(num_tokens)
         shape = layout.num_layers, grid.num_shards, self._end
         self._checksums = np.zeros(shape, np.uint64)
+        # Beside the checksums, of which 0 is a value like any other.
         self._is_here = np.zeros(shape, bool)
         self.num_bytes = 0
 
@@ -101,10 +103,12 @@ class ReservedBlocks:
         Raises:
             KVTransferError: It claims what is not in this transfer; nothing was written.
         """
+        # In this order: first what costs nothing, and the copy only when every claim holds.
         entries = frame.entries
         self._fence.check()
         self._check_range(entries)
         at = entries["block"] // self._pool.blocks_per_block
+        # All blocks between the first and the last: frames come in order, so they are few.
         self._check_owner(int(at.min()), int(at.max()) + 1)
         tallies = self._copy(frame, self._block_ids[at])
         checksums = frames.keyed_checksums(self._transfer_id, frame.sub_attempt, entries, tallies)
@@ -141,6 +145,7 @@ class ReservedBlocks:
 
     def _check_range(self, entries: Array) -> None:
         grid = self._pool.grid
+        # In one vector operation: entry by entry it would cost more than the copy.
         is_in_range = (
             (entries["layer"] < self._num_layers)
             & (entries["shard"] < grid.num_shards)

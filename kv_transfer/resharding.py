@@ -51,6 +51,8 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
         LayoutMismatch: The peer's numbers cannot be those of a pool like this, or block sizes do
             not divide.
     """
+    # More shards than heads means copies of heads, fewer means several heads a shard: both must
+    # come out whole.
     heads, (small, large) = mine.num_kv_heads, sorted((mine.block_size_tokens, block_size_tokens))
     if num_shards < 1 or (heads % num_shards and num_shards % heads):
         raise LayoutMismatch(
@@ -91,6 +93,7 @@ class PoolView:
         Raises:
             LayoutMismatch: The segments cannot be a pool of this layout.
         """
+        # A pool is [layer][block] in each segment, so its size tells the number of blocks.
         row = layout.layer_block_bytes * layout.num_layers
         if len(segments) != layout.num_shards or any(
             len(s) % row or len(s) != len(segments[0]) for s in segments
@@ -129,6 +132,7 @@ class PoolView:
         one["block"] = first_block * per_block + np.arange(count)
         one["source"] = np.repeat(np.asarray(block_ids, np.uint32), per_block)[:count]
         one["num_valid_tokens"] = np.minimum(size, num_tokens - size * np.arange(count))
+        # By shard first: neighbours in a frame are neighbours in memory, on both sides.
         every = np.tile(one, self.grid.num_shards)
         every["shard"] = np.repeat(np.arange(self.grid.num_shards), count)
         return every
@@ -175,6 +179,7 @@ class PoolView:
             entries["block"].astype(np.int64) % self.blocks_per_block * self.grid.block_size_tokens
         )
         blocks = entries["layer"].astype(np.int64) * self._num_blocks + block_ids
+        # A block holds all its keys, then all its values; in each half, slot by slot, all heads.
         half_slot_bytes = layout.heads_per_shard * head_bytes
         at = blocks * layout.layer_block_bytes + slot * half_slot_bytes + head * head_bytes
         steps = layout.block_size_tokens * half_slot_bytes // unit, half_slot_bytes // unit
@@ -210,6 +215,7 @@ class PoolView:
                 self._threads,
             )
         tallies = np.empty(len(source.at), np.uint64)
+        # The kernel takes one array a side, so fragments are grouped by the pair they go between.
         pairs = (
             source.shards if target is None else source.shards * len(target_arrays) + target.shards
         )

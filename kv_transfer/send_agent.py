@@ -114,6 +114,7 @@ class SendAgent(TransferAgent):
         with self._contained(transfer_id):
             if sender := self._sender(transfer_id):
                 sender.commit(sub_attempt, first_tokens, final)
+                # `Finished` is queued, and nobody acknowledges it: the transfer is over here.
                 if len(final) == len(first_tokens):
                     self._end_sender(sender, None)
 
@@ -123,6 +124,8 @@ class SendAgent(TransferAgent):
             if sender := self._sender(transfer_id):
                 sender.restart(sub_attempt)
             else:
+                # It ended here before the worker knew. Only what came before this sub-attempt is
+                # free: the new one may pin the same blocks again.
                 self._callbacks.transfer_drained(transfer_id, sub_attempt - 1)
 
     def end_send(self, transfer_id: TransferId, error: ServingError | None) -> None:
@@ -130,6 +133,7 @@ class SendAgent(TransferAgent):
         with self._contained(transfer_id):
             stream = self._streams.get(transfer_id)
             if stream is None:
+                # Answered all the same: the worker keeps blocks pinned until it is.
                 self._callbacks.transfer_drained(transfer_id, LAST_SUB_ATTEMPT)
             else:
                 self._end_sender(stream.sender, error)
@@ -154,6 +158,7 @@ class SendAgent(TransferAgent):
         self._forget_sender(sender)
 
     def _forget_sender(self, sender: Sender) -> None:
+        # Both the stream's task and the worker's call end it, in either order.
         if self._streams.pop(sender.offer.transfer_id, None) is not None:
             self.num_sent_bytes += sender.num_bytes
             self._bury(sender.offer.transfer_id)
@@ -192,6 +197,7 @@ class SendAgent(TransferAgent):
         if found is None:
             return None
         offer = found.sender.offer
+        # Random ids keep strangers out; this keeps out a receiver that was replaced since.
         named = (offer.receiver_id, offer.receiver_incarnation)
         return found if named == (opened.receiver_id, opened.receiver_incarnation) else None
 
@@ -199,6 +205,7 @@ class SendAgent(TransferAgent):
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             now_s = asyncio.get_running_loop().time()
+            # A copy: an expired transfer leaves the table inside the loop.
             for sender in [stream.sender for stream in self._streams.values()]:
                 if now_s - sender.last_traffic_at > self._config.lease_s:
                     with self._contained(sender.offer.transfer_id):

@@ -163,6 +163,7 @@ class Sender:
         if sub_attempt != self._sub_attempt or self.is_closed:
             return
         if len(final_choices) == len(first_tokens):
+            # Nothing is left to decode, so no KV is wanted: not even what waits in the queue.
             if self._builder is not None:
                 self._builder.drop_waiting()
             self._note(Transition.SENDER_FINISHED)
@@ -228,6 +229,7 @@ class Sender:
         if isinstance(error, LayoutMismatch):
             self._note(Transition.SENDER_INCOMPATIBLE)
         self.lose(error)
+        # A Restart of before means nothing to a peer that never learned of the first sub-attempt.
         self._control.clear()
         self._send(frames.Failed(*to_wire(error)))
         self.close()
@@ -239,7 +241,7 @@ class Sender:
             KVTransferError: It is not the receiver's to send, or not now.
             PoolExhausted: The receiver refused.
         """
-        self.last_traffic_at = now_s
+        self.last_traffic_at = now_s  # any message renews the lease
         if self.is_closed:
             return  # it crossed with the end, which is on its way to the receiver
         match message:
@@ -275,7 +277,7 @@ class Sender:
         """Send what is queued for the peer and nothing else; no block is read any more."""
         if self.is_closed:
             return
-        self.state = State.CLOSED
+        self.state = State.CLOSED  # first: the callback below may call back
         if self._builder is not None:
             self._builder.drop_waiting()
         self._wake()
@@ -317,6 +319,7 @@ class Sender:
         commit = self._commit
         if commit is None or builder is None:
             return None
+        # The last fragment is out, and a resend changes neither number.
         self._commit = None
         num_entries, checksum = builder.totals()
         self._enter(State.COMMITTED, Transition.SENDER_COMMITTED)

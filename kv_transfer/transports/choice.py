@@ -42,6 +42,7 @@ class Transports:
         offers = read_address(address)
         reasons = []
         now_s = asyncio.get_running_loop().time()
+        # In this worker's order of preference: whoever dials chooses.
         common = [name for name in self._networks if name in offers]
         rested = [
             name for name in common if self._resting_until.get((name, offers[name]), 0.0) <= now_s
@@ -55,6 +56,7 @@ class Transports:
                 self._resting_until[name, offers[name]] = now_s + REST_S
                 self.num_fallen_back += 1
                 continue
+            # It answers again: the next dial need not wait for the end of its rest.
             self._resting_until.pop((name, offers[name]), None)
             self.num_dialled[name] += 1
             return stream

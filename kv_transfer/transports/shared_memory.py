@@ -71,6 +71,7 @@ class _SharedStream:
     async def recv(self) -> bytes:
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            # A peer's number: it would be allocated before anything of it has come.
             if length > MAX_MESSAGE_BYTES:
                 raise StreamClosed(
                     f"the peer announced a message of {length} bytes, the limit is "
@@ -109,6 +110,7 @@ class SharedNetwork:
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
+        # Random: an address that was published before a restart must not reach the next worker.
         name = f"baton-kv-{secrets.token_hex(16)}"
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         server.bind(f"\0{name}")
@@ -147,7 +149,7 @@ class SharedNetwork:
         try:
             await on_stream(stream)
         finally:
-            writer.close()
+            writer.close()  # the handler's end is the stream's
 
     async def _send_pool(self, connection: socket.socket) -> bytes:
         """Check who dials, and send it what it has not mapped yet; returns the pool's name."""
@@ -168,6 +170,7 @@ class SharedNetwork:
         """See `Network`; afterwards the stream's `peer_segments` are the peer's pool."""
         loop = asyncio.get_running_loop()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Compared afterwards: what is mapped anew has to be touched once.
         known = self._mapped.get(address)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -204,6 +207,7 @@ class SharedNetwork:
         try:
             new_name, count = _POOL.unpack_from(head)
             sizes = struct.unpack_from(f"<{count}Q", head, _POOL.size)
+            # The same name means the same memory: nothing was sent, and the mapping serves on.
             if new_name != name:
                 segments = [_map(fd, size) for fd, size in zip(fds, sizes, strict=True)]
         except ValueError as error:
