@@ -319,7 +319,6 @@ class Sender:
         commit = self._commit
         if commit is None or builder is None:
             return None
-        # The last fragment is out, and a resend changes neither number.
         self._commit = None
         num_entries, checksum = builder.totals()
         self._enter(State.COMMITTED, Transition.SENDER_COMMITTED)

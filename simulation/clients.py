@@ -74,6 +74,7 @@ class Client:
         for attempt in range(MAX_RECONNECTS):
             router = await self._alive_router(attempt)
             wake = asyncio.Event()
+            # After its router's death it asks for the rest, and names the positions it has.
             request = self._resuming() if attempt else self.request
             self._has_scores_of_stream = False
             stream = router.open(request, wake)
@@ -90,6 +91,7 @@ class Client:
 
     def _resuming(self) -> GenerateRequest:
         have = tuple(
+            # The text that a decoder held back at the end is a position, and so is the finish.
             len(tokens) + (2 if choice in self._finish else self._has_tail[choice])
             for choice, tokens in enumerate(self._tokens)
         )
@@ -125,6 +127,7 @@ class Client:
                 self._is_cancelled = True
                 self._report.bitten[Kind.CANCEL] += 1
                 return True
+            # Once, after the first tokens: credit must run out in mid-answer.
             if stall_s and any(self._tokens):
                 self._report.bitten[Kind.SLOW_READER] += 1
                 await asyncio.sleep(stall_s)
@@ -134,6 +137,7 @@ class Client:
                 async with asyncio.timeout(wait_s):
                     await wake.wait()
             except TimeoutError:
+                # Its pings go unanswered: a client cannot know pause from death.
                 if router.name in self._cluster.paused:
                     return False
 

@@ -114,11 +114,13 @@ class Fairness:
         small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}
         has_giant = any(item.sequence_key in giants for item in chunks)
         others = not has_giant or any(item.sequence_key not in giants for item in chunks)
+        # Only steps that a giant has to itself hold a small one back.
         if not small or others:
             record.missed_steps.clear()
             return
         record.missed_steps = {key: record.missed_steps.get(key, 0) + 1 for key in small}
         for key, num_missed in record.missed_steps.items():
+            # Equal, not more: reported once.
             if num_missed == MAX_MISSED_STEPS:
                 self._report.violated(
                     f"F2 {node}: a prompt of {small[key].num_tokens} tokens waited for "
@@ -135,6 +137,7 @@ class Fairness:
         record.line.pop(attempt.submit.transfer_id, None)
         if ended.error is not None:
             return
+        # Those that ran when it stopped finish before it, and so may those that were arriving.
         most = MAX_OVERTAKES + 2 * unit.scheduler.limits.max_sequences
         for key, stop in record.stops.items():
             # One that reached its router before the stopped one, and this worker only now, is due.
@@ -156,6 +159,7 @@ class Fairness:
                 line.setdefault(attempt.submit.transfer_id, _InLine(attempt.sequences[0]))
         left = [i for i, w in line.items() if w.sequence.status is not Status.RESERVING]
         ids = list(line)
+        # Before they leave the line: those that arrived have overtaken everyone in front.
         for transfer_id in left:
             if line[transfer_id].sequence.status is Status.ARRIVING:
                 for before in ids[: ids.index(transfer_id)]:
@@ -184,6 +188,7 @@ class Fairness:
         if not has_room or is_bounded or is_refused:
             waiting.room_since_s = None
             return
+        # Room must last: a block that is free for one look may be taken before the next step.
         if waiting.room_since_s is None:
             waiting.room_since_s = now_s
         if now_s - waiting.room_since_s > MAX_LINE_S:

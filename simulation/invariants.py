@@ -102,6 +102,7 @@ class Watch:
         for key, (router, run, since_s) in list(self._placing.items()):
             if not router.is_alive:
                 del self._placing[key]
+            # The clock starts when a placement first becomes possible, not when it was asked for.
             elif router.name in self._cluster.paused or not _could_place(router, run):
                 self._placing[key] = (router, run, now_s)
             elif now_s - since_s > UNUSED_WORKER_S:
@@ -198,6 +199,7 @@ async def _last_event(stream: RequestStream, wake: asyncio.Event) -> RequestEnde
 
 async def check_rest(cluster: SimCluster, report: Report) -> None:
     """L3 and I3: nothing is left, neither at the workers nor at the routers; X1."""
+    # First, since it waits: what is on its way then has time to arrive.
     try:
         await cluster.rest()
     except InvariantViolation as error:

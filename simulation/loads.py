@@ -84,6 +84,7 @@ def make_plan(
     drawn = rng.choice(STYLES)  # also if a style is given: the draws after it stay the same
     style = style or drawn
     shape = _STYLED[style](rng, _calm(rng))
+    # The order of draws is part of what a seed means: shape, faults, orders.
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
     return Plan(seed, shape, _with_faults(rng, drawing.orders(), faults), faults, style)
@@ -256,7 +257,7 @@ class _Drawing:
             * (rng.random() < 0.2),
             prompt_logprobs=rng.choice([0, 5, 20]) if is_scored else None,
         )
-        is_shared = i % 3 == 0
+        is_shared = i % 3 == 0  # a third share a prefix, so that caches hit
         timeout_s = TIMEOUT_S
         if self._style is Style.ADMISSION and rng.random() < 0.2:
             timeout_s = rng.uniform(0.2, 3.0)

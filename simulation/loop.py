@@ -26,6 +26,8 @@ class Deadlock(Exception):
     """Nothing is left to run and no timer is set, but the main task has not ended."""
 
 
+# asyncio keeps tasks in sets, hashed by address: without numbers the order of a cancellation would
+# differ from run to run.
 class _NumberedTask(asyncio.Task[Any]):
     """A task whose hash is its creation number."""
 
@@ -37,6 +39,7 @@ class _NumberedTask(asyncio.Task[Any]):
         context: contextvars.Context | None = options.get("context")
         self.node = context.get(NODE, "") if context is not None else NODE.get()
         super().__init__(coroutine, **options)
+        # In an empty context: a callback of a paused node would be held back with it.
         self.add_done_callback(_note_failure, context=contextvars.Context())
 
     def __hash__(self) -> int:
@@ -137,6 +140,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not ready:
             if not scheduled:
                 raise Deadlock("no timer is set and nothing is ready")
+            # Nothing can happen before the next timer. Never backwards: a busy turn may have passed
+            # its time already.
             self._now_s = max(self._now_s, scheduled[0]._when)
         else:  # timers that come due while a turn is under way fall into the same one
             self._now_s += self.turn_s
@@ -144,11 +149,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = heapq.heappop(scheduled)
             handle._scheduled = False
             ready.append(handle)
+        # As asyncio does: what becomes ready in this turn runs in the next one.
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
             node = handle._context.get(NODE, "")
+            # Dropped for ever, clean-up included: a killed process runs no `finally`.
             if node in self._dead:
                 continue
             if node in self._paused:
@@ -192,13 +199,16 @@ def _cause(error: BaseException | None) -> str:
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a fresh virtual loop to its end; left-over tasks are cancelled."""
+    # From 0 for each run, or the second run of a process would differ from the first.
     _NumberedTask._numbers = itertools.count()
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main)
     finally:
+        # A paused task could not be cancelled.
         for node in sorted(loop._paused):
             loop.resume(node)
+        # A set, too: sorted, so that clean-up runs in the same order each time.
         everyone = sorted(asyncio.all_tasks(loop), key=hash)
         dead = [t for t in everyone if getattr(t, "node", "") in loop._dead]
         rest = [t for t in everyone if t not in dead]

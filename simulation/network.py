@@ -43,6 +43,7 @@ class SimStream:
         self._num_unread = 0
 
     def _notify(self) -> None:
+        # A new event for the next change: several may wait for this one, reader and senders.
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -56,6 +57,7 @@ class SimStream:
             self.reset()
             raise StreamClosed("RESOURCE_EXHAUSTED: the message is over the limit")
         for one in self.hub.pass_on(self, message):
+            # Counted when sent: what is on the wire fills the window, too.
             self.peer._num_unread += 1
             self.hub.carry(self, self.peer._deliver, one)
 
@@ -86,6 +88,7 @@ class SimStream:
         """See `MessageStream`."""
         if self._is_closed:
             return
+        # Unlike `close`: what was not read is lost on both ends.
         self._inbox.clear()
         self._end()
         self.hub.carry(self, self.peer._end)
@@ -124,7 +127,9 @@ class Hub:
             tuple[str, str], list[tuple[SimStream, Callable[..., None], tuple[Any, ...]]]
         ] = {}
         self._resent = asyncio.Event()
+        # No node's context: a message on the wire arrives although its sender was killed.
         self._wire = contextvars.copy_context()
+        # Dictionaries for sets: their order is that of insertion, and not of addresses.
         self.streams: dict[SimStream, None] = {}
         self.tasks: dict[str, dict[asyncio.Task[None], None]] = {}
         self.window = WINDOW
@@ -201,6 +206,7 @@ class Hub:
             return len(self._stalled.get(route, []))
         self._blocked.pop(route, None)
         stalled = self._stalled.pop(route, [])
+        # With fresh latencies but in order: as TCP sends again what was lost.
         for stream, call, args in stalled:
             self.carry(stream, call, *args)
         self._resent.set()
@@ -240,6 +246,7 @@ class Hub:
         listener = self._listeners.get(address)
         if listener is None:
             raise StreamClosed(f"nobody listens at {address}")
+        # The handler runs as the node that listens, so it stops when that node does.
         server_node, kind, on_stream, context = listener
         client, server = SimStream(self, node, kind), SimStream(self, server_node, kind)
         client.peer, server.peer = server, client

@@ -27,6 +27,7 @@ class InlineDecoder:
         """Return one letter a token, some late, as with tokens that end inside a character."""
         letter = chr(32 + token_id)
         held = self._held
+        # Decided by the token alone, so that the oracle and a resumed stream cut alike.
         if token_id % 10 == 0:
             self._held = held + letter
             return ""

@@ -95,6 +95,7 @@ class SimRunner:
         if self.fails_next:
             self.fails_next -= 1
             self.num_bitten += 1
+            # One sequence of the step fails; the others must not notice.
             key = self._rng.choice(plan.items).sequence_key
             tokens = {k: v for k, v in result.tokens.items() if k[0] != key}
             result = StepResult(

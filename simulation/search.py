@@ -143,7 +143,7 @@ async def _run_child(
         str(end),
         str(step),
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # a replay must hash as the search did
         limit=LINE_LIMIT_BYTES,
         start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends its children
     )
@@ -193,6 +193,7 @@ def shrink(seed: int) -> tuple[list[int], list[int]]:
     for needed in (faults, requests):
         for index in list(needed):
             needed.remove(index)
+            # In their order: it decides which fault meets which message.
             if not fails():
                 needed.append(index)
                 needed.sort()
@@ -214,7 +215,7 @@ def main() -> None:
     logging.getLogger().addHandler(logging.NullHandler())
     for seed in range(first, end, step):
         sys.stdout.write(json.dumps(as_line(seed, run_trial(make_plan(seed)))) + "\n")
-        sys.stdout.flush()
+        sys.stdout.flush()  # each seed at once: an interrupted search still has it
 
 
 if __name__ == "__main__":

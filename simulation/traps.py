@@ -75,8 +75,10 @@ class Traps:
         if left:
             self._armed[place, whom] = left - 1
             return
+        # Once: the attempt that follows must succeed.
         del self._armed[place, whom]
         self.sprung[place] += 1
+        # A run id is the client's request id and a number of the run.
         self.victims.add(request_id.partition("~")[0])
         raise Injected(f"injected: {place}")
 

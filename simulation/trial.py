@@ -57,6 +57,7 @@ async def _trial(plan: Plan) -> Report:
         for index, order in enumerate(plan.orders):
             tasks.create_task(one(index, order))
         tasks.create_task(injector.run())
+    # With the watch still on: recovery must keep the promises, too.
     await check_recovery(cluster, injector.injection, report)
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
@@ -68,7 +69,7 @@ async def _trial(plan: Plan) -> Report:
     _count(cluster, injector, report)
     if plan.faults and report.bitten.total() < min(MIN_BITTEN, len(plan.faults)):
         report.violated(f"H1 only {report.bitten.total()} faults bit")
-    await cluster.stop()
+    await cluster.stop()  # after the checks: stopping cleans up what they look for
     return report
 
 

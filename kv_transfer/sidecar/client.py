@@ -99,7 +99,8 @@ class SidecarClient:
         """
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                await asyncio.shield(self._ready)  # others wait for it too
+                # Shielded: several wait for one future, and a timeout would cancel it for all.
+                await asyncio.shield(self._ready)
         except TimeoutError:
             raise StreamClosed(
                 f"the {self.kind} sidecar was not up within {START_TIMEOUT_S:g} s"
@@ -131,6 +132,8 @@ class SidecarClient:
             ) from None
         finally:
             del self._dialled[number]
+            # Opened too late, or the caller was cancelled: the peer must not serve a stream that
+            # nobody reads.
             if abandoned := self._opening.pop(number, None):
                 abandoned.reset()
 
@@ -141,6 +144,7 @@ class SidecarClient:
         try:
             self._socket.send(message.pack())
         except OSError:
+            # Also EAGAIN: its buffer is full, so it has read nothing for thousands of messages.
             self.kill()
 
     def free(self, connection: int, slot: int) -> None:
@@ -158,6 +162,7 @@ class SidecarClient:
         if not data:
             self.kill()
             return
+        # Any message shows that it lives.
         self.heartbeat_at = asyncio.get_running_loop().time()
         try:
             self._handle(ControlMessage.unpack(data), fds)
@@ -207,6 +212,7 @@ class SidecarClient:
             arena = map_segment(fd, arena_bytes(self.slot_bytes))
         finally:
             os.close(fd)  # the mapping keeps the memory
+        # Outbound slots are the worker's to fill; inbound ones are the sidecar's from the start.
         free: asyncio.Queue[int] = asyncio.Queue()  # bounded by its slots
         for slot in range(SLOTS, 2 * SLOTS):
             free.put_nowait(slot)
@@ -218,6 +224,7 @@ class SidecarClient:
         return stream
 
     def _settle(self, number: int, error: StreamClosed | None) -> None:
+        # Whoever dialled may have given up, and a sidecar that dies settles every dial.
         future, stream = self._dialled.get(number), self._opening.get(number)
         if future is None or future.done():
             return
@@ -230,6 +237,7 @@ class SidecarClient:
         try:
             await self._on_stream(stream)
         finally:
+            # As a gRPC handler's return ends its stream.
             await stream.close()
             stream.leave()
 
@@ -242,6 +250,7 @@ class SidecarClient:
         """End the process, and with it its connections and their streams."""
         if self.is_dead:
             return
+        # First: closing the streams below may call `send`.
         self.is_dead = True
         self.died.set()
         asyncio.get_running_loop().remove_reader(self._socket)
@@ -299,6 +308,7 @@ def _spawn(kind: str, slot_bytes: int, listener: socket.socket, host: str) -> _S
     finally:
         theirs.close()
         os.close(parent_death_read)
+    # Never block the loop: a message that does not fit at once means a process that stands still.
     control.setblocking(False)
     for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
         control.setsockopt(socket.SOL_SOCKET, option, SOCKET_BYTES)

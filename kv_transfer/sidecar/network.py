@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 @functools.cache
 def _here() -> str:
     """Name of this host's network: loopback addresses mean the same only within one."""
+    # The same boot and the same network namespace; a container has its own loopback.
     boot_id, network = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/net")
     name = (
         f"{boot_id.read_text()}{network.readlink()}" if boot_id.exists() else socket.gethostname()
@@ -53,6 +54,7 @@ class SidecarNetwork:
         """Name the kind of pairs, the address to bind, and the most that goes in one piece."""
         self._kind = kind
         self._host = host
+        # Whole pages, so that every slot begins on one.
         self._slot_bytes = -(-(message_bytes + PIECE_HEAD_BYTES) // 4096) * 4096
         self._listener: socket.socket | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -71,6 +73,7 @@ class SidecarNetwork:
         host = bare_host(self._host)
         listener = socket.create_server((host, 0), family=family_of(host), backlog=BACKLOG)
         self._listener = listener
+        # The listener stays open here: its address outlives every sidecar that serves on it.
         client = self._start(listener, on_stream)
         self._watching = asyncio.get_running_loop().create_task(
             self._keep_up(client, listener, on_stream)
@@ -134,6 +137,7 @@ class SidecarNetwork:
     async def dial(self, address: str) -> MessageStream:
         """See `Network`; `listen` comes first."""
         client = self.client
+        # At once, not after a wait: the next transport in line is ready now.
         if client is None or not client.is_ready:
             raise StreamClosed(f"the {self._kind} sidecar is not up")
         where, _, here = address.partition("/")

@@ -115,12 +115,14 @@ class NixlPair:
         if offer is None:
             return None
         address, size = offer
+        # Slots are equal on both sides of one cluster; a peer with another config is refused.
         if len(buffer) > size:
             raise RuntimeError(f"the peer offered {size} bytes for a message of {len(buffer)}")
         note = _WRITTEN.pack(b"w", number, len(buffer))
         with _own_errors():
             mine = self._agent.get_xfer_descs([(buffer.data_ptr(), len(buffer), 0)], "DRAM")
             theirs = self._agent.get_xfer_descs([(address, len(buffer), 0)], "DRAM")
+            # The note goes with the write, and is seen only when the bytes are there.
             handle = self._agent.initialize_xfer("WRITE", mine, theirs, self._peer, note)
             if self._agent.transfer(handle) == "ERR":
                 raise RuntimeError("a NIXL write could not begin")
@@ -136,6 +138,7 @@ class NixlPair:
             state = self._agent.check_xfer_state(handle)
             if state == "ERR":
                 raise RuntimeError("a NIXL write failed; the peer is gone")
+            # Released by the one call that sees its end: NIXL keeps it until then.
             if state == "DONE":
                 self._agent.release_xfer_handle(handle)
             return bool(state == "DONE")

@@ -82,6 +82,7 @@ class GlooPair:
         options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - names the interface
         options._timeout = timedelta(seconds=silence_s)  # noqa: SLF001
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001
+        # One thread is enough for one peer, and a worker has many.
         options._threads = 1  # noqa: SLF001
         self._group = dist.ProcessGroupGloo(store, rank, 2, options)
         self._peer = 1 - rank
@@ -129,6 +130,7 @@ class NcclPair:
 
     def send(self, buffer: torch.Tensor) -> Work:
         """See `Pair`."""
+        # `work.wait` bounds each by the silence: without it a dead peer would hang the thread.
         head = torch.tensor([len(buffer)], device="cuda")
         payload = buffer.to("cuda")
         return _All(

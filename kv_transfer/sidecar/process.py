@@ -78,6 +78,7 @@ class _Connection:
 
     def send(self, piece: DataHeader, slot: int = -1) -> None:
         """Queue a piece; `slot` holds its payload."""
+        # Never waits: this may be the thread that reads from the worker.
         try:
             self._outbox.put_nowait((piece, slot))
         except queue.Full:
@@ -88,6 +89,7 @@ class _Connection:
         self._free.put(slot)
 
     def _lose(self, reason: str) -> None:
+        # Reader, writer and sender may all find out at once; the worker must get one message.
         with self._lock:
             if self.is_lost:
                 return
@@ -120,6 +122,7 @@ class _Connection:
             self._lose(str(error))
 
     def _begin(self, piece: DataHeader, slot: int, in_flight: _InFlight) -> None:
+        # Heads without payload take no slot: a heartbeat must go out when all slots are in flight.
         if slot < 0:
             head = bytearray(PIECE_HEAD_BYTES)
             piece.write(memoryview(head))
@@ -150,6 +153,7 @@ class _Connection:
                     posted.append((self._pair.recv(self._tensor[at : at + self._slot_bytes]), slot))
                 work, slot = posted.popleft()
                 work.wait()
+                # After `wait`: only now are all its bytes in the slot.
                 piece = DataHeader.read(slot_of(self._arena, slot, self._slot_bytes))
                 if piece.kind is MessageKind.SEND:
                     self._sidecar.send(
@@ -163,6 +167,7 @@ class _Connection:
                         )
                     )
                 else:
+                    # Without payload: the slot is free again before anything is done about it.
                     self._free.put(slot)
                     self._handle(piece)
         except (RuntimeError, ValueError) as error:
@@ -243,6 +248,7 @@ class _Sidecar:
                 store = rendezvous.next_request()
             except RuntimeError:
                 os._exit(1)  # nobody could connect any more; the next process starts afresh
+            # Each takes an arena and two threads; a peer without one goes another route.
             if len(self._connections) < MAX_CONNECTIONS:
                 threading.Thread(
                     target=self._accept_pair, args=(store,), name="pair", daemon=True
@@ -281,6 +287,8 @@ class _Sidecar:
                 connection = self._by_address.get(address)
                 if connection is None or connection.is_lost:
                     connection = self._by_address[address] = self._connect(request_pair(address), 1)
+        # A malformed address, nobody there, no descriptors or no library: the dial fails, and the
+        # process goes on.
         except (RuntimeError, ValueError, OSError, KVTransferError) as error:
             self.send(
                 ControlMessage(MessageKind.REFUSED, stream=message.stream, text=str(error)[:200])
@@ -292,6 +300,7 @@ class _Sidecar:
 
     def lose(self, connection: _Connection, reason: str) -> None:
         """Drop a connection that has ended, and report it to the worker."""
+        # By identity: the address may have a newer connection already.
         with self._lock:
             self._connections.pop(connection.number, None)
             for address in [a for a, known in self._by_address.items() if known is connection]:

@@ -79,6 +79,7 @@ class SidecarStream:
         view = memoryview(message)
         connection = self._connection
         room = self._sidecar.slot_bytes - PIECE_HEAD_BYTES
+        # At least one piece: an empty message is a message, too.
         for at in range(0, max(1, len(view)), room):
             piece = view[at : at + room]
             slot = await self._free_slot()
@@ -104,6 +105,7 @@ class SidecarStream:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 slot = await self._connection.free.get()
         except TimeoutError:
+            # Cut, not only given up: half a message may have gone.
             self.reset()
             raise StreamClosed(f"the peer took nothing for {SEND_TIMEOUT_S:g} s") from None
         if self._is_over or slot == NO_SLOT:
@@ -117,6 +119,7 @@ class SidecarStream:
         self._free_slot_in_hand()
         piece = await self._next_piece()
         if piece.is_last:
+            # Not copied: the caller reads it in its slot, which is free at the next `recv`.
             self._in_hand = piece.slot
             return piece.data
         return await self._join(piece)
@@ -152,6 +155,7 @@ class SidecarStream:
             self._sidecar.free(self._connection_number, slot)
             self.reset()
             return
+        # All streams of a connection share its slots, so a slow one pays with a copy of its own.
         if self._inbox.qsize() >= UNREAD_SLOTS:
             data = memoryview(bytes(data))
             self._sidecar.free(self._connection_number, slot)
@@ -166,6 +170,7 @@ class SidecarStream:
         """Drop what was not read: the stream is over in both directions."""
         self._is_over = True
         self._free_slot_in_hand()
+        # Slots back to the others: the connection goes on without this stream.
         while not self._inbox.empty():
             piece = self._inbox.get_nowait()
             if piece is not None:
