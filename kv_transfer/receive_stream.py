@@ -76,7 +76,7 @@ class ReceiveStream:
 
     async def _read(self, fetch: FetchStream) -> None:
         while not self.receiver.is_closed:
-            self.receiver.handle(await fetch.recv())
+            self.receiver.receive(await fetch.recv())
 
     async def _heartbeat(self) -> None:
         # Also while frames come in: only messages from this end renew the sender's lease.

@@ -212,7 +212,7 @@ class Receiver:
             *self._layout.shape,
         )
 
-    def handle(self, message: frames.Message) -> None:
+    def receive(self, message: frames.Message) -> None:
         """Take a message of the sender.
 
         Raises:

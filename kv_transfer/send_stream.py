@@ -81,7 +81,7 @@ class SendStream:
     async def _read(self, fetch: FetchStream) -> None:
         while not self.sender.is_closed:
             message = await fetch.recv()
-            self.sender.handle(message, asyncio.get_running_loop().time())
+            self.sender.receive(message, asyncio.get_running_loop().time())
 
     async def _write(self, fetch: FetchStream) -> None:
         sender = self.sender

@@ -234,7 +234,7 @@ class Sender:
         self._send(frames.Failed(*to_wire(error)))
         self.close()
 
-    def handle(self, message: frames.Message, now_s: float) -> None:
+    def receive(self, message: frames.Message, now_s: float) -> None:
         """Take a message of the receiver.
 
         Raises:

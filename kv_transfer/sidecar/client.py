@@ -165,14 +165,14 @@ class SidecarClient:
         # Any message shows that it lives.
         self.heartbeat_at = asyncio.get_running_loop().time()
         try:
-            self._handle(ControlMessage.unpack(data), fds)
+            self._dispatch(ControlMessage.unpack(data), fds)
         except Exception:
             # Its message makes no sense, or a bug of ours: the loop would log it and read on. The
             # next process begins with clean books, and transfers take another transport meanwhile.
-            log.exception("the %s sidecar is ended: its message could not be handled", self.kind)
+            log.exception("the %s sidecar is ended: its message could not be understood", self.kind)
             self.kill()
 
-    def _handle(self, message: ControlMessage, fds: list[int]) -> None:
+    def _dispatch(self, message: ControlMessage, fds: list[int]) -> None:
         connection = self._connections.get(message.connection)
         stream = connection.streams.get(message.stream) if connection else None
         match message.kind:

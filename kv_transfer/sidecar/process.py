@@ -169,11 +169,11 @@ class _Connection:
                 else:
                     # Without payload: the slot is free again before anything is done about it.
                     self._free.put(slot)
-                    self._handle(piece)
+                    self._dispatch(piece)
         except (RuntimeError, ValueError) as error:
             self._lose(str(error))
 
-    def _handle(self, piece: DataHeader) -> None:
+    def _dispatch(self, piece: DataHeader) -> None:
         if piece.kind is MessageKind.ACCEPTED:
             self._sidecar.send(ControlMessage(MessageKind.ACCEPTED, self.number, piece.stream))
             self.send(DataHeader(MessageKind.OPENED, piece.stream))
@@ -223,9 +223,9 @@ class _Sidecar:
                 data = b""  # the worker was killed with a message of ours unread
             if not data:
                 os._exit(0)
-            self._handle(ControlMessage.unpack(data))
+            self._dispatch(ControlMessage.unpack(data))
 
-    def _handle(self, message: ControlMessage) -> None:
+    def _dispatch(self, message: ControlMessage) -> None:
         connection = self._connections.get(message.connection)
         if message.kind is MessageKind.DIAL:
             # To connect waits for the peer, and this thread answers to the worker.

@@ -224,6 +224,22 @@ BUGS = [
         f"{SENDER}::test_a_bug_in_a_sender_fails_its_transfer_alone",
     ),
     Bug(
+        "a commit that crosses with the end of its transfer is reported",
+        "kv_transfer/receiver.py",
+        "        if self.is_closed:\n            return  # it crossed with the end, "
+        "which is on its way to the sender\n",
+        "",
+        f"{RECEIVER}::test_what_crosses_with_the_end_is_not_reported",
+    ),
+    Bug(
+        "an Ack that crosses with the end of its transfer is reported",
+        "kv_transfer/sender.py",
+        "        if self.is_closed:\n            return  # it crossed with the end, "
+        "which is on its way to the receiver\n",
+        "",
+        f"{SENDER}::test_an_ack_that_crosses_with_the_end_is_not_reported",
+    ),
+    Bug(
         "a stream whose Open cannot be sent is left open",
         "kv_transfer/receive_stream.py",
         "            if stream is not None:\n                stream.reset()\n",

@@ -229,6 +229,26 @@ def test_a_frame_is_refused_for_the_blocks_that_were_handed_out_again_and_for_no
     assert f"block {(9, 8, 7)[taken]} has a new owner" in failure(scenario).message
 
 
+def test_what_crosses_with_the_end_is_not_reported():
+    """The worker gave the blocks up: to attach them now would take them from their next owner."""
+
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        for layer in range(2):
+            await source.frame(0, source.entries(layer))
+        await settle()
+        receiver = world.agent._receivers[TRANSFER]
+        world.agent.end_fetch(TRANSFER)
+        whole = frames.combined_checksum(source.checksums)
+        receiver.receive(frames.Commit(0, source.checksums.size, whole, FIRST, frozenset()))
+        return receiver.is_closed
+
+    host = ReceiveCallbacks()
+    assert run(scenario, host)
+    assert host.names() == ["starting", "closed"]
+
+
 # --- the sender has no more to send --------------------------------------------------------------
 
 

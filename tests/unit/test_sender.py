@@ -105,6 +105,18 @@ def test_what_an_older_sub_attempt_publishes_is_not_sent():
     assert run(scenario, SendCallbacks()) == (1, [1, 1, 1])
 
 
+def test_an_ack_that_crosses_with_the_end_is_not_reported():
+    async def scenario(world):
+        await partnered(world)
+        sender = world.agent._streams[TRANSFER].sender
+        world.agent.end_send(TRANSFER, Cancelled("the request ended"))
+        sender.receive(frames.Ack(), 0.0)
+
+    host = SendCallbacks()
+    run(scenario, host)
+    assert host.names() == ["reserved", "drained"]
+
+
 def lost(scenario, host=None, **world):
     """Run a scenario that must end the transfer; returns why."""
     host = host or SendCallbacks()
@@ -364,7 +376,7 @@ def test_workers_whose_parts_no_message_carries_do_not_fit_together(monkeypatch)
 # --- faults of this side -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("what", ["publish", "take_kv", "handle", "open"])
+@pytest.mark.parametrize("what", ["publish", "take_kv", "receive", "open"])
 def test_a_bug_in_a_sender_fails_its_transfer_alone(what, monkeypatch, caplog):
     whole = getattr(Sender, what)
 
