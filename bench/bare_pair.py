@@ -30,9 +30,7 @@ def _connect(kind: str, rank: int, port: int, memory: torch.Tensor) -> Pair:
         store = rendezvous.next_request()
     else:
         store = request_pair(f"127.0.0.1:{port}")
-    pair = PAIRS[kind](store, rank, "127.0.0.1", SILENCE_S)
-    pair.use(memory)
-    return pair
+    return PAIRS[kind](store, rank, "127.0.0.1", SILENCE_S, memory)
 
 
 def _report(number: float) -> None:

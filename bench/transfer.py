@@ -35,7 +35,8 @@ from core.types import Logprob
 from engine.ranks.shared_kv import SharedKV
 from kv_transfer.copying import move, warm
 from kv_transfer.receive_agent import ReceiveAgent
-from kv_transfer.receiver import Arrival, FetchOrder, Reservation
+from kv_transfer.receiver import Arrival, FetchOrder
+from kv_transfer.reserved_blocks import Reservation
 from transport.grpc_network import FETCH_CHANNELS, GrpcNetwork
 
 CHILD_TIMEOUT_S = 30.0

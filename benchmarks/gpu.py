@@ -38,16 +38,16 @@ NCCL_TIMEOUT_S = 60
 PAIR = """
 import sys, time, torch
 from datetime import timedelta
-from kv_transfer.sidecar.pairs import Rendezvous, NcclPair, knock
+from kv_transfer.sidecar.pairs import Rendezvous, NcclPair, request_pair
 import socket
 rank, port = int(sys.argv[1]), sys.argv[2]
 if rank == 0:
     point = Rendezvous(socket.create_server(("127.0.0.1", 0)))
     print(point.port, flush=True)
-    store = point.next_knock()
+    store = point.next_request()
 else:
-    store = knock(f"127.0.0.1:{port}")
-pair = NcclPair(store, rank, "", 30.0)
+    store = request_pair(f"127.0.0.1:{port}")
+pair = NcclPair(store, rank, "", 30.0, torch.empty(0, dtype=torch.uint8))
 data = torch.arange(1 << 20, dtype=torch.int64).to(torch.uint8)
 began = time.perf_counter()
 for _ in range(64):

@@ -28,7 +28,8 @@ from core.types import Logprob
 from engine.scheduling.events import HandoverEvent, Reserved
 from engine.scheduling.sequence import Sequence, Status
 from kv_transfer.receive_agent import ReceiveAgent
-from kv_transfer.receiver import Arrival, FetchOrder, Reservation
+from kv_transfer.receiver import Arrival, FetchOrder
+from kv_transfer.reserved_blocks import Reservation
 from kv_transfer.threadsafe_callbacks import ThreadsafeReceiverCallbacks
 from worker.attempt import Attempt
 from worker.checking import check_first_tokens

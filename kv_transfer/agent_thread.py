@@ -19,13 +19,13 @@ class AgentThread:
     """Runs an agent's loop in a thread, so that payload copies never delay a step."""
 
     def __init__(self) -> None:
-        """Start the thread; its loop is ready on return."""
+        """Start the thread; calls that are made before its loop runs wait for it."""
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="transfer-agent", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
-        warm()
+        warm()  # here, so that the first transfer does not wait for the kernel
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
@@ -36,5 +36,6 @@ class AgentThread:
     def stop(self) -> None:
         """End the loop and the thread."""
         self.loop.call_soon_threadsafe(self.loop.stop)
+        # A copy under way ends first. One that hangs must not keep the worker: it is a daemon.
         self._thread.join(timeout=5)
         self.loop.close()

@@ -1,12 +1,12 @@
-"""Moves parts of KV and sums them up in the same pass, at the speed of memory.
+"""Copies fragments of KV and sums them up in the same pass, at the speed of memory.
 
 Owns one compiled kernel and the checksum it computes. Does not know pools, grids or frames. It
 holds no lock of the interpreter, so the loop beside it goes on.
 
-The checksum of a part is two sums over its words: of the words, and of the products of their halves
-after each word was crossed with its place (the idea of XXH3 and of NH, RFC 4418). One changed word
-always changes the first; words that change together or trade places change the second. It guards
-against damage and mix-ups, not against an enemy: peers prove who they are by TLS.
+The checksum of a fragment is two sums over its words: of the words, and of the products of their
+halves after each word was crossed with its place (the idea of XXH3 and of NH, RFC 4418). One
+changed word always changes the first; words that change together or trade places change the second.
+It guards against damage and mix-ups, not against an enemy: peers authenticate by TLS.
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ HALF = np.uint64(32)
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """glibc's names (malloc.h)."""
-MIN_SHARED_PARTS = 32
+MIN_SHARED_FRAGMENTS = 32
 """Fewer are not worth waking another thread."""
-KEPT_CHUNK_BYTES, KEPT_BYTES = 32 << 20, 256 << 20
+KEPT_CHUNK_BYTES = 32 << 20
+KEPT_BYTES = 256 << 20
 LINE_WORDS = 8
 PLAINLY, BY_LINES, PAST_THE_CACHE = 0, 1, 2
-"""How a row goes: word by word; copied plainly but summed by cache lines;
-copied and summed by lines in one loop."""
-_WORD, _INDEX = ir.IntType(64), ir.IntType(32)
+"""How a row is copied: word by word; plainly, but summed by cache lines; copied and summed by lines
+in one loop."""
+_WORD = ir.IntType(64)
+_INDEX = ir.IntType(32)
 _LINE = ir.VectorType(_WORD, LINE_WORDS)
 
 
@@ -116,7 +118,10 @@ _copy_and_sum_lines, _sum_lines = _sum_of_lines(copies=True), _sum_of_lines(copi
 
 @intrinsic
 def _fence(typing):  # type: ignore[no-untyped-def]
-    """Let lines that went past the cache be seen before what follows."""
+    """Order stores that went past the cache before what follows.
+
+    They are weakly ordered: without it the other process could see a message before its bytes.
+    """
     del typing
 
     def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
@@ -154,16 +159,20 @@ def _move(  # type: ignore[no-untyped-def]
     has_target,
     tallies,
 ):
-    """Copy parts of `rows` = (outer, inner) rows of `size` words; steps are words between rows."""
+    """Copy fragments of `rows` = (outer, inner) rows of `size` words; steps are words between rows.
+
+    All in one call: to enter the kernel costs more than a small fragment.
+    """
     lines = size // LINE_WORDS
-    for part in range(len(source_at)):
+    for fragment in range(len(source_at)):
         plain = np.uint64(0)
         crossed = np.uint64(0)
         place = np.uint64(0)
         for outer in range(rows[0]):
             for inner in range(rows[1]):
-                start = source_at[part] + outer * source_steps[0] + inner * source_steps[1]
-                to = target_at[part] + outer * target_steps[0] + inner * target_steps[1]
+                start = source_at[fragment] + outer * source_steps[0] + inner * source_steps[1]
+                to = target_at[fragment] + outer * target_steps[0] + inner * target_steps[1]
+                # `place` runs on over the rows, so that two rows cannot trade places unseen.
                 if how == PAST_THE_CACHE:
                     first, second = _copy_and_sum_lines(source, start, target, to, lines, place)
                 else:
@@ -176,8 +185,9 @@ def _move(  # type: ignore[no-untyped-def]
                 plain += first
                 crossed += second
                 place += np.uint64(size)
+        # Mixed, so that every bit of both sums reaches every bit of the tally.
         folded = (plain ^ (crossed >> np.uint64(29))) * ODD
-        tallies[part] = folded ^ (folded >> HALF) ^ (crossed * OTHER_ODD)
+        tallies[fragment] = folded ^ (folded >> HALF) ^ (crossed * OTHER_ODD)
     if how == PAST_THE_CACHE:
         _fence()
 
@@ -193,23 +203,27 @@ def move(
     size: int,
     threads: int = 1,
 ) -> Array:
-    """Copy parts from one array of words to another and return their tallies, uint64 [n].
+    """Copy fragments from one array of words to another and return their tallies, uint64 [n].
 
     Args:
         source: uint64 or uint8 [any], not changed.
-        source_at: int64 [n], first word of each part.
-        source_steps: Words between outer and inner rows of a part.
+        source_at: int64 [n], first word of each fragment.
+        source_steps: Words between outer and inner rows of a fragment.
         target: As `source`; None: nothing is written.
         target_at: int64 [n].
         target_steps: As `source_steps`.
-        rows: Outer and inner rows of a part.
+        rows: Outer and inner rows of a fragment.
         size: Words of a row.
-        threads: Cores to share the parts among; the kernel holds no lock.
+        threads: Cores to share the fragments among; the kernel holds no lock.
     """
+    # Not zeroed: the kernel writes every one.
     tallies = np.empty(len(source_at), np.uint64)
     has_target = target is not None
     if target is None:
+        # An array of the same type, so that the kernel is compiled once for both cases.
         target = np.empty(0, source.dtype)
+    # The loop over lines needs whole lines; past the cache they must be aligned as well. Both sums
+    # are the same whichever loop runs, so the two ends may choose differently.
     how = PLAINLY
     if source.dtype == np.uint64 and size % LINE_WORDS == 0:
         is_aligned = has_target and _is_aligned(target, target_at, (*target_steps, size))
@@ -217,35 +231,35 @@ def move(
     read = _read_only(source)
 
     def some(begin: int, end: int) -> None:
-        part = slice(begin, end)
+        mine = slice(begin, end)
         _move(
             read,
-            source_at[part],
+            source_at[mine],
             source_steps,
             target,
-            target_at[part],
+            target_at[mine],
             target_steps,
             rows,
             size,
             how,
             has_target,
-            tallies[part],
+            tallies[mine],
         )
 
     count = len(source_at)
-    if threads == 1 or count < MIN_SHARED_PARTS:
+    if threads == 1 or count < MIN_SHARED_FRAGMENTS:
         some(0, count)
         return tallies
     cuts = [count * n // threads for n in range(threads + 1)]
-    others = [_helpers(threads - 1).submit(some, *cut) for cut in itertools.pairwise(cuts[1:])]
-    some(0, cuts[1])
+    others = [_copy_threads(threads - 1).submit(some, *cut) for cut in itertools.pairwise(cuts[1:])]
+    some(0, cuts[1])  # this thread has no better work meanwhile
     for other in others:
-        other.result()
+        other.result()  # raises here what was raised there
     return tallies
 
 
 @functools.cache
-def _helpers(count: int) -> ThreadPoolExecutor:
+def _copy_threads(count: int) -> ThreadPoolExecutor:
     """Threads that copy beside the caller's; idle ones cost nothing."""
     return ThreadPoolExecutor(count, thread_name_prefix="kv-copy")
 
@@ -274,7 +288,7 @@ def warm() -> None:
 def _keep_freed_memory() -> None:
     """Let glibc keep what was freed.
 
-    A frame's megabyte fetched from the system anew costs more than filling it.
+    A frame's megabyte comes from the system zeroed, page by page: that costs more than filling it.
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):

@@ -1,7 +1,7 @@
-"""What is said of whatever ended a transfer's stream, or broke while one was served.
+"""The error of a transfer for whatever ended its stream, or broke while it was served.
 
 Owns the translation of any exception into an error that the attempt can end with, and the log line
-of those that only a bug explains. Does not know states or hosts.
+of those that only a bug explains. Does not know states or workers.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def failure_of(error: BaseException, where: str, silence_s: float = 0.0) -> Serv
         where: The stream or the place, as a message begins.
         silence_s: What a `TimeoutError` waited for.
     """
+    # A task group wraps what its reader or its writer raised; the other one was cancelled.
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     if isinstance(error, ServingError):

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from core.errors import KVTransferError
 from core.kv_layout import KVLayout
-from core.ports import KVBytes, MappedStream, MessageStream
-from kv_transfer.resharding import Grid, PoolParts
+from core.ports import KVBytes
+from kv_transfer.resharding import Grid, PoolView
 
 FIRST_GENERATION = 1
 """Of a pool that was never replaced."""
@@ -21,7 +21,8 @@ class FencedPool:
 
     def __init__(self, kv: KVBytes, generation: int) -> None:
         """Keep the generation that the worker saw, on its own loop, when it made the promise."""
-        self._kv, self._generation = kv, generation
+        self._kv = kv
+        self._generation = generation
 
     def check(self) -> None:
         """Compare the generations.
@@ -35,27 +36,29 @@ class FencedPool:
                 f"in {self._generation}: the ranks started again, and so must the attempt"
             )
 
-    def parts(self, layout: KVLayout, grid: Grid, threads: int = 1) -> PoolParts:
-        """Address the pool by parts of a grid.
+    def view(self, layout: KVLayout, grid: Grid, threads: int = 1) -> PoolView:
+        """Address the pool by fragments of a grid.
 
         Raises:
             KVTransferError: As `check`.
             LayoutMismatch: The segments cannot be a pool of this layout.
         """
-        parts = PoolParts(self._kv.segments(), layout, grid, threads)
-        self.check()  # afterwards: the generation changes before the segments do
-        return parts
+        view = PoolView(self._kv.segments(), layout, grid, threads)
+        # Afterwards: the generation is raised before the segments change, so that segments of a
+        # later generation cannot pass for those that were promised.
+        self.check()
+        return view
 
-    def check_mapping(self, stream: MessageStream) -> None:
+    def check_mapping(self, mapped_pool: bytes | None) -> None:
         """Compare what the peer has mapped, if it has, with the pool of now.
 
         Raises:
             KVTransferError: It was replaced between the peer's dialling and its Open.
         """
-        if not isinstance(stream, MappedStream):
+        if mapped_pool is None:
             return
         shared = self._kv.shared()
-        if shared is None or shared.name != stream.pool_name:
+        if shared is None or shared.name != mapped_pool:
             raise KVTransferError(
                 "the peer has mapped a KV pool that was replaced since; "
                 "its next stream maps this one"

@@ -1,6 +1,6 @@
 """Opens that came before their Submit, and wait for it a while.
 
-Owns who waits, for how long, and how many may: in all, and per peer, so that one that opens what
+Owns who waits, for how long, and how many may: in all, and per peer, so that one which opens what
 nobody submitted does not use up the places of others. Does not know streams or offers.
 """
 
@@ -33,7 +33,8 @@ class ParkingLot:
         return len(self) < MAX_PARKED and self._by_peer[peer] < MAX_PARKED_PER_PEER
 
     async def wait(self, transfer_id: TransferId, peer: WorkerId, park_s: float) -> None:
-        """Wait until the transfer is offered, for at most `park_s`; any way out frees the place."""
+        """Wait until the transfer is offered, for at most `park_s`; then free the place again."""
+        # An event each, not one a transfer: a peer may open twice, and one of them be cut.
         event = asyncio.Event()
         self._waiting.setdefault(transfer_id, {})[event] = None
         self._by_peer[peer] += 1
@@ -41,8 +42,9 @@ class ParkingLot:
             async with asyncio.timeout(park_s):
                 await event.wait()
         except TimeoutError:
-            pass  # whoever asked looks for the offer itself
+            pass  # the caller looks for the offer in any case
         finally:
+            # Also when the stream was cut and its task cancelled: a place would be lost for good.
             waiting = self._waiting[transfer_id]
             del waiting[event]
             if not waiting:
@@ -52,6 +54,6 @@ class ParkingLot:
                 del self._by_peer[peer]
 
     def offered(self, transfer_id: TransferId) -> None:
-        """A Submit has come: let whoever waits for it go on."""
+        """Wake whoever waits for a transfer whose Submit has arrived."""
         for event in self._waiting.get(transfer_id, ()):
             event.set()

@@ -18,10 +18,13 @@ from kv_transfer import frames
 from kv_transfer.agent import OnFault, TransferAgent, log_fault
 from kv_transfer.failures import failure_of
 from kv_transfer.probing import PROBE_TIMEOUT_S, probe
-from kv_transfer.receiver import FetchOrder, Receiver, ReceiverCallbacks, Reservation
+from kv_transfer.receive_stream import ReceiveStream
+from kv_transfer.receiver import FetchOrder, Receiver, ReceiverCallbacks
+from kv_transfer.reserved_blocks import Reservation
 from kv_transfer.transitions import Transition
 
 MAX_PROBES = 512
+"""Queued at once: as many peers as a large cluster has. They run one after the other."""
 
 
 class ReceiveAgent(TransferAgent):
@@ -82,9 +85,9 @@ class ReceiveAgent(TransferAgent):
         await self._turn_away(stream, frames.NotFound())
 
     def fetch(self, order: FetchOrder) -> None:
-        """Open a Fetch stream; the host hears `transfer_starting` when the sender is ready."""
+        """Open a Fetch stream; `transfer_starting` is reported when the sender is ready."""
         with self._contained(order.transfer_id):
-            receiver = Receiver(
+            stream = ReceiveStream(
                 order,
                 self._callbacks,
                 self._kv,
@@ -95,39 +98,41 @@ class ReceiveAgent(TransferAgent):
                 self._config.copy_threads,
             )
             self._note(Transition.RECEIVER_FETCHING)
-            self._receivers[order.transfer_id] = receiver
-            self._own(self._receive(receiver))
+            # Entered before its task runs: the worker may end it at once.
+            self._receivers[order.transfer_id] = stream.receiver
+            self._own(self._receive(stream))
 
     def probe_peer(self, address: str, probe_bytes: int) -> None:
-        """Try the way to a peer; the host hears `route_found`.
+        """Measure the route to a peer; `route_found` reports it.
 
         More than a few hundred at once are not tried.
         """
+        # A bound on tasks: routers ask for a probe of each pair, and there may be many of both.
         if self._num_probes < MAX_PROBES:
             self._num_probes += 1
             self._own(self._probe_peer(address, probe_bytes))
 
     async def _probe_peer(self, address: str, probe_bytes: int) -> None:
         try:
-            async with (
-                self._probing,
-                asyncio.timeout(PROBE_TIMEOUT_S),
-            ):  # one by one, or they would measure one another
+            # One by one, or they would measure one another; the timeout begins with the turn.
+            async with self._probing, asyncio.timeout(PROBE_TIMEOUT_S):
                 route = await probe(
                     self._network, address, probe_bytes, self._config.frame_bytes, self._now_s
                 )
         except TimeoutError:
             route = RouteReport(address, error=f"no answer within {PROBE_TIMEOUT_S:g} s")
-        except Exception as error:  # noqa: BLE001 - a way that breaks is no way; logged
+        except Exception as error:  # noqa: BLE001 - the route is closed, and the report has the reason; logged
             route = RouteReport(address, error=failure_of(error, "the probe").message)
         finally:
             self._num_probes -= 1
         self._callbacks.route_found(route)
 
-    async def _receive(self, receiver: Receiver) -> None:
+    async def _receive(self, stream: ReceiveStream) -> None:
+        receiver = stream.receiver
         try:
-            await receiver.run(self._network, self._config.open_timeout_s)
+            await stream.run(self._network, self._config.open_timeout_s)
         finally:
+            # Its counters outlive it.
             del self._receivers[receiver.order.transfer_id]
             self.num_late_frames += receiver.num_late_frames
             self.num_resent += receiver.num_resent
@@ -156,4 +161,5 @@ class ReceiveAgent(TransferAgent):
             if receiver := self._receivers.get(transfer_id):
                 receiver.end()
             else:
+                # It ended by itself, and its report crossed with this call.
                 self._callbacks.transfer_closed(transfer_id)

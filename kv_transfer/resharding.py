@@ -1,10 +1,10 @@
-"""The parts that two differently split pools have in common, and where each lies in a pool.
+"""The fragments that two differently split pools have in common, and where each lies in a pool.
 
 Owns the arithmetic of moving KV between any two splits: by KV heads (tensor parallelism) and by
 tokens (block size). Does not know streams or transfers' states.
 
 Both ends derive one grid from their two shapes: a wire shard holds as many heads as fit whole into
-a shard of either side, a wire block as many tokens as the smaller block. So a part lies in one
+a shard of either side, a wire block as many tokens as the smaller block. So a fragment lies in one
 place of one shard on each side (and in its copies), and nobody needs the whole.
 
     prefill, 2 ranks          wire            decode, 4 ranks
@@ -29,7 +29,7 @@ WORD_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Grid:
-    """What travels as one part: a wire shard of a wire block of a layer."""
+    """What travels as one fragment: a wire shard of a wire block of a layer."""
 
     num_shards: int
     block_size_tokens: int
@@ -51,6 +51,8 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
         LayoutMismatch: The peer's numbers cannot be those of a pool like this, or block sizes do
             not divide.
     """
+    # More shards than heads means copies of heads, fewer means several heads a shard: both must
+    # come out whole.
     heads, (small, large) = mine.num_kv_heads, sorted((mine.block_size_tokens, block_size_tokens))
     if num_shards < 1 or (heads % num_shards and num_shards % heads):
         raise LayoutMismatch(
@@ -65,8 +67,8 @@ def common_grid(mine: KVLayout, num_shards: int, block_size_tokens: int) -> Grid
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
-    """Where parts lie: an array of words per shard; for each part its shard and first word."""
+class _Addresses:
+    """Where fragments lie: an array of words per shard; for each its shard and first word."""
 
     arrays: list[Array]
     shards: Array
@@ -74,13 +76,13 @@ class _Places:
     steps: tuple[int, int]
 
 
-class PoolParts:
-    """One side's pool, addressed by parts of a grid. Parts are rows of `frames.ENTRY`."""
+class PoolView:
+    """One side's pool through a grid; its fragments are rows of `frames.ENTRY`."""
 
     def __init__(
         self, segments: list[memoryview], layout: KVLayout, grid: Grid, threads: int = 1
     ) -> None:
-        """Work out where parts lie.
+        """Work out where fragments lie.
 
         Args:
             segments: One per shard, uint8 [pool bytes].
@@ -91,6 +93,7 @@ class PoolParts:
         Raises:
             LayoutMismatch: The segments cannot be a pool of this layout.
         """
+        # A pool is [layer][block] in each segment, so its size tells the number of blocks.
         row = layout.layer_block_bytes * layout.num_layers
         if len(segments) != layout.num_shards or any(
             len(s) % row or len(s) != len(segments[0]) for s in segments
@@ -99,13 +102,15 @@ class PoolParts:
                 f"{len(segments)} segments are no pool of {layout.num_shards} shards in this layout"
             )
         self._num_blocks = len(segments[0]) // row
-        self.grid, self._layout, self._threads = grid, layout, threads
+        self.grid = grid
+        self.layout = layout
+        self._threads = threads
         self._heads = layout.num_kv_heads // grid.num_shards
         self.blocks_per_block = layout.block_size_tokens // grid.block_size_tokens
         row_bytes = self._heads * layout.head_size * DTYPE_BYTES[layout.dtype]
-        self.part_bytes = 2 * grid.block_size_tokens * row_bytes
+        self.fragment_bytes = 2 * grid.block_size_tokens * row_bytes
         # The same on both sides, for it depends on the grid alone: rows of odd sizes go byte by
-        # byte.
+        # byte. Sums over words and over bytes differ, so both ends must choose alike.
         self._unit_bytes = WORD_BYTES if row_bytes % WORD_BYTES == 0 else 1
         self._unit = np.dtype(np.uint64 if self._unit_bytes == WORD_BYTES else np.uint8)
         self._row = row_bytes // self._unit_bytes
@@ -114,55 +119,58 @@ class PoolParts:
     def entries(
         self, layer: int, first_block: int, block_ids: tuple[int, ...], num_tokens: int
     ) -> Array:
-        """Cut consecutive blocks of one layer of this pool, which hold `num_tokens`, into parts.
+        """Cut consecutive blocks of one layer, which hold `num_tokens`, into fragments.
 
         Returns:
             Entries without checksum, ENTRY [n], by wire shard, then block.
         """
-        size, per_block = self.grid.block_size_tokens, self.blocks_per_block
+        size = self.grid.block_size_tokens
+        per_block = self.blocks_per_block
         count = self.grid.blocks_for(num_tokens)
         one = np.zeros(count, ENTRY)
         one["layer"] = layer
         one["block"] = first_block * per_block + np.arange(count)
         one["source"] = np.repeat(np.asarray(block_ids, np.uint32), per_block)[:count]
         one["num_valid_tokens"] = np.minimum(size, num_tokens - size * np.arange(count))
+        # By shard first: neighbours in a frame are neighbours in memory, on both sides.
         every = np.tile(one, self.grid.num_shards)
         every["shard"] = np.repeat(np.arange(self.grid.num_shards), count)
         return every
 
     def gather(self, entries: Array) -> tuple[memoryview, Array]:
-        """Copy parts out of the entries' source blocks; returns payload and tallies."""
-        payload = np.empty(len(entries) * self.part_bytes // self._unit_bytes, self._unit)
+        """Copy fragments out of the entries' source blocks; returns payload and tallies."""
+        payload = np.empty(len(entries) * self.fragment_bytes // self._unit_bytes, self._unit)
         tallies = self._move(
-            self._places(entries, entries["source"]), self._in_a_row(payload, len(entries))
+            self._addresses(entries, entries["source"]), self._in_a_row(payload, len(entries))
         )
         return memoryview(payload.data).cast("B"), tallies
 
     def checksum(self, entries: Array) -> Array:
-        """Tallies of parts where they lie."""
-        return self._move(self._places(entries, entries["source"]), None)
+        """Sum fragments up where they lie; returns tallies."""
+        return self._move(self._addresses(entries, entries["source"]), None)
 
     def scatter(self, entries: Array, block_ids: Array, payload: memoryview) -> Array:
-        """Put parts of a payload in their places, in every copy of their heads; returns tallies."""
+        """Copy a payload into its places, in every copy of its heads; returns tallies."""
         source = self._in_a_row(np.frombuffer(payload, self._unit), len(entries))
         return self._put(source, entries, block_ids)
 
-    def pull(self, other: PoolParts, entries: Array, block_ids: Array) -> Array:
-        """Copy parts from another pool in the same memory into this one; returns their tallies."""
-        return self._put(other._places(entries, entries["source"]), entries, block_ids)
+    def pull(self, other: PoolView, entries: Array, block_ids: Array) -> Array:
+        """Copy fragments from another pool that is mapped here into this one; returns tallies."""
+        return self._put(other._addresses(entries, entries["source"]), entries, block_ids)
 
     def is_inside(self, entries: Array) -> bool:
         """True if every source block is one of this pool's."""
         return bool((entries["source"] < self._num_blocks).all())
 
-    def _put(self, source: _Places, entries: Array, block_ids: Array) -> Array:
+    def _put(self, source: _Addresses, entries: Array, block_ids: Array) -> Array:
+        # With fewer KV heads than ranks, several ranks hold the same head: each copy is written.
         tallies = np.empty(0, np.uint64)
-        for copy in range(self._layout.num_copies):
-            tallies = self._move(source, self._places(entries, block_ids, copy))
+        for copy in range(self.layout.num_copies):
+            tallies = self._move(source, self._addresses(entries, block_ids, copy))
         return tallies
 
-    def _places(self, entries: Array, block_ids: Array, copy: int = 0) -> _Places:
-        layout, unit = self._layout, self._unit_bytes
+    def _addresses(self, entries: Array, block_ids: Array, copy: int = 0) -> _Addresses:
+        layout, unit = self.layout, self._unit_bytes
         head_bytes = layout.head_size * DTYPE_BYTES[layout.dtype]
         distinct, head = np.divmod(
             entries["shard"].astype(np.int64) * self._heads, layout.heads_per_shard
@@ -171,22 +179,24 @@ class PoolParts:
             entries["block"].astype(np.int64) % self.blocks_per_block * self.grid.block_size_tokens
         )
         blocks = entries["layer"].astype(np.int64) * self._num_blocks + block_ids
+        # A block holds all its keys, then all its values; in each half, slot by slot, all heads.
         half_slot_bytes = layout.heads_per_shard * head_bytes
         at = blocks * layout.layer_block_bytes + slot * half_slot_bytes + head * head_bytes
         steps = layout.block_size_tokens * half_slot_bytes // unit, half_slot_bytes // unit
-        return _Places(self._arrays, distinct * layout.num_copies + copy, at // unit, steps)
+        return _Addresses(self._arrays, distinct * layout.num_copies + copy, at // unit, steps)
 
-    def _in_a_row(self, payload: Array, count: int) -> _Places:
-        size = self.part_bytes // self._unit_bytes
-        return _Places(
+    def _in_a_row(self, payload: Array, count: int) -> _Addresses:
+        size = self.fragment_bytes // self._unit_bytes
+        return _Addresses(
             [payload], np.zeros(count, np.int64), np.arange(count) * size, (size // 2, self._row)
         )
 
-    def _move(self, source: _Places, target: _Places | None) -> Array:
+    def _move(self, source: _Addresses, target: _Addresses | None) -> Array:
         rows, size = (2, self.grid.block_size_tokens), self._row
         whole = (rows[1] * size, size)
         if source.steps == whole and (target is None or target.steps == whole):
-            rows, size = (1, 1), 2 * rows[1] * size  # in one piece on both sides
+            # In one piece on both sides: one long row is summed and copied by cache lines.
+            rows, size = (1, 1), 2 * rows[1] * size
         target_arrays, target_at, target_steps = (
             ([None], source.at, source.steps)
             if target is None
@@ -205,6 +215,7 @@ class PoolParts:
                 self._threads,
             )
         tallies = np.empty(len(source.at), np.uint64)
+        # The kernel takes one array a side, so fragments are grouped by the pair they go between.
         pairs = (
             source.shards if target is None else source.shards * len(target_arrays) + target.shards
         )

@@ -15,12 +15,14 @@ from core.ports import KVBytes, MessageStream, Network
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.agent import OnFault, TransferAgent, log_fault
+from kv_transfer.fetch_stream import HEARTBEAT_S
 from kv_transfer.parking import ParkingLot
+from kv_transfer.send_stream import SendStream
 from kv_transfer.sender import LAST_SUB_ATTEMPT, Blocks, Offer, Sender, SenderCallbacks
 from kv_transfer.transitions import Transition
 
 TOMBSTONE_S = 10.0
-HEARTBEAT_S = 0.5
+"""Longer than a late Open can be on its way: what ended is refused at once, not parked."""
 _TAKEN = KVTransferError("this transfer has a stream already; a receiver opens one")
 
 
@@ -50,7 +52,7 @@ class SendAgent(TransferAgent):
         self._callbacks = callbacks
         self._kv = kv
         self._layout = layout
-        self._senders: dict[TransferId, Sender] = {}
+        self._streams: dict[TransferId, SendStream] = {}
         self._tombstones: dict[TransferId, float] = {}
         self._parked = ParkingLot()
         self.num_sent_bytes = 0
@@ -64,29 +66,29 @@ class SendAgent(TransferAgent):
     @property
     def num_live(self) -> int:
         """Transfers with any state left, tombstones apart; zero at rest."""
-        return len(self._senders) + len(self._parked)
+        return len(self._streams) + len(self._parked)
 
     def _end_transfers(self) -> None:
-        for sender in list(self._senders.values()):
-            sender.end(KVTransferError("the prefill worker is shutting down"))
+        for stream in list(self._streams.values()):
+            stream.sender.end(KVTransferError("the prefill worker is shutting down"))
 
     def _fail(self, transfer_id: TransferId, error: ServingError) -> None:
-        if sender := self._senders.get(transfer_id):
-            sender.fail(error)
-            self._forget_sender(sender)
+        if stream := self._streams.get(transfer_id):
+            stream.sender.fail(error)
+            self._forget_sender(stream.sender)
         else:
             self._callbacks.transfer_lost(transfer_id, error)
 
-    # --- told by the role -------------------------------------------------------------------------
+    # --- from the role ----------------------------------------------------------------------------
 
     def offer(self, offer: Offer) -> None:
         """Expect a peer's Open; the lease begins now."""
         with self._contained(offer.transfer_id):
-            sender = Sender(
+            stream = SendStream(
                 offer, self._callbacks, self._kv, self._layout, self._config, self._note
             )
             self._note(Transition.SENDER_OFFERED)
-            self._senders[offer.transfer_id] = sender
+            self._streams[offer.transfer_id] = stream
             self._parked.offered(offer.transfer_id)
 
     def start(self, transfer_id: TransferId, num_tokens: int) -> None:
@@ -112,6 +114,7 @@ class SendAgent(TransferAgent):
         with self._contained(transfer_id):
             if sender := self._sender(transfer_id):
                 sender.commit(sub_attempt, first_tokens, final)
+                # `Finished` is queued, and nobody acknowledges it: the transfer is over here.
                 if len(final) == len(first_tokens):
                     self._end_sender(sender, None)
 
@@ -121,78 +124,89 @@ class SendAgent(TransferAgent):
             if sender := self._sender(transfer_id):
                 sender.restart(sub_attempt)
             else:
+                # It ended here before the worker knew. Only what came before this sub-attempt is
+                # free: the new one may pin the same blocks again.
                 self._callbacks.transfer_drained(transfer_id, sub_attempt - 1)
 
     def end_send(self, transfer_id: TransferId, error: ServingError | None) -> None:
         """Give a transfer up; `transfer_drained` is the answer, also for an unknown one."""
         with self._contained(transfer_id):
-            sender = self._senders.get(transfer_id)
-            if sender is None:
+            stream = self._streams.get(transfer_id)
+            if stream is None:
+                # Answered all the same: the worker keeps blocks pinned until it is.
                 self._callbacks.transfer_drained(transfer_id, LAST_SUB_ATTEMPT)
             else:
-                self._end_sender(sender, error)
+                self._end_sender(stream.sender, error)
 
     def renew(self, transfer_ids: list[TransferId]) -> None:
         """The owning router is alive: its leases go on."""
         now_s = asyncio.get_running_loop().time()
         for transfer_id in transfer_ids:
-            if sender := self._senders.get(transfer_id):
-                sender.last_traffic_at = now_s
+            if stream := self._streams.get(transfer_id):
+                stream.sender.last_traffic_at = now_s
 
     def _sender(self, transfer_id: TransferId) -> Sender | None:
-        sender = self._senders.get(transfer_id)
-        if sender is None:
+        stream = self._streams.get(transfer_id)
+        if stream is None:
+            # The worker's loop runs ahead of this one: a transfer may have ended here meanwhile.
             self.num_unknown += 1
-        return sender
+            return None
+        return stream.sender
 
     def _end_sender(self, sender: Sender, error: ServingError | None) -> None:
         sender.end(error)
         self._forget_sender(sender)
 
     def _forget_sender(self, sender: Sender) -> None:
-        if self._senders.pop(sender.offer.transfer_id, None) is not None:
+        # Both the stream's task and the worker's call end it, in either order.
+        if self._streams.pop(sender.offer.transfer_id, None) is not None:
             self.num_sent_bytes += sender.num_bytes
             self._bury(sender.offer.transfer_id)
 
     def _bury(self, transfer_id: TransferId) -> None:
         self._tombstones[transfer_id] = asyncio.get_running_loop().time() + TOMBSTONE_S
 
-    # --- told by peers ----------------------------------------------------------------------------
+    # --- from peers -------------------------------------------------------------------------------
 
     async def _serve_open(self, stream: MessageStream, opened: frames.Open) -> None:
-        sender = await self._find_offer(opened)
-        if sender is None:
+        found = await self._find_offer(opened)
+        if found is None:
             self._note(Transition.SENDER_NOT_FOUND)
             await self._turn_away(stream, frames.NotFound())
-        elif sender.has_stream:
+        elif found.has_stream:
             await self._turn_away(stream, frames.Failed(*to_wire(_TAKEN)))
         else:
             try:
-                await sender.serve(stream, opened)
+                await found.serve(stream, opened)
             finally:
-                self._forget_sender(sender)
+                self._forget_sender(found.sender)
 
-    async def _find_offer(self, opened: frames.Open) -> Sender | None:
+    async def _find_offer(self, opened: frames.Open) -> SendStream | None:
         """Match an Open with its offer, waiting a while for a Submit that is still on its way."""
-        transfer_id, peer = opened.transfer_id, opened.receiver_id
+        transfer_id = opened.transfer_id
+        peer = opened.receiver_id
+        # Router to prefill and router to decode are two streams, of which either may be faster.
         if (
-            transfer_id not in self._senders
+            transfer_id not in self._streams
             and transfer_id not in self._tombstones
             and self._parked.has_room(peer)
         ):
             self._note(Transition.SENDER_PARKED)
             await self._parked.wait(transfer_id, peer, self._config.park_s)
-        sender = self._senders.get(transfer_id)
-        if sender is None:
+        found = self._streams.get(transfer_id)
+        if found is None:
             return None
-        named = (sender.offer.receiver_id, sender.offer.receiver_incarnation)
-        return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None
+        offer = found.sender.offer
+        # Random ids keep strangers out; this keeps out a receiver that was replaced since.
+        named = (offer.receiver_id, offer.receiver_incarnation)
+        return found if named == (opened.receiver_id, opened.receiver_incarnation) else None
 
     async def _watch_leases(self) -> None:
         while True:
             await asyncio.sleep(HEARTBEAT_S)
             now_s = asyncio.get_running_loop().time()
-            for sender in list(self._senders.values()):
+            # A copy: an expired transfer leaves the table inside the loop.
+            for sender in [stream.sender for stream in self._streams.values()]:
                 if now_s - sender.last_traffic_at > self._config.lease_s:
                     with self._contained(sender.offer.transfer_id):
                         sender.expire()

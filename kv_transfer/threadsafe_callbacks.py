@@ -1,9 +1,11 @@
-"""Host calls carried from the agent's loop to the worker's, and what happens when one breaks.
+"""Callbacks from the agent's loop to the worker's, and what happens when one breaks.
 
-Owns the crossing: every call is posted, in order, and never waits. A loop only logs what a callback
-raises, so a fault is caught here: in a step of a transfer it fails that transfer's attempt; in the
-calls that end one or give its blocks back it ends the worker, whose books are wrong then. Does not
-know what the calls mean.
+Owns the crossing: every call is posted, in order, and never waits. Does not know what the calls
+mean.
+
+A loop only logs what a callback raises, so a fault is caught here. In a step of a transfer it fails
+that transfer's attempt. In the calls that end a transfer or give its blocks back it ends the
+worker: nobody knows then which blocks are free.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def watched(post: Post, on_fault: Callable[[BaseException], None]) -> Post:
-    """Make a way to a loop on which `on_fault` hears, there, what a call raised."""
+    """Make a `Post` to the same loop that passes to `on_fault`, there, what a call raised."""
 
     def run(call: Callable[..., object], args: tuple[object, ...]) -> None:
         try:
@@ -39,10 +41,11 @@ def watched(post: Post, on_fault: Callable[[BaseException], None]) -> Post:
 
 
 class _ThreadsafeCallbacks:
-    """What both hosts share."""
+    """What both directions share."""
 
     def __init__(self, post: Post, fail: FailTransfer) -> None:
-        self._post, self._fail = post, fail
+        self._post = post
+        self._fail = fail
 
     def _step(self, call: Callable[..., None], transfer_id: TransferId, *args: object) -> None:
         self._post(self._take, call, transfer_id, args)
@@ -60,7 +63,7 @@ class ThreadsafeSenderCallbacks(_ThreadsafeCallbacks):
     """A `SenderCallbacks` on another loop."""
 
     def __init__(self, callbacks: SenderCallbacks, post: Post, fail: FailTransfer) -> None:
-        """Keep the real host, the way to its loop, and what fails an attempt there."""
+        """Keep the real callbacks, the `Post` to their loop, and what fails an attempt there."""
         super().__init__(post, fail)
         self._callbacks = callbacks
 
@@ -71,6 +74,9 @@ class ThreadsafeSenderCallbacks(_ThreadsafeCallbacks):
     def transfer_sent(self, transfer_id: TransferId) -> None:
         """See `SenderCallbacks`."""
         self._step(self._callbacks.transfer_sent, transfer_id)
+
+    # The next two end a transfer or give blocks back: not `_step`, since to fail the attempt again
+    # would not bring the blocks back.
 
     def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
         """See `SenderCallbacks`."""
@@ -85,7 +91,7 @@ class ThreadsafeReceiverCallbacks(_ThreadsafeCallbacks):
     """A `ReceiverCallbacks` on another loop."""
 
     def __init__(self, callbacks: ReceiverCallbacks, post: Post, fail: FailTransfer) -> None:
-        """Keep the real host, the way to its loop, and what fails an attempt there."""
+        """Keep the real callbacks, the `Post` to their loop, and what fails an attempt there."""
         super().__init__(post, fail)
         self._callbacks = callbacks
 
@@ -112,12 +118,12 @@ class ThreadsafeReceiverCallbacks(_ThreadsafeCallbacks):
         self._post(self._callbacks.transfer_closed, transfer_id)
 
     def route_found(self, route: RouteReport) -> None:
-        """See `ReceiverCallbacks`; a report that cannot be taken is logged, nobody waits for it."""
+        """See `ReceiverCallbacks`; a fault is only logged, since nobody waits for a report."""
         self._post(self._report, route)
 
     def _report(self, route: RouteReport) -> None:
         try:
             self._callbacks.route_found(route)
         except Exception:
-            # It is not part of any request.
-            log.exception("the report of a way to %s could not be taken", route.address)
+            # A measurement belongs to no attempt, and the worker can go on without it.
+            log.exception("the report of a route to %s could not be used", route.address)

@@ -1,4 +1,4 @@
-"""Every way in which a transfer can go from one state to the next, by name.
+"""Every transition of a transfer from one state to the next, by name.
 
 Owns the names. Does not know what happens in a transition.
 """
@@ -16,7 +16,7 @@ class Transition(StrEnum):
     SENDER_PARKED = "sender_parked"
     SENDER_NOT_FOUND = "sender_not_found"
     SENDER_OPENED = "sender_opened"
-    SENDER_MISFIT = "sender_misfit"
+    SENDER_INCOMPATIBLE = "sender_incompatible"
     SENDER_STARTED = "sender_started"
     SENDER_PARTNERED = "sender_partnered"
     SENDER_SENT = "sender_sent"

@@ -27,11 +27,12 @@ from core.types import (
     TextDelta,
 )
 from router.request_stream import RequestStream
-from simulation.cluster import SimCluster, SimRouter
-from simulation.faults import Kind
+from simulation.cluster import SimCluster
+from simulation.faults.kinds import Kind
 from simulation.loads import TIMEOUT_S, Order, Plan
 from simulation.oracle import Expected, Oracle
 from simulation.report import Report
+from simulation.router_node import SimRouter
 from simulation.traps import Place
 
 UNANSWERED_PING_S = 3.0
@@ -41,7 +42,7 @@ PLACES = {Kind.DECODER_RAISES: Place.DECODER, Kind.EMIT_RAISES: Place.EMIT}
 
 
 class Client:
-    """One client and what it was told."""
+    """One client and what it received."""
 
     def __init__(
         self, cluster: SimCluster, plan: Plan, order: Order, index: int, report: Report
@@ -73,13 +74,15 @@ class Client:
         for attempt in range(MAX_RECONNECTS):
             router = await self._alive_router(attempt)
             wake = asyncio.Event()
+            # After its router's death it asks for the rest, and names the positions it has.
             request = self._resuming() if attempt else self.request
             self._has_scores_of_stream = False
             stream = router.open(request, wake)
             self._report.reconnects += attempt > 0
             is_over = await self._read(router, stream, wake)
             router.closed(wake)
-            if router.is_alive:  # it sees the connection close, at the latest when it runs again
+            # A live router sees the connection close; a paused one when it runs again.
+            if router.is_alive:
                 asyncio.get_running_loop().create_task(
                     stream.close(), context=router.context.copy()
                 )
@@ -88,12 +91,14 @@ class Client:
 
     def _resuming(self) -> GenerateRequest:
         have = tuple(
+            # The text that a decoder held back at the end is a position, and so is the finish.
             len(tokens) + (2 if choice in self._finish else self._has_tail[choice])
             for choice, tokens in enumerate(self._tokens)
         )
-        # As our client does; one that reads server-sent events cannot.
-        said = tuple(tuple(t) for t in self._tokens) if self._index % 2 else ()
-        return replace(self.request, resume_from=have, resume_tokens=said)
+        # Every other client sends its tokens along, as ours does; one that reads server-sent events
+        # cannot.
+        received = tuple(tuple(t) for t in self._tokens) if self._index % 2 else ()
+        return replace(self.request, resume_from=have, resume_tokens=received)
 
     async def _alive_router(self, attempt: int) -> SimRouter:
         while True:
@@ -122,6 +127,7 @@ class Client:
                 self._is_cancelled = True
                 self._report.bitten[Kind.CANCEL] += 1
                 return True
+            # Once, after the first tokens: credit must run out in mid-answer.
             if stall_s and any(self._tokens):
                 self._report.bitten[Kind.SLOW_READER] += 1
                 await asyncio.sleep(stall_s)
@@ -131,6 +137,7 @@ class Client:
                 async with asyncio.timeout(wait_s):
                     await wake.wait()
             except TimeoutError:
+                # Its pings go unanswered: a client cannot know pause from death.
                 if router.name in self._cluster.paused:
                     return False
 
@@ -178,6 +185,7 @@ class Client:
         is_scored = self._order.sampling.prompt_logprobs is not None and len(self._order.prompt) > 1
         if is_scored and self._scores is None:
             self._report.violated(f"I2 {self._order.name}: tokens before the prompt's scores")
+        # Kept although it was torn: the comparison at the end shows what came.
         tokens += delta.token_ids
         self._texts[choice] += delta.text
         self._has_tail[choice] = not delta.token_ids
@@ -187,7 +195,7 @@ class Client:
         report = self._report
         late_s = self._cluster.clock.now_s() - self.request.deadline_at - self._order.stall_s
         phases = ended.timing.phases()
-        # Who is in a hurry may find its router paused at its deadline.
+        # A client in a hurry may find its router paused at its deadline, for up to 6 s.
         if late_s > (1 if self._order.timeout_s == TIMEOUT_S else 10):
             report.violated(f"L1 {name}: ended {late_s:.1f} s after its deadline")
         if min(phases.values()) < -1e-9 or abs(sum(phases.values()) - ended.timing.e2e_s) > 1e-6:
@@ -240,10 +248,10 @@ class Client:
             report.violated(f"I7 {name}: {error!r} after {ended.timing.attempts}")
 
     def _is_justified(self, error: ServingError, ended: RequestEnded) -> bool:
-        """Say whether an error is honest.
+        """Return True if an error is honest.
 
-        It is if the request met more faults than it has attempts for, if nobody was left and nobody
-        was about to come, if the door was crowded, or if its client was in a hurry.
+        It is if the request met more faults than it has attempts for, if no worker was left and
+        none was starting, if admission was overloaded, or if its client was in a hurry.
         """
         num_faults = sum(not a.endswith((":ok", ":draining")) for a in ended.timing.attempts)
         match error:

@@ -1,144 +1,52 @@
 """A simulated cluster: routers and workers of both roles, each on a node of its own.
 
-Owns the nodes and their composition from the product's own parts, and what can be done to a node:
-kill, pause, drain, replace. Does not know a scenario or a fault schedule.
+Owns the nodes, and what can be done to one: start, kill, pause, drain, replace. Does not know how a
+node is composed (`router_node`, `worker_node`), nor a scenario or a fault schedule.
 """
 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import Counter
-from dataclasses import replace
 
 from core.errors import ServingError
-from core.ids import Ids, RequestId, WorkerId, seed_of
-from core.kv_layout import KVLayout
+from core.ids import RequestId, WorkerId, seed_of
 from core.plan import StepPlan
-from core.ports import LoopClock
 from core.session import Role
 from core.types import GenerateRequest, RequestEvent, SamplingParams
-from decode_worker.role import DecodeRole
-from kv_transfer.agent import TransferAgent
-from prefill_worker.role import PrefillRole
-from prefix_index.mirror import MembershipMirror
-from router.compose import RouterComponents
-from router.compose import compose as compose_router
 from router.orchestrator import Orchestrator
-from router.request_stream import RequestStream
 from router.workers.sessions import WorkerSessions
-from simulation.contrary import Contrary
-from simulation.hash_runner import HashModel, MemoryKV
+from simulation import worker_node
 from simulation.loop import VirtualLoop
-from simulation.network import Hub, SimNetwork, on_node
-from simulation.observers import Observers
-from simulation.parts import MemoryStore, NodeClock, SimRunner, StaticMembership
-from simulation.shape import VOCABULARY, Shape
-from simulation.sizes import message_bytes
-from simulation.traps import Traps
+from simulation.network import on_node
+from simulation.ports import NodeClock
+from simulation.router_node import SimRouter
+from simulation.runner import SimRunner
+from simulation.shape import Shape
+from simulation.world import World
 from worker.attempt import Attempt
-from worker.components import WorkerComponents
-from worker.router_session import FRAME_BYTES
 from worker.worker import Worker
-from worker.worker import compose as compose_worker
-
-ENVELOPE_BYTES = 1 << 10
-"""Room in a message for what is around a frame."""
-HASH_KEY = b"simulation"
 
 
-class SimRouter:
-    """One router on its node, with the clients that are connected to it."""
-
-    def __init__(self, cluster: SimCluster, name: str) -> None:
-        """Compose it from the product's parts; `start` lets it follow the members."""
-        self.name = name
-        self.is_alive = True
-        self.context = on_node(name)
-        self._clients: dict[asyncio.Event, None] = {}
-        core = compose_router(
-            RouterComponents(
-                membership=cluster.membership,
-                session_network=SimNetwork(cluster.hub, name, "session"),
-                config=cluster.shape.router,
-                placement=cluster.shape.placement,
-                clock=cluster.clock,
-                ids=cluster.ids,
-                new_decoder=cluster.traps.decoder,
-            ),
-            cluster.observers,
-        )
-        self.sessions = core.sessions
-        self.admission = core.admission
-        self.attempts = core.attempts
-        self.orchestrator = core.orchestrator
-        cluster.traps.trap_emit(self.orchestrator)
-        self.mirror = MembershipMirror(
-            cluster.store,
-            lambda: [
-                {"worker_id": session.descriptor.worker_id} for session in self.sessions.all()
-            ],
-        )
-        self._mirroring: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """Follow the members and mirror them."""
-        self.context.run(self.sessions.follow)
-        loop = asyncio.get_running_loop()
-        self._mirroring = loop.create_task(self.mirror.run(), context=self.context.copy())
-
-    def open(self, request: GenerateRequest, wake: asyncio.Event) -> RequestStream:
-        """Start a request as this router's door would; `wake` is also set when the router dies."""
-        self._clients[wake] = None
-        return self.context.copy().run(RequestStream, self.orchestrator, request, wake)
-
-    def closed(self, wake: asyncio.Event) -> None:
-        """The client has its end, or is gone."""
-        self._clients.pop(wake, None)
-
-    def died(self) -> None:
-        """The kernel closes the connections of its clients."""
-        self.is_alive = False
-        for wake in self._clients:
-            wake.set()
-
-    async def stop(self) -> None:
-        """End in good order."""
-        if self._mirroring is not None:
-            self._mirroring.cancel()
-            await asyncio.gather(self._mirroring, return_exceptions=True)
-        await self.sessions.close()
-
-
-class SimCluster:
+class SimCluster(World):
     """Routers and workers on the running virtual loop."""
 
     def __init__(self, shape: Shape, seed: int) -> None:
         """Prepare; `start` brings the nodes up."""
-        self.shape = shape
-        self.rng = random.Random(seed)
-        self.hub = Hub(self.rng, shape.latency_s)
-        self.hub.max_message_bytes = shape.max_message_bytes
-        self.hub.size_of = message_bytes
-        self.membership = StaticMembership()
-        self.store = MemoryStore()
-        self.clock = LoopClock()
-        self.ids = Ids(random.Random(seed + 1))
+        super().__init__(shape, seed)
         self.units: dict[str, Worker] = {}
+        """Workers whose node lives."""
         self.runners: dict[str, SimRunner] = {}
         self.clocks: dict[str, NodeClock] = {}
-        self._agents: list[TransferAgent] = []
+        """Of every node there ever was, like `runners`."""
         self.draining: dict[str, None] = {}
         self.paused: dict[str, None] = {}
-        self.num_steps = 0
-        self.num_preemptions = 0
-        self.contrary = Contrary(self.rng)
-        self.traps = Traps()
         self.ill_at: dict[str, float] = {}
         """When something last happened to a node that may be taken for its death."""
-        self.observers = Observers()
-        self._serial = self._router_serial = 0
-        self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
+        self.num_steps = 0
+        self._everyone: dict[str, Worker] = {}
+        self._num_workers = 0
+        self._num_routers = 0
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
 
     @property
@@ -159,9 +67,20 @@ class SimCluster:
         """Of the first router."""
         return self.routers[0].sessions
 
-    def _new_router(self) -> SimRouter:
-        self._router_serial += 1
-        return SimRouter(self, f"router{self._router_serial}")
+    @property
+    def transitions(self) -> Counter[str]:
+        """Transfer transitions of all workers there ever were, by name."""
+        total: Counter[str] = Counter()
+        for unit in self._everyone.values():
+            total.update(unit.agent.transitions)
+        return total
+
+    @property
+    def num_preemptions(self) -> int:
+        """Of all workers there ever were."""
+        return sum(unit.scheduler.num_preemptions for unit in self._everyone.values())
+
+    # --- life -------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Bring every node up."""
@@ -173,93 +92,71 @@ class SimCluster:
             router.start()
 
     async def add(self, role: Role, *, is_incompatible: bool = False) -> str:
-        """Start one worker; a misfit holds another model than it says.
+        """Start one worker; an incompatible one holds another model than it announces.
 
         Returns:
             The node's name.
         """
-        self._serial += 1
-        node = f"{role.value}{self._serial}"
-        shape = self.shape
-        engine = shape.engine
-        layout = replace(self.layout, model_digest="another") if is_incompatible else self.layout
-        kv = MemoryKV(layout, engine.num_blocks)
-        is_slow = role is Role.DECODE and self._serial == shape.prefill + 1
-        slow = shape.slow if is_slow else 1.0
-        clock = self.clocks[node] = NodeClock()
-        model = HashModel(
-            self.layout,
-            kv,
-            VOCABULARY,
-            asyncio.sleep,
-            lambda plan: (
-                slow * (shape.step_s + shape.token_s * plan.num_tokens) + runner.take_slowness_s()
-            ),
+        self._num_workers += 1
+        node = f"{role.value}{self._num_workers}"
+        is_slow = role is Role.DECODE and self._num_workers == self.shape.prefill + 1
+        made = worker_node.compose(
+            self,
+            node,
+            role,
+            self.shape.slow if is_slow else 1.0,
+            lambda plan: self._stepped(node, plan),
+            is_incompatible=is_incompatible,
         )
-        unit: Worker
-        runner = self.runners[node] = SimRunner(
-            model,
-            kv,
-            self.rng,
-            lambda plan: self._check(node, unit, plan),
-            shape.spawn_s,
-            shape.load_s,
-        )
-        parts = WorkerComponents(
-            role=PrefillRole if role is Role.PREFILL else DecodeRole,
-            runner=runner,
-            kv=kv,
-            layout=layout,
-            engine=engine,
-            transfer=shape.transfer,
-            max_model_len=shape.max_model_len,
-            vocabulary_size=VOCABULARY,
-            session_network=SimNetwork(self.hub, node, "session"),
-            transfer_network=SimNetwork(self.hub, node, "fetch"),
-            clock=clock,
-            worker_id=WorkerId(node),
-            incarnation=self.ids.incarnation(),
-            model="hash",
-            frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
-            hash_key=HASH_KEY,
-        )
-        context = on_node(node)
-        unit = context.run(compose_worker, parts)
-        digest = self.layout.content_digest
-        unit.descriptor = replace(unit.descriptor, content_digest=digest)
-        self.units[node] = unit
-        self._agents.append(unit.agent)
-        self.traps.trap_role(node, unit)
-        self.traps.trap_worker(node, unit.attempts)
-        self.contrary.take_hold(node, unit.scheduler, unit.attempts.wake)
-        self._hear_endings(node, unit)
-        self.membership.join(
-            await asyncio.get_running_loop().create_task(unit.start(), context=context)
-        )
+        unit = made.worker
+        self.units[node] = self._everyone[node] = unit
+        self.runners[node] = made.runner
+        self.clocks[node] = made.clock
+        self._observe_endings(node, unit)
+        starting = self.loop.create_task(unit.start(), context=on_node(node))
+        self.membership.join(await starting)
         return node
 
-    def _check(self, node: str, unit: Worker, plan: StepPlan) -> None:
+    def _new_router(self) -> SimRouter:
+        self._num_routers += 1
+        return SimRouter(f"router{self._num_routers}", self)
+
+    def _stepped(self, node: str, plan: StepPlan) -> None:
+        unit = self._everyone[node]
         self.num_steps += 1
         unit.pool.check()
         self.observers.step(node, plan)
 
-    def _hear_endings(self, node: str, unit: Worker) -> None:
+    def _observe_endings(self, node: str, unit: Worker) -> None:
         end = unit.attempts.end
 
-        def heard(attempt: Attempt, error: ServingError | None) -> None:
-            is_news = attempt.ended is None
+        def observed(attempt: Attempt, error: ServingError | None) -> None:
+            is_first = attempt.ended is None
             end(attempt, error)
-            if is_news:
+            if is_first:
                 self.observers.attempt_ended(node, attempt)
 
-        unit.attempts.end = heard  # type: ignore[method-assign]
+        unit.attempts.end = observed  # type: ignore[method-assign]
+
+    async def rest(self, patience_s: float = 8.0) -> None:
+        """Wait a while, then check that nothing is left anywhere (L3)."""
+        await asyncio.sleep(patience_s)
+        for unit in self.units.values():
+            unit.check_at_rest()
+
+    async def stop(self) -> None:
+        """Bring everything down."""
+        for router in self.routers:
+            if router.is_alive:
+                await router.stop()
+        for unit in list(self.units.values()):
+            await unit.stop()
 
     # --- what can be done to a node ---------------------------------------------------------------
 
     async def kill(self, node: str, lag_s: float = 0.0) -> None:
-        """End a worker's node as SIGKILL would, without a word; members hear after `lag_s`."""
-        unit = self.units.pop(node)
-        self.num_preemptions += unit.scheduler.num_preemptions
+        """End a worker's node as SIGKILL would, without a word; members drop it after `lag_s`."""
+        del self.units[node]
         self._end(node)
         await asyncio.sleep(lag_s)
         self.membership.leave(WorkerId(node))
@@ -279,6 +176,7 @@ class SimCluster:
 
     def _end(self, node: str) -> None:
         self.paused.pop(node, None)
+        # Its streams first: afterwards nothing of the node runs, and peers would wait for ever.
         self.hub.crash(node)
         self.loop.kill(node)
 
@@ -287,7 +185,7 @@ class SimCluster:
         self.paused[node] = None
         self.loop.pause(node)
         await asyncio.sleep(for_s)
-        if node in self.paused:
+        if node in self.paused:  # it may have been killed meanwhile
             del self.paused[node]
             self.loop.resume(node)
 
@@ -300,12 +198,13 @@ class SimCluster:
         unit = self.units[node]
         self.draining[node] = None
         is_empty = await self.loop.create_task(unit.drain(grace_s), context=on_node(node))
-        if node in self.units:
+        if node in self.units:  # it may have been killed meanwhile
             del self.units[node]
-            self.num_preemptions += unit.scheduler.num_preemptions
             await self.loop.create_task(unit.stop(), context=on_node(node))
             self.membership.leave(WorkerId(node))
         return is_empty
+
+    # --- requests ---------------------------------------------------------------------------------
 
     def request(
         self,
@@ -315,7 +214,7 @@ class SimCluster:
         timeout_s: float = 120.0,
         scope: str = "",
     ) -> GenerateRequest:
-        """Make a request as a door would."""
+        """Make a request as a router's servers would."""
         request_id = RequestId(name)
         return GenerateRequest(
             request_id=request_id,
@@ -333,25 +232,3 @@ class SimCluster:
         events: list[RequestEvent] = []
         await self.orchestrator.run(request, events.append)
         return events
-
-    @property
-    def transitions(self) -> Counter[str]:
-        """Transfer transitions of all workers there ever were, by name."""
-        total: Counter[str] = Counter()
-        for agent in self._agents:
-            total.update(agent.transitions)
-        return total
-
-    async def rest(self, patience_s: float = 8.0) -> None:
-        """Wait a while, then check that nothing is left anywhere (L3)."""
-        await asyncio.sleep(patience_s)
-        for unit in self.units.values():
-            unit.check_at_rest()
-
-    async def stop(self) -> None:
-        """Bring everything down."""
-        for router in self.routers:
-            if router.is_alive:
-                await router.stop()
-        for unit in list(self.units.values()):
-            await unit.stop()

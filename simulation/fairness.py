@@ -53,7 +53,7 @@ class _InLine:
 
 
 @dataclass(slots=True)
-class _Books:
+class _Record:
     """What is remembered of one worker."""
 
     stops: dict[int, _Stop] = field(default_factory=dict)
@@ -66,14 +66,14 @@ class Fairness(ClusterObserver):
     """Watches every worker of a cluster."""
 
     def __init__(self, cluster: SimCluster, report: Report) -> None:
-        """Look on from now; `look` is to be called now and then."""
+        """Look on from now; `look` is to be called a few times a second."""
         self._cluster = cluster
         self._report = report
-        self._books: dict[str, _Books] = {}
+        self._records: dict[str, _Record] = {}
         cluster.observers.join(self)
 
-    def _of(self, node: str) -> _Books:
-        return self._books.setdefault(node, _Books())
+    def _of(self, node: str) -> _Record:
+        return self._records.setdefault(node, _Record())
 
     def look(self) -> None:
         """Look at what stands in line at every worker."""
@@ -92,7 +92,7 @@ class Fairness(ClusterObserver):
     def step(self, node: str, plan: StepPlan) -> None:
         """Note who waits while a worker takes a step."""
         unit = self._cluster.units[node]
-        books = self._of(node)
+        record = self._of(node)
         scheduler = unit.scheduler
         now_s = self._cluster.clocks[node].now_s()
         stopped = {
@@ -100,15 +100,15 @@ class Fairness(ClusterObserver):
             for s in scheduler.waiting
             if not s.is_out_of_credit and s.num_output_tokens and s.started_at is not None
         }
-        for key in [key for key in books.stops if key not in stopped]:
-            del books.stops[key]
-        for key in sorted(stopped.keys() - books.stops.keys()):
-            books.stops[key] = _Stop(now_s, stopped[key])
+        for key in [key for key in record.stops if key not in stopped]:
+            del record.stops[key]
+        for key in sorted(stopped.keys() - record.stops.keys()):
+            record.stops[key] = _Stop(now_s, stopped[key])
         self._count_missed(node, unit, plan)
 
     def _count_missed(self, node: str, unit: Worker, plan: StepPlan) -> None:
         """Count the steps in which a giant prompt took most of the budget and a small one none."""
-        books = self._of(node)
+        record = self._of(node)
         scheduler = unit.scheduler
         giants = {s.key for s in scheduler.running if _is_giant(s)}
         prompts = {s.key for s in scheduler.running if _is_prompt(s)}
@@ -116,11 +116,13 @@ class Fairness(ClusterObserver):
         small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}
         has_giant = any(item.sequence_key in giants for item in chunks)
         others = not has_giant or any(item.sequence_key not in giants for item in chunks)
+        # Only steps that a giant has to itself hold a small one back.
         if not small or others:
-            books.missed_steps.clear()
+            record.missed_steps.clear()
             return
-        books.missed_steps = {key: books.missed_steps.get(key, 0) + 1 for key in small}
-        for key, num_missed in books.missed_steps.items():
+        record.missed_steps = {key: record.missed_steps.get(key, 0) + 1 for key in small}
+        for key, num_missed in record.missed_steps.items():
+            # Equal, not more: reported once.
             if num_missed == MAX_MISSED_STEPS:
                 self._report.violated(
                     f"F2 {node}: a prompt of {small[key].num_tokens} tokens waited for "
@@ -137,12 +139,13 @@ class Fairness(ClusterObserver):
         ended = attempt.ended
         if ended is None or not attempt.sequences or attempt.submit.task is Task.PREFILL:
             return
-        books = self._of(node)
-        books.line.pop(attempt.submit.transfer_id, None)
+        record = self._of(node)
+        record.line.pop(attempt.submit.transfer_id, None)
         if ended.error is not None:
             return
+        # Those that ran when it stopped finish before it, and so may those that were arriving.
         most = MAX_OVERTAKES + 2 * unit.scheduler.limits.max_sequences
-        for key, stop in books.stops.items():
+        for key, stop in record.stops.items():
             # One that reached its router before the stopped one, and this worker only now, is due.
             first = attempt.sequences[0]
             stop.num_overtakes += first.arrived_at > stop.at_s and first.due > stop.due
@@ -162,6 +165,7 @@ class Fairness(ClusterObserver):
                 line.setdefault(attempt.submit.transfer_id, _InLine(attempt.sequences[0]))
         left = [i for i, w in line.items() if w.sequence.status is not Status.RESERVING]
         ids = list(line)
+        # Before they leave the line: those that arrived have overtaken everyone in front.
         for transfer_id in left:
             if line[transfer_id].sequence.status is Status.ARRIVING:
                 for before in ids[: ids.index(transfer_id)]:
@@ -186,9 +190,11 @@ class Fairness(ClusterObserver):
             s.num_overtaken >= MAX_OVERTAKES // 2 and s.due < sequence.due
             for s in unit.scheduler.waiting.ready
         )
-        if not has_room or is_bounded or self._cluster.contrary.failing_allocations.get(node, 0):
+        is_refused = bool(self._cluster.rare_choices.failing_allocations.get(node, 0))
+        if not has_room or is_bounded or is_refused:
             waiting.room_since_s = None
             return
+        # Room must last: a block that is free for one look may be taken before the next step.
         if waiting.room_since_s is None:
             waiting.room_since_s = now_s
         if now_s - waiting.room_since_s > MAX_LINE_S:

@@ -88,8 +88,10 @@ class HashModel:
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """Run one step layer by layer, spreading its cost evenly."""
         layer_s = self._cost_s(plan) / self._layout.num_layers
+        # Before any write, since a copied block may be written in the same step.
         for source, destination in plan.copies:
             self._copy(source, destination)
+        # Layer by layer with a wait in each: transfers overlap with the step, as in production.
         for layer in range(self._layout.num_layers):
             for item in plan.items:
                 self._write(item, layer)
@@ -135,6 +137,7 @@ class HashModel:
     def _write(self, item: StepItem, layer: int) -> None:
         for shard in range(self._layout.num_shards):
             key = f"{self._layout.model_digest}|{item.scope}|{layer}|{shard}".encode()
+            # Read, not remembered: a wrong block before this one changes everything after it.
             parent = bytes(self._slot(item, layer, shard, item.start - 1)) if item.start else b""
             for position, token_id in enumerate(item.token_ids, item.start):
                 content = token_id.to_bytes(4, "little") + key
@@ -164,6 +167,7 @@ class HashModel:
             if spec.params.temperature == 0
             else f"{spec.seed}|{spec.choice}|{spec.position}".encode()
         )
+        # Banned tokens are drawn again; they are few, so 64 tries are plenty.
         for attempt in range(64):
             digest = hashlib.blake2b(seen + salt + bytes([attempt]), digest_size=8).digest()
             token_id = int.from_bytes(digest, "little") % self._vocabulary_size

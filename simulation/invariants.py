@@ -3,9 +3,9 @@
 Owns the checks that no single stream shows:
 
     I6 queues stay under their bounds          L2 after the last fault, service is whole again
-    L3 at rest nothing is left                 L4 who waits for a worker is told when there is one
+    L3 at rest nothing is left                 L4 who waits for a worker is woken when there is one
     I8 nobody who moves is taken for dead      X1 no exception is left that nobody caught
-    I9 no message is sent that is over its carrier's limit
+    I9 no message is sent that is over its transport's limit
     L1 what is unfinished waits for something that is still to come
 
 Does not know clients.
@@ -21,17 +21,19 @@ from core.types import RequestEnded, SamplingParams
 from router.placement import Placement, PlacementConstraints, choose
 from router.request_state import RequestState
 from router.request_stream import RequestStream
-from simulation.cluster import SimCluster, SimRouter
+from simulation.cluster import SimCluster
 from simulation.observers import ClusterObserver
 from simulation.report import Report
+from simulation.router_node import SimRouter
 from simulation.wait_reasons import WaitReason, wait_reason_of
 
 WATCH_S = 0.25
 UNUSED_WORKER_S = 1.0
 PROBES_PER_ROUTER = 2
 RECOVERY_S = 8.0
-DEATH_HEARD_S = 8.0
-"""How long after its cause a death may be believed."""
+DEATH_REPORT_S = 8.0
+"""How long after its cause a worker may still be taken for dead: its 3 s without progress, its
+session's 5 s of silence, or both in part."""
 
 
 class Watch(ClusterObserver):
@@ -101,6 +103,7 @@ class Watch(ClusterObserver):
         for key, (router, run, since_s) in list(self._placing.items()):
             if not router.is_alive:
                 del self._placing[key]
+            # The clock starts when a placement first becomes possible, not when it was asked for.
             elif router.name in self._cluster.paused or not _could_place(router, run):
                 self._placing[key] = (router, run, now_s)
             elif now_s - since_s > UNUSED_WORKER_S:
@@ -117,7 +120,7 @@ class Watch(ClusterObserver):
         ill_at = self._cluster.ill_at
         for node in self._cluster.units:
             is_named = f"worker {node} " in error.message
-            if is_named and now_s - ill_at.get(node, -DEATH_HEARD_S) >= DEATH_HEARD_S:
+            if is_named and now_s - ill_at.get(node, -DEATH_REPORT_S) >= DEATH_REPORT_S:
                 self._report.violated(f"I8 {node} was well, and called dead: {error.message}")
 
 
@@ -140,8 +143,8 @@ def _lost_wake_ups(cluster: SimCluster) -> list[str]:
     for node, unit in cluster.units.items():
         if node in cluster.paused or not unit.is_idle:
             continue
-        if cluster.contrary.failing_allocations.get(node, 0):
-            continue  # blocks are refused that are there, and a timer makes good for it
+        if cluster.rare_choices.failing_allocations.get(node, 0):
+            continue  # blocks are refused that are there, and a timer wakes the worker
         scheduler = unit.scheduler
         found += [
             f"L1 {node}: sequence {sequence.key} waits for a step that nobody takes"
@@ -183,7 +186,8 @@ def _check_sessions(cluster: SimCluster, router: SimRouter, report: Report) -> N
     for member in cluster.membership.members():
         state = sessions.get(member.incarnation, "GONE")
         if state != "LIVE" or member.incarnation not in candidates:
-            report.violated(f"L2 {router.name}: the link to {member.worker_id} is {state.lower()}")
+            session = f"the session to {member.worker_id}"
+            report.violated(f"L2 {router.name}: {session} is {state.lower()}")
 
 
 async def _last_event(stream: RequestStream, wake: asyncio.Event) -> RequestEnded:
@@ -197,6 +201,7 @@ async def _last_event(stream: RequestStream, wake: asyncio.Event) -> RequestEnde
 
 async def check_rest(cluster: SimCluster, report: Report) -> None:
     """L3 and I3: nothing is left, neither at the workers nor at the routers; X1."""
+    # First, since it waits: what is on its way then has time to arrive.
     try:
         await cluster.rest()
     except InvariantViolation as error:

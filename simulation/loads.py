@@ -4,7 +4,7 @@ Owns the styles of trials and the drawing of each. Does not know how a plan is c
 
     CALM   a load well below capacity            POOL    above capacity, with few blocks
     ALONE  one worker a role, slow to start      GIANTS  giant prompts beside small ones
-    DOOR   few permits, short waits for them
+    ADMISSION  few permits, short waits for them
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import StrEnum
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.types import SamplingParams
-from simulation.faults import Fault, Kind, draw
+from simulation.faults.kinds import Fault, Kind, draw
 from simulation.shape import VOCABULARY, Shape
 
 NUM_REQUESTS = 24
@@ -33,17 +33,17 @@ class Style(StrEnum):
 
     CALM = "calm"
     ALONE = "alone"
-    DOOR = "door"
+    ADMISSION = "admission"
     POOL = "pool"
     GIANTS = "giants"
 
     @property
     def is_overload(self) -> bool:
         """True if more is asked than can be served, so that refusals are honest."""
-        return self in (Style.DOOR, Style.POOL, Style.GIANTS)
+        return self in (Style.ADMISSION, Style.POOL, Style.GIANTS)
 
 
-STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.DOOR, Style.POOL, Style.GIANTS]
+STYLES = 6 * [Style.CALM] + [Style.ALONE, Style.ADMISSION, Style.POOL, Style.GIANTS]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,10 @@ def make_plan(
 ) -> Plan:
     """Draw a plan; a style that is given is taken instead of the drawn one."""
     rng = random.Random(seed)
-    drawn = rng.choice(STYLES)
+    drawn = rng.choice(STYLES)  # also if a style is given: the draws after it stay the same
     style = style or drawn
     shape = _STYLED[style](rng, _calm(rng))
+    # The order of draws is part of what a seed means: shape, faults, orders.
     faults = _draw_faults(rng, num_faults, style, shape)
     drawing = _Drawing(rng, style, shape, num_requests)
     return Plan(seed, shape, _with_faults(rng, drawing.orders(), faults), faults, style)
@@ -92,8 +93,8 @@ def make_plan(
 def _draw_faults(
     rng: random.Random, num_faults: int, style: Style, shape: Shape
 ) -> tuple[Fault, ...]:
-    # A forced path has no way round a worker of another model.
-    without = [Kind.MISFIT] if shape.placement.path == "pd" else []
+    # On a forced path no placement avoids a worker of another model.
+    without = [Kind.INCOMPATIBLE] if shape.placement.path == "pd" else []
     often = 8 * [Kind.RANK_DEATH] if style is Style.ALONE else []
     faults = draw(rng, num_faults, LOAD_S, without, often)
     if style not in (Style.GIANTS, Style.POOL) or shape.decode == 1 or not faults:
@@ -135,7 +136,7 @@ def _calm(rng: random.Random) -> Shape:
 
 
 def _alone(rng: random.Random, shape: Shape) -> Shape:
-    """One worker a role: nobody else's news wakes those who wait for it."""
+    """One worker a role: no event of another one wakes those who wait for it."""
     path = rng.choice(["auto", "pd", "pd", "local"])
     placement = shape.placement.model_copy(update={"path": path})
     load_s = rng.choice([0.5, 2.0, 4.5])
@@ -150,7 +151,7 @@ def _alone(rng: random.Random, shape: Shape) -> Shape:
     )
 
 
-def _door(rng: random.Random, shape: Shape) -> Shape:
+def _admission(rng: random.Random, shape: Shape) -> Shape:
     router = shape.router.model_copy(
         update={
             "max_running": rng.choice([2, 4]),
@@ -210,7 +211,7 @@ def _giants(rng: random.Random, shape: Shape) -> Shape:
 _STYLED = {
     Style.CALM: lambda rng, shape: shape,
     Style.ALONE: _alone,
-    Style.DOOR: _door,
+    Style.ADMISSION: _admission,
     Style.POOL: _pool,
     Style.GIANTS: _giants,
 }
@@ -237,7 +238,8 @@ class _Drawing:
     def orders(self) -> list[Order]:
         """Draw them all."""
         draw_one = {Style.POOL: self._small_or_long, Style.GIANTS: self._small_or_giant}
-        count = {Style.POOL: 90, Style.GIANTS: 48, Style.DOOR: 48}.get(self._style, NUM_REQUESTS)
+        counts = {Style.POOL: 90, Style.GIANTS: 48, Style.ADMISSION: 48}
+        count = counts.get(self._style, NUM_REQUESTS)
         return [
             draw_one.get(self._style, self._mixed)(i) for i in range(self._num_requests or count)
         ]
@@ -255,12 +257,12 @@ class _Drawing:
             * (rng.random() < 0.2),
             prompt_logprobs=rng.choice([0, 5, 20]) if is_scored else None,
         )
-        is_shared = i % 3 == 0
+        is_shared = i % 3 == 0  # a third share a prefix, so that caches hit
         timeout_s = TIMEOUT_S
-        if self._style is Style.DOOR and rng.random() < 0.2:
+        if self._style is Style.ADMISSION and rng.random() < 0.2:
             timeout_s = rng.uniform(0.2, 3.0)
         return Order(
-            start_s=self._burst_s() if self._style is Style.DOOR else rng.uniform(0, LOAD_S),
+            start_s=self._burst_s() if self._style is Style.ADMISSION else rng.uniform(0, LOAD_S),
             name=f"r{i}",
             prompt=self._shared + prompt if is_shared else prompt,
             sampling=sampling,

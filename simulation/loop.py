@@ -26,6 +26,8 @@ class Deadlock(Exception):
     """Nothing is left to run and no timer is set, but the main task has not ended."""
 
 
+# asyncio keeps tasks in sets, hashed by address: without numbers the order of a cancellation would
+# differ from run to run.
 class _NumberedTask(asyncio.Task[Any]):
     """A task whose hash is its creation number."""
 
@@ -37,6 +39,7 @@ class _NumberedTask(asyncio.Task[Any]):
         context: contextvars.Context | None = options.get("context")
         self.node = context.get(NODE, "") if context is not None else NODE.get()
         super().__init__(coroutine, **options)
+        # In an empty context: a callback of a paused node would be held back with it.
         self.add_done_callback(_note_failure, context=contextvars.Context())
 
     def __hash__(self) -> int:
@@ -48,11 +51,11 @@ class _NumberedTask(asyncio.Task[Any]):
 
 def _note_failure(task: asyncio.Task[Any]) -> None:
     loop = task.get_loop()
-    if isinstance(loop, VirtualLoop) and isinstance(task, _NumberedTask) and _is_unheard(task):
+    if isinstance(loop, VirtualLoop) and isinstance(task, _NumberedTask) and _is_unretrieved(task):
         loop.note_failure(task)
 
 
-def _is_unheard(task: asyncio.Task[Any]) -> bool:
+def _is_unretrieved(task: asyncio.Task[Any]) -> bool:
     """True while nobody has asked a failed task for its exception."""
     return bool(task._log_traceback)
 
@@ -98,27 +101,27 @@ class VirtualLoop(asyncio.BaseEventLoop):
         self._paused_at_s.pop(node, None)
 
     def note_failure(self, task: _NumberedTask) -> None:
-        """Keep a task that failed, until it is known whether anybody hears of it."""
+        """Keep a task that failed, until it is known whether anybody retrieves it."""
         task.failed_at_s = self._now_s
         if task.node in self._dead:
-            task.exception()  # those who would have heard it are dead, too
+            task.exception()  # those who would have retrieved it are dead, too
         else:
             self.failed.append(task)
 
     def uncaught(self) -> list[str]:
-        """Say what reached the exception handler, and which tasks failed with nobody to hear it."""
-        unheard = [
-            f"nobody heard {getattr(task.get_coro(), '__qualname__', task)} fail: "
+        """List what reached the exception handler, and tasks whose failure nobody retrieved."""
+        unretrieved = [
+            f"nobody retrieved the failure of {getattr(task.get_coro(), '__qualname__', task)}: "
             f"{_cause(task.exception())}"
-            for task in filter(_is_unheard, self.failed)
+            for task in filter(_is_unretrieved, self.failed)
         ]
         self.failed.clear()
-        return [*self.complaints, *unheard]
+        return [*self.complaints, *unretrieved]
 
     def kill(self, node: str) -> None:
         """Let nothing of a node run ever again, not even its clean-up.
 
-        What failed there in its last turn may not have been heard yet, and that is no bug of it.
+        What failed there in its last turn may not have been retrieved yet, and that is no bug.
         """
         last_turn_s = self._paused_at_s.pop(node, self._now_s)
         for task in self.failed:
@@ -137,6 +140,8 @@ class VirtualLoop(asyncio.BaseEventLoop):
         if not ready:
             if not scheduled:
                 raise Deadlock("no timer is set and nothing is ready")
+            # Nothing can happen before the next timer. Never backwards: a busy turn may have passed
+            # its time already.
             self._now_s = max(self._now_s, scheduled[0]._when)
         else:  # timers that come due while a turn is under way fall into the same one
             self._now_s += self.turn_s
@@ -144,11 +149,13 @@ class VirtualLoop(asyncio.BaseEventLoop):
             handle = heapq.heappop(scheduled)
             handle._scheduled = False
             ready.append(handle)
+        # As asyncio does: what becomes ready in this turn runs in the next one.
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
             node = handle._context.get(NODE, "")
+            # Dropped for ever, clean-up included: a killed process runs no `finally`.
             if node in self._dead:
                 continue
             if node in self._paused:
@@ -163,7 +170,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         """There are no sockets."""
 
     def _report(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """A killed node leaves tasks behind, as a killed process does; anything else is told."""
+        """Keep what asyncio complains of, except tasks that a killed node leaves behind."""
         message = context.get("message", "")
         if "was destroyed but it is pending" not in message:
             what = message.partition("(")[0]  # arguments hold addresses
@@ -192,13 +199,16 @@ def _cause(error: BaseException | None) -> str:
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     """Run a coroutine on a fresh virtual loop to its end; left-over tasks are cancelled."""
+    # From 0 for each run, or the second run of a process would differ from the first.
     _NumberedTask._numbers = itertools.count()
     loop = VirtualLoop()
     try:
         return loop.run_until_complete(main)
     finally:
+        # A paused task could not be cancelled.
         for node in sorted(loop._paused):
             loop.resume(node)
+        # A set, too: sorted, so that clean-up runs in the same order each time.
         everyone = sorted(asyncio.all_tasks(loop), key=hash)
         dead = [t for t in everyone if getattr(t, "node", "") in loop._dead]
         rest = [t for t in everyone if t not in dead]
@@ -211,7 +221,7 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def _bury(dead: list[asyncio.Task[Any]]) -> None:
-    """Let go of what killed nodes left behind; nobody hears how their clean-up fails."""
+    """Close what killed nodes left behind, whose clean-up may fail."""
     for task in dead:
         coroutine = task.get_coro()
         with contextlib.suppress(BaseException):

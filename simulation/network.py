@@ -19,6 +19,7 @@ from simulation.loop import NODE
 from transport.sequenced import Numbered
 
 WINDOW = 256
+"""Unread messages of a stream, after which its sender waits, as with TCP's window."""
 MAX_TOO_LARGE = 10
 """A sender that repeats what breaks its stream does so for ever; a trial has seen enough then."""
 TICK_S = 1e-9
@@ -42,6 +43,7 @@ class SimStream:
         self._num_unread = 0
 
     def _notify(self) -> None:
+        # A new event for the next change: several may wait for this one, reader and senders.
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -55,6 +57,7 @@ class SimStream:
             self.reset()
             raise StreamClosed("RESOURCE_EXHAUSTED: the message is over the limit")
         for one in self.hub.pass_on(self, message):
+            # Counted when sent: what is on the wire fills the window, too.
             self.peer._num_unread += 1
             self.hub.carry(self, self.peer._deliver, one)
 
@@ -85,6 +88,7 @@ class SimStream:
         """See `MessageStream`."""
         if self._is_closed:
             return
+        # Unlike `close`: what was not read is lost on both ends.
         self._inbox.clear()
         self._end()
         self.hub.carry(self, self.peer._end)
@@ -98,8 +102,22 @@ class SimStream:
 class Hub:
     """The simulated wire between all nodes."""
 
-    def __init__(self, rng: random.Random, latency_s: tuple[float, float]) -> None:
-        """Start without nodes or faults."""
+    def __init__(
+        self,
+        rng: random.Random,
+        latency_s: tuple[float, float],
+        max_message_bytes: int | None = None,
+        size_of: Callable[[Any], int] = len,
+    ) -> None:
+        """Start without nodes or faults.
+
+        Args:
+            rng: Draws latencies.
+            latency_s: Shortest and longest, one way.
+            max_message_bytes: Of a session's message; a larger one breaks its stream, as gRPC's
+                limit does. None: no limit.
+            size_of: Estimates a session's message.
+        """
         self._rng = rng
         self._latency_s = latency_s
         self._listeners: dict[str, tuple[str, str, StreamHandler, contextvars.Context]] = {}
@@ -109,20 +127,21 @@ class Hub:
             tuple[str, str], list[tuple[SimStream, Callable[..., None], tuple[Any, ...]]]
         ] = {}
         self._resent = asyncio.Event()
+        # No node's context: a message on the wire arrives although its sender was killed.
         self._wire = contextvars.copy_context()
+        # Dictionaries for sets: their order is that of insertion, and not of addresses.
         self.streams: dict[SimStream, None] = {}
         self.tasks: dict[str, dict[asyncio.Task[None], None]] = {}
         self.window = WINDOW
         self.num_resets = 0
-        self.max_message_bytes: int | None = None
-        """Of a session's message; a larger one breaks its stream, as gRPC's limit does."""
-        self.size_of: Callable[[Any], int] = lambda message: 0
+        self.max_message_bytes = max_message_bytes
+        self._size_of = size_of
         self.too_large: list[str] = []
-        self.tamper: Callable[[SimStream, Any], Any] = lambda stream, message: message
-        """Sees each message without its number; returns what goes on, None to lose it."""
-        self.mangle: Callable[[SimStream, Any], list[Any]] = lambda stream, message: [message]
-        """Sees each message as it is on the wire; returns what goes on, in order."""
-        self.extra_delay_s: Callable[[SimStream], float] = lambda stream: 0.0
+        self.tamper: Callable[[SimStream, Any], Any] = _unchanged
+        """A scenario's hook: sees each message without its number; None loses it."""
+        self.mangle: Callable[[SimStream, Any], list[Any]] = _alone
+        """The fault schedule's hook: sees each message as it is on the wire."""
+        self.extra_delay_s: Callable[[SimStream], float] = _nothing
 
     def latency_s(self) -> float:
         """Draw a one-way delay."""
@@ -142,7 +161,7 @@ class Hub:
         limit = self.max_message_bytes
         if limit is None or stream.kind != "session" or len(self.too_large) >= MAX_TOO_LARGE:
             return False
-        size = self.size_of(message)
+        size = self._size_of(message)
         if size > limit:
             fact = f"{stream.node} sent a message of {size} bytes, the limit is {limit}"
             self.too_large.append(fact)
@@ -154,7 +173,7 @@ class Hub:
         call: Callable[..., None],
         *args: Any,  # noqa: ANN401
     ) -> None:
-        """Bring something to the other side of a stream, in order, now or when the way is free."""
+        """Deliver to the other side of a stream, in order, now or when the route is free."""
         route = (stream.node, stream.peer.node)
         if route in self._blocked:
             self._stalled.setdefault(route, []).append((stream, call, args))
@@ -171,7 +190,7 @@ class Hub:
     # --- faults -----------------------------------------------------------------------------------
 
     def block(self, source: str, target: str) -> None:
-        """Let nothing through one way until `unblock`; blocks of several faults add up."""
+        """Let nothing through in one direction until `unblock`; blocks of several faults add up."""
         self._blocked[source, target] = self._blocked.get((source, target), 0) + 1
 
     def unblock(self, source: str, target: str) -> int:
@@ -187,6 +206,7 @@ class Hub:
             return len(self._stalled.get(route, []))
         self._blocked.pop(route, None)
         stalled = self._stalled.pop(route, [])
+        # With fresh latencies but in order: as TCP sends again what was lost.
         for stream, call, args in stalled:
             self.carry(stream, call, *args)
         self._resent.set()
@@ -220,11 +240,13 @@ class Hub:
         """Connect a node to an address."""
         await asyncio.sleep(self.latency_s())
         target = address.partition(":")[0]
+        # A handshake needs both directions.
         while (node, target) in self._blocked or (target, node) in self._blocked:
             await self._resent.wait()
         listener = self._listeners.get(address)
         if listener is None:
             raise StreamClosed(f"nobody listens at {address}")
+        # The handler runs as the node that listens, so it stops when that node does.
         server_node, kind, on_stream, context = listener
         client, server = SimStream(self, node, kind), SimStream(self, server_node, kind)
         client.peer, server.peer = server, client
@@ -239,20 +261,35 @@ class Hub:
 
     def close(self, node: str) -> None:
         """A node closes its ports and ends its streams and handlers in good order."""
-        self._hang_up(node)
+        self._close_ports(node)
         for task in list(self.tasks.pop(node, {})):
             task.cancel()
 
     def crash(self, node: str) -> None:
         """A node's process is gone: ports closed, streams reset by its kernel."""
-        self._hang_up(node)
+        self._close_ports(node)
         self.tasks.pop(node, None)
 
-    def _hang_up(self, node: str) -> None:
+    def _close_ports(self, node: str) -> None:
         for address in [a for a, listener in self._listeners.items() if listener[0] == node]:
             del self._listeners[address]
         for stream in [s for s in list(self.streams) if s.node == node]:
             stream.reset()
+
+
+def _unchanged(stream: SimStream, message: Any) -> Any:  # noqa: ANN401
+    del stream
+    return message
+
+
+def _alone(stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
+    del stream
+    return [message]
+
+
+def _nothing(stream: SimStream) -> float:
+    del stream
+    return 0.0
 
 
 async def _serve(on_stream: StreamHandler, server: SimStream) -> None:

@@ -14,7 +14,7 @@ from core.kv_layout import KVLayout
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.types import GenerateRequest, Logprob
 from simulation.hash_runner import HashModel, MemoryKV
-from simulation.parts import InlineDecoder
+from simulation.ports import InlineDecoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +90,11 @@ class Oracle:
             output.append(token_id)
             is_eos = token_id in request.eos_token_ids and not sampling.ignore_eos
             is_last = is_eos or len(output) == sampling.max_tokens
+            # The end token is an output, and has no text.
             text += "" if is_eos else decoder.push(token_id)
             if is_last:
                 text += decoder.flush()
+            # The earliest of all stop strings ends the text, whichever is named first.
             cuts = [text.find(s) for s in sampling.stop if s in text]
             if cuts:
                 return Expected(tuple(output), text[: min(cuts)], "stop")

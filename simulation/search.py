@@ -1,4 +1,4 @@
-"""Many seeds at once: run, add up, shrink what fails, and say how to replay it.
+"""Many seeds at once: run, add up, shrink what fails, and print how to replay it.
 
 Owns the range of seeds, the child processes that share it, the summary and the shrinking. Does not
 know what a trial checks. It starts itself as `python -m simulation.search` in child processes,
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kv_transfer.transitions import Transition
-from simulation.faults import Kind
+from simulation.faults.kinds import Kind
 from simulation.loads import Plan, Style, make_plan
 from simulation.report import Report
 from simulation.trial import run_trial
@@ -116,11 +116,11 @@ async def search(
     """Run a range of seeds in child processes.
 
     Args:
-        summary: Says where the range begins and counts every seed that has ended, so that whoever
-            is interrupted knows what was run.
+        summary: Has the beginning of the range, and counts every seed that has ended, so that an
+            interrupted search reports what was run.
         num_seeds: How long the range is.
         num_processes: Children that share it, every n-th seed each.
-        on_seed: Hears of every seed, for a progress bar.
+        on_seed: Called after every seed, for a progress bar.
     """
     first = summary.first_seed
     end = first + num_seeds
@@ -143,7 +143,7 @@ async def _run_child(
         str(end),
         str(step),
         stdout=asyncio.subprocess.PIPE,
-        env={**os.environ, "PYTHONHASHSEED": "0"},
+        env={**os.environ, "PYTHONHASHSEED": "0"},  # a replay must hash as the search did
         limit=LINE_LIMIT_BYTES,
         start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends its children
     )
@@ -187,11 +187,13 @@ def shrink(seed: int) -> tuple[list[int], list[int]]:
 
     def fails() -> bool:
         report = run_trial(chosen(plan, faults, requests))
+        # H1 asks for many faults: a shrunk plan always violates it.
         return any(not v.startswith("H1") for v in report.violations)
 
     for needed in (faults, requests):
         for index in list(needed):
             needed.remove(index)
+            # In their order: it decides which fault meets which message.
             if not fails():
                 needed.append(index)
                 needed.sort()
@@ -209,11 +211,11 @@ def replay_line(seed: int, faults: Sequence[int], requests: Sequence[int]) -> st
 def main() -> None:
     """Child process: every `step`-th seed of a range, one JSON line each."""
     first, end, step = (int(a) for a in sys.argv[1:4])
-    # What the virtual cluster logs of injected faults is nobody's news; a replay shows it.
+    # What the virtual cluster logs of injected faults would bury the results; a replay shows it.
     logging.getLogger().addHandler(logging.NullHandler())
     for seed in range(first, end, step):
         sys.stdout.write(json.dumps(as_line(seed, run_trial(make_plan(seed)))) + "\n")
-        sys.stdout.flush()
+        sys.stdout.flush()  # each seed at once: an interrupted search still has it
 
 
 if __name__ == "__main__":

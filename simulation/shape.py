@@ -1,6 +1,6 @@
-"""The sizes of a simulated cluster.
+"""Sizes and settings of a simulated cluster.
 
-Owns their defaults, small enough that every limit is met. Does not know nodes.
+Owns them and their defaults. Does not know nodes, loads or faults.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 
 VOCABULARY = 97
+"""Each token is one character."""
+HASH_KEY = b"simulation"
 
 
 @dataclass(slots=True)

@@ -22,6 +22,7 @@ LOGPROB_BYTES = 15
 
 def message_bytes(message: Any) -> int:  # noqa: ANN401 - any session message
     """Estimate one message, with or without its number."""
+    # Estimated, not encoded: the simulation sends millions of messages as objects.
     inner = message.message if isinstance(message, Numbered) else message
     match inner:
         case StepFrame(_, deltas, ended):

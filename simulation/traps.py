@@ -17,7 +17,7 @@ from core.types import GenerateRequest, Path, RequestEvent, TextDelta
 from router.choice_output import TextDecoder
 from router.orchestrator import Orchestrator
 from router.request_state import Emit
-from simulation.parts import InlineDecoder
+from simulation.ports import InlineDecoder
 from worker.attempts import AttemptTable
 from worker.ports import WorkerRole
 from worker.worker import Worker
@@ -32,7 +32,7 @@ CALLBACKS = (
 
 
 class Injected(Exception):
-    """No error of the tree: what a library or a mistake raises."""
+    """Not of our error tree: what a library or a mistake raises."""
 
 
 class Place(StrEnum):
@@ -76,8 +76,10 @@ class Traps:
         if left:
             self._armed[place, whom] = left - 1
             return
+        # Once: the attempt that follows must succeed.
         del self._armed[place, whom]
         self.sprung[place] += 1
+        # A run id is the client's request id and a number of the run.
         self.victims.add(request_id.partition("~")[0])
         raise Injected(f"injected: {place}")
 

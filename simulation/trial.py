@@ -1,12 +1,12 @@
 """One seed: a load, a fault schedule, and the invariants of reliability checked while it runs.
 
 Owns the course of a trial. Does not know how loads are drawn, how faults are carried out, nor what
-is checked: `loads`, `injector`, `clients`, `invariants` and `fairness` do.
+is checked: `loads`, `faults`, `clients`, `invariants` and `fairness` do.
 
     I1 tokens, text and scores equal the reference    I2 positions without gap or repeat, one ending
     I3 blocks and requests are conserved              I4, I5 follow from I1: any cross-talk shows
     I6 queues stay under their bounds                 I7 an error is justified by the faults met
-    I8 nobody who moves is taken for dead             I9 no message is over its carrier's limit
+    I8 nobody who moves is taken for dead             I9 no message is over its transport's limit
     L1 every request ends by its deadline             L2 after the last fault, service is whole
     L3 at rest nothing is left                        L4 a ready worker is used
     F1 to F4 bounded overtaking at every worker       X1 no exception is left that nobody caught
@@ -22,8 +22,8 @@ import random
 from simulation.clients import Client
 from simulation.cluster import SimCluster
 from simulation.fairness import Fairness
-from simulation.faults import Kind
-from simulation.injector import Injector
+from simulation.faults.injector import Injector
+from simulation.faults.kinds import Kind
 from simulation.invariants import Watch, check_recovery, check_rest
 from simulation.loads import Order, Plan
 from simulation.loop import run_virtual
@@ -59,7 +59,8 @@ async def _trial(plan: Plan) -> Report:
         for index, order in enumerate(plan.orders):
             tasks.create_task(one(index, order))
         tasks.create_task(injector.run())
-    await check_recovery(cluster, injector.store_back_at, report)
+    # With the watch still on: recovery must keep the promises, too.
+    await check_recovery(cluster, injector.injection.store_back_at, report)
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching  # a watch that broke has watched nothing: that is no clean trial
@@ -70,17 +71,15 @@ async def _trial(plan: Plan) -> Report:
     _count(cluster, injector, report)
     if plan.faults and report.bitten.total() < min(MIN_BITTEN, len(plan.faults)):
         report.violated(f"H1 only {report.bitten.total()} faults bit")
-    await cluster.stop()
+    await cluster.stop()  # after the checks: stopping cleans up what they look for
     return report
 
 
 def _count(cluster: SimCluster, injector: Injector, report: Report) -> None:
-    report.bitten.update(injector.bitten)
+    report.bitten.update(injector.injection.bitten)
     report.bitten[Kind.DECODER_RAISES] += cluster.traps.sprung[Place.DECODER]
     report.bitten[Kind.EMIT_RAISES] += cluster.traps.sprung[Place.EMIT]
     report.steps = cluster.num_steps
     report.virtual_s = cluster.clock.now_s()
-    report.preemptions = cluster.num_preemptions + sum(
-        unit.scheduler.num_preemptions for unit in cluster.units.values()
-    )
+    report.preemptions = cluster.num_preemptions
     report.transitions.update(cluster.transitions)

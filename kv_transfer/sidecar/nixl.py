@@ -7,8 +7,7 @@ streams, messages or processes.
              ◀── the k-th message written there, and a note with its size ──
 
 A late write can only land in a slot of this pair's arena, which dies with the pair, never in a
-block of KV. NIXL has nothing to wait on, so its notes are polled for; this process exists to do
-that.
+block of KV. NIXL has nothing to wait on, so its notes are polled: this process exists to do that.
 """
 
 from __future__ import annotations
@@ -27,8 +26,11 @@ import torch
 from core.errors import KVTransferError
 
 SPINS = 100
+"""Polls without a pause: a message that is nearly here is not worth a sleep."""
 POLL_S = 0.0002
-HEADS, HEAD_BYTES = 64, 64
+HEADS = 64
+HEAD_BYTES = 64
+"""Of messages without payload; far more than can be in flight, so that none is written over."""
 _OFFER = struct.Struct("<cQQQ")
 _WRITTEN = struct.Struct("<cQQ")
 
@@ -36,11 +38,21 @@ _WRITTEN = struct.Struct("<cQQ")
 class NixlPair:
     """See `kv_transfer.sidecar.pairs.Pair`."""
 
-    def __init__(self, store: Any, rank: int, host: str, silence_s: float) -> None:  # noqa: ANN401
-        """Make an agent; `use` meets the peer. `host` is UCX's to choose (UCX_NET_DEVICES).
+    def __init__(
+        self,
+        store: Any,  # noqa: ANN401
+        rank: int,
+        host: str,
+        silence_s: float,
+        arena: torch.Tensor,
+    ) -> None:
+        """Register the arena and connect, see `GlooPair`.
+
+        `host` is UCX's to choose (UCX_NET_DEVICES).
 
         Raises:
             KVTransferError: NIXL is not installed.
+            RuntimeError: The peer did not come.
         """
         del host
         os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
@@ -58,26 +70,24 @@ class NixlPair:
             backends=["UCX"], sync_mode=nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
         )
         self._agent: Any = nixl_agent(secrets.token_hex(8), config)
-        self._store, self._rank, self._silence_s = store, rank, silence_s
-        self._peer = ""
-        self._arena = torch.empty(0, dtype=torch.uint8)
-        self._heads = torch.zeros(HEADS, HEAD_BYTES, dtype=torch.uint8)
-        self._lock = threading.Lock()
-        self._rooms: dict[int, tuple[int, int]] = {}
-        self._written: dict[int, int] = {}
-        self._num_sent = self._num_offered = 0
-
-    def use(self, arena: torch.Tensor) -> None:
-        """See `Pair`."""
+        self._silence_s = silence_s
         self._arena = arena
+        self._heads = torch.zeros(HEADS, HEAD_BYTES, dtype=torch.uint8)
+        # Both threads of a connection poll, and either may be given the other's notes.
+        self._lock = threading.Lock()
+        self._offers: dict[int, tuple[int, int]] = {}
+        self._written: dict[int, int] = {}
+        self._num_sent = 0
+        self._num_offered = 0
         with _own_errors():
+            # Registered first: the metadata that the peer gets describes what it may write to.
             self._agent.register_memory([arena, self._heads])
-            self._store.set(f"nixl-{self._rank}", self._agent.get_agent_metadata())
-            peer = self._agent.add_remote_agent(self._store.get(f"nixl-{1 - self._rank}"))
-        self._peer = peer.decode() if isinstance(peer, bytes) else peer
+            store.set(f"nixl-{rank}", self._agent.get_agent_metadata())
+            peer = self._agent.add_remote_agent(store.get(f"nixl-{1 - rank}"))
+        self._peer: str = peer.decode() if isinstance(peer, bytes) else peer
 
     def send(self, buffer: torch.Tensor) -> _Send:
-        """See `Pair`: it leaves as soon as the peer has offered room for it."""
+        """See `Pair`: it leaves as soon as the peer has offered a slot for it."""
         number = self._num_sent
         self._num_sent += 1
         begin = self._arena.data_ptr()
@@ -99,25 +109,27 @@ class NixlPair:
         return _Recv(self, number)
 
     def begin(self, number: int, buffer: torch.Tensor) -> Any:  # noqa: ANN401
-        """Write the n-th message if there is room for it; returns NIXL's handle, or None."""
+        """Write the n-th message if a slot is offered for it; returns NIXL's handle, or None."""
         self.poll()
-        room = self._rooms.pop(number, None)
-        if room is None:
+        offer = self._offers.pop(number, None)
+        if offer is None:
             return None
-        address, size = room
+        address, size = offer
+        # Slots are equal on both sides of one cluster; a peer with another config is refused.
         if len(buffer) > size:
             raise RuntimeError(f"the peer offered {size} bytes for a message of {len(buffer)}")
         note = _WRITTEN.pack(b"w", number, len(buffer))
         with _own_errors():
             mine = self._agent.get_xfer_descs([(buffer.data_ptr(), len(buffer), 0)], "DRAM")
             theirs = self._agent.get_xfer_descs([(address, len(buffer), 0)], "DRAM")
+            # The note goes with the write, and is seen only when the bytes are there.
             handle = self._agent.initialize_xfer("WRITE", mine, theirs, self._peer, note)
             if self._agent.transfer(handle) == "ERR":
                 raise RuntimeError("a NIXL write could not begin")
         return handle
 
     def is_over(self, handle: Any) -> bool:  # noqa: ANN401
-        """Whether a write has ended.
+        """True once a write has ended.
 
         Raises:
             RuntimeError: It has failed.
@@ -126,32 +138,33 @@ class NixlPair:
             state = self._agent.check_xfer_state(handle)
             if state == "ERR":
                 raise RuntimeError("a NIXL write failed; the peer is gone")
+            # Released by the one call that sees its end: NIXL keeps it until then.
             if state == "DONE":
                 self._agent.release_xfer_handle(handle)
             return bool(state == "DONE")
 
     def has_come(self, number: int) -> bool:
-        """Whether the n-th message is here."""
+        """True if the n-th message is here."""
         self.poll()
         return self._written.pop(number, None) is not None
 
     def poll(self) -> None:
-        """Take in what the peer has noted."""
+        """Collect the peer's notes."""
         with self._lock, _own_errors():
             for notes in self._agent.get_new_notifs().values():
                 for note in notes:
                     if note[:1] == b"o":
                         _, number, address, size = _OFFER.unpack(note)
-                        self._rooms[number] = (address, size)
+                        self._offers[number] = (address, size)
                     else:
                         _, number, size = _WRITTEN.unpack(note)
                         self._written[number] = size
 
     def wait_for(self, is_so: Callable[[], bool]) -> None:
-        """Poll until something is so.
+        """Poll until a condition holds.
 
         Raises:
-            RuntimeError: Not within the pair's silence.
+            RuntimeError: Not within the time that a peer may be silent.
         """
         give_up_at = time.monotonic() + self._silence_s
         spins = 0
@@ -165,9 +178,9 @@ class NixlPair:
 
 @contextlib.contextmanager
 def _own_errors() -> Iterator[None]:
-    """A pair's failure is a RuntimeError, as torch's is.
+    """Turn NIXL's failures into RuntimeError, which torch raises when a pair fails.
 
-    NIXL's exceptions have no base, and a note may be malformed.
+    Its exceptions have no common base, and a note may be malformed.
     """
     try:
         yield
@@ -178,7 +191,7 @@ def _own_errors() -> Iterator[None]:
 
 
 class _Send:
-    """A message on its way."""
+    """A message in flight."""
 
     def __init__(self, pair: NixlPair, number: int, buffer: torch.Tensor) -> None:
         self._pair, self._number, self._buffer = pair, number, buffer

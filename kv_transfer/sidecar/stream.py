@@ -1,4 +1,4 @@
-"""One end of a stream that a carrier carries, and the link whose slots it uses.
+"""One end of a stream that a sidecar carries, and the connection whose slots it uses.
 
 Owns waiting for slots, messages put together from pieces, and what happens to a reader that does
 not read. Does not know processes or sockets.
@@ -14,10 +14,12 @@ from core.ports import StreamClosed
 from kv_transfer.sidecar.protocol import PIECE_HEAD_BYTES, ControlMessage, MessageKind, slot_of
 
 SEND_TIMEOUT_S = 5.0
+"""Longest wait for a slot: as long as a lease, after which nobody wants the KV."""
 NO_SLOT = -1
 UNREAD_SLOTS = 2
 """Slots that one stream may keep full; what comes beyond is copied out."""
 MAX_UNREAD_BYTES = 64 << 20
+"""Of one stream, copied out; a reader this far behind has stopped, and its stream is cut."""
 
 
 class Sidecar(Protocol):
@@ -26,12 +28,12 @@ class Sidecar(Protocol):
     kind: str
     slot_bytes: int
 
-    def tell(self, record: ControlMessage) -> None:
-        """Say something to the process."""
+    def send(self, message: ControlMessage) -> None:
+        """Send to the process."""
         ...
 
     def free(self, connection: int, slot: int) -> None:
-        """An inbound slot was read; none: it had been emptied before."""
+        """Report an inbound slot as read; `NO_SLOT`: it was emptied before."""
         ...
 
 
@@ -46,7 +48,7 @@ class _Piece:
 
 @dataclass(slots=True)
 class Connection:
-    """A link as the worker sees it."""
+    """A connection as the worker sees it."""
 
     arena: memoryview
     free: asyncio.Queue[int]
@@ -60,7 +62,7 @@ class SidecarStream:
     def __init__(
         self, sidecar: Sidecar, connection_number: int, connection: Connection, number: int
     ) -> None:
-        """Made by a carrier's client."""
+        """Join a connection; the sidecar's client makes it."""
         self.transport = sidecar.kind
         self._sidecar = sidecar
         self._connection_number = connection_number
@@ -74,8 +76,10 @@ class SidecarStream:
 
     async def send(self, message: bytes) -> None:
         """See `MessageStream`."""
-        view, connection = memoryview(message), self._connection
+        view = memoryview(message)
+        connection = self._connection
         room = self._sidecar.slot_bytes - PIECE_HEAD_BYTES
+        # At least one piece: an empty message is a message, too.
         for at in range(0, max(1, len(view)), room):
             piece = view[at : at + room]
             slot = await self._free_slot()
@@ -83,7 +87,7 @@ class SidecarStream:
                 PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + len(piece)
             ] = piece
             is_last = at + room >= len(view)
-            self._sidecar.tell(
+            self._sidecar.send(
                 ControlMessage(
                     MessageKind.SEND,
                     self._connection_number,
@@ -101,18 +105,21 @@ class SidecarStream:
             async with asyncio.timeout(SEND_TIMEOUT_S):
                 slot = await self._connection.free.get()
         except TimeoutError:
+            # Cut, not only given up: half a message may have gone.
             self.reset()
             raise StreamClosed(f"the peer took nothing for {SEND_TIMEOUT_S:g} s") from None
         if self._is_over or slot == NO_SLOT:
+            # Back to the others: a slot is theirs, and NO_SLOT wakes the next one that waits.
             self._connection.free.put_nowait(slot)
             raise StreamClosed("the stream was cut")
         return slot
 
     async def recv(self) -> memoryview:
         """See `MessageStream`."""
-        self._let_go()
+        self._free_slot_in_hand()
         piece = await self._next_piece()
         if piece.is_last:
+            # Not copied: the caller reads it in its slot, which is free at the next `recv`.
             self._in_hand = piece.slot
             return piece.data
         return await self._join(piece)
@@ -135,12 +142,12 @@ class SidecarStream:
         self._num_unread_bytes -= len(piece.data)
         return piece
 
-    def _let_go(self) -> None:
+    def _free_slot_in_hand(self) -> None:
         self._sidecar.free(self._connection_number, self._in_hand)
         self._in_hand = NO_SLOT
 
     def arrive(self, slot: int, num_bytes: int, *, is_last: bool) -> None:
-        """A piece of a message is in a slot; whoever is slow to read must not keep others'."""
+        """Take a piece that is in a slot; a slow reader must not keep slots from others."""
         data = slot_of(self._connection.arena, slot, self._sidecar.slot_bytes)
         data = data[PIECE_HEAD_BYTES : PIECE_HEAD_BYTES + num_bytes].toreadonly()
         self._num_unread_bytes += num_bytes
@@ -148,6 +155,7 @@ class SidecarStream:
             self._sidecar.free(self._connection_number, slot)
             self.reset()
             return
+        # All streams of a connection share its slots, so a slow one pays with a copy of its own.
         if self._inbox.qsize() >= UNREAD_SLOTS:
             data = memoryview(bytes(data))
             self._sidecar.free(self._connection_number, slot)
@@ -155,13 +163,14 @@ class SidecarStream:
         self._inbox.put_nowait(_Piece(slot, data, is_last))
 
     def end(self) -> None:
-        """Nothing more comes."""
+        """Let the reader see the end once it has read what came."""
         self._inbox.put_nowait(None)
 
     def cut(self) -> None:
-        """Forget what was not read: the stream is over for both directions."""
+        """Drop what was not read: the stream is over in both directions."""
         self._is_over = True
-        self._let_go()
+        self._free_slot_in_hand()
+        # Slots back to the others: the connection goes on without this stream.
         while not self._inbox.empty():
             piece = self._inbox.get_nowait()
             if piece is not None:
@@ -172,28 +181,28 @@ class SidecarStream:
         """See `MessageStream`."""
         if not self._has_closed and not self._is_over:
             self._has_closed = True
-            self._sidecar.tell(
+            self._sidecar.send(
                 ControlMessage(MessageKind.CLOSE, self._connection_number, self._number)
             )
 
     def reset(self) -> None:
         """See `MessageStream`."""
         if self._number in self._connection.streams:
-            self._sidecar.tell(
+            self._sidecar.send(
                 ControlMessage(MessageKind.RESET, self._connection_number, self._number)
             )
         self.leave()
 
     def leave(self) -> None:
-        """Nobody here uses it any more; what still comes for it is dropped."""
+        """Detach from the connection; what still comes for this stream is dropped."""
         self._connection.streams.pop(self._number, None)
         self.cut()
 
 
 def lose(connection: Connection) -> None:
-    """End every stream of a link that is gone."""
+    """End every stream of a connection that is gone."""
     connection.is_lost = True
     for stream in connection.streams.values():
         stream.cut()
     connection.streams.clear()
-    connection.free.put_nowait(NO_SLOT)  # whoever waits for a slot hears of it, one after the other
+    connection.free.put_nowait(NO_SLOT)  # wakes whoever waits for a slot, one after the other

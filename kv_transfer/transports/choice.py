@@ -1,4 +1,4 @@
-"""Which way KV goes between two workers: the first that both have and that answers.
+"""The transport that a pair of workers takes: the first that both have and that answers.
 
 Owns the list of transports of a worker, the address that names all of them, and the memory of which
 did not answer. Does not know how any of them works.
@@ -15,7 +15,9 @@ from collections.abc import Mapping
 from core.ports import MessageStream, Network, StreamClosed, StreamHandler
 
 REST_S = 5.0
-"""How long a transport that did not answer is left alone before it is tried again."""
+"""How long a transport that did not answer is left alone before it is tried again.
+
+Each try may cost its dial timeout, for which a first token waits."""
 
 
 class Transports:
@@ -37,12 +39,15 @@ class Transports:
 
     async def dial(self, address: str) -> MessageStream:
         """See `Network`."""
-        offers, reasons = read_address(address), []
+        offers = read_address(address)
+        reasons = []
         now_s = asyncio.get_running_loop().time()
+        # In this worker's order of preference: whoever dials chooses.
         common = [name for name in self._networks if name in offers]
         rested = [
             name for name in common if self._resting_until.get((name, offers[name]), 0.0) <= now_s
         ]
+        # If all of them rest, any is better than none.
         for name in rested or common:
             try:
                 stream = await self._networks[name].dial(offers[name])
@@ -51,6 +56,7 @@ class Transports:
                 self._resting_until[name, offers[name]] = now_s + REST_S
                 self.num_fallen_back += 1
                 continue
+            # It answers again: the next dial need not wait for the end of its rest.
             self._resting_until.pop((name, offers[name]), None)
             self.num_dialled[name] += 1
             return stream
@@ -66,7 +72,7 @@ class Transports:
 
 
 def read_address(address: str) -> dict[str, str]:
-    """Take an address apart: where each transport listens, by name."""
+    """Parse an address: where each transport listens, by name."""
     return {
         name: where for name, _, where in (offer.partition("=") for offer in address.split(";"))
     }

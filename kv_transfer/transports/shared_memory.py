@@ -1,15 +1,15 @@
 """The shared-memory transport: the receiver maps the sender's pool and copies straight out of it.
 
-Owns a Unix socket, the handing over of segments (as file descriptors, once per peer) and
-length-prefixed messages for everything but payload. Does not know what messages mean. Linux only:
-the socket has an abstract name, so that a killed worker leaves no file behind.
+Owns a Unix socket, the passing of segments (as file descriptors, once per peer) and
+length-prefixed messages for everything but payload. Does not know what messages mean.
 
-    decode ── the pool's name it has mapped, or none ──▶ prefill
-           ◀── the pool's name, sizes, descriptors if they are new ──
+    decode ── name of the pool it has mapped, or none ──▶ prefill
+           ◀── name of the pool, sizes, descriptors if they are new ──
            ◀──────────── messages of one transfer ────────────▶
 
-Both ends must be the same user's. The receiver maps for reading alone; a block that is handed out
-again while it reads shows in the checksum.
+Linux only: the socket has an abstract name, so that a killed worker leaves no file behind. Both
+ends must be the same user's. The receiver maps for reading alone; a block that is allocated again
+while it reads shows in the checksum.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ UNUSED_S = 30.0
 """A mapping keeps a dead peer's memory from the system, so what is not used is let go;
 mapping again is cheap."""
 ANSWER_TIMEOUT_S = 2.0
+"""Longest wait for the other end of the handshake, which is in the same machine."""
 BACKLOG = 256
 ACCEPT_PAUSE_S = 0.1
+"""After an accept that failed: without descriptors the loop would spin."""
 _LENGTH = struct.Struct("<I")
 _POOL = struct.Struct(f"<{NAME_BYTES}sI")
 _PEER = struct.Struct("3i")  # pid, uid, gid
@@ -54,8 +56,10 @@ class _SharedStream:
         segments: list[memoryview] | None,
         pool_name: bytes,
     ) -> None:
-        self._reader, self._writer = reader, writer
-        self.peer_segments, self.pool_name = segments, pool_name
+        self._reader = reader
+        self._writer = writer
+        self.peer_segments = segments
+        self.pool_name = pool_name
 
     async def send(self, message: bytes) -> None:
         try:
@@ -67,6 +71,7 @@ class _SharedStream:
     async def recv(self) -> bytes:
         try:
             (length,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
+            # A peer's number: it would be allocated before anything of it has come.
             if length > MAX_MESSAGE_BYTES:
                 raise StreamClosed(
                     f"the peer announced a message of {length} bytes, the limit is "
@@ -97,7 +102,7 @@ class SharedNetwork:
     """The `Network` port within one host. Make and use it on one loop."""
 
     def __init__(self, pool: Callable[[], SharedPool | None]) -> None:
-        """Keep the way to this worker's pool, as it is at the moment."""
+        """Keep what returns this worker's pool as it is at the moment: ranks may bring another."""
         self._pool = pool
         self._tasks: set[asyncio.Task[None]] = set()
         self._mapped: dict[str, _Mapped] = {}
@@ -105,6 +110,7 @@ class SharedNetwork:
 
     async def listen(self, on_stream: StreamHandler) -> str:
         """See `Network`."""
+        # Random: an address that was published before a restart must not reach the next worker.
         name = f"baton-kv-{secrets.token_hex(16)}"
         server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         server.bind(f"\0{name}")
@@ -122,9 +128,8 @@ class SharedNetwork:
             while True:
                 try:
                     connection, _ = await loop.sock_accept(server)
-                except (
-                    OSError
-                ):  # out of descriptors, or a caller that left at once: others may still come
+                except OSError:
+                    # Out of descriptors, or a peer that left at once: others may still come.
                     await asyncio.sleep(ACCEPT_PAUSE_S)
                     continue
                 self._own(loop.create_task(self._accept(connection, on_stream)))
@@ -132,7 +137,7 @@ class SharedNetwork:
     async def _accept(self, connection: socket.socket, on_stream: StreamHandler) -> None:
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                pool_name = await self._hand_over(connection)
+                pool_name = await self._send_pool(connection)
         except (OSError, TimeoutError, StreamClosed):
             connection.close()
             return
@@ -144,10 +149,10 @@ class SharedNetwork:
         try:
             await on_stream(stream)
         finally:
-            writer.close()
+            writer.close()  # the handler's end is the stream's
 
-    async def _hand_over(self, connection: socket.socket) -> bytes:
-        """Check who dials, and give it what it has not mapped yet; returns the pool's name."""
+    async def _send_pool(self, connection: socket.socket) -> bytes:
+        """Check who dials, and send it what it has not mapped yet; returns the pool's name."""
         loop = asyncio.get_running_loop()
         _check_user(connection)
         known = await loop.sock_recv(connection, NAME_BYTES)
@@ -157,7 +162,7 @@ class SharedNetwork:
         head = _POOL.pack(pool.name, len(pool.sizes)) + struct.pack(
             f"<{len(pool.sizes)}Q", *pool.sizes
         )
-        # A fresh socket's buffer takes these few bytes at once.
+        # Does not block: a fresh socket's buffer takes these few bytes at once.
         socket.send_fds(connection, [head], [] if known == pool.name else list(pool.fds))
         return pool.name
 
@@ -165,6 +170,7 @@ class SharedNetwork:
         """See `Network`; afterwards the stream's `peer_segments` are the peer's pool."""
         loop = asyncio.get_running_loop()
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        # Compared afterwards: what is mapped anew has to be touched once.
         known = self._mapped.get(address)
         try:
             async with asyncio.timeout(ANSWER_TIMEOUT_S):
@@ -174,12 +180,13 @@ class SharedNetwork:
         except (OSError, TimeoutError, struct.error, StreamClosed) as error:
             connection.close()
             raise StreamClosed(f"no shared memory with {address}: {error}") from error
-        except BaseException:  # whoever dials has given up, or a bug: nobody else has the socket
+        except BaseException:  # cancelled, or a bug: nobody else has the socket
             connection.close()
             raise
         reader, writer = await asyncio.open_unix_connection(sock=connection)
         if known is None or known.segments is not mapped.segments:
-            # Workers meet before a request needs them, so it is a meeting that waits here.
+            # Now, so that no copy waits for page faults. Workers are introduced before a request
+            # needs them, so no request waits here either.
             for segment in mapped.segments:
                 await asyncio.to_thread(touch, segment)
         return _SharedStream(reader, writer, mapped.segments, mapped.name)
@@ -189,6 +196,7 @@ class SharedNetwork:
         known = self._mapped.get(address)
         name, segments = (known.name, known.segments) if known else (NO_POOL, [])
         await loop.sock_sendall(connection, name)
+        # The loop has no receive that takes descriptors along.
         readable = asyncio.Event()
         loop.add_reader(connection, readable.set)
         try:
@@ -199,6 +207,7 @@ class SharedNetwork:
         try:
             new_name, count = _POOL.unpack_from(head)
             sizes = struct.unpack_from(f"<{count}Q", head, _POOL.size)
+            # The same name means the same memory: nothing was sent, and the mapping serves on.
             if new_name != name:
                 segments = [_map(fd, size) for fd, size in zip(fds, sizes, strict=True)]
         except ValueError as error:
@@ -207,16 +216,16 @@ class SharedNetwork:
             ) from error
         finally:
             for fd in fds:
-                os.close(fd)
+                os.close(fd)  # a mapping keeps the memory without them
         mapped = self._mapped[address] = _Mapped(new_name, segments, loop.time())
-        self._purge = self._purge or loop.call_later(UNUSED_S, self._let_go)
+        self._purge = self._purge or loop.call_later(UNUSED_S, self._unmap_unused)
         return mapped
 
-    def _let_go(self) -> None:
+    def _unmap_unused(self) -> None:
         """Forget what nobody dialled for a while; streams keep what they use."""
         loop = asyncio.get_running_loop()
         self._mapped = {a: m for a, m in self._mapped.items() if loop.time() - m.used_at < UNUSED_S}
-        self._purge = loop.call_later(UNUSED_S, self._let_go) if self._mapped else None
+        self._purge = loop.call_later(UNUSED_S, self._unmap_unused) if self._mapped else None
 
     async def close(self) -> None:
         """See `Network`."""

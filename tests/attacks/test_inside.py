@@ -26,7 +26,7 @@ from core.config import EngineConfig
 from core.ids import TransferId
 from core.ports import StreamClosed
 from core.session import Role, Task
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from protos.baton.internal.v1 import session_pb2 as pb
 from transport import grpc_network
 from transport.grpc_network import GrpcNetwork, fetch_network
@@ -454,7 +454,7 @@ def spoiled(rng):
             frames.Starting(9, BIG, 0, 0),
         )
     )
-    data = bytearray(frames.encode(rng.choice((0, 0, 0, 1, BIG)), message))
+    data = bytearray(codec.encode(rng.choice((0, 0, 0, 1, BIG)), message))
     if rng.random() < 0.5:
         data = data[: rng.randrange(len(data))] + rng.randbytes(rng.choice((0, 0, 3, 3000)))
     elif rng.random() < 0.5:

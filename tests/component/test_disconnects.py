@@ -32,7 +32,9 @@ STAGES = {
     "queued at prefill": lambda p, d, o, e: bool(p.scheduler.waiting),
     "prefill running": lambda p, d, o, e: bool(p.scheduler.running),
     "blocks reserved": lambda p, d, o, e: bool(d.scheduler.arriving),
-    "transferring": lambda p, d, o, e: any(r.num_bytes for r in list(d.agent._receivers.values())),
+    "transferring": lambda p, d, o, e: any(
+        r._blocks and r._blocks.num_bytes for r in list(d.agent._receivers.values())
+    ),
     "prefill done": lambda p, d, o, e: bool(p.scheduler.holding),
     "first token": lambda p, d, o, e: num_tokens(e) >= 1,
     "decoding": lambda p, d, o, e: num_tokens(e) >= 8,

@@ -14,7 +14,7 @@ from core.plan import SampleSpec, StepItem, StepPlan
 from core.session import Role
 from core.types import FinishReason, SamplingParams
 from engine.model.runner import ModelRunner
-from kv_transfer import frames
+from kv_transfer import codec
 from simulation.hash_runner import MemoryKV
 
 RNG = random.Random(3)
@@ -240,7 +240,7 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
 ):
     """Real gRPC, real agent threads: one flip is asked for again,
     a second in the same part redoes the attempt."""
-    encode, flipped = frames.encode_frame, []
+    encode, flipped = codec.encode_frame, []
 
     def flipping(number, sub_attempt, entries, payloads):
         data = bytearray(encode(number, sub_attempt, entries, payloads))
@@ -249,7 +249,7 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
             data[-7] ^= 0x10
         return bytes(data)
 
-    monkeypatch.setattr(frames, "encode_frame", flipping)
+    monkeypatch.setattr(codec, "encode_frame", flipping)
     async with InProcessCluster(
         TINY, transport="grpc", threaded=True, transfer=TransferConfig(frame_bytes=1 << 20)
     ) as house:

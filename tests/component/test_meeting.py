@@ -12,7 +12,7 @@ from core.config import EngineConfig, TransferConfig
 from core.ids import TransferId
 from core.ports import StreamClosed
 from core.session import Role
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from transport.grpc_network import fetch_network
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
@@ -71,18 +71,18 @@ async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
     ) as house:
         network = fetch_network()
         stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)
-        await stream.send(frames.encode(0, frames.Probe(1 << 62)))
+        await stream.send(codec.encode(0, frames.Probe(1 << 62)))
         kinds = []
         with pytest.raises(StreamClosed):
             async with asyncio.timeout(10):
                 while True:
-                    kinds.append(type(frames.decode(await stream.recv())[1]).__name__)
+                    kinds.append(type(codec.decode(await stream.recv())[1]).__name__)
         assert kinds == ["Heartbeat", *["Frame"] * 4, "Finished"]
         # A frame without parts is a probe's alone: in a transfer it ends the stream, and nothing is
         # attached.
         stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)
-        await stream.send(frames.encode(0, frames.Open(TransferId(bytes(16)), "x", 1, "y", 1, 16)))
-        assert isinstance(frames.decode(await stream.recv())[1], frames.NotFound)
+        await stream.send(codec.encode(0, frames.Open(TransferId(bytes(16)), "x", 1, "y", 1, 16)))
+        assert isinstance(codec.decode(await stream.recv())[1], frames.NotFound)
         await network.close()
 
 

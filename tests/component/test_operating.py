@@ -31,7 +31,7 @@ from router.admission import Admission
 from router.calls import Call
 from router.observe.readiness import PROBLEMS
 from router.observe.shedding import PERIOD_S, Shedding
-from simulation.parts import MemoryStore
+from simulation.ports import MemoryStore
 from transport import certificates as certs
 from transport.certificates import make_certificates
 from transport.tls import session_tls

@@ -2,7 +2,7 @@
 
 from cluster.router_process import RunningRouter
 from core.config import BatonConfig
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 
 CONFIG = {"router": {"http_port": 0, "grpc_port": 0}}
 

@@ -19,7 +19,7 @@ from core.kv_layout import KVLayout
 from engine.checkpoint.model_spec import read_model
 from engine.model.sharding import Shard, check_split
 from engine.model.weights import load_tensors
-from kv_transfer.resharding import PoolParts, common_grid
+from kv_transfer.resharding import PoolView, common_grid
 from simulation.hash_runner import MemoryKV
 
 RNG = random.Random(5)
@@ -237,11 +237,11 @@ def _move(heads, from_shape, to_shape, num_tokens, have):
     _fill(kv, source, tables, num_tokens)
     third = MemoryKV(target, 16)
     sender, receiver, pulling = (
-        PoolParts(kv.segments(), source, grid),
-        PoolParts(other.segments(), target, grid),
-        PoolParts(third.segments(), target, grid),
+        PoolView(kv.segments(), source, grid),
+        PoolView(other.segments(), target, grid),
+        PoolView(third.segments(), target, grid),
     )
-    assert sender.part_bytes == receiver.part_bytes
+    assert sender.fragment_bytes == receiver.fragment_bytes
     have_tokens = (
         (num_tokens - 1) // target.block_size_tokens * target.block_size_tokens if have else 0
     )

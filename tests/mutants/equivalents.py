@@ -42,7 +42,7 @@ EQUIVALENTS: list[Equivalent] = [
         "two more buckets in a pool of one or two blocks",
     ),
     Equivalent(
-        "kv_transfer/sender.py",
+        "kv_transfer/frame_builder.py",
         "if len(batch) > most:",
         "if (len(batch) >= most):",
         "an empty rest stays in the queue, adds nothing to the next frame and is not counted",

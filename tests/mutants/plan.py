@@ -23,8 +23,11 @@ engine/scheduling/results.py engine/scheduling/scheduler.py engine/scheduling/se
 engine/scheduling/step_budget.py engine/scheduling/step_planner.py
 kv_transfer/agent.py kv_transfer/fenced_pool.py
 kv_transfer/parking.py kv_transfer/threadsafe_callbacks.py kv_transfer/receiver.py
-kv_transfer/receive_agent.py kv_transfer/send_agent.py kv_transfer/sender.py
-worker/attempt.py worker/session_server.py worker/router_session.py worker/attempts.py prefill_worker/role.py
+kv_transfer/receive_agent.py kv_transfer/receive_stream.py kv_transfer/reserved_blocks.py
+kv_transfer/send_agent.py kv_transfer/sender.py kv_transfer/send_stream.py
+kv_transfer/frame_builder.py kv_transfer/fetch_stream.py
+worker/attempt.py worker/session_server.py worker/router_session.py worker/attempts.py
+prefill_worker/role.py
 decode_worker/role.py router/admission.py router/choice_output.py router/text/detokenizing.py
 router/workers/introductions.py router/workers/sessions.py router/orchestrator.py
 router/attempts.py

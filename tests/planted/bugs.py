@@ -152,21 +152,21 @@ FIRST = [
     ),
     Bug(
         "damaged KV is taken as it comes",
-        "kv_transfer/receiver.py",
+        "kv_transfer/reserved_blocks.py",
         '        is_good = checksums == entries["checksum"]\n',
         "        is_good = checksums == checksums\n",
         "seeds 0-60",
     ),
     Bug(
         "damaged control messages are believed",
-        "kv_transfer/frames.py",
+        "kv_transfer/codec.py",
         "        if _head_crc(kind, number, memoryview(data)[_HEAD.size : end]) != crc:",
         "        if False:",
         "tests/unit/kv_transfer/test_frames.py",
     ),
     Bug(
         "a late write lands on blocks of somebody else",
-        "kv_transfer/receiver.py",
+        "kv_transfer/reserved_blocks.py",
         "            if self._generation_of(block_id) != generation:",
         "            if False:",
         f"{RULES}::test_a_late_frame_after_the_blocks_are_reused_is_refused",
@@ -182,8 +182,8 @@ FIRST = [
     Bug(
         "anybody may fetch",
         "kv_transfer/send_agent.py",
-        "return sender if named == (opened.receiver_id, opened.receiver_incarnation) else None",
-        "return sender",
+        "return found if named == (opened.receiver_id, opened.receiver_incarnation) else None",
+        "return found",
         f"{RULES}::test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused",
     ),
     Bug(

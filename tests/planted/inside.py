@@ -168,8 +168,8 @@ BUGS = [
     ),
     Bug(
         "an empty question for parts costs nothing",
-        "kv_transfer/sender.py",
-        "        if not parts:\n",
+        "kv_transfer/frame_builder.py",
+        "        if not places:\n",
         "        if False:\n",
         "tests/unit/kv_transfer/test_sender.py::test_whoever_asks_for_no_part_again_is_not_served_further",
     ),

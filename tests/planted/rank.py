@@ -66,9 +66,9 @@ BUGS: list[Bug] = [
     ),
     Bug(
         "only reported layers are progress",
-        "simulation/parts.py",
+        "simulation/runner.py",
         """            self.layers_done += 1
-            if plan.report_layers:  # as ranks do: they count every layer, and speak of some
+            if plan.report_layers:  # as ranks do: they count every layer, and report some
                 on_layer(step_id, layer)
 """,
         """            if plan.report_layers:

@@ -11,7 +11,7 @@ from core.errors import InternalError
 from core.session import Role
 from core.types import RequestEnded, SamplingParams, TextDelta
 from simulation.observers import ClusterObserver
-from simulation.parts import InlineDecoder
+from simulation.ports import InlineDecoder
 from worker.attempt import Attempt
 
 LONG = {"max_tokens": 30, "ignore_eos": True}

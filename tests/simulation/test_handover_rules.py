@@ -16,8 +16,8 @@ from core.ids import TransferId
 from core.session import Role, StepFrame, Submit, Task
 from core.types import SamplingParams
 from engine.scheduling.queues import MAX_UNANSWERED
-from kv_transfer import frames
-from kv_transfer.sender import Sender
+from kv_transfer import codec, frames
+from kv_transfer.frame_builder import FrameBuilder
 
 
 def test_a_flipped_byte_is_caught_and_healed():
@@ -48,7 +48,7 @@ def test_a_part_damaged_twice_redoes_the_attempt():
             """Damage one part in its first frame, and again when it is sent again."""
             if not (isinstance(message, bytes) and message[:1] == b"\x05") or len(flips) == 2:
                 return message
-            entries = frames.decode(message)[1].entries
+            entries = codec.decode(message)[1].entries
             parts = [tuple(int(e[name]) for name in ("layer", "shard", "block")) for e in entries]
             target[:] = target or [parts[0]]
             if target[0] not in parts:
@@ -95,7 +95,7 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
         )
         await asyncio.sleep(0.15)
         pool = unit(cluster, Role.DECODE).pool
-        reservation = receiver._reservation
+        reservation = receiver._blocks.reservation
         reused = [
             b
             for b, g in zip(reservation.block_ids, reservation.generations, strict=True)
@@ -103,7 +103,7 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
         ]
         # The frame arrives now, at the receiver it was meant for, as if the network had kept it.
         with pytest.raises(KVTransferError, match="new owner"):
-            receiver._accept(frames.decode(held[0][1])[1])
+            receiver._accept(codec.decode(held[0][1])[1])
         return reused, await other
 
     reused, (tokens, ended) = run(
@@ -116,7 +116,7 @@ def test_a_late_frame_after_the_blocks_are_reused_is_refused():
 
 def test_a_part_that_was_never_sent_fails_the_attempt_at_once(monkeypatch):
     """The commit counts what was sent: a receiver that waited for the rest would wait for ever."""
-    queue, left_out = Sender._queue, []
+    queue, left_out = FrameBuilder._queue, []
 
     def forgetful(self, entries):
         if not left_out:
@@ -124,7 +124,7 @@ def test_a_part_that_was_never_sent_fails_the_attempt_at_once(monkeypatch):
             entries = entries[1:]
         queue(self, entries)
 
-    monkeypatch.setattr(Sender, "_queue", forgetful)
+    monkeypatch.setattr(FrameBuilder, "_queue", forgetful)
 
     async def scenario(cluster):
         started_at = cluster.clock.now_s()
@@ -166,8 +166,8 @@ def test_an_open_before_its_submit_is_parked_and_one_without_is_not_found():
         )  # fmt: skip
         stream = await cluster.hub.dial("stranger", prefill.descriptor.transfer_address)
         started_at = cluster.clock.now_s()
-        await stream.send(frames.encode(0, order))
-        answer = frames.decode(await stream.recv())[1]
+        await stream.send(codec.encode(0, order))
+        answer = codec.decode(await stream.recv())[1]
         return answer, cluster.clock.now_s() - started_at, prefill.agent.num_unknown
 
     answer, waited_s, unknown = run(scenario)
@@ -213,15 +213,15 @@ def test_a_fetch_by_a_peer_that_submit_did_not_name_is_refused():
 
         cluster.hub.tamper = spy
         running = asyncio.get_running_loop().create_task(ask(cluster, max_tokens=20))
-        while not prefill.agent._senders:
+        while not prefill.agent._streams:
             await asyncio.sleep(0.0001)
         order = frames.Open(
             stolen[0].transfer_id, stolen[0].peer_id, stolen[0].peer_incarnation ^ 2,
             cluster.layout.identity, *cluster.layout.shape,
         )  # fmt: skip
         stream = await cluster.hub.dial("thief", prefill.descriptor.transfer_address)
-        await stream.send(frames.encode(0, order))
-        return frames.decode(await stream.recv())[1], await running
+        await stream.send(codec.encode(0, order))
+        return codec.decode(await stream.recv())[1], await running
 
     answer, (tokens, ended) = run(scenario)
     assert answer == frames.NotFound()
@@ -324,7 +324,7 @@ def test_prefix_hits_leave_before_the_first_chunk_is_computed():
 
         def watch(stream, message):
             if isinstance(message, bytes) and message[:1] == b"\x05":
-                frame_at.append((cluster.clock.now_s(), len(frames.decode(message)[1].entries)))
+                frame_at.append((cluster.clock.now_s(), len(codec.decode(message)[1].entries)))
             return message
 
         cluster.hub.tamper = watch

@@ -9,7 +9,7 @@ from support.virtual import PROMPT, Heard, ask, attempt_of, expected, run, unit
 from core.errors import InvalidRequest
 from core.session import Role, Submit, Task
 from core.types import Logprob, SamplingParams
-from kv_transfer import frames
+from kv_transfer import codec, frames
 
 LONG = {"max_tokens": 30, "ignore_eos": True}
 
@@ -29,10 +29,10 @@ def test_first_tokens_that_cannot_be_end_the_attempt_and_no_rank(first_tokens, w
         def lie(stream, message):
             if not isinstance(message, bytes):
                 return message
-            number, told = frames.decode(message)
+            number, told = codec.decode(message)
             if isinstance(told, frames.Commit) and not spoiled:
                 spoiled.append(told)
-                return frames.encode(number, replace(told, first_tokens=first_tokens))
+                return codec.encode(number, replace(told, first_tokens=first_tokens))
             return message
 
         cluster.hub.tamper = lie

@@ -20,9 +20,7 @@ from transport.sequenced import Numbered
 
 async def pair(limit=None, kind="session"):
     """Two ends of a stream on a hub with a limit."""
-    hub = Hub(random.Random(1), (0.001, 0.001))
-    hub.max_message_bytes = limit
-    hub.size_of = len
+    hub = Hub(random.Random(1), (0.001, 0.001), limit)
     accepted = asyncio.get_running_loop().create_future()
 
     async def serve(stream):
@@ -84,7 +82,7 @@ def test_a_failure_that_nobody_asks_for_is_told():
     first, second = run_virtual(main())
     assert first.startswith("Exception in callback")
     assert first.endswith("ZeroDivisionError('division by zero')")
-    assert second.endswith("fail fail: ValueError('lost')")
+    assert second.endswith("fail: ValueError('lost')")
 
 
 @pytest.mark.parametrize(("before_s", "is_told"), [(0.0, False), (0.1, True)])

@@ -12,7 +12,7 @@ from core.ids import RequestId, TransferId
 from core.session import Role, Submit, Task
 from decode_worker.role import DecodeRole
 from engine.scheduling.sequence import Status
-from kv_transfer import frames
+from kv_transfer import codec
 from kv_transfer.transitions import Transition
 from prefill_worker.role import PrefillRole
 from worker.router_session import RouterSessions
@@ -191,7 +191,7 @@ def test_blocks_that_decode_has_are_not_sent_again():
 
         def watch(stream, message):
             if isinstance(message, bytes) and message[:1] == FRAME:
-                sent.extend(frames.decode(message)[1].entries["block"].tolist())
+                sent.extend(codec.decode(message)[1].entries["block"].tolist())
             return message
 
         agent, published = unit(cluster, Role.PREFILL).agent, []
@@ -336,5 +336,5 @@ def test_a_report_of_a_way_that_cannot_be_taken_ends_nothing(monkeypatch, caplog
 
     monkeypatch.setattr(RouterSessions, "send_route", breaks)
     tokens, ended = run(ask)
-    assert "could not be taken" in caplog.text
+    assert "could not be used" in caplog.text
     assert ended.error is None and tokens == expected()

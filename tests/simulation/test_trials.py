@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from kv_transfer.transitions import Transition
-from simulation.faults import LASTS_S, OF_CLIENTS, Fault, Kind
+from simulation.faults.injector import INFLICT
+from simulation.faults.kinds import ODDS, Fault, Kind, Where
+from simulation.faults.wire import FAULTS as OF_THE_WIRE
 from simulation.invariants import Watch
 from simulation.loads import Style, make_plan
 from simulation.loop import Deadlock, run_virtual
@@ -59,14 +61,14 @@ def test_without_faults_nothing_is_retried_moved_or_lost(style):
         assert report.bitten.total() == 0
 
 
-@pytest.mark.parametrize("style", [Style.DOOR, Style.POOL, Style.GIANTS])
+@pytest.mark.parametrize("style", [Style.ADMISSION, Style.POOL, Style.GIANTS])
 def test_without_faults_a_load_above_capacity_is_served_or_refused(style):
     endings = Counter()
     for seed in range(3):
         report = run_trial(make_plan(seed, num_faults=0, style=style))
         assert report.violations == [], seed
         endings += report.endings
-    is_refusing = style is Style.DOOR
+    is_refusing = style is Style.ADMISSION
     assert set(endings) <= {"finished", "Overloaded", "DeadlineExceeded", "PoolExhausted"}
     assert endings["finished"] > (0.2 if is_refusing else 0.95) * endings.total()
     assert (endings["Overloaded"] > 0) == is_refusing
@@ -86,14 +88,20 @@ def test_each_fault_alone_bites_and_loses_nothing(kind):
     assert bitten > 0
 
 
+def test_each_fault_is_carried_out_where_it_happens_and_nowhere_else():
+    places = {Where.CLUSTER: set(INFLICT), Where.WIRE: set(OF_THE_WIRE)}
+    for where, kinds in places.items():
+        assert kinds == {kind for kind in Kind if ODDS[kind].where is where}
+
+
 def alone(kind, plan):
     """A plan with three faults of one kind and no other."""
-    low, high = LASTS_S.get(kind, (0.0, 0.0))
+    low, high = ODDS[kind].lasts_s
     faults = tuple(
         Fault(kind, 0.3 + 0.9 * i, 0.3 * i + 0.1, low + (high - low) * 0.4) for i in range(3)
     )
     orders = list(plan.orders)
-    if kind in OF_CLIENTS:
+    if ODDS[kind].where is Where.CLIENT:
         orders[:3] = [replace(order, raises=kind) for order in orders[:3]]
     return replace(plan, faults=faults, orders=tuple(orders))
 

@@ -26,7 +26,7 @@ from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 from support.rig import ROOT
 
 ROLES = {

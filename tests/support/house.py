@@ -42,7 +42,7 @@ from process.shared_memory import create_segment
 from router.compose import RouterComponents
 from router.compose import compose as compose_router
 from simulation.hash_runner import MemoryKV
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 from support.in_process_network import InProcessNetwork
 from transport.grpc_network import fetch_network
 from transport.session_streams import session_network

@@ -13,10 +13,11 @@ from core.config import TransferConfig
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.types import Logprob
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from kv_transfer.receive_agent import ReceiveAgent
-from kv_transfer.receiver import FetchOrder, Reservation
-from kv_transfer.resharding import PoolParts, common_grid
+from kv_transfer.receiver import FetchOrder
+from kv_transfer.reserved_blocks import Reservation
+from kv_transfer.resharding import PoolView, common_grid
 from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import Blocks, Offer
 from simulation.hash_runner import MemoryKV
@@ -112,13 +113,13 @@ class Talk:
         self.stream, self.number = stream, 0
 
     async def say(self, message):
-        await self.stream.send(frames.encode(self.number, message))
+        await self.stream.send(codec.encode(self.number, message))
         self.number += 1
 
     async def hear(self):
         """The next message that is no beat."""
         while True:
-            message = frames.decode(await self.stream.recv())[1]
+            message = codec.decode(await self.stream.recv())[1]
             if message != frames.Heartbeat():
                 return message
 
@@ -131,7 +132,7 @@ class Source(Talk):
         self.num_tokens = num_tokens
         self.kv = MemoryKV(LAYOUT, NUM_BLOCKS)
         fill(self.kv)
-        self.pool = PoolParts(self.kv.segments(), LAYOUT, common_grid(LAYOUT, *LAYOUT.shape))
+        self.pool = PoolView(self.kv.segments(), LAYOUT, common_grid(LAYOUT, *LAYOUT.shape))
         self.checksums = np.zeros((LAYOUT.num_layers, 1, LAYOUT.blocks_for(num_tokens)), np.uint64)
 
     def entries(self, layer, table=TABLE):
@@ -147,7 +148,7 @@ class Source(Talk):
             payload = bytearray(payload)
             spoil(payload)
             payload = memoryview(payload)
-        data = frames.encode_frame(self.number, sub_attempt, entries, payload)
+        data = codec.encode_frame(self.number, sub_attempt, entries, payload)
         self.number += 1
         await self.stream.send(data)
 

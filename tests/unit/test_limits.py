@@ -35,7 +35,7 @@ from router.workers.liveness import HUNG_S
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 from transport.sequenced import NumberedStream
 from worker import attempts
 from worker.router_session import RouterSessions

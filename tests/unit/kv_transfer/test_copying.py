@@ -33,7 +33,7 @@ def aligned(size, shift):
 @pytest.mark.parametrize("shift", [0, 3], ids=["aligned", "not"])
 @pytest.mark.parametrize(("rows", "size"), [((1, 1), 64), ((2, 4), 8), ((2, 3), 5), ((1, 2), 1)])
 def test_copies_and_sums_are_those_of_plain_arithmetic(rows, size, shift, threads, monkeypatch):
-    monkeypatch.setattr(copying, "MIN_SHARED_PARTS", 4)
+    monkeypatch.setattr(copying, "MIN_SHARED_FRAGMENTS", 4)
     rng = np.random.default_rng(1)
     source = rng.integers(0, 2**64, 4096, dtype=np.uint64)
     steps = (rows[1] * 2 * size, 2 * size)

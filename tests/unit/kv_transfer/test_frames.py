@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.errors import KVTransferError
 from core.types import Logprob
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from kv_transfer.copying import move
 
 MESSAGES = [
@@ -38,7 +38,7 @@ MESSAGES = [
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_every_message_round_trips(message):
-    assert frames.decode(frames.encode(7, message)) == (7, message)
+    assert codec.decode(codec.encode(7, message)) == (7, message)
 
 
 def entries_of(*rows):
@@ -69,8 +69,8 @@ def checksum(transfer_id, sub_attempt, identity, payload):
 
 def test_a_frame_round_trips_and_its_payload_is_aligned_to_words():
     entries = entries_of((1, 0, 7, 16, 123), (2, 0, 7, 9, 2**64 - 1))
-    data = frames.encode_frame(9, 3, entries, memoryview(b"a" * 32 + b"b" * 32))
-    number, frame = frames.decode(data)
+    data = codec.encode_frame(9, 3, entries, memoryview(b"a" * 32 + b"b" * 32))
+    number, frame = codec.decode(data)
     assert number == 9 and (len(data) - 64) % 8 == 0
     assert frame.sub_attempt == 3 and (frame.entries == entries).all()
     assert bytes(frame.payload) == b"a" * 32 + b"b" * 32
@@ -80,17 +80,17 @@ def test_a_frame_round_trips_and_its_payload_is_aligned_to_words():
 @given(st.binary(max_size=200))
 def test_garbage_raises_our_error_or_is_a_message(data):
     try:
-        frames.decode(data)
+        codec.decode(data)
     except KVTransferError:
         pass
 
 
 @pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
 def test_truncation_never_escapes(message):
-    data = frames.encode(0, message)
+    data = codec.encode(0, message)
     for end in range(len(data)):
         try:
-            frames.decode(data[:end])
+            codec.decode(data[:end])
         except KVTransferError:
             pass
 
@@ -152,19 +152,19 @@ def test_any_flipped_bits_of_a_message_are_refused_before_they_mean_anything():
     """Every bit of every message, and 100,000 draws of 1 to 64 bits in frames:
     the payload by its entries' checksums."""
     for message in MESSAGES:
-        data = frames.encode(3, message)
+        data = codec.encode(3, message)
         for bit in range(len(data) * 8):
             with pytest.raises(KVTransferError):
-                frames.decode(_flip(data, [bit]))
+                codec.decode(_flip(data, [bit]))
     rng, transfer_id = random.Random(1), b"t" * 16
     payloads = [rng.randbytes(256) for _ in range(2)]
     entries = entries_of((0, 0, 3, 16, 0), (1, 0, 3, 9, 0))
     entries["checksum"] = frames.keyed_checksums(transfer_id, 1, entries, tallies_of(payloads))
-    data = frames.encode_frame(4, 1, entries, memoryview(b"".join(payloads)))
+    data = codec.encode_frame(4, 1, entries, memoryview(b"".join(payloads)))
     refused = 0
     for _ in range(100_000):
         try:
-            _, frame = frames.decode(
+            _, frame = codec.decode(
                 _flip(data, rng.sample(range(len(data) * 8), rng.randint(1, 64)))
             )
         except KVTransferError:

@@ -25,9 +25,10 @@ from core.errors import (
 )
 from core.ids import TransferId
 from core.types import Logprob
-from kv_transfer import frames
-from kv_transfer.receiver import FetchOrder, Receiver, Reservation
-from kv_transfer.resharding import PoolParts
+from kv_transfer import codec, frames
+from kv_transfer.receiver import FetchOrder, Receiver
+from kv_transfer.reserved_blocks import Reservation
+from kv_transfer.resharding import PoolView
 from kv_transfer.transitions import Transition
 
 FIRST = {0: Logprob(5, -0.5)}
@@ -77,7 +78,7 @@ def test_a_commit_over_other_parts_than_came_is_refused():
         await settle()
 
     error = failure(scenario)
-    assert isinstance(error, ChecksumMismatch) and "over all parts" in error.message
+    assert isinstance(error, ChecksumMismatch) and "over all fragments" in error.message
 
 
 def test_a_restart_forgets_what_came_before_it():
@@ -151,7 +152,7 @@ def test_a_frame_before_anything_was_started_is_no_late_one_but_a_fault():
         await source.frame(0, source.entries(0))
         await settle()
 
-    assert failure(scenario).message == "a frame of 3 parts was not expected"
+    assert failure(scenario).message == "a frame of 3 fragments was not expected"
 
 
 @pytest.mark.parametrize("num_valid_tokens", [0, 5, 2**32 - 1])
@@ -176,7 +177,7 @@ def test_a_part_lies_within_the_transfer(field, first_beyond):
         entries = source.entries(0)
         payload, _ = source.pool.gather(entries)
         entries[field][2] = first_beyond
-        await source.stream.send(frames.encode_frame(source.number, 0, entries, payload))
+        await source.stream.send(codec.encode_frame(source.number, 0, entries, payload))
         await settle()
         assert not any(world.kv.view(0, 0, 0)), "bytes were written before the claims were checked"
 
@@ -190,12 +191,12 @@ def test_a_frame_has_as_many_bytes_as_its_parts(num_bytes):
         source = await fetched(world)
         await reserved(world, source)
         payload = memoryview(bytes(range(1, 251)) * 2)[:num_bytes]
-        data = frames.encode_frame(source.number, 0, source.entries(0), payload)
+        data = codec.encode_frame(source.number, 0, source.entries(0), payload)
         await source.stream.send(data)
         await settle()
         assert not any(any(world.kv.view(0, block, 0)) for block in range(4))
 
-    assert failure(scenario).message == f"a frame has {num_bytes} bytes for 3 parts"
+    assert failure(scenario).message == f"a frame has {num_bytes} bytes for 3 fragments"
 
 
 def test_a_message_of_the_other_end_is_refused():
@@ -226,6 +227,26 @@ def test_a_frame_is_refused_for_the_blocks_that_were_handed_out_again_and_for_no
         assert written == [], "a part of a refused frame was written"
 
     assert f"block {(9, 8, 7)[taken]} has a new owner" in failure(scenario).message
+
+
+def test_what_crosses_with_the_end_is_not_reported():
+    """The worker gave the blocks up: to attach them now would take them from their next owner."""
+
+    async def scenario(world):
+        source = await fetched(world)
+        await reserved(world, source)
+        for layer in range(2):
+            await source.frame(0, source.entries(layer))
+        await settle()
+        receiver = world.agent._receivers[TRANSFER]
+        world.agent.end_fetch(TRANSFER)
+        whole = frames.combined_checksum(source.checksums)
+        receiver.receive(frames.Commit(0, source.checksums.size, whole, FIRST, frozenset()))
+        return receiver.is_closed
+
+    host = ReceiveCallbacks()
+    assert run(scenario, host)
+    assert host.names() == ["starting", "closed"]
 
 
 # --- the sender has no more to send --------------------------------------------------------------
@@ -307,7 +328,7 @@ def test_more_damage_than_may_be_asked_for_again_fails_at_once():
         await settle()
 
     error = failure(scenario)
-    assert isinstance(error, ChecksumMismatch) and "65 parts" in error.message
+    assert isinstance(error, ChecksumMismatch) and "65 fragments" in error.message
 
 
 # --- the pool is replaced ------------------------------------------------------------------------
@@ -358,7 +379,7 @@ def test_what_arrived_in_a_replaced_pool_has_not_arrived():
 
 
 def test_a_bug_while_a_frame_is_taken_fails_that_transfer_alone(monkeypatch, caplog):
-    scatter, broken = PoolParts.scatter, []
+    scatter, broken = PoolView.scatter, []
 
     def breaks(self, *args):
         if not broken:
@@ -366,7 +387,7 @@ def test_a_bug_while_a_frame_is_taken_fails_that_transfer_alone(monkeypatch, cap
             raise ValueError("cannot reshape array")
         return scatter(self, *args)
 
-    monkeypatch.setattr(PoolParts, "scatter", breaks)
+    monkeypatch.setattr(PoolView, "scatter", breaks)
 
     async def scenario(world):
         bad = await fetched(world, transfer_id=OTHER)

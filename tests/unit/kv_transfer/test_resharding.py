@@ -18,8 +18,9 @@ from support.peers import (
 from core.kv_layout import KVLayout
 from core.ports import SharedPool
 from core.types import Logprob
-from kv_transfer.receiver import FetchOrder, Reservation
-from kv_transfer.resharding import PoolParts
+from kv_transfer.receiver import FetchOrder
+from kv_transfer.reserved_blocks import Reservation
+from kv_transfer.resharding import PoolView
 from kv_transfer.sender import Blocks
 from simulation.loop import run_virtual
 
@@ -131,7 +132,7 @@ class _MappedNetwork(InProcessNetwork):
 @pytest.mark.parametrize(("theirs", "mine"), SHAPES)
 def test_what_is_mapped_is_read_where_it_lies_and_does_not_travel(theirs, mine, monkeypatch):
     theirs, mine = layout_of(*theirs), layout_of(*mine)
-    monkeypatch.delattr(PoolParts, "gather")
+    monkeypatch.delattr(PoolView, "gather")
 
     def mapped(prefill, decode):
         prefill.kv.shared = lambda: SharedPool(b"p" * 16, (), ())

@@ -21,7 +21,7 @@ from kv_transfer import frames
 def test_parts_leave_in_the_order_in_which_they_were_published(frame_bytes, monkeypatch):
     """In one frame or in frames of two parts each; nothing is left out between two of them."""
     if frame_bytes == 4096:
-        monkeypatch.setattr(frames, "parts_per_frame", lambda *_, is_mapped: 2)
+        monkeypatch.setattr(frames, "fragments_per_frame", lambda *_, is_mapped: 2)
 
     async def scenario(world):
         talk = await partnered(world)
@@ -81,7 +81,7 @@ def test_a_frame_waits_for_more_parts_unless_there_is_a_reason_to_send(
     reason, waited_s, monkeypatch
 ):
     if reason == "full":
-        monkeypatch.setattr(frames, "parts_per_frame", lambda *_, is_mapped: 3)
+        monkeypatch.setattr(frames, "fragments_per_frame", lambda *_, is_mapped: 3)
 
     async def scenario(world):
         talk = await partnered(world)

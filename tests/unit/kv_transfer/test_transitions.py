@@ -3,6 +3,7 @@
 The counters are what operators and the search read, so what is noted is compared whole.
 """
 
+import ast
 import asyncio
 
 import pytest
@@ -25,10 +26,11 @@ from support.peers import (
     run,
     settle,
 )
+from support.tree import ROOT
 
 from core.config import TransferConfig
 from core.errors import Cancelled, PoolExhausted
-from kv_transfer import frames
+from kv_transfer import codec, frames
 from kv_transfer.receiver import FetchOrder
 
 
@@ -121,7 +123,7 @@ PARTNERED = BEGUN | {"partnered": 1}
         (restarted, PARTNERED | {"restarted": 1, "ended": 1}),
         (all_final, PARTNERED | {"finished": 1}),
         (refused_by_peer, BEGUN | {"refused": 1, "lost": 1}),
-        (other_layout, {"offered": 1, "misfit": 1, "lost": 1}),
+        (other_layout, {"offered": 1, "incompatible": 1, "lost": 1}),
         (never_submitted, {"parked": 1, "not_found": 1}),
         (submitted_late, {"parked": 1, "offered": 1, "opened": 1}),
         (never_fetched, {"offered": 1, "expired": 1, "ended": 1}),
@@ -216,7 +218,7 @@ def test_an_end_with_nothing_to_say_says_so_twice_a_second(is_sender):
 
         async def listen():
             while True:
-                heard.append(frames.decode(await talk.stream.recv())[1])
+                heard.append(codec.decode(await talk.stream.recv())[1])
 
         listening = asyncio.ensure_future(listen())
         await settle(2.2)
@@ -227,3 +229,18 @@ def test_an_end_with_nothing_to_say_says_so_twice_a_second(is_sender):
 
     host = SendCallbacks() if is_sender else ReceiveCallbacks()
     assert run(scenario, host) == [frames.Heartbeat()] * 4
+
+
+@pytest.mark.parametrize("name", ["sender", "receiver", "frame_builder", "reserved_blocks"])
+def test_the_states_of_a_transfer_never_wait(name):
+    """What decides is apart from what waits, so that each transition is one call."""
+    tree = ast.parse((ROOT / "kv_transfer" / f"{name}.py").read_text())
+    waiting = ast.Await | ast.AsyncFunctionDef | ast.AsyncWith | ast.AsyncFor
+    assert not [node for node in ast.walk(tree) if isinstance(node, waiting)]
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    assert not imported & {"asyncio", "threading", "time"}

@@ -19,7 +19,7 @@ from core.errors import ConfigError, WorkerLost
 from core.ids import seed_of
 from core.session import Role
 from engine.scheduling import sequence as sequence_module
-from simulation.cluster import HASH_KEY
+from simulation.shape import HASH_KEY
 
 KEY = "a secret of sufficient length"
 

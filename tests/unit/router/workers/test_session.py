@@ -26,7 +26,7 @@ from router.workers.outbox import MAX_OUTGOING
 from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 
 
 def still_link():

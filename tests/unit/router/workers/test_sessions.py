@@ -41,7 +41,7 @@ from router.workers.introductions import Introductions
 from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
-from simulation.parts import StaticMembership
+from simulation.ports import StaticMembership
 from transport.to_router_codec import from_router_wire, to_router_wire
 from transport.to_worker_codec import from_worker_wire, to_worker_wire
 from worker.attempt import Attempt

@@ -1,0 +1,80 @@
+"""A simulated router on a node of its own.
+
+Owns its composition from the product's components, its clients' connections and its life. Does not
+know workers or faults.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from core.types import GenerateRequest
+from prefix_index.mirror import MembershipMirror
+from router.compose import RouterComponents
+from router.compose import compose as compose_router
+from router.request_stream import RequestStream
+from simulation.network import SimNetwork, on_node
+from simulation.world import World
+
+
+class SimRouter:
+    """One router on its node, and the clients that are connected to it."""
+
+    def __init__(self, name: str, world: World) -> None:
+        """Compose it as in production; `start` lets it follow the members."""
+        self.name = name
+        self.is_alive = True
+        self.context = on_node(name)
+        self._clients: dict[asyncio.Event, None] = {}
+        core = compose_router(
+            RouterComponents(
+                membership=world.membership,
+                session_network=SimNetwork(world.hub, name, "session"),
+                config=world.shape.router,
+                placement=world.shape.placement,
+                clock=world.clock,
+                ids=world.ids,
+                new_decoder=world.traps.decoder,
+            ),
+            world.observers,
+        )
+        self.sessions = core.sessions
+        self.admission = core.admission
+        self.attempts = core.attempts
+        self.orchestrator = core.orchestrator
+        world.traps.trap_emit(self.orchestrator)
+        self.mirror = MembershipMirror(
+            world.store,
+            lambda: [
+                {"worker_id": session.descriptor.worker_id} for session in self.sessions.all()
+            ],
+        )
+        self._mirroring: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Follow the members and mirror them."""
+        self.context.run(self.sessions.follow)
+        loop = asyncio.get_running_loop()
+        self._mirroring = loop.create_task(self.mirror.run(), context=self.context.copy())
+
+    def open(self, request: GenerateRequest, wake: asyncio.Event) -> RequestStream:
+        """Start a request as the router's servers do; `wake` is also set when the router dies."""
+        self._clients[wake] = None
+        return self.context.copy().run(RequestStream, self.orchestrator, request, wake)
+
+    def closed(self, wake: asyncio.Event) -> None:
+        """Forget a client that has its end, or is gone."""
+        self._clients.pop(wake, None)
+
+    def died(self) -> None:
+        """Close the connections of its clients, as the kernel does."""
+        self.is_alive = False
+        for wake in self._clients:
+            wake.set()
+
+    async def stop(self) -> None:
+        """End in good order."""
+        if self._mirroring is not None:
+            self._mirroring.cancel()
+            await asyncio.gather(self._mirroring, return_exceptions=True)
+        await self.sessions.close()

@@ -1,0 +1,104 @@
+"""A simulated worker on a node of its own.
+
+Owns its composition from the product's components, with a hash model and memory for ranks. Does not
+know routers or faults.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from core.ids import WorkerId
+from core.plan import StepPlan
+from core.session import Role
+from decode_worker.role import DecodeRole
+from prefill_worker.role import PrefillRole
+from simulation.hash_runner import MemoryKV
+from simulation.network import SimNetwork, on_node
+from simulation.ports import NodeClock
+from simulation.runner import SimRunner
+from simulation.shape import HASH_KEY, VOCABULARY
+from simulation.world import World
+from worker.components import WorkerComponents
+from worker.router_session import FRAME_BYTES
+from worker.worker import Worker
+from worker.worker import compose as compose_worker
+
+ENVELOPE_BYTES = 1 << 10
+"""Room in a message for what is around a frame."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerNode:
+    """One worker, and what faults reach of its node."""
+
+    worker: Worker
+    runner: SimRunner
+    clock: NodeClock
+
+
+def compose(
+    world: World,
+    node: str,
+    role: Role,
+    slowness: float,
+    on_step: Callable[[StepPlan], None],
+    *,
+    is_incompatible: bool,
+) -> WorkerNode:
+    """Compose a worker as in production; nothing of it runs yet.
+
+    Args:
+        world: What all nodes share.
+        node: Its name.
+        role: Prefill or decode.
+        slowness: How many times longer its steps take than the shape says.
+        on_step: Sees each plan before it is executed.
+        is_incompatible: It holds another model than it announces.
+    """
+    shape = world.shape
+    layout = world.layout
+    if is_incompatible:
+        layout = dataclasses.replace(layout, model_digest="another")
+    kv = MemoryKV(layout, shape.engine.num_blocks)
+    clock = NodeClock()
+    runner = SimRunner(
+        kv,
+        world.layout,
+        VOCABULARY,
+        world.rng,
+        lambda plan: slowness * (shape.step_s + shape.token_s * plan.num_tokens),
+        on_step,
+        shape.spawn_s,
+        shape.load_s,
+    )
+    components = WorkerComponents(
+        role=PrefillRole if role is Role.PREFILL else DecodeRole,
+        runner=runner,
+        kv=kv,
+        layout=layout,
+        engine=shape.engine,
+        transfer=shape.transfer,
+        max_model_len=shape.max_model_len,
+        vocabulary_size=VOCABULARY,
+        session_network=SimNetwork(world.hub, node, "session"),
+        transfer_network=SimNetwork(world.hub, node, "fetch"),
+        clock=clock,
+        worker_id=WorkerId(node),
+        incarnation=world.ids.incarnation(),
+        model="hash",
+        frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
+        hash_key=HASH_KEY,
+    )
+    # Tasks and timers belong to the node in whose context they are made.
+    worker = on_node(node).run(compose_worker, components)
+    # What it announces, whatever it holds: the transfer has to find out.
+    worker.descriptor = dataclasses.replace(
+        worker.descriptor, content_digest=world.layout.content_digest
+    )
+    world.traps.trap_role(node, worker)
+    world.traps.trap_worker(node, worker.attempts)
+    world.rare_choices.take_hold(node, worker.scheduler, worker.attempts.wake)
+    return WorkerNode(worker, runner, clock)

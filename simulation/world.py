@@ -1,0 +1,39 @@
+"""What all nodes of a simulated cluster share.
+
+Owns the wire, the members, the store, the ids, the traps and the observers of one run. Does not
+know nodes.
+"""
+
+from __future__ import annotations
+
+import random
+
+from core.ids import Ids
+from core.kv_layout import KVLayout
+from core.ports import LoopClock
+from simulation.network import Hub
+from simulation.observers import Observers
+from simulation.ports import MemoryStore, StaticMembership
+from simulation.rare_choices import RareChoices
+from simulation.shape import Shape
+from simulation.sizes import message_bytes
+from simulation.traps import Traps
+
+
+class World:
+    """Everything that is not on a node."""
+
+    def __init__(self, shape: Shape, seed: int) -> None:
+        """Derive all randomness of a run from its seed."""
+        self.shape = shape
+        self.rng = random.Random(seed)
+        # Ids have randomness of their own: one latency more or less must not change them.
+        self.ids = Ids(random.Random(seed + 1))
+        self.hub = Hub(self.rng, shape.latency_s, shape.max_message_bytes, message_bytes)
+        self.membership = StaticMembership()
+        self.store = MemoryStore()
+        self.clock = LoopClock()
+        self.rare_choices = RareChoices(self.rng)
+        self.traps = Traps()
+        self.observers = Observers()
+        self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)
