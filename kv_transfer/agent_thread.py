@@ -25,7 +25,8 @@ class AgentThread:
         self._thread.start()
 
     def _run(self) -> None:
-        warm()  # here, so that the first transfer does not wait for the kernel
+        # Here, so that the first transfer does not wait for the kernel.
+        warm()
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
 
