@@ -14,7 +14,9 @@ from typing import Annotated
 
 import typer
 
+from cli.benches import bench
 from cli.keys import keys
+from cli.options import Ca, Cert, Config, Key, Output, Url
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -22,16 +24,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Output = Annotated[str, typer.Option("--output", "-o", help="table or json")]
-Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file")]
-Url = Annotated[str, typer.Option("--url", help="HTTP address of a router")]
-Ca = Annotated[
-    Path | None, typer.Option("--ca", help="PEM of the servers' authority; else SSL_CERT_FILE")
-]
-Cert = Annotated[
-    Path | None, typer.Option("--cert", help="PEM to show to a server that requires a certificate")
-]
-Key = Annotated[Path | None, typer.Option("--key", help="PEM key of --cert, if in another file")]
 
 
 def _show_version(is_wanted: bool) -> None:
@@ -200,91 +192,7 @@ def collect_env(output: Output = "table") -> None:
     typer.echo(yaml.safe_dump(facts, sort_keys=False), nl=False)
 
 
-bench = typer.Typer(help="Measure a server.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-
-
-@bench.command("transfer")
-def bench_transfer(
-    transport: Annotated[str, typer.Option(help="shm, grpc, gloo, nccl or nixl")] = "shm",
-    mib: Annotated[int, typer.Option(help="size of one transfer", min=1, max=4096)] = 24,
-    streams: Annotated[int, typer.Option(help="transfers at once", min=1, max=64)] = 1,
-    turns: Annotated[int, typer.Option(help="alternating turns", min=1, max=100)] = 5,
-    copy_threads: Annotated[int, typer.Option(help="receiving cores", min=1, max=16)] = 1,
-    output: Output = "table",
-) -> None:
-    """Measure KV transfer between two processes, against plain memory and a bare stream."""
-    from bench.transfer_cli import run_bench_transfer  # noqa: PLC0415
-    from bench.transfer_plan import Plan  # noqa: PLC0415
-
-    run_bench_transfer(
-        Plan(transport, mib, streams, turns, copy_threads=copy_threads), as_json=output == "json"
-    )
-
-
-@bench.command("serve")
-def bench_serve(  # noqa: PLR0913 - one option each
-    url: Url = "http://127.0.0.1:8000",
-    requests: Annotated[int, typer.Option(help="requests to send", min=1)] = 100,
-    concurrency: Annotated[
-        int, typer.Option(help="closed loop: requests in flight; with --rate: at most", min=0)
-    ] = 0,
-    rate: Annotated[float, typer.Option(help="open loop: requests per second", min=0.0)] = 0.0,
-    burstiness: Annotated[
-        float,
-        typer.Option(help="shape of the gamma gaps: 1 is Poisson, less is burstier", min=0.01),
-    ] = 1.0,
-    trace: Annotated[
-        str,
-        typer.Option(help="JSON lines or CSV: arrival_s, input_tokens, output_tokens[, hash_ids]"),
-    ] = "",
-    trace_divide: Annotated[
-        int, typer.Option(help="divide a trace's lengths, for small models", min=1)
-    ] = 1,
-    trace_block_tokens: Annotated[
-        int, typer.Option(help="tokens that one of a trace's hash_ids stands for", min=1)
-    ] = 512,
-    speed: Annotated[
-        float, typer.Option(help="replay a trace this many times faster", min=0.001)
-    ] = 1.0,
-    input_tokens: Annotated[int, typer.Option(help="prompt length", min=1)] = 256,
-    output_tokens: Annotated[
-        int, typer.Option(help="output length; the end of text is ignored", min=1)
-    ] = 64,
-    goodput: Annotated[str, typer.Option(help="limits like ttft:500,tpot:40,e2e:9000 (ms)")] = "",
-    model: Annotated[str, typer.Option(help="empty: the first one served")] = "",
-    seed: Annotated[int, typer.Option(help="of prompts and arrivals")] = 0,
-    timeout_s: Annotated[float, typer.Option(help="of one request", min=0.1)] = 600.0,
-    plot: Annotated[Path | None, typer.Option(help="write the distributions as SVG")] = None,
-    ca: Ca = None,
-    cert: Cert = None,
-    key: Key = None,
-    output: Output = "table",
-) -> None:
-    """Offer a load to any OpenAI-style server and report TTFT, ITL, TPOT, E2E and goodput."""
-    from bench.load import Shape  # noqa: PLC0415
-    from bench.serve_cli import Options, run_bench  # noqa: PLC0415
-    from client.endpoints import Endpoints  # noqa: PLC0415
-
-    shape = Shape(
-        requests,
-        input_tokens,
-        output_tokens,
-        rate,
-        burstiness,
-        trace,
-        trace_divide,
-        trace_block_tokens,
-        speed,
-        seed,
-    )
-    access = Endpoints(ca, cert, key)
-    as_json = output == "json"
-    run_bench(
-        Options(url, model, shape, concurrency, goodput, timeout_s, plot, access, as_json=as_json)
-    )
-
-
 app.add_typer(keys, name="keys")
 
 
