@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.options import Output
 from core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def add(
 @keys.command("list")
 def list_keys(
     file: KeyFile,
-    output: Annotated[str, typer.Option("--output", "-o", help="table or json")] = "table",
+    output: Output = "table",
 ) -> None:
     """Show every key's name, tenant, tier, role and end; exit 1 if a line opens nothing."""
     from router.access.key_file import read_keys, utc_text  # noqa: PLC0415
