@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from typing import assert_never
 
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pool_of
@@ -44,20 +45,23 @@ FRAME_HEAD_BYTES = 1 << 16
 def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) -> Transports:
     """Make the networks that the config names, in its order."""
     made: dict[str, Network] = {}
+    security = config.security
     for name in config.transfer.transports:
-        if name == "shm":
-            if sys.platform == "linux":
-                made[name] = SharedNetwork(ranks.kv.shared)
-        elif name in ("gloo", "nccl", "nixl"):
-            # Its bytes are neither encrypted nor signed: they stay on this host unless the operator
-            # trusts the network.
-            where = host if config.security.trust_network else "127.0.0.1"
-            made[name] = SidecarNetwork(name, where, config.transfer.frame_bytes + FRAME_HEAD_BYTES)
-        else:
-            security = config.security
-            made[name] = fetch_network(
-                host, fetch_tls(security, role.value), stream_key(security.cluster_key)
-            )
+        match name:
+            case "shm":
+                if sys.platform == "linux":
+                    made[name] = SharedNetwork(ranks.kv.shared)
+            case "grpc":
+                tls = fetch_tls(security, role.value)
+                made[name] = fetch_network(host, tls, stream_key(security.cluster_key))
+            case "gloo" | "nccl" | "nixl":
+                # Its bytes are neither encrypted nor signed: they stay on this host unless the
+                # operator trusts the network.
+                where = host if security.trust_network else "127.0.0.1"
+                frame_bytes = config.transfer.frame_bytes + FRAME_HEAD_BYTES
+                made[name] = SidecarNetwork(name, where, frame_bytes)
+            case _:
+                assert_never(name)  # a name that the config gained: mypy finds it before it runs
     return Transports(made)
 
 

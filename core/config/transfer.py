@@ -18,7 +18,7 @@ class TransferConfig(Node):
     transports: tuple[Literal["shm", "grpc", "gloo", "nccl", "nixl"], ...] = Field(
         ("shm", "grpc"),
         min_length=1,
-        description="ways for KV, best first; a pair takes the first it has in common",
+        description="transports for KV, best first; a pair takes the first it has in common",
     )
     frame_bytes: int = Field(
         1 << 20, ge=4096, le=1 << 24, description="frames are coalesced up to this size"
