@@ -16,24 +16,23 @@ from support.tree import ROOT
 from mutants.operators import Mutant, compiles, mutants_of
 
 MODULES = """
-core/awake.py core/changes.py transport/sequenced.py engine/scheduling/block_identities.py
-engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
-engine/scheduling/block_tables.py engine/ranks/plan_wire.py engine/scheduling/queues.py
-engine/scheduling/results.py engine/scheduling/scheduler.py engine/scheduling/sequences.py
-engine/scheduling/step_budget.py engine/scheduling/step_planner.py
-kv_transfer/agent.py kv_transfer/fenced_pool.py
-kv_transfer/parking.py kv_transfer/threadsafe_callbacks.py kv_transfer/receiver.py
-kv_transfer/receive_agent.py kv_transfer/receive_stream.py kv_transfer/reserved_blocks.py
-kv_transfer/send_agent.py kv_transfer/sender.py kv_transfer/send_stream.py
-kv_transfer/frame_builder.py kv_transfer/fetch_stream.py
-worker/attempt.py worker/session_server.py worker/router_session.py worker/attempts.py
-prefill_worker/role.py
-decode_worker/role.py router/admission.py router/choice_output.py router/text/detokenizing.py
-router/workers/introductions.py router/workers/sessions.py router/orchestrator.py
-router/attempts.py
-router/placement.py router/request_state.py router/workers/liveness.py router/workers/load.py
+core/awake.py core/changes.py decode_worker/role.py engine/ranks/plan_wire.py
+engine/scheduling/block_identities.py engine/scheduling/block_lists.py
+engine/scheduling/block_pool.py engine/scheduling/block_supply.py
+engine/scheduling/block_tables.py engine/scheduling/queues.py engine/scheduling/results.py
+engine/scheduling/scheduler.py engine/scheduling/sequences.py engine/scheduling/step_budget.py
+engine/scheduling/step_planner.py kv_transfer/agent.py kv_transfer/fenced_pool.py
+kv_transfer/fetch_stream.py kv_transfer/frame_builder.py kv_transfer/parking.py
+kv_transfer/receive_agent.py kv_transfer/receive_stream.py kv_transfer/receiver.py
+kv_transfer/reserved_blocks.py kv_transfer/send_agent.py kv_transfer/send_stream.py
+kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
+router/admission.py router/attempts.py router/choice_output.py router/orchestrator.py
+router/placement.py router/request_state.py router/text/detokenizing.py
+router/workers/introductions.py router/workers/liveness.py router/workers/load.py
 router/workers/outbox.py router/workers/routes.py router/workers/session.py
-router/workers/subscriptions.py
+router/workers/sessions.py router/workers/subscriptions.py transport/sequenced.py
+worker/attempt.py worker/attempts.py worker/availability.py worker/router_session.py
+worker/sequences.py worker/session_server.py worker/worker.py
 """.split()
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
 
