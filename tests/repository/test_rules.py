@@ -62,6 +62,11 @@ def test_unit_tests_stand_where_their_module_does():
         assert path.parent != unit and subjects & (modules | packages), path.relative_to(ROOT)
 
 
+def test_coverage_is_counted_over_every_package():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["coverage"]["run"]["source"] == PACKAGES
+
+
 def test_nobody_else_installs_packages_of_our_names():
     owners = importlib.metadata.packages_distributions()
     for package in (*PACKAGES, "protos"):
