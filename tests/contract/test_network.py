@@ -7,6 +7,7 @@ import pytest
 from support.in_process_network import InProcessNetwork
 
 from core.ports import StreamClosed
+from examples.own_transport import TcpNetwork
 from simulation.loop import run_virtual
 from simulation.network import Hub, SimNetwork
 from transport.grpc_streams import fetch_network
@@ -28,6 +29,7 @@ def simulated_pair():
 
 ADAPTERS = {
     "grpc": (grpc_pair, asyncio.run),
+    "the example's": (lambda: (TcpNetwork(), TcpNetwork()), asyncio.run),
     "in one process": (in_process_pair, asyncio.run),
     "simulated": (simulated_pair, run_virtual),
 }
