@@ -63,17 +63,19 @@ test-processes: setup
 	$(PYTEST) tests/faults; failed=$$?; $(PYTEST) tests/e2e && exit $$failed
 
 test-rest: setup
-	nice -n 5 $(PYTEST) tests/attacks tests/component tests/planted tests/repository tests/unit tests/simulation
+	nice -n 5 $(PYTEST) tests/attacks tests/component tests/contract tests/planted tests/repository \
+		tests/unit tests/simulation
 
-# No processes, no models: seconds.
+# While one works: no cluster, no models, a few seeds of the simulation.
+FAST := tests/repository tests/contract tests/unit tests/simulation -k "not 500_seeds and not shrunk"
 test-fast: setup
-	$(PYTEST) tests/repository tests/unit tests/simulation -k "not 500_seeds and not shrunk"
+	$(PYTEST) $(FAST)
 
 # Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a
 # soak; figures go to benchmarks/results/faults_*.json
 test-long: setup
-	LONG=1 $(PYTEST) -v tests/attacks tests/repository tests/unit tests/simulation tests/component \
-		tests/planted
+	LONG=1 $(PYTEST) -v tests/attacks tests/repository tests/contract tests/unit tests/simulation \
+		tests/component tests/planted
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json \
@@ -84,8 +86,9 @@ MUTANTS ?= --save
 mutants: setup
 	PYTHONPATH=.:tests $(BIN)/python -m mutants $(MUTANTS)
 
+# Of the whole product, its child processes too, by what `make test-fast` runs; all tests reach more.
 coverage: setup
-	FUZZ_SHARE=0.15 $(PYTEST) tests --cov --cov-report=term
+	$(PYTEST) $(FAST) --cov --cov-report=term:skip-covered
 
 check: setup
 	$(BIN)/ruff format --check .

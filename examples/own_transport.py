@@ -4,8 +4,7 @@
 
 A transport is the `Network` port of core/ports.py: `dial`, `listen`, `close`, and streams that keep
 order and end in two ways, in good order or cut. CONTRIBUTING.md names the four other places that a
-cluster needs to serve with it. `test_every_transport_keeps_the_contract_of_a_stream` runs against
-this file, too.
+cluster needs to serve with it. `tests/contract/test_network.py` runs against this file, too.
 
 It trusts whoever connects: beyond loopback, add a proof of who is there.
 """

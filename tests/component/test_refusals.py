@@ -14,12 +14,8 @@ from support.doors import REFUSED_TEXT, Doors, counted, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls
-from router.access import bad_keys
 from router.access.identities import Identity, Right
 from router.observe import request_log
-from router.request_params import RequestParams
-
-NO_KEY = "bt-00000000-" + "0" * 32
 
 
 @pytest.fixture
@@ -36,7 +32,11 @@ def refusals(doors):
 
 
 POST = "/v1/completions"
+
+
 BODY = {"prompt": "abc", "max_tokens": 3}
+
+
 HTTP_REFUSALS = {
     "no key": (None, "GET", "/v1/models", None, 401, "invalid_api_key", "/v1/models"),
     "a wrong role": ("acme", "GET", "/replicas", None, 403, "permission_denied", "/replicas"),
@@ -101,6 +101,8 @@ async def test_every_refusal_over_http_is_one_line_and_one_count(doors, case):
 
 
 GENERATE = pb.GenerateRequest(text="abc", stopping=pb.StoppingOptions(max_tokens=3))
+
+
 GRPC_REFUSALS = {
     "no key": (None, "Generate", GENERATE, "UNAUTHENTICATED", "invalid_api_key"),
     "no key to a stream": (None, "Chat", pb.ChatRequest(), "UNAUTHENTICATED", "invalid_api_key"),
@@ -267,70 +269,12 @@ async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(doors)
     assert refusals(doors).keys() == before.keys(), text
 
 
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(doors, door):
-    doors.wait_for_workers()
-    names = ("acme", "bulk")
-    if door == "http":
-        webs = {name: doors.web(name) for name in names}
-        headers = {"idempotency-key": "same"}
-        calls = {
-            n: asyncio.ensure_future(webs[n].post(POST, json=BODY, headers=headers)) for n in names
-        }
-    else:
-        message = pb.GenerateRequest(text="abc", request_id="same")
-        calls = {
-            n: asyncio.ensure_future(_answer(doors.call("Generate", message, n))) for n in names
-        }
-    await until(lambda: doors.orchestrator.num_running == 2)
-    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "operator")
-    assert aborted.outcome == pb.ABORT_OUTCOME_NOT_RUNNING, "an id names nothing of another tenant"
-    # A double of one tenant is refused and harms neither.
-    with log_lines() as lines:
-        message = pb.GenerateRequest(text="abc", request_id="same")
-        assert await refusal_of(doors.call("Generate", message, "bulk")) == "ALREADY_EXISTS"
-    assert [(x["outcome"], x["tenant"]) for x in lines] == [("duplicate_request", "bulk")]
-    assert doors.orchestrator.num_running == 2
-    # A client that comes back takes over its own tenant's run, and no other.
-    back = doors.call("GenerateStream", _resumed(), "bulk")
-    first = asyncio.ensure_future(back.read())
-    await asyncio.wait_for(asyncio.shield(_ended(calls["bulk"])), 5)
-    await until(lambda: doors.orchestrator.num_running == 2)
-    assert not calls["acme"].done()
-    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "bulk")
-    assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
-    with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
-        await first
-    assert doors.orchestrator.num_running == 1 and not calls["acme"].done()
-    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "acme")
-    assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
-    await _ended(calls["acme"])
-
-
 async def _answer(call):
     return await call
 
 
 async def _ended(task):
     await asyncio.gather(task, return_exceptions=True)
-
-
-def _resumed():
-    message = pb.GenerateRequest(text="abc", request_id="same")
-    message.resume_from.positions.append(1)
-    return message
-
-
-async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(doors):
-    seeds = {}
-    for tenant in ("", "acme", "bulk"):
-        wish = RequestParams(
-            [1, 2], {"max_tokens": 1}, request_id="same", identity=Identity(tenant)
-        )
-        made = [await doors.service.make_request(wish) for _ in range(2)]
-        assert made[0].seed == made[1].seed
-        seeds[tenant] = made[0].seed
-    assert len(set(seeds.values())) == 3
 
 
 RIGHTS = {
@@ -349,6 +293,8 @@ RIGHTS = {
     "/metrics": Right.OBSERVE,
     "/replicas": Right.OBSERVE,
 }
+
+
 ALLOWED = {
     Right.ANY_KEY: {"acme", "scraper", "operator"},
     Right.GENERATE: {"acme", "operator"},
@@ -403,99 +349,3 @@ async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, mon
     total = request_log.ANONYMOUS_BURST + 502
     assert counted(doors, "baton_bad_keys_total", client="public") == 0, "192.0.2.0/24 is no place"
     assert counted(doors, "baton_bad_keys_total", client="private") == total
-
-
-@pytest.mark.parametrize(
-    ("address", "expected"),
-    [
-        ("127.0.0.1", "loopback"),
-        ("::1", "loopback"),
-        ("::ffff:127.0.0.2", "loopback"),
-        ("10.0.0.1", "private"),
-        ("fe80::1", "private"),
-        ("100.64.0.1", "private"),
-        ("8.8.8.8", "public"),
-        ("2606:4700::1111", "public"),
-        ("", "unknown"),
-        ("x\n", "unknown"),
-    ],
-)
-def test_an_address_is_told_by_its_class(address, expected):
-    assert calls.Call("http", address).client == expected
-
-
-@pytest.mark.parametrize(
-    ("peer", "address"),
-    [
-        ("ipv4:10.0.0.1:5000", "10.0.0.1"),
-        ("ipv6:%5B::1%5D:5000", "::1"),
-        ("ipv6:[2001:db8::1]:80", "2001:db8::1"),
-        ("unix:/run/x", "127.0.0.1"),
-        ("", ""),
-    ],
-)
-def test_grpc_names_of_peers(peer, address):
-    assert calls.peer_address(peer) == address
-
-
-# --- many wrong keys ---------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is(
-    doors, door, monkeypatch
-):
-    held = []
-    real_sleep = asyncio.sleep
-
-    async def sleep(seconds):
-        held.append(seconds)
-        await real_sleep(0)
-
-    monkeypatch.setattr(bad_keys.asyncio, "sleep", sleep)
-    wrong = {"authorization": f"Bearer {NO_KEY}"}
-    for n in range(bad_keys.FREE_MISTAKES + 30):
-        if door == "http":
-            async with doors.web() as http:
-                assert (await http.get("/v1/models", headers=wrong)).status_code == 401
-            async with doors.web("acme") as http:
-                assert (await http.get("/v1/models")).status_code == 200
-        else:
-            message = pb.ListModelsRequest()
-            assert await refusal_of(doors.call("ListModels", message, **wrong)) == "UNAUTHENTICATED"
-            assert (await doors.call("ListModels", message, "acme")).models
-    monkeypatch.undo()
-    assert len(held) == 30, "the first mistakes are free, and good keys are never held"
-    assert held == sorted(held) and held[0] > 0 and held[-1] == bad_keys.MAX_DELAY_S
-    assert doors.service.bad_keys.num_held == 0
-    await until(lambda: counted(doors, "baton_bad_keys_total", client="loopback") == len(held) + 10)
-
-
-def test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded():
-    now = [0.0]
-    table = bad_keys.BadKeys(lambda: now[0])
-    for _ in range(bad_keys.FREE_MISTAKES):
-        assert table.delay_s("192.0.2.1") == 0
-    assert table.delay_s("192.0.2.1") > 0 and table.delay_s("::ffff:192.0.2.1") > 0
-    assert table.delay_s("192.0.2.2") == 0, "a neighbour pays for nobody"
-    now[0] += 20 / bad_keys.FORGIVEN_PER_S
-    assert table.delay_s("192.0.2.1") == 0
-    for n in range(2 * bad_keys.MAX_ADDRESSES):
-        table.delay_s(f"2001:db8:{n:x}::1")
-    assert len(table._mistakes) == bad_keys.MAX_ADDRESSES
-    for n in range(bad_keys.FREE_MISTAKES):
-        table.delay_s(f"2001:db8:ffff::{n:x}")
-    assert table.delay_s("2001:db8:ffff::ffff:1") > 0, "a host may use every address of its /64"
-
-
-async def test_only_so_many_refusals_wait_at_once():
-    table = bad_keys.BadKeys(lambda: 0.0)
-    table.delay_s = lambda address: 60.0
-    waiting = [asyncio.ensure_future(table.hold("x")) for _ in range(bad_keys.MAX_HELD)]
-    await asyncio.sleep(0)
-    await asyncio.wait_for(table.hold("x"), 5)
-    assert table.num_held == bad_keys.MAX_HELD
-    for task in waiting:
-        task.cancel()
-    await asyncio.gather(*waiting, return_exceptions=True)
-    assert table.num_held == 0

@@ -27,7 +27,6 @@ from planted.bug import Bug
 RULES = "tests/simulation/test_handover_rules.py"
 SURVIVAL = "tests/simulation/test_survival_rules.py"
 ENDINGS = "tests/simulation/test_ending_rules.py"
-IDENTITY = "tests/unit/engine/scheduling/test_block_identities.py"
 LINT = (
     "tests/simulation/"
     "test_trials.py::test_lint_keeps_clocks_threads_and_unordered_iteration_out_of_simulated_code"
@@ -92,7 +91,7 @@ FIRST = [
         "engine/scheduling/block_supply.py",
         "        return [*unasked, *reversed(parked)]",
         "        return unasked",
-        "tests/unit/engine/scheduling/test_scheduler_fairness.py",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py",
     ),
     Bug(
         "a preempted sequence keeps its blocks",
@@ -141,14 +140,16 @@ FIRST = [
         "core/block_hash.py",
         'text = f"{content_digest}\\x00{scope}".encode()',
         'text = f"{content_digest}".encode()',
-        f"{IDENTITY}::test_names_depend_on_parent_tokens_scope_model_and_key",
+        "tests/unit/core/test_block_hash.py::"
+        "test_names_depend_on_parent_tokens_scope_model_and_key",
     ),
     Bug(
         "a block is known by its own tokens, not by what came before",
         "core/block_hash.py",
         "    payload = parent + struct.pack",
         "    payload = struct.pack",
-        f"{IDENTITY}::test_names_depend_on_parent_tokens_scope_model_and_key",
+        "tests/unit/core/test_block_hash.py::"
+        "test_names_depend_on_parent_tokens_scope_model_and_key",
     ),
     Bug(
         "damaged KV is taken as it comes",
@@ -191,7 +192,7 @@ FIRST = [
         "kv_transfer/send_agent.py",
         "                if now_s - sender.last_traffic_at > self._config.lease_s:",
         "                if False:",
-        "tests/unit/kv_transfer/test_sender.py::"
+        "tests/unit/kv_transfer/test_sender_lease.py::"
         "test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it",
     ),
     Bug(
@@ -294,7 +295,7 @@ FIRST = [
         "router/http/auth.py",
         'scope["path"] in OPEN_PATHS',
         'scope["path"].startswith(tuple(OPEN_PATHS))',
-        "tests/unit/router/access/test_credentials.py",
+        "tests/unit/router/http/test_auth.py",
     ),
 ]
 

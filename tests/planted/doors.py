@@ -69,26 +69,32 @@ BUGS = [
         f"{MAKING}::test_what_is_too_long_is_refused_in_the_words_that_clients_look_for"),
     Bug("best_of may be 1 only", "router/http/bodies.py",
         "if self.best_of not in (None, self.n or 1):", "if self.best_of not in (None, 1):",
-        f"{MAKING}::test_as_many_as_n_are_the_best_and_no_others"),
+        "tests/unit/router/http/test_bodies.py::"
+        "test_as_many_as_n_are_the_best_and_no_others"),
     Bug("5.0 is no whole number", "router/http/body_model.py",
         "    return int(value) if isinstance(value, float) and value.is_integer() else value\n",
         "    return value\n",
-        f"{MAKING}::test_whole_numbers_may_come_as_floats_and_options_as_null"),
+        "tests/unit/router/http/test_bodies.py::"
+        "test_whole_numbers_may_come_as_floats_and_options_as_null"),
     Bug("an option that is null is refused", "router/http/bodies.py",
         "include_usage: StrictBool | None", "include_usage: StrictBool",
-        f"{MAKING}::test_whole_numbers_may_come_as_floats_and_options_as_null"),
+        "tests/unit/router/http/test_bodies.py::"
+        "test_whole_numbers_may_come_as_floats_and_options_as_null"),
     Bug("text has one name only", "router/http/conversation.py",
         '("text", "input_text", "output_text")', '("text",)',
-        f"{MAKING}::test_parts_of_a_message_are_text_by_any_of_its_names"),
+        "tests/unit/router/http/test_bodies.py::"
+        "test_parts_of_a_message_are_text_by_any_of_its_names"),
     Bug("tools that may not be called are refused", "router/http/other_fields.py",
         '        if name in UNUSED and extra.get(UNUSED[name]) == "none":\n', "        if False:\n",
-        f"{MAKING}::test_tools_that_may_not_be_called_are_ignored_and_told_of"),
+        "tests/unit/router/http/test_bodies.py::"
+        "test_tools_that_may_not_be_called_are_ignored_and_told_of"),
     Bug("a trace's id makes chat and completion one request", "router/http/api.py",
         "body.all_params(key_of(request), trace_of(request))",
         "body.all_params(correlation_of(request), trace_of(request))", TRACES),
     Bug("over gRPC a trace's id makes two requests one", "router/grpc/requests.py",
         'metadata.get("idempotency-key", "")', 'metadata.get("x-request-id", "")',
-        f"{MAKING}::test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not"),
+        "tests/unit/router/grpc/test_requests.py::"
+        "test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not"),
     Bug("the log does not say what the caller calls an action", "router/observe/request_log.py",
         "            correlation_id=request.correlation_id,\n", "", TRACES),
     Bug("no route answers HEAD", "router/http/app.py",

@@ -12,7 +12,8 @@ BUGS = [
         "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
         "        sequence.due = (1e9, sequence.key)\n"
         "        sequence.status = Status.WAITING\n        self._sequences.waiting.add",
-        f"{UNIT}::test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_an_answer_that_lost_its_blocks_goes_before_whoever_came_later",
     ),
     Bug(
         "arrivals take blocks before anybody who waits",
@@ -36,14 +37,16 @@ BUGS = [
         "engine/scheduling/block_supply.py",
         "            self._events.add(Preempted(sequence, tuple(pins)))\n",
         "",
-        f"{UNIT}::test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
     ),
     Bug(
         "a start that nobody has heard of is told after its end",
         "engine/scheduling/block_supply.py",
         "        if handover is not None and not self._events.withdraw_start(sequence):\n",
         "        if handover is not None:\n",
-        f"{UNIT}::test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_blocks_that_a_transfer_may_read_stay_pinned_when_their_sequence_loses_them",
     ),
     Bug(
         "the oldest prompt takes the whole budget",
@@ -86,36 +89,40 @@ BUGS = [
         "engine/scheduling/queues.py",
         "        if len(self.ready) >= MAX_READY:\n",
         "        if sum(len(p.announced) for p in self._partners.values()) >= MAX_UNANSWERED:\n",
-        f"{UNIT}::test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone",
+        "tests/unit/engine/scheduling/test_scheduler_partners.py::"
+        "test_a_partner_that_does_not_answer_holds_up_its_own_hand_overs_alone",
     ),
     Bug(
         "what runs ahead of its partner comes before what has one",
         "engine/scheduling/queues.py",
         "        yield from self.ready.walk()\n        lines = [",
         "        lines = [list(self.ready)] + [",
-        f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
+        "tests/unit/engine/scheduling/test_scheduler_partners.py::"
+        "test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
     ),
     Bug(
         "what runs ahead is computed again and again",
         "engine/scheduling/block_supply.py",
         "handover.is_announced and not handover.ran_ahead and is_roomy",
         "handover.is_announced and is_roomy",
-        f"{UNIT}::test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
+        "tests/unit/engine/scheduling/test_scheduler_partners.py::"
+        "test_what_runs_ahead_of_its_partner_comes_last_and_is_computed_once",
     ),
     Bug(
         "blocks given up in a plan that comes back empty wait for a wake-up",
         "engine/scheduling/scheduler.py",
         "            if step.items or self.num_preemptions == num_preemptions:\n",
         "            if True:\n",
-        f"{UNIT}::test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_blocks_given_up_by_one_that_cannot_go_on_are_handed_out_in_the_same_plan",
     ),
     Bug(
         "what comes free in a long step is nobody's before its end",
         "worker/attempts.py",
         "        if self._step_loop.plan is not None:\n            self.scheduler.reserve_in_turn(",
         "        if False:\n            self.scheduler.reserve_in_turn(",
-        "tests/simulation/test_handover_rules.py::test_a_place_that_comes_free"
-        "_in_the_midst_of_a_long_step_is_the_next_reservations",
+        "tests/simulation/test_reservation_rules.py::"
+        "test_a_place_that_comes_free_in_the_midst_of_a_long_step_is_the_next_reservations",
     ),
     Bug(
         "a place in a step is anybody's, whoever is next for it",
@@ -174,7 +181,8 @@ BUGS = [
         "engine/scheduling/queues.py",
         "            if not partner:\n",
         "            if False:\n",
-        f"{UNIT}::test_partners_without_hand_overs_are_forgotten",
+        "tests/unit/engine/scheduling/test_scheduler_partners.py::"
+        "test_partners_without_hand_overs_are_forgotten",
     ),
     Bug(
         "what arrived in memory that is gone is told to new ranks",
@@ -196,14 +204,16 @@ BUGS = [
         "engine/scheduling/block_supply.py",
         "        if has_place and 0 < num_lacking <= walk.num_yielding:\n",
         "        if has_place and 0 < num_lacking:\n",
-        f"{UNIT}::test_nobody_yields_to_one_that_would_not_fit_all_the_same",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_nobody_yields_to_one_that_would_not_fit_all_the_same",
     ),
     Bug(
         "a block is given away while the running step copies from it",
         "engine/scheduling/scheduler.py",
         "        if not self.waiting.num_reservations or self._sequences.copies_from_free:\n",
         "        if not self.waiting.num_reservations:\n",
-        f"{UNIT}::test_a_block_that_the_running_step_copies_from_is_given_to_nobody",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_a_block_that_the_running_step_copies_from_is_given_to_nobody",
     ),
     Bug(
         "a watch of the search that breaks is not noticed",
@@ -218,14 +228,16 @@ BUGS = [
         "engine/scheduling/block_supply.py",
         "for s in reversed(self._sequences.running) if s.key not in planned",
         "for s in self._sequences.running if s.key not in planned",
-        f"{UNIT}::test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_the_youngest_by_arrival_gives_its_blocks_also_after_it_came_back",
     ),
     Bug(
         "only those in the step wait for its end to free their blocks",
         "engine/scheduling/sequences.py",
         "        if self.executing:\n",
         "        if sequence.key in self.executing:\n",
-        f"{UNIT}::test_blocks_of_one_cancelled_in_a_step_are_nobody_elses_before_its_end",
+        "tests/unit/engine/scheduling/test_scheduler_preemption.py::"
+        "test_blocks_of_one_cancelled_in_a_step_are_nobody_elses_before_its_end",
     ),
     Bug(
         "a request tried again is the youngest",

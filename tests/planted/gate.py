@@ -319,6 +319,6 @@ BUGS = [
         "router/grpc/requests.py",
         "    except ValueError as error:  # NaN",
         "    except ZeroDivisionError as error:  # NaN",
-        "tests/unit/router/test_request_state.py::test_grpc_requests_without_what_they_need",
+        "tests/unit/router/grpc/test_requests.py::test_grpc_requests_without_what_they_need",
     ),
 ]

@@ -6,7 +6,6 @@ KEYS = "tests/unit/router/access/test_credentials.py::"
 COMMAND = "tests/unit/cli/test_keys.py::"
 REFUSALS = "tests/component/test_refusals.py::"
 CERTIFICATES = "tests/component/test_certificates.py::"
-SECRETS = "tests/unit/engine/scheduling/test_block_identities.py::"
 HOUSE = "tests/repository/test_rules.py::"
 
 BUGS = [
@@ -36,14 +35,15 @@ BUGS = [
         "router/access/key_file.py",
         "        if key.name in first_lines:",
         "        if key.name in ():",
-        KEYS + "test_of_two_lines_with_one_name_neither_opens",
+        "tests/unit/router/access/test_key_file.py::test_of_two_lines_with_one_name_neither_opens",
     ),
     Bug(
         "a key file may be written by anybody",
         "router/access/key_file.py",
         "    if facts.st_mode & stat.S_IWOTH:",
         "    if facts.st_mode & 0:",
-        KEYS + "test_a_file_that_anybody_may_write_is_refused_at_start",
+        "tests/unit/router/access/test_key_file.py::"
+        "test_a_file_that_anybody_may_write_is_refused_at_start",
     ),
     Bug(
         "a key never ends",
@@ -85,21 +85,24 @@ BUGS = [
         "core/types.py",
         "        return self.tenant, self.request_id",
         '        return "", self.request_id',
-        REFUSALS + "test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone",
+        "tests/component/test_tenants.py::"
+        "test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone",
     ),
     Bug(
         "equal ids of two tenants draw equal answers",
         "router/request_builder.py",
         "seed_of(request_id, self._seed_key, params.identity.tenant)",
         "seed_of(request_id, self._seed_key)",
-        REFUSALS + "test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers",
+        "tests/component/test_tenants.py::"
+        "test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers",
     ),
     Bug(
         "the seed key is a public word",
         "cluster/secrets.py",
         "found[name] = found[name] or secrets.token_urlsafe(KEY_BYTES)",
         'found[name] = found[name] or "baton"',
-        SECRETS + "test_secrets_of_a_cluster_are_made_if_there_are_none_and_never_shown",
+        "tests/unit/cluster/test_secrets.py::"
+        "test_secrets_of_a_cluster_are_made_if_there_are_none_and_never_shown",
     ),
     Bug(
         "refused calls leave no line",
@@ -120,7 +123,8 @@ BUGS = [
         "router/orchestrator.py",
         "            self._observer.request_refused(request, error)",
         "            pass",
-        REFUSALS + "test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone",
+        "tests/component/test_tenants.py::"
+        "test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone",
     ),
     Bug(
         "a message too long for gRPC leaves no line",
@@ -164,28 +168,32 @@ BUGS = [
         "            try:\n                call.identity",
         "            try:\n                await self._bad_keys.hold(call.address)\n"
         "                call.identity",
-        REFUSALS + "test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is",
+        "tests/component/test_wrong_keys.py::"
+        "test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is",
     ),
     Bug(
         "wrong keys are never slowed over gRPC",
         "router/grpc/auth.py",
         "                await self._service.bad_keys.hold(call.address)",
         "                pass",
-        REFUSALS + "test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is",
+        "tests/component/test_wrong_keys.py::"
+        "test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is",
     ),
     Bug(
         "the table of addresses has no bound",
         "router/access/bad_keys.py",
         "        if len(self._mistakes) > MAX_ADDRESSES:",
         "        if not self._mistakes:",
-        REFUSALS + "test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded",
+        "tests/component/test_wrong_keys.py::"
+        "test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded",
     ),
     Bug(
         "every address of a /64 has mistakes of its own",
         "router/calls.py",
         "    return str(ipaddress.ip_network((found, 64), strict=False))",
         "    return str(found)",
-        REFUSALS + "test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded",
+        "tests/component/test_wrong_keys.py::"
+        "test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded",
     ),
     Bug(
         "the HTTP door keeps its first certificate",
@@ -270,7 +278,8 @@ BUGS = [
         "router/access/key_file.py",
         '        lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)',
         "        lines.append(rest)",
-        KEYS + "test_a_line_that_was_cut_off_opens_nothing_and_harms_no_other",
+        "tests/unit/router/access/test_key_file.py::"
+        "test_a_line_that_was_cut_off_opens_nothing_and_harms_no_other",
     ),
     Bug(
         "a change of the file completes a line that was cut off",

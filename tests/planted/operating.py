@@ -131,35 +131,40 @@ BUGS = [
         "cli/status.py",
         '"degraded": 3',
         '"degraded": 0',
-        HERE + "test_status_says_every_problem_and_its_exit_code_tells_the_states_apart",
+        "tests/component/test_commands_over_tls.py::"
+        "test_status_says_every_problem_and_its_exit_code_tells_the_states_apart",
     ),
     Bug(
         "commands speak plain text to a TLS door",
         "cli/client.py",
         "files = access.grpc_files(addresses) or (None, None, None)",
         "files = (None, None, None)",
-        HERE + "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
+        "tests/component/test_commands_over_tls.py::"
+        "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
     ),
     Bug(
         "SSL_CERT_FILE makes every door TLS",
         "client/endpoints.py",
         'if not private and not has_certificates and "https" not in schemes:',
         "if False:",
-        HERE + "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
+        "tests/component/test_commands_over_tls.py::"
+        "test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given",
     ),
     Bug(
         "a door that is not believed is tried without end",
         "client/endpoints.py",
         "            self._check(address)\n",
         "            pass\n",
-        HERE + "test_a_door_that_is_not_believed_gets_no_key_and_the_remedy_is_said",
+        "tests/component/test_commands_over_tls.py::"
+        "test_a_door_that_is_not_believed_gets_no_key_and_the_remedy_is_said",
     ),
     Bug(
         "no certificate is shown",
         "client/stream.py",
         "(root_certificates or None, private_key, certificate_chain)",
         "(root_certificates or None,)",
-        HERE + "test_a_door_that_asks_for_a_certificate_is_shown_one",
+        "tests/component/test_commands_over_tls.py::"
+        "test_a_door_that_asks_for_a_certificate_is_shown_one",
     ),
     Bug(
         "the metric shows the certificate of the start",
@@ -208,7 +213,8 @@ BUGS = [
         "client/endpoints.py",
         "HTTPSHandler(context=self.context), _Stay)",
         "HTTPSHandler(context=self.context))",
-        HERE + "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
+        "tests/component/test_commands_over_tls.py::"
+        "test_a_key_is_sent_to_nobody_but_the_door_that_was_named",
     ),
     Bug(
         "a name given to the doors' certificate takes the names of the machine itself away",

@@ -30,7 +30,8 @@ BUGS = [
         "router/request_state.py",
         "            for later in (*held, delta) if is_decode else held:\n",
         "            for later in (delta, *held) if is_decode else held:\n",
-        f"{PARTS}::test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores",
+        "tests/unit/router/test_request_state.py::"
+        "test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores",
     ),
     Bug(
         "a worker with nothing to do leaves before its routers have heard of it",
@@ -69,7 +70,8 @@ BUGS = [
         "worker/session_server.py",
         "                    self._commands.credit(message)",
         "                    pass\n                self._commands.credit(message)",
-        f"{LINKS}::test_an_order_that_fails_harms_its_attempt_and_not_the_session",
+        "tests/unit/worker/test_session_server.py::"
+        "test_an_order_that_fails_harms_its_attempt_and_not_the_session",
     ),
     Bug(
         "a fault at the beginning of an attempt leaves its parts behind",
@@ -105,14 +107,15 @@ BUGS = [
         "core/awake.py",
         "min(self._clock.now_s() - self._ticked_at, MAX_COUNTED_S)",
         "self._clock.now_s() - self._ticked_at",
-        "tests/unit/core/test_containment.py",
+        "tests/unit/core/test_awake.py",
     ),
     Bug(
         "a late greeting takes the session over",
         "worker/session_server.py",
         "        if hello.stream_number < session.stream_number:",
         "        if False:",
-        f"{LINKS}::test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream",
+        "tests/unit/worker/test_session_server.py::"
+        "test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream",
     ),
     Bug(
         "a permit granted as its waiter gives up is lost",
@@ -213,14 +216,15 @@ BUGS = [
         "worker/session_server.py",
         'contained("the greeting of a router"),',
         "contextlib.nullcontext(),",
-        f"{LINKS}::test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged",
+        "tests/unit/worker/test_session_server.py::"
+        "test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged",
     ),
     Bug(
         "a heartbeat renews no lease",
         "worker/session_server.py",
         "            self._commands.router_alive(session.router_id)",
         "            pass",
-        f"{LINKS}::test_whatever_comes_from_a_router_renews_its_leases",
+        "tests/unit/worker/test_session_server.py::test_whatever_comes_from_a_router_renews_its_leases",
     ),
     Bug(
         "credit is renewed only when all of it is used",
@@ -241,7 +245,7 @@ BUGS = [
         "router/retry_budget.py",
         "(burst - 1) / per_s",
         "burst / per_s",
-        f"{LINKS}::test_a_burst_is_as_many_retries_as_it_says",
+        "tests/unit/router/test_retry_budget.py::test_a_burst_is_as_many_retries_as_it_says",
     ),
     Bug(
         "a request that moves is young again",

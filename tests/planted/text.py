@@ -39,10 +39,12 @@ BUGS = [
         f"{CHOICES}::test_scores_of_a_prompt_come_once_and_whole_though_the_session_is_cut"),
     Bug("scores that came twice are told twice", "router/request_state.py",
         "delta.prompt_logprobs[known - delta.prompt_start :]", "delta.prompt_logprobs",
-        f"{FRAMES}::test_scores_are_told_once_and_whole_before_any_token"),
+        "tests/unit/router/test_request_state.py::"
+        "test_scores_are_told_once_and_whole_before_any_token"),
     Bug("a missing part of the scores is not missed", "router/request_state.py",
         "        if delta.prompt_start > known:", "        if False:",
-        f"{FRAMES}::test_a_missing_part_ends_the_attempt"),
+        "tests/unit/router/test_request_state.py::"
+        "test_a_missing_part_ends_the_attempt"),
     Bug("scores interrupted by a preemption are kept", "engine/scheduling/block_supply.py",
         "            sequence.prompt_logprobs.clear()\n", "            pass\n",
         "tests/unit/engine/scheduling/test_scheduler.py"

@@ -164,7 +164,8 @@ BUGS = [
         "kv_transfer/send_agent.py",
         "                stream.sender.last_traffic_at = now_s\n",
         "                pass\n",
-        f"{SENDER}::test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it",
+        "tests/unit/kv_transfer/test_sender_lease.py::"
+        "test_the_owning_routers_traffic_renews_the_lease_and_its_silence_ends_it",
     ),
     Bug(
         "a preempted hand-over takes no pins",
@@ -213,7 +214,7 @@ BUGS = [
         "kv_transfer/agent.py",
         "            self._on_fault(error)\n",
         "            pass\n",
-        f"{SENDER}::test_a_watch_that_ends_by_a_bug_is_reported",
+        "tests/unit/kv_transfer/test_sender_lease.py::test_a_watch_that_ends_by_a_bug_is_reported",
     ),
     Bug(
         "a bug in a sender is not told",
@@ -244,6 +245,7 @@ BUGS = [
         "kv_transfer/receive_stream.py",
         "            if stream is not None:\n                stream.reset()\n",
         "            pass\n",
-        f"{RECEIVER}::test_a_stream_whose_open_cannot_be_sent_is_cut",
+        "tests/unit/kv_transfer/test_receiver_faults.py::"
+        "test_a_stream_whose_open_cannot_be_sent_is_cut",
     ),
 ]

@@ -10,7 +10,11 @@ from typer.testing import CliRunner
 from cli.main import app
 from cluster.model_source import model_folder
 from core.config import BatonConfig, known_keys, load_config
-from core.errors import ConfigError, InvalidRequest, ModelLoadError
+from core.errors import (
+    ConfigError,
+    InvalidRequest,
+    ModelLoadError,
+)
 from core.types import SamplingParams
 from router.http.bodies import ChatBody, CompletionBody
 from router.http.body_model import parse_body
@@ -220,3 +224,18 @@ def test_no_error_about_a_config_has_its_secrets(tmp_path, tree, key):
 def test_no_error_about_a_body_has_what_its_client_wrote(kind, body, field):
     said = as_logged(lambda: parse_body(kind, body))
     assert f"InvalidRequest: {field}" in said and SECRET not in said
+
+
+def test_a_group_that_is_given_as_a_value_is_named():
+    with pytest.raises(ConfigError, match="router"):
+        load_config(None, {}, {"BATON_ROUTER": "3", "BATON_ROUTER__HTTP_PORT": "1"})
+
+
+def test_files_that_are_empty_lists_or_not_text(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("")
+    assert load_config(path, {}, {}) == load_config(None, {}, {})
+    for content, words in ((b"[1]", "list"), (b"\xff\xfe\x00", "read"), (b"a: [", "YAML")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=words):
+            load_config(path, {}, {})

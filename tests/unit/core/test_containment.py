@@ -5,8 +5,6 @@ import logging
 
 import pytest
 
-from core.awake import AwakeClock
-from core.changes import Changes
 from core.containment import contained, fault_of
 from core.errors import InternalError, PoolExhausted
 
@@ -36,60 +34,3 @@ def test_without_anybody_to_tell_every_fault_is_logged(caplog):
 def test_a_cancellation_passes():
     with pytest.raises(asyncio.CancelledError), contained("anything"):
         raise asyncio.CancelledError
-
-
-class Hand:
-    """A clock that is moved by hand."""
-
-    def __init__(self):
-        self.s = 100.0
-
-    def now_s(self):
-        return self.s
-
-
-def test_time_asleep_does_not_count_whichever_task_runs_first_afterwards():
-    hand = Hand()
-    awake = AwakeClock(hand)
-    for _ in range(4):
-        hand.s += 0.5
-        awake.tick()
-    assert awake.now_s() == pytest.approx(2.0)
-    hand.s += 60.0
-    assert awake.now_s() == pytest.approx(3.0), "read before the tick"
-    awake.tick()
-    assert awake.now_s() == pytest.approx(3.0), "and after it"
-    hand.s += 0.5
-    assert awake.now_s() == pytest.approx(3.5)
-
-
-async def test_many_changes_in_one_turn_wake_those_who_wait_once():
-    changes = Changes()
-    woken = 0
-
-    async def waiter():
-        nonlocal woken
-        while True:
-            await changes.next.wait()
-            woken += 1
-
-    task = asyncio.create_task(waiter())
-    await asyncio.sleep(0)
-    for _ in range(1000):
-        changes.note()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert woken == 1
-    changes.note()
-    for _ in range(5):
-        await asyncio.sleep(0)
-    assert woken == 2
-    task.cancel()
-
-
-async def test_a_change_between_the_look_and_the_wait_is_not_missed():
-    changes = Changes()
-    seen = changes.next
-    changes.note()
-    async with asyncio.timeout(5):
-        await seen.wait()

@@ -4,12 +4,59 @@ and special tokens that are hidden."""
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support.models import TINY
 
+from core.errors import (
+    InvariantViolation,
+    WorkerLost,
+)
 from core.session import TokenDelta
-from core.types import FinishReason, SamplingParams, TextDelta
+from core.types import (
+    ChoiceFinished,
+    FinishReason,
+    SamplingParams,
+    TextDelta,
+)
 from router.choice_output import ChoiceOutput
 from router.text.detokenizing import TextModel
+
+
+class Letters:
+    def push(self, token_id):
+        return chr(token_id)
+
+    def flush(self):
+        return ""
+
+
+def letters(position, text, finish=None, **more):
+    return TokenDelta("r", 0, 0, position, tuple(map(ord, text)), finish=finish, **more)
+
+
+def run_choice(pieces, stop=(), finish=FinishReason.LENGTH):
+    choice, text, events, position = (
+        ChoiceOutput(0, SamplingParams(stop=tuple(stop)), Letters()),
+        "",
+        [],
+        0,
+    )
+    for index, piece in enumerate(pieces):
+        is_last = index == len(pieces) - 1
+        events += choice.accept(letters(position, piece, finish if is_last else None))
+        position += len(piece)
+    text = "".join(e.text for e in events if isinstance(e, TextDelta))
+    return text, choice, events
+
+
+def choice(**sampling):
+    return ChoiceOutput(0, SamplingParams(**sampling), TextModel(TINY).decoder((97,)))
+
+
+def delta(position, text, finish=None):
+    return TokenDelta("r", 0, 0, position, tuple(text.encode()), finish=finish)
+
 
 END = 257
 """Id of `<|end|>`, a special token."""
@@ -97,3 +144,53 @@ def test_a_prompt_that_ends_inside_a_character_has_no_part_in_a_stop(completes, 
     events = choice.accept(delta)
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == text
     assert (choice.finished.reason is FinishReason.STOP) == (stop == "to")
+
+
+def test_a_choice_that_is_over_takes_nothing_and_an_end_alone_releases_what_was_held():
+    held = choice(stop=("xyz",))
+    assert [e.text for e in held.accept(delta(0, "axy"))] == ["a"]
+    last = held.accept(TokenDelta("r", 0, 0, 3, (), finish=FinishReason.LENGTH))
+    assert (
+        last[0].text == "xy"
+        and last[1].reason is FinishReason.LENGTH
+        and held.accept(delta(3, "b")) == []
+    )
+    empty = choice()
+    assert empty.accept(TokenDelta("r", 0, 0, 0, ())) == []
+    split = choice(stop=("\ufffd",))
+    split.accept(TokenDelta("r", 0, 0, 0, (0xE6,)))
+    assert (
+        split.accept(TokenDelta("r", 0, 0, 1, (), finish=FinishReason.LENGTH))[-1].stop_match
+        == "\ufffd"
+    )
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text("abc", min_size=1, max_size=30),
+    st.lists(st.text("abc", min_size=1, max_size=4), max_size=3),
+    st.data(),
+)
+def test_text_ends_before_the_first_stop_string_however_tokens_arrive(text, stop, data):
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(text) - 1)), max_size=6)))
+    pieces = [text[a:b] for a, b in zip([0, *cuts], [*cuts, len(text)], strict=True) if text[a:b]]
+    got, choice, events = run_choice(pieces, stop)
+    ends = [(text.index(s) + len(s), text.index(s)) for s in stop if s in text]
+    expected = text[: min(ends)[1]] if ends else text
+    assert got == expected
+    assert choice.finished.reason is (FinishReason.STOP if ends else FinishReason.LENGTH)
+    assert len(choice.token_ids) == (min(ends)[0] if ends else len(text)), (
+        "usage counts up to the match"
+    )
+    assert sum(isinstance(e, ChoiceFinished) for e in events) == 1
+
+
+def test_equal_positions_are_dropped_unequal_ones_are_a_violation_missing_ones_redo():
+    choice = ChoiceOutput(0, SamplingParams(), Letters())
+    choice.accept(letters(0, "abc"))
+    assert choice.accept(letters(1, "bc")) == []
+    assert choice.accept(letters(2, "cd"))[0].token_ids == (ord("d"),)
+    with pytest.raises(InvariantViolation, match="were delivered"):
+        choice.accept(letters(0, "x"))
+    with pytest.raises(WorkerLost, match="positions 4 to 5"):
+        choice.accept(letters(6, "z"))

@@ -3,16 +3,41 @@
 import itertools
 from dataclasses import replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from core.errors import NoWorker
+from core.errors import (
+    NoWorker,
+)
 from core.session import Load, Role, WorkerDescriptor
-from core.types import GenerateRequest, Path, SamplingParams
+from core.types import (
+    GenerateRequest,
+    Path,
+    SamplingParams,
+)
 from router.placement import Candidate, PlacementConstraints, choose
 
+
+def loaded(name, role, waiting=0, running=0, **more):
+    d = WorkerDescriptor(name, role, 1, "a", "b", "m", "digest", 16, 100, 2048)
+    return Candidate(
+        replace(d, **more), Load(num_running=running, waiting_tokens=waiting, free_blocks=100)
+    )
+
+
+LONG_REQUEST = GenerateRequest("r", "m", tuple(range(100)), SamplingParams(), 1, 0.0)
+
+
+AUTO = PlacementConstraints("auto", 32)
+
+
 REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
+
+
 DESCRIPTOR = WorkerDescriptor("w", Role.DECODE, 1, "a", "b", "m", "digest", 16, 100, 2048)
+
+
 PD = PlacementConstraints("pd", 32)
 
 
@@ -150,3 +175,55 @@ def test_a_misfit_pair_is_left_out_and_others_go_on():
     )
     assert choose([P, p2, d], REQUEST, constraints).prefill.worker_id == "p2"
     assert choose([P, d], REQUEST, replace(constraints, path="auto")).path is Path.LOCAL
+
+
+def test_placement_takes_the_least_loaded_pair_whatever_the_order():
+    pool = [
+        loaded("p1", Role.PREFILL, waiting=500), loaded("p2", Role.PREFILL, waiting=5),
+        loaded("d1", Role.DECODE, running=1), loaded("d2", Role.DECODE, running=9),
+    ]  # fmt: skip
+    for candidates in (pool, pool[::-1]):
+        placement = choose(candidates, LONG_REQUEST, AUTO)
+        assert (placement.path, placement.prefill.worker_id, placement.decode.worker_id) == (
+            Path.PD,
+            "p2",
+            "d1",
+        )
+
+
+def test_placement_paths():
+    p, d = loaded("p", Role.PREFILL), loaded("d", Role.DECODE)
+    short = replace(LONG_REQUEST, token_ids=(1, 2, 3))
+    assert choose([p, d], short, AUTO).path is Path.LOCAL
+    assert choose([p, d], short, PlacementConstraints("pd", 32)).path is Path.PD
+    assert choose([p, d], LONG_REQUEST, PlacementConstraints("local", 32)).decode.worker_id == "d"
+    assert choose([p], LONG_REQUEST, AUTO).decode.worker_id == "p", (
+        "a prefill loaded decodes when nobody else lives"
+    )
+    assert choose([d], LONG_REQUEST, AUTO).path is Path.LOCAL
+    assert (
+        choose([p, d], LONG_REQUEST, PlacementConstraints("pd", 32, must_be_local=True)).path
+        is Path.LOCAL
+    )
+    assert (
+        choose([p, loaded("x", Role.DECODE, content_digest="other")], LONG_REQUEST, AUTO).path
+        is Path.LOCAL
+    )
+    for candidates, wish in (
+        ([], AUTO),
+        ([p], PlacementConstraints("pd", 32)),
+        ([d], PlacementConstraints("pd", 32)),
+    ):
+        with pytest.raises(NoWorker, match="raise pools"):
+            choose(candidates, LONG_REQUEST, wish)
+
+
+def test_a_suspect_is_avoided_while_another_is_left():
+    p, d1, d2 = (
+        loaded("p", Role.PREFILL),
+        loaded("d1", Role.DECODE),
+        loaded("d2", Role.DECODE, running=5),
+    )
+    wish = PlacementConstraints("pd", 32, excluded=frozenset({"d1"}))
+    assert choose([p, d1, d2], LONG_REQUEST, wish).decode.worker_id == "d2"
+    assert choose([p, d1], LONG_REQUEST, wish).decode.worker_id == "d1"

@@ -2,7 +2,6 @@
 
 import asyncio
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 
@@ -11,25 +10,20 @@ from core.errors import (
     DeadlineExceeded,
     InvalidRequest,
     ModelNotFound,
-    Overloaded,
     PromptTooLong,
-    RateLimited,
-    ServingError,
 )
 from core.ids import Ids
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
-from protos.baton.v1 import generation_pb2 as pb
 from router.access.identities import Identity
-from router.grpc.requests import generate_params
-from router.http.bodies import ChatBody, CompletionBody
+from router.http.bodies import CompletionBody
 from router.http.body_model import parse_body
-from router.http.errors import error_body, error_response
-from router.http.other_fields import ignored_fields
 from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel
 
 MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p": 0.9, "top_k": 20})
+
+
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])
 
 
@@ -197,97 +191,6 @@ async def test_seeds_are_any_64_bits_and_reach_the_workers_without_a_sign():
             await make(given={"seed": seed})
 
 
-def test_bodies_name_the_field_that_is_wrong():
-    cases = {
-        "messages[1].role": {"messages": [{"role": "user"}, {"role": 3}]},
-        "messages": {"messages": "hello"},
-        "temperature": {"messages": [], "temperature": "hot"},
-        "stream_options.include_usage": {"messages": [], "stream_options": {"include_usage": 3}},
-        "body": 3,
-    }
-    for field, body in cases.items():
-        with pytest.raises(InvalidRequest) as caught:
-            parse_body(ChatBody, body)
-        assert caught.value.field == field, (field, caught.value)
-
-
-def test_conversations_are_checked():
-    def chat(**fields):
-        body = parse_body(ChatBody, {"messages": [{"role": "user", "content": "x"}], **fields})
-        return body.chat(
-            ("enable_thinking", "reasoning_effort"),
-            trusts_template=False,
-            adds_special_tokens=False,
-        )
-
-    assert chat(
-        reasoning_effort="low", chat_template_kwargs={"enable_thinking": False}
-    ).variables == {"enable_thinking": False, "reasoning_effort": "low"}
-    assert (
-        chat(continue_final_message=True).adds_generation_prompt is False
-        and chat().adds_generation_prompt is True
-    )
-    for fields, name in (
-        ({"messages": []}, "messages"),
-        ({"chat_template": "x"}, "chat_template"),
-        ({"chat_template_kwargs": {"os": 1}}, "chat_template_kwargs"),
-        ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
-        ({"messages": [{"role": ""}]}, "messages[0].role"),
-        (
-            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages[0].content",
-        ),
-    ):
-        with pytest.raises(InvalidRequest) as caught:
-            chat(**fields)
-        assert caught.value.field == name
-    body = parse_body(ChatBody, {"messages": [], "top_logprobs": 3})
-    with pytest.raises(InvalidRequest, match="needs logprobs"):
-        body.all_params(TALK, "", None)
-
-
-def test_sampling_fields_that_need_words_of_their_own():
-    def given(**fields):
-        return (
-            parse_body(CompletionBody, {"prompt": "x", **fields}).all_params("", None)[0].sampling
-        )
-
-    assert given(top_k=-1)["top_k"] == 0 and given(logit_bias={"7": 3})["logit_bias"] == ((7, 3.0),)
-    assert given(echo=True, max_tokens=0, logprobs=1)["prompt_logprobs"] == 1
-    assert (
-        given(stop="x")["stop"] == ("x",)
-        and given(include_stop_str_in_output=True)["include_stop"] is True
-    )
-    for fields in (
-        {"logit_bias": {"-1": 1}},
-        {"logit_bias": {"9" * 30: 1}},
-        {"allowed_token_ids": []},
-        {"truncation_side": "middle"},
-        {"stream_options": {}},
-    ):
-        with pytest.raises(InvalidRequest, match=next(iter(fields))):
-            given(**fields)
-    assert parse_body(CompletionBody, {"prompt": ["a", "b"]}).prompts() == ["a", "b"]
-    for prompt in ([], ["a"] * 129):
-        with pytest.raises(InvalidRequest, match="prompt"):
-            parse_body(CompletionBody, {"prompt": prompt}).prompts()
-
-
-def test_unknown_harmless_refused_and_renamed_fields():
-    def sort(*, is_strict=False, **fields):
-        return ignored_fields(
-            parse_body(CompletionBody, {"prompt": "x", **fields}), is_strict=is_strict
-        )
-
-    free = {"store": True, "service_tier": "flex", "verbosity": "low"}
-    assert sort(user="me", flavour=1, guided_json=None, **free) == ["flavour"]
-    for fields in ({"suffix": "x"}, {"guided_json": {}}, {"tools": [1]}, {"background": True}):
-        with pytest.raises(InvalidRequest, match=next(iter(fields))):
-            sort(**fields)
-    with pytest.raises(InvalidRequest, match="flavour"):
-        sort(is_strict=True, flavour=1)
-
-
 async def test_a_prompt_that_is_shown_is_known_to_the_output():
     for body, echoes in (({"echo": True}, True), ({"echo": False}, False), ({}, False)):
         (wish,) = parse_body(CompletionBody, {"prompt": "x", **body}).all_params("", None)
@@ -296,88 +199,6 @@ async def test_a_prompt_that_is_shown_is_known_to_the_output():
     for prompt, cut in (([7, 8], None), ("abc", 2)):
         made = await make(prompt, echoes=True, truncate_prompt_tokens=cut)
         assert made.echoes and made.prompt_text == ""
-
-
-@pytest.mark.parametrize(("own", "request_id"), [("", "k-1"), ("own", "own")])
-def test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not(own, request_id):
-    metadata = [("idempotency-key", "k-1"), ("x-request-id", "a-click")]
-    context = SimpleNamespace(invocation_metadata=lambda: metadata, time_remaining=lambda: None)
-    wish = generate_params(pb.GenerateRequest(text="x", request_id=own), context)
-    assert (wish.request_id, wish.correlation_id) == (request_id, "a-click")
-    metadata[:] = [("x-request-id", "k" * 129)]
-    odd = generate_params(pb.GenerateRequest(text="x"), context)
-    assert (odd.request_id, odd.correlation_id) == ("", "")
-
-
-def test_tools_that_may_not_be_called_are_ignored_and_told_of():
-    def sort(**fields):
-        return ignored_fields(parse_body(ChatBody, {"messages": [], **fields}))
-
-    assert sort(tools=[{"type": "function"}], tool_choice="none") == ["tools"]
-    assert sort(functions=[{"name": "f"}], function_call="none") == ["functions"]
-    for choice in ("auto", "required", None):
-        with pytest.raises(InvalidRequest, match="tools"):
-            sort(tools=[{"type": "function"}], tool_choice=choice)
-
-
-def test_as_many_as_n_are_the_best_and_no_others():
-    def wishes(**fields):
-        return parse_body(CompletionBody, {"prompt": "x", **fields}).all_params("", None)
-
-    assert wishes(n=2, best_of=2)[0].sampling["n"] == 2 and wishes(best_of=1) and wishes(n=3)
-    for fields in ({"best_of": 2}, {"n": 2, "best_of": 3}, {"n": 2, "best_of": 1}):
-        with pytest.raises(InvalidRequest, match="best_of is"):
-            wishes(**fields)
-
-
-def test_whole_numbers_may_come_as_floats_and_options_as_null():
-    fields = ("max_tokens", "n", "top_k", "seed", "min_tokens", "logprobs")
-    body = parse_body(CompletionBody, {"prompt": "x", **dict.fromkeys(fields, 5.0)})
-    values = [getattr(body, name) for name in fields]
-    assert values == [5] * 6 and {type(value) for value in values} == {int}
-    nulls = {"include_usage": None, "continuous_usage_stats": None}
-    assert parse_body(ChatBody, {"messages": [], "stream": True, "stream_options": nulls})
-    for value in (5.5, "5", True, float("inf")):
-        with pytest.raises(InvalidRequest, match="max_tokens"):
-            parse_body(CompletionBody, {"prompt": "x", "max_tokens": value})
-
-
-def test_parts_of_a_message_are_text_by_any_of_its_names():
-    parts = [
-        {"type": "text", "text": "a"},
-        {"type": "input_text", "text": "b"},
-        {"type": "output_text", "text": "c", "annotations": []},
-        {"type": "refusal", "refusal": "d"},
-    ]
-    body = parse_body(ChatBody, {"messages": [{"role": "user", "content": parts}]})
-    chat = body.chat((), trusts_template=False, adds_special_tokens=False)
-    assert chat.messages[0]["content"] == [{"type": "text", "text": letter} for letter in "abcd"]
-    for odd in ({"type": "refusal", "text": "x"}, {"type": "text"}, {"type": "input_image"}):
-        body = parse_body(ChatBody, {"messages": [{"role": "user", "content": [odd]}]})
-        with pytest.raises(InvalidRequest, match="only text"):
-            body.chat((), trusts_template=False, adds_special_tokens=False)
-
-
-def test_error_replies_steer_the_clients_retries():
-    refused = error_response(InvalidRequest("top_p", "is 7"), "id")
-    assert (
-        refused.status_code == 400
-        and refused.headers["x-should-retry"] == "false"
-        and refused.headers["x-request-id"] == "id"
-    )
-    full = error_response(Overloaded("full", retry_after_s=500.0), "")
-    assert (
-        full.headers["x-should-retry"] == "true"
-        and full.headers["retry-after"] == "60"
-        and "x-request-id" not in full.headers
-    )
-    assert error_response(RateLimited("slow"), "").headers["retry-after-ms"] == "1000"
-    assert error_body(ValueError("secret"))["error"][
-        "code"
-    ] == "internal_error" and "secret" not in str(error_body(ValueError("secret")))
-    odd = error_response(InvalidRequest("a\ud800", "is odd \ud800"), "")
-    assert b"a?" in odd.body
-    assert isinstance(InvalidRequest("a", "b"), ServingError)
 
 
 class Vocabulary:

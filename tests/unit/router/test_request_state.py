@@ -1,70 +1,102 @@
 """What is refused at borders that real clients seldom touch."""
 
 import asyncio
-import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from support.models import TINY
 
-from core.config import load_config
 from core.errors import (
-    ConfigError,
-    InvalidRequest,
     PoolExhausted,
     Unavailable,
     WorkerLost,
 )
-from core.session import TokenDelta
-from core.types import FinishReason, Path, SamplingParams
-from protos.baton.v1 import generation_pb2 as pb
+from core.session import (
+    Load,
+    Role,
+    Submit,
+    Task,
+    TokenDelta,
+    WorkerDescriptor,
+    WorkerTiming,
+)
+from core.timeline import Timeline
+from core.types import (
+    GenerateRequest,
+    Logprob,
+    Path,
+    PromptScored,
+    SamplingParams,
+    TextDelta,
+)
 from router.choice_output import ChoiceOutput
-from router.grpc.requests import chat_prompt, generate_params
-from router.observe.recorder import Recorder
+from router.placement import Candidate, Placement
 from router.request_state import AttemptState, RequestState
-from router.service import MAX_DETOKENIZE_TOKENS, GenerationService
 from router.text.detokenizing import TextModel
-from router.text.tokenizing import TokenizerPool
-
-ALLOWED = ("enable_thinking",)
-
-
-def test_a_group_that_is_given_as_a_value_is_named():
-    with pytest.raises(ConfigError, match="router"):
-        load_config(None, {}, {"BATON_ROUTER": "3", "BATON_ROUTER__HTTP_PORT": "1"})
+from worker.attempt import (
+    Attempt,
+)
 
 
-def test_files_that_are_empty_lists_or_not_text(tmp_path):
-    path = tmp_path / "c.yaml"
-    path.write_text("")
-    assert load_config(path, {}, {}) == load_config(None, {}, {})
-    for content, words in ((b"[1]", "list"), (b"\xff\xfe\x00", "read"), (b"a: [", "YAML")):
-        path.write_bytes(content)
-        with pytest.raises(ConfigError, match=words):
-            load_config(path, {}, {})
+class Letters:
+    def push(self, token_id):
+        return chr(token_id)
+
+    def flush(self):
+        return ""
 
 
-def test_grpc_requests_without_what_they_need():
-    with pytest.raises(InvalidRequest, match="input is missing"):
-        generate_params(pb.GenerateRequest(), None)
-    talk = [pb.ChatMessage(role="user", content="x", name="me")]
-    with pytest.raises(InvalidRequest, match="messages is empty"):
-        chat_prompt([], pb.ChatOptions(), ALLOWED, False)
-    both = pb.ChatOptions(continue_final_message=True, add_generation_prompt=True)
-    with pytest.raises(InvalidRequest, match="exclude each other"):
-        chat_prompt(talk, both, ALLOWED, False)
-    assert chat_prompt(talk, pb.ChatOptions(), ALLOWED, False).messages == [
-        {"role": "user", "content": "x", "name": "me"}
-    ]
-    odd = pb.ChatOptions()
-    for number in (math.nan, math.inf):
-        odd.template_kwargs.fields[ALLOWED[0]].number_value = number
-        with pytest.raises(InvalidRequest, match="template_kwargs is no JSON"):
-            chat_prompt(talk, odd, ALLOWED, False)
-    odd.template_kwargs.Clear()
-    odd.template_kwargs.update({"evil": 1})
-    with pytest.raises(InvalidRequest, match="evil"):
-        chat_prompt(talk, odd, ALLOWED, False)
+def letters(position, text, finish=None, **more):
+    return TokenDelta("r", 0, 0, position, tuple(map(ord, text)), finish=finish, **more)
+
+
+def worker(name, role, waiting=0, running=0, **more):
+    d = WorkerDescriptor(name, role, 1, "a", "b", "m", "digest", 16, 100, 2048)
+    return Candidate(
+        replace(d, **more), Load(num_running=running, waiting_tokens=waiting, free_blocks=100)
+    )
+
+
+TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
+
+
+TIMINGS = WorkerTiming(1.5, 2.5, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
+
+
+def attempt(name, num_scores=0, num_tokens=1, n=1, logprobs=20):
+    sampling = SamplingParams(n=n, logprobs=logprobs, prompt_logprobs=20, max_tokens=4096)
+    request = GenerateRequest(name, "m", tuple(range(num_scores + 1)), sampling, 1, 0.0)
+    made = Attempt("router", Submit(request, 2**32 - 1, Task.LOCAL, ((),) * n))
+    made.prompt_logprobs = tuple(Logprob(2**32 - 1, -float(i), TOP) for i in range(num_scores))
+    made.timings = TIMINGS
+    for choice in range(n):
+        for position in range(num_tokens):
+            made.append(choice, position, Logprob(2**32 - 1 - position, -2.5, TOP))
+    return made
+
+
+# --- the router's end -----------------------------------------------------------------------------
+
+
+def part(start, count, tokens=()):
+    scores = tuple(Logprob(i, -float(i)) for i in range(start, start + count))
+    return TokenDelta("r", 0, 0, 0, tokens, prompt_logprobs=scores, prompt_start=start)
+
+
+async def attempt_run(path=Path.LOCAL):
+    told = []
+    sampling = SamplingParams(prompt_logprobs=0)
+    run = SimpleNamespace(
+        request=SimpleNamespace(sampling=sampling), num_scores=10, has_prompt_scores=False,
+        emit=told.append, deliver=lambda delta, *, is_decode: told.append(delta.token_ids),
+        is_whole=False, finished_choices=(), choices=[], run_id="r", credit=0, excluded=set(),
+    )  # fmt: skip
+    pair = SimpleNamespace(
+        prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
+    )
+    finished = asyncio.get_running_loop().create_future()
+    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None), told
 
 
 def choice(**sampling):
@@ -73,47 +105,6 @@ def choice(**sampling):
 
 def delta(position, text, finish=None):
     return TokenDelta("r", 0, 0, position, tuple(text.encode()), finish=finish)
-
-
-def test_a_choice_that_is_over_takes_nothing_and_an_end_alone_releases_what_was_held():
-    held = choice(stop=("xyz",))
-    assert [e.text for e in held.accept(delta(0, "axy"))] == ["a"]
-    last = held.accept(TokenDelta("r", 0, 0, 3, (), finish=FinishReason.LENGTH))
-    assert (
-        last[0].text == "xy"
-        and last[1].reason is FinishReason.LENGTH
-        and held.accept(delta(3, "b")) == []
-    )
-    empty = choice()
-    assert empty.accept(TokenDelta("r", 0, 0, 0, ())) == []
-    split = choice(stop=("\ufffd",))
-    split.accept(TokenDelta("r", 0, 0, 0, (0xE6,)))
-    assert (
-        split.accept(TokenDelta("r", 0, 0, 1, (), finish=FinishReason.LENGTH))[-1].stop_match
-        == "\ufffd"
-    )
-
-
-async def test_too_many_tokens_to_turn_into_text():
-    service = GenerationService.__new__(GenerationService)
-    service._builder = SimpleNamespace(check_model=lambda name: None)
-    with pytest.raises(InvalidRequest, match=f"limit is {MAX_DETOKENIZE_TOKENS}"):
-        await service.detokenize("", [0] * (MAX_DETOKENIZE_TOKENS + 1))
-
-
-async def test_a_tokenizer_process_that_died_is_replaced():
-    pool = TokenizerPool(TINY, 5.0)
-    try:
-        assert await pool.encode("a") == [97]
-        process = pool._children._children[0]._process
-        process.kill()
-        await process.wait()
-        assert await pool.encode("a") == [97]
-    finally:
-        await pool.stop()
-    broken = TokenizerPool(TINY.parent / "nowhere", 5.0)
-    with pytest.raises(Unavailable, match="ended before it was ready"):
-        await broken.encode("a")
 
 
 async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
@@ -207,10 +198,97 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
     assert run.exposed_transfer_s == exposed_s
 
 
-def test_without_a_request_log_requests_are_still_counted():
-    seen = []
-    telemetry = SimpleNamespace(request_ended=lambda run, ended, door: seen.append(run))
-    recorder = Recorder(telemetry, shedding=None, log=None)
-    for tier in ("standard", "canary"):
-        recorder.request_ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
-    assert len(seen) == 1
+@pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])
+async def test_scores_are_told_once_and_whole_before_any_token(path, worker):
+    run, told = await attempt_run(path)
+    if path is Path.PD:
+        run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
+    run.on_delta(worker, part(0, 4))
+    assert run.wanted().num_scores == 4
+    run.on_delta(worker, part(2, 5))  # again from what a cut stream had lost
+    assert told == [] and run.wanted().num_scores == 7
+    run.on_delta(worker, part(7, 3, (8,)))
+    run.on_delta(worker, part(0, 10))
+    scored = PromptScored(tuple(Logprob(i, -float(i)) for i in range(10)))
+    assert told == [scored, *([(8,)] * (2 if path is Path.PD else 1))]
+    assert run.wanted().num_scores == 10 and not run.finished.done()
+
+
+async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
+    told, sampling = [], SamplingParams(prompt_logprobs=0)
+    run = RequestState(
+        request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), run_id="r",
+        emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
+    )  # fmt: skip
+    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
+    attempt = AttemptState(
+        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+    )
+    found = []
+    for start in range(4):
+        attempt.on_delta("d", part(start, 1))
+        found.append(len(told))
+    assert run.num_scores == 4 and found == [0, 0, 0, 1]
+
+
+async def test_a_missing_part_ends_the_attempt():
+    run, told = await attempt_run()
+    run.on_delta("d", part(0, 4))
+    run.on_delta("d", part(5, 5, (8,)))
+    with pytest.raises(WorkerLost, match="prompt scores 4 to 4 are missing"):
+        run.finished.result()
+    assert told == []
+
+
+async def test_after_its_end_an_attempt_takes_nothing_more():
+    run, told = await attempt_run()
+    run.run.has_prompt_scores = True
+    run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
+    run.fail(WorkerLost("gone"))
+    run.on_delta("d", TokenDelta("r", 0, 0, 1, (9,)))
+    assert told == [(8,)] and isinstance(run.finished.exception(), WorkerLost)
+
+
+async def test_a_delta_that_cannot_be_taken_ends_the_attempt_and_says_nothing_of_choices():
+    run, _ = await attempt_run()
+    heard = []
+    run.on_choice_finished = lambda _: heard.append("finished")
+
+    def refuse(delta, *, is_decode):
+        run.run.finished_choices = (0,)
+        raise WorkerLost("positions 0 to 4 are missing")
+
+    run.run.has_prompt_scores, run.run.deliver = True, refuse
+    run.on_delta("d", TokenDelta("r", 0, 0, 5, (8,)))
+    assert isinstance(run.finished.exception(), WorkerLost)
+    assert heard == [] and not run.decode_spoke
+
+
+async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores():
+    """The scores may fill the prefill worker's frame, so that its token comes in the next one."""
+    events = []
+    request = GenerateRequest("r", "m", (1, 2), SamplingParams(prompt_logprobs=0), 1, 0.0)
+    run = RequestState(
+        request,
+        run_id=request.request_id,
+        emit=events.append,
+        clock=SimpleNamespace(now_s=lambda: 0.0),
+        timeline=Timeline(0.0),
+        choices=[ChoiceOutput(0, request.sampling, Letters())],
+        credit=256,
+        path="pd",
+    )
+    pair = [worker(role.value, role).descriptor for role in (Role.PREFILL, Role.DECODE)]
+    finished = asyncio.get_running_loop().create_future()
+    attempt = AttemptState(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0, lambda _: None)
+    scores = (Logprob(2, -1.0),)
+    attempt.on_delta("decode", letters(0, "ab"))
+    attempt.on_delta("prefill", letters(0, "", prompt_logprobs=scores))
+    attempt.on_delta("decode", letters(2, "c"))
+    attempt.on_delta("prefill", letters(0, "a"))
+    assert events == [
+        PromptScored(scores),
+        TextDelta(0, 0, (97, 98), "ab"),
+        TextDelta(0, 2, (99,), "c"),
+    ]
+    assert not finished.done()

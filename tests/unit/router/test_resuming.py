@@ -9,7 +9,6 @@ from core.session import TokenDelta
 from core.types import ChoiceFinished, FinishReason, SamplingParams, TextDelta
 from router.choice_output import ChoiceOutput
 from router.resuming import Progress, parse_event_id, split_positions
-from router.retry_budget import RetryBudget
 
 
 class Letters:
@@ -90,15 +89,6 @@ def test_event_ids_survive_colons_in_the_request_id_and_are_shared_out_by_prompt
     assert split_positions([3, 4, 5, 6], 2) == [(3, 4), (5, 6)]
     with pytest.raises(InvalidRequest, match="3 positions, the body has 2 prompts"):
         split_positions([1, 2, 3], 2)
-
-
-def test_the_retry_budget_allows_its_burst_then_its_rate_and_refuses_beyond_patience():
-    budget = RetryBudget(burst=4, per_s=2.0)
-    assert [budget.reserve(10.0, 3.0) for _ in range(6)] == [0, 0, 0, 0, 0.5, 1.0]
-    waits = [budget.reserve(10.0, 3.0) for _ in range(5)]
-    assert waits == [1.5, 2.0, 2.5, 3.0, None]
-    assert budget.reserve(10.0, 3.0) is None, "a refusal takes nothing"
-    assert budget.reserve(100.0, 0.0) == 0, "rest refills it"
 
 
 def test_claimed_tokens_that_go_on_after_a_stop_string_are_refused_before_anything_is_submitted():

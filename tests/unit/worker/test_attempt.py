@@ -1,8 +1,5 @@
 """What a worker's frames hold: never more than a message may, and for every attempt its share."""
 
-import asyncio
-from types import SimpleNamespace
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,8 +16,7 @@ from core.session import (
     Wanted,
     WorkerTiming,
 )
-from core.types import FinishReason, GenerateRequest, Logprob, Path, PromptScored, SamplingParams
-from router.request_state import AttemptState, RequestState
+from core.types import FinishReason, GenerateRequest, Logprob, SamplingParams
 from transport.to_router_codec import MAX_ERROR_CHARACTERS, from_router_wire, to_router_wire
 from transport.to_worker_codec import from_worker_wire, to_worker_wire
 from worker.attempt import (
@@ -37,7 +33,11 @@ from worker.attempt import (
 from worker.router_session import FRAME_BYTES, RouterSession
 
 TOP = tuple((2**32 - 1 - i, -1.5) for i in range(20))
+
+
 LONG_ID = "i" * 160
+
+
 TIMINGS = WorkerTiming(1.5, 2.5, 3.5, 2**31, 2**62, 2**31, "a transport's name", 2**31)
 
 
@@ -310,95 +310,6 @@ def test_a_choice_has_not_finished_for_a_router_that_lacks_scores_of_the_prompt(
         deltas += one.take(MIN_SHARE_BYTES).deltas
     assert sum(len(d.prompt_logprobs) for d in deltas) == 40 and len(deltas) > 2
     assert [d.finish for d in deltas] == [None] * (len(deltas) - 1) + [FinishReason.LENGTH]
-
-
-# --- the router's end -----------------------------------------------------------------------------
-
-
-def part(start, count, tokens=()):
-    scores = tuple(Logprob(i, -float(i)) for i in range(start, start + count))
-    return TokenDelta("r", 0, 0, 0, tokens, prompt_logprobs=scores, prompt_start=start)
-
-
-async def attempt_run(path=Path.LOCAL):
-    told = []
-    sampling = SamplingParams(prompt_logprobs=0)
-    run = SimpleNamespace(
-        request=SimpleNamespace(sampling=sampling), num_scores=10, has_prompt_scores=False,
-        emit=told.append, deliver=lambda delta, *, is_decode: told.append(delta.token_ids),
-        is_whole=False, finished_choices=(), choices=[], run_id="r", credit=0, excluded=set(),
-    )  # fmt: skip
-    pair = SimpleNamespace(
-        prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
-    )
-    finished = asyncio.get_running_loop().create_future()
-    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None), told
-
-
-@pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])
-async def test_scores_are_told_once_and_whole_before_any_token(path, worker):
-    run, told = await attempt_run(path)
-    if path is Path.PD:
-        run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
-    run.on_delta(worker, part(0, 4))
-    assert run.wanted().num_scores == 4
-    run.on_delta(worker, part(2, 5))  # again from what a cut stream had lost
-    assert told == [] and run.wanted().num_scores == 7
-    run.on_delta(worker, part(7, 3, (8,)))
-    run.on_delta(worker, part(0, 10))
-    scored = PromptScored(tuple(Logprob(i, -float(i)) for i in range(10)))
-    assert told == [scored, *([(8,)] * (2 if path is Path.PD else 1))]
-    assert run.wanted().num_scores == 10 and not run.finished.done()
-
-
-async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
-    told, sampling = [], SamplingParams(prompt_logprobs=0)
-    run = RequestState(
-        request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), run_id="r",
-        emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
-    )  # fmt: skip
-    pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
-    attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
-    )
-    found = []
-    for start in range(4):
-        attempt.on_delta("d", part(start, 1))
-        found.append(len(told))
-    assert run.num_scores == 4 and found == [0, 0, 0, 1]
-
-
-async def test_a_missing_part_ends_the_attempt():
-    run, told = await attempt_run()
-    run.on_delta("d", part(0, 4))
-    run.on_delta("d", part(5, 5, (8,)))
-    with pytest.raises(WorkerLost, match="prompt scores 4 to 4 are missing"):
-        run.finished.result()
-    assert told == []
-
-
-async def test_after_its_end_an_attempt_takes_nothing_more():
-    run, told = await attempt_run()
-    run.run.has_prompt_scores = True
-    run.on_delta("d", TokenDelta("r", 0, 0, 0, (8,)))
-    run.fail(WorkerLost("gone"))
-    run.on_delta("d", TokenDelta("r", 0, 0, 1, (9,)))
-    assert told == [(8,)] and isinstance(run.finished.exception(), WorkerLost)
-
-
-async def test_a_delta_that_cannot_be_taken_ends_the_attempt_and_says_nothing_of_choices():
-    run, _ = await attempt_run()
-    heard = []
-    run.on_choice_finished = lambda _: heard.append("finished")
-
-    def refuse(delta, *, is_decode):
-        run.run.finished_choices = (0,)
-        raise WorkerLost("positions 0 to 4 are missing")
-
-    run.run.has_prompt_scores, run.run.deliver = True, refuse
-    run.on_delta("d", TokenDelta("r", 0, 0, 5, (8,)))
-    assert isinstance(run.finished.exception(), WorkerLost)
-    assert heard == [] and not run.decode_spoke
 
 
 def test_an_attempt_that_cannot_be_put_into_a_frame_ends_alone_and_is_told_so(monkeypatch, caplog):

@@ -3,39 +3,16 @@
 import dataclasses
 import random
 from collections import Counter
-from operator import attrgetter
 
 import pytest
 from support.stepping import Engine, request
 from support.virtual import PROMPT, ask, run, unit
 
-from cluster.local import Child, LocalCluster
-from cluster.secrets import with_cluster_keys
-from cluster.worker_process import RunningWorker
 from core import block_hash as block_hash_module
-from core.block_hash import block_hash, hash_key, root_hash
-from core.config import BatonConfig, load_config
-from core.errors import ConfigError, WorkerLost
-from core.ids import seed_of
+from core.block_hash import block_hash, root_hash
 from core.session import Role
 from engine.scheduling import sequence as sequence_module
 from simulation.shape import HASH_KEY
-
-KEY = "a secret of sufficient length"
-
-
-def test_names_depend_on_parent_tokens_scope_model_and_key():
-    base = block_hash(root_hash("m", "t"), [1, 2])
-    others = [
-        block_hash(root_hash("m", "t"), [2, 1]),
-        block_hash(root_hash("m", "u"), [1, 2]),
-        block_hash(root_hash("n", "t"), [1, 2]),
-        block_hash(root_hash("m", "t", b"key"), [1, 2]),
-        block_hash(block_hash(root_hash("m", "t"), [0]), [1, 2]),
-    ]
-    assert len({base, *others}) == 6
-    assert root_hash("ab", "c") != root_hash("a", "bc")
-    assert hash_key(KEY) == hash_key(KEY) != hash_key(KEY + ".")
 
 
 def beginnings_with_one_tail(count):
@@ -134,44 +111,3 @@ def test_every_worker_names_blocks_with_the_clusters_key():
         return [name in map(p.block_hash, range(p.num_blocks)) for p in pools]
 
     assert run(scenario) == [True, True]
-
-
-@pytest.mark.parametrize("name", ["security.cluster_key", "seed_key"])
-def test_secrets_of_a_cluster_are_made_if_there_are_none_and_never_shown(name):
-    config = load_config(None, {}, {})
-    made = [with_cluster_keys(config) for _ in range(2)]
-    keys = {attrgetter(name)(m) for m in made}
-    assert len(keys) == 2 and min(map(len, keys)) >= 32
-    assert BatonConfig.model_validate_json(made[0].model_dump_json()) == made[0]
-    chosen = load_config(None, {name: KEY}, {})
-    assert attrgetter(name)(with_cluster_keys(chosen)) == KEY
-    assert with_cluster_keys(made[0]) == made[0]
-    assert KEY not in repr(chosen)
-    with pytest.raises(ConfigError, match=f"{name} has 5 characters") as refused:
-        load_config(None, {name: "12345"}, {})
-    assert "12345" not in refused.value.message
-
-
-def test_a_seed_key_that_the_hash_cannot_take_is_refused_before_the_first_request():
-    assert seed_of("id", load_config(None, {"seed_key": "k" * 64}, {}).seed_key.encode()) > 0
-    with pytest.raises(ConfigError, match="seed_key has 65 bytes"):
-        load_config(None, {"seed_key": "k" * 65}, {})
-
-
-async def test_all_children_of_a_cluster_get_the_same_secrets(monkeypatch):
-    handed = []
-
-    async def refuse(kind, config):
-        handed.append((config.security.cluster_key, config.seed_key))
-        raise WorkerLost("enough seen")
-
-    monkeypatch.setattr(Child, "spawn", refuse)
-    flags = {"redis.enabled": False, "pools.decode.replicas": 2}
-    with pytest.raises(WorkerLost):
-        await LocalCluster(load_config(None, flags, {})).start()
-    assert len(handed) == 4 and len(set(handed)) == 1 and min(map(len, handed[0])) >= 32
-
-
-async def test_a_worker_without_a_cluster_key_does_not_start():
-    with pytest.raises(ConfigError, match="without security.cluster_key"):
-        await RunningWorker.start(load_config(None, {}, {}), Role.DECODE, node="n")

@@ -2,53 +2,36 @@
 and a session's end of it."""
 
 import asyncio
-import itertools
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 from support.scripts import WORKER, Listener, Script, Wire
 
-from core.config import PlacementConfig, RouterConfig
 from core.errors import InternalError, WorkerDied, WorkerLost
 from core.ports import LoopClock, StreamClosed
 from core.session import (
     AttemptEnded,
-    Cancel,
     ConnectPeers,
-    Credit,
     Hello,
     Load,
     PeerReport,
     Progress,
     Role,
     RouteReport,
-    RouterHeartbeat,
     StepFrame,
-    Submit,
     Task,
     TokenDelta,
-    Wanted,
     Welcome,
     WorkerTiming,
 )
-from core.types import GenerateRequest, SamplingParams
-from protos.baton.internal.v1 import session_pb2 as pb
-from router.attempts import Attempts
-from router.request_state import RequestObserver
-from router.retry_budget import RetryBudget
+from router.workers import sessions as router_sessions
 from router.workers.introductions import Introductions
 from router.workers.session import SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.ports import StaticMembership
 from transport.to_router_codec import from_router_wire, to_router_wire
-from transport.to_worker_codec import from_worker_wire, to_worker_wire
-from worker.attempt import Attempt
-from worker.router_session import RouterSessions
-from worker.session_server import SessionServer
-
-REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
 
 def session(on_state_changed=lambda _: None, **changes):
@@ -275,199 +258,13 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
     assert run_virtual(main()) == [[ConnectPeers(("a", "b"))], [ConnectPeers(("b",))]]
 
 
-# --- the worker's end -----------------------------------------------------------------------------
+def test_so_many_pairs_that_do_not_fit_are_remembered(monkeypatch):
+    monkeypatch.setattr(router_sessions, "MAX_INCOMPATIBLE_PAIRS", 2)
 
-
-class Host:
-    """A worker that keeps its orders and fails at some."""
-
-    def __init__(self, *bad):
-        self.orders, self.bad, self.failed = [], bad, []
-
-    def _order(self, name, *details):
-        self.orders.append((name, *details))
-        if name in self.bad:
-            raise RuntimeError(name)
-
-    def submit(self, router_id, submit):
-        self._order("submit", submit.request.request_id)
-
-    def cancel(self, request_id, epoch):
-        self._order("cancel", request_id, epoch)
-
-    def credit(self, message):
-        self._order("credit", message.request_id)
-
-    def connect_peers(self, message):
-        self._order("connect_peers", message.addresses)
-
-    def router_alive(self, router_id):
-        self._order("alive", router_id)
-
-    def fail(self, request_id, epoch, error):
-        self.failed.append((request_id, epoch, type(error)))
-
-    def progress(self):
-        self._order("progress")
-        return Progress(0, 0, False)
-
-    descriptor = WORKER
-
-
-def server_of(host):
-    """A server of sessions, and the sessions."""
-    sessions = RouterSessions(host.fail)
-    return SessionServer(None, sessions, host, host, LoopClock(), lambda: 1), sessions
-
-
-def test_whatever_comes_from_a_router_renews_its_leases():
     async def main():
-        host = Host()
-        server, sessions = server_of(host)
-        for message in (RouterHeartbeat(), ConnectPeers(("a",))):
-            server._take(sessions.of("router"), message)
-        return host.orders
+        sessions = WorkerSessions(StaticMembership(), None, "router", LoopClock())
+        for incarnation in (2, 3, 4):
+            sessions.note_incompatible(replace(WORKER, incarnation=incarnation), WORKER)
+        return sessions.incompatible_pairs
 
-    assert run_virtual(main()) == [
-        ("alive", "router"),
-        ("alive", "router"),
-        ("connect_peers", ("a",)),
-    ]
-
-
-@pytest.mark.parametrize(
-    "bad", ["submit", "cancel", "credit", "connect_peers", "alive", "progress"]
-)
-def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
-    async def main():
-        host = Host(bad)
-        server, _ = server_of(host)
-        submit = Submit(REQUEST, 3, Task.LOCAL, ((),))
-        orders = (
-            submit,
-            Credit("r", 3, 9),
-            Cancel("q", 1),
-            ConnectPeers(("a",)),
-            RouterHeartbeat(),
-        )
-        stream = Script(Hello("router"), *orders)
-        serving = asyncio.ensure_future(server._serve(stream))
-        await asyncio.sleep(1.2)
-        is_open = not stream.is_reset
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        return host, is_open, stream.sent
-
-    host, is_open, sent = run_virtual(main())
-    names = [name for name, *_ in host.orders]
-    assert is_open and names.count("alive") == 5
-    assert {"submit", "credit", "cancel", "connect_peers"} <= set(names), (
-        "the others were carried out"
-    )
-    assert bad in names and caplog.records and isinstance(sent[0], Welcome)
-    ends = [e for m in sent if isinstance(m, StepFrame) for e in m.ended]
-    told = [(e.request_id, e.epoch, type(e.error)) for e in ends]
-    assert told == ([("r", 3, InternalError)] if bad == "submit" else [])
-    assert host.failed == ([("r", 3, InternalError)] if bad == "credit" else [])
-
-
-@pytest.mark.parametrize("bad", ["credit", "cancel"])
-def test_an_attempt_that_cannot_be_taken_up_after_a_reconnect_ends_and_the_others_go_on(bad):
-    async def main():
-        host = Host(bad)
-        server, sessions = server_of(host)
-        session = sessions.of("router")
-        for name in ("r", "s"):
-            submit = Submit(replace(REQUEST, request_id=name), 3, Task.LOCAL, ((),))
-            session.attempts[name] = Attempt("router", submit)
-        wanted = {"credit": "r", "cancel": "x"}[bad]
-        hello = Hello("router", (Wanted(wanted, 3, (0,), 9), Wanted("gone", 1, (0,))))
-        stream = Script(hello)
-        serving = asyncio.ensure_future(server._serve(stream))
-        await asyncio.sleep(0.1)
-        is_open = not stream.is_reset
-        serving.cancel()
-        await asyncio.gather(serving, return_exceptions=True)
-        return host, is_open, stream.sent
-
-    host, is_open, sent = run_virtual(main())
-    assert is_open and bad in [name for name, *_ in host.orders]
-    broken = ["r"] if bad == "credit" else ["r", "s"]
-    assert host.failed == [(name, 3, InternalError) for name in broken]
-    ends = [(e.request_id, e.epoch) for m in sent if isinstance(m, StepFrame) for e in m.ended]
-    assert ("gone", 1) in ends, "what is unknown is told all the same"
-
-
-def test_a_greeting_that_comes_late_does_not_take_the_session_from_a_newer_stream():
-    async def main():
-        server, _ = server_of(Host())
-        newer, late = Script(Hello("router", (), 8)), Script(Hello("router", (), 7))
-        other = Script(Hello("another", (), 1))
-        serving = []
-        for stream in (newer, late, other):
-            serving.append(asyncio.ensure_future(server._serve(stream)))
-            await asyncio.sleep(0.1)
-        found = [s.is_reset for s in (newer, late, other)], late.sent
-        newest = Script(Hello("router", (), 9))
-        serving.append(asyncio.ensure_future(server._serve(newest)))
-        await asyncio.sleep(0.1)
-        replaced = newer.is_reset, newest.is_reset
-        for task in serving:
-            task.cancel()
-        await asyncio.gather(*serving, return_exceptions=True)
-        return found, replaced
-
-    (resets, said), replaced = run_virtual(main())
-    assert resets == [False, True, False] and said == []
-    assert replaced == (True, False)
-
-
-def test_a_greeting_that_cannot_be_read_ends_its_stream_alone_and_is_logged(caplog):
-    async def main():
-        server, _ = server_of(Host())
-        broken = Script(fails=KeyError("a bug in the codec"))
-        cut = Script(fails=StreamClosed("cut"))
-        await server._serve(broken)
-        await server._serve(cut)
-        return broken.is_reset, cut.is_reset, broken.sent
-
-    assert run_virtual(main()) == (True, True, [])
-    assert [r.getMessage() for r in caplog.records] == ["the greeting of a router failed"]
-
-
-async def test_what_a_router_says_crosses_the_wire_whole():
-    request = replace(REQUEST, deadline_at=asyncio.get_running_loop().time() + 9.0)
-    submit = Submit(request, 3, Task.LOCAL, ((),), age_s=2.5)
-    wanted = (
-        Wanted("r", 3, (4,), 256, num_scores=7, finished_choices=(0,), is_coming=True),
-        Wanted("q", 1, (0, 2), 16),
-    )
-    hello = Hello("router", wanted, 77)
-    for message in (submit, hello):
-        wire = pb.ToWorker.FromString(to_worker_wire(5, message).SerializeToString())
-        found = from_worker_wire(wire)
-        if isinstance(found, Submit):
-            assert found.request.deadline_at == pytest.approx(request.deadline_at, abs=5.0)
-            found = replace(found, request=request)
-        assert (wire.number, found) == (5, message)
-
-
-# --- retries --------------------------------------------------------------------------------------
-
-
-def test_routers_share_the_retries_and_each_has_one_at_least():
-    for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
-        config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
-        parts = (None, config, PlacementConfig(), LoopClock(), None, RequestObserver())
-        budget = Attempts(*parts)._budget
-        delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
-        assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]
-
-
-def test_a_burst_is_as_many_retries_as_it_says():
-    budget = RetryBudget(burst=3, per_s=2.0)
-    delays = [budget.reserve(10.0, 9.0) for _ in range(5)]
-    assert delays == [0.0, 0.0, 0.0, pytest.approx(0.5), pytest.approx(1.0)]
-    assert budget.reserve(10.0, 1.4) is None, "the next would wait 1.5 s"
-    assert budget.reserve(10.0, 1.6) == pytest.approx(1.5), "and the refusal took nothing"
-    assert list(itertools.islice((budget.reserve(99.0, 9.0) for _ in range(3)), 3)) == [0.0] * 3
+    assert run_virtual(main()) == {(2, 1), (3, 1)}

@@ -1,0 +1,216 @@
+"""Commands that reach a server over TLS, and what they say when they do not."""
+
+import http.server
+import json
+import ssl
+import threading
+from concurrent import futures
+
+import grpc
+import pytest
+
+from cli import chat, client
+from cli.status import run_status
+from client.endpoints import Endpoints, speaks_tls
+from core.errors import ConfigError
+from protos.baton.v1 import generation_pb2 as pb
+from protos.baton.v1 import generation_pb2_grpc
+from transport.certificates import make_certificates
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    make_certificates(folder, ["localhost", "127.0.0.1"])
+    return folder
+
+
+# --- doors over TLS -------------------------------------------------------------------------------
+
+
+class Parrot(generation_pb2_grpc.GenerationServicer):
+    def GenerateStream(self, request, context):
+        yield pb.GenerateStreamResponse(delta=pb.Delta(text=request.text))
+        yield pb.GenerateStreamResponse(summary=pb.Summary())
+
+    def Chat(self, request, context):
+        yield pb.ChatResponse(delta=pb.Delta(text=request.messages[-1].content))
+        yield pb.ChatResponse(summary=pb.Summary())
+
+
+@pytest.fixture
+def grpc_door(tls):
+    """Makes doors: plain, over TLS, or over TLS for those that show a certificate."""
+    servers = []
+
+    def make(kind):
+        server = grpc.server(futures.ThreadPoolExecutor(2))
+        generation_pb2_grpc.add_GenerationServicer_to_server(Parrot(), server)
+        if kind == "plain":
+            port = server.add_insecure_port("127.0.0.1:0")
+        else:
+            pair = (tls / "door.key").read_bytes(), (tls / "door.pem").read_bytes()
+            credentials = grpc.ssl_server_credentials(
+                [pair], (tls / "ca.pem").read_bytes(), kind == "mutual"
+            )
+            port = server.add_secure_port("127.0.0.1:0", credentials)
+        server.start()
+        servers.append(server)
+        return f"127.0.0.1:{port}"
+
+    yield make
+    for server in servers:
+        server.stop(0)
+
+
+def says(address, access=None):
+    access = access or Endpoints()
+    request = pb.GenerateRequest(text="hello")
+    return client.stream_answer(address, request, None, access).text
+
+
+def test_generate_and_chat_reach_a_door_over_tls_whichever_way_the_authority_is_given(
+    grpc_door, tls, monkeypatch, capsys
+):
+    address = grpc_door("tls")
+    assert speaks_tls(address) and not speaks_tls(grpc_door("plain"))
+    assert says(address, Endpoints(tls / "ca.pem")) == "hello"
+    chat.run_chat(address, "", "hello", 0, 0.0, Endpoints(tls / "ca.pem"), as_json=False)
+    assert capsys.readouterr().out.startswith("hello")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tls / "ca.pem"))
+    assert says(address) == says(f"https://{address}") == "hello"
+    assert says(grpc_door("plain")) == "hello", "the variable alone makes no door TLS"
+
+
+def test_a_door_that_is_not_believed_gets_no_key_and_the_remedy_is_said(grpc_door, monkeypatch):
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
+    with pytest.raises(ConfigError, match=r"give --ca \(or SSL_CERT_FILE\)"):
+        says(grpc_door("tls"))
+
+
+def test_a_door_that_asks_for_a_certificate_is_shown_one(grpc_door, tls):
+    address, shown = grpc_door("mutual"), (tls / "router.pem", tls / "router.key")
+    assert says(address, Endpoints(tls / "ca.pem", *shown)) == "hello"
+    both = tls / "both.pem"
+    both.write_bytes(shown[0].read_bytes() + shown[1].read_bytes())
+    assert says(address, Endpoints(tls / "ca.pem", both)) == "hello"
+
+
+def test_what_is_said_to_be_tls_never_becomes_plain_text(grpc_door, tls):
+    with pytest.raises(ConfigError, match="http:// is plain text"):
+        says(f"http://{grpc_door('tls')}", Endpoints(tls / "ca.pem"))
+    files = Endpoints(tls / "ca.pem").grpc_files([grpc_door("plain")])
+    assert files == ((tls / "ca.pem").read_bytes(), None, None)
+
+
+READY = {
+    "ready": True,
+    "state": "ready",
+    "problems": [],
+    "store": "ok",
+    "models": {
+        "m": {
+            "prefill": {"ready": 1, "total": 1, "configured": 1},
+            "decode": {"ready": 1, "total": 1, "configured": 1},
+            "canary_ms": 3.0,
+            "canary_error": "",
+        }
+    },
+}
+
+
+@pytest.fixture
+def web_door(tls):
+    """A router's HTTP door in words: over TLS if it gets a context, saying what `answers` holds."""
+    answers = {"/ready": dict(READY), "/replicas": {"replicas": []}}
+    servers = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            body = json.dumps(answers[self.path]).encode()
+            make.keys.append(self.headers["authorization"])
+            if make.elsewhere:
+                self.send_response(302)
+                self.send_header("location", make.elsewhere)
+                body = b"over there"
+            else:
+                self.send_response(200 if answers["/ready"]["ready"] else 503)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    class Server(http.server.ThreadingHTTPServer):
+        def handle_error(self, *_):
+            pass
+
+    def make(*, is_tls=True, is_mutual=False):
+        server = Server(("127.0.0.1", 0), Handler)
+        if is_tls:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(tls / "door.pem", tls / "door.key")
+            if is_mutual:
+                context.verify_mode = ssl.CERT_REQUIRED
+                context.load_verify_locations(tls / "ca.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        servers.append(server)
+        return f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}"
+
+    make.answers, make.keys, make.elsewhere = answers, [], ""
+    yield make
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def status(url, *files):
+    return run_status(url, Endpoints(*files), as_json=False)
+
+
+def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
+    web_door, tls, monkeypatch
+):
+    url, ca = web_door(), tls / "ca.pem"
+    assert status(url, ca) == 0
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(ConfigError, match="give --ca"):
+        status(url)
+    with pytest.raises(ConfigError, match="this server speaks TLS: write https://"):
+        status(url.replace("https", "http"))
+    with pytest.raises(ConfigError, match="this server speaks plain text: write http://"):
+        status(web_door(is_tls=False).replace("http", "https"), ca)
+    monkeypatch.setenv("SSL_CERT_FILE", str(ca))
+    assert status(url) == 0
+    mutual = web_door(is_mutual=True)
+    with pytest.raises(ConfigError, match="no router answers"):
+        status(mutual)
+    assert status(mutual, ca, tls / "router.pem", tls / "router.key") == 0
+
+
+def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_door, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
+    elsewhere = web_door(is_tls=False)
+    web_door.elsewhere = f"{elsewhere}/ready"
+    with pytest.raises(ConfigError, match="is no router"):
+        status(web_door(is_tls=False))
+    assert web_door.keys == ["Bearer bt-x"]
+
+
+@pytest.mark.parametrize(
+    ("state", "is_ready", "code"),
+    [("ready", True, 0), ("degraded", True, 3), ("not_ready", False, 1)],
+)
+def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
+    web_door, capsys, state, is_ready, code
+):
+    problem = {"code": "pool_empty", "detail": "0 of 1 decode workers are ready"}
+    found = [] if state == "ready" else [problem]
+    web_door.answers["/ready"].update(ready=is_ready, state=state, problems=found)
+    assert status(web_door(is_tls=False)) == code
+    out = capsys.readouterr().out
+    assert f"m: {state.replace('_', ' ')};" in out
+    assert ("pool_empty: 0 of 1 decode workers are ready" in out) is bool(found)

@@ -1,0 +1,37 @@
+"""How those who wait learn of changes."""
+
+import asyncio
+
+from core.changes import Changes
+
+
+async def test_many_changes_in_one_turn_wake_those_who_wait_once():
+    changes = Changes()
+    woken = 0
+
+    async def waiter():
+        nonlocal woken
+        while True:
+            await changes.next.wait()
+            woken += 1
+
+    task = asyncio.create_task(waiter())
+    await asyncio.sleep(0)
+    for _ in range(1000):
+        changes.note()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert woken == 1
+    changes.note()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert woken == 2
+    task.cancel()
+
+
+async def test_a_change_between_the_look_and_the_wait_is_not_missed():
+    changes = Changes()
+    seen = changes.next
+    changes.note()
+    async with asyncio.timeout(5):
+        await seen.wait()

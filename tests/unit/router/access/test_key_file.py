@@ -1,0 +1,93 @@
+"""Lines of a key file: what each says, and which open nothing."""
+
+import time
+
+import pytest
+
+from core.errors import ConfigError, Unauthenticated
+from router.access.credentials import RELOAD_S, Keyring, new_key
+from router.access.identities import Identity, KeyRole
+from router.access.key_file import check_keys, parse_keys, parse_line
+
+
+@pytest.fixture
+def ring(tmp_path):
+    keys = {
+        tenant: new_key(tenant, tier)
+        for tenant, tier in (("acme", "interactive"), ("bulk", "batch"))
+    }
+    file = tmp_path / "keys"
+    file.write_text("# who may come in\n\n" + "\n".join(line for _, line in keys.values()) + "\n")
+    now, wall = [0.0], [1.8e9]
+    ring = Keyring(str(file), lambda: now[0], lambda: wall[0])
+    ring.now, ring.wall, ring.file = now, wall, file
+    ring.keys = {t: key for t, (key, _) in keys.items()}
+    ring.lines = {t: line for t, (_, line) in keys.items()}
+    return ring
+
+
+def test_of_two_lines_with_one_name_neither_opens(ring):
+    ring.file.write_text(f"{ring.lines['acme']}\n{ring.lines['acme'].replace('acme', 'evil')}\n")
+    ring.now[0] += 2 * RELOAD_S
+    with pytest.raises(Unauthenticated):
+        ring.identify(f"Bearer {ring.keys['acme']}")
+    keys, faults = parse_keys(f"{ring.lines['acme']}\n" * 3)
+    assert not keys and len(faults) == 2 and "line 3" in faults[1] and "line 1" in faults[1]
+
+
+def test_a_line_that_was_cut_off_opens_nothing_and_harms_no_other():
+    """Without its end a key would last for ever, and a scraper's would generate."""
+    whole = new_key("acme", "batch")[1]
+    line = new_key("ops", "standard", KeyRole.METRICS, 1.9e9)[1]
+    for length in range(1, len(line) + 1):
+        keys, faults = parse_keys(f"{whole}\n{line[:length]}")
+        assert [key.text() for key in keys.values()] == [whole]
+        assert [fault[: len(CUT_OFF)] for fault in faults] == [CUT_OFF]
+    keys, faults = parse_keys(f"{whole}\n{line}\n# a note needs no end")
+    assert [key.text() for key in keys.values()] == [whole, line] and not faults
+
+
+@pytest.mark.parametrize("role", KeyRole)
+def test_a_line_says_all_that_its_key_may(role):
+    _, line = new_key("acme", "batch", role, 1.9e9)
+    read = parse_line(line)
+    assert read.identity == Identity("acme", "batch", role) and read.expires_at == 1.9e9
+    assert read.text() == line and line.endswith("expires=2030-03-17T17:46:40Z")
+
+
+HASH = "00" * 32
+
+
+CUT_OFF = "security.api_keys, line 2: has no newline at its end"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "one two",
+        "a b c d e f",
+        f"01234567 zz {HASH} t r",
+        "01234567 00 11 t r",
+        f"01234567 00 {HASH} t! r",
+        f"0123456 00 {HASH} t r",
+    ],
+)
+def test_a_broken_file_is_refused_at_start_with_its_line(tmp_path, line):
+    file = tmp_path / "keys"
+    file.write_text(f"# c\n{line}\n")
+    with pytest.raises(ConfigError, match="line 2"):
+        check_keys(str(file))
+    ring = Keyring(str(file), time.monotonic)  # a router that comes back meanwhile serves the rest
+    assert ring.num_by_state()["refused"] == 1
+    with pytest.raises(ConfigError, match="cannot be read"):
+        check_keys(str(tmp_path / "none"))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        Keyring(str(tmp_path / "none"), time.monotonic)
+
+
+def test_a_file_that_anybody_may_write_is_refused_at_start(ring):
+    check_keys(str(ring.file))
+    ring.file.chmod(0o602)
+    for refuse in (check_keys, lambda path: Keyring(path, time.monotonic)):
+        with pytest.raises(ConfigError, match="every user of this machine"):
+            refuse(str(ring.file))

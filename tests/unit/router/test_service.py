@@ -1,0 +1,14 @@
+"""What a service counts of requests without a log of them."""
+
+from types import SimpleNamespace
+
+from router.observe.recorder import Recorder
+
+
+def test_without_a_request_log_requests_are_still_counted():
+    seen = []
+    telemetry = SimpleNamespace(request_ended=lambda run, ended, door: seen.append(run))
+    recorder = Recorder(telemetry, shedding=None, log=None)
+    for tier in ("standard", "canary"):
+        recorder.request_ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
+    assert len(seen) == 1
