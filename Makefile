@@ -94,6 +94,7 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(PACKAGES) $(wildcard examples/*.py)
+	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks tools
 	$(BIN)/lint-imports
 
 format: setup

@@ -31,6 +31,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import psutil
 from rich.console import Console
@@ -286,7 +287,7 @@ def wait_ready(up: subprocess.Popen[bytes], log: Path) -> int:
     raise SystemExit(f"the cluster did not start:\n{log.read_text()}")
 
 
-def show(counts: dict[str, object], console: Console) -> None:
+def show(counts: dict[str, Any], console: Console) -> None:
     """Print a line for each number, with its aim."""
     table = Table("what", "count", "aim")
     for name, value in counts.items():

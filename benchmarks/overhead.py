@@ -9,6 +9,7 @@ import asyncio
 import time
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -147,7 +148,7 @@ async def main():
                     served[name].append(getattr(timing, name))
     finally:
         await cluster.stop()
-    result = {
+    result: dict[str, Any] = {
         "prompt_tokens": PROMPT,
         "output_tokens": OUTPUT,
         "turns": TURNS,

@@ -5,6 +5,7 @@ import json
 import ssl
 import threading
 from concurrent import futures
+from functools import partial
 
 import grpc
 import pytest
@@ -120,51 +121,68 @@ READY = {
 }
 
 
-@pytest.fixture
-def web_door(tls):
-    """A router's HTTP door in words: over TLS if it gets a context, saying what `answers` holds."""
-    answers = {"/ready": dict(READY), "/replicas": {"replicas": []}}
-    servers = []
+class WebServers:
+    """HTTP servers that answer every path with what `answers` holds, or send it `elsewhere`."""
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            body = json.dumps(answers[self.path]).encode()
-            make.keys.append(self.headers["authorization"])
-            if make.elsewhere:
-                self.send_response(302)
-                self.send_header("location", make.elsewhere)
-                body = b"over there"
-            else:
-                self.send_response(200 if answers["/ready"]["ready"] else 503)
-            self.send_header("content-length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+    def __init__(self, tls):
+        self.tls = tls
+        self.answers = {"/ready": dict(READY), "/replicas": {"replicas": []}}
+        self.keys = []
+        self.elsewhere = ""
+        self.servers = []
 
-        def log_message(self, *_):
-            pass
-
-    class Server(http.server.ThreadingHTTPServer):
-        def handle_error(self, *_):
-            pass
-
-    def make(*, is_tls=True, is_mutual=False):
-        server = Server(("127.0.0.1", 0), Handler)
+    def __call__(self, *, is_tls=True, is_mutual=False):
+        """Start one more; returns its URL."""
+        server = Server(("127.0.0.1", 0), partial(Handler, self))
         if is_tls:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(tls / "door.pem", tls / "door.key")
+            context.load_cert_chain(self.tls / "door.pem", self.tls / "door.key")
             if is_mutual:
                 context.verify_mode = ssl.CERT_REQUIRED
-                context.load_verify_locations(tls / "ca.pem")
+                context.load_verify_locations(self.tls / "ca.pem")
             server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
+        self.servers.append(server)
         return f"{'https' if is_tls else 'http'}://127.0.0.1:{server.server_port}"
 
-    make.answers, make.keys, make.elsewhere = answers, [], ""
-    yield make
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    def close(self):
+        for server in self.servers:
+            server.shutdown()
+            server.server_close()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    def handle_error(self, *_):
+        pass
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def __init__(self, servers, *arguments):
+        self.servers = servers
+        super().__init__(*arguments)
+
+    def do_GET(self):
+        body = json.dumps(self.servers.answers[self.path]).encode()
+        self.servers.keys.append(self.headers["authorization"])
+        if self.servers.elsewhere:
+            self.send_response(302)
+            self.send_header("location", self.servers.elsewhere)
+            body = b"over there"
+        else:
+            self.send_response(200 if self.servers.answers["/ready"]["ready"] else 503)
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def web_servers(tls):
+    made = WebServers(tls)
+    yield made
+    made.close()
 
 
 def status(url, *files):
@@ -172,9 +190,9 @@ def status(url, *files):
 
 
 def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
-    web_door, tls, monkeypatch
+    web_servers, tls, monkeypatch
 ):
-    url, ca = web_door(), tls / "ca.pem"
+    url, ca = web_servers(), tls / "ca.pem"
     assert status(url, ca) == 0
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
     with pytest.raises(ConfigError, match="give --ca"):
@@ -182,22 +200,22 @@ def test_status_reaches_a_door_over_tls_and_says_what_is_wrong_if_it_does_not(
     with pytest.raises(ConfigError, match="this server speaks TLS: write https://"):
         status(url.replace("https", "http"))
     with pytest.raises(ConfigError, match="this server speaks plain text: write http://"):
-        status(web_door(is_tls=False).replace("http", "https"), ca)
+        status(web_servers(is_tls=False).replace("http", "https"), ca)
     monkeypatch.setenv("SSL_CERT_FILE", str(ca))
     assert status(url) == 0
-    mutual = web_door(is_mutual=True)
+    mutual = web_servers(is_mutual=True)
     with pytest.raises(ConfigError, match="no router answers"):
         status(mutual)
     assert status(mutual, ca, tls / "router.pem", tls / "router.key") == 0
 
 
-def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_door, monkeypatch):
+def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_servers, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "bt-x")
-    elsewhere = web_door(is_tls=False)
-    web_door.elsewhere = f"{elsewhere}/ready"
+    elsewhere = web_servers(is_tls=False)
+    web_servers.elsewhere = f"{elsewhere}/ready"
     with pytest.raises(ConfigError, match="is no router"):
-        status(web_door(is_tls=False))
-    assert web_door.keys == ["Bearer bt-x"]
+        status(web_servers(is_tls=False))
+    assert web_servers.keys == ["Bearer bt-x"]
 
 
 @pytest.mark.parametrize(
@@ -205,12 +223,12 @@ def test_a_key_is_sent_to_nobody_but_the_door_that_was_named(web_door, monkeypat
     [("ready", True, 0), ("degraded", True, 3), ("not_ready", False, 1)],
 )
 def test_status_says_every_problem_and_its_exit_code_tells_the_states_apart(
-    web_door, capsys, state, is_ready, code
+    web_servers, capsys, state, is_ready, code
 ):
     problem = {"code": "pool_empty", "detail": "0 of 1 decode workers are ready"}
     found = [] if state == "ready" else [problem]
-    web_door.answers["/ready"].update(ready=is_ready, state=state, problems=found)
-    assert status(web_door(is_tls=False)) == code
+    web_servers.answers["/ready"].update(ready=is_ready, state=state, problems=found)
+    assert status(web_servers(is_tls=False)) == code
     out = capsys.readouterr().out
     assert f"m: {state.replace('_', ' ')};" in out
     assert ("pool_empty: 0 of 1 decode workers are ready" in out) is bool(found)

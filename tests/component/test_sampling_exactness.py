@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from core.session import Role
 
 PROMPT = list(b"for item in items:\n    print(item)\nfor item in items:\n    ")
 SMALL = EngineConfig(block_size_tokens=8, num_blocks=128, max_step_tokens=19)
-WISHES = {
+CASES: dict[str, dict[str, Any]] = {
     "min_p": {"temperature": 1.0, "min_p": 0.1},
     "presence": {"presence_penalty": 1.5},
     "frequency": {"temperature": 0.8, "frequency_penalty": 1.2},
@@ -41,24 +42,24 @@ WISHES = {
 }
 
 
-async def ask(path, engine=SMALL, decode=None, copies=1, **wish):
+async def ask(path, engine=SMALL, decode=None, copies=1, **case):
     async with InProcessCluster(TINY, "float32", engine, decode, path=path) as house:
-        wish = {"max_tokens": 24, "seed": 9, **wish}
-        replies = await asyncio.gather(*(house.ask(PROMPT, **wish) for _ in range(copies)))
+        case = {"max_tokens": 24, "seed": 9, **case}
+        replies = await asyncio.gather(*(house.ask(PROMPT, **case) for _ in range(copies)))
         assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
         return replies, sum(u.scheduler.num_preemptions for u in house.units)
 
 
-@pytest.mark.parametrize("name", WISHES)
+@pytest.mark.parametrize("name", CASES)
 async def test_the_same_tokens_and_log_probabilities_whoever_computes_them(name):
-    wish = WISHES[name]
-    (alone,), _ = await ask("local", EngineConfig(block_size_tokens=16, num_blocks=64), **wish)
-    (apart,), _ = await ask("pd", **wish)
+    case = CASES[name]
+    (alone,), _ = await ask("local", EngineConfig(block_size_tokens=16, num_blocks=64), **case)
+    (apart,), _ = await ask("pd", **case)
     tight = EngineConfig(
-        block_size_tokens=8, num_blocks=max(26, 15 * wish.get("n", 1)), max_step_tokens=32
+        block_size_tokens=8, num_blocks=max(26, 15 * case.get("n", 1)), max_step_tokens=32
     )
     squeezed, num_preemptions = await ask(
-        "pd", EngineConfig(block_size_tokens=8, num_blocks=256), tight, copies=4, **wish
+        "pd", EngineConfig(block_size_tokens=8, num_blocks=256), tight, copies=4, **case
     )
     assert num_preemptions > 0
     for other in (apart, *squeezed):
@@ -68,16 +69,16 @@ async def test_the_same_tokens_and_log_probabilities_whoever_computes_them(name)
             and other.texts == alone.texts
         )
         assert other.prompt == alone.prompt
-    if wish.get("logprobs") is not None:
+    if case.get("logprobs") is not None:
         assert all(len(alone.logprobs[c]) == len(alone.tokens[c]) for c in alone.tokens)
 
 
 async def test_the_fields_do_what_they_say():
     (plain,), _ = await ask("pd")
     text = bytes(plain.tokens[0])
-    (biased,), _ = await ask("pd", **WISHES["bias"])
+    (biased,), _ = await ask("pd", **CASES["bias"])
     assert 32 in plain.tokens[0] and 32 not in biased.tokens[0]
-    (allowed,), _ = await ask("pd", **WISHES["allowed"])
+    (allowed,), _ = await ask("pd", **CASES["allowed"])
     assert set(allowed.tokens[0]) <= set(range(97, 123))
     pair = (text[3], text[4])
     (clean,), _ = await ask("pd", bad_words=(pair,))
@@ -111,8 +112,8 @@ async def test_bad_words_are_those_of_transformers(tmp_path):
         logits_processor=[processor],
     )
     async with InProcessCluster(tmp_path, "float32", SMALL, path="pd") as house:
-        wish = {"bad_words": tuple(map(tuple, words)), "max_tokens": 12, "ignore_eos": True}
-        reply = await house.ask(prompt, **wish)
+        case = {"bad_words": tuple(map(tuple, words)), "max_tokens": 12, "ignore_eos": True}
+        reply = await house.ask(prompt, **case)
     assert reply.tokens[0] == expected[0].tolist()[30:]
 
 
@@ -142,14 +143,14 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
 @pytest.mark.parametrize("path", ["pd", "local"])
 async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and_harms_nobody(path):
     async with InProcessCluster(TINY, "float32", SMALL, path=path) as house:
-        wishes = [
+        casees = [
             {"allowed_token_ids": (97,), "bad_words": ((97,),)},
             {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
             {"allowed_token_ids": (257,), "min_tokens": 3},
             {},
         ]
         replies = await asyncio.gather(
-            *(house.ask(PROMPT, max_tokens=8, **wish) for wish in wishes)
+            *(house.ask(PROMPT, max_tokens=8, **case) for case in casees)
         )
     for reply in replies[:3]:
         assert (

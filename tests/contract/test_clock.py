@@ -1,6 +1,7 @@
 """The `Clock` port: it never goes back, and moves on as fast as the loop that reads it."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -8,7 +9,7 @@ from core.ports import LoopClock, SystemClock
 from simulation.loop import run_virtual
 from simulation.ports import NodeClock
 
-CLOCKS = {
+CLOCKS: dict[str, Any] = {
     "the loop's": (LoopClock, asyncio.run),
     "the system's": (SystemClock, asyncio.run),
     "the loop's, virtual": (LoopClock, run_virtual),

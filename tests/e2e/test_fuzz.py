@@ -10,6 +10,7 @@ import json
 import os
 import socket
 import threading
+from typing import Any
 
 import grpc
 import httpx
@@ -330,7 +331,7 @@ def calls(draw):
             )
         return kind, pb.TokenizeRequest(conversation=pb.Conversation(messages=messages))
     if kind == "Chat":
-        request = pb.ChatRequest(messages=messages)
+        request: Any = pb.ChatRequest(messages=messages)
         if draw(st.booleans()):
             variables = Struct()
             variables.update(

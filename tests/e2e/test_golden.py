@@ -29,12 +29,9 @@ MODEL = "baton-tiny"
 @pytest.fixture(scope="module", params=["local", "ray"])
 def up(request):
     if request.param == "local":
-        cluster = request.getfixturevalue("local")
-        cluster.kind = "local"
-        yield cluster
+        yield request.getfixturevalue("local")
         return
     cluster = Up(BATON_PLACEMENT__PATH="pd")
-    cluster.kind = "ray"
     yield cluster
     code, left = cluster.end()
     assert code == 0 and not left

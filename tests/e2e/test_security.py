@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import re
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -45,7 +46,7 @@ async def closed_cluster(folder):
         security__door_key=str(folder / "tls/door.key"),
         security__production=True,
     )
-    cluster = LocalCluster(config)
+    cluster: Any = LocalCluster(config)
     await cluster.start()
     try:
         cluster.keys = {tenant: key for tenant, (key, _) in keys.items()}

@@ -11,7 +11,7 @@ from core.ports import StreamClosed
 from core.session import RouterHeartbeat, StepFrame, TokenDelta
 from core.types import Logprob
 from simulation.hash_runner import MemoryKV
-from simulation.loop import NODE, run_virtual
+from simulation.loop import NODE, VirtualLoop, run_virtual
 from simulation.network import Hub
 from simulation.sizes import message_bytes
 from simulation.traps import Injected, Place, Traps
@@ -45,9 +45,17 @@ def test_memory_that_was_replaced_is_another_and_old_views_stay_readable():
     assert bytes(old[:1]) == b"x"
 
 
+def virtual_loop():
+    loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
+    return loop
+
+
 def test_timers_that_come_due_during_one_turn_run_in_the_same_one():
     async def num_turns_between(turn_s):
-        loop, turn, seen = asyncio.get_running_loop(), [0], {}
+        loop = virtual_loop()
+        turn = [0]
+        seen = {}
         loop.turn_s = turn_s
 
         def count():
@@ -70,7 +78,7 @@ def test_a_failure_that_nobody_asks_for_is_told():
         async def fail():
             raise ValueError("lost")
 
-        loop = asyncio.get_running_loop()
+        loop = virtual_loop()
         unheard, heard = loop.create_task(fail()), loop.create_task(fail())
         await asyncio.sleep(0.1)
         assert isinstance(heard.exception(), ValueError)
@@ -93,7 +101,7 @@ def test_what_fails_in_a_nodes_last_turn_is_forgiven_and_what_failed_before_is_t
         async def fail():
             raise ValueError("lost")
 
-        loop = asyncio.get_running_loop()
+        loop = virtual_loop()
         context = contextvars.copy_context()
         context.run(NODE.set, "a")
         failed = loop.create_task(fail(), context=context)

@@ -68,7 +68,7 @@ class Doors:
         clock = SystemClock()
         self.members = StaticMembership()
         text = TextModel(ROOT / "models" / "baton-tiny")
-        made = compose_service(
+        composed = compose_service(
             RouterComponents(
                 membership=self.members,
                 session_network=None,
@@ -88,11 +88,11 @@ class Doors:
                 **(parts or {}),
             ),
         )
-        self.sessions = made.core.sessions
-        self.attempts = made.core.attempts
-        self.orchestrator = made.core.orchestrator
-        self.mirror = made.mirror
-        self.service = made.service
+        self.sessions = composed.core.sessions
+        self.attempts = composed.core.attempts
+        self.orchestrator = composed.core.orchestrator
+        self.mirror = composed.mirror
+        self.service = composed.service
         self.app = make_app(self.service, 0, BodyReader(config.router.max_body_bytes, 5.0, 30.0))
         self.grpc = GrpcServer(self.service, config.security, certificate)
         self.channel = None

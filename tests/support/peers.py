@@ -78,6 +78,7 @@ class World:
 
     def __init__(self, host, network=None, layout=LAYOUT, **transfer):
         self.directory, self.host = {}, host
+        self.address = ""
         self.kv = MemoryKV(layout, NUM_BLOCKS)
         self.network = network or InProcessNetwork(self.directory)
         self.broken = []
@@ -196,8 +197,9 @@ def blocks_of(layer, num_tokens=NUM_TOKENS):
 
 async def opened(world, transfer_id=TRANSFER, peer=PEER):
     """Dial the agent and ask for a transfer."""
+    worker_id, incarnation = peer
     talk = Talk(await world.network.dial(world.address))
-    await talk.say(frames.Open(transfer_id, *peer, LAYOUT.identity, *LAYOUT.shape))
+    await talk.say(frames.Open(transfer_id, worker_id, incarnation, LAYOUT.identity, *LAYOUT.shape))
     return talk
 
 

@@ -76,6 +76,7 @@ class Up:
     """A running `baton up`."""
 
     def __init__(self, *arguments, timeout_s=120, **settings):
+        self.kind = "local" if "--local" in arguments else "ray"
         self.before = our_processes()
         self.process = subprocess.Popen(
             [*BATON, "up", "--http-port", "0", "--grpc-port", "0", *arguments],

@@ -123,9 +123,9 @@ class _MappedNetwork(InProcessNetwork):
     async def dial(self, address):
         stream = await super().dial(address)
         for end in (stream, stream.peer):
-            end.pool_name = self.theirs.shared().name
-            end.peer_segments = None
-        stream.peer_segments = self.theirs.segments()
+            setattr(end, "pool_name", self.theirs.shared().name)
+            setattr(end, "peer_segments", None)
+        setattr(stream, "peer_segments", self.theirs.segments())
         return stream
 
 

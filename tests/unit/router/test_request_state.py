@@ -278,9 +278,11 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
         credit=256,
         path="pd",
     )
-    pair = [worker(role.value, role).descriptor for role in (Role.PREFILL, Role.DECODE)]
+    prefill = worker("prefill", Role.PREFILL).descriptor
+    decode = worker("decode", Role.DECODE).descriptor
+    placement = Placement(Path.PD, prefill, decode, "")
     finished = asyncio.get_running_loop().create_future()
-    attempt = AttemptState(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0, lambda _: None)
+    attempt = AttemptState(run, 0, placement, finished, 0.0, lambda _: None)
     scores = (Logprob(2, -1.0),)
     attempt.on_delta("decode", letters(0, "ab"))
     attempt.on_delta("prefill", letters(0, "", prompt_logprobs=scores))

@@ -19,22 +19,6 @@ from router.access.key_file import check_keys
 from simulation.loop import run_virtual
 
 
-@pytest.fixture
-def ring(tmp_path):
-    keys = {
-        tenant: new_key(tenant, tier)
-        for tenant, tier in (("acme", "interactive"), ("bulk", "batch"))
-    }
-    file = tmp_path / "keys"
-    file.write_text("# who may come in\n\n" + "\n".join(line for _, line in keys.values()) + "\n")
-    now, wall = [0.0], [1.8e9]
-    ring = Keyring(str(file), lambda: now[0], lambda: wall[0])
-    ring.now, ring.wall, ring.file = now, wall, file
-    ring.keys = {t: key for t, (key, _) in keys.items()}
-    ring.lines = {t: line for t, (_, line) in keys.items()}
-    return ring
-
-
 def opens(ring, tenant, after_s=2 * RELOAD_S):
     """Does a tenant's key open the doors, some seconds later?"""
     ring.now[0] += after_s

@@ -10,22 +10,6 @@ from router.access.identities import Identity, KeyRole
 from router.access.key_file import check_keys, parse_keys, parse_line
 
 
-@pytest.fixture
-def ring(tmp_path):
-    keys = {
-        tenant: new_key(tenant, tier)
-        for tenant, tier in (("acme", "interactive"), ("bulk", "batch"))
-    }
-    file = tmp_path / "keys"
-    file.write_text("# who may come in\n\n" + "\n".join(line for _, line in keys.values()) + "\n")
-    now, wall = [0.0], [1.8e9]
-    ring = Keyring(str(file), lambda: now[0], lambda: wall[0])
-    ring.now, ring.wall, ring.file = now, wall, file
-    ring.keys = {t: key for t, (key, _) in keys.items()}
-    ring.lines = {t: line for t, (_, line) in keys.items()}
-    return ring
-
-
 def test_of_two_lines_with_one_name_neither_opens(ring):
     ring.file.write_text(f"{ring.lines['acme']}\n{ring.lines['acme'].replace('acme', 'evil')}\n")
     ring.now[0] += 2 * RELOAD_S

@@ -5,25 +5,7 @@ from starlette.responses import PlainTextResponse
 from starlette.testclient import TestClient
 
 from router.access.bad_keys import BadKeys
-from router.access.credentials import Keyring, new_key
 from router.http.auth import Guard
-
-
-@pytest.fixture
-def ring(tmp_path):
-    keys = {
-        tenant: new_key(tenant, tier)
-        for tenant, tier in (("acme", "interactive"), ("bulk", "batch"))
-    }
-    file = tmp_path / "keys"
-    file.write_text("# who may come in\n\n" + "\n".join(line for _, line in keys.values()) + "\n")
-    now, wall = [0.0], [1.8e9]
-    ring = Keyring(str(file), lambda: now[0], lambda: wall[0])
-    ring.now, ring.wall, ring.file = now, wall, file
-    ring.keys = {t: key for t, (key, _) in keys.items()}
-    ring.lines = {t: line for t, (_, line) in keys.items()}
-    return ring
-
 
 SPELLINGS = [
     "/",
