@@ -13,6 +13,7 @@ scripts.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -27,6 +28,8 @@ LOG_ENTRIES = 4_096
 READ_ENTRIES = 256
 """Entries of one life in one answer."""
 FIELD = "e"
+COUNT = "n"
+"""Field of a whole content that says how many parts it has."""
 OLDEST = "0-0"
 Answer = TypeVar("Answer")
 
@@ -57,9 +60,11 @@ class RedisPrefixStore:
         """See `PrefixStore`."""
         key = self._key(life, str(number))
         ttl_ms = int(ttl_s * 1000)
-        for index, part in enumerate(parts):
+        fields = {str(index): part for index, part in enumerate(parts)}
+        fields[COUNT] = str(len(parts)).encode()  # there is a key even without parts
+        for name, value in fields.items():
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.hset(key, str(index), part)  # type: ignore[arg-type]
+            pipeline.hset(key, name, value)  # type: ignore[arg-type]
             pipeline.pexpire(key, ttl_ms)
             await _bounded(pipeline.execute())
         await _bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))
@@ -67,12 +72,9 @@ class RedisPrefixStore:
     async def renew(self, life: WorkerLife, number: int, ttl_s: float) -> bool:
         """See `PrefixStore`."""
         pipeline = self._client.pipeline(transaction=False)
-        for name in ("log", "head"):
+        for name in ("log", "head", str(number)):
             pipeline.pexpire(self._key(life, name), int(ttl_s * 1000))
-        pipeline.pexpire(self._key(life, str(number)), int(ttl_s * 1000))
-        pipeline.hget(self._key(life, str(number)), "0")
-        log, head, parts, first = await _bounded(pipeline.execute())
-        return bool(log and head and (parts or first is None))
+        return all(await _bounded(pipeline.execute()))
 
     async def read_head(self, life: WorkerLife) -> bytes | None:
         """See `PrefixStore`."""
@@ -108,9 +110,10 @@ class RedisPrefixStore:
 
     async def close(self) -> None:
         """See `PrefixStore`."""
-        await self._client.aclose()
-        if self._waiting is not None:
-            await self._waiting[1].aclose()
+        clients = [self._client] if self._waiting is None else [self._client, self._waiting[1]]
+        for client in clients:
+            with contextlib.suppress(RedisError, OSError, TimeoutError):  # it may be frozen
+                await client.aclose()
 
     def _key(self, life: WorkerLife, name: str) -> str:
         worker, incarnation = life
