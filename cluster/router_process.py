@@ -12,6 +12,7 @@ import time
 import uvicorn
 
 from cluster.certificate_expiry import CertificateEnds
+from cluster.prefix_index import IndexTask, make_feed
 from cluster.secrets import with_read_secrets
 from cluster.tracing import make_tracing
 from cluster.worker_process import model_of
@@ -23,6 +24,7 @@ from core.ports import Membership, SystemClock
 from core.session import Role
 from prefix_index.mirror import MembershipMirror
 from prefix_index.redis_store import RedisStore
+from prefix_index.view import PrefixView
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
 from router.compose import RouterComponents, compose
@@ -119,6 +121,17 @@ class RunningRouter:
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
+        self.prefix_view = PrefixView()
+        self.prefix_feed = (
+            make_feed(
+                config,
+                self.prefix_view,
+                lambda: [(m.worker_id, m.incarnation) for m in membership.members()],
+            )
+            if config.redis.url
+            else None
+        )
+        self._following: IndexTask | None = None
         self.service.status.configured = {
             Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,
             Role.DECODE: config.pools.decode.replicas,
@@ -148,6 +161,8 @@ class RunningRouter:
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
+        if self.prefix_feed is not None:
+            self._following = IndexTask(self.prefix_feed)
         connections = self._make_connection_table()
         await self._grpc.start()
         # The protocol is named because asyncio turns Nagle's algorithm off only then.
@@ -213,6 +228,8 @@ class RunningRouter:
         if self._mirror_task is not None:
             self._mirror_task.cancel()
             await asyncio.gather(self._mirror_task, return_exceptions=True)
+        if self._following is not None:
+            await self._following.stop()
         await self.sessions.close()
         await self._network.close()
         await self._bodies.stop()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cluster.certificate_expiry import CertificateEnds
 from cluster.model_source import model_folder
+from cluster.prefix_index import IndexTask, make_publisher
 from cluster.secrets import with_read_secrets
 from cluster.tracing import make_tracing
 from core import events
@@ -26,6 +27,7 @@ from decode_worker.role import DecodeRole
 from engine.checkpoint.model_spec import ModelSpec, read_model
 from engine.model.sharding import check_split
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
+from engine.scheduling.block_changes import BlockChanges
 from kv_transfer.agent_thread import AgentThread
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
@@ -108,11 +110,18 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
 class RunningWorker:
     """A started worker."""
 
-    def __init__(self, ranks: RankGroup, unit: Worker, ends: CertificateEnds) -> None:
+    def __init__(
+        self,
+        ranks: RankGroup,
+        unit: Worker,
+        ends: CertificateEnds,
+        publishing: IndexTask | None,
+    ) -> None:
         """Made by `start`."""
         self._ranks = ranks
         self._unit = unit
         self._ends = ends
+        self._publishing = publishing
 
     @classmethod
     async def start(
@@ -150,6 +159,8 @@ class RunningWorker:
         ids = Ids()
         worker_id = ids.worker(role.value)
         tls = session_tls(config.security, role.value)
+        is_published = bool(config.redis.url) and engine.is_prefix_cache_on
+        changes = BlockChanges() if is_published else None
         parts = WorkerComponents(
             role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=ranks,
@@ -169,6 +180,7 @@ class RunningWorker:
             node=node,
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
+            block_changes=changes,
         )
         unit = compose(parts, AgentThread())
         descriptor = await unit.start()
@@ -181,7 +193,11 @@ class RunningWorker:
         )
         ends = CertificateEnds(config.security, role.value, tls)
         ends.watch()
-        return cls(ranks, unit, ends)
+        publishing = None
+        if changes is not None:
+            life = (parts.worker_id, parts.incarnation)
+            publishing = IndexTask(make_publisher(config, life, changes, unit.pool))
+        return cls(ranks, unit, ends, publishing)
 
     @property
     def descriptor(self) -> WorkerDescriptor:
@@ -207,6 +223,8 @@ class RunningWorker:
         """Let requests move to other workers, then end sessions, agent and ranks."""
         self._ends.close()
         await self._unit.worker.drain(grace_s)
+        if self._publishing is not None:
+            await self._publishing.stop()
         await self._unit.stop()
         await self._ranks.stop()
         self._unit.worker.tracing.close()

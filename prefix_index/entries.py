@@ -67,6 +67,12 @@ def entry_key(cluster_key: str) -> bytes:
     return hashlib.blake2b(secret, digest_size=32, person=b"baton.kv.index").digest()
 
 
+def namespace_of(cluster_key: str) -> str:
+    """Name a cluster's keys in the store: clusters may share a Redis and see nothing of another."""
+    secret = cluster_key.encode()
+    return hashlib.blake2b(secret, digest_size=8, person=b"baton.kv.space").hexdigest()
+
+
 class EntryCodec:
     """Writes and reads entries with one cluster's key."""
 

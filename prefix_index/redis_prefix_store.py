@@ -64,7 +64,7 @@ class RedisPrefixStore:
         fields[COUNT] = str(len(parts)).encode()  # there is a key even without parts
         for name, value in fields.items():
             pipeline = self._client.pipeline(transaction=False)
-            pipeline.hset(key, name, value)  # type: ignore[arg-type]
+            pipeline.hset(key, name, value)
             pipeline.pexpire(key, ttl_ms)
             await _bounded(pipeline.execute())
         await _bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))

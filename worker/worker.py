@@ -36,7 +36,7 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         is_prefix_cache_on=engine.is_prefix_cache_on,
     )
     scheduler = Scheduler(
-        BlockPool(engine.num_blocks),
+        BlockPool(engine.num_blocks, components.block_changes),
         limits,
         components.layout.content_digest,
         components.hash_key,
