@@ -22,7 +22,7 @@ from prefix_index.entries import BadEntry, EntryCodec, Head
 from prefix_index.view import PrefixView
 
 WAIT_S = 0.25
-"""Longest wait for news; then the members are looked at again."""
+"""Longest wait for a batch; then the members are looked at again."""
 RETRY_WHOLE_S = 0.5
 """Between two readings of one worker's whole content, whatever its log says."""
 FIRST_PAUSE_S = 0.1

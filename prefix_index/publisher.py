@@ -107,13 +107,13 @@ class PrefixPublisher:
         try:
             while True:
                 await asyncio.sleep(await self._turn())
-                if not self._has_news:
+                if not self._has_changes:
                     await self._wait()
         finally:
             await self._store.close()
 
     @property
-    def _has_news(self) -> bool:
+    def _has_changes(self) -> bool:
         return self._changes.is_whole_due or len(self._changes) > 0
 
     async def _turn(self) -> float:
@@ -130,7 +130,7 @@ class PrefixPublisher:
     async def _wait(self) -> None:
         self._wake.clear()
         rest_s = self._beaten_at + BEAT_S - self._clock.now_s()
-        if rest_s > 0 and not self._has_news:
+        if rest_s > 0 and not self._has_changes:
             try:
                 async with asyncio.timeout(rest_s):
                     await self._wake.wait()

@@ -42,7 +42,7 @@ class MemoryPrefixStore:
         self.num_bitten = 0
         self._kept: dict[WorkerLife, _Kept] = {}
         self._serial = 0
-        self._news = asyncio.Event()
+        self._arrived = asyncio.Event()
 
     def empty(self) -> None:
         """Forget everything, as after a restart without a disk."""
@@ -112,7 +112,7 @@ class MemoryPrefixStore:
             try:
                 async with asyncio.timeout(wait_s):
                     while not found:
-                        await self._news.wait()
+                        await self._arrived.wait()
                         found = self._after(positions)
             except TimeoutError:
                 pass
@@ -137,8 +137,8 @@ class MemoryPrefixStore:
         self._serial += 1
         kept.log.append((f"{self._serial:016d}", entry))
         del kept.log[:-LOG_ENTRIES]
-        self._news.set()
-        self._news = asyncio.Event()
+        self._arrived.set()
+        self._arrived = asyncio.Event()
 
     def _touch(self, life: WorkerLife, ttl_s: float) -> _Kept:
         self._of(life)
