@@ -21,7 +21,7 @@ from prefix_index.entries import MAX_BATCH_BLOCKS, PART_BLOCKS, Batch, EntryCode
 
 BATCH_S = 0.02
 """Changes of this time go together."""
-BEAT_S = 1.0
+RENEW_S = 1.0
 TTL_S = 10.0
 FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 2.0
@@ -83,7 +83,7 @@ class PrefixPublisher:
             read_blocks: Names of those of some blocks of the pool that can be found.
             num_blocks: Size of the pool.
             codec: Writes entries.
-            clock: For beats.
+            clock: For renewals.
         """
         self._store = store
         self._life = life
@@ -95,7 +95,7 @@ class PrefixPublisher:
         self._number = 0
         self._whole_number = 0
         self._position = START
-        self._beaten_at = 0.0
+        self._renewed_at = 0.0
         self._wake = asyncio.Event()
         changes.watch(self._wake.set)
         self.num_failures = 0
@@ -129,7 +129,7 @@ class PrefixPublisher:
 
     async def _wait(self) -> None:
         self._wake.clear()
-        rest_s = self._beaten_at + BEAT_S - self._clock.now_s()
+        rest_s = self._renewed_at + RENEW_S - self._clock.now_s()
         if rest_s > 0 and not self._has_changes:
             try:
                 async with asyncio.timeout(rest_s):
@@ -143,10 +143,10 @@ class PrefixPublisher:
         Raises:
             StoreFailed: What was to be told may be lost, and the whole content has to be.
         """
-        if not self._changes.is_whole_due and self._is_beat_due:
+        if not self._changes.is_whole_due and self._is_renewal_due:
             if not await self._store.renew(self._life, self._whole_number, TTL_S):
                 self._changes.void()
-            self._beaten_at = self._clock.now_s()
+            self._renewed_at = self._clock.now_s()
         if self._changes.is_whole_due:
             self._position = START
             # A number is left out, so that who follows the log notices and reads the whole.
@@ -160,8 +160,8 @@ class PrefixPublisher:
             await self._tell_whole()
 
     @property
-    def _is_beat_due(self) -> bool:
-        return self._clock.now_s() >= self._beaten_at + BEAT_S
+    def _is_renewal_due(self) -> bool:
+        return self._clock.now_s() >= self._renewed_at + RENEW_S
 
     async def _append(self, change: PrefixChange) -> None:
         self._number += 1
@@ -185,5 +185,5 @@ class PrefixPublisher:
         entry = self._codec.head(self._life, head)
         await self._store.write_whole(self._life, number, entry, parts, TTL_S)
         self._whole_number = number
-        self._beaten_at = self._clock.now_s()
+        self._renewed_at = self._clock.now_s()
         self.num_wholes += 1
