@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from cli.keys import keys
+from cli.prefix import prefix
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -289,6 +290,7 @@ def certs(
 
 
 simulate = typer.Typer(help="Run the cluster's own code on virtual time.", no_args_is_help=True)
+app.add_typer(prefix, name="prefix")
 app.add_typer(simulate, name="simulate")
 
 

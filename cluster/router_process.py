@@ -34,6 +34,7 @@ from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
+from router.observe.prefix_report import no_report
 from router.request_builder import ServedModel
 from router.service import GenerationService
 from router.text.detokenizing import TextModel
@@ -74,6 +75,16 @@ class RunningRouter:
         self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         self._tracing = make_tracing(config.tracing, "baton-router")
+        self.prefix_view = PrefixView()
+        self.prefix_feed = (
+            make_feed(
+                config,
+                self.prefix_view,
+                lambda: [(m.worker_id, m.incarnation) for m in membership.members()],
+            )
+            if config.redis.url
+            else None
+        )
         core = compose(
             RouterComponents(
                 membership=membership,
@@ -113,6 +124,7 @@ class RunningRouter:
             keyring,
             expected_roles(config),
             must_cross=config.placement.path == "pd",
+            read_prefix_report=self.prefix_feed.report if self.prefix_feed else no_report,
         )
         self._config = config
         self._mirror = (
@@ -121,16 +133,6 @@ class RunningRouter:
             else None
         )
         self._mirror_task: asyncio.Task[None] | None = None
-        self.prefix_view = PrefixView()
-        self.prefix_feed = (
-            make_feed(
-                config,
-                self.prefix_view,
-                lambda: [(m.worker_id, m.incarnation) for m in membership.members()],
-            )
-            if config.redis.url
-            else None
-        )
         self._following: IndexTask | None = None
         self.service.status.configured = {
             Role.PREFILL: 0 if config.colocated else config.pools.prefill.replicas,

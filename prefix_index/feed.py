@@ -12,7 +12,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from core import events
 from core.ids import WorkerLife
@@ -80,11 +80,25 @@ class PrefixFeed:
         self._followers: dict[WorkerLife, _Follower] = {}
         self._num_failures = 0
         self._fresh_at: float | None = None
+        self._began_at = clock.now_s()
 
     @property
     def age_s(self) -> float | None:
         """Seconds since the store was last heard; None: never."""
         return None if self._fresh_at is None else self._clock.now_s() - self._fresh_at
+
+    def report(self) -> dict[str, Any]:
+        """Describe the view and how it is kept, in plain values."""
+        age_s = self.age_s
+        return {
+            "state": self.state,
+            "age_s": round(self._clock.now_s() - self._began_at if age_s is None else age_s, 3),
+            "entries": self.view.num_entries,
+            "leaving": self.view.num_leaving,
+            "gaps": self.num_gaps,
+            "refused": dict(self.refused),
+            "workers": dict(self.view.workers()),
+        }
 
     async def run(self) -> None:
         """Follow until cancelled."""

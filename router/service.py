@@ -23,6 +23,7 @@ from router.access.credentials import Keyring
 from router.admission import CANARY_TIER, Admission
 from router.calls import Call
 from router.observe.canary import Canary
+from router.observe.prefix_report import ReadReport, gauges_of, no_report
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus
@@ -57,8 +58,10 @@ class GenerationService:
         expected_roles: frozenset[Role],
         *,
         must_cross: bool,
+        read_prefix_report: ReadReport = no_report,
     ) -> None:
         """Compose; `start` begins what runs without calls."""
+        self.read_prefix_report = read_prefix_report
         self.model = model
         self.config = config
         self.text = text
@@ -93,6 +96,7 @@ class GenerationService:
                 metrics.API_KEYS: keyring.num_by_state,
                 metrics.CERTIFICATE_ENDS: self.status.certificate_ends,
                 metrics.PROBLEMS: self.status.num_by_problem,
+                **gauges_of(read_prefix_report),
             }
         )
         orchestrator.on_ended = self._ended

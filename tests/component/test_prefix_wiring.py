@@ -2,6 +2,9 @@
 
 import asyncio
 
+from typer.testing import CliRunner
+
+from cli.main import app
 from cluster.redis.server import RedisServer
 from cluster.router_process import RunningRouter
 from cluster.worker_process import RunningWorker
@@ -42,6 +45,15 @@ async def test_a_worker_publishes_and_a_router_follows():
         async with asyncio.timeout(60):
             while router.prefix_view.match(names) != {worker.descriptor.worker_id: 3}:
                 await asyncio.sleep(0.05)
+        report = router.service.read_prefix_report()
+        assert report["state"] == "ok" and report["workers"] == {worker.descriptor.worker_id: 3}
+        assert b"baton_prefix_index_entries 3.0" in router.service.telemetry.text()
+        url = f"http://127.0.0.1:{router.http_port}"
+        for command, shown in (("stats", "3 blocks of 1 workers"), ("top", "3  prefill-")):
+            result = await asyncio.to_thread(
+                CliRunner().invoke, app, ["prefix", command, "--url", url]
+            )
+            assert result.exit_code == 0 and shown in result.output, result.output
         membership.leave(worker.descriptor.worker_id)
         async with asyncio.timeout(60):
             while router.prefix_view.match(names):
