@@ -63,7 +63,8 @@ test-processes: setup
 	$(PYTEST) tests/faults; failed=$$?; $(PYTEST) tests/e2e && exit $$failed
 
 test-rest: setup
-	nice -n 5 $(PYTEST) tests/attacks tests/component tests/planted tests/repository tests/unit tests/simulation
+	nice -n 5 $(PYTEST) tests/attacks tests/component tests/contract tests/planted tests/repository \
+		tests/unit tests/simulation
 
 # No processes, no models: seconds.
 test-fast: setup
@@ -72,8 +73,8 @@ test-fast: setup
 # Everything that `make test` only samples: hours of kills, hangs, planted bugs, matrices and a
 # soak; figures go to benchmarks/results/faults_*.json
 test-long: setup
-	LONG=1 $(PYTEST) -v tests/attacks tests/repository tests/unit tests/simulation tests/component \
-		tests/planted
+	LONG=1 $(PYTEST) -v tests/attacks tests/repository tests/contract tests/unit tests/simulation \
+		tests/component tests/planted
 	LONG=1 $(PYTEST) -v tests/faults
 	LONG=1 $(PYTEST) -v tests/e2e
 	$(BIN)/baton simulate faults --first-seed 1000 --seeds 20000 -o json \

@@ -17,6 +17,7 @@ import typer
 from cli.benches import bench
 from cli.keys import keys
 from cli.options import Ca, Cert, Config, Key, Output, Url
+from cli.prefix import prefix
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -212,6 +213,7 @@ def certs(
 
 
 simulate = typer.Typer(help="Run the cluster's own code on virtual time.", no_args_is_help=True)
+app.add_typer(prefix, name="prefix")
 app.add_typer(simulate, name="simulate")
 
 

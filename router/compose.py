@@ -21,6 +21,7 @@ from router.admission import Admission
 from router.attempts import Attempts
 from router.choice_output import NewDecoder
 from router.observe.canary import Canary
+from router.observe.prefix_report import ReadReport, gauges_of, no_report
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
@@ -69,6 +70,8 @@ class ServiceComponents:
     """Where the members are mirrored."""
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
+    read_prefix_report: ReadReport = no_report
+    """How the router's view of cached blocks is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +131,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
+            **gauges_of(parts.read_prefix_report),
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
@@ -155,6 +159,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         telemetry,
         recorder,
         parts.keyring,
+        parts.read_prefix_report,
         clock,
     )
     return Router(core, service, mirror)

@@ -20,6 +20,7 @@ from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
 from router.admission import Admission
 from router.observe.canary import Canary
+from router.observe.prefix_report import ReadReport
 from router.observe.recorder import Recorder
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
@@ -49,9 +50,11 @@ class GenerationService:
         telemetry: Telemetry,
         recorder: Recorder,
         keyring: Keyring,
+        read_prefix_report: ReadReport,
         clock: Clock,
     ) -> None:
         """Serve with these parts; `start` begins what runs without calls."""
+        self.read_prefix_report = read_prefix_report
         self.model = model
         self.config = config
         self.text = text

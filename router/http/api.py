@@ -316,6 +316,10 @@ class HttpApi:
         """`GET /replicas`: every worker that this router knows."""
         return {"replicas": self.service.status.replicas()}
 
+    async def prefix_index(self) -> dict[str, Any]:
+        """`GET /prefix-index`: how much this router knows of the workers' cached blocks."""
+        return self.service.read_prefix_report()
+
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""
         return {"links": self.service.status.routes()}

@@ -136,6 +136,7 @@ def make_app(
         ("/metrics", api.metrics, observe),
         ("/replicas", api.replicas, observe),
         ("/links", api.kv_routes, observe),
+        ("/prefix-index", api.prefix_index, observe),
     )
     for path, reader, needed in readers:
         rights = [Depends(needs(needed))] if needed else []
