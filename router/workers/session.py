@@ -33,7 +33,7 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
-from router.placement import Candidate
+from router.cost import Candidate
 from router.workers.liveness import Liveness
 from router.workers.load import WorkerLoad
 from router.workers.outbox import Outbox
@@ -92,7 +92,7 @@ class WorkerSession:
         self._state = SessionState.LOST if was_lost else SessionState.DIALLING
         self._is_ready = True
         self._load = WorkerLoad(descriptor)
-        self.subscriptions = Subscriptions(descriptor.worker_id, self._load)
+        self.subscriptions = Subscriptions(descriptor.worker_id, self._load, clock)
         self._outbox = Outbox()
         self.routes = KVRoutes(self._outbox)
         self._liveness = Liveness(descriptor.worker_id, clock)

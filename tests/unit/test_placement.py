@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from core.errors import NoWorker
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.placement import Candidate, PlacementConstraints, choose
+from router.cost import Candidate
+from router.placement import PlacementConstraints, choose
 
 REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
 DESCRIPTOR = WorkerDescriptor("w", Role.DECODE, 1, "a", "b", "m", "digest", 16, 100, 2048)

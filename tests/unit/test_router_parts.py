@@ -31,7 +31,8 @@ from core.types import (
 )
 from router.admission import Admission
 from router.choice_output import ChoiceOutput
-from router.placement import Candidate, Placement, PlacementConstraints, choose
+from router.cost import Candidate
+from router.placement import Placement, PlacementConstraints, choose
 from router.request_state import AttemptState, RequestState
 from router.text.detokenizing import TextModel
 from simulation.loop import run_virtual

@@ -1,0 +1,186 @@
+"""What a request would cost on each worker, as seconds to its first token.
+
+Owns a worker as the router sees it, the prediction, and the order of workers by it. Does not know
+paths, streams or time.
+
+    queued + uncached tokens
+    ──────────────────────── + exposed transfer + step time of what decodes there
+        prefill tokens/s
+
+A prefix that a worker holds saves the tokens of it and nothing else: where many wait, computing it
+anew on an idle worker is cheaper. On real traces every prompt shares its first block; the longest
+prefix alone would send them all to one worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from core.ids import WorkerId
+from core.session import Load, WorkerDescriptor
+
+DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
+WORK_WEIGHT = 1.5
+"""A token computed here delays this request once, and those behind it by half as much again."""
+SEQUENCE_TOKENS = 16
+"""What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One live worker as the router sees it.
+
+    `pending_tokens` are those of prompts that this router has sent and the worker has not answered,
+    without what the worker was thought to hold; `pending_requests` are those that this router has
+    there.
+    """
+
+    descriptor: WorkerDescriptor
+    load: Load
+    pending_tokens: int = 0
+    pending_requests: int = 0
+    reported_tokens: int = 0
+    """Of the pending tokens, those that the worker's last report counts already."""
+    head_tokens: int = 0
+    """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
+    head_started_s: float = 0.0
+    """When that one's turn came (seconds, on the router's clock)."""
+    prefill_tokens_per_s: float = 0.0
+    """As measured; 0: not yet."""
+    exposed_transfer_s: float = 0.0
+    """By which its hand-overs were late, as measured."""
+    recent_work: float = 0.0
+    """Grows with what was sent here of late; between equals the least goes first."""
+    queued_tokens: int = field(init=False)
+    """Tokens to compute before a prompt that comes now, had the first one only begun."""
+    num_running: int = field(init=False)
+    num_available: int = field(init=False)
+    """Blocks that a request could get."""
+
+    def __post_init__(self) -> None:
+        """Add up once what every placement reads."""
+        load = self.load
+        tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
+        object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
+        num_running = max(load.num_running + load.num_waiting, self.pending_requests)
+        object.__setattr__(self, "num_running", num_running)
+        object.__setattr__(self, "num_available", load.free_blocks + load.cached_blocks)
+
+    @property
+    def worker_id(self) -> WorkerId:
+        """Of the worker."""
+        return self.descriptor.worker_id
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The prediction for one worker; `total_s` and what it is made of."""
+
+    worker_id: WorkerId
+    cached_tokens: int
+    uncached_tokens: int
+    queued_tokens: int
+    prefill_s: float
+    """Until the prompt is computed, those before it included."""
+    transfer_s: float
+    decode_s: float
+
+    @property
+    def total_s(self) -> float:
+        """Seconds to the first token."""
+        return self.prefill_s + self.transfer_s + self.decode_s
+
+
+PrefillKey = tuple[float, int, float, WorkerId]
+LocalKey = tuple[bool, float, float, int, WorkerId]
+DecodeKey = tuple[bool, int, int, WorkerId]
+
+
+class Prediction:
+    """The costs of one request; every question is constant in the number of workers."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        num_tokens: int,
+        num_choices: int,
+        held_blocks: Mapping[WorkerId, int],
+        now_s: float,
+        default_tokens_per_s: float = DEFAULT_PREFILL_TOKENS_PER_S,
+    ) -> None:
+        """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
+
+        A worker that was not measured yet counts as the fastest of the others: it will be measured.
+        """
+        self._num_tokens = num_tokens
+        self._num_choices = num_choices
+        self._held_blocks = held_blocks
+        self._now_s = now_s
+        measured = max((c.prefill_tokens_per_s for c in candidates), default=0.0)
+        self._default_tokens_per_s = measured or default_tokens_per_s
+
+    def cached_tokens(self, c: Candidate) -> int:
+        """Tokens of the prompt that the worker need not compute: never the last one."""
+        num_blocks = self._held_blocks.get(c.descriptor.worker_id, 0)
+        size = c.descriptor.block_size_tokens
+        return min(num_blocks, max(0, self._num_tokens - 1) // size) * size if num_blocks else 0
+
+    def uncached_tokens(self, c: Candidate) -> int:
+        """Tokens of the prompt that the worker must compute."""
+        return self._num_tokens - self.cached_tokens(c)
+
+    def queued_tokens(self, c: Candidate, tokens_per_s: float) -> float:
+        """Tokens to compute before this prompt, less what must be done of the first by now."""
+        if not c.head_tokens:
+            return c.queued_tokens
+        done = (self._now_s - c.head_started_s) * tokens_per_s
+        return c.queued_tokens - min(max(done, 0.0), c.head_tokens - 1)
+
+    def compute_s(self, c: Candidate) -> float:
+        """Seconds for this prompt alone."""
+        return self.uncached_tokens(c) / (c.prefill_tokens_per_s or self._default_tokens_per_s)
+
+    def cost(self, c: Candidate, *, has_transfer: bool) -> Cost:
+        """Predict for one worker."""
+        tokens_per_s = c.prefill_tokens_per_s or self._default_tokens_per_s
+        cached_tokens = self.cached_tokens(c)
+        uncached_tokens = self._num_tokens - cached_tokens
+        queued_tokens = self.queued_tokens(c, tokens_per_s)
+        return Cost(
+            worker_id=c.descriptor.worker_id,
+            cached_tokens=cached_tokens,
+            uncached_tokens=uncached_tokens,
+            queued_tokens=round(queued_tokens),
+            prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
+            transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
+            decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
+        )
+
+    def prefill_key(self, c: Candidate) -> PrefillKey:
+        """Order prefill workers: the prediction, with the work weighed for those who come after."""
+        tokens_per_s = c.prefill_tokens_per_s or self._default_tokens_per_s
+        work = WORK_WEIGHT * self.uncached_tokens(c)
+        queued = self.queued_tokens(c, tokens_per_s)
+        seconds = (queued + work) / tokens_per_s + c.exposed_transfer_s
+        return seconds, c.pending_requests, c.recent_work, c.descriptor.worker_id
+
+    def local_key(self, c: Candidate) -> LocalKey:
+        """Order workers that would do both phases: by room, then as above, then by blocks in use.
+
+        A worker with few sequences may have no blocks left.
+        """
+        tokens_per_s = c.prefill_tokens_per_s or self._default_tokens_per_s
+        work = WORK_WEIGHT * self.uncached_tokens(c)
+        decoding = SEQUENCE_TOKENS * c.num_running
+        queued = self.queued_tokens(c, tokens_per_s)
+        seconds = (queued + work + decoding) / tokens_per_s
+        lacks_room, _, used_blocks, worker_id = self.decode_key(c)
+        return lacks_room, seconds, c.recent_work, used_blocks, worker_id
+
+    def decode_key(self, c: Candidate) -> DecodeKey:
+        """Order decode workers: by room first, then by sequences, then by blocks in use."""
+        descriptor = c.descriptor
+        num_needed = -(-self._num_tokens // descriptor.block_size_tokens) + self._num_choices
+        used_blocks = descriptor.num_blocks - c.num_available
+        return num_needed > c.num_available, c.num_running, used_blocks, descriptor.worker_id
