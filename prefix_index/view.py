@@ -28,6 +28,10 @@ from core.prefix_changes import PrefixChange, StorageTier
 KEY_BYTES = 8
 SLICE_BLOCKS = 256
 """Blocks of a prompt that are looked up, or of a lost worker that are removed, in one go."""
+NUM_EXACT = 512
+SPAN_BLOCKS = 8
+"""Past the first blocks of a prompt only each eighth is looked up, and those before it where it is
+not held by all: pools evict a prefix from its tail, so that gaps are rare, and cost only hits."""
 MAX_SHARED_SETS = 65_536
 MAX_ENDED_LIVES = 4_096
 
@@ -129,25 +133,25 @@ class PrefixView:
         """Count the leading blocks that each worker holds in any tier; who has none is left out.
 
         Args:
-            block_hashes: Of a prompt's full blocks, in order.
+            block_hashes: Of a prompt's full blocks, in order. Gaps past the first `NUM_EXACT` may
+                be overlooked.
         """
         matched: dict[WorkerId, int] = {}
         holding = self._live
-        last_seen = -1
-        for index, seen in enumerate(self._holders_of_each(block_hashes)):
-            if seen == last_seen:
-                continue
-            last_seen = seen
-            still_holding = holding & seen
-            if still_holding == holding:
-                continue
-            if index:
-                self._note(matched, holding ^ still_holding, index)
-            holding = still_holding
-            if not holding:
-                return matched
-        if block_hashes:
-            self._note(matched, holding, len(block_hashes))
+        start = 0
+        for end, seen in self._probes(block_hashes):
+            if holding & seen != holding:
+                for index, held_by in enumerate(self._held_by(block_hashes[start:end]), start):
+                    left = holding & ~held_by
+                    if left:
+                        if index:
+                            self._note(matched, left, index)
+                        holding ^= left
+                if not holding:
+                    return matched
+            start = end
+        if start:
+            self._note(matched, holding, start)
         return matched
 
     def tiers(self, worker: WorkerId, block_hash: BlockHash) -> tuple[StorageTier, ...]:
@@ -208,17 +212,22 @@ class PrefixView:
             else:
                 del blocks[key]
 
-    def _holders_of_each(self, block_hashes: Sequence[BlockHash]) -> Iterator[int]:
-        """Yield the holders of each block in any tier, as bits."""
-        tables = [blocks for blocks in self._blocks.values() if blocks]
-        if not tables:
-            yield 0
-            return
-        for start in range(0, len(block_hashes), SLICE_BLOCKS):
-            keys = _keys(block_hashes[start : start + SLICE_BLOCKS])
-            yield from reduce(
-                partial(map, or_), [map(blocks.get, keys, repeat(0)) for blocks in tables]
+    def _probes(self, block_hashes: Sequence[BlockHash]) -> Iterator[tuple[int, int]]:
+        """Yield the ends of spans that cover the blocks, with the holders of each span's last."""
+        num_blocks = len(block_hashes)
+        fine = range(1, min(num_blocks, NUM_EXACT) + 1)
+        coarse = range(NUM_EXACT + SPAN_BLOCKS, num_blocks, SPAN_BLOCKS)
+        last = (num_blocks,) if num_blocks > NUM_EXACT else ()
+        for ends in (*_slices(fine), *_slices(coarse), last):
+            yield from zip(
+                ends, self._held_by([block_hashes[end - 1] for end in ends]), strict=True
             )
+
+    def _held_by(self, block_hashes: Sequence[BlockHash]) -> Iterable[int]:
+        """Return the holders of each block in any tier, as bits."""
+        keys = _keys(block_hashes)
+        tables = [blocks for blocks in self._blocks.values() if blocks] or [{}]
+        return reduce(partial(map, or_), [map(table.get, keys, repeat(0)) for table in tables])
 
     def _note(self, matched: dict[WorkerId, int], holders: int, num_blocks: int) -> None:
         bits = f"{holders:b}"[::-1]
@@ -228,6 +237,10 @@ class PrefixView:
             if holder is not None:
                 matched[holder.worker] = num_blocks
             slot = bits.find("1", slot + 1)
+
+
+def _slices(numbers: range) -> Iterator[range]:
+    return (numbers[at : at + SLICE_BLOCKS] for at in range(0, len(numbers), SLICE_BLOCKS))
 
 
 def _keys(block_hashes: Sequence[BlockHash]) -> Sequence[int]:

@@ -1,11 +1,14 @@
 """What a block is: names across the cluster, exact identities within one worker."""
 
 import dataclasses
+import json
 import random
+import re
 from collections import Counter
 from operator import attrgetter
 
 import pytest
+from support.tree import ROOT
 from support.virtual import PROMPT, ask, run, unit
 from test_scheduler import Engine, request
 
@@ -13,7 +16,7 @@ from cluster.local import Child, LocalCluster
 from cluster.secrets import with_cluster_keys
 from cluster.worker_process import RunningWorker
 from core import block_hash as block_hash_module
-from core.block_hash import block_hash, hash_key, root_hash
+from core.block_hash import block_hash, block_hashes, hash_key, root_hash
 from core.config import BatonConfig, load_config
 from core.errors import ConfigError, WorkerLost
 from core.ids import seed_of
@@ -32,10 +35,36 @@ def test_names_depend_on_parent_tokens_scope_model_and_key():
         block_hash(root_hash("n", "t"), [1, 2]),
         block_hash(root_hash("m", "t", b"key"), [1, 2]),
         block_hash(block_hash(root_hash("m", "t"), [0]), [1, 2]),
+        block_hash(root_hash("m", "t", adapter="x"), [1, 2]),
+        block_hash(root_hash("m", "t\0"), [1, 2]),
     ]
-    assert len({base, *others}) == 6
+    assert len({base, *others}) == 8
     assert root_hash("ab", "c") != root_hash("a", "bc")
+    assert root_hash("a", "b", adapter="c") != root_hash("a", "c", adapter="b")
     assert hash_key(KEY) == hash_key(KEY) != hash_key(KEY + ".")
+
+
+def test_a_chain_in_one_pass_is_the_chain_block_by_block():
+    parent = root_hash("m", "t", b"key")
+    tokens = [random.Random(5).randrange(2**31) for _ in range(35)]
+    expected = [parent]
+    for start in range(0, 32, 8):
+        expected.append(block_hash(expected[-1], tokens[start : start + 8]))
+    assert block_hashes(parent, tokens, 8) == expected[1:]
+    assert block_hashes(expected[2], tokens[16:], 8) == expected[3:]
+    assert block_hashes(parent, tokens[:7], 8) == []
+
+
+def test_the_documents_vectors_are_the_names():
+    text = (ROOT / "docs" / "prefix-index.md").read_text()
+    rows = json.loads(re.search(r"```json\n(.*?)```", text, re.S)[1])
+    assert len(rows) >= 4
+    for row in rows:
+        key = hash_key(row["cluster_key"]) if row["cluster_key"] else b""
+        root = root_hash(row["content_digest"], row["scope"], key, row["adapter"])
+        names = block_hashes(root, row["token_ids"], row["block_size_tokens"])
+        assert root.hex() == row["root"]
+        assert [name.hex() for name in names] == row["blocks"]
 
 
 def beginnings_with_one_tail(count):
@@ -80,18 +109,18 @@ def test_answers_do_not_depend_on_the_cache_however_short_the_names_are(digest_b
 
 
 def test_a_fork_goes_on_with_the_hashes_of_its_prompt(monkeypatch):
-    calls = []
+    hashed = []
 
-    def counted(parent, token_ids):
-        calls.append(parent)
-        return block_hash(parent, token_ids)
+    def counted(parent, token_ids, size):
+        hashed.extend(hashes := block_hashes(parent, token_ids, size))
+        return hashes
 
-    monkeypatch.setattr(sequence_module, "block_hash", counted)
+    monkeypatch.setattr(sequence_module, "block_hashes", counted)
     engine = Engine(num_blocks=200, budget=64)
     engine.submit(request("r", range(1, 41), n=4, temperature=1.0, max_tokens=9, ignore_eos=True))
     engine.run()
     # 10 full blocks of prompt; each of 4 choices computes 8 tokens of its own, which fill 2.
-    assert len(calls) == 10 + 4 * 2
+    assert len(hashed) == 10 + 4 * 2
 
 
 def test_a_fork_shares_nothing_that_it_changes():

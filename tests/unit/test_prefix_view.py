@@ -102,6 +102,16 @@ def test_a_forgotten_worker_matches_nothing_and_its_entries_leave_in_slices():
     assert view.match(CHAIN) == {A: 1, B: 300}
 
 
+@pytest.mark.parametrize("num_asked", [511, 512, 513, 519, 520, 521, 600])
+def test_prefixes_without_gaps_are_counted_exactly_at_any_length(num_asked):
+    view = PrefixView()
+    held = {WorkerId(f"w{n}"): n for n in (1, 300, 511, 512, 513, 516, 520, 521, 527, 599, 600)}
+    for worker, count in held.items():
+        view.apply(worker, ONE, stored(*CHAIN[:count]))
+    expected = {worker: min(count, num_asked) for worker, count in held.items()}
+    assert view.match(CHAIN[:num_asked]) == expected
+
+
 def test_hashes_of_other_lengths_are_known_too():
     view = PrefixView()
     short = [BlockHash(bytes([n])) for n in range(5)]
