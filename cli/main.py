@@ -15,6 +15,7 @@ from typing import Annotated
 import typer
 
 from cli.keys import keys
+from cli.simulations import simulate
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -288,30 +289,7 @@ def certs(
         typer.echo(path.name)
 
 
-simulate = typer.Typer(help="Run the cluster's own code on virtual time.", no_args_is_help=True)
 app.add_typer(simulate, name="simulate")
-
-
-@simulate.command("faults")
-def simulate_faults(
-    seeds: Annotated[int, typer.Option(help="seeds to run, from --first-seed on", min=1)] = 100,
-    first_seed: Annotated[int, typer.Option(help="where the range begins", min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(help="replay this one seed instead", min=0)] = None,
-    only_faults: Annotated[
-        str, typer.Option(help="with --seed: indices of faults to keep, or - for none")
-    ] = "",
-    only_requests: Annotated[
-        str, typer.Option(help="with --seed: indices of requests to keep")
-    ] = "",
-    output: Output = "table",
-) -> None:
-    """Search for violated invariants under random faults; a failing seed replays from one line."""
-    from cli import simulate as simulate_cli  # noqa: PLC0415
-
-    if seed is None:
-        simulate_cli.simulate_faults(seeds, first_seed, as_json=output == "json")
-    else:
-        simulate_cli.replay(seed, only_faults, only_requests, as_json=output == "json")
 
 
 @app.command("check-config")

@@ -23,6 +23,8 @@ from core.session import Load, WorkerDescriptor
 DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
 WORK_WEIGHT = 1.5
 """A token computed here delays this request once, and those behind it by half as much again."""
+NOISE_SHARE = 0.25
+"""Speeds that differ by less are equal."""
 SEQUENCE_TOKENS = 16
 """What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
 
@@ -111,14 +113,15 @@ class Prediction:
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
 
-        A worker that was not measured yet counts as the fastest of the others: it will be measured.
+        A worker that was not measured yet counts like the others. So does one whose speed is near
+        theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
         """
         self._num_tokens = num_tokens
         self._num_choices = num_choices
         self._held_blocks = held_blocks
         self._now_s = now_s
-        measured = max((c.prefill_tokens_per_s for c in candidates), default=0.0)
-        self._default_tokens_per_s = measured or default_tokens_per_s
+        speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
+        self._usual_tokens_per_s = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
 
     def cached_tokens(self, c: Candidate) -> int:
         """Tokens of the prompt that the worker need not compute: never the last one."""
@@ -130,6 +133,12 @@ class Prediction:
         """Tokens of the prompt that the worker must compute."""
         return self._num_tokens - self.cached_tokens(c)
 
+    def tokens_per_s(self, c: Candidate) -> float:
+        """How fast a worker computes prompts."""
+        usual = self._usual_tokens_per_s
+        own = c.prefill_tokens_per_s
+        return own if own and abs(own - usual) > NOISE_SHARE * usual else usual
+
     def queued_tokens(self, c: Candidate, tokens_per_s: float) -> float:
         """Tokens to compute before this prompt, less what must be done of the first by now."""
         if not c.head_tokens:
@@ -139,11 +148,11 @@ class Prediction:
 
     def compute_s(self, c: Candidate) -> float:
         """Seconds for this prompt alone."""
-        return self.uncached_tokens(c) / (c.prefill_tokens_per_s or self._default_tokens_per_s)
+        return self.uncached_tokens(c) / self.tokens_per_s(c)
 
     def cost(self, c: Candidate, *, has_transfer: bool) -> Cost:
         """Predict for one worker."""
-        tokens_per_s = c.prefill_tokens_per_s or self._default_tokens_per_s
+        tokens_per_s = self.tokens_per_s(c)
         cached_tokens = self.cached_tokens(c)
         uncached_tokens = self._num_tokens - cached_tokens
         queued_tokens = self.queued_tokens(c, tokens_per_s)
@@ -159,7 +168,7 @@ class Prediction:
 
     def prefill_key(self, c: Candidate) -> PrefillKey:
         """Order prefill workers: the prediction, with the work weighed for those who come after."""
-        tokens_per_s = c.prefill_tokens_per_s or self._default_tokens_per_s
+        tokens_per_s = self.tokens_per_s(c)
         work = WORK_WEIGHT * self.uncached_tokens(c)
         queued = self.queued_tokens(c, tokens_per_s)
         seconds = (queued + work) / tokens_per_s + c.exposed_transfer_s
@@ -170,7 +179,7 @@ class Prediction:
 
         A worker with few sequences may have no blocks left.
         """
-        tokens_per_s = c.prefill_tokens_per_s or self._default_tokens_per_s
+        tokens_per_s = self.tokens_per_s(c)
         work = WORK_WEIGHT * self.uncached_tokens(c)
         decoding = SEQUENCE_TOKENS * c.num_running
         queued = self.queued_tokens(c, tokens_per_s)

@@ -4,11 +4,12 @@ Owns the formats, their errors and the ideal hit rate of a trace. Does not know 
 
 JSON lines or CSV, gzipped or not. Each field has a name here and those that known publishers use:
 
-    arrival_s      timestamp (Mooncake: ms, Bailian: s)      TIMESTAMP (Azure)      Timestamp (BurstGPT)
-    input_tokens   input_length        ContextTokens         Request tokens
-    output_tokens  output_length       GeneratedTokens       Response tokens
-    hash_ids       one for each block, each chained over all before it
-    session, turn, t_in_session_s      instead of arrival_s: a turn is sent after the one before it
+    here             Mooncake, Bailian          Azure              BurstGPT
+    arrival_s        timestamp (in ms; in s)    TIMESTAMP          Timestamp
+    input_tokens     input_length               ContextTokens      Request tokens
+    output_tokens    output_length              GeneratedTokens    Response tokens
+    hash_ids         hash_ids                   one for each block, chained over all before it
+    session, t_in_session_s                     for arrival_s: each turn waits for the last one
 """
 
 from __future__ import annotations
@@ -124,7 +125,7 @@ def _rows(path: Path) -> Iterator[Mapping[str, Any]]:
             if is_csv:
                 yield from csv.DictReader(lines)
                 return
-            for number, line in enumerate(lines, 1):  # noqa: B007 - the handler names it
+            for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 row = json.loads(line)
