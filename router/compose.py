@@ -13,8 +13,10 @@ from core.ids import Ids
 from core.ports import Clock, Membership, Network
 from core.trace import NoTracing, Tracing
 from router.admission import Admission
+from router.attempts import Attempts
 from router.choice_output import NewDecoder
 from router.orchestrator import Orchestrator
+from router.prompt_prefixes import HeldBlocks, PromptPrefixes
 from router.workers.sessions import WorkerSessions
 
 
@@ -30,6 +32,10 @@ class RouterComponents:
     ids: Ids
     new_decoder: NewDecoder
     tracing: Tracing = field(default_factory=NoTracing)
+    view: HeldBlocks | None = None
+    """Which worker holds which blocks; None: placement does not ask."""
+    hash_key: bytes = b""
+    """Of the cluster, as in `root_hash`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,12 @@ def compose(components: RouterComponents) -> RouterCore:
     admission = Admission(
         config.max_running, config.max_queued, config.queue_wait_s, config.max_queued_tokens
     )
+    prefixes = PromptPrefixes(components.view, components.hash_key, components.clock)
+    attempts = Attempts(
+        sessions, config, components.placement, components.clock, components.ids, prefixes
+    )
     orchestrator = Orchestrator(
-        sessions,
+        attempts,
         admission,
         config,
         components.placement,

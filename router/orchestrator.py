@@ -33,7 +33,6 @@ from router.attempts import Attempts
 from router.choice_output import ChoiceOutput, NewDecoder
 from router.observe.timing import end_span, timing_of
 from router.request_state import Emit, RequestState
-from router.workers.sessions import WorkerSessions
 
 RunKey = tuple[str, RequestId]
 
@@ -43,7 +42,7 @@ class Orchestrator:
 
     def __init__(
         self,
-        sessions: WorkerSessions,
+        attempts: Attempts,
         admission: Admission,
         config: RouterConfig,
         placement: PlacementConfig,
@@ -53,7 +52,7 @@ class Orchestrator:
         tracing: Tracing,
     ) -> None:
         """Start with no request."""
-        self.attempts = Attempts(sessions, config, placement, clock, ids)
+        self.attempts = attempts
         self._admission = admission
         self._config = config
         self._placement = placement

@@ -50,6 +50,9 @@ class AttemptState:
     """The prompt's scores, as far as they have arrived."""
     on_choice_finished: Callable[[], None] = lambda: None
     """Called when one of several choices is over: the worker can stop computing it."""
+    on_answered: Callable[[], None] = lambda: None
+    """Called once, with the first tokens: the prompt is computed."""
+    is_answered: bool = False
     reported_finished: tuple[int, ...] = ()
     """Finished choices at the last of these calls."""
 
@@ -110,6 +113,9 @@ class AttemptState:
             self.fail(error)
             return
         self.decode_spoke = self.decode_spoke or is_decode or bool(held)
+        if not self.is_answered:
+            self.is_answered = True
+            self.on_answered()
         if self.run.is_whole:
             self.finished.set_result(None)
         elif self.run.finished_choices != self.reported_finished:

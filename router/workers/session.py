@@ -162,8 +162,12 @@ class WorkerSession:
     # --- called by the orchestrator ---------------------------------------------------------------
 
     def subscribe(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
-        """Listen to a run; `num_tokens` count as this worker's load until it first answers."""
+        """Listen to a run; its `num_tokens` to compute are load until the worker first answers."""
         self.subscriptions.add(run_id, subscriber, num_tokens)
+
+    def measured(self, num_tokens: int, seconds: float) -> None:
+        """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
+        self._load.measured(num_tokens, seconds)
 
     def forget(self, run_id: RunId, epoch: Epoch) -> None:
         """Stop listening to a run and cancel it on the worker. Never waits."""

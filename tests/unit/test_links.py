@@ -32,10 +32,9 @@ from core.session import (
     Welcome,
     WorkerTiming,
 )
-from core.trace import NoTracing
 from core.types import GenerateRequest, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
-from router.orchestrator import Orchestrator
+from router.attempts import Attempts
 from router.retry_budget import RetryBudget
 from router.workers.introductions import Introductions
 from router.workers.session import SessionState, WorkerSession
@@ -455,8 +454,7 @@ async def test_what_a_router_says_crosses_the_wire_whole():
 def test_routers_share_the_retries_and_each_has_one_at_least():
     for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
         config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
-        parts = (None, None, config, PlacementConfig(), LoopClock(), None, None, NoTracing())
-        budget = Orchestrator(*parts).attempts._budget
+        budget = Attempts(None, config, PlacementConfig(), LoopClock(), None, None)._budget
         delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
         assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]
 
