@@ -107,10 +107,16 @@ class PrefixView:
         self._add(holder, change.tier, _keys(change.stored))
         self._remove(holder, change.tier, _keys(change.evicted))
 
-    def forget(self, worker: WorkerId) -> None:
-        """Match a worker no more; its entries are removed in slices by later calls."""
-        holder = self._holders.pop(worker, None)
-        if holder is not None:
+    def forget(self, worker: WorkerId, incarnation: Incarnation | None = None) -> None:
+        """Match a worker no more; its entries are removed in slices by later calls.
+
+        Args:
+            worker: Which.
+            incarnation: If it is still this one; None: whichever.
+        """
+        holder = self._holders.get(worker)
+        if holder is not None and incarnation in (None, holder.incarnation):
+            del self._holders[worker]
             self._live ^= 1 << holder.slot
             self._leaving.append(holder)
 

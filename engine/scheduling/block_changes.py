@@ -60,8 +60,10 @@ class BlockChanges:
     # --- what is fetched ----------------------------------------------------------------------
 
     def begin_whole(self) -> None:
-        """The caller reads the pool from now on: changes from here on count after what it reads."""
-        self._is_stored.clear()
+        """The caller reads the pool from now on, in slices if it likes, and takes changes after.
+
+        A change says how a block is now, so that one which the reading has seen does no harm.
+        """
         self._is_whole_due = False
 
     def void(self) -> None:
