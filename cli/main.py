@@ -85,6 +85,26 @@ def status(
     raise typer.Exit(run_status(url, Endpoints(ca, cert, key), as_json=output == "json"))
 
 
+explain = typer.Typer(help="Say why.", no_args_is_help=True)
+app.add_typer(explain, name="explain")
+
+
+@explain.command("request")
+def explain_request(
+    request_id: Annotated[str, typer.Argument(help="the reply's id, or x-request-id")],
+    url: Url = "http://127.0.0.1:8000",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Show which workers a request could have had, what each would have cost, and the choice."""
+    from cli.explain import explain_request as run_explain  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
+
+    run_explain(url, request_id, Endpoints(ca, cert, key), as_json=output == "json")
+
+
 @app.command()
 def doctor(
     url: Url = "http://127.0.0.1:8000",

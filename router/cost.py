@@ -14,6 +14,7 @@ prefix alone would send them all to one worker.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -23,6 +24,10 @@ from core.session import Load, WorkerDescriptor
 DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
 WORK_WEIGHT = 1.5
 """A token computed here delays this request once, and those behind it by half as much again."""
+RECENT_S = 60.0
+"""Work this old counts 1/e of what is new."""
+OCCUPANCY_WEIGHT = 0.02
+"""A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
 SEQUENCE_TOKENS = 16
@@ -53,7 +58,7 @@ class Candidate:
     exposed_transfer_s: float = 0.0
     """By which its hand-overs were late, as measured."""
     recent_work: float = 0.0
-    """Grows with what was sent here of late; between equals the least goes first."""
+    """Logarithm of the tokens computed here of late, were it now the clock's zero."""
     queued_tokens: int = field(init=False)
     """Tokens to compute before a prompt that comes now, had the first one only begun."""
     num_running: int = field(init=False)
@@ -87,6 +92,8 @@ class Cost:
     """Until the prompt is computed, those before it included."""
     transfer_s: float
     decode_s: float
+    weighed_s: float
+    """By which workers are ordered: what those who come after will pay is in it."""
 
     @property
     def total_s(self) -> float:
@@ -94,8 +101,8 @@ class Cost:
         return self.prefill_s + self.transfer_s + self.decode_s
 
 
-PrefillKey = tuple[float, int, float, WorkerId]
-LocalKey = tuple[bool, float, float, int, WorkerId]
+PrefillKey = tuple[float, int, WorkerId]
+LocalKey = tuple[bool, float, int, WorkerId]
 DecodeKey = tuple[bool, int, int, WorkerId]
 
 
@@ -156,6 +163,7 @@ class Prediction:
         cached_tokens = self.cached_tokens(c)
         uncached_tokens = self._num_tokens - cached_tokens
         queued_tokens = self.queued_tokens(c, tokens_per_s)
+        key = self.prefill_key(c)[0] if has_transfer else self.local_key(c)[1]
         return Cost(
             worker_id=c.descriptor.worker_id,
             cached_tokens=cached_tokens,
@@ -164,15 +172,24 @@ class Prediction:
             prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
+            weighed_s=key,
         )
+
+    def work(self, c: Candidate) -> float:
+        """Tokens that this prompt costs a worker, those that others lose by it included.
+
+        Without the part of recent work, prompts that come to idle workers would all go to the one
+        that first held a block which every prompt begins with.
+        """
+        recent_tokens = math.exp(c.recent_work - self._now_s / RECENT_S)
+        return WORK_WEIGHT * self.uncached_tokens(c) + OCCUPANCY_WEIGHT * recent_tokens
 
     def prefill_key(self, c: Candidate) -> PrefillKey:
         """Order prefill workers: the prediction, with the work weighed for those who come after."""
         tokens_per_s = self.tokens_per_s(c)
-        work = WORK_WEIGHT * self.uncached_tokens(c)
         queued = self.queued_tokens(c, tokens_per_s)
-        seconds = (queued + work) / tokens_per_s + c.exposed_transfer_s
-        return seconds, c.pending_requests, c.recent_work, c.descriptor.worker_id
+        seconds = (queued + self.work(c)) / tokens_per_s + c.exposed_transfer_s
+        return seconds, c.pending_requests, c.descriptor.worker_id
 
     def local_key(self, c: Candidate) -> LocalKey:
         """Order workers that would do both phases: by room, then as above, then by blocks in use.
@@ -180,12 +197,11 @@ class Prediction:
         A worker with few sequences may have no blocks left.
         """
         tokens_per_s = self.tokens_per_s(c)
-        work = WORK_WEIGHT * self.uncached_tokens(c)
         decoding = SEQUENCE_TOKENS * c.num_running
         queued = self.queued_tokens(c, tokens_per_s)
-        seconds = (queued + work + decoding) / tokens_per_s
+        seconds = (queued + self.work(c) + decoding) / tokens_per_s
         lacks_room, _, used_blocks, worker_id = self.decode_key(c)
-        return lacks_room, seconds, c.recent_work, used_blocks, worker_id
+        return lacks_room, seconds, used_blocks, worker_id
 
     def decode_key(self, c: Candidate) -> DecodeKey:
         """Order decode workers: by room first, then by sequences, then by blocks in use."""

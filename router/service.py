@@ -27,6 +27,7 @@ from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
+from router.observe.why import Explanations
 from router.orchestrator import Orchestrator
 from router.reply_thread import in_reply_thread
 from router.request_builder import RequestBuilder, RequestParams, ServedModel, num_choices
@@ -84,6 +85,7 @@ class GenerationService:
         self._clock = clock
         self._started_at = clock.now_s()
         self._shedding = Shedding(admission, clock.now_s)
+        self.explanations = Explanations()
         self._log = RequestLog(clock.now_s) if config.has_request_log else None
         self.telemetry = Telemetry(
             {
@@ -104,6 +106,7 @@ class GenerationService:
             return
         call = calls.current()
         self.telemetry.request_ended(run, ended, call.server if call else "")
+        self.explanations.note(run, ended)
         if self._log is not None:
             self._log.request_ended(run.request, ended, call)
         if call is not None:

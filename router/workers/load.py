@@ -10,14 +10,12 @@ import math
 
 from core.ids import RunId
 from core.session import Load, WorkerDescriptor
-from router.cost import Candidate
+from router.cost import RECENT_S, Candidate
 
 NEWEST_SHARE = 0.2
 """Weight of the newest prompt in a measured speed."""
 MIN_MEASURED_TOKENS = 32
 """A shorter prompt tells of a step's overhead, not of its speed."""
-RECENT_S = 60.0
-"""Work this old counts 1/e of what is new, where workers are equal otherwise."""
 
 
 class WorkerLoad:

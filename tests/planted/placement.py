@@ -1,0 +1,64 @@
+"""Bugs of placement by predicted cost, and the tests that notice them."""
+
+from planted.bug import Bug
+
+COST = "tests/unit/test_cost.py"
+TRACES = "tests/unit/test_traces.py"
+BUGS = [
+    Bug(
+        "the longest prefix wins",
+        "router/cost.py",
+        "        seconds = (queued + self.work(c)) / tokens_per_s + c.exposed_transfer_s",
+        "        seconds = self.work(c) / tokens_per_s + c.exposed_transfer_s",
+        f"{COST}::test_a_holder_is_chosen_until_its_queue_costs_more_than_its_prefix_saves",
+    ),
+    Bug(
+        "prompts that come to idle workers gather at the first holder of a shared block",
+        "router/cost.py",
+        " + OCCUPANCY_WEIGHT * recent_tokens",
+        "",
+        f"{TRACES}::test_conversations_stay_where_they_are_cached_and_the_shared_block_gathers_nobody",
+    ),
+    Bug(
+        "local_below_tokens counts what is cached",
+        "router/placement.py",
+        "    if cost.uncached_tokens < constraints.local_below_tokens:",
+        "    if cost.uncached_tokens + cost.cached_tokens < constraints.local_below_tokens:",
+        f"{COST}::test_local_below_tokens_counts_what_the_local_worker_lacks",
+    ),
+    Bug(
+        "a report counts beside the prompts that it counts",
+        "router/cost.py",
+        "        tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)",
+        "        tokens_of_others = load.waiting_tokens",
+        f"{COST}::test_a_report_is_not_counted_beside_the_prompts_that_it_counts",
+    ),
+    Bug(
+        "a prompt on its way is expected for ever",
+        "router/expected_prefixes.py",
+        "        while self._ends and self._ends[0][0] <= now_s:",
+        "        while False:",
+        f"{COST}::test_a_prompt_on_its_way_counts_until_its_worker_has_had_time_to_tell",
+    ),
+    Bug(
+        "a small difference of speed gathers prompts at one worker",
+        "router/cost.py",
+        "own and abs(own - usual) > NOISE_SHARE * usual",
+        "own",
+        f"{COST}::test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest",
+    ),
+    Bug(
+        "the turns of a session do not wait for one another",
+        "simulation/replay.py",
+        "max(now_s + gap_s, done_s)",
+        "now_s + gap_s",
+        f"{TRACES}::test_a_turn_is_sent_when_the_one_before_it_has_ended",
+    ),
+    Bug(
+        "the replay's view hears of no eviction",
+        "simulation/replay.py",
+        "            change = PrefixChange(*changes.take(len(changes)))",
+        "            change = PrefixChange(changes.take(len(changes))[0])",
+        f"{TRACES}::test_a_small_cache_evicts_and_the_view_hears_of_it",
+    ),
+]
