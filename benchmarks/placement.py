@@ -1,11 +1,13 @@
 """What one placement costs by the number of workers, with every worker holding a part of the prompt.
 
-Run: python -m benchmarks.placement
+Run: python -m benchmarks.placement [PLACEMENT.py of an earlier commit, to be timed beside]
 
 Owns the sweep. Beside the choice it times the hash of the prompt and the question to the view.
 """
 
+import importlib.util
 import random
+import sys
 import time
 
 from benchmarks.record import quantiles, save
@@ -57,7 +59,26 @@ def milliseconds(action):
     return quantiles(samples)
 
 
+def earlier(file):
+    """Load an earlier placement, which takes no knowledge of caches."""
+    spec = importlib.util.spec_from_file_location("earlier_placement", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def earlier_ms(module, candidates, request):
+    pool = [
+        module.Candidate(c.descriptor, c.load, c.pending_tokens, c.pending_requests)
+        for c in candidates
+    ]
+    constraints = module.PlacementConstraints("auto", 32)
+    return milliseconds(lambda: module.choose(pool, request, constraints))
+
+
 def main():
+    before = earlier(sys.argv[1]) if len(sys.argv) > 1 else None
+    del sys.argv[1:]
     rng = random.Random(7)
     request = GenerateRequest("r", "m", tuple(range(PROMPT_TOKENS)), SamplingParams(), 1, 0.0)
     constraints = PlacementConstraints("auto", 32)
@@ -80,6 +101,8 @@ def main():
             ),
             "match_ms": milliseconds(lambda v=view: v.match(names)),
         }
+        if before is not None:
+            row["earlier_choose_ms"] = earlier_ms(before, candidates, request)
         print({k: v if isinstance(v, int) else round(v["p50"], 4) for k, v in row.items()})
         rows.append(row)
     hash_ms = milliseconds(

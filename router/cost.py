@@ -101,7 +101,7 @@ class Cost:
         return self.prefill_s + self.transfer_s + self.decode_s
 
 
-PrefillKey = tuple[float, int, WorkerId]
+PrefillKey = tuple[float, int, WorkerId, int]
 LocalKey = tuple[bool, float, int, WorkerId]
 DecodeKey = tuple[bool, int, int, WorkerId]
 
@@ -128,13 +128,19 @@ class Prediction:
         self._held_blocks = held_blocks
         self._now_s = now_s
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
-        self._usual_tokens_per_s = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
+        usual = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
+        self._usual_tokens_per_s = usual
+        self._slow_tokens_per_s = usual * (1 - NOISE_SHARE)
+        self._fast_tokens_per_s = usual * (1 + NOISE_SHARE)
 
     def cached_tokens(self, c: Candidate) -> int:
         """Tokens of the prompt that the worker need not compute: never the last one."""
-        num_blocks = self._held_blocks.get(c.descriptor.worker_id, 0)
+        num_blocks = self._held_blocks.get(c.descriptor.worker_id)
+        if not num_blocks:
+            return 0
         size = c.descriptor.block_size_tokens
-        return min(num_blocks, max(0, self._num_tokens - 1) // size) * size if num_blocks else 0
+        most = (self._num_tokens - 1) // size
+        return (num_blocks if num_blocks < most else most) * size
 
     def uncached_tokens(self, c: Candidate) -> int:
         """Tokens of the prompt that the worker must compute."""
@@ -142,9 +148,9 @@ class Prediction:
 
     def tokens_per_s(self, c: Candidate) -> float:
         """How fast a worker computes prompts."""
-        usual = self._usual_tokens_per_s
         own = c.prefill_tokens_per_s
-        return own if own and abs(own - usual) > NOISE_SHARE * usual else usual
+        is_usual = not own or self._slow_tokens_per_s <= own <= self._fast_tokens_per_s
+        return self._usual_tokens_per_s if is_usual else own
 
     def queued_tokens(self, c: Candidate, tokens_per_s: float) -> float:
         """Tokens to compute before this prompt, less what must be done of the first by now."""
@@ -163,7 +169,6 @@ class Prediction:
         cached_tokens = self.cached_tokens(c)
         uncached_tokens = self._num_tokens - cached_tokens
         queued_tokens = self.queued_tokens(c, tokens_per_s)
-        key = self.prefill_key(c)[0] if has_transfer else self.local_key(c)[1]
         return Cost(
             worker_id=c.descriptor.worker_id,
             cached_tokens=cached_tokens,
@@ -172,40 +177,45 @@ class Prediction:
             prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
-            weighed_s=key,
+            weighed_s=self.prefill_s(c) if has_transfer else self.local_s(c),
         )
 
-    def work(self, c: Candidate) -> float:
-        """Tokens that this prompt costs a worker, those that others lose by it included.
+    def prefill_s(self, c: Candidate) -> float:
+        """Weigh a prefill worker: the prediction, and what those who come after lose by it.
 
         Without the part of recent work, prompts that come to idle workers would all go to the one
         that first held a block which every prompt begins with.
         """
-        recent_tokens = math.exp(c.recent_work - self._now_s / RECENT_S)
-        return WORK_WEIGHT * self.uncached_tokens(c) + OCCUPANCY_WEIGHT * recent_tokens
-
-    def prefill_key(self, c: Candidate) -> PrefillKey:
-        """Order prefill workers: the prediction, with the work weighed for those who come after."""
         tokens_per_s = self.tokens_per_s(c)
-        queued = self.queued_tokens(c, tokens_per_s)
-        seconds = (queued + self.work(c)) / tokens_per_s + c.exposed_transfer_s
-        return seconds, c.pending_requests, c.descriptor.worker_id
+        recent_tokens = math.exp(c.recent_work - self._now_s / RECENT_S)
+        work = WORK_WEIGHT * self.uncached_tokens(c) + OCCUPANCY_WEIGHT * recent_tokens
+        return (self.queued_tokens(c, tokens_per_s) + work) / tokens_per_s + c.exposed_transfer_s
+
+    def local_s(self, c: Candidate) -> float:
+        """Weigh a worker that would do both phases."""
+        decode_s = SEQUENCE_TOKENS * c.num_running / self.tokens_per_s(c)
+        return self.prefill_s(c) - c.exposed_transfer_s + decode_s
+
+    def prefill_keys(self, pool: Sequence[Candidate]) -> list[PrefillKey]:
+        """Order prefill workers by weight, then by requests; with each one's index."""
+        prefill_s = self.prefill_s
+        return [
+            (prefill_s(c), c.pending_requests, c.descriptor.worker_id, index)
+            for index, c in enumerate(pool)
+        ]
 
     def local_key(self, c: Candidate) -> LocalKey:
-        """Order workers that would do both phases: by room, then as above, then by blocks in use.
+        """Order workers that would do both phases: by room, by weight, by blocks in use.
 
         A worker with few sequences may have no blocks left.
         """
-        tokens_per_s = self.tokens_per_s(c)
-        decoding = SEQUENCE_TOKENS * c.num_running
-        queued = self.queued_tokens(c, tokens_per_s)
-        seconds = (queued + self.work(c) + decoding) / tokens_per_s
         lacks_room, _, used_blocks, worker_id = self.decode_key(c)
-        return lacks_room, seconds, used_blocks, worker_id
+        return lacks_room, self.local_s(c), used_blocks, worker_id
 
     def decode_key(self, c: Candidate) -> DecodeKey:
         """Order decode workers: by room first, then by sequences, then by blocks in use."""
         descriptor = c.descriptor
+        num_available = c.num_available
         num_needed = -(-self._num_tokens // descriptor.block_size_tokens) + self._num_choices
-        used_blocks = descriptor.num_blocks - c.num_available
-        return num_needed > c.num_available, c.num_running, used_blocks, descriptor.worker_id
+        used_blocks = descriptor.num_blocks - num_available
+        return num_needed > num_available, c.num_running, used_blocks, descriptor.worker_id

@@ -6,9 +6,9 @@ Owns the choice of path and workers. Does not know streams, time, or how a cost 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from core.errors import NoWorker
 from core.ids import Incarnation, WorkerId
@@ -71,57 +71,86 @@ def choose(
         NoWorker: No worker can take the request on an allowed path.
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
-    size = len(request.token_ids)
-    prediction = Prediction(candidates, size, request.sampling.n, held_blocks, now_s)
+    prediction = Prediction(
+        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s
+    )
     may_cross = not constraints.must_be_local and constraints.path != "local"
     pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None
-    if constraints.path == "pd" and may_cross:
-        if pair is None:
+    if pair is None:
+        if constraints.path == "pd" and may_cross:
             note = "their KV layouts differ; " if prefill and decode else ""
             raise _no_worker(candidates, constraints, note)
-        return _crossing(pair, prefill, [], prediction, "path pd is forced")
-    pool = decode or prefill
-    if not pool:
-        raise _no_worker(candidates, constraints)
-    best = min(pool, key=prediction.local_key)
-    if constraints.path == "local":
-        reason = "path local is forced"
-    elif constraints.must_be_local:
-        reason = "choices that have output stay together"
-    elif pair is None:
-        reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
-    else:
-        reason = _why_local(best, pair[0], prediction, constraints)
-        if not reason:
-            return _crossing(pair, prefill, pool, prediction, "prompt is worth a transfer")
-    return Placement(
-        Path.LOCAL,
-        best.descriptor,
-        best.descriptor,
-        reason,
-        prediction.uncached_tokens(best),
-        _shown(prefill, prediction.prefill_key, prediction) if pair is not None else (),
-        _shown(pool, prediction.local_key, prediction, is_local=True),
-    )
+        pool = decode or prefill
+        if not pool:
+            raise _no_worker(candidates, constraints)
+        if constraints.path == "local":
+            reason = "path local is forced"
+        elif constraints.must_be_local:
+            reason = "choices that have output stay together"
+        else:
+            reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
+        return _local(pool, prediction, reason, ())
+    if constraints.path == "pd":
+        return _across(pair, prediction, "path pd is forced", ())
+    worthwhile = _worthwhile(decode, pair, prediction, constraints)
+    if worthwhile:
+        best = min(worthwhile, key=prediction.local_key)
+        reason = _why_local(best, pair.sender, prediction, constraints)
+        if reason:
+            return _local(worthwhile, prediction, reason, pair.costs)
+    return _across(pair, prediction, "prompt is worth a transfer", worthwhile)
 
 
-def _crossing(
-    pair: tuple[Candidate, Candidate],
-    prefill: Sequence[Candidate],
-    local: Sequence[Candidate],
-    prediction: Prediction,
-    reason: str,
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    sender: Candidate
+    receiver: Candidate
+    costs: tuple[Cost, ...]
+    """Of the cheapest senders."""
+
+
+def _across(
+    pair: _Pair, prediction: Prediction, reason: str, local: Sequence[Candidate]
 ) -> Placement:
-    sender, receiver = pair
     return Placement(
         Path.PD,
-        sender.descriptor,
-        receiver.descriptor,
+        pair.sender.descriptor,
+        pair.receiver.descriptor,
         reason,
-        prediction.uncached_tokens(sender),
-        _shown(prefill, prediction.prefill_key, prediction),
-        _shown(local, prediction.local_key, prediction, is_local=True),
+        prediction.uncached_tokens(pair.sender),
+        pair.costs,
+        _local_costs(local, prediction),
     )
+
+
+def _local(
+    pool: Sequence[Candidate], prediction: Prediction, reason: str, across: tuple[Cost, ...]
+) -> Placement:
+    best = min(pool, key=prediction.local_key)
+    uncached_tokens = prediction.uncached_tokens(best)
+    costs = _local_costs(pool, prediction)
+    chosen = best.descriptor
+    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
+
+
+def _local_costs(pool: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
+    cheapest = heapq.nsmallest(MAX_SHOWN, pool, key=prediction.local_key)
+    return tuple(prediction.cost(c, has_transfer=False) for c in cheapest)
+
+
+def _worthwhile(
+    decode: Sequence[Candidate],
+    pair: _Pair,
+    prediction: Prediction,
+    constraints: PlacementConstraints,
+) -> Sequence[Candidate]:
+    """Find the decode workers that could serve a request alone: they must compute little or less.
+
+    Which is every one of them for a short prompt, and the holders of its prefix for a long one.
+    """
+    uncached_tokens = prediction.uncached_tokens
+    most = max(constraints.local_below_tokens, uncached_tokens(pair.sender))
+    return [c for c in decode if uncached_tokens(c) < most]
 
 
 def _why_local(
@@ -140,24 +169,12 @@ def _why_local(
     across = prediction.cost(sender, has_transfer=True)
     # A prompt that is computed beside decoding sequences delays each of them.
     delay_s = local.num_running * prediction.compute_s(local)
-    is_cheaper = cost.total_s + delay_s < across.total_s
-    if cost.cached_tokens > across.cached_tokens and is_cheaper:
+    if cost.cached_tokens > across.cached_tokens and cost.total_s + delay_s < across.total_s:
         return (
             f"{cost.worker_id} holds {cost.cached_tokens} tokens: {cost.total_s * 1e3:.0f} ms "
             f"there, {across.total_s * 1e3:.0f} ms across"
         )
     return ""
-
-
-def _shown(
-    pool: Sequence[Candidate],
-    key: Callable[[Candidate], Any],
-    prediction: Prediction,
-    *,
-    is_local: bool = False,
-) -> tuple[Cost, ...]:
-    cheapest = heapq.nsmallest(MAX_SHOWN, pool, key=key)
-    return tuple(prediction.cost(c, has_transfer=not is_local) for c in cheapest)
 
 
 def _by_role(
@@ -183,7 +200,7 @@ def _best_pair(
     decode: list[Candidate],
     prediction: Prediction,
     constraints: PlacementConstraints,
-) -> tuple[Candidate, Candidate] | None:
+) -> _Pair | None:
     """Find the cheapest prefill worker that has a partner, and the cheapest of its partners.
 
     Linear in workers: partners are looked up by layout, of which there are few.
@@ -192,10 +209,11 @@ def _best_pair(
     for c in decode:
         by_layout.setdefault(_layout(c.descriptor), []).append(c)
     partners: dict[tuple[str, int], list[Candidate]] = {}
-    queue = [(prediction.prefill_key(c), index) for index, c in enumerate(prefill)]
+    queue = prediction.prefill_keys(prefill)
+    shown = heapq.nsmallest(MAX_SHOWN, queue)
     heapq.heapify(queue)
     while queue:
-        sender = prefill[heapq.heappop(queue)[1]]
+        sender = prefill[heapq.heappop(queue)[-1]]
         layout = _layout(sender.descriptor)
         if layout not in partners:
             compatible = [pool for other, pool in by_layout.items() if _fits(layout, other)]
@@ -208,7 +226,8 @@ def _best_pair(
                 c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
             ]
         if receivers:
-            return sender, min(receivers, key=prediction.decode_key)
+            costs = tuple(prediction.cost(prefill[key[-1]], has_transfer=True) for key in shown)
+            return _Pair(sender, min(receivers, key=prediction.decode_key), costs)
     return None
 
 
