@@ -18,6 +18,7 @@ import asyncio
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
 from router.placement import Placement, PlacementConstraints, choose
+from router.prompt_prefixes import PromptNames
 from router.request_state import RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster, SimRouter
@@ -83,11 +84,13 @@ class Watch:
         orchestrator = router.orchestrator
         place = orchestrator.attempts._place
 
-        async def watched(run: RequestState, after: ServingError | None) -> Placement:
+        async def watched(
+            run: RequestState, after: ServingError | None, names: PromptNames
+        ) -> Placement:
             key = id(run)
             self._placing[key] = (router, run, asyncio.get_running_loop().time())
             try:
-                return await place(run, after)
+                return await place(run, after, names)
             finally:
                 self._placing.pop(key, None)
 

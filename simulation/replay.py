@@ -20,7 +20,7 @@ from functools import partial
 from typing import cast
 
 from core.block_hash import BlockHash
-from core.ids import Incarnation, RunId, WorkerId
+from core.ids import Incarnation, RequestId, RunId, WorkerId
 from core.prefix_changes import PrefixChange
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
@@ -200,7 +200,7 @@ class Replay:
     ) -> None:
         num_full = request.input_tokens // self._trace.block_tokens
         names = [self._name(block) for block in request.hash_ids[:num_full]]
-        job = _Job(RunId(f"{next(self._numbers)}"), request, names, now_s, on_done)
+        job = _Job(RunId(RequestId(f"{next(self._numbers)}")), request, names, now_s, on_done)
         worker, uncached_tokens = self._place(job, now_s)
         worker.load.add(job.run_id, uncached_tokens, now_s)
         self._expected.add(job.run_id, worker.descriptor.worker_id, names)

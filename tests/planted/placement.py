@@ -8,8 +8,8 @@ BUGS = [
     Bug(
         "the longest prefix wins",
         "router/cost.py",
-        "        seconds = (queued + self.work(c)) / tokens_per_s + c.exposed_transfer_s",
-        "        seconds = self.work(c) / tokens_per_s + c.exposed_transfer_s",
+        "(self.queued_tokens(c, tokens_per_s) + work) / tokens_per_s",
+        "work / tokens_per_s",
         f"{COST}::test_a_holder_is_chosen_until_its_queue_costs_more_than_its_prefix_saves",
     ),
     Bug(
@@ -43,8 +43,8 @@ BUGS = [
     Bug(
         "a small difference of speed gathers prompts at one worker",
         "router/cost.py",
-        "own and abs(own - usual) > NOISE_SHARE * usual",
-        "own",
+        "not own or self._slow_tokens_per_s <= own <= self._fast_tokens_per_s",
+        "not own",
         f"{COST}::test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest",
     ),
     Bug(

@@ -133,7 +133,7 @@ def test_room_for_the_prompt_comes_before_few_sequences():
 
 
 def test_the_prompt_alone_decides_what_stays_local_whatever_is_cached():
-    """A router knows how many blocks a worker has cached, not whose prompts they are."""
+    """How many blocks a worker has cached does not say whose prompts they are."""
     auto = PlacementConstraints("auto", len(REQUEST.token_ids))
     below = replace(auto, local_below_tokens=len(REQUEST.token_ids) + 1)
     for d in (worker("d"), worker("d", free_blocks=0, cached_blocks=100)):
