@@ -14,9 +14,9 @@ prefix alone would send them all to one worker.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import exp
 
 from core.ids import WorkerId
 from core.session import Load, WorkerDescriptor
@@ -157,7 +157,10 @@ class Prediction:
         if not c.head_tokens:
             return c.queued_tokens
         done = (self._now_s - c.head_started_s) * tokens_per_s
-        return c.queued_tokens - min(max(done, 0.0), c.head_tokens - 1)
+        if done <= 0:
+            return c.queued_tokens
+        most = c.head_tokens - 1
+        return c.queued_tokens - (done if done < most else most)
 
     def compute_s(self, c: Candidate) -> float:
         """Seconds for this prompt alone."""
@@ -186,10 +189,7 @@ class Prediction:
         Without the part of recent work, prompts that come to idle workers would all go to the one
         that first held a block which every prompt begins with.
         """
-        tokens_per_s = self.tokens_per_s(c)
-        recent_tokens = math.exp(c.recent_work - self._now_s / RECENT_S)
-        work = WORK_WEIGHT * self.uncached_tokens(c) + OCCUPANCY_WEIGHT * recent_tokens
-        return (self.queued_tokens(c, tokens_per_s) + work) / tokens_per_s + c.exposed_transfer_s
+        return self._weights((c,))[0]
 
     def local_s(self, c: Candidate) -> float:
         """Weigh a worker that would do both phases."""
@@ -198,11 +198,31 @@ class Prediction:
 
     def prefill_keys(self, pool: Sequence[Candidate]) -> list[PrefillKey]:
         """Order prefill workers by weight, then by requests; with each one's index."""
-        prefill_s = self.prefill_s
+        weights = self._weights(pool)
         return [
-            (prefill_s(c), c.pending_requests, c.descriptor.worker_id, index)
-            for index, c in enumerate(pool)
+            (weight, c.pending_requests, c.descriptor.worker_id, index)
+            for index, (weight, c) in enumerate(zip(weights, pool, strict=True))
         ]
+
+    def _weights(self, pool: Sequence[Candidate]) -> list[float]:
+        """Weigh prefill workers. A router does this for every worker and request: one flat loop."""
+        num_tokens = self._num_tokens
+        held_blocks = self._held_blocks
+        usual = self._usual_tokens_per_s
+        slow = self._slow_tokens_per_s
+        fast = self._fast_tokens_per_s
+        now = self._now_s / RECENT_S
+        weights = []
+        for c in pool:
+            own = c.prefill_tokens_per_s
+            tokens_per_s = usual if not own or slow <= own <= fast else own
+            queued = self.queued_tokens(c, tokens_per_s) if c.head_tokens else c.queued_tokens
+            is_holder = c.descriptor.worker_id in held_blocks
+            uncached = self.uncached_tokens(c) if is_holder else num_tokens
+            occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
+            tokens = queued + WORK_WEIGHT * uncached + occupied
+            weights.append(tokens / tokens_per_s + c.exposed_transfer_s)
+        return weights
 
     def local_key(self, c: Candidate) -> LocalKey:
         """Order workers that would do both phases: by room, by weight, by blocks in use.

@@ -144,7 +144,21 @@ def test_a_burst_of_one_new_prefix_is_computed_by_few_before_anybody_tells():
     assert found["token_hit_rate"] == pytest.approx(5 * 5_000 / (6 * 5_001), rel=0.25)
 
 
-def test_a_small_cache_evicts_and_the_view_hears_of_it():
+def test_nobody_waits_for_a_prefix_that_was_evicted():
+    """Each prompt fills a worker's cache; that of the first is used again by the third."""
+
+    def prompt(arrival_s, first):
+        return TraceRequest(arrival_s, 1_001, 1, tuple(range(first, first + 10)))
+
+    before = [prompt(2.0 * i, 100 * i) for i in range(3)]
+    both_busy = [prompt(6.0, 300), prompt(6.1, 400)]
+    found = replay([*before, *both_busy, prompt(6.2, 0)], cache_tokens=1_100)
+    # It goes to the worker that is free first, at 7.001.
+    assert found["token_hit_rate"] == 0.0
+    assert found["ttft_p99_s"] == pytest.approx(1.802)
+
+
+def test_a_small_cache_keeps_less():
     requests = conversations(12, 6)
     small = replay(requests, workers=4, cache_tokens=4_000)
     large = replay(requests, workers=4)
