@@ -207,7 +207,7 @@ class Prediction:
     def _weights(self, pool: Sequence[Candidate]) -> list[float]:
         """Weigh prefill workers. A router does this for every worker and request: one flat loop."""
         num_tokens = self._num_tokens
-        held_blocks = self._held_blocks
+        num_held = self._held_blocks.get
         usual = self._usual_tokens_per_s
         slow = self._slow_tokens_per_s
         fast = self._fast_tokens_per_s
@@ -217,12 +217,27 @@ class Prediction:
             own = c.prefill_tokens_per_s
             tokens_per_s = usual if not own or slow <= own <= fast else own
             queued = self.queued_tokens(c, tokens_per_s) if c.head_tokens else c.queued_tokens
-            is_holder = c.descriptor.worker_id in held_blocks
-            uncached = self.uncached_tokens(c) if is_holder else num_tokens
+            uncached = num_tokens
+            descriptor = c.descriptor
+            num_blocks = num_held(descriptor.worker_id)
+            if num_blocks:
+                size = descriptor.block_size_tokens
+                most = (num_tokens - 1) // size
+                uncached -= (num_blocks if num_blocks < most else most) * size
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
             tokens = queued + WORK_WEIGHT * uncached + occupied
             weights.append(tokens / tokens_per_s + c.exposed_transfer_s)
         return weights
+
+    def computing_less(self, pool: Sequence[Candidate], num_tokens: int) -> list[Candidate]:
+        """Find the workers that would have to compute fewer tokens than so many."""
+        num_held = self._held_blocks.get
+        most_cached = self._num_tokens - max(1, num_tokens)
+        return [
+            c
+            for c in pool
+            if num_held(c.descriptor.worker_id, 0) * c.descriptor.block_size_tokens > most_cached
+        ]
 
     def local_key(self, c: Candidate) -> LocalKey:
         """Order workers that would do both phases: by room, by weight, by blocks in use.

@@ -148,9 +148,8 @@ def _worthwhile(
 
     Which is every one of them for a short prompt, and the holders of its prefix for a long one.
     """
-    uncached_tokens = prediction.uncached_tokens
-    most = max(constraints.local_below_tokens, uncached_tokens(pair.sender))
-    return [c for c in decode if uncached_tokens(c) < most]
+    num_tokens = prediction.uncached_tokens(pair.sender)
+    return prediction.computing_less(decode, max(constraints.local_below_tokens, num_tokens))
 
 
 def _why_local(
