@@ -19,6 +19,7 @@ from cluster.served_model import model_of
 from cluster.tracing import make_tracing
 from core import events
 from core.addresses import bare_host, family_of
+from core.block_hash import hash_key
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
@@ -109,6 +110,8 @@ class RunningRouter:
                 ids=Ids(),
                 new_decoder=text.decoder_of,
                 tracing=self._tracing,
+                view=self.prefix_view,
+                hash_key=hash_key(security.cluster_key),
             ),
             ServiceComponents(
                 model=model,

@@ -75,6 +75,11 @@ class PrefixView:
         """Entries of forgotten workers, still to be removed."""
         return sum(holder.num_entries for holder in self._leaving)
 
+    @property
+    def is_empty(self) -> bool:
+        """True if no worker has told anything."""
+        return not self._holders
+
     def workers(self) -> dict[WorkerId, int]:
         """Return the entries of each worker known."""
         return {worker: holder.num_entries for worker, holder in self._holders.items()}

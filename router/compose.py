@@ -28,7 +28,9 @@ from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
+from router.observe.why import Explanations
 from router.orchestrator import Orchestrator
+from router.prompt_prefixes import HeldBlocks, PromptPrefixes
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
 from router.request_state import RequestObserver
@@ -49,6 +51,10 @@ class RouterComponents:
     ids: Ids
     new_decoder: NewDecoder
     tracing: Tracing = field(default_factory=NoTracing)
+    view: HeldBlocks | None = None
+    """Which worker holds which blocks; None: placement does not ask."""
+    hash_key: bytes = b""
+    """Of the cluster, as in `root_hash`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +141,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
-    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), log)
+    explanations = Explanations()
+    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
     core = _core(components, sessions, admission, recorder)
     service = GenerationService(
         parts.model,
@@ -160,6 +167,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         recorder,
         parts.keyring,
         parts.read_prefix_report,
+        explanations,
         clock,
     )
     return Router(core, service, mirror)
@@ -189,7 +197,13 @@ def _core(
 ) -> RouterCore:
     config = components.config
     attempts = Attempts(
-        sessions, config, components.placement, components.clock, components.ids, observer
+        sessions,
+        config,
+        components.placement,
+        components.clock,
+        components.ids,
+        PromptPrefixes(components.view, components.hash_key, components.clock),
+        observer,
     )
     orchestrator = Orchestrator(
         attempts,

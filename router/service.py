@@ -24,6 +24,7 @@ from router.observe.prefix_report import ReadReport
 from router.observe.recorder import Recorder
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
+from router.observe.why import Explanations
 from router.reply_thread import in_reply_thread
 from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel, num_choices
@@ -51,10 +52,12 @@ class GenerationService:
         recorder: Recorder,
         keyring: Keyring,
         read_prefix_report: ReadReport,
+        explanations: Explanations,
         clock: Clock,
     ) -> None:
         """Serve with these parts; `start` begins what runs without calls."""
         self.read_prefix_report = read_prefix_report
+        self.explanations = explanations
         self.model = model
         self.config = config
         self.text = text

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from core.errors import InvalidRequest, ModelNotFound
 from core.trace import TraceContext, parse_trace
@@ -319,6 +320,13 @@ class HttpApi:
     async def prefix_index(self) -> dict[str, Any]:
         """`GET /prefix-index`: how much this router knows of the workers' cached blocks."""
         return self.service.read_prefix_report()
+
+    async def explain(self, request_id: str) -> dict[str, Any]:
+        """`GET /explain/{id}`: why a request that has ended went where it did."""
+        found = self.service.explanations.of(request_id)
+        if found is None:
+            raise HTTPException(404)
+        return found
 
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""

@@ -135,6 +135,7 @@ def make_app(
         ("/load", api.load, observe),
         ("/metrics", api.metrics, observe),
         ("/replicas", api.replicas, observe),
+        ("/explain/{request_id:path}", api.explain, observe),
         ("/links", api.kv_routes, observe),
         ("/prefix-index", api.prefix_index, observe),
     )

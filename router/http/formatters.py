@@ -60,6 +60,7 @@ def timing_body(timing: RequestTiming) -> dict[str, Any]:
         "prefill_pid": timing.prefill_pid,
         "decode_pid": timing.decode_pid,
         "attempts": list(timing.attempts),
+        "why": dict(timing.why),
     }
 
 

@@ -348,6 +348,7 @@ RIGHTS = {
     "/load": Right.OBSERVE,
     "/metrics": Right.OBSERVE,
     "/replicas": Right.OBSERVE,
+    "/explain/{request_id:path}": Right.OBSERVE,
 }
 ALLOWED = {
     Right.ANY_KEY: {"acme", "scraper", "operator"},

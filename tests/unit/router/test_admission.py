@@ -31,7 +31,8 @@ from core.types import (
 )
 from router.admission import Admission
 from router.choice_output import ChoiceOutput
-from router.placement import Candidate, Placement, PlacementConstraints, choose
+from router.cost import Candidate
+from router.placement import Placement, PlacementConstraints, choose
 from router.request_state import AttemptState, RequestState
 from router.text.detokenizing import TextModel
 from simulation.loop import run_virtual
@@ -114,7 +115,9 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     )
     pair = [worker(role.value, role).descriptor for role in (Role.PREFILL, Role.DECODE)]
     finished = asyncio.get_running_loop().create_future()
-    attempt = AttemptState(run, 0, Placement(Path.PD, *pair, ""), finished, 0.0, lambda _: None)
+    attempt = AttemptState(
+        run, 0, Placement(Path.PD, *pair, ""), finished, 0.0, lambda _: None, lambda _: None
+    )
     scores = (Logprob(2, -1.0),)
     attempt.on_delta("decode", delta(0, "ab"))
     attempt.on_delta("prefill", delta(0, "", prompt_logprobs=scores))

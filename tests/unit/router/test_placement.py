@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from core.errors import NoWorker
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.placement import Candidate, PlacementConstraints, choose
+from router.cost import Candidate
+from router.placement import PlacementConstraints, choose
 
 REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
 DESCRIPTOR = WorkerDescriptor("w", Role.DECODE, 1, "a", "b", "m", "digest", 16, 100, 2048)
@@ -132,7 +133,7 @@ def test_room_for_the_prompt_comes_before_few_sequences():
 
 
 def test_the_prompt_alone_decides_what_stays_local_whatever_is_cached():
-    """A router knows how many blocks a worker has cached, not whose prompts they are."""
+    """How many blocks a worker has cached does not say whose prompts they are."""
     auto = PlacementConstraints("auto", len(REQUEST.token_ids))
     below = replace(auto, local_below_tokens=len(REQUEST.token_ids) + 1)
     for d in (worker("d"), worker("d", free_blocks=0, cached_blocks=100)):

@@ -21,6 +21,7 @@ from protos.baton.v1 import generation_pb2 as pb
 from router.choice_output import ChoiceOutput
 from router.grpc.requests import chat_prompt, generate_params
 from router.observe.recorder import Recorder
+from router.observe.why import Explanations
 from router.request_state import AttemptState, RequestState
 from router.service import MAX_DETOKENIZE_TOKENS, GenerationService
 from router.text.detokenizing import TextModel
@@ -127,7 +128,13 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
         finished_choices=(),
     )  # fmt: skip
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
@@ -157,7 +164,13 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
         request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
     )  # fmt: skip
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
         attempt.on_delta(worker_id, said[message])
@@ -165,7 +178,13 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
     # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the
     # scores.
     alone = AttemptState(
-        run, 1, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        1,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
@@ -181,7 +200,13 @@ async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
     )
     run = SimpleNamespace(excluded=set(), note_timings=lambda timings: None)
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     attempt.on_ended(
         reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks"))
@@ -210,7 +235,8 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
 def test_without_a_request_log_requests_are_still_counted():
     seen = []
     telemetry = SimpleNamespace(request_ended=lambda run, ended, door: seen.append(run))
-    recorder = Recorder(telemetry, shedding=None, log=None)
+    recorder = Recorder(telemetry, shedding=None, explanations=Explanations(), log=None)
     for tier in ("standard", "canary"):
-        recorder.request_ended(SimpleNamespace(request=SimpleNamespace(tier=tier)), None)
+        request = SimpleNamespace(tier=tier, request_id=tier)
+        recorder.request_ended(SimpleNamespace(request=request, placement=None), None)
     assert len(seen) == 1

@@ -332,7 +332,7 @@ async def attempt_run(path=Path.LOCAL):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
     )
     finished = asyncio.get_running_loop().create_future()
-    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None), told
+    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None, lambda _: None), told
 
 
 @pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])
@@ -359,7 +359,13 @@ async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
     )  # fmt: skip
     pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     found = []
     for start in range(4):
