@@ -149,7 +149,7 @@ async def lateness():
     )
     view = PrefixView()
     feed = PrefixFeed(RedisPrefixStore(server.url, "b"), view, lambda: [life], CODEC, SystemClock())
-    tasks = [asyncio.create_task(part.run()) for part in (publisher, feed)]
+    tasks = [asyncio.create_task(one.run()) for one in (publisher, feed)]
     rng = random.Random(1)
     times = []
     try:

@@ -30,8 +30,8 @@ def stats(
         typer.echo(json.dumps(report, indent=2))
         return
     typer.echo(
-        f"store {report['state']}, heard {report['age_s']} s ago; {report['entries']} blocks of "
-        f"{len(report['workers'])} workers, {report['gaps']} gaps"
+        f"store {report['state']}, last answer {report['age_s']} s ago; {report['entries']} blocks "
+        f"of {len(report['workers'])} workers, {report['gaps']} gaps"
     )
     for reason, count in sorted(report["refused"].items()):
         typer.echo(f"  {count} entries did not count: {reason}")

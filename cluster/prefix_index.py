@@ -23,7 +23,7 @@ from prefix_index.view import PrefixView
 def make_publisher(
     config: BatonConfig, life: WorkerLife, changes: BlockChanges, pool: BlockPool
 ) -> PrefixPublisher:
-    """Put together what tells Redis about a worker's pool."""
+    """Put together what publishes a worker's cached blocks to Redis."""
     return PrefixPublisher(
         _store(config),
         life,
@@ -53,9 +53,9 @@ def _codec(config: BatonConfig) -> EntryCodec:
 class IndexTask:
     """The task of a publisher or a feed."""
 
-    def __init__(self, part: PrefixPublisher | PrefixFeed) -> None:
+    def __init__(self, component: PrefixPublisher | PrefixFeed) -> None:
         """Start it on the running loop."""
-        self._task = asyncio.get_running_loop().create_task(part.run())
+        self._task = asyncio.get_running_loop().create_task(component.run())
 
     async def stop(self) -> None:
         """Cancel it and wait."""

@@ -33,7 +33,7 @@ def root_hash(content_digest: str, scope: str, key: bytes = b"", adapter: str = 
         content_digest: `KVLayout.content_digest`; other models never share blocks.
         scope: Tenant scope, derived by the server from the credential; tenants never share.
         key: From `hash_key`; empty: names that anybody can work out, for tests and simulation.
-        adapter: Of the model's weights, by a name that says its content; empty: none.
+        adapter: Of the model's weights, by a name that changes with its content; empty: none.
     """
     hashed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
     hashed.update(NAMING_VERSION.to_bytes(4, "little"))

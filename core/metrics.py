@@ -111,7 +111,7 @@ PREFIX_ENTRIES = Metric(
 PREFIX_AGE = Metric(
     "baton_prefix_index_age_seconds",
     "gauge",
-    "time since the store was last heard of; it grows while Redis is away, and hits fall",
+    "time since the store last answered; it grows while Redis is away, and hits fall",
 )
 PREFIX_REFUSED = Metric(
     "baton_prefix_index_refused",

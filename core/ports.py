@@ -205,11 +205,11 @@ START = ""
 
 
 class PrefixStore(Protocol):
-    """Where each life of a worker tells what it caches; advisory, as `MemberStore`.
+    """Where each life of a worker publishes what it caches; advisory, as `MemberStore`.
 
     A life has a log of batches, of which the last few thousand are kept, and the newest whole
-    content in parts with a head. All of it vanishes `ttl_s` after the life's last call. Bytes are
-    not looked into, and come back as anybody may have written them.
+    content in segments with a head. All of it vanishes `ttl_s` after the life's last call. Bytes
+    are not looked into, and come back as anybody may have written them.
     """
 
     async def append(self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float) -> str:
@@ -221,7 +221,7 @@ class PrefixStore(Protocol):
         ...
 
     async def write_whole(
-        self, life: WorkerLife, number: int, head: bytes, parts: Sequence[bytes], ttl_s: float
+        self, life: WorkerLife, number: int, head: bytes, segments: Sequence[bytes], ttl_s: float
     ) -> None:
         """Write the whole content, the head last; `number` names it, and no other of this life.
 
@@ -246,8 +246,8 @@ class PrefixStore(Protocol):
         """
         ...
 
-    async def read_part(self, life: WorkerLife, number: int, index: int) -> bytes | None:
-        """Read one part of a whole content.
+    async def read_segment(self, life: WorkerLife, number: int, index: int) -> bytes | None:
+        """Read one segment of a whole content.
 
         Raises:
             StoreFailed: Within about 100 ms.

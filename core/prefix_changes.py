@@ -1,4 +1,4 @@
-"""What a worker tells of its cached blocks.
+"""What a worker publishes of its cached blocks.
 
 Owns the storage tiers and the one form in which stored and evicted blocks travel from a worker's
 pool to a router's view. Does not know pools, stores or tensors.
@@ -14,7 +14,7 @@ from core.block_hash import BlockHash
 
 
 class StorageTier(IntEnum):
-    """Where a worker keeps a block; the numbers are part of the wire."""
+    """Where a worker keeps a block; the numbers go over the wire."""
 
     POOL = 0
     HOST = 1

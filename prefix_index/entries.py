@@ -1,11 +1,11 @@
-"""The bytes in which workers tell what they cache.
+"""The bytes in which workers publish what they cache.
 
-Owns the format of batches, parts and heads, their authentication, and every check of what is read.
-Does not know where they are kept.
+Owns the format of batches, segments and heads, their authentication, and every check of what is
+read. Does not know where they are kept.
 
     batch    tag │ version, tier, number, how many stored, how many evicted │ names
-    part     tag │ version, tier, number, index                             │ names
-    head     tag │ version, number, how many parts                          │ position in the log
+    segment  tag │ version, tier, number, index                             │ names
+    head     tag │ version, number, how many segments                          │ position in the log
 
 A tag is a keyed hash over the worker's life, the kind and all that follows, so that nothing counts
 that no worker of the cluster wrote, nor under another worker's name.
@@ -26,11 +26,11 @@ from core.prefix_changes import PrefixChange, StorageTier
 VERSION = 1
 TAG_BYTES = 16
 MAX_BATCH_BLOCKS = 2_048
-PART_BLOCKS = 4_096
-MAX_PARTS = 16_384
+SEGMENT_BLOCKS = 4_096
+MAX_SEGMENTS = 16_384
 MAX_POSITION_BYTES = 64
 _BATCH = struct.Struct("<BBQII")
-_PART = struct.Struct("<BBQI")
+_SEGMENT = struct.Struct("<BBQI")
 _HEAD = struct.Struct("<BQI")
 
 
@@ -56,7 +56,7 @@ class Head:
     """What a whole content is: its number, which is that of the last batch it covers."""
 
     number: int
-    num_parts: int
+    num_segments: int
     position: str
     """In the log, after that batch."""
 
@@ -102,30 +102,30 @@ class EntryCodec:
             raise BadEntry("malformed")
         return Batch(number, PrefixChange(names[:num_stored], names[num_stored:], _tier_of(tier)))
 
-    def part(
+    def segment(
         self, life: WorkerLife, number: int, index: int, tier: StorageTier, names: Sequence[bytes]
     ) -> bytes:
-        """Write a part of a whole content, of at most `PART_BLOCKS`."""
-        body = _PART.pack(VERSION, tier, number, index)
+        """Write a segment of a whole content, of at most `SEGMENT_BLOCKS`."""
+        body = _SEGMENT.pack(VERSION, tier, number, index)
         return self._sealed(b"p", life, b"".join((body, *names)))
 
-    def read_part(self, life: WorkerLife, number: int, index: int, entry: bytes) -> PrefixChange:
-        """Read a part, as blocks that are stored.
+    def read_segment(self, life: WorkerLife, number: int, index: int, entry: bytes) -> PrefixChange:
+        """Read a segment, as blocks that are stored.
 
         Raises:
-            BadEntry: It is not this part of this whole content.
+            BadEntry: It is not this segment of this whole content.
         """
-        body = self._opened(b"p", life, entry, _PART.size)
-        version, tier, its_number, its_index = _PART.unpack_from(body)
+        body = self._opened(b"p", life, entry, _SEGMENT.size)
+        version, tier, its_number, its_index = _SEGMENT.unpack_from(body)
         _check(version)
-        names = _names(body[_PART.size :])
-        if (its_number, its_index) != (number, index) or len(names) > PART_BLOCKS:
+        names = _names(body[_SEGMENT.size :])
+        if (its_number, its_index) != (number, index) or len(names) > SEGMENT_BLOCKS:
             raise BadEntry("malformed")
         return PrefixChange(names, (), _tier_of(tier))
 
     def head(self, life: WorkerLife, head: Head) -> bytes:
         """Write a head."""
-        body = _HEAD.pack(VERSION, head.number, head.num_parts)
+        body = _HEAD.pack(VERSION, head.number, head.num_segments)
         return self._sealed(b"h", life, body + head.position.encode())
 
     def read_head(self, life: WorkerLife, entry: bytes) -> Head:
@@ -135,12 +135,16 @@ class EntryCodec:
             BadEntry: It is none, or not of this life.
         """
         body = self._opened(b"h", life, entry, _HEAD.size)
-        version, number, num_parts = _HEAD.unpack_from(body)
+        version, number, num_segments = _HEAD.unpack_from(body)
         _check(version)
         position = body[_HEAD.size :]
-        if num_parts > MAX_PARTS or len(position) > MAX_POSITION_BYTES or not position.isascii():
+        if (
+            num_segments > MAX_SEGMENTS
+            or len(position) > MAX_POSITION_BYTES
+            or not position.isascii()
+        ):
             raise BadEntry("malformed")
-        return Head(number, num_parts, position.decode())
+        return Head(number, num_segments, position.decode())
 
     def _tag(self, kind: bytes, life: WorkerLife, body: bytes) -> bytes:
         worker, incarnation = life

@@ -47,7 +47,7 @@ class _Follower:
 
 
 class PrefixFeed:
-    """Applies what workers tell to one view."""
+    """Applies what workers publish to one view."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PrefixFeed:
 
     @property
     def age_s(self) -> float | None:
-        """Seconds since the store was last heard; None: never."""
+        """Seconds since the last answer of the store; None: never."""
         return None if self._fresh_at is None else self._clock.now_s() - self._fresh_at
 
     def report(self) -> dict[str, Any]:
@@ -172,7 +172,7 @@ class PrefixFeed:
             return
         try:
             head = self._codec.read_head(life, entry)
-            changes = await self._read_parts(life, head) if head.number >= wanted else None
+            changes = await self._read_segments(life, head) if head.number >= wanted else None
         except BadEntry as error:
             self.refused[error.reason] += 1
             return
@@ -189,14 +189,14 @@ class PrefixFeed:
         follower.wanted = None
         self.num_wholes += 1
 
-    async def _read_parts(self, life: WorkerLife, head: Head) -> list[PrefixChange] | None:
-        """Read a whole content; None if a part has gone, as when another took its place."""
+    async def _read_segments(self, life: WorkerLife, head: Head) -> list[PrefixChange] | None:
+        """Read a whole content; None if a segment has gone, as when another took its place."""
         changes = []
-        for index in range(head.num_parts):
-            part = await self._store.read_part(life, head.number, index)
-            if part is None:
+        for index in range(head.num_segments):
+            segment = await self._store.read_segment(life, head.number, index)
+            if segment is None:
                 return None
-            changes.append(self._codec.read_part(life, head.number, index, part))
+            changes.append(self._codec.read_segment(life, head.number, index, segment))
         return changes
 
     def _take(self, life: WorkerLife, follower: _Follower, entry: bytes) -> None:

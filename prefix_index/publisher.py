@@ -1,8 +1,8 @@
-"""A worker's cached blocks, told to the store.
+"""A worker's cached blocks, published to the store.
 
-Owns when changes are sent, their numbers, and when the whole content is told: at the start, after a
-change was lost, when the store forgot it, and when the log has grown. Does not know the pool behind
-the changes, nor Redis.
+Owns when changes are sent, their numbers, and when the whole content is published: at the start,
+after a change was lost, when the store forgot it, and when the log has grown. Does not know the
+pool behind the changes, nor Redis.
 
 Nothing waits for the store: changes are kept within a bound while it fails, and are void beyond.
 """
@@ -17,7 +17,7 @@ from core.block_hash import BlockHash
 from core.ids import WorkerLife
 from core.ports import START, Clock, PrefixStore, StoreFailed
 from core.prefix_changes import PrefixChange, StorageTier
-from prefix_index.entries import MAX_BATCH_BLOCKS, PART_BLOCKS, Batch, EntryCodec, Head
+from prefix_index.entries import MAX_BATCH_BLOCKS, SEGMENT_BLOCKS, Batch, EntryCodec, Head
 
 BATCH_S = 0.02
 """Changes of this time go together."""
@@ -37,7 +37,7 @@ class Changes(Protocol):
 
     @property
     def is_whole_due(self) -> bool:
-        """True if what was told before is void."""
+        """True if what was published before is void."""
         ...
 
     def __len__(self) -> int:
@@ -53,7 +53,7 @@ class Changes(Protocol):
         ...
 
     def void(self) -> None:
-        """What was told is lost."""
+        """What was published is lost."""
         ...
 
     def take(self, max_changes: int) -> tuple[list[BlockHash], list[BlockHash]]:
@@ -62,7 +62,7 @@ class Changes(Protocol):
 
 
 class PrefixPublisher:
-    """Tells the store what one life of a worker caches, at most `BATCH_S` and a call late."""
+    """Publishes what one life of a worker caches, at most `BATCH_S` and a call late."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class PrefixPublisher:
         return self._changes.is_whole_due or len(self._changes) > 0
 
     async def _turn(self) -> float:
-        """Tell what there is; returns how long to rest."""
+        """Publish what there is; returns how long to rest."""
         try:
             await self.publish()
         except StoreFailed:
@@ -141,7 +141,7 @@ class PrefixPublisher:
         """Bring the store up to date, once.
 
         Raises:
-            StoreFailed: What was to be told may be lost, and the whole content has to be.
+            StoreFailed: What was to be published may be lost: the whole content is due.
         """
         if not self._changes.is_whole_due and self._is_renewal_due:
             if not await self._store.renew(self._life, self._whole_number, TTL_S):
@@ -151,13 +151,13 @@ class PrefixPublisher:
             self._position = START
             # A number is left out, so that who follows the log notices and reads the whole.
             self._number += 1
-            await self._tell_whole()
+            await self._publish_whole()
             await self._append(PrefixChange())
         while len(self._changes) and not self._changes.is_whole_due:
             stored, evicted = self._changes.take(MAX_BATCH_BLOCKS)
             await self._append(PrefixChange(stored, evicted))
         if self._number - self._whole_number > MAX_BATCHES_SINCE_WHOLE:
-            await self._tell_whole()
+            await self._publish_whole()
 
     @property
     def _is_renewal_due(self) -> bool:
@@ -168,7 +168,7 @@ class PrefixPublisher:
         entry = self._codec.batch(self._life, Batch(self._number, change))
         self._position = await self._store.append(self._life, [entry], TTL_S)
 
-    async def _tell_whole(self) -> None:
+    async def _publish_whole(self) -> None:
         number = self._number
         head = Head(number, 0, self._position)
         self._changes.begin_whole()
@@ -176,14 +176,14 @@ class PrefixPublisher:
         for start in range(0, self._num_blocks, READ_BLOCKS):
             names += self._read_blocks(range(start, min(start + READ_BLOCKS, self._num_blocks)))
             await asyncio.sleep(0)
-        slices = [names[at : at + PART_BLOCKS] for at in range(0, len(names), PART_BLOCKS)]
-        parts = [
-            self._codec.part(self._life, number, index, StorageTier.POOL, some)
+        slices = [names[at : at + SEGMENT_BLOCKS] for at in range(0, len(names), SEGMENT_BLOCKS)]
+        segments = [
+            self._codec.segment(self._life, number, index, StorageTier.POOL, some)
             for index, some in enumerate(slices)
         ]
-        head = Head(number, len(parts), head.position)
+        head = Head(number, len(segments), head.position)
         entry = self._codec.head(self._life, head)
-        await self._store.write_whole(self._life, number, entry, parts, TTL_S)
+        await self._store.write_whole(self._life, number, entry, segments, TTL_S)
         self._whole_number = number
         self._renewed_at = self._clock.now_s()
         self.num_wholes += 1

@@ -1,10 +1,10 @@
 """Redis as the store of the prefix index.
 
-Owns the keys, the commands, and the bound on each call. Does not know what the entries say.
+Owns the keys, the commands, and the bound on each call. Does not know what is in the entries.
 
     baton:{NAMESPACE}:WORKER:INCARNATION:log      stream, one field an entry
     baton:{NAMESPACE}:WORKER:INCARNATION:head     string
-    baton:{NAMESPACE}:WORKER:INCARNATION:NUMBER   hash, one field a part
+    baton:{NAMESPACE}:WORKER:INCARNATION:NUMBER   hash, one field a segment
 
 All keys of a cluster lie in one slot of Redis Cluster. Commands are those of Redis 6.2, without
 scripts.
@@ -29,7 +29,7 @@ READ_ENTRIES = 256
 """Entries of one life in one answer."""
 FIELD = "e"
 COUNT = "n"
-"""Field of a whole content that says how many parts it has."""
+"""Field of a whole content that says how many segments it has."""
 OLDEST = "0-0"
 Answer = TypeVar("Answer")
 
@@ -55,13 +55,13 @@ class RedisPrefixStore:
         return _text(answers[-2]) if batches else START
 
     async def write_whole(
-        self, life: WorkerLife, number: int, head: bytes, parts: Sequence[bytes], ttl_s: float
+        self, life: WorkerLife, number: int, head: bytes, segments: Sequence[bytes], ttl_s: float
     ) -> None:
         """See `PrefixStore`."""
         key = self._key(life, str(number))
         ttl_ms = int(ttl_s * 1000)
-        fields = {str(index): part for index, part in enumerate(parts)}
-        fields[COUNT] = str(len(parts)).encode()  # there is a key even without parts
+        fields = {str(index): segment for index, segment in enumerate(segments)}
+        fields[COUNT] = str(len(segments)).encode()  # there is a key even without segments
         for name, value in fields.items():
             pipeline = self._client.pipeline(transaction=False)
             pipeline.hset(key, name, value)
@@ -80,7 +80,7 @@ class RedisPrefixStore:
         """See `PrefixStore`."""
         return _bytes(await _bounded(self._client.get(self._key(life, "head"))))
 
-    async def read_part(self, life: WorkerLife, number: int, index: int) -> bytes | None:
+    async def read_segment(self, life: WorkerLife, number: int, index: int) -> bytes | None:
         """See `PrefixStore`."""
         call: Any = self._client.hget(self._key(life, str(number)), str(index))
         return _bytes(await _bounded(call))

@@ -77,7 +77,7 @@ class PrefixView:
 
     @property
     def is_empty(self) -> bool:
-        """True if no worker has told anything."""
+        """True if no worker has published anything."""
         return not self._holders
 
     def workers(self) -> dict[WorkerId, int]:
@@ -87,7 +87,7 @@ class PrefixView:
     # --- changes ------------------------------------------------------------------------------
 
     def apply(self, worker: WorkerId, incarnation: Incarnation, change: PrefixChange) -> None:
-        """Take over what a worker told. Its next incarnation voids all that this one told.
+        """Take over what a worker published. Its next incarnation voids all that this one did.
 
         A change of an incarnation that was followed by another has no effect.
         """

@@ -56,7 +56,7 @@ class Candidate:
     prefill_tokens_per_s: float = 0.0
     """As measured; 0: not yet."""
     exposed_transfer_s: float = 0.0
-    """By which its hand-overs were late, as measured."""
+    """By which its transfers were late, as measured."""
     recent_work: float = 0.0
     """Logarithm of the tokens computed here of late, were it now the clock's zero."""
     queued_tokens: int = field(init=False)
@@ -187,7 +187,7 @@ class Prediction:
     def prefill_s(self, c: Candidate) -> float:
         """Weigh a prefill worker: the prediction, and what those who come after lose by it.
 
-        Without the part of recent work, prompts that come to idle workers would all go to the one
+        Without the share of recent work, prompts that come to idle workers would all go to the one
         that first held a block which every prompt begins with.
         """
         return self._weights((c,))[0]

@@ -3,7 +3,7 @@
 Owns the expected prefixes, bounded in number and in time. Does not know workers' state or streams.
 
 Without them a burst of one new prefix scatters: nobody holds it until its first prompt is computed
-and the news of it has come. Names are chained, so that a block that is expected implies all before
+and the view has it. Names are chained, so that a block that is expected implies all before
 it, and only some blocks of a long prompt are kept.
 """
 
@@ -17,7 +17,7 @@ from core.block_hash import BlockHash
 from core.ids import RunId, WorkerId
 
 KEPT_S = 1.0
-"""How long after its answer a prompt is expected: by then its worker has told what it stored."""
+"""How long after its answer a prompt is expected: by then its worker has published it."""
 MAX_PROMPTS = 4_096
 
 

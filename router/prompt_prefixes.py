@@ -29,7 +29,7 @@ class HeldBlocks(Protocol):
 
     @property
     def is_empty(self) -> bool:
-        """True if no worker has told anything."""
+        """True if no worker has published anything."""
         ...
 
     def match(self, block_hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
@@ -87,7 +87,7 @@ class PromptPrefixes:
             self._expected.add(run_id, worker.worker_id, hashes)
 
     def answered(self, run_id: RunId) -> None:
-        """The worker has computed a prompt, and will say so itself."""
+        """The worker has computed a prompt, and will publish it itself."""
         self._expected.answered(run_id, self._clock.now_s())
 
     def failed(self, run_id: RunId) -> None:

@@ -1,7 +1,7 @@
 """The store of the prefix index in memory, with the faults that Redis can have.
 
-Owns logs, heads and parts with their time to live, and what goes wrong with them. Does not know
-what entries say.
+Owns logs, heads and segments with their time to live, and what goes wrong with them. Does not know
+what is in the entries.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Kept:
 
     log: list[tuple[str, bytes]] = field(default_factory=list)
     head: bytes | None = None
-    parts: dict[int, list[bytes]] = field(default_factory=dict)
+    segments: dict[int, list[bytes]] = field(default_factory=dict)
     ends_at: float = 0.0
 
 
@@ -38,7 +38,7 @@ class MemoryPrefixStore:
         self.loses_next = 0
         """Batches that vanish after they were taken."""
         self.fails_after_next = 0
-        """Batches that are kept, and told to have failed."""
+        """Batches that are kept, and reported to have failed."""
         self.num_bitten = 0
         self._kept: dict[WorkerLife, _Kept] = {}
         self._serial = 0
@@ -73,12 +73,12 @@ class MemoryPrefixStore:
         return kept.log[-1][0] if kept.log else START
 
     async def write_whole(
-        self, life: WorkerLife, number: int, head: bytes, parts: Sequence[bytes], ttl_s: float
+        self, life: WorkerLife, number: int, head: bytes, segments: Sequence[bytes], ttl_s: float
     ) -> None:
         """See `PrefixStore`."""
         await self._call()
         kept = self._touch(life, ttl_s)
-        kept.parts[number] = list(parts)
+        kept.segments[number] = list(segments)
         await self._call()
         kept.head = head
 
@@ -86,7 +86,7 @@ class MemoryPrefixStore:
         """See `PrefixStore`."""
         await self._call()
         kept = self._of(life)
-        is_there = bool(kept.log) and kept.head is not None and number in kept.parts
+        is_there = bool(kept.log) and kept.head is not None and number in kept.segments
         if is_there:
             self._touch(life, ttl_s)
         return is_there
@@ -96,11 +96,11 @@ class MemoryPrefixStore:
         await self._call()
         return self._of(life).head
 
-    async def read_part(self, life: WorkerLife, number: int, index: int) -> bytes | None:
+    async def read_segment(self, life: WorkerLife, number: int, index: int) -> bytes | None:
         """See `PrefixStore`."""
         await self._call()
-        parts = self._of(life).parts.get(number, [])
-        return parts[index] if index < len(parts) else None
+        segments = self._of(life).segments.get(number, [])
+        return segments[index] if index < len(segments) else None
 
     async def read_log(
         self, positions: Mapping[WorkerLife, str], wait_s: float

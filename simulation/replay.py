@@ -218,7 +218,7 @@ class Replay:
         held = self._view.match(names)
         for worker_id, num_blocks in self._expected.match(names, now_s).items():
             held[worker_id] = max(held.get(worker_id, 0), num_blocks)
-        # Placement asks how long a prompt is, not what it says.
+        # Placement asks how long a prompt is, not what is in it.
         token_ids = cast("tuple[int, ...]", range(num_tokens))
         placement = choose(
             [*(worker.load.candidate for worker in self._workers), self._decode],

@@ -110,7 +110,7 @@ def ideal_hit_rate(trace: Trace) -> float:
 
 
 def _what(error: Exception) -> str:
-    """Say what is wrong with a row."""
+    """Name what is wrong with a row."""
     if isinstance(error, KeyError):
         return f"has no {error.args[0]}"
     return str(error)
@@ -194,6 +194,6 @@ def _block_tokens(path: Path, requests: Sequence[TraceRequest], wanted: int) -> 
     if not (num_blocks - 2) * size <= longest.input_tokens <= (num_blocks + 2) * size:
         raise ConfigError(
             f"{path}: {num_blocks} blocks of {size} tokens are no prompt of "
-            f"{longest.input_tokens} tokens; say how many tokens a block has with --block-tokens"
+            f"{longest.input_tokens} tokens; set the tokens of a block with --block-tokens"
         )
     return size

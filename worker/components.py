@@ -88,7 +88,7 @@ class WorkerComponents:
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
     block_changes: BlockChanges | None = None
-    """Is told which cached blocks come and go; None: nobody wants to know."""
+    """Notes which cached blocks come and go; None: nobody wants to know."""
 
     def describe(self) -> WorkerDescriptor:
         """Describe the worker, which listens nowhere yet."""

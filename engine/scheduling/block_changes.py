@@ -3,8 +3,8 @@
 Owns the log between one pool and whoever publishes its content: bounded, constant time a change,
 the last word on each block only. Does not know pools, publishers or time.
 
-If more changes than it keeps are not fetched in time, the log holds none of them and says that the
-whole content is to be read again.
+If more changes than it keeps are not fetched in time, the log holds none of them, and the
+whole content is due.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class BlockChanges:
 
     @property
     def is_whole_due(self) -> bool:
-        """True if what was told before is void, and the pool's content is to be read."""
+        """True if what was reported before is void, and the pool's content is to be read."""
         return self._is_whole_due
 
     def __len__(self) -> int:
@@ -39,7 +39,7 @@ class BlockChanges:
         """Call `on_change` at the first change after nothing was left; one watcher."""
         self._on_change = on_change
 
-    # --- what the pool tells ------------------------------------------------------------------
+    # --- what the pool reports ----------------------------------------------------------------
 
     def stored(self, block_hash: BlockHash) -> None:
         """A block can be found now."""
@@ -55,19 +55,19 @@ class BlockChanges:
         self._is_stored.clear()
         self._is_whole_due = True
         if was_idle:
-            self._tell()
+            self._wake()
 
     # --- what is fetched ----------------------------------------------------------------------
 
     def begin_whole(self) -> None:
         """The caller reads the pool from now on, in slices if it likes, and takes changes after.
 
-        A change says how a block is now, so that one which the reading has seen does no harm.
+        A change is how a block is now, so that one which the reading has seen does no harm.
         """
         self._is_whole_due = False
 
     def void(self) -> None:
-        """What was told is lost: the whole content is due."""
+        """What was taken is lost: the whole content is due."""
         self._is_whole_due = True
 
     def take(self, max_changes: int) -> tuple[list[BlockHash], list[BlockHash]]:
@@ -92,13 +92,13 @@ class BlockChanges:
     def _note(self, block_hash: BlockHash, *, is_stored: bool) -> None:
         changes = self._is_stored
         if not changes:
-            self._tell()
+            self._wake()
         changes.pop(block_hash, None)
         changes[block_hash] = is_stored
         if len(changes) > self._max_changes:
             changes.clear()
             self._is_whole_due = True
 
-    def _tell(self) -> None:
+    def _wake(self) -> None:
         if self._on_change is not None:
             self._on_change()

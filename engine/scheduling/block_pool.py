@@ -30,7 +30,7 @@ class BlockPool:
     """Books of one pool. free + cached + held = total, always."""
 
     def __init__(self, num_blocks: int, changes: BlockChanges | None = None) -> None:
-        """Start with every block free, generation 0; `changes` is told what can be found."""
+        """Start with every block free, generation 0; `changes` notes what can be found."""
         self.num_blocks = num_blocks
         self._changes = changes
         self._references = array("i", [0]) * num_blocks

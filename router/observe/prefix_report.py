@@ -1,4 +1,4 @@
-"""What operators see of the router's part of the prefix index.
+"""What operators see of the router's view of the prefix index.
 
 Owns the gauges made from its report, and the report of a router that has none. Does not know where
 entries come from.

@@ -80,13 +80,13 @@ async def test_who_waits_is_told_when_something_comes(store):
 
 async def test_the_newest_whole_content_is_read_in_parts(store):
     assert await eventually(lambda: store.read_head(LIFE)) is None
-    assert await eventually(lambda: store.read_part(LIFE, 1, 0)) is None
+    assert await eventually(lambda: store.read_segment(LIFE, 1, 0)) is None
     await eventually(lambda: store.write_whole(LIFE, 1, b"head1", [b"a", b"b\0"], TTL_S))
     await eventually(lambda: store.write_whole(LIFE, 5, b"head5", [b"c"], TTL_S))
     assert await eventually(lambda: store.read_head(LIFE)) == b"head5"
-    assert await eventually(lambda: store.read_part(LIFE, 5, 0)) == b"c"
-    assert await eventually(lambda: store.read_part(LIFE, 5, 1)) is None
-    assert await eventually(lambda: store.read_part(LIFE, 1, 1)) == b"b\0"
+    assert await eventually(lambda: store.read_segment(LIFE, 5, 0)) == b"c"
+    assert await eventually(lambda: store.read_segment(LIFE, 5, 1)) is None
+    assert await eventually(lambda: store.read_segment(LIFE, 1, 1)) == b"b\0"
     assert await eventually(lambda: store.read_head(OTHER)) is None
 
 
@@ -141,7 +141,7 @@ class Running:
         )
 
     async def __aenter__(self):
-        self._tasks = [asyncio.create_task(part.run()) for part in (self.publisher, self.feed)]
+        self._tasks = [asyncio.create_task(one.run()) for one in (self.publisher, self.feed)]
         return self
 
     async def __aexit__(self, *_):

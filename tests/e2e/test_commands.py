@@ -138,6 +138,9 @@ def test_help_is_quick_to_read_and_lists_every_command():
         "bench",
         "check-config",
         "collect-env",
+        "explain",
+        "prefix",
+        "simulate",
         "version",
     ):
         assert command in text

@@ -65,7 +65,7 @@ async def following(*workers, store, key=KEY):
     """Publishers and one feed, running; yields the feed and the set of members."""
     members = {worker.life for worker in workers}
     feed = PrefixFeed(store, PrefixView(), lambda: members, EntryCodec(key), LoopClock())
-    tasks = [asyncio.create_task(part.run()) for part in (*(w.publisher for w in workers), feed)]
+    tasks = [asyncio.create_task(one.run()) for one in (*(w.publisher for w in workers), feed)]
     try:
         await asyncio.sleep(1.0)
         yield feed, members
