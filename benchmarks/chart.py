@@ -233,11 +233,13 @@ def draw_scaling():
 
 def draw_prefixes():
     """Token hit rate by the size of the workers' caches, beside the ideal shared cache (red)."""
-    names = [name for name in ("conversation", "synthetic")
-             if (RESULTS / f"trace_{name}.json").exists()]  # fmt: skip
-    parts, y = [], 44
-    for name in names:
-        result = json.loads((RESULTS / f"trace_{name}.json").read_text())
+    parts = []
+    y = 44
+    for name in ("conversation", "synthetic"):
+        path = RESULTS / f"trace_{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
         rows = result["by_cache_size"]
         ideal = rows[0]["ideal_token_hit_rate"]
         scale = 380 / ideal

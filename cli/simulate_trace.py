@@ -68,7 +68,7 @@ def simulate_trace(
                 if num_answered % ANSWERS_PER_UPDATE == 0:
                     progress.update(bar, completed=num_answered)
 
-            figures = Replay(trace, plan).run(on_answer)
+            figures = Replay(trace, plan, on_answer).run()
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     found: dict[str, object] = {

@@ -118,11 +118,7 @@ class PrefixFeed:
             if self._num_failures == FAILURES_TO_BREAK:
                 self.state = "down"
                 events.PREFIX_INDEX_DOWN.log(reason=str(error))
-            return (
-                min(0.1 * 2**self._num_failures, MAX_PAUSE_S)
-                if self._num_failures < 9
-                else (MAX_PAUSE_S)
-            )
+            return float(min(FIRST_PAUSE_S * 2 ** min(self._num_failures, 9), MAX_PAUSE_S))
         self._num_failures = 0
         self._fresh_at = self._clock.now_s()
         if self.state != "ok":

@@ -118,13 +118,26 @@ class _Worker:
         self.pool.free(job.block_ids)
 
 
+def _ignore(_: float) -> None:
+    """Nobody waits for this."""
+
+
 class Replay:
     """One replay; `run` does it once."""
 
-    def __init__(self, trace: Trace, plan: ReplayPlan) -> None:
-        """Set the cluster up, with empty caches."""
+    def __init__(
+        self, trace: Trace, plan: ReplayPlan, on_answer: Callable[[int], None] = _ignore
+    ) -> None:
+        """Set the cluster up, with empty caches.
+
+        Args:
+            trace: What is asked of it.
+            plan: Its size.
+            on_answer: Called with the number of prompts answered so far.
+        """
         self._trace = trace
         self._plan = plan
+        self._on_answer = on_answer
         size = trace.block_tokens
         self._workers = [_Worker(number, plan, size) for number in range(plan.num_workers)]
         self._by_id = {worker.descriptor.worker_id: worker for worker in self._workers}
@@ -141,22 +154,13 @@ class Replay:
         self._ttft_s: list[float] = []
         self._cached_tokens = 0
         self._now_s = 0.0
-        self._on_answer: Callable[[int], None] = lambda count: None
         for worker in self._workers:
             worker.changes.begin_whole()
             self._view.apply(worker.descriptor.worker_id, Incarnation(1), PrefixChange())
             worker.changes.watch(partial(self._publish_soon, worker))
 
-    def run(self, on_answer: Callable[[int], None] = lambda count: None) -> dict[str, float]:
-        """Replay the whole trace.
-
-        Args:
-            on_answer: Called with the number of prompts answered so far.
-
-        Returns:
-            The figures, by name.
-        """
-        self._on_answer = on_answer
+    def run(self) -> dict[str, float]:
+        """Replay the whole trace; returns the figures, by name."""
         self._schedule()
         while self._events:
             self._now_s, _, action = heapq.heappop(self._events)
@@ -176,7 +180,7 @@ class Replay:
             if request.session:
                 sessions.setdefault(request.session, deque()).append(request)
             else:
-                self._at(request.arrival_s, partial(self._arrive, request, lambda now_s: None))
+                self._at(request.arrival_s, partial(self._arrive, request, _ignore))
         start_s = 0.0
         for turns in sessions.values():
             in_order = deque(sorted(turns, key=lambda turn: turn.arrival_s))

@@ -127,6 +127,25 @@ def test_down_ends_what_up_started_and_nothing_else(start, local):
     assert local.complete().status_code == 200
 
 
+def test_a_request_can_be_explained_and_an_unknown_one_is_named(local):
+    request_id = local.complete().json()["id"]
+    asked = ("explain", "request", request_id, "--url", local.url)
+    found = json.loads(baton(*asked, "-o", "json"))
+    assert found["request_id"] == request_id and found["outcome"] == "ok"
+    assert found["decision"]["decode_worker"].startswith("decode")
+    assert found["decision"]["decode_worker"] in baton(*asked)
+    unknown = baton("explain", "request", "nobody/..%2f?", "--url", local.url, code=2)
+    assert "remembers no request nobody" in unknown
+
+
+def test_the_prefix_index_can_be_seen(local):
+    report = json.loads(baton("prefix", "stats", "--url", local.url, "-o", "json"))
+    assert report["state"] in ("starting", "ok") and not report["refused"]
+    assert "blocks of" in baton("prefix", "stats", "--url", local.url)
+    rows = json.loads(baton("prefix", "top", "--url", local.url, "-o", "json"))
+    assert all(row["blocks"] >= 0 for row in rows)
+
+
 def test_help_is_quick_to_read_and_lists_every_command():
     text = baton("--help")
     for command in (
