@@ -260,7 +260,7 @@ class PrefixStore(Protocol):
         """Read batches after these positions, each with its own; waits for some if there are none.
 
         Raises:
-            StoreFailed: Within about 100 ms after `wait_s`.
+            StoreFailed: Within about 250 ms after `wait_s`.
         """
         ...
 

@@ -34,6 +34,7 @@ from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
     ReplyOptions,
+    request_id_of,
     server_timing,
 )
 from router.http.json_pieces import UTF8, dumps
@@ -322,8 +323,12 @@ class HttpApi:
         return self.service.read_prefix_report()
 
     async def explain(self, request_id: str) -> dict[str, Any]:
-        """`GET /explain/{id}`: why a request that has ended went where it did."""
-        found = self.service.explanations.of(request_id)
+        """`GET /explain/{id}`: why a request that has ended went where it did.
+
+        The id may be that of a reply.
+        """
+        explanations = self.service.explanations
+        found = explanations.of(request_id) or explanations.of(request_id_of(request_id))
         if found is None:
             raise HTTPException(404)
         return found

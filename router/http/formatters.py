@@ -241,3 +241,10 @@ class ChatFormatter(CompletionFormatter):
             f'{{"index":{index},"delta":{{"content":{json.dumps(text)}}},"logprobs":null,'
             f'"finish_reason":null}}'
         )
+
+
+def request_id_of(reply_id: str) -> str:
+    """Return the id of the request that a reply is to; another id stays as it is."""
+    for formatter in (CompletionFormatter, ChatFormatter):
+        reply_id = reply_id.removeprefix(f"{formatter.id_prefix}-")
+    return reply_id

@@ -1,6 +1,7 @@
 """What the prefix index needs of a store: the one in memory and a real Redis keep the same."""
 
 import asyncio
+import contextlib
 import os
 import signal
 
@@ -76,6 +77,16 @@ async def test_who_waits_is_told_when_something_comes(store):
     await eventually(lambda: store.append(LIFE, [b"two"], TTL_S))
     async with asyncio.timeout(15):
         assert [entry for _, entry in (await waiting)[LIFE]] == [b"two"]
+
+
+async def test_a_call_that_waits_in_vain_is_no_failure(store):
+    """A server looks at its timers ten times a second, so that its answer is late."""
+    await eventually(lambda: store.append(LIFE, [b"one"], TTL_S))
+    answers = []
+    for _ in range(10):
+        with contextlib.suppress(StoreFailed):
+            answers.append(await store.read_log({OTHER: START}, 0.01))
+    assert answers.count({}) > 5
 
 
 async def test_the_newest_whole_content_is_read_in_parts(store):

@@ -1,5 +1,6 @@
 """What the router knows of prefixes: names as workers make them, the view, and prompts on their way."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from core.types import GenerateRequest, Path, SamplingParams
 from prefix_index.view import PrefixView
 from router.cost import Candidate
 from router.placement import PlacementConstraints, choose
-from router.prompt_prefixes import LONG_TOKENS, PromptPrefixes
+from router.prompt_prefixes import SLICE_TOKENS, PromptPrefixes
 
 KEY = hash_key("secret")
 DESCRIPTOR = WorkerDescriptor("p", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
@@ -36,11 +37,24 @@ def prefixes_with(worker, stored):
     return PromptPrefixes(view, KEY, Clock())
 
 
-@pytest.mark.parametrize("length", [161, LONG_TOKENS + 1], ids=["in the loop", "in a thread"])
+@pytest.mark.parametrize("length", [161, SLICE_TOKENS + 1, 3 * SLICE_TOKENS + 161])
 async def test_a_prompt_has_the_names_that_its_worker_gave_its_blocks(length):
     request = replace(REQUEST, token_ids=tuple(range(length)))
     prefixes = prefixes_with("p", as_worker_names(request)[:7])
     assert prefixes.held(await prefixes.names(request, [DESCRIPTOR])) == {"p": 7}
+
+
+async def test_others_have_their_turn_while_a_long_prompt_is_hashed():
+    request = replace(REQUEST, token_ids=tuple(range(5 * SLICE_TOKENS)))
+    prefixes = prefixes_with("p", as_worker_names(request))
+    hashing = asyncio.create_task(prefixes.names(request, [DESCRIPTOR]))
+    turns = 0
+    while not hashing.done():
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 5
+    names = as_worker_names(replace(request, token_ids=request.token_ids[:-1]))
+    assert hashing.result() == {("digest", 16): names}
 
 
 async def test_another_tenant_key_or_model_finds_nothing():
