@@ -231,6 +231,42 @@ def draw_scaling():
     write("scaling.svg", y, ['<g font-size="10">', *parts, "</g>"])
 
 
+def draw_prefixes():
+    """Token hit rate by the size of the workers' caches, beside the ideal shared cache (red)."""
+    parts = []
+    y = 44
+    for name in ("conversation", "synthetic"):
+        path = RESULTS / f"trace_{name}.json"
+        if not path.exists():
+            continue
+        result = json.loads(path.read_text())
+        rows = result["by_cache_size"]
+        ideal = rows[0]["ideal_token_hit_rate"]
+        scale = 380 / ideal
+        title = f"{name}: share of prompt tokens found in caches; ideal {ideal:.1%}"
+        parts.append(f'<text x="20" y="{y - 8}" font-weight="bold">{title}</text>')
+        for row in rows:
+            rate = row["token_hit_rate"]
+            label = f"{short(row['cache_tokens'])} a worker"
+            parts.append(bar(y, label, rate, scale, SERVED, f"{rate:.1%}"))
+            y += 24
+        for row in result["policies"][1:]:
+            rate = row["token_hit_rate"]
+            label = f"3M {row['policy']}"
+            parts.append(bar(y, label, rate, scale, BARE, f"{rate:.1%}"))
+            y += 24
+        x = f"{160 + ideal * scale:.0f}"
+        top = y - 24 * (len(rows) + len(result["policies"]) - 1) - 2
+        parts.append(f'<line x1="{x}" x2="{x}" y1="{top}" y2="{y}" stroke="#c33"/>')
+        parts.append(
+            f'<text x="20" y="{y + 14}" font-size="11" fill="#667">{result["workers"]} workers, '
+            f"{result['requests']} requests, commit {result['commit']}</text>"
+        )
+        y += 60
+    if parts:
+        write("prefixes.svg", y - 30, parts)
+
+
 def draw_overload():
     """Goodput, refusals, stalls and recovery by load, beside the aims."""
     path = RESULTS / "overload.json"
@@ -275,3 +311,4 @@ if __name__ == "__main__":
     draw_peers()
     draw_scaling()
     draw_overload()
+    draw_prefixes()

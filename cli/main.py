@@ -17,6 +17,8 @@ import typer
 from cli.benches import bench
 from cli.keys import keys
 from cli.options import Ca, Cert, Config, Key, Output, Url
+from cli.prefix import prefix
+from cli.simulations import simulate
 from core.errors import ServingError
 
 app = typer.Typer(
@@ -89,6 +91,26 @@ def status(
     from client.endpoints import Endpoints  # noqa: PLC0415
 
     raise typer.Exit(run_status(url, Endpoints(ca, cert, key), as_json=output == "json"))
+
+
+explain = typer.Typer(help="Say why.", no_args_is_help=True)
+app.add_typer(explain, name="explain")
+
+
+@explain.command("request")
+def explain_request(
+    request_id: Annotated[str, typer.Argument(help="the reply's id, or x-request-id")],
+    url: Url = "http://127.0.0.1:8000",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    output: Output = "table",
+) -> None:
+    """Show which workers a request could have had, what each would have cost, and the choice."""
+    from cli.explain import explain_request as run_explain  # noqa: PLC0415
+    from client.endpoints import Endpoints  # noqa: PLC0415
+
+    run_explain(url, request_id, Endpoints(ca, cert, key), as_json=output == "json")
 
 
 @app.command()
@@ -211,30 +233,8 @@ def certs(
         typer.echo(path.name)
 
 
-simulate = typer.Typer(help="Run the cluster's own code on virtual time.", no_args_is_help=True)
+app.add_typer(prefix, name="prefix")
 app.add_typer(simulate, name="simulate")
-
-
-@simulate.command("faults")
-def simulate_faults(
-    seeds: Annotated[int, typer.Option(help="seeds to run, from --first-seed on", min=1)] = 100,
-    first_seed: Annotated[int, typer.Option(help="where the range begins", min=0)] = 0,
-    seed: Annotated[int | None, typer.Option(help="replay this one seed instead", min=0)] = None,
-    only_faults: Annotated[
-        str, typer.Option(help="with --seed: indices of faults to keep, or - for none")
-    ] = "",
-    only_requests: Annotated[
-        str, typer.Option(help="with --seed: indices of requests to keep")
-    ] = "",
-    output: Output = "table",
-) -> None:
-    """Search for violated invariants under random faults; a failing seed replays from one line."""
-    from cli import simulate as simulate_cli  # noqa: PLC0415
-
-    if seed is None:
-        simulate_cli.simulate_faults(seeds, first_seed, as_json=output == "json")
-    else:
-        simulate_cli.replay(seed, only_faults, only_requests, as_json=output == "json")
 
 
 @app.command("check-config")

@@ -13,16 +13,19 @@ import uvicorn
 
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pools_of
+from cluster.prefix_index import IndexTask, make_feed
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
 from cluster.tracing import make_tracing
 from core import events
 from core.addresses import bare_host, family_of
+from core.block_hash import hash_key
 from core.config import BatonConfig
 from core.ids import Ids
 from core.ports import Membership, SystemClock
 from core.session import Role
 from prefix_index.redis_store import RedisStore
+from prefix_index.view import PrefixView
 from router.access.certificate import ServerCertificate
 from router.access.credentials import Keyring
 from router.compose import RouterComponents, ServiceComponents, compose_service
@@ -32,6 +35,7 @@ from router.http.app import make_app
 from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
+from router.observe.prefix_report import no_report
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
@@ -68,6 +72,16 @@ class RunningRouter:
         self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         self._tracing = make_tracing(config.tracing, "baton-router")
+        self.prefix_view = PrefixView()
+        self.prefix_feed = (
+            make_feed(
+                config,
+                self.prefix_view,
+                lambda: [(m.worker_id, m.incarnation) for m in membership.members()],
+            )
+            if config.redis.url
+            else None
+        )
         model = ServedModel(
             spec.name,
             spec.vocabulary_size,
@@ -96,6 +110,8 @@ class RunningRouter:
                 ids=Ids(),
                 new_decoder=text.decoder_of,
                 tracing=self._tracing,
+                view=self.prefix_view,
+                hash_key=hash_key(security.cluster_key),
             ),
             ServiceComponents(
                 model=model,
@@ -111,6 +127,7 @@ class RunningRouter:
                 must_cross=config.placement.path == "pd",
                 store=RedisStore(config.redis.url) if config.redis.url else None,
                 read_certificate_ends=self._ends.read,
+                read_prefix_report=self.prefix_feed.report if self.prefix_feed else no_report,
             ),
         )
         self.sessions = made.core.sessions
@@ -118,6 +135,7 @@ class RunningRouter:
         self.service = made.service
         self._mirror = made.mirror
         self._mirror_task: asyncio.Task[None] | None = None
+        self._following: IndexTask | None = None
         self._config = config
         self._grpc = GrpcServer(self.service, security, self._certificate)
         self._http: uvicorn.Server | None = None
@@ -132,6 +150,8 @@ class RunningRouter:
         self.service.start()
         if self._mirror is not None:
             self._mirror_task = asyncio.get_running_loop().create_task(self._mirror.run())
+        if self.prefix_feed is not None:
+            self._following = IndexTask(self.prefix_feed)
         connections = self._make_connection_table()
         await self._grpc.start()
         # The protocol is named because asyncio turns Nagle's algorithm off only then.
@@ -199,6 +219,8 @@ class RunningRouter:
         if self._mirror_task is not None:
             self._mirror_task.cancel()
             await asyncio.gather(self._mirror_task, return_exceptions=True)
+        if self._following is not None:
+            await self._following.stop()
         await self.sessions.close()
         await self._network.close()
         await self._bodies.stop()

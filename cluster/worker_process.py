@@ -13,6 +13,7 @@ from typing import assert_never
 
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pool_of
+from cluster.prefix_index import IndexTask, make_publisher
 from cluster.secrets import with_read_secrets
 from cluster.served_model import model_of
 from cluster.tracing import make_tracing
@@ -25,6 +26,7 @@ from core.ports import Network, SystemClock
 from core.session import Role, WorkerDescriptor
 from decode_worker.role import DecodeRole
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
+from engine.scheduling.block_changes import BlockChanges
 from kv_transfer.agent_thread import AgentThread
 from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
@@ -68,11 +70,18 @@ def _transports(config: BatonConfig, role: Role, ranks: RankGroup, host: str) ->
 class RunningWorker:
     """A started worker."""
 
-    def __init__(self, ranks: RankGroup, unit: Worker, ends: CertificateEnds) -> None:
+    def __init__(
+        self,
+        ranks: RankGroup,
+        unit: Worker,
+        ends: CertificateEnds,
+        publishing: IndexTask | None,
+    ) -> None:
         """Made by `start`."""
         self._ranks = ranks
         self._unit = unit
         self._ends = ends
+        self._publishing = publishing
 
     @classmethod
     async def start(
@@ -110,6 +119,8 @@ class RunningWorker:
         ids = Ids()
         worker_id = ids.worker(role.value)
         tls = session_tls(config.security, role.value)
+        is_published = bool(config.redis.url) and engine.cache_prefixes
+        changes = BlockChanges() if is_published else None
         components = WorkerComponents(
             role=PrefillRole if role is Role.PREFILL else DecodeRole,
             runner=ranks,
@@ -129,6 +140,7 @@ class RunningWorker:
             node=node,
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
+            block_changes=changes,
         )
         unit = compose(components, AgentThread())
         descriptor = await unit.start()
@@ -141,7 +153,11 @@ class RunningWorker:
         )
         ends = CertificateEnds(config.security, role.value, tls)
         ends.watch()
-        return cls(ranks, unit, ends)
+        publishing = None
+        if changes is not None:
+            life = (components.worker_id, components.incarnation)
+            publishing = IndexTask(make_publisher(config, life, changes, unit.pool))
+        return cls(ranks, unit, ends, publishing)
 
     @property
     def descriptor(self) -> WorkerDescriptor:
@@ -168,6 +184,8 @@ class RunningWorker:
         self._ends.close()
         # Ranks last: hand-overs that the drain lets finish still read their memory.
         await self._unit.drain(grace_s)
+        if self._publishing is not None:
+            await self._publishing.stop()
         await self._unit.stop()
         await self._ranks.stop()
         self._unit.attempts.tracing.close()

@@ -1,19 +1,23 @@
 """Name of a full KV block: a chained, keyed hash over everything its content depends on.
 
-Owns the hash and the derivation of its key. Does not know pools or tensors. Workers of one cluster
-give one content one name; without the key nobody can work out names, or make two contents share
-one.
+Owns the hash and the derivation of its key; `docs/prefix-index.md` has the bytes and test vectors.
+Does not know pools or tensors. Workers of one cluster give one content one name; without the key
+nobody can work out names, or make two contents share one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import struct
+import sys
+from array import array
 from collections.abc import Sequence
 from typing import NewType
 
 BlockHash = NewType("BlockHash", bytes)
 DIGEST_BYTES = 16
+NAMING_VERSION = 1
+"""Raised when names are made otherwise, or mean something else."""
+_TOKEN_BYTES = 4
 
 
 def hash_key(cluster_key: str) -> bytes:
@@ -22,25 +26,50 @@ def hash_key(cluster_key: str) -> bytes:
     return hashlib.blake2b(secret, digest_size=32, person=b"baton.kv.blocks").digest()
 
 
-def root_hash(content_digest: str, scope: str, key: bytes = b"") -> BlockHash:
+def root_hash(content_digest: str, scope: str, key: bytes = b"", adapter: str = "") -> BlockHash:
     """Start a chain: the parent of a sequence's first block.
 
     Args:
         content_digest: `KVLayout.content_digest`; other models never share blocks.
         scope: Tenant scope, derived by the server from the credential; tenants never share.
         key: From `hash_key`; empty: names that anybody can work out, for tests and simulation.
+        adapter: Of the model's weights, by a name that changes with its content; empty: none.
     """
-    # A digest has no NUL, so two pairs never make one text.
-    text = f"{content_digest}\x00{scope}".encode()
-    return BlockHash(hashlib.blake2b(text, key=key, digest_size=DIGEST_BYTES).digest())
+    hashed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
+    hashed.update(NAMING_VERSION.to_bytes(4, "little"))
+    for text in (content_digest, adapter, scope):  # each after its length: no two lists look alike
+        field = text.encode()
+        hashed.update(len(field).to_bytes(4, "little") + field)
+    return BlockHash(hashed.digest())
 
 
-def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
-    """Hash one full block after its parent.
+def block_hashes(
+    parent: BlockHash, token_ids: Sequence[int], block_size_tokens: int
+) -> list[BlockHash]:
+    """Hash the full blocks of some tokens, each after the one before it, in one pass.
+
+    Args:
+        parent: What comes before the first of them: a root, or a block.
+        token_ids: Those of an unfinished last block are left out.
+        block_size_tokens: Tokens of a block.
 
     Source: chained block hashes after PagedAttention, arXiv:2309.06180; keyed after
     GHSA-rm76-4mrf-v9r8 (predictable prefix hashes).
     """
-    # Only the root is keyed: through the parents no name can be worked out without it.
-    payload = parent + struct.pack(f"<{len(token_ids)}i", *token_ids)
-    return BlockHash(hashlib.blake2b(payload, digest_size=DIGEST_BYTES).digest())
+    tokens = array("i", token_ids)
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    packed = tokens.tobytes()
+    block_bytes = block_size_tokens * _TOKEN_BYTES
+    blake2b = hashlib.blake2b
+    hashes = []
+    for start in range(0, len(packed) - block_bytes + 1, block_bytes):
+        payload = parent + packed[start : start + block_bytes]
+        parent = BlockHash(blake2b(payload, digest_size=DIGEST_BYTES).digest())
+        hashes.append(parent)
+    return hashes
+
+
+def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
+    """Hash one full block after its parent."""
+    return block_hashes(parent, token_ids, len(token_ids))[0]

@@ -115,6 +115,13 @@ STORE_DOWN = Event(
     "store_down", WARNING, "Redis does not answer; requests are not affected", ("reason",)
 )
 STORE_UP = Event("store_up", INFO, "Redis answers")
+PREFIX_INDEX_DOWN = Event(
+    "prefix_index_down",
+    WARNING,
+    "the prefix index is not renewed; requests are served, with fewer hits",
+    ("reason",),
+)
+PREFIX_INDEX_UP = Event("prefix_index_up", INFO, "the prefix index is renewed")
 LOAD_SHED = Event(
     "load_shed",
     WARNING,

@@ -105,6 +105,23 @@ CERTIFICATE_ENDS = Metric(
 PROBLEMS = Metric(
     "baton_problems", "gauge", "what is not as configured, as `/ready` names it", ("code",)
 )
+PREFIX_ENTRIES = Metric(
+    "baton_prefix_index_entries", "gauge", "blocks of workers that the router's view holds"
+)
+PREFIX_AGE = Metric(
+    "baton_prefix_index_age_seconds",
+    "gauge",
+    "time since the store last answered; it grows while Redis is away, and hits fall",
+)
+PREFIX_REFUSED = Metric(
+    "baton_prefix_index_refused",
+    "gauge",
+    "entries in Redis that did not count since the start: forged, malformed, or of another version",
+    ("reason",),
+)
+PREFIX_GAPS = Metric(
+    "baton_prefix_index_gaps", "gauge", "batches found missing since the start; hits fall"
+)
 ALL = (
     TTFT,
     ITL,
@@ -128,5 +145,9 @@ ALL = (
     API_KEYS,
     CERTIFICATE_ENDS,
     PROBLEMS,
+    PREFIX_ENTRIES,
+    PREFIX_AGE,
+    PREFIX_REFUSED,
+    PREFIX_GAPS,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from core.ids import WorkerLife
 from core.plan import StepPlan, StepResult
 from core.session import WorkerDescriptor
 from core.types import ChatPrompt
@@ -196,6 +197,75 @@ class MemberStore(Protocol):
 
     async def close(self) -> None:
         """Let go of the connection."""
+        ...
+
+
+START = ""
+"""Position before a life's first batch."""
+
+
+class PrefixStore(Protocol):
+    """Where each life of a worker publishes what it caches; advisory, as `MemberStore`.
+
+    A life has a log of batches, of which the last few thousand are kept, and the newest whole
+    content in segments with a head. All of it vanishes `ttl_s` after the life's last call. Bytes
+    are not looked into, and come back as anybody may have written them.
+    """
+
+    async def append(self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float) -> str:
+        """Add to the log, in order; returns the position after the last.
+
+        Raises:
+            StoreFailed: Some may have been added.
+        """
+        ...
+
+    async def write_whole(
+        self, life: WorkerLife, number: int, head: bytes, segments: Sequence[bytes], ttl_s: float
+    ) -> None:
+        """Write the whole content, the head last; `number` names it, and no other of this life.
+
+        Raises:
+            StoreFailed: The head before is still there, or none.
+        """
+        ...
+
+    async def renew(self, life: WorkerLife, number: int, ttl_s: float) -> bool:
+        """Keep log, head and whole content; False if one of them is gone.
+
+        Raises:
+            StoreFailed: Within about 100 ms.
+        """
+        ...
+
+    async def read_head(self, life: WorkerLife) -> bytes | None:
+        """Read the newest head.
+
+        Raises:
+            StoreFailed: Within about 100 ms.
+        """
+        ...
+
+    async def read_segment(self, life: WorkerLife, number: int, index: int) -> bytes | None:
+        """Read one segment of a whole content.
+
+        Raises:
+            StoreFailed: Within about 100 ms.
+        """
+        ...
+
+    async def read_log(
+        self, positions: Mapping[WorkerLife, str], wait_s: float
+    ) -> dict[WorkerLife, list[tuple[str, bytes]]]:
+        """Read batches after these positions, each with its own; waits for some if there are none.
+
+        Raises:
+            StoreFailed: Within about 250 ms after `wait_s`.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of the connections."""
         ...
 
 

@@ -6,7 +6,7 @@ events. Does not know how they are encoded.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -290,6 +290,8 @@ class RequestTiming:
     decode_pid: int = 0
     attempts: tuple[str, ...] = ()
     """One `epoch:path:outcome` each; the outcome is ok or the code of the fault."""
+    why: Mapping[str, Any] = field(default_factory=dict)
+    """Candidates, their costs and the decision of the last placement, as JSON shows them."""
 
     def phases(self) -> dict[str, float]:
         """Seconds by phase, in order."""

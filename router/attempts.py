@@ -30,6 +30,7 @@ from core.ports import Clock
 from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.types import Path
 from router.placement import Placement, PlacementConstraints, choose
+from router.prompt_prefixes import PromptNames, PromptPrefixes
 from router.request_state import AttemptState, RequestObserver, RequestState
 from router.retry_budget import RetryBudget
 from router.workers.session import WorkerSession
@@ -54,6 +55,7 @@ class Attempts:
         placement: PlacementConfig,
         clock: Clock,
         ids: Ids,
+        prefixes: PromptPrefixes,
         observer: RequestObserver,
     ) -> None:
         """Start with the full budget: this router's share of the cluster's."""
@@ -62,6 +64,7 @@ class Attempts:
         self._placement = placement
         self._clock = clock
         self._ids = ids
+        self._prefixes = prefixes
         self._observer = observer
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
@@ -128,7 +131,9 @@ class Attempts:
 
     async def _attempt(self, run: RequestState, epoch: Epoch, after: ServingError | None) -> None:
         """Place, submit to both workers at once, and wait for every choice or the first fault."""
-        placement = await self._place(run, after)
+        candidates = self._sessions.candidates()
+        names = await self._prefixes.names(run.request, (c.descriptor for c in candidates))
+        placement = await self._place(run, after, names)
         attempt = AttemptState(
             run=run,
             epoch=epoch,
@@ -136,22 +141,28 @@ class Attempts:
             finished=asyncio.get_running_loop().create_future(),
             started_at=self._clock.now_s(),
             on_choice_finished=self.send_credit,
+            on_answered=self._note_answer,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
         run.current = attempt
         run.prefill_spoke_at = None
-        num_tokens = len(run.request.token_ids)
         sessions: list[WorkerSession] = []
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
                 session = self._sessions.get(descriptor)
                 # Noted and subscribed before it is sent: if sending fails, it is forgotten below.
                 sessions.append(session)
-                session.subscribe(run.run_id, attempt, num_tokens)
+                is_computed = submit.task is not Task.DECODE
+                session.subscribe(
+                    run.run_id, attempt, placement.uncached_tokens if is_computed else 0
+                )
                 session.send(submit)
+            self._prefixes.sent(run.run_id, placement.prefill, names)
             await attempt.finished
         finally:
+            if not attempt.is_answered:
+                self._prefixes.failed(run.run_id)
             run.current = None
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 # Raised above, or the caller has left: asyncio must not report it as unseen.
@@ -159,7 +170,20 @@ class Attempts:
             for session in sessions:
                 session.forget(run.run_id, epoch)
 
-    async def _place(self, run: RequestState, after: ServingError | None) -> Placement:
+    def _note_answer(self, attempt: AttemptState) -> None:
+        """Learn from a prompt that has been computed."""
+        run = attempt.run
+        self._prefixes.answered(run.run_id)
+        if attempt.epoch == 0:  # later, the figures of a run may be those of an attempt before
+            num_tokens = len(run.request.token_ids) - run.timings.cached_tokens
+            with contextlib.suppress(WorkerLost):
+                self._sessions.get(attempt.placement.prefill).measured(
+                    num_tokens, run.timings.prefill_s
+                )
+
+    async def _place(
+        self, run: RequestState, after: ServingError | None, names: PromptNames
+    ) -> Placement:
         """Choose workers; without any, wait for one.
 
         While one is starting, wait until the request's deadline; if one was just lost, to this
@@ -173,7 +197,13 @@ class Attempts:
             # Taken before looking, so that no change in between is missed.
             changed = self._sessions.changed
             try:
-                return choose(self._sessions.candidates(), run.request, self._constraints(run))
+                return choose(
+                    self._sessions.candidates(),
+                    run.request,
+                    self._constraints(run),
+                    self._prefixes.held(names),
+                    self._clock.now_s(),
+                )
             except NoWorker:
                 now_s = self._clock.now_s()
                 if self._sessions.is_starting():

@@ -21,13 +21,16 @@ from router.admission import Admission
 from router.attempts import Attempts
 from router.choice_output import NewDecoder
 from router.observe.canary import Canary
+from router.observe.prefix_report import ReadReport, gauges_of, no_report
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
+from router.observe.why import Explanations
 from router.orchestrator import Orchestrator
+from router.prompt_prefixes import HeldBlocks, PromptPrefixes
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
 from router.request_state import RequestObserver
@@ -48,6 +51,10 @@ class RouterComponents:
     ids: Ids
     new_decoder: NewDecoder
     tracing: Tracing = field(default_factory=NoTracing)
+    view: HeldBlocks | None = None
+    """Which worker holds which blocks; None: placement does not ask."""
+    hash_key: bytes = b""
+    """Of the cluster, as in `root_hash`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +76,8 @@ class ServiceComponents:
     """Where the members are mirrored."""
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
+    read_prefix_report: ReadReport = no_report
+    """How the router's view of cached blocks is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +137,12 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.API_KEYS: parts.keyring.num_by_state,
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
+            **gauges_of(parts.read_prefix_report),
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None
-    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), log)
+    explanations = Explanations()
+    recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
     core = _core(components, sessions, admission, recorder)
     service = GenerationService(
         parts.model,
@@ -155,6 +166,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         telemetry,
         recorder,
         parts.keyring,
+        parts.read_prefix_report,
+        explanations,
         clock,
     )
     return Router(core, service, mirror)
@@ -184,7 +197,13 @@ def _core(
 ) -> RouterCore:
     config = components.config
     attempts = Attempts(
-        sessions, config, components.placement, components.clock, components.ids, observer
+        sessions,
+        config,
+        components.placement,
+        components.clock,
+        components.ids,
+        PromptPrefixes(components.view, components.hash_key, components.clock),
+        observer,
     )
     orchestrator = Orchestrator(
         attempts,

@@ -1,47 +1,40 @@
 """Who serves a request: a pure function of a snapshot and the request.
 
-Owns the choice of path and workers. Does not know streams or time.
-
-A worker costs what is ahead of the request there: tokens to prefill, sequences and blocks in use.
-Never "longest prefix wins": on real traces every request shares block 0, and that rule sends them
-all to one worker.
+Owns the choice of path and workers. Does not know streams, time, or how a cost is predicted.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from core.errors import NoWorker
 from core.ids import Incarnation, WorkerId
-from core.session import Load, Role, WorkerDescriptor
+from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, Path
+from router.cost import Candidate, Cost, Prediction
 
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One live worker as the router sees it.
-
-    `pending_tokens` are those of prompts that this router has sent and the worker has not answered;
-    `pending_requests` are those that this router has there.
-    """
-
-    descriptor: WorkerDescriptor
-    load: Load
-    pending_tokens: int = 0
-    pending_requests: int = 0
+MAX_SHOWN = 8
+"""Workers of each kind whose costs a placement keeps, the cheapest first."""
+NOTHING_HELD: Mapping[WorkerId, int] = {}
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """The chosen workers; on path `local` both are the same."""
+    """The chosen workers; on path `local` both are the same. And why."""
 
     path: Path
     prefill: WorkerDescriptor
     decode: WorkerDescriptor
     reason: str
+    uncached_tokens: int = 0
+    """Of the prompt, to be computed by the worker `prefill`."""
+    prefill_costs: tuple[Cost, ...] = ()
+    """Of workers that could have computed the prompt for another, the cheapest first."""
+    local_costs: tuple[Cost, ...] = ()
+    """Of workers that could have done both phases, the cheapest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,39 +50,130 @@ class PlacementConstraints:
 
 
 def choose(
-    candidates: Sequence[Candidate], request: GenerateRequest, constraints: PlacementConstraints
+    candidates: Sequence[Candidate],
+    request: GenerateRequest,
+    constraints: PlacementConstraints,
+    held_blocks: Mapping[WorkerId, int] = NOTHING_HELD,
+    now_s: float = 0.0,
 ) -> Placement:
-    """Choose path and workers.
+    """Choose path and workers, in one pass over the candidates.
 
     Excluded workers, which have failed this request, serve it only when no other is left.
+
+    Args:
+        candidates: Every worker that can take requests.
+        request: Tokenized.
+        constraints: Of this attempt.
+        held_blocks: How many leading blocks of the prompt each worker is thought to hold.
+        now_s: On the clock of the candidates' instants.
 
     Raises:
         NoWorker: No worker can take the request on an allowed path.
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
+    prediction = Prediction(
+        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s
+    )
     may_cross = not constraints.must_be_local and constraints.path != "local"
-    pair = _best_pair(prefill, decode, request, constraints) if may_cross else None
-    if constraints.path == "pd" and may_cross:
-        if pair is None:
+    pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None
+    if pair is None:
+        if constraints.path == "pd" and may_cross:
             note = "their KV layouts differ; " if prefill and decode else ""
             raise _no_worker(candidates, constraints, note)
-        return Placement(Path.PD, *pair, "path pd is forced")
-    size = len(request.token_ids)
-    if constraints.path == "local":
-        reason = "path local is forced"
-    elif constraints.must_be_local:
-        reason = "choices that have output stay together"
-    elif pair is None:
-        reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
-    elif size < constraints.local_below_tokens:
-        reason = f"prompt of {size} tokens is below {constraints.local_below_tokens}"
-    else:
-        return Placement(Path.PD, *pair, "prompt is worth a transfer")
-    pool = decode or prefill
-    if not pool:
-        raise _no_worker(candidates, constraints)
-    best = _best_decode(pool, request)
-    return Placement(Path.LOCAL, best, best, reason)
+        pool = decode or prefill
+        if not pool:
+            raise _no_worker(candidates, constraints)
+        if constraints.path == "local":
+            reason = "path local is forced"
+        elif constraints.must_be_local:
+            reason = "choices that have output stay together"
+        else:
+            reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
+        return _local(pool, prediction, reason, ())
+    if constraints.path == "pd":
+        return _across(pair, prediction, "path pd is forced", ())
+    worthwhile = _worthwhile(decode, pair, prediction, constraints)
+    if worthwhile:
+        best = min(worthwhile, key=prediction.local_key)
+        reason = _why_local(best, pair.sender, prediction, constraints)
+        if reason:
+            return _local(worthwhile, prediction, reason, pair.costs)
+    return _across(pair, prediction, "prompt is worth a transfer", worthwhile)
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    sender: Candidate
+    receiver: Candidate
+    costs: tuple[Cost, ...]
+    """Of the cheapest senders."""
+
+
+def _across(
+    pair: _Pair, prediction: Prediction, reason: str, local: Sequence[Candidate]
+) -> Placement:
+    return Placement(
+        Path.PD,
+        pair.sender.descriptor,
+        pair.receiver.descriptor,
+        reason,
+        prediction.uncached_tokens(pair.sender),
+        pair.costs,
+        _local_costs(local, prediction),
+    )
+
+
+def _local(
+    pool: Sequence[Candidate], prediction: Prediction, reason: str, across: tuple[Cost, ...]
+) -> Placement:
+    best = min(pool, key=prediction.local_key)
+    uncached_tokens = prediction.uncached_tokens(best)
+    costs = _local_costs(pool, prediction)
+    chosen = best.descriptor
+    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
+
+
+def _local_costs(pool: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
+    cheapest = heapq.nsmallest(MAX_SHOWN, pool, key=prediction.local_key)
+    return tuple(prediction.cost(c, has_transfer=False) for c in cheapest)
+
+
+def _worthwhile(
+    decode: Sequence[Candidate],
+    pair: _Pair,
+    prediction: Prediction,
+    constraints: PlacementConstraints,
+) -> Sequence[Candidate]:
+    """Find the decode workers that could serve a request alone: they must compute little or less.
+
+    Which is every one of them for a short prompt, and the holders of its prefix for a long one.
+    """
+    num_tokens = prediction.uncached_tokens(pair.sender)
+    return prediction.computing_less(decode, max(constraints.local_below_tokens, num_tokens))
+
+
+def _why_local(
+    local: Candidate,
+    sender: Candidate,
+    prediction: Prediction,
+    constraints: PlacementConstraints,
+) -> str:
+    """Say why a request that may cross should not; nothing if it should."""
+    cost = prediction.cost(local, has_transfer=False)
+    if cost.uncached_tokens < constraints.local_below_tokens:
+        tokens = f"{cost.uncached_tokens} tokens"
+        if cost.cached_tokens:
+            tokens += f", without {cost.cached_tokens} cached at {cost.worker_id},"
+        return f"prompt of {tokens} is below {constraints.local_below_tokens}"
+    across = prediction.cost(sender, has_transfer=True)
+    # A prompt that is computed beside decoding sequences delays each of them.
+    delay_s = local.num_running * prediction.compute_s(local)
+    if cost.cached_tokens > across.cached_tokens and cost.total_s + delay_s < across.total_s:
+        return (
+            f"{cost.worker_id} holds {cost.cached_tokens} tokens: {cost.total_s * 1e3:.0f} ms "
+            f"there, {across.total_s * 1e3:.0f} ms across"
+        )
+    return ""
 
 
 def _by_role(
@@ -113,9 +197,9 @@ def _without(pool: list[Candidate], excluded: frozenset[WorkerId]) -> list[Candi
 def _best_pair(
     prefill: list[Candidate],
     decode: list[Candidate],
-    request: GenerateRequest,
+    prediction: Prediction,
     constraints: PlacementConstraints,
-) -> tuple[WorkerDescriptor, WorkerDescriptor] | None:
+) -> _Pair | None:
     """Find the cheapest prefill worker that has a partner, and the cheapest of its partners.
 
     Linear in workers: partners are looked up by layout, of which there are few.
@@ -124,25 +208,26 @@ def _best_pair(
     for c in decode:
         by_layout.setdefault(_layout(c.descriptor), []).append(c)
     partners: dict[tuple[str, int], list[Candidate]] = {}
-    queue = [(_prefill_cost(c), index) for index, c in enumerate(prefill)]
+    queue = prediction.prefill_keys(prefill)
+    shown = heapq.nsmallest(MAX_SHOWN, queue)
     # A heap and no sort: nearly always the cheapest has a partner.
     heapq.heapify(queue)
     while queue:
-        sender = prefill[heapq.heappop(queue)[1]].descriptor
-        layout = _layout(sender)
+        sender = prefill[heapq.heappop(queue)[-1]]
+        layout = _layout(sender.descriptor)
         if layout not in partners:
             compatible = [pool for other, pool in by_layout.items() if _fits(layout, other)]
             partners[layout] = [c for pool in compatible for c in pool]
         receivers = partners[layout]
         excluded = constraints.incompatible_pairs
         if excluded:
+            incarnation = sender.descriptor.incarnation
             receivers = [
-                c
-                for c in receivers
-                if (sender.incarnation, c.descriptor.incarnation) not in excluded
+                c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
             ]
         if receivers:
-            return sender, _best_decode(receivers, request)
+            costs = tuple(prediction.cost(prefill[key[-1]], has_transfer=True) for key in shown)
+            return _Pair(sender, min(receivers, key=prediction.decode_key), costs)
     return None
 
 
@@ -165,27 +250,3 @@ def _no_worker(
         f"{roles.count('decode')} decode workers are live; {note}try again, or raise "
         "pools.*.replicas"
     )
-
-
-def _prefill_cost(c: Candidate) -> tuple[int, int, WorkerId]:
-    return c.load.waiting_tokens + c.pending_tokens, c.pending_requests, c.descriptor.worker_id
-
-
-def _best_decode(pool: list[Candidate], request: GenerateRequest) -> WorkerDescriptor:
-    num_tokens = len(request.token_ids)
-    num_choices = request.sampling.n
-    return min(pool, key=lambda c: _decode_cost(c, num_tokens, num_choices)).descriptor
-
-
-def _decode_cost(
-    c: Candidate, num_tokens: int, num_choices: int
-) -> tuple[bool, int, int, WorkerId]:
-    """Order by room first: a worker with few sequences may have no blocks left."""
-    descriptor = c.descriptor
-    load = c.load
-    num_available = load.free_blocks + load.cached_blocks
-    num_needed = -(-num_tokens // descriptor.block_size_tokens) + num_choices
-    # A report is up to half a second old: what this router has sent there counts at once.
-    running = max(load.num_running + load.num_waiting, c.pending_requests)
-    used_blocks = descriptor.num_blocks - num_available
-    return num_needed > num_available, running, used_blocks, descriptor.worker_id

@@ -59,8 +59,11 @@ class AttemptState:
     started_at: float
     on_choice_finished: Callable[[AttemptState], None]
     """Called when one of several choices is over: the worker can stop computing it."""
+    on_answered: Callable[[AttemptState], None]
+    """Called once, with the first tokens: the prompt is computed."""
     reported_finished: tuple[int, ...] = ()
     """Finished choices at the last of these calls, or before the first."""
+    is_answered: bool = False
     decode_spoke: bool = False
     prefill_spoke: bool = False
     held: list[TokenDelta] = field(default_factory=list)
@@ -126,6 +129,9 @@ class AttemptState:
             self.fail(error)
             return
         self.decode_spoke = self.decode_spoke or is_decode or bool(held)
+        if not self.is_answered:
+            self.is_answered = True
+            self.on_answered(self)
         if self.run.is_whole:
             self.finished.set_result(None)
         elif self.run.finished_choices != self.reported_finished:

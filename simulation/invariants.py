@@ -19,6 +19,7 @@ from collections.abc import Callable
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
 from router.placement import Placement, PlacementConstraints, choose
+from router.prompt_prefixes import PromptNames
 from router.request_state import RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster
@@ -87,11 +88,13 @@ class Watch(ClusterObserver):
     def _watch_router(self, router: SimRouter) -> None:
         place = router.attempts._place
 
-        async def watched(run: RequestState, after: ServingError | None) -> Placement:
+        async def watched(
+            run: RequestState, after: ServingError | None, names: PromptNames
+        ) -> Placement:
             key = id(run)
             self._placing[key] = (router, run, asyncio.get_running_loop().time())
             try:
-                return await place(run, after)
+                return await place(run, after, names)
             finally:
                 self._placing.pop(key, None)
 

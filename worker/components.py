@@ -16,6 +16,7 @@ from core.kv_layout import KVLayout
 from core.ports import Clock, KVBytes, Network
 from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
+from engine.scheduling.block_changes import BlockChanges
 from kv_transfer.agent import OnFault
 from kv_transfer.threadsafe_callbacks import Post, watched
 from worker.ports import Attempts, RestartableRunner, WorkerRole
@@ -86,6 +87,8 @@ class WorkerComponents:
     """Longest frame of a session."""
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
+    block_changes: BlockChanges | None = None
+    """Notes which cached blocks come and go; None: nobody wants to know."""
 
     def describe(self) -> WorkerDescriptor:
         """Describe the worker, which listens nowhere yet."""

@@ -44,7 +44,7 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         is_prefix_cache_on=engine.cache_prefixes,
     )
     scheduler = Scheduler(
-        BlockPool(engine.num_blocks),
+        BlockPool(engine.num_blocks, components.block_changes),
         limits,
         components.layout.content_digest,
         components.hash_key,

@@ -24,10 +24,10 @@ from process.parent_death import hanging
 
 STOP_TIMEOUT_S = 5.0
 USER = "baton"
-RIGHTS = "~baton:* resetchannels -@all +set +get"
-"""Only what routers do, and reading it back: no scripts, settings, modules or other keys."""
+RIGHTS = "~baton:* resetchannels -@all +set +get +hset +hget +xadd +xread +pexpire"
+"""Only what routers and workers do: no scripts, settings, modules or other keys."""
 LIMITS = (
-    "maxmemory 64mb",
+    "maxmemory 512mb",
     "maxmemory-policy allkeys-lru",
     "maxclients 256",
     "client-output-buffer-limit normal 1mb 256kb 10",

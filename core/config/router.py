@@ -92,6 +92,6 @@ class PlacementConfig(Node):
     local_below_tokens: int = Field(
         32,
         ge=0,
-        description="auto: prompts shorter than this stay local; cached tokens count like all "
-        "others, for a router does not know which prompts a worker has cached",
+        description="auto: a prompt of which the local worker must compute fewer tokens than "
+        "this stays local; without a prefix index, every token of a prompt counts",
     )

@@ -68,7 +68,17 @@ class BlockIdentities:
 
     def block_hash(self, block_id: int) -> BlockHash | None:
         """Hash under which a block is registered, if it is."""
-        return self._hash(block_id) if self.of(block_id) else None
+        return self.hash_of(block_id) if self.of(block_id) else None
+
+    @property
+    def num_registered(self) -> int:
+        """Blocks that have an identity."""
+        return self._num_registered
+
+    def hash_of(self, block_id: int) -> BlockHash:
+        """Hash of a block that is registered; of another, it means nothing."""
+        start = block_id * self._record_bytes
+        return BlockHash(bytes(self._records[start : start + self._hash_bytes]))
 
     def root(self, scope: str) -> int:
         """Serial number of a scope's root, or `NO_IDENTITY` if nothing was remembered of it."""
@@ -123,7 +133,7 @@ class BlockIdentities:
         """
         if not self.of(block_id):
             raise InvariantViolation(f"block {block_id} has no identity to forget")
-        before = self._bucket(self._hash(block_id))
+        before = self._bucket(self.hash_of(block_id))
         while self._chains[before] != block_id:
             before = self._chains[before]
         self._chains[before] = self._chains[block_id]
@@ -176,10 +186,6 @@ class BlockIdentities:
             )
         start = block_id * self._record_bytes
         self._records[start : start + self._record_bytes] = record
-
-    def _hash(self, block_id: int) -> BlockHash:
-        start = block_id * self._record_bytes
-        return BlockHash(bytes(self._records[start : start + self._hash_bytes]))
 
     def _bucket(self, block_hash: BlockHash) -> int:
         number = int.from_bytes(block_hash[:_HASH_BYTES_USED], "little")

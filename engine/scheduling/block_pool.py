@@ -21,6 +21,7 @@ from collections.abc import Iterable, Sequence
 
 from core.block_hash import BlockHash
 from core.errors import InvariantViolation, PoolExhausted
+from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_identities import BlockIdentities
 from engine.scheduling.block_lists import BlockLists
 
@@ -28,9 +29,10 @@ from engine.scheduling.block_lists import BlockLists
 class BlockPool:
     """Books of one pool. free + cached + held = total, always."""
 
-    def __init__(self, num_blocks: int) -> None:
-        """Start with every block free, generation 0."""
+    def __init__(self, num_blocks: int, changes: BlockChanges | None = None) -> None:
+        """Start with every block free, generation 0; `changes` notes what can be found."""
         self.num_blocks = num_blocks
+        self._changes = changes
         self._references = array("i", [0]) * num_blocks
         self._generations = array("q", [0]) * num_blocks
         self._identities = BlockIdentities(num_blocks)
@@ -99,6 +101,8 @@ class BlockPool:
         block_ids = self._lists.take(self._cached, num_blocks)
         self._num_cached -= num_blocks
         for block_id in block_ids:
+            if self._changes is not None:
+                self._changes.evicted(self._identities.hash_of(block_id))
             self._identities.forget(block_id)
         return block_ids
 
@@ -172,7 +176,16 @@ class BlockPool:
         """
         if self._references[block_id] <= 0:
             raise InvariantViolation(f"block {block_id} is not held and cannot be registered")
-        return self._identities.register(block_id, parent, block_hash, token_ids)
+        num_registered = self._identities.num_registered
+        identity = self._identities.register(block_id, parent, block_hash, token_ids)
+        if self._changes is not None and self._identities.num_registered > num_registered:
+            self._changes.stored(block_hash)
+        return identity
+
+    def registered(self, block_ids: range) -> list[BlockHash]:
+        """Return the hashes of those blocks that can be found."""
+        hashes = map(self._identities.block_hash, block_ids)
+        return [block_hash for block_hash in hashes if block_hash is not None]
 
     def find(self, parent: int, block_hash: BlockHash, token_ids: Sequence[int]) -> int | None:
         """Find the block that is these tokens after this parent, exactly; the hash only leads."""
@@ -184,6 +197,8 @@ class BlockPool:
         self._num_free += self._num_cached
         self._num_cached = 0
         self._identities.forget_all()
+        if self._changes is not None:
+            self._changes.dropped()
 
     # --- proof --------------------------------------------------------------------------------
 

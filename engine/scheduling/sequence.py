@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from core.block_hash import BlockHash, block_hash
+from core.block_hash import BlockHash, block_hashes
 from core.ids import Epoch, WorkerId
 from core.plan import History, SampleSpec
 from core.types import FinishReason, GenerateRequest, Logprob
@@ -133,12 +133,13 @@ class Sequence:
 
     def full_block_hash(self, index: int) -> BlockHash:
         """Chained hash of the full block `index`; needs all its tokens to be known."""
-        size = self.block_size_tokens
         # Each block is hashed once, and forks take the hashes along.
-        while len(self._hashes) <= index:
-            at = len(self._hashes)
+        known = len(self._hashes)
+        if index >= known:
+            size = self.block_size_tokens
             parent = self._hashes[-1] if self._hashes else self.root_hash
-            self._hashes.append(block_hash(parent, self.token_ids[at * size : (at + 1) * size]))
+            fresh = self.token_ids[known * size : (index + 1) * size]
+            self._hashes += block_hashes(parent, fresh, size)
         return self._hashes[index]
 
     def hash_blocks(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic import BaseModel
+from starlette.exceptions import HTTPException
 
 from core.errors import InvalidRequest, ModelNotFound
 from core.trace import TraceContext, parse_trace
@@ -33,6 +34,7 @@ from router.http.formatters import (
     ChatFormatter,
     CompletionFormatter,
     ReplyOptions,
+    request_id_of,
     server_timing,
 )
 from router.http.json_pieces import UTF8, dumps
@@ -315,6 +317,21 @@ class HttpApi:
     async def replicas(self) -> dict[str, Any]:
         """`GET /replicas`: every worker that this router knows."""
         return {"replicas": self.service.status.replicas()}
+
+    async def prefix_index(self) -> dict[str, Any]:
+        """`GET /prefix-index`: how much this router knows of the workers' cached blocks."""
+        return self.service.read_prefix_report()
+
+    async def explain(self, request_id: str) -> dict[str, Any]:
+        """`GET /explain/{id}`: why a request that has ended went where it did.
+
+        The id may be that of a reply.
+        """
+        explanations = self.service.explanations
+        found = explanations.of(request_id) or explanations.of(request_id_of(request_id))
+        if found is None:
+            raise HTTPException(404)
+        return found
 
     async def kv_routes(self) -> dict[str, Any]:
         """`GET /links`: how KV travels between workers."""

@@ -135,7 +135,9 @@ def make_app(
         ("/load", api.load, observe),
         ("/metrics", api.metrics, observe),
         ("/replicas", api.replicas, observe),
+        ("/explain/{request_id:path}", api.explain, observe),
         ("/links", api.kv_routes, observe),
+        ("/prefix-index", api.prefix_index, observe),
     )
     for path, reader, needed in readers:
         rights = [Depends(needs(needed))] if needed else []

@@ -60,6 +60,7 @@ def timing_body(timing: RequestTiming) -> dict[str, Any]:
         "prefill_pid": timing.prefill_pid,
         "decode_pid": timing.decode_pid,
         "attempts": list(timing.attempts),
+        "why": dict(timing.why),
     }
 
 
@@ -240,3 +241,10 @@ class ChatFormatter(CompletionFormatter):
             f'{{"index":{index},"delta":{{"content":{json.dumps(text)}}},"logprobs":null,'
             f'"finish_reason":null}}'
         )
+
+
+def request_id_of(reply_id: str) -> str:
+    """Return the id of the request that a reply is to; another id stays as it is."""
+    for formatter in (CompletionFormatter, ChatFormatter):
+        reply_id = reply_id.removeprefix(f"{formatter.id_prefix}-")
+    return reply_id

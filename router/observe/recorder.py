@@ -14,16 +14,24 @@ from router.calls import Call
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.telemetry import Telemetry
+from router.observe.why import Explanations
 from router.request_state import RequestObserver, RequestState
 
 
 class Recorder(RequestObserver):
     """Notes in the metrics and in the log what becomes of requests and calls."""
 
-    def __init__(self, telemetry: Telemetry, shedding: Shedding, log: RequestLog | None) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        shedding: Shedding,
+        explanations: Explanations,
+        log: RequestLog | None,
+    ) -> None:
         """Start; without a `log` everything is still counted."""
         self._telemetry = telemetry
         self._shedding = shedding
+        self._explanations = explanations
         self._log = log
 
     def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
@@ -32,6 +40,7 @@ class Recorder(RequestObserver):
             return
         call = calls.current()
         self._telemetry.request_ended(run, ended, call.server if call else "")
+        self._explanations.note(run, ended)
         if self._log is not None:
             self._log.request_ended(run.request, ended, call)
         if call is not None:

@@ -5,7 +5,10 @@ Owns the arithmetic and the attributes of the request's span. Does not know how 
 
 from __future__ import annotations
 
+import json
+
 from core.types import RequestEnded, RequestTiming
+from router.observe.why import why_of
 from router.request_state import RequestState
 
 
@@ -50,6 +53,7 @@ def timing_of(run: RequestState) -> RequestTiming:
         prefill_pid=placement.prefill.pid if placement else 0,
         decode_pid=placement.decode.pid if placement else 0,
         attempts=tuple(run.attempts),
+        why=why_of(placement),
     )
 
 
@@ -75,6 +79,7 @@ def end_span(run: RequestState, ended: RequestEnded) -> None:
         "baton.decode_worker": timing.decode_worker,
         "baton.kv_bytes": timing.kv_bytes,
         "baton.attempts": ",".join(timing.attempts),
+        "baton.why": json.dumps(timing.why),
         **{f"baton.phase.{name}_ms": seconds * 1000 for name, seconds in timing.phases().items()},
     }
     run.span.end(run.timeline.ended_at, attributes, ended.error.code if ended.error else "")

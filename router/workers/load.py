@@ -1,14 +1,21 @@
 """How busy one worker is: what it reported last, and what this router has sent it since.
 
-Owns the account of unanswered prompts and the candidate that placement compares. Does not know
-streams or attempts.
+Owns the account of unanswered prompts, the measured speed, and the candidate that placement
+compares. Does not know streams or attempts.
 """
 
 from __future__ import annotations
 
+import math
+
 from core.ids import RunId
 from core.session import Load, WorkerDescriptor
-from router.placement import Candidate
+from router.cost import RECENT_S, Candidate
+
+NEWEST_SHARE = 0.2
+"""Weight of the newest prompt in a measured speed."""
+MIN_MEASURED_TOKENS = 32
+"""A shorter prompt tells of a step's overhead, not of its speed."""
 
 
 class WorkerLoad:
@@ -20,7 +27,12 @@ class WorkerLoad:
         self._reported = Load()
         self._pending: set[RunId] = set()
         self._unanswered: dict[RunId, int] = {}
+        """Tokens of each prompt, in the order in which they were sent."""
+        self._head_started_s = 0.0
         self._num_unanswered_tokens = 0
+        self._num_reported_tokens = 0
+        self._tokens_per_s = 0.0
+        self._recent_work = 0.0
         # Placement reads every worker for every request, and few have changed since the last.
         self._candidate: Candidate | None = None
 
@@ -34,33 +46,60 @@ class WorkerLoad:
         """The worker as placement compares it."""
         if self._candidate is None:
             self._candidate = Candidate(
-                self._descriptor, self._reported, self._num_unanswered_tokens, len(self._pending)
+                self._descriptor,
+                self._reported,
+                self._num_unanswered_tokens,
+                len(self._pending),
+                reported_tokens=self._num_reported_tokens,
+                head_tokens=next(iter(self._unanswered.values()), 0),
+                head_started_s=self._head_started_s,
+                prefill_tokens_per_s=self._tokens_per_s,
+                recent_work=self._recent_work,
             )
         return self._candidate
 
     def report(self, load: Load) -> None:
         """Replace what the worker reported before."""
-        if load != self._reported:
+        if load != self._reported or self._num_reported_tokens != self._num_unanswered_tokens:
             self._reported = load
+            self._num_reported_tokens = self._num_unanswered_tokens
             self._candidate = None
 
-    def add(self, run_id: RunId, num_tokens: int) -> None:
+    def measured(self, num_tokens: int, seconds: float) -> None:
+        """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
+        if num_tokens < MIN_MEASURED_TOKENS or seconds <= 0:
+            return
+        newest = num_tokens / seconds
+        known = self._tokens_per_s or newest
+        self._tokens_per_s = known + NEWEST_SHARE * (newest - known)
+        self._candidate = None
+
+    def add(self, run_id: RunId, num_tokens: int, now_s: float = 0.0) -> None:
         """Count a run; its `num_tokens` count too, until the worker first answers."""
+        if num_tokens:
+            # The logarithm of a sum in which the newest weighs most: it only grows, and workers
+            # compare without bringing their sums to one instant.
+            newest = math.log(num_tokens) + now_s / RECENT_S
+            older = self._recent_work
+            self._recent_work = max(newest, older) + math.log1p(math.exp(-abs(newest - older)))
+            if not self._unanswered:
+                self._head_started_s = now_s
+            self._unanswered[run_id] = num_tokens
         self._pending.add(run_id)
-        self._unanswered[run_id] = num_tokens
         self._num_unanswered_tokens += num_tokens
         self._candidate = None
 
-    def answered(self, run_id: RunId) -> None:
+    def answered(self, run_id: RunId, now_s: float = 0.0) -> None:
         """Stop counting a run's prompt: it is computed, and delays no other."""
         num_tokens = self._unanswered.pop(run_id, 0)
         if num_tokens:
             self._num_unanswered_tokens -= num_tokens
+            self._head_started_s = max(self._head_started_s, now_s)
             self._candidate = None
 
-    def remove(self, run_id: RunId) -> None:
+    def remove(self, run_id: RunId, now_s: float = 0.0) -> None:
         """Stop counting a run."""
-        self.answered(run_id)
+        self.answered(run_id, now_s)
         self._pending.discard(run_id)
         self._candidate = None
 
@@ -69,4 +108,5 @@ class WorkerLoad:
         self._pending.clear()
         self._unanswered.clear()
         self._num_unanswered_tokens = 0
+        self._num_reported_tokens = 0
         self._candidate = None

@@ -31,7 +31,7 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
-from router.placement import Candidate
+from router.cost import Candidate
 from router.workers.liveness import Liveness
 from router.workers.load import WorkerLoad
 from router.workers.outbox import Outbox
@@ -83,7 +83,7 @@ class WorkerSession:
         self._state = SessionState.LOST if was_lost else SessionState.DIALLING
         self._is_ready = True
         self._load = WorkerLoad(descriptor)
-        self.subscriptions = Subscriptions(descriptor.worker_id, self._load)
+        self.subscriptions = Subscriptions(descriptor.worker_id, self._load, clock)
         self._outbox = Outbox()
         self.routes = KVRoutes(self._outbox)
         self._liveness = Liveness(descriptor.worker_id, clock)
@@ -157,8 +157,12 @@ class WorkerSession:
     # --- called by the orchestrator ---------------------------------------------------------------
 
     def subscribe(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
-        """Listen to a run; `num_tokens` count as this worker's load until it first answers."""
+        """Listen to a run; its `num_tokens` to compute are load until the worker first answers."""
         self.subscriptions.add(run_id, subscriber, num_tokens)
+
+    def measured(self, num_tokens: int, seconds: float) -> None:
+        """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
+        self._load.measured(num_tokens, seconds)
 
     def forget(self, run_id: RunId, epoch: Epoch) -> None:
         """Stop listening to a run and cancel it on the worker. Never waits."""

@@ -13,6 +13,7 @@ from typing import Protocol
 from core.containment import contained
 from core.errors import ServingError, WorkerLost
 from core.ids import Epoch, RunId, WorkerId
+from core.ports import Clock
 from core.session import AttemptEnded, StepFrame, TokenDelta, Wanted
 from router.workers.load import WorkerLoad
 
@@ -49,12 +50,13 @@ class Subscriber(Protocol):
 class Subscriptions:
     """Who listens to one worker, by run."""
 
-    def __init__(self, worker_id: WorkerId, load: WorkerLoad) -> None:
+    def __init__(self, worker_id: WorkerId, load: WorkerLoad, clock: Clock) -> None:
         """Start empty; runs that are added here count in `load`."""
         self.num_stale = 0
         """News that nobody wanted any more."""
         self._worker_id = worker_id
         self._load = load
+        self._clock = clock
         self._subscribers: dict[RunId, Subscriber] = {}
 
     def __len__(self) -> int:
@@ -63,13 +65,13 @@ class Subscriptions:
     def add(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
         """Deliver a run's news; `num_tokens` count as load until the worker first answers."""
         self._subscribers[run_id] = subscriber
-        self._load.add(run_id, num_tokens)
+        self._load.add(run_id, num_tokens, self._clock.now_s())
 
     def remove(self, run_id: RunId) -> bool:
         """Deliver no more news of a run; False if nobody listened."""
         if self._subscribers.pop(run_id, None) is None:
             return False
-        self._load.remove(run_id)
+        self._load.remove(run_id, self._clock.now_s())
         return True
 
     def wanted(self, queued: Collection[RunId]) -> tuple[Wanted, ...]:
@@ -99,7 +101,7 @@ class Subscriptions:
         if subscriber is None or subscriber.epoch != news.epoch:
             self.num_stale += 1
             return None
-        self._load.answered(news.request_id)
+        self._load.answered(news.request_id, self._clock.now_s())
         return subscriber
 
     def lose(self, error: WorkerLost) -> None:

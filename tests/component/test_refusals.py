@@ -292,6 +292,7 @@ RIGHTS = {
     "/load": Right.OBSERVE,
     "/metrics": Right.OBSERVE,
     "/replicas": Right.OBSERVE,
+    "/explain/{request_id:path}": Right.OBSERVE,
 }
 
 

@@ -127,6 +127,28 @@ def test_down_ends_what_up_started_and_nothing_else(start, local):
     assert local.complete().status_code == 200
 
 
+def test_a_request_can_be_explained_and_an_unknown_one_is_named(local):
+    reply_id = local.complete().json()["id"]
+    asked = ("explain", "request", reply_id, "--url", local.url)
+    found = json.loads(baton(*asked, "-o", "json"))
+    assert reply_id == f"cmpl-{found['request_id']}" and found["outcome"] == "ok"
+    assert found["decision"]["decode_worker"].startswith("decode")
+    assert found["decision"]["decode_worker"] in baton(*asked)
+    unknown = baton("explain", "request", "nobody/..%2f?", "--url", local.url, code=2)
+    assert "remembers no request nobody" in unknown
+
+
+def test_the_prefix_index_can_be_seen(local):
+    for _ in range(10):  # on a busy machine the store may be late
+        report = json.loads(baton("prefix", "stats", "--url", local.url, "-o", "json"))
+        if report["state"] == "ok":
+            break
+    assert report["state"] == "ok" and not report["refused"]
+    assert "blocks of" in baton("prefix", "stats", "--url", local.url)
+    rows = json.loads(baton("prefix", "top", "--url", local.url, "-o", "json"))
+    assert all(row["blocks"] >= 0 for row in rows)
+
+
 def test_help_is_quick_to_read_and_lists_every_command():
     text = baton("--help")
     for command in (
@@ -138,6 +160,9 @@ def test_help_is_quick_to_read_and_lists_every_command():
         "bench",
         "check-config",
         "collect-env",
+        "explain",
+        "prefix",
+        "simulate",
         "version",
     ):
         assert command in text

@@ -17,8 +17,8 @@ from mutants.operators import Mutant, compiles, mutants_of
 
 MODULES = """
 core/awake.py core/changes.py decode_worker/role.py engine/ranks/plan_wire.py
-engine/scheduling/block_identities.py engine/scheduling/block_lists.py
-engine/scheduling/block_pool.py engine/scheduling/block_supply.py
+engine/scheduling/block_changes.py engine/scheduling/block_identities.py
+engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
 engine/scheduling/block_tables.py engine/scheduling/queues.py engine/scheduling/results.py
 engine/scheduling/scheduler.py engine/scheduling/sequences.py engine/scheduling/step_budget.py
 engine/scheduling/step_planner.py kv_transfer/agent.py kv_transfer/fenced_pool.py
@@ -26,13 +26,15 @@ kv_transfer/fetch_stream.py kv_transfer/frame_builder.py kv_transfer/parking.py
 kv_transfer/receive_agent.py kv_transfer/receive_stream.py kv_transfer/receiver.py
 kv_transfer/reserved_blocks.py kv_transfer/send_agent.py kv_transfer/send_stream.py
 kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
-router/admission.py router/attempts.py router/choice_output.py router/orchestrator.py
-router/placement.py router/request_state.py router/text/detokenizing.py
-router/workers/introductions.py router/workers/liveness.py router/workers/load.py
-router/workers/outbox.py router/workers/routes.py router/workers/session.py
-router/workers/sessions.py router/workers/subscriptions.py transport/sequenced.py
-worker/attempt.py worker/attempts.py worker/availability.py worker/router_session.py
-worker/sequences.py worker/session_server.py worker/worker.py
+prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
+router/admission.py router/attempts.py router/choice_output.py router/cost.py
+router/expected_prefixes.py router/orchestrator.py router/placement.py router/prompt_prefixes.py
+router/request_state.py router/text/detokenizing.py router/workers/introductions.py
+router/workers/liveness.py router/workers/load.py router/workers/outbox.py
+router/workers/routes.py router/workers/session.py router/workers/sessions.py
+router/workers/subscriptions.py transport/sequenced.py worker/attempt.py worker/attempts.py
+worker/availability.py worker/router_session.py worker/sequences.py worker/session_server.py
+worker/worker.py
 """.split()
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
 
@@ -56,6 +58,7 @@ NEAR = {
         "tests/unit/engine/scheduling/test_scheduler.py",
         "tests/unit/engine/scheduling/test_block_pool.py",
         "tests/unit/engine/scheduling/test_block_identities.py",
+        "tests/unit/engine/scheduling/test_block_changes.py",
         "tests/unit/engine/ranks/test_plan_wire.py",
         "tests/unit/engine/scheduling/test_scheduler_limits.py",
         "tests/unit/engine/scheduling/test_step_budget.py",
@@ -79,10 +82,16 @@ NEAR = {
         "tests/unit/router/test_choice_output.py",
         "tests/unit/router/test_request_state.py",
         "tests/unit/router/test_placement.py",
+        "tests/unit/router/test_cost.py",
         "tests/unit/router/test_resuming.py",
         "tests/unit/router/http/test_replies.py",
         "tests/unit/router/http/test_formatters.py",
         "tests/unit/router/test_admission.py",
+    ],
+    "prefix_index": [
+        "tests/unit/prefix_index/test_view.py",
+        "tests/simulation/test_prefix_rules.py",
+        "tests/contract/test_prefix_store.py",
     ],
     "worker": [
         "tests/unit/worker/test_attempt.py",

@@ -17,11 +17,4 @@ BUGS: list[Bug] = [
         "        if not self.colocated and max(sizes) < min(sizes):\n",
         "tests/unit/core/test_config.py::test_a_wrong_value_is_named",
     ),
-    Bug(
-        "a prompt that decode has cached is taken for a shorter one",
-        "router/placement.py",
-        "    size = len(request.token_ids)\n",
-        "    size = len(request.token_ids) - (8 if decode[0].load.cached_blocks else 0)\n",
-        "tests/unit/router/test_placement.py",
-    ),
 ]

@@ -138,16 +138,16 @@ FIRST = [
     Bug(
         "tenants share blocks",
         "core/block_hash.py",
-        'text = f"{content_digest}\\x00{scope}".encode()',
-        'text = f"{content_digest}".encode()',
+        "for text in (content_digest, adapter, scope):",
+        "for text in (content_digest, adapter):",
         "tests/unit/core/test_block_hash.py::"
         "test_names_depend_on_parent_tokens_scope_model_and_key",
     ),
     Bug(
         "a block is known by its own tokens, not by what came before",
         "core/block_hash.py",
-        "    payload = parent + struct.pack",
-        "    payload = struct.pack",
+        "        payload = parent + packed[",
+        "        payload = packed[",
         "tests/unit/core/test_block_hash.py::"
         "test_names_depend_on_parent_tokens_scope_model_and_key",
     ),

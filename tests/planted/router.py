@@ -135,7 +135,7 @@ BUGS = [
     Bug(
         "a prompt is load until its answer ends",
         "router/workers/subscriptions.py",
-        "        self._load.answered(news.request_id)\n        return subscriber",
+        "        self._load.answered(news.request_id, self._clock.now_s())\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
         "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
@@ -178,16 +178,16 @@ BUGS = [
     ),
     Bug(
         "a full decode worker is chosen for its few sequences",
-        "router/placement.py",
-        "    return num_needed > num_available, running,",
-        "    return False, running,",
+        "router/cost.py",
+        "        return num_needed > num_available, c.num_running,",
+        "        return False, c.num_running,",
         f"{PLACEMENT}::test_room_for_the_prompt_comes_before_few_sequences",
     ),
     Bug(
         "tokens that were sent are not counted",
-        "router/placement.py",
-        "c.load.waiting_tokens + c.pending_tokens",
-        "c.load.waiting_tokens",
+        "router/cost.py",
+        "self.pending_tokens + tokens_of_others",
+        "tokens_of_others",
         f"{PLACEMENT}::test_tokens_that_were_sent_and_not_answered_count_as_prefill_load",
     ),
     Bug(

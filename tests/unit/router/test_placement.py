@@ -16,7 +16,8 @@ from core.types import (
     Path,
     SamplingParams,
 )
-from router.placement import Candidate, PlacementConstraints, choose
+from router.cost import Candidate
+from router.placement import PlacementConstraints, choose
 
 
 def loaded(name, role, waiting=0, running=0, **more):
@@ -157,7 +158,7 @@ def test_room_for_the_prompt_comes_before_few_sequences():
 
 
 def test_the_prompt_alone_decides_what_stays_local_whatever_is_cached():
-    """A router knows how many blocks a worker has cached, not whose prompts they are."""
+    """How many blocks a worker has cached does not say whose prompts they are."""
     auto = PlacementConstraints("auto", len(REQUEST.token_ids))
     below = replace(auto, local_below_tokens=len(REQUEST.token_ids) + 1)
     for d in (worker("d"), worker("d", free_blocks=0, cached_blocks=100)):

@@ -31,7 +31,8 @@ from core.types import (
     TextDelta,
 )
 from router.choice_output import ChoiceOutput
-from router.placement import Candidate, Placement
+from router.cost import Candidate
+from router.placement import Placement
 from router.request_state import AttemptState, RequestState
 from router.text.detokenizing import TextModel
 from worker.attempt import (
@@ -96,7 +97,7 @@ async def attempt_run(path=Path.LOCAL):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
     )
     finished = asyncio.get_running_loop().create_future()
-    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None), told
+    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None, lambda _: None), told
 
 
 def choice(**sampling):
@@ -118,7 +119,13 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
         finished_choices=(),
     )  # fmt: skip
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
@@ -148,7 +155,13 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
         request=SimpleNamespace(sampling=SamplingParams(prompt_logprobs=prompt_logprobs)),
     )  # fmt: skip
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
         attempt.on_delta(worker_id, said[message])
@@ -156,7 +169,13 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
     # The prefill worker is lost before it spoke: the attempt fails, and the next one computes the
     # scores.
     alone = AttemptState(
-        run, 1, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        1,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
@@ -172,7 +191,13 @@ async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
     )
     run = SimpleNamespace(excluded=set(), note_timings=lambda timings: None)
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     attempt.on_ended(
         reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks"))
@@ -222,7 +247,13 @@ async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
     )  # fmt: skip
     pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
     attempt = AttemptState(
-        run, 0, pair, asyncio.get_running_loop().create_future(), 0.0, lambda _: None
+        run,
+        0,
+        pair,
+        asyncio.get_running_loop().create_future(),
+        0.0,
+        lambda _: None,
+        lambda _: None,
     )
     found = []
     for start in range(4):
@@ -282,7 +313,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     decode = worker("decode", Role.DECODE).descriptor
     placement = Placement(Path.PD, prefill, decode, "")
     finished = asyncio.get_running_loop().create_future()
-    attempt = AttemptState(run, 0, placement, finished, 0.0, lambda _: None)
+    attempt = AttemptState(run, 0, placement, finished, 0.0, lambda _: None, lambda _: None)
     scores = (Logprob(2, -1.0),)
     attempt.on_delta("decode", letters(0, "ab"))
     attempt.on_delta("prefill", letters(0, "", prompt_logprobs=scores))

@@ -9,7 +9,7 @@ from support.stepping import Engine, request
 from support.virtual import PROMPT, ask, run, unit
 
 from core import block_hash as block_hash_module
-from core.block_hash import block_hash, root_hash
+from core.block_hash import block_hash, block_hashes, root_hash
 from core.session import Role
 from engine.scheduling import sequence as sequence_module
 from simulation.shape import HASH_KEY
@@ -57,18 +57,18 @@ def test_answers_do_not_depend_on_the_cache_however_short_the_names_are(digest_b
 
 
 def test_a_fork_goes_on_with_the_hashes_of_its_prompt(monkeypatch):
-    calls = []
+    hashed = []
 
-    def counted(parent, token_ids):
-        calls.append(parent)
-        return block_hash(parent, token_ids)
+    def counted(parent, token_ids, size):
+        hashed.extend(hashes := block_hashes(parent, token_ids, size))
+        return hashes
 
-    monkeypatch.setattr(sequence_module, "block_hash", counted)
+    monkeypatch.setattr(sequence_module, "block_hashes", counted)
     engine = Engine(num_blocks=200, budget=64)
     engine.submit(request("r", range(1, 41), n=4, temperature=1.0, max_tokens=9, ignore_eos=True))
     engine.run()
     # 10 full blocks of prompt; each of 4 choices computes 8 tokens of its own, which fill 2.
-    assert len(calls) == 10 + 4 * 2
+    assert len(hashed) == 10 + 4 * 2
 
 
 def test_a_fork_shares_nothing_that_it_changes():

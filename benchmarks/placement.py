@@ -1,0 +1,116 @@
+"""What one placement costs by the number of workers, with every worker holding a part of the prompt.
+
+Run: python -m benchmarks.placement [PLACEMENT.py of an earlier commit, to be timed beside]
+
+Owns the sweep. Beside the choice it times the hash of the prompt and the question to the view.
+"""
+
+import importlib.util
+import random
+import sys
+import time
+
+from benchmarks.record import quantiles, save
+from core.block_hash import block_hashes, root_hash
+from core.ids import Incarnation, WorkerId
+from core.prefix_changes import PrefixChange
+from core.session import Load, Role, WorkerDescriptor
+from core.types import GenerateRequest, SamplingParams
+from prefix_index.view import PrefixView
+from router.cost import Candidate
+from router.placement import PlacementConstraints, choose
+
+WORKERS = (8, 64, 256, 1_000, 2_000)
+PROMPT_TOKENS = 2_048
+REPEATS = 200
+SIZE = 16
+
+
+def candidates_of(number, rng):
+    made = []
+    for index in range(number):
+        role = Role.DECODE if index % 2 else Role.PREFILL
+        name = WorkerId(f"{role.value}-{index}")
+        descriptor = WorkerDescriptor(
+            name, role, Incarnation(1), name, name, "m", "digest", SIZE, 4_096, 65_536
+        )
+        load = Load(rng.randrange(4), rng.randrange(32), rng.randrange(9_000), 2_048, 1_024)
+        pending = rng.randrange(5_000)
+        made.append(
+            Candidate(
+                descriptor,
+                load,
+                pending_tokens=pending,
+                pending_requests=2,
+                head_tokens=pending // 2,
+                prefill_tokens_per_s=rng.uniform(5_000, 10_000),
+                recent_work=rng.uniform(5, 12),
+            )
+        )
+    return made
+
+
+def milliseconds(action):
+    samples = []
+    for _ in range(REPEATS):
+        began = time.thread_time()
+        action()
+        samples.append((time.thread_time() - began) * 1e3)
+    return quantiles(samples)
+
+
+def earlier(file):
+    """Load an earlier placement, which takes no knowledge of caches."""
+    spec = importlib.util.spec_from_file_location("earlier_placement", file)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def earlier_ms(module, candidates, request):
+    pool = [
+        module.Candidate(c.descriptor, c.load, c.pending_tokens, c.pending_requests)
+        for c in candidates
+    ]
+    constraints = module.PlacementConstraints("auto", 32)
+    return milliseconds(lambda: module.choose(pool, request, constraints))
+
+
+def main():
+    before = earlier(sys.argv[1]) if len(sys.argv) > 1 else None
+    del sys.argv[1:]
+    rng = random.Random(7)
+    request = GenerateRequest("r", "m", tuple(range(PROMPT_TOKENS)), SamplingParams(), 1, 0.0)
+    constraints = PlacementConstraints("auto", 32)
+    names = block_hashes(root_hash("digest", "scope"), request.token_ids[:-1], SIZE)
+    rows = []
+    for number in WORKERS:
+        candidates = candidates_of(number, rng)
+        view = PrefixView()
+        for c in candidates:
+            stored = names[: rng.randrange(len(names))]
+            view.apply(c.worker_id, Incarnation(1), PrefixChange(stored))
+        held = view.match(names)
+        row = {
+            "workers": number,
+            "choose_without_hits_ms": milliseconds(
+                lambda c=candidates: choose(c, request, constraints)
+            ),
+            "choose_ms": milliseconds(
+                lambda c=candidates, h=held: choose(c, request, constraints, h, 1.0)
+            ),
+            "match_ms": milliseconds(lambda v=view: v.match(names)),
+        }
+        if before is not None:
+            row["earlier_choose_ms"] = earlier_ms(before, candidates, request)
+        print({k: v if isinstance(v, int) else round(v["p50"], 4) for k, v in row.items()})
+        rows.append(row)
+    hash_ms = milliseconds(
+        lambda: block_hashes(root_hash("digest", "scope"), request.token_ids[:-1], SIZE)
+    )
+    result = {"prompt_tokens": PROMPT_TOKENS, "unit": "CPU ms", "hash_ms": hash_ms, "rows": rows}
+    print(save("placement", result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""`baton explain request`: why a router sent a request where it did.
+
+Owns what is shown. Does not know how a cost is predicted: it asks a router.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from client.endpoints import Endpoints
+from core.errors import ConfigError
+
+
+def explain_request(url: str, request_id: str, access: Endpoints, *, as_json: bool) -> None:
+    """Ask a router and show its answer.
+
+    Raises:
+        ConfigError: No router answers, or it does not remember the request.
+    """
+    found = access.get(url, f"/explain/{quote(request_id, safe='')}")
+    if "error" in found:
+        raise ConfigError(
+            f"the router at {url} remembers no request {request_id}; it remembers the latest that "
+            "have ended there"
+        )
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        _show(found)
+
+
+def _show(found: dict[str, Any]) -> None:
+    console = Console()
+    columns = (
+        "cached",
+        "uncached",
+        "queued",
+        "prefill ms",
+        "transfer ms",
+        "decode ms",
+        "total ms",
+        "weighed",
+    )
+    table = Table("path", "worker", *columns, box=box.SIMPLE)
+    for c in found.get("candidates", ()):
+        tokens = (c["cached_tokens"], c["uncached_tokens"], c["queued_tokens"])
+        times = (c["prefill_ms"], c["transfer_ms"], c["decode_ms"], c["total_ms"], c["weighed_ms"])
+        table.add_row(c["path"], c["worker"], *map(str, tokens), *(f"{t:.1f}" for t in times))
+    console.print(table)
+    decision = found.get("decision")
+    if decision is not None:
+        workers = dict.fromkeys((decision["prefill_worker"], decision["decode_worker"]))
+        line = f"path {decision['path']} on {' and '.join(workers)}: {decision['reason']}"
+        console.print(line, markup=False, highlight=False)
+    line = (
+        f"{found['outcome']}; {found['prompt_tokens']} prompt tokens, {found['cached_tokens']} "
+        f"cached; TTFT {found['ttft_ms']} ms, of which {found['queue_ms']} ms waiting"
+    )
+    console.print(line, markup=False, highlight=False)

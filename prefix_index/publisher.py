@@ -1,0 +1,189 @@
+"""A worker's cached blocks, published to the store.
+
+Owns when changes are sent, their numbers, and when the whole content is published: at the start,
+after a change was lost, when the store forgot it, and when the log has grown. Does not know the
+pool behind the changes, nor Redis.
+
+Nothing waits for the store: changes are kept within a bound while it fails, and are void beyond.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from core.block_hash import BlockHash
+from core.ids import WorkerLife
+from core.ports import START, Clock, PrefixStore, StoreFailed
+from core.prefix_changes import PrefixChange, StorageTier
+from prefix_index.entries import MAX_BATCH_BLOCKS, SEGMENT_BLOCKS, Batch, EntryCodec, Head
+
+BATCH_S = 0.02
+"""Changes of this time go together."""
+RENEW_S = 1.0
+TTL_S = 10.0
+FIRST_PAUSE_S = 0.1
+MAX_PAUSE_S = 2.0
+"""Longest pause while the store fails: what it forgot is back within 5 s of its return."""
+MAX_BATCHES_SINCE_WHOLE = 1_024
+"""A quarter of what the log keeps: whoever reads a whole content finds all batches after it."""
+READ_BLOCKS = 2_048
+"""Blocks of the pool that are looked at in one go."""
+
+
+class Changes(Protocol):
+    """What came and went in a pool, as `engine.scheduling.block_changes` keeps it."""
+
+    @property
+    def is_whole_due(self) -> bool:
+        """True if what was published before is void."""
+        ...
+
+    def __len__(self) -> int:
+        """Changes not taken yet."""
+        ...
+
+    def watch(self, on_change: Callable[[], None]) -> None:
+        """Call `on_change` at the first change after nothing was left."""
+        ...
+
+    def begin_whole(self) -> None:
+        """The caller reads the pool from now on."""
+        ...
+
+    def void(self) -> None:
+        """What was published is lost."""
+        ...
+
+    def take(self, max_changes: int) -> tuple[list[BlockHash], list[BlockHash]]:
+        """Take the oldest changes: blocks stored, blocks evicted."""
+        ...
+
+
+class PrefixPublisher:
+    """Publishes what one life of a worker caches, at most `BATCH_S` and a call late."""
+
+    def __init__(
+        self,
+        store: PrefixStore,
+        life: WorkerLife,
+        changes: Changes,
+        read_blocks: Callable[[range], Sequence[BlockHash]],
+        num_blocks: int,
+        codec: EntryCodec,
+        clock: Clock,
+    ) -> None:
+        """Keep the collaborators; nothing is sent until `run`.
+
+        Args:
+            store: Where to.
+            life: Whose blocks.
+            changes: What came and went.
+            read_blocks: Names of those of some blocks of the pool that can be found.
+            num_blocks: Size of the pool.
+            codec: Writes entries.
+            clock: For renewals.
+        """
+        self._store = store
+        self._life = life
+        self._changes = changes
+        self._read_blocks = read_blocks
+        self._num_blocks = num_blocks
+        self._codec = codec
+        self._clock = clock
+        self._number = 0
+        self._whole_number = 0
+        self._position = START
+        self._renewed_at = 0.0
+        self._wake = asyncio.Event()
+        changes.watch(self._wake.set)
+        self.num_failures = 0
+        """Failures of the store in a row."""
+        self.num_wholes = 0
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        try:
+            while True:
+                await asyncio.sleep(await self._turn())
+                if not self._has_changes:
+                    await self._wait()
+        finally:
+            await self._store.close()
+
+    @property
+    def _has_changes(self) -> bool:
+        return self._changes.is_whole_due or len(self._changes) > 0
+
+    async def _turn(self) -> float:
+        """Publish what there is; returns how long to rest."""
+        try:
+            await self.publish()
+        except StoreFailed:
+            self._changes.void()  # a batch may be there or not: no number is used again
+            self.num_failures += 1
+            return float(min(FIRST_PAUSE_S * 2 ** min(self.num_failures, 10), MAX_PAUSE_S))
+        self.num_failures = 0
+        return BATCH_S
+
+    async def _wait(self) -> None:
+        self._wake.clear()
+        rest_s = self._renewed_at + RENEW_S - self._clock.now_s()
+        if rest_s > 0 and not self._has_changes:
+            try:
+                async with asyncio.timeout(rest_s):
+                    await self._wake.wait()
+            except TimeoutError:
+                return
+
+    async def publish(self) -> None:
+        """Bring the store up to date, once.
+
+        Raises:
+            StoreFailed: What was to be published may be lost: the whole content is due.
+        """
+        if not self._changes.is_whole_due and self._is_renewal_due:
+            if not await self._store.renew(self._life, self._whole_number, TTL_S):
+                self._changes.void()
+            self._renewed_at = self._clock.now_s()
+        if self._changes.is_whole_due:
+            self._position = START
+            # A number is left out, so that who follows the log notices and reads the whole.
+            self._number += 1
+            await self._publish_whole()
+            await self._append(PrefixChange())
+        while len(self._changes) and not self._changes.is_whole_due:
+            stored, evicted = self._changes.take(MAX_BATCH_BLOCKS)
+            await self._append(PrefixChange(stored, evicted))
+        if self._number - self._whole_number > MAX_BATCHES_SINCE_WHOLE:
+            await self._publish_whole()
+
+    @property
+    def _is_renewal_due(self) -> bool:
+        return self._clock.now_s() >= self._renewed_at + RENEW_S
+
+    async def _append(self, change: PrefixChange) -> None:
+        self._number += 1
+        entry = self._codec.batch(self._life, Batch(self._number, change))
+        self._position = await self._store.append(self._life, [entry], TTL_S)
+
+    async def _publish_whole(self) -> None:
+        number = self._number
+        head = Head(number, 0, self._position)
+        self._changes.begin_whole()
+        names: list[BlockHash] = []
+        for start in range(0, self._num_blocks, READ_BLOCKS):
+            names += self._read_blocks(range(start, min(start + READ_BLOCKS, self._num_blocks)))
+            await asyncio.sleep(0)
+        slices = [names[at : at + SEGMENT_BLOCKS] for at in range(0, len(names), SEGMENT_BLOCKS)]
+        segments = [
+            self._codec.segment(self._life, number, index, StorageTier.POOL, some)
+            for index, some in enumerate(slices)
+        ]
+        head = Head(number, len(segments), head.position)
+        entry = self._codec.head(self._life, head)
+        await self._store.write_whole(self._life, number, entry, segments, TTL_S)
+        self._whole_number = number
+        self._renewed_at = self._clock.now_s()
+        self.num_wholes += 1

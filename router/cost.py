@@ -1,0 +1,257 @@
+"""What a request would cost on each worker, as seconds to its first token.
+
+Owns a worker as the router sees it, the prediction, and the order of workers by it. Does not know
+paths, streams or time.
+
+    queued + uncached tokens
+    ──────────────────────── + exposed transfer + step time of what decodes there
+        prefill tokens/s
+
+A prefix that a worker holds saves the tokens of it and nothing else: where many wait, computing it
+anew on an idle worker is cheaper. On real traces every prompt shares its first block; the longest
+prefix alone would send them all to one worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import exp
+
+from core.ids import WorkerId
+from core.session import Load, WorkerDescriptor
+
+DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
+WORK_WEIGHT = 1.5
+"""A token computed here delays this request once, and those behind it by half as much again."""
+RECENT_S = 60.0
+"""Work this old counts 1/e of what is new."""
+OCCUPANCY_WEIGHT = 0.02
+"""A token computed of late holds room in the cache that a newcomer would take."""
+NOISE_SHARE = 0.25
+"""Speeds that differ by less are equal."""
+SEQUENCE_TOKENS = 16
+"""What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One live worker as the router sees it.
+
+    `pending_tokens` are those of prompts that this router has sent and the worker has not answered,
+    without what the worker was thought to hold; `pending_requests` are those that this router has
+    there.
+    """
+
+    descriptor: WorkerDescriptor
+    load: Load
+    pending_tokens: int = 0
+    pending_requests: int = 0
+    reported_tokens: int = 0
+    """Of the pending tokens, those that the worker's last report counts already."""
+    head_tokens: int = 0
+    """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
+    head_started_s: float = 0.0
+    """When that one's turn came (seconds, on the router's clock)."""
+    prefill_tokens_per_s: float = 0.0
+    """As measured; 0: not yet."""
+    exposed_transfer_s: float = 0.0
+    """By which its transfers were late, as measured."""
+    recent_work: float = 0.0
+    """Logarithm of the tokens computed here of late, were it now the clock's zero."""
+    queued_tokens: int = field(init=False)
+    """Tokens to compute before a prompt that comes now, had the first one only begun."""
+    num_running: int = field(init=False)
+    num_available: int = field(init=False)
+    """Blocks that a request could get."""
+
+    def __post_init__(self) -> None:
+        """Add up once what every placement reads."""
+        load = self.load
+        tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
+        object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
+        # A report is up to half a second old: what this router has sent there counts at once.
+        num_running = max(load.num_running + load.num_waiting, self.pending_requests)
+        object.__setattr__(self, "num_running", num_running)
+        object.__setattr__(self, "num_available", load.free_blocks + load.cached_blocks)
+
+    @property
+    def worker_id(self) -> WorkerId:
+        """Of the worker."""
+        return self.descriptor.worker_id
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """The prediction for one worker; `total_s` and what it is made of."""
+
+    worker_id: WorkerId
+    cached_tokens: int
+    uncached_tokens: int
+    queued_tokens: int
+    prefill_s: float
+    """Until the prompt is computed, those before it included."""
+    transfer_s: float
+    decode_s: float
+    weighed_s: float
+    """By which workers are ordered: what those who come after will pay is in it."""
+
+    @property
+    def total_s(self) -> float:
+        """Seconds to the first token."""
+        return self.prefill_s + self.transfer_s + self.decode_s
+
+
+PrefillKey = tuple[float, int, WorkerId, int]
+LocalKey = tuple[bool, float, int, WorkerId]
+DecodeKey = tuple[bool, int, int, WorkerId]
+
+
+class Prediction:
+    """The costs of one request; every question is constant in the number of workers."""
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        num_tokens: int,
+        num_choices: int,
+        held_blocks: Mapping[WorkerId, int],
+        now_s: float,
+        default_tokens_per_s: float = DEFAULT_PREFILL_TOKENS_PER_S,
+    ) -> None:
+        """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
+
+        A worker that was not measured yet counts like the others. So does one whose speed is near
+        theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
+        """
+        self._num_tokens = num_tokens
+        self._num_choices = num_choices
+        self._held_blocks = held_blocks
+        self._now_s = now_s
+        speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
+        usual = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
+        self._usual_tokens_per_s = usual
+        self._slow_tokens_per_s = usual * (1 - NOISE_SHARE)
+        self._fast_tokens_per_s = usual * (1 + NOISE_SHARE)
+
+    def cached_tokens(self, c: Candidate) -> int:
+        """Tokens of the prompt that the worker need not compute: never the last one."""
+        num_blocks = self._held_blocks.get(c.descriptor.worker_id)
+        if not num_blocks:
+            return 0
+        size = c.descriptor.block_size_tokens
+        most = (self._num_tokens - 1) // size
+        return (num_blocks if num_blocks < most else most) * size
+
+    def uncached_tokens(self, c: Candidate) -> int:
+        """Tokens of the prompt that the worker must compute."""
+        return self._num_tokens - self.cached_tokens(c)
+
+    def tokens_per_s(self, c: Candidate) -> float:
+        """How fast a worker computes prompts."""
+        own = c.prefill_tokens_per_s
+        is_usual = not own or self._slow_tokens_per_s <= own <= self._fast_tokens_per_s
+        return self._usual_tokens_per_s if is_usual else own
+
+    def queued_tokens(self, c: Candidate, tokens_per_s: float) -> float:
+        """Tokens to compute before this prompt, less what must be done of the first by now."""
+        if not c.head_tokens:
+            return c.queued_tokens
+        done = (self._now_s - c.head_started_s) * tokens_per_s
+        if done <= 0:
+            return c.queued_tokens
+        most = c.head_tokens - 1
+        return c.queued_tokens - (done if done < most else most)
+
+    def compute_s(self, c: Candidate) -> float:
+        """Seconds for this prompt alone."""
+        return self.uncached_tokens(c) / self.tokens_per_s(c)
+
+    def cost(self, c: Candidate, *, has_transfer: bool) -> Cost:
+        """Predict for one worker."""
+        tokens_per_s = self.tokens_per_s(c)
+        cached_tokens = self.cached_tokens(c)
+        uncached_tokens = self._num_tokens - cached_tokens
+        queued_tokens = self.queued_tokens(c, tokens_per_s)
+        return Cost(
+            worker_id=c.descriptor.worker_id,
+            cached_tokens=cached_tokens,
+            uncached_tokens=uncached_tokens,
+            queued_tokens=round(queued_tokens),
+            prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
+            transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
+            decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
+            weighed_s=self.prefill_s(c) if has_transfer else self.local_s(c),
+        )
+
+    def prefill_s(self, c: Candidate) -> float:
+        """Weigh a prefill worker: the prediction, and what those who come after lose by it.
+
+        Without the share of recent work, prompts that come to idle workers would all go to the one
+        that first held a block which every prompt begins with.
+        """
+        return self._weights((c,))[0]
+
+    def local_s(self, c: Candidate) -> float:
+        """Weigh a worker that would do both phases."""
+        decode_s = SEQUENCE_TOKENS * c.num_running / self.tokens_per_s(c)
+        return self.prefill_s(c) - c.exposed_transfer_s + decode_s
+
+    def prefill_keys(self, pool: Sequence[Candidate]) -> list[PrefillKey]:
+        """Order prefill workers by weight, then by requests; with each one's index."""
+        weights = self._weights(pool)
+        return [
+            (weight, c.pending_requests, c.descriptor.worker_id, index)
+            for index, (weight, c) in enumerate(zip(weights, pool, strict=True))
+        ]
+
+    def _weights(self, pool: Sequence[Candidate]) -> list[float]:
+        """Weigh prefill workers. A router does this for every worker and request: one flat loop."""
+        num_tokens = self._num_tokens
+        num_held = self._held_blocks.get
+        usual = self._usual_tokens_per_s
+        slow = self._slow_tokens_per_s
+        fast = self._fast_tokens_per_s
+        now = self._now_s / RECENT_S
+        weights = []
+        for c in pool:
+            own = c.prefill_tokens_per_s
+            tokens_per_s = usual if not own or slow <= own <= fast else own
+            queued = self.queued_tokens(c, tokens_per_s) if c.head_tokens else c.queued_tokens
+            uncached = num_tokens
+            descriptor = c.descriptor
+            num_blocks = num_held(descriptor.worker_id)
+            if num_blocks:
+                size = descriptor.block_size_tokens
+                most = (num_tokens - 1) // size
+                uncached -= (num_blocks if num_blocks < most else most) * size
+            occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
+            tokens = queued + WORK_WEIGHT * uncached + occupied
+            weights.append(tokens / tokens_per_s + c.exposed_transfer_s)
+        return weights
+
+    def computing_less(self, pool: Sequence[Candidate], num_tokens: int) -> list[Candidate]:
+        """Find the workers that would have to compute fewer tokens than so many."""
+        num_held = self._held_blocks.get
+        most_cached = self._num_tokens - max(1, num_tokens)
+        return [
+            c
+            for c in pool
+            if num_held(c.descriptor.worker_id, 0) * c.descriptor.block_size_tokens > most_cached
+        ]
+
+    def local_key(self, c: Candidate) -> LocalKey:
+        """Order workers that would do both phases: by room, by weight, by blocks in use.
+
+        A worker with few sequences may have no blocks left.
+        """
+        lacks_room, _, used_blocks, worker_id = self.decode_key(c)
+        return lacks_room, self.local_s(c), used_blocks, worker_id
+
+    def decode_key(self, c: Candidate) -> DecodeKey:
+        """Order decode workers: by room first, then by sequences, then by blocks in use."""
+        descriptor = c.descriptor
+        num_available = c.num_available
+        num_needed = -(-self._num_tokens // descriptor.block_size_tokens) + self._num_choices
+        used_blocks = descriptor.num_blocks - num_available
+        return num_needed > num_available, c.num_running, used_blocks, descriptor.worker_id

@@ -1,0 +1,99 @@
+"""What the workers hold of a prompt, as far as this router knows.
+
+Owns the names of a prompt's blocks, made in slices so that no other request waits for a long one,
+and the question to the view and to the prompts on their way. Does not know how the view is fed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+from core.block_hash import BlockHash, block_hashes, root_hash
+from core.ids import RunId, WorkerId
+from core.ports import Clock
+from core.session import WorkerDescriptor
+from core.types import GenerateRequest
+from router.expected_prefixes import ExpectedPrefixes
+
+SLICE_TOKENS = 4_096
+"""Tokens that are hashed in one go: about 0.4 ms, after which others have their turn."""
+
+PromptNames = Mapping[tuple[str, int], Sequence[BlockHash]]
+"""Names of a prompt's full blocks, by a worker's content digest and block size."""
+
+
+class HeldBlocks(Protocol):
+    """Which worker holds which blocks."""
+
+    @property
+    def is_empty(self) -> bool:
+        """True if no worker has published anything."""
+        ...
+
+    def match(self, block_hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
+        """Count the leading blocks that each worker holds."""
+        ...
+
+
+class PromptPrefixes:
+    """The router's knowledge of prefixes; without a view there is none, and nothing is hashed."""
+
+    def __init__(self, view: HeldBlocks | None, hash_key: bytes, clock: Clock) -> None:
+        """Ask `view`; `hash_key` is that of the workers."""
+        self._view = view
+        self._hash_key = hash_key
+        self._clock = clock
+        self._expected = ExpectedPrefixes()
+
+    async def names(
+        self, request: GenerateRequest, descriptors: Iterable[WorkerDescriptor]
+    ) -> PromptNames:
+        """Name the blocks of a prompt as each of the workers would, but for its last token's."""
+        if self._view is None or self._view.is_empty:
+            return {}
+        kinds = dict.fromkeys((d.content_digest, d.block_size_tokens) for d in descriptors)
+        return {kind: await self._hash(request, *kind) for kind in kinds}
+
+    async def _hash(
+        self, request: GenerateRequest, digest: str, block_size_tokens: int
+    ) -> list[BlockHash]:
+        # A worker computes the last token always, for its logits.
+        num_tokens = len(request.token_ids) - 1
+        parent = root_hash(digest, request.scope, self._hash_key)
+        hashes: list[BlockHash] = []
+        slice_tokens = max(1, SLICE_TOKENS // block_size_tokens) * block_size_tokens
+        for start in range(0, num_tokens, slice_tokens):
+            if start:
+                await asyncio.sleep(0)
+            end = min(start + slice_tokens, num_tokens)
+            hashes += block_hashes(parent, request.token_ids[start:end], block_size_tokens)
+            parent = hashes[-1] if hashes else parent
+        return hashes
+
+    def held(self, names: PromptNames) -> dict[WorkerId, int]:
+        """Count the leading blocks of a prompt that each worker holds, or will hold in a moment."""
+        held: dict[WorkerId, int] = {}
+        if self._view is None or self._view.is_empty:
+            return held
+        now_s = self._clock.now_s()
+        for hashes in names.values():
+            held |= self._view.match(hashes)
+            for worker, num_blocks in self._expected.match(hashes, now_s).items():
+                held[worker] = max(held.get(worker, 0), num_blocks)
+        return held
+
+    def sent(self, run_id: RunId, worker: WorkerDescriptor, names: PromptNames) -> None:
+        """A prompt goes to a worker: those like it find it there from now on."""
+        hashes = names.get((worker.content_digest, worker.block_size_tokens))
+        if hashes:
+            self._expected.add(run_id, worker.worker_id, hashes)
+
+    def answered(self, run_id: RunId) -> None:
+        """The worker has computed a prompt, and will publish it itself."""
+        self._expected.answered(run_id, self._clock.now_s())
+
+    def failed(self, run_id: RunId) -> None:
+        """The worker will not compute a prompt."""
+        self._expected.remove(run_id)

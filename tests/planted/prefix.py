@@ -1,0 +1,94 @@
+"""Bugs of the prefix index."""
+
+from planted.bug import Bug
+
+RULES = "tests/simulation/test_prefix_rules.py::"
+VIEW = "tests/unit/prefix_index/test_view.py::"
+CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
+
+BUGS = [
+    Bug(
+        "evicted blocks stay in the index",
+        "engine/scheduling/block_pool.py",
+        "                self._changes.evicted(self._identities.hash_of(block_id))\n",
+        "                pass\n",
+        RULES + "test_stored_and_evicted_blocks_are_seen_within_50_ms",
+    ),
+    Bug(
+        "a dropped cache stays in the index",
+        "engine/scheduling/block_pool.py",
+        "            self._changes.dropped()\n",
+        "            pass\n",
+        RULES + "test_stored_and_evicted_blocks_are_seen_within_50_ms",
+    ),
+    Bug(
+        "entries of an earlier life count again",
+        "prefix_index/view.py",
+        "        if (worker, incarnation) in self._ended:\n",
+        "        if not worker:\n",
+        VIEW + "test_the_next_incarnation_voids_the_one_before_for_good",
+    ),
+    Bug(
+        "entries of a worker that left stay in the view",
+        "prefix_index/feed.py",
+        "            self.view.forget(worker, incarnation)\n",
+        "            pass\n",
+        RULES + "test_entries_of_a_worker_that_is_no_member_are_forgotten_and_not_read",
+    ),
+    Bug(
+        "anybody's entries count",
+        "prefix_index/entries.py",
+        "        if not hmac.compare_digest(entry[:TAG_BYTES], self._tag(kind, life, body)):\n",
+        "        if not life:\n",
+        RULES + "test_forged_entries_are_counted_and_change_nothing",
+    ),
+    Bug(
+        "a worker's entries count for another",
+        "prefix_index/entries.py",
+        '        hashed.update(kind + struct.pack("<IQ", len(name), incarnation) + name)\n',
+        "        hashed.update(kind)\n",
+        RULES + "test_forged_entries_are_counted_and_change_nothing",
+    ),
+    Bug(
+        "a missing batch goes unnoticed",
+        "prefix_index/feed.py",
+        "        if batch.number != follower.number + 1:\n",
+        "        if batch.number < follower.number:\n",
+        RULES + "test_a_lost_batch_or_answer_is_noticed_by_its_number[loses_next]",
+    ),
+    Bug(
+        "of a block that came and went, the first word counts",
+        "engine/scheduling/block_changes.py",
+        "        changes.pop(block_hash, None)\n        changes[block_hash] = is_stored\n",
+        "        changes.setdefault(block_hash, is_stored)\n",
+        CHANGES + "test_the_last_word_on_each_block_is_kept_oldest_first",
+    ),
+    Bug(
+        "a store that forgot is not filled again",
+        "prefix_index/publisher.py",
+        "            if not await self._store.renew(self._life, self._whole_number, TTL_S):\n",
+        "            if await self._store.renew(self._life, self._whole_number, TTL_S) is None:\n",
+        RULES + "test_an_emptied_store_is_filled_again_within_5_s",
+    ),
+    Bug(
+        "an idle store counts as down",
+        "prefix_index/redis_prefix_store.py",
+        "TIMER_S = 0.15\n",
+        "TIMER_S = 0.0\n",
+        "tests/contract/test_prefix_store.py::test_a_call_that_waits_in_vain_is_no_failure[redis]",
+    ),
+    Bug(
+        "blocks behind a gap are counted",
+        "prefix_index/view.py",
+        "            if holding & seen != holding:\n",
+        "            if not holding & seen:\n",
+        VIEW + "test_leading_blocks_are_counted_for_each_worker",
+    ),
+    Bug(
+        "changes that do not fit are forgotten",
+        "engine/scheduling/block_changes.py",
+        "            changes.clear()\n            self._is_whole_due = True\n",
+        "            changes.clear()\n",
+        CHANGES + "test_too_many_changes_are_none_and_the_whole_content_is_due",
+    ),
+]

@@ -1,0 +1,317 @@
+"""The prefix index from a worker's pool to a router's view, on virtual time, with a store that
+fails, forgets, loses and is written to by others."""
+
+import asyncio
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+
+from core.block_hash import DIGEST_BYTES, BlockHash, block_hashes, root_hash
+from core.ids import Incarnation, WorkerId
+from core.ports import LoopClock
+from core.prefix_changes import PrefixChange
+from engine.scheduling.block_changes import BlockChanges
+from engine.scheduling.block_pool import BlockPool
+from prefix_index import publisher as publisher_module
+from prefix_index.entries import Batch, EntryCodec, entry_key
+from prefix_index.feed import PrefixFeed
+from prefix_index.publisher import PrefixPublisher
+from prefix_index.view import PrefixView
+from simulation.loop import run_virtual
+from simulation.prefix_store import MemoryPrefixStore
+
+KEY = entry_key("a secret of sufficient length")
+ROOT = root_hash("m", "t")
+SIZE = 4
+TURN_S = 0.1
+"""More than a batch and its reading take."""
+
+
+class Worker:
+    """A pool with a publisher; `compute` fills blocks as a finished prompt would."""
+
+    def __init__(self, store, name="prefill-a", incarnation=1, num_blocks=64, max_changes=1000):
+        self.life = (WorkerId(name), Incarnation(incarnation))
+        self.changes = BlockChanges(max_changes)
+        self.pool = BlockPool(num_blocks, self.changes)
+        self.publisher = PrefixPublisher(
+            store,
+            self.life,
+            self.changes,
+            self.pool.registered,
+            num_blocks,
+            EntryCodec(KEY),
+            LoopClock(),
+        )
+
+    def compute(self, tokens):
+        hashes = block_hashes(ROOT, tokens, SIZE)
+        identity = self.pool.remember_root("t")
+        taken = self.pool.allocate(len(hashes))
+        for index, (block, name) in enumerate(zip(taken, hashes, strict=True)):
+            own = tokens[index * SIZE : (index + 1) * SIZE]
+            identity = self.pool.register(block, identity, name, own)
+        self.pool.free(taken)
+        return hashes
+
+    @property
+    def found(self):
+        return set(self.pool.registered(range(self.pool.num_blocks)))
+
+
+@asynccontextmanager
+async def following(*workers, store, key=KEY):
+    """Publishers and one feed, running; yields the feed and the set of members."""
+    members = {worker.life for worker in workers}
+    feed = PrefixFeed(store, PrefixView(), lambda: members, EntryCodec(key), LoopClock())
+    tasks = [asyncio.create_task(one.run()) for one in (*(w.publisher for w in workers), feed)]
+    try:
+        await asyncio.sleep(1.0)
+        yield feed, members
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def agrees(feed, *workers):
+    """The view holds exactly what the workers would find."""
+    for worker in workers:
+        for name in worker.found:
+            assert worker.life[0] in feed.view.match([name])
+    assert feed.view.num_entries == sum(len(worker.found) for worker in workers)
+
+
+PROMPT = list(range(40))
+
+
+def test_stored_and_evicted_blocks_are_seen_within_50_ms():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store, num_blocks=16)
+        async with following(worker, store=store) as (feed, _):
+            hashes = worker.compute(PROMPT)
+            await asyncio.sleep(0.05)
+            assert feed.view.match(hashes) == {worker.life[0]: 10}
+            worker.compute([n + 1000 for n in PROMPT])
+            await asyncio.sleep(0.05)
+            assert feed.view.match(hashes) == {worker.life[0]: 6}
+            worker.pool.drop_cache()
+            await asyncio.sleep(1.0)
+            assert feed.view.match(hashes) == {} and feed.view.num_entries == 0
+            assert not feed.refused
+
+    run_virtual(main())
+
+
+def test_a_router_that_comes_later_reads_the_whole_content():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        worker.compute(PROMPT)
+        async with following(worker, store=store):
+            hashes = worker.compute([9, *PROMPT])
+            await asyncio.sleep(TURN_S)
+            second = PrefixFeed(
+                store, PrefixView(), lambda: {worker.life}, EntryCodec(KEY), LoopClock()
+            )
+            await second.read()
+            assert second.view.match(hashes) == {worker.life[0]: 10}
+            agrees(second, worker)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("mode", ["down", "slow"])
+def test_a_store_that_was_away_is_up_to_date_5_s_after_its_return(mode):
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            store.mode = mode
+            hashes = worker.compute([9, *PROMPT])
+            await asyncio.sleep(60.0)
+            assert store.num_bitten > 10 and feed.state == "down" and feed.age_s > 50
+            assert feed.view.num_entries == 10, "the view stays as it was"
+            store.mode = "ok"
+            await asyncio.sleep(5.0)
+            assert feed.view.match(hashes) == {worker.life[0]: 10}
+            assert feed.state == "ok" and feed.age_s < 1
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
+def test_an_emptied_store_is_filled_again_within_5_s():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            store.empty()
+            hashes = worker.compute([9, *PROMPT])
+            await asyncio.sleep(5.0)
+            agrees(feed, worker)
+            late = PrefixFeed(
+                store, PrefixView(), lambda: {worker.life}, EntryCodec(KEY), LoopClock()
+            )
+            await late.read()
+            assert late.view.match(hashes) == {worker.life[0]: 10}
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("fault", ["loses_next", "fails_after_next"])
+def test_a_lost_batch_or_answer_is_noticed_by_its_number(fault):
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            setattr(store, fault, 1)
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            worker.compute([9, *PROMPT])
+            await asyncio.sleep(5.0)
+            assert store.num_bitten == 1 and feed.num_gaps >= 1
+            if fault == "fails_after_next":
+                agrees(feed, worker)
+            else:
+                # What the whole content said before still stands; the next whole mends it.
+                worker.changes.void()
+                worker.compute([8, *PROMPT])
+                await asyncio.sleep(5.0)
+                agrees(feed, worker)
+
+    run_virtual(main())
+
+
+def test_more_changes_than_are_kept_make_one_whole_content():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store, max_changes=8)
+        async with following(worker, store=store) as (feed, _):
+            num_wholes = worker.publisher.num_wholes
+            worker.compute(PROMPT)
+            await asyncio.sleep(1.0)
+            assert worker.publisher.num_wholes == num_wholes + 1
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
+def test_the_log_never_outgrows_what_is_kept_of_it(monkeypatch):
+    monkeypatch.setattr(publisher_module, "MAX_BATCHES_SINCE_WHOLE", 5)
+
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            num_wholes = worker.publisher.num_wholes
+            for turn in range(20):
+                worker.compute([turn, *PROMPT[:8]])
+                await asyncio.sleep(TURN_S)
+            assert worker.publisher.num_wholes >= num_wholes + 3
+            assert feed.num_gaps == 0 and feed.num_wholes == 1, "who follows needs no whole"
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
+def test_entries_of_a_worker_that_is_no_member_are_forgotten_and_not_read():
+    async def main():
+        store = MemoryPrefixStore()
+        workers = [Worker(store, "prefill-a"), Worker(store, "prefill-b")]
+        async with following(*workers, store=store) as (feed, members):
+            hashes = [worker.compute(PROMPT) for worker in workers][0]
+            await asyncio.sleep(TURN_S)
+            assert len(feed.view.match(hashes)) == 2
+            members.discard(workers[0].life)
+            workers[0].compute([9, *PROMPT])
+            await asyncio.sleep(1.0)
+            assert feed.view.match(hashes) == {workers[1].life[0]: 10}
+            reborn = Worker(store, "prefill-a", incarnation=2)
+            members.add(reborn.life)
+            task = asyncio.create_task(reborn.publisher.run())
+            reborn.compute(PROMPT[:8])
+            await asyncio.sleep(2.0)
+            assert feed.view.match(hashes) == {workers[1].life[0]: 10, reborn.life[0]: 2}
+            task.cancel()
+
+    run_virtual(main())
+
+
+def test_forged_entries_are_counted_and_change_nothing():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        other = Worker(store, "prefill-b")
+        rng = random.Random(1)
+        async with following(worker, other, store=store) as (feed, _):
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            name = BlockHash(b"x" * DIGEST_BYTES)
+            fake = EntryCodec(b"guess").batch(worker.life, Batch(10**6, PrefixChange([name])))
+            foreign = store.log_of(worker.life)[-1][1]
+            for entry in (b"", b"x" * 20, rng.randbytes(500), fake, foreign[:-1], foreign[:-16]):
+                store.forge(worker.life, entry)
+            store.forge(other.life, foreign)
+            await asyncio.sleep(1.0)
+            assert feed.refused == {"malformed": 2, "forged": 5}
+            assert feed.view.match([name]) == {}
+            store.forge(worker.life, foreign)
+            await asyncio.sleep(1.0)
+            assert feed.refused.total() == 7 and feed.num_gaps == 0, "a repeated batch is known"
+            agrees(feed, worker, other)
+
+    run_virtual(main())
+
+
+def test_an_index_of_another_cluster_is_not_taken():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store, key=entry_key("another secret.......")) as (
+            feed,
+            _,
+        ):
+            worker.compute(PROMPT)
+            await asyncio.sleep(1.0)
+            assert feed.view.num_entries == 0 and feed.refused["forged"] >= 1
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("seed", range(15))
+def test_whatever_happens_to_the_store_the_view_agrees_5_s_later(seed):
+    rng = random.Random(seed)
+
+    async def main():
+        store = MemoryPrefixStore()
+        workers = [Worker(store, f"w{n}", num_blocks=24, max_changes=30) for n in range(3)]
+        async with following(*workers, store=store) as (feed, _):
+            for _ in range(60):
+                kind = rng.randrange(12)
+                worker = rng.choice(workers)
+                if kind < 6:
+                    worker.compute([rng.randrange(3) for _ in range(SIZE * rng.randrange(1, 6))])
+                elif kind == 6:
+                    store.mode = rng.choice(["down", "slow", "ok", "ok"])
+                elif kind == 7:
+                    store.empty()
+                elif kind == 8:
+                    store.fails_after_next += 1
+                elif kind == 9:
+                    worker.pool.drop_cache()
+                else:
+                    store.forge(worker.life, rng.randbytes(rng.randrange(60)))
+                await asyncio.sleep(rng.choice([0.0, 0.01, 0.1, 2.0]))
+            store.mode = "ok"
+            store.fails_after_next = 0
+            await asyncio.sleep(6.0)
+            agrees(feed, *workers)
+
+    run_virtual(main())

@@ -1,0 +1,157 @@
+"""What a request would cost on each worker, and whom that chooses."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.session import Load, Role, WorkerDescriptor
+from core.types import GenerateRequest, Path, SamplingParams
+from router.cost import WORK_WEIGHT, Candidate, Prediction
+from router.observe.why import why_of
+from router.placement import MAX_SHOWN, PlacementConstraints, choose
+from router.workers.load import WorkerLoad
+
+DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
+PROMPT = GenerateRequest("r", "m", tuple(range(1_000)), SamplingParams(), 1, 0.0)
+PD = PlacementConstraints("pd", 32)
+AUTO = PlacementConstraints("auto", 32)
+IDLE = Load(free_blocks=10_000)
+DECODE = Candidate(replace(DESCRIPTOR, worker_id="d", role=Role.DECODE), IDLE)
+
+
+def worker(name, **known):
+    return Candidate(replace(DESCRIPTOR, worker_id=name), IDLE, **known)
+
+
+def chosen(candidates, held, **more):
+    return choose([*candidates, DECODE], PROMPT, PD, held, **more).prefill.worker_id
+
+
+def test_a_holder_is_chosen_until_its_queue_costs_more_than_its_prefix_saves():
+    """50 blocks are 800 of 1,000 tokens."""
+    saved = int(WORK_WEIGHT * 800)
+    for queued, name in ((0, "holder"), (saved - 1, "holder"), (saved + 1, "idle")):
+        workers = [worker("holder", pending_tokens=queued), worker("idle")]
+        assert chosen(workers, {"holder": 50}) == name, queued
+
+
+def test_a_first_block_that_all_prompts_share_does_not_gather_them_at_its_first_holder():
+    loads = [WorkerLoad(replace(DESCRIPTOR, worker_id=f"w{i}")) for i in range(8)]
+    counts = dict.fromkeys((f"w{i}" for i in range(8)), 0)
+    held = {"w0": 1}
+    for number in range(80):
+        name = chosen([load.candidate for load in loads], held)
+        counts[name] += 1
+        held[name] = 1
+        loads[int(name[1:])].add(f"r{number}", 1_000 - 16 * held[name], 0.0)
+    assert set(counts.values()) == {10}
+
+
+def test_the_last_token_is_always_computed():
+    prediction = Prediction([worker("w")], 32, 1, {"w": 99}, 0.0)
+    cost = prediction.cost(worker("w"), has_transfer=True)
+    assert (cost.cached_tokens, cost.uncached_tokens) == (16, 16)
+    assert Prediction([], 33, 1, {"w": 99}, 0.0).cached_tokens(worker("w")) == 32
+
+
+def test_blocks_count_by_the_size_of_each_workers_own():
+    large = Candidate(replace(DESCRIPTOR, worker_id="large", block_size_tokens=64), IDLE)
+    assert chosen([worker("small"), large], {"small": 20, "large": 10}) == "large"
+
+
+def test_what_must_be_computed_of_the_first_prompt_by_now_is_not_waited_for():
+    sent = {"pending_tokens": 4_000, "head_tokens": 4_000, "prefill_tokens_per_s": 1_000.0}
+    a = worker("a", head_started_s=10.0, **sent)
+    b = worker("b", head_started_s=12.0, **sent)
+    assert chosen([a, b], {}, now_s=13.0) == "a"
+    prediction = Prediction([a, b], 1_000, 1, {}, 13.0)
+    assert prediction.cost(a, has_transfer=True).queued_tokens == 1_000
+    late = Prediction([a, b], 1_000, 1, {}, 99.0)
+    assert late.cost(a, has_transfer=True).queued_tokens == 1, "it has not answered yet"
+
+
+def test_a_fast_worker_may_have_the_longer_queue():
+    fast = worker("fast", prefill_tokens_per_s=9_000.0, pending_tokens=2_000)
+    slow = worker("slow", prefill_tokens_per_s=1_000.0)
+    assert chosen([fast, slow], {}) == "fast"
+    assert chosen([replace(fast, prefill_tokens_per_s=1_000.0), slow], {}) == "slow"
+
+
+def test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest():
+    a = worker("a", prefill_tokens_per_s=1_000.0, recent_work=5.0)
+    b = worker("b", prefill_tokens_per_s=950.0, recent_work=3.0)
+    assert chosen([a, b], {}) == "b"
+
+
+def test_of_equal_workers_the_one_with_less_work_of_late_is_chosen():
+    old, new = WorkerLoad(replace(DESCRIPTOR, worker_id="a")), WorkerLoad(DESCRIPTOR)
+    old.add("r1", 5_000, 0.0)
+    new.add("r2", 1_000, 600.0)
+    for load, run in ((old, "r1"), (new, "r2")):
+        load.remove(run, 601.0)
+    prompts = [new.candidate, old.candidate]
+    assert chosen(prompts, {}, now_s=601.0) == "a", "what was long ago counts little"
+
+
+def test_local_below_tokens_counts_what_the_local_worker_lacks():
+    busy = replace(DECODE, load=Load(num_running=500, free_blocks=10_000))
+    placement = choose([worker("p"), busy], PROMPT, AUTO, {"d": 61})
+    assert placement.path is Path.LOCAL and placement.uncached_tokens == 24
+    assert placement.reason == "prompt of 24 tokens, without 976 cached at d, is below 32"
+    assert choose([worker("p"), busy], PROMPT, AUTO, {"d": 60}).path is Path.PD
+    assert choose([worker("p"), busy], PROMPT, AUTO, {"p": 61}).path is Path.PD
+
+
+def test_a_conversation_goes_on_where_its_answer_was_made_unless_many_decode_there():
+    placement = choose([worker("p"), DECODE], PROMPT, AUTO, {"d": 50, "p": 10})
+    assert (placement.path, placement.decode.worker_id) == (Path.LOCAL, "d")
+    assert placement.reason.startswith("d holds 800 tokens: ")
+    busy = replace(DECODE, load=Load(num_running=8, free_blocks=10_000))
+    assert choose([worker("p"), busy], PROMPT, AUTO, {"d": 50, "p": 10}).path is Path.PD
+
+
+def test_nothing_held_changes_no_path():
+    for size in (31, 32, 1_000):
+        request = replace(PROMPT, token_ids=tuple(range(size)))
+        is_local = choose([worker("p"), DECODE], request, AUTO).path is Path.LOCAL
+        assert is_local == (size < 32)
+
+
+@given(st.lists(st.tuples(st.integers(0, 5_000), st.integers(0, 80)), min_size=1, max_size=12))
+def test_no_other_worker_would_have_been_cheaper(workers):
+    candidates = [
+        worker(f"w{i:02}", pending_tokens=queued) for i, (queued, _) in enumerate(workers)
+    ]
+    held = {f"w{i:02}": blocks for i, (_, blocks) in enumerate(workers) if blocks}
+    placement = choose([*candidates, DECODE], PROMPT, PD, held)
+
+    def weighed(queued, blocks):
+        return queued + WORK_WEIGHT * (1_000 - 16 * min(blocks, 62))
+
+    queued, blocks = workers[int(placement.prefill.worker_id[1:])]
+    assert weighed(queued, blocks) == min(weighed(*each) for each in workers)
+    assert placement.uncached_tokens == 1_000 - 16 * min(blocks, 62)
+    assert placement.prefill_costs[0].worker_id == placement.prefill.worker_id
+    assert len(placement.prefill_costs) == min(MAX_SHOWN, len(workers))
+
+
+def test_why_says_what_each_candidate_would_have_cost():
+    one = worker("p1", pending_tokens=200, prefill_tokens_per_s=1_000.0)
+    why = why_of(choose([one, worker("p2"), DECODE], PROMPT, AUTO, {"p1": 50}))
+    assert why["decision"] == {
+        "path": "pd",
+        "prefill_worker": "p1",
+        "decode_worker": "d",
+        "reason": "prompt is worth a transfer",
+        "uncached_tokens": 200,
+    }
+    assert [(c["path"], c["worker"], c["total_ms"]) for c in why["candidates"]] == [
+        ("pd", "p1", 400.0),
+        ("pd", "p2", 1_000.0),
+    ]
+    assert [c["weighed_ms"] for c in why["candidates"]] == pytest.approx([500, 1_500], abs=0.1)
+    local = why_of(choose([DECODE], PROMPT, AUTO))
+    assert [(c["path"], c["worker"]) for c in local["candidates"]] == [("local", "d")]
+    assert local["decision"]["reason"] == "0 prefill and 1 decode workers match"

@@ -1,0 +1,33 @@
+"""A router's account of one worker: what waits there, and how fast it computes."""
+
+import pytest
+
+from core.session import Load, Role, WorkerDescriptor
+from router.workers.load import WorkerLoad
+
+DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
+
+
+def test_a_report_is_not_counted_beside_the_prompts_that_it_counts():
+    load = WorkerLoad(DESCRIPTOR)
+    load.add("r1", 500, 1.0)
+    load.report(Load(waiting_tokens=700))
+    assert load.candidate.queued_tokens == 700, "500 of this router, 200 of others"
+    load.add("r2", 100, 2.0)
+    assert load.candidate.queued_tokens == 800
+    load.answered("r1", 3.0)
+    assert load.candidate.queued_tokens == 300
+    assert (load.candidate.head_tokens, load.candidate.head_started_s) == (100, 3.0)
+    load.clear()
+    assert load.candidate.pending_tokens == 0
+
+
+def test_speed_is_learnt_from_prompts_that_took_time():
+    load = WorkerLoad(DESCRIPTOR)
+    load.measured(1_000, 0.0)
+    load.measured(8, 1.0)
+    assert load.candidate.prefill_tokens_per_s == 0.0
+    load.measured(1_000, 1.0)
+    assert load.candidate.prefill_tokens_per_s == 1_000.0
+    load.measured(2_000, 1.0)
+    assert load.candidate.prefill_tokens_per_s == pytest.approx(1_200.0)
