@@ -243,10 +243,12 @@ class Prediction:
     def local_key(self, c: Candidate) -> LocalKey:
         """Order workers that would do both phases: by room, by weight, by blocks in use.
 
-        A worker with few sequences may have no blocks left.
+        A worker with few sequences may have no blocks left. Where nobody holds any of the prompt,
+        all would compute as much of it, and few sequences decide.
         """
-        lacks_room, _, used_blocks, worker_id = self.decode_key(c)
-        return lacks_room, self.local_s(c), used_blocks, worker_id
+        lacks_room, num_running, used_blocks, worker_id = self.decode_key(c)
+        weight = self.local_s(c) if self._held_blocks else float(num_running)
+        return lacks_room, weight, used_blocks, worker_id
 
     def decode_key(self, c: Candidate) -> DecodeKey:
         """Order decode workers: by room first, then by sequences, then by blocks in use."""
