@@ -150,7 +150,7 @@ class ConnectPeers:
 
 @dataclass(frozen=True, slots=True)
 class RouterHeartbeat:
-    """No news of requests; renews the leases of this router's requests."""
+    """Nothing else to send; renews the leases of this router's requests."""
 
 
 @dataclass(frozen=True, slots=True)
