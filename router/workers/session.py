@@ -154,7 +154,7 @@ class WorkerSession:
             with contained("noting the state of a worker's session"):
                 self._on_state_changed(self)
 
-    # --- called by the orchestrator ---------------------------------------------------------------
+    # --- called by `Attempts` ---------------------------------------------------------------------
 
     def subscribe(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
         """Listen to a run; `num_tokens` count as this worker's load until it first answers."""
