@@ -240,7 +240,7 @@ app.add_typer(simulate, name="simulate")
 @app.command("check-config")
 def check_config(config: Config = None, output: Output = "table") -> None:
     """Check a config and its model without starting anything, and print the resolved tree."""
-    from cli.up import check_ports, warn_of_tokens_beyond  # noqa: PLC0415
+    from cli.up import check_access, warn_of_tokens_beyond  # noqa: PLC0415
     from cluster.network_check import faults_between_machines  # noqa: PLC0415
     from cluster.ray.probe import endpoint_of_environment  # noqa: PLC0415
     from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
@@ -260,7 +260,7 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     resolved = load_config(config, on_renamed=warn)
     spec = model_of(resolved)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
-    check_ports(resolved)
+    check_access(resolved)
     if resolved.security.door_certificate:
         ServerCertificate(resolved.security, SystemClock().now_s)  # refuses files that do not fit
     kv_pools = kv_pools_of(resolved, spec)

@@ -50,7 +50,7 @@ def run_up(path: Path | None, flags: Mapping[str, object], address: str, *, is_l
         log_renamed(old, new)
     spec = model_of(config)
     warn_of_tokens_beyond(TextModel(spec.folder), spec.vocabulary_size)
-    check_ports(config)
+    check_access(config)
     with contextlib.ExitStack() as claims:
         claims.enter_context(claimed(config))
         if address:
@@ -95,7 +95,7 @@ def warn_of_tokens_beyond(text: TextModel, vocabulary_size: int) -> None:
         )
 
 
-def check_ports(config: BatonConfig) -> None:
+def check_access(config: BatonConfig) -> None:
     """Refuse a key file with a fault, and warn if keys cross a network in plain text.
 
     A running router is less strict: there a faulty line only opens nothing.

@@ -17,17 +17,17 @@ from pathlib import Path
 from core import events
 from core.config import SecurityConfig
 from transport.grpc_credentials import Tls
+from transport.tls import ROLES
 
 WARN_DAYS = 30
 DAY_S = 86400.0
-ROLES = ("router", "prefill", "decode")
 
 
 def earliest_end(pem: bytes) -> int:
-    """Return when the first certificate of a chain expires (Unix seconds).
+    """Return when a chain expires (Unix seconds): the earliest end of its certificates.
 
     Raises:
-        ValueError: There is none.
+        ValueError: It has none.
     """
     from cryptography import x509  # noqa: PLC0415 - most clusters have no certificates
 

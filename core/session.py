@@ -72,8 +72,7 @@ class Wanted:
     """Prompt log probabilities that have come."""
     finished_choices: tuple[int, ...] = ()
     is_coming: bool = False
-    """Its Submit follows on this stream; one that is known already
-    came before the last stream ended."""
+    """Its Submit follows on this stream, perhaps again: the last stream may have brought it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +149,7 @@ class ConnectPeers:
 
 @dataclass(frozen=True, slots=True)
 class RouterHeartbeat:
-    """No news of requests; renews the leases of this router's requests."""
+    """Nothing else to send; renews the leases of this router's requests."""
 
 
 @dataclass(frozen=True, slots=True)

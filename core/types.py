@@ -335,7 +335,7 @@ class ChoiceFinished:
     stop_match: str | int | None = None
     position: int = 0
     """Output tokens of the whole choice."""
-    is_news: bool = True
+    is_new: bool = True
     """False: a client that came back knows it; it counts for the credit and is not sent again."""
 
 

@@ -123,7 +123,7 @@ class DecodeRole:
             raise InvariantViolation("a decode worker computed a hand-over")
         self._reserved(event.sequence, event.num_have_blocks)
 
-    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+    def prompt_computed(self, sequence: Sequence) -> None:
         """Decode workers promise no KV to anyone."""
         raise InvariantViolation("a decode worker computed a hand-over")
 

@@ -82,8 +82,8 @@ class TransferAgent(ABC):
     def _note(self, transition: Transition) -> None:
         self.transitions[transition] += 1
 
-    # Owned, since a loop keeps only weak references to tasks.
     def _own(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        # Kept, since a loop has only weak references to its tasks.
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._task_done)

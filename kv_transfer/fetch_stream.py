@@ -32,9 +32,7 @@ class FetchStream:
         self._stream = stream
         self._silence_s = silence_s
         self._numbers = itertools.count()
-        self._arrivals = Arrivals()
-        for number in range(num_received):
-            self._arrivals.is_new(number)
+        self._arrivals = Arrivals(first=num_received)
 
     async def send(self, message: Message) -> None:
         """Send the next message; one task sends, so that numbers leave in order.

@@ -151,7 +151,8 @@ class FrameBuilder:
     def totals(self) -> tuple[int, int]:
         """Count the fragments that were sent; returns their number and their combined checksum."""
         # Of what was sent, not of what should have been: the receiver knows that by itself and
-        # compares, so that a fragment which was left out here ends the attempt at once.
+        # compares, so that a fragment which was left out here ends the attempt at once. So does
+        # one whose checksum is 0, once in 2**64.
         return int(np.count_nonzero(self._checksums)), frames.combined_checksum(self._checksums)
 
     def resend(self, places: Sequence[Place]) -> None:

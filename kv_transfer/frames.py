@@ -112,7 +112,7 @@ class Resend:
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Everything was sent: counts, checksum over sorted checksums, first token of each choice."""
+    """Everything was sent: how much, its `combined_checksum`, the first token of each choice."""
 
     sub_attempt: int
     num_entries: int

@@ -84,6 +84,8 @@ class ReceiveAgent(TransferAgent):
         """No KV leaves a decode worker."""
         await self._turn_away(stream, frames.NotFound())
 
+    # --- from the role ----------------------------------------------------------------------------
+
     def fetch(self, order: FetchOrder) -> None:
         """Open a Fetch stream; `transfer_starting` is reported when the sender is ready."""
         with self._contained(order.transfer_id):
@@ -101,31 +103,6 @@ class ReceiveAgent(TransferAgent):
             # Entered before its task runs: the worker may end it at once.
             self._receivers[order.transfer_id] = stream.receiver
             self._own(self._receive(stream))
-
-    def probe_peer(self, address: str, probe_bytes: int) -> None:
-        """Measure the route to a peer; `route_found` reports it.
-
-        More than a few hundred at once are not tried.
-        """
-        # A bound on tasks: routers ask for a probe of each pair, and there may be many of both.
-        if self._num_probes < MAX_PROBES:
-            self._num_probes += 1
-            self._own(self._probe_peer(address, probe_bytes))
-
-    async def _probe_peer(self, address: str, probe_bytes: int) -> None:
-        try:
-            # One by one, or they would measure one another; the timeout begins with the turn.
-            async with self._probing, asyncio.timeout(PROBE_TIMEOUT_S):
-                route = await probe(
-                    self._network, address, probe_bytes, self._config.frame_bytes, self._now_s
-                )
-        except TimeoutError:
-            route = RouteReport(address, error=f"no answer within {PROBE_TIMEOUT_S:g} s")
-        except Exception as error:  # noqa: BLE001 - the route is closed, and the report has the reason; logged
-            route = RouteReport(address, error=failure_of(error, "the probe").message)
-        finally:
-            self._num_probes -= 1
-        self._callbacks.route_found(route)
 
     async def _receive(self, stream: ReceiveStream) -> None:
         receiver = stream.receiver
@@ -163,3 +140,28 @@ class ReceiveAgent(TransferAgent):
             else:
                 # It ended by itself, and its report crossed with this call.
                 self._callbacks.transfer_closed(transfer_id)
+
+    def probe_peer(self, address: str, probe_bytes: int) -> None:
+        """Measure the route to a peer; `route_found` reports it.
+
+        More than a few hundred at once are not tried.
+        """
+        # A bound on tasks: routers ask for a probe of each pair, and there may be many of both.
+        if self._num_probes < MAX_PROBES:
+            self._num_probes += 1
+            self._own(self._probe_peer(address, probe_bytes))
+
+    async def _probe_peer(self, address: str, probe_bytes: int) -> None:
+        try:
+            # One by one, or they would measure one another; the timeout begins with the turn.
+            async with self._probing, asyncio.timeout(PROBE_TIMEOUT_S):
+                route = await probe(
+                    self._network, address, probe_bytes, self._config.frame_bytes, self._now_s
+                )
+        except TimeoutError:
+            route = RouteReport(address, error=f"no answer within {PROBE_TIMEOUT_S:g} s")
+        except Exception as error:  # noqa: BLE001 - the route is closed, and the report has the reason; logged
+            route = RouteReport(address, error=failure_of(error, "the probe").message)
+        finally:
+            self._num_probes -= 1
+        self._callbacks.route_found(route)

@@ -109,7 +109,7 @@ class SendStream:
                 await fetch.send(frames.Heartbeat())
 
     async def _coalesce(self) -> None:
-        """Wait 2 ms for more fragments, unless a frame is full or everything is published."""
+        """Wait a moment for more fragments, unless waiting would gain nothing."""
         if self.sender.is_frame_due:
             return
         self._wake.clear()

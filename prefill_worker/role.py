@@ -125,7 +125,7 @@ class PrefillRole:
             outgoing.num_computed[layer] = self._layout.blocks_for(end) if is_last else end // size
             self._publish(outgoing, layer)
 
-    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+    def prompt_computed(self, sequence: Sequence) -> None:
         """First tokens are drawn: send what is left, then commit, if the partner is there."""
         outgoing = self._by_key[sequence.key]
         blocks = self._layout.blocks_for(sequence.num_tokens)

@@ -121,7 +121,7 @@ class Attempts:
             await self._wait_for_budget(error)
 
     async def _wait_for_budget(self, error: ServingError) -> None:
-        """Wait for this retry's turn, and a moment longer than the news of a death takes."""
+        """Wait for this retry's turn, and long enough for a death to be known here."""
         delay_s = self._budget.reserve(self._clock.now_s(), AFTER_FAULT_WAIT_S)
         if delay_s is None:
             raise error

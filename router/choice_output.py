@@ -140,7 +140,7 @@ class ChoiceOutput:
                 replace(
                     self.finished,
                     position=len(self.token_ids),
-                    is_news=self._skip < len(self.token_ids) + 2,
+                    is_new=self._skip < len(self.token_ids) + 2,
                 )
             )
         return events

@@ -56,17 +56,17 @@ class RequestBuilder:
         clock: Clock,
         ids: Ids,
         seed_key: bytes,
-        read_pools: Callable[[], Sequence[WorkerDescriptor]],
+        read_workers: Callable[[], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
     ) -> None:
-        """Build for `model`; `read_pools` lists live workers, whose room limits a request."""
+        """Build for `model`; `read_workers` lists live ones, whose room limits a request."""
         self._model = model
         self._config = config
         self._tokenizer = tokenizer
         self._clock = clock
         self._ids = ids
         self._seed_key = seed_key
-        self._limits = RequestLimits(model.max_model_len, config.max_prompt_logprobs, read_pools)
+        self._limits = RequestLimits(model.max_model_len, config.max_prompt_logprobs, read_workers)
         self._tokens = tokens
         rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
@@ -100,7 +100,7 @@ class RequestBuilder:
         limit_s = self._config.deadline_s
         if params.time_limit_s is not None:
             limit_s = min(params.time_limit_s, limit_s)
-        given = _usual({**self._model.default_sampling, **params.sampling})
+        given = _normalized({**self._model.default_sampling, **params.sampling})
         if "max_tokens" in given:  # before the work of tokenizing
             SamplingParams(**given).validate(self._model.vocabulary_size)
         token_ids = await self._encode_in_time(params, received_at + limit_s)
@@ -257,8 +257,8 @@ class RequestBuilder:
         return tuple(ids for ids in found if ids and max(ids) < rows)  # others are never sampled
 
 
-def _usual(given: dict[str, Any]) -> dict[str, Any]:
-    """Normalize what some clients send: `top_p` 0 means greedy, an empty stop string none."""
+def _normalized(given: dict[str, Any]) -> dict[str, Any]:
+    """Replace what some clients send: `top_p` 0 means greedy, an empty stop string none."""
     if given.get("top_p") == 0:
         given |= {"top_p": 1.0, "temperature": 0.0}
     if "stop" in given:

@@ -20,23 +20,23 @@ class RequestLimits:
         self,
         max_model_len: int,
         max_prompt_logprobs: int,
-        read_pools: Callable[[], Sequence[WorkerDescriptor]],
+        read_workers: Callable[[], Sequence[WorkerDescriptor]],
     ) -> None:
         """Limit requests.
 
         Args:
             max_model_len: Prompt plus output (tokens).
             max_prompt_logprobs: Numbers that the scores of one prompt may be.
-            read_pools: Lists live workers, whose room limits a request.
+            read_workers: Lists live workers, whose room limits a request.
         """
         self._max_model_len = max_model_len
         self._max_prompt_logprobs = max_prompt_logprobs
-        self._read_pools = read_pools
+        self._read_workers = read_workers
 
     def _limits(self, num_choices: int) -> list[tuple[int, str]]:
         """List the limits on prompt plus output (tokens), each with how to raise it."""
         limits = [(self._max_model_len, "")]
-        for d in self._read_pools():
+        for d in self._read_workers():
             num_tokens = max(0, d.num_blocks - num_choices) * d.block_size_tokens
             remedy = f" A worker's pool holds {d.num_blocks} KV blocks; raise engine.num_blocks."
             limits.append((num_tokens, remedy))

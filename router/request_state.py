@@ -79,17 +79,6 @@ class AttemptState:
             if suspect is not None:
                 self.run.excluded.add(suspect)
 
-    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId | None:
-        """Return the worker to avoid: for a broken transfer the other side, else the reporter."""
-        prefill_id = self.placement.prefill.worker_id
-        decode_id = self.placement.decode.worker_id
-        if isinstance(error, LayoutMismatch):
-            return None  # neither is to blame: only the pair is remembered
-        if isinstance(error, PoolExhausted):
-            return decode_id  # only decode waits for room, whoever reports it
-        is_transfer = isinstance(error, KVTransferError)
-        return prefill_id if (reporter == decode_id) == is_transfer else decode_id
-
     def wanted(self) -> Wanted:
         """Return what is still missing, for a reconnect."""
         run = self.run
@@ -164,6 +153,17 @@ class AttemptState:
         self.run.note_timings(ended.timings)
         if ended.error is not None and not self._is_done_with(worker_id):
             self.fail(ended.error, self._suspect(worker_id, ended.error))
+
+    def _suspect(self, reporter: WorkerId, error: ServingError) -> WorkerId | None:
+        """Return the worker to avoid: for a broken transfer the other side, else the reporter."""
+        prefill_id = self.placement.prefill.worker_id
+        decode_id = self.placement.decode.worker_id
+        if isinstance(error, LayoutMismatch):
+            return None  # neither is to blame: only the pair is remembered
+        if isinstance(error, PoolExhausted):
+            return decode_id  # only decode waits for room, whoever reports it
+        is_transfer = isinstance(error, KVTransferError)
+        return prefill_id if (reporter == decode_id) == is_transfer else decode_id
 
     def on_lost(self, worker_id: WorkerId, error: WorkerLost) -> None:
         """End the attempt: a worker is gone, unless it is needed no more."""

@@ -90,7 +90,7 @@ class RequestStream:
             self._runner.consumed(
                 self.request.run_key, min(self._taken[c] for c in self._open_choices)
             )
-        return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
+        return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_new]
 
     async def close(self, reason: ServingError | None = None) -> None:
         """End the request if it still runs, and wait until it is gone.
@@ -133,9 +133,6 @@ class StreamGroup:
             ]
             if events:
                 return events
-            if timeout_s is None:
-                await self._wake.wait()
-                continue
             try:
                 async with asyncio.timeout(timeout_s):
                     await self._wake.wait()

@@ -53,7 +53,7 @@ class Client:
         self._order = order
         self._index = index
         self._report = report
-        self.request: GenerateRequest = cluster.request(
+        self.request = cluster.request(
             order.name, order.prompt, order.sampling, order.timeout_s, order.scope
         )
         self._tokens: list[list[int]] = [[] for _ in range(order.sampling.n)]
@@ -113,7 +113,7 @@ class Client:
         """Read one stream; False: it broke, come back elsewhere."""
         loop = asyncio.get_running_loop()
         order = self._order
-        stall_s = self._order.stall_s
+        stall_s = order.stall_s
         leaves_at = None if order.cancel_after_s is None else loop.time() + order.cancel_after_s
         while True:
             wake.clear()
@@ -173,7 +173,7 @@ class Client:
 
     def _check_delta(self, delta: TextDelta) -> None:
         choice = delta.choice
-        tokens = self._tokens[delta.choice]
+        tokens = self._tokens[choice]
         is_next = delta.position == len(tokens)
         is_after_end = choice in self._finish or self._has_tail[choice]
         if (not is_next or is_after_end) and choice not in self._torn:

@@ -241,7 +241,8 @@ def _is_giant(sequence: Sequence) -> bool:
 
 def _kept_before(sequence: Sequence, unit: Worker) -> tuple[int, int]:
     """Places and blocks of older ones that will run with the next step, however late it comes."""
-    num_places, num_blocks = 0, 0
+    num_places = 0
+    num_blocks = 0
     for older in unit.scheduler.waiting.ready:
         if older.due >= sequence.due or older.status is not Status.WAITING:
             continue

@@ -141,7 +141,7 @@ class Hub:
         """A scenario's hook: sees each message without its number; None loses it."""
         self.mangle: Callable[[SimStream, Any], list[Any]] = _alone
         """The fault schedule's hook: sees each message as it is on the wire."""
-        self.extra_delay_s: Callable[[SimStream], float] = _nothing
+        self.extra_delay_s: Callable[[SimStream], float] = _no_delay
 
     def latency_s(self) -> float:
         """Draw a one-way delay."""
@@ -287,7 +287,7 @@ def _alone(stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
     return [message]
 
 
-def _nothing(stream: SimStream) -> float:
+def _no_delay(stream: SimStream) -> float:
     del stream
     return 0.0
 

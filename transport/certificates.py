@@ -1,8 +1,8 @@
 """`baton certs`: development certificates, one for each role, signed by a new authority.
 
-Owns making them, the names in them, and reading those names and the signer. A role is a DNS name,
-`router.baton.internal`; workers are also `worker.baton.internal`. Production brings its own files
-of the same names. Does not know who uses them: `transport.tls` reads them.
+Owns making them, the names in them, and reading those names and the signer. A role
+(`transport.tls`) is a DNS name, `router.baton.internal`; workers are also `worker.baton.internal`.
+Production brings its own files of the same names. Does not know who uses them.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from core.errors import ConfigError
+from transport.tls import DOMAIN, ROLES
 
-ROLES = ("router", "prefill", "decode")
-DOMAIN = "baton.internal"
 DAYS = 365
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 """Always in the servers' certificate: commands on the machine itself use these."""

@@ -31,7 +31,8 @@ MAX_MESSAGE_BYTES = (16 << 20) + (1 << 16)
 OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    # Channels to one address would otherwise share one connection, and one thread.
+    # Channels to one address would otherwise share one connection, which gRPC serves by one thread
+    # at a time.
     ("grpc.use_local_subchannel_pool", 1),
     # Another process must not be able to listen on the same port.
     ("grpc.so_reuseport", 0),
@@ -49,7 +50,7 @@ SERVER_OPTIONS = [
 ]
 """Peers outside the cluster are refused per stream; these bound what their connections cost."""
 FETCH_CHANNELS = 4
-"""Connections from one decode worker to one prefill worker: one has a thread at either end."""
+"""Connections from one decode worker to one prefill worker, which are served side by side."""
 NONCE_KEY = "baton-nonce"
 DIALLER_KEY = "baton-dialler"
 REFUSAL_LOG_PERIOD_S = 1.0
@@ -235,7 +236,7 @@ class GrpcNetwork:
 
 
 def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b"") -> GrpcNetwork:
-    """Make the network of Fetch streams; one thread on either side serves one connection."""
+    """Make the network of Fetch streams, which share `FETCH_CHANNELS` connections to a peer."""
     return GrpcNetwork(
         "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, key=key, num_channels=FETCH_CHANNELS
     )

@@ -57,7 +57,7 @@ class ClientStream:
         except grpc.aio.AioRpcError as error:
             raise StreamClosed(error.details()) from error
         except asyncio.CancelledError:
-            # A call that the server cancelled ends like this too: then only the stream is over.
+            # As in `send`; a channel that is closed cancels its calls, too.
             if not _is_cancelled():
                 raise StreamClosed("the stream was reset") from None
             raise

@@ -25,9 +25,9 @@ class Numbered:
 class Arrivals:
     """The numbers of one direction of a stream."""
 
-    def __init__(self) -> None:
-        """Expect number 0."""
-        self._next = 0
+    def __init__(self, first: int = 0) -> None:
+        """Expect number `first`."""
+        self._next = first
         self.num_repeats = 0
 
     def is_new(self, number: int) -> bool:

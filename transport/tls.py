@@ -15,6 +15,7 @@ from core.ports import SystemClock
 from core.renewed import Renewed
 from transport.grpc_credentials import Tls, TlsFiles
 
+ROLES = ("router", "prefill", "decode")
 DOMAIN = "baton.internal"
 
 

@@ -199,7 +199,7 @@ class AttemptTable:
                     case Sampled():
                         self._log_token(attempt, event)
                     case PromptComputed():
-                        self.role.prompt_computed(attempt, sequence)
+                        self.role.prompt_computed(sequence)
                     case SequenceFailed(_, message):
                         self.end(attempt, _failure(message))
 

@@ -40,9 +40,9 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
         InvalidRequest: Names the first field that cannot be; nothing was changed.
     """
     request = submit.request
-    n = request.sampling.n
-    _check_names(request)
     sampling = request.sampling
+    n = sampling.n
+    _check_names(request)
     # The limit of `validate` is a client's; a router adds the tokens that stand for stop strings.
     replace(sampling, stop_token_ids=()).validate(vocabulary_size)
     _check_count("stop_token_ids", sampling.stop_token_ids, MAX_STOP_TOKENS)

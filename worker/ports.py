@@ -51,7 +51,7 @@ class WorkerRole(Protocol):
         """Act on a hand-over's event."""
         ...
 
-    def prompt_computed(self, attempt: Attempt, sequence: Sequence) -> None:
+    def prompt_computed(self, sequence: Sequence) -> None:
         """All KV and the first tokens are there."""
         ...
 

@@ -178,9 +178,9 @@ class Worker:
         grace_s -= leave_s
         # A prompt under way is worth more finished than moved, and its blocks may be unread: half
         # the time is its own.
-        for share, error in ((0.5, moving), (0.5, None)):
+        for error in (moving, None):
             try:
-                async with asyncio.timeout(grace_s * share):
+                async with asyncio.timeout(grace_s / 2):
                     # An ended attempt stays until its router's Cancel: then the router knows.
                     while by_run:
                         self.attempts.emptied.clear()

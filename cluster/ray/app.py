@@ -34,7 +34,7 @@ REDIS_ACTOR = "baton-redis"
 NAMESPACE = "baton"
 STOP_REDIS_S = 10.0
 DRAIN_TIMEOUT_S = 15.0
-"""Longer than a router's own grace (5 s) for requests and as much for its servers."""
+"""Longer than a router's own grace for requests (5 s) and for its gRPC server (5 s)."""
 OBJECT_STORE_BYTES = 80 << 20
 """Near Ray's minimum: nothing of ours is kept there."""
 START_TIMEOUT_S = 180.0

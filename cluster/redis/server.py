@@ -111,10 +111,10 @@ class RedisServer:
     def _keep(self) -> None:
         """Restart the server whenever it ends; routers then write their data again."""
         pause_s = FIRST_PAUSE_S
-        started_s = time.monotonic()
+        started_at = time.monotonic()
         reason = f"exit code {self._process.wait()}"
         while not self._is_stopping.is_set():
-            lived_s = time.monotonic() - started_s
+            lived_s = time.monotonic() - started_at
             pause_s = FIRST_PAUSE_S if lived_s >= STEADY_S else pause_s
             events.STORE_RESTARTED.log(
                 reason=reason,
@@ -125,7 +125,7 @@ class RedisServer:
             if self._is_stopping.wait(pause_s):
                 return
             pause_s = min(pause_s * 2, MAX_PAUSE_S)
-            started_s = time.monotonic()
+            started_at = time.monotonic()
             reason = self._run_again()
 
     def _run_again(self) -> str:

@@ -2,6 +2,9 @@
 
 Owns frozen groups, their refusal of unknown keys, and the types of several settings. Does not know
 which settings there are.
+
+A boolean is an adjective (`router.strict`) or what the component is to do
+(`router.log_requests`), true meaning yes: no `is_`, `has_`, `enable_` or `no_`.
 """
 
 from __future__ import annotations

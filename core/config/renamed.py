@@ -1,9 +1,6 @@
 """Settings that had another name in the last release, and are still read by it.
 
 Owns the table of old and new names. Does not know values.
-
-A boolean is an adjective (`router.strict`) or what the component is to do
-(`router.log_requests`), true meaning yes: no `is_`, `has_`, `enable_` or `no_`.
 """
 
 from __future__ import annotations

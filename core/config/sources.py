@@ -57,7 +57,7 @@ def load_config(
     environment: Mapping[str, str] | None = None,
     on_renamed: OnRenamed = log_renamed,
 ) -> BatonConfig:
-    """Build the tree from its four sources.
+    """Build the tree from its sources; what none of them gives has its default.
 
     Args:
         path: A YAML file.
@@ -99,7 +99,7 @@ def _explain(error: ValidationError) -> str:
     for problem in problems:
         # Pydantic reports a group and what is wrong in it; the second says more.
         if problem["loc"] and problem["loc"] in wrong:
-            continue  # the faults inside it are listed instead
+            continue
         fact = problem["msg"].removeprefix("Value error, ")
         dotted = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":

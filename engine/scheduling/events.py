@@ -94,7 +94,7 @@ class HandoverEvents:
         return is_untaken
 
     def take(self) -> list[SchedulerEvent]:
-        """Hand over all of them."""
+        """Return all of them, and keep none."""
         taken: list[SchedulerEvent] = [*self._events]
         self._events.clear()
         return taken

@@ -19,12 +19,12 @@ from core.types import GenerateRequest
 class Order(Protocol):
     """Gives every request its place."""
 
-    def due_s(self, request: GenerateRequest, arrived_s: float) -> float:
+    def due_at(self, request: GenerateRequest, arrived_at: float) -> float:
         """Return the instant at which a request is due; the earliest goes first.
 
         Args:
             request: The request.
-            arrived_s: When it reached its router, on this process's clock (seconds).
+            arrived_at: When it reached its router, on this process's clock (seconds).
         """
         ...
 
@@ -36,6 +36,6 @@ class ArrivalOrder:
     delay_s: Mapping[str, float] = field(default_factory=dict)
     """By tier: how much earlier its requests must have come to go before one of an unnamed tier."""
 
-    def due_s(self, request: GenerateRequest, arrived_s: float) -> float:
+    def due_at(self, request: GenerateRequest, arrived_at: float) -> float:
         """See `Order`."""
-        return arrived_s + self.delay_s.get(request.tier, 0.0)
+        return arrived_at + self.delay_s.get(request.tier, 0.0)

@@ -103,7 +103,7 @@ class Scheduler:
         """How often a sequence lost its blocks to another."""
         return self.blocks.num_preemptions
 
-    # --- entering -----------------------------------------------------------------------------
+    # --- entering ---------------------------------------------------------------------------------
 
     def new_sequence(
         self,
@@ -146,7 +146,7 @@ class Scheduler:
             block_size_tokens=self.limits.block_size_tokens,
             credit=credit,
             arrived_at=now_s,
-            due=(self._order.due_s(request, now_s - age_s), key),
+            due=(self._order.due_at(request, now_s - age_s), key),
             handover=handover,
         )
 
@@ -208,7 +208,7 @@ class Scheduler:
         if is_waiting:
             self.waiting.add(sequence)
 
-    # --- arriving (decode side of a hand-over) --------------------------------------------------
+    # --- arriving (decode side of a hand-over) ----------------------------------------------------
 
     def reserve_in_turn(self, now_s: float) -> None:
         """Give blocks to arrivals whose turn it is: all that each needs, or nothing.
@@ -257,7 +257,7 @@ class Scheduler:
         self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
         return self._results.fork(sequence, first_tokens)
 
-    # --- leaving ------------------------------------------------------------------------------
+    # --- leaving ----------------------------------------------------------------------------------
 
     def cancel(self, sequence: Sequence) -> None:
         """Forget a sequence. While a step runs, its blocks are freed at the commit. Idempotent."""
@@ -284,7 +284,7 @@ class Scheduler:
         self.pool.drop_cache()
         return lost
 
-    # --- plan ---------------------------------------------------------------------------------
+    # --- plan -------------------------------------------------------------------------------------
 
     @property
     def has_work(self) -> bool:
@@ -329,7 +329,7 @@ class Scheduler:
             released=released,
         )
 
-    # --- commit -------------------------------------------------------------------------------
+    # --- commit -----------------------------------------------------------------------------------
 
     def commit(self, plan: StepPlan, result: StepResult, now_s: float) -> list[SchedulerEvent]:
         """Apply a step's result: append tokens, finish, fork, free what was cancelled meanwhile.

@@ -119,7 +119,7 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
-class View:
+class ClusterView:
     """What a router sees of its cluster at one moment."""
 
     workers: Sequence[WorkerView]

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from core.errors import Overloaded
 from core.session import Role, RouteReport, WorkerDescriptor
 from router.admission import Admission
-from router.observe.readiness import PROBLEMS, Proof, View, num_usable, pools_of, state_of
+from router.observe.readiness import PROBLEMS, ClusterView, Proof, num_usable, pools_of, state_of
 from router.workers.view import SessionState, WorkerView
 
 
@@ -87,8 +87,8 @@ class ClusterStatus:
             },
         }
 
-    def _view(self) -> View:
-        return View(
+    def _view(self) -> ClusterView:
+        return ClusterView(
             workers=self._workers.views(),
             configured=self._configured,
             store=self._read_store_state(),

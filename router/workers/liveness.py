@@ -52,7 +52,7 @@ class Liveness:
             raise WorkerDied(f"worker {self._worker_id} is stuck in a step")
 
     async def watch(self) -> None:
-        """Return never; check twice a second.
+        """Check twice a second, until cancelled.
 
         Raises:
             WorkerLost: No message came for 3 s.

@@ -154,7 +154,7 @@ class WorkerSession:
             with contained("noting the state of a worker's session"):
                 self._on_state_changed(self)
 
-    # --- called by the orchestrator ---------------------------------------------------------------
+    # --- called by `Attempts` ---------------------------------------------------------------------
 
     def subscribe(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
         """Listen to a run; its `num_tokens` to compute are load until the worker first answers."""

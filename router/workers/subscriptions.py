@@ -1,7 +1,7 @@
 """The attempts that listen to one worker, and the delivery of its frames to them.
 
-Owns who listens, and which news are stale. Does not know streams. An exception in one attempt ends
-that attempt; the others get their news all the same.
+Owns who listens, and what of a frame is stale. Does not know streams. An exception in one attempt
+ends that attempt; the others get what is theirs all the same.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Subscriber(Protocol):
 
     @property
     def epoch(self) -> Epoch:
-        """The attempt's number; news of other attempts are stale."""
+        """The attempt's number; what comes for another one is stale."""
         ...
 
     def wanted(self) -> Wanted:
@@ -53,7 +53,7 @@ class Subscriptions:
     def __init__(self, worker_id: WorkerId, load: WorkerLoad, clock: Clock) -> None:
         """Start empty; runs that are added here count in `load`."""
         self.num_stale = 0
-        """News that nobody wanted any more."""
+        """Deltas and ends that nobody wanted any more."""
         self._worker_id = worker_id
         self._load = load
         self._clock = clock
@@ -63,12 +63,12 @@ class Subscriptions:
         return len(self._subscribers)
 
     def add(self, run_id: RunId, subscriber: Subscriber, num_tokens: int) -> None:
-        """Deliver a run's news; `num_tokens` count as load until the worker first answers."""
+        """Deliver what comes for a run; `num_tokens` are load until the worker first answers."""
         self._subscribers[run_id] = subscriber
         self._load.add(run_id, num_tokens, self._clock.now_s())
 
     def remove(self, run_id: RunId) -> bool:
-        """Deliver no more news of a run; False if nobody listened."""
+        """Deliver nothing more for a run; False if nobody listened."""
         if self._subscribers.pop(run_id, None) is None:
             return False
         self._load.remove(run_id, self._clock.now_s())
@@ -96,17 +96,17 @@ class Subscriptions:
                 with contained("the delivery of an attempt's end", subscriber.fail):
                     subscriber.on_ended(self._worker_id, ended)
 
-    def _subscriber_of(self, news: TokenDelta | AttemptEnded) -> Subscriber | None:
-        subscriber = self._subscribers.get(news.request_id)
-        if subscriber is None or subscriber.epoch != news.epoch:
+    def _subscriber_of(self, item: TokenDelta | AttemptEnded) -> Subscriber | None:
+        subscriber = self._subscribers.get(item.request_id)
+        if subscriber is None or subscriber.epoch != item.epoch:
             self.num_stale += 1
             return None
-        self._load.answered(news.request_id, self._clock.now_s())
+        self._load.answered(item.request_id, self._clock.now_s())
         return subscriber
 
     def lose(self, error: WorkerLost) -> None:
         """End every attempt that listens: the worker is gone."""
-        # Emptied first: those who are told unsubscribe.
+        # Emptied first: `on_lost` may unsubscribe.
         subscribers = self._subscribers
         self._subscribers = {}
         self._load.clear()

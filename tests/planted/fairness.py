@@ -242,8 +242,8 @@ BUGS = [
     Bug(
         "a request tried again is the youngest",
         "engine/scheduling/scheduler.py",
-        "self._order.due_s(request, now_s - age_s)",
-        "self._order.due_s(request, now_s)",
+        "self._order.due_at(request, now_s - age_s)",
+        "self._order.due_at(request, now_s)",
         f"{UNIT}::test_age_travels_so_a_request_tried_again_keeps_its_place",
     ),
 ]

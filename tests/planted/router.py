@@ -135,7 +135,7 @@ BUGS = [
     Bug(
         "a prompt is load until its answer ends",
         "router/workers/subscriptions.py",
-        "        self._load.answered(news.request_id, self._clock.now_s())\n        return subscriber",
+        "        self._load.answered(item.request_id, self._clock.now_s())\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
         "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
@@ -191,9 +191,9 @@ BUGS = [
         f"{PLACEMENT}::test_tokens_that_were_sent_and_not_answered_count_as_prefill_load",
     ),
     Bug(
-        "news of other epochs are told",
+        "what comes for another epoch is delivered",
         "router/workers/subscriptions.py",
-        "        if subscriber is None or subscriber.epoch != news.epoch:",
+        "        if subscriber is None or subscriber.epoch != item.epoch:",
         "        if subscriber is None:",
         f"{LINKS}::test_news_of_other_epochs_and_of_nobody_are_dropped",
     ),

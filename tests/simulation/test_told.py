@@ -11,7 +11,7 @@ from core.config import PlacementConfig
 from core.ports import StoreFailed
 from core.session import Role
 from prefix_index.mirror import FAILURES_TO_BREAK, MembershipMirror
-from router.observe.readiness import View, pools_of, state_of
+from router.observe.readiness import ClusterView, pools_of, state_of
 
 AUTO = PlacementConfig(path="auto", local_below_tokens=0)
 BOTH = {Role.PREFILL: 1, Role.DECODE: 1}
@@ -35,7 +35,7 @@ def names(found):
 
 def problems(cluster, store="ok", configured=BOTH, **changes):
     """What `/ready` would say: the state, and the codes of all problems."""
-    view = View(
+    view = ClusterView(
         workers=cluster.sessions.views(),
         configured=configured,
         store=store,

@@ -39,7 +39,7 @@ def events_of(tokens, finish, sizes, stop, skip):
         )
         events += output.accept(delta)
         at += size
-    return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_news]
+    return [e for e in events if not isinstance(e, ChoiceFinished) or e.is_new]
 
 
 def have_after(events):

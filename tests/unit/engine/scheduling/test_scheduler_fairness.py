@@ -155,12 +155,12 @@ def test_age_travels_so_a_request_tried_again_keeps_its_place():
 def test_a_tier_that_stands_back_ages():
     order = ArrivalOrder({"batch": 60.0})
 
-    def due_s(tier, arrived_s):
+    def due_at(tier, arrived_at):
         wish = GenerateRequest("r", "m", (1,), SamplingParams(), 5, 0.0, tier=tier)
-        return order.due_s(wish, arrived_s)
+        return order.due_at(wish, arrived_at)
 
-    assert due_s("batch", 0.0) > due_s("standard", 59.0)
-    assert due_s("batch", 0.0) < due_s("standard", 61.0)
+    assert due_at("batch", 0.0) > due_at("standard", 59.0)
+    assert due_at("batch", 0.0) < due_at("standard", 61.0)
 
 
 @pytest.mark.parametrize("max_sequences", [2, 8])

@@ -8,7 +8,7 @@ import time
 import pytest
 from support.doors import Doors
 
-from cli.up import check_ports
+from cli.up import check_access
 from core import events
 from core.config import load_config
 from core.errors import ConfigError, Unauthenticated
@@ -214,19 +214,19 @@ def test_an_open_address_needs_keys():
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.1.2.3", "door.example"])
 def test_keys_that_cross_a_network_in_the_clear_are_warned_of_by_name(ring, capsys, host):
     flags = {"router.host": host, "security.api_keys": str(ring.file)}
-    check_ports(load_config(flags=flags, environment={}))
+    check_access(load_config(flags=flags, environment={}))
     warning = capsys.readouterr().err
     assert all(word in warning for word in (host, "security.door_certificate", "plain text"))
     pair = {"security.door_certificate": "c", "security.door_key": "k"}
     for closed in (pair, {"security.trust_network": True}, {"router.host": "127.0.0.1"}):
-        check_ports(load_config(flags={**flags, **closed}, environment={}))
+        check_access(load_config(flags={**flags, **closed}, environment={}))
         assert capsys.readouterr().err == ""
 
 
 def test_a_start_with_a_broken_key_file_is_refused(ring):
     ring.file.write_text("nonsense\n")
     with pytest.raises(ConfigError, match="line 1"):
-        check_ports(load_config(flags={"security.api_keys": str(ring.file)}, environment={}))
+        check_access(load_config(flags={"security.api_keys": str(ring.file)}, environment={}))
 
 
 def test_no_key_may_pass_the_queue_as_the_routers_own_probe_does(tmp_path):
