@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from core import events
+from core.containment import contained
 from core.ids import WorkerLife
 from core.ports import START, Clock, PrefixStore, StoreFailed
 from core.prefix_changes import PrefixChange
@@ -111,13 +112,19 @@ class PrefixFeed:
             await self._store.close()
 
     async def _turn(self) -> float:
-        try:
-            await self.read()
-        except StoreFailed as error:
+        reason = "a fault of this router; the log has the traceback"
+        with contained("following the prefix index"):
+            try:
+                await self.read()
+            except StoreFailed as error:
+                reason = str(error)
+            else:
+                reason = ""
+        if reason:
             self._num_failures += 1
             if self._num_failures == FAILURES_TO_BREAK:
                 self.state = "down"
-                events.PREFIX_INDEX_DOWN.log(reason=str(error))
+                events.PREFIX_INDEX_DOWN.log(reason=reason)
             return float(min(FIRST_PAUSE_S * 2 ** min(self._num_failures, 9), MAX_PAUSE_S))
         self._num_failures = 0
         self._fresh_at = self._clock.now_s()

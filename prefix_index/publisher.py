@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from core.block_hash import BlockHash
+from core.containment import contained
 from core.ids import WorkerLife
 from core.ports import START, Clock, PrefixStore, StoreFailed
 from core.prefix_changes import PrefixChange, StorageTier
@@ -118,14 +119,17 @@ class PrefixPublisher:
 
     async def _turn(self) -> float:
         """Publish what there is; returns how long to rest."""
-        try:
-            await self.publish()
-        except StoreFailed:
-            self._changes.void()  # a batch may be there or not: no number is used again
-            self.num_failures += 1
-            return float(min(FIRST_PAUSE_S * 2 ** min(self.num_failures, 10), MAX_PAUSE_S))
-        self.num_failures = 0
-        return BATCH_S
+        with contained("publishing cached blocks"):
+            try:
+                await self.publish()
+            except StoreFailed:
+                pass
+            else:
+                self.num_failures = 0
+                return BATCH_S
+        self._changes.void()  # a batch may be there or not: no number is used again
+        self.num_failures += 1
+        return float(min(FIRST_PAUSE_S * 2 ** min(self.num_failures, 10), MAX_PAUSE_S))
 
     async def _wait(self) -> None:
         self._wake.clear()

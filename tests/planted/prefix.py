@@ -91,4 +91,11 @@ BUGS = [
         "            changes.clear()\n",
         CHANGES + "test_too_many_changes_are_none_and_the_whole_content_is_due",
     ),
+    Bug(
+        "a bug in publishing ends the index",
+        "prefix_index/publisher.py",
+        '        with contained("publishing cached blocks"):\n',
+        "        if True:\n",
+        RULES + "test_a_bug_at_either_end_is_logged_and_the_index_goes_on",
+    ),
 ]

@@ -145,6 +145,32 @@ def test_a_store_that_was_away_is_up_to_date_5_s_after_its_return(mode):
     run_virtual(main())
 
 
+@pytest.mark.parametrize("call", ["append", "read_log"])
+def test_a_bug_at_either_end_is_logged_and_the_index_goes_on(monkeypatch, caplog, call):
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            whole = getattr(store, call)
+            bitten = []
+
+            async def broken(*arguments):
+                if not bitten:
+                    bitten.append(call)
+                    raise ValueError("a bug of ours")
+                return await whole(*arguments)
+
+            monkeypatch.setattr(store, call, broken)
+            worker.compute(PROMPT)
+            await asyncio.sleep(5.0)
+            assert bitten
+            agrees(feed, worker)
+            assert worker.found and feed.state == "ok"
+
+    run_virtual(main())
+    assert any("failed" in record.message and record.exc_info for record in caplog.records)
+
+
 def test_an_emptied_store_is_filled_again_within_5_s():
     async def main():
         store = MemoryPrefixStore()
