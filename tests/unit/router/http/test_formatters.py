@@ -1,76 +1,16 @@
 """Events as the chunks and bodies of both dialects."""
 
-import json
-from types import SimpleNamespace
-
-from support.models import TINY
+from support.replies import ENDED, SCORED, STOP, chunks, delta, reply, whole
 
 from core.types import (
-    ChoiceFinished,
-    FinishReason,
-    GenerateRequest,
     Logprob,
     PromptScored,
-    RequestEnded,
-    RequestTiming,
-    SamplingParams,
     TextDelta,
-    Usage,
 )
 from router.http.formatters import (
     ChatFormatter,
-    CompletionFormatter,
-    ReplyOptions,
     server_timing,
 )
-from router.http.replies import Reply
-from router.text.detokenizing import TextModel
-
-TEXT = TextModel(TINY)
-
-
-# --- replies --------------------------------------------------------------------------------------
-
-SERVICE_MODEL = SimpleNamespace(name="m", fingerprint="fp_x")
-
-
-def request(n=1, prompt=b"ab"):
-    return GenerateRequest("id", "m", tuple(prompt), SamplingParams(n=n), 1, 9.0)
-
-
-def reply(dialect=CompletionFormatter, n=1, prompts=1, **options):
-    made = ReplyOptions(is_chat=dialect is ChatFormatter, **options)
-    requests = [request(n) for _ in range(prompts)]
-    return Reply(dialect(TEXT, made), requests, SERVICE_MODEL, 5)
-
-
-def delta(text, choice=0, position=0, logprob=None):
-    logprobs = (
-        tuple(Logprob(b, logprob, ((b, logprob), (99, -9.0))) for b in text.encode())
-        if logprob is not None
-        else ()
-    )
-    return TextDelta(choice, position, tuple(text.encode()), text, logprobs)
-
-
-ENDED = RequestEnded(Usage(2, 2, 1), None, RequestTiming(queue_s=0.001, ttft_s=0.5))
-
-
-STOP = ChoiceFinished(0, FinishReason.STOP, 257)
-
-
-SCORED = PromptScored((Logprob(98, -0.5, ((98, -0.5),)),))
-
-
-def whole(made, *events):
-    for event in events:
-        made.take(0, event)
-    return made.whole()
-
-
-def chunks(made, *events):
-    text = "".join(made.chunks(0, event) for event in events) + made.last_chunk()
-    return [json.loads(line.removeprefix("data: ")) for line in text.split("\n\n") if line]
 
 
 def test_prompt_log_probabilities_in_both_dialects():

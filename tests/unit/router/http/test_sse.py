@@ -1,102 +1,26 @@
 """A stream as server-sent events: its first line, its end, and who leaves or does not read."""
 
 import asyncio
-from types import SimpleNamespace
 
 import pytest
-from support.models import TINY
+from support.replies import (
+    ENDED,
+    STOP,
+    Group,
+    delta,
+    reply,
+    send_all,
+    stays,
+)
 
 from core.errors import Cancelled, DeadlineExceeded, Overloaded
 from core.types import (
     ChoiceFinished,
     FinishReason,
-    GenerateRequest,
-    Logprob,
     RequestEnded,
-    RequestTiming,
-    SamplingParams,
-    TextDelta,
     Usage,
 )
-from router.http.formatters import (
-    ChatFormatter,
-    CompletionFormatter,
-    ReplyOptions,
-)
-from router.http.replies import Reply
 from router.http.sse import EventStream, StreamLimits, whole_reply
-from router.text.detokenizing import TextModel
-
-TEXT = TextModel(TINY)
-
-
-# --- replies --------------------------------------------------------------------------------------
-
-SERVICE_MODEL = SimpleNamespace(name="m", fingerprint="fp_x")
-
-
-def request(n=1, prompt=b"ab"):
-    return GenerateRequest("id", "m", tuple(prompt), SamplingParams(n=n), 1, 9.0)
-
-
-def reply(dialect=CompletionFormatter, n=1, prompts=1, **options):
-    made = ReplyOptions(is_chat=dialect is ChatFormatter, **options)
-    requests = [request(n) for _ in range(prompts)]
-    return Reply(dialect(TEXT, made), requests, SERVICE_MODEL, 5)
-
-
-def delta(text, choice=0, position=0, logprob=None):
-    logprobs = (
-        tuple(Logprob(b, logprob, ((b, logprob), (99, -9.0))) for b in text.encode())
-        if logprob is not None
-        else ()
-    )
-    return TextDelta(choice, position, tuple(text.encode()), text, logprobs)
-
-
-ENDED = RequestEnded(Usage(2, 2, 1), None, RequestTiming(queue_s=0.001, ttft_s=0.5))
-
-
-STOP = ChoiceFinished(0, FinishReason.STOP, 257)
-
-
-# --- streams and their clients --------------------------------------------------------------------
-
-
-class Group:
-    """Requests whose events are given."""
-
-    def __init__(self, *batches):
-        self.batches, self.is_closed = list(batches), False
-
-    @property
-    def is_over(self):
-        return not self.batches
-
-    async def batch(self, timeout_s=None):
-        if self.batches and self.batches[0] is None:
-            await asyncio.sleep(60)
-        return [(0, event) for event in self.batches.pop(0)]
-
-    async def close(self, error=None):
-        self.is_closed = True
-
-
-async def stays():
-    await asyncio.sleep(60)
-
-
-async def send_all(group, receive=stays, made=None):
-    sent = []
-
-    async def send(message):
-        sent.append(message)
-
-    await EventStream(
-        made or reply(), group, {"x-request-id": "id"}, StreamLimits(0.01, 30.0, False)
-    )({"type": "http"}, receive, send)
-    assert group.is_closed
-    return sent
 
 
 async def test_a_stream_says_that_it_lives_and_ends_once():
