@@ -36,7 +36,7 @@ from decode_worker.role import DecodeRole
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from worker.components import WorkerComponents
 from worker.worker import compose

@@ -32,7 +32,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import PrefillRole
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls

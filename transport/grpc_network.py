@@ -49,8 +49,6 @@ SERVER_OPTIONS = [
     ("grpc.max_allowed_incoming_connections", 512),
 ]
 """Peers outside the cluster are refused per stream; these bound what their connections cost."""
-FETCH_CHANNELS = 4
-"""Connections from one decode worker to one prefill worker, which are served side by side."""
 NONCE_KEY = "baton-nonce"
 DIALLER_KEY = "baton-dialler"
 REFUSAL_LOG_PERIOD_S = 1.0
@@ -233,10 +231,3 @@ class GrpcNetwork:
         self._channels = {}
         for channel in channels.values():
             await channel.close()
-
-
-def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b"") -> GrpcNetwork:
-    """Make the network of Fetch streams, which share `FETCH_CHANNELS` connections to a peer."""
-    return GrpcNetwork(
-        "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, key=key, num_channels=FETCH_CHANNELS
-    )

@@ -44,7 +44,7 @@ from router.compose import compose as compose_router
 from simulation.hash_runner import MemoryKV
 from simulation.ports import StaticMembership
 from support.in_process_network import InProcessNetwork
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from worker.components import WorkerComponents
 from worker.worker import Worker
