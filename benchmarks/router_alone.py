@@ -27,10 +27,10 @@ from client.endpoints import Endpoints
 from cluster.local import Child
 from cluster.members import from_json, to_json
 from cluster.served_model import model_of
+from core.clocks import SystemClock
 from core.config import EngineConfig, TransferConfig, load_config
 from core.ids import Ids, WorkerId
 from core.plan import StepResult
-from core.ports import SystemClock
 from core.types import Logprob
 from decode_worker.role import DecodeRole
 from protos.baton.v1 import generation_pb2 as pb

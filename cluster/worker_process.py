@@ -19,10 +19,11 @@ from cluster.served_model import model_of
 from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
+from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
-from core.ports import Network, SystemClock
+from core.ports import Network
 from core.session import Role, WorkerDescriptor
 from decode_worker.role import DecodeRole
 from engine.ranks.rank_group import Launch, RankGroup, launch_child

@@ -9,9 +9,9 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from core.clocks import SystemClock
 from core.config import SecurityConfig
 from core.errors import ConfigError
-from core.ports import SystemClock
 from core.renewed import Renewed
 from transport.grpc_credentials import Tls, TlsFiles
 

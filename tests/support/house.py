@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from core.clocks import SystemClock
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
-from core.ports import SystemClock
 from core.session import Role
 from core.types import (
     ChoiceFinished,

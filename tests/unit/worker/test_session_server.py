@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from support.scripts import WORKER, Script
 
+from core.clocks import LoopClock
 from core.errors import InternalError
-from core.ports import LoopClock, StreamClosed
+from core.ports import StreamClosed
 from core.session import (
     Cancel,
     ConnectPeers,
