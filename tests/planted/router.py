@@ -20,17 +20,17 @@ BUGS = [
         "credit taken between two attempts is lost",
         "router/orchestrator.py",
         "        if run is None:\n            return\n        limit = num_positions",
-        "        if run is None or run.current is None:\n            return\n"
+        "        if run is None or run.run_id not in self._attempts.in_progress:\n            return\n"
         "        limit = num_positions",
         "tests/simulation/test_survival_rules.py"
         "::test_what_a_client_takes_while_nobody_serves_it_counts_for_the_next_attempt",
     ),
     Bug(
         "what decode says after the prompt's scores goes before what it said",
-        "router/request_state.py",
+        "router/attempt_state.py",
         "            for later in (*held, delta) if is_decode else held:\n",
         "            for later in (delta, *held) if is_decode else held:\n",
-        "tests/unit/router/test_request_state.py::"
+        "tests/unit/router/test_attempt_state.py::"
         "test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores",
     ),
     Bug(
@@ -235,7 +235,7 @@ BUGS = [
     ),
     Bug(
         "prefill's late troubles end an answer",
-        "router/request_state.py",
+        "router/attempt_state.py",
         "        return is_prefill and self.decode_spoke",
         "        return False",
         f"{LINK_RULES}::test_troubles_of_prefill_count_only_until_decode_has_spoken",
