@@ -63,7 +63,7 @@ class Wanted:
     stream; without it a parked sequence would wait for ever.
     """
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     next_positions: tuple[int, ...]
     """Per choice."""
@@ -119,7 +119,7 @@ class Submit:
 class Cancel:
     """The router no longer wants this attempt (and any older one)."""
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
 
 
@@ -130,7 +130,7 @@ class Credit:
     The router ends a choice at a stop string, of which workers know nothing; it reports that here.
     """
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     limit: int
     finished_choices: tuple[int, ...] = ()
@@ -181,7 +181,7 @@ class TokenDelta:
     they need; a delta may bring some of them and no token.
     """
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     choice: int
     position: int
@@ -200,7 +200,7 @@ class TokenDelta:
 class AttemptEnded:
     """A worker's task is over: done when `error` is None."""
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     task: Task
     timings: WorkerTiming

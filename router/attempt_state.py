@@ -55,7 +55,7 @@ class AttemptState:
         """Return what is still missing, for a reconnect."""
         run = self.run
         return Wanted(
-            request_id=run.run_id,
+            run_id=run.run_id,
             epoch=self.epoch,
             next_positions=tuple(len(c.token_ids) for c in run.choices),
             credit=run.credit,

@@ -86,7 +86,7 @@ def _hello_from_wire(w: pb.Hello) -> Hello:
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
     return pb.Wanted(
-        request_id=w.request_id,
+        request_id=w.run_id,
         epoch=w.epoch,
         next_positions=w.next_positions,
         credit=w.credit,
@@ -172,7 +172,7 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
 
 def _credit_to_wire(m: Credit) -> pb.Credit:
     return pb.Credit(
-        request_id=m.request_id, epoch=m.epoch, limit=m.limit, finished_choices=m.finished_choices
+        request_id=m.run_id, epoch=m.epoch, limit=m.limit, finished_choices=m.finished_choices
     )
 
 
@@ -181,7 +181,7 @@ def _credit_from_wire(w: pb.Credit) -> Credit:
 
 
 def _cancel_to_wire(m: Cancel) -> pb.Cancel:
-    return pb.Cancel(request_id=m.request_id, epoch=m.epoch)
+    return pb.Cancel(request_id=m.run_id, epoch=m.epoch)
 
 
 def _cancel_from_wire(w: pb.Cancel) -> Cancel:

@@ -142,8 +142,8 @@ class Worker:
     async def stop(self) -> None:
         """Stop at once, then the agent; open attempts are lost unless `drain` has moved them."""
         await self._session_server.close()
-        for request_id, attempt in list(self.attempts.by_run.items()):
-            self.attempts.cancel(request_id, attempt.epoch)
+        for run_id, attempt in list(self.attempts.by_run.items()):
+            self.attempts.cancel(run_id, attempt.epoch)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

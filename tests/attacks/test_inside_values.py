@@ -59,10 +59,10 @@ async def attacked():
         assert all(unit.is_ready for unit in house.units)
 
 
-async def settled(unit, request_id):
+async def settled(unit, run_id):
     """Wait until a worker has forgotten an attempt."""
     async with asyncio.timeout(20):
-        while request_id in unit.attempts.by_run:
+        while run_id in unit.attempts.by_run:
             await asyncio.sleep(0.01)
 
 

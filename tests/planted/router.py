@@ -135,7 +135,7 @@ BUGS = [
     Bug(
         "a prompt is load until its answer ends",
         "router/workers/subscriptions.py",
-        "        self._load.answered(item.request_id, self._clock.now_s())\n        return subscriber",
+        "        self._load.answered(item.run_id, self._clock.now_s())\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
         "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
