@@ -49,7 +49,6 @@ ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, cache_prefixes=False)
 class StubRunner:
     """An engine without a model: every token is a letter."""
 
-    on_lost = None
     layers_done = 0
 
     async def execute(self, plan, on_layer):
@@ -60,6 +59,9 @@ class StubRunner:
         }
         await asyncio.sleep(0)
         return StepResult(plan.step_id, tokens)
+
+    async def lost(self):
+        await asyncio.Event().wait()
 
     async def restart(self):
         raise RuntimeError("a stub never dies")

@@ -34,7 +34,7 @@ def test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up(role)
     async def scenario(cluster):
         await ask(cluster, "warm")
         worker = unit(cluster, role)
-        worker.step_loop.runner_lost()
+        worker._runner.die_between_steps()
         await asyncio.sleep(0.1)
         assert not worker.is_ready
         started_at = cluster.clock.now_s()
