@@ -38,9 +38,6 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),
     # An `http_proxy` of the environment is not for the cluster's own traffic.
     ("grpc.enable_http_proxy", 0),
-    # A worker that restarts is back in seconds: gRPC's own pauses grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
 ]
 SERVER_OPTIONS = [
     *OPTIONS,
@@ -150,7 +147,8 @@ class GrpcNetwork:
         try:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
-            # With TLS the next channel also takes the newest certificate.
+            # A fresh channel connects at once, a kept one would first sit out gRPC's pause, which
+            # grows to two minutes; and with TLS a fresh one takes the newest certificate.
             self._channels.pop(key, None)
             await channel.close()
             raise StreamClosed(error.details()) from error
