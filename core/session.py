@@ -16,9 +16,6 @@ from core.errors import ServingError
 from core.ids import Epoch, Incarnation, RouterId, RunId, TransferId, WorkerId
 from core.types import FinishReason, GenerateRequest, Logprob
 
-MAX_ID_CHARACTERS = 160
-"""Of a run of a request: the client's id, and what makes the run unlike others."""
-
 
 class Role(StrEnum):
     """Which pool a worker belongs to. Any worker can execute any task."""

@@ -11,9 +11,17 @@ from __future__ import annotations
 
 import asyncio
 
-from core.ids import Epoch, Incarnation, RequestId, RouterId, RunId, TransferId, WorkerId
+from core.ids import (
+    MAX_RUN_ID_CHARACTERS,
+    Epoch,
+    Incarnation,
+    RequestId,
+    RouterId,
+    RunId,
+    TransferId,
+    WorkerId,
+)
 from core.session import (
-    MAX_ID_CHARACTERS,
     Cancel,
     ConnectPeers,
     Credit,
@@ -201,8 +209,8 @@ def _connect_peers_from_wire(w: pb.ConnectPeers) -> ConnectPeers:
 
 def _id(text: str) -> str:
     """Bound a name that is kept, logged and sent again."""
-    if len(text) > MAX_ID_CHARACTERS:
-        raise ValueError(f"an id has {len(text)} characters, the limit is {MAX_ID_CHARACTERS}")
+    if len(text) > MAX_RUN_ID_CHARACTERS:
+        raise ValueError(f"an id has {len(text)} characters, the limit is {MAX_RUN_ID_CHARACTERS}")
     return text
 
 
