@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from core import events
-from core.awake import AwakeClock
-from core.changes import Changes
+from core.awake_clock import AwakeClock
+from core.change_event import ChangeEvent
 from core.containment import contained
 from core.errors import InvalidRequest, ServingError, WorkerLost
 from core.ids import RouterId, RunId
@@ -112,7 +112,7 @@ class SessionServer:
         self._status = status
         self._step_id = step_id
         self._awake = AwakeClock(clock)
-        self._changes = Changes()
+        self._changes = ChangeEvent()
 
     async def listen(self) -> str:
         """Serve sessions; returns the address to publish."""

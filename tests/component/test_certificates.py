@@ -13,10 +13,10 @@ import grpc.aio
 import pytest
 from support.doors import Doors
 
+from core.certificate_files import LOOK_S
 from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.ports import StreamClosed
-from core.renewed import LOOK_S
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.certificate import ServerCertificate
 from transport.certificates import make_certificates

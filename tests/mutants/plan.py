@@ -16,7 +16,7 @@ from support.tree import ROOT
 from mutants.operators import Mutant, compiles, mutants_of
 
 MODULES = """
-core/awake.py core/changes.py decode_worker/role.py engine/ranks/plan_wire.py
+core/awake_clock.py core/change_event.py decode_worker/role.py engine/ranks/plan_wire.py
 engine/scheduling/block_changes.py engine/scheduling/block_identities.py
 engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
 engine/scheduling/block_tables.py engine/scheduling/queues.py engine/scheduling/results.py

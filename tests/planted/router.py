@@ -104,10 +104,10 @@ BUGS = [
     ),
     Bug(
         "own sleep counts as a worker's silence",
-        "core/awake.py",
+        "core/awake_clock.py",
         "min(self._clock.now_s() - self._ticked_at, MAX_COUNTED_S)",
         "self._clock.now_s() - self._ticked_at",
-        "tests/unit/core/test_awake.py",
+        "tests/unit/core/test_awake_clock.py",
     ),
     Bug(
         "a late greeting takes the session over",
