@@ -7,8 +7,7 @@ import random
 
 import grpc
 import pytest
-from support.house import InProcessCluster
-from support.inside import (
+from support.hostile_peers import (
     FETCH,
     KEY,
     PROMPT,
@@ -19,6 +18,7 @@ from support.inside import (
     open_stream,
     where_of,
 )
+from support.in_process_cluster import InProcessCluster
 from support.models import TINY
 
 from core.config import EngineConfig
@@ -48,29 +48,29 @@ SEED = 13
 @contextlib.asynccontextmanager
 async def attacked():
     """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as house:
-        alone = await house.ask(PROMPT, **NEIGHBOUR)
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as cluster:
+        alone = await cluster.ask(PROMPT, **NEIGHBOUR)
         over, answers = asyncio.Event(), []
 
         async def ask_on():
             while not over.is_set() or not answers:
-                answers.append(await house.ask(PROMPT, **NEIGHBOUR))
+                answers.append(await cluster.ask(PROMPT, **NEIGHBOUR))
                 await asyncio.sleep(PAUSE_S)
 
         asking = asyncio.create_task(ask_on())
         try:
-            yield house
+            yield cluster
         finally:
             over.set()
             await asking
         assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
         assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.is_ready for unit in house.units)
+        assert all(unit.is_ready for unit in cluster.units)
 
 
-def ports(house):
+def ports(cluster):
     """(method, address, network) of every port inside."""
-    for unit in house.units:
+    for unit in cluster.units:
         yield SESSION, unit.descriptor.session_address, unit.components.session_network
         yield FETCH, unit.descriptor.transfer_address, unit.components.transfer_network
 
@@ -85,8 +85,8 @@ def refusals(caplog):
 
 async def test_strangers_are_refused_at_every_port_counted_and_told(caplog):
     caplog.set_level(logging.WARNING)
-    async with attacked() as house:
-        for method, address, network in ports(house):
+    async with attacked() as cluster:
+        for method, address, network in ports(cluster):
             nonce, mine = address.partition("@")[0], new_nonce()
             guesses = {
                 "nothing": {},
@@ -179,8 +179,8 @@ async def test_what_is_no_message_ends_its_session_and_nothing_else(caplog):
         pb.ToWorker(number=2**64 - 1, heartbeat=pb.RouterHeartbeat()),
         pb.ToWorker(),
     ]
-    async with attacked() as house:
-        decode = house.of_role(Role.DECODE)[0]
+    async with attacked() as cluster:
+        decode = cluster.of_role(Role.DECODE)[0]
         async with RawRouter(decode.descriptor.session_address) as router:
             for data in [m.SerializeToString() for m in known] + [
                 random_bytes(rng) for _ in range(30)

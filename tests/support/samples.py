@@ -9,7 +9,7 @@ import os
 import random
 from datetime import UTC, datetime
 
-from support.rig import is_long
+from support.process_cluster import is_long
 
 SEED = int(os.environ.get("SAMPLE", datetime.now(UTC).strftime("%Y%m%d")))
 

@@ -1,4 +1,4 @@
-"""Both doors over a real service whose workers never come: what is refused, and what waits.
+"""Both servers over a real service whose workers never come: what is refused, and what waits.
 
 Owns the composition and the keys of two tenants, a scraper and an operator. Called by component
 tests.
@@ -27,7 +27,7 @@ from router.http.body_reading import BodyReader
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from simulation.ports import StaticMembership
-from support.rig import ROOT
+from support.process_cluster import ROOT
 
 ROLES = {
     "acme": KeyRole.TENANT,
@@ -54,8 +54,8 @@ class Tokenizer:
         return await self.encode("".join(m["content"] for m in chat.messages))
 
 
-class Doors:
-    """A service without a live worker, and both its doors."""
+class RouterServers:
+    """A service without a live worker, and both its servers."""
 
     def __init__(self, folder, is_open=False, certificate=None, parts=None, **router):
         """`parts` are those of the service, `router` keys of the config."""
@@ -153,10 +153,10 @@ def log_lines():
         events.LOGGER.removeHandler(taker)
 
 
-def counted(doors, family, **labels):
+def counted(servers, family, **labels):
     """Value of one series of the exposition, 0 if it is not there."""
     wanted = {f'{k}="{v}"' for k, v in labels.items()}
-    for line in doors.service.telemetry.text().decode().splitlines():
+    for line in servers.service.telemetry.text().decode().splitlines():
         name, _, rest = line.partition("{")
         if name == family and set(rest.partition("}")[0].split(",")) == wanted:
             return float(line.rpartition(" ")[2])
