@@ -10,7 +10,7 @@ from core.ports import StreamClosed
 from examples.own_transport import TcpNetwork
 from simulation.loop import run_virtual
 from simulation.network import Hub, SimNetwork
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 
 def grpc_pair():
