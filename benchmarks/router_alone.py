@@ -61,7 +61,7 @@ class StubRunner:
         return StepResult(plan.step_id, tokens)
 
     async def lost(self):
-        await asyncio.Event().wait()
+        await asyncio.Event().wait()  # it never dies
 
     async def restart(self):
         raise RuntimeError("a stub never dies")

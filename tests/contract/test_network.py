@@ -99,6 +99,20 @@ def test_what_was_sent_before_a_good_end_still_arrives(name):
     with_pair(name, check)
 
 
+def test_a_stream_that_ended_with_bytes_under_way_can_be_reset():
+    async def check(dial):
+        up, down = await dial()
+        sending = asyncio.create_task(up.send(bytes(32 << 20)))  # more than the sockets hold
+        await asyncio.sleep(0.01)
+        await up.close()
+        assert len(await down.recv()) == 32 << 20
+        assert await is_over(down)
+        await sending
+        up.reset()
+
+    with_pair("the example's", check)
+
+
 @pytest.mark.parametrize("name", ADAPTERS)
 @pytest.mark.parametrize("cutter", ["who dialled", "who listens"])
 def test_a_cut_is_seen_at_the_other_end(name, cutter):

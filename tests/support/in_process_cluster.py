@@ -97,6 +97,9 @@ class DirectRunner:
         await asyncio.sleep(0)
         return result
 
+    async def lost(self):
+        await asyncio.Event().wait()  # it never dies
+
     async def restart(self):
         raise AssertionError("a direct runner never dies")
 
