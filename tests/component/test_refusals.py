@@ -10,7 +10,8 @@ from dataclasses import replace
 import grpc
 import grpc.aio
 import pytest
-from support.router_servers import REFUSED_TEXT, RouterServers, counted, log_lines
+from support.byte_tokenizer import REFUSED_TEXT
+from support.router_servers import RouterServers, counted, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls

@@ -14,7 +14,6 @@ import httpx
 from core import events
 from core.clocks import SystemClock
 from core.config import BatonConfig
-from core.errors import InvalidRequest
 from core.ids import Ids
 from core.logs import JsonFormat
 from protos.baton.v1 import generation_pb2 as pb
@@ -27,6 +26,7 @@ from router.http.body_reading import BodyReader
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from simulation.ports import StaticMembership
+from support.byte_tokenizer import ByteTokenizer
 from support.process_cluster import ROOT
 
 ROLES = {
@@ -35,23 +35,6 @@ ROLES = {
     "scraper": KeyRole.METRICS,
     "operator": KeyRole.ADMIN,
 }
-REFUSED_TEXT = "a text that the tokenizer refuses"
-
-
-class Tokenizer:
-    """One token for each character."""
-
-    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
-        if text == REFUSED_TEXT:
-            raise InvalidRequest("prompt", "took too long")
-        return [1 + ord(c) % 64 for c in text]
-
-    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
-        ids = await self.encode(text)
-        return ids, [str(i) for i in ids]
-
-    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
-        return await self.encode("".join(m["content"] for m in chat.messages))
 
 
 class RouterServers:
@@ -80,7 +63,7 @@ class RouterServers:
             ),
             ServiceComponents(
                 model=ServedModel("tiny", 256, 2048, (), "float32"),
-                tokenizer=Tokenizer(),
+                tokenizer=ByteTokenizer(),
                 text=text,
                 seed_key=b"a key of these tests",
                 keyring=Keyring("" if is_open else str(file), clock.now_s),
