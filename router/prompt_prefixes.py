@@ -53,6 +53,7 @@ class PromptPrefixes:
         """Name the blocks of a prompt as each of the workers would, but for its last token's."""
         if self._view is None or self._view.is_empty:
             return {}
+        # Names depend on content and block size alone, so pools of one kind are hashed for once.
         kinds = dict.fromkeys((d.content_digest, d.block_size_tokens) for d in descriptors)
         return {kind: await self._hash(request, *kind) for kind in kinds}
 
@@ -65,6 +66,7 @@ class PromptPrefixes:
         hashes: list[BlockHash] = []
         slice_tokens = max(1, SLICE_TOKENS // block_size_tokens) * block_size_tokens
         for start in range(0, num_tokens, slice_tokens):
+            # Between slices others have their turn; a prompt of one slice waits for nobody.
             if start:
                 await asyncio.sleep(0)
             end = min(start + slice_tokens, num_tokens)
@@ -81,6 +83,7 @@ class PromptPrefixes:
         for hashes in names.values():
             held |= self._view.match(hashes)
             for worker, num_blocks in self._expected.match(hashes, now_s).items():
+                # The larger, not the sum: what is expected continues what is published.
                 held[worker] = max(held.get(worker, 0), num_blocks)
         return held
 
