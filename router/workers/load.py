@@ -60,6 +60,8 @@ class WorkerLoad:
 
     def report(self, load: Load) -> None:
         """Replace what the worker reported before."""
+        # Beside each report stands what was unanswered as it came: what is unanswered beyond that
+        # the worker did not know of yet.
         if load != self._reported or self._num_reported_tokens != self._num_unanswered_tokens:
             self._reported = load
             self._num_reported_tokens = self._num_unanswered_tokens
@@ -70,6 +72,7 @@ class WorkerLoad:
         if num_tokens < MIN_MEASURED_TOKENS or seconds <= 0:
             return
         newest = num_tokens / seconds
+        # A moving average: one prompt behind a long step must not turn placement around.
         known = self._tokens_per_s or newest
         self._tokens_per_s = known + NEWEST_SHARE * (newest - known)
         self._candidate = None
@@ -94,6 +97,7 @@ class WorkerLoad:
         num_tokens = self._unanswered.pop(run_id, 0)
         if num_tokens:
             self._num_unanswered_tokens -= num_tokens
+            # The next in line begins when the one before it is answered.
             self._head_started_s = max(self._head_started_s, now_s)
             self._candidate = None
 
