@@ -1,7 +1,6 @@
 """The ports inside: strangers, a router in wrong hands, a peer that lies; neighbours unharmed."""
 
 import asyncio
-import contextlib
 import logging
 import random
 
@@ -10,18 +9,16 @@ import pytest
 from support.hostile_peers import (
     FETCH,
     KEY,
-    PROMPT,
     SESSION,
     RawRouter,
+    attacked,
     good_submit,
     macs,
     open_stream,
+    settled,
     where_of,
 )
-from support.in_process_cluster import InProcessCluster
-from support.models import TINY
 
-from core.config import EngineConfig
 from core.ports import StreamClosed
 from core.session import Role
 from protos.baton.internal.v1 import session_pb2 as pb
@@ -29,43 +26,10 @@ from transport import grpc_network
 from transport.grpc_network import GrpcNetwork
 from transport.stream_proof import StreamProof, new_nonce, stream_key
 
-ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
-
-
 DENIED = grpc.StatusCode.PERMISSION_DENIED
 
 
-NEIGHBOUR = {"max_tokens": 24, "ignore_eos": True}
-
-
-PAUSE_S = 0.2
-"""Between two requests of the neighbour, so that attacks have the machine most of the time."""
-
-
 SEED = 13
-
-
-@contextlib.asynccontextmanager
-async def attacked():
-    """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as cluster:
-        alone = await cluster.ask(PROMPT, **NEIGHBOUR)
-        over, answers = asyncio.Event(), []
-
-        async def ask_on():
-            while not over.is_set() or not answers:
-                answers.append(await cluster.ask(PROMPT, **NEIGHBOUR))
-                await asyncio.sleep(PAUSE_S)
-
-        asking = asyncio.create_task(ask_on())
-        try:
-            yield cluster
-        finally:
-            over.set()
-            await asking
-        assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
-        assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.is_ready for unit in cluster.units)
 
 
 def ports(cluster):
@@ -218,13 +182,6 @@ async def ended(stream):
         with pytest.raises(StreamClosed):
             while True:
                 await stream.recv()
-
-
-async def settled(unit, run_id):
-    """Wait until a worker has forgotten an attempt."""
-    async with asyncio.timeout(20):
-        while run_id in unit.attempts.by_run:
-            await asyncio.sleep(0.01)
 
 
 def test_where_of_an_address_is_what_a_machine_listens_on():

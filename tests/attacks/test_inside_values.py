@@ -1,21 +1,18 @@
 """Commands and transfers inside the cluster whose values cannot be: they harm what they name at most."""
 
-import asyncio
 import contextlib
 import random
 
 import pytest
 from support.hostile_peers import (
     KEY,
-    PROMPT,
     RawRouter,
+    attacked,
     good_submit,
+    settled,
 )
-from support.in_process_cluster import InProcessCluster
-from support.models import TINY
 from support.process_cluster import is_long, note
 
-from core.config import EngineConfig
 from core.ids import TransferId
 from core.ports import StreamClosed
 from core.session import Role, Task
@@ -23,47 +20,7 @@ from kv_transfer import codec, frames
 from protos.baton.internal.v1 import session_pb2 as pb
 from transport.fetch_streams import fetch_network
 
-ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
-
-
-NEIGHBOUR = {"max_tokens": 24, "ignore_eos": True}
-
-
-PAUSE_S = 0.2
-"""Between two requests of the neighbour, so that attacks have the machine most of the time."""
-
-
 SEED = 13
-
-
-@contextlib.asynccontextmanager
-async def attacked():
-    """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as cluster:
-        alone = await cluster.ask(PROMPT, **NEIGHBOUR)
-        over, answers = asyncio.Event(), []
-
-        async def ask_on():
-            while not over.is_set() or not answers:
-                answers.append(await cluster.ask(PROMPT, **NEIGHBOUR))
-                await asyncio.sleep(PAUSE_S)
-
-        asking = asyncio.create_task(ask_on())
-        try:
-            yield cluster
-        finally:
-            over.set()
-            await asking
-        assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
-        assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.is_ready for unit in cluster.units)
-
-
-async def settled(unit, run_id):
-    """Wait until a worker has forgotten an attempt."""
-    async with asyncio.timeout(20):
-        while run_id in unit.attempts.by_run:
-            await asyncio.sleep(0.01)
 
 
 NAN, BIG = float("nan"), 2**32 - 1

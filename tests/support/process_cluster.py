@@ -2,7 +2,7 @@
 clients of ours, proofs that a fault bit.
 
 Owns the start of the cluster, the load, the comparison with the fault-free answers and the counting
-of affected requests. Called by the fault suite and by the soak.
+of affected requests.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """Both servers over a real service whose workers never come: what is refused, and what waits.
 
-Owns the composition and the keys of two tenants, a scraper and an operator. Called by component
-tests.
+Owns the composition and the keys of two tenants, a scraper and an operator.
 """
 
 import contextlib

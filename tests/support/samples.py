@@ -2,7 +2,7 @@
 a share that changes every day.
 
 Owns the draw and its seed. A failure is repeated with the seed that the run ends with:
-`SAMPLE=20260131 make test`. Called by the tests that are sampled and by the suite's last lines.
+`SAMPLE=20260131 make test`.
 """
 
 import os
