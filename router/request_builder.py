@@ -70,7 +70,6 @@ class RequestBuilder:
         self._tokens = tokens
         rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
-        # A fine-tune may name tokens that its model has no row for: these are never drawn.
         self._special_ids = {text: i for text, i in special_ids.items() if i < rows}
         self._eos_token_ids = tuple(i for i in model.eos_token_ids if i < rows)
 
@@ -115,14 +114,12 @@ class RequestBuilder:
         is_chat = isinstance(params.prompt, ChatPrompt)
         if "max_tokens" not in given:
             room = self._limits.room(len(token_ids), given.get("n", 1))
-            # As at OpenAI: a chat may go on to the context's end, a completion to a few tokens.
             given["max_tokens"] = room if is_chat else min(room, DEFAULT_COMPLETION_TOKENS)
         sampling = SamplingParams(**{**given, "bad_words": bad_words})
         sampling.validate(self._model.vocabulary_size)
         self._limits.check_scores(token_ids, sampling)
         self._limits.check_length(token_ids, sampling, "messages" if is_chat else "prompt")
         hidden_stops = self._hidden_stops(sampling)
-        # A special token has no text while it is hidden, so its stop string would never be seen.
         stop_ids = (*sampling.stop_token_ids, *(i for i, _ in hidden_stops))
         sampling = replace(sampling, stop_token_ids=stop_ids)
         check_resume(
@@ -253,7 +250,6 @@ class RequestBuilder:
                     "bad_words",
                     f"has an empty word or one above {MAX_BAD_WORD_CHARACTERS} characters",
                 )
-            # Inside a text a word is another token than at its beginning: the space is part of it.
             for form in (word.lstrip(), " " + word.lstrip()):
                 ids = await self._tokenizer.encode(form, adds_special_tokens=False, tenant=tenant)
                 found[tuple(ids)] = None
@@ -264,10 +260,8 @@ class RequestBuilder:
 def _normalized(given: dict[str, Any]) -> dict[str, Any]:
     """Replace what some clients send: `top_p` 0 means greedy, an empty stop string none."""
     if given.get("top_p") == 0:
-        # The smallest set of tokens is the likeliest one alone; workers know that as greedy.
         given |= {"top_p": 1.0, "temperature": 0.0}
     if "stop" in given:
-        # An empty text stands everywhere: it would end every output at once.
         given["stop"] = tuple(text for text in given["stop"] if text)
     return given
 
@@ -275,6 +269,4 @@ def _normalized(given: dict[str, Any]) -> dict[str, Any]:
 def _scope(params: RequestParams) -> str:
     """Return the scope in the prefix cache: the tenant's, divided by the request's salt."""
     tenant = params.identity.tenant
-    # With the tenant: equal prompts of two tenants must not tell them of one another by their
-    # speed.
     return f"{tenant}\n{params.cache_salt}" if tenant else params.cache_salt
