@@ -81,7 +81,7 @@ def main():
     del sys.argv[1:]
     rng = random.Random(7)
     request = GenerateRequest("r", "m", tuple(range(PROMPT_TOKENS)), SamplingParams(), 1, 0.0)
-    constraints = PlacementConstraints("auto", 32)
+    constraints = PlacementConstraints()
     names = block_hashes(root_hash("digest", "scope"), request.token_ids[:-1], SIZE)
     rows = []
     for number in WORKERS:

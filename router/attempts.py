@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from core.config import PlacementConfig, RouterConfig
+from core.config import RouterConfig
 from core.containment import contained
 from core.errors import (
     Draining,
@@ -52,7 +52,6 @@ class Attempts:
         self,
         sessions: WorkerSessions,
         config: RouterConfig,
-        placement: PlacementConfig,
         clock: Clock,
         ids: Ids,
         prefixes: PromptPrefixes,
@@ -61,7 +60,6 @@ class Attempts:
         """Start with the full budget: this router's share of the cluster's."""
         self._sessions = sessions
         self._config = config
-        self._placement = placement
         self._clock = clock
         self._ids = ids
         self._prefixes = prefixes
@@ -222,8 +220,7 @@ class Attempts:
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
         return PlacementConstraints(
-            path=run.path,
-            local_below_tokens=self._placement.local_below_tokens,
+            rules=run.rules,
             # One transfer carries one sequence, which choices with output no longer are; and of a
             # single token there is nothing to hand over.
             must_be_local=(len(run.choices) > 1 and has_output)

@@ -199,7 +199,6 @@ def _core(
     attempts = Attempts(
         sessions,
         config,
-        components.placement,
         components.clock,
         components.ids,
         PromptPrefixes(components.view, components.hash_key, components.clock),

@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 
+from core.config import PlacementConfig
 from core.ids import WorkerId
 from core.session import Load, WorkerDescriptor
 
-DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
+DEFAULT_RULES = PlacementConfig()
 WORK_WEIGHT = 1.5
 """A token computed here delays this request once, and those behind it by half as much again."""
 RECENT_S = 60.0
@@ -30,8 +31,6 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
-SEQUENCE_TOKENS = 16
-"""What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ class Prediction:
         num_choices: int,
         held_blocks: Mapping[WorkerId, int],
         now_s: float,
-        default_tokens_per_s: float = DEFAULT_PREFILL_TOKENS_PER_S,
+        rules: PlacementConfig = DEFAULT_RULES,
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
 
@@ -126,10 +125,11 @@ class Prediction:
         """
         self._num_tokens = num_tokens
         self._num_choices = num_choices
+        self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
         self._now_s = now_s
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
-        usual = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
+        usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s
         self._usual_tokens_per_s = usual
         self._slow_tokens_per_s = usual * (1 - NOISE_SHARE)
         self._fast_tokens_per_s = usual * (1 + NOISE_SHARE)
@@ -180,7 +180,7 @@ class Prediction:
             queued_tokens=round(queued_tokens),
             prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
-            decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
+            decode_s=0.0 if has_transfer else self._decode_s(c, tokens_per_s),
             weighed_s=self.prefill_s(c) if has_transfer else self.local_s(c),
         )
 
@@ -194,8 +194,12 @@ class Prediction:
 
     def local_s(self, c: Candidate) -> float:
         """Weigh a worker that would do both phases."""
-        decode_s = SEQUENCE_TOKENS * c.num_running / self.tokens_per_s(c)
+        decode_s = self._decode_s(c, self.tokens_per_s(c))
         return self.prefill_s(c) - c.exposed_transfer_s + decode_s
+
+    def _decode_s(self, c: Candidate, tokens_per_s: float) -> float:
+        """Predict what the sequences that decode at a worker take from a prompt's first step."""
+        return c.num_running * self._sequence_tokens / tokens_per_s
 
     def prefill_keys(self, pool: Sequence[Candidate]) -> list[PrefillKey]:
         """Order prefill workers by weight, then by requests; with each one's index."""

@@ -8,13 +8,13 @@ from __future__ import annotations
 import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from core.config import PlacementConfig
 from core.errors import NoWorker
 from core.ids import Incarnation, WorkerId
 from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, Path
-from router.cost import Candidate, Cost, Prediction
+from router.cost import DEFAULT_RULES, Candidate, Cost, Prediction
 
 MAX_SHOWN = 8
 """Workers of each kind whose costs a placement keeps, the cheapest first."""
@@ -41,8 +41,7 @@ class Placement:
 class PlacementConstraints:
     """What placement needs to know of an attempt besides the request."""
 
-    path: Literal["auto", "pd", "local"]
-    local_below_tokens: int
+    rules: PlacementConfig = DEFAULT_RULES
     must_be_local: bool = False
     excluded: frozenset[WorkerId] = frozenset()
     incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
@@ -72,25 +71,30 @@ def choose(
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
     prediction = Prediction(
-        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s
+        candidates,
+        len(request.token_ids),
+        request.sampling.n,
+        held_blocks,
+        now_s,
+        constraints.rules,
     )
-    may_cross = not constraints.must_be_local and constraints.path != "local"
+    may_cross = not constraints.must_be_local and constraints.rules.path != "local"
     pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None
     if pair is None:
-        if constraints.path == "pd" and may_cross:
+        if constraints.rules.path == "pd" and may_cross:
             note = "their KV layouts differ; " if prefill and decode else ""
             raise _no_worker(candidates, constraints, note)
         pool = decode or prefill
         if not pool:
             raise _no_worker(candidates, constraints)
-        if constraints.path == "local":
+        if constraints.rules.path == "local":
             reason = "path local is forced"
         elif constraints.must_be_local:
             reason = "choices that have output stay together"
         else:
             reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
         return _local(pool, prediction, reason, ())
-    if constraints.path == "pd":
+    if constraints.rules.path == "pd":
         return _across(pair, prediction, "path pd is forced", ())
     worthwhile = _worthwhile(decode, pair, prediction, constraints)
     if worthwhile:
@@ -149,7 +153,7 @@ def _worthwhile(
     Which is every one of them for a short prompt, and the holders of its prefix for a long one.
     """
     num_tokens = prediction.uncached_tokens(pair.sender)
-    return prediction.computing_less(decode, max(constraints.local_below_tokens, num_tokens))
+    return prediction.computing_less(decode, max(constraints.rules.local_below_tokens, num_tokens))
 
 
 def _why_local(
@@ -160,11 +164,11 @@ def _why_local(
 ) -> str:
     """Say why a request that may cross should not; nothing if it should."""
     cost = prediction.cost(local, has_transfer=False)
-    if cost.uncached_tokens < constraints.local_below_tokens:
+    if cost.uncached_tokens < constraints.rules.local_below_tokens:
         tokens = f"{cost.uncached_tokens} tokens"
         if cost.cached_tokens:
             tokens += f", without {cost.cached_tokens} cached at {cost.worker_id},"
-        return f"prompt of {tokens} is below {constraints.local_below_tokens}"
+        return f"prompt of {tokens} is below {constraints.rules.local_below_tokens}"
     across = prediction.cost(sender, has_transfer=True)
     # A prompt that is computed beside decoding sequences delays each of them.
     delay_s = local.num_running * prediction.compute_s(local)
@@ -246,7 +250,7 @@ def _no_worker(
 ) -> NoWorker:
     roles = [c.descriptor.role.value for c in candidates]
     return NoWorker(
-        f"no worker for path {constraints.path}: {roles.count('prefill')} prefill and "
+        f"no worker for path {constraints.rules.path}: {roles.count('prefill')} prefill and "
         f"{roles.count('decode')} decode workers are live; {note}try again, or raise "
         "pools.*.replicas"
     )

@@ -24,8 +24,8 @@ BUGS = [
     Bug(
         "local_below_tokens counts what is cached",
         "router/placement.py",
-        "    if cost.uncached_tokens < constraints.local_below_tokens:",
-        "    if cost.uncached_tokens + cost.cached_tokens < constraints.local_below_tokens:",
+        "    if cost.uncached_tokens < constraints.rules.local_below_tokens:",
+        "    if cost.uncached_tokens + cost.cached_tokens < constraints.rules.local_below_tokens:",
         f"{COST}::test_local_below_tokens_counts_what_the_local_worker_lacks",
     ),
     Bug(
@@ -55,5 +55,12 @@ BUGS = [
         "            change = PrefixChange(*changes.take(len(changes)))",
         "            change = PrefixChange(changes.take(len(changes))[0])",
         f"{REPLAY}::test_nobody_waits_for_a_prefix_that_was_evicted",
+    ),
+    Bug(
+        "the configured speed of workers counts for nobody",
+        "router/cost.py",
+        "if speeds else rules.prefill_tokens_per_s",
+        "if speeds else 8_000.0",
+        f"{COST}::test_until_speeds_are_measured_the_settings_say_what_a_token_costs",
     ),
 ]

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config import PlacementConfig
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
 from router.cost import WORK_WEIGHT, Candidate, Prediction
@@ -15,8 +16,8 @@ from router.workers.load import WorkerLoad
 
 DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
 PROMPT = GenerateRequest("r", "m", tuple(range(1_000)), SamplingParams(), 1, 0.0)
-PD = PlacementConstraints("pd", 32)
-AUTO = PlacementConstraints("auto", 32)
+PD = PlacementConstraints(PlacementConfig(path="pd"))
+AUTO = PlacementConstraints()
 IDLE = Load(free_blocks=10_000)
 DECODE = Candidate(replace(DESCRIPTOR, worker_id="d", role=Role.DECODE), IDLE)
 
@@ -77,6 +78,13 @@ def test_a_fast_worker_may_have_the_longer_queue():
     slow = worker("slow", prefill_tokens_per_s=1_000.0)
     assert chosen([fast, slow], {}) == "fast"
     assert chosen([replace(fast, prefill_tokens_per_s=1_000.0), slow], {}) == "slow"
+
+
+def test_until_speeds_are_measured_the_settings_say_what_a_token_costs():
+    rules = PlacementConfig(prefill_tokens_per_s=500.0, sequence_tokens=50)
+    busy = replace(DECODE, load=Load(num_running=4, free_blocks=10_000))
+    cost = Prediction([busy], 1_000, 1, {}, 0.0, rules).cost(busy, has_transfer=False)
+    assert (cost.prefill_s, cost.decode_s) == (2.0, 0.4)
 
 
 def test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest():

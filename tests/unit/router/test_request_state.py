@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from support.models import TINY
 
+from core.config import PlacementConfig
 from core.errors import (
     PoolExhausted,
     Unavailable,
@@ -243,7 +244,7 @@ async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
     told, sampling = [], SamplingParams(prompt_logprobs=0)
     run = RequestState(
         request=GenerateRequest("r", "m", tuple(range(5)), sampling, 1, 0.0), run_id="r",
-        emit=told.append, clock=None, timeline=None, choices=[], credit=0, path="local",
+        emit=told.append, clock=None, timeline=None, choices=[], credit=0, rules=PlacementConfig(),
     )  # fmt: skip
     pair = SimpleNamespace(decode=SimpleNamespace(worker_id="d"), path=Path.LOCAL)
     attempt = AttemptState(
@@ -307,7 +308,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
         timeline=Timeline(0.0),
         choices=[ChoiceOutput(0, request.sampling, Letters())],
         credit=256,
-        path="pd",
+        rules=PlacementConfig(path="pd"),
     )
     prefill = worker("prefill", Role.PREFILL).descriptor
     decode = worker("decode", Role.DECODE).descriptor
