@@ -140,6 +140,7 @@ class Attempts:
             started_at=self._clock.now_s(),
             on_choice_finished=self.send_credit,
             on_answered=self._note_answer,
+            on_handed_over=self._note_hand_over,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
@@ -178,6 +179,13 @@ class Attempts:
                 self._sessions.get(attempt.placement.prefill).measured(
                     num_tokens, run.timings.prefill_s
                 )
+
+    def _note_hand_over(self, attempt: AttemptState) -> None:
+        """Learn how late the KV came."""
+        placement = attempt.placement
+        with contextlib.suppress(WorkerLost):
+            session = self._sessions.get(placement.prefill)
+            session.handed_over(placement.decode, attempt.exposed_transfer_s)
 
     async def _place(
         self, run: RequestState, after: ServingError | None, names: PromptNames

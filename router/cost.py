@@ -31,6 +31,8 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
+NOISE_S = 0.005
+"""Routes that are later than the best by less are equal: it is the step in which KV arrives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ class Candidate:
     prefill_tokens_per_s: float = 0.0
     """As measured; 0: not yet."""
     exposed_transfer_s: float = 0.0
-    """By which its transfers were late, as measured."""
+    """By which its transfers were late, as measured, whoever received."""
+    exposed_by_receiver: Mapping[WorkerId, float] = field(default_factory=dict)
+    """The same for each receiver that is known."""
     recent_work: float = 0.0
     """Logarithm of the tokens computed here of late, were it now the clock's zero."""
     queued_tokens: int = field(init=False)
@@ -103,6 +107,7 @@ class Cost:
 
 PrefillKey = tuple[float, int, WorkerId, int]
 LocalKey = tuple[bool, float, int, WorkerId]
+ReceiverKey = tuple[bool, float, int, WorkerId]
 DecodeKey = tuple[bool, int, int, WorkerId]
 
 
@@ -253,6 +258,24 @@ class Prediction:
         lacks_room, num_running, used_blocks, worker_id = self.decode_key(c)
         weight = self.local_s(c) if self._held_blocks else float(num_running)
         return lacks_room, weight, used_blocks, worker_id
+
+    def receiver(self, sender: Candidate, pool: Sequence[Candidate]) -> Candidate:
+        """Choose who decodes what `sender` computes: by room, by sequences and late transfers."""
+        known = sender.exposed_by_receiver
+        if not known:
+            return min(pool, key=self.decode_key)
+        usual_s = sender.exposed_transfer_s
+        late_s = {c.worker_id: known.get(c.worker_id, usual_s) for c in pool}
+        least_s = min(late_s.values()) + NOISE_S
+        # As many sequences as would take that long from a step.
+        sequences_per_s = self._usual_tokens_per_s / self._sequence_tokens
+
+        def key(c: Candidate) -> ReceiverKey:
+            lacks_room, num_running, used_blocks, worker_id = self.decode_key(c)
+            late = max(0.0, late_s[worker_id] - least_s) * sequences_per_s
+            return lacks_room, num_running + late, used_blocks, worker_id
+
+        return min(pool, key=key)
 
     def decode_key(self, c: Candidate) -> DecodeKey:
         """Order decode workers: by room first, then by sequences, then by blocks in use."""

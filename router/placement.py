@@ -231,7 +231,7 @@ def _best_pair(
             ]
         if receivers:
             costs = tuple(prediction.cost(prefill[key[-1]], has_transfer=True) for key in shown)
-            return _Pair(sender, min(receivers, key=prediction.decode_key), costs)
+            return _Pair(sender, prediction.receiver(sender, receivers), costs)
     return None
 
 

@@ -102,7 +102,7 @@ class PlacementConfig(Node):
     )
     sequence_tokens: int = Field(
         16,
-        ge=0,
+        ge=1,
         description="what a decoding sequence takes from a prompt that is computed beside it, in "
         "tokens of prompt",
     )

@@ -4,6 +4,7 @@ from planted.bug import Bug
 
 COST = "tests/unit/router/test_cost.py"
 EXPECTED = "tests/unit/router/test_expected_prefixes.py"
+LATENESS = "tests/simulation/test_lateness.py::test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_have_healed"
 LOAD = "tests/unit/router/workers/test_load.py"
 REPLAY = "tests/unit/simulation/test_replay.py"
 BUGS = [
@@ -62,5 +63,41 @@ BUGS = [
         "if speeds else rules.prefill_tokens_per_s",
         "if speeds else 8_000.0",
         f"{COST}::test_until_speeds_are_measured_the_settings_say_what_a_token_costs",
+    ),
+    Bug(
+        "no hand-over is measured",
+        "router/attempts.py",
+        "            session.handed_over(placement.decode, attempt.exposed_transfer_s)",
+        "            del session",
+        LATENESS,
+    ),
+    Bug(
+        "a route that was late once is late for ever",
+        "router/workers/load.py",
+        "        if self._hand_overs.forget_old(now_s):",
+        "        if self._hand_overs.forget_old(0.0):",
+        LATENESS,
+    ),
+    Bug(
+        "receivers are chosen as if KV reached all of them as soon",
+        "router/cost.py",
+        "            return lacks_room, num_running + late, used_blocks, worker_id",
+        "            return lacks_room, num_running, used_blocks, worker_id",
+        f"{COST}::test_a_receiver_is_left_for_one_that_gets_its_kv_sooner",
+    ),
+    Bug(
+        "a step's noise chooses the receiver",
+        "router/cost.py",
+        "        least_s = min(late_s.values()) + NOISE_S",
+        "        least_s = min(late_s.values())",
+        f"{COST}::test_a_receiver_is_left_for_one_that_gets_its_kv_sooner",
+    ),
+    Bug(
+        "what an earlier attempt exposed counts for one that exposed nothing",
+        "router/request_state.py",
+        "        return self.run.exposed_transfer_s if self.prefill_spoke else 0.0",
+        "        return self.run.exposed_transfer_s",
+        "tests/unit/router/test_request_state.py"
+        "::test_a_hand_over_is_told_once_with_what_was_exposed_of_it",
     ),
 ]

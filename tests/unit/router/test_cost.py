@@ -93,6 +93,45 @@ def test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest():
     assert chosen([a, b], {}) == "b"
 
 
+def test_a_late_transfer_costs_as_much_as_a_queue_that_long():
+    late = worker("late", exposed_transfer_s=0.5)
+    for queued, name in ((3_999, "queued"), (4_001, "late")):
+        assert chosen([late, worker("queued", pending_tokens=queued)], {}) == name, queued
+    prediction = Prediction([late], 1_000, 1, {}, 0.0)
+    cost = prediction.cost(late, has_transfer=True)
+    assert (cost.transfer_s, cost.total_s) == (0.5, 0.625)
+
+
+def decoders(**running):
+    return [
+        replace(
+            DECODE,
+            descriptor=replace(DECODE.descriptor, worker_id=name),
+            load=replace(IDLE, num_running=number),
+        )
+        for name, number in running.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exposed_s", "running", "name"),
+    [
+        ({"a": 0.300, "b": 0.010}, (0, 9), "b"),
+        ({"a": 0.014, "b": 0.010}, (0, 1), "a"),
+        ({"a": 0.023, "b": 0.010}, (0, 3), "b"),
+        ({"a": 0.023, "b": 0.010}, (0, 5), "a"),
+        ({"a": 0.300}, (0, 9), "b"),
+        ({}, (1, 0), "b"),
+    ],
+    ids=["late", "as late", "four sequences late", "five run there", "the other unknown", "none"],
+)
+def test_a_receiver_is_left_for_one_that_gets_its_kv_sooner(exposed_s, running, name):
+    """One sequence takes 2 ms of a step; and 5 ms are a step's noise."""
+    sender = worker("p", exposed_transfer_s=0.020, exposed_by_receiver=exposed_s)
+    pool = [sender, *decoders(a=running[0], b=running[1])]
+    assert choose(pool, PROMPT, PD).decode.worker_id == name
+
+
 def test_of_equal_workers_the_one_with_less_work_of_late_is_chosen():
     old, new = WorkerLoad(replace(DESCRIPTOR, worker_id="a")), WorkerLoad(DESCRIPTOR)
     old.add("r1", 5_000, 0.0)

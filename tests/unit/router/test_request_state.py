@@ -98,7 +98,7 @@ async def attempt_run(path=Path.LOCAL):
         prefill=SimpleNamespace(worker_id="p"), decode=SimpleNamespace(worker_id="d"), path=path
     )
     finished = asyncio.get_running_loop().create_future()
-    return AttemptState(run, 0, pair, finished, 0.0, lambda _: None, lambda _: None), told
+    return AttemptState(run, 0, pair, finished, 0.0, *[lambda _: None] * 3), told
 
 
 def choice(**sampling):
@@ -125,8 +125,7 @@ async def test_an_attempt_fails_once_and_on_what_it_cannot_deliver():
         pair,
         asyncio.get_running_loop().create_future(),
         0.0,
-        lambda _: None,
-        lambda _: None,
+        *[lambda _: None] * 3,
     )
     attempt.on_delta("d", delta(5, "x"))
     with pytest.raises(WorkerLost, match="missing"):
@@ -161,8 +160,7 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
         pair,
         asyncio.get_running_loop().create_future(),
         0.0,
-        lambda _: None,
-        lambda _: None,
+        *[lambda _: None] * 3,
     )
     for worker_id, message in (("d", "d1"), ("p", "p1"), ("d", "d2")):
         attempt.on_delta(worker_id, said[message])
@@ -175,8 +173,7 @@ async def test_decode_does_not_overtake_the_scores_of_the_prompt(prompt_logprobs
         pair,
         asyncio.get_running_loop().create_future(),
         0.0,
-        lambda _: None,
-        lambda _: None,
+        *[lambda _: None] * 3,
     )
     alone.on_delta("d", said["d1"])
     alone.on_lost("p", WorkerLost("gone"))
@@ -197,8 +194,7 @@ async def test_want_of_room_is_decodes_whoever_reports_it(reporter):
         pair,
         asyncio.get_running_loop().create_future(),
         0.0,
-        lambda _: None,
-        lambda _: None,
+        *[lambda _: None] * 3,
     )
     attempt.on_ended(
         reporter, SimpleNamespace(timings=None, error=PoolExhausted("no 20 free blocks"))
@@ -222,6 +218,35 @@ def test_nothing_is_exposed_when_decode_speaks_first(order, exposed_s):
         run.deliver(delta(0, "x"), is_decode=who == "d")
         run.current.decode_spoke = run.current.decode_spoke or who == "d"
     assert run.exposed_transfer_s == exposed_s
+
+
+@pytest.mark.parametrize(
+    ("path", "order", "told"),
+    [
+        (Path.PD, "pdd", [1.0]),
+        (Path.PD, "dpd", [0.0]),
+        (Path.PD, "p", []),
+        (Path.LOCAL, "dd", []),
+    ],
+)
+async def test_a_hand_over_is_told_once_with_what_was_exposed_of_it(path, order, told):
+    """A word a second; the attempt before had left 9 s."""
+    heard = []
+    attempt, _ = await attempt_run(path)
+    run = attempt.run
+    run.request.sampling, run.exposed_transfer_s = SamplingParams(), 9.0
+    spoken = []
+
+    def deliver(_, *, is_decode):
+        if is_decode and spoken == ["p"]:
+            run.exposed_transfer_s = 1.0
+        spoken.append("d" if is_decode else "p")
+
+    run.deliver = deliver
+    attempt.on_handed_over = lambda attempt: heard.append(attempt.exposed_transfer_s)
+    for position, who in enumerate(order):
+        attempt.on_delta(who, TokenDelta("r", 0, 0, position, (8,)))
+    assert heard == told
 
 
 @pytest.mark.parametrize(("path", "worker"), [(Path.LOCAL, "d"), (Path.PD, "p")])
@@ -253,8 +278,7 @@ async def test_scores_are_whole_with_that_of_the_last_token_of_the_prompt():
         pair,
         asyncio.get_running_loop().create_future(),
         0.0,
-        lambda _: None,
-        lambda _: None,
+        *[lambda _: None] * 3,
     )
     found = []
     for start in range(4):
@@ -314,7 +338,7 @@ async def test_what_decode_said_early_goes_before_what_it_says_after_the_prompts
     decode = worker("decode", Role.DECODE).descriptor
     placement = Placement(Path.PD, prefill, decode, "")
     finished = asyncio.get_running_loop().create_future()
-    attempt = AttemptState(run, 0, placement, finished, 0.0, lambda _: None, lambda _: None)
+    attempt = AttemptState(run, 0, placement, finished, 0.0, *[lambda _: None] * 3)
     scores = (Logprob(2, -1.0),)
     attempt.on_delta("decode", letters(0, "ab"))
     attempt.on_delta("prefill", letters(0, "", prompt_logprobs=scores))
