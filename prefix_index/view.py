@@ -152,7 +152,9 @@ class PrefixView:
         start = 0
         for end, seen in self._probes(block_hashes):
             if holding & seen != holding:
-                for index, held_by in enumerate(self._held_by(block_hashes[start:end]), start):
+                # A span of one block has been looked up already.
+                inside = self._held_by(block_hashes[start:end]) if end - start > 1 else (seen,)
+                for index, held_by in enumerate(inside, start):
                     left = holding & ~held_by
                     if left:
                         if index:
@@ -241,13 +243,13 @@ class PrefixView:
         return reduce(partial(map, or_), [map(table.get, keys, repeat(0)) for table in tables])
 
     def _note(self, matched: dict[WorkerId, int], holders: int, num_blocks: int) -> None:
-        bits = f"{holders:b}"[::-1]
-        slot = bits.find("1")
-        while slot >= 0:
+        # From the highest bit down: numbers get shorter, and few holders cost little.
+        while holders:
+            slot = holders.bit_length() - 1
             holder = self._slots[slot]
             if holder is not None:
                 matched[holder.worker] = num_blocks
-            slot = bits.find("1", slot + 1)
+            holders ^= 1 << slot
 
 
 def _slices(numbers: range) -> Iterator[range]:

@@ -5,14 +5,13 @@ Owns the choice of path and workers. Does not know streams, time, or how a cost 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from core.config import PlacementConfig
 from core.errors import NoWorker
 from core.ids import Incarnation, WorkerId
-from core.session import Role, WorkerDescriptor
+from core.session import WorkerDescriptor
 from core.types import GenerateRequest, Path
 from router.cost import DEFAULT_RULES, Candidate, Cost, Prediction
 
@@ -93,16 +92,16 @@ def choose(
             reason = "choices that have output stay together"
         else:
             reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
-        return _local(pool, prediction, reason, ())
+        return _local(prediction.local(pool, MAX_SHOWN), prediction, reason, ())
     if constraints.rules.path == "pd":
         return _across(pair, prediction, "path pd is forced", ())
     worthwhile = _worthwhile(decode, pair, prediction, constraints)
-    if worthwhile:
-        best = min(worthwhile, key=prediction.local_key)
-        reason = _why_local(best, pair.sender, prediction, constraints)
+    local = prediction.local(worthwhile, MAX_SHOWN)
+    if local:
+        reason = _why_local(local[0], pair.sender, prediction, constraints)
         if reason:
-            return _local(worthwhile, prediction, reason, pair.costs)
-    return _across(pair, prediction, "prompt is worth a transfer", worthwhile)
+            return _local(local, prediction, reason, pair.costs)
+    return _across(pair, prediction, "prompt is worth a transfer", local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,18 +127,16 @@ def _across(
 
 
 def _local(
-    pool: Sequence[Candidate], prediction: Prediction, reason: str, across: tuple[Cost, ...]
+    best: Sequence[Candidate], prediction: Prediction, reason: str, across: tuple[Cost, ...]
 ) -> Placement:
-    best = min(pool, key=prediction.local_key)
-    uncached_tokens = prediction.uncached_tokens(best)
-    costs = _local_costs(pool, prediction)
-    chosen = best.descriptor
+    chosen = best[0].descriptor
+    uncached_tokens = prediction.uncached_tokens(best[0])
+    costs = _local_costs(best, prediction)
     return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
 
 
-def _local_costs(pool: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
-    cheapest = heapq.nsmallest(MAX_SHOWN, pool, key=prediction.local_key)
-    return tuple(prediction.cost(c, has_transfer=False) for c in cheapest)
+def _local_costs(best: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
+    return tuple(prediction.cost(c, has_transfer=False) for c in best)
 
 
 def _worthwhile(
@@ -184,18 +181,16 @@ def _by_role(
     candidates: Sequence[Candidate], model: str, excluded: frozenset[WorkerId]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Split those that serve the model; drop excluded ones where others are left."""
-    prefill: list[Candidate] = []
-    decode: list[Candidate] = []
-    for c in candidates:
-        if model in ("", c.descriptor.model):
-            (prefill if c.descriptor.role is Role.PREFILL else decode).append(c)
+    serving = [c for c in candidates if c.model == model] if model else candidates
+    prefill = [c for c in serving if c.is_prefill]
+    decode = [c for c in serving if not c.is_prefill]
     if not excluded:
         return prefill, decode
     return _without(prefill, excluded), _without(decode, excluded)
 
 
 def _without(pool: list[Candidate], excluded: frozenset[WorkerId]) -> list[Candidate]:
-    return [c for c in pool if c.descriptor.worker_id not in excluded] or pool
+    return [c for c in pool if c.worker_id not in excluded] or pool
 
 
 def _best_pair(
@@ -208,41 +203,35 @@ def _best_pair(
 
     Linear in workers: partners are looked up by layout, of which there are few.
     """
-    by_layout: dict[tuple[str, int], list[Candidate]] = {}
-    for c in decode:
-        by_layout.setdefault(_layout(c.descriptor), []).append(c)
     partners: dict[tuple[str, int], list[Candidate]] = {}
-    queue = prediction.prefill_keys(prefill)
-    shown = heapq.nsmallest(MAX_SHOWN, queue)
-    # A heap and no sort: nearly always the cheapest has a partner.
-    heapq.heapify(queue)
-    while queue:
-        sender = prefill[heapq.heappop(queue)[-1]]
-        layout = _layout(sender.descriptor)
-        if layout not in partners:
-            compatible = [pool for other, pool in by_layout.items() if _fits(layout, other)]
-            partners[layout] = [c for pool in compatible for c in pool]
-        receivers = partners[layout]
-        excluded = constraints.incompatible_pairs
-        if excluded:
-            incarnation = sender.descriptor.incarnation
-            receivers = [
-                c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
-            ]
-        if receivers:
-            costs = tuple(prediction.cost(prefill[key[-1]], has_transfer=True) for key in shown)
-            return _Pair(sender, prediction.receiver(sender, receivers), costs)
+    excluded = constraints.incompatible_pairs
+    # Nearly always the cheapest has a partner; all are put in order only if of these none has.
+    for number in (MAX_SHOWN, len(prefill)):
+        best = prediction.senders(prefill, number)
+        for sender in best:
+            layout = sender.content_digest, sender.block_size_tokens
+            if layout not in partners:
+                partners[layout] = _partners(layout, decode)
+            receivers = partners[layout]
+            if excluded:
+                incarnation = sender.descriptor.incarnation
+                receivers = [
+                    c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
+                ]
+            if receivers:
+                shown = best[:MAX_SHOWN]
+                costs = tuple(prediction.cost(c, has_transfer=True) for c in shown)
+                return _Pair(sender, prediction.receiver(sender, receivers), costs)
     return None
 
 
-def _layout(descriptor: WorkerDescriptor) -> tuple[str, int]:
-    return descriptor.content_digest, descriptor.block_size_tokens
-
-
-def _fits(sender: tuple[str, int], receiver: tuple[str, int]) -> bool:
-    """True if KV can go from one to the other."""
-    small, large = sorted((sender[1], receiver[1]))
-    return sender[0] == receiver[0] and large % small == 0
+def _partners(sender: tuple[str, int], decode: Sequence[Candidate]) -> list[Candidate]:
+    """Find the workers that KV of one layout can go to: blocks may be joined, or cut up."""
+    digest, size = sender
+    same = [c for c in decode if c.content_digest == digest]
+    sizes = {c.block_size_tokens for c in same}
+    fitting = {other for other in sizes if max(size, other) % min(size, other) == 0}
+    return same if fitting == sizes else [c for c in same if c.block_size_tokens in fitting]
 
 
 def _no_worker(

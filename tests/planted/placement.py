@@ -6,6 +6,7 @@ COST = "tests/unit/router/test_cost.py"
 EXPECTED = "tests/unit/router/test_expected_prefixes.py"
 LATENESS = "tests/simulation/test_lateness.py::test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_have_healed"
 LOAD = "tests/unit/router/workers/test_load.py"
+PLACEMENT = "tests/unit/router/test_placement.py"
 REPLAY = "tests/unit/simulation/test_replay.py"
 BUGS = [
     Bug(
@@ -81,15 +82,15 @@ BUGS = [
     Bug(
         "receivers are chosen as if KV reached all of them as soon",
         "router/cost.py",
-        "            return lacks_room, num_running + late, used_blocks, worker_id",
-        "            return lacks_room, num_running, used_blocks, worker_id",
+        "                running + max(0.0, late - least_s) * per_s\n",
+        "                running\n",
         f"{COST}::test_a_receiver_is_left_for_one_that_gets_its_kv_sooner",
     ),
     Bug(
         "a step's noise chooses the receiver",
         "router/cost.py",
-        "        least_s = min(late_s.values()) + NOISE_S",
-        "        least_s = min(late_s.values())",
+        "            least_s = min(late_s) + NOISE_S",
+        "            least_s = min(late_s)",
         f"{COST}::test_a_receiver_is_left_for_one_that_gets_its_kv_sooner",
     ),
     Bug(
@@ -99,5 +100,27 @@ BUGS = [
         "        return self.run.exposed_transfer_s",
         "tests/unit/router/test_request_state.py"
         "::test_a_hand_over_is_told_once_with_what_was_exposed_of_it",
+    ),
+    Bug(
+        "workers without a partner hide those that have one",
+        "router/placement.py",
+        "    for number in (MAX_SHOWN, len(prefill)):",
+        "    for number in (MAX_SHOWN,):",
+        f"{PLACEMENT}::test_the_cheapest_with_a_partner_serves_however_many_cheaper_ones_have_none",
+    ),
+    Bug(
+        "KV is sent to blocks that do not fit",
+        "router/placement.py",
+        "    return same if fitting == sizes else",
+        "    return same if fitting else",
+        f"{PLACEMENT}::test_kv_goes_to_blocks_of_a_multiple_and_to_no_others",
+    ),
+    Bug(
+        "of many workers the first are compared, not the best",
+        "router/cost.py",
+        "    return [pool[key[-1]] for key in keys[:number]]",
+        "    return sorted((pool[key[-1]] for key in keys[:number]), key=lambda c: c.worker_id)",
+        f"{PLACEMENT}::"
+        "test_who_serves_both_phases_is_found_by_room_then_sequences_then_blocks_in_use",
     ),
 ]

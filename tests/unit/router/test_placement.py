@@ -18,7 +18,7 @@ from core.types import (
     SamplingParams,
 )
 from router.cost import Candidate
-from router.placement import PlacementConstraints, choose
+from router.placement import MAX_SHOWN, PlacementConstraints, choose
 
 
 def loaded(name, role, waiting=0, running=0, **more):
@@ -240,3 +240,38 @@ def test_a_suspect_is_avoided_while_another_is_left():
     wish = PlacementConstraints(PlacementConfig(path="pd"), excluded=frozenset({"d1"}))
     assert choose([p, d1, d2], LONG_REQUEST, wish).decode.worker_id == "d2"
     assert choose([p, d1], LONG_REQUEST, wish).decode.worker_id == "d1"
+
+
+def test_the_cheapest_with_a_partner_serves_however_many_cheaper_ones_have_none():
+    alone = [loaded(f"a{i}", Role.PREFILL, content_digest="other") for i in range(MAX_SHOWN + 3)]
+    far, near = (loaded(name, Role.PREFILL, waiting=w) for name, w in (("b", 900), ("c", 800)))
+    placement = choose([*alone, far, near, loaded("d", Role.DECODE)], LONG_REQUEST, AUTO)
+    assert (placement.path, placement.prefill.worker_id) == (Path.PD, "c")
+
+
+def test_kv_goes_to_blocks_of_a_multiple_and_to_no_others():
+    """The best receiver has blocks that neither fit into the sender's nor hold them."""
+    receivers = [
+        loaded(f"d{size}", Role.DECODE, running=n, block_size_tokens=size)
+        for n, size in enumerate((24, 64, 16, 8))
+    ]
+    sender = loaded("p", Role.PREFILL)
+    left = list(receivers)
+    for name in ("d64", "d16", "d8"):
+        assert choose([sender, *left], LONG_REQUEST, PD).decode.worker_id == name
+        left = [c for c in left if c.worker_id != name]
+    with pytest.raises(NoWorker, match="layouts differ"):
+        choose([sender, *left], LONG_REQUEST, PD)
+
+
+def test_who_serves_both_phases_is_found_by_room_then_sequences_then_blocks_in_use():
+    """More workers than are shown, of which few have room."""
+    full = [worker(f"f{i}", free_blocks=1) for i in range(MAX_SHOWN + 2)]
+    busy, roomy = worker("busy", num_running=2), worker("roomy", num_running=1)
+    used = worker("a", num_running=1, free_blocks=60)
+    pool = [*full, busy, used, roomy]
+    local = PlacementConstraints(PlacementConfig(path="local"))
+    placement = choose(pool, REQUEST, local)
+    order = [cost.worker_id for cost in placement.local_costs]
+    assert placement.decode.worker_id == "roomy"
+    assert order == ["roomy", "a", "busy", *(f"f{i}" for i in range(MAX_SHOWN - 3))]
