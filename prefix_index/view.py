@@ -175,6 +175,19 @@ class PrefixView:
         key = _keys((block_hash,))[0]
         return tuple(tier for tier, keys in sorted(holder.keys.items()) if key in keys)
 
+    def count_by_tier(
+        self, worker: WorkerId, block_hashes: Sequence[BlockHash]
+    ) -> dict[StorageTier, int]:
+        """Count those of the blocks that a worker holds in each tier; without any, it is left out.
+
+        A block may lie in several tiers.
+        """
+        holder = self._holders.get(worker)
+        keys = set(_keys(block_hashes))
+        tiers = sorted(holder.keys.items()) if holder is not None else ()
+        counts = {tier: len(held & keys) for tier, held in tiers}
+        return {tier: count for tier, count in counts.items() if count}
+
     # --- books --------------------------------------------------------------------------------
 
     def _enter(self, worker: WorkerId, incarnation: Incarnation) -> _Holder:

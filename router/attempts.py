@@ -229,10 +229,8 @@ class Attempts:
         has_output = any(c.token_ids for c in run.choices)
         return PlacementConstraints(
             rules=run.rules,
-            # One transfer carries one sequence, which choices with output no longer are; and of a
-            # single token there is nothing to hand over.
-            must_be_local=(len(run.choices) > 1 and has_output)
-            or run.request.sampling.max_tokens == 1,
+            # One transfer carries one sequence, which choices with output no longer are.
+            must_be_local=len(run.choices) > 1 and has_output,
             excluded=frozenset(run.excluded),
             incompatible_pairs=self._sessions.incompatible_pairs,
         )

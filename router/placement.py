@@ -77,7 +77,9 @@ def choose(
         now_s,
         constraints.rules,
     )
-    may_cross = not constraints.must_be_local and constraints.rules.path != "local"
+    is_single = request.sampling.max_tokens == 1  # of which there is nothing to hand over
+    must_be_local = constraints.must_be_local or is_single
+    may_cross = not must_be_local and constraints.rules.path != "local"
     pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None
     if pair is None:
         if constraints.rules.path == "pd" and may_cross:
@@ -88,6 +90,8 @@ def choose(
             raise _no_worker(candidates, constraints)
         if constraints.rules.path == "local":
             reason = "path local is forced"
+        elif is_single:
+            reason = "a single token is not handed over"
         elif constraints.must_be_local:
             reason = "choices that have output stay together"
         else:

@@ -8,7 +8,37 @@ LATENESS = "tests/simulation/test_lateness.py::test_a_route_on_which_kv_comes_la
 LOAD = "tests/unit/router/workers/test_load.py"
 PLACEMENT = "tests/unit/router/test_placement.py"
 REPLAY = "tests/unit/simulation/test_replay.py"
+TENANTS = "tests/component/test_tenants.py::"
+REPORT = "tests/unit/router/observe/test_prompt_report.py::"
 BUGS = [
+    Bug(
+        "a single token is handed over",
+        "router/placement.py",
+        "    is_single = request.sampling.max_tokens == 1",
+        "    is_single = False",
+        f"{PLACEMENT}::test_a_single_token_is_not_handed_over_whatever_the_path",
+    ),
+    Bug(
+        "a tenant may ask who holds what another one asked",
+        "router/http/api.py",
+        "            identity.check(Right.OPERATE)\n",
+        "",
+        TENANTS + "test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybodys",
+    ),
+    Bug(
+        "a prompt that is on its way is shown as published",
+        "router/observe/prompt_report.py",
+        "            num_published = published.get(worker, 0)",
+        "            num_published = held[worker]",
+        REPORT + "test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice",
+    ),
+    Bug(
+        "blocks are counted in the pool's tier alone",
+        "prefix_index/view.py",
+        "        counts = {tier: len(held & keys) for tier, held in tiers}",
+        "        counts = {tier: len(held & keys) for tier, held in tiers[:1]}",
+        "tests/unit/prefix_index/test_view.py::test_blocks_are_counted_by_tier",
+    ),
     Bug(
         "the longest prefix wins",
         "router/cost.py",

@@ -231,6 +231,16 @@ def test_placement_paths():
             choose(candidates, LONG_REQUEST, wish)
 
 
+def test_a_single_token_is_not_handed_over_whatever_the_path():
+    single = replace(LONG_REQUEST, sampling=SamplingParams(max_tokens=1))
+    pool = [loaded("p", Role.PREFILL), loaded("d", Role.DECODE)]
+    for constraints in (AUTO, PD):
+        placement = choose(pool, single, constraints)
+        assert (placement.path, placement.decode.worker_id) == (Path.LOCAL, "d")
+        assert placement.reason == "a single token is not handed over"
+    assert choose(pool, LONG_REQUEST, AUTO).path is Path.PD
+
+
 def test_a_suspect_is_avoided_while_another_is_left():
     p, d1, d2 = (
         loaded("p", Role.PREFILL),
