@@ -15,7 +15,7 @@ from core.errors import NoWorker
 from core.ports import Clock
 from core.types import GenerateRequest
 from router.cost import Candidate
-from router.observe.why import why_of
+from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 

@@ -64,8 +64,8 @@ async def test_a_worker_publishes_and_a_router_follows(tmp_path):
             assert sum(row["tiers"]["pool"] for row in found["workers"]) == num_blocks
             assert found["blocks"][0]["num_blocks"] == 3
         assert [row["worker"] for row in found["workers"]] == []
-        shown = await asyncio.to_thread(CliRunner().invoke, app, [*asked, "--salt", "t"])
-        assert "3 full blocks of 16 tokens" in shown.output and "pool 3" in shown.output
+        table = await asyncio.to_thread(CliRunner().invoke, app, [*asked, "--salt", "t"])
+        assert "3 full blocks of 16 tokens" in table.output and "pool 3" in table.output
         membership.leave(worker.descriptor.worker_id)
         async with asyncio.timeout(60):
             while router.prefix_view.match(names):

@@ -125,10 +125,10 @@ BUGS = [
     ),
     Bug(
         "what an earlier attempt exposed counts for one that exposed nothing",
-        "router/request_state.py",
+        "router/attempt_state.py",
         "        return self.run.exposed_transfer_s if self.prefill_spoke else 0.0",
         "        return self.run.exposed_transfer_s",
-        "tests/unit/router/test_request_state.py"
+        "tests/unit/router/test_attempt_state.py"
         "::test_a_hand_over_is_told_once_with_what_was_exposed_of_it",
     ),
     Bug(

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from core.block_hash import block_hashes, hash_key, root_hash
+from core.clocks import LoopClock
 from core.config import PlacementConfig
-from core.ports import LoopClock
 from core.prefix_changes import PrefixChange, StorageTier
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
