@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
+from core.config import PlacementConfig
 from core.errors import ServingError
 from core.ids import RequestId, RunId, WorkerId
 from core.ports import Clock
@@ -56,7 +56,8 @@ class RequestState:
     timeline: Timeline
     choices: list[ChoiceOutput]
     credit: int
-    path: Literal["auto", "pd", "local"]
+    rules: PlacementConfig
+    """How it is placed; the call may force the path."""
     timings: WorkerTiming = field(default_factory=WorkerTiming)
     excluded: set[WorkerId] = field(default_factory=set)
     attempts: list[str] = field(default_factory=list)
