@@ -5,6 +5,21 @@ from planted.bug import Bug
 CACHED = "tests/simulation/test_cached_tokens.py::"
 BUGS = [
     Bug(
+        "a reply over gRPC does not say why",
+        "router/grpc/server.py",
+        "    why.update(a.why)\n",
+        "",
+        "tests/unit/router/grpc/test_server.py"
+        "::test_a_reply_says_why_a_request_went_where_it_did_as_over_http",
+    ),
+    Bug(
+        "a trace does not say why",
+        "router/observe/timing.py",
+        '        "baton.why": json.dumps(timing.why),\n',
+        '        "baton.why": json.dumps({}),\n',
+        "tests/simulation/test_spans.py::test_a_requests_span_says_what_it_cost",
+    ),
+    Bug(
         "what decode holds is reported as not computed",
         "decode_worker/role.py",
         "            cached_tokens=0,\n",
