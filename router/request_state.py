@@ -113,11 +113,16 @@ class RequestState:
     def note_timings(self, new: WorkerTiming) -> None:
         """Merge a worker's figures: only one of the workers reports each field."""
         old = self.timings
+        cached_tokens = max(old.cached_tokens, new.cached_tokens)
+        if old.prefill_s:
+            # A later attempt finds what an earlier one computed for this very request.
+            cached_tokens = old.cached_tokens
         self.timings = WorkerTiming(
             queue_s=old.queue_s or new.queue_s,
             prefill_s=old.prefill_s or new.prefill_s,
             decode_s=max(old.decode_s, new.decode_s),
-            cached_tokens=max(old.cached_tokens, new.cached_tokens),
+            # Output that a client or an attempt resumes with is no part of the prompt.
+            cached_tokens=min(cached_tokens, len(self.request.token_ids)),
             kv_bytes=max(old.kv_bytes, new.kv_bytes),
             kv_blocks=max(old.kv_blocks, new.kv_blocks),
             kv_transport=new.kv_transport or old.kv_transport,

@@ -146,6 +146,15 @@ async def test_want_of_room_is_decodes_whoever_reports_it(new_attempt, reporter)
     assert attempt.finished.exception() is error and attempt.run.excluded == {"decode"}
 
 
+@pytest.mark.parametrize(("found", "reported"), [(4, 4), (99, NUM_SCORES + 1)])
+async def test_no_more_is_reported_as_cached_than_the_prompt_has(new_attempt, found, reported):
+    """A client may resume with output, which a worker finds with the prompt."""
+    attempt, _ = new_attempt()
+    timing = WorkerTiming(prefill_s=1.0, cached_tokens=found)
+    attempt.on_ended("prefill", AttemptEnded("r", 0, Task.PREFILL, timing))
+    assert attempt.run.usage().cached_tokens == reported
+
+
 @pytest.mark.parametrize(
     ("order", "exposed_s"),
     [
