@@ -98,7 +98,7 @@ class DirectRunner:
         return result
 
     async def lost(self):
-        await asyncio.Event().wait()  # it never dies
+        await asyncio.Event().wait()
 
     async def restart(self):
         raise AssertionError("a direct runner never dies")
