@@ -1,4 +1,4 @@
-"""The gRPC door before a key is seen: silent connections, many streams, rapid resets."""
+"""The gRPC server before a key is seen: silent connections, many streams, rapid resets."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""The simulation's twin: the same schedules on virtual time and on real processes,
+"""The same schedules on virtual time and on real processes,
 the same decisions in order.
 
 A schedule is a row of requests, each with a fault tied to a position of its stream, so that both
