@@ -120,6 +120,7 @@ def encode(number: int, message: Message) -> bytes:
 
 
 def _head_crc(kind: int, number: int, body: bytes | bytearray | memoryview) -> int:
+    # With kind and number: a damaged number would pass for a repeat, and be dropped in silence.
     return zlib.crc32(body, zlib.crc32(_NUMBER.pack(kind, number)))
 
 
@@ -147,6 +148,7 @@ def _encode(message: Message) -> bytes:
         case Restart(sub_attempt):
             return _SUB.pack(Kind.RESTART, sub_attempt)
         case Failed(name, text):
+            # A NUL is in no name of an error, so the text may hold anything.
             return bytes((Kind.FAILED,)) + f"{name}\0{text}".encode()
         case Ack() | Finished() | NotFound() | Heartbeat():
             return bytes((_KIND_OF_EMPTY[type(message)],))

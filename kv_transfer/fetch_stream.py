@@ -52,6 +52,8 @@ class FetchStream:
             TimeoutError: The peer was silent for too long.
         """
         while True:
+            # Heartbeats come when nothing else does: who is silent is gone, however long a step
+            # takes.
             async with asyncio.timeout(self._silence_s):
                 data = await self._stream.recv()
             number, message = codec.decode(data)

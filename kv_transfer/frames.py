@@ -192,6 +192,7 @@ def keyed_checksums(
         entries: ENTRY [n]; source and checksum are not used.
         tallies: Sums over their bytes, uint64 [n].
     """
+    # Keyed by the sub-attempt: a frame of an earlier one is whole, and belongs to other blocks.
     digest = hashlib.blake2b(_SEED.pack(transfer_id, sub_attempt), digest_size=8).digest()
     names = ("block", "layer", "shard", "num_valid_tokens")
     return bind(tallies, int.from_bytes(digest, "little"), *(entries[name] for name in names))
@@ -199,6 +200,7 @@ def keyed_checksums(
 
 def combined_checksum(checksums: Array) -> int:
     """Checksum over those of fragments, uint64 [layers, shards, blocks]; 0 where none travelled."""
+    # A sum of sums: the payload has been read for its own, and is not read a second time.
     return zlib.crc32(np.ascontiguousarray(checksums).tobytes())
 
 
