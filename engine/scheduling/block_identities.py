@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from core.block_hash import BlockHash
 from core.errors import InvariantViolation
@@ -65,6 +65,11 @@ class BlockIdentities:
         serial = self._serials[block_id]
         # `forget_all` raises the oldest that counts, and need not clear a million serials.
         return serial if serial >= self._oldest_serial else NO_IDENTITY
+
+    def num_known(self, block_ids: Iterable[int]) -> int:
+        """Count those of some blocks that have an identity."""
+        serials = map(self._serials.__getitem__, block_ids)
+        return sum(map(self._oldest_serial.__le__, serials))
 
     def block_hash(self, block_id: int) -> BlockHash | None:
         """Hash under which a block is registered, if it is."""

@@ -216,8 +216,8 @@ class BlockPool:
             and len(cached) == self._num_cached
             and len(free) + len(cached) == num_unreferenced
             and not any(map(self._references.__getitem__, (*free, *cached)))
-            and not any(map(self._identities.of, free))
-            and all(map(self._identities.of, cached))
+            and self._identities.num_known(free) == 0
+            and self._identities.num_known(cached) == len(cached)
         )
         if not is_balanced:
             raise InvariantViolation(
