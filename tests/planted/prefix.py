@@ -54,7 +54,7 @@ BUGS = [
         "prefix_index/feed.py",
         "        if batch.number != follower.number + 1:\n",
         "        if batch.number < follower.number:\n",
-        RULES + "test_a_lost_batch_or_answer_is_noticed_by_its_number[loses_next]",
+        RULES + "test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good[lost]",
     ),
     Bug(
         "of a block that came and went, the first word counts",
@@ -66,8 +66,8 @@ BUGS = [
     Bug(
         "a store that forgot is not filled again",
         "prefix_index/publisher.py",
-        "            if not await self._store.renew(self._life, self._whole_number, TTL_S):\n",
-        "            if await self._store.renew(self._life, self._whole_number, TTL_S) is None:\n",
+        "                self._changes.void()\n            self._renewed_at",
+        "                pass\n            self._renewed_at",
         RULES + "test_an_emptied_store_is_filled_again_within_5_s",
     ),
     Bug(
