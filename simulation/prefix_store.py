@@ -56,8 +56,11 @@ class MemoryPrefixStore:
         """How many of the next batches each befalls."""
         self.behind: dict[str, None] = {}
         """Nodes that find nothing new in any log, as at a replica that lags."""
-        self.num_bitten = 0
-        """Faults that a call has met."""
+        self.happened: Counter[Mishap] = Counter()
+        self.num_refused = 0
+        """Calls that failed, in whichever mode."""
+        self.num_withheld = 0
+        """Calls that would have found something new, and did not."""
         self._kept: dict[WorkerLife, _Kept] = {}
         self._serial = 0
         self._arrived = asyncio.Event()
@@ -99,6 +102,7 @@ class MemoryPrefixStore:
                     self._add(life, self._position(), batch)
             for late in held:
                 self._add(life, self._position(), late)
+                self.happened[Mishap.SWAPPED] += 1
             has_answer = not self._befalls(Mishap.ANSWER_LOST) and has_answer
         if not has_answer:
             raise StoreFailed("the answer was lost")
@@ -152,7 +156,7 @@ class MemoryPrefixStore:
                 pass
             await self._call()
         if found and NODE.get() in self.behind:
-            self.num_bitten += 1
+            self.num_withheld += 1
             await asyncio.sleep(wait_s)
             return {}
         return found
@@ -163,7 +167,8 @@ class MemoryPrefixStore:
     def _befalls(self, mishap: Mishap) -> bool:
         has_come = self.mishaps[mishap] > 0
         self.mishaps[mishap] -= has_come
-        self.num_bitten += has_come
+        if mishap is not Mishap.SWAPPED:  # that has happened when it comes behind another
+            self.happened[mishap] += has_come
         return has_come
 
     def _after(
@@ -207,7 +212,7 @@ class MemoryPrefixStore:
     async def _call(self) -> None:
         await asyncio.sleep(SLOW_S if self.mode == "slow" else CALL_S)
         if self.mode != "ok":
-            self.num_bitten += 1
+            self.num_refused += 1
             raise StoreFailed(f"the store is {self.mode}")
 
 

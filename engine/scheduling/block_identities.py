@@ -85,6 +85,15 @@ class BlockIdentities:
         start = block_id * self._record_bytes
         return BlockHash(bytes(self._records[start : start + self._hash_bytes]))
 
+    def is_known(self, block_hash: BlockHash) -> bool:
+        """True if any block is registered under a hash."""
+        block_id = self._chains[self._bucket(block_hash)]
+        while block_id != _NOTHING:
+            if self.hash_of(block_id) == block_hash:
+                return True
+            block_id = self._chains[block_id]
+        return False
+
     def root(self, scope: str) -> int:
         """Serial number of a scope's root, or `NO_IDENTITY` if nothing was remembered of it."""
         return self._roots.get(scope, NO_IDENTITY)

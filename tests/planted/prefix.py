@@ -6,11 +6,41 @@ RULES = "tests/simulation/test_prefix_rules.py::"
 VIEW = "tests/unit/prefix_index/test_view.py::"
 CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
 
+POOL = "tests/unit/engine/scheduling/test_block_pool.py::"
+
 BUGS = [
+    Bug(
+        "with an unreachable block its like leaves the index",
+        "engine/scheduling/block_pool.py",
+        "self._changes is not None and not self._identities.is_known(block_hash)",
+        "self._changes is not None",
+        POOL + "test_of_two_blocks_with_one_name_the_first_that_is_evicted_is_no_news",
+    ),
+    Bug(
+        "what a failover lost is never published again",
+        "prefix_index/publisher.py",
+        "self._store.append(self._life, [entry], TTL_S, self._position)",
+        "self._store.append(self._life, [entry], TTL_S)",
+        RULES + "test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good[swapped]",
+    ),
+    Bug(
+        "a worker that has nothing to publish does not look whether its last batch is there",
+        "prefix_index/publisher.py",
+        "self._life, self._whole_number, TTL_S, self._position",
+        "self._life, self._whole_number, TTL_S",
+        RULES + "test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too",
+    ),
+    Bug(
+        "batches are applied again, or late",
+        "prefix_index/feed.py",
+        "        if batch.number <= follower.number:\n",
+        "        if not batch.number:\n",
+        RULES + "test_a_batch_that_comes_twice_or_late_is_not_applied_over_what_came_after_it",
+    ),
     Bug(
         "evicted blocks stay in the index",
         "engine/scheduling/block_pool.py",
-        "                self._changes.evicted(self._identities.hash_of(block_id))\n",
+        "                self._changes.evicted(block_hash)\n",
         "                pass\n",
         RULES + "test_stored_and_evicted_blocks_are_seen_within_50_ms",
     ),
