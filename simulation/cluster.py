@@ -167,7 +167,7 @@ class SimCluster(World):
         supply.take = taken  # type: ignore[method-assign]
         tables.register = registered  # type: ignore[method-assign]
 
-    async def rest(self, patience_s: float = 8.0) -> None:
+    async def rest(self, patience_s: float = 3.0) -> None:
         """Wait a while, then check that nothing is left anywhere (L3)."""
         await asyncio.sleep(patience_s)
         for unit in self.units.values():

@@ -158,6 +158,8 @@ class Hub:
 
     def pass_on(self, stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
         """Apply the hooks to one message."""
+        if self.tamper is _unchanged:
+            return self.mangle(stream, message)
         if isinstance(message, Numbered):
             inner = self.tamper(stream, message.message)
             message = None if inner is None else Numbered(message.number, inner)
