@@ -82,7 +82,9 @@ class PrefixWatch(ClusterObserver):
 
     def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
         """C4: no more and no less than what was found."""
-        found = self._found.pop(run.run_id, [])
+        # Beyond the prompt there may be output that the request came with.
+        most = len(run.request.token_ids)
+        found = [min(tokens, most) for tokens in self._found.pop(run.run_id, [])]
         cached_tokens = run.usage().cached_tokens
         self._report.hits += cached_tokens > 0
         # Alone on one worker, and begun once: then there is one figure that it can be.
