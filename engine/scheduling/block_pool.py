@@ -101,9 +101,11 @@ class BlockPool:
         block_ids = self._lists.take(self._cached, num_blocks)
         self._num_cached -= num_blocks
         for block_id in block_ids:
-            if self._changes is not None:
-                self._changes.evicted(self._identities.hash_of(block_id))
+            block_hash = self._identities.hash_of(block_id)
             self._identities.forget(block_id)
+            # Its like may be here a second time: computed anew after the block before it had gone.
+            if self._changes is not None and not self._identities.is_known(block_hash):
+                self._changes.evicted(block_hash)
         return block_ids
 
     def share(self, block_id: int) -> None:
@@ -216,8 +218,8 @@ class BlockPool:
             and len(cached) == self._num_cached
             and len(free) + len(cached) == num_unreferenced
             and not any(map(self._references.__getitem__, (*free, *cached)))
-            and not any(map(self._identities.of, free))
-            and all(map(self._identities.of, cached))
+            and self._identities.num_known(free) == 0
+            and self._identities.num_known(cached) == len(cached)
         )
         if not is_balanced:
             raise InvariantViolation(

@@ -15,6 +15,7 @@ from hypothesis.stateful import (
 
 from core.block_hash import block_hash, root_hash
 from core.errors import InvariantViolation, PoolExhausted
+from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_identities import NO_IDENTITY
 from engine.scheduling.block_pool import BlockPool
 
@@ -280,6 +281,28 @@ def test_a_child_is_not_inherited_by_a_parent_that_was_computed_anew():
     chain(pool, [parent])
     assert pool.identity(parent) > before
     assert walk(pool, 2) == [parent]
+
+
+def test_of_two_blocks_with_one_name_the_first_that_is_evicted_is_no_news():
+    """The parent was computed anew, and the child after it: the child of before cannot be found."""
+    changes = BlockChanges()
+    pool = BlockPool(4, changes)
+    parent, orphan = pool.allocate(2)
+    chain(pool, [parent, orphan])
+    child_name = pool.block_hash(orphan)
+    pool.free([parent])
+    assert parent in pool.allocate(3), "it is evicted"
+    pool.free([b for b in range(4) if b != orphan])
+    anew = pool.allocate(2)
+    chain(pool, anew)
+    assert [pool.block_hash(b) for b in (orphan, anew[1])] == [child_name, child_name]
+    changes.take(99)
+    pool.free([orphan])
+    pool.allocate(2)
+    assert pool.block_hash(orphan) is None and child_name not in changes.take(99)[1]
+    pool.free(anew)
+    pool.allocate(2)
+    assert child_name in changes.take(99)[1]
 
 
 @pytest.mark.parametrize("evicted", [0, 1, 2])
