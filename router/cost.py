@@ -30,6 +30,11 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
+PREFERENCE = 0.5
+"""A worker that a request's key used before may take that share of the prompt longer than another:
+a key stands for what the view does not know, and where everybody holds nothing it decides."""
+MAX_PREFERENCE_TOKENS = 1_024
+"""Beyond that a key excuses no queue, however long the prompt."""
 SEQUENCE_TOKENS = 16
 """What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
 
@@ -95,6 +100,8 @@ class Cost:
     decode_s: float
     weighed_s: float
     """By which workers are ordered: what those who come after will pay is in it."""
+    is_preferred: bool = False
+    """The request's key used it before."""
 
     @property
     def total_s(self) -> float:
@@ -104,7 +111,7 @@ class Cost:
 
 PrefillKey = tuple[float, int, WorkerId, int]
 LocalKey = tuple[bool, float, int, WorkerId]
-DecodeKey = tuple[bool, int, int, WorkerId]
+DecodeKey = tuple[bool, int, int, int, WorkerId]
 
 
 class Prediction:
@@ -118,8 +125,11 @@ class Prediction:
         held_blocks: Mapping[WorkerId, int],
         now_s: float,
         default_tokens_per_s: float = DEFAULT_PREFILL_TOKENS_PER_S,
+        preferred: frozenset[WorkerId] = frozenset(),
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
+
+        `preferred` are the workers that the request's key used before.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
@@ -128,6 +138,7 @@ class Prediction:
         self._num_choices = num_choices
         self._held_blocks = held_blocks
         self._now_s = now_s
+        self._preferred = preferred
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
         self._usual_tokens_per_s = usual
@@ -182,6 +193,7 @@ class Prediction:
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
             weighed_s=self.prefill_s(c) if has_transfer else self.local_s(c),
+            is_preferred=c.worker_id in self._preferred,
         )
 
     def prefill_s(self, c: Candidate) -> float:
@@ -228,6 +240,11 @@ class Prediction:
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
             tokens = queued + WORK_WEIGHT * uncached + occupied
             weights.append(tokens / tokens_per_s + c.exposed_transfer_s)
+        if self._preferred:
+            for index, c in enumerate(pool):
+                if c.worker_id in self._preferred:
+                    tokens = min(PREFERENCE * self.uncached_tokens(c), MAX_PREFERENCE_TOKENS)
+                    weights[index] -= tokens / self.tokens_per_s(c)
         return weights
 
     def computing_less(self, pool: Sequence[Candidate], num_tokens: int) -> list[Candidate]:
@@ -246,14 +263,27 @@ class Prediction:
         A worker with few sequences may have no blocks left. Where nobody holds any of the prompt,
         all would compute as much of it, and few sequences decide.
         """
-        lacks_room, num_running, used_blocks, worker_id = self.decode_key(c)
+        lacks_room, num_running, _, used_blocks, worker_id = self.decode_key(c)
         weight = self.local_s(c) if self._held_blocks else float(num_running)
         return lacks_room, weight, used_blocks, worker_id
 
     def decode_key(self, c: Candidate) -> DecodeKey:
-        """Order decode workers: by room first, then by sequences, then by blocks in use."""
+        """Order decode workers: by room, by sequences, by what they hold, by blocks in use.
+
+        What a receiver holds is not sent again, and its next turn may need no transfer at all. A
+        key's worker may have one sequence more.
+        """
         descriptor = c.descriptor
         num_available = c.num_available
         num_needed = -(-self._num_tokens // descriptor.block_size_tokens) + self._num_choices
         used_blocks = descriptor.num_blocks - num_available
-        return num_needed > num_available, c.num_running, used_blocks, descriptor.worker_id
+        worker_id = descriptor.worker_id
+        is_preferred = worker_id in self._preferred
+        num_held = self._held_blocks.get(worker_id, 0)
+        return (
+            num_needed > num_available,
+            c.num_running - is_preferred,
+            -num_held - is_preferred,
+            used_blocks,
+            worker_id,
+        )

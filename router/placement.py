@@ -47,6 +47,8 @@ class PlacementConstraints:
     excluded: frozenset[WorkerId] = frozenset()
     incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
     """(prefill, decode) pairs whose KV layouts differ."""
+    preferred: frozenset[WorkerId] = frozenset()
+    """Workers that the request's key used before."""
 
 
 def choose(
@@ -72,7 +74,12 @@ def choose(
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
     prediction = Prediction(
-        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s
+        candidates,
+        len(request.token_ids),
+        request.sampling.n,
+        held_blocks,
+        now_s,
+        preferred=constraints.preferred,
     )
     may_cross = not constraints.must_be_local and constraints.path != "local"
     pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None

@@ -14,6 +14,7 @@ from core.config import RouterConfig
 from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptTooLong
 from core.ids import Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
+from core.scopes import scope_of
 from core.session import WorkerDescriptor
 from core.types import (
     MAX_BAD_WORDS,
@@ -28,6 +29,9 @@ from router.request_params import MAX_ID_CHARACTERS, RequestParams, ServedModel,
 from router.resuming import check_resume
 
 MAX_SALT_CHARACTERS = 256
+MAX_KEY_CHARACTERS = 512
+RETENTIONS = {"": False, "in_memory": False, "in-memory": False, "24h": True}
+"""Values of `prompt_cache_retention`, and whether workers keep such a prompt longer."""
 MAX_BAD_WORD_CHARACTERS = 256
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -97,6 +101,8 @@ class RequestBuilder:
         self.check_model(params.model)
         check_text("request_id", params.request_id, MAX_ID_CHARACTERS)
         check_text("cache_salt", params.cache_salt, MAX_SALT_CHARACTERS)
+        affinity = _affinity(params)
+        keeps_prefix = _keeps(params.prompt_cache_retention)
         limit_s = self._config.deadline_s
         if params.time_limit_s is not None:
             limit_s = min(params.time_limit_s, limit_s)
@@ -144,9 +150,11 @@ class RequestBuilder:
             seed=seed,
             deadline_at=received_at + limit_s,
             eos_token_ids=self._eos_token_ids,
-            scope=_scope(params),
+            scope=scope_of(params.identity.tenant, params.cache_salt),
             tenant=params.identity.tenant,
             tier=params.identity.tier,
+            affinity=affinity,
+            keeps_prefix=keeps_prefix,
             trace=params.trace,
             operation="chat" if is_chat else "text_completion",
             received_at=received_at,
@@ -266,7 +274,23 @@ def _normalized(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _scope(params: RequestParams) -> str:
-    """Return the scope in the prefix cache: the tenant's, divided by the request's salt."""
-    tenant = params.identity.tenant
-    return f"{tenant}\n{params.cache_salt}" if tenant else params.cache_salt
+def _affinity(params: RequestParams) -> tuple[str, ...]:
+    """Return the keys by which a request is steered: its session before the wider cache key."""
+    named = (("session", params.session_id), ("cache", params.prompt_cache_key))
+    for kind, key in named:
+        if len(key) > MAX_KEY_CHARACTERS:
+            field = "session_id" if kind == "session" else "prompt_cache_key"
+            raise InvalidRequest(
+                field, f"has {len(key)} characters, the limit is {MAX_KEY_CHARACTERS}"
+            )
+    # With their kinds: a session that happens to be called like a cache key is another thing.
+    return tuple(f"{kind} {key}" for kind, key in named if key)
+
+
+def _keeps(retention: str) -> bool:
+    """Read a prompt's retention."""
+    if retention not in RETENTIONS:
+        raise InvalidRequest(
+            "prompt_cache_retention", f"is {retention[:20]!r}, must be in_memory or 24h"
+        )
+    return RETENTIONS[retention]

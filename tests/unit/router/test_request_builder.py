@@ -98,6 +98,25 @@ async def test_ids_seeds_deadlines_and_scopes():
     assert (await make(cache_salt="s")).scope == "s" and (await make()).request_id
 
 
+async def test_hints_of_the_cache_steer_and_keep():
+    plain = await make()
+    assert (plain.affinity, plain.keeps_prefix) == ((), False)
+    both = await make(prompt_cache_key="k", session_id="s")
+    assert both.affinity == ("session s", "cache k")
+    assert (await make(session_id="k")).affinity != (await make(prompt_cache_key="k")).affinity
+    assert (await make(prompt_cache_key="é" * 512)).affinity
+    for retention, keeps in (("24h", True), ("in_memory", False), ("in-memory", False)):
+        assert (await make(prompt_cache_retention=retention)).keeps_prefix is keeps
+    for field, value in (
+        ("prompt_cache_key", "k" * 513),
+        ("session_id", "k" * 513),
+        ("prompt_cache_retention", "48h"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await make(**{field: value})
+        assert caught.value.field == field
+
+
 @pytest.mark.parametrize(
     ("keep", "keeps_left", "expected"),
     [
