@@ -47,6 +47,10 @@ class BlockLists:
         self._previous[first] = head
         return taken
 
+    def first(self, head: int) -> int:
+        """First block of a list that has one."""
+        return self._next[head]
+
     def remove(self, block_id: int) -> None:
         """Take one block out of the list it is in."""
         before = self._previous[block_id]

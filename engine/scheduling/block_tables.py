@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import PoolExhausted, PromptTooLong
+from core.scopes import tenant_of
 from core.types import GenerateRequest
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.sequence import Sequence
@@ -105,7 +106,9 @@ class BlockTables:
 
     def free(self, sequence: Sequence) -> None:
         """Drop a sequence's own references."""
-        self._pool.free([*sequence.block_table, *sequence.spare_blocks])
+        request = sequence.request
+        keeper = tenant_of(request.scope) if request.keeps_prefix else None
+        self._pool.free([*sequence.block_table, *sequence.spare_blocks], keeper)
         sequence.block_table = []
         sequence.spare_blocks = []
         sequence.parents = []

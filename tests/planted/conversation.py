@@ -1,0 +1,107 @@
+"""Bugs of conversations: where the next turn goes, whose keys count, what is kept for whom."""
+
+from planted.bug import Bug
+
+COST = "tests/unit/router/test_cost.py::"
+STEERING = "tests/unit/router/test_steering.py::"
+KEPT = "tests/unit/engine/scheduling/test_kept_blocks.py::"
+TABLES = "tests/unit/engine/scheduling/test_block_tables.py::"
+
+BUGS = [
+    Bug(
+        "a key of another tenant steers",
+        "router/steering.py",
+        "            workers = self._workers.get((request.tenant, key))\n",
+        "            workers = next((w for (_, k), w in self._workers.items() if k == key), None)\n",
+        STEERING + "test_a_key_is_its_tenants_own",
+    ),
+    Bug(
+        "a key excuses any queue",
+        "router/cost.py",
+        "                    tokens = min(PREFERENCE * self.uncached_tokens(c), "
+        "MAX_PREFERENCE_TOKENS)\n",
+        "                    tokens = 1e9\n",
+        COST + "test_many_requests_with_one_key_do_not_stay_at_one_worker",
+    ),
+    Bug(
+        "a long prompt's key excuses a long queue",
+        "router/cost.py",
+        "                    tokens = min(PREFERENCE * self.uncached_tokens(c), "
+        "MAX_PREFERENCE_TOKENS)\n",
+        "                    tokens = PREFERENCE * self.uncached_tokens(c)\n",
+        COST + "test_a_key_excuses_less_where_much_is_cached_and_no_more_for_a_long_prompt",
+    ),
+    Bug(
+        "a receiver is chosen without a look at what it holds",
+        "router/cost.py",
+        "            -num_held - is_preferred,\n",
+        "            -is_preferred,\n",
+        COST + "test_a_receiver_is_the_keys_or_a_holder_among_equals",
+    ),
+    Bug(
+        "a key steers no short prompt",
+        "router/cost.py",
+        "            c.num_running - is_preferred,\n",
+        "            c.num_running,\n",
+        COST + "test_a_short_prompt_stays_at_its_keys_worker",
+    ),
+    Bug(
+        "a key forgets the prefill worker when a turn is served alone",
+        "router/steering.py",
+        "                workers[worker.role] = worker.worker_id\n",
+        "                workers.clear()\n"
+        "                workers[worker.role] = worker.worker_id\n",
+        STEERING + "test_a_key_prefers_the_workers_it_used_last_of_either_role",
+    ),
+    Bug(
+        "retention is read and forgotten on the way to the worker",
+        "transport/to_worker_codec.py",
+        "        keeps_prefix=w.keeps_prefix,\n",
+        "",
+        "tests/unit/transport/test_to_worker_codec.py::"
+        "test_what_a_router_says_crosses_the_wire_whole",
+    ),
+    Bug(
+        "a prompt that is to be kept is evicted like others",
+        "engine/scheduling/block_tables.py",
+        "        keeper = tenant_of(request.scope) if request.keeps_prefix else None\n",
+        "        keeper = None\n",
+        TABLES + "test_a_kept_conversation_outlives_others_that_come_after_it",
+    ),
+    Bug(
+        "a tenant keeps as much as it likes",
+        "engine/scheduling/kept_blocks.py",
+        "            if self._num_of_owner[number] > self._max_of_owner:\n",
+        "            if number < 0:\n",
+        KEPT + "test_an_owner_keeps_an_eighth_and_its_oldest_gives_way",
+    ),
+    Bug(
+        "each salt has a share of its own",
+        "core/scopes.py",
+        '    return tenant if separator else ""\n',
+        "    return scope\n",
+        "tests/unit/core/test_scopes.py::"
+        "test_a_scope_is_made_of_a_tenant_and_a_salt_and_says_whose_it_is",
+    ),
+    Bug(
+        "all tenants together keep the whole pool",
+        "engine/scheduling/kept_blocks.py",
+        "            elif self.num_kept > self._max_kept:\n",
+        "            elif number < 0:\n",
+        KEPT + "test_all_owners_together_keep_half_and_anybodys_oldest_gives_way",
+    ),
+    Bug(
+        "a kept block stays kept when its content is gone",
+        "engine/scheduling/block_pool.py",
+        "                    marks.unmark(block_id)\n",
+        "",
+        KEPT + "test_what_is_lost_with_the_memory_is_kept_no_more",
+    ),
+    Bug(
+        "a block that others use while it is kept is kept no more",
+        "engine/scheduling/block_pool.py",
+        "                if keeper is not None and is_found:\n",
+        "                if keeper is not None and is_found and num_references == 0:\n",
+        KEPT + "test_whoever_frees_a_block_last_it_is_kept_if_one_user_asked",
+    ),
+]
