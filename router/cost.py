@@ -54,6 +54,8 @@ class Candidate:
     pending_requests: int = 0
     reported_tokens: int = 0
     """Of the pending tokens, those that the worker's last report counts already."""
+    reported_requests: int = 0
+    """Requests that this router had there when the worker reported."""
     head_tokens: int = 0
     """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
     head_started_s: float = 0.0
@@ -75,8 +77,11 @@ class Candidate:
         load = self.load
         tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
         object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
-        # A report is up to half a second old: what this router has sent there counts at once.
-        num_running = max(load.num_running + load.num_waiting, self.pending_requests)
+        # A report is up to half a second old: what this router has sent there since counts at
+        # once, and what has ended no more. The next turn of a chat often comes before a report.
+        num_reported = load.num_running + load.num_waiting
+        num_of_others = max(0, num_reported - self.reported_requests)
+        num_running = num_of_others + self.pending_requests
         object.__setattr__(self, "num_running", num_running)
         object.__setattr__(self, "num_available", load.free_blocks + load.cached_blocks)
 
@@ -111,7 +116,7 @@ class Cost:
 
 PrefillKey = tuple[float, int, WorkerId, int]
 LocalKey = tuple[bool, float, int, WorkerId]
-DecodeKey = tuple[bool, int, int, int, WorkerId]
+DecodeKey = tuple[bool, int, int, WorkerId]
 
 
 class Prediction:
@@ -263,27 +268,21 @@ class Prediction:
         A worker with few sequences may have no blocks left. Where nobody holds any of the prompt,
         all would compute as much of it, and few sequences decide.
         """
-        lacks_room, num_running, _, used_blocks, worker_id = self.decode_key(c)
+        lacks_room, num_running, used_blocks, worker_id = self.decode_key(c)
         weight = self.local_s(c) if self._held_blocks else float(num_running)
         return lacks_room, weight, used_blocks, worker_id
 
     def decode_key(self, c: Candidate) -> DecodeKey:
-        """Order decode workers: by room, by sequences, by what they hold, by blocks in use.
+        """Order decode workers: by room first, then by sequences, then by blocks in use.
 
-        What a receiver holds is not sent again, and its next turn may need no transfer at all. A
-        key's worker may have one sequence more.
+        Less the blocks that it holds: they are not sent again, and the next turn may need no
+        transfer at all. The worker of the request's key may have one sequence more.
         """
         descriptor = c.descriptor
         num_available = c.num_available
         num_needed = -(-self._num_tokens // descriptor.block_size_tokens) + self._num_choices
         used_blocks = descriptor.num_blocks - num_available
         worker_id = descriptor.worker_id
-        is_preferred = worker_id in self._preferred
         num_held = self._held_blocks.get(worker_id, 0)
-        return (
-            num_needed > num_available,
-            c.num_running - is_preferred,
-            -num_held - is_preferred,
-            used_blocks,
-            worker_id,
-        )
+        num_running = c.num_running - (worker_id in self._preferred)
+        return num_needed > num_available, num_running, used_blocks - num_held, worker_id

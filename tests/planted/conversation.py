@@ -34,15 +34,23 @@ BUGS = [
     Bug(
         "a receiver is chosen without a look at what it holds",
         "router/cost.py",
-        "            -num_held - is_preferred,\n",
-        "            -is_preferred,\n",
+        "        num_held = self._held_blocks.get(worker_id, 0)\n",
+        "        num_held = 0\n",
         COST + "test_a_receiver_is_the_keys_or_a_holder_among_equals",
+    ),
+    Bug(
+        "a turn that has ended runs until the next report",
+        "router/cost.py",
+        "        num_running = num_of_others + self.pending_requests\n",
+        "        num_running = max(num_reported, self.pending_requests)\n",
+        "tests/unit/router/workers/test_load.py::"
+        "test_what_has_ended_since_a_report_runs_no_more_and_what_was_sent_runs_at_once",
     ),
     Bug(
         "a key steers no short prompt",
         "router/cost.py",
-        "            c.num_running - is_preferred,\n",
-        "            c.num_running,\n",
+        "        num_running = c.num_running - (worker_id in self._preferred)\n",
+        "        num_running = c.num_running\n",
         COST + "test_a_short_prompt_stays_at_its_keys_worker",
     ),
     Bug(
