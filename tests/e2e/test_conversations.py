@@ -11,7 +11,12 @@ from support.up import Up
 from router.access.credentials import new_key
 from router.access.identities import KeyRole
 
-POOLS = {"BATON_POOLS__PREFILL__REPLICAS": "2", "BATON_POOLS__DECODE__REPLICAS": "2"}
+POOLS = {
+    f"BATON_POOLS__{role}__{name}": value
+    for role in ("PREFILL", "DECODE")
+    # Ray would not start four workers on two cores otherwise.
+    for name, value in (("REPLICAS", "2"), ("NUM_CPUS", "0.25"))
+}
 TEMPLATES = sorted(
     path
     for path in (Path(__file__).parent.parent / "data" / "chat_templates").glob("*.jinja")
