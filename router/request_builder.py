@@ -14,7 +14,7 @@ from core.config import RouterConfig
 from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptTooLong
 from core.ids import MAX_REQUEST_ID_CHARACTERS, Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
-from core.scopes import scope_of
+from core.scopes import scope_of, with_public
 from core.session import WorkerDescriptor
 from core.types import (
     MAX_BAD_WORDS,
@@ -24,6 +24,7 @@ from core.types import (
     SamplingParams,
     outside,
 )
+from router.public_prompts import PublicPrompts
 from router.request_limits import RequestLimits, too_long
 from router.request_params import RequestParams, ServedModel, check_text
 from router.resuming import check_resume
@@ -52,7 +53,7 @@ class TokenNames(Protocol):
 class RequestBuilder:
     """Makes requests for one model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every check that needs no worker meets here
         self,
         model: ServedModel,
         config: RouterConfig,
@@ -62,6 +63,7 @@ class RequestBuilder:
         seed_key: bytes,
         read_workers: Callable[[], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
+        public_prompts: PublicPrompts | None = None,
     ) -> None:
         """Build for `model`; `read_workers` lists live ones, whose room limits a request."""
         self._model = model
@@ -72,6 +74,7 @@ class RequestBuilder:
         self._seed_key = seed_key
         self._limits = RequestLimits(model.max_model_len, config.max_prompt_logprobs, read_workers)
         self._tokens = tokens
+        self._public_prompts = public_prompts or PublicPrompts()
         rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
         self._special_ids = {text: i for text, i in special_ids.items() if i < rows}
@@ -150,7 +153,7 @@ class RequestBuilder:
             seed=seed,
             deadline_at=received_at + limit_s,
             eos_token_ids=self._eos_token_ids,
-            scope=scope_of(params.identity.tenant, params.cache_salt),
+            scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
             tier=params.identity.tier,
             affinity=affinity,
@@ -165,6 +168,12 @@ class RequestBuilder:
             prompt_text=str(params.prompt) if params.echoes and is_whole_text else "",
             correlation_id=params.correlation_id,
         )
+
+    def _scope(self, params: RequestParams, token_ids: Sequence[int]) -> str:
+        scope = scope_of(params.identity.tenant, params.cache_salt)
+        # A salt asks for a cache of its own, from the first block on.
+        num_public = 0 if params.cache_salt else self._public_prompts.num_tokens(token_ids)
+        return with_public(scope, num_public)
 
     async def _encode_in_time(self, params: RequestParams, deadline_at: float) -> Sequence[int]:
         """Tokenize the prompt before the request's deadline."""

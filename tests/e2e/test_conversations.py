@@ -1,11 +1,12 @@
 """A chat's next turn goes where its answer was made: 2 prefill and 2 decode workers, embedded Redis."""
 
 import asyncio
+import json
 from pathlib import Path
 
 import httpx
 import pytest
-from support.talk import Talk
+from support.talk import BLOCK, Talk
 from support.up import Up
 
 from router.access.credentials import new_key
@@ -22,6 +23,7 @@ TEMPLATES = sorted(
     for path in (Path(__file__).parent.parent / "data" / "chat_templates").glob("*.jinja")
     if not path.name.startswith("own_")
 )
+PUBLIC = "You answer sailors, in the words of the sea, and never at great length. " * 2
 PUBLISHED_S = 30
 """Until a view has what was just published, which takes 50 ms on a machine with nothing else."""
 
@@ -98,8 +100,15 @@ async def test_a_session_stays_with_its_worker_where_nothing_is_cached_and_is_it
     roles = {"acme": KeyRole.TENANT, "bulk": KeyRole.TENANT, "operator": KeyRole.ADMIN}
     keys = {name: new_key(name, "standard", role) for name, role in roles.items()}
     (tmp_path / "keys").write_text("".join(line + "\n" for _, line in keys.values()))
+    (tmp_path / "public.json").write_text(json.dumps([PUBLIC]))
     operator, acme, bulk = (keys[name][0] for name in ("operator", "acme", "bulk"))
-    up = Up("--local", key=operator, **POOLS, BATON_SECURITY__API_KEYS=str(tmp_path / "keys"))
+    up = Up(
+        "--local",
+        key=operator,
+        **POOLS,
+        BATON_SECURITY__API_KEYS=str(tmp_path / "keys"),
+        BATON_ROUTER__PUBLIC_PROMPTS=str(tmp_path / "public.json"),
+    )
     try:
         async with web(up, operator) as observer, web(up, acme) as acme, web(up, bulk) as bulk:
             senders = {None: set(), "mine": set()}
@@ -122,6 +131,23 @@ async def test_a_session_stays_with_its_worker_where_nothing_is_cached_and_is_it
             turn = await copied.turn()
             assert turn.cached == 0
             assert not any(c["cached_tokens"] for c in turn.timing["why"]["candidates"])
+
+            for system, is_public in ((PUBLIC, True), (PUBLIC + " Or not.", False)):
+                asked = [Talk(http, "What is the sea?") for http in (acme, bulk)]
+                for talk in asked:
+                    talk.messages.insert(0, {"role": "system", "content": system})
+                first = await asked[0].turn()
+                await until_view_is_whole(observer)
+                # One token at most: by path local, where the answer before was made.
+                turn = await asked[1].ask(max_tokens=1)
+                if not is_public:
+                    assert turn.cached == 0, "a public text with more behind it is another text"
+                    continue
+                # Bytes, between begin, system, end and user; both ask the same thing after them.
+                num_public = len(PUBLIC.encode()) + 4
+                assert turn.cached == num_public // BLOCK * BLOCK > 0
+                fresh = await asked[1].ask(max_tokens=1, cache_salt="nobody's")
+                assert fresh.cached == 0 and fresh.output == turn.output == first.output[:1]
     finally:
         code, left = up.end()
     assert code == 0 and not left

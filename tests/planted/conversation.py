@@ -112,4 +112,42 @@ BUGS = [
         "                if keeper is not None and is_found and num_references == 0:\n",
         KEPT + "test_whoever_frees_a_block_last_it_is_kept_if_one_user_asked",
     ),
+    Bug(
+        "whatever follows a public beginning is public",
+        "engine/scheduling/block_tables.py",
+        "        if len(sequence.parents) == sequence.chain.num_public_blocks:\n",
+        "        if not sequence.parents:\n",
+        TABLES + "test_tenants_share_exactly_the_blocks_that_are_public",
+    ),
+    Bug(
+        "two public beginnings of one name have one branch",
+        "engine/scheduling/block_tables.py",
+        '    return f"{PUBLIC_SCOPE}after {identity}{PUBLIC_SCOPE}{own}"\n',
+        '    return f"{PUBLIC_SCOPE}after{PUBLIC_SCOPE}{own}"\n',
+        TABLES + "test_what_follows_two_public_beginnings_of_one_name_is_not_mixed_up",
+    ),
+    Bug(
+        "a block that is public in part is shared",
+        "core/block_hash.py",
+        "    num_blocks = num_tokens // block_size_tokens\n",
+        "    num_blocks = -(-num_tokens // block_size_tokens)\n",
+        "tests/unit/core/test_block_hash.py::"
+        "test_tenants_share_the_names_of_public_blocks_and_no_others",
+    ),
+    Bug(
+        "the beginning of a public text is public",
+        "router/public_prompts.py",
+        "if tuple(token_ids[: len(b)]) == b",
+        "if tuple(token_ids[: len(b)]) == b[: len(token_ids)]",
+        "tests/unit/router/test_public_prompts.py::"
+        "test_all_of_a_public_prompt_is_public_and_what_the_template_puts_around_it",
+    ),
+    Bug(
+        "a salt of one's own shares what is public",
+        "router/request_builder.py",
+        "        num_public = 0 if params.cache_salt else self._public_prompts.num_tokens(token_ids)\n",
+        "        num_public = self._public_prompts.num_tokens(token_ids)\n",
+        "tests/unit/router/test_request_builder.py::"
+        "test_a_public_beginning_is_in_the_scope_unless_a_salt_asks_for_ones_own",
+    ),
 ]
