@@ -7,11 +7,11 @@ nobody can work out names, or make two contents share one.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import NewType
 
 from core.scopes import PUBLIC_SCOPE, split_scope
@@ -26,7 +26,7 @@ _TOKEN_BYTES = 4
 def hash_key(cluster_key: str) -> bytes:
     """Derive the key of block names from the secret that all workers of a cluster share."""
     secret = cluster_key.encode()
-    return blake2b(secret, digest_size=32, person=b"baton.kv.blocks").digest()
+    return hashlib.blake2b(secret, digest_size=32, person=b"baton.kv.blocks").digest()
 
 
 def root_hash(content_digest: str, scope: str, key: bytes = b"", adapter: str = "") -> BlockHash:
@@ -38,7 +38,7 @@ def root_hash(content_digest: str, scope: str, key: bytes = b"", adapter: str = 
         key: From `hash_key`; empty: names that anybody can work out, for tests and simulation.
         adapter: Of the model's weights, by a name that changes with its content; empty: none.
     """
-    hashed = blake2b(key=key, digest_size=DIGEST_BYTES)
+    hashed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
     hashed.update(NAMING_VERSION.to_bytes(4, "little"))
     for text in (content_digest, adapter, scope):  # each after its length: no two lists look alike
         field = text.encode()
@@ -54,11 +54,12 @@ def branch_hash(block: BlockHash, root: BlockHash) -> BlockHash:
         root: Of the tenant's scope.
     """
     person = b"baton.kv.branch"
-    return BlockHash(blake2b(block + root, digest_size=DIGEST_BYTES, person=person).digest())
+    hashed = hashlib.blake2b(block + root, digest_size=DIGEST_BYTES, person=person)
+    return BlockHash(hashed.digest())
 
 
 @dataclass(frozen=True, slots=True)
-class Chain:
+class BlockNaming:
     """Where the names of a prompt's blocks begin, and where its scope does."""
 
     root: BlockHash
@@ -86,7 +87,9 @@ class Chain:
         hashes += block_hashes(parent, token_ids, block_size_tokens)
 
 
-def chain_of(content_digest: str, scope: str, block_size_tokens: int, key: bytes = b"") -> Chain:
+def naming_of(
+    content_digest: str, scope: str, block_size_tokens: int, key: bytes = b""
+) -> BlockNaming:
     """Begin the chain of a request.
 
     Args:
@@ -99,8 +102,8 @@ def chain_of(content_digest: str, scope: str, block_size_tokens: int, key: bytes
     root = root_hash(content_digest, own, key)
     num_blocks = num_tokens // block_size_tokens
     if not num_blocks:
-        return Chain(root)
-    return Chain(root, num_blocks, root_hash(content_digest, PUBLIC_SCOPE, key))
+        return BlockNaming(root)
+    return BlockNaming(root, num_blocks, root_hash(content_digest, PUBLIC_SCOPE, key))
 
 
 def block_hashes(
@@ -121,6 +124,7 @@ def block_hashes(
         tokens.byteswap()
     packed = tokens.tobytes()
     block_bytes = block_size_tokens * _TOKEN_BYTES
+    blake2b = hashlib.blake2b
     hashes = []
     for start in range(0, len(packed) - block_bytes + 1, block_bytes):
         payload = parent + packed[start : start + block_bytes]

@@ -64,7 +64,7 @@ class BlockTables:
             return hits
         parent = self._pool.root(_first_scope(sequence))
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
-            if index and index == sequence.chain.num_public_blocks:
+            if index and index == sequence.naming.num_public_blocks:
                 parent = self._pool.root(_scope_after(sequence, parent))
             block_id = self._pool.find(
                 parent, sequence.full_block_hash(index), sequence.block_tokens(index)
@@ -98,7 +98,7 @@ class BlockTables:
 
     def _add_parent(self, sequence: Sequence, identity: int) -> None:
         """Note what comes before the next block: after the last public one its scope's own root."""
-        if len(sequence.parents) == sequence.chain.num_public_blocks:
+        if len(sequence.parents) == sequence.naming.num_public_blocks:
             identity = self._pool.remember_root(_scope_after(sequence, identity))
         sequence.parents.append(identity)
 
@@ -140,7 +140,7 @@ class BlockTables:
 
 def _first_scope(sequence: Sequence) -> str:
     """Name the root of a sequence's first block in its pool."""
-    if sequence.chain.num_public_blocks:
+    if sequence.naming.num_public_blocks:
         return PUBLIC_SCOPE
     return split_scope(sequence.request.scope)[1]
 

@@ -106,7 +106,7 @@ class KeptBlocks:
         return kept
 
     def _pop(self, lists: BlockLists, head: int) -> int:
-        block_id = lists.first(head)
+        (block_id,) = lists.first(head, 1)
         self.remove(block_id)
         self.unmark(block_id)
         return block_id

@@ -6,7 +6,7 @@ import re
 
 from support.tree import ROOT
 
-from core.block_hash import block_hash, block_hashes, branch_hash, chain_of, hash_key, root_hash
+from core.block_hash import block_hash, block_hashes, branch_hash, hash_key, naming_of, root_hash
 from core.scopes import PUBLIC_SCOPE, with_public
 
 KEY = "a secret of sufficient length"
@@ -42,11 +42,11 @@ def test_a_chain_in_one_pass_is_the_chain_block_by_block():
 
 def names_of(scope, tokens, slices=(1000,), key=b"key"):
     """Names as a prompt of several slices gets them."""
-    chain = chain_of("m", scope, 4, key)
+    naming = naming_of("m", scope, 4, key)
     names = []
     start = 0
     for end in (*slices, len(tokens)):
-        chain.extend(names, tokens[start:end], 4)
+        naming.extend(names, tokens[start:end], 4)
         start = min(end, len(tokens))
     return names
 
@@ -80,9 +80,9 @@ def test_the_documents_vectors_are_the_names():
         key = hash_key(row["cluster_key"]) if row["cluster_key"] else b""
         if "public_tokens" in row:
             scope = with_public(row["scope"], row["public_tokens"])
-            chain = chain_of(row["content_digest"], scope, row["block_size_tokens"], key)
+            naming = naming_of(row["content_digest"], scope, row["block_size_tokens"], key)
             names = []
-            chain.extend(names, row["token_ids"], row["block_size_tokens"])
+            naming.extend(names, row["token_ids"], row["block_size_tokens"])
             assert [name.hex() for name in names] == row["blocks"]
             continue
         root = root_hash(row["content_digest"], row["scope"], key, row["adapter"])

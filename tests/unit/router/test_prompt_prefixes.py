@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from core.block_hash import block_hashes, chain_of, hash_key, root_hash
+from core.block_hash import block_hashes, hash_key, naming_of, root_hash
 from core.prefix_changes import PrefixChange
 from core.scopes import with_public
 from core.session import Load, Role, WorkerDescriptor
@@ -49,8 +49,8 @@ async def test_a_prompt_has_the_names_that_its_worker_gave_its_blocks(length):
 async def test_a_public_beginning_is_found_whoever_computed_it(num_public):
     tokens = tuple(range(2 * SLICE_TOKENS))
     theirs = []
-    chain = chain_of("digest", with_public("other\n", num_public), 16, KEY)
-    chain.extend(theirs, tokens, 16)
+    naming = naming_of("digest", with_public("other\n", num_public), 16, KEY)
+    naming.extend(theirs, tokens, 16)
     prefixes = prefixes_with("p", theirs)
     mine = replace(REQUEST, token_ids=tokens, scope=with_public("acme\n", num_public))
     assert prefixes.held(await prefixes.names(mine, [DESCRIPTOR])) == {"p": num_public // 16}
