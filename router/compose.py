@@ -23,6 +23,7 @@ from router.choice_output import NewDecoder
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport, gauges_of, no_report
+from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
@@ -106,7 +107,8 @@ def compose(components: RouterComponents, observer: RequestObserver | None = Non
     """Put a router's core together; it follows the members once `sessions.follow` is called."""
     sessions = _sessions(components)
     admission = _admission(components)
-    return _core(components, sessions, admission, observer or RequestObserver())
+    prefixes = _prefixes(components)
+    return _core(components, sessions, admission, prefixes, observer or RequestObserver())
 
 
 def compose_service(components: RouterComponents, parts: ServiceComponents) -> Router:
@@ -146,7 +148,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations()
     recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
-    core = _core(components, sessions, admission, recorder)
+    prefixes = _prefixes(components)
+    core = _core(components, sessions, admission, prefixes, recorder)
     service = GenerationService(
         parts.model,
         config,
@@ -172,6 +175,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         parts.keyring,
         parts.read_prefix_report,
         explanations,
+        PromptReport(prefixes, sessions.candidates, components.placement, clock),
         clock,
     )
     return Router(core, service, mirror)
@@ -193,20 +197,24 @@ def _admission(components: RouterComponents) -> Admission:
     )
 
 
+def _prefixes(components: RouterComponents) -> PromptPrefixes:
+    return PromptPrefixes(components.view, components.hash_key, components.clock)
+
+
 def _core(
     components: RouterComponents,
     sessions: WorkerSessions,
     admission: Admission,
+    prefixes: PromptPrefixes,
     observer: RequestObserver,
 ) -> RouterCore:
     config = components.config
     attempts = Attempts(
         sessions,
         config,
-        components.placement,
         components.clock,
         components.ids,
-        PromptPrefixes(components.view, components.hash_key, components.clock),
+        prefixes,
         observer,
     )
     orchestrator = Orchestrator(

@@ -100,3 +100,14 @@ class PlacementConfig(Node):
         description="auto: a prompt of which the local worker must compute fewer tokens than "
         "this stays local; without a prefix index, every token of a prompt counts",
     )
+    prefill_tokens_per_s: float = Field(
+        8_000.0,
+        gt=0,
+        description="speed at which workers compute prompts, until it is measured",
+    )
+    sequence_tokens: int = Field(
+        16,
+        ge=1,
+        description="what a decoding sequence takes from a prompt that is computed beside it, in "
+        "tokens of prompt",
+    )

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -282,6 +283,8 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> p
     if not request.response.timing:
         return None
     phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
+    why = Struct()
+    why.update(a.why)
     return pb.Timing(
         **phases,
         ttft_s=a.ttft_s,
@@ -297,6 +300,7 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> p
         cached_tokens=a.cached_tokens,
         kv_transport=a.kv_transport,
         kv_parts_healed=a.kv_fragments_resent,
+        why=why,
     )
 
 

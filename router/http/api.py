@@ -20,10 +20,13 @@ from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
 from router import calls
+from router.access.identities import Right
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    ExplainBody,
+    ExplainChatBody,
     MeasureBody,
     SamplingBody,
     TokenizeBody,
@@ -322,6 +325,35 @@ class HttpApi:
     async def prefix_index(self) -> dict[str, Any]:
         """`GET /prefix-index`: how much this router knows of the workers' cached blocks."""
         return self.service.read_prefix_report()
+
+    async def explain_prompt(self, request: Request) -> Response:
+        """`POST /prefix-index/explain`: who holds how much of a prompt, and where it would go.
+
+        Names of blocks differ by tenant: nobody learns what another one has asked.
+        """
+        tree = await self._bodies.read(request)
+        body: ExplainBody | ExplainChatBody
+        if "messages" in tree:
+            body = parse_body(ExplainChatBody, tree)
+            chat = body.chat(
+                self.config.chat_template_kwargs,
+                trusts_template=self.config.trust_request_chat_template,
+                adds_special_tokens=bool(body.add_special_tokens),
+            )
+            all_params = body.all_params(chat, "", None)
+        else:
+            body = parse_body(ExplainBody, tree)
+            all_params = body.all_params("", None)
+        ignored_fields(body, is_strict=self.config.strict)
+        if len(all_params) != 1:
+            raise InvalidRequest("prompt", f"has {len(all_params)} prompts; send one")
+        identity = request.state.identity
+        if body.tenant not in (None, identity.tenant):
+            identity.check(Right.OPERATE)
+            identity = replace(identity, tenant=body.tenant)
+        params = replace(all_params[0], identity=identity)
+        work = self.service.explain_prompt(params)
+        return JSONResponse(await unless_disconnected(request.receive, work))
 
     async def explain(self, request_id: str) -> dict[str, Any]:
         """`GET /explain/{id}`: why a request that has ended went where it did.

@@ -25,6 +25,8 @@ from router.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    ExplainBody,
+    ExplainChatBody,
     MeasureBody,
     TokenizeBody,
     TokenizeChatBody,
@@ -121,6 +123,7 @@ def make_app(
         ("/v1/completions", api.completions, _schema(CompletionBody), work),
         ("/tokenize", api.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
         ("/detokenize", api.detokenize, _schema(DetokenizeBody), work),
+        ("/prefix-index/explain", api.explain_prompt, _schema(ExplainBody, ExplainChatBody), work),
         ("/links", api.measure_kv_routes, _schema(MeasureBody), operate),
     ):
         rights = [Depends(needs(right))]

@@ -246,6 +246,18 @@ class ChatBody(SamplingBody, Conversation):
         return [self.params(chat, given, request_id, trace, adds_special_tokens=False)]
 
 
+class ExplainBody(CompletionBody):
+    """`POST /prefix-index/explain` of a text or of token ids: a completion's body."""
+
+    tenant: StrictStr | None = Field(None, description="whose cache; other than its own: admins")
+
+
+class ExplainChatBody(ChatBody):
+    """`POST /prefix-index/explain` of a conversation: a chat completion's body."""
+
+    tenant: StrictStr | None = Field(None, description="whose cache; other than its own: admins")
+
+
 class TokenizeBody(Body):
     """`POST /tokenize` of a text."""
 

@@ -281,6 +281,7 @@ RIGHTS = {
     "/v1/chat/completions": Right.GENERATE,
     "/v1/completions": Right.GENERATE,
     "/tokenize": Right.GENERATE,
+    "/prefix-index/explain": Right.GENERATE,
     "/detokenize": Right.GENERATE,
     "/v1/models": Right.ANY_KEY,
     "/v1/models/{model_id:path}": Right.ANY_KEY,

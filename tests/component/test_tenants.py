@@ -1,6 +1,7 @@
 """Tenants with equal request ids never meet."""
 
 import asyncio
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
@@ -39,6 +40,45 @@ async def until(is_so):
     async with asyncio.timeout(5):
         while not is_so():
             await asyncio.sleep(0.01)
+
+
+EXPLAIN = "/prefix-index/explain"
+
+
+@pytest.mark.parametrize(
+    ("name", "tenant", "status", "scope"),
+    [
+        ("acme", None, 200, "acme"),
+        ("acme", "acme", 200, "acme"),
+        ("acme", "bulk", 403, None),
+        ("acme", "", 403, None),
+        ("operator", "bulk", 200, "bulk"),
+        ("scraper", None, 403, None),
+    ],
+)
+async def test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybodys(
+    doors, name, tenant, status, scope
+):
+    asked = []
+    report = doors.service._prompt_report
+
+    async def of(request):
+        asked.append(request.scope.split("\n")[0])
+        return await type(report).of(report, request)
+
+    doors.service._prompt_report = SimpleNamespace(of=of)
+    body = {"prompt": "abc"} | ({} if tenant is None else {"tenant": tenant})
+    async with doors.web(name) as http:
+        reply = await http.post(EXPLAIN, json=body)
+        assert reply.status_code == status
+        assert asked == ([] if scope is None else [scope])
+        if scope is not None:
+            assert reply.json()["tenant"] == scope
+            chat = {"messages": [{"role": "user", "content": "abc"}], **body}
+            del chat["prompt"]
+            assert (await http.post(EXPLAIN, json=chat)).json()["prompt_tokens"] == 3
+            several = await http.post(EXPLAIN, json={"prompt": ["a", "b"]})
+            assert several.status_code == 400 and "send one" in several.text
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])

@@ -34,8 +34,8 @@ BUGS = [
     Bug(
         "a receiver is chosen without a look at what it holds",
         "router/cost.py",
-        "        num_held = self._held_blocks.get(worker_id, 0)\n",
-        "        num_held = 0\n",
+        "        if not self._held_blocks:\n            return [c.used_blocks",
+        "        if self._num_tokens:\n            return [c.used_blocks",
         COST + "test_a_receiver_is_the_keys_or_a_holder_among_equals",
     ),
     Bug(
@@ -49,8 +49,8 @@ BUGS = [
     Bug(
         "a key steers no short prompt",
         "router/cost.py",
-        "        num_running = c.num_running - (worker_id in self._preferred)\n",
-        "        num_running = c.num_running\n",
+        "        if not self._preferred:\n            return [c.num_running",
+        "        if self._num_tokens:\n            return [c.num_running",
         COST + "test_a_short_prompt_stays_at_its_keys_worker",
     ),
     Bug(
