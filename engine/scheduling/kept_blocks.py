@@ -36,7 +36,8 @@ class KeptBlocks:
         self._owner_of = array("H", [_NOBODY]) * num_blocks
         # Numbers are never given to another owner: marks of referenced blocks stand for them.
         self._numbers: dict[str, int] = {}
-        self._num_of_owner: list[int] = [0]
+        self._counts: list[int] = [0]
+        """Kept blocks of each owner, by its number."""
         self._all = BlockLists(num_blocks, num_lists=1)
         self._by_owner = BlockLists(num_blocks, num_lists=MAX_OWNERS + 1)
         self._head = num_blocks
@@ -66,9 +67,9 @@ class KeptBlocks:
             number = self._owner_of[block_id]
             self._all.extend(self._head, (block_id,))
             self._by_owner.extend(self._head + number, (block_id,))
-            self._num_of_owner[number] += 1
+            self._counts[number] += 1
             self.num_kept += 1
-            if self._num_of_owner[number] > self._max_of_owner:
+            if self._counts[number] > self._max_of_owner:
                 gave_way.append(self._pop(self._by_owner, self._head + number))
             elif self.num_kept > self._max_kept:
                 gave_way.append(self._pop(self._all, self._head))
@@ -78,7 +79,7 @@ class KeptBlocks:
         """A kept block is referenced again: it leaves the order, and stays marked."""
         self._all.remove(block_id)
         self._by_owner.remove(block_id)
-        self._num_of_owner[self._owner_of[block_id]] -= 1
+        self._counts[self._owner_of[block_id]] -= 1
         self.num_kept -= 1
 
     def take(self, num_blocks: int) -> list[int]:
@@ -95,7 +96,7 @@ class KeptBlocks:
             InvariantViolation: They do not balance.
         """
         kept = self._all.members(self._head)
-        for number, num_owned in enumerate(self._num_of_owner):
+        for number, num_owned in enumerate(self._counts):
             owned = self._by_owner.members(self._head + number)
             if owned != [b for b in kept if self._owner_of[b] == number] or (
                 len(owned) != num_owned or num_owned > self._max_of_owner
@@ -117,5 +118,5 @@ class KeptBlocks:
             if len(self._numbers) >= MAX_OWNERS:
                 return _NOBODY
             number = self._numbers[owner] = len(self._numbers) + 1
-            self._num_of_owner.append(0)
+            self._counts.append(0)
         return number

@@ -33,8 +33,8 @@ def web(up, key=""):
     return httpx.AsyncClient(base_url=up.url, timeout=60, headers=headers)
 
 
-async def until_view_is_whole(http, num_workers=4):
-    """The view has something of each worker, and has stopped to change."""
+async def until_view_is_whole(http):
+    """Wait until the view has stopped to change."""
     last = None
     async with asyncio.timeout(PUBLISHED_S):
         while True:

@@ -79,7 +79,7 @@ BUGS = [
     Bug(
         "a tenant keeps as much as it likes",
         "engine/scheduling/kept_blocks.py",
-        "            if self._num_of_owner[number] > self._max_of_owner:\n",
+        "            if self._counts[number] > self._max_of_owner:\n",
         "            if number < 0:\n",
         KEPT + "test_an_owner_keeps_an_eighth_and_its_oldest_gives_way",
     ),
