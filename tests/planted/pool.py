@@ -23,8 +23,8 @@ BUGS: list[Bug] = [
     Bug(
         "names are made without the cluster's key",
         "engine/scheduling/scheduler.py",
-        "root_hash(self._content_digest, request.scope, self._hash_key)",
-        "root_hash(self._content_digest, request.scope)",
+        "naming_of(self._content_digest, request.scope, size, self._hash_key)",
+        "naming_of(self._content_digest, request.scope, size)",
         f"{IDENTITY}::test_every_worker_names_blocks_with_the_clusters_key",
     ),
     Bug(

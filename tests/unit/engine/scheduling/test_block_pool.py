@@ -37,11 +37,13 @@ class PoolMachine(RuleBasedStateMachine):
     All names are one of two, so that most blocks meet others in their bucket.
     """
 
-    @initialize(size=st.integers(1, 9))
+    @initialize(size=st.integers(1, 9) | st.integers(16, 24))
     def make(self, size):
         self.pool = BlockPool(size)
         self.free_order = list(range(size))
         self.cached_order = []
+        self.kept_order = []
+        self.owners = {}  # marked block -> for whom it is kept
         self.references = [0] * size
         self.generations = [0] * size
         self.identities = {}  # block -> its serial number
@@ -58,7 +60,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(count=counts)
     def allocate(self, count):
-        order = self.free_order + self.cached_order
+        order = self.free_order + self.cached_order + self.kept_order
         if count > len(order):
             with pytest.raises(PoolExhausted, match=f"needed {count} blocks, {len(order)} of"):
                 self.pool.allocate(count)
@@ -68,7 +70,9 @@ class PoolMachine(RuleBasedStateMachine):
             if block in self.free_order:
                 self.free_order.remove(block)
             else:
-                self.cached_order.remove(block)
+                order = self.kept_order if block in self.kept_order else self.cached_order
+                order.remove(block)
+                self.owners.pop(block, None)
                 self.anonymize(block)
             self.references[block] = 1
             self.generations[block] += 1
@@ -82,23 +86,47 @@ class PoolMachine(RuleBasedStateMachine):
             return
         self.pool.share(block)
         self.references[block] += 1
-        if block in self.cached_order:
-            self.cached_order.remove(block)
+        for order in (self.cached_order, self.kept_order):
+            if block in order:
+                order.remove(block)
 
     @precondition(lambda self: self.held())
     @rule(data=st.data())
     def free(self, data):
         table = data.draw(st.lists(st.sampled_from(self.held()), unique=True, max_size=6))
-        self.pool.free(table)
+        keeper = data.draw(st.sampled_from([None, None, "", "red", "blue", "green", "grey"]))
+        self.pool.free(table, keeper)
+        gave_way = []
         for block in reversed(table):
             self.references[block] -= 1
-            if self.references[block] == 0:
-                order = self.cached_order if block in self.identities else self.free_order
-                order.append(block)
+            if block in self.identities and keeper is not None:
+                self.owners.setdefault(block, keeper)
+            if self.references[block] == 0 and block not in self.identities:
+                self.owners.pop(block, None)
+                self.free_order.append(block)
+            elif self.references[block] == 0 and block in self.owners:
+                gave_way += self.keep(block)
+            elif self.references[block] == 0:
+                self.cached_order.append(block)
+        self.cached_order += gave_way
+
+    def keep(self, block):
+        """An owner has at most an eighth of the pool, all of them half."""
+        self.kept_order.append(block)
+        owned = [b for b in self.kept_order if self.owners[b] == self.owners[block]]
+        if len(owned) > self.pool.num_blocks // 8:
+            oldest = owned[0]
+        elif len(self.kept_order) > self.pool.num_blocks // 2:
+            oldest = self.kept_order[0]
+        else:
+            return []
+        self.kept_order.remove(oldest)
+        del self.owners[oldest]
+        return [oldest]
 
     @rule(data=st.data())
     def free_too_often(self, data):
-        unreferenced = self.free_order + self.cached_order
+        unreferenced = self.free_order + self.cached_order + self.kept_order
         if unreferenced:
             with pytest.raises(InvariantViolation, match="more often than referenced"):
                 self.pool.free([data.draw(st.sampled_from(unreferenced))])
@@ -140,8 +168,11 @@ class PoolMachine(RuleBasedStateMachine):
     @rule()
     def drop_cache(self):
         self.pool.drop_cache()
-        self.free_order += self.cached_order
+        self.free_order += self.cached_order + self.kept_order
+        for block in self.kept_order:
+            del self.owners[block]
         self.cached_order = []
+        self.kept_order = []
         self.identities = {}
         self.blocks = {}
 
@@ -167,9 +198,10 @@ class PoolMachine(RuleBasedStateMachine):
         names = {b: self.name(token) for (_, token), b in self.blocks.items()}
         assert [self.pool.block_hash(b) for b in blocks] == [names.get(b) for b in blocks]
         assert self.pool.num_free == len(self.free_order)
-        assert self.pool.num_cached == len(self.cached_order)
+        num_cached = len(self.cached_order) + len(self.kept_order)
+        assert self.pool.num_cached == num_cached
         assert self.pool.num_held == len(self.held())
-        assert self.pool.num_available == len(self.free_order) + len(self.cached_order)
+        assert self.pool.num_available == len(self.free_order) + num_cached
         assert {s: self.pool.root(s) for s in SCOPES} == {
             s: self.roots.get(s, NO_IDENTITY) for s in SCOPES
         }
