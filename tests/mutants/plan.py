@@ -58,6 +58,7 @@ NEAR = {
         "tests/unit/engine/scheduling/test_scheduler_preemption.py",
         "tests/unit/engine/scheduling/test_scheduler.py",
         "tests/unit/engine/scheduling/test_block_pool.py",
+        "tests/unit/engine/scheduling/test_block_pool_rules.py",
         "tests/unit/engine/scheduling/test_block_identities.py",
         "tests/unit/engine/scheduling/test_block_changes.py",
         "tests/unit/engine/scheduling/test_kept_blocks.py",

@@ -6,7 +6,7 @@ RULES = "tests/simulation/test_prefix_rules.py::"
 VIEW = "tests/unit/prefix_index/test_view.py::"
 CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
 
-POOL = "tests/unit/engine/scheduling/test_block_pool.py::"
+POOL = "tests/unit/engine/scheduling/test_block_pool_rules.py::"
 
 BUGS = [
     Bug(
