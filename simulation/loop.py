@@ -90,7 +90,7 @@ class _Callback(asyncio.Handle):
         self._source_traceback = None
 
 
-class _TimerHandle(_Callback, asyncio.TimerHandle):
+class _TimedCallback(_Callback, asyncio.TimerHandle):
     """A timer, likewise."""
 
     __slots__ = ()
@@ -163,7 +163,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run a callback at an instant."""
-        timer = _TimerHandle(when, callback, args, self, context)
+        timer = _TimedCallback(when, callback, args, self, context)
         self._num_timers += 1
         heapq.heappush(self._timers, (when, self._num_timers, timer))
         return timer
