@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from redis import asyncio as redis_asyncio
-from support.rig import ProcessCluster, config_of, is_gone, is_long, note, state_of
+from support.process_cluster import ProcessCluster, config_of, is_gone, is_long, note, state_of
 from support.talk import Talk
 
 from cluster.redis import server as redis_server
@@ -29,7 +29,7 @@ NUM_CHATS = 8 if is_long() else 3
 
 @asynccontextmanager
 async def started(monkeypatch):
-    """A cluster of 2 and 2 whose Redis is ours to break; yields the rig, the server, a client."""
+    """A cluster of 2 and 2 whose Redis is ours to break; yields the cluster, the server, a client."""
     monkeypatch.setattr(redis_server, "RIGHTS", "~* &* +@all")
     server = RedisServer()
     try:
@@ -39,10 +39,10 @@ async def started(monkeypatch):
             # More than a next turn lacks at its holder, whatever speeds were measured here.
             placement__local_below_tokens=64,
         )
-        async with ProcessCluster(config) as rig:
-            url = f"http://127.0.0.1:{rig.cluster.addresses[0][0]}"
+        async with ProcessCluster(config) as cluster:
+            url = f"http://127.0.0.1:{cluster.local.addresses[0][0]}"
             async with httpx.AsyncClient(base_url=url, timeout=120) as http:
-                yield rig, server, http
+                yield cluster, server, http
     finally:
         if not is_gone(server.pid):
             os.kill(server.pid, signal.SIGCONT)
@@ -62,18 +62,18 @@ async def report(http):
     return (await http.get("/prefix-index")).json()
 
 
-async def is_true(rig, http):
+async def is_true(cluster, http):
     """At rest the view has as many blocks of each worker as the worker has."""
     seen = (await report(http))["workers"]
-    held = {r["worker_id"]: r["load"]["cached_blocks"] for r in await rig.replicas()}
+    held = {r["worker_id"]: r["load"]["cached_blocks"] for r in await cluster.replicas()}
     return {worker: seen.pop(worker, 0) for worker in held} == held and not seen
 
 
-async def until_hits_are_back(rig, http):
+async def until_hits_are_back(cluster, http):
     """Wait for a view that is true; returns how long it took (seconds)."""
     began = time.monotonic()
     async with asyncio.timeout(LONGEST_S):
-        while not await is_true(rig, http):
+        while not await is_true(cluster, http):
             await asyncio.sleep(0.1)
     return time.monotonic() - began
 
@@ -144,37 +144,37 @@ FAULTS = {
 
 @pytest.mark.timeout(900)
 async def test_a_store_emptied_frozen_or_killed_under_load_costs_hits_for_seconds(monkeypatch):
-    async with started(monkeypatch) as (rig, server, http):
-        rig.make_requests(8, max_tokens=20)
-        await rig.learn()
+    async with started(monkeypatch) as (cluster, server, http):
+        cluster.make_requests(8, max_tokens=20)
+        await cluster.learn()
         took_s = {}
         for name, (begin, end) in FAULTS.items():
-            load = asyncio.create_task(rig.load(AWAY_S + 1.0, 4))
+            load = asyncio.create_task(cluster.load(AWAY_S + 1.0, 4))
             await asyncio.sleep(0.3)
             killed = server.pid
             await begin(server)
             talks = await chats(http, name)
             await load
-            verdict = rig.verdict()
+            verdict = cluster.verdict()
             assert verdict["wrong"] == [] and verdict["affected"] == 0, (name, verdict)
             assert verdict["requests"] > 0
             if name == "frozen":
-                assert not await is_true(rig, http), "nobody heard of these chats"
+                assert not await is_true(cluster, http), "nobody heard of these chats"
                 await next_turns(talks)
             await end(server)
             assert (server.pid == killed) == (name != "killed")
-            took_s[name] = await until_hits_are_back(rig, http)
+            took_s[name] = await until_hits_are_back(cluster, http)
             await hit_the_answers(talks)
-            rig.answers.clear()
+            cluster.answers.clear()
         print(f"hits are back after {took_s} s, promised are {BACK_S} s")
         note("prefix_index", {"back_s": took_s, "promised_s": BACK_S, "away_s": AWAY_S})
 
 
 @pytest.mark.timeout(600)
 async def test_a_workers_death_takes_its_entries_and_its_chats_go_on_elsewhere(monkeypatch):
-    async with started(monkeypatch) as (rig, server, http):
+    async with started(monkeypatch) as (cluster, server, http):
         talks = await chats(http, "killed")
-        await until_hits_are_back(rig, http)
+        await until_hits_are_back(cluster, http)
         victim = talks[0].turns[0].decision["decode_worker"]
         expected = [await talk.ask(cache_salt="nobody's") for talk in talks]
         os.kill(talks[0].turns[0].timing["decode_pid"], signal.SIGKILL)
@@ -184,17 +184,17 @@ async def test_a_workers_death_takes_its_entries_and_its_chats_go_on_elsewhere(m
         async with asyncio.timeout(LONGEST_S):
             while victim in (await report(http))["workers"]:
                 await asyncio.sleep(0.05)
-        await rig.wait_whole()
-        await until_hits_are_back(rig, http)
+        await cluster.wait_whole()
+        await until_hits_are_back(cluster, http)
         await hit_the_answers(talks)
 
 
 @pytest.mark.timeout(600)
 async def test_entries_of_nobody_and_of_the_dead_are_counted_and_change_no_answer(monkeypatch):
     rng = random.Random(5)
-    async with started(monkeypatch) as (rig, server, http):
+    async with started(monkeypatch) as (cluster, server, http):
         talks = await chats(http, "forged")
-        await until_hits_are_back(rig, http)
+        await until_hits_are_back(cluster, http)
         async with commands(server) as redis:
             logs = sorted(key for key in await redis.keys("*") if key.endswith(b":log"))
             assert len(logs) == 4
@@ -202,7 +202,7 @@ async def test_entries_of_nobody_and_of_the_dead_are_counted_and_change_no_answe
             victim = talks[0].turns[0].decision["decode_worker"]
             dead = next(key for key in logs if victim.encode() in key)
             os.kill(talks[0].turns[0].timing["decode_pid"], signal.SIGKILL)
-            await rig.wait_whole()
+            await cluster.wait_whole()
             alive = [key for key in await redis.keys("*") if key.endswith(b":log") and key != dead]
             assert len(alive) == 4
             for key in alive:
@@ -219,6 +219,6 @@ async def test_entries_of_nobody_and_of_the_dead_are_counted_and_change_no_answe
         seen = await report(http)
         assert victim not in seen["workers"] and seen["refused"]["malformed"] >= 4, seen
         await next_turns(talks)
-        await until_hits_are_back(rig, http)
+        await until_hits_are_back(cluster, http)
         await hit_the_answers(talks)
         print(f"refused: {(await report(http))['refused']}")

@@ -1,7 +1,6 @@
 """Conversations over HTTP, and what each turn must find cached.
 
-Owns the history of one chat and the arithmetic of its prefix. Called by end-to-end tests and by the
-fault suite.
+Owns the history of one chat and the arithmetic of its prefix.
 """
 
 from dataclasses import dataclass
