@@ -49,7 +49,9 @@ async def until_view_is_whole(http):
 def up(request):
     """Clusters that render whatever template a request brings."""
     kind = ["--local"] if request.param == "local" else []
-    cluster = Up(*kind, **POOLS, BATON_ROUTER__TRUST_REQUEST_CHAT_TEMPLATE="true")
+    settings = {**POOLS, "BATON_ROUTER__TRUST_REQUEST_CHAT_TEMPLATE": "true"}
+    # Ray starts five actors one after the other, each with its own imports.
+    cluster = Up(*kind, timeout_s=240, **settings)
     yield cluster
     code, left = cluster.end()
     assert code == 0 and not left
