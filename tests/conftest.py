@@ -8,12 +8,17 @@ import threading
 import uuid
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 os.environ["TEST_RUN"] = uuid.uuid4().hex
 """Every process started from here inherits it: another run on the same machine is not ours."""
+# No test asserts a time: by default hypothesis fails an example of more than 200 ms, which a traced
+# run, or one beside others, takes now and then.
+hypothesis.settings.register_profile("baton", deadline=None)
+hypothesis.settings.load_profile("baton")
 
 
 def _segments() -> int:

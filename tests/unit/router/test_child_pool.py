@@ -175,7 +175,7 @@ async def test_a_process_granted_in_the_turn_in_which_the_time_ends_is_not_lost(
 
 async def test_half_an_answer_is_none():
     said = "print('ready', flush=True); input(); print('half', end='', flush=True)"
-    pool = ChildPool(["x"], 1, 5.0, 5.0)
+    pool = ChildPool(["x"], 1, 30.0, 30.0)
     child = pool._children[0]
     child._process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", said, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
