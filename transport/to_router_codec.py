@@ -11,6 +11,7 @@ from core.errors import from_wire, to_wire
 from core.ids import Epoch, Incarnation, RequestId, RunId, WorkerId
 from core.session import (
     AttemptEnded,
+    FetchReport,
     Load,
     PeerReport,
     Progress,
@@ -201,6 +202,7 @@ def _timings_to_wire(t: WorkerTiming | None) -> pb.WorkerTiming | None:
         kv_blocks=t.kv_blocks,
         kv_transport=t.kv_transport,
         kv_fragments_resent=t.kv_fragments_resent,
+        fetch=_fetch_to_wire(t.fetch) if t.fetch.outcome else None,
     )
 
 
@@ -214,7 +216,12 @@ def _timings_from_wire(w: pb.WorkerTiming) -> WorkerTiming:
         kv_blocks=w.kv_blocks,
         kv_transport=w.kv_transport,
         kv_fragments_resent=w.kv_fragments_resent,
+        fetch=FetchReport(w.fetch.outcome, w.fetch.num_tokens, w.fetch.took_s),
     )
+
+
+def _fetch_to_wire(f: FetchReport) -> pb.FetchReport:
+    return pb.FetchReport(outcome=f.outcome, num_tokens=f.num_tokens, took_s=f.took_s)
 
 
 # --- Progress -------------------------------------------------------------------------------------
