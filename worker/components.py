@@ -18,6 +18,8 @@ from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
 from engine.scheduling.block_changes import BlockChanges
 from kv_transfer.agent import OnFault
+from kv_transfer.receive_agent import ReceiveAgent
+from kv_transfer.send_agent import SendAgent
 from kv_transfer.threadsafe_callbacks import Post, watched
 from worker.ports import Attempts, RestartableRunner, WorkerRole
 from worker.router_session import FRAME_BYTES
@@ -47,6 +49,15 @@ class Loops:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TransferAgents:
+    """The agents of one worker, one for each direction, and the way to their loop."""
+
+    send: SendAgent
+    receive: ReceiveAgent
+    post: Post
+
+
 class MakeRole(Protocol):
     """A role's class."""
 
@@ -54,7 +65,7 @@ class MakeRole(Protocol):
     """Where its workers belong."""
 
     def __call__(
-        self, components: WorkerComponents, attempts: Attempts, loops: Loops, /
+        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents, /
     ) -> WorkerRole:
         """Make the role of one worker."""
         ...
