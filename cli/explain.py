@@ -42,6 +42,8 @@ def _show(found: dict[str, Any]) -> None:
         "cached",
         "uncached",
         "queued",
+        "fetched",
+        "fetch ms",
         "prefill ms",
         "transfer ms",
         "decode ms",
@@ -51,14 +53,23 @@ def _show(found: dict[str, Any]) -> None:
     table = Table("path", "worker", *columns, box=box.SIMPLE)
     for c in found.get("candidates", ()):
         tokens = (c["cached_tokens"], c["uncached_tokens"], c["queued_tokens"])
-        times = (c["prefill_ms"], c["transfer_ms"], c["decode_ms"], c["total_ms"], c["weighed_ms"])
-        table.add_row(c["path"], c["worker"], *map(str, tokens), *(f"{t:.1f}" for t in times))
+        fetched = f"{c['fetched_tokens']} from {c['source']}" if c["source"] else ""
+        kinds = ("fetch", "prefill", "transfer", "decode", "total", "weighed")
+        times = (f"{c[f'{kind}_ms']:.1f}" for kind in kinds)
+        table.add_row(c["path"], c["worker"], *map(str, tokens), fetched, *times)
     console.print(table)
     decision = found.get("decision")
     if decision is not None:
         workers = dict.fromkeys((decision["prefill_worker"], decision["decode_worker"]))
         line = f"path {decision['path']} on {' and '.join(workers)}: {decision['reason']}"
         console.print(line, markup=False, highlight=False)
+        if "source" in decision:
+            line = (
+                f"{decision['fetched_tokens']} tokens were to come from {decision['source']}: "
+                f"{found['fetch_outcome']}, {found['fetched_tokens']} came in "
+                f"{found['fetch_ms']} ms"
+            )
+            console.print(line, markup=False, highlight=False)
     line = (
         f"{found['outcome']}; {found['prompt_tokens']} prompt tokens, {found['cached_tokens']} "
         f"cached; TTFT {found['ttft_ms']} ms, of which {found['queue_ms']} ms waiting"

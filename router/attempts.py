@@ -27,9 +27,18 @@ from core.errors import (
 )
 from core.ids import Epoch, Ids, TransferId
 from core.ports import Clock
-from core.session import Credit, Submit, Task, WorkerDescriptor
+from core.session import (
+    Credit,
+    FetchReport,
+    OfferPrefix,
+    PrefixSource,
+    Submit,
+    Task,
+    WorkerDescriptor,
+)
 from core.types import Path
 from router.placement import Placement, PlacementConstraints, choose
+from router.prefix_sources import FetchSpeeds, PrefixSources
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 from router.request_state import AttemptState, RequestObserver, RequestState
 from router.retry_budget import RetryBudget
@@ -65,6 +74,7 @@ class Attempts:
         self._clock = clock
         self._ids = ids
         self._prefixes = prefixes
+        self._fetch_speeds = FetchSpeeds()
         self._observer = observer
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
@@ -147,9 +157,11 @@ class Attempts:
         run.placement = placement
         run.current = attempt
         run.prefill_spoke_at = None
+        run.timings = replace(run.timings, fetch=FetchReport())
         sessions: list[WorkerSession] = []
         try:
-            for descriptor, submit in self._submits(run, epoch, placement):
+            source = self._ask_for_prefix(run, placement)
+            for descriptor, submit in self._submits(run, epoch, placement, source):
                 session = self._sessions.get(descriptor)
                 # Noted and subscribed before it is sent: if sending fails, it is forgotten below.
                 sessions.append(session)
@@ -173,7 +185,12 @@ class Attempts:
     def _note_answer(self, attempt: AttemptState) -> None:
         """Learn from a prompt that has been computed."""
         run = attempt.run
+        placement = attempt.placement
         self._prefixes.answered(run.run_id)
+        if placement.fetch is not None:
+            self._fetch_speeds.note(
+                placement.fetch.source, placement.prefill, run.timings.fetch, self._clock.now_s()
+            )
         if attempt.epoch == 0:  # later, the figures of a run may be those of an attempt before
             num_tokens = len(run.request.token_ids) - run.timings.cached_tokens
             with contextlib.suppress(WorkerLost):
@@ -197,13 +214,7 @@ class Attempts:
             # Taken before looking, so that no change in between is missed.
             changed = self._sessions.changed
             try:
-                return choose(
-                    self._sessions.candidates(),
-                    run.request,
-                    self._constraints(run),
-                    self._prefixes.held(names),
-                    self._clock.now_s(),
-                )
+                return self._choose(run, names)
             except NoWorker:
                 now_s = self._clock.now_s()
                 if self._sessions.is_starting():
@@ -219,6 +230,40 @@ class Attempts:
                 async with asyncio.timeout(hopeless_at - now_s):
                     await changed.wait()
 
+    def _choose(self, run: RequestState, names: PromptNames) -> Placement:
+        candidates = self._sessions.candidates()
+        # Only what is published: a prompt on its way to a worker cannot be fetched from there.
+        published = self._prefixes.published(names)
+        sources: PrefixSources | None = None
+        now_s = self._clock.now_s()
+        if self._placement.peer_fetch and published:
+            excluded = frozenset(run.excluded)
+            sources = PrefixSources(candidates, published, self._fetch_speeds, now_s, excluded)
+        held = self._prefixes.held(names, published)
+        return choose(candidates, run.request, self._constraints(run), held, now_s, sources)
+
+    def _ask_for_prefix(self, run: RequestState, placement: Placement) -> PrefixSource | None:
+        """Ask the holder for what the placed worker is to fetch; None: it is to fetch nothing."""
+        fetch = placement.fetch
+        if fetch is None:
+            return None
+        transfer_id = self._ids.transfer()
+        receiver = placement.prefill
+        offer = OfferPrefix(
+            transfer_id,
+            # One more: the last token of a prompt is never looked for in a cache.
+            run.request.token_ids[: fetch.num_tokens + 1],
+            run.request.scope,
+            receiver.worker_id,
+            receiver.incarnation,
+        )
+        try:
+            self._sessions.get(fetch.source).send(offer)
+        except WorkerLost:
+            return None  # then it is computed
+        address = fetch.source.transfer_address
+        return PrefixSource(transfer_id, address, fetch.num_tokens, fetch.wait_s)
+
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
         return PlacementConstraints(
@@ -233,7 +278,11 @@ class Attempts:
         )
 
     def _submits(
-        self, run: RequestState, epoch: Epoch, placement: Placement
+        self,
+        run: RequestState,
+        epoch: Epoch,
+        placement: Placement,
+        source: PrefixSource | None,
     ) -> list[tuple[WorkerDescriptor, Submit]]:
         request = replace(run.request, request_id=run.run_id)
         if run.has_prompt_scores:
@@ -249,6 +298,7 @@ class Attempts:
             run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
             # An age, for clocks of two machines differ.
             age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
+            prefix_source=source,
         )
         if placement.path is Path.LOCAL:
             return [(placement.decode, base)]
@@ -257,7 +307,10 @@ class Attempts:
         decode = placement.decode
         return [
             (prefill, _with_peer(base, Task.PREFILL, transfer_id, decode)),
-            (decode, _with_peer(base, Task.DECODE, transfer_id, prefill)),
+            (
+                decode,
+                _with_peer(replace(base, prefix_source=None), Task.DECODE, transfer_id, prefill),
+            ),
         ]
 
     def send_credit(self, attempt: AttemptState) -> None:

@@ -4,7 +4,7 @@ Owns a worker as the router sees it, the prediction, and the order of workers by
 paths, streams or time.
 
     queued + uncached tokens
-    ──────────────────────── + exposed transfer + step time of what decodes there
+    ──────────────────────── + exposed transfer + step time of what decodes there + exposed fetch
         prefill tokens/s
 
 A prefix that a worker holds saves the tokens of it and nothing else: where many wait, computing it
@@ -20,6 +20,7 @@ from math import exp
 
 from core.ids import WorkerId
 from core.session import Load, WorkerDescriptor
+from router.prefix_sources import Fetch, PrefixSources
 
 DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
 WORK_WEIGHT = 1.5
@@ -30,6 +31,11 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
+MIN_FETCHED_TOKENS = 64
+"""Fewer are computed in less time than two workers need to agree."""
+MIN_FETCH_WAIT_S = 0.1
+MAX_FETCH_WAIT_S = 2.0
+"""Between these, a fetch may take as long as what it saves."""
 SEQUENCE_TOKENS = 16
 """What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
 
@@ -95,11 +101,17 @@ class Cost:
     decode_s: float
     weighed_s: float
     """By which workers are ordered: what those who come after will pay is in it."""
+    source: str = ""
+    """From whom it would fetch; empty: from nobody."""
+    fetched_tokens: int = 0
+    """Neither cached nor uncached: they would come from there."""
+    fetch_s: float = 0.0
+    """By which the fetch would be late."""
 
     @property
     def total_s(self) -> float:
         """Seconds to the first token."""
-        return self.prefill_s + self.transfer_s + self.decode_s
+        return self.prefill_s + self.transfer_s + self.decode_s + self.fetch_s
 
 
 PrefillKey = tuple[float, int, WorkerId, int]
@@ -117,9 +129,12 @@ class Prediction:
         num_choices: int,
         held_blocks: Mapping[WorkerId, int],
         now_s: float,
+        sources: PrefixSources | None = None,
         default_tokens_per_s: float = DEFAULT_PREFILL_TOKENS_PER_S,
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
+
+        With `sources`, a worker may fetch what another one holds.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
@@ -128,6 +143,9 @@ class Prediction:
         self._num_choices = num_choices
         self._held_blocks = held_blocks
         self._now_s = now_s
+        self._sources = sources
+        # What nobody holds is fetched by nobody: nearly every worker is passed over by one compare.
+        self._most_tokens = sources.most_tokens if sources is not None else 0
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
         self._usual_tokens_per_s = usual
@@ -145,7 +163,37 @@ class Prediction:
 
     def uncached_tokens(self, c: Candidate) -> int:
         """Tokens of the prompt that the worker must compute."""
-        return self._num_tokens - self.cached_tokens(c)
+        fetch = self.fetch(c)
+        num_gained = fetch.num_gained if fetch is not None else 0
+        return self._num_tokens - self.cached_tokens(c) - num_gained
+
+    def fetch(self, c: Candidate) -> Fetch | None:
+        """What the worker should fetch, if that is cheaper than computing it."""
+        tokens_per_s = self.tokens_per_s(c)
+        queued_s = self.queued_tokens(c, tokens_per_s) / tokens_per_s
+        return self._fetch(c, self.cached_tokens(c), queued_s, tokens_per_s)
+
+    def _fetch(
+        self, c: Candidate, cached_tokens: int, queued_s: float, tokens_per_s: float
+    ) -> Fetch | None:
+        sources = self._sources
+        if sources is None or self._most_tokens - cached_tokens < MIN_FETCHED_TOKENS:
+            return None
+        found = sources.best_for(c.descriptor)
+        if found is None:
+            return None
+        held_tokens, source = found
+        size = c.descriptor.block_size_tokens
+        num_tokens = min(held_tokens, self._num_tokens - 1) // size * size
+        num_gained = num_tokens - cached_tokens
+        if num_gained < MIN_FETCHED_TOKENS:
+            return None
+        exposed_s = max(0.0, sources.seconds(source, c.descriptor, num_gained) - queued_s)
+        saved_s = num_gained / tokens_per_s
+        if exposed_s >= saved_s:
+            return None
+        wait_s = min(max(queued_s + saved_s, MIN_FETCH_WAIT_S), MAX_FETCH_WAIT_S)
+        return Fetch(source, num_tokens, num_gained, exposed_s, wait_s)
 
     def tokens_per_s(self, c: Candidate) -> float:
         """How fast a worker computes prompts."""
@@ -171,7 +219,9 @@ class Prediction:
         """Predict for one worker."""
         tokens_per_s = self.tokens_per_s(c)
         cached_tokens = self.cached_tokens(c)
-        uncached_tokens = self._num_tokens - cached_tokens
+        fetch = self.fetch(c)
+        num_gained = fetch.num_gained if fetch is not None else 0
+        uncached_tokens = self._num_tokens - cached_tokens - num_gained
         queued_tokens = self.queued_tokens(c, tokens_per_s)
         return Cost(
             worker_id=c.descriptor.worker_id,
@@ -182,6 +232,9 @@ class Prediction:
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
             weighed_s=self.prefill_s(c) if has_transfer else self.local_s(c),
+            source=fetch.source.worker_id if fetch is not None else "",
+            fetched_tokens=num_gained,
+            fetch_s=fetch.exposed_s if fetch is not None else 0.0,
         )
 
     def prefill_s(self, c: Candidate) -> float:
@@ -213,6 +266,7 @@ class Prediction:
         slow = self._slow_tokens_per_s
         fast = self._fast_tokens_per_s
         now = self._now_s / RECENT_S
+        most_tokens = self._most_tokens
         weights = []
         for c in pool:
             own = c.prefill_tokens_per_s
@@ -225,9 +279,16 @@ class Prediction:
                 size = descriptor.block_size_tokens
                 most = (num_tokens - 1) // size
                 uncached -= (num_blocks if num_blocks < most else most) * size
+            late_s = c.exposed_transfer_s
+            if most_tokens > num_tokens - uncached:
+                cached = num_tokens - uncached
+                fetch = self._fetch(c, cached, queued / tokens_per_s, tokens_per_s)
+                if fetch is not None:
+                    uncached -= fetch.num_gained
+                    late_s += fetch.exposed_s
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
             tokens = queued + WORK_WEIGHT * uncached + occupied
-            weights.append(tokens / tokens_per_s + c.exposed_transfer_s)
+            weights.append(tokens / tokens_per_s + late_s)
         return weights
 
     def computing_less(self, pool: Sequence[Candidate], num_tokens: int) -> list[Candidate]:

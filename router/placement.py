@@ -15,6 +15,7 @@ from core.ids import Incarnation, WorkerId
 from core.session import Role, WorkerDescriptor
 from core.types import GenerateRequest, Path
 from router.cost import Candidate, Cost, Prediction
+from router.prefix_sources import Fetch, PrefixSources
 
 MAX_SHOWN = 8
 """Workers of each kind whose costs a placement keeps, the cheapest first."""
@@ -35,6 +36,8 @@ class Placement:
     """Of workers that could have computed the prompt for another, the cheapest first."""
     local_costs: tuple[Cost, ...] = ()
     """Of workers that could have done both phases, the cheapest first."""
+    fetch: Fetch | None = None
+    """What the worker `prefill` should fetch from another, instead of computing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ def choose(
     constraints: PlacementConstraints,
     held_blocks: Mapping[WorkerId, int] = NOTHING_HELD,
     now_s: float = 0.0,
+    sources: PrefixSources | None = None,
 ) -> Placement:
     """Choose path and workers, in one pass over the candidates.
 
@@ -66,13 +70,14 @@ def choose(
         constraints: Of this attempt.
         held_blocks: How many leading blocks of the prompt each worker is thought to hold.
         now_s: On the clock of the candidates' instants.
+        sources: From whom the prompt's beginning could be fetched; None: it is not.
 
     Raises:
         NoWorker: No worker can take the request on an allowed path.
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
     prediction = Prediction(
-        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s
+        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s, sources
     )
     may_cross = not constraints.must_be_local and constraints.path != "local"
     pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None
@@ -120,6 +125,7 @@ def _across(
         prediction.uncached_tokens(pair.sender),
         pair.costs,
         _local_costs(local, prediction),
+        prediction.fetch(pair.sender),
     )
 
 
@@ -130,7 +136,8 @@ def _local(
     uncached_tokens = prediction.uncached_tokens(best)
     costs = _local_costs(pool, prediction)
     chosen = best.descriptor
-    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
+    fetch = prediction.fetch(best)
+    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs, fetch)
 
 
 def _local_costs(pool: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:

@@ -72,14 +72,27 @@ class PromptPrefixes:
             parent = hashes[-1] if hashes else parent
         return hashes
 
-    def held(self, names: PromptNames) -> dict[WorkerId, int]:
-        """Count the leading blocks of a prompt that each worker holds, or will hold in a moment."""
+    def published(self, names: PromptNames) -> dict[WorkerId, int]:
+        """Count the leading blocks of a prompt that each worker holds now."""
+        published: dict[WorkerId, int] = {}
+        if self._view is not None:
+            for hashes in names.values():
+                published |= self._view.match(hashes)
+        return published
+
+    def held(
+        self, names: PromptNames, published: Mapping[WorkerId, int] | None = None
+    ) -> dict[WorkerId, int]:
+        """Count the leading blocks of a prompt that each worker holds, or will hold in a moment.
+
+        `published` is the answer of the other question, if it was asked just now.
+        """
         held: dict[WorkerId, int] = {}
         if self._view is None or self._view.is_empty:
             return held
+        held.update(self.published(names) if published is None else published)
         now_s = self._clock.now_s()
         for hashes in names.values():
-            held |= self._view.match(hashes)
             for worker, num_blocks in self._expected.match(hashes, now_s).items():
                 held[worker] = max(held.get(worker, 0), num_blocks)
         return held

@@ -262,6 +262,7 @@ class RequestState:
             kv_blocks=max(old.kv_blocks, new.kv_blocks),
             kv_transport=new.kv_transport or old.kv_transport,
             kv_fragments_resent=max(old.kv_fragments_resent, new.kv_fragments_resent),
+            fetch=new.fetch if new.fetch.outcome else old.fetch,
         )
 
     def usage(self) -> Usage:
