@@ -1,12 +1,27 @@
 """A view of the prefix cache without an index: what the pools hold at this moment, or a lie.
 
 Owns the view, and how a test makes one worker the holder and another one the chosen. Called by the
-tests under `tests/simulation` and `tests/component`.
+tests of fetches under `tests/simulation`.
 """
 
+import asyncio
+
+from core.config import EngineConfig, PlacementConfig
 from core.ids import RunId
+from core.session import Role
+from core.types import SamplingParams
 from router.prompt_prefixes import PromptPrefixes
 from simulation.shape import HASH_KEY
+from support.virtual import ask, run
+
+LONG = tuple(1 + n * 7 % 90 for n in range(150))
+TAIL = (*LONG[:140], 3, 1, 4, 1, 5, 9, 2, 6, 5, 3)
+"""The same but for its end: 35 blocks of 4 tokens are shared."""
+SHARED = 140
+ENGINE = EngineConfig(block_size_tokens=4, num_blocks=160, max_step_tokens=64, max_sequences=16)
+FETCHES = PlacementConfig(path="pd", peer_fetch=True)
+LOCAL = PlacementConfig(path="local", peer_fetch=True)
+GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 
 
 class PoolsView:
@@ -49,3 +64,44 @@ def make_busy(sessions, *names, num_tokens=1_000_000, now_s=0.0):
     for session in sessions.all():
         if session.descriptor.worker_id in names:
             session._load.add(RunId("busy"), num_tokens, now_s)
+
+
+def fetching(scenario, **shape):
+    return run(scenario, **{"engine": ENGINE, "placement": FETCHES, "prefill": 2, **shape})
+
+
+def plain(prompt, **shape):
+    """The answer of a cluster that fetches nothing."""
+    return run(lambda c: ask(c, prompt=prompt), engine=ENGINE, **shape)[0]
+
+
+def ids(cluster, role):
+    return [u.descriptor.worker_id for u in cluster.units.values() if u.descriptor.role is role]
+
+
+def by_id(cluster, worker_id):
+    return next(u for u in cluster.units.values() if u.descriptor.worker_id == worker_id)
+
+
+async def held_elsewhere(cluster, role=Role.PREFILL, prompt=LONG):
+    """One worker has computed a prompt; those of its role that did not are free, it is not."""
+    follow(cluster)
+    await ask(cluster, "first", prompt)
+    await asyncio.sleep(0.5)
+    view = cluster.orchestrator._attempts._prefixes._view
+    [holder] = [
+        u.descriptor.worker_id
+        for u in cluster.units.values()
+        if u.descriptor.role is role and u.pool.num_cached
+    ]
+    make_busy(cluster.sessions, holder)
+    return holder, view
+
+
+def is_frame(message):
+    return isinstance(message, bytes) and message[:1] == b"\x05"
+
+
+def is_between_prefill(stream):
+    ends = (stream.node, stream.peer.node)
+    return stream.kind == "fetch" and all(node.startswith("prefill") for node in ends)
