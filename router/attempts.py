@@ -1,7 +1,6 @@
 """The attempts at one request: place, submit, wait, and try again after a fault or a move.
 
-Owns the limits and pauses between attempts, and what a Submit holds. Does not know permits,
-streams or text.
+Owns the limits and pauses between attempts. Does not know permits, streams or text.
 
 A worker that drains ends its attempts with `Draining`, one without room with `PoolExhausted`: such
 a move is no fault and costs nothing of the retry budget.
@@ -25,23 +24,16 @@ from core.errors import (
     WorkerDied,
     WorkerLost,
 )
-from core.ids import Epoch, Ids, TransferId
+from core.ids import Epoch, Ids, RunId
 from core.ports import Clock
-from core.session import (
-    Credit,
-    FetchReport,
-    OfferPrefix,
-    PrefixSource,
-    Submit,
-    Task,
-    WorkerDescriptor,
-)
-from core.types import Path
+from core.session import Credit, FetchReport, Task
+from router.attempt_state import AttemptState
+from router.peer_fetches import PeerFetches
 from router.placement import Placement, PlacementConstraints, choose
-from router.prefix_sources import FetchSpeeds, PrefixSources
 from router.prompt_prefixes import PromptNames, PromptPrefixes
-from router.request_state import AttemptState, RequestObserver, RequestState
+from router.request_state import RequestObserver, RequestState
 from router.retry_budget import RetryBudget
+from router.submits import DEATHS_BEFORE_ALONE, submits_of
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
 
@@ -50,12 +42,10 @@ AFTER_FAULT_WAIT_S = 3.0
 FAULT_PAUSE_S = 0.05
 MAX_MOVES = 32
 """Moves off draining or full workers that one request may see."""
-DEATHS_BEFORE_ALONE = 2
-"""A request that has seen so many workers die runs alone in its next attempt, its last."""
 
 
 class Attempts:
-    """Tries requests; holds nothing between them but the retry budget."""
+    """Tries requests; between them it holds nothing but the retry budget."""
 
     def __init__(
         self,
@@ -74,11 +64,13 @@ class Attempts:
         self._clock = clock
         self._ids = ids
         self._prefixes = prefixes
-        self._fetch_speeds = FetchSpeeds()
+        self._fetches = PeerFetches(sessions, ids, clock, is_switched_on=placement.peer_fetch)
         self._observer = observer
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
+        self.in_progress: dict[RunId, AttemptState] = {}
+        """At most one of a run; none while it waits for a worker or for its next attempt."""
 
     async def run(self, run: RequestState) -> None:
         """Try until every choice has finished.
@@ -150,18 +142,19 @@ class Attempts:
             placement=placement,
             finished=asyncio.get_running_loop().create_future(),
             started_at=self._clock.now_s(),
-            on_choice_finished=self.send_credit,
+            on_choice_finished=self._send_credit,
             on_answered=self._note_answer,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
-        run.current = attempt
-        run.prefill_spoke_at = None
         run.timings = replace(run.timings, fetch=FetchReport())
+        self.in_progress[run.run_id] = attempt
         sessions: list[WorkerSession] = []
         try:
-            source = self._ask_for_prefix(run, placement)
-            for descriptor, submit in self._submits(run, epoch, placement, source):
+            source = self._fetches.ask(run.request, placement)
+            now_s = self._clock.now_s()
+            transfer_id = self._ids.transfer()
+            for descriptor, submit in submits_of(run, epoch, placement, transfer_id, source, now_s):
                 session = self._sessions.get(descriptor)
                 # Noted and subscribed before it is sent: if sending fails, it is forgotten below.
                 sessions.append(session)
@@ -175,7 +168,7 @@ class Attempts:
         finally:
             if not attempt.is_answered:
                 self._prefixes.failed(run.run_id)
-            run.current = None
+            del self.in_progress[run.run_id]
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 # Raised above, or the caller has left: asyncio must not report it as unseen.
                 attempt.finished.exception()
@@ -185,12 +178,8 @@ class Attempts:
     def _note_answer(self, attempt: AttemptState) -> None:
         """Learn from a prompt that has been computed."""
         run = attempt.run
-        placement = attempt.placement
         self._prefixes.answered(run.run_id)
-        if placement.fetch is not None:
-            self._fetch_speeds.note(
-                placement.fetch.source, placement.prefill, run.timings.fetch, self._clock.now_s()
-            )
+        self._fetches.note(attempt.placement, run.timings.fetch)
         if attempt.epoch == 0:  # later, the figures of a run may be those of an attempt before
             num_tokens = len(run.request.token_ids) - run.timings.cached_tokens
             with contextlib.suppress(WorkerLost):
@@ -232,37 +221,14 @@ class Attempts:
 
     def _choose(self, run: RequestState, names: PromptNames) -> Placement:
         candidates = self._sessions.candidates()
-        # Only what is published: a prompt on its way to a worker cannot be fetched from there.
         published = self._prefixes.published(names)
-        sources: PrefixSources | None = None
-        now_s = self._clock.now_s()
-        if self._placement.peer_fetch and published:
-            excluded = frozenset(run.excluded)
-            sources = PrefixSources(candidates, published, self._fetch_speeds, now_s, excluded)
+        constraints = self._constraints(run)
+        sources = self._fetches.sources(candidates, published, constraints.excluded)
+        if run.awaits_prompt_scores:
+            sources = None  # cached blocks have no scores to give
         held = self._prefixes.held(names, published)
-        return choose(candidates, run.request, self._constraints(run), held, now_s, sources)
-
-    def _ask_for_prefix(self, run: RequestState, placement: Placement) -> PrefixSource | None:
-        """Ask the holder for what the placed worker is to fetch; None: it is to fetch nothing."""
-        fetch = placement.fetch
-        if fetch is None:
-            return None
-        transfer_id = self._ids.transfer()
-        receiver = placement.prefill
-        offer = OfferPrefix(
-            transfer_id,
-            # One more: the last token of a prompt is never looked for in a cache.
-            run.request.token_ids[: fetch.num_tokens + 1],
-            run.request.scope,
-            receiver.worker_id,
-            receiver.incarnation,
-        )
-        try:
-            self._sessions.get(fetch.source).send(offer)
-        except WorkerLost:
-            return None  # then it is computed
-        address = fetch.source.transfer_address
-        return PrefixSource(transfer_id, address, fetch.num_tokens, fetch.wait_s)
+        now_s = self._clock.now_s()
+        return choose(candidates, run.request, constraints, held, now_s, sources)
 
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
@@ -277,43 +243,21 @@ class Attempts:
             incompatible_pairs=self._sessions.incompatible_pairs,
         )
 
-    def _submits(
-        self,
-        run: RequestState,
-        epoch: Epoch,
-        placement: Placement,
-        source: PrefixSource | None,
-    ) -> list[tuple[WorkerDescriptor, Submit]]:
-        request = replace(run.request, request_id=run.run_id)
-        if run.has_prompt_scores:
-            # They need a prompt computed without the prefix cache: once is enough.
-            request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
-        base = Submit(
-            request=request,
-            epoch=epoch,
-            task=Task.LOCAL,
-            emitted=tuple(tuple(c.token_ids) for c in run.choices),
-            finished_choices=run.finished_choices,
-            credit=run.credit,
-            run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
-            # An age, for clocks of two machines differ.
-            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
-            prefix_source=source,
-        )
-        if placement.path is Path.LOCAL:
-            return [(placement.decode, base)]
-        transfer_id = self._ids.transfer()
-        prefill = placement.prefill
-        decode = placement.decode
-        return [
-            (prefill, _with_peer(base, Task.PREFILL, transfer_id, decode)),
-            (
-                decode,
-                _with_peer(replace(base, prefix_source=None), Task.DECODE, transfer_id, prefill),
-            ),
-        ]
+    def fail(self, run: RequestState, error: ServingError) -> bool:
+        """End the attempt in progress with a fault; False if there is none."""
+        attempt = self.in_progress.get(run.run_id)
+        if attempt is None:
+            return False
+        attempt.fail(error)
+        return True
 
-    def send_credit(self, attempt: AttemptState) -> None:
+    def send_credit(self, run: RequestState) -> None:
+        """Tell the decode worker the new limit; without one, the next attempt starts with it."""
+        attempt = self.in_progress.get(run.run_id)
+        if attempt is not None:
+            self._send_credit(attempt)
+
+    def _send_credit(self, attempt: AttemptState) -> None:
         """Send the decode worker its limit, and the choices that need no more tokens."""
         run = attempt.run
         credit = Credit(run.run_id, attempt.epoch, run.credit, run.finished_choices)
@@ -321,16 +265,3 @@ class Attempts:
             self._sessions.get(attempt.placement.decode).send(credit)
         except WorkerLost as error:
             attempt.fail(error)
-
-
-def _with_peer(
-    submit: Submit, task: Task, transfer_id: TransferId, peer: WorkerDescriptor
-) -> Submit:
-    return replace(
-        submit,
-        task=task,
-        transfer_id=transfer_id,
-        peer_id=peer.worker_id,
-        peer_incarnation=peer.incarnation,
-        peer_address=peer.transfer_address,
-    )

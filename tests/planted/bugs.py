@@ -226,8 +226,7 @@ FIRST = [
     Bug(
         "a Cancel before its Submit is forgotten",
         "worker/attempts.py",
-        "        self._tombstones[request_id] = Epoch(max(epoch, "
-        "self._tombstones.pop(request_id, -1)))\n",
+        "        self._tombstones[run_id] = Epoch(max(epoch, self._tombstones.pop(run_id, -1)))\n",
         "",
         f"{ENDINGS}::test_a_cancel_before_its_submit_leaves_a_tombstone",
     ),
@@ -256,7 +255,7 @@ FIRST = [
     ),
     Bug(
         "a poisonous request is tried for ever",
-        "router/attempts.py",
+        "router/submits.py",
         "DEATHS_BEFORE_ALONE = 2",
         "DEATHS_BEFORE_ALONE = 200",
         f"{SURVIVAL}::test_a_request_of_death_is_quarantined_and_kills_at_most_three",

@@ -7,7 +7,7 @@ import pytest
 from core.session import FetchOutcome, FetchReport, Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
 from router.cost import MAX_FETCH_WAIT_S, Candidate
-from router.observe.why import why_of
+from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
     DEFAULT_TOKENS_PER_S,
