@@ -128,12 +128,10 @@ class AttemptTable:
         if task is Task.LOCAL:
             add_local_sequences(self.scheduler, attempt, self._clock.now_s())
             self.enter(attempt)
-        elif self.role.task is not task:
-            raise WorkerLost(f"this worker takes no {task} attempts")
-        elif self.transfers.has_prefix(attempt.submit.transfer_id):
-            raise InvalidRequest("transfer_id", "names a transfer that is here already")
+        elif self.role.task is task:
+            self.transfers.begin(attempt)
         else:
-            self.role.begin(attempt)
+            raise WorkerLost(f"this worker takes no {task} attempts")
 
     def enter(self, attempt: Attempt) -> None:
         """Queue an attempt's sequences, once a prefix that is fetched for them is here, or not."""

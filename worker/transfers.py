@@ -14,6 +14,7 @@ from kv_transfer.receiver import ReceiverCallbacks
 from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import SenderCallbacks
 from kv_transfer.threadsafe_callbacks import ThreadsafeReceiverCallbacks, ThreadsafeSenderCallbacks
+from worker.attempt import Attempt
 from worker.checking import check_offer
 from worker.components import Loops, TransferAgents, WorkerComponents
 from worker.ports import Attempts
@@ -79,9 +80,16 @@ class Transfers:
             "fetched prefixes": len(self.fetches),
         }
 
-    def has_prefix(self, transfer_id: TransferId) -> bool:
-        """Return True while a prefix goes by this id: no hand-over may."""
-        return transfer_id in self.offers or transfer_id in self.fetches
+    def begin(self, attempt: Attempt) -> None:
+        """Begin the hand-over of an attempt.
+
+        Raises:
+            InvalidRequest: Its transfer id is in use; nothing was changed.
+        """
+        transfer_id = attempt.submit.transfer_id
+        if transfer_id in self.offers or transfer_id in self.fetches:
+            raise InvalidRequest("transfer_id", "names a transfer that is here already")
+        self.role.begin(attempt)
 
     def offer_prefix(self, message: OfferPrefix) -> None:
         """Let a peer fetch blocks that are cached here.
