@@ -20,7 +20,7 @@ from engine.scheduling.block_tables import BlockTables
 from engine.scheduling.sequence import UNLIMITED_CREDIT, Sequence
 from engine.scheduling.sequences import Sequences
 
-LARGEST_SHARE = 4
+LARGEST_SHARE = 2
 """Blocks that peers read, and blocks that peers fill, are each at most this part of the pool."""
 
 

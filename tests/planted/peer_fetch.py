@@ -27,7 +27,7 @@ BUGS = [
         "engine/scheduling/prefix_blocks.py",
         "        if self.num_read + len(hits) > self._num_most:\n",
         "        if self.num_read < 0:\n",
-        BLOCKS + "test_peers_read_no_more_than_a_quarter_of_the_pool",
+        BLOCKS + "test_peers_read_no_more_than_half_of_the_pool",
     ),
     Bug(
         "a prefix takes the blocks that others wait for",
@@ -128,5 +128,13 @@ BUGS = [
         "self.fetches:\n",
         "        if message.transfer_id in self.fetches:\n",
         FAULTS + "test_a_transfer_has_one_id_whatever_it_carries",
+    ),
+    Bug(
+        "a fetch that was given up while it dialled is opened all the same",
+        "kv_transfer/receive_stream.py",
+        "                    if receiver.is_closed:\n                        return\n",
+        "",
+        "tests/unit/kv_transfer/test_receiver_faults.py"
+        "::test_a_fetch_that_is_given_up_while_it_dials_is_not_opened",
     ),
 ]

@@ -159,7 +159,7 @@ def test_peers_read_a_bounded_part_of_a_pool():
         holder, view = await held_elsewhere(cluster)
         view.claims = dict.fromkeys(ids(cluster, Role.DECODE), 0)
         prefixes = by_id(cluster, holder).scheduler.prefixes
-        prefixes.num_read = ENGINE.num_blocks // 4 - SHARED // 4 + 1
+        prefixes.num_read = ENGINE.num_blocks // 2 - SHARED // 4 + 1
         tokens, ended = await ask(cluster, "second", TAIL)
         prefixes.num_read = 0
         return tokens, ended

@@ -58,8 +58,8 @@ def test_what_is_cached_is_pinned_by_its_tokens_and_scope():
     scheduler.pool.check()
 
 
-def test_peers_read_no_more_than_a_quarter_of_the_pool():
-    scheduler = engine(num_blocks=20)
+def test_peers_read_no_more_than_half_of_the_pool():
+    scheduler = engine(num_blocks=10)
     cached(scheduler)
     pinned = scheduler.prefixes.pin(prefix(scheduler))
     assert len(pinned) == 3
@@ -120,11 +120,11 @@ def test_who_waits_for_blocks_comes_first():
 
 @pytest.mark.parametrize("why", ["share", "pool", "step"])
 def test_no_room_is_a_refusal_and_takes_nothing(why):
-    scheduler = engine(num_blocks=12)
+    scheduler = engine(num_blocks=10)
     if why == "share":
         scheduler.prefixes.reserve(prefix(scheduler, scope="another"))
     elif why == "pool":
-        scheduler.pool.allocate(10)
+        scheduler.pool.allocate(8)
     else:
         scheduler._sequences.copies_from_free = True
     num_held = scheduler.pool.num_held
