@@ -50,6 +50,8 @@ class WorkerDescriptor:
     node: str = ""
     pid: int = 0
     rank_pids: tuple[int, ...] = ()
+    exports_kv: bool = True
+    """What it computes can be read by peers; a decode worker's device keeps it to itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,7 +124,7 @@ class PrefixSources:
         for c in candidates:
             descriptor = c.descriptor
             num_blocks = published_blocks.get(descriptor.worker_id, 0)
-            if not num_blocks or descriptor.worker_id in excluded:
+            if not num_blocks or descriptor.worker_id in excluded or not descriptor.exports_kv:
                 continue
             if speeds.is_resting(descriptor, now_s):
                 continue

@@ -80,6 +80,7 @@ def _descriptor_to_wire(d: WorkerDescriptor) -> pb.WorkerDescriptor:
         node=d.node,
         pid=d.pid,
         rank_pids=d.rank_pids,
+        exports_kv=d.exports_kv,
     )
 
 
@@ -99,6 +100,7 @@ def _descriptor_from_wire(w: pb.WorkerDescriptor) -> WorkerDescriptor:
         node=w.node,
         pid=w.pid,
         rank_pids=tuple(w.rank_pids),
+        exports_kv=w.exports_kv,
     )
 
 

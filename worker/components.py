@@ -98,6 +98,8 @@ class WorkerComponents:
     """Longest frame of a session."""
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
+    exports_kv: bool = True
+    """Whether `kv` holds what is computed here; a device may keep it to itself."""
     block_changes: BlockChanges | None = None
     """Notes which cached blocks come and go; None: nobody wants to know."""
 
@@ -117,4 +119,5 @@ class WorkerComponents:
             node=self.node,
             pid=self.pid,
             rank_pids=self.runner.rank_pids(),
+            exports_kv=self.exports_kv,
         )

@@ -28,6 +28,7 @@ class PrefixOffers:
         self._prefixes = prefixes
         self._kv = components.kv
         self._layout = components.layout
+        self._exports_kv = components.exports_kv
         self._agent = agents.send
         self._post = agents.post
         self._pinned: dict[TransferId, list[int]] = {}
@@ -51,8 +52,10 @@ class PrefixOffers:
         transfer_id = message.transfer_id
         if transfer_id in self._pinned:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
-        # By tokens: what an index says, or a name, is no reason to send anybody's KV.
-        blocks = self._prefixes.pin(self._prefixes.prefix(message.token_ids, message.scope))
+        blocks: list[int] = []
+        if self._exports_kv:
+            # By tokens: what an index says, or a name, is no reason to send anybody's KV.
+            blocks = self._prefixes.pin(self._prefixes.prefix(message.token_ids, message.scope))
         if not blocks:
             self.num_declined += 1
             self._post(self._agent.decline, transfer_id)

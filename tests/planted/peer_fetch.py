@@ -137,4 +137,19 @@ BUGS = [
         "tests/unit/kv_transfer/test_receiver_faults.py"
         "::test_a_fetch_that_is_given_up_while_it_dials_is_not_opened",
     ),
+    Bug(
+        "a device's stage is sent, which holds what was there before",
+        "worker/prefix_offers.py",
+        "        if self._exports_kv:\n",
+        "        if blocks == []:\n",
+        FAULTS + "test_a_device_that_keeps_its_kv_to_itself_declines_whatever_it_is_asked",
+    ),
+    Bug(
+        "workers are asked for KV that their device keeps",
+        "router/prefix_sources.py",
+        " or not descriptor.exports_kv:\n",
+        ":\n",
+        "tests/component/test_peer_fetch.py"
+        "::test_what_a_decode_workers_device_keeps_to_itself_is_not_fetched",
+    ),
 ]

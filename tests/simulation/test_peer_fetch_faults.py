@@ -54,6 +54,17 @@ def test_a_holder_that_has_evicted_it_refuses_at_once():
     assert num_declined == 1 and ended.timing.fetch_s < 0.02
 
 
+def test_a_device_that_keeps_its_kv_to_itself_declines_whatever_it_is_asked():
+    async def scenario(cluster):
+        holder, view = await held_elsewhere(cluster)
+        view.claims = dict.fromkeys(ids(cluster, Role.DECODE), 0)
+        by_id(cluster, holder).transfers.offers._exports_kv = False
+        return await ask(cluster, "second", TAIL)
+
+    tokens, ended = fetching(scenario)
+    computed(ended, "not_held", tokens)
+
+
 def test_a_prompt_of_another_scope_is_not_sent_whatever_an_index_says():
     async def scenario(cluster):
         holder, view = await held_elsewhere(cluster)

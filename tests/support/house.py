@@ -97,6 +97,9 @@ class DirectRunner:
         await asyncio.sleep(0)
         return result
 
+    async def lost(self):
+        await asyncio.Event().wait()
+
     async def restart(self):
         raise AssertionError("a direct runner never dies")
 
@@ -308,6 +311,7 @@ class InProcessCluster:
             incarnation=self.ids.incarnation(),
             model=self.spec.name,
             pid=len(self.units) + 1,
+            exports_kv=role is Role.PREFILL or not self.staged,
         )
         unit = compose_worker(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)

@@ -255,7 +255,7 @@ class Welcome(_message.Message):
     def __init__(self, descriptor: _Optional[_Union[WorkerDescriptor, _Mapping]] = ...) -> None: ...
 
 class WorkerDescriptor(_message.Message):
-    __slots__ = ("worker_id", "role", "incarnation", "session_address", "transfer_address", "model", "content_digest", "block_size_tokens", "num_blocks", "max_model_len", "tier", "node", "pid", "rank_pids")
+    __slots__ = ("worker_id", "role", "incarnation", "session_address", "transfer_address", "model", "content_digest", "block_size_tokens", "num_blocks", "max_model_len", "tier", "node", "pid", "rank_pids", "exports_kv")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -270,6 +270,7 @@ class WorkerDescriptor(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     RANK_PIDS_FIELD_NUMBER: _ClassVar[int]
+    EXPORTS_KV_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     incarnation: int
@@ -284,7 +285,8 @@ class WorkerDescriptor(_message.Message):
     node: str
     pid: int
     rank_pids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., incarnation: _Optional[int] = ..., session_address: _Optional[str] = ..., transfer_address: _Optional[str] = ..., model: _Optional[str] = ..., content_digest: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tier: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ...) -> None: ...
+    exports_kv: bool
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., incarnation: _Optional[int] = ..., session_address: _Optional[str] = ..., transfer_address: _Optional[str] = ..., model: _Optional[str] = ..., content_digest: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tier: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., exports_kv: _Optional[bool] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "logprob")
