@@ -31,8 +31,6 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
-MIN_FETCHED_TOKENS = 64
-"""Fewer are computed in less time than two workers need to agree."""
 MIN_FETCH_WAIT_S = 0.1
 MAX_FETCH_WAIT_S = 2.0
 """Between these, a fetch may take as long as what it saves."""
@@ -177,7 +175,7 @@ class Prediction:
         self, c: Candidate, cached_tokens: int, queued_s: float, tokens_per_s: float
     ) -> Fetch | None:
         sources = self._sources
-        if sources is None or self._most_tokens - cached_tokens < MIN_FETCHED_TOKENS:
+        if sources is None or self._most_tokens <= cached_tokens:
             return None
         found = sources.best_for(c.descriptor)
         if found is None:
@@ -186,7 +184,7 @@ class Prediction:
         size = c.descriptor.block_size_tokens
         num_tokens = min(held_tokens, self._num_tokens - 1) // size * size
         num_gained = num_tokens - cached_tokens
-        if num_gained < MIN_FETCHED_TOKENS:
+        if num_gained <= 0:
             return None
         exposed_s = max(0.0, sources.seconds(source, c.descriptor, num_gained) - queued_s)
         saved_s = num_gained / tokens_per_s

@@ -96,7 +96,7 @@ class PlacementConfig(Node):
         "this stays local; without a prefix index, every token of a prompt counts",
     )
     peer_fetch: bool = Field(
-        default=False,
+        default=True,
         description="let a worker fetch what another one has cached of a prompt, where that is "
         "predicted to be cheaper than to compute it",
     )

@@ -77,7 +77,6 @@ async def is_exact(asking, token_ids, reply):
 def config(path, prefill, decode, **changes):
     return config_of(
         placement__path=path,
-        placement__peer_fetch=True,
         router__replicas=1,
         pools__prefill__replicas=prefill,
         pools__decode__replicas=decode,

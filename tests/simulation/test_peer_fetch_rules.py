@@ -114,7 +114,7 @@ def test_nothing_is_fetched_unless_it_is_switched_on():
         await held_elsewhere(cluster)
         return (await ask(cluster, "second", TAIL))[1], cluster.transitions
 
-    ended, transitions = fetching(scenario, placement=PlacementConfig(path="pd"))
+    ended, transitions = fetching(scenario, placement=PlacementConfig(path="pd", peer_fetch=False))
     assert ended.timing.fetch_outcome == "" and "source" not in ended.timing.why["decision"]
     assert transitions[Transition.SENDER_OFFERED] == 2, "the two hand-overs"
 

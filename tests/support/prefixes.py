@@ -19,8 +19,8 @@ TAIL = (*LONG[:140], 3, 1, 4, 1, 5, 9, 2, 6, 5, 3)
 """The same but for its end: 35 blocks of 4 tokens are shared."""
 SHARED = 140
 ENGINE = EngineConfig(block_size_tokens=4, num_blocks=160, max_step_tokens=64, max_sequences=16)
-FETCHES = PlacementConfig(path="pd", peer_fetch=True)
-LOCAL = PlacementConfig(path="local", peer_fetch=True)
+FETCHES = PlacementConfig(path="pd")
+LOCAL = PlacementConfig(path="local")
 GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 
 
