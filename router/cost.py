@@ -31,6 +31,9 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
+FETCH_WEIGHT = 0.25
+"""A fetched token takes room here that it has elsewhere already: while its holder waits for no more
+than that, it stays where it is."""
 MIN_FETCH_WAIT_S = 0.1
 MAX_FETCH_WAIT_S = 2.0
 """Between these, a fetch may take as long as what it saves."""
@@ -278,14 +281,16 @@ class Prediction:
                 most = (num_tokens - 1) // size
                 uncached -= (num_blocks if num_blocks < most else most) * size
             late_s = c.exposed_transfer_s
+            doubled = 0.0
             if most_tokens > num_tokens - uncached:
                 cached = num_tokens - uncached
                 fetch = self._fetch(c, cached, queued / tokens_per_s, tokens_per_s)
                 if fetch is not None:
                     uncached -= fetch.num_gained
                     late_s += fetch.exposed_s
+                    doubled = FETCH_WEIGHT * fetch.num_gained
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
-            tokens = queued + WORK_WEIGHT * uncached + occupied
+            tokens = queued + WORK_WEIGHT * uncached + occupied + doubled
             weights.append(tokens / tokens_per_s + late_s)
         return weights
 

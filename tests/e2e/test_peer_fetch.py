@@ -13,7 +13,7 @@ from support.rig import ProcessCluster, config_of
 RNG = random.Random(5)
 SHARED = 900
 """Tokens of a prompt that others begin with, too: 56 blocks."""
-BURST = 6
+BURST = 12
 TIMING = {"x-baton-timing": "1"}
 
 
@@ -22,7 +22,7 @@ def prompt():
 
 
 def tail():
-    return [RNG.randrange(32, 120) for _ in range(60)]
+    return [RNG.randrange(32, 120) for _ in range(100)]
 
 
 class Asking:

@@ -152,4 +152,11 @@ BUGS = [
         "tests/component/test_peer_fetch.py"
         "::test_what_a_decode_workers_device_keeps_to_itself_is_not_fetched",
     ),
+    Bug(
+        "a conversation hops from worker to worker",
+        "router/cost.py",
+        "                    doubled = FETCH_WEIGHT * fetch.num_gained\n",
+        "",
+        SOURCES + "test_a_prefix_stays_with_its_holder_until_that_is_busier_than_a_copy_is_dear",
+    ),
 ]

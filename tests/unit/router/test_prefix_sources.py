@@ -1,12 +1,13 @@
 """Who is asked for a prefix, at what cost, and when it is better computed."""
 
+import math
 from dataclasses import replace
 
 import pytest
 
 from core.session import FetchOutcome, FetchReport, Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
-from router.cost import MAX_FETCH_WAIT_S, Candidate
+from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S, Candidate
 from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
@@ -58,8 +59,16 @@ def test_a_busy_holder_is_asked_and_an_idle_worker_serves():
     assert row["total_ms"] == pytest.approx(226.0)
 
 
-def test_an_idle_holder_serves_itself():
-    placement = placed([HOLDER, IDLER], {"holder": 50})
+def test_a_prefix_stays_with_its_holder_until_that_is_busier_than_a_copy_is_dear():
+    """What the holder did of late is no reason: a conversation would hop from worker to worker."""
+    dear = FETCH_WEIGHT * 800 + SPEED * (OVERHEAD_S + 800 / DEFAULT_TOKENS_PER_S)
+    for queued, name in ((0, "holder"), (int(dear) - 5, "holder"), (int(dear) + 5, "idle")):
+        busy = Candidate(HOLDER.descriptor, IDLE, queued, prefill_tokens_per_s=SPEED)
+        assert placed([busy, IDLER], {"holder": 50}).prefill.worker_id == name, queued
+    worked = Candidate(
+        HOLDER.descriptor, IDLE, prefill_tokens_per_s=SPEED, recent_work=math.log(5_000)
+    )
+    placement = placed([worked, IDLER], {"holder": 50})
     assert placement.prefill.worker_id == "holder" and placement.fetch is None
 
 
