@@ -50,6 +50,7 @@ STOP_GRACE_S = 5.0
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
     """Return the pools that the config fills with workers, and those that path pd requires."""
+    # The operator wants the transfer: one pool alone is not what was asked for.
     if config.placement.path == "pd":
         return frozenset(Role)
     return frozenset(role for role, pool in pools_of(config).items() if pool.replicas)
@@ -145,6 +146,7 @@ class RunningRouter:
 
     async def start(self) -> None:
         """Follow the members, and start both servers."""
+        # Child processes before the ports: the first request would wait for them otherwise.
         await self._tokenizer.start()
         await self._bodies.start()
         self.sessions.follow()
@@ -169,10 +171,13 @@ class RunningRouter:
         app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
             app,
+            # Named: `auto` would silently take another parser if this one were missing.
             http="httptools",
             ws="none",
+            # Its own settings would replace ours; requests are logged by the router itself.
             log_config=None,
             access_log=False,
+            # The application holds nothing that starts or stops: this class does.
             lifespan="off",
             timeout_keep_alive=60,
             timeout_graceful_shutdown=int(STOP_GRACE_S),

@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from core.config import PlacementConfig, RouterConfig
+from core.config import RouterConfig
 from core.containment import contained
 from core.errors import (
     Draining,
@@ -51,20 +51,19 @@ class Attempts:
         self,
         sessions: WorkerSessions,
         config: RouterConfig,
-        placement: PlacementConfig,
         clock: Clock,
         ids: Ids,
         prefixes: PromptPrefixes,
+        fetches: PeerFetches,
         observer: RequestObserver,
     ) -> None:
         """Start with the full budget: this router's share of the cluster's."""
         self._sessions = sessions
         self._config = config
-        self._placement = placement
         self._clock = clock
         self._ids = ids
         self._prefixes = prefixes
-        self._fetches = PeerFetches(sessions, ids, clock, is_switched_on=placement.peer_fetch)
+        self._fetches = fetches
         self._observer = observer
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
@@ -144,6 +143,7 @@ class Attempts:
             started_at=self._clock.now_s(),
             on_choice_finished=self._send_credit,
             on_answered=self._note_answer,
+            on_handed_over=self._note_hand_over,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
@@ -187,6 +187,13 @@ class Attempts:
                     num_tokens, run.timings.prefill_s
                 )
 
+    def _note_hand_over(self, attempt: AttemptState) -> None:
+        """Learn how late the KV came."""
+        placement = attempt.placement
+        with contextlib.suppress(WorkerLost):
+            session = self._sessions.get(placement.prefill)
+            session.handed_over(placement.decode, attempt.exposed_transfer_s)
+
     async def _place(
         self, run: RequestState, after: ServingError | None, names: PromptNames
     ) -> Placement:
@@ -223,7 +230,7 @@ class Attempts:
         candidates = self._sessions.candidates()
         published = self._prefixes.published(names)
         constraints = self._constraints(run)
-        sources = self._fetches.sources(candidates, published, constraints.excluded)
+        sources = self._fetches.sources(candidates, published, constraints)
         if run.awaits_prompt_scores:
             sources = None  # cached blocks have no scores to give
         held = self._prefixes.held(names, published)
@@ -233,12 +240,9 @@ class Attempts:
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
         return PlacementConstraints(
-            path=run.path,
-            local_below_tokens=self._placement.local_below_tokens,
-            # One transfer carries one sequence, which choices with output no longer are; and of a
-            # single token there is nothing to hand over.
-            must_be_local=(len(run.choices) > 1 and has_output)
-            or run.request.sampling.max_tokens == 1,
+            rules=run.rules,
+            # One transfer carries one sequence, which choices with output no longer are.
+            must_be_local=len(run.choices) > 1 and has_output,
             excluded=frozenset(run.excluded),
             incompatible_pairs=self._sessions.incompatible_pairs,
         )

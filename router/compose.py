@@ -23,6 +23,7 @@ from router.choice_output import NewDecoder
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport, gauges_of, no_report
+from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
@@ -30,6 +31,7 @@ from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
+from router.peer_fetches import PeerFetches
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
@@ -103,7 +105,9 @@ def compose(components: RouterComponents, observer: RequestObserver | None = Non
     """Put a router's core together; it follows the members once `sessions.follow` is called."""
     sessions = _sessions(components)
     admission = _admission(components)
-    return _core(components, sessions, admission, observer or RequestObserver())
+    prefixes = _prefixes(components)
+    fetches = _fetches(components, sessions)
+    return _core(components, sessions, admission, prefixes, fetches, observer or RequestObserver())
 
 
 def compose_service(components: RouterComponents, parts: ServiceComponents) -> Router:
@@ -143,7 +147,9 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations()
     recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
-    core = _core(components, sessions, admission, recorder)
+    prefixes = _prefixes(components)
+    fetches = _fetches(components, sessions)
+    core = _core(components, sessions, admission, prefixes, fetches, recorder)
     service = GenerationService(
         parts.model,
         config,
@@ -168,6 +174,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         parts.keyring,
         parts.read_prefix_report,
         explanations,
+        PromptReport(prefixes, fetches, sessions.candidates, components.placement, clock),
         clock,
     )
     return Router(core, service, mirror)
@@ -189,20 +196,30 @@ def _admission(components: RouterComponents) -> Admission:
     )
 
 
+def _fetches(components: RouterComponents, sessions: WorkerSessions) -> PeerFetches:
+    return PeerFetches(sessions, components.ids, components.clock)
+
+
+def _prefixes(components: RouterComponents) -> PromptPrefixes:
+    return PromptPrefixes(components.view, components.hash_key, components.clock)
+
+
 def _core(
     components: RouterComponents,
     sessions: WorkerSessions,
     admission: Admission,
+    prefixes: PromptPrefixes,
+    fetches: PeerFetches,
     observer: RequestObserver,
 ) -> RouterCore:
     config = components.config
     attempts = Attempts(
         sessions,
         config,
-        components.placement,
         components.clock,
         components.ids,
-        PromptPrefixes(components.view, components.hash_key, components.clock),
+        prefixes,
+        fetches,
         observer,
     )
     orchestrator = Orchestrator(

@@ -16,29 +16,26 @@ from core.ports import Clock
 from core.session import FetchReport, OfferPrefix, PrefixSource
 from core.types import GenerateRequest
 from router.cost import Candidate
-from router.placement import Placement
+from router.placement import Placement, PlacementConstraints
 from router.prefix_sources import FetchSpeeds, PrefixSources
 from router.workers.sessions import WorkerSessions
 
 
 class PeerFetches:
-    """Lets workers fetch from one another; switched off, it never finds a source."""
+    """Lets workers fetch from one another, where `PlacementConfig.peer_fetch` is on."""
 
-    def __init__(
-        self, sessions: WorkerSessions, ids: Ids, clock: Clock, *, is_switched_on: bool
-    ) -> None:
+    def __init__(self, sessions: WorkerSessions, ids: Ids, clock: Clock) -> None:
         """Know no speeds yet."""
         self._sessions = sessions
         self._ids = ids
         self._clock = clock
-        self._is_switched_on = is_switched_on
         self._speeds = FetchSpeeds()
 
     def sources(
         self,
         candidates: Sequence[Candidate],
         published_blocks: Mapping[WorkerId, int],
-        excluded: frozenset[WorkerId],
+        constraints: PlacementConstraints,
     ) -> PrefixSources | None:
         """Find who could send the beginning of a prompt; None: nobody is to.
 
@@ -46,12 +43,18 @@ class PeerFetches:
             candidates: Live workers.
             published_blocks: How many leading blocks each has published: what is only on its way
                 to a worker cannot be fetched from there.
-            excluded: Workers that have failed this request.
+            constraints: Whether anything is fetched, and from whom nothing: those that have failed
+                the request.
         """
-        if not self._is_switched_on or not published_blocks:
+        if not constraints.rules.peer_fetch or not published_blocks:
             return None
-        now_s = self._clock.now_s()
-        return PrefixSources(candidates, published_blocks, self._speeds, now_s, excluded)
+        return PrefixSources(
+            candidates,
+            published_blocks,
+            self._speeds,
+            self._clock.now_s(),
+            constraints.excluded,
+        )
 
     def ask(self, request: GenerateRequest, placement: Placement) -> PrefixSource | None:
         """Ask the holder for what the placed worker is to fetch; None: it fetches nothing."""

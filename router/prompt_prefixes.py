@@ -13,6 +13,7 @@ from typing import Protocol
 from core.block_hash import BlockHash, block_hashes, root_hash
 from core.ids import RunId, WorkerId
 from core.ports import Clock
+from core.prefix_changes import StorageTier
 from core.session import WorkerDescriptor
 from core.types import GenerateRequest
 from router.expected_prefixes import ExpectedPrefixes
@@ -36,6 +37,12 @@ class HeldBlocks(Protocol):
         """Count the leading blocks that each worker holds."""
         ...
 
+    def count_by_tier(
+        self, worker: WorkerId, block_hashes: Sequence[BlockHash]
+    ) -> dict[StorageTier, int]:
+        """Count those of the blocks that a worker holds in each storage tier."""
+        ...
+
 
 class PromptPrefixes:
     """The router's knowledge of prefixes; without a view there is none, and nothing is hashed."""
@@ -53,6 +60,12 @@ class PromptPrefixes:
         """Name the blocks of a prompt as each of the workers would, but for its last token's."""
         if self._view is None or self._view.is_empty:
             return {}
+        return await self.name_blocks(request, descriptors)
+
+    async def name_blocks(
+        self, request: GenerateRequest, descriptors: Iterable[WorkerDescriptor]
+    ) -> PromptNames:
+        """Name them also while nobody is known to hold any block."""
         kinds = dict.fromkeys((d.content_digest, d.block_size_tokens) for d in descriptors)
         return {kind: await self._hash(request, *kind) for kind in kinds}
 
@@ -72,14 +85,6 @@ class PromptPrefixes:
             parent = hashes[-1] if hashes else parent
         return hashes
 
-    def published(self, names: PromptNames) -> dict[WorkerId, int]:
-        """Count the leading blocks of a prompt that each worker holds now."""
-        published: dict[WorkerId, int] = {}
-        if self._view is not None:
-            for hashes in names.values():
-                published |= self._view.match(hashes)
-        return published
-
     def held(
         self, names: PromptNames, published: Mapping[WorkerId, int] | None = None
     ) -> dict[WorkerId, int]:
@@ -87,15 +92,28 @@ class PromptPrefixes:
 
         `published` is the answer of the other question, if it was asked just now.
         """
-        held: dict[WorkerId, int] = {}
+        held = dict(self.published(names) if published is None else published)
         if self._view is None or self._view.is_empty:
             return held
-        held.update(self.published(names) if published is None else published)
         now_s = self._clock.now_s()
         for hashes in names.values():
             for worker, num_blocks in self._expected.match(hashes, now_s).items():
                 held[worker] = max(held.get(worker, 0), num_blocks)
         return held
+
+    def published(self, names: PromptNames) -> dict[WorkerId, int]:
+        """Count the leading blocks that each worker has published."""
+        found: dict[WorkerId, int] = {}
+        if self._view is not None:
+            for hashes in names.values():
+                found |= self._view.match(hashes)
+        return found
+
+    def count_by_tier(
+        self, worker: WorkerId, block_hashes: Sequence[BlockHash]
+    ) -> dict[StorageTier, int]:
+        """Count those of the blocks that a worker has published in each storage tier."""
+        return {} if self._view is None else self._view.count_by_tier(worker, block_hashes)
 
     def sent(self, run_id: RunId, worker: WorkerDescriptor, names: PromptNames) -> None:
         """A prompt goes to a worker: those like it find it there from now on."""

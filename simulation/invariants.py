@@ -129,8 +129,7 @@ class Watch(ClusterObserver):
 
 def _could_place(router: SimRouter, run: RequestState) -> bool:
     constraints = PlacementConstraints(
-        path=run.path,
-        local_below_tokens=1,
+        rules=run.rules.model_copy(update={"local_below_tokens": 1}),
         must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
     )
     try:

@@ -100,3 +100,14 @@ class PlacementConfig(Node):
         description="let a worker fetch what another one has cached of a prompt, where that is "
         "predicted to be cheaper than to compute it",
     )
+    prefill_tokens_per_s: float = Field(
+        8_000.0,
+        gt=0,
+        description="speed at which workers compute prompts, until it is measured",
+    )
+    sequence_tokens: int = Field(
+        16,
+        ge=1,
+        description="what a decoding sequence takes from a prompt that is computed beside it, in "
+        "tokens of prompt",
+    )

@@ -130,6 +130,7 @@ class SamplingBody(Body):
         """Put together what the service is asked for."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options", "is only allowed with stream: true")
+        # Refused, not ignored: whoever pays for ranking must not get the first choices unranked.
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequest(
                 "best_of", f"is {self.best_of}, must be n = {self.n or 1}: choices are not ranked"
@@ -180,6 +181,7 @@ class CompletionBody(SamplingBody):
         if not prompt:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         token_ids = [entry for entry in prompt if isinstance(entry, int)]
+        # One list of ids is one prompt; lists of lists are several.
         if token_ids:
             return [token_ids]
         if len(prompt) > MAX_PROMPTS:
@@ -199,6 +201,7 @@ class CompletionBody(SamplingBody):
         if self.logprobs is not None:
             given["logprobs"] = self.logprobs
             if self.echo:
+                # As at OpenAI: an echoed prompt has scores as the output has.
                 given.setdefault("prompt_logprobs", self.logprobs)
         if self.is_echo_only:
             # Workers compute one token at least; the reply leaves it out.
@@ -232,6 +235,18 @@ class ChatBody(SamplingBody, Conversation):
         if self.logprobs:
             given["logprobs"] = self.top_logprobs or 0
         return [self.params(chat, given, request_id, trace, adds_special_tokens=False)]
+
+
+class ExplainBody(CompletionBody):
+    """`POST /prefix-index/explain` of a text or of token ids: a completion's body."""
+
+    tenant: StrictStr | None = Field(None, description="whose cache; other than its own: admins")
+
+
+class ExplainChatBody(ChatBody):
+    """`POST /prefix-index/explain` of a conversation: a chat completion's body."""
+
+    tenant: StrictStr | None = Field(None, description="whose cache; other than its own: admins")
 
 
 class TokenizeBody(Body):
@@ -279,4 +294,5 @@ def _bias(given: dict[str, int | float]) -> tuple[tuple[int, float], ...]:
         if not (name.isascii() and name.isdigit() and len(name) <= len(str(2**32))):
             raise InvalidRequest("logit_bias", f"has the key {name[:20]!r}, must be a token id")
         pairs.append((int(name), float(value)))
+    # In one order: equal wishes are equal values, whatever order JSON had.
     return tuple(sorted(pairs))

@@ -15,7 +15,6 @@ from core.plan import SampleSpec, StepItem, StepPlan
 from core.session import Role
 from core.types import SamplingParams
 from engine.model.runner import ModelRunner
-from router.peer_fetches import PeerFetches
 from router.prompt_prefixes import PromptPrefixes
 from simulation.hash_runner import MemoryKV
 
@@ -60,7 +59,6 @@ async def ask_both(house, source):
     view = PoolsView(lambda: house.units)
     attempts = house.orchestrator._attempts
     attempts._prefixes = PromptPrefixes(view, b"", house.clock)
-    attempts._fetches = PeerFetches(house.sessions, house.ids, house.clock, is_switched_on=True)
     await house.ask(FIRST, max_tokens=NUM_TOKENS, ignore_eos=True)
     holders = [u for u in house.units if u.pool.num_cached]
     by_id = {u.descriptor.worker_id: u for u in holders}

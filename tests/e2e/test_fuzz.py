@@ -18,7 +18,7 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from support.rig import is_long
+from support.process_cluster import is_long
 from support.samples import SEED
 from support.up import idle
 

@@ -111,7 +111,7 @@ NEAR = {
 EXACT = ["tests/component/test_exactness.py", "-k", "not bare_engine and not every_family"]
 FAR = {
     "engine": ["tests/component/test_sampling_exactness.py", *EXACT],
-    "kv_transfer": ["tests/component/test_transports.py", "tests/component/test_meeting.py"],
+    "kv_transfer": ["tests/component/test_transports.py", "tests/component/test_introductions.py"],
     "router": ["tests/component/test_tokenizing.py"],
     "worker": ["tests/component/test_disconnects.py"],
     "prefill_worker": EXACT,

@@ -1,4 +1,4 @@
-"""The house rules that a linter cannot see, and the promises documents make."""
+"""The rules that a linter cannot see, and the promises documents make."""
 
 import ast
 import importlib

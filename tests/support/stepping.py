@@ -1,6 +1,6 @@
 """A scheduler over the hash model, stepped by hand.
 
-Owns the engine of unit tests and the requests for it. Called by tests of `engine`.
+Owns the engine of unit tests and the requests for it.
 """
 
 import asyncio

@@ -236,7 +236,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("queue_s", "prefill_s", "exposed_transfer_s", "decode_s", "ttft_s", "e2e_s", "kv_bytes", "kv_blocks", "path", "prefill_worker", "decode_worker", "prefill_pid", "decode_pid", "attempts", "tokenize_s", "router_s", "first_decode_s", "finish_s", "cached_tokens", "kv_transport", "kv_parts_healed")
+    __slots__ = ("queue_s", "prefill_s", "exposed_transfer_s", "decode_s", "ttft_s", "e2e_s", "kv_bytes", "kv_blocks", "path", "prefill_worker", "decode_worker", "prefill_pid", "decode_pid", "attempts", "tokenize_s", "router_s", "first_decode_s", "finish_s", "cached_tokens", "kv_transport", "kv_parts_healed", "why")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +258,7 @@ class Timing(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     KV_PARTS_HEALED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     prefill_s: float
     exposed_transfer_s: float
@@ -279,7 +280,8 @@ class Timing(_message.Message):
     cached_tokens: int
     kv_transport: str
     kv_parts_healed: int
-    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., exposed_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., prefill_pid: _Optional[int] = ..., decode_pid: _Optional[int] = ..., attempts: _Optional[_Iterable[str]] = ..., tokenize_s: _Optional[float] = ..., router_s: _Optional[float] = ..., first_decode_s: _Optional[float] = ..., finish_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_parts_healed: _Optional[int] = ...) -> None: ...
+    why: _struct_pb2.Struct
+    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., exposed_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., prefill_pid: _Optional[int] = ..., decode_pid: _Optional[int] = ..., attempts: _Optional[_Iterable[str]] = ..., tokenize_s: _Optional[float] = ..., router_s: _Optional[float] = ..., first_decode_s: _Optional[float] = ..., finish_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_parts_healed: _Optional[int] = ..., why: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
     __slots__ = ("request_id", "delta", "finished", "summary", "prompt")

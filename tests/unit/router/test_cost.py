@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config import PlacementConfig
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
 from router.cost import WORK_WEIGHT, Candidate, Prediction
@@ -15,8 +16,8 @@ from router.workers.load import WorkerLoad
 
 DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
 PROMPT = GenerateRequest("r", "m", tuple(range(1_000)), SamplingParams(), 1, 0.0)
-PD = PlacementConstraints("pd", 32)
-AUTO = PlacementConstraints("auto", 32)
+PD = PlacementConstraints(PlacementConfig(path="pd"))
+AUTO = PlacementConstraints()
 IDLE = Load(free_blocks=10_000)
 DECODE = Candidate(replace(DESCRIPTOR, worker_id="d", role=Role.DECODE), IDLE)
 
@@ -79,10 +80,56 @@ def test_a_fast_worker_may_have_the_longer_queue():
     assert chosen([replace(fast, prefill_tokens_per_s=1_000.0), slow], {}) == "slow"
 
 
+def test_until_speeds_are_measured_the_settings_say_what_a_token_costs():
+    rules = PlacementConfig(prefill_tokens_per_s=500.0, sequence_tokens=50)
+    busy = replace(DECODE, load=Load(num_running=4, free_blocks=10_000))
+    cost = Prediction([busy], 1_000, 1, {}, 0.0, rules).cost(busy, has_transfer=False)
+    assert (cost.prefill_s, cost.decode_s) == (2.0, 0.4)
+
+
 def test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest():
     a = worker("a", prefill_tokens_per_s=1_000.0, recent_work=5.0)
     b = worker("b", prefill_tokens_per_s=950.0, recent_work=3.0)
     assert chosen([a, b], {}) == "b"
+
+
+def test_a_late_transfer_costs_as_much_as_a_queue_that_long():
+    late = worker("late", exposed_transfer_s=0.5)
+    for queued, name in ((3_999, "queued"), (4_001, "late")):
+        assert chosen([late, worker("queued", pending_tokens=queued)], {}) == name, queued
+    prediction = Prediction([late], 1_000, 1, {}, 0.0)
+    cost = prediction.cost(late, has_transfer=True)
+    assert (cost.transfer_s, cost.total_s) == (0.5, 0.625)
+
+
+def decoders(**running):
+    return [
+        replace(
+            DECODE,
+            descriptor=replace(DECODE.descriptor, worker_id=name),
+            load=replace(IDLE, num_running=number),
+        )
+        for name, number in running.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exposed_s", "running", "name"),
+    [
+        ({"a": 0.300, "b": 0.010}, (0, 9), "b"),
+        ({"a": 0.014, "b": 0.010}, (0, 1), "a"),
+        ({"a": 0.023, "b": 0.010}, (0, 3), "b"),
+        ({"a": 0.023, "b": 0.010}, (0, 5), "a"),
+        ({"a": 0.300}, (0, 9), "b"),
+        ({}, (1, 0), "b"),
+    ],
+    ids=["late", "as late", "four sequences late", "five run there", "the other unknown", "none"],
+)
+def test_a_receiver_is_left_for_one_that_gets_its_kv_sooner(exposed_s, running, name):
+    """One sequence takes 2 ms of a step; and 5 ms are a step's noise."""
+    sender = worker("p", exposed_transfer_s=0.020, exposed_by_receiver=exposed_s)
+    pool = [sender, *decoders(a=running[0], b=running[1])]
+    assert choose(pool, PROMPT, PD).decode.worker_id == name
 
 
 def test_of_equal_workers_the_one_with_less_work_of_late_is_chosen():

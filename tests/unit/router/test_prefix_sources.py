@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 
+from core.config import PlacementConfig
 from core.session import FetchOutcome, FetchReport, Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
 from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S, Candidate
@@ -20,7 +21,7 @@ from router.prefix_sources import (
 
 DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
 PROMPT = GenerateRequest("r", "m", tuple(range(1_000)), SamplingParams(), 1, 0.0)
-PD = PlacementConstraints("pd", 32)
+PD = PlacementConstraints(PlacementConfig(path="pd"))
 IDLE = Load(free_blocks=10_000)
 SPEED = 1_000.0
 

@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from support.byte_tokenizer import ByteTokenizer
 
 from core.config import RouterConfig
 from core.errors import (
@@ -27,19 +28,6 @@ MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p"
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])
 
 
-class Letters:
-    """A tokenizer of bytes."""
-
-    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
-        return [*([1] if adds_special_tokens else []), *text.encode()]
-
-    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
-        return await self.encode(text, adds_special_tokens=adds_special_tokens), list(text)
-
-    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
-        return [5] * sum(len(m["content"]) for m in chat.messages)
-
-
 class StillClock:
     def now_s(self):
         return 50.0
@@ -49,7 +37,7 @@ def maker(pools=()):
     return RequestBuilder(
         MODEL,
         RouterConfig(deadline_s=30.0),
-        Letters(),
+        ByteTokenizer(),
         StillClock(),
         Ids(),
         b"key",
@@ -210,7 +198,7 @@ class Vocabulary:
         return {300: "<|new|>"}.get(token_id, "")
 
 
-class Wide(Letters):
+class Wide(ByteTokenizer):
     """A tokenizer that knows more tokens than the model has rows for."""
 
     async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
@@ -249,7 +237,7 @@ async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
 
 
 async def test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker():
-    class Silent(Letters):
+    class Silent(ByteTokenizer):
         """A tokenizer that drops what it does not know."""
 
         async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
@@ -276,7 +264,7 @@ async def test_prompt_scores_have_a_limit():
     assert told.value.field == "prompt_logprobs"
 
 
-class Slow(Letters):
+class Slow(ByteTokenizer):
     """A tokenizer that has other work; it remembers for whom it was asked and how much may fit."""
 
     def __init__(self):

@@ -31,3 +31,14 @@ def test_speed_is_learnt_from_prompts_that_took_time():
     assert load.candidate.prefill_tokens_per_s == 1_000.0
     load.measured(2_000, 1.0)
     assert load.candidate.prefill_tokens_per_s == pytest.approx(1_200.0)
+
+
+def test_lateness_of_transfers_is_forgotten_a_minute_after_the_last():
+    load = WorkerLoad(DESCRIPTOR)
+    load.handed_over("d", 0.5, 10.0)
+    idle = Load()
+    load.report(idle, 69.0)
+    assert load.candidate.exposed_transfer_s == 0.5
+    assert load.candidate.exposed_by_receiver == {"d": 0.5}
+    load.report(idle, 70.0)
+    assert load.candidate.exposed_transfer_s == 0.0 and not load.candidate.exposed_by_receiver
