@@ -30,11 +30,13 @@ kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
 prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
 router/admission.py router/attempt_state.py router/attempts.py router/choice_output.py router/cost.py
 router/expected_prefixes.py router/orchestrator.py router/placement.py router/prompt_prefixes.py
-router/request_state.py router/steering.py router/submits.py router/text/detokenizing.py router/workers/introductions.py
+router/request_state.py router/steering.py router/submits.py router/text/detokenizing.py
+router/workers/introductions.py
 router/workers/liveness.py router/workers/load.py router/workers/outbox.py
 router/workers/routes.py router/workers/session.py router/workers/sessions.py
 router/workers/subscriptions.py transport/sequenced.py worker/attempt.py worker/attempts.py
-worker/availability.py worker/prefix_fetches.py worker/prefix_offers.py worker/router_session.py worker/sequences.py worker/session_server.py
+worker/availability.py worker/prefix_fetches.py worker/prefix_offers.py
+worker/router_session.py worker/sequences.py worker/session_server.py
 worker/transfers.py worker/worker.py
 """.split()
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
