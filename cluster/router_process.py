@@ -37,6 +37,7 @@ from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
 from router.observe.prefix_report import no_report
+from router.public_prompts import PublicPrompts, read_prompts
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
@@ -71,6 +72,7 @@ class RunningRouter:
         self._tokenizer = TokenizerPool(
             spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )
+        self._public_prompts = PublicPrompts(read_prompts(router.public_prompts))
         self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         self._tracing = make_tracing(config.tracing, "baton-router")
@@ -129,6 +131,7 @@ class RunningRouter:
                 must_cross=config.placement.path == "pd",
                 store=RedisStore(config.redis.url) if config.redis.url else None,
                 read_certificate_ends=self._ends.read,
+                public_prompts=self._public_prompts,
                 read_prefix_report=self.prefix_feed.report if self.prefix_feed else no_report,
             ),
         )
@@ -148,6 +151,7 @@ class RunningRouter:
         """Follow the members, and start both servers."""
         # Child processes before the ports: the first request would wait for them otherwise.
         await self._tokenizer.start()
+        await self._public_prompts.start(self._tokenizer)
         await self._bodies.start()
         self.sessions.follow()
         self.service.start()

@@ -40,6 +40,11 @@ than that, it stays where it is."""
 MIN_FETCH_WAIT_S = 0.1
 MAX_FETCH_WAIT_S = 2.0
 """Between these, a fetch may take as long as what it saves."""
+PREFERENCE = 0.5
+"""A worker that a request's key used before may take that share of the prompt longer than another:
+a key stands for what the view does not know, and where everybody holds nothing it decides."""
+MAX_PREFERENCE_TOKENS = 1_024
+"""Beyond that a key excuses no queue, however long the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +62,8 @@ class Candidate:
     pending_requests: int = 0
     reported_tokens: int = 0
     """Of the pending tokens, those that the worker's last report counts already."""
+    reported_requests: int = 0
+    """Requests that this router had there when the worker reported."""
     head_tokens: int = 0
     """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
     head_started_s: float = 0.0
@@ -90,8 +97,11 @@ class Candidate:
         object.__setattr__(self, "is_prefill", descriptor.role is Role.PREFILL)
         tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
         object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
-        # A report is up to half a second old: what this router has sent there counts at once.
-        num_running = max(load.num_running + load.num_waiting, self.pending_requests)
+        # A report is up to half a second old: what this router has sent there since counts at
+        # once, and what has ended no more. The next turn of a chat often comes before a report.
+        num_reported = load.num_running + load.num_waiting
+        num_of_others = max(0, num_reported - self.reported_requests)
+        num_running = num_of_others + self.pending_requests
         object.__setattr__(self, "num_running", num_running)
         num_available = load.free_blocks + load.cached_blocks
         object.__setattr__(self, "num_available", num_available)
@@ -118,6 +128,8 @@ class Cost:
     """Neither cached nor uncached: they would come from there."""
     fetch_s: float = 0.0
     """By which the fetch would be late."""
+    is_preferred: bool = False
+    """The request's key used it before."""
 
     @property
     def total_s(self) -> float:
@@ -136,11 +148,13 @@ class Prediction:
         held_blocks: Mapping[WorkerId, int],
         now_s: float,
         rules: PlacementConfig = DEFAULT_RULES,
+        preferred: frozenset[WorkerId] = frozenset(),
         sources: PrefixSources | None = None,
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
 
-        With `sources`, a worker may fetch what another one holds.
+        `preferred` are the workers that the request's key used before. With `sources`, a worker may
+        fetch what another one holds.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
@@ -153,6 +167,7 @@ class Prediction:
         self._sources = sources
         # What nobody holds is fetched by nobody: nearly every worker is passed over by one compare.
         self._most_tokens = sources.most_tokens if sources is not None else 0
+        self._preferred = preferred
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s
         self._usual_tokens_per_s = usual
@@ -242,6 +257,7 @@ class Prediction:
             source=fetch.source.worker_id if fetch is not None else "",
             fetched_tokens=num_gained,
             fetch_s=fetch.exposed_s if fetch is not None else 0.0,
+            is_preferred=c.worker_id in self._preferred,
         )
 
     def _weights(self, pool: Sequence[Candidate], *, has_transfer: bool) -> list[float]:
@@ -288,6 +304,11 @@ class Prediction:
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
             tokens = queued + WORK_WEIGHT * uncached + occupied + c.num_running * sequence_tokens
             weights.append((tokens + doubled) / tokens_per_s + late_s)
+        if self._preferred:
+            for index, c in enumerate(pool):
+                if c.worker_id in self._preferred:
+                    tokens = min(PREFERENCE * self.uncached_tokens(c), MAX_PREFERENCE_TOKENS)
+                    weights[index] -= tokens / self.tokens_per_s(c)
         return weights
 
     def senders(self, pool: Sequence[Candidate], number: int) -> list[Candidate]:
@@ -315,16 +336,16 @@ class Prediction:
                 weights = (
                     self._weights(some, has_transfer=False)
                     if self._held_blocks
-                    else [c.num_running for c in some]
+                    else self._num_sequences(some)
                 )
-                found += _least(some, weights, [c.used_blocks for c in some], number - len(found))
+                found += _least(some, weights, self._num_blocks(some), number - len(found))
         return found
 
     def receiver(self, sender: Candidate, pool: Sequence[Candidate]) -> Candidate:
         """Choose who decodes: by room, by sequences and late transfers, by blocks in use."""
         roomy, full = self._by_room(pool)
         pool = roomy or full
-        weights: Sequence[float] = [c.num_running for c in pool]
+        weights: Sequence[float] = self._num_sequences(pool)
         known = sender.exposed_by_receiver
         if known:
             usual_s = sender.exposed_transfer_s
@@ -336,7 +357,23 @@ class Prediction:
                 running + max(0.0, late - least_s) * per_s
                 for running, late in zip(weights, late_s, strict=True)
             ]
-        return _least(pool, weights, [c.used_blocks for c in pool], 1)[0]
+        return _least(pool, weights, self._num_blocks(pool), 1)[0]
+
+    def _num_sequences(self, pool: Sequence[Candidate]) -> list[int]:
+        """Count what runs at each worker, one less at that of the request's key."""
+        if not self._preferred:
+            return [c.num_running for c in pool]
+        return [c.num_running - (c.worker_id in self._preferred) for c in pool]
+
+    def _num_blocks(self, pool: Sequence[Candidate]) -> list[int]:
+        """Count the blocks in use at each worker, less those that it holds of the prompt.
+
+        What a receiver holds is not sent again, and its next turn may need no transfer at all.
+        """
+        if not self._held_blocks:
+            return [c.used_blocks for c in pool]
+        num_held = self._held_blocks.get
+        return [c.used_blocks - num_held(c.worker_id, 0) for c in pool]
 
     def _by_room(self, pool: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
         """Split workers into those that could hold the prompt now, and the others."""

@@ -48,6 +48,8 @@ class PlacementConstraints:
     excluded: frozenset[WorkerId] = frozenset()
     incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
     """(prefill, decode) pairs whose KV layouts differ."""
+    preferred: frozenset[WorkerId] = frozenset()
+    """Workers that the request's key used before."""
 
 
 def choose(
@@ -81,6 +83,7 @@ def choose(
         held_blocks,
         now_s,
         constraints.rules,
+        constraints.preferred,
         sources,
     )
     is_single = request.sampling.max_tokens == 1  # of which there is nothing to hand over

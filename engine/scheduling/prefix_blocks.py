@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from core.block_hash import BlockHash
+from core.block_hash import BlockNaming
 from core.errors import PoolExhausted
 from core.ids import Epoch, RequestId
 from core.types import GenerateRequest, SamplingParams
@@ -32,7 +32,7 @@ class PrefixBlocks:
         pool: BlockPool,
         tables: BlockTables,
         sequences: Sequences,
-        root_of: Callable[[GenerateRequest], BlockHash],
+        naming_of: Callable[[GenerateRequest], BlockNaming],
         block_size_tokens: int,
         note_arrived: Callable[[Iterable[int]], None],
     ) -> None:
@@ -42,14 +42,14 @@ class PrefixBlocks:
             pool: The engine's.
             tables: Over the same pool.
             sequences: Those of the engine, who have the first claim on blocks.
-            root_of: Names what comes before a prompt's first block.
+            naming_of: How a prompt's blocks are named.
             block_size_tokens: Of the pool.
             note_arrived: Called with blocks that a transfer has written.
         """
         self._pool = pool
         self._tables = tables
         self._sequences = sequences
-        self._root_of = root_of
+        self._naming_of = naming_of
         self._block_size_tokens = block_size_tokens
         self._note_arrived = note_arrived
         self._num_most = pool.num_blocks // LARGEST_SHARE
@@ -69,7 +69,7 @@ class PrefixBlocks:
             epoch=Epoch(0),
             choices=(0,),
             token_ids=list(token_ids),
-            root_hash=self._root_of(request),
+            naming=self._naming_of(request),
             block_size_tokens=self._block_size_tokens,
             credit=UNLIMITED_CREDIT,
             arrived_at=0.0,

@@ -94,6 +94,15 @@ class SamplingBody(Body):
     cache_salt: StrictStr | None = Field(
         None, description="share prefix cache only with requests of the same salt"
     )
+    prompt_cache_key: StrictStr | None = Field(
+        None, description="prefer the worker that served the same key of this tenant"
+    )
+    prompt_cache_retention: StrictStr | None = Field(
+        None, description="24h: keep the prompt's blocks longer than others; in_memory: do not"
+    )
+    session_id: StrictStr | None = Field(
+        None, description="like prompt_cache_key, and goes before it"
+    )
     return_token_ids: StrictBool | None = Field(None, description="token ids beside the text")
     return_tokens_as_token_ids: StrictBool | None = Field(
         None, description="name tokens `token_id:N` in logprobs"
@@ -149,6 +158,9 @@ class SamplingBody(Body):
             keeps_left=self.truncation_side == "right",
             adds_special_tokens=adds_special_tokens,
             cache_salt=self.cache_salt or "",
+            prompt_cache_key=self.prompt_cache_key or "",
+            prompt_cache_retention=self.prompt_cache_retention or "",
+            session_id=self.session_id or "",
             trace=trace,
         )
 

@@ -14,11 +14,13 @@ from core.errors import (
     PromptTooLong,
 )
 from core.ids import Ids
+from core.scopes import with_public
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
 from router.access.identities import Identity
 from router.http.bodies import CompletionBody
 from router.http.body_model import parse_body
+from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel
 
@@ -28,12 +30,19 @@ MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p"
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])
 
 
+class Talks(ByteTokenizer):
+    """With a chat template that puts each message in brackets."""
+
+    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
+        return [*"".join(f"<{m['content']}>" for m in chat.messages).encode()]
+
+
 class StillClock:
     def now_s(self):
         return 50.0
 
 
-def maker(pools=()):
+def maker(pools=(), public=None):
     return RequestBuilder(
         MODEL,
         RouterConfig(deadline_s=30.0),
@@ -42,6 +51,7 @@ def maker(pools=()):
         Ids(),
         b"key",
         lambda: list(pools),
+        public_prompts=public,
     )
 
 
@@ -84,6 +94,42 @@ async def test_ids_seeds_deadlines_and_scopes():
         await make(time_limit_s=500.0)
     ).deadline_at == 80.0
     assert (await make(cache_salt="s")).scope == "s" and (await make()).request_id
+
+
+async def test_a_public_beginning_is_in_the_scope_unless_a_salt_asks_for_ones_own():
+    public = PublicPrompts(["be brief"])
+    await public.start(Talks())
+    build = maker(public=public).make
+    identity = Identity("acme", "standard")
+    begins = [*b"<be brief><"]
+    for prompt, salt, scope in (
+        ([*begins, 7, 8], "", with_public("acme\n", len(begins))),
+        ([*begins], "", with_public("acme\n", len(begins))),
+        ([*begins[:-1], 7], "", "acme\n"),
+        ([7, *begins], "", "acme\n"),
+        ([*begins, 7, 8], "s", "acme\ns"),
+    ):
+        params = RequestParams(prompt, {}, cache_salt=salt, identity=identity)
+        assert (await build(params)).scope == scope, prompt
+
+
+async def test_hints_of_the_cache_steer_and_keep():
+    plain = await make()
+    assert (plain.affinity, plain.keeps_prefix) == ((), False)
+    both = await make(prompt_cache_key="k", session_id="s")
+    assert both.affinity == ("session s", "cache k")
+    assert (await make(session_id="k")).affinity != (await make(prompt_cache_key="k")).affinity
+    assert (await make(prompt_cache_key="é" * 512)).affinity
+    for retention, keeps in (("24h", True), ("in_memory", False), ("in-memory", False)):
+        assert (await make(prompt_cache_retention=retention)).keeps_prefix is keeps
+    for field, value in (
+        ("prompt_cache_key", "k" * 513),
+        ("session_id", "k" * 513),
+        ("prompt_cache_retention", "48h"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await make(**{field: value})
+        assert caught.value.field == field
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ class TokenBias(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate", "age_s", "prefix_source")
+    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate", "age_s", "keeps_prefix", "prefix_source")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -145,6 +145,7 @@ class Submit(_message.Message):
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
+    KEEPS_PREFIX_FIELD_NUMBER: _ClassVar[int]
     PREFIX_SOURCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
@@ -167,8 +168,9 @@ class Submit(_message.Message):
     traceparent: str
     tracestate: str
     age_s: float
+    keeps_prefix: bool
     prefix_source: PrefixSource
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., age_s: _Optional[float] = ..., prefix_source: _Optional[_Union[PrefixSource, _Mapping]] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., age_s: _Optional[float] = ..., keeps_prefix: _Optional[bool] = ..., prefix_source: _Optional[_Union[PrefixSource, _Mapping]] = ...) -> None: ...
 
 class PrefixSource(_message.Message):
     __slots__ = ("transfer_id", "peer_address", "num_tokens", "wait_s")

@@ -11,7 +11,6 @@ from support.virtual import PROMPT, ask, run, unit
 from core import block_hash as block_hash_module
 from core.block_hash import block_hash, block_hashes, root_hash
 from core.session import Role
-from engine.scheduling import sequence as sequence_module
 from simulation.shape import HASH_KEY
 
 
@@ -64,7 +63,7 @@ def test_a_fork_goes_on_with_the_hashes_of_its_prompt(monkeypatch):
         hashed.extend(hashes := block_hashes(parent, token_ids, size))
         return hashes
 
-    monkeypatch.setattr(sequence_module, "block_hashes", counted)
+    monkeypatch.setattr(block_hash_module, "block_hashes", counted)
     engine = Engine(num_blocks=200, budget=64)
     engine.submit(request("r", range(1, 41), n=4, temperature=1.0, max_tokens=9, ignore_eos=True))
     engine.run()
