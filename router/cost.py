@@ -34,17 +34,17 @@ NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
 NOISE_S = 0.005
 """Routes that are later than the best by less are equal: it is the step in which KV arrives."""
-PREFERENCE = 0.5
-"""A worker that a request's key used before may take that share of the prompt longer than another:
-a key stands for what the view does not know, and where everybody holds nothing it decides."""
-MAX_PREFERENCE_TOKENS = 1_024
-"""Beyond that a key excuses no queue, however long the prompt."""
 FETCH_WEIGHT = 0.25
 """A fetched token takes room here that it has elsewhere already: while its holder waits for no more
 than that, it stays where it is."""
 MIN_FETCH_WAIT_S = 0.1
 MAX_FETCH_WAIT_S = 2.0
 """Between these, a fetch may take as long as what it saves."""
+PREFERENCE = 0.5
+"""A worker that a request's key used before may take that share of the prompt longer than another:
+a key stands for what the view does not know, and where everybody holds nothing it decides."""
+MAX_PREFERENCE_TOKENS = 1_024
+"""Beyond that a key excuses no queue, however long the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +122,14 @@ class Cost:
     decode_s: float
     weighed_s: float
     """By which workers are ordered: what those who come after will pay is in it."""
-    is_preferred: bool = False
-    """The request's key used it before."""
     source: str = ""
     """From whom it would fetch; empty: from nobody."""
     fetched_tokens: int = 0
     """Neither cached nor uncached: they would come from there."""
     fetch_s: float = 0.0
     """By which the fetch would be late."""
+    is_preferred: bool = False
+    """The request's key used it before."""
 
     @property
     def total_s(self) -> float:
@@ -164,10 +164,10 @@ class Prediction:
         self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
         self._now_s = now_s
-        self._preferred = preferred
         self._sources = sources
         # What nobody holds is fetched by nobody: nearly every worker is passed over by one compare.
         self._most_tokens = sources.most_tokens if sources is not None else 0
+        self._preferred = preferred
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s
         self._usual_tokens_per_s = usual
@@ -254,10 +254,10 @@ class Prediction:
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=0.0 if has_transfer else c.num_running * self._sequence_tokens / tokens_per_s,
             weighed_s=self._weights((c,), has_transfer=has_transfer)[0],
-            is_preferred=c.worker_id in self._preferred,
             source=fetch.source.worker_id if fetch is not None else "",
             fetched_tokens=num_gained,
             fetch_s=fetch.exposed_s if fetch is not None else 0.0,
+            is_preferred=c.worker_id in self._preferred,
         )
 
     def _weights(self, pool: Sequence[Candidate], *, has_transfer: bool) -> list[float]:

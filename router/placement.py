@@ -83,8 +83,8 @@ def choose(
         held_blocks,
         now_s,
         constraints.rules,
-        preferred=constraints.preferred,
-        sources=sources,
+        constraints.preferred,
+        sources,
     )
     is_single = request.sampling.max_tokens == 1  # of which there is nothing to hand over
     must_be_local = constraints.must_be_local or is_single

@@ -42,7 +42,7 @@ class PrefixBlocks:
             pool: The engine's.
             tables: Over the same pool.
             sequences: Those of the engine, who have the first claim on blocks.
-            naming_of: How the blocks of a prompt are named.
+            naming_of: How a prompt's blocks are named.
             block_size_tokens: Of the pool.
             note_arrived: Called with blocks that a transfer has written.
         """

@@ -39,5 +39,5 @@ async def test_what_a_router_says_crosses_the_wire_whole():
             assert found.request.deadline_at == pytest.approx(request.deadline_at, abs=5.0)
             deadline_at = found.request.deadline_at
             request = replace(request, deadline_at=deadline_at)
-            message = replace(submit, request=request)
+            message = replace(message, request=request)
         assert (wire.number, found) == (5, message)
