@@ -175,18 +175,21 @@ class PrefixView:
         key = _keys((block_hash,))[0]
         return tuple(tier for tier, keys in sorted(holder.keys.items()) if key in keys)
 
-    def count_by_tier(
+    def leading_tiers(
         self, worker: WorkerId, block_hashes: Sequence[BlockHash]
-    ) -> dict[StorageTier, int]:
-        """Count those of the blocks that a worker holds in each tier; without any, it is left out.
-
-        A block may lie in several tiers.
-        """
+    ) -> list[StorageTier]:
+        """Return the fastest tier of each leading block that a worker holds."""
         holder = self._holders.get(worker)
-        keys = set(_keys(block_hashes))
-        tiers = sorted(holder.keys.items()) if holder is not None else ()
-        counts = {tier: len(held & keys) for tier, held in tiers}
-        return {tier: count for tier, count in counts.items() if count}
+        found: list[StorageTier] = []
+        if holder is None:
+            return found
+        tiers = sorted(holder.keys.items())
+        for key in _keys(block_hashes):
+            tier = next((tier for tier, keys in tiers if key in keys), None)
+            if tier is None:
+                break
+            found.append(tier)
+        return found
 
     # --- books --------------------------------------------------------------------------------
 

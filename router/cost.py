@@ -133,6 +133,7 @@ class Prediction:
         self._num_choices = num_choices
         self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
+        self.most_held_blocks = max(held_blocks.values(), default=0)
         self._now_s = now_s
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s

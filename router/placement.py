@@ -30,6 +30,8 @@ class Placement:
     reason: str
     uncached_tokens: int = 0
     """Of the prompt, to be computed by the worker `prefill`."""
+    most_held_blocks: int = 0
+    """Leading blocks that the best holder has, whoever was chosen."""
     prefill_costs: tuple[Cost, ...] = ()
     """Of workers that could have computed the prompt for another, the cheapest first."""
     local_costs: tuple[Cost, ...] = ()
@@ -125,6 +127,7 @@ def _across(
         pair.receiver.descriptor,
         reason,
         prediction.uncached_tokens(pair.sender),
+        prediction.most_held_blocks,
         pair.costs,
         _local_costs(local, prediction),
     )
@@ -136,7 +139,10 @@ def _local(
     chosen = best[0].descriptor
     uncached_tokens = prediction.uncached_tokens(best[0])
     costs = _local_costs(best, prediction)
-    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
+    most_held_blocks = prediction.most_held_blocks
+    return Placement(
+        Path.LOCAL, chosen, chosen, reason, uncached_tokens, most_held_blocks, across, costs
+    )
 
 
 def _local_costs(best: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:

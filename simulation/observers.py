@@ -9,6 +9,7 @@ from __future__ import annotations
 from core.errors import ServingError
 from core.plan import StepPlan
 from core.types import GenerateRequest, RequestEnded
+from router.prefix_outcome import PromptOutcome
 from router.request_state import RequestObserver, RequestState
 from worker.attempt import Attempt
 
@@ -53,6 +54,11 @@ class Observers(ClusterObserver):
         """Pass on."""
         for observer in self._all:
             observer.request_refused(request, error)
+
+    def prompt_computed(self, run: RequestState, outcome: PromptOutcome) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.prompt_computed(run, outcome)
 
     def retried(self, error: ServingError) -> None:
         """Pass on."""

@@ -42,7 +42,13 @@ class MemoryPrefixStore:
         self.num_bitten = 0
         self._kept: dict[WorkerLife, _Kept] = {}
         self._serial = 0
+        self._added_s: dict[str, float] = {}
+        self._answered_s = 0.0
         self._arrived = asyncio.Event()
+
+    def age_s(self, position: str) -> float:
+        """See `PrefixStore`."""
+        return max(0.0, self._answered_s - self._added_s.get(position, self._answered_s))
 
     def empty(self) -> None:
         """Forget everything, as after a restart without a disk."""
@@ -117,6 +123,7 @@ class MemoryPrefixStore:
             except TimeoutError:
                 pass
             await self._call()
+        self._answered_s = asyncio.get_running_loop().time()
         return found
 
     async def close(self) -> None:
@@ -135,7 +142,9 @@ class MemoryPrefixStore:
     def _add(self, life: WorkerLife, entry: bytes) -> None:
         kept = self._kept.setdefault(life, _Kept())
         self._serial += 1
-        kept.log.append((f"{self._serial:016d}", entry))
+        position = f"{self._serial:016d}"
+        kept.log.append((position, entry))
+        self._added_s[position] = asyncio.get_running_loop().time()
         del kept.log[:-LOG_ENTRIES]
         self._arrived.set()
         self._arrived = asyncio.Event()
