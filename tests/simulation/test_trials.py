@@ -229,9 +229,9 @@ OUTSIDE = (
     # adapters and processes that a simulation replaces by its own side of a port
     "core/addresses.py",
     "core/config/",
+    "core/clocks.py",
     "core/ids.py",
     "core/logs.py",
-    "core/ports.py",
     "core/certificate_files.py",
     "engine/model/collectives.py",
     "engine/ranks/rank.py",
