@@ -168,6 +168,13 @@ WORKER_WAITING_TOKENS = Metric(
     "prompt tokens that a worker has still to compute",
     ("worker",),
 )
+WORKER_EXPOSED = Metric(
+    "baton_worker_exposed_transfer_seconds",
+    "gauge",
+    "by which KV that a worker sends comes behind the first token, smoothed over the last minute's "
+    "hand-overs; of the others together, the longest",
+    ("worker",),
+)
 ALL = (
     TTFT,
     ITL,
@@ -202,5 +209,6 @@ ALL = (
     WORKER_BLOCKS,
     WORKER_SEQUENCES,
     WORKER_WAITING_TOKENS,
+    WORKER_EXPOSED,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from core import metrics
+from core.session import Role
 from router.observe.telemetry import Labelled
 from router.workers.view import WorkerView
 
@@ -27,6 +28,7 @@ def worker_gauges(
         metrics.WORKER_WAITING_TOKENS: lambda: _summed(
             ((name,), view.load.waiting_tokens) for name, view in _named(read())
         ),
+        metrics.WORKER_EXPOSED: lambda: _latest(read()),
     }
 
 
@@ -51,6 +53,15 @@ def _sequences(views: Sequence[WorkerView]) -> Iterator[tuple[tuple[str, str], i
     for name, view in _named(views):
         yield (name, "running"), view.load.num_running
         yield (name, "waiting"), view.load.num_waiting
+
+
+def _latest(views: Sequence[WorkerView]) -> Mapping[tuple[str, ...], float]:
+    """Return by how much the KV of each prefill worker is late; times cannot be summed up."""
+    found: dict[tuple[str, ...], float] = {}
+    for name, view in _named(views):
+        if view.descriptor.role is Role.PREFILL:
+            found[name,] = max(found.get((name,), 0.0), view.exposed_transfer_s)
+    return found
 
 
 def _summed(

@@ -154,4 +154,11 @@ BUGS = [
         f"{PLACEMENT}::"
         "test_who_serves_both_phases_is_found_by_room_then_sequences_then_blocks_in_use",
     ),
+    Bug(
+        "the warm-up of a replay counts in its TTFT",
+        "simulation/replay.py",
+        "        if job.sent_s >= self._plan.warm_up_s:\n",
+        "        if True:\n",
+        f"{REPLAY}::test_prompts_of_the_warm_up_fill_the_caches_and_are_in_no_figure_of_ttft",
+    ),
 ]

@@ -101,4 +101,11 @@ BUGS = [
         "tests/simulation/test_prefix_rules.py"
         "::test_a_batch_that_lay_in_the_store_is_shown_as_lag_and_one_from_before_is_not",
     ),
+    Bug(
+        "times of several workers are shown as one of theirs",
+        "router/observe/worker_gauges.py",
+        "max(found.get((name,), 0.0), view.exposed_transfer_s)",
+        "view.exposed_transfer_s / 2 + found.get((name,), 0.0)",
+        GAUGES + "test_lateness_is_that_of_senders_and_of_the_others_together_the_longest",
+    ),
 ]

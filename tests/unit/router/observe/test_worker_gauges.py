@@ -1,6 +1,7 @@
 """Every worker's cache and queues in the metrics."""
 
 import re
+from dataclasses import replace
 
 from core import metrics
 from core.session import Load, Role, WorkerDescriptor
@@ -42,6 +43,16 @@ def test_beyond_a_number_of_workers_the_others_are_summed_up(monkeypatch):
         ("b",): 2,
         ("other",): 1 + 3 + 5,
     }
+
+
+def test_lateness_is_that_of_senders_and_of_the_others_together_the_longest(monkeypatch):
+    monkeypatch.setattr(module, "MAX_WORKERS", 1)
+    senders = [
+        replace(view(name), descriptor=replace(BUSY.descriptor, worker_id=name, role=Role.PREFILL))
+        for name in "abc"
+    ]
+    late = [replace(x, exposed_transfer_s=n / 4) for n, x in enumerate(senders)]
+    assert shown([*late, view("d")], metrics.WORKER_EXPOSED) == {("a",): 0.0, ("other",): 0.5}
 
 
 def test_a_worker_that_has_left_is_shown_no_more():
