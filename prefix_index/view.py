@@ -57,7 +57,8 @@ class PrefixView:
         """Start with no workers."""
         self._blocks: dict[StorageTier, dict[int, int]] = {}
         self._holders: dict[WorkerId, _Holder] = {}
-        self._slots: list[_Holder | None] = []
+        self._names: list[WorkerId] = []
+        """Who has which bit; of a free one, who had it last."""
         self._free_slots: list[int] = []
         self._live = 0
         """Bits of the workers in `_holders`."""
@@ -134,7 +135,6 @@ class PrefixView:
                 self._clear(tier, 1 << holder.slot, some)
             if holder.num_entries == 0:
                 self._leaving.popleft()
-                self._slots[holder.slot] = None
                 self._free_slots.append(holder.slot)
         return self.num_leaving
 
@@ -197,10 +197,10 @@ class PrefixView:
         if self._free_slots:
             slot = self._free_slots.pop()
         else:
-            slot = len(self._slots)
-            self._slots.append(None)
+            slot = len(self._names)
+            self._names.append(worker)
         holder = _Holder(worker, incarnation, slot)
-        self._slots[slot] = holder
+        self._names[slot] = worker
         self._holders[worker] = holder
         self._live |= 1 << slot
         return holder
@@ -262,9 +262,7 @@ class PrefixView:
         # From the highest bit down: numbers get shorter, and few holders cost little.
         while holders:
             slot = holders.bit_length() - 1
-            holder = self._slots[slot]
-            if holder is not None:
-                matched[holder.worker] = num_blocks
+            matched[self._names[slot]] = num_blocks
             holders ^= 1 << slot
 
 
