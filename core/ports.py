@@ -195,11 +195,19 @@ class PrefixStore(Protocol):
         """How long a batch had been there when `read_log` answered last, by the store's clock."""
         ...
 
-    async def append(self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float) -> str:
+    async def append(
+        self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float, after: str = START
+    ) -> str:
         """Add to the log, in order; returns the position after the last.
 
+        Args:
+            life: Whose log.
+            batches: At least one.
+            ttl_s: See the class.
+            after: Position of the one before them; `START`: there is none that matters.
+
         Raises:
-            StoreFailed: Some may have been added.
+            StoreFailed: The one before is gone, or the call failed; some may have been added.
         """
         ...
 
@@ -213,8 +221,8 @@ class PrefixStore(Protocol):
         """
         ...
 
-    async def renew(self, life: WorkerLife, number: int, ttl_s: float) -> bool:
-        """Keep log, head and whole content; False if one of them is gone.
+    async def renew(self, life: WorkerLife, number: int, ttl_s: float, after: str = START) -> bool:
+        """Keep log, head and whole content; False if one of them is gone, or `after` in the log.
 
         Raises:
             StoreFailed: Within about 100 ms.

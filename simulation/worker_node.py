@@ -14,7 +14,9 @@ from core.ids import WorkerId
 from core.plan import StepPlan
 from core.session import Role
 from decode_worker.role import DecodeRole
+from engine.scheduling.block_changes import BlockChanges
 from prefill_worker.role import PrefillRole
+from prefix_index.publisher import PrefixPublisher
 from simulation.hash_runner import MemoryKV
 from simulation.network import SimNetwork, on_node
 from simulation.ports import NodeClock
@@ -37,6 +39,8 @@ class WorkerNode:
     worker: Worker
     runner: SimRunner
     clock: NodeClock
+    publisher: PrefixPublisher | None
+    """None: it caches nothing."""
 
 
 def compose(
@@ -62,6 +66,7 @@ def compose(
     layout = world.layout
     if is_incompatible:
         layout = dataclasses.replace(layout, model_digest="another")
+    changes = BlockChanges() if shape.engine.cache_prefixes else None
     kv = MemoryKV(layout, shape.engine.num_blocks)
     clock = NodeClock()
     runner = SimRunner(
@@ -91,6 +96,7 @@ def compose(
         model="hash",
         frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
         hash_key=HASH_KEY,
+        block_changes=changes,
     )
     # Tasks and timers belong to the node in whose context they are made.
     worker = on_node(node).run(compose_worker, components)
@@ -98,7 +104,18 @@ def compose(
     worker.descriptor = dataclasses.replace(
         worker.descriptor, content_digest=world.layout.content_digest
     )
-    world.traps.trap_role(node, worker)
+    world.traps.trap_role(node, worker.attempts)
     world.traps.trap_worker(node, worker.attempts)
     world.rare_choices.take_hold(node, worker.scheduler, worker.attempts.wake)
-    return WorkerNode(worker, runner, clock)
+    publisher = None
+    if changes is not None:
+        publisher = PrefixPublisher(
+            world.prefix_store,
+            (components.worker_id, components.incarnation),
+            changes,
+            worker.pool.registered,
+            worker.pool.num_blocks,
+            world.codec,
+            clock,
+        )
+    return WorkerNode(worker, runner, clock, publisher)

@@ -47,6 +47,8 @@ def test_no_invariant_is_violated_in_500_seeds_and_every_fault_and_transition_is
     assert found["fault_attempts"] > SEEDS
     assert found["preemptions"] > SEEDS
     assert found["prompts_scored"] > SEEDS
+    assert found["prefix_hits"] > 0.2 * found["requests"]
+    assert found["placements_led_by_the_index"] > found["prefix_hits"] / 2
     assert found["moves"] > 0
     assert found["client_reconnects"] > 0
 
