@@ -128,6 +128,59 @@ PREFIX_REFUSED = Metric(
 PREFIX_GAPS = Metric(
     "baton_prefix_index_gaps", "gauge", "batches found missing since the start; hits fall"
 )
+PREFIX_LAG = Metric(
+    "baton_prefix_index_lag_seconds",
+    "gauge",
+    "longest time of the last 10 s that a worker's batch lay in Redis before it was read; the "
+    "worker waits up to 0.02 s before it writes one",
+)
+PREFIX_TOKENS = Metric(
+    "baton_prefix_tokens_total",
+    "counter",
+    "tokens of computed prompts by what became of them: hit; expected at the worker, but evicted "
+    "since, unfinished (a prompt on its way was to bring them) or stale (the view has them still); "
+    "elsewhere (another worker has them, and this one was cheaper); not_cached",
+    ("outcome",),
+)
+PREFIX_TIER_TOKENS = Metric(
+    "baton_prefix_tier_hit_tokens_total",
+    "counter",
+    "prompt tokens found in a cache, by the storage tier in which the router knew them; "
+    "unpublished: it did not",
+    ("tier",),
+)
+STALE_PLACEMENTS = Metric(
+    "baton_prefix_stale_placements_total",
+    "counter",
+    "requests whose worker held less of the prompt than the router expected",
+    ("cause",),
+)
+WORKER_BLOCKS = Metric(
+    "baton_worker_kv_blocks",
+    "gauge",
+    "KV blocks of a worker's pool: used by sequences, cached (free for the taking), free; of more "
+    "than 512 workers the others are summed up as other",
+    ("worker", "state"),
+)
+WORKER_SEQUENCES = Metric(
+    "baton_worker_sequences",
+    "gauge",
+    "sequences that run and wait at a worker",
+    ("worker", "state"),
+)
+WORKER_WAITING_TOKENS = Metric(
+    "baton_worker_waiting_tokens",
+    "gauge",
+    "prompt tokens that a worker has still to compute",
+    ("worker",),
+)
+WORKER_EXPOSED = Metric(
+    "baton_worker_exposed_transfer_seconds",
+    "gauge",
+    "by which KV that a worker sends comes behind the first token, smoothed over the last minute's "
+    "hand-overs; of the others together, the longest",
+    ("worker",),
+)
 ALL = (
     TTFT,
     ITL,
@@ -156,5 +209,13 @@ ALL = (
     PREFIX_AGE,
     PREFIX_REFUSED,
     PREFIX_GAPS,
+    PREFIX_LAG,
+    PREFIX_TOKENS,
+    PREFIX_TIER_TOKENS,
+    STALE_PLACEMENTS,
+    WORKER_BLOCKS,
+    WORKER_SEQUENCES,
+    WORKER_WAITING_TOKENS,
+    WORKER_EXPOSED,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -191,6 +191,10 @@ class PrefixStore(Protocol):
     are not looked into, and come back as anybody may have written them.
     """
 
+    def age_s(self, position: str) -> float:
+        """How long a batch had been there when `read_log` answered last, by the store's clock."""
+        ...
+
     async def append(
         self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float, after: str = START
     ) -> str:

@@ -30,6 +30,8 @@ FIRST_PAUSE_S = 0.1
 MAX_PAUSE_S = 1.0
 """While the store fails, before and after it counts as down."""
 FAILURES_TO_BREAK = 3
+LAG_KEPT_S = 10.0
+"""How long a lag is shown that is over: about a scrape's interval."""
 SWEEP_BLOCKS = 4_096
 
 
@@ -45,6 +47,8 @@ class _Follower:
     wanted: int | None = 0
     """Lowest number of a whole content that would mend a gap; None: there is none."""
     look_at: float = 0.0
+    has_read: bool = False
+    """The log was read to its end at least once."""
 
 
 class PrefixFeed:
@@ -82,11 +86,18 @@ class PrefixFeed:
         self._num_failures = 0
         self._fresh_at: float | None = None
         self._began_at = clock.now_s()
+        self._worst_lag = (self._began_at, 0.0)
 
     @property
     def age_s(self) -> float | None:
         """Seconds since the last answer of the store; None: never."""
         return None if self._fresh_at is None else self._clock.now_s() - self._fresh_at
+
+    @property
+    def lag_s(self) -> float:
+        """Longest time of late that a batch lay in the store before it was read (seconds)."""
+        at, lag_s = self._worst_lag
+        return lag_s if self._clock.now_s() - at < LAG_KEPT_S else 0.0
 
     def report(self) -> dict[str, Any]:
         """Describe the view and how it is kept, in plain values."""
@@ -94,6 +105,7 @@ class PrefixFeed:
         return {
             "state": self.state,
             "age_s": round(self._clock.now_s() - self._began_at if age_s is None else age_s, 3),
+            "lag_s": round(self.lag_s, 4),
             "entries": self.view.num_entries,
             "leaving": self.view.num_leaving,
             "gaps": self.num_gaps,
@@ -155,10 +167,15 @@ class PrefixFeed:
             return
         for life, entries in (await self._store.read_log(positions, WAIT_S)).items():
             follower = self._followers[life]
+            # What was there before this router looked is old, and not late.
+            if entries and follower.has_read:
+                self._note_lag(self._store.age_s(entries[0][0]))
             for position, entry in entries:
                 follower.position = position
                 self._take(life, follower, entry)
             await asyncio.sleep(0)
+        for life in positions.keys() & self._followers.keys():
+            self._followers[life].has_read = True
 
     def _follow_members(self) -> None:
         lives = set(self._read_members())
@@ -189,6 +206,7 @@ class PrefixFeed:
         follower.number = head.number
         follower.position = head.position
         follower.is_begun = True
+        follower.has_read = False
         follower.wanted = None
         self.num_wholes += 1
 
@@ -201,6 +219,10 @@ class PrefixFeed:
                 return None
             changes.append(self._codec.read_segment(life, head.number, index, segment))
         return changes
+
+    def _note_lag(self, lag_s: float) -> None:
+        if lag_s >= self.lag_s:
+            self._worst_lag = (self._clock.now_s(), lag_s)
 
     def _take(self, life: WorkerLife, follower: _Follower, entry: bytes) -> None:
         try:

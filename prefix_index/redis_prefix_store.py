@@ -45,6 +45,14 @@ class RedisPrefixStore:
         self._url = url
         self._client = self._new_client(CALL_TIMEOUT_S)
         self._waiting: tuple[float, redis_asyncio.Redis] | None = None
+        self._answered_s = 0.0
+        """When it last answered a call that waits, by its own clock."""
+
+    def age_s(self, position: str) -> float:
+        """See `PrefixStore`. A position begins with the milliseconds at which it was written."""
+        milliseconds = position.partition("-")[0]
+        written_s = int(milliseconds) / 1000 if milliseconds.isdecimal() else self._answered_s
+        return max(0.0, self._answered_s - written_s)
 
     async def append(
         self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float, after: str = START
@@ -103,12 +111,15 @@ class RedisPrefixStore:
         streams: Any = {
             self._key(life, "log"): position or OLDEST for life, position in positions.items()
         }
-        answer = await _bounded(
-            self._client_that_waits(wait_s).xread(
-                streams, count=READ_ENTRIES, block=max(1, int(wait_s * 1000))
-            ),
-            wait_s + TIMER_S,
-        )
+        pipeline = self._client_that_waits(wait_s).pipeline(transaction=False)
+        pipeline.xread(streams, count=READ_ENTRIES, block=max(1, int(wait_s * 1000)))
+        pipeline.time()
+        call = pipeline.execute(raise_on_error=False)
+        answer, time = await _bounded(call, wait_s + TIMER_S)
+        if isinstance(answer, RedisError):
+            raise StoreFailed(str(answer))
+        # A Redis of others may not allow it: then nothing is known to be late.
+        self._answered_s = 0.0 if isinstance(time, RedisError) else time[0] + time[1] / 1e6
         logs = answer.items() if isinstance(answer, dict) else answer or ()
         return {
             keys[_raw(key)]: [

@@ -57,7 +57,8 @@ class PrefixView:
         """Start with no workers."""
         self._blocks: dict[StorageTier, dict[int, int]] = {}
         self._holders: dict[WorkerId, _Holder] = {}
-        self._slots: list[_Holder | None] = []
+        self._names: list[WorkerId] = []
+        """Who has which bit; of a free one, who had it last."""
         self._free_slots: list[int] = []
         self._live = 0
         """Bits of the workers in `_holders`."""
@@ -134,7 +135,6 @@ class PrefixView:
                 self._clear(tier, 1 << holder.slot, some)
             if holder.num_entries == 0:
                 self._leaving.popleft()
-                self._slots[holder.slot] = None
                 self._free_slots.append(holder.slot)
         return self.num_leaving
 
@@ -175,18 +175,21 @@ class PrefixView:
         key = _keys((block_hash,))[0]
         return tuple(tier for tier, keys in sorted(holder.keys.items()) if key in keys)
 
-    def count_by_tier(
+    def leading_tiers(
         self, worker: WorkerId, block_hashes: Sequence[BlockHash]
-    ) -> dict[StorageTier, int]:
-        """Count those of the blocks that a worker holds in each tier; without any, it is left out.
-
-        A block may lie in several tiers.
-        """
+    ) -> list[StorageTier]:
+        """Return the fastest tier of each leading block that a worker holds."""
         holder = self._holders.get(worker)
-        keys = set(_keys(block_hashes))
-        tiers = sorted(holder.keys.items()) if holder is not None else ()
-        counts = {tier: len(held & keys) for tier, held in tiers}
-        return {tier: count for tier, count in counts.items() if count}
+        found: list[StorageTier] = []
+        if holder is None:
+            return found
+        tiers = sorted(holder.keys.items())
+        for key in _keys(block_hashes):
+            tier = next((tier for tier, keys in tiers if key in keys), None)
+            if tier is None:
+                break
+            found.append(tier)
+        return found
 
     # --- books --------------------------------------------------------------------------------
 
@@ -194,10 +197,10 @@ class PrefixView:
         if self._free_slots:
             slot = self._free_slots.pop()
         else:
-            slot = len(self._slots)
-            self._slots.append(None)
+            slot = len(self._names)
+            self._names.append(worker)
         holder = _Holder(worker, incarnation, slot)
-        self._slots[slot] = holder
+        self._names[slot] = worker
         self._holders[worker] = holder
         self._live |= 1 << slot
         return holder
@@ -259,9 +262,7 @@ class PrefixView:
         # From the highest bit down: numbers get shorter, and few holders cost little.
         while holders:
             slot = holders.bit_length() - 1
-            holder = self._slots[slot]
-            if holder is not None:
-                matched[holder.worker] = num_blocks
+            matched[self._names[slot]] = num_blocks
             holders ^= 1 << slot
 
 

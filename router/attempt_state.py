@@ -15,6 +15,7 @@ from core.ids import Epoch, WorkerId
 from core.session import AttemptEnded, TokenDelta, Wanted
 from core.types import Logprob, Path, PromptScored
 from router.placement import Placement
+from router.prefix_outcome import Expectation
 from router.request_state import RequestState
 
 
@@ -33,6 +34,8 @@ class AttemptState:
     """Called once, with the first tokens: the prompt is computed."""
     on_handed_over: Callable[[AttemptState], None]
     """Called once, on path pd, with decode's first tokens: it has the KV."""
+    expectation: Expectation | None = None
+    """What of the prompt should be cached where it is computed; None: nobody can tell."""
     reported_finished: tuple[int, ...] = ()
     """Finished choices at the last of these calls, or before the first."""
     is_answered: bool = False

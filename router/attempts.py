@@ -146,6 +146,12 @@ class Attempts:
             on_choice_finished=self._send_credit,
             on_answered=self._note_answer,
             on_handed_over=self._note_hand_over,
+            # Later attempts find what this request has computed itself.
+            expectation=self._prefixes.expectation(
+                run.request, placement.prefill, names, placement.most_held_blocks
+            )
+            if epoch == 0
+            else None,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
@@ -171,6 +177,7 @@ class Attempts:
         finally:
             if not attempt.is_answered:
                 self._prefixes.failed(run.run_id)
+            self._note_prefix(attempt)
             del self.in_progress[run.run_id]
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 # Raised above, or the caller has left: asyncio must not report it as unseen.
@@ -181,6 +188,7 @@ class Attempts:
     def _note_answer(self, attempt: AttemptState) -> None:
         """Learn from a prompt that has been computed."""
         run = attempt.run
+        self._note_prefix(attempt)
         self._prefixes.answered(run.run_id)
         self._fetches.note(attempt.placement, run.timings.fetch)
         if attempt.epoch == 0:  # later, the figures of a run may be those of an attempt before
@@ -189,6 +197,17 @@ class Attempts:
                 self._sessions.get(attempt.placement.prefill).measured(
                     num_tokens, run.timings.prefill_s
                 )
+
+    def _note_prefix(self, attempt: AttemptState) -> None:
+        """Compare what of the prompt was expected in a cache with what was there, once."""
+        expectation = attempt.expectation
+        timings = attempt.run.timings
+        # If decode spoke first, the figures of who computed the prompt are still to come.
+        if expectation is not None and timings.prefill_s:
+            attempt.expectation = None
+            with contained("noting what was cached"):
+                outcome = self._prefixes.outcome(expectation, timings.cached_tokens)
+                self._observer.prompt_computed(attempt.run, outcome)
 
     def _note_hand_over(self, attempt: AttemptState) -> None:
         """Learn how late the KV came."""

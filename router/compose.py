@@ -30,6 +30,7 @@ from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
+from router.observe.worker_gauges import worker_gauges
 from router.orchestrator import Orchestrator
 from router.peer_fetches import PeerFetches
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
@@ -145,6 +146,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
             **gauges_of(parts.read_prefix_report),
+            **worker_gauges(sessions.views),
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None

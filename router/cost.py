@@ -163,6 +163,7 @@ class Prediction:
         self._num_choices = num_choices
         self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
+        self.most_held_blocks = max(held_blocks.values(), default=0)
         self._now_s = now_s
         self._sources = sources
         # What nobody holds is fetched by nobody: nearly every worker is passed over by one compare.

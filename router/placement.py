@@ -31,6 +31,8 @@ class Placement:
     reason: str
     uncached_tokens: int = 0
     """Of the prompt, to be computed by the worker `prefill`."""
+    most_held_blocks: int = 0
+    """Leading blocks that the best holder has, whoever was chosen."""
     prefill_costs: tuple[Cost, ...] = ()
     """Of workers that could have computed the prompt for another, the cheapest first."""
     local_costs: tuple[Cost, ...] = ()
@@ -134,6 +136,7 @@ def _across(
         pair.receiver.descriptor,
         reason,
         prediction.uncached_tokens(pair.sender),
+        prediction.most_held_blocks,
         pair.costs,
         _local_costs(local, prediction),
         prediction.fetch(pair.sender),
@@ -147,7 +150,10 @@ def _local(
     uncached_tokens = prediction.uncached_tokens(best[0])
     costs = _local_costs(best, prediction)
     fetch = prediction.fetch(best[0])
-    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs, fetch)
+    num_held = prediction.most_held_blocks
+    return Placement(
+        Path.LOCAL, chosen, chosen, reason, uncached_tokens, num_held, across, costs, fetch
+    )
 
 
 def _local_costs(best: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:

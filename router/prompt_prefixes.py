@@ -17,6 +17,7 @@ from core.prefix_changes import StorageTier
 from core.session import WorkerDescriptor
 from core.types import GenerateRequest
 from router.expected_prefixes import ExpectedPrefixes
+from router.prefix_outcome import Expectation, PromptOutcome
 
 SLICE_TOKENS = 4_096
 """Tokens that are hashed in one go: about 0.4 ms, after which others have their turn."""
@@ -37,10 +38,10 @@ class HeldBlocks(Protocol):
         """Count the leading blocks that each worker holds."""
         ...
 
-    def count_by_tier(
+    def leading_tiers(
         self, worker: WorkerId, block_hashes: Sequence[BlockHash]
-    ) -> dict[StorageTier, int]:
-        """Count those of the blocks that a worker holds in each storage tier."""
+    ) -> list[StorageTier]:
+        """Return the fastest storage tier of each leading block that a worker holds."""
         ...
 
 
@@ -108,11 +109,48 @@ class PromptPrefixes:
                 found |= self._view.match(hashes)
         return found
 
-    def count_by_tier(
+    def leading_tiers(
         self, worker: WorkerId, block_hashes: Sequence[BlockHash]
-    ) -> dict[StorageTier, int]:
-        """Count those of the blocks that a worker has published in each storage tier."""
-        return {} if self._view is None else self._view.count_by_tier(worker, block_hashes)
+    ) -> list[StorageTier]:
+        """Return the fastest storage tier of each leading block that a worker has published."""
+        return [] if self._view is None else self._view.leading_tiers(worker, block_hashes)
+
+    def expectation(
+        self,
+        request: GenerateRequest,
+        worker: WorkerDescriptor,
+        names: PromptNames,
+        num_elsewhere: int,
+    ) -> Expectation | None:
+        """Return what is thought to be found of a prompt at the worker that it is placed on.
+
+        None if nobody can tell: no names were made, or the prompt is computed whole for its scores.
+
+        Args:
+            request: The prompt.
+            worker: Which computes it.
+            names: Of its blocks.
+            num_elsewhere: Leading blocks that the best of all workers holds.
+        """
+        hashes = names.get((worker.content_digest, worker.block_size_tokens))
+        if hashes is None or request.sampling.prompt_logprobs is not None:
+            return None
+        tiers = self.leading_tiers(worker.worker_id, hashes)
+        coming = self._expected.match(hashes, self._clock.now_s()).get(worker.worker_id, 0)
+        return Expectation(
+            worker=worker.worker_id,
+            block_hashes=hashes,
+            block_size_tokens=worker.block_size_tokens,
+            num_tokens=len(request.token_ids),
+            tiers=tiers,
+            num_expected=max(len(tiers), coming),
+            num_elsewhere=num_elsewhere,
+        )
+
+    def outcome(self, expectation: Expectation, num_found_tokens: int) -> PromptOutcome:
+        """Compare it with what the worker has found."""
+        now = self.leading_tiers(expectation.worker, expectation.block_hashes)
+        return expectation.outcome(num_found_tokens, len(now))
 
     def sent(self, run_id: RunId, worker: WorkerDescriptor, names: PromptNames) -> None:
         """A prompt goes to a worker: those like it find it there from now on."""

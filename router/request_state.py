@@ -25,6 +25,7 @@ from core.types import (
 )
 from router.choice_output import ChoiceOutput
 from router.placement import Placement
+from router.prefix_outcome import PromptOutcome
 
 Emit = Callable[[RequestEvent], None]
 RunKey = tuple[str, RequestId]
@@ -39,6 +40,9 @@ class RequestObserver:
 
     def request_refused(self, request: GenerateRequest, error: ServingError) -> None:
         """Note a request that never began to run."""
+
+    def prompt_computed(self, run: RequestState, outcome: PromptOutcome) -> None:
+        """Note what became of a prompt's cached beginning, once a request."""
 
     def retried(self, error: ServingError) -> None:
         """Note the fault after which a request is tried again."""

@@ -12,6 +12,7 @@ from core.plan import StepPlan
 from core.types import GenerateRequest, RequestEnded
 from engine.scheduling.sequence import Sequence
 from router.placement import Placement
+from router.prefix_outcome import PromptOutcome
 from router.prompt_prefixes import PromptNames
 from router.request_state import RequestObserver, RequestState
 from worker.attempt import Attempt
@@ -85,6 +86,11 @@ class Observers(ClusterObserver):
         """Pass on."""
         for observer in self._all:
             observer.request_refused(request, error)
+
+    def prompt_computed(self, run: RequestState, outcome: PromptOutcome) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.prompt_computed(run, outcome)
 
     def retried(self, error: ServingError) -> None:
         """Pass on."""

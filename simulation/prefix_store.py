@@ -63,7 +63,13 @@ class MemoryPrefixStore:
         """Calls that would have found something new, and did not."""
         self._kept: dict[WorkerLife, _Kept] = {}
         self._serial = 0
+        self._added_s: dict[str, float] = {}
+        self._answered_s = 0.0
         self._arrived = asyncio.Event()
+
+    def age_s(self, position: str) -> float:
+        """See `PrefixStore`."""
+        return max(0.0, self._answered_s - self._added_s.get(position, self._answered_s))
 
     def empty(self) -> int:
         """Forget everything, as after a restart without a disk; returns how many lives that was."""
@@ -159,6 +165,7 @@ class MemoryPrefixStore:
             self.num_withheld += 1
             await asyncio.sleep(wait_s)
             return {}
+        self._answered_s = asyncio.get_running_loop().time()
         return found
 
     async def close(self) -> None:
@@ -192,6 +199,7 @@ class MemoryPrefixStore:
     def _add(self, life: WorkerLife, position: str, entry: bytes) -> None:
         kept = self._kept.setdefault(life, _Kept())
         kept.log.append((position, entry))
+        self._added_s[position] = asyncio.get_running_loop().time()
         del kept.log[:-LOG_ENTRIES]
         self._arrived.set()
         self._arrived = asyncio.Event()

@@ -61,6 +61,8 @@ class ReplayPlan:
     """Of each worker."""
     policy: Policy = Policy.COST
     seed: int = 0
+    warm_up_s: float = 0.0
+    """Prompts that are sent before fill the caches, and are in no figure of TTFT."""
 
 
 @dataclass(slots=True)
@@ -153,6 +155,7 @@ class Replay:
         self._numbers = itertools.count()
         self._names: dict[int, BlockHash] = {}
         self._ttft_s: list[float] = []
+        self._num_answered = 0
         self._cached_tokens = 0
         self._now_s = 0.0
         for worker in self._workers:
@@ -269,8 +272,10 @@ class Replay:
         worker.load.remove(job.run_id, now_s)
         self._expected.answered(job.run_id, now_s)
         self._cached_tokens += job.request.input_tokens - num_tokens
-        self._ttft_s.append(now_s - job.sent_s)
-        self._on_answer(len(self._ttft_s))
+        self._num_answered += 1
+        if job.sent_s >= self._plan.warm_up_s:
+            self._ttft_s.append(now_s - job.sent_s)
+        self._on_answer(self._num_answered)
         job.on_done(now_s)
         self._start(worker, now_s)
 

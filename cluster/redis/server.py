@@ -24,7 +24,7 @@ from process.parent_death import hanging
 
 STOP_TIMEOUT_S = 5.0
 USER = "baton"
-RIGHTS = "~baton:* resetchannels -@all +set +get +hset +hget +xadd +xread +xrange +pexpire"
+RIGHTS = "~baton:* resetchannels -@all +set +get +hset +hget +xadd +xread +xrange +pexpire +time"
 """Only what routers and workers do: no scripts, settings, modules or other keys."""
 LIMITS = (
     "maxmemory 512mb",

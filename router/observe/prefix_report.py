@@ -6,7 +6,7 @@ entries come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from core import metrics
@@ -20,6 +20,7 @@ def no_report() -> dict[str, Any]:
     return {
         "state": "off",
         "age_s": 0.0,
+        "lag_s": 0.0,
         "entries": 0,
         "leaving": 0,
         "gaps": 0,
@@ -28,11 +29,12 @@ def no_report() -> dict[str, Any]:
     }
 
 
-def gauges_of(read: ReadReport) -> dict[metrics.Metric, Callable[[], dict[str, int]]]:
+def gauges_of(read: ReadReport) -> dict[metrics.Metric, Callable[[], Mapping[str, float]]]:
     """Return how each gauge of the index is read."""
     return {
         metrics.PREFIX_ENTRIES: lambda: {"": read()["entries"]},
-        metrics.PREFIX_AGE: lambda: {"": int(read()["age_s"])},
+        metrics.PREFIX_AGE: lambda: {"": read()["age_s"]},
+        metrics.PREFIX_LAG: lambda: {"": read()["lag_s"]},
         metrics.PREFIX_REFUSED: lambda: dict.fromkeys(REASONS, 0) | read()["refused"],
         metrics.PREFIX_GAPS: lambda: {"": read()["gaps"]},
     }

@@ -7,6 +7,7 @@ who may ask.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -67,22 +68,21 @@ class PromptReport:
         self, names: PromptNames, candidates: Sequence[Candidate]
     ) -> list[dict[str, Any]]:
         held = self._prefixes.held(names)
-        published = self._prefixes.published(names)
         by_id = {c.worker_id: c for c in candidates}
         most = sorted(held.keys() & by_id.keys(), key=lambda worker: (-held[worker], worker))
         rows = []
         for worker in most[:MAX_WORKERS]:
             c = by_id[worker]
-            num_published = published.get(worker, 0)
-            hashes = names[c.content_digest, c.block_size_tokens][:num_published]
-            tiers = self._prefixes.count_by_tier(worker, hashes)
+            hashes = names[c.content_digest, c.block_size_tokens]
+            tiers = self._prefixes.leading_tiers(worker, hashes)
+            num_published = len(tiers)
             rows.append(
                 {
                     "worker": worker,
                     "role": c.descriptor.role.value,
                     "leading_blocks": num_published,
                     "leading_tokens": num_published * c.block_size_tokens,
-                    "tiers": {tier.name.lower(): count for tier, count in tiers.items()},
+                    "tiers": dict(Counter(tier.name.lower() for tier in tiers)),
                     # By a prompt that was sent there, and that it has not published yet.
                     "expected_blocks": held[worker] - num_published,
                 }

@@ -15,6 +15,7 @@ from router.observe.explanations import Explanations
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.telemetry import Telemetry
+from router.prefix_outcome import PromptOutcome
 from router.request_state import RequestObserver, RequestState
 
 
@@ -56,6 +57,11 @@ class Recorder(RequestObserver):
             self._log.request_refused(request, error, call)
         if call is not None:
             call.is_recorded = True
+
+    def prompt_computed(self, run: RequestState, outcome: PromptOutcome) -> None:
+        """Note what of a prompt was cached."""
+        if run.request.tier != CANARY_TIER:
+            self._telemetry.prompt_computed(outcome)
 
     def retried(self, error: ServingError) -> None:
         """Note the fault after which a request is tried again."""

@@ -6,7 +6,7 @@ HTTP or gRPC.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from opentelemetry.exporter.prometheus import PrometheusMetricReader
 from opentelemetry.metrics import CallbackOptions, Observation
@@ -19,20 +19,25 @@ from core.errors import ServingError, Unauthenticated, all_errors
 from core.session import FetchOutcome
 from core.types import RequestEnded
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
+from router.prefix_outcome import HIT_TIERS, STALE_CAUSES, PromptOutcome, TokenOutcome
 from router.refusals import CODES, OTHER
 from router.request_state import RequestState
 
 FETCH_OUTCOMES = tuple(outcome.value for outcome in FetchOutcome)
+Labelled = Callable[[], Mapping[tuple[str, ...], float]]
+"""Reads a gauge: its number by the values of its labels, in their order."""
+ReadGauge = Callable[[], Mapping[str, float]] | Labelled
+"""Of a gauge with one label at most: by its value, or ""."""
 
 
 class Telemetry:
     """The router's instruments."""
 
-    def __init__(self, gauges: dict[metrics.Metric, Callable[[], dict[str, int]]]) -> None:
+    def __init__(self, gauges: Mapping[metrics.Metric, ReadGauge]) -> None:
         """Make every instrument, and show every label at zero.
 
         Args:
-            gauges: Reads each gauge: number by label value (or "").
+            gauges: How each gauge is read.
         """
         self._registry = CollectorRegistry()
         self._reader = PrometheusMetricReader(
@@ -80,6 +85,12 @@ class Telemetry:
             self._counters[metrics.PREFIX_FETCHES].add(0, {"outcome": outcome})
         for transport in ("shm", "grpc"):
             self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
+        for outcome in TokenOutcome:
+            self._counters[metrics.PREFIX_TOKENS].add(0, {"outcome": outcome.value})
+        for tier in HIT_TIERS:
+            self._counters[metrics.PREFIX_TIER_TOKENS].add(0, {"tier": tier})
+        for cause in STALE_CAUSES:
+            self._counters[metrics.STALE_PLACEMENTS].add(0, {"cause": cause.value})
         plain = (
             metrics.PROMPT_TOKENS,
             metrics.OUTPUT_TOKENS,
@@ -123,6 +134,15 @@ class Telemetry:
         for gap_s in line.itl_s:
             self._histograms[metrics.ITL].record(gap_s)
 
+    def prompt_computed(self, outcome: PromptOutcome) -> None:
+        """Record what of a prompt was cached."""
+        for name, num_tokens in outcome.tokens.items():
+            self._counters[metrics.PREFIX_TOKENS].add(num_tokens, {"outcome": name.value})
+        for tier, num_tokens in outcome.hit_tokens.items():
+            self._counters[metrics.PREFIX_TIER_TOKENS].add(num_tokens, {"tier": tier})
+        if outcome.cause is not None:
+            self._counters[metrics.STALE_PLACEMENTS].add(1, {"cause": outcome.cause.value})
+
     def call_refused(self, call: Call) -> None:
         """Record a call that ended before it had a request."""
         if call.outcome:
@@ -155,10 +175,17 @@ class Telemetry:
 
 
 def _observer(
-    metric: metrics.Metric, read: Callable[[], dict[str, int]]
+    metric: metrics.Metric, read: ReadGauge
 ) -> Callable[[CallbackOptions], Iterable[Observation]]:
     def observe(_: CallbackOptions) -> Iterable[Observation]:
-        label = metric.labels[0] if metric.labels else ""
-        return [Observation(value, {label: key} if label else {}) for key, value in read().items()]
+        return [
+            # Without labels there is none to pair the empty value with.
+            Observation(value, dict(zip(metric.labels, _values(labels), strict=False)))
+            for labels, value in read().items()
+        ]
 
     return observe
+
+
+def _values(labels: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (labels,) if isinstance(labels, str) else labels

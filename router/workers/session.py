@@ -118,6 +118,7 @@ class WorkerSession:
             self._load.reported,
             self.rank_pids,
             self.routes.reports,
+            self._load.candidate.exposed_transfer_s,
         )
 
     @property

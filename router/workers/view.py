@@ -34,3 +34,5 @@ class WorkerView:
     rank_pids: tuple[int, ...]
     routes: Mapping[str, RouteReport]
     """Routes by which KV reaches it, by the sender's transfer address."""
+    exposed_transfer_s: float = 0.0
+    """By which KV that it sent came behind the first token, smoothed; 0: not measured of late."""

@@ -70,6 +70,16 @@ async def test_a_log_is_read_on_from_any_position(store):
     }
 
 
+async def test_the_age_of_a_batch_is_told_by_the_stores_own_clock(store):
+    first = await eventually(lambda: store.append(LIFE, [b"one"], TTL_S))
+    await asyncio.sleep(0.3)
+    second = await eventually(lambda: store.append(LIFE, [b"two"], TTL_S))
+    await eventually(lambda: store.read_log({LIFE: START}, 0.01))
+    old, new = store.age_s(first), store.age_s(second)
+    assert old - new >= 0.25 and old < 60
+    assert store.age_s(START) == 0.0
+
+
 async def test_who_waits_is_told_when_something_comes(store):
     position = await eventually(lambda: store.append(LIFE, [b"one"], TTL_S))
     waiting = asyncio.create_task(eventually(lambda: store.read_log({LIFE: position}, 20.0)))

@@ -28,16 +28,17 @@ BUGS = [
     Bug(
         "a prompt that is on its way is shown as published",
         "router/observe/prompt_report.py",
-        "            num_published = published.get(worker, 0)",
+        "            num_published = len(tiers)",
         "            num_published = held[worker]",
         REPORT + "test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice",
     ),
     Bug(
-        "blocks are counted in the pool's tier alone",
+        "leading blocks are looked for in the pool's tier alone",
         "prefix_index/view.py",
-        "        counts = {tier: len(held & keys) for tier, held in tiers}",
-        "        counts = {tier: len(held & keys) for tier, held in tiers[:1]}",
-        "tests/unit/prefix_index/test_view.py::test_blocks_are_counted_by_tier",
+        "        tiers = sorted(holder.keys.items())\n        for key",
+        "        tiers = sorted(holder.keys.items())[:1]\n        for key",
+        "tests/unit/prefix_index/test_view.py"
+        "::test_each_leading_block_lies_in_the_fastest_of_its_tiers",
     ),
     Bug(
         "the longest prefix wins",
@@ -152,5 +153,12 @@ BUGS = [
         "    return sorted((pool[key[-1]] for key in keys[:number]), key=lambda c: c.worker_id)",
         f"{PLACEMENT}::"
         "test_who_serves_both_phases_is_found_by_room_then_sequences_then_blocks_in_use",
+    ),
+    Bug(
+        "the warm-up of a replay counts in its TTFT",
+        "simulation/replay.py",
+        "        if job.sent_s >= self._plan.warm_up_s:\n",
+        "        if True:\n",
+        f"{REPLAY}::test_prompts_of_the_warm_up_fill_the_caches_and_are_in_no_figure_of_ttft",
     ),
 ]

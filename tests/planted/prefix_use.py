@@ -2,6 +2,9 @@
 
 from planted.bug import Bug
 
+OUTCOMES = "tests/simulation/test_prefix_outcomes.py::"
+OUTCOME = "tests/unit/router/test_prefix_outcome.py::"
+GAUGES = "tests/unit/router/observe/test_worker_gauges.py::"
 CACHED = "tests/simulation/test_cached_tokens.py::"
 BUGS = [
     Bug(
@@ -40,5 +43,69 @@ BUGS = [
         "            cached_tokens=cached_tokens,",
         "tests/unit/router/test_attempt_state.py"
         "::test_no_more_is_reported_as_cached_than_the_prompt_has",
+    ),
+    Bug(
+        "what a request computed itself is counted as found",
+        "router/attempts.py",
+        "            if epoch == 0\n            else None,",
+        "            if epoch >= 0\n            else None,",
+        OUTCOMES + "test_what_a_request_computed_itself_before_a_death_is_no_hit",
+    ),
+    Bug(
+        "a prompt that is computed for its scores is a stale placement",
+        "router/prompt_prefixes.py",
+        "        if hashes is None or request.sampling.prompt_logprobs is not None:",
+        "        if hashes is None:",
+        OUTCOMES + "test_a_prompt_whose_scores_are_wanted_is_computed_whole_and_expected_of_nobody",
+    ),
+    Bug(
+        "an eviction on its way is called a wrong view",
+        "router/prefix_outcome.py",
+        "        if self.tokens(num_published_now) <= found:",
+        "        if num_published_now < 0:",
+        OUTCOMES + "test_an_eviction_that_the_router_has_not_heard_of_is_a_stale_placement",
+    ),
+    Bug(
+        "what a prompt on its way did not bring is called a wrong view",
+        "router/prefix_outcome.py",
+        "        if self.tokens(len(self.tiers)) <= found:",
+        "        if self.tokens(len(self.tiers)) < 0:",
+        OUTCOMES + "test_what_another_prompt_was_to_bring_and_did_not_is_unfinished",
+    ),
+    Bug(
+        "the last token is missed in a cache",
+        "router/prefix_outcome.py",
+        "min(num_blocks, (self.num_tokens - 1) // size) * size",
+        "num_blocks * size",
+        OUTCOME + "test_the_last_token_is_expected_of_nobody",
+    ),
+    Bug(
+        "cached blocks are shown as used",
+        "router/observe/worker_gauges.py",
+        "num_blocks - load.free_blocks - load.cached_blocks",
+        "num_blocks - load.free_blocks",
+        GAUGES + "test_blocks_are_used_cached_or_free_and_queues_have_their_lengths",
+    ),
+    Bug(
+        "a large cluster has a series for every worker",
+        "router/observe/worker_gauges.py",
+        " if number < MAX_WORKERS else OTHER, view",
+        ", view",
+        GAUGES + "test_beyond_a_number_of_workers_the_others_are_summed_up",
+    ),
+    Bug(
+        "a router that starts is late by all that was written before",
+        "prefix_index/feed.py",
+        "            if entries and follower.has_read:",
+        "            if entries:",
+        "tests/simulation/test_prefix_rules.py"
+        "::test_a_batch_that_lay_in_the_store_is_shown_as_lag_and_one_from_before_is_not",
+    ),
+    Bug(
+        "times of several workers are shown as one of theirs",
+        "router/observe/worker_gauges.py",
+        "max(found.get((name,), 0.0), view.exposed_transfer_s)",
+        "view.exposed_transfer_s / 2 + found.get((name,), 0.0)",
+        GAUGES + "test_lateness_is_that_of_senders_and_of_the_others_together_the_longest",
     ),
 ]

@@ -32,6 +32,8 @@ def test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_
         make_late(cluster, slow)
         took = [(await ask(cluster, f"r{n}"))[1].timing for n in range(4)]
         known = routes(cluster)
+        shown = max(view.exposed_transfer_s for view in cluster.sessions.views())
+        assert shown > LATE_S / 2
         await asyncio.sleep(70.0)
         later = (await ask(cluster, "later"))[1].timing
         return slow, fast, took, known, later

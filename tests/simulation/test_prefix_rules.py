@@ -123,6 +123,31 @@ def test_a_router_that_comes_later_reads_the_whole_content():
     run_virtual(main())
 
 
+def test_a_batch_that_lay_in_the_store_is_shown_as_lag_and_one_from_before_is_not():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        worker.compute(PROMPT)
+        async with following(worker, store=store) as (feed, _):
+            worker.compute([9, *PROMPT])
+            await asyncio.sleep(TURN_S)
+            assert 0.0 < feed.lag_s < 0.05
+            later = PrefixFeed(
+                store, PrefixView(), lambda: {worker.life}, EntryCodec(KEY), LoopClock()
+            )
+            await later.read()
+            await later.read()
+            assert later.view.num_entries and later.report()["lag_s"] == 0.0, "old, and not late"
+            worker.compute([8, *PROMPT])
+            await asyncio.sleep(0.7)
+            await later.read()
+            assert 0.6 < later.report()["lag_s"] < 0.75
+            await asyncio.sleep(11.0)
+            assert later.lag_s == 0.0
+
+    run_virtual(main())
+
+
 @pytest.mark.parametrize("mode", ["down", "slow"])
 def test_a_store_that_was_away_is_up_to_date_5_s_after_its_return(mode):
     async def main():

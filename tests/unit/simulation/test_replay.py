@@ -6,8 +6,10 @@ from simulation.replay import Policy, Replay, ReplayPlan
 from simulation.traces import Trace, TraceRequest
 
 
-def replay(requests, policy=Policy.COST, workers=2, cache_tokens=100_000, block=100, rate=1_000.0):
-    plan = ReplayPlan(workers, cache_tokens, rate, policy)
+def replay(
+    requests, policy=Policy.COST, workers=2, cache_tokens=100_000, block=100, rate=1_000.0, **more
+):
+    plan = ReplayPlan(workers, cache_tokens, rate, policy, **more)
     return Replay(Trace(tuple(requests), block), plan).run()
 
 
@@ -19,6 +21,18 @@ def test_a_worker_computes_one_prompt_after_another_and_only_what_it_lacks():
     assert found["ttft_mean_s"] == pytest.approx((1.05 + 0.6) / 2)
     assert found["token_hit_rate"] == pytest.approx(1_000 / 2_100)
     assert found["ideal_token_hit_rate"] == pytest.approx(0.5)
+
+
+def test_prompts_of_the_warm_up_fill_the_caches_and_are_in_no_figure_of_ttft():
+    ids = tuple(range(11))
+    requests = [TraceRequest(at_s, 1_050, 1, ids) for at_s in (0.0, 5.0, 9.0)]
+    answered = []
+    found = replay(requests, workers=1, warm_up_s=5.0)
+    assert found["ttft_mean_s"] == pytest.approx(0.05)
+    assert found["token_hit_rate"] == pytest.approx(2_000 / 3_150), "of the whole trace"
+    plan = ReplayPlan(1, 100_000, 1_000.0, warm_up_s=5.0)
+    Replay(Trace(tuple(requests), 100), plan, answered.append).run()
+    assert answered == [1, 2, 3]
 
 
 def conversations(number, turns):

@@ -1,0 +1,40 @@
+"""What of a prompt's cached beginning is counted."""
+
+import pytest
+
+from core import metrics
+from core.prefix_changes import StorageTier
+from router.observe.telemetry import Telemetry
+from router.prefix_outcome import PromptOutcome, TokenOutcome
+
+
+@pytest.fixture
+def telemetry():
+    made = Telemetry({metrics.PREFIX_AGE: lambda: {"": 0.25}})
+    yield made
+    made.close()
+
+
+def line(telemetry, name):
+    [found] = [x for x in telemetry.text().decode().splitlines() if x.startswith(name)]
+    return float(found.split()[-1])
+
+
+def test_outcomes_of_prompts_are_counted_and_each_begins_at_zero(telemetry):
+    for outcome in TokenOutcome:
+        assert line(telemetry, f'baton_prefix_tokens_total{{outcome="{outcome.value}"}}') == 0
+    for tier in (*StorageTier.__members__, "unpublished"):
+        assert line(telemetry, f'baton_prefix_tier_hit_tokens_total{{tier="{tier.lower()}"}}') == 0
+    tokens = {TokenOutcome.HIT: 32, TokenOutcome.EVICTED: 16, TokenOutcome.NOT_CACHED: 5}
+    outcome = PromptOutcome(tokens, {"disk": 32, "unpublished": 0}, TokenOutcome.EVICTED)
+    for _ in range(2):
+        telemetry.prompt_computed(outcome)
+    assert line(telemetry, 'baton_prefix_tokens_total{outcome="hit"}') == 64
+    assert line(telemetry, 'baton_prefix_tokens_total{outcome="evicted"}') == 32
+    assert line(telemetry, 'baton_prefix_tier_hit_tokens_total{tier="disk"}') == 64
+    assert line(telemetry, 'baton_prefix_stale_placements_total{cause="evicted"}') == 2
+    assert line(telemetry, 'baton_prefix_stale_placements_total{cause="stale"}') == 0
+
+
+def test_a_gauge_without_labels_is_one_number(telemetry):
+    assert line(telemetry, "baton_prefix_index_age_seconds") == 0.25
