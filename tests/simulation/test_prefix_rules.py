@@ -321,6 +321,25 @@ def test_forged_entries_are_counted_and_change_nothing():
     run_virtual(main())
 
 
+def test_entries_of_a_workers_earlier_life_are_refused_in_the_log_of_this_one():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store, incarnation=2)
+        async with following(worker, store=store) as (feed, _):
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            name = BlockHash(b"x" * DIGEST_BYTES)
+            earlier = (worker.life[0], Incarnation(1))
+            for number in range(20):
+                change = PrefixChange([name], worker.pool.registered(range(4)))
+                store.forge(worker.life, EntryCodec(KEY).batch(earlier, Batch(number, change)))
+            await asyncio.sleep(1.0)
+            assert feed.refused == {"forged": 20} and feed.num_gaps == 0
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
 def test_an_index_of_another_cluster_is_not_taken():
     async def main():
         store = MemoryPrefixStore()
