@@ -208,6 +208,25 @@ def test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good(mis
     run_virtual(main())
 
 
+def test_a_batch_that_was_lost_is_noticed_by_the_one_behind_it():
+    """Between two renewals, after which the newest batch is where it should be."""
+
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            await asyncio.sleep(0.3)
+            store.mishaps[Mishap.LOST] = 1
+            worker.compute(PROMPT)
+            await asyncio.sleep(0.04)
+            worker.compute([9, *PROMPT])
+            await asyncio.sleep(5.0)
+            assert +store.happened == {Mishap.LOST: 1}
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
 def test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too():
     async def main():
         store = MemoryPrefixStore()
