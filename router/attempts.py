@@ -34,6 +34,7 @@ from router.placement import Placement, PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 from router.request_state import RequestObserver, RequestState
 from router.retry_budget import RetryBudget
+from router.steering import Steering
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
 
@@ -65,6 +66,7 @@ class Attempts:
         self._ids = ids
         self._prefixes = prefixes
         self._observer = observer
+        self._steering = Steering()
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
@@ -160,6 +162,7 @@ class Attempts:
                 )
                 session.send(submit)
             self._prefixes.sent(run.run_id, placement.prefill, names)
+            self._steering.placed(run.request, placement)
             await attempt.finished
         finally:
             if not attempt.is_answered:
@@ -235,6 +238,7 @@ class Attempts:
             must_be_local=len(run.choices) > 1 and has_output,
             excluded=frozenset(run.excluded),
             incompatible_pairs=self._sessions.incompatible_pairs,
+            preferred=self._steering.preferred(run.request),
         )
 
     def _submits(

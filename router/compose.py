@@ -32,6 +32,7 @@ from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
+from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
 from router.request_state import RequestObserver
@@ -77,6 +78,8 @@ class ServiceComponents:
     """Where the members are mirrored."""
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
+    public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
+    """Beginnings of prompts that all tenants share."""
     read_prefix_report: ReadReport = no_report
     """How the router's view of cached blocks is kept."""
 
@@ -161,6 +164,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             parts.seed_key,
             lambda: [candidate.descriptor for candidate in sessions.candidates()],
             parts.text,
+            parts.public_prompts,
         ),
         parts.tokenizer,
         parts.text,

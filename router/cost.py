@@ -33,6 +33,11 @@ NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
 NOISE_S = 0.005
 """Routes that are later than the best by less are equal: it is the step in which KV arrives."""
+PREFERENCE = 0.5
+"""A worker that a request's key used before may take that share of the prompt longer than another:
+a key stands for what the view does not know, and where everybody holds nothing it decides."""
+MAX_PREFERENCE_TOKENS = 1_024
+"""Beyond that a key excuses no queue, however long the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +55,8 @@ class Candidate:
     pending_requests: int = 0
     reported_tokens: int = 0
     """Of the pending tokens, those that the worker's last report counts already."""
+    reported_requests: int = 0
+    """Requests that this router had there when the worker reported."""
     head_tokens: int = 0
     """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
     head_started_s: float = 0.0
@@ -83,8 +90,11 @@ class Candidate:
         object.__setattr__(self, "is_prefill", descriptor.role is Role.PREFILL)
         tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
         object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
-        # A report is up to half a second old: what this router has sent there counts at once.
-        num_running = max(load.num_running + load.num_waiting, self.pending_requests)
+        # A report is up to half a second old: what this router has sent there since counts at
+        # once, and what has ended no more. The next turn of a chat often comes before a report.
+        num_reported = load.num_running + load.num_waiting
+        num_of_others = max(0, num_reported - self.reported_requests)
+        num_running = num_of_others + self.pending_requests
         object.__setattr__(self, "num_running", num_running)
         num_available = load.free_blocks + load.cached_blocks
         object.__setattr__(self, "num_available", num_available)
@@ -105,6 +115,8 @@ class Cost:
     decode_s: float
     weighed_s: float
     """By which workers are ordered: what those who come after will pay is in it."""
+    is_preferred: bool = False
+    """The request's key used it before."""
 
     @property
     def total_s(self) -> float:
@@ -123,8 +135,11 @@ class Prediction:
         held_blocks: Mapping[WorkerId, int],
         now_s: float,
         rules: PlacementConfig = DEFAULT_RULES,
+        preferred: frozenset[WorkerId] = frozenset(),
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
+
+        `preferred` are the workers that the request's key used before.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
@@ -134,6 +149,7 @@ class Prediction:
         self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
         self._now_s = now_s
+        self._preferred = preferred
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s
         self._usual_tokens_per_s = usual
@@ -188,6 +204,7 @@ class Prediction:
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=0.0 if has_transfer else c.num_running * self._sequence_tokens / tokens_per_s,
             weighed_s=self._weights((c,), has_transfer=has_transfer)[0],
+            is_preferred=c.worker_id in self._preferred,
         )
 
     def _weights(self, pool: Sequence[Candidate], *, has_transfer: bool) -> list[float]:
@@ -225,6 +242,11 @@ class Prediction:
             tokens = queued + WORK_WEIGHT * uncached + occupied + c.num_running * sequence_tokens
             transfer_s = c.exposed_transfer_s if has_transfer else 0.0
             weights.append(tokens / tokens_per_s + transfer_s)
+        if self._preferred:
+            for index, c in enumerate(pool):
+                if c.worker_id in self._preferred:
+                    tokens = min(PREFERENCE * self.uncached_tokens(c), MAX_PREFERENCE_TOKENS)
+                    weights[index] -= tokens / self.tokens_per_s(c)
         return weights
 
     def senders(self, pool: Sequence[Candidate], number: int) -> list[Candidate]:
@@ -252,16 +274,16 @@ class Prediction:
                 weights = (
                     self._weights(some, has_transfer=False)
                     if self._held_blocks
-                    else [c.num_running for c in some]
+                    else self._num_sequences(some)
                 )
-                found += _least(some, weights, [c.used_blocks for c in some], number - len(found))
+                found += _least(some, weights, self._num_blocks(some), number - len(found))
         return found
 
     def receiver(self, sender: Candidate, pool: Sequence[Candidate]) -> Candidate:
         """Choose who decodes: by room, by sequences and late transfers, by blocks in use."""
         roomy, full = self._by_room(pool)
         pool = roomy or full
-        weights: Sequence[float] = [c.num_running for c in pool]
+        weights: Sequence[float] = self._num_sequences(pool)
         known = sender.exposed_by_receiver
         if known:
             usual_s = sender.exposed_transfer_s
@@ -273,7 +295,23 @@ class Prediction:
                 running + max(0.0, late - least_s) * per_s
                 for running, late in zip(weights, late_s, strict=True)
             ]
-        return _least(pool, weights, [c.used_blocks for c in pool], 1)[0]
+        return _least(pool, weights, self._num_blocks(pool), 1)[0]
+
+    def _num_sequences(self, pool: Sequence[Candidate]) -> list[int]:
+        """Count what runs at each worker, one less at that of the request's key."""
+        if not self._preferred:
+            return [c.num_running for c in pool]
+        return [c.num_running - (c.worker_id in self._preferred) for c in pool]
+
+    def _num_blocks(self, pool: Sequence[Candidate]) -> list[int]:
+        """Count the blocks in use at each worker, less those that it holds of the prompt.
+
+        What a receiver holds is not sent again, and its next turn may need no transfer at all.
+        """
+        if not self._held_blocks:
+            return [c.used_blocks for c in pool]
+        num_held = self._held_blocks.get
+        return [c.used_blocks - num_held(c.worker_id, 0) for c in pool]
 
     def _by_room(self, pool: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
         """Split workers into those that could hold the prompt now, and the others."""

@@ -45,6 +45,8 @@ class PlacementConstraints:
     excluded: frozenset[WorkerId] = frozenset()
     incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
     """(prefill, decode) pairs whose KV layouts differ."""
+    preferred: frozenset[WorkerId] = frozenset()
+    """Workers that the request's key used before."""
 
 
 def choose(
@@ -76,6 +78,7 @@ def choose(
         held_blocks,
         now_s,
         constraints.rules,
+        preferred=constraints.preferred,
     )
     is_single = request.sampling.max_tokens == 1  # of which there is nothing to hand over
     must_be_local = constraints.must_be_local or is_single

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from core.block_hash import BlockHash, block_hashes, root_hash
+from core.block_hash import BlockHash, naming_of
 from core.ids import RunId, WorkerId
 from core.ports import Clock
 from core.prefix_changes import StorageTier
@@ -74,15 +74,14 @@ class PromptPrefixes:
     ) -> list[BlockHash]:
         # A worker computes the last token always, for its logits.
         num_tokens = len(request.token_ids) - 1
-        parent = root_hash(digest, request.scope, self._hash_key)
+        naming = naming_of(digest, request.scope, block_size_tokens, self._hash_key)
         hashes: list[BlockHash] = []
         slice_tokens = max(1, SLICE_TOKENS // block_size_tokens) * block_size_tokens
         for start in range(0, num_tokens, slice_tokens):
             if start:
                 await asyncio.sleep(0)
             end = min(start + slice_tokens, num_tokens)
-            hashes += block_hashes(parent, request.token_ids[start:end], block_size_tokens)
-            parent = hashes[-1] if hashes else parent
+            naming.extend(hashes, request.token_ids[start:end], block_size_tokens)
         return hashes
 
     def held(self, names: PromptNames) -> dict[WorkerId, int]:

@@ -100,6 +100,7 @@ class GenerationService:
             self._admission.check_share(len(all_params), num_choices(all_params[0]))
         made: list[GenerateRequest] = []
         for index, params in enumerate(all_params):
+            # Ids that follow from the first: a client that resumes the reply names that one alone.
             request_id = f"{made[0].request_id}-{index}" if index else params.request_id
             made.append(await self._builder.make(replace(params, request_id=request_id)))
         return made
@@ -174,6 +175,7 @@ class GenerationService:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Refuse new requests, let running ones finish for `grace_s`, then end the rest."""
+        # First of all: `/ready` says so at once, and balancers send the next request elsewhere.
         self._admission.is_draining = True
         events.DRAIN_BEGUN.log(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()

@@ -69,7 +69,7 @@ def _is_unretrieved(task: asyncio.Task[Any]) -> bool:
     return bool(task._log_traceback)
 
 
-class _Handle(asyncio.Handle):
+class _Callback(asyncio.Handle):
     """asyncio's handle, which asks its loop each time whether it is debugged."""
 
     __slots__ = ()
@@ -90,7 +90,7 @@ class _Handle(asyncio.Handle):
         self._source_traceback = None
 
 
-class _TimerHandle(_Handle, asyncio.TimerHandle):
+class _TimedCallback(_Callback, asyncio.TimerHandle):
     """A timer, likewise."""
 
     __slots__ = ()
@@ -103,7 +103,7 @@ class _TimerHandle(_Handle, asyncio.TimerHandle):
         loop: asyncio.AbstractEventLoop,
         context: contextvars.Context | None,
     ) -> None:
-        _Handle.__init__(self, callback, args, loop, context)
+        _Callback.__init__(self, callback, args, loop, context)
         self._when = when
         self._scheduled = True
 
@@ -149,7 +149,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.Handle:
         """Run a callback in the next turn."""
-        handle = _Handle(callback, args, self, context)
+        handle = _Callback(callback, args, self, context)
         self._ready.append(handle)
         return handle
 
@@ -163,7 +163,7 @@ class VirtualLoop(asyncio.BaseEventLoop):
         context: contextvars.Context | None = None,
     ) -> asyncio.TimerHandle:
         """Run a callback at an instant."""
-        timer = _TimerHandle(when, callback, args, self, context)
+        timer = _TimedCallback(when, callback, args, self, context)
         self._num_timers += 1
         heapq.heappush(self._timers, (when, self._num_timers, timer))
         return timer

@@ -104,7 +104,7 @@ def compose(
     worker.descriptor = dataclasses.replace(
         worker.descriptor, content_digest=world.layout.content_digest
     )
-    world.traps.trap_role(node, worker)
+    world.traps.trap_role(node, worker.attempts)
     world.traps.trap_worker(node, worker.attempts)
     world.rare_choices.take_hold(node, worker.scheduler, worker.attempts.wake)
     publisher = None

@@ -70,6 +70,11 @@ class RouterConfig(Node):
         ("enable_thinking", "thinking", "reasoning_effort", "custom_instructions"),
         description="names a request may set in chat_template_kwargs",
     )
+    public_prompts: str = Field(
+        "",
+        description="file with a JSON list of system prompts whose KV blocks all tenants share; "
+        "what follows them, and any other text, stays a tenant's own",
+    )
     trust_request_chat_template: bool = Field(
         default=False, description="let requests bring a chat_template"
     )

@@ -101,6 +101,7 @@ def _resumed(
         InvalidRequest: The event id does not fit the body.
     """
     request_id, positions = parse_event_id(last_event)
+    # The seed follows from the id: under another one, the rest would belong to another answer.
     if not is_stream or all_params[0].request_id not in ("", request_id):
         raise InvalidRequest(
             "Last-Event-ID",
@@ -212,6 +213,7 @@ class HttpApi:
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
         headers["Server-Timing"] = server_timing(reply.timing)
+        # A prompt's scores may be megabytes of JSON, and this loop has streams to serve.
         if not reply.is_heavy:
             return JSONResponse(content, headers=headers)
         text = await in_reply_thread(dumps, content, UTF8)
@@ -233,6 +235,7 @@ class HttpApi:
                 trusts_template=self.config.trust_request_chat_template,
                 adds_special_tokens=chat.add_special_tokens,
             )
+            # The prompt says itself whether it adds special tokens: most templates write their own.
             ids, names = await self._tokenized(request, chat.model, prompt, adds=False)
             wants_names = chat.return_token_strs
         else:
@@ -361,6 +364,7 @@ class HttpApi:
         The id may be that of a reply.
         """
         explanations = self.service.explanations
+        # As it is first: a client may choose an id that looks like a reply's.
         found = explanations.of(request_id) or explanations.of(request_id_of(request_id))
         if found is None:
             raise HTTPException(404)

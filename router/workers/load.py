@@ -32,6 +32,7 @@ class WorkerLoad:
         self._head_started_s = 0.0
         self._num_unanswered_tokens = 0
         self._num_reported_tokens = 0
+        self._num_reported_requests = 0
         self._tokens_per_s = 0.0
         self._recent_work = 0.0
         self._hand_overs = HandOvers()
@@ -53,6 +54,7 @@ class WorkerLoad:
                 self._num_unanswered_tokens,
                 len(self._pending),
                 reported_tokens=self._num_reported_tokens,
+                reported_requests=self._num_reported_requests,
                 head_tokens=next(iter(self._unanswered.values()), 0),
                 head_started_s=self._head_started_s,
                 prefill_tokens_per_s=self._tokens_per_s,
@@ -66,9 +68,13 @@ class WorkerLoad:
         """Replace what the worker reported before."""
         if self._hand_overs.forget_old(now_s):
             self._candidate = None
-        if load != self._reported or self._num_reported_tokens != self._num_unanswered_tokens:
+        own = self._num_unanswered_tokens, len(self._pending)
+        if load != self._reported or own != (
+            self._num_reported_tokens,
+            self._num_reported_requests,
+        ):
             self._reported = load
-            self._num_reported_tokens = self._num_unanswered_tokens
+            self._num_reported_tokens, self._num_reported_requests = own
             self._candidate = None
 
     def measured(self, num_tokens: int, seconds: float) -> None:
@@ -120,4 +126,5 @@ class WorkerLoad:
         self._unanswered.clear()
         self._num_unanswered_tokens = 0
         self._num_reported_tokens = 0
+        self._num_reported_requests = 0
         self._candidate = None

@@ -7,7 +7,7 @@ VIEW = "tests/unit/prefix_index/test_view.py::"
 CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
 
 CLUSTER = "tests/simulation/test_cached_prefixes.py::"
-POOL = "tests/unit/engine/scheduling/test_block_pool.py::"
+POOL = "tests/unit/engine/scheduling/test_block_pool_rules.py::"
 
 BUGS = [
     Bug(

@@ -14,6 +14,12 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
 
+class CacheRetention(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_RETENTION_UNSPECIFIED: _ClassVar[CacheRetention]
+    CACHE_RETENTION_IN_MEMORY: _ClassVar[CacheRetention]
+    CACHE_RETENTION_24H: _ClassVar[CacheRetention]
+
 class AbortOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ABORT_OUTCOME_UNSPECIFIED: _ClassVar[AbortOutcome]
@@ -22,6 +28,9 @@ class AbortOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
+CACHE_RETENTION_UNSPECIFIED: CacheRetention
+CACHE_RETENTION_IN_MEMORY: CacheRetention
+CACHE_RETENTION_24H: CacheRetention
 ABORT_OUTCOME_UNSPECIFIED: AbortOutcome
 ABORT_OUTCOME_ABORTED: AbortOutcome
 ABORT_OUTCOME_NOT_RUNNING: AbortOutcome
@@ -96,14 +105,20 @@ class ResponseOptions(_message.Message):
     def __init__(self, logprobs: _Optional[int] = ..., timing: _Optional[bool] = ..., prompt_logprobs: _Optional[int] = ..., skip_special_tokens: _Optional[bool] = ...) -> None: ...
 
 class PromptOptions(_message.Message):
-    __slots__ = ("truncate_tokens", "add_special_tokens", "cache_salt")
+    __slots__ = ("truncate_tokens", "add_special_tokens", "cache_salt", "prompt_cache_key", "session_id", "prompt_cache_retention")
     TRUNCATE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_KEY_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_RETENTION_FIELD_NUMBER: _ClassVar[int]
     truncate_tokens: int
     add_special_tokens: bool
     cache_salt: str
-    def __init__(self, truncate_tokens: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    prompt_cache_key: str
+    session_id: str
+    prompt_cache_retention: CacheRetention
+    def __init__(self, truncate_tokens: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ..., cache_salt: _Optional[str] = ..., prompt_cache_key: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt_cache_retention: _Optional[_Union[CacheRetention, str]] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
     __slots__ = ("positions", "tokens")

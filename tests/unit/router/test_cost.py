@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.config import PlacementConfig
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.cost import WORK_WEIGHT, Candidate, Prediction
+from router.cost import MAX_PREFERENCE_TOKENS, PREFERENCE, WORK_WEIGHT, Candidate, Prediction
 from router.observe.explanations import why_of
 from router.placement import MAX_SHOWN, PlacementConstraints, choose
 from router.workers.load import WorkerLoad
@@ -202,3 +202,65 @@ def test_why_says_what_each_candidate_would_have_cost():
     local = why_of(choose([DECODE], PROMPT, AUTO))
     assert [(c["path"], c["worker"]) for c in local["candidates"]] == [("local", "d")]
     assert local["decision"]["reason"] == "0 prefill and 1 decode workers match"
+
+
+def test_a_key_decides_among_equals_and_excuses_a_queue_of_half_the_prompt():
+    for queued, name in ((0, "z"), (499, "z"), (501, "a")):
+        keyed = replace(PD, preferred=frozenset({"z"}))
+        workers = [worker("a"), worker("z", pending_tokens=queued), DECODE]
+        assert choose(workers, PROMPT, keyed).prefill.worker_id == name, queued
+        assert choose(workers, PROMPT, PD).prefill.worker_id == "a"
+
+
+def test_a_key_excuses_less_where_much_is_cached_and_no_more_for_a_long_prompt():
+    keyed = replace(PD, preferred=frozenset({"z"}))
+    held = {"a": 50, "z": 50}
+    for queued, name in ((99, "z"), (101, "a")):
+        workers = [worker("a"), worker("z", pending_tokens=queued), DECODE]
+        assert choose(workers, PROMPT, keyed, held).prefill.worker_id == name
+    long = replace(PROMPT, token_ids=tuple(range(60_000)))
+    for queued, name in ((1_023, "z"), (1_025, "a")):
+        workers = [worker("a"), worker("z", pending_tokens=queued), DECODE]
+        assert choose(workers, long, keyed).prefill.worker_id == name
+    assert (PREFERENCE, MAX_PREFERENCE_TOKENS) == (0.5, 1_024)
+
+
+def test_many_requests_with_one_key_do_not_stay_at_one_worker():
+    loads = [WorkerLoad(replace(DESCRIPTOR, worker_id=f"w{i}")) for i in range(4)]
+    counts = dict.fromkeys((f"w{i}" for i in range(4)), 0)
+    keyed = replace(PD, preferred=frozenset({"w0"}))
+    for number in range(40):
+        candidates = [load.candidate for load in loads]
+        name = choose([*candidates, DECODE], PROMPT, keyed).prefill.worker_id
+        counts[name] += 1
+        loads[int(name[1:])].add(f"r{number}", 1_000, 0.0)
+    assert max(counts.values()) <= 11, counts
+
+
+def test_a_receiver_is_the_keys_or_a_holder_among_equals():
+    busy = Load(num_running=1, free_blocks=10_000)
+    busier = Load(num_running=2, free_blocks=10_000)
+    d1, d2 = (Candidate(replace(DESCRIPTOR, worker_id=n, role=Role.DECODE), IDLE) for n in "de")
+    keyed = replace(PD, preferred=frozenset({"e"}))
+
+    def receiver(second, constraints, held=None):
+        workers = [worker("p"), d1, replace(d2, load=second)]
+        return choose(workers, PROMPT, constraints, held or {}).decode.worker_id
+
+    assert receiver(IDLE, PD) == "d"
+    assert receiver(IDLE, PD, {"e": 10}) == "e" and receiver(busy, PD, {"e": 10}) == "d"
+    assert receiver(IDLE, keyed) == "e"
+    assert receiver(busier, keyed) == "d", "a key is worth one sequence"
+
+
+def test_a_short_prompt_stays_at_its_keys_worker():
+    decode = [
+        Candidate(replace(DESCRIPTOR, worker_id=name, role=Role.DECODE), IDLE) for name in "de"
+    ]
+    short = replace(PROMPT, token_ids=tuple(range(20)))
+    keyed = replace(AUTO, preferred=frozenset({"e"}))
+    assert choose([worker("p"), *decode], short, AUTO).decode.worker_id == "d"
+    placement = choose([worker("p"), *decode], short, keyed)
+    assert (placement.path, placement.decode.worker_id) == (Path.LOCAL, "e")
+    flags = [c.get("is_preferred", False) for c in why_of(placement)["candidates"]]
+    assert flags == [False, True, False], "p, then e before d"

@@ -50,7 +50,7 @@ def prefill_cost(c):
 def decode_cost(c, request):
     available = c.load.free_blocks + c.load.cached_blocks
     blocks = -(-len(request.token_ids) // c.descriptor.block_size_tokens) + request.sampling.n
-    running = max(c.load.num_running + c.load.num_waiting, c.pending_requests)
+    running = c.load.num_running + c.load.num_waiting + c.pending_requests
     return (
         blocks > available,
         running,
