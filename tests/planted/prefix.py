@@ -6,6 +6,7 @@ RULES = "tests/simulation/test_prefix_rules.py::"
 VIEW = "tests/unit/prefix_index/test_view.py::"
 CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
 
+CLUSTER = "tests/simulation/test_cached_prefixes.py::"
 POOL = "tests/unit/engine/scheduling/test_block_pool_rules.py::"
 
 BUGS = [
@@ -21,7 +22,7 @@ BUGS = [
         "prefix_index/publisher.py",
         "self._store.append(self._life, [entry], TTL_S, self._position)",
         "self._store.append(self._life, [entry], TTL_S)",
-        RULES + "test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good[swapped]",
+        RULES + "test_a_batch_that_was_lost_is_noticed_by_the_one_behind_it",
     ),
     Bug(
         "a worker that has nothing to publish does not look whether its last batch is there",
@@ -140,21 +141,21 @@ BUGS = [
         "prefix_index/feed.py",
         "            self.view.forget(worker, incarnation)\n",
         "            pass\n",
-        "seeds 0-20",
+        CLUSTER + "test_a_holder_that_dies_is_forgotten_and_its_chat_is_exact_elsewhere",
     ),
     Bug(
         "entries of a worker's earlier life count",
         "prefix_index/entries.py",
         'struct.pack("<IQ", len(name), incarnation)',
         'struct.pack("<IQ", len(name), 0)',
-        "seeds 0-60",
+        RULES + "test_entries_of_a_workers_earlier_life_are_refused_in_the_log_of_this_one",
     ),
     Bug(
         "a publisher leaves evictions out",
         "prefix_index/publisher.py",
         "PrefixChange(stored, evicted)",
         "PrefixChange(stored)",
-        "seeds 0-20",
+        RULES + "test_stored_and_evicted_blocks_are_seen_within_50_ms",
     ),
     Bug(
         "a gap in a log is passed over",
@@ -168,13 +169,13 @@ BUGS = [
         "engine/scheduling/block_pool.py",
         "        self._identities.forget_all()\n",
         "        pass\n",
-        "seeds 0-60",
+        CLUSTER + "test_ranks_that_return_with_empty_memory_take_their_blocks_out_of_every_view",
     ),
     Bug(
         "more tokens are reported as cached than were found",
         "engine/scheduling/step_planner.py",
         "            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens\n",
         "            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens + 1\n",
-        "seeds 0-20",
+        CLUSTER + "test_another_tenant_neither_goes_there_for_it_nor_finds_it",
     ),
 ]

@@ -233,6 +233,25 @@ def test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good(mis
     run_virtual(main())
 
 
+def test_a_batch_that_was_lost_is_noticed_by_the_one_behind_it():
+    """Between two renewals, after which the newest batch is where it should be."""
+
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            await asyncio.sleep(0.3)
+            store.mishaps[Mishap.LOST] = 1
+            worker.compute(PROMPT)
+            await asyncio.sleep(0.04)
+            worker.compute([9, *PROMPT])
+            await asyncio.sleep(5.0)
+            assert +store.happened == {Mishap.LOST: 1}
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
 def test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too():
     async def main():
         store = MemoryPrefixStore()
@@ -342,6 +361,25 @@ def test_forged_entries_are_counted_and_change_nothing():
             await asyncio.sleep(1.0)
             assert feed.refused.total() == 7 and feed.num_gaps == 0, "a repeated batch is known"
             agrees(feed, worker, other)
+
+    run_virtual(main())
+
+
+def test_entries_of_a_workers_earlier_life_are_refused_in_the_log_of_this_one():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store, incarnation=2)
+        async with following(worker, store=store) as (feed, _):
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            name = BlockHash(b"x" * DIGEST_BYTES)
+            earlier = (worker.life[0], Incarnation(1))
+            for number in range(20):
+                change = PrefixChange([name], worker.pool.registered(range(4)))
+                store.forge(worker.life, EntryCodec(KEY).batch(earlier, Batch(number, change)))
+            await asyncio.sleep(1.0)
+            assert feed.refused == {"forged": 20} and feed.num_gaps == 0
+            agrees(feed, worker)
 
     run_virtual(main())
 
