@@ -74,7 +74,7 @@ def make_pool(num_blocks):
 def make_packer():
     """Plan -> the bytes that go to every rank."""
     encoder = PlanEncoder(BLOCK_SIZE_TOKENS)
-    return lambda plan: rank_wire.pack(["plan", encoder.encode(plan)])
+    return lambda plan: rank_wire.pack(encoder.encode(plan))
 
 
 def make_handover(number):

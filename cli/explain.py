@@ -78,6 +78,8 @@ def _show_candidates(console: Console, found: dict[str, Any]) -> None:
         "cached",
         "uncached",
         "queued",
+        "fetched",
+        "fetch ms",
         "prefill ms",
         "transfer ms",
         "decode ms",
@@ -87,11 +89,19 @@ def _show_candidates(console: Console, found: dict[str, Any]) -> None:
     table = Table("path", "worker", *columns, box=box.SIMPLE)
     for c in found.get("candidates", ()):
         tokens = (c["cached_tokens"], c["uncached_tokens"], c["queued_tokens"])
-        times = (c["prefill_ms"], c["transfer_ms"], c["decode_ms"], c["total_ms"], c["weighed_ms"])
-        table.add_row(c["path"], c["worker"], *map(str, tokens), *(f"{t:.1f}" for t in times))
+        fetched = f"{c['fetched_tokens']} from {c['source']}" if c["source"] else ""
+        kinds = ("fetch", "prefill", "transfer", "decode", "total", "weighed")
+        times = (f"{c[f'{kind}_ms']:.1f}" for kind in kinds)
+        table.add_row(c["path"], c["worker"], *map(str, tokens), fetched, *times)
     console.print(table)
     decision = found.get("decision")
     if decision is not None:
         workers = dict.fromkeys((decision["prefill_worker"], decision["decode_worker"]))
         line = f"path {decision['path']} on {' and '.join(workers)}: {decision['reason']}"
         console.print(line, markup=False, highlight=False)
+        if "source" in decision:
+            line = f"{decision['fetched_tokens']} tokens of it come from {decision['source']}"
+            if found.get("fetch_outcome"):
+                line += f": {found['fetch_outcome']}, {found['fetched_tokens']} in "
+                line += f"{found['fetch_ms']} ms"
+            console.print(line, markup=False, highlight=False)

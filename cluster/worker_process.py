@@ -109,7 +109,10 @@ class RunningWorker:
         began_at = time.monotonic()
         spec = model_of(config)
         engine = pool_of(config, role).engine
-        ranks = RankGroup(spec, engine, launch, exports_kv=role is Role.PREFILL)
+        # A device copies what it computes to the worker's memory for hand-overs alone: for every
+        # step of every answer it would cost more than a prefix that is fetched now and then saves.
+        exports_kv = role is Role.PREFILL or engine.device == "cpu"
+        ranks = RankGroup(spec, engine, launch, exports_kv=exports_kv)
         try:
             # Before any process is started: the reason then stands in one line, not in a killed
             # child.
@@ -145,6 +148,7 @@ class RunningWorker:
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
             block_changes=changes,
+            exports_kv=exports_kv,
         )
         unit = compose(components, AgentThread())
         descriptor = await unit.start()

@@ -90,6 +90,12 @@ FRAGMENTS_RESENT = Metric(
     "counter",
     "fragments of KV that came damaged and were sent again",
 )
+PREFIX_FETCHES = Metric(
+    "baton_prefix_fetches_total",
+    "counter",
+    "prefixes that were to come from a peer: fetched, or why they were computed instead",
+    ("outcome",),
+)
 ATTEMPTS = Metric("baton_attempts_total", "counter", "attempts started", ("path",))
 RETRIES = Metric("baton_retries_total", "counter", "attempts caused by a fault", ("reason",))
 RUNNING = Metric("baton_requests_running", "gauge", "requests holding a permit")
@@ -134,6 +140,7 @@ ALL = (
     KV_BYTES,
     TRANSFERS,
     FRAGMENTS_RESENT,
+    PREFIX_FETCHES,
     ATTEMPTS,
     RETRIES,
     RUNNING,

@@ -1,6 +1,6 @@
 """The messages between a router and a worker on their one session stream.
 
-    router -> worker   Hello, Submit, Cancel, Credit, ConnectPeers, RouterHeartbeat
+    router -> worker   Hello, Submit, Cancel, Credit, OfferPrefix, ConnectPeers, RouterHeartbeat
     worker -> router   Welcome, StepFrame, Progress, PeerReport
 
 Owns the messages as frozen values. Does not know how they are encoded. Durations travel, instants
@@ -50,6 +50,8 @@ class WorkerDescriptor:
     node: str = ""
     pid: int = 0
     rank_pids: tuple[int, ...] = ()
+    exports_kv: bool = True
+    """What it computes can be read by peers; a decode worker's device keeps it to itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,19 @@ class Hello:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixSource:
+    """A peer was asked by `OfferPrefix` to send the first `num_tokens` of a prompt.
+
+    Fetching them is worth a wait of `wait_s`; then they are computed, as after any failure.
+    """
+
+    transfer_id: TransferId
+    peer_address: str
+    num_tokens: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
     """Take part in one attempt. `emitted[c]` are the tokens of choice c the client already has.
 
@@ -105,6 +120,8 @@ class Submit:
     run_alone: bool = False
     age_s: float = 0.0
     """Seconds since the router received the request: one that moves keeps its place in line."""
+    prefix_source: PrefixSource | None = None
+    """For a task that computes the prompt."""
 
     @property
     def run_id(self) -> RunId:
@@ -134,6 +151,20 @@ class Credit:
 
 
 @dataclass(frozen=True, slots=True)
+class OfferPrefix:
+    """Send a peer the leading blocks of a prompt that are cached here, by an ordinary transfer.
+
+    `token_ids` are those of the prefix and one more; what is not cached is not offered.
+    """
+
+    transfer_id: TransferId
+    token_ids: tuple[int, ...]
+    scope: str
+    receiver_id: WorkerId
+    receiver_incarnation: Incarnation
+
+
+@dataclass(frozen=True, slots=True)
 class ConnectPeers:
     """These peers may be named in Submits: open KV routes to them now.
 
@@ -156,6 +187,29 @@ class Welcome:
     descriptor: WorkerDescriptor
 
 
+class FetchOutcome(StrEnum):
+    """How the fetch of a prefix ended; unless it was fetched, it was computed."""
+
+    FETCHED = "fetched"
+    HELD = "held"
+    """It was here already."""
+    NO_ROOM = "no_room"
+    NOT_HELD = "not_held"
+    """The peer has it no more, or serves too many already."""
+    LATE = "late"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class FetchReport:
+    """What became of a `PrefixSource`; `outcome` is empty where there was none."""
+
+    outcome: str = ""
+    num_tokens: int = 0
+    """Tokens that came."""
+    took_s: float = 0.0
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerTiming:
     """Durations (seconds) and sizes of a worker's task, zero where it had none."""
@@ -168,6 +222,7 @@ class WorkerTiming:
     kv_blocks: int = 0
     kv_transport: str = ""
     kv_fragments_resent: int = 0
+    fetch: FetchReport = FetchReport()
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,5 +311,5 @@ class PeerReport:
     routes: tuple[RouteReport, ...]
 
 
-ToWorker = Hello | Submit | Cancel | Credit | ConnectPeers | RouterHeartbeat
+ToWorker = Hello | Submit | Cancel | Credit | OfferPrefix | ConnectPeers | RouterHeartbeat
 ToRouter = Welcome | StepFrame | Progress | PeerReport

@@ -288,6 +288,12 @@ class RequestTiming:
     kv_fragments_resent: int = 0
     """Fragments that came damaged and were sent again."""
     cached_tokens: int = 0
+    fetch_outcome: str = ""
+    """What became of a prefix that was to come from a peer (`core.session.FetchOutcome`)."""
+    fetched_tokens: int = 0
+    """Of the cached tokens, those that came from a peer."""
+    fetch_s: float = 0.0
+    """For which the prompt waited for them; a part of `queue_s`."""
     path: str = ""
     prefill_worker: str = ""
     decode_worker: str = ""

@@ -23,17 +23,15 @@ from core.errors import (
 )
 from core.ids import TransferId
 from core.plan import StepPlan
-from core.session import ConnectPeers, Role, RouteReport, Task
+from core.session import ConnectPeers, Role, Task
 from core.types import Logprob
 from engine.scheduling.events import HandoverEvent, Reserved
 from engine.scheduling.sequence import Sequence, Status
-from kv_transfer.receive_agent import ReceiveAgent
-from kv_transfer.receiver import Arrival, FetchOrder
+from kv_transfer.receiver import Arrival, FetchOrder, ReceiverCallbacks
 from kv_transfer.reserved_blocks import Reservation
-from kv_transfer.threadsafe_callbacks import ThreadsafeReceiverCallbacks
 from worker.attempt import Attempt
 from worker.checking import check_first_tokens
-from worker.components import Loops, WorkerComponents
+from worker.components import TransferAgents, WorkerComponents
 from worker.ports import Attempts
 from worker.sequences import add_sequence
 
@@ -55,14 +53,19 @@ class DecodeRole:
     pool = Role.DECODE
     task = Task.DECODE
 
-    def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
-        """Join a worker, with an agent of its own."""
+    sender = None
+    """Hand-overs come in here; none goes out."""
+
+    def __init__(
+        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+    ) -> None:
+        """Join a worker."""
         self._scheduler = attempts.scheduler
         self._attempts = attempts
         self._kv = components.kv
         self._layout = components.layout
         self._clock = components.clock
-        self._post = loops.to_agent
+        self._post = agents.post
         self._reserve_wait_s = components.transfer.reserve_wait_s
         self._worker_id = components.worker_id
         self._incarnation = components.incarnation
@@ -71,16 +74,12 @@ class DecodeRole:
         """Transfers in line for blocks, by the sequence's key."""
         self._closing: dict[TransferId, list[int]] = {}
         """Pins of ended transfers, until the agent writes no more."""
-        self.agent = ReceiveAgent(
-            components.transfer_network,
-            ThreadsafeReceiverCallbacks(self, loops.to_worker, attempts.fail_transfer),
-            components.kv,
-            components.layout,
-            components.transfer,
-            self._scheduler.pool.generation,
-            components.clock.now_s,
-            loops.agent_broke,
-        )
+        self.agent = agents.receive
+
+    @property
+    def receiver(self) -> ReceiverCallbacks:
+        """What the agent reports of hand-overs comes here."""
+        return self
 
     @property
     def num_live(self) -> int:
@@ -89,10 +88,14 @@ class DecodeRole:
 
     # --- called by the worker ---------------------------------------------------------------------
 
+    def has_transfer(self, transfer_id: TransferId) -> bool:
+        """Return True while anything is left of a hand-over."""
+        return transfer_id in self._incoming or transfer_id in self._closing
+
     def begin(self, attempt: Attempt) -> None:
         """Open the Fetch; nothing is held until the prefill worker is ready."""
         submit = attempt.submit
-        if submit.transfer_id in self._incoming or submit.transfer_id in self._closing:
+        if self.has_transfer(submit.transfer_id):
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         sequence = add_sequence(self._scheduler, attempt, attempt.open_choices, self._clock.now_s())
         self._incoming[submit.transfer_id] = Incoming(attempt, sequence)
@@ -136,10 +139,6 @@ class DecodeRole:
             self._post(self.agent.probe_peer, address, message.probe_bytes)
 
     # --- called by the agent, on the worker's loop ------------------------------------------------
-
-    def route_found(self, route: RouteReport) -> None:
-        """A peer was probed."""
-        self._attempts.route_found(route)
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Reserve now, or wait in line for blocks."""
@@ -241,7 +240,7 @@ class DecodeRole:
         self._closing[transfer_id] = []
         events = self._scheduler.attach(sequence, first_tokens, self._clock.now_s())
         attempt.timings = replace(
-            self._attempts.phase_timings(sequence),
+            self._attempts.phase_timings(attempt, sequence),
             queue_s=0.0,
             prefill_s=0.0,
             # What it holds itself is not sent, but was computed all the same.

@@ -1,4 +1,4 @@
-"""The transfers that a decode worker receives, and its probes of peers, on a loop of their own.
+"""The transfers that a worker receives, and its probes of peers, on a loop of their own.
 
 Owns the table of live receivers and the probes under way. Does not know scheduling.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Protocol
 
 from core.config import TransferConfig
 from core.errors import ServingError
@@ -27,13 +28,21 @@ MAX_PROBES = 512
 """Queued at once: as many peers as a large cluster has. They run one after the other."""
 
 
+class ReceiveAgentCallbacks(ReceiverCallbacks, Protocol):
+    """What an agent reports beside its transfers."""
+
+    def route_found(self, route: RouteReport) -> None:
+        """A route to a peer was measured, as `ReceiveAgent.probe_peer` was asked to."""
+        ...
+
+
 class ReceiveAgent(TransferAgent):
     """All transfers into one worker."""
 
     def __init__(
         self,
         network: Network,
-        callbacks: ReceiverCallbacks,
+        callbacks: ReceiveAgentCallbacks,
         kv: KVBytes,
         layout: KVLayout,
         config: TransferConfig,
@@ -45,7 +54,7 @@ class ReceiveAgent(TransferAgent):
 
         Args:
             network: Carries raw bytes.
-            callbacks: The decode role.
+            callbacks: Who asked for the transfers.
             kv: The pool's bytes.
             layout: What a block looks like.
             config: Sizes and times.

@@ -48,6 +48,9 @@ class ReceiveStream:
             try:
                 async with asyncio.timeout(open_timeout_s):
                     stream = await network.dial(receiver.order.address)
+                    # Given up meanwhile: opened now, it would live on with nobody to end it.
+                    if receiver.is_closed:
+                        return
                     fetch = FetchStream(stream, self._silence_s)
                     segments = stream.peer_segments if isinstance(stream, MappedStream) else None
                     await fetch.send(receiver.open(stream.transport, segments))

@@ -26,7 +26,6 @@ from core.errors import ChecksumMismatch, KVTransferError, ServingError, Transfe
 from core.ids import Incarnation, TransferId, WorkerId
 from core.kv_layout import KVLayout
 from core.ports import KVBytes
-from core.session import RouteReport
 from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.copying import Array
@@ -69,10 +68,6 @@ class ReceiverCallbacks(Protocol):
 
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """Nothing will be written into the reserved blocks any more."""
-        ...
-
-    def route_found(self, route: RouteReport) -> None:
-        """A route to a peer was measured, as `ReceiveAgent.probe_peer` was asked to."""
         ...
 
 

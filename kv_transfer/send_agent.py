@@ -1,4 +1,4 @@
-"""The transfers that a prefill worker sends, on a loop of their own.
+"""The transfers that a worker sends, on a loop of their own.
 
 Owns the table of live senders, parked opens, tombstones and leases. Does not know scheduling.
 """
@@ -42,7 +42,7 @@ class SendAgent(TransferAgent):
 
         Args:
             network: Carries raw bytes.
-            callbacks: The prefill role.
+            callbacks: Who offers the transfers.
             kv: The pool's bytes.
             layout: What a block looks like.
             config: Sizes and times.
@@ -91,6 +91,12 @@ class SendAgent(TransferAgent):
             self._streams[offer.transfer_id] = stream
             self._parked.offered(offer.transfer_id)
 
+    def decline(self, transfer_id: TransferId) -> None:
+        """There will be no such transfer: its Open is refused at once, also one that waits."""
+        if transfer_id not in self._streams:
+            self._bury(transfer_id)
+            self._parked.offered(transfer_id)
+
     def start(self, transfer_id: TransferId, num_tokens: int) -> None:
         """Ask the partner to reserve."""
         with self._contained(transfer_id):
@@ -115,7 +121,7 @@ class SendAgent(TransferAgent):
             if sender := self._sender(transfer_id):
                 sender.commit(sub_attempt, first_tokens, final)
                 # `Finished` is queued, and nobody acknowledges it: the transfer is over here.
-                if len(final) == len(first_tokens):
+                if first_tokens and len(final) == len(first_tokens):
                     self._end_sender(sender, None)
 
     def restart(self, transfer_id: TransferId, sub_attempt: int) -> None:

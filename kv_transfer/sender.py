@@ -159,10 +159,10 @@ class Sender:
     def commit(
         self, sub_attempt: int, first_tokens: dict[int, Logprob], final_choices: frozenset[int]
     ) -> None:
-        """Everything was published; all first tokens are drawn."""
+        """Everything was published; all first tokens are drawn, or it is a prefix without any."""
         if sub_attempt != self._sub_attempt or self.is_closed:
             return
-        if len(final_choices) == len(first_tokens):
+        if first_tokens and len(final_choices) == len(first_tokens):
             # Nothing is left to decode, so no KV is wanted: not even what waits in the queue.
             if self._builder is not None:
                 self._builder.drop_waiting()

@@ -47,14 +47,12 @@ class _ThreadsafeCallbacks:
         self._post = post
         self._fail = fail
 
-    def _step(self, call: Callable[..., None], transfer_id: TransferId, *args: object) -> None:
-        self._post(self._take, call, transfer_id, args)
+    def _step(self, call: Callable[[], None], transfer_id: TransferId) -> None:
+        self._post(self._take, call, transfer_id)
 
-    def _take(
-        self, call: Callable[..., None], transfer_id: TransferId, args: tuple[object, ...]
-    ) -> None:
+    def _take(self, call: Callable[[], None], transfer_id: TransferId) -> None:
         try:
-            call(transfer_id, *args)
+            call()
         except Exception as error:  # noqa: BLE001 - this transfer's attempt is made again; logged
             self._fail(transfer_id, failure_of(error, "a step of the transfer"))
 
@@ -62,68 +60,94 @@ class _ThreadsafeCallbacks:
 class ThreadsafeSenderCallbacks(_ThreadsafeCallbacks):
     """A `SenderCallbacks` on another loop."""
 
-    def __init__(self, callbacks: SenderCallbacks, post: Post, fail: FailTransfer) -> None:
-        """Keep the real callbacks, the `Post` to their loop, and what fails an attempt there."""
+    def __init__(
+        self,
+        owner_of: Callable[[TransferId], SenderCallbacks],
+        post: Post,
+        fail: FailTransfer,
+    ) -> None:
+        """Keep who owns each transfer there, the `Post` to that loop, and what fails a transfer.
+
+        The owner is asked for when the call arrives: only that loop knows its transfers.
+        """
         super().__init__(post, fail)
-        self._callbacks = callbacks
+        self._owner_of = owner_of
 
     def transfer_reserved(self, transfer_id: TransferId, have_blocks: int) -> None:
         """See `SenderCallbacks`."""
-        self._step(self._callbacks.transfer_reserved, transfer_id, have_blocks)
+        self._step(
+            lambda: self._owner_of(transfer_id).transfer_reserved(transfer_id, have_blocks),
+            transfer_id,
+        )
 
     def transfer_sent(self, transfer_id: TransferId) -> None:
         """See `SenderCallbacks`."""
-        self._step(self._callbacks.transfer_sent, transfer_id)
+        self._step(lambda: self._owner_of(transfer_id).transfer_sent(transfer_id), transfer_id)
 
     # The next two end a transfer or give blocks back: not `_step`, since to fail the attempt again
     # would not bring the blocks back.
 
     def transfer_lost(self, transfer_id: TransferId, error: ServingError) -> None:
         """See `SenderCallbacks`."""
-        self._post(self._callbacks.transfer_lost, transfer_id, error)
+        self._post(lambda: self._owner_of(transfer_id).transfer_lost(transfer_id, error))
 
     def transfer_drained(self, transfer_id: TransferId, sub_attempt: int) -> None:
         """See `SenderCallbacks`."""
-        self._post(self._callbacks.transfer_drained, transfer_id, sub_attempt)
+        self._post(lambda: self._owner_of(transfer_id).transfer_drained(transfer_id, sub_attempt))
 
 
 class ThreadsafeReceiverCallbacks(_ThreadsafeCallbacks):
     """A `ReceiverCallbacks` on another loop."""
 
-    def __init__(self, callbacks: ReceiverCallbacks, post: Post, fail: FailTransfer) -> None:
-        """Keep the real callbacks, the `Post` to their loop, and what fails an attempt there."""
+    def __init__(
+        self,
+        owner_of: Callable[[TransferId], ReceiverCallbacks],
+        report: Callable[[RouteReport], None],
+        post: Post,
+        fail: FailTransfer,
+    ) -> None:
+        """Keep who owns each transfer there, as above, and who takes reports of routes."""
         super().__init__(post, fail)
-        self._callbacks = callbacks
+        self._owner_of = owner_of
+        self._report_to = report
 
     def transfer_starting(self, transfer_id: TransferId, num_tokens: int) -> None:
         """See `ReceiverCallbacks`."""
-        self._step(self._callbacks.transfer_starting, transfer_id, num_tokens)
+        self._step(
+            lambda: self._owner_of(transfer_id).transfer_starting(transfer_id, num_tokens),
+            transfer_id,
+        )
 
     def transfer_arrived(
         self, transfer_id: TransferId, first_tokens: dict[int, Logprob], arrival: Arrival
     ) -> None:
         """See `ReceiverCallbacks`."""
-        self._step(self._callbacks.transfer_arrived, transfer_id, first_tokens, arrival)
+        self._step(
+            lambda: self._owner_of(transfer_id).transfer_arrived(
+                transfer_id, first_tokens, arrival
+            ),
+            transfer_id,
+        )
 
     def transfer_finished(self, transfer_id: TransferId) -> None:
         """See `ReceiverCallbacks`."""
-        self._step(self._callbacks.transfer_finished, transfer_id)
+        self._step(lambda: self._owner_of(transfer_id).transfer_finished(transfer_id), transfer_id)
 
     def transfer_failed(self, transfer_id: TransferId, error: ServingError) -> None:
         """See `ReceiverCallbacks`."""
-        self._post(self._callbacks.transfer_failed, transfer_id, error)
+        self._post(lambda: self._owner_of(transfer_id).transfer_failed(transfer_id, error))
 
     def transfer_closed(self, transfer_id: TransferId) -> None:
         """See `ReceiverCallbacks`."""
-        self._post(self._callbacks.transfer_closed, transfer_id)
+        self._post(lambda: self._owner_of(transfer_id).transfer_closed(transfer_id))
 
     def route_found(self, route: RouteReport) -> None:
-        """See `ReceiverCallbacks`; a fault is only logged, since nobody waits for a report."""
+        """Report a route that was measured; a fault is only logged, since nobody waits for it."""
         self._post(self._report, route)
 
     def _report(self, route: RouteReport) -> None:
         try:
-            self._callbacks.route_found(route)
+            self._report_to(route)
         except Exception:
             # A measurement belongs to no attempt, and the worker can go on without it.
             log.exception("the report of a route to %s could not be used", route.address)

@@ -17,11 +17,9 @@ from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
 from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
 from engine.scheduling.sequence import Handover, Sequence, Status
-from kv_transfer.send_agent import SendAgent
-from kv_transfer.sender import Blocks, Offer
-from kv_transfer.threadsafe_callbacks import ThreadsafeSenderCallbacks
+from kv_transfer.sender import Blocks, Offer, SenderCallbacks
 from worker.attempt import Attempt
-from worker.components import Loops, WorkerComponents
+from worker.components import TransferAgents, WorkerComponents
 from worker.ports import Attempts
 from worker.sequences import add_sequence
 
@@ -49,26 +47,29 @@ class PrefillRole:
     pool = Role.PREFILL
     task = Task.PREFILL
 
-    def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
-        """Join a worker, with an agent of its own."""
+    receiver = None
+    """Hand-overs go out from here; none comes in."""
+
+    def __init__(
+        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+    ) -> None:
+        """Join a worker."""
         self._scheduler = attempts.scheduler
         self._attempts = attempts
         self._kv = components.kv
         self._layout = components.layout
         self._clock = components.clock
-        self._post = loops.to_agent
+        self._post = agents.post
         self._outgoing: dict[TransferId, Outgoing] = {}
         self._by_key: dict[int, Outgoing] = {}
         self._draining: dict[TransferId, dict[int, list[int]]] = {}
         """Pins of ended transfers, by sub-attempt."""
-        self.agent = SendAgent(
-            components.transfer_network,
-            ThreadsafeSenderCallbacks(self, loops.to_worker, attempts.fail_transfer),
-            components.kv,
-            components.layout,
-            components.transfer,
-            loops.agent_broke,
-        )
+        self.agent = agents.send
+
+    @property
+    def sender(self) -> SenderCallbacks:
+        """What the agent reports of hand-overs comes here."""
+        return self
 
     @property
     def num_live(self) -> int:
@@ -77,11 +78,15 @@ class PrefillRole:
 
     # --- called by the worker ---------------------------------------------------------------------
 
+    def has_transfer(self, transfer_id: TransferId) -> bool:
+        """Return True while anything is left of a hand-over."""
+        return transfer_id in self._outgoing or transfer_id in self._draining
+
     def begin(self, attempt: Attempt) -> None:
         """Queue the prompt and expect the peer's Fetch."""
         submit = attempt.submit
         num_layers = self._layout.num_layers
-        if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:
+        if self.has_transfer(submit.transfer_id):
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         handover = Handover(submit.peer_id)
         sequence = add_sequence(
@@ -95,8 +100,7 @@ class PrefillRole:
         )
         # Posted before anything about it can be: the agent takes its calls in order.
         self._post(self.agent.offer, offer)
-        self._scheduler.submit(sequence)
-        self._attempts.deliver(self._scheduler.take_events())
+        self._attempts.enter(attempt)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it has drained."""
@@ -262,7 +266,7 @@ class PrefillRole:
         """Ack: the blocks become cache, the attempt ends here."""
         outgoing = self._outgoing.get(transfer_id)
         if outgoing is not None:
-            timings = self._attempts.phase_timings(outgoing.sequence)
+            timings = self._attempts.phase_timings(outgoing.attempt, outgoing.sequence)
             outgoing.attempt.timings = replace(
                 timings, cached_tokens=outgoing.sequence.num_prefix_hit_tokens
             )

@@ -140,7 +140,7 @@ class AttemptState:
     def _awaits_scores(self) -> bool:
         """True while the prefill worker still has to bring the prompt's scores."""
         run = self.run
-        is_wanted = run.request.sampling.prompt_logprobs is not None and not run.has_prompt_scores
+        is_wanted = run.awaits_prompt_scores
         return is_wanted and self.placement.path is Path.PD and not self.prefill_spoke
 
     def on_ended(self, worker_id: WorkerId, ended: AttemptEnded) -> None:

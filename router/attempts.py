@@ -1,7 +1,6 @@
 """The attempts at one request: place, submit, wait, and try again after a fault or a move.
 
-Owns the limits and pauses between attempts, and what a Submit holds. Does not know permits,
-streams or text.
+Owns the limits and pauses between attempts. Does not know permits, streams or text.
 
 A worker that drains ends its attempts with `Draining`, one without room with `PoolExhausted`: such
 a move is no fault and costs nothing of the retry budget.
@@ -25,16 +24,17 @@ from core.errors import (
     WorkerDied,
     WorkerLost,
 )
-from core.ids import Epoch, Ids, RunId, TransferId
+from core.ids import Epoch, Ids, RunId
 from core.ports import Clock
-from core.session import Credit, Submit, Task, WorkerDescriptor
-from core.types import Path
+from core.session import Credit, FetchReport, Task
 from router.attempt_state import AttemptState
+from router.peer_fetches import PeerFetches
 from router.placement import Placement, PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 from router.request_state import RequestObserver, RequestState
 from router.retry_budget import RetryBudget
 from router.steering import Steering
+from router.submits import DEATHS_BEFORE_ALONE, submits_of
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
 
@@ -43,8 +43,6 @@ AFTER_FAULT_WAIT_S = 3.0
 FAULT_PAUSE_S = 0.05
 MAX_MOVES = 32
 """Moves off draining or full workers that one request may see."""
-DEATHS_BEFORE_ALONE = 2
-"""A request that has seen so many workers die runs alone in its next attempt, its last."""
 
 
 class Attempts:
@@ -57,6 +55,7 @@ class Attempts:
         clock: Clock,
         ids: Ids,
         prefixes: PromptPrefixes,
+        fetches: PeerFetches,
         observer: RequestObserver,
     ) -> None:
         """Start with the full budget: this router's share of the cluster's."""
@@ -65,6 +64,7 @@ class Attempts:
         self._clock = clock
         self._ids = ids
         self._prefixes = prefixes
+        self._fetches = fetches
         self._observer = observer
         self._steering = Steering()
         # Routers do not hear of one another's retries.
@@ -149,10 +149,14 @@ class Attempts:
             reported_finished=run.finished_choices,
         )
         run.placement = placement
+        run.timings = replace(run.timings, fetch=FetchReport())
         self.in_progress[run.run_id] = attempt
         sessions: list[WorkerSession] = []
         try:
-            for descriptor, submit in self._submits(run, epoch, placement):
+            source = self._fetches.ask(run.request, placement)
+            now_s = self._clock.now_s()
+            transfer_id = self._ids.transfer()
+            for descriptor, submit in submits_of(run, epoch, placement, transfer_id, source, now_s):
                 session = self._sessions.get(descriptor)
                 # Noted and subscribed before it is sent: if sending fails, it is forgotten below.
                 sessions.append(session)
@@ -178,6 +182,7 @@ class Attempts:
         """Learn from a prompt that has been computed."""
         run = attempt.run
         self._prefixes.answered(run.run_id)
+        self._fetches.note(attempt.placement, run.timings.fetch)
         if attempt.epoch == 0:  # later, the figures of a run may be those of an attempt before
             num_tokens = len(run.request.token_ids) - run.timings.cached_tokens
             with contextlib.suppress(WorkerLost):
@@ -208,13 +213,7 @@ class Attempts:
             # Taken before looking, so that no change in between is missed.
             changed = self._sessions.changed
             try:
-                return choose(
-                    self._sessions.candidates(),
-                    run.request,
-                    self._constraints(run),
-                    self._prefixes.held(names),
-                    self._clock.now_s(),
-                )
+                return self._choose(run, names)
             except NoWorker:
                 now_s = self._clock.now_s()
                 if self._sessions.is_starting():
@@ -230,6 +229,17 @@ class Attempts:
                 async with asyncio.timeout(hopeless_at - now_s):
                     await changed.wait()
 
+    def _choose(self, run: RequestState, names: PromptNames) -> Placement:
+        candidates = self._sessions.candidates()
+        published = self._prefixes.published(names)
+        constraints = self._constraints(run)
+        sources = self._fetches.sources(candidates, published, constraints)
+        if run.awaits_prompt_scores:
+            sources = None  # cached blocks have no scores to give
+        held = self._prefixes.held(names, published)
+        now_s = self._clock.now_s()
+        return choose(candidates, run.request, constraints, held, now_s, sources)
+
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
         return PlacementConstraints(
@@ -240,34 +250,6 @@ class Attempts:
             incompatible_pairs=self._sessions.incompatible_pairs,
             preferred=self._steering.preferred(run.request),
         )
-
-    def _submits(
-        self, run: RequestState, epoch: Epoch, placement: Placement
-    ) -> list[tuple[WorkerDescriptor, Submit]]:
-        request = replace(run.request, request_id=run.run_id)
-        if run.has_prompt_scores:
-            # They need a prompt computed without the prefix cache: once is enough.
-            request = replace(request, sampling=replace(request.sampling, prompt_logprobs=None))
-        base = Submit(
-            request=request,
-            epoch=epoch,
-            task=Task.LOCAL,
-            emitted=tuple(tuple(c.token_ids) for c in run.choices),
-            finished_choices=run.finished_choices,
-            credit=run.credit,
-            run_alone=run.num_deaths >= DEATHS_BEFORE_ALONE,
-            # An age, for clocks of two machines differ.
-            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),
-        )
-        if placement.path is Path.LOCAL:
-            return [(placement.decode, base)]
-        transfer_id = self._ids.transfer()
-        prefill = placement.prefill
-        decode = placement.decode
-        return [
-            (prefill, _with_peer(base, Task.PREFILL, transfer_id, decode)),
-            (decode, _with_peer(base, Task.DECODE, transfer_id, prefill)),
-        ]
 
     def fail(self, run: RequestState, error: ServingError) -> bool:
         """End the attempt in progress with a fault; False if there is none."""
@@ -291,16 +273,3 @@ class Attempts:
             self._sessions.get(attempt.placement.decode).send(credit)
         except WorkerLost as error:
             attempt.fail(error)
-
-
-def _with_peer(
-    submit: Submit, task: Task, transfer_id: TransferId, peer: WorkerDescriptor
-) -> Submit:
-    return replace(
-        submit,
-        task=task,
-        transfer_id=transfer_id,
-        peer_id=peer.worker_id,
-        peer_incarnation=peer.incarnation,
-        peer_address=peer.transfer_address,
-    )

@@ -31,6 +31,7 @@ from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
+from router.peer_fetches import PeerFetches
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
 from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
@@ -108,7 +109,8 @@ def compose(components: RouterComponents, observer: RequestObserver | None = Non
     sessions = _sessions(components)
     admission = _admission(components)
     prefixes = _prefixes(components)
-    return _core(components, sessions, admission, prefixes, observer or RequestObserver())
+    fetches = _fetches(components, sessions)
+    return _core(components, sessions, admission, prefixes, fetches, observer or RequestObserver())
 
 
 def compose_service(components: RouterComponents, parts: ServiceComponents) -> Router:
@@ -149,7 +151,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     explanations = Explanations()
     recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
     prefixes = _prefixes(components)
-    core = _core(components, sessions, admission, prefixes, recorder)
+    fetches = _fetches(components, sessions)
+    core = _core(components, sessions, admission, prefixes, fetches, recorder)
     service = GenerationService(
         parts.model,
         config,
@@ -175,7 +178,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         parts.keyring,
         parts.read_prefix_report,
         explanations,
-        PromptReport(prefixes, sessions.candidates, components.placement, clock),
+        PromptReport(prefixes, fetches, sessions.candidates, components.placement, clock),
         clock,
     )
     return Router(core, service, mirror)
@@ -197,6 +200,10 @@ def _admission(components: RouterComponents) -> Admission:
     )
 
 
+def _fetches(components: RouterComponents, sessions: WorkerSessions) -> PeerFetches:
+    return PeerFetches(sessions, components.ids, components.clock)
+
+
 def _prefixes(components: RouterComponents) -> PromptPrefixes:
     return PromptPrefixes(components.view, components.hash_key, components.clock)
 
@@ -206,6 +213,7 @@ def _core(
     sessions: WorkerSessions,
     admission: Admission,
     prefixes: PromptPrefixes,
+    fetches: PeerFetches,
     observer: RequestObserver,
 ) -> RouterCore:
     config = components.config
@@ -215,6 +223,7 @@ def _core(
         components.clock,
         components.ids,
         prefixes,
+        fetches,
         observer,
     )
     orchestrator = Orchestrator(

@@ -4,7 +4,7 @@ Owns a worker as the router sees it, the prediction, and the order of workers by
 paths, streams or time.
 
     queued + uncached tokens
-    ──────────────────────── + exposed transfer + step time of what decodes there
+    ──────────────────────── + exposed transfer + step time of what decodes there + exposed fetch
         prefill tokens/s
 
 A prefix that a worker holds saves the tokens of it and nothing else: where many wait, computing it
@@ -21,6 +21,7 @@ from math import exp
 from core.config import PlacementConfig
 from core.ids import WorkerId
 from core.session import Load, Role, WorkerDescriptor
+from router.prefix_sources import Fetch, PrefixSources
 
 DEFAULT_RULES = PlacementConfig()
 WORK_WEIGHT = 1.5
@@ -33,6 +34,12 @@ NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
 NOISE_S = 0.005
 """Routes that are later than the best by less are equal: it is the step in which KV arrives."""
+FETCH_WEIGHT = 0.25
+"""A fetched token takes room here that it has elsewhere already: while its holder waits for no more
+than that, it stays where it is."""
+MIN_FETCH_WAIT_S = 0.1
+MAX_FETCH_WAIT_S = 2.0
+"""Between these, a fetch may take as long as what it saves."""
 PREFERENCE = 0.5
 """A worker that a request's key used before may take that share of the prompt longer than another:
 a key stands for what the view does not know, and where everybody holds nothing it decides."""
@@ -115,13 +122,19 @@ class Cost:
     decode_s: float
     weighed_s: float
     """By which workers are ordered: what those who come after will pay is in it."""
+    source: str = ""
+    """From whom it would fetch; empty: from nobody."""
+    fetched_tokens: int = 0
+    """Neither cached nor uncached: they would come from there."""
+    fetch_s: float = 0.0
+    """By which the fetch would be late."""
     is_preferred: bool = False
     """The request's key used it before."""
 
     @property
     def total_s(self) -> float:
         """Seconds to the first token."""
-        return self.prefill_s + self.transfer_s + self.decode_s
+        return self.prefill_s + self.transfer_s + self.decode_s + self.fetch_s
 
 
 class Prediction:
@@ -136,10 +149,12 @@ class Prediction:
         now_s: float,
         rules: PlacementConfig = DEFAULT_RULES,
         preferred: frozenset[WorkerId] = frozenset(),
+        sources: PrefixSources | None = None,
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
 
-        `preferred` are the workers that the request's key used before.
+        `preferred` are the workers that the request's key used before. With `sources`, a worker may
+        fetch what another one holds.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
@@ -149,6 +164,9 @@ class Prediction:
         self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
         self._now_s = now_s
+        self._sources = sources
+        # What nobody holds is fetched by nobody: nearly every worker is passed over by one compare.
+        self._most_tokens = sources.most_tokens if sources is not None else 0
         self._preferred = preferred
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
         usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s
@@ -167,7 +185,37 @@ class Prediction:
 
     def uncached_tokens(self, c: Candidate) -> int:
         """Tokens of the prompt that the worker must compute."""
-        return self._num_tokens - self.cached_tokens(c)
+        fetch = self.fetch(c)
+        num_gained = fetch.num_gained if fetch is not None else 0
+        return self._num_tokens - self.cached_tokens(c) - num_gained
+
+    def fetch(self, c: Candidate) -> Fetch | None:
+        """What the worker should fetch, if that is cheaper than computing it."""
+        tokens_per_s = self.tokens_per_s(c)
+        queued_s = self.queued_tokens(c, tokens_per_s) / tokens_per_s
+        return self._fetch(c, self.cached_tokens(c), queued_s, tokens_per_s)
+
+    def _fetch(
+        self, c: Candidate, cached_tokens: int, queued_s: float, tokens_per_s: float
+    ) -> Fetch | None:
+        sources = self._sources
+        if sources is None or self._most_tokens <= cached_tokens:
+            return None
+        found = sources.best_for(c.descriptor)
+        if found is None:
+            return None
+        held_tokens, source = found
+        size = c.block_size_tokens
+        num_tokens = min(held_tokens, self._num_tokens - 1) // size * size
+        num_gained = num_tokens - cached_tokens
+        if num_gained <= 0:
+            return None
+        exposed_s = max(0.0, sources.seconds(source, c.descriptor, num_gained) - queued_s)
+        saved_s = num_gained / tokens_per_s
+        if exposed_s >= saved_s:
+            return None
+        wait_s = min(max(queued_s + saved_s, MIN_FETCH_WAIT_S), MAX_FETCH_WAIT_S)
+        return Fetch(source, num_tokens, num_gained, exposed_s, wait_s)
 
     def tokens_per_s(self, c: Candidate) -> float:
         """How fast a worker computes prompts."""
@@ -193,7 +241,9 @@ class Prediction:
         """Predict for one worker."""
         tokens_per_s = self.tokens_per_s(c)
         cached_tokens = self.cached_tokens(c)
-        uncached_tokens = self._num_tokens - cached_tokens
+        fetch = self.fetch(c)
+        num_gained = fetch.num_gained if fetch is not None else 0
+        uncached_tokens = self._num_tokens - cached_tokens - num_gained
         queued_tokens = self.queued_tokens(c, tokens_per_s)
         return Cost(
             worker_id=c.worker_id,
@@ -204,6 +254,9 @@ class Prediction:
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
             decode_s=0.0 if has_transfer else c.num_running * self._sequence_tokens / tokens_per_s,
             weighed_s=self._weights((c,), has_transfer=has_transfer)[0],
+            source=fetch.source.worker_id if fetch is not None else "",
+            fetched_tokens=num_gained,
+            fetch_s=fetch.exposed_s if fetch is not None else 0.0,
             is_preferred=c.worker_id in self._preferred,
         )
 
@@ -219,6 +272,7 @@ class Prediction:
         usual = self._usual_tokens_per_s
         slow = self._slow_tokens_per_s
         fast = self._fast_tokens_per_s
+        most_tokens = self._most_tokens
         sequence_tokens = 0 if has_transfer else self._sequence_tokens
         now_s = self._now_s
         now = now_s / RECENT_S
@@ -238,10 +292,18 @@ class Prediction:
                 size = c.block_size_tokens
                 most = (num_tokens - 1) // size
                 uncached -= (num_blocks if num_blocks < most else most) * size
+            late_s = c.exposed_transfer_s if has_transfer else 0.0
+            doubled = 0.0
+            if most_tokens > num_tokens - uncached:
+                cached = num_tokens - uncached
+                fetch = self._fetch(c, cached, queued / tokens_per_s, tokens_per_s)
+                if fetch is not None:
+                    uncached -= fetch.num_gained
+                    late_s += fetch.exposed_s
+                    doubled = FETCH_WEIGHT * fetch.num_gained
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
             tokens = queued + WORK_WEIGHT * uncached + occupied + c.num_running * sequence_tokens
-            transfer_s = c.exposed_transfer_s if has_transfer else 0.0
-            weights.append(tokens / tokens_per_s + transfer_s)
+            weights.append((tokens + doubled) / tokens_per_s + late_s)
         if self._preferred:
             for index, c in enumerate(pool):
                 if c.worker_id in self._preferred:

@@ -14,6 +14,7 @@ from core.ids import Incarnation, WorkerId
 from core.session import WorkerDescriptor
 from core.types import GenerateRequest, Path
 from router.cost import DEFAULT_RULES, Candidate, Cost, Prediction
+from router.prefix_sources import Fetch, PrefixSources
 
 MAX_SHOWN = 8
 """Workers of each kind whose costs a placement keeps, the cheapest first."""
@@ -34,6 +35,8 @@ class Placement:
     """Of workers that could have computed the prompt for another, the cheapest first."""
     local_costs: tuple[Cost, ...] = ()
     """Of workers that could have done both phases, the cheapest first."""
+    fetch: Fetch | None = None
+    """What the worker `prefill` should fetch from another, instead of computing it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +58,7 @@ def choose(
     constraints: PlacementConstraints,
     held_blocks: Mapping[WorkerId, int] = NOTHING_HELD,
     now_s: float = 0.0,
+    sources: PrefixSources | None = None,
 ) -> Placement:
     """Choose path and workers, in one pass over the candidates.
 
@@ -66,6 +70,7 @@ def choose(
         constraints: Of this attempt.
         held_blocks: How many leading blocks of the prompt each worker is thought to hold.
         now_s: On the clock of the candidates' instants.
+        sources: From whom the prompt's beginning could be fetched; None: it is not.
 
     Raises:
         NoWorker: No worker can take the request on an allowed path.
@@ -78,7 +83,8 @@ def choose(
         held_blocks,
         now_s,
         constraints.rules,
-        preferred=constraints.preferred,
+        constraints.preferred,
+        sources,
     )
     is_single = request.sampling.max_tokens == 1  # of which there is nothing to hand over
     must_be_local = constraints.must_be_local or is_single
@@ -130,6 +136,7 @@ def _across(
         prediction.uncached_tokens(pair.sender),
         pair.costs,
         _local_costs(local, prediction),
+        prediction.fetch(pair.sender),
     )
 
 
@@ -139,7 +146,8 @@ def _local(
     chosen = best[0].descriptor
     uncached_tokens = prediction.uncached_tokens(best[0])
     costs = _local_costs(best, prediction)
-    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
+    fetch = prediction.fetch(best[0])
+    return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs, fetch)
 
 
 def _local_costs(best: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:

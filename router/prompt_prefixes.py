@@ -84,9 +84,14 @@ class PromptPrefixes:
             naming.extend(hashes, request.token_ids[start:end], block_size_tokens)
         return hashes
 
-    def held(self, names: PromptNames) -> dict[WorkerId, int]:
-        """Count the leading blocks of a prompt that each worker holds, or will hold in a moment."""
-        held = self.published(names)
+    def held(
+        self, names: PromptNames, published: Mapping[WorkerId, int] | None = None
+    ) -> dict[WorkerId, int]:
+        """Count the leading blocks of a prompt that each worker holds, or will hold in a moment.
+
+        `published` is the answer of the other question, if it was asked just now.
+        """
+        held = dict(self.published(names) if published is None else published)
         if self._view is None or self._view.is_empty:
             return held
         now_s = self._clock.now_s()

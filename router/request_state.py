@@ -82,6 +82,11 @@ class RequestState:
         return tuple(c.choice for c in self.choices if c.finished is not None)
 
     @property
+    def awaits_prompt_scores(self) -> bool:
+        """True while the prompt's log probabilities are wanted and not here."""
+        return self.request.sampling.prompt_logprobs is not None and not self.has_prompt_scores
+
+    @property
     def num_scores(self) -> int:
         """Prompt tokens that have a log probability: all but the first."""
         return len(self.request.token_ids) - 1
@@ -127,6 +132,7 @@ class RequestState:
             kv_blocks=max(old.kv_blocks, new.kv_blocks),
             kv_transport=new.kv_transport or old.kv_transport,
             kv_fragments_resent=max(old.kv_fragments_resent, new.kv_fragments_resent),
+            fetch=new.fetch if new.fetch.outcome else old.fetch,
         )
 
     def usage(self) -> Usage:

@@ -74,7 +74,8 @@ class SimCluster(World):
         """Transfer transitions of all workers there ever were, by name."""
         total: Counter[str] = Counter()
         for unit in self._everyone.values():
-            total.update(unit.agent.transitions)
+            for agent in unit.transfers.agents:
+                total.update(agent.transitions)
         return total
 
     @property

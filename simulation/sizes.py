@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from core.session import StepFrame, Submit, TokenDelta
+from core.session import OfferPrefix, StepFrame, Submit, TokenDelta
 from core.types import Logprob
 from transport.sequenced import Numbered
 
@@ -30,6 +30,8 @@ def message_bytes(message: Any) -> int:  # noqa: ANN401 - any session message
         case Submit():
             num_tokens = len(inner.request.token_ids) + sum(map(len, inner.emitted))
             return HEAD_BYTES + DELTA_BYTES + TOKEN_BYTES * num_tokens
+        case OfferPrefix():
+            return HEAD_BYTES + DELTA_BYTES + TOKEN_BYTES * len(inner.token_ids)
         case _:
             return HEAD_BYTES
 

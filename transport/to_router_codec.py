@@ -15,6 +15,7 @@ from core.errors import from_wire, to_wire
 from core.ids import Epoch, Incarnation, RequestId, RunId, WorkerId
 from core.session import (
     AttemptEnded,
+    FetchReport,
     Load,
     PeerReport,
     Progress,
@@ -32,7 +33,7 @@ from core.types import FinishReason, Logprob
 from protos.baton.internal.v1 import session_pb2 as pb
 
 LOAD_FIELDS = tuple(one.name for one in fields(Load))
-TIMING_FIELDS = tuple(one.name for one in fields(WorkerTiming))
+TIMING_FIELDS = tuple(one.name for one in fields(WorkerTiming) if one.name != "fetch")
 MAX_ERROR_CHARACTERS = 1000
 """Of an error's message: an end must fit into any frame (`worker.attempt.ENDED_BYTES`)."""
 
@@ -85,6 +86,7 @@ def _descriptor_to_wire(d: WorkerDescriptor) -> pb.WorkerDescriptor:
         node=d.node,
         pid=d.pid,
         rank_pids=d.rank_pids,
+        exports_kv=d.exports_kv,
     )
 
 
@@ -104,6 +106,7 @@ def _descriptor_from_wire(w: pb.WorkerDescriptor) -> WorkerDescriptor:
         node=w.node,
         pid=w.pid,
         rank_pids=tuple(w.rank_pids),
+        exports_kv=w.exports_kv,
     )
 
 
@@ -198,11 +201,17 @@ def _ended_from_wire(w: pb.AttemptEnded) -> AttemptEnded:
 def _timings_to_wire(t: WorkerTiming | None) -> pb.WorkerTiming | None:
     if t is None:
         return None
-    return pb.WorkerTiming(**{name: getattr(t, name) for name in TIMING_FIELDS})
+    fetch = _fetch_to_wire(t.fetch) if t.fetch.outcome else None
+    return pb.WorkerTiming(**{name: getattr(t, name) for name in TIMING_FIELDS}, fetch=fetch)
 
 
 def _timings_from_wire(w: pb.WorkerTiming) -> WorkerTiming:
-    return WorkerTiming(**{name: getattr(w, name) for name in TIMING_FIELDS})
+    fetch = FetchReport(w.fetch.outcome, w.fetch.num_tokens, w.fetch.took_s)
+    return WorkerTiming(**{name: getattr(w, name) for name in TIMING_FIELDS}, fetch=fetch)
+
+
+def _fetch_to_wire(f: FetchReport) -> pb.FetchReport:
+    return pb.FetchReport(outcome=f.outcome, num_tokens=f.num_tokens, took_s=f.took_s)
 
 
 # --- Progress -------------------------------------------------------------------------------------

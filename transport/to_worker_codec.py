@@ -26,6 +26,8 @@ from core.session import (
     ConnectPeers,
     Credit,
     Hello,
+    OfferPrefix,
+    PrefixSource,
     RouterHeartbeat,
     Submit,
     Task,
@@ -49,6 +51,8 @@ def to_worker_wire(number: int, message: ToWorker) -> pb.ToWorker:
             return pb.ToWorker(number=number, credit=_credit_to_wire(message))
         case Cancel():
             return pb.ToWorker(number=number, cancel=_cancel_to_wire(message))
+        case OfferPrefix():
+            return pb.ToWorker(number=number, offer_prefix=_offer_prefix_to_wire(message))
         case ConnectPeers():
             return pb.ToWorker(number=number, connect_peers=_connect_peers_to_wire(message))
         case RouterHeartbeat():
@@ -70,6 +74,8 @@ def from_worker_wire(wire: pb.ToWorker) -> ToWorker | None:
             return _credit_from_wire(wire.credit)
         case "cancel":
             return _cancel_from_wire(wire.cancel)
+        case "offer_prefix":
+            return _offer_prefix_from_wire(wire.offer_prefix)
         case "connect_peers":
             return _connect_peers_from_wire(wire.connect_peers)
         case "heartbeat":
@@ -144,6 +150,7 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
         traceparent=r.trace.traceparent if r.trace else "",
         tracestate=r.trace.state if r.trace else "",
         age_s=m.age_s,
+        prefix_source=_source_to_wire(m.prefix_source) if m.prefix_source else None,
     )
 
 
@@ -174,10 +181,24 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
         peer_address=w.peer_address,
         run_alone=w.run_alone,
         age_s=w.age_s,
+        prefix_source=(_source_from_wire(w.prefix_source) if w.HasField("prefix_source") else None),
     )
 
 
-# --- Credit, Cancel, ConnectPeers -----------------------------------------------------------------
+def _source_to_wire(s: PrefixSource) -> pb.PrefixSource:
+    return pb.PrefixSource(
+        transfer_id=s.transfer_id,
+        peer_address=s.peer_address,
+        num_tokens=s.num_tokens,
+        wait_s=s.wait_s,
+    )
+
+
+def _source_from_wire(w: pb.PrefixSource) -> PrefixSource:
+    return PrefixSource(TransferId(w.transfer_id), w.peer_address, w.num_tokens, w.wait_s)
+
+
+# --- Credit, Cancel, OfferPrefix, ConnectPeers ----------------------------------------------------
 
 
 def _credit_to_wire(m: Credit) -> pb.Credit:
@@ -196,6 +217,26 @@ def _cancel_to_wire(m: Cancel) -> pb.Cancel:
 
 def _cancel_from_wire(w: pb.Cancel) -> Cancel:
     return Cancel(_run_id(w.request_id), Epoch(w.epoch))
+
+
+def _offer_prefix_to_wire(m: OfferPrefix) -> pb.OfferPrefix:
+    return pb.OfferPrefix(
+        transfer_id=m.transfer_id,
+        token_ids=m.token_ids,
+        scope=m.scope,
+        receiver_id=m.receiver_id,
+        receiver_incarnation=m.receiver_incarnation,
+    )
+
+
+def _offer_prefix_from_wire(w: pb.OfferPrefix) -> OfferPrefix:
+    return OfferPrefix(
+        TransferId(w.transfer_id),
+        tuple(w.token_ids),
+        w.scope,
+        WorkerId(w.receiver_id),
+        Incarnation(w.receiver_incarnation),
+    )
 
 
 def _connect_peers_to_wire(m: ConnectPeers) -> pb.ConnectPeers:

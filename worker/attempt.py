@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from core.errors import InvalidRequest
 from core.ids import Epoch, RouterId, RunId
-from core.session import AttemptEnded, Submit, TokenDelta, Wanted, WorkerTiming
+from core.session import AttemptEnded, FetchReport, Submit, TokenDelta, Wanted, WorkerTiming
 from core.types import MAX_TOP_LOGPROBS, FinishReason, Logprob
 from engine.scheduling.sequence import Sequence
 
@@ -66,6 +66,8 @@ class Attempt:
     sequences: list[Sequence] = field(default_factory=list)
     logs: dict[int, ChoiceLog] = field(default_factory=dict)
     timings: WorkerTiming | None = None
+    fetch: FetchReport = FetchReport()
+    """What became of the prefix that was to be fetched for it."""
     prompt_logprobs: tuple[Logprob, ...] = ()
     num_scores_sent: int = 0
     is_timing_sent: bool = False

@@ -22,6 +22,7 @@ from core.session import (
     AttemptEnded,
     ConnectPeers,
     Credit,
+    OfferPrefix,
     RouteReport,
     Submit,
     Task,
@@ -38,6 +39,7 @@ from worker.router_session import RouterSessions
 from worker.sequences import add_local_sequences, timing_of
 from worker.step_loop import StepLoop
 from worker.tracing import trace_attempt
+from worker.transfers import Transfers
 
 MAX_TOMBSTONES = 4096
 """A Submit may come after its Cancel by as much as one stream lives longer than another: seconds,
@@ -77,7 +79,8 @@ class AttemptTable:
         self.num_stale = 0
         self.num_attempts = 0
         self._tombstones: OrderedDict[RunId, Epoch] = OrderedDict()
-        self.role = components.role(components, self, loops)
+        self.transfers = Transfers(components, self, loops)
+        self.role = self.transfers.role
 
     def wake(self) -> None:
         """Let a step begin, or let an arrival have blocks in the midst of one: it may be long."""
@@ -124,13 +127,22 @@ class AttemptTable:
         task = attempt.submit.task
         if task is Task.LOCAL:
             add_local_sequences(self.scheduler, attempt, self._clock.now_s())
-            for sequence in attempt.sequences:
-                self.scheduler.submit(sequence)
-            self.deliver(self.scheduler.take_events())
+            self.enter(attempt)
         elif self.role.task is task:
-            self.role.begin(attempt)
+            self.transfers.begin(attempt)
         else:
             raise WorkerLost(f"this worker takes no {task} attempts")
+
+    def enter(self, attempt: Attempt) -> None:
+        """Queue an attempt's sequences, once a prefix that is fetched for them is here, or not."""
+        if not self.transfers.fetches.begin(attempt):
+            self.queue(attempt)
+
+    def queue(self, attempt: Attempt) -> None:
+        """Queue an attempt's sequences now."""
+        for sequence in attempt.sequences:
+            self.scheduler.submit(sequence)
+        self.deliver(self.scheduler.take_events())
 
     def cancel(self, run_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
@@ -172,6 +184,10 @@ class AttemptTable:
         if attempt is not None and attempt.epoch == epoch:
             self.end(attempt, error)
 
+    def offer_prefix(self, message: OfferPrefix) -> None:
+        """Let a peer fetch blocks that are cached here."""
+        self.transfers.offer_prefix(message)
+
     def connect_peers(self, message: ConnectPeers) -> None:
         """Connect to peers before a request needs them."""
         self.role.connect_peers(message)
@@ -208,7 +224,7 @@ class AttemptTable:
         if sequence not in attempt.sequences:  # the engine forked it off for this choice
             attempt.sequences.append(sequence)
         if attempt.timings is None:  # the first token: only now is the prefill's cost known
-            attempt.timings = self.phase_timings(sequence)
+            attempt.timings = self.phase_timings(attempt, sequence)
             attempt.prompt_logprobs = tuple(sequence.prompt_logprobs)
         if event.choice in attempt.finished_choices:
             self._stop_if_over(attempt, sequence)  # it was not on its own before
@@ -262,6 +278,8 @@ class AttemptTable:
         if attempt.submit.task is not Task.LOCAL:
             with contained("the end of a hand-over"):
                 self.role.end(attempt, error)
+        with contained("the end of a fetch"):
+            self.transfers.fetches.end(attempt)
         for sequence in attempt.sequences:
             with contained("the end of a sequence"):
                 self.scheduler.cancel(sequence)
@@ -272,9 +290,9 @@ class AttemptTable:
 
     # --- what the role reports --------------------------------------------------------------------
 
-    def phase_timings(self, sequence: Sequence) -> WorkerTiming:
-        """What a sequence has cost so far."""
-        return timing_of(sequence, self._clock.now_s())
+    def phase_timings(self, attempt: Attempt, sequence: Sequence) -> WorkerTiming:
+        """What a sequence of an attempt has cost so far."""
+        return timing_of(attempt, sequence, self._clock.now_s())
 
     def route_found(self, route: RouteReport) -> None:
         """A peer was probed: every router may know how KV would come from it."""

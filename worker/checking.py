@@ -12,8 +12,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from core.errors import InvalidRequest, KVTransferError
-from core.ids import TRANSFER_ID_BYTES
-from core.session import ConnectPeers, Hello, Submit, Task
+from core.ids import TRANSFER_ID_BYTES, TransferId
+from core.session import ConnectPeers, Hello, OfferPrefix, PrefixSource, Submit, Task
 from core.types import MAX_STOP_STRINGS, MAX_TOP_LOGPROBS, GenerateRequest, Logprob, outside
 
 MAX_NAME_CHARACTERS = 256
@@ -26,6 +26,7 @@ MAX_STOP_TOKENS = 2 * MAX_STOP_STRINGS
 MAX_AGE_S = 86_400.0
 MAX_POSITION = 2**32 - 1
 MAX_PEERS = 512
+MAX_FETCH_WAIT_S = 60.0
 MAX_WANTED = 65_536
 
 
@@ -64,6 +65,22 @@ def check_submit(submit: Submit, vocabulary_size: int) -> None:
     _check_numbers(submit)
     if submit.task is not Task.LOCAL:
         _check_peer(submit)
+    if submit.prefix_source is not None:
+        _check_source(submit.prefix_source, len(request.token_ids))
+
+
+def check_offer(offer: OfferPrefix, vocabulary_size: int) -> None:
+    """Check every field of an OfferPrefix.
+
+    Raises:
+        InvalidRequest: Names the first field that cannot be.
+    """
+    _check_transfer_id(offer.transfer_id)
+    if not offer.receiver_id:
+        raise InvalidRequest("receiver_id", "is empty; a transfer has two ends")
+    _check_count("receiver_id", offer.receiver_id, MAX_NAME_CHARACTERS)
+    _check_count("scope", offer.scope, MAX_SCOPE_CHARACTERS)
+    _check_tokens("token_ids", offer.token_ids, vocabulary_size)
 
 
 def check_credit(finished_choices: Iterable[int], request: GenerateRequest) -> None:
@@ -134,13 +151,26 @@ def _check_numbers(submit: Submit) -> None:
 
 def _check_peer(submit: Submit) -> None:
     """The other end of a hand-over."""
-    num_bytes = len(submit.transfer_id)
-    if num_bytes != TRANSFER_ID_BYTES:
-        raise InvalidRequest("transfer_id", f"has {num_bytes} bytes, must have {TRANSFER_ID_BYTES}")
+    _check_transfer_id(submit.transfer_id)
     if not submit.peer_id:
         raise InvalidRequest("peer_id", "is empty; a hand-over has two ends")
     _check_count("peer_id", submit.peer_id, MAX_NAME_CHARACTERS)
     _check_count("peer_address", submit.peer_address, MAX_ADDRESS_CHARACTERS)
+
+
+def _check_source(source: PrefixSource, num_prompt_tokens: int) -> None:
+    """The other end of a fetch."""
+    _check_transfer_id(source.transfer_id)
+    _check_count("peer_address", source.peer_address, MAX_ADDRESS_CHARACTERS)
+    # The last token is always computed: without it there are no logits to draw from.
+    _check_range("num_tokens", source.num_tokens, 1, num_prompt_tokens - 1)
+    _check_range("wait_s", source.wait_s, 0.0, MAX_FETCH_WAIT_S)
+
+
+def _check_transfer_id(transfer_id: TransferId) -> None:
+    num_bytes = len(transfer_id)
+    if num_bytes != TRANSFER_ID_BYTES:
+        raise InvalidRequest("transfer_id", f"has {num_bytes} bytes, must have {TRANSFER_ID_BYTES}")
 
 
 def _check_choices(choices: Iterable[int], n: int) -> None:

@@ -18,6 +18,8 @@ from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
 from engine.scheduling.block_changes import BlockChanges
 from kv_transfer.agent import OnFault
+from kv_transfer.receive_agent import ReceiveAgent
+from kv_transfer.send_agent import SendAgent
 from kv_transfer.threadsafe_callbacks import Post, watched
 from worker.ports import Attempts, RestartableRunner, WorkerRole
 from worker.router_session import FRAME_BYTES
@@ -49,6 +51,15 @@ class Loops:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class TransferAgents:
+    """The agents of one worker, one for each direction, and the way to their loop."""
+
+    send: SendAgent
+    receive: ReceiveAgent
+    post: Post
+
+
 class MakeRole(Protocol):
     """A role's class."""
 
@@ -56,7 +67,7 @@ class MakeRole(Protocol):
     """Where its workers belong."""
 
     def __call__(
-        self, components: WorkerComponents, attempts: Attempts, loops: Loops, /
+        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents, /
     ) -> WorkerRole:
         """Make the role of one worker."""
         ...
@@ -89,6 +100,8 @@ class WorkerComponents:
     """Longest frame of a session."""
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`: its workers share names of blocks, outsiders do not."""
+    exports_kv: bool = True
+    """Whether `kv` holds what is computed here; a device may keep it to itself."""
     block_changes: BlockChanges | None = None
     """Notes which cached blocks come and go; None: nobody wants to know."""
 
@@ -108,4 +121,5 @@ class WorkerComponents:
             node=self.node,
             pid=self.pid,
             rank_pids=self.runner.rank_pids(),
+            exports_kv=self.exports_kv,
         )

@@ -16,6 +16,8 @@ from engine.scheduling.events import HandoverEvent, SchedulerEvent
 from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from kv_transfer.agent import TransferAgent
+from kv_transfer.receiver import ReceiverCallbacks
+from kv_transfer.sender import SenderCallbacks
 from worker.attempt import Attempt
 
 
@@ -26,12 +28,26 @@ class WorkerRole(Protocol):
 
     @property
     def agent(self) -> TransferAgent:
-        """What moves its KV, on a loop of its own."""
+        """What moves the KV of its hand-overs, on a loop of its own."""
+        ...
+
+    @property
+    def sender(self) -> SenderCallbacks | None:
+        """Who takes reports of hand-overs that go out; None: none does."""
+        ...
+
+    @property
+    def receiver(self) -> ReceiverCallbacks | None:
+        """Who takes reports of hand-overs that come in; None: none does."""
         ...
 
     @property
     def num_live(self) -> int:
         """Transfers with any state left; zero at rest."""
+        ...
+
+    def has_transfer(self, transfer_id: TransferId) -> bool:
+        """Return True while anything is left of a hand-over."""
         ...
 
     def begin(self, attempt: Attempt) -> None:
@@ -81,8 +97,16 @@ class Attempts(Protocol):
         """Take the scheduler's events."""
         ...
 
-    def phase_timings(self, sequence: Sequence) -> WorkerTiming:
-        """What a sequence has cost so far."""
+    def enter(self, attempt: Attempt) -> None:
+        """Queue an attempt's sequences, once a prefix that is fetched for them is here, or not."""
+        ...
+
+    def queue(self, attempt: Attempt) -> None:
+        """Queue an attempt's sequences now."""
+        ...
+
+    def phase_timings(self, attempt: Attempt, sequence: Sequence) -> WorkerTiming:
+        """What a sequence of an attempt has cost so far."""
         ...
 
     def route_found(self, route: RouteReport) -> None:

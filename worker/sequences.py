@@ -60,12 +60,13 @@ def add_local_sequences(scheduler: Scheduler, attempt: Attempt, now_s: float) ->
         add_sequence(scheduler, attempt, group, now_s)
 
 
-def timing_of(sequence: Sequence, now_s: float) -> WorkerTiming:
-    """What a sequence has cost so far."""
+def timing_of(attempt: Attempt, sequence: Sequence, now_s: float) -> WorkerTiming:
+    """What a sequence of an attempt has cost so far."""
     started = sequence.started_at if sequence.started_at is not None else now_s
     prompt_done = sequence.prompt_done_at if sequence.prompt_done_at is not None else now_s
     return WorkerTiming(
         queue_s=started - sequence.arrived_at,
         prefill_s=prompt_done - started,
         cached_tokens=sequence.num_prefix_hit_tokens,
+        fetch=attempt.fetch,
     )

@@ -26,6 +26,7 @@ from core.session import (
     ConnectPeers,
     Credit,
     Hello,
+    OfferPrefix,
     PeerReport,
     Progress,
     Submit,
@@ -69,6 +70,10 @@ class Commands(Protocol):
 
     def fail(self, run_id: RunId, epoch: int, error: ServingError) -> None:
         """A command for this attempt failed: it ends."""
+        ...
+
+    def offer_prefix(self, message: OfferPrefix) -> None:
+        """Let a peer fetch blocks that are cached here."""
         ...
 
     def connect_peers(self, message: ConnectPeers) -> None:
@@ -231,6 +236,10 @@ class SessionServer:
                 fail = functools.partial(self._commands.fail, run_id, epoch)
                 with contained("a Credit", fail):
                     self._commands.credit(message)
+            case OfferPrefix():
+                # No attempt of this worker depends on it: the peer computes what it does not get.
+                with contained("the offer of a prefix"):
+                    self._commands.offer_prefix(message)
             case ConnectPeers():
                 with contained("connecting peers"):
                     check_peers(message)

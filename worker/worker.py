@@ -80,6 +80,8 @@ class Worker:
         )
         self.role = self.attempts.role
         self.agent = self.role.agent
+        """Of the role's hand-overs."""
+        self.transfers = self.attempts.transfers
         self.descriptor: WorkerDescriptor = components.describe()
         """Who it is and, once it has started, where it listens."""
         self._session_server = SessionServer(
@@ -113,9 +115,9 @@ class Worker:
         """Listen on both ports; returns the descriptor to publish."""
         # The agent first: a router that has opened a session may send a Submit at once.
         if self._thread is None:
-            transfer_address = await self.agent.listen()
+            transfer_address = await self.transfers.listen()
         else:
-            transfer_address = await self._thread.call(self.agent.listen())
+            transfer_address = await self._thread.call(self.transfers.listen())
         self.descriptor = replace(
             self.descriptor,
             session_address=await self._session_server.listen(),
@@ -148,9 +150,9 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         # Last: the attempts' ends above still ask the agent to close their transfers.
         if self._thread is None:
-            await self.agent.stop()
+            await self.transfers.stop()
         else:
-            await self._thread.call(self.agent.stop())
+            await self._thread.call(self.transfers.stop())
             self._thread.stop()
 
     async def drain(self, grace_s: float) -> bool:
@@ -248,8 +250,7 @@ class Worker:
             "sequences": len(self.scheduler.running) + len(self.scheduler.waiting),
             "holding": len(self.scheduler.holding),
             "arriving": len(self.scheduler.arriving),
-            "transfers of the role": self.role.num_live,
-            "transfers of the agent": self.agent.num_live,
+            **self.transfers.left(),
         }
         found = {name: count for name, count in left.items() if count}
         if found:

@@ -100,6 +100,11 @@ class PlacementConfig(Node):
         description="auto: a prompt of which the local worker must compute fewer tokens than "
         "this stays local; without a prefix index, every token of a prompt counts",
     )
+    peer_fetch: bool = Field(
+        default=True,
+        description="let a worker fetch what another one has cached of a prompt, where that is "
+        "predicted to be cheaper than to compute it",
+    )
     prefill_tokens_per_s: float = Field(
         8_000.0,
         gt=0,

@@ -16,10 +16,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
 
+import msgspec
 import numpy as np
+from msgspec.msgpack import Decoder
 
 from core.errors import InternalError
 from core.plan import History, SampleSpec, StepItem, StepPlan
@@ -29,9 +30,48 @@ from engine.model.rank_memory import GrowingInts, TokenHistory
 NUMBERS = "I"
 """Blocks and tokens travel as unsigned 32-bit words in this machine's byte order."""
 
-PARAMS = {one.name: one.default for one in fields(SamplingParams)}
 Draw = tuple[int, int, SamplingParams]
 """What stays the same from token to token: choice, seed and parameters."""
+
+
+class HistoryDelta(msgspec.Struct, array_like=True):
+    """What a history of penalties has after the tokens that ranks know."""
+
+    num_prompt_tokens: int
+    num_known_tokens: int
+    token_ids: bytes
+
+
+class ItemDelta(msgspec.Struct, array_like=True):
+    """A `StepItem`, without what ranks remember."""
+
+    sequence_key: int
+    start: int
+    token_ids: tuple[int, ...]
+    first_block: int
+    blocks: bytes
+    """The block table from `first_block` on."""
+    draws: list[Draw] | None
+    """None: as they were."""
+    moments: list[tuple[int, tuple[int, ...]]]
+    """For each draw its position and banned tokens."""
+    history: HistoryDelta | None
+    targets: tuple[int, ...]
+    num_target_logprobs: int
+
+
+class PlanDelta(msgspec.Struct, array_like=True):
+    """A `StepPlan`, without what ranks remember."""
+
+    step_id: int
+    released: tuple[int, ...]
+    items: list[ItemDelta]
+    copies: tuple[tuple[int, int], ...]
+    report_layers: bool
+    arrived: tuple[int, ...]
+
+
+PLAN: Decoder[PlanDelta] = Decoder(PlanDelta)
 
 
 @dataclass(slots=True)
@@ -54,24 +94,24 @@ class PlanEncoder:
         """Sequences that the ranks know."""
         return len(self._sent)
 
-    def encode(self, plan: StepPlan) -> list[Any]:
-        """Flatten a plan that every rank decodes next.
+    def encode(self, plan: StepPlan) -> PlanDelta:
+        """Take from a plan what is new in it; every rank decodes it next.
 
         Raises:
             InternalError: The plan breaks the contract of `core.plan`; the ranks must start again.
         """
         # A plan may name keys that were in no executed one: ranks never had them.
-        released = [key for key in plan.released if self._sent.pop(key, None) is not None]
-        return [
+        released = tuple(key for key in plan.released if self._sent.pop(key, None) is not None)
+        return PlanDelta(
             plan.step_id,
             released,
             [self._item(item) for item in plan.items],
             plan.copies,
             plan.report_layers,
             plan.arrived,
-        ]
+        )
 
-    def _item(self, item: StepItem) -> list[Any]:
+    def _item(self, item: StepItem) -> ItemDelta:
         sent = self._sent.setdefault(item.sequence_key, _Sent())
         size = self._block_size_tokens
         # No further than the step reaches: entries behind that may still change.
@@ -84,7 +124,7 @@ class PlanEncoder:
         # The block of `start` may be a fresh copy (copy on write), so it is always sent.
         first_block = min(sent.num_blocks, item.start // size)
         sent.num_blocks = num_blocks
-        return [
+        return ItemDelta(
             item.sequence_key,
             item.start,
             item.token_ids,
@@ -95,27 +135,20 @@ class PlanEncoder:
             _history(item, sent),
             item.targets,
             item.num_target_logprobs,
-        ]
+        )
 
 
-def _draws(samples: tuple[SampleSpec, ...], sent: _Sent) -> list[tuple[Any, ...]] | None:
+def _draws(samples: tuple[SampleSpec, ...], sent: _Sent) -> list[Draw] | None:
     """How to draw, or None if that is as it was."""
     draws = [(sample.choice, sample.seed, sample.params) for sample in samples]
     # The same for every token of an output: this spares most of an item's bytes.
     if draws == sent.draws:
         return None
     sent.draws = draws
-    return [(choice, seed, _changed(params)) for choice, seed, params in draws]
+    return draws
 
 
-def _changed(params: SamplingParams) -> dict[str, Any]:
-    """Fields that are not as they are by default."""
-    # A request sets a few of some twenty.
-    values = ((name, getattr(params, name), default) for name, default in PARAMS.items())
-    return {name: value for name, value, default in values if value != default}
-
-
-def _history(item: StepItem, sent: _Sent) -> list[Any] | None:
+def _history(item: StepItem, sent: _Sent) -> HistoryDelta | None:
     history = item.samples[0].history if item.samples else None
     # One history travels for all samples of an item.
     if any(sample.history is not history for sample in item.samples):
@@ -130,8 +163,8 @@ def _history(item: StepItem, sent: _Sent) -> list[Any] | None:
             f"sequence {item.sequence_key} has {sent.num_tokens} tokens and had {known}; one that "
             f"starts again has to be released"
         )
-    delta = _to_bytes(history.token_ids[start + known : history.num_tokens])
-    return [history.num_prompt_tokens - start, known, delta]
+    token_ids = _to_bytes(history.token_ids[start + known : history.num_tokens])
+    return HistoryDelta(history.num_prompt_tokens - start, known, token_ids)
 
 
 def _to_bytes(numbers: Sequence[int]) -> bytes:
@@ -160,73 +193,65 @@ class PlanDecoder:
         """Sequences remembered."""
         return len(self._memories)
 
-    def decode(self, wire: list[Any]) -> StepPlan:
+    def decode(self, delta: PlanDelta) -> StepPlan:
         """Rebuild a plan; its tables and histories are good until the next one is decoded.
 
         Raises:
             InternalError: It builds on something that was never sent here.
         """
-        step_id, released, items, copies, report_layers, arrived = wire
         # First of all: a key that is released may stand in this very plan with a new table.
-        for key in released:
+        for key in delta.released:
             if self._memories.pop(key, None) is None:
                 raise InternalError(f"sequence {key} was released on a rank that never knew it")
         return StepPlan(
-            step_id,
-            tuple(map(self._item, items)),
-            tuple((source, destination) for source, destination in copies),
-            report_layers,
-            tuple(arrived),
-            tuple(released),
+            delta.step_id,
+            tuple(map(self._item, delta.items)),
+            delta.copies,
+            delta.report_layers,
+            delta.arrived,
+            delta.released,
         )
 
-    def _item(self, wire: list[Any]) -> StepItem:
-        key, start, ids, first_block, blocks, draws, moments, history, targets, num_top = wire
+    def _item(self, delta: ItemDelta) -> StepItem:
+        key = delta.sequence_key
         memory = self._memories.setdefault(key, _Memory())
-        memory.table.put(first_block, np.frombuffer(blocks, np.uint32))
-        if len(memory.table) * self._block_size_tokens < start + len(ids):
+        memory.table.put(delta.first_block, np.frombuffer(delta.blocks, np.uint32))
+        end = delta.start + len(delta.token_ids)
+        if len(memory.table) * self._block_size_tokens < end:
             raise InternalError(
                 f"a rank knows {len(memory.table)} blocks of sequence {key} in a step that reaches "
-                f"{start + len(ids)} tokens"
+                f"{end} tokens"
             )
-        if draws is not None:
-            memory.draws = [
-                (choice, seed, SamplingParams(**{n: _frozen(v) for n, v in changed.items()}))
-                for choice, seed, changed in draws
-            ]
-        known = None if history is None else self._history(history, memory, key)
-        if len(moments) != len(memory.draws):
+        if delta.draws is not None:
+            memory.draws = delta.draws
+        history = None if delta.history is None else self._history(delta.history, memory, key)
+        if len(delta.moments) != len(memory.draws):
             raise InternalError(f"a rank has no parameters to draw with for sequence {key}")
         return StepItem(
             key,
-            start,
-            tuple(ids),
+            delta.start,
+            delta.token_ids,
             # Not copied: the step is over before the next plan is decoded.
             memory.table.view().data,
             tuple(
-                SampleSpec(choice, position, seed, params, tuple(banned), known)
+                SampleSpec(choice, position, seed, params, banned, history)
                 for (choice, seed, params), (position, banned) in zip(
-                    memory.draws, moments, strict=True
+                    memory.draws, delta.moments, strict=True
                 )
             ),
             "",
-            tuple(targets),
-            num_top,
+            delta.targets,
+            delta.num_target_logprobs,
         )
 
-    def _history(self, wire: list[Any], memory: _Memory, key: int) -> History:
-        num_prompt_tokens, known, delta = wire
+    def _history(self, delta: HistoryDelta, memory: _Memory, key: int) -> History:
         if memory.history is None:
-            memory.history = TokenHistory(num_prompt_tokens, self._vocabulary_size)
+            memory.history = TokenHistory(delta.num_prompt_tokens, self._vocabulary_size)
         history = memory.history
-        if len(history) != known:
+        if len(history) != delta.num_known_tokens:
             raise InternalError(
-                f"a rank knows {len(history)} tokens of sequence {key} and got those after {known}"
+                f"a rank knows {len(history)} tokens of sequence {key} and got those after "
+                f"{delta.num_known_tokens}"
             )
-        history.extend(np.frombuffer(delta, np.uint32))
-        return History(history, 0, num_prompt_tokens, len(history))
-
-
-def _frozen(value: Any) -> Any:  # noqa: ANN401 - a field of any type
-    """Make the lists of msgpack the tuples that they were."""
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+        history.extend(np.frombuffer(delta.token_ids, np.uint32))
+        return History(history, 0, delta.num_prompt_tokens, len(history))

@@ -13,12 +13,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from msgspec.msgpack import Decoder
+
 from core import logs
 from core.errors import ModelLoadError
 from core.plan import StepItem, StepPlan, StepResult
 from core.ports import OnLayer
-from engine.ranks.plan_wire import PlanDecoder
-from engine.ranks.rank_wire import PREFIX, pack, result_to_wire, unpack
+from engine.ranks.plan_wire import PLAN, PlanDecoder
+from engine.ranks.rank_wire import (
+    PREFIX,
+    SETUP,
+    Executed,
+    Fatal,
+    FromRank,
+    LayerDone,
+    Message,
+    Ready,
+    pack,
+    unpack,
+)
 from engine.ranks.shared_kv import HEARTBEAT, SLOTS_AT, WORDS, check_fits
 from process.parent_death import exit_with_parent
 from process.shared_memory import map_segment, touch
@@ -32,17 +45,17 @@ class Pipe:
         self._socket = socket.socket(fileno=fd)
         self._file = self._socket.makefile("rb")
 
-    def read(self) -> Any:  # noqa: ANN401
-        """Wait for a message; the worker's end closing ends the process."""
+    def read(self, decoder: Decoder[Message]) -> Message:
+        """Wait for a message of the decoder's kind; the worker's end closing ends the process."""
         try:
             prefix = self._file.read(PREFIX.size)
         except ConnectionError:
             prefix = b""  # the worker was killed with a message of ours unread
         if len(prefix) < PREFIX.size:
             raise SystemExit(0)
-        return unpack(self._file.read(PREFIX.unpack(prefix)[0]))
+        return unpack(self._file.read(PREFIX.unpack(prefix)[0]), decoder)
 
-    def write(self, message: object) -> None:
+    def write(self, message: FromRank) -> None:
         """Send a message."""
         try:
             self._socket.sendall(pack(message))
@@ -56,15 +69,15 @@ def main() -> None:
     # Before anything else: from here on no rank outlives its worker.
     exit_with_parent(life_fd)
     pipe = Pipe(control_fd)
-    setup = pipe.read()
+    setup = pipe.read(SETUP)
     common = map_segment(common_fd, setup["common_bytes"])
     try:
         runner = _load(setup, kv_fd, common)
     # For the operator, in words; anything else is a bug and leaves its traceback.
     except ModelLoadError as error:
-        pipe.write(["fatal", error.message])
+        pipe.write(Fatal(error.message))
         raise SystemExit(3) from error
-    pipe.write(["ready"])
+    pipe.write(Ready())
     heartbeat = common[HEARTBEAT].cast("Q")
     decoder = PlanDecoder(setup["block_size_tokens"], runner.model.spec.vocabulary_size)
     while True:
@@ -156,17 +169,16 @@ def _step(
     heartbeat: memoryview,
     rank: int,
 ) -> None:
-    message = pipe.read()
-    plan = decoder.decode(message[1])
+    plan = decoder.decode(pipe.read(PLAN))
 
     def on_layer(step_id: int, layer: int) -> None:
         # In shared memory, because the worker must see progress even while the pipe is full.
         heartbeat[rank] += 1
         # One reports for all: past its sums every rank has written this layer.
         if plan.report_layers and rank == 0:
-            pipe.write(["layer", step_id, layer])
+            pipe.write(LayerDone(step_id, layer))
 
-    pipe.write(["result", result_to_wire(_execute(runner, plan, on_layer, rank))])
+    pipe.write(Executed(_execute(runner, plan, on_layer, rank)))
 
 
 def _execute(runner: Any, plan: StepPlan, on_layer: OnLayer, rank: int) -> StepResult:  # noqa: ANN401

@@ -36,7 +36,17 @@ from core.ports import OnLayer
 from engine.checkpoint.model_spec import ModelSpec
 from engine.model.sharding import check_split
 from engine.ranks.plan_wire import PlanEncoder
-from engine.ranks.rank_wire import MAX_MESSAGE_BYTES, PREFIX, pack, result_from_wire, unpack
+from engine.ranks.rank_wire import (
+    FROM_RANK,
+    MAX_MESSAGE_BYTES,
+    PREFIX,
+    Executed,
+    Fatal,
+    FromRank,
+    LayerDone,
+    pack,
+    unpack,
+)
 from engine.ranks.shared_kv import HEARTBEAT, SharedKV, can_share_sums, check_fits, common_bytes
 from process.shared_memory import PAGE_BYTES, available_bytes, create_segment, map_segment, touch
 
@@ -89,7 +99,7 @@ class _Rank:
     writer: asyncio.StreamWriter
     life_fd: int
 
-    async def read(self) -> list[object]:
+    async def read(self) -> FromRank:
         """Wait for a message.
 
         Raises:
@@ -97,10 +107,10 @@ class _Rank:
         """
         try:
             (length,) = PREFIX.unpack(await self.reader.readexactly(PREFIX.size))
-            message: list[object] = unpack(await self.reader.readexactly(length))
+            body = await self.reader.readexactly(length)
         except (asyncio.IncompleteReadError, ConnectionError) as error:
             raise WorkerDied("the rank process died; its KV cache is lost") from error
-        return message
+        return unpack(body, FROM_RANK)
 
 
 class RankGroup:
@@ -252,7 +262,7 @@ class RankGroup:
         """See `Runner`."""
         if not self._ranks:
             raise WorkerLost("the rank processes are not running")
-        message = pack(["plan", self._encoder.encode(plan)])
+        message = pack(self._encoder.encode(plan))
         self._step_id = plan.step_id
         try:
             for rank in self._ranks:
@@ -345,17 +355,17 @@ class RankGroup:
 
 async def _ready(rank: _Rank) -> None:
     message = await rank.read()
-    if message[0] == "fatal":
-        raise ModelLoadError(str(message[1]))
+    if isinstance(message, Fatal):
+        raise ModelLoadError(message.message)
 
 
 async def _result(rank: _Rank, on_layer: OnLayer) -> StepResult:
     while True:
         message = await rank.read()
-        if message[0] == "layer":
-            on_layer(message[1], message[2])  # type: ignore[arg-type]
-        else:
-            return result_from_wire(message[1])  # type: ignore[arg-type]
+        if isinstance(message, LayerDone):
+            on_layer(message.step_id, message.layer)
+        elif isinstance(message, Executed):
+            return message.result
 
 
 def _attention(engine: EngineConfig) -> str:

@@ -1,64 +1,71 @@
-"""Messages and results as msgpack on the pipe between a worker and its ranks.
+"""Messages on the pipe between a worker and its ranks: their shapes, and msgpack of them.
 
-Owns the encoding of results and the length prefix; plans are `engine.ranks.plan_wire`'s. Does not
-know processes. msgpack is data only: nothing on this pipe can execute.
+Owns the length prefix and the kinds of messages; what is in a plan is `engine.ranks.plan_wire`'s.
+Does not know processes. msgpack is data only: nothing on this pipe can execute, and what does not
+have the shape that the reader expects is an error.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import Any
+from typing import Any, TypeVar
 
-import msgpack
+import msgspec
+from msgspec.msgpack import Decoder
 
 from core.errors import InternalError
 from core.plan import StepResult
-from core.types import Logprob
 
 PREFIX = struct.Struct("<I")
 MAX_MESSAGE_BYTES = 256 << 20
 
+Message = TypeVar("Message")
+
+
+class Ready(msgspec.Struct, frozen=True, array_like=True, tag="ready"):
+    """A rank has loaded its part of the model."""
+
+
+class Fatal(msgspec.Struct, frozen=True, array_like=True, tag="fatal"):
+    """A rank cannot load it, and ends."""
+
+    message: str
+
+
+class LayerDone(msgspec.Struct, frozen=True, array_like=True, tag="layer"):
+    """The KV of one layer of a step is computed."""
+
+    step_id: int
+    layer: int
+
+
+class Executed(msgspec.Struct, frozen=True, array_like=True, tag="result"):
+    """A plan is executed."""
+
+    result: StepResult
+
+
+FromRank = Ready | Fatal | LayerDone | Executed
+FROM_RANK: Decoder[FromRank] = Decoder(FromRank)
+SETUP = Decoder(dict[str, Any])
+"""The first message to a rank; all others are plans."""
+
 
 def pack(message: object) -> bytes:
     """Encode one message with its length in front."""
-    body: bytes = msgpack.packb(message, use_bin_type=True)
+    body = msgspec.msgpack.encode(message)
     return PREFIX.pack(len(body)) + body
 
 
-def unpack(body: bytes) -> Any:  # noqa: ANN401 - the caller knows the message's kind
-    """Decode one message.
+def unpack(body: bytes, decoder: Decoder[Message]) -> Message:
+    """Decode one message of the decoder's kind, or of one of its kinds.
 
     Raises:
-        InternalError: Not msgpack.
+        InternalError: It is something else.
     """
     try:
-        return msgpack.unpackb(body, raw=False, strict_map_key=False)
-    except (ValueError, msgpack.exceptions.UnpackException) as error:
+        return decoder.decode(body)
+    except msgspec.MsgspecError as error:
         raise InternalError(
             f"a rank's message of {len(body)} bytes is malformed: {error}"
         ) from error
-
-
-def result_to_wire(result: StepResult) -> list[Any]:
-    """Flatten a result."""
-    tokens = [
-        [key, choice, t.token_id, t.logprob, t.top] for (key, choice), t in result.tokens.items()
-    ]
-    scored = [
-        [key, [[t.token_id, t.logprob, t.top] for t in row]] for key, row in result.scored.items()
-    ]
-    return [result.step_id, tokens, list(result.failed.items()), scored]
-
-
-def result_from_wire(wire: list[Any]) -> StepResult:
-    """Rebuild a result."""
-    step_id, tokens, failed, scored = wire
-    return StepResult(
-        step_id,
-        {(k, c): Logprob(t, lp, tuple((i, p) for i, p in top)) for k, c, t, lp, top in tokens},
-        {key: text for key, text in failed},  # noqa: C416 - a list of pairs
-        {
-            key: tuple(Logprob(t, lp, tuple((i, p) for i, p in top)) for t, lp, top in row)
-            for key, row in scored
-        },
-    )

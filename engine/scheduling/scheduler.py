@@ -42,6 +42,7 @@ from engine.scheduling.events import (
     SchedulerEvent,
 )
 from engine.scheduling.order import ArrivalOrder, Order
+from engine.scheduling.prefix_blocks import PrefixBlocks
 from engine.scheduling.results import Results
 from engine.scheduling.sequence import UNLIMITED_CREDIT, Handover, Sequence, Status
 from engine.scheduling.sequences import Sequences
@@ -90,6 +91,14 @@ class Scheduler:
         self._step_id = 0
         self._arrived: dict[int, None] = {}
         """Blocks that transfers wrote since the last step, in order."""
+        self.prefixes = PrefixBlocks(
+            pool,
+            self.tables,
+            self._sequences,
+            self._naming,
+            limits.block_size_tokens,
+            self._note_arrived,
+        )
 
     def take_events(self) -> list[SchedulerEvent]:
         """Return what became of hand-overs in `submit`, `partnered`, `reserve_in_turn` and `plan`.
@@ -254,9 +263,12 @@ class Scheduler:
         sequence.prompt_done_at = now_s
         self.tables.register(sequence)
         num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
-        # A pool on a device has to load them before a step reads them.
-        self._arrived.update(dict.fromkeys(sequence.block_table[num_here:]))
+        self._note_arrived(sequence.block_table[num_here:])
         return self._results.fork(sequence, first_tokens)
+
+    def _note_arrived(self, block_ids: Iterable[int]) -> None:
+        # A pool on a device has to load them before a step reads them.
+        self._arrived.update(dict.fromkeys(block_ids))
 
     # --- leaving ----------------------------------------------------------------------------------
 

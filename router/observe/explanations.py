@@ -12,6 +12,7 @@ from typing import Any
 from core.types import RequestEnded
 from router.cost import Cost
 from router.placement import Placement
+from router.prefix_sources import Fetch
 from router.request_state import RequestState
 
 MAX_EXPLAINED = 2_048
@@ -28,12 +29,19 @@ def why_of(placement: Placement | None) -> dict[str, Any]:
             "decode_worker": placement.decode.worker_id,
             "reason": placement.reason,
             "uncached_tokens": placement.uncached_tokens,
+            **_fetch(placement.fetch),
         },
         "candidates": [
             *(_candidate("pd", cost) for cost in placement.prefill_costs),
             *(_candidate("local", cost) for cost in placement.local_costs),
         ],
     }
+
+
+def _fetch(fetch: Fetch | None) -> dict[str, Any]:
+    if fetch is None:
+        return {}
+    return {"source": fetch.source.worker_id, "fetched_tokens": fetch.num_gained}
 
 
 def _candidate(path: str, cost: Cost) -> dict[str, Any]:
@@ -43,6 +51,9 @@ def _candidate(path: str, cost: Cost) -> dict[str, Any]:
         "cached_tokens": cost.cached_tokens,
         "uncached_tokens": cost.uncached_tokens,
         "queued_tokens": cost.queued_tokens,
+        "source": cost.source,
+        "fetched_tokens": cost.fetched_tokens,
+        "fetch_ms": round(cost.fetch_s * 1e3, 3),
         "prefill_ms": round(cost.prefill_s * 1e3, 3),
         "transfer_ms": round(cost.transfer_s * 1e3, 3),
         "decode_ms": round(cost.decode_s * 1e3, 3),
@@ -80,6 +91,9 @@ class Explanations:
             "outcome": ended.error.code if ended.error else "ok",
             "prompt_tokens": ended.usage.prompt_tokens,
             "cached_tokens": timing.cached_tokens,
+            "fetch_outcome": timing.fetch_outcome,
+            "fetched_tokens": timing.fetched_tokens,
+            "fetch_ms": round(timing.fetch_s * 1e3, 3),
             "ttft_ms": round(timing.ttft_s * 1e3, 3),
             "queue_ms": round(timing.queue_s * 1e3, 3),
             "prefill_ms": round(timing.prefill_s * 1e3, 3),

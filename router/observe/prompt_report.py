@@ -16,6 +16,7 @@ from core.ports import Clock
 from core.types import GenerateRequest
 from router.cost import Candidate
 from router.observe.explanations import why_of
+from router.peer_fetches import PeerFetches
 from router.placement import PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 
@@ -31,12 +32,14 @@ class PromptReport:
     def __init__(
         self,
         prefixes: PromptPrefixes,
+        fetches: PeerFetches,
         read_candidates: Callable[[], Sequence[Candidate]],
         rules: PlacementConfig,
         clock: Clock,
     ) -> None:
         """Ask what placement asks."""
         self._prefixes = prefixes
+        self._fetches = fetches
         self._read_candidates = read_candidates
         self._rules = rules
         self._clock = clock
@@ -89,13 +92,17 @@ class PromptReport:
         return rows
 
     def _placement(self, request: GenerateRequest, names: PromptNames) -> dict[str, Any]:
+        candidates = self._read_candidates()
+        constraints = PlacementConstraints(self._rules)
+        published = self._prefixes.published(names)
         try:
             placement = choose(
-                self._read_candidates(),
+                candidates,
                 request,
-                PlacementConstraints(self._rules),
-                self._prefixes.held(names),
+                constraints,
+                self._prefixes.held(names, published),
                 self._clock.now_s(),
+                self._fetches.sources(candidates, published, constraints),
             )
         except NoWorker as error:
             return {"error": error.message}

@@ -16,10 +16,13 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from core import metrics
 from core.errors import ServingError, Unauthenticated, all_errors
+from core.session import FetchOutcome
 from core.types import RequestEnded
 from router.calls import ADDRESS_CLASSES, Call, outcome_of
 from router.refusals import CODES, OTHER
 from router.request_state import RequestState
+
+FETCH_OUTCOMES = tuple(outcome.value for outcome in FetchOutcome)
 
 
 class Telemetry:
@@ -73,6 +76,8 @@ class Telemetry:
                 self._counters[metrics.ERRORS].add(0, {"door": server, "code": code})
         for client in ADDRESS_CLASSES:
             self._counters[metrics.BAD_KEYS].add(0, {"client": client})
+        for outcome in FETCH_OUTCOMES:
+            self._counters[metrics.PREFIX_FETCHES].add(0, {"outcome": outcome})
         for transport in ("shm", "grpc"):
             self._counters[metrics.TRANSFERS].add(0, {"transport": transport})
         plain = (
@@ -98,6 +103,11 @@ class Telemetry:
         self._counters[metrics.CACHED_TOKENS].add(usage.cached_tokens)
         self._counters[metrics.KV_BYTES].add(timing.kv_bytes)
         self._counters[metrics.FRAGMENTS_RESENT].add(timing.kv_fragments_resent)
+        if timing.fetch_outcome:
+            # Bounded here: the word comes from a worker, perhaps of another version.
+            known = timing.fetch_outcome in FETCH_OUTCOMES
+            outcome = timing.fetch_outcome if known else "failed"
+            self._counters[metrics.PREFIX_FETCHES].add(1, {"outcome": outcome})
         if timing.kv_transport:
             self._counters[metrics.TRANSFERS].add(1, {"transport": timing.kv_transport})
         if timing.path:

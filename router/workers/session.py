@@ -24,6 +24,7 @@ from core.session import (
     Cancel,
     Credit,
     Hello,
+    OfferPrefix,
     PeerReport,
     Progress,
     StepFrame,
@@ -173,7 +174,7 @@ class WorkerSession:
         if self.subscriptions.remove(run_id) and self._state is not SessionState.LOST:
             self._outbox.push(Cancel(run_id, epoch))
 
-    def send(self, message: Submit | Credit) -> None:
+    def send(self, message: Submit | Credit | OfferPrefix) -> None:
         """Queue a command.
 
         Raises:

@@ -57,18 +57,18 @@ EXPLAIN = "/prefix-index/explain"
     ],
 )
 async def test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybodys(
-    doors, name, tenant, status, scope
+    servers, name, tenant, status, scope
 ):
     asked = []
-    report = doors.service._prompt_report
+    report = servers.service._prompt_report
 
     async def of(request):
         asked.append(request.scope.split("\n")[0])
         return await type(report).of(report, request)
 
-    doors.service._prompt_report = SimpleNamespace(of=of)
+    servers.service._prompt_report = SimpleNamespace(of=of)
     body = {"prompt": "abc"} | ({} if tenant is None else {"tenant": tenant})
-    async with doors.web(name) as http:
+    async with servers.web(name) as http:
         reply = await http.post(EXPLAIN, json=body)
         assert reply.status_code == status
         assert asked == ([] if scope is None else [scope])

@@ -49,12 +49,15 @@ async def until_view_is_whole(http):
 def up(request):
     """Clusters that render whatever template a request brings."""
     kind = ["--local"] if request.param == "local" else []
-    cluster = Up(*kind, **POOLS, BATON_ROUTER__TRUST_REQUEST_CHAT_TEMPLATE="true")
+    settings = {**POOLS, "BATON_ROUTER__TRUST_REQUEST_CHAT_TEMPLATE": "true"}
+    # Ray starts five actors one after the other, each with its own imports.
+    cluster = Up(*kind, timeout_s=240, **settings)
     yield cluster
     code, left = cluster.end()
     assert code == 0 and not left
 
 
+@pytest.mark.timeout(400)
 async def test_each_turn_goes_to_the_holder_and_finds_the_answer_before_it(up):
     async with web(up) as http:
         talk = Talk(http)
@@ -74,6 +77,7 @@ async def test_each_turn_goes_to_the_holder_and_finds_the_answer_before_it(up):
         assert fresh.cached == 0 and fresh.output == talk.turns[-1].output
 
 
+@pytest.mark.timeout(400)
 async def test_histories_of_real_templates_hit_up_to_the_first_other_token(up):
     if up.kind == "ray":
         pytest.skip("templates do not know what runs the workers")

@@ -18,9 +18,9 @@ EQUIVALENTS: list[Equivalent] = [
         "it stands for all sub-attempts, and is never sent: any number above them does",
     ),
     Equivalent(
-        "router/attempts.py",
-        "age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),",
-        "age_s=max((-1.0), self._clock.now_s() - run.timeline.received_at),",
+        "router/submits.py",
+        "age_s=max(0.0, now_s - run.timeline.received_at),",
+        "age_s=max((-1.0), now_s - run.timeline.received_at),",
         "one clock, which does not go back: the difference is never negative",
     ),
     Equivalent(

@@ -19,8 +19,8 @@ MODULES = """
 core/awake_clock.py core/change_event.py decode_worker/role.py engine/ranks/plan_wire.py
 engine/scheduling/block_changes.py engine/scheduling/block_identities.py
 engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
-engine/scheduling/block_tables.py engine/scheduling/kept_blocks.py engine/scheduling/queues.py
-engine/scheduling/results.py
+engine/scheduling/block_tables.py engine/scheduling/kept_blocks.py
+engine/scheduling/prefix_blocks.py engine/scheduling/queues.py engine/scheduling/results.py
 engine/scheduling/scheduler.py engine/scheduling/sequences.py engine/scheduling/step_budget.py
 engine/scheduling/step_planner.py kv_transfer/agent.py kv_transfer/fenced_pool.py
 kv_transfer/fetch_stream.py kv_transfer/frame_builder.py kv_transfer/parking.py
@@ -30,12 +30,14 @@ kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
 prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
 router/admission.py router/attempt_state.py router/attempts.py router/choice_output.py router/cost.py
 router/expected_prefixes.py router/orchestrator.py router/placement.py router/prompt_prefixes.py
-router/request_state.py router/steering.py router/text/detokenizing.py router/workers/introductions.py
+router/request_state.py router/steering.py router/submits.py router/text/detokenizing.py
+router/workers/introductions.py
 router/workers/liveness.py router/workers/load.py router/workers/outbox.py
 router/workers/routes.py router/workers/session.py router/workers/sessions.py
 router/workers/subscriptions.py transport/sequenced.py worker/attempt.py worker/attempts.py
-worker/availability.py worker/router_session.py worker/sequences.py worker/session_server.py
-worker/worker.py
+worker/availability.py worker/prefix_fetches.py worker/prefix_offers.py
+worker/router_session.py worker/sequences.py worker/session_server.py
+worker/transfers.py worker/worker.py
 """.split()
 """The heart: what decides who holds which block, which attempt counts, and when it ends."""
 

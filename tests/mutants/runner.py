@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PRELOADED = """
-aiohttp asyncio cryptography.x509 hypothesis.stateful hypothesis.extra httpx jinja2 msgpack numba
+aiohttp asyncio cryptography.x509 hypothesis.stateful hypothesis.extra httpx jinja2 msgspec numba
 numpy pydantic pytest pytest_asyncio tokenizers torch yaml google.protobuf.struct_pb2
 """.split()
 SEED_CPU_S = 10.0

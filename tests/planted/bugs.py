@@ -255,7 +255,7 @@ FIRST = [
     ),
     Bug(
         "a poisonous request is tried for ever",
-        "router/attempts.py",
+        "router/submits.py",
         "DEATHS_BEFORE_ALONE = 2",
         "DEATHS_BEFORE_ALONE = 200",
         f"{SURVIVAL}::test_a_request_of_death_is_quarantined_and_kills_at_most_three",

@@ -162,7 +162,7 @@ BUGS = [
     Bug(
         "a transfer id is given twice",
         "prefill_worker/role.py",
-        "if submit.transfer_id in self._outgoing or submit.transfer_id in self._draining:\n",
+        "if self.has_transfer(submit.transfer_id):\n",
         "if False:\n",
         f"{RULES}::test_a_transfer_id_that_is_in_use_ends_the_newcomer_alone",
     ),

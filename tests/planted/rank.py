@@ -39,8 +39,8 @@ BUGS: list[Bug] = [
     Bug(
         "a rank guesses when tokens are missing",
         "engine/ranks/plan_wire.py",
-        "if len(history) != known:",
-        "if len(history) > known:",
+        "if len(history) != delta.num_known_tokens:",
+        "if len(history) > delta.num_known_tokens:",
         f"{WIRE}::test_a_history_with_a_gap_is_refused",
     ),
     Bug(

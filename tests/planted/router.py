@@ -249,8 +249,8 @@ BUGS = [
     ),
     Bug(
         "a request that moves is young again",
-        "router/attempts.py",
-        "            age_s=max(0.0, self._clock.now_s() - run.timeline.received_at),\n",
+        "router/submits.py",
+        "        age_s=max(0.0, now_s - run.timeline.received_at),\n",
         "",
         f"{LINK_RULES}::test_a_submit_carries_the_age_of_its_request",
     ),

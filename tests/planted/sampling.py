@@ -34,13 +34,6 @@ BUGS: list[Bug] = [
         f"{FIELDS}::test_every_field_is_asked_for_over_http",
     ),
     Bug(
-        "ranks get lists where requests have tuples",
-        "engine/ranks/plan_wire.py",
-        "    return tuple(map(_frozen, value)) if isinstance(value, list) else value\n",
-        "    return tuple(value) if isinstance(value, list) else value\n",
-        f"{FIELDS}::test_a_rank_draws_by_the_parameters_of_the_request",
-    ),
-    Bug(
         "without a repetition penalty the prompt travels to the ranks",
         "engine/scheduling/sequence.py",
         "        start = 0 if looks_at_prompt else num_prompt_tokens\n",

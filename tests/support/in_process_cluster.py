@@ -311,6 +311,7 @@ class InProcessCluster:
             incarnation=self.ids.incarnation(),
             model=self.spec.name,
             pid=len(self.units) + 1,
+            exports_kv=role is Role.PREFILL or not self.staged,
         )
         unit = compose_worker(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)

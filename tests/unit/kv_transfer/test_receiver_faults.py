@@ -194,6 +194,41 @@ def test_a_stream_whose_open_cannot_be_sent_is_cut():
     assert "could not be reached" in error.message and stream.num_resets == 1
 
 
+def test_a_fetch_that_is_given_up_while_it_dials_is_not_opened():
+    class Late:
+        transport = "late"
+        sent: list = []
+        num_resets = 0
+
+        async def send(self, message):
+            self.sent.append(message)
+
+        async def recv(self):
+            await asyncio.sleep(3600)
+
+        def reset(self):
+            self.num_resets += 1
+
+    stream = Late()
+    dialled = asyncio.Event()
+
+    async def dial(address):
+        await dialled.wait()
+        return stream
+
+    async def scenario(world):
+        world.agent.fetch(FetchOrder(TRANSFER, "anywhere", "decode1", 7))
+        await settle()
+        world.agent.end_fetch(TRANSFER)
+        dialled.set()
+        await settle()
+        return world.agent.num_live
+
+    host = ReceiveCallbacks()
+    assert run(scenario, host, network=_Dialling(dial)) == 0
+    assert stream.sent == [] and stream.num_resets == 1 and host.names() == ["closed"]
+
+
 def test_a_refusal_says_why_and_closes():
     async def scenario(world):
         source = await fetched(world)

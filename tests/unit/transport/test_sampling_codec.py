@@ -8,7 +8,7 @@ import pytest
 
 from core.plan import SampleSpec, StepItem, StepPlan
 from core.types import SamplingParams
-from engine.ranks.plan_wire import PlanDecoder, PlanEncoder
+from engine.ranks.plan_wire import PLAN, PlanDecoder, PlanEncoder
 from engine.ranks.rank_wire import pack, unpack
 from protos.baton.internal.v1 import session_pb2
 from protos.baton.v1 import generation_pb2 as pb
@@ -151,5 +151,5 @@ def test_bytes_on_a_session_are_what_they_were():
 def test_a_rank_draws_by_the_parameters_of_the_request(params):
     item = StepItem(7, 0, (1,), [0], (SampleSpec(0, 0, SEED, params),))
     message = pack(PlanEncoder(4).encode(StepPlan(1, (item,))))
-    (sample,) = PlanDecoder(4, 50).decode(unpack(message[4:])).items[0].samples
+    (sample,) = PlanDecoder(4, 50).decode(unpack(message[4:], PLAN)).items[0].samples
     assert sample == item.samples[0]

@@ -1,12 +1,13 @@
 """What a worker says to a router, as bytes."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
 from core.errors import KVTransferError
 from core.session import (
     AttemptEnded,
+    FetchReport,
     Load,
     PeerReport,
     Progress,
@@ -29,7 +30,7 @@ def filled(kind):
     return kind(**given)
 
 
-TIMING = filled(WorkerTiming)
+TIMING = replace(filled(WorkerTiming), fetch=filled(FetchReport))
 SCORES = (Logprob(7, -0.5, ((7, -0.5), (9, -1.5))),)
 DELTA = TokenDelta(
     "r",

@@ -7,6 +7,8 @@ import pytest
 
 from core.session import (
     Hello,
+    OfferPrefix,
+    PrefixSource,
     Submit,
     Task,
     Wanted,
@@ -28,12 +30,14 @@ async def test_what_a_router_says_crosses_the_wire_whole():
         Wanted("q", 1, (0, 2), 16),
     )
     hello = Hello("router", wanted, 77)
-    for message in (submit, hello):
+    source = PrefixSource(b"t" * 16, "shm=x", 2, 0.5)
+    offer = OfferPrefix(b"t" * 16, (1, 2, 3), "scope", "w", 2**63)
+    for message in (submit, replace(submit, prefix_source=source), hello, offer):
         wire = pb.ToWorker.FromString(to_worker_wire(5, message).SerializeToString())
         found = from_worker_wire(wire)
         if isinstance(found, Submit):
             assert found.request.deadline_at == pytest.approx(request.deadline_at, abs=5.0)
             deadline_at = found.request.deadline_at
             request = replace(request, deadline_at=deadline_at)
-            message = replace(submit, request=request)
+            message = replace(message, request=request)
         assert (wire.number, found) == (5, message)

@@ -8,13 +8,20 @@ from core.clocks import SystemClock
 from core.errors import InvalidRequest, KVTransferError
 from core.ids import Incarnation, RequestId, TransferId, WorkerId
 from core.ports import StreamClosed
-from core.session import ConnectPeers, Hello, Submit, Task, Wanted
+from core.session import ConnectPeers, Hello, OfferPrefix, PrefixSource, Submit, Task, Wanted
 from core.types import GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb
 from transport.session_streams import _decode_up
 from worker import session_server
 from worker.attempt import Attempt
-from worker.checking import check_credit, check_first_tokens, check_hello, check_peers, check_submit
+from worker.checking import (
+    check_credit,
+    check_first_tokens,
+    check_hello,
+    check_offer,
+    check_peers,
+    check_submit,
+)
 from worker.router_session import RouterSession, RouterSessions
 from worker.session_server import SessionServer
 
@@ -32,6 +39,13 @@ HAND_OVER = replace(
     peer_incarnation=Incarnation(1),
     peer_address="grpc=127.0.0.1:9",
 )
+
+SOURCE = PrefixSource(TransferId(b"t" * 16), "grpc=127.0.0.1:9", 2, 0.5)
+OFFER = OfferPrefix(SOURCE.transfer_id, (1, 2, 3), "s", WorkerId("w"), Incarnation(1))
+
+
+def fetching(**changes):
+    return replace(SUBMIT, prefix_source=replace(SOURCE, **changes))
 
 
 def request(**changes):
@@ -54,6 +68,7 @@ def refusal(submit):
         SUBMIT,
         HAND_OVER,
         replace(HAND_OVER, task=Task.PREFILL, peer_address=""),
+        fetching(wait_s=60.0),
         sampling(stop_token_ids=tuple(range(32)), bad_words=((ROWS - 1,),), top_k=ROWS),
         request(deadline_at=-5.0, seed=2**64 - 1, scope="s" * 1024),
     ],
@@ -98,6 +113,12 @@ def test_what_routers_say_is_taken(submit):
         ("peer_id", replace(HAND_OVER, peer_id="")),
         ("peer_id", replace(HAND_OVER, peer_id="p" * 257)),
         ("peer_address", replace(HAND_OVER, peer_address="a" * 1025)),
+        ("transfer_id", fetching(transfer_id=b"t")),
+        ("peer_address", fetching(peer_address="a" * 1025)),
+        ("num_tokens", fetching(num_tokens=0)),
+        ("num_tokens", fetching(num_tokens=3)),
+        ("wait_s", fetching(wait_s=61.0)),
+        ("wait_s", fetching(wait_s=NAN)),
     ],
 )
 def test_a_submit_that_cannot_be_is_refused_by_its_field(field, submit):
@@ -119,6 +140,23 @@ def test_credits_greetings_and_introductions_have_bounds_too():
         with pytest.raises(InvalidRequest) as caught:
             check()
         assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("transfer_id", {"transfer_id": b""}),
+        ("receiver_id", {"receiver_id": ""}),
+        ("receiver_id", {"receiver_id": "w" * 257}),
+        ("scope", {"scope": "s" * 1025}),
+        ("token_ids", {"token_ids": (1, ROWS)}),
+    ],
+)
+def test_an_offer_that_cannot_be_is_refused_by_its_field(field, changes):
+    check_offer(OFFER, ROWS)
+    with pytest.raises(InvalidRequest) as caught:
+        check_offer(replace(OFFER, **changes), ROWS)
+    assert caught.value.field == field
 
 
 def test_first_tokens_of_a_hand_over_are_the_models():

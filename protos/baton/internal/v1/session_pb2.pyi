@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToWorker(_message.Message):
-    __slots__ = ("number", "hello", "submit", "cancel", "credit", "heartbeat", "connect_peers")
+    __slots__ = ("number", "hello", "submit", "cancel", "credit", "heartbeat", "connect_peers", "offer_prefix")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     HELLO_FIELD_NUMBER: _ClassVar[int]
     SUBMIT_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class ToWorker(_message.Message):
     CREDIT_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     CONNECT_PEERS_FIELD_NUMBER: _ClassVar[int]
+    OFFER_PREFIX_FIELD_NUMBER: _ClassVar[int]
     number: int
     hello: Hello
     submit: Submit
@@ -22,7 +23,8 @@ class ToWorker(_message.Message):
     credit: Credit
     heartbeat: RouterHeartbeat
     connect_peers: ConnectPeers
-    def __init__(self, number: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., heartbeat: _Optional[_Union[RouterHeartbeat, _Mapping]] = ..., connect_peers: _Optional[_Union[ConnectPeers, _Mapping]] = ...) -> None: ...
+    offer_prefix: OfferPrefix
+    def __init__(self, number: _Optional[int] = ..., hello: _Optional[_Union[Hello, _Mapping]] = ..., submit: _Optional[_Union[Submit, _Mapping]] = ..., cancel: _Optional[_Union[Cancel, _Mapping]] = ..., credit: _Optional[_Union[Credit, _Mapping]] = ..., heartbeat: _Optional[_Union[RouterHeartbeat, _Mapping]] = ..., connect_peers: _Optional[_Union[ConnectPeers, _Mapping]] = ..., offer_prefix: _Optional[_Union[OfferPrefix, _Mapping]] = ...) -> None: ...
 
 class ToRouter(_message.Message):
     __slots__ = ("number", "welcome", "frame", "progress", "peer_report")
@@ -121,7 +123,7 @@ class TokenBias(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., bias: _Optional[float] = ...) -> None: ...
 
 class Submit(_message.Message):
-    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate", "age_s", "keeps_prefix")
+    __slots__ = ("request_id", "epoch", "task", "model", "prompt", "sampling", "time_left_s", "eos_token_ids", "tier", "scope", "emitted", "finished_choices", "credit", "transfer_id", "peer_id", "peer_incarnation", "peer_address", "run_alone", "traceparent", "tracestate", "age_s", "keeps_prefix", "prefix_source")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
@@ -144,6 +146,7 @@ class Submit(_message.Message):
     TRACESTATE_FIELD_NUMBER: _ClassVar[int]
     AGE_S_FIELD_NUMBER: _ClassVar[int]
     KEEPS_PREFIX_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_SOURCE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     epoch: int
     task: str
@@ -166,7 +169,34 @@ class Submit(_message.Message):
     tracestate: str
     age_s: float
     keeps_prefix: bool
-    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., age_s: _Optional[float] = ..., keeps_prefix: _Optional[bool] = ...) -> None: ...
+    prefix_source: PrefixSource
+    def __init__(self, request_id: _Optional[str] = ..., epoch: _Optional[int] = ..., task: _Optional[str] = ..., model: _Optional[str] = ..., prompt: _Optional[_Iterable[int]] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., time_left_s: _Optional[float] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tier: _Optional[str] = ..., scope: _Optional[str] = ..., emitted: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ..., finished_choices: _Optional[_Iterable[int]] = ..., credit: _Optional[int] = ..., transfer_id: _Optional[bytes] = ..., peer_id: _Optional[str] = ..., peer_incarnation: _Optional[int] = ..., peer_address: _Optional[str] = ..., run_alone: _Optional[bool] = ..., traceparent: _Optional[str] = ..., tracestate: _Optional[str] = ..., age_s: _Optional[float] = ..., keeps_prefix: _Optional[bool] = ..., prefix_source: _Optional[_Union[PrefixSource, _Mapping]] = ...) -> None: ...
+
+class PrefixSource(_message.Message):
+    __slots__ = ("transfer_id", "peer_address", "num_tokens", "wait_s")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    PEER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: bytes
+    peer_address: str
+    num_tokens: int
+    wait_s: float
+    def __init__(self, transfer_id: _Optional[bytes] = ..., peer_address: _Optional[str] = ..., num_tokens: _Optional[int] = ..., wait_s: _Optional[float] = ...) -> None: ...
+
+class OfferPrefix(_message.Message):
+    __slots__ = ("transfer_id", "token_ids", "scope", "receiver_id", "receiver_incarnation")
+    TRANSFER_ID_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SCOPE_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIVER_INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    transfer_id: bytes
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    scope: str
+    receiver_id: str
+    receiver_incarnation: int
+    def __init__(self, transfer_id: _Optional[bytes] = ..., token_ids: _Optional[_Iterable[int]] = ..., scope: _Optional[str] = ..., receiver_id: _Optional[str] = ..., receiver_incarnation: _Optional[int] = ...) -> None: ...
 
 class Cancel(_message.Message):
     __slots__ = ("request_id", "epoch")
@@ -227,7 +257,7 @@ class Welcome(_message.Message):
     def __init__(self, descriptor: _Optional[_Union[WorkerDescriptor, _Mapping]] = ...) -> None: ...
 
 class WorkerDescriptor(_message.Message):
-    __slots__ = ("worker_id", "role", "incarnation", "session_address", "transfer_address", "model", "content_digest", "block_size_tokens", "num_blocks", "max_model_len", "tier", "node", "pid", "rank_pids")
+    __slots__ = ("worker_id", "role", "incarnation", "session_address", "transfer_address", "model", "content_digest", "block_size_tokens", "num_blocks", "max_model_len", "tier", "node", "pid", "rank_pids", "exports_kv")
     WORKER_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -242,6 +272,7 @@ class WorkerDescriptor(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     RANK_PIDS_FIELD_NUMBER: _ClassVar[int]
+    EXPORTS_KV_FIELD_NUMBER: _ClassVar[int]
     worker_id: str
     role: str
     incarnation: int
@@ -256,7 +287,8 @@ class WorkerDescriptor(_message.Message):
     node: str
     pid: int
     rank_pids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., incarnation: _Optional[int] = ..., session_address: _Optional[str] = ..., transfer_address: _Optional[str] = ..., model: _Optional[str] = ..., content_digest: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tier: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ...) -> None: ...
+    exports_kv: bool
+    def __init__(self, worker_id: _Optional[str] = ..., role: _Optional[str] = ..., incarnation: _Optional[int] = ..., session_address: _Optional[str] = ..., transfer_address: _Optional[str] = ..., model: _Optional[str] = ..., content_digest: _Optional[str] = ..., block_size_tokens: _Optional[int] = ..., num_blocks: _Optional[int] = ..., max_model_len: _Optional[int] = ..., tier: _Optional[str] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., exports_kv: _Optional[bool] = ...) -> None: ...
 
 class TopLogprob(_message.Message):
     __slots__ = ("token_id", "logprob")
@@ -277,7 +309,7 @@ class TokenLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ..., top: _Optional[_Iterable[_Union[TopLogprob, _Mapping]]] = ...) -> None: ...
 
 class WorkerTiming(_message.Message):
-    __slots__ = ("queue_s", "prefill_s", "decode_s", "cached_tokens", "kv_bytes", "kv_blocks", "kv_transport", "kv_fragments_resent")
+    __slots__ = ("queue_s", "prefill_s", "decode_s", "cached_tokens", "kv_bytes", "kv_blocks", "kv_transport", "kv_fragments_resent", "fetch")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     DECODE_S_FIELD_NUMBER: _ClassVar[int]
@@ -286,6 +318,7 @@ class WorkerTiming(_message.Message):
     KV_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     KV_FRAGMENTS_RESENT_FIELD_NUMBER: _ClassVar[int]
+    FETCH_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     prefill_s: float
     decode_s: float
@@ -294,7 +327,18 @@ class WorkerTiming(_message.Message):
     kv_blocks: int
     kv_transport: str
     kv_fragments_resent: int
-    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_fragments_resent: _Optional[int] = ...) -> None: ...
+    fetch: FetchReport
+    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_fragments_resent: _Optional[int] = ..., fetch: _Optional[_Union[FetchReport, _Mapping]] = ...) -> None: ...
+
+class FetchReport(_message.Message):
+    __slots__ = ("outcome", "num_tokens", "took_s")
+    OUTCOME_FIELD_NUMBER: _ClassVar[int]
+    NUM_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TOOK_S_FIELD_NUMBER: _ClassVar[int]
+    outcome: str
+    num_tokens: int
+    took_s: float
+    def __init__(self, outcome: _Optional[str] = ..., num_tokens: _Optional[int] = ..., took_s: _Optional[float] = ...) -> None: ...
 
 class TokenDelta(_message.Message):
     __slots__ = ("request_id", "epoch", "choice", "position", "token_ids", "logprobs", "finish", "stop_token_id", "timings", "prompt_logprobs", "prompt_start")

@@ -13,8 +13,8 @@ from core.errors import InternalError
 from core.plan import History, SampleSpec, StepItem, StepPlan, StepResult
 from core.types import GenerateRequest, Logprob, SamplingParams
 from engine.model.rank_memory import GrowingInts, TokenHistory
-from engine.ranks.plan_wire import PlanDecoder, PlanEncoder
-from engine.ranks.rank_wire import pack, unpack
+from engine.ranks.plan_wire import PLAN, PlanDecoder, PlanEncoder
+from engine.ranks.rank_wire import FROM_RANK, Executed, pack, unpack
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
 from engine.scheduling.scheduler import Scheduler
@@ -27,7 +27,7 @@ SAMPLE = SampleSpec(0, 0, 1, PARAMS)
 def travel(encoder, decoder, plan):
     """What arrives, and how many bytes it took."""
     message = pack(encoder.encode(plan))
-    return decoder.decode(unpack(message[4:])), len(message)
+    return decoder.decode(unpack(message[4:], PLAN)), len(message)
 
 
 def whole(plan, size):
@@ -228,32 +228,36 @@ def test_a_rank_that_missed_a_plan_ends_rather_than_guess():
     encoder.encode(decode_step(1, [1, 2, 3, 4, 5, 6], [0, 1], 5))
     missed = encoder.encode(decode_step(2, [1, 2, 3, 4, 5, 6, 7], [0, 1], 5))
     with pytest.raises(InternalError, match="rank that knows 0"):
-        PlanDecoder(4, VOCABULARY).decode(unpack(pack(missed)[4:]))
+        PlanDecoder(4, VOCABULARY).decode(unpack(pack(missed)[4:], PLAN))
     forgotten = encoder.encode(StepPlan(3, (), released=(7,)))
     with pytest.raises(InternalError, match="never knew"):
-        PlanDecoder(4, VOCABULARY).decode(unpack(pack(forgotten)[4:]))
+        PlanDecoder(4, VOCABULARY).decode(unpack(pack(forgotten)[4:], PLAN))
 
 
 @pytest.mark.parametrize(
     ("field", "value", "match"),
-    [(5, None, "no parameters to draw with"), (4, b"", "knows 0 blocks"), (7, None, None)],
+    [
+        ("draws", None, "no parameters to draw with"),
+        ("blocks", b"", "knows 0 blocks"),
+        ("history", None, None),
+    ],
 )
 def test_a_first_item_that_leaves_something_out_is_refused(field, value, match):
-    wire = PlanEncoder(4).encode(decode_step(1, [1, 2, 3], [0], 2))
-    wire[2][0][field] = value
+    delta = PlanEncoder(4).encode(decode_step(1, [1, 2, 3], [0], 2))
+    setattr(delta.items[0], field, value)
     decoder = PlanDecoder(4, VOCABULARY)
     if match is None:
-        assert decoder.decode(wire).items[0].samples[0].history is None
+        assert decoder.decode(delta).items[0].samples[0].history is None
         return
     with pytest.raises(InternalError, match=match):
-        decoder.decode(wire)
+        decoder.decode(delta)
 
 
 def test_a_history_with_a_gap_is_refused():
-    wire = PlanEncoder(4).encode(decode_step(1, [1, 2, 3], [0], 2))
-    wire[2][0][7][1] = 1
+    delta = PlanEncoder(4).encode(decode_step(1, [1, 2, 3], [0], 2))
+    delta.items[0].history.num_known_tokens = 1
     with pytest.raises(InternalError, match=r"knows 0 tokens of sequence 7"):
-        PlanDecoder(4, VOCABULARY).decode(wire)
+        PlanDecoder(4, VOCABULARY).decode(delta)
 
 
 def test_a_plan_that_breaks_its_contract_is_not_sent():
@@ -319,3 +323,24 @@ def test_a_history_counts_the_same_in_any_pieces(tokens, num_prompt, data):
     assert ids.tolist() == sorted(set(tokens))
     assert counts.tolist() == [output[i] for i in ids.tolist()]
     assert list(history) == tokens
+
+
+def test_a_result_arrives_as_it_was_sent():
+    top = ((3, -0.5), (4, float("-inf")))
+    result = StepResult(
+        9,
+        tokens={(7, 0): Logprob(3, -0.5, top), (7, 1): Logprob(4, -1.5)},
+        failed={8: "why"},
+        scored={7: (Logprob(1, -2.0), Logprob(2, -0.25, top))},
+    )
+    arrived = unpack(pack(Executed(result))[4:], FROM_RANK)
+    assert arrived == Executed(result)
+
+
+@pytest.mark.parametrize("message", [["plan"], ["layer", 1], ["layer", "1", 2], {}, 7])
+def test_a_message_of_another_shape_is_refused(message):
+    body = pack(message)[4:]
+    with pytest.raises(InternalError, match=f"message of {len(body)} bytes is malformed"):
+        unpack(body, FROM_RANK)
+    with pytest.raises(InternalError, match="is malformed"):
+        unpack(body[:-1], FROM_RANK)

@@ -14,6 +14,7 @@ from prefix_index.view import PrefixView
 from router.cost import Candidate
 from router.observe import prompt_report
 from router.observe.prompt_report import PromptReport
+from router.peer_fetches import PeerFetches
 from router.prompt_prefixes import PromptPrefixes
 
 KEY = hash_key("secret")
@@ -38,7 +39,9 @@ class House:
     def __init__(self, *pool):
         self.view = PrefixView()
         self.prefixes = PromptPrefixes(self.view, KEY, LoopClock())
-        self.report = PromptReport(self.prefixes, lambda: pool, PlacementConfig(), LoopClock())
+        fetches = PeerFetches(None, None, LoopClock())
+        rules = PlacementConfig()
+        self.report = PromptReport(self.prefixes, fetches, lambda: pool, rules, LoopClock())
 
     def stores(self, name, *blocks, tier=StorageTier.POOL):
         self.view.apply(name, 1, PrefixChange(blocks, tier=tier))
