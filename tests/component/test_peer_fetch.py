@@ -6,7 +6,7 @@ Every direction, transport, block size, number of ranks, and pools that stand fo
 import random
 
 import pytest
-from support.house import InProcessCluster, load
+from support.in_process_cluster import InProcessCluster, load
 from support.models import TINY
 from support.prefixes import PoolsView, make_busy
 
@@ -50,29 +50,29 @@ def engine(block=16, ranks=1):
     )
 
 
-async def ask_both(house, source):
+async def ask_both(cluster, source):
     """Let one worker compute a prompt, and another fetch what the next prompt shares with it.
 
     Returns:
         The second reply, and the workers that have served the first, by id.
     """
-    view = PoolsView(lambda: house.units)
-    attempts = house.orchestrator._attempts
-    attempts._prefixes = PromptPrefixes(view, b"", house.clock)
-    await house.ask(FIRST, max_tokens=NUM_TOKENS, ignore_eos=True)
-    holders = [u for u in house.units if u.pool.num_cached]
+    view = PoolsView(lambda: cluster.units)
+    attempts = cluster.orchestrator._attempts
+    attempts._prefixes = PromptPrefixes(view, b"", cluster.clock)
+    await cluster.ask(FIRST, max_tokens=NUM_TOKENS, ignore_eos=True)
+    holders = [u for u in cluster.units if u.pool.num_cached]
     by_id = {u.descriptor.worker_id: u for u in holders}
     view.claims = {name: 0 for name, u in by_id.items() if u.descriptor.role is not source}
-    make_busy(house.sessions, *by_id, now_s=house.clock.now_s())
-    for session in house.sessions.all():
+    make_busy(cluster.sessions, *by_id, now_s=cluster.clock.now_s())
+    for session in cluster.sessions.all():
         for _ in range(30):
             session.measured(1_000, 10.0)  # the tiny model is faster than any fetch
-    return await house.ask(SECOND, max_tokens=NUM_TOKENS, ignore_eos=True), by_id
+    return await cluster.ask(SECOND, max_tokens=NUM_TOKENS, ignore_eos=True), by_id
 
 
-async def second_answer(house, source):
+async def second_answer(cluster, source):
     """Ask both, and see that the fetch went from a worker of this role to one that had nothing."""
-    reply, by_id = await ask_both(house, source)
+    reply, by_id = await ask_both(cluster, source)
     timing = reply.ended.timing
     assert reply.ended.error is None and timing.fetch_outcome == "fetched", timing
     assert by_id[timing.why["decision"]["source"]].descriptor.role is source
@@ -95,8 +95,8 @@ async def test_a_fetched_prefix_is_the_computed_one(case, dtype, transport):
     workers = {"prefill": 2, "decode": 2} | how
     async with InProcessCluster(
         TINY, dtype, engine=engine(), transport=transport, threaded=True, **workers
-    ) as house:
-        reply = await second_answer(house, source)
+    ) as cluster:
+        reply = await second_answer(cluster, source)
     assert reply.ended.timing.fetched_tokens == len(SHARED)
     assert reply.ended.usage.cached_tokens == len(SHARED)
     assert reply.tokens[0] == alone(SECOND, dtype)
@@ -115,8 +115,8 @@ async def test_a_fetched_prefix_is_the_computed_one(case, dtype, transport):
 async def test_a_prefix_fits_the_blocks_and_ranks_of_whoever_fetches_it(prefill, decode):
     async with InProcessCluster(
         TINY, engine=prefill, decode_engine=decode, transport="grpc", prefill=2, decode=1
-    ) as house:
-        reply = await second_answer(house, Role.DECODE)
+    ) as cluster:
+        reply = await second_answer(cluster, Role.DECODE)
     assert reply.ended.timing.fetched_tokens >= len(SHARED) - 32
     assert reply.tokens[0] == alone(SECOND)
 
@@ -124,16 +124,16 @@ async def test_a_prefix_fits_the_blocks_and_ranks_of_whoever_fetches_it(prefill,
 async def test_a_device_loads_what_was_fetched_before_it_computes():
     async with InProcessCluster(
         TINY, engine=engine(), transport="shm", prefill=2, decode=1, staged=True
-    ) as house:
-        reply = await second_answer(house, Role.PREFILL)
+    ) as cluster:
+        reply = await second_answer(cluster, Role.PREFILL)
     assert reply.tokens[0] == alone(SECOND)
 
 
 async def test_what_a_decode_workers_device_keeps_to_itself_is_not_fetched():
     async with InProcessCluster(
         TINY, engine=engine(), transport="shm", prefill=2, decode=1, staged=True
-    ) as house:
-        reply, _ = await ask_both(house, Role.DECODE)
+    ) as cluster:
+        reply, _ = await ask_both(cluster, Role.DECODE)
     assert reply.ended.timing.fetch_outcome == ""
     assert "source" not in reply.ended.timing.why["decision"]
     assert reply.tokens[0] == alone(SECOND)

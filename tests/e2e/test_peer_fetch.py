@@ -8,7 +8,7 @@ import random
 
 import httpx
 import pytest
-from support.rig import ProcessCluster, config_of
+from support.process_cluster import ProcessCluster, config_of
 
 RNG = random.Random(5)
 SHARED = 900
