@@ -47,6 +47,15 @@ class BlockLists:
         self._previous[first] = head
         return taken
 
+    def first(self, head: int, num_blocks: int) -> list[int]:
+        """Look at the first blocks of a list, at most so many."""
+        found: list[int] = []
+        block_id = self._next[head]
+        while block_id != head and len(found) < num_blocks:
+            found.append(block_id)
+            block_id = self._next[block_id]
+        return found
+
     def remove(self, block_id: int) -> None:
         """Take one block out of the list it is in."""
         before = self._previous[block_id]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from core.errors import PoolExhausted, PromptTooLong
 from core.types import GenerateRequest
+from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.sequence import Sequence
 
@@ -27,8 +28,12 @@ class Limits:
 class BlockTables:
     """Arithmetic and book-keeping over one pool."""
 
-    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+    def __init__(
+        self, pool: BlockPool, limits: Limits, origins: BlockOrigins | None = None
+    ) -> None:
+        """Keep the pool; `origins` notes what tiers below it have to know of its blocks."""
         self._pool = pool
+        self._origins = origins
         self._limits = limits
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -56,10 +61,14 @@ class BlockTables:
                 f"holds {self._pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
             )
 
+    def may_hit(self, sequence: Sequence) -> bool:
+        """False for a prompt that is computed whole, whatever is cached."""
+        return self._limits.is_prefix_cache_on and not sequence.needs_prompt_scores
+
     def find_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the longest known prefix; the last token is always left to compute."""
         hits: list[int] = []
-        if not self._limits.is_prefix_cache_on or sequence.needs_prompt_scores:
+        if not self.may_hit(sequence):
             return hits
         parent = self._pool.root(sequence.request.scope)
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
@@ -91,6 +100,9 @@ class BlockTables:
         # Renewed with each use, so that the roots of busy scopes are not forgotten.
         sequence.parents = [self._pool.remember_root(sequence.request.scope)]
         sequence.parents += map(self._pool.identity, hits)
+        if self._origins is not None:
+            for block_id in hits:
+                self._origins.use(block_id, sequence)
 
     def pin(self, sequence: Sequence) -> list[int]:
         """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
@@ -117,10 +129,14 @@ class BlockTables:
         num_full = sequence.num_computed_tokens // self._limits.block_size_tokens
         # There is one parent more than registered blocks: the root.
         for index in range(len(sequence.parents) - 1, num_full):
+            block_id = sequence.block_table[index]
             identity = self._pool.register(
-                sequence.block_table[index],
+                block_id,
                 sequence.parents[index],
                 sequence.full_block_hash(index),
                 sequence.block_tokens(index),
             )
             sequence.parents.append(identity)
+            # A second copy of what another block is stays anonymous: nobody will look for it.
+            if self._origins is not None and self._pool.identity(block_id) == identity:
+                self._origins.note(block_id, sequence, index)
