@@ -95,8 +95,7 @@ class PrefillRole:
         )
         # Posted before anything about it can be: the agent takes its calls in order.
         self._post(self.agent.offer, offer)
-        self._scheduler.submit(sequence)
-        self._attempts.deliver(self._scheduler.take_events())
+        self._attempts.enter(sequence)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it has drained."""

@@ -37,6 +37,7 @@ from worker.components import Loops, WorkerComponents
 from worker.router_session import RouterSessions
 from worker.sequences import add_local_sequences, timing_of
 from worker.step_loop import StepLoop
+from worker.stored_prefixes import StoredPrefixes
 from worker.tracing import trace_attempt
 
 MAX_TOMBSTONES = 4096
@@ -53,6 +54,7 @@ class AttemptTable:
         components: WorkerComponents,
         availability: Availability,
         step_loop: StepLoop,
+        stored: StoredPrefixes | None,
         loops: Loops,
     ) -> None:
         """Start with no attempt, and make the role, which works on this table.
@@ -62,6 +64,7 @@ class AttemptTable:
             components: What the worker is made of.
             availability: Whether it takes attempts.
             step_loop: Computes them.
+            stored: Loads what the storage tiers below the pool hold of a prompt.
             loops: The worker's loop and its transfer agent's.
         """
         self.scheduler = scheduler
@@ -70,6 +73,7 @@ class AttemptTable:
         self._clock = components.clock
         self._availability = availability
         self._step_loop = step_loop
+        self._stored = stored
         self.by_run: dict[RunId, Attempt] = {}
         self.sessions = RouterSessions(self.fail, components.frame_bytes)
         self.emptied = asyncio.Event()
@@ -125,12 +129,26 @@ class AttemptTable:
         if task is Task.LOCAL:
             add_local_sequences(self.scheduler, attempt, self._clock.now_s())
             for sequence in attempt.sequences:
-                self.scheduler.submit(sequence)
-            self.deliver(self.scheduler.take_events())
+                self.enter(sequence)
         elif self.role.task is task:
             self.role.begin(attempt)
         else:
             raise WorkerLost(f"this worker takes no {task} attempts")
+
+    def enter(self, sequence: Sequence) -> None:
+        """Queue a new sequence, at once or when what is stored of its prompt is in the pool."""
+        if self._stored is None:
+            self._submit(sequence)
+        else:
+            self._stored.load(sequence, functools.partial(self._submit, sequence))
+
+    def _submit(self, sequence: Sequence) -> None:
+        # Its attempt may have ended while its blocks were loaded.
+        if sequence.is_finished:
+            return
+        self.scheduler.submit(sequence)
+        self.deliver(self.scheduler.take_events())
+        self._step_loop.wake()
 
     def cancel(self, request_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""

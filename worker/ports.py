@@ -70,6 +70,10 @@ class Attempts(Protocol):
     scheduler: Scheduler
     vocabulary_size: int
 
+    def enter(self, sequence: Sequence) -> None:
+        """Queue a new sequence, at once or when what is stored of its prompt is in the pool."""
+        ...
+
     def wake(self) -> None:
         """Something changed that may allow a step."""
         ...
