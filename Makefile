@@ -16,7 +16,8 @@ PACKAGES := core process transport prefix_index engine kv_transfer kv_storage wo
 	decode_worker router cluster simulation client baton bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 
-.PHONY: setup install dist docs demo test test-processes test-rest test-fast test-long mutants coverage check protos reference sbom format clean
+.PHONY: setup install dist docs demo test test-processes test-rest test-fast test-long mutants coverage \
+	check check-style check-types check-types-of-tests protos reference sbom format clean
 
 setup: $(VENV)/.ready
 
@@ -90,12 +91,19 @@ mutants: setup
 coverage: setup
 	$(PYTEST) $(FAST) --cov --cov-report=term:skip-covered
 
-check: setup
+# May run side by side (`make --jobs=2 check`), as in CI: each has files and caches of its own.
+check: check-style check-types check-types-of-tests
+
+check-style: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) $(wildcard examples/*.py)
-	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks tools
 	$(BIN)/lint-imports
+
+check-types: setup
+	$(BIN)/mypy $(PACKAGES) $(wildcard examples/*.py)
+
+check-types-of-tests: setup
+	$(BIN)/mypy --config-file tests/mypy.ini tests benchmarks tools
 
 format: setup
 	$(BIN)/ruff format .

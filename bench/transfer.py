@@ -37,7 +37,8 @@ from kv_transfer.copying import move, warm
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import Arrival, FetchOrder
 from kv_transfer.reserved_blocks import Reservation
-from transport.grpc_network import FETCH_CHANNELS, GrpcNetwork
+from transport.fetch_streams import FETCH_CHANNELS
+from transport.grpc_network import GrpcNetwork
 
 CHILD_TIMEOUT_S = 30.0
 TRANSFER_TIMEOUT_S = 60.0

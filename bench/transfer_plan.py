@@ -16,7 +16,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from process.shared_memory import create_segment
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 LAYOUT = KVLayout(
     "bench", "bfloat16", num_layers=24, num_kv_heads=2, head_size=64, block_size_tokens=16

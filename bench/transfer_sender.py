@@ -26,7 +26,8 @@ from kv_transfer.copying import warm
 from kv_transfer.send_agent import SendAgent
 from kv_transfer.sender import Blocks, Offer
 from process.parent_death import exit_with_parent
-from transport.grpc_network import FETCH_CHANNELS, GrpcNetwork
+from transport.fetch_streams import FETCH_CHANNELS
+from transport.grpc_network import GrpcNetwork
 
 
 class _SendCallbacks:

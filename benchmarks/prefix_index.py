@@ -19,8 +19,9 @@ from pathlib import Path
 from benchmarks.record import quantiles, save
 from cluster.redis.server import RedisServer
 from core.block_hash import block_hashes, root_hash
+from core.clocks import SystemClock
 from core.ids import Incarnation, WorkerId
-from core.ports import START, SystemClock
+from core.ports import START
 from core.prefix_changes import PrefixChange
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool

@@ -27,16 +27,16 @@ from client.endpoints import Endpoints
 from cluster.local import Child
 from cluster.members import from_json, to_json
 from cluster.served_model import model_of
+from core.clocks import SystemClock
 from core.config import EngineConfig, TransferConfig, load_config
 from core.ids import Ids, WorkerId
 from core.plan import StepResult
-from core.ports import SystemClock
 from core.types import Logprob
 from decode_worker.role import DecodeRole
 from protos.baton.v1 import generation_pb2 as pb
 from protos.baton.v1 import generation_pb2_grpc
 from simulation.hash_runner import MemoryKV
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from worker.components import WorkerComponents
 from worker.worker import compose
@@ -49,7 +49,6 @@ ENGINE = EngineConfig(num_blocks=2048, max_sequences=128, cache_prefixes=False)
 class StubRunner:
     """An engine without a model: every token is a letter."""
 
-    on_lost = None
     layers_done = 0
 
     async def execute(self, plan, on_layer):
@@ -60,6 +59,9 @@ class StubRunner:
         }
         await asyncio.sleep(0)
         return StepResult(plan.step_id, tokens)
+
+    async def lost(self):
+        await asyncio.Event().wait()
 
     async def restart(self):
         raise RuntimeError("a stub never dies")

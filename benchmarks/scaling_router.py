@@ -9,8 +9,8 @@ import itertools
 import random
 import time
 
+from core.clocks import LoopClock
 from core.ids import Incarnation, RouterId, WorkerId
-from core.ports import LoopClock
 from core.session import (
     ConnectPeers,
     Hello,

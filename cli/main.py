@@ -245,9 +245,9 @@ def check_config(config: Config = None, output: Output = "table") -> None:
     from cluster.ray.probe import endpoint_of_environment  # noqa: PLC0415
     from cluster.secrets import secrets_of, with_secrets  # noqa: PLC0415
     from cluster.served_model import kv_pools_of, model_of  # noqa: PLC0415
+    from core.clocks import SystemClock  # noqa: PLC0415
     from core.config import load_config  # noqa: PLC0415
-    from core.ports import SystemClock  # noqa: PLC0415
-    from core.references import is_reference  # noqa: PLC0415
+    from core.secret_references import is_reference  # noqa: PLC0415
     from router.access.certificate import ServerCertificate  # noqa: PLC0415
     from router.text.detokenizing import TextModel  # noqa: PLC0415
 

@@ -10,7 +10,7 @@ from cluster.ray.probe import RayEndpoint
 from cluster.secrets import secrets_of
 from core.config import BatonConfig
 from core.errors import ConfigError
-from core.references import is_reference, read_reference
+from core.secret_references import is_reference, read_reference
 
 OPEN_RAY = (
     "this Ray cluster requires no token: anyone who reaches it can run code on it; start it "

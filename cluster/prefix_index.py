@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 
+from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import WorkerLife
-from core.ports import SystemClock
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
 from prefix_index.entries import EntryCodec, entry_key, namespace_of

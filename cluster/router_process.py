@@ -20,9 +20,10 @@ from cluster.tracing import make_tracing
 from core import events
 from core.addresses import bare_host, family_of
 from core.block_hash import hash_key
+from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import Ids
-from core.ports import Membership, SystemClock
+from core.ports import Membership
 from core.session import Role
 from prefix_index.redis_store import RedisStore
 from prefix_index.view import PrefixView

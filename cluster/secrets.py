@@ -16,7 +16,7 @@ from pathlib import Path
 
 from core.config import BatonConfig, check_key
 from core.errors import ConfigError
-from core.references import is_reference, read_reference
+from core.secret_references import is_reference, read_reference
 
 KEY_BYTES = 32
 

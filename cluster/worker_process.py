@@ -19,10 +19,11 @@ from cluster.served_model import model_of
 from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
+from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
-from core.ports import Network, SystemClock
+from core.ports import Network
 from core.session import Role, WorkerDescriptor
 from decode_worker.role import DecodeRole
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
@@ -32,7 +33,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import PrefillRole
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
 from transport.tls import fetch_tls, session_tls

@@ -22,6 +22,10 @@ WorkerLife = tuple[WorkerId, Incarnation]
 """One life of one worker."""
 
 TRANSFER_ID_BYTES = 16
+MAX_REQUEST_ID_CHARACTERS = 128
+"""Of an id that a client chooses."""
+MAX_RUN_ID_CHARACTERS = 160
+"""Of a run's id, the request's and 13 characters more, and of any other on a session."""
 
 
 class Ids:

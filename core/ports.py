@@ -5,8 +5,6 @@ Owns the protocols behind which production and simulation stand. Does not know e
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -28,25 +26,6 @@ class Clock(Protocol):
     def now_s(self) -> float:
         """Return the current instant."""
         ...
-
-
-class LoopClock:
-    """The running event loop's clock: system time in production, virtual time in simulation."""
-
-    def now_s(self) -> float:
-        """Return `loop.time()`."""
-        return asyncio.get_running_loop().time()
-
-
-class SystemClock:
-    """The system's monotonic clock: the base of `loop.time()`, at full resolution.
-
-    uvloop's own `loop.time()` counts whole milliseconds, too coarse to measure a hand-over.
-    """
-
-    def now_s(self) -> float:
-        """Return `time.monotonic()`."""
-        return time.monotonic()
 
 
 class MessageStream(Protocol):

@@ -16,9 +16,6 @@ from core.errors import ServingError
 from core.ids import Epoch, Incarnation, RouterId, RunId, TransferId, WorkerId
 from core.types import FinishReason, GenerateRequest, Logprob
 
-MAX_ID_CHARACTERS = 160
-"""Of a run of a request: the client's id, and what makes the run unlike others."""
-
 
 class Role(StrEnum):
     """Which pool a worker belongs to. Any worker can execute any task."""
@@ -63,7 +60,7 @@ class Wanted:
     stream; without it a parked sequence would wait for ever.
     """
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     next_positions: tuple[int, ...]
     """Per choice."""
@@ -119,7 +116,7 @@ class Submit:
 class Cancel:
     """The router no longer wants this attempt (and any older one)."""
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
 
 
@@ -130,7 +127,7 @@ class Credit:
     The router ends a choice at a stop string, of which workers know nothing; it reports that here.
     """
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     limit: int
     finished_choices: tuple[int, ...] = ()
@@ -181,7 +178,7 @@ class TokenDelta:
     they need; a delta may bring some of them and no token.
     """
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     choice: int
     position: int
@@ -200,7 +197,7 @@ class TokenDelta:
 class AttemptEnded:
     """A worker's task is over: done when `error` is None."""
 
-    request_id: RunId
+    run_id: RunId
     epoch: Epoch
     task: Task
     timings: WorkerTiming

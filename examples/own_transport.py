@@ -51,7 +51,8 @@ class TcpStream:
 
     async def close(self) -> None:
         """End in good order: what was sent still arrives."""
-        self._writer.close()
+        with contextlib.suppress(OSError, RuntimeError):  # the peer may have cut it
+            self._writer.write_eof()  # `close` would make the later `abort` fail in CPython 3.11
 
     def reset(self) -> None:
         """Cut: both ends see it, and what is under way is lost."""

@@ -25,13 +25,14 @@ from core.errors import (
     WorkerDied,
     WorkerLost,
 )
-from core.ids import Epoch, Ids, TransferId
+from core.ids import Epoch, Ids, RunId, TransferId
 from core.ports import Clock
 from core.session import Credit, Submit, Task, WorkerDescriptor
 from core.types import Path
+from router.attempt_state import AttemptState
 from router.placement import Placement, PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames, PromptPrefixes
-from router.request_state import AttemptState, RequestObserver, RequestState
+from router.request_state import RequestObserver, RequestState
 from router.retry_budget import RetryBudget
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
@@ -46,7 +47,7 @@ DEATHS_BEFORE_ALONE = 2
 
 
 class Attempts:
-    """Tries requests; holds nothing between them but the retry budget."""
+    """Tries requests; between them it holds nothing but the retry budget."""
 
     def __init__(
         self,
@@ -69,6 +70,8 @@ class Attempts:
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
+        self.in_progress: dict[RunId, AttemptState] = {}
+        """At most one of a run; none while it waits for a worker or for its next attempt."""
 
     async def run(self, run: RequestState) -> None:
         """Try until every choice has finished.
@@ -140,13 +143,12 @@ class Attempts:
             placement=placement,
             finished=asyncio.get_running_loop().create_future(),
             started_at=self._clock.now_s(),
-            on_choice_finished=self.send_credit,
+            on_choice_finished=self._send_credit,
             on_answered=self._note_answer,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
-        run.current = attempt
-        run.prefill_spoke_at = None
+        self.in_progress[run.run_id] = attempt
         sessions: list[WorkerSession] = []
         try:
             for descriptor, submit in self._submits(run, epoch, placement):
@@ -163,7 +165,7 @@ class Attempts:
         finally:
             if not attempt.is_answered:
                 self._prefixes.failed(run.run_id)
-            run.current = None
+            del self.in_progress[run.run_id]
             if not attempt.finished.cancel() and not attempt.finished.cancelled():
                 # Raised above, or the caller has left: asyncio must not report it as unseen.
                 attempt.finished.exception()
@@ -260,7 +262,21 @@ class Attempts:
             (decode, _with_peer(base, Task.DECODE, transfer_id, prefill)),
         ]
 
-    def send_credit(self, attempt: AttemptState) -> None:
+    def fail(self, run: RequestState, error: ServingError) -> bool:
+        """End the attempt in progress with a fault; False if there is none."""
+        attempt = self.in_progress.get(run.run_id)
+        if attempt is None:
+            return False
+        attempt.fail(error)
+        return True
+
+    def send_credit(self, run: RequestState) -> None:
+        """Tell the decode worker the new limit; without one, the next attempt starts with it."""
+        attempt = self.in_progress.get(run.run_id)
+        if attempt is not None:
+            self._send_credit(attempt)
+
+    def _send_credit(self, attempt: AttemptState) -> None:
         """Send the decode worker its limit, and the choices that need no more tokens."""
         run = attempt.run
         credit = Credit(run.run_id, attempt.epoch, run.credit, run.finished_choices)

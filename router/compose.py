@@ -21,6 +21,7 @@ from router.admission import Admission
 from router.attempts import Attempts
 from router.choice_output import NewDecoder
 from router.observe.canary import Canary
+from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport, gauges_of, no_report
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
@@ -28,7 +29,6 @@ from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
 from router.observe.telemetry import Telemetry
-from router.observe.why import Explanations
 from router.orchestrator import Orchestrator
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
 from router.request_builder import RequestBuilder

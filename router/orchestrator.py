@@ -31,7 +31,7 @@ from core.types import GenerateRequest, Path, RequestEnded, Usage
 from router.admission import Admission
 from router.choice_output import ChoiceOutput, NewDecoder
 from router.observe.timing import end_span, timing_of
-from router.request_state import AttemptState, Emit, RequestObserver, RequestState, RunKey
+from router.request_state import Emit, RequestObserver, RequestState, RunKey
 
 
 class AttemptRunner(Protocol):
@@ -45,8 +45,12 @@ class AttemptRunner(Protocol):
         """
         ...
 
-    def send_credit(self, attempt: AttemptState) -> None:
-        """Send the worker that decodes its new limit."""
+    def fail(self, run: RequestState, error: ServingError) -> bool:
+        """End the attempt in progress with a fault; False if there is none."""
+        ...
+
+    def send_credit(self, run: RequestState) -> None:
+        """Tell the worker that decodes, if there is one, the request's new limit."""
         ...
 
 
@@ -211,10 +215,10 @@ class Orchestrator:
             return False
         run.aborted_with = error or Cancelled("the request was aborted")
         # An attempt ends by its future; between attempts only the task itself can be woken.
-        if run.current is not None:
-            run.current.fail(run.aborted_with)
-        elif (task := self._tasks.get(run_key)) is not None:
-            task.cancel()
+        if not self._attempts.fail(run, run.aborted_with):
+            task = self._tasks.get(run_key)
+            if task is not None:
+                task.cancel()
         return True
 
     def consumed(self, run_key: RunKey, num_positions: int) -> None:
@@ -227,8 +231,7 @@ class Orchestrator:
         if limit - run.credit < self._config.credit_positions // 2:
             return
         run.credit = limit
-        if run.current is not None:  # else the next attempt is submitted with it
-            self._attempts.send_credit(run.current)
+        self._attempts.send_credit(run)
 
     async def _take_over(self, request: GenerateRequest) -> None:
         """End the run that a resuming client left; the router may not have noticed that yet."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from core.config import RouterConfig
 from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptTooLong
-from core.ids import Ids, RequestId, seed_of
+from core.ids import MAX_REQUEST_ID_CHARACTERS, Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
 from core.session import WorkerDescriptor
 from core.types import (
@@ -24,7 +24,7 @@ from core.types import (
     outside,
 )
 from router.request_limits import RequestLimits, too_long
-from router.request_params import MAX_ID_CHARACTERS, RequestParams, ServedModel, check_text
+from router.request_params import RequestParams, ServedModel, check_text
 from router.resuming import check_resume
 
 MAX_SALT_CHARACTERS = 256
@@ -95,7 +95,7 @@ class RequestBuilder:
         # The deadline counts from here: tokenizing takes part of it.
         received_at = self._clock.now_s()
         self.check_model(params.model)
-        check_text("request_id", params.request_id, MAX_ID_CHARACTERS)
+        check_text("request_id", params.request_id, MAX_REQUEST_ID_CHARACTERS)
         check_text("cache_salt", params.cache_salt, MAX_SALT_CHARACTERS)
         limit_s = self._config.deadline_s
         if params.time_limit_s is not None:

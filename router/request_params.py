@@ -11,11 +11,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from core.errors import InvalidRequest
+from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext
 from core.types import MAX_CHOICES, ChatPrompt
 from router.access.identities import ANYBODY, Identity
-
-MAX_ID_CHARACTERS = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def num_choices(params: RequestParams) -> int:
 
 def correlation_id_of(value: str) -> str:
     """Return a caller's id if it may be echoed and logged, else an empty string."""
-    return value if _is_text(value, MAX_ID_CHARACTERS) else ""
+    return value if _is_text(value, MAX_REQUEST_ID_CHARACTERS) else ""
 
 
 def _is_text(value: str, limit: int) -> bool:

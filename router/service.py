@@ -20,11 +20,11 @@ from router.access.bad_keys import BadKeys
 from router.access.credentials import Keyring
 from router.admission import Admission
 from router.observe.canary import Canary
+from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport
 from router.observe.recorder import Recorder
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
-from router.observe.why import Explanations
 from router.reply_thread import in_reply_thread
 from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel, num_choices

@@ -58,7 +58,7 @@ class SimRunner:
         self._on_step = on_step
         self._spawn_s = spawn_s
         self._load_s = load_s
-        self.on_lost: Callable[[], None] = lambda: None
+        self._lost = asyncio.Event()
         self.dies_next = False
         self.fails_next = 0
         self.stuck_for_s = 0.0
@@ -112,7 +112,12 @@ class SimRunner:
     def die_between_steps(self) -> None:
         """Die while no step runs: the group's watch finds it."""
         self.num_bitten += 1
-        self.on_lost()
+        self._lost.set()
+
+    async def lost(self) -> None:
+        """Wait for the next death between two steps."""
+        await self._lost.wait()
+        self._lost.clear()
 
     async def restart(self) -> None:
         """Start a fresh rank group over fresh memory."""

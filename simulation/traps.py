@@ -112,7 +112,7 @@ class Traps:
         inner = attempts.submit
 
         def trapped(router_id: RouterId, submit: Submit) -> None:
-            self.step(Place.SUBMIT, node, submit.request.request_id)
+            self.step(Place.SUBMIT, node, submit.run_id)
             inner(router_id, submit)
 
         attempts.submit = trapped  # type: ignore[method-assign]

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import random
 
+from core.clocks import LoopClock
 from core.ids import Ids
 from core.kv_layout import KVLayout
-from core.ports import LoopClock
 from simulation.network import Hub
 from simulation.observers import Observers
 from simulation.ports import MemoryStore, StaticMembership

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from core.renewed import Renewed
+from core.certificate_files import CertificateFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class TlsFiles:
 class Tls:
     """A process's certificate, reloaded with its files, and the names its peers must have."""
 
-    files: Renewed[TlsFiles]
+    files: CertificateFiles[TlsFiles]
     peer_name: str
     """Of peers that may dial in."""
     server_name: str

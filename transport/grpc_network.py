@@ -38,9 +38,6 @@ OPTIONS = [
     ("grpc.so_reuseport", 0),
     # An `http_proxy` of the environment is not for the cluster's own traffic.
     ("grpc.enable_http_proxy", 0),
-    # A worker that restarts is back in seconds: gRPC's own pauses grow to two minutes.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 500),
 ]
 SERVER_OPTIONS = [
     *OPTIONS,
@@ -49,8 +46,6 @@ SERVER_OPTIONS = [
     ("grpc.max_allowed_incoming_connections", 512),
 ]
 """Peers outside the cluster are refused per stream; these bound what their connections cost."""
-FETCH_CHANNELS = 4
-"""Connections from one decode worker to one prefill worker, which are served side by side."""
 NONCE_KEY = "baton-nonce"
 DIALLER_KEY = "baton-dialler"
 REFUSAL_LOG_PERIOD_S = 1.0
@@ -152,7 +147,8 @@ class GrpcNetwork:
         try:
             await call.wait_for_connection()
         except grpc.aio.AioRpcError as error:
-            # With TLS the next channel also takes the newest certificate.
+            # A fresh channel connects at once, a kept one would first sit out gRPC's pause, which
+            # grows to two minutes; and with TLS a fresh one takes the newest certificate.
             self._channels.pop(key, None)
             await channel.close()
             raise StreamClosed(error.details()) from error
@@ -233,10 +229,3 @@ class GrpcNetwork:
         self._channels = {}
         for channel in channels.values():
             await channel.close()
-
-
-def fetch_network(host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b"") -> GrpcNetwork:
-    """Make the network of Fetch streams, which share `FETCH_CHANNELS` connections to a peer."""
-    return GrpcNetwork(
-        "/baton.internal.v1.KVTransfer/Fetch", host, tls=tls, key=key, num_channels=FETCH_CHANNELS
-    )

@@ -9,10 +9,10 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
+from core.certificate_files import CertificateFiles
+from core.clocks import SystemClock
 from core.config import SecurityConfig
 from core.errors import ConfigError
-from core.ports import SystemClock
-from core.renewed import Renewed
 from transport.grpc_credentials import Tls, TlsFiles
 
 ROLES = ("router", "prefill", "decode")
@@ -46,7 +46,7 @@ def tls_of(security: SecurityConfig, role: str, *, peers: str, servers: str) -> 
         return TlsFiles(certificate.read_bytes(), key.read_bytes(), authority.read_bytes())
 
     try:
-        files = Renewed(
+        files = CertificateFiles(
             f"the certificate of role {role}",
             (certificate, key, authority),
             read,

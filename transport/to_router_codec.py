@@ -122,7 +122,7 @@ def _frame_from_wire(w: pb.StepFrame) -> StepFrame:
 
 def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
     return pb.TokenDelta(
-        request_id=d.request_id,
+        request_id=d.run_id,
         epoch=d.epoch,
         choice=d.choice,
         position=d.position,
@@ -138,7 +138,7 @@ def _delta_to_wire(d: TokenDelta) -> pb.TokenDelta:
 
 def _delta_from_wire(w: pb.TokenDelta) -> TokenDelta:
     return TokenDelta(
-        request_id=RunId(RequestId(w.request_id)),
+        run_id=RunId(RequestId(w.request_id)),
         epoch=Epoch(w.epoch),
         choice=w.choice,
         position=w.position,
@@ -173,7 +173,7 @@ def _logprobs_from_wire(wire: Iterable[pb.TokenLogprob]) -> tuple[Logprob, ...]:
 def _ended_to_wire(e: AttemptEnded) -> pb.AttemptEnded:
     name, message = to_wire(e.error) if e.error else ("", "")
     return pb.AttemptEnded(
-        request_id=e.request_id,
+        request_id=e.run_id,
         epoch=e.epoch,
         task=e.task.value,
         timings=_timings_to_wire(e.timings),

@@ -11,9 +11,17 @@ from __future__ import annotations
 
 import asyncio
 
-from core.ids import Epoch, Incarnation, RequestId, RouterId, RunId, TransferId, WorkerId
+from core.ids import (
+    MAX_RUN_ID_CHARACTERS,
+    Epoch,
+    Incarnation,
+    RequestId,
+    RouterId,
+    RunId,
+    TransferId,
+    WorkerId,
+)
 from core.session import (
-    MAX_ID_CHARACTERS,
     Cancel,
     ConnectPeers,
     Credit,
@@ -86,7 +94,7 @@ def _hello_from_wire(w: pb.Hello) -> Hello:
 
 def _wanted_to_wire(w: Wanted) -> pb.Wanted:
     return pb.Wanted(
-        request_id=w.request_id,
+        request_id=w.run_id,
         epoch=w.epoch,
         next_positions=w.next_positions,
         credit=w.credit,
@@ -172,7 +180,7 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
 
 def _credit_to_wire(m: Credit) -> pb.Credit:
     return pb.Credit(
-        request_id=m.request_id, epoch=m.epoch, limit=m.limit, finished_choices=m.finished_choices
+        request_id=m.run_id, epoch=m.epoch, limit=m.limit, finished_choices=m.finished_choices
     )
 
 
@@ -181,7 +189,7 @@ def _credit_from_wire(w: pb.Credit) -> Credit:
 
 
 def _cancel_to_wire(m: Cancel) -> pb.Cancel:
-    return pb.Cancel(request_id=m.request_id, epoch=m.epoch)
+    return pb.Cancel(request_id=m.run_id, epoch=m.epoch)
 
 
 def _cancel_from_wire(w: pb.Cancel) -> Cancel:
@@ -201,8 +209,8 @@ def _connect_peers_from_wire(w: pb.ConnectPeers) -> ConnectPeers:
 
 def _id(text: str) -> str:
     """Bound a name that is kept, logged and sent again."""
-    if len(text) > MAX_ID_CHARACTERS:
-        raise ValueError(f"an id has {len(text)} characters, the limit is {MAX_ID_CHARACTERS}")
+    if len(text) > MAX_RUN_ID_CHARACTERS:
+        raise ValueError(f"an id has {len(text)} characters, the limit is {MAX_RUN_ID_CHARACTERS}")
     return text
 
 

@@ -59,7 +59,7 @@ class Attempt:
 
     router_id: RouterId
     submit: Submit
-    request_id: RunId = field(init=False)
+    run_id: RunId = field(init=False)
     """The run's id."""
     epoch: Epoch = field(init=False)
     """The attempt's number."""
@@ -76,7 +76,7 @@ class Attempt:
 
     def __post_init__(self) -> None:
         """Take over from the Submit what is asked for at every token, and what had finished."""
-        self.request_id = self.submit.run_id
+        self.run_id = self.submit.run_id
         self.epoch = self.submit.epoch
         self.finished_choices.update(self.submit.finished_choices)
 
@@ -158,7 +158,7 @@ class Attempt:
         share.num_bytes += DELTA_BYTES + num_score_bytes + num_token_bytes
         share.deltas.append(
             TokenDelta(
-                request_id=self.request_id,
+                run_id=self.run_id,
                 epoch=self.epoch,
                 choice=choice,
                 position=log.base + position,

@@ -99,10 +99,10 @@ class AttemptTable:
             InvalidRequest: It holds what no request can; nothing was changed.
         """
         check_submit(submit, self.vocabulary_size)
-        request_id = submit.run_id
-        old = self.by_run.get(request_id)
+        run_id = submit.run_id
+        old = self.by_run.get(run_id)
         # A Submit may come twice, or after the Cancel of its attempt: streams may cross.
-        known = max(old.epoch if old else -1, self._tombstones.get(request_id, -1))
+        known = max(old.epoch if old else -1, self._tombstones.get(run_id, -1))
         if submit.epoch <= known:
             self.num_stale += 1
             return
@@ -115,10 +115,10 @@ class AttemptTable:
             error = fault_of("the beginning of an attempt", fault)
         # The older attempt goes in either case: its router has moved on to this epoch.
         if old is not None:
-            self.cancel(request_id, old.epoch)
+            self.cancel(run_id, old.epoch)
         self.num_attempts += 1
-        self.by_run[request_id] = attempt
-        self.sessions.of(router_id).attempts[request_id] = attempt
+        self.by_run[run_id] = attempt
+        self.sessions.of(router_id).attempts[run_id] = attempt
         if error is not None:
             self.end(attempt, error)  # entered first: an end is sent from the books alone
             return
@@ -150,18 +150,18 @@ class AttemptTable:
         self.deliver(self.scheduler.take_events())
         self._step_loop.wake()
 
-    def cancel(self, request_id: RunId, epoch: int) -> None:
+    def cancel(self, run_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""
-        attempt = self.by_run.get(request_id)
+        attempt = self.by_run.get(run_id)
         if attempt is not None and attempt.epoch <= epoch:
             if attempt.ended is None:
                 self._trace(attempt)
             self._stop_sequences(attempt, None)
-            del self.by_run[request_id]
-            self.sessions.of(attempt.router_id).attempts.pop(request_id, None)
+            del self.by_run[run_id]
+            self.sessions.of(attempt.router_id).attempts.pop(run_id, None)
             self.emptied.set()
         # Taken out and put back at the end, so that the oldest Cancel is the first forgotten.
-        self._tombstones[request_id] = Epoch(max(epoch, self._tombstones.pop(request_id, -1)))
+        self._tombstones[run_id] = Epoch(max(epoch, self._tombstones.pop(run_id, -1)))
         while len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
         self.wake()
@@ -172,7 +172,7 @@ class AttemptTable:
         Raises:
             InvalidRequest: It names choices that the request does not have.
         """
-        attempt = self.by_run.get(message.request_id)
+        attempt = self.by_run.get(message.run_id)
         if attempt is None or attempt.epoch != message.epoch:
             self.num_stale += 1
             return
@@ -184,9 +184,9 @@ class AttemptTable:
         self._end_if_whole(attempt)
         self.wake()
 
-    def fail(self, request_id: RunId, epoch: int, error: ServingError) -> None:
+    def fail(self, run_id: RunId, epoch: int, error: ServingError) -> None:
         """A command for this attempt failed: it ends."""
-        attempt = self.by_run.get(request_id)
+        attempt = self.by_run.get(run_id)
         if attempt is not None and attempt.epoch == epoch:
             self.end(attempt, error)
 
@@ -261,7 +261,7 @@ class AttemptTable:
             if done_at is not None:
                 timings = replace(timings, decode_s=self._clock.now_s() - done_at)
         attempt.ended = AttemptEnded(
-            attempt.request_id, attempt.epoch, attempt.submit.task, timings, error
+            attempt.run_id, attempt.epoch, attempt.submit.task, timings, error
         )
         self._trace(attempt)
         self._stop_sequences(attempt, error)

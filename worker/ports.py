@@ -5,7 +5,6 @@ Owns the protocols. Does not know who fulfils them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 from core.errors import ServingError
@@ -102,12 +101,13 @@ class Attempts(Protocol):
 class RestartableRunner(Runner, Protocol):
     """A runner whose rank group can be replaced after its death."""
 
-    on_lost: Callable[[], None]
-    """Called when the group dies between two steps; death in a step is `execute`'s to report."""
-
     @property
     def layers_done(self) -> int:
         """Layers finished so far, also in the middle of a step; a restart does not set it back."""
+        ...
+
+    async def lost(self) -> None:
+        """Return when the group has died between two steps; death in a step ends `execute`."""
         ...
 
     async def restart(self) -> None:

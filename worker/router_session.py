@@ -55,7 +55,7 @@ class RouterSession:
 
     def touch(self, attempt: Attempt) -> None:
         """Something of this attempt is unsent."""
-        self.dirty[attempt.request_id] = None
+        self.dirty[attempt.run_id] = None
         self.wake.set()
 
     def build_frame(self, step_id: int) -> StepFrame | None:
@@ -66,7 +66,7 @@ class RouterSession:
         """
         # An attempt may have been cancelled since it was touched.
         attempts = [a for r in self.dirty if (a := self.attempts.get(r)) is not None]
-        self.dirty = {attempt.request_id: None for attempt in attempts}
+        self.dirty = {attempt.run_id: None for attempt in attempts}
         share_bytes = max(self._frame_bytes // max(1, len(attempts)), MIN_SHARE_BYTES)
         deltas: list[TokenDelta] = []
         # Few enough to leave room for the attempts: an end is smaller than the smallest share.
@@ -77,20 +77,20 @@ class RouterSession:
         for attempt in attempts:
             if left_bytes < MIN_SHARE_BYTES:
                 break  # those left are still in `dirty`, now at the head of the line
-            del self.dirty[attempt.request_id]
+            del self.dirty[attempt.run_id]
             with contained("the frame of an attempt", functools.partial(self._drop, attempt)):
                 share = attempt.take(min(share_bytes, left_bytes))
                 left_bytes -= share.num_bytes
                 deltas += share.deltas
                 ended += share.ended
                 if attempt.has_unsent:
-                    self.dirty[attempt.request_id] = None  # to the end of the line
+                    self.dirty[attempt.run_id] = None  # to the end of the line
         return StepFrame(step_id, tuple(deltas), tuple(ended)) if deltas or ended else None
 
     def _drop(self, attempt: Attempt, error: ServingError) -> None:
         # Its output broke the frame once and would break every later one.
         attempt.drop_output()
-        self._fail(attempt.request_id, attempt.epoch, error)
+        self._fail(attempt.run_id, attempt.epoch, error)
         self.touch(attempt)  # `fail` does not touch one that had ended already
 
 

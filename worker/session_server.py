@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Protocol
 
 from core import events
-from core.awake import AwakeClock
-from core.changes import Changes
+from core.awake_clock import AwakeClock
+from core.change_event import ChangeEvent
 from core.containment import contained
 from core.errors import InvalidRequest, ServingError, WorkerLost
 from core.ids import RouterId, RunId
@@ -59,7 +59,7 @@ class Commands(Protocol):
         """Take part in an attempt."""
         ...
 
-    def cancel(self, request_id: RunId, epoch: int) -> None:
+    def cancel(self, run_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones."""
         ...
 
@@ -67,7 +67,7 @@ class Commands(Protocol):
         """More positions may be computed."""
         ...
 
-    def fail(self, request_id: RunId, epoch: int, error: ServingError) -> None:
+    def fail(self, run_id: RunId, epoch: int, error: ServingError) -> None:
         """A command for this attempt failed: it ends."""
         ...
 
@@ -112,7 +112,7 @@ class SessionServer:
         self._status = status
         self._step_id = step_id
         self._awake = AwakeClock(clock)
-        self._changes = Changes()
+        self._changes = ChangeEvent()
 
     async def listen(self) -> str:
         """Serve sessions; returns the address to publish."""
@@ -182,20 +182,20 @@ class SessionServer:
 
     def _resume(self, session: RouterSession, wanted: tuple[Wanted, ...]) -> None:
         """Send again from the wanted positions; cancel what is no longer wanted."""
-        wanted_by_id = {w.request_id: w for w in wanted}
+        wanted_by_id = {w.run_id: w for w in wanted}
         session.unknown.clear()  # what is unknown is worked out anew
-        for request_id, attempt in list(session.attempts.items()):
-            want = wanted_by_id.get(request_id)
-            fail = functools.partial(self._commands.fail, request_id, attempt.epoch)
+        for run_id, attempt in list(session.attempts.items()):
+            want = wanted_by_id.get(run_id)
+            fail = functools.partial(self._commands.fail, run_id, attempt.epoch)
             with contained("taking up an attempt after a reconnect", fail):
                 if want is None or want.epoch != attempt.epoch:
                     # A newer one, if wanted, is reported as unknown below.
-                    self._commands.cancel(request_id, attempt.epoch)
+                    self._commands.cancel(run_id, attempt.epoch)
                 else:
-                    del wanted_by_id[request_id]
+                    del wanted_by_id[run_id]
                     attempt.rewind(want)
                     self._commands.credit(
-                        Credit(request_id, want.epoch, want.credit, want.finished_choices)
+                        Credit(run_id, want.epoch, want.credit, want.finished_choices)
                     )
                     session.touch(attempt)
         for want in wanted_by_id.values():
@@ -203,7 +203,7 @@ class SessionServer:
             if not want.is_coming:
                 error = WorkerLost("the worker does not know this attempt (any more)")
                 session.unknown.append(
-                    AttemptEnded(want.request_id, want.epoch, Task.LOCAL, WorkerTiming(), error)
+                    AttemptEnded(want.run_id, want.epoch, Task.LOCAL, WorkerTiming(), error)
                 )
         session.wake.set()
 
@@ -224,11 +224,11 @@ class SessionServer:
             case Submit():
                 with contained("a Submit", functools.partial(self._refuse, session, message)):
                     self._commands.submit(session.router_id, message)
-            case Cancel(request_id, epoch):
+            case Cancel(run_id, epoch):
                 with contained("a Cancel"):
-                    self._commands.cancel(request_id, epoch)
-            case Credit(request_id, epoch):
-                fail = functools.partial(self._commands.fail, request_id, epoch)
+                    self._commands.cancel(run_id, epoch)
+            case Credit(run_id, epoch):
+                fail = functools.partial(self._commands.fail, run_id, epoch)
                 with contained("a Credit", fail):
                     self._commands.credit(message)
             case ConnectPeers():
@@ -298,7 +298,7 @@ class SessionServer:
 
     def _give_up(self, session: RouterSession) -> None:
         events.ROUTER_GONE.log(router_id=session.router_id, attempts=len(session.attempts))
-        for request_id, attempt in list(session.attempts.items()):
+        for run_id, attempt in list(session.attempts.items()):
             with contained("a Cancel for a router that is gone"):
-                self._commands.cancel(request_id, attempt.epoch)
+                self._commands.cancel(run_id, attempt.epoch)
         self._sessions.forget(session)

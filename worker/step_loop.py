@@ -11,9 +11,10 @@ from collections.abc import Awaitable, Callable
 
 from core.errors import WorkerLost
 from core.plan import StepPlan
-from core.ports import Clock, Runner
+from core.ports import Clock
 from engine.scheduling.events import SchedulerEvent
 from engine.scheduling.scheduler import Scheduler
+from worker.ports import RestartableRunner
 
 IDLE = StepPlan(0, ())
 
@@ -25,7 +26,7 @@ RanksLost = Callable[[WorkerLost, StepPlan], Awaitable[None]]
 class StepLoop:
     """Runs steps while there is work, and waits for `wake` while there is none."""
 
-    def __init__(self, scheduler: Scheduler, runner: Runner, clock: Clock) -> None:
+    def __init__(self, scheduler: Scheduler, runner: RestartableRunner, clock: Clock) -> None:
         """Keep the collaborators; `run` is the loop."""
         self._scheduler = scheduler
         self._runner = runner
@@ -45,10 +46,12 @@ class StepLoop:
         """Plan again: something changed that may allow a step."""
         self._wake.set()
 
-    def runner_lost(self) -> None:
-        """The rank group died between two steps."""
-        self._is_runner_lost = True
-        self._wake.set()
+    async def watch_runner(self) -> None:
+        """Wake the loop whenever the rank group dies between two steps, for ever."""
+        while True:
+            await self._runner.lost()
+            self._is_runner_lost = True
+            self._wake.set()
 
     async def run(self, deliver: Deliver, layer_done: LayerDone, ranks_lost: RanksLost) -> None:
         """Plan, execute, commit, for ever.

@@ -76,7 +76,6 @@ class Worker:
         self._thread = agent_thread
         self.availability = Availability()
         self.step_loop = StepLoop(scheduler, components.runner, components.clock)
-        components.runner.on_lost = self.step_loop.runner_lost
         self.stored = None
         """Its storage tiers below the pool, if it has any."""
         if tiers is not None:
@@ -137,7 +136,7 @@ class Worker:
             transfer_address=transfer_address,
         )
         steps = self.step_loop.run(self._deliver, self.role.layer_done, self._ranks_lost)
-        for coroutine in (steps, self._session_server.watch()):
+        for coroutine in (steps, self.step_loop.watch_runner(), self._session_server.watch()):
             task = asyncio.get_running_loop().create_task(coroutine)
             task.add_done_callback(self._task_done)
             self._tasks.append(task)
@@ -162,8 +161,8 @@ class Worker:
     async def stop(self) -> None:
         """Stop at once, then the agent; open attempts are lost unless `drain` has moved them."""
         await self._session_server.close()
-        for request_id, attempt in list(self.attempts.by_run.items()):
-            self.attempts.cancel(request_id, attempt.epoch)
+        for run_id, attempt in list(self.attempts.by_run.items()):
+            self.attempts.cancel(run_id, attempt.epoch)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from core.config.node import Node
-from core.references import is_reference
+from core.secret_references import is_reference
 
 MIN_KEY_CHARACTERS = 16
 MAX_SEED_KEY_BYTES = 64

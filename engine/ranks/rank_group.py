@@ -129,8 +129,7 @@ class RankGroup:
         self._launch = launch
         self._layout = spec.layout(engine.block_size_tokens, engine.tensor_parallel_size)
         self.kv = SharedKV(self._layout, engine.num_blocks)
-        self.on_lost: Callable[[], None] = lambda: None
-        """Called when a rank dies while no step is in hand."""
+        self._lost = asyncio.Event()
         self._num_blocks = engine.num_blocks
         self._pool_bytes = self._layout.pool_bytes(engine.num_blocks)
         self._common_bytes = common_bytes(
@@ -283,7 +282,7 @@ class RankGroup:
             if self._step_id is None:
                 before = None
                 if is_broken:
-                    self.on_lost()
+                    self._lost.set()
                 continue
             if is_broken:
                 self._kill()  # the others would wait for its term
@@ -294,6 +293,11 @@ class RankGroup:
             if num_still * WATCH_S >= STALL_S:
                 num_still = 0
                 self._kill()
+
+    async def lost(self) -> None:
+        """Return when a rank has died while no step was in hand."""
+        await self._lost.wait()
+        self._lost.clear()
 
     def _kill(self) -> None:
         for rank in self._ranks:

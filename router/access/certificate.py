@@ -13,9 +13,9 @@ from pathlib import Path
 import grpc
 
 from core import events
+from core.certificate_files import CertificateFiles
 from core.config import SecurityConfig
 from core.errors import ConfigError
-from core.renewed import Renewed
 
 NAME = "the server certificate"
 
@@ -32,7 +32,7 @@ class ServerCertificate:
         self._chain = Path(security.door_certificate)
         self._key = Path(security.door_key)
         try:
-            self._pair = Renewed(NAME, (self._chain, self._key), self._read, now_s)
+            self._pair = CertificateFiles(NAME, (self._chain, self._key), self._read, now_s)
         except OSError as error:  # errors of TLS are of this kind, too
             raise ConfigError(
                 "security.door_certificate and security.door_key cannot be used: "

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from core.errors import InvalidRequest, ModelNotFound
+from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
 from router import calls
@@ -47,7 +48,7 @@ from router.http.sse import (
     whole_reply,
 )
 from router.reply_thread import in_reply_thread
-from router.request_params import MAX_ID_CHARACTERS, RequestParams, check_text, correlation_id_of
+from router.request_params import RequestParams, check_text, correlation_id_of
 from router.resuming import parse_event_id, split_positions
 from router.service import GenerationService
 
@@ -84,7 +85,7 @@ def key_of(request: Request) -> str:
         InvalidRequest: It cannot be a request's id.
     """
     key = request.headers.get(KEY_HEADER, "")
-    check_text(KEY_HEADER, key, MAX_ID_CHARACTERS)
+    check_text(KEY_HEADER, key, MAX_REQUEST_ID_CHARACTERS)
     return key
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from core.changes import Changes
+from core.change_event import ChangeEvent
 from core.session import Role
 from router.workers.view import SessionState, WorkerView
 
@@ -55,7 +55,7 @@ class Proof:
         self._must_cross = must_cross
         self._has_crossed = False
         self._error = "no canary has run yet"
-        self._checks = Changes()
+        self._checks = ChangeEvent()
         self.took_s: float | None = None
         """How long the last canary took; None: it failed, or could not be sent."""
         self.has_passed = False

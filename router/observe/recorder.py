@@ -11,10 +11,10 @@ from core.types import GenerateRequest, RequestEnded
 from router import calls
 from router.admission import CANARY_TIER
 from router.calls import Call
+from router.observe.explanations import Explanations
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.telemetry import Telemetry
-from router.observe.why import Explanations
 from router.request_state import RequestObserver, RequestState
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from core.awake import AwakeClock
+from core.awake_clock import AwakeClock
 from core.errors import WorkerDied, WorkerLost
 from core.ids import WorkerId
 from core.ports import Clock

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 from collections.abc import Iterable
 
-from core.changes import Changes
+from core.change_event import ChangeEvent
 from core.containment import contained
 from core.errors import WorkerLost
 from core.ids import Incarnation, RouterId, WorkerLife
@@ -43,7 +43,7 @@ class WorkerSessions:
         self._sessions: dict[WorkerLife, WorkerSession] = {}
         self._tasks: dict[WorkerLife, asyncio.Task[None]] = {}
         self._introductions = Introductions()
-        self._changes = Changes()
+        self._changes = ChangeEvent()
         self.incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
         """(prefill, decode) pairs of members whose KV layouts differ."""
 

@@ -97,11 +97,11 @@ class Subscriptions:
                     subscriber.on_ended(self._worker_id, ended)
 
     def _subscriber_of(self, item: TokenDelta | AttemptEnded) -> Subscriber | None:
-        subscriber = self._subscribers.get(item.request_id)
+        subscriber = self._subscribers.get(item.run_id)
         if subscriber is None or subscriber.epoch != item.epoch:
             self.num_stale += 1
             return None
-        self._load.answered(item.request_id, self._clock.now_s())
+        self._load.answered(item.run_id, self._clock.now_s())
         return subscriber
 
     def lose(self, error: WorkerLost) -> None:

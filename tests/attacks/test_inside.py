@@ -220,10 +220,10 @@ async def ended(stream):
                 await stream.recv()
 
 
-async def settled(unit, request_id):
+async def settled(unit, run_id):
     """Wait until a worker has forgotten an attempt."""
     async with asyncio.timeout(20):
-        while request_id in unit.attempts.by_run:
+        while run_id in unit.attempts.by_run:
             await asyncio.sleep(0.01)
 
 

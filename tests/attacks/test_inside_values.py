@@ -21,7 +21,7 @@ from core.ports import StreamClosed
 from core.session import Role, Task
 from kv_transfer import codec, frames
 from protos.baton.internal.v1 import session_pb2 as pb
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
 
@@ -59,10 +59,10 @@ async def attacked():
         assert all(unit.is_ready for unit in house.units)
 
 
-async def settled(unit, request_id):
+async def settled(unit, run_id):
     """Wait until a worker has forgotten an attempt."""
     async with asyncio.timeout(20):
-        while request_id in unit.attempts.by_run:
+        while run_id in unit.attempts.by_run:
             await asyncio.sleep(0.01)
 
 

@@ -13,14 +13,14 @@ import grpc.aio
 import pytest
 from support.doors import Doors
 
+from core.certificate_files import LOOK_S
 from core.config import SecurityConfig
 from core.errors import ConfigError
 from core.ports import StreamClosed
-from core.renewed import LOOK_S
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.certificate import ServerCertificate
 from transport.certificates import make_certificates
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.tls import fetch_tls
 
 
@@ -240,7 +240,7 @@ LISTEN = """
 import asyncio, sys
 from transport.tls import fetch_tls
 from core.config import SecurityConfig
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 async def main():
     async def silent(stream):

@@ -13,7 +13,7 @@ from core.ids import TransferId
 from core.ports import StreamClosed
 from core.session import Role
 from kv_transfer import codec, frames
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
 

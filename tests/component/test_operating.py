@@ -169,7 +169,7 @@ def test_ends_of_all_certificates_are_known_and_follow_a_renewal(tmp_path, monke
     ends_at = made(tmp_path, monkeypatch, 40)
     security = SecurityConfig(tls_dir=str(tmp_path))
     now = [0.0]
-    monkeypatch.setattr("core.ports.SystemClock.now_s", lambda _: now[0])
+    monkeypatch.setattr("core.clocks.SystemClock.now_s", lambda _: now[0])
     tls = session_tls(security, "router")
     ends = CertificateEnds(security, "router", tls, (tmp_path / "door.pem").read_bytes)
     names = {"door", "authority", "router", "prefill", "decode"}

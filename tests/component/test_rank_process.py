@@ -177,13 +177,16 @@ async def test_one_rank_killed_or_stopped_is_the_end_of_its_group_and_a_new_one_
 
 
 async def test_a_rank_that_dies_between_steps_is_reported_without_a_step():
-    ranks, lost = RankGroup(read_model(TINY), EngineConfig(num_blocks=16)), asyncio.Event()
+    ranks = RankGroup(read_model(TINY), EngineConfig(num_blocks=16))
     await ranks.start()
-    ranks.on_lost = lost.set
     try:
         os.kill(ranks.rank_pids()[0], signal.SIGKILL)
         async with asyncio.timeout(3):
-            await lost.wait()
+            await ranks.lost()
+        await ranks.restart()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await ranks.lost()  # of the fresh group nothing is to be told
     finally:
         await ranks.stop()
 

@@ -18,7 +18,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports import shared_memory as shared_network
 from kv_transfer.transports.choice import Transports, read_address
 from kv_transfer.transports.shared_memory import SharedNetwork
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 LAYOUT = KVLayout("m", "float32", 2, 2, 4, 4)
 

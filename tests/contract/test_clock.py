@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from core.ports import LoopClock, SystemClock
+from core.clocks import LoopClock, SystemClock
 from simulation.loop import run_virtual
 from simulation.ports import NodeClock
 

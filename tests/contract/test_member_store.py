@@ -6,7 +6,8 @@ import pytest
 from redis import asyncio as redis_asyncio
 
 from cluster.redis.server import RedisServer
-from core.ports import LoopClock, StoreFailed
+from core.clocks import LoopClock
+from core.ports import StoreFailed
 from prefix_index.redis_store import KEY, RedisStore
 from simulation.loop import run_virtual
 from simulation.ports import MemoryStore

@@ -10,7 +10,7 @@ from core.ports import StreamClosed
 from examples.own_transport import TcpNetwork
 from simulation.loop import run_virtual
 from simulation.network import Hub, SimNetwork
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 
 
 def grpc_pair():
@@ -97,6 +97,20 @@ def test_what_was_sent_before_a_good_end_still_arrives(name):
         assert await is_over(down)
 
     with_pair(name, check)
+
+
+def test_a_stream_that_ended_with_bytes_under_way_can_be_reset():
+    async def check(dial):
+        up, down = await dial()
+        sending = asyncio.create_task(up.send(bytes(32 << 20)))  # more than the sockets hold
+        await asyncio.sleep(0.01)
+        await up.close()
+        assert len(await down.recv()) == 32 << 20
+        assert await is_over(down)
+        await sending
+        up.reset()
+
+    with_pair("the example's", check)
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -10,8 +10,9 @@ from redis import asyncio as redis_asyncio
 
 from cluster.redis.server import RedisServer
 from core.block_hash import block_hashes, root_hash
+from core.clocks import SystemClock
 from core.ids import Incarnation, WorkerId
-from core.ports import START, StoreFailed, SystemClock
+from core.ports import START, StoreFailed
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
 from prefix_index.entries import EntryCodec, entry_key

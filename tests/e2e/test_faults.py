@@ -10,8 +10,10 @@ import time
 
 import httpx
 import pytest
+from support.samples import sample
 from support.up import BATON, ROOT, Up, our_processes, processes, wait_gone
 
+ENDS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL]
 LONG = {"prompt": "import os", "max_tokens": 600, "temperature": 0, "ignore_eos": True}
 
 
@@ -66,7 +68,7 @@ def wait_replaced(up, role, pid):
     raise AssertionError("the dead process was not replaced")
 
 
-@pytest.mark.parametrize("what", ["decode", "prefill", "decode rank"])
+@pytest.mark.parametrize("what", sample(["decode", "prefill", "decode rank"], 2))
 def test_local_a_killed_process_is_survived_token_for_token_and_replaced(what, mended):
     up = mended
     expected = up.complete(**LONG).json()["choices"][0]["text"]
@@ -91,7 +93,7 @@ def test_a_workers_death_ends_its_ranks_within_a_second(mended):
     wait_replaced(up, "decode", victim["pid"])
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", sample(ENDS, 2))
 def test_local_however_it_ends_no_process_is_left(number, start):
     up = start("--local", "--colocated")
     assert up.complete().json()["timing"]["path"] == "local"

@@ -7,6 +7,7 @@ import subprocess
 import time
 
 import pytest
+from support.samples import sample
 from support.up import BATON, ROOT, our_processes
 
 from cluster.ray.ranks import bundles, check_fit
@@ -35,7 +36,7 @@ def parent(pid):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("where", ["ray", "--local"])
+@pytest.mark.parametrize("where", sample(["ray", "--local"], 1))
 def test_a_split_model_answers_like_a_whole_one_and_its_ranks_come_back(where, start, local):
     arguments = [where] if where != "ray" else []
     expected = local.complete(**BODY).json()["choices"][0]["text"]

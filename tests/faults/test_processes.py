@@ -9,11 +9,12 @@ import asyncio
 
 import pytest
 from support.rig import ProcessCluster, config_of, is_long, note
+from support.samples import sample
 
 TARGET = {"float32": 2000, "bfloat16": 1000} if is_long() else {"float32": 20, "bfloat16": 3}
 KINDS = [(what, role) for what in ("kill", "hang") for role in ("decode", "prefill", "router")]
-# In 16 bits one is sample enough: who takes over a request does not know its numbers' type.
-SAMPLE = {"float32": KINDS, "bfloat16": KINDS[:1]}
+# In 16 bits one is enough: who takes over a request does not know its numbers' type.
+SAMPLE = {"float32": sample(KINDS, 4), "bfloat16": sample(KINDS, 1)}
 HANG_S = 6.0 if is_long() else 4.5
 KILL_LOAD_S = 5.0 if is_long() else 3.5
 

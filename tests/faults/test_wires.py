@@ -55,10 +55,7 @@ async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing(
     async with ProcessCluster(config_of(), proxied=["transfer", "session"]) as rig:
         rig.make_requests(24, max_tokens=60)
         await rig.learn()
-        routes = dict(
-            zip(("transfer", "session"), sample([("up",), ("down",)], 1) * 2, strict=True)
-        )
-        for kind in ("transfer", "session"):
+        for kind in sample(["transfer", "session"], 1):
             wires = proxies(rig, kind)
 
             def set_all(name, value, wires=wires):
@@ -70,7 +67,7 @@ async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing(
             )
             await under(rig, 2.5, lambda w=wires: [x.cut() for x in w])
             await under(rig, 2.5, lambda s=set_all: s("truncate", 1))
-            blocked = [("up", "down"), ("up",), ("down",)] if is_long() else [routes[kind]]
+            blocked = sample([("up", "down"), ("up",), ("down",)], 1)
             for route in blocked:
                 # Nobody fetches from a decode worker: a wire that nothing crosses proves nothing.
                 one = next(

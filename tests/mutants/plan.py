@@ -16,7 +16,7 @@ from support.tree import ROOT
 from mutants.operators import Mutant, compiles, mutants_of
 
 MODULES = """
-core/awake.py core/changes.py decode_worker/role.py engine/ranks/plan_wire.py
+core/awake_clock.py core/change_event.py decode_worker/role.py engine/ranks/plan_wire.py
 engine/scheduling/block_changes.py engine/scheduling/block_identities.py
 engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
 engine/scheduling/block_tables.py engine/scheduling/queues.py engine/scheduling/results.py
@@ -27,7 +27,7 @@ kv_transfer/receive_agent.py kv_transfer/receive_stream.py kv_transfer/receiver.
 kv_transfer/reserved_blocks.py kv_transfer/send_agent.py kv_transfer/send_stream.py
 kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
 prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
-router/admission.py router/attempts.py router/choice_output.py router/cost.py
+router/admission.py router/attempt_state.py router/attempts.py router/choice_output.py router/cost.py
 router/expected_prefixes.py router/orchestrator.py router/placement.py router/prompt_prefixes.py
 router/request_state.py router/text/detokenizing.py router/workers/introductions.py
 router/workers/liveness.py router/workers/load.py router/workers/outbox.py
@@ -80,7 +80,7 @@ NEAR = {
         "tests/unit/router/workers/test_session.py",
         "tests/unit/router/workers/test_liveness.py",
         "tests/unit/router/test_choice_output.py",
-        "tests/unit/router/test_request_state.py",
+        "tests/unit/router/test_attempt_state.py",
         "tests/unit/router/test_placement.py",
         "tests/unit/router/test_cost.py",
         "tests/unit/router/test_resuming.py",

@@ -226,8 +226,7 @@ FIRST = [
     Bug(
         "a Cancel before its Submit is forgotten",
         "worker/attempts.py",
-        "        self._tombstones[request_id] = Epoch(max(epoch, "
-        "self._tombstones.pop(request_id, -1)))\n",
+        "        self._tombstones[run_id] = Epoch(max(epoch, self._tombstones.pop(run_id, -1)))\n",
         "",
         f"{ENDINGS}::test_a_cancel_before_its_submit_leaves_a_tombstone",
     ),

@@ -176,7 +176,7 @@ BUGS = [
     Bug(
         "an id may be as long as a message",
         "transport/to_worker_codec.py",
-        "    if len(text) > MAX_ID_CHARACTERS:\n",
+        "    if len(text) > MAX_RUN_ID_CHARACTERS:\n",
         "    if False:\n",
         SHAPES,
     ),

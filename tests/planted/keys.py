@@ -254,7 +254,7 @@ BUGS = [
     ),
     Bug(
         "a pair that could not be read for a moment is never taken up",
-        "core/renewed.py",
+        "core/certificate_files.py",
         "            self._reported = stamp\n",
         "            self._stamp = self._reported = stamp\n",
         CERTIFICATES + "test_a_pair_that_could_not_be_read_for_a_moment_is_taken_up_later",

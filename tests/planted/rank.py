@@ -105,4 +105,20 @@ BUGS: list[Bug] = [
         "except ValueError as error:",
         f"{RANKS}::test_a_bias_on_a_token_that_the_model_does_not_have_fails_its_sequence_alone",
     ),
+    Bug(
+        "nobody hears of ranks that die between two steps",
+        "worker/step_loop.py",
+        "            await self._runner.lost()\n            self._is_runner_lost = True\n",
+        "            await self._runner.lost()\n",
+        "tests/simulation/test_told.py"
+        "::test_ranks_that_die_are_told_of_by_the_worker_and_the_router",
+    ),
+    Bug(
+        "a death between two steps is told for ever",
+        "engine/ranks/rank_group.py",
+        "        await self._lost.wait()\n        self._lost.clear()\n",
+        "        await self._lost.wait()\n",
+        "tests/component/test_rank_process.py"
+        "::test_a_rank_that_dies_between_steps_is_reported_without_a_step",
+    ),
 ]

@@ -20,17 +20,17 @@ BUGS = [
         "credit taken between two attempts is lost",
         "router/orchestrator.py",
         "        if run is None:\n            return\n        limit = num_positions",
-        "        if run is None or run.current is None:\n            return\n"
+        "        if run is None or run.run_id not in self._attempts.in_progress:\n            return\n"
         "        limit = num_positions",
         "tests/simulation/test_survival_rules.py"
         "::test_what_a_client_takes_while_nobody_serves_it_counts_for_the_next_attempt",
     ),
     Bug(
         "what decode says after the prompt's scores goes before what it said",
-        "router/request_state.py",
+        "router/attempt_state.py",
         "            for later in (*held, delta) if is_decode else held:\n",
         "            for later in (delta, *held) if is_decode else held:\n",
-        "tests/unit/router/test_request_state.py::"
+        "tests/unit/router/test_attempt_state.py::"
         "test_what_decode_said_early_goes_before_what_it_says_after_the_prompts_scores",
     ),
     Bug(
@@ -104,10 +104,10 @@ BUGS = [
     ),
     Bug(
         "own sleep counts as a worker's silence",
-        "core/awake.py",
+        "core/awake_clock.py",
         "min(self._clock.now_s() - self._ticked_at, MAX_COUNTED_S)",
         "self._clock.now_s() - self._ticked_at",
-        "tests/unit/core/test_awake.py",
+        "tests/unit/core/test_awake_clock.py",
     ),
     Bug(
         "a late greeting takes the session over",
@@ -135,7 +135,7 @@ BUGS = [
     Bug(
         "a prompt is load until its answer ends",
         "router/workers/subscriptions.py",
-        "        self._load.answered(item.request_id, self._clock.now_s())\n        return subscriber",
+        "        self._load.answered(item.run_id, self._clock.now_s())\n        return subscriber",
         "        return subscriber",
         f"{LINKS}::"
         "test_a_prompt_is_load_until_the_workers_first_word_and_the_request_until_it_is_forgotten",
@@ -235,7 +235,7 @@ BUGS = [
     ),
     Bug(
         "prefill's late troubles end an answer",
-        "router/request_state.py",
+        "router/attempt_state.py",
         "        return is_prefill and self.decode_spoke",
         "        return False",
         f"{LINK_RULES}::test_troubles_of_prefill_count_only_until_decode_has_spoken",

@@ -37,19 +37,19 @@ BUGS = [
     Bug("after a reconnect no score comes again", "worker/attempt.py",
         "        self.num_scores_sent = min(wanted.num_scores, len(self.prompt_logprobs))\n", "",
         f"{CHOICES}::test_scores_of_a_prompt_come_once_and_whole_though_the_session_is_cut"),
-    Bug("scores that came twice are told twice", "router/request_state.py",
+    Bug("scores that came twice are told twice", "router/attempt_state.py",
         "delta.prompt_logprobs[known - delta.prompt_start :]", "delta.prompt_logprobs",
-        "tests/unit/router/test_request_state.py::"
+        "tests/unit/router/test_attempt_state.py::"
         "test_scores_are_told_once_and_whole_before_any_token"),
-    Bug("a missing part of the scores is not missed", "router/request_state.py",
+    Bug("a missing part of the scores is not missed", "router/attempt_state.py",
         "        if delta.prompt_start > known:", "        if False:",
-        "tests/unit/router/test_request_state.py::"
+        "tests/unit/router/test_attempt_state.py::"
         "test_a_missing_part_ends_the_attempt"),
     Bug("scores interrupted by a preemption are kept", "engine/scheduling/block_supply.py",
         "            sequence.prompt_logprobs.clear()\n", "            pass\n",
         "tests/unit/engine/scheduling/test_scheduler.py"
         "::test_prompt_scores_that_a_preemption_interrupts_are_there_once"),
-    Bug("nobody tells the worker that a choice is over", "router/request_state.py",
+    Bug("nobody tells the worker that a choice is over", "router/attempt_state.py",
         "            self.on_choice_finished(self)\n", "            pass\n", f"{CHOICES}::{STOPPED}"),
     Bug("a stop string ends an output before min_tokens", "router/choice_output.py",
         "if not self._stop or len(self.token_ids) <= self._min_tokens:", "if not self._stop:",

@@ -115,7 +115,7 @@ def test_a_worker_that_fails_to_begin_an_attempt_ends_that_one(role):
 
         def refuse(attempt):
             begin(attempt)
-            if attempt.request_id.startswith("bad~"):
+            if attempt.run_id.startswith("bad~"):
                 raise KeyError("bug")
 
         worker.role.begin = refuse
@@ -134,8 +134,7 @@ def test_an_order_that_a_worker_fails_at_ends_its_attempt(order):
         bitten = []
 
         def fails(*details):
-            request = getattr(details[-1], "request", details[-1])
-            if request.request_id.startswith("bad~"):
+            if details[-1].run_id.startswith("bad~"):
                 bitten.append(order)
                 raise KeyError("bug")
             good(*details)
@@ -162,7 +161,7 @@ def test_a_result_that_a_worker_fails_to_take_ends_its_attempt(monkeypatch):
     append = Attempt.append
 
     def fails(attempt, choice, position, token):
-        if attempt.request_id.startswith("bad~") and position == 5:
+        if attempt.run_id.startswith("bad~") and position == 5:
             raise KeyError("bug")
         return append(attempt, choice, position, token)
 

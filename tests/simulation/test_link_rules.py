@@ -34,7 +34,7 @@ def test_a_request_that_comes_while_ranks_restart_goes_on_when_they_are_up(role)
     async def scenario(cluster):
         await ask(cluster, "warm")
         worker = unit(cluster, role)
-        worker.step_loop.runner_lost()
+        worker._runner.die_between_steps()
         await asyncio.sleep(0.1)
         assert not worker.is_ready
         started_at = cluster.clock.now_s()
@@ -325,7 +325,7 @@ def test_troubles_of_prefill_count_only_until_decode_has_spoken(trouble, has_spo
         running = asyncio.ensure_future(ask(cluster, max_tokens=60, ignore_eos=True))
         while not attempts or attempts[0].decode_spoke is not has_spoken:
             await asyncio.sleep(0.01)
-            attempts = [r.current for r in cluster.orchestrator._runs.values() if r.current]
+            attempts = list(cluster.orchestrator._attempts.in_progress.values())
         [attempt] = attempts
         error = WorkerDied("gone") if trouble == "lost" else WorkerLost("its engine failed")
         prefill = unit(cluster, Role.PREFILL)
@@ -348,7 +348,7 @@ def test_no_fault_of_an_attempt_is_left_unheard(caplog):
     async def scenario(cluster):
         tasks = [asyncio.ensure_future(ask(cluster, f"r{i}", **LONG)) for i in range(4)]
         await asyncio.sleep(0.15)
-        attempts = [r.current for r in cluster.orchestrator._runs.values() if r.current]
+        attempts = list(cluster.orchestrator._attempts.in_progress.values())
         for task, attempt in zip(tasks, attempts, strict=True):
             attempt.fail(WorkerLost("gone"))
             task.cancel()

@@ -38,7 +38,7 @@ def test_answers_are_exact_whenever_they_begin_around_a_restart_of_ranks(role, d
         await ask(cluster, "before", OTHER_PROMPT)
         victim = unit(cluster, role)
         generation = victim.components.kv.generation
-        victim.step_loop.runner_lost()
+        victim._runner.die_between_steps()
         await asyncio.sleep(delay_s)
         during = await asyncio.gather(*(ask(cluster, f"r{n}", PROMPT) for n in range(3)))
         await asyncio.sleep(1)
@@ -76,7 +76,7 @@ def test_nothing_is_taken_in_while_the_ranks_are_down(role, is_local):
             transfer_id=TransferId(b"l" * 16),
             task=Task.LOCAL if is_local else submit.task,
         )
-        target.step_loop.runner_lost()
+        target._runner.die_between_steps()
         await until(lambda: not target.is_ready)
         target.attempts.submit(router_id, late)
         attempt = attempt_of(target, "late")

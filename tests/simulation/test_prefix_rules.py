@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 
 from core.block_hash import DIGEST_BYTES, BlockHash, block_hashes, root_hash
+from core.clocks import LoopClock
 from core.ids import Incarnation, WorkerId
-from core.ports import LoopClock
 from core.prefix_changes import PrefixChange
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool

@@ -5,9 +5,9 @@ import asyncio
 import pytest
 from support.virtual import PD, run
 
+from core.clocks import LoopClock
 from core.config import PlacementConfig, RouterConfig
 from core.ids import Ids
-from core.ports import LoopClock
 from core.session import Role
 from router.observe.canary import Canary
 from router.observe.readiness import Proof

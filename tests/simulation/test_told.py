@@ -156,7 +156,7 @@ def test_a_worker_that_hangs_is_lost_once_however_often_it_is_dialled(told):
 def test_ranks_that_die_are_told_of_by_the_worker_and_the_router(told):
     async def scenario(cluster):
         await ask(cluster, "warm")
-        unit(cluster, Role.DECODE).step_loop.runner_lost()
+        unit(cluster, Role.DECODE)._runner.die_between_steps()
         await asyncio.sleep(0.1)
         assert problems(cluster) == ("degraded", ["pool_empty", "worker_paused"])
         await asyncio.sleep(3.0)

@@ -232,7 +232,7 @@ OUTSIDE = (
     "core/ids.py",
     "core/logs.py",
     "core/ports.py",
-    "core/renewed.py",
+    "core/certificate_files.py",
     "engine/model/collectives.py",
     "engine/ranks/rank.py",
     "engine/ranks/rank_group.py",

@@ -12,11 +12,11 @@ import grpc.aio
 import httpx
 
 from core import events
+from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.errors import InvalidRequest
 from core.ids import Ids
 from core.logs import JsonFormat
-from core.ports import SystemClock
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.credentials import Keyring, new_key
 from router.access.identities import KeyRole

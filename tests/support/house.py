@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 
+from core.clocks import SystemClock
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.ids import Ids, RequestId, WorkerId
 from core.plan import StepItem, StepPlan
-from core.ports import SystemClock
 from core.session import Role
 from core.types import (
     ChoiceFinished,
@@ -44,7 +44,7 @@ from router.compose import compose as compose_router
 from simulation.hash_runner import MemoryKV
 from simulation.ports import StaticMembership
 from support.in_process_network import InProcessNetwork
-from transport.grpc_network import fetch_network
+from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from worker.components import WorkerComponents
 from worker.worker import Worker

@@ -19,5 +19,7 @@ def sample(cases, count):
     cases = list(cases)
     if is_long() or count >= len(cases):
         return cases
-    taken = random.Random(SEED).sample(range(len(cases)), count)
+    # The sizes belong to the seed: else two matrices would always draw the same places together.
+    rng = random.Random(f"{SEED} {len(cases)} {count}")
+    taken = rng.sample(range(len(cases)), count)
     return [case for index, case in enumerate(cases) if index in taken]

@@ -11,7 +11,7 @@ from cluster.ray.probe import RayEndpoint, endpoint_of_environment
 from cluster.secrets import secrets_of, with_cluster_keys, with_read_secrets
 from core.config import load_config
 from core.errors import ConfigError
-from core.references import read_reference
+from core.secret_references import read_reference
 
 CLOSED = RayEndpoint(has_tokens=True, has_tls=True)
 PLAIN = RayEndpoint(has_tokens=True, has_tls=False)

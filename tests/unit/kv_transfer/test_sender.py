@@ -43,6 +43,23 @@ def test_a_transfer_goes_from_offer_to_ack():
     ]
 
 
+def test_a_commit_does_not_wait_for_fragments_that_will_not_come():
+    """Only what waits for a frame is waited with, for more to share it."""
+
+    async def scenario(world):
+        talk = await partnered(world)
+        sender = world.agent._streams[TRANSFER].sender
+        before = sender.has_fragments
+        world.agent.publish(TRANSFER, 0, blocks_of(0))
+        published = sender.has_fragments
+        await talk.hear()
+        after = sender.has_fragments
+        world.agent.end_send(TRANSFER, None)
+        return before, published, after
+
+    assert run(scenario, SendCallbacks()) == (False, True, False)
+
+
 def test_a_peer_is_told_once_that_every_first_token_was_final():
     """The worker ends its attempt right after, as a cancelled one: no Failed may follow."""
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
 from router.cost import WORK_WEIGHT, Candidate, Prediction
-from router.observe.why import why_of
+from router.observe.explanations import why_of
 from router.placement import MAX_SHOWN, PlacementConstraints, choose
 from router.workers.load import WorkerLoad
 

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
+from core.clocks import LoopClock
 from core.config import PlacementConfig, RouterConfig
-from core.ports import LoopClock
 from router.attempts import Attempts
 from router.prompt_prefixes import PromptPrefixes
 from router.request_state import RequestObserver

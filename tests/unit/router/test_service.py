@@ -2,8 +2,8 @@
 
 from types import SimpleNamespace
 
+from router.observe.explanations import Explanations
 from router.observe.recorder import Recorder
-from router.observe.why import Explanations
 
 
 def test_without_a_request_log_requests_are_still_counted():

@@ -56,7 +56,7 @@ def attempt(name, num_scores=0, num_tokens=1, n=1, logprobs=20):
 def session_of(*attempts):
     session = RouterSession("router", lambda *told: None)
     for one in attempts:
-        session.attempts[one.request_id] = one
+        session.attempts[one.run_id] = one
         session.touch(one)
     return session
 
@@ -65,7 +65,7 @@ def end(one, message=""):
     for log in one.logs.values():
         log.finish = FinishReason.LENGTH
     error = StepFailed(message) if message else None
-    one.ended = AttemptEnded(one.request_id, one.epoch, Task.LOCAL, TIMINGS, error)
+    one.ended = AttemptEnded(one.run_id, one.epoch, Task.LOCAL, TIMINGS, error)
 
 
 def frames_of(session):
@@ -81,7 +81,7 @@ def size_of(frame):
 
 def tokens_of(frames, name, choice=0):
     found = []
-    for delta in (d for f in frames for d in f.deltas if d.request_id == name):
+    for delta in (d for f in frames for d in f.deltas if d.run_id == name):
         if delta.choice == choice:
             assert delta.position == len(found)
             found += delta.token_ids
@@ -113,25 +113,25 @@ def test_one_with_much_to_say_holds_back_nobodys_tokens():
     others = [attempt(f"r{i}") for i in range(100)]
     session = session_of(fat, *others)
     first = session.build_frame(1)
-    assert {d.request_id for d in first.deltas} == {"fat", *(f"r{i}" for i in range(100))}
+    assert {d.run_id for d in first.deltas} == {"fat", *(f"r{i}" for i in range(100))}
     assert size_of(first) <= FRAME_BYTES and fat.has_unsent
     late = attempt("late")
     session.attempts["late"] = late
     session.touch(late)
-    assert {d.request_id for d in session.build_frame(2).deltas} == {"fat", "late"}
+    assert {d.run_id for d in session.build_frame(2).deltas} == {"fat", "late"}
 
 
 def test_more_attempts_than_one_frame_has_room_for_take_turns():
     many = [attempt(f"r{i}", num_tokens=256) for i in range(300)]
     session, heard = session_of(*many), []
-    while len({d.request_id for d in heard}) < 300:
+    while len({d.run_id for d in heard}) < 300:
         frame = session.build_frame(1)
         assert size_of(frame) <= FRAME_BYTES
         heard += frame.deltas
-    assert max(sum(d.request_id == f"r{i}" for d in heard) for i in range(300)) <= 2
+    assert max(sum(d.run_id == f"r{i}" for d in heard) for i in range(300)) <= 2
     heard += [d for f in frames_of(session) for d in f.deltas]
     assert all(
-        sum(len(d.token_ids) for d in heard if d.request_id == f"r{i}") == 256 for i in range(300)
+        sum(len(d.token_ids) for d in heard if d.run_id == f"r{i}") == 256 for i in range(300)
     )
 
 
@@ -201,7 +201,7 @@ def test_timings_and_the_end_come_again_after_a_reconnect_too():
     for _ in range(2):
         frames = frames_of(session)
         timings = [d.timings for f in frames for d in f.deltas]
-        told.append((timings, [e.request_id for f in frames for e in f.ended]))
+        told.append((timings, [e.run_id for f in frames for e in f.ended]))
         one.rewind(Wanted("r", one.epoch, (3,)))
         session.touch(one)
     assert told == [([TIMINGS], ["r"])] * 2
@@ -287,11 +287,11 @@ def test_shares_that_fill_a_frame_to_the_last_byte_are_both_in_it():
     two = [attempt(name, num_tokens=1000, logprobs=None) for name in ("a", "b")]
     session = RouterSession("router", lambda *told: None, 2 * MIN_SHARE_BYTES)
     for one in two:
-        session.attempts[one.request_id] = one
+        session.attempts[one.run_id] = one
         session.touch(one)
     frame = session.build_frame(1)
     fitting = (MIN_SHARE_BYTES - DELTA_BYTES) // TOKEN_BYTES
-    assert [(d.request_id, len(d.token_ids)) for d in frame.deltas] == [
+    assert [(d.run_id, len(d.token_ids)) for d in frame.deltas] == [
         ("a", fitting),
         ("b", fitting),
     ]
@@ -316,21 +316,21 @@ def test_an_attempt_that_cannot_be_put_into_a_frame_ends_alone_and_is_told_so(mo
     bad, good = attempt("bad"), attempt("good")
     failed = []
 
-    def fail(request_id, epoch, error):
-        failed.append((request_id, epoch, type(error)))
+    def fail(run_id, epoch, error):
+        failed.append((run_id, epoch, type(error)))
         end(bad, error.message)
         session.touch(bad)
 
     session = RouterSession("router", fail)
     for one in (bad, good):
-        session.attempts[one.request_id] = one
+        session.attempts[one.run_id] = one
         session.touch(one)
     bad.logs[0].tokens[0] = None
     frames = frames_of(session)
     assert failed == [("bad", bad.epoch, InternalError)]
     assert "the frame of an attempt failed" in caplog.text
-    assert [e.request_id for f in frames for e in f.ended] == ["bad"]
-    assert {d.request_id for f in frames for d in f.deltas} == {"good"}
+    assert [e.run_id for f in frames for e in f.ended] == ["bad"]
+    assert {d.run_id for f in frames for d in f.deltas} == {"good"}
 
 
 def test_an_ended_attempt_whose_output_breaks_is_told_as_ended():
@@ -342,7 +342,7 @@ def test_an_ended_attempt_whose_output_breaks_is_told_as_ended():
     bad.logs[0].tokens[0] = None
     session.wake.clear()
     assert session.build_frame(7) is None and session.wake.is_set()
-    assert [e.request_id for f in frames_of(session) for e in f.ended] == ["bad"]
+    assert [e.run_id for f in frames_of(session) for e in f.ended] == ["bad"]
 
 
 def test_endings_of_unknown_attempts_count_in_a_frame():

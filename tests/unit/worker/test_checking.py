@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from core.clocks import SystemClock
 from core.errors import InvalidRequest, KVTransferError
 from core.ids import Incarnation, RequestId, TransferId, WorkerId
-from core.ports import StreamClosed, SystemClock
+from core.ports import StreamClosed
 from core.session import ConnectPeers, Hello, Submit, Task, Wanted
 from core.types import GenerateRequest, Logprob, SamplingParams
 from protos.baton.internal.v1 import session_pb2 as pb

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 import pytest
 from support.scripts import WORKER, Script
 
+from core.clocks import LoopClock
 from core.errors import InternalError
-from core.ports import LoopClock, StreamClosed
+from core.ports import StreamClosed
 from core.session import (
     Cancel,
     ConnectPeers,
@@ -60,11 +61,11 @@ class Host:
     def submit(self, router_id, submit):
         self._order("submit", submit.request.request_id)
 
-    def cancel(self, request_id, epoch):
-        self._order("cancel", request_id, epoch)
+    def cancel(self, run_id, epoch):
+        self._order("cancel", run_id, epoch)
 
     def credit(self, message):
-        self._order("credit", message.request_id)
+        self._order("credit", message.run_id)
 
     def connect_peers(self, message):
         self._order("connect_peers", message.addresses)
@@ -72,8 +73,8 @@ class Host:
     def router_alive(self, router_id):
         self._order("alive", router_id)
 
-    def fail(self, request_id, epoch, error):
-        self.failed.append((request_id, epoch, type(error)))
+    def fail(self, run_id, epoch, error):
+        self.failed.append((run_id, epoch, type(error)))
 
     def progress(self):
         self._order("progress")
@@ -163,7 +164,7 @@ def test_an_order_that_fails_harms_its_attempt_and_not_the_session(bad, caplog):
     )
     assert bad in names and caplog.records and isinstance(sent[0], Welcome)
     ends = [e for m in sent if isinstance(m, StepFrame) for e in m.ended]
-    told = [(e.request_id, e.epoch, type(e.error)) for e in ends]
+    told = [(e.run_id, e.epoch, type(e.error)) for e in ends]
     assert told == ([("r", 3, InternalError)] if bad == "submit" else [])
     assert host.failed == ([("r", 3, InternalError)] if bad == "credit" else [])
 
@@ -191,7 +192,7 @@ def test_an_attempt_that_cannot_be_taken_up_after_a_reconnect_ends_and_the_other
     assert is_open and bad in [name for name, *_ in host.orders]
     broken = ["r"] if bad == "credit" else ["r", "s"]
     assert host.failed == [(name, 3, InternalError) for name in broken]
-    ends = [(e.request_id, e.epoch) for m in sent if isinstance(m, StepFrame) for e in m.ended]
+    ends = [(e.run_id, e.epoch) for m in sent if isinstance(m, StepFrame) for e in m.ended]
     assert ("gone", 1) in ends, "what is unknown is told all the same"
 
 

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 
 from support.scripts import WORKER, Script
 
+from core.clocks import LoopClock
 from core.errors import WorkerDied
-from core.ports import LoopClock
 from core.session import Progress
 from router.workers.liveness import HUNG_S
 from router.workers.session import WorkerSession

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from support.scripts import WORKER, Listener, Script, Wire
 
+from core.clocks import LoopClock
 from core.errors import WorkerDied, WorkerLost
-from core.ports import LoopClock, StreamClosed
+from core.ports import StreamClosed
 from core.session import (
     ConnectPeers,
     Credit,

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 from support.scripts import WORKER, Listener, Script, Wire
 
+from core.clocks import LoopClock
 from core.errors import InternalError, WorkerDied, WorkerLost
-from core.ports import LoopClock, StreamClosed
+from core.ports import StreamClosed
 from core.session import (
     AttemptEnded,
     ConnectPeers,
@@ -45,12 +46,12 @@ def session(on_state_changed=lambda _: None, **changes):
     )
 
 
-def delta(epoch=3, request_id="r"):
-    return TokenDelta(request_id, epoch, 0, 0, (7,))
+def delta(epoch=3, run_id="r"):
+    return TokenDelta(run_id, epoch, 0, 0, (7,))
 
 
-def ended(epoch=3, request_id="r"):
-    return AttemptEnded(request_id, epoch, Task.LOCAL, WorkerTiming())
+def ended(epoch=3, run_id="r"):
+    return AttemptEnded(run_id, epoch, Task.LOCAL, WorkerTiming())
 
 
 def test_news_of_other_epochs_and_of_nobody_are_dropped():
@@ -164,7 +165,7 @@ def test_who_cannot_say_what_it_wants_ends_alone_and_the_others_are_asked_for(ca
     bad.wanted = lambda: {}["a bug"]
     worker.subscribe("bad", bad, 3)
     worker.subscribe("r", good, 3)
-    assert [w.request_id for w in worker.subscriptions.wanted(())] == ["r"]
+    assert [w.run_id for w in worker.subscriptions.wanted(())] == ["r"]
     assert [type(e) for e in bad.failed] == [InternalError] and good.failed == []
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from core.awake import AwakeClock
+from core.awake_clock import AwakeClock
 
 
 class Hand:

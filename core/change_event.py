@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 
-class Changes:
+class ChangeEvent:
     """Take `next` first, then look at what may change, then wait: so no change is missed."""
 
     def __init__(self) -> None:

@@ -1,8 +1,8 @@
-"""What is read from files, and read again when one of them changes.
+"""The files of a certificate, read again when one of them changes.
 
 Owns when they are looked at: when a caller asks, at most once a second, so that nothing runs while
-nobody needs the content; and the events about a certificate: new content that cannot be used is
-reported once, and the old stays. Does not know the files' format.
+nobody needs the content; and its events: new content that cannot be used is reported once, and the
+old stays. Does not know the files' format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Content = TypeVar("Content")
 Stamp = tuple[tuple[int, int, int], ...]
 
 
-class Renewed(Generic[Content]):
+class CertificateFiles(Generic[Content]):
     """The newest usable content of some files. The lock is for gRPC's threads."""
 
     def __init__(

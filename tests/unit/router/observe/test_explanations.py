@@ -5,7 +5,7 @@ from dataclasses import replace
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEnded, RequestTiming, SamplingParams, Usage
 from router.cost import Candidate
-from router.observe.why import Explanations
+from router.observe.explanations import Explanations
 from router.placement import PlacementConstraints, choose
 
 DESCRIPTOR = WorkerDescriptor("p", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)

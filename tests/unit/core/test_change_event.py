@@ -2,11 +2,11 @@
 
 import asyncio
 
-from core.changes import Changes
+from core.change_event import ChangeEvent
 
 
 async def test_many_changes_in_one_turn_wake_those_who_wait_once():
-    changes = Changes()
+    changes = ChangeEvent()
     woken = 0
 
     async def waiter():
@@ -30,7 +30,7 @@ async def test_many_changes_in_one_turn_wake_those_who_wait_once():
 
 
 async def test_a_change_between_the_look_and_the_wait_is_not_missed():
-    changes = Changes()
+    changes = ChangeEvent()
     seen = changes.next
     changes.note()
     async with asyncio.timeout(5):
