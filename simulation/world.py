@@ -11,6 +11,7 @@ import random
 from core.clocks import LoopClock
 from core.ids import Ids
 from core.kv_layout import KVLayout
+from simulation.block_store import MemoryBlockStore
 from simulation.network import Hub
 from simulation.observers import Observers
 from simulation.ports import MemoryStore, StaticMembership
@@ -36,4 +37,6 @@ class World:
         self.rare_choices = RareChoices(self.rng)
         self.traps = Traps()
         self.observers = Observers()
+        self.disks: dict[str, MemoryBlockStore] = {}
+        """By the node that has it, or had it last."""
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)

@@ -28,8 +28,9 @@ from engine.scheduling.tier_book import Entry, TierBook
 AHEAD_BLOCKS = 256
 """Blocks next in line for eviction that are looked at; a prompt that takes more at once may evict
 some that were not written."""
-LOADING_SHARE = 4
-"""Of a pool, at most one block in so many is taken by loads under way."""
+LOADING_SHARE = 2
+"""Of a pool, at most one block in so many is taken by loads under way: the rest is for those who
+compute."""
 
 
 @dataclass(slots=True)
