@@ -11,6 +11,7 @@ import sys
 import time
 from typing import assert_never
 
+from cluster.block_stores import make_stores
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pool_of
 from cluster.prefix_index import IndexTask, make_publisher
@@ -20,7 +21,7 @@ from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
 from core.clocks import SystemClock
-from core.config import BatonConfig
+from core.config import BatonConfig, weights_of
 from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network
@@ -142,6 +143,8 @@ class RunningWorker:
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
             block_changes=changes,
+            stores=make_stores(config, engine, role, layout),
+            class_weights=weights_of(config.prefix_cache.tier_weights),
         )
         unit = compose(components, AgentThread())
         descriptor = await unit.start()

@@ -95,7 +95,7 @@ class PrefillRole:
         )
         # Posted before anything about it can be: the agent takes its calls in order.
         self._post(self.agent.offer, offer)
-        self._attempts.enter(sequence)
+        self._attempts.queue(attempt)
 
     def end(self, attempt: Attempt, error: ServingError | None) -> None:
         """Close the transfer; blocks the agent may be reading stay pinned until it has drained."""

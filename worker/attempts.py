@@ -128,26 +128,28 @@ class AttemptTable:
         task = attempt.submit.task
         if task is Task.LOCAL:
             add_local_sequences(self.scheduler, attempt, self._clock.now_s())
-            for sequence in attempt.sequences:
-                self.enter(sequence)
+            self.queue(attempt)
         elif self.role.task is task:
             self.role.begin(attempt)
         else:
             raise WorkerLost(f"this worker takes no {task} attempts")
 
-    def enter(self, sequence: Sequence) -> None:
-        """Queue a new sequence, at once or when what is stored of its prompt is in the pool."""
-        if self._stored is None:
-            self._submit(sequence)
-        else:
-            self._stored.load(sequence, functools.partial(self._submit, sequence))
+    def queue(self, attempt: Attempt) -> None:
+        """Queue an attempt's sequences, each when what is stored of its prompt is in the pool."""
+        for sequence in attempt.sequences:
+            submit = functools.partial(self._submit, attempt, sequence)
+            if self._stored is None:
+                submit()
+            else:
+                self._stored.load(sequence, submit)
 
-    def _submit(self, sequence: Sequence) -> None:
-        # Its attempt may have ended while its blocks were loaded.
+    def _submit(self, attempt: Attempt, sequence: Sequence) -> None:
+        # The attempt may have ended while blocks were loaded for it.
         if sequence.is_finished:
             return
-        self.scheduler.submit(sequence)
-        self.deliver(self.scheduler.take_events())
+        with contained("queueing a sequence", functools.partial(self.end, attempt)):
+            self.scheduler.submit(sequence)
+            self.deliver(self.scheduler.take_events())
         self._step_loop.wake()
 
     def cancel(self, run_id: RunId, epoch: int) -> None:

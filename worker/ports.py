@@ -69,8 +69,8 @@ class Attempts(Protocol):
     scheduler: Scheduler
     vocabulary_size: int
 
-    def enter(self, sequence: Sequence) -> None:
-        """Queue a new sequence, at once or when what is stored of its prompt is in the pool."""
+    def queue(self, attempt: Attempt) -> None:
+        """Queue an attempt's sequences, each when what is stored of its prompt is in the pool."""
         ...
 
     def wake(self) -> None:

@@ -1,0 +1,62 @@
+"""The storage tiers of a real worker, as its config has them.
+
+Owns their composition and sizes. Does not know which blocks go there.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from core.block_hash import hash_key
+from core.config import BatonConfig, EngineConfig
+from core.kv_layout import KVLayout
+from core.prefix_changes import StorageTier
+from core.session import Role
+from kv_storage.disk import DiskStore, slots_for
+from kv_storage.host import HostStore
+from worker.components import TierStore
+
+HOST_BYTES_PER_S = 2e9
+DISK_BYTES_PER_S = 5e8
+"""Assumed until a load was measured."""
+
+
+def make_stores(
+    config: BatonConfig, engine: EngineConfig, role: Role, layout: KVLayout
+) -> tuple[TierStore, ...]:
+    """Make the tiers that the config gives room for at least one block."""
+    cache = config.prefix_cache
+    # On a device only what a prefill worker computes is copied to memory that can be read here.
+    is_readable = engine.device == "cpu" or role is Role.PREFILL
+    if not engine.cache_prefixes or not is_readable:
+        return ()
+    stores = []
+    if num_slots := cache.host_bytes // layout.block_bytes:
+        host = HostStore(layout, num_slots)
+        stores.append(
+            TierStore(
+                StorageTier.HOST,
+                host,
+                num_slots,
+                HOST_BYTES_PER_S,
+                pin_uses=cache.pin_uses,
+                max_pinned=int(num_slots * cache.pinned_share),
+            )
+        )
+    if cache.disk_bytes and (num_slots := slots_for(layout, cache.disk_bytes)):
+        key = hash_key(config.security.cluster_key)
+        folder = Path(cache.disk_folder).expanduser()
+        disk = DiskStore(layout, num_slots, folder, key, time.monotonic)
+        stores.append(
+            TierStore(
+                StorageTier.DISK,
+                disk,
+                num_slots,
+                DISK_BYTES_PER_S,
+                min_uses=cache.disk_min_uses,
+                pin_uses=cache.pin_uses,
+                max_pinned=int(num_slots * cache.pinned_share),
+            )
+        )
+    return tuple(stores)
