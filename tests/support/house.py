@@ -97,6 +97,9 @@ class DirectRunner:
         await asyncio.sleep(0)
         return result
 
+    async def lost(self):
+        await asyncio.Event().wait()
+
     async def restart(self):
         raise AssertionError("a direct runner never dies")
 
