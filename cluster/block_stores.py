@@ -13,6 +13,7 @@ from core.config import BatonConfig, EngineConfig
 from core.kv_layout import KVLayout
 from core.prefix_changes import StorageTier
 from core.session import Role
+from engine.scheduling.block_changes import BlockChanges
 from kv_storage.disk import DiskStore, slots_for
 from kv_storage.host import HostStore
 from worker.components import TierStore
@@ -23,9 +24,22 @@ DISK_BYTES_PER_S = 5e8
 
 
 def make_stores(
-    config: BatonConfig, engine: EngineConfig, role: Role, layout: KVLayout
+    config: BatonConfig,
+    engine: EngineConfig,
+    role: Role,
+    layout: KVLayout,
+    *,
+    is_published: bool,
 ) -> tuple[TierStore, ...]:
-    """Make the tiers that the config gives room for at least one block."""
+    """Make the tiers that the config gives room for at least one block.
+
+    Args:
+        config: Of the cluster.
+        engine: Of the worker's pool.
+        role: The worker's.
+        layout: Of its KV.
+        is_published: The prefix index shows what the tiers hold.
+    """
     cache = config.prefix_cache
     # On a device only what a prefill worker computes is copied to memory that can be read here.
     is_readable = engine.device == "cpu" or role is Role.PREFILL
@@ -40,6 +54,7 @@ def make_stores(
                 host,
                 num_slots,
                 HOST_BYTES_PER_S,
+                changes=BlockChanges() if is_published else None,
                 pin_uses=cache.pin_uses,
                 max_pinned=int(num_slots * cache.pinned_share),
             )
@@ -54,6 +69,7 @@ def make_stores(
                 disk,
                 num_slots,
                 DISK_BYTES_PER_S,
+                changes=BlockChanges() if is_published else None,
                 min_uses=cache.disk_min_uses,
                 pin_uses=cache.pin_uses,
                 max_pinned=int(num_slots * cache.pinned_share),

@@ -25,6 +25,7 @@ from core.config import BatonConfig, weights_of
 from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network
+from core.prefix_changes import StorageTier
 from core.session import Role, WorkerDescriptor
 from decode_worker.role import DecodeRole
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
@@ -34,6 +35,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import PrefillRole
+from prefix_index.publisher import Content
 from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
@@ -143,7 +145,7 @@ class RunningWorker:
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
             block_changes=changes,
-            stores=make_stores(config, engine, role, layout),
+            stores=make_stores(config, engine, role, layout, is_published=is_published),
             class_weights=weights_of(config.prefix_cache.tier_weights),
         )
         unit = compose(components, AgentThread())
@@ -160,7 +162,12 @@ class RunningWorker:
         publishing = None
         if changes is not None:
             life = (components.worker_id, components.incarnation)
-            publishing = IndexTask(make_publisher(config, life, changes, unit.pool))
+            contents = {StorageTier.POOL: Content(changes, unit.pool.registered, engine.num_blocks)}
+            for one in components.stores:
+                if one.changes is not None and unit.stored is not None:
+                    book = unit.stored.tiers.tiers[one.tier].book
+                    contents[one.tier] = Content(one.changes, book.registered, one.num_slots)
+            publishing = IndexTask(make_publisher(config, life, contents))
         return cls(ranks, unit, ends, publishing)
 
     @property

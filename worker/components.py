@@ -76,6 +76,8 @@ class TierStore:
     pin_uses: int = 0
     """Blocks that so many sequences used stay, within the quota; 0: none."""
     max_pinned: int = 0
+    changes: BlockChanges | None = None
+    """Notes which blocks come and go; None: nobody wants to know."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,6 +58,7 @@ def make_tiers(
             components.engine.block_size_tokens,
             pin_uses=one.pin_uses,
             max_pinned=one.max_pinned,
+            changes=one.changes,
         )
         block_s = components.layout.block_bytes / one.bytes_per_s
         tiers[one.tier] = Tier(book, block_s, one.min_uses)

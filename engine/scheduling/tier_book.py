@@ -18,12 +18,13 @@ ranks the deepest leaves first, since nothing behind a gap can be found.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from core.block_hash import BlockHash
 from core.errors import InvariantViolation
 from core.stored_block import ChainDigest, StoredBlock
+from engine.scheduling.block_changes import BlockChanges
 
 DEEP_TOKENS = 4_096
 """Attention over so many tokens costs about as much again as everything else in a block."""
@@ -65,8 +66,7 @@ class TierBook:
         *,
         pin_uses: int = 0,
         max_pinned: int = 0,
-        on_stored: Callable[[BlockHash], None] | None = None,
-        on_evicted: Callable[[BlockHash], None] | None = None,
+        changes: BlockChanges | None = None,
     ) -> None:
         """Start with every slot free.
 
@@ -75,8 +75,7 @@ class TierBook:
             block_size_tokens: Of a block.
             pin_uses: Blocks that so many sequences used are pinned; 0: none.
             max_pinned: The quota of pinned blocks.
-            on_stored: Called with the name of a block that can be found from now on.
-            on_evicted: Called with the name of one that cannot any more.
+            changes: Notes what can be found.
         """
         self.num_slots = num_slots
         self.num_pinned = 0
@@ -84,8 +83,9 @@ class TierBook:
         self._block_size_tokens = block_size_tokens
         self._pin_uses = pin_uses
         self._max_pinned = max_pinned
-        self._on_stored = on_stored
-        self._on_evicted = on_evicted
+        self._changes = changes
+        self._slots: list[Entry | None] = [None] * num_slots
+        """What is found in each."""
         self._free = list(reversed(range(num_slots)))
         self._entries: dict[ChainDigest, Entry] = {}
         self._num_lingering = 0
@@ -104,10 +104,9 @@ class TierBook:
         """Slots that nothing lies in."""
         return len(self._free)
 
-    @property
-    def names(self) -> list[BlockHash]:
-        """Names of the blocks that can be found."""
-        return [e.block.name for e in self._entries.values() if e.is_written]
+    def registered(self, slots: range) -> list[BlockHash]:
+        """Return the names of those blocks in some slots that can be found."""
+        return [entry.block.name for entry in self._slots[slots.start : slots.stop] if entry]
 
     # --- finding ------------------------------------------------------------------------------
 
@@ -174,8 +173,9 @@ class TierBook:
         entry.is_written = True
         self._rank(entry, entry.rank)
         self._pin_if_due(entry)
-        if self._on_stored is not None:
-            self._on_stored(entry.block.name)
+        self._slots[entry.slot] = entry
+        if self._changes is not None:
+            self._changes.stored(entry.block.name)
 
     def lose(self, entry: Entry) -> None:
         """The block could not be written, nor can any other be: its slot is given up."""
@@ -191,8 +191,10 @@ class TierBook:
         del self._entries[entry.block.digest]
         if entry.is_pinned:
             self.num_pinned -= 1
-        if entry.is_written and self._on_evicted is not None:
-            self._on_evicted(entry.block.name)
+        if entry.is_written:
+            self._slots[entry.slot] = None
+            if self._changes is not None:
+                self._changes.evicted(entry.block.name)
         if entry.num_readers:
             self._num_lingering += 1
         else:

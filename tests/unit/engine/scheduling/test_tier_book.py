@@ -7,6 +7,7 @@ import pytest
 from core.block_hash import BlockHash
 from core.errors import InvariantViolation
 from core.stored_block import ChainDigest, StoredBlock
+from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.tier_book import TierBook
 
 SIZE = 16
@@ -29,17 +30,18 @@ def names(book, *blocks):
 
 
 def test_a_block_is_found_when_it_is_written_and_not_before():
-    changes = []
-    book = TierBook(
-        2, SIZE, on_stored=changes.append, on_evicted=lambda n: changes.append(b"-" + n)
-    )
+    changes = BlockChanges()
+    book = TierBook(2, SIZE, changes=changes)
     entry = book.admit(block("a"), 1, 1, 1.0)
-    assert book.find(block("a")) is None and book.has(block("a")) and changes == []
+    assert book.find(block("a")) is None and book.has(block("a"))
+    assert changes.take(9) == ([], []) and book.registered(range(2)) == []
     book.written(entry)
-    assert book.find(block("a")) is entry and changes == [b"a"]
+    assert book.find(block("a")) is entry
+    assert changes.take(9) == ([b"a"], []) and book.registered(range(2)) == [b"a"]
     assert book.admit(block("a"), 1, 1, 1.0) is None
     book.drop(entry)
-    assert book.find(block("a")) is None and changes == [b"a", b"-a"] and book.num_free == 2
+    assert book.find(block("a")) is None and book.num_free == 2
+    assert changes.take(9) == ([], [b"a"]) and book.registered(range(2)) == []
     book.check()
 
 
