@@ -19,6 +19,7 @@ from planted import (
     router,
     sampling,
     settings,
+    storage,
     text,
     transfer,
 )
@@ -314,6 +315,7 @@ BUGS = [
     *router.BUGS,
     *sampling.BUGS,
     *settings.BUGS,
+    *storage.BUGS,
     *text.BUGS,
     *transfer.BUGS,
 ]
