@@ -9,7 +9,7 @@ Integer arrays again, 50 bytes a block: a pool without tiers below it has none o
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from core.stored_block import CHAIN_BYTES, ChainDigest, chain_digests, root_chain
 from engine.scheduling.sequence import Sequence
@@ -80,11 +80,13 @@ class BlockOrigins:
         self._block_weights[block_id] = weight
         self._is_decided[block_id] = False
 
-    def decide(self, block_id: int) -> bool:
-        """True the first time after a use: somebody decides now whether to keep the block."""
-        was_decided = self._is_decided[block_id]
+    def undecided(self, block_ids: Iterable[int]) -> list[int]:
+        """Leave out the blocks whose keeping was decided since they were used last."""
+        return [block_id for block_id in block_ids if not self._is_decided[block_id]]
+
+    def decide(self, block_id: int) -> None:
+        """Note that it is decided now whether to keep the block."""
         self._is_decided[block_id] = True
-        return not was_decided
 
     def parent(self, block_id: int) -> ChainDigest:
         """Digest of what comes before the block."""

@@ -25,9 +25,9 @@ from engine.scheduling.block_tables import BlockTables
 from engine.scheduling.sequence import Sequence
 from engine.scheduling.tier_book import Entry, TierBook
 
-AHEAD_BLOCKS = 256
-"""Blocks next in line for eviction that are looked at; a prompt that takes more at once may evict
-some that were not written."""
+AHEAD_BLOCKS = 1_024
+"""Blocks next in line for eviction that are looked at. A prompt takes all its blocks at once: a
+longer one may evict some that were not written."""
 LOADING_SHARE = 2
 """Of a pool, at most one block in so many is taken by loads under way: the rest is for those who
 compute."""
@@ -100,7 +100,7 @@ class StorageTiers:
         self._tables = tables
         self._origins = origins
         self._num_loading = 0
-        self._ahead = min(AHEAD_BLOCKS, pool.num_blocks // 2)
+        self._ahead = min(AHEAD_BLOCKS, pool.num_blocks)
 
     # --- out of the pool ----------------------------------------------------------------------
 
@@ -108,13 +108,13 @@ class StorageTiers:
         """Choose blocks that are evicted soon and worth keeping; each has its slot already."""
         picked: list[Writing] = []
         # With as many free blocks as that, nothing is evicted soon.
-        if self._pool.num_free >= self._ahead:
+        if self._pool.num_free >= min(AHEAD_BLOCKS, self._pool.num_blocks // 2):
             return picked
-        for block_id in self._pool.evicted_next(self._ahead):
+        for block_id in self._origins.undecided(self._pool.evicted_next(self._ahead)):
             if len(picked) >= max_blocks:
                 break
-            if self._origins.decide(block_id):
-                picked += self._writings(block_id)
+            self._origins.decide(block_id)
+            picked += self._writings(block_id)
         return picked
 
     def _writings(self, block_id: int) -> list[Writing]:
