@@ -49,7 +49,7 @@ def test_other_content_under_the_same_digest_is_not_found(monkeypatch):
     """Nobody can make two contents with one digest; if somebody could, they would be told apart."""
     book = TierBook(2, SIZE)
     mine = held(book, "a")
-    other = block("b")
+    other = StoredBlock(mine.parent, b"b", mine.name, mine.depth)
     object.__setattr__(other, "digest", mine.digest)
     assert book.find(mine) is not None and book.find(other) is None
 
