@@ -122,6 +122,25 @@ PREFIX_REFUSED = Metric(
 PREFIX_GAPS = Metric(
     "baton_prefix_index_gaps", "gauge", "batches found missing since the start; hits fall"
 )
+STORED_BLOCKS = Metric(
+    "baton_storage_blocks",
+    "gauge",
+    "KV blocks that live workers keep below their pools, by storage tier",
+    ("storage",),
+)
+STORED_HITS = Metric(
+    "baton_storage_hit_blocks",
+    "gauge",
+    "blocks that live workers have loaded from a storage tier since they started",
+    ("storage",),
+)
+STORAGE_FAULTS = Metric(
+    "baton_storage_faults",
+    "gauge",
+    "blocks that live workers could not write to a storage tier or read from it since they "
+    "started; each costs a hit",
+    ("reason",),
+)
 ALL = (
     TTFT,
     ITL,
@@ -149,5 +168,8 @@ ALL = (
     PREFIX_AGE,
     PREFIX_REFUSED,
     PREFIX_GAPS,
+    STORED_BLOCKS,
+    STORED_HITS,
+    STORAGE_FAULTS,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

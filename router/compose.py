@@ -28,6 +28,7 @@ from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
+from router.observe.storage_gauges import storage_gauges
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
@@ -138,6 +139,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.CERTIFICATE_ENDS: parts.read_certificate_ends,
             metrics.PROBLEMS: status.num_by_problem,
             **gauges_of(parts.read_prefix_report),
+            **storage_gauges(sessions.views),
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None

@@ -20,6 +20,7 @@ from core import events
 from core.containment import contained
 from core.ports import BlockCopy
 from core.prefix_changes import StorageTier
+from core.session import StorageLoad
 from core.stored_block import StorageFault
 from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.scheduler import Scheduler
@@ -103,6 +104,19 @@ class StoredPrefixes:
     def num_live(self) -> int:
         """Copies under way; zero at rest."""
         return len(self._tasks)
+
+    def loads(self) -> tuple[StorageLoad, ...]:
+        """Report each tier, for operators."""
+        counts = self._tiers.counts
+        return tuple(
+            StorageLoad(
+                tier.name.lower(),
+                len(one.book),
+                counts.hit_blocks[tier],
+                {fault.value: n for (its, fault), n in counts.faults.items() if its is tier},
+            )
+            for tier, one in self._tiers.tiers.items()
+        )
 
     async def start(self) -> None:
         """Enter what lies in the stores from an earlier life; a store that fails has nothing."""

@@ -255,6 +255,7 @@ class Worker:
             rank_pids=self._runner.rank_pids(),
             is_ready=self.is_ready,
             is_leaving=self.availability.is_leaving,
+            storage=self.stored.loads() if self.stored is not None else (),
         )
 
     def check_at_rest(self) -> None:

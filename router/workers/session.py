@@ -27,6 +27,7 @@ from core.session import (
     PeerReport,
     Progress,
     StepFrame,
+    StorageLoad,
     Submit,
     Welcome,
     WorkerDescriptor,
@@ -90,6 +91,7 @@ class WorkerSession:
         self._has_lived = was_lost
         self._close_reason = ""
         self._is_leaving = False
+        self._storage: tuple[StorageLoad, ...] = ()
 
     @property
     def key(self) -> WorkerLife:
@@ -117,6 +119,7 @@ class WorkerSession:
             self._load.reported,
             self.rank_pids,
             self.routes.reports,
+            self._storage,
         )
 
     @property
@@ -299,6 +302,7 @@ class WorkerSession:
         """
         self.rank_pids = message.rank_pids or self.rank_pids
         self._load.report(message.load)
+        self._storage = message.storage
         if message.is_leaving:
             if not self._is_leaving:
                 self._log(events.WORKER_LEAVING)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from core.session import Load, RouteReport, WorkerDescriptor
+from core.session import Load, RouteReport, StorageLoad, WorkerDescriptor
 
 
 class SessionState(Enum):
@@ -34,3 +34,5 @@ class WorkerView:
     rank_pids: tuple[int, ...]
     routes: Mapping[str, RouteReport]
     """Routes by which KV reaches it, by the sender's transfer address."""
+    storage: tuple[StorageLoad, ...] = ()
+    """What it reported last of the storage tiers below its pool."""
