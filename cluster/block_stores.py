@@ -10,12 +10,14 @@ from pathlib import Path
 
 from core.block_hash import hash_key
 from core.config import BatonConfig, EngineConfig
+from core.errors import ModelLoadError
 from core.kv_layout import KVLayout
 from core.prefix_changes import StorageTier
 from core.session import Role
 from engine.scheduling.block_changes import BlockChanges
 from kv_storage.disk import DiskStore, slots_for
 from kv_storage.host import HostStore
+from process.shared_memory import available_bytes
 from worker.components import TierStore
 
 HOST_BYTES_PER_S = 2e9
@@ -39,6 +41,9 @@ def make_stores(
         role: The worker's.
         layout: Of its KV.
         is_published: The prefix index shows what the tiers hold.
+
+    Raises:
+        ModelLoadError: There is not so much memory.
     """
     cache = config.prefix_cache
     # On a device only what a prefill worker computes is copied to memory that can be read here.
@@ -47,6 +52,7 @@ def make_stores(
         return ()
     stores = []
     if num_slots := cache.host_bytes // layout.block_bytes:
+        _check_memory(cache.host_bytes)
         host = HostStore(layout, num_slots)
         stores.append(
             TierStore(
@@ -76,3 +82,13 @@ def make_stores(
             )
         )
     return tuple(stores)
+
+
+def _check_memory(host_bytes: int) -> None:
+    """Refuse what would get some process killed when it is touched, perhaps hours later."""
+    left_bytes = available_bytes()
+    if left_bytes is not None and host_bytes > left_bytes:
+        raise ModelLoadError(
+            f"prefix_cache.host_bytes is {host_bytes}, and this machine has {left_bytes} bytes of "
+            "memory left; lower it"
+        )

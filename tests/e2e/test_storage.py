@@ -2,10 +2,12 @@
 
 import os
 import random
+import re
 import signal
 import time
 
 import grpc
+import httpx
 import yaml
 
 from protos.baton.v1 import generation_pb2 as pb
@@ -67,6 +69,11 @@ def test_a_killed_worker_finds_its_blocks_on_disk(start, tmp_path):
         assert [tokens for tokens, _ in again] == [tokens for tokens, _ in cold]
         # A busy machine may find computing cheaper, but not for all of them.
         assert max(cached for _, cached in again) >= 14 * 16
+        # A worker reports twice a second.
+        time.sleep(1.5)
+        metrics = httpx.get(f"{up.url}/metrics").text
+        shown = dict(re.findall(r'^baton_storage_(\w+)\{storage="disk"\} (\S+)$', metrics, re.M))
+        assert float(shown["blocks"]) >= 30 and float(shown["hit_blocks"]) >= 14
         [segment] = folder.rglob("*.kv")
         assert segment.stat().st_mode & 0o077 == 0
     assert up.end() == (0, set())
