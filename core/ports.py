@@ -161,11 +161,16 @@ class BlockStore(Protocol):
     """
 
     async def write(
-        self, copies: Sequence[BlockCopy], pool: KVBytes
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
     ) -> Sequence[StorageFault | None]:
         """Copy blocks out of the pool; returns one result each, None for a copy that stands.
 
-        The bytes are those of the call's time if nobody writes to the blocks until it returns.
+        Args:
+            copies: Which, and where to.
+            pool: Theirs; others may write to a block that is not theirs any more.
+            is_still: Asked after a block's bytes were taken and before its slot says so, perhaps
+                in another thread: False if they may be another's. Then the slot holds nothing, for
+                this life and the next.
         """
         ...
 

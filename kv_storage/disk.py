@@ -175,16 +175,18 @@ class DiskStore:
     # --- copies -------------------------------------------------------------------------------
 
     async def write(
-        self, copies: Sequence[BlockCopy], pool: KVBytes
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`."""
         loop = asyncio.get_running_loop()
         faults: list[StorageFault | None] = []
         for few in _few(copies):
-            faults += await loop.run_in_executor(self._writers, self._write, few, pool)
+            faults += await loop.run_in_executor(self._writers, self._write, few, pool, is_still)
         return faults
 
-    def _write(self, copies: Sequence[BlockCopy], pool: KVBytes) -> list[StorageFault | None]:
+    def _write(
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
+    ) -> list[StorageFault | None]:
         if self._own is None or self._now_s() < self._paused_until:
             return [self._pause_fault] * len(copies)
         source = self._bytes.view(pool.segments())
@@ -193,6 +195,10 @@ class DiskStore:
         size = self._bytes.payload_bytes
         faults: list[StorageFault | None] = []
         for index, (copy, checksum) in enumerate(zip(copies, checksums, strict=True)):
+            # Before its record says what it is: the next life would trust that.
+            if not is_still(copy):
+                faults.append(StorageFault.REPLACED)
+                continue
             number, slot = divmod(copy.slot, self._slots_per_segment)
             one = payload[index * size : (index + 1) * size]
             try:

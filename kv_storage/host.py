@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from core.kv_layout import KVLayout
@@ -34,22 +34,33 @@ class HostStore:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="host-tier")
 
     async def write(
-        self, copies: Sequence[BlockCopy], pool: KVBytes
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`."""
         loop = asyncio.get_running_loop()
+        faults: list[StorageFault | None] = []
         for few in _few(copies):
-            await loop.run_in_executor(self._threads, self._write, few, pool)
-        return [None] * len(copies)
+            faults += await loop.run_in_executor(self._threads, self._write, few, pool, is_still)
+        return faults
 
-    def _write(self, copies: Sequence[BlockCopy], pool: KVBytes) -> None:
+    def _write(
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
+    ) -> list[StorageFault | None]:
+        for copy in copies:
+            self._written.pop(copy.slot, None)
         source = self._bytes.view(pool.segments())
         entries = self._bytes.fragments([copy.block_id for copy in copies])
         targets = self._bytes.targets([copy.slot for copy in copies])
         tallies = self._view.pull(source, entries, targets)
         blocks = [copy.block for copy in copies]
+        faults: list[StorageFault | None] = []
         for copy, checksum in zip(copies, self._bytes.checksums(tallies, blocks), strict=True):
-            self._written[copy.slot] = (copy.block, checksum)
+            if is_still(copy):
+                self._written[copy.slot] = (copy.block, checksum)
+                faults.append(None)
+            else:
+                faults.append(StorageFault.REPLACED)
+        return faults
 
     async def read(
         self, copies: Sequence[BlockCopy], pool: KVBytes

@@ -31,18 +31,22 @@ class MemoryBlockStore:
     num_read: int = 0
 
     async def write(
-        self, copies: Sequence[BlockCopy], pool: KVBytes
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`; half of a block's time passes between its first and second half."""
         faults: list[StorageFault | None] = []
         for copy in copies:
             fault = self.write_fault()
             if fault is None:
+                self.slots.pop(copy.slot, None)
                 views = self._views(copy.block_id, pool)
                 half = len(views) // 2
                 taken = b"".join(map(bytes, views[:half]))
                 await asyncio.sleep(self.copy_s)
                 taken += b"".join(map(bytes, views[half:]))
+                if not is_still(copy):
+                    faults.append(StorageFault.REPLACED)
+                    continue
                 self.slots[copy.slot] = (copy.block, taken, taken)
             faults.append(fault)
         return faults

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Coroutine
+import functools
+from collections.abc import Callable, Coroutine, Mapping
 from itertools import groupby
 from typing import Any
 
@@ -102,8 +103,8 @@ class StoredPrefixes:
 
     @property
     def num_live(self) -> int:
-        """Copies under way; zero at rest."""
-        return len(self._tasks)
+        """Blocks of the pool that loads hold; zero at rest. Writing holds none."""
+        return self._tiers.num_loading
 
     def loads(self) -> tuple[StorageLoad, ...]:
         """Report each tier, for operators."""
@@ -153,16 +154,22 @@ class StoredPrefixes:
         try:
             for tier, store in self._stores.items():
                 mine = [writing for writing in writings if writing.tier is tier]
+                if not mine:
+                    continue
                 copies = [BlockCopy(w.entry.block, w.block_id, w.entry.slot) for w in mine]
+                is_still = functools.partial(self._is_still, {w.block_id: w for w in mine})
                 faults: list[StorageFault | None] = [StorageFault.UNREACHABLE] * len(mine)
                 with contained("writing blocks to a storage tier"):
-                    faults = list(await store.write(copies, self._kv)) if mine else []
+                    faults = list(await store.write(copies, self._kv, is_still))
                 for writing, fault in zip(mine, faults, strict=True):
                     self._tiers.end_write(writing, fault)
                 self._report(tier, faults)
         finally:
             self._is_writing = False
         self.write_back()
+
+    def _is_still(self, writings: Mapping[int, Writing], copy: BlockCopy) -> bool:
+        return self._tiers.is_still(writings[copy.block_id])
 
     # --- into the pool ----------------------------------------------------------------------------
 

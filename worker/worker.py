@@ -273,7 +273,7 @@ class Worker:
             "arriving": len(self.scheduler.arriving),
             "transfers of the role": self.role.num_live,
             "transfers of the agent": self.agent.num_live,
-            "copies of stored blocks": self.stored.num_live if self.stored else 0,
+            "blocks being loaded": self.stored.num_live if self.stored else 0,
         }
         found = {name: count for name, count in left.items() if count}
         if found:

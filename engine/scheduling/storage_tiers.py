@@ -137,10 +137,15 @@ class StorageTiers:
             self._origins.parent(block_id), tokens, name, self._origins.depth(block_id)
         )
 
+    def is_still(self, writing: Writing) -> bool:
+        """True if the block has been this one until now; any thread may ask.
+
+        The pool forgets what a block was before anybody is given it to write to.
+        """
+        return self._pool.identity(writing.block_id) == writing.identity
+
     def end_write(self, writing: Writing, fault: StorageFault | None) -> None:
-        """A block was copied, or could not be; it is found if it was still the same after that."""
-        if fault is None and self._pool.identity(writing.block_id) != writing.identity:
-            fault = StorageFault.REPLACED
+        """A block was copied, and can be found from now on, or it could not be."""
         book = self.tiers[writing.tier].book
         if fault is None:
             book.written(writing.entry)

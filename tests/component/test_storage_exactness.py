@@ -79,7 +79,7 @@ async def answers(stores=lambda layout, role: (), prompts=PROMPTS, rounds=2, **h
 async def at_rest(house):
     """Until nothing is copied any more, so that each round finds what the one before wrote."""
     async with asyncio.timeout(60):
-        while any(unit.stored and unit.stored.num_live for unit in house.units):
+        while any(unit.stored and unit.stored._tasks for unit in house.units):
             await asyncio.sleep(0.005)
 
 

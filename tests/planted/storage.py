@@ -12,9 +12,16 @@ BUGS = [
     Bug(
         "a block that was given away during its copy is kept under its old name",
         "engine/scheduling/storage_tiers.py",
-        "        if fault is None and self._pool.identity(writing.block_id) != writing.identity:\n",
-        "        if fault is None and not writing.identity:\n",
+        "        return self._pool.identity(writing.block_id) == writing.identity\n",
+        "        return writing.identity > 0\n",
         TIERS + "test_a_block_that_was_given_away_during_its_copy_is_not_kept",
+    ),
+    Bug(
+        "a record is written before the pool was asked, and the next life trusts it",
+        "kv_storage/disk.py",
+        "            if not is_still(copy):\n",
+        "            if copy.slot < 0:\n",
+        DISK + "test_a_block_that_was_given_away_meanwhile_is_not_found_by_the_next_worker",
     ),
     Bug(
         "a load goes on into a pool that lost its memory",

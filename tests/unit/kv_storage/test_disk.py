@@ -49,6 +49,11 @@ def disk(folder, *, num_slots=12, layout=LAYOUT, key=KEY, clock=None):
     return DiskStore(layout, num_slots, folder, key, clock or Clock())
 
 
+def still(copy):
+    """Nobody else is given a block."""
+    return True
+
+
 async def found_by(store):
     found = dict(await store.find())
     await store.close()
@@ -59,7 +64,7 @@ async def fill(folder, kv, copies=COPIES):
     """Write all blocks, and let the worker end."""
     store = disk(folder)
     assert list(await store.find()) == []
-    assert list(await store.write(copies, kv)) == [None] * len(copies)
+    assert list(await store.write(copies, kv, still)) == [None] * len(copies)
     await store.close()
     [path] = folder.rglob("*.kv")
     return path
@@ -105,13 +110,13 @@ async def test_a_file_moved_here_from_another_cluster_is_foreign(tmp_path, kv):
     mine = await fill(tmp_path / "mine", kv)
     other = disk(tmp_path / "other", key=b"other")
     await other.find()
-    await other.write(COPIES, kv)
+    await other.write(COPIES, kv, still)
     await other.close()
     [path] = (tmp_path / "other").rglob("*.kv")
     mine.write_bytes(path.read_bytes())
     store = disk(tmp_path / "mine")
     assert list(await store.find()) == []
-    assert set(await store.write(COPIES, kv)) == {StorageFault.FOREIGN}
+    assert set(await store.write(COPIES, kv, still)) == {StorageFault.FOREIGN}
     await store.close()
     assert mine.read_bytes() == path.read_bytes(), "what is not ours stays as it is"
 
@@ -205,8 +210,8 @@ async def test_layers_of_a_block_that_changed_places_are_noticed(tmp_path, kv):
 async def test_two_workers_have_a_folder_each_and_the_next_takes_over_the_first(tmp_path, kv):
     first, second = disk(tmp_path), disk(tmp_path)
     assert list(await first.find()) == list(await second.find()) == []
-    await first.write(COPIES[:3], kv)
-    await second.write(COPIES[3:5], kv)
+    await first.write(COPIES[:3], kv, still)
+    await second.write(COPIES[3:5], kv, still)
     assert len(list(tmp_path.rglob("*.kv"))) == 2
     await first.close()
     assert len(await found_by(disk(tmp_path))) == 3
@@ -225,13 +230,13 @@ async def test_a_full_disk_is_left_alone_for_a_while(tmp_path, kv, monkeypatch):
         raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    assert set(await store.write(COPIES, kv)) == {StorageFault.NO_SPACE}
+    assert set(await store.write(COPIES, kv, still)) == {StorageFault.NO_SPACE}
     assert not list(tmp_path.rglob("*.kv")), "the space of a file that was begun is given back"
-    assert set(await store.write(COPIES, kv)) == {StorageFault.NO_SPACE}
+    assert set(await store.write(COPIES, kv, still)) == {StorageFault.NO_SPACE}
     assert len(calls) <= 8
     monkeypatch.setattr(os, "posix_fallocate", allocate)
     clock.now_s = disk_module.PAUSE_S + 1
-    assert set(await store.write(COPIES, kv)) == {None}
+    assert set(await store.write(COPIES, kv, still)) == {None}
     await store.close()
 
 
@@ -239,7 +244,7 @@ async def test_a_folder_that_cannot_be_made_costs_the_tier_alone(tmp_path, kv):
     (tmp_path / "file").write_text("in the way")
     store = disk(tmp_path / "file" / "folder")
     assert list(await store.find()) == []
-    assert set(await store.write(COPIES, kv)) == {StorageFault.UNREACHABLE}
+    assert set(await store.write(COPIES, kv, still)) == {StorageFault.UNREACHABLE}
     assert list(await store.read(COPIES, kv)) == [StorageFault.FOREIGN]
     await store.close()
 
@@ -250,7 +255,7 @@ async def test_files_take_no_more_room_than_they_were_given(tmp_path, kv):
         store = disk(tmp_path / f"{num_bytes}", num_slots=num_slots)
         await store.find()
         copies = [BlockCopy(BLOCKS[i % 12], i % 12, i) for i in range(num_slots)]
-        assert set(await store.write(copies, kv)) == {None}
+        assert set(await store.write(copies, kv, still)) == {None}
         await store.close()
         taken = sum(path.stat().st_size for path in (tmp_path / f"{num_bytes}").rglob("*"))
         assert num_slots > 5 and taken - PAGE_BYTES * 3 <= num_bytes
@@ -269,10 +274,20 @@ async def test_segments_beyond_a_smaller_budget_are_removed(tmp_path, kv, monkey
 async def fill_segments(folder, kv):
     store = disk(folder)
     await store.find()
-    assert set(await store.write(COPIES, kv)) == {None}
+    assert set(await store.write(COPIES, kv, still)) == {None}
     await store.close()
 
 
 async def test_files_can_be_read_by_their_owner_alone(tmp_path, kv):
     path = await fill(tmp_path, kv)
     assert path.stat().st_mode & 0o077 == 0 and path.parent.stat().st_mode & 0o077 == 0
+
+
+async def test_a_block_that_was_given_away_meanwhile_is_not_found_by_the_next_worker(tmp_path, kv):
+    """Its bytes may be another's, and its checksum would be right."""
+    store = disk(tmp_path)
+    await store.find()
+    results = await store.write(COPIES, kv, lambda copy: copy.block_id != 4)
+    assert list(results) == [None] * 4 + [StorageFault.REPLACED] + [None] * 7
+    await store.close()
+    assert sorted(await found_by(disk(tmp_path))) == [0, 1, 2, 3, *range(5, 12)]

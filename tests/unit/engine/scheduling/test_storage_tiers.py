@@ -105,9 +105,12 @@ def test_a_block_goes_to_disk_after_enough_sequences_had_it():
 def test_a_block_that_was_given_away_during_its_copy_is_not_kept():
     engine = Engine()
     full(engine)
-    [first, *_] = writings = engine.tiers.pick_writes(3)
+    [first, *others] = writings = engine.tiers.pick_writes(3)
     engine.pool.allocate(engine.pool.num_free + 1)  # takes the block that leaves first
-    for writing in writings:
+    still = [engine.tiers.is_still(writing) for writing in writings]
+    assert not still[0] and all(still[len(engine.tiers.tiers) :])
+    engine.tiers.end_write(first, StorageFault.REPLACED)
+    for writing in others:
         engine.tiers.end_write(writing, None)
     assert engine.tiers.tiers[first.tier].book.find(first.entry.block) is None
     assert engine.tiers.counts.faults[first.tier, StorageFault.REPLACED] == 1
