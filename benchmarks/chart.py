@@ -267,6 +267,51 @@ def draw_prefixes():
         write("prefixes.svg", y - 30, parts)
 
 
+def draw_conversation():
+    """Time to the first token by turn of a chat, with prefixes kept and without."""
+    path = RESULTS / "conversation.json"
+    if not path.exists():
+        return
+    result = json.loads(path.read_text())
+    rows = result["by_turn"]
+    kinds = (("without", BARE, "computed anew"), ("with", SERVED, "prefix kept"))
+    most = max(row[f"{kind}_ttft_s"]["p50"] for row in rows for kind, _, _ in kinds)
+    title = "time to the first token, ms (median), by turn of a chat"
+    parts = [f'<text x="60" y="26" font-weight="bold">{title}</text>']
+    for kind, colour, label in kinds:
+        at = [
+            (60 + 520 * (row["turn"] - 1) / max(1, len(rows) - 1),
+             250 - 190 * row[f"{kind}_ttft_s"]["p50"] / most)
+            for row in rows
+        ]  # fmt: skip
+        line = " ".join(f"{x:.0f},{y:.0f}" for x, y in at)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        for (x, y), row in zip(at, rows, strict=True):
+            value = row[f"{kind}_ttft_s"]["p50"] * 1e3
+            parts.append(f'<circle cx="{x:.0f}" cy="{y:.0f}" r="3" fill="{colour}"/>')
+            parts.append(
+                f'<text x="{x:.0f}" y="{y - 8:.0f}" font-size="11" text-anchor="middle" '
+                f'fill="{colour}">{value:.0f}</text>'
+            )
+        x, y = at[-1]
+        parts.append(
+            f'<text x="{x:.0f}" y="{y - 24:.0f}" text-anchor="end" fill="{colour}">{label}</text>'
+        )
+    for row in rows:
+        x = 60 + 520 * (row["turn"] - 1) / max(1, len(rows) - 1)
+        parts.append(
+            f'<text x="{x:.0f}" y="268" font-size="11" text-anchor="middle">{row["turn"]}</text>'
+        )
+    parts.append('<line x1="60" y1="250" x2="590" y2="250" stroke="#99a"/>')
+    machine = result["machine"]
+    parts.append(
+        f'<text x="60" y="292" font-size="11" fill="#667">{rows[0]["prompt_tokens"]} tokens in '
+        f"turn 1, {result['model']}, {result['workers']}, {machine['cpu']}, commit "
+        f"{result['commit']}</text>"
+    )
+    write("conversation.svg", 304, parts)
+
+
 def draw_overload():
     """Goodput, refusals, stalls and recovery by load, beside the aims."""
     path = RESULTS / "overload.json"
@@ -312,3 +357,4 @@ if __name__ == "__main__":
     draw_scaling()
     draw_overload()
     draw_prefixes()
+    draw_conversation()

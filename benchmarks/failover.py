@@ -16,7 +16,7 @@ from rich.progress import Progress
 from benchmarks.record import quantiles, save
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from support.rig import ProcessCluster, config_of
+from support.process_cluster import ProcessCluster, config_of
 
 KINDS = [(what, role) for what in ("kill", "hang") for role in ("decode", "prefill", "router")]
 LOAD_S = {"kill": 4.0, "hang": 6.0}
@@ -24,33 +24,33 @@ HANG_S = 5.0
 AIM_S = {"kill": 2.0, "hang": 4.0}
 
 
-async def one_round(rig, what, role, streams):
+async def one_round(cluster, what, role, streams):
     """A fault at a random moment under load; the affected clients' longest gaps."""
-    rig.answers.clear()
-    load = asyncio.create_task(rig.load(LOAD_S[what], streams))
-    await asyncio.sleep(rig.rng.uniform(0.5, 2.0))
-    await (rig.kill(role) if what == "kill" else rig.hang(role, HANG_S))
+    cluster.answers.clear()
+    load = asyncio.create_task(cluster.load(LOAD_S[what], streams))
+    await asyncio.sleep(cluster.rng.uniform(0.5, 2.0))
+    await (cluster.kill(role) if what == "kill" else cluster.hang(role, HANG_S))
     await load
-    wrong = rig.verdict()["wrong"]
+    wrong = cluster.verdict()["wrong"]
     if wrong:
         raise SystemExit(f"{what} {role}: {wrong}")
-    await rig.wait_whole()
-    return [answer.longest_gap_s for _, answer in rig.answers if answer.is_affected]
+    await cluster.wait_whole()
+    return [answer.longest_gap_s for _, answer in cluster.answers if answer.is_affected]
 
 
 async def at_load(streams, rounds, progress, task):
     """All six kinds at one load, in turn, and the control before and after."""
-    async with ProcessCluster(config_of(placement__path="pd")) as rig:
-        rig.make_requests(max(24, streams + 8), max_tokens=80)
-        await rig.learn()
+    async with ProcessCluster(config_of(placement__path="pd")) as cluster:
+        cluster.make_requests(max(24, streams + 8), max_tokens=80)
+        await cluster.learn()
         gaps = {kind: [] for kind in KINDS}
         control = []
         for _ in range(rounds):
-            rig.answers.clear()
-            await rig.load(3.0, streams)
-            control += [answer.longest_gap_s for _, answer in rig.answers]
+            cluster.answers.clear()
+            await cluster.load(3.0, streams)
+            control += [answer.longest_gap_s for _, answer in cluster.answers]
             for what, role in KINDS:
-                gaps[what, role] += await one_round(rig, what, role, streams)
+                gaps[what, role] += await one_round(cluster, what, role, streams)
                 progress.advance(task)
     rows = [
         {

@@ -1,13 +1,12 @@
 """What one placement costs by the number of workers, with every worker holding a part of the prompt.
 
-Run: python -m benchmarks.placement [PLACEMENT.py of an earlier commit, to be timed beside]
+Run: python -m benchmarks.placement
 
-Owns the sweep. Beside the choice it times the hash of the prompt and the question to the view.
+Owns the sweep. Beside the choice it times the hash of the prompt, the question to the view, and
+both together, as a request pays for them.
 """
 
-import importlib.util
 import random
-import sys
 import time
 
 from benchmarks.record import quantiles, save
@@ -22,6 +21,8 @@ from router.placement import PlacementConstraints, choose
 
 WORKERS = (8, 64, 256, 1_000, 2_000)
 PROMPT_TOKENS = 2_048
+SHORT_TOKENS = 20
+"""Fewer than `placement.local_below_tokens`: every decode worker could serve it alone."""
 REPEATS = 200
 SIZE = 16
 
@@ -59,29 +60,11 @@ def milliseconds(action):
     return quantiles(samples)
 
 
-def earlier(file):
-    """Load an earlier placement, which takes no knowledge of caches."""
-    spec = importlib.util.spec_from_file_location("earlier_placement", file)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def earlier_ms(module, candidates, request):
-    pool = [
-        module.Candidate(c.descriptor, c.load, c.pending_tokens, c.pending_requests)
-        for c in candidates
-    ]
-    constraints = module.PlacementConstraints("auto", 32)
-    return milliseconds(lambda: module.choose(pool, request, constraints))
-
-
 def main():
-    before = earlier(sys.argv[1]) if len(sys.argv) > 1 else None
-    del sys.argv[1:]
     rng = random.Random(7)
     request = GenerateRequest("r", "m", tuple(range(PROMPT_TOKENS)), SamplingParams(), 1, 0.0)
-    constraints = PlacementConstraints("auto", 32)
+    short = GenerateRequest("s", "m", tuple(range(SHORT_TOKENS)), SamplingParams(), 1, 0.0)
+    constraints = PlacementConstraints()
     names = block_hashes(root_hash("digest", "scope"), request.token_ids[:-1], SIZE)
     rows = []
     for number in WORKERS:
@@ -99,10 +82,12 @@ def main():
             "choose_ms": milliseconds(
                 lambda c=candidates, h=held: choose(c, request, constraints, h, 1.0)
             ),
+            "choose_short_ms": milliseconds(lambda c=candidates: choose(c, short, constraints)),
             "match_ms": milliseconds(lambda v=view: v.match(names)),
+            "together_ms": milliseconds(
+                lambda c=candidates, v=view: choose(c, request, constraints, v.match(names), 1.0)
+            ),
         }
-        if before is not None:
-            row["earlier_choose_ms"] = earlier_ms(before, candidates, request)
         print({k: v if isinstance(v, int) else round(v["p50"], 4) for k, v in row.items()})
         rows.append(row)
     hash_ms = milliseconds(

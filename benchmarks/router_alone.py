@@ -2,7 +2,7 @@
 
     python -m benchmarks.router_alone
 
-A real router process (both doors, sessions over gRPC, detokenizing) in front of a real worker whose
+A real router process (both servers, sessions over gRPC, detokenizing) in front of a real worker whose
 runner returns a token at once. The router's own CPU seconds are read from /proc: tokens over them
 is tokens per second per core, whatever client and worker cost beside it. Path local; each request
 has 256 output tokens.
@@ -61,7 +61,7 @@ class StubRunner:
         return StepResult(plan.step_id, tokens)
 
     async def lost(self):
-        await asyncio.Event().wait()
+        await asyncio.Event().wait()  # it never dies
 
     async def restart(self):
         raise RuntimeError("a stub never dies")

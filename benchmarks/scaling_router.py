@@ -31,7 +31,7 @@ BLOCK_SIZE_TOKENS = 16
 
 
 def place(sessions, request):
-    return choose(sessions.candidates(), request, PlacementConstraints("auto", 32))
+    return choose(sessions.candidates(), request, PlacementConstraints())
 
 
 def cpu_ms(action, repeats, inner=1):

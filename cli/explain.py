@@ -1,4 +1,4 @@
-"""`baton explain request`: why a router sent a request where it did.
+"""`baton explain request` and `baton prefix explain`: why a request went or would go somewhere.
 
 Owns what is shown. Does not know how a cost is predicted: it asks a router.
 """
@@ -36,8 +36,44 @@ def explain_request(url: str, request_id: str, access: Endpoints, *, as_json: bo
         _show(found)
 
 
+def explain_prompt(url: str, body: dict[str, Any], access: Endpoints, *, as_json: bool) -> None:
+    """Ask a router about a prompt and show its answer.
+
+    Raises:
+        ConfigError: No router answers, or it refuses the prompt.
+    """
+    found = access.post(url, "/prefix-index/explain", body)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+        return
+    console = Console()
+    sizes = ", ".join(
+        f"{blocks['num_blocks']} full blocks of {blocks['block_size_tokens']} tokens"
+        for blocks in found["blocks"]
+    )
+    console.print(f"{found['prompt_tokens']} prompt tokens: {sizes or 'no worker is there'}")
+    table = Table("worker", "role", "blocks", "tokens", "tiers", "expected", box=box.SIMPLE)
+    for row in found["workers"]:
+        tiers = ", ".join(f"{name} {count}" for name, count in row["tiers"].items())
+        cells = (row["leading_blocks"], row["leading_tokens"], tiers, row["expected_blocks"])
+        table.add_row(row["worker"], row["role"], *map(str, cells))
+    console.print(table if found["workers"] else "no worker is known to hold any of it")
+    _show_candidates(console, found)
+    if "error" in found:
+        console.print(found["error"], markup=False, highlight=False)
+
+
 def _show(found: dict[str, Any]) -> None:
     console = Console()
+    _show_candidates(console, found)
+    line = (
+        f"{found['outcome']}; {found['prompt_tokens']} prompt tokens, {found['cached_tokens']} "
+        f"cached; TTFT {found['ttft_ms']} ms, of which {found['queue_ms']} ms waiting"
+    )
+    console.print(line, markup=False, highlight=False)
+
+
+def _show_candidates(console: Console, found: dict[str, Any]) -> None:
     columns = (
         "cached",
         "uncached",
@@ -59,8 +95,3 @@ def _show(found: dict[str, Any]) -> None:
         workers = dict.fromkeys((decision["prefill_worker"], decision["decode_worker"]))
         line = f"path {decision['path']} on {' and '.join(workers)}: {decision['reason']}"
         console.print(line, markup=False, highlight=False)
-    line = (
-        f"{found['outcome']}; {found['prompt_tokens']} prompt tokens, {found['cached_tokens']} "
-        f"cached; TTFT {found['ttft_ms']} ms, of which {found['queue_ms']} ms waiting"
-    )
-    console.print(line, markup=False, highlight=False)

@@ -1,4 +1,4 @@
-"""Options that several commands share.
+"""Options that several commands share, and the exit code of one that was interrupted.
 
 Owns their names and help. Does not know commands.
 """
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended, by the shells' convention."""
 
 Output = Annotated[str, typer.Option("--output", "-o", help="table or json")]
 Config = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file")]

@@ -56,6 +56,48 @@ def top(
         typer.echo(f"{num_blocks:>10}  {name}")
 
 
+@prefix.command()
+def explain(  # noqa: PLR0913 - options of a command
+    prompt: Annotated[str, typer.Argument(help="the text; @FILE: read it from a file")] = "",
+    ids: Annotated[Path | None, typer.Option(help="JSON list of token ids instead")] = None,
+    messages: Annotated[Path | None, typer.Option(help="JSON list of messages instead")] = None,
+    url: Url = "http://127.0.0.1:8000",
+    tenant: Annotated[
+        str | None, typer.Option(help="whose cache; default: the key's own; others: admins only")
+    ] = None,
+    salt: Annotated[str, typer.Option(help="the cache_salt of the requests meant")] = "",
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
+    *,
+    chat: Annotated[bool, typer.Option("--chat", help="the text is a user's message")] = False,
+    output: Output = "table",
+) -> None:
+    """Show which workers hold how much of a prompt, and where it would be sent now."""
+    from cli.explain import explain_prompt  # noqa: PLC0415 - `baton --help` stays fast
+    from client.endpoints import Endpoints  # noqa: PLC0415
+
+    body: dict[str, Any] = {"cache_salt": salt} | ({} if tenant is None else {"tenant": tenant})
+    if sum((bool(prompt), ids is not None, messages is not None)) != 1:
+        raise typer.BadParameter("give one of PROMPT, --ids and --messages")
+    if ids is not None:
+        body["prompt"] = _json_of(ids)
+    elif messages is not None:
+        body["messages"] = _json_of(messages)
+    else:
+        text = Path(prompt[1:]).expanduser().read_text() if prompt.startswith("@") else prompt
+        body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    explain_prompt(url, body, Endpoints(ca, cert, key), as_json=output == "json")
+
+
+def _json_of(file: Path) -> object:
+    try:
+        found: object = json.loads(file.expanduser().read_text())
+    except ValueError as error:
+        raise typer.BadParameter(f"{file} is no JSON: {error}") from error
+    return found
+
+
 def _read(url: str, ca: Path | None, cert: Path | None, key: Path | None) -> dict[str, Any]:
     from client.endpoints import Endpoints  # noqa: PLC0415 - `baton --help` stays fast
 

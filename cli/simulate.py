@@ -16,13 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from cli.options import INTERRUPTED
 from core.errors import ConfigError
 from simulation.loads import make_plan
 from simulation.search import MAX_SHRUNK, Summary, as_line, chosen, replay_line, search, shrink
 from simulation.trial import run_trial
-
-INTERRUPTED = 130
-"""Exit code of a command that Ctrl-C ended, by the shells' convention."""
 
 
 def simulate_faults(num_seeds: int, first_seed: int, *, as_json: bool) -> None:

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from cli.simulate import INTERRUPTED
+from cli.options import INTERRUPTED
 from core.errors import ConfigError
 from simulation.replay import Policy, Replay, ReplayPlan
 from simulation.traces import read_trace

@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import ssl
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -117,29 +118,48 @@ class Endpoints:
         Raises:
             ConfigError: Nobody answers, or the key has no right to it.
         """
+        return self._exchange(url, path, None)
+
+    def post(self, url: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send a POST to a router.
+
+        Raises:
+            ConfigError: Nobody answers, the key has no right to it, or the router refuses it.
+        """
+        tree = self._exchange(url, path, json.dumps(body).encode())
+        if "error" in tree and isinstance(tree["error"], dict):
+            raise ConfigError(f"the router at {url} refuses: {tree['error'].get('message', '')}")
+        return tree
+
+    def _exchange(self, url: str, path: str, body: bytes | None) -> dict[str, Any]:
         if not url.startswith(("http://", "https://")):
             raise ConfigError(f"--url {url} must begin with http:// or https://")
         try:
             # The scheme is checked above.
-            request = Request(url.rstrip("/") + path, headers=authorization())  # noqa: S310
+            request = Request(  # noqa: S310
+                url.rstrip("/") + path,
+                body,
+                authorization() | ({"Content-Type": "application/json"} if body else {}),
+            )
             opener = build_opener(HTTPSHandler(context=self.context), _Stay)
             with opener.open(request, timeout=HTTP_TIMEOUT_S) as reply:
-                body = reply.read()
+                answer = reply.read()
         except HTTPError as error:
             if error.code == HTTPStatus.UNAUTHORIZED:
                 raise ConfigError(
                     f"the router at {url} wants an API key; set {API_KEY_VARIABLE}"
                 ) from error
-            if error.code == HTTPStatus.FORBIDDEN:
+            # A POST may be refused for its body: the router's own words follow.
+            if error.code == HTTPStatus.FORBIDDEN and body is None:
                 raise ConfigError(
                     f"the key in {API_KEY_VARIABLE} may not ask the router at {url} for {path}; "
                     "use one of role metrics or admin (`baton keys add --role`)"
                 ) from error
-            body = error.read()  # /ready answers 503 with a body
+            answer = error.read()  # /ready answers 503 with a body
         except (URLError, OSError) as error:
             raise self.unreachable(url, error) from error
         try:
-            tree: dict[str, Any] = json.loads(body)
+            tree: dict[str, Any] = json.loads(answer)
         except ValueError as error:
             raise ConfigError(f"the server at {url}{path} is no router") from error
         return tree

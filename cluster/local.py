@@ -49,8 +49,10 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             start_new_session=True,  # a terminal's Ctrl-C is for the parent, which ends it in order
         )
+        # The parent's copy goes: the child sees the end of the pipe only when no other end is open.
         os.close(life_read)
         child = cls(process, life_write)
+        # On standard input: a command line is there for every user to read, and secrets are in it.
         await child.send(config.model_dump_json())
         return child
 
@@ -213,6 +215,7 @@ class LocalCluster:
     async def _keep_router(self, index: int) -> None:
         """Restart a router on the ports it had; three failed starts in a row end the cluster."""
         ports = dict(zip(("http_port", "grpc_port"), self.addresses[index], strict=True))
+        # On the ports it had: clients and load balancers know these.
         config = self.config.model_copy(
             update={"router": self.config.router.model_copy(update=ports)}
         )
@@ -231,6 +234,7 @@ class LocalCluster:
                 events.CHILD_FAILED.log(
                     child=f"router-{index}", reason=str(error), retry_in_s=num_failures
                 )
+                # Without a router nobody is served: then the end of all is the clearer sign.
                 if num_failures >= MAX_ROUTER_FAILURES:
                     break
                 await asyncio.sleep(num_failures)
@@ -244,6 +248,7 @@ class LocalCluster:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        # Routers first: their requests end in order while workers still answer.
         await asyncio.gather(*(child.stop() for child in self._routers.values()))
         await asyncio.gather(*(child.stop() for child in self._workers.values()))
         if self._redis is not None:

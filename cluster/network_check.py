@@ -56,6 +56,7 @@ def faults_between_machines(config: BatonConfig, ray: RayEndpoint) -> list[str]:
                 "redis.url has no TLS: set it to a rediss:// address, redis.enabled to false, or "
                 "security.trust_network if the network is closed"
             )
+    # Ray keeps actors' arguments in its store and logs: a secret there has left our hands.
     faults += [
         f"{name} is {'written in the config' if value else 'empty'} and would travel inside Ray; "
         f"put it into a file on every node and set {name} to file:PATH, or to env:NAME"

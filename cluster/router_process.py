@@ -37,6 +37,7 @@ from router.http.body_reading import BodyReader
 from router.http.server.connections import ConnectionTable
 from router.http.server.listener import NUM_RESERVED, HttpServer, make_connection_table
 from router.observe.prefix_report import no_report
+from router.public_prompts import PublicPrompts, read_prompts
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from router.text.text_bounds import longest_token_bytes
@@ -50,6 +51,7 @@ STOP_GRACE_S = 5.0
 
 def expected_roles(config: BatonConfig) -> frozenset[Role]:
     """Return the pools that the config fills with workers, and those that path pd requires."""
+    # The operator wants the transfer: one pool alone is not what was asked for.
     if config.placement.path == "pd":
         return frozenset(Role)
     return frozenset(role for role, pool in pools_of(config).items() if pool.replicas)
@@ -70,6 +72,7 @@ class RunningRouter:
         self._tokenizer = TokenizerPool(
             spec.folder, router.tokenize_timeout_s, router.tokenizer_processes, router.queue_wait_s
         )
+        self._public_prompts = PublicPrompts(read_prompts(router.public_prompts))
         self._bodies = BodyReader(router.max_body_bytes, router.body_timeout_s, router.queue_wait_s)
         text = TextModel(spec.folder)
         self._tracing = make_tracing(config.tracing, "baton-router")
@@ -128,6 +131,7 @@ class RunningRouter:
                 must_cross=config.placement.path == "pd",
                 store=RedisStore(config.redis.url) if config.redis.url else None,
                 read_certificate_ends=self._ends.read,
+                public_prompts=self._public_prompts,
                 read_prefix_report=self.prefix_feed.report if self.prefix_feed else no_report,
             ),
         )
@@ -145,7 +149,9 @@ class RunningRouter:
 
     async def start(self) -> None:
         """Follow the members, and start both servers."""
+        # Child processes before the ports: the first request would wait for them otherwise.
         await self._tokenizer.start()
+        await self._public_prompts.start(self._tokenizer)
         await self._bodies.start()
         self.sessions.follow()
         self.service.start()
@@ -169,10 +175,13 @@ class RunningRouter:
         app = make_app(self.service, created, self._bodies, is_production=security.production)
         settings = uvicorn.Config(
             app,
+            # Named: `auto` would silently take another parser if this one were missing.
             http="httptools",
             ws="none",
+            # Its own settings would replace ours; requests are logged by the router itself.
             log_config=None,
             access_log=False,
+            # The application holds nothing that starts or stops: this class does.
             lifespan="off",
             timeout_keep_alive=60,
             timeout_graceful_shutdown=int(STOP_GRACE_S),

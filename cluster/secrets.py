@@ -77,6 +77,7 @@ def with_secrets_in_files(config: BatonConfig, folder: Path) -> BatonConfig:
     for name, value in found.items():
         if value and not is_reference(value):
             file = folder / name
+            # Made empty with its mode first: written first, it would be readable for a moment.
             file.touch(mode=0o600)
             file.write_text(value)
             found[name] = f"file:{file}"

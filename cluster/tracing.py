@@ -66,8 +66,10 @@ class OTelTracing:
         is_plain = not config.otlp_endpoint.startswith("https://")
         exporter = OTLPSpanExporter(endpoint=config.otlp_endpoint, insecure=is_plain, timeout=5)
         resource = Resource.create({"service.name": service}, SCHEMA_URL)
+        # The caller's decision holds: half a trace explains nothing.
         sampler = ParentBased(TraceIdRatioBased(config.sample_ratio))
         self._provider = TracerProvider(resource=resource, sampler=sampler)
+        # In a thread of its own, in batches: a slow collector must cost no request anything.
         self._provider.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=500))
         self._tracer = self._provider.get_tracer("baton", schema_url=SCHEMA_URL)
         # Taken once: spans of one process then keep their distances when the wall clock is set.

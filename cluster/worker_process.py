@@ -114,6 +114,8 @@ class RunningWorker:
         engine = pool_of(config, role).engine
         ranks = RankGroup(spec, engine, launch, exports_kv=role is Role.PREFILL)
         try:
+            # Before any process is started: the reason then stands in one line, not in a killed
+            # child.
             ranks.check_memory()
             await ranks.start()
         except ModelLoadError as error:
@@ -123,6 +125,7 @@ class RunningWorker:
         ids = Ids()
         worker_id = ids.worker(role.value)
         tls = session_tls(config.security, role.value)
+        # Without a cache there is nothing that another request could find.
         is_published = bool(config.redis.url) and engine.cache_prefixes
         changes = BlockChanges() if is_published else None
         components = WorkerComponents(

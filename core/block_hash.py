@@ -11,7 +11,10 @@ import hashlib
 import sys
 from array import array
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NewType
+
+from core.scopes import PUBLIC_SCOPE, split_scope
 
 BlockHash = NewType("BlockHash", bytes)
 DIGEST_BYTES = 16
@@ -46,6 +49,66 @@ def hash_root(content_digest: str, scope: str, key: bytes, adapter: str, num_byt
         field = text.encode()
         hashed.update(len(field).to_bytes(4, "little") + field)
     return hashed.digest()
+
+
+def branch_hash(block: BlockHash, root: BlockHash) -> BlockHash:
+    """Name what comes before a tenant's first block after public ones: the last of them, branched.
+
+    Args:
+        block: The last public one.
+        root: Of the tenant's scope.
+    """
+    person = b"baton.kv.branch"
+    hashed = hashlib.blake2b(block + root, digest_size=DIGEST_BYTES, person=person)
+    return BlockHash(hashed.digest())
+
+
+@dataclass(frozen=True, slots=True)
+class BlockNaming:
+    """Where the names of a prompt's blocks begin, and where its scope does."""
+
+    root: BlockHash
+    """Of the request's own scope."""
+    num_public_blocks: int = 0
+    """Leading blocks that any tenant may have computed."""
+    public_root: BlockHash = BlockHash(b"")
+
+    def extend(
+        self, hashes: list[BlockHash], token_ids: Sequence[int], block_size_tokens: int
+    ) -> None:
+        """Append the names of the full blocks of some tokens, which follow those named already."""
+        num_public = min(self.num_public_blocks - len(hashes), len(token_ids) // block_size_tokens)
+        if num_public > 0:
+            end = num_public * block_size_tokens
+            parent = hashes[-1] if hashes else self.public_root
+            hashes += block_hashes(parent, token_ids[:end], block_size_tokens)
+            token_ids = token_ids[end:]
+        if not hashes:
+            parent = self.root
+        elif len(hashes) == self.num_public_blocks:
+            parent = branch_hash(hashes[-1], self.root)
+        else:
+            parent = hashes[-1]
+        hashes += block_hashes(parent, token_ids, block_size_tokens)
+
+
+def naming_of(
+    content_digest: str, scope: str, block_size_tokens: int, key: bytes = b""
+) -> BlockNaming:
+    """Begin the chain of a request.
+
+    Args:
+        content_digest: `KVLayout.content_digest`.
+        scope: Of the request, as `core.scopes` makes it.
+        block_size_tokens: Of the pool; a block that is public in part is not public.
+        key: From `hash_key`.
+    """
+    num_tokens, own = split_scope(scope)
+    root = root_hash(content_digest, own, key)
+    num_blocks = num_tokens // block_size_tokens
+    if not num_blocks:
+        return BlockNaming(root)
+    return BlockNaming(root, num_blocks, root_hash(content_digest, PUBLIC_SCOPE, key))
 
 
 def block_hashes(

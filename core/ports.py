@@ -243,11 +243,19 @@ class PrefixStore(Protocol):
     are not looked into, and come back as anybody may have written them.
     """
 
-    async def append(self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float) -> str:
+    async def append(
+        self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float, after: str = START
+    ) -> str:
         """Add to the log, in order; returns the position after the last.
 
+        Args:
+            life: Whose log.
+            batches: At least one.
+            ttl_s: See the class.
+            after: Position of the one before them; `START`: there is none that matters.
+
         Raises:
-            StoreFailed: Some may have been added.
+            StoreFailed: The one before is gone, or the call failed; some may have been added.
         """
         ...
 
@@ -261,8 +269,8 @@ class PrefixStore(Protocol):
         """
         ...
 
-    async def renew(self, life: WorkerLife, number: int, ttl_s: float) -> bool:
-        """Keep log, head and whole content; False if one of them is gone.
+    async def renew(self, life: WorkerLife, number: int, ttl_s: float, after: str = START) -> bool:
+        """Keep log, head and whole content; False if one of them is gone, or `after` in the log.
 
         Raises:
             StoreFailed: Within about 100 ms.

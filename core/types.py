@@ -212,6 +212,11 @@ class GenerateRequest:
     Stays in the router."""
     prompt_text: str = ""
     """What is shown then, if the prompt came as text; stays in the router."""
+    affinity: tuple[str, ...] = ()
+    """Keys that the caller gave it, the narrowest first: requests with one of them prefer a worker
+    that the key used before. Only compared within a tenant; stays in the router."""
+    keeps_prefix: bool = False
+    """Workers keep its blocks longer than others, within the tenant's share."""
     resume_tokens: tuple[tuple[int, ...], ...] = ()
     """The first tokens of each choice as a returning client reports them; the last is checked."""
     resume_from: tuple[int, ...] = ()

@@ -244,6 +244,8 @@ class DecodeRole:
             self._attempts.phase_timings(sequence),
             queue_s=0.0,
             prefill_s=0.0,
+            # What it holds itself is not sent, but was computed all the same.
+            cached_tokens=0,
             kv_bytes=arrival.num_bytes,
             kv_blocks=arrival.num_blocks,
             kv_transport=arrival.transport,

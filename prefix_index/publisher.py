@@ -165,7 +165,7 @@ class PrefixPublisher:
             StoreFailed: What was to be published may be lost: the whole content is due.
         """
         if not self._is_whole_due and self._is_renewal_due:
-            if not await self._store.renew(self._life, self._whole_number, TTL_S):
+            if not await self._store.renew(self._life, self._whole_number, TTL_S, self._position):
                 self._void()
             self._renewed_at = self._clock.now_s()
         if self._is_whole_due:
@@ -188,7 +188,9 @@ class PrefixPublisher:
     async def _append(self, change: PrefixChange) -> None:
         self._number += 1
         entry = self._codec.batch(self._life, Batch(self._number, change))
-        self._position = await self._store.append(self._life, [entry], TTL_S)
+        # Whoever reads a log with a hole knows of it, but can only wait for a whole content: it is
+        # the writer who notices what a failover has lost, and writes one.
+        self._position = await self._store.append(self._life, [entry], TTL_S, self._position)
 
     async def _publish_whole(self) -> None:
         number = self._number

@@ -46,15 +46,21 @@ class RedisPrefixStore:
         self._client = self._new_client(CALL_TIMEOUT_S)
         self._waiting: tuple[float, redis_asyncio.Redis] | None = None
 
-    async def append(self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float) -> str:
+    async def append(
+        self, life: WorkerLife, batches: Sequence[bytes], ttl_s: float, after: str = START
+    ) -> str:
         """See `PrefixStore`."""
         key = self._key(life, "log")
         pipeline = self._client.pipeline(transaction=False)
+        if after != START:
+            pipeline.xrange(key, after, after, count=1)
         for batch in batches:
             pipeline.xadd(key, {FIELD: batch}, maxlen=LOG_ENTRIES, approximate=True)
         pipeline.pexpire(key, int(ttl_s * 1000))
         answers = await _bounded(pipeline.execute())
-        return _text(answers[-2]) if batches else START
+        if after != START and not answers[0]:
+            raise StoreFailed("the log has lost what was added last, as after a failover")
+        return _text(answers[-2])
 
     async def write_whole(
         self, life: WorkerLife, number: int, head: bytes, segments: Sequence[bytes], ttl_s: float
@@ -71,9 +77,11 @@ class RedisPrefixStore:
             await _bounded(pipeline.execute())
         await _bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))
 
-    async def renew(self, life: WorkerLife, number: int, ttl_s: float) -> bool:
+    async def renew(self, life: WorkerLife, number: int, ttl_s: float, after: str = START) -> bool:
         """See `PrefixStore`."""
         pipeline = self._client.pipeline(transaction=False)
+        if after != START:
+            pipeline.xrange(self._key(life, "log"), after, after, count=1)
         for name in ("log", "head", str(number)):
             pipeline.pexpire(self._key(life, name), int(ttl_s * 1000))
         return all(await _bounded(pipeline.execute()))

@@ -152,7 +152,9 @@ class PrefixView:
         start = 0
         for end, seen in self._probes(block_hashes):
             if holding & seen != holding:
-                for index, held_by in enumerate(self._held_by(block_hashes[start:end]), start):
+                # A span of one block has been looked up already.
+                inside = self._held_by(block_hashes[start:end]) if end - start > 1 else (seen,)
+                for index, held_by in enumerate(inside, start):
                     left = holding & ~held_by
                     if left:
                         if index:
@@ -172,6 +174,19 @@ class PrefixView:
             return ()
         key = _keys((block_hash,))[0]
         return tuple(tier for tier, keys in sorted(holder.keys.items()) if key in keys)
+
+    def count_by_tier(
+        self, worker: WorkerId, block_hashes: Sequence[BlockHash]
+    ) -> dict[StorageTier, int]:
+        """Count those of the blocks that a worker holds in each tier; without any, it is left out.
+
+        A block may lie in several tiers.
+        """
+        holder = self._holders.get(worker)
+        keys = set(_keys(block_hashes))
+        tiers = sorted(holder.keys.items()) if holder is not None else ()
+        counts = {tier: len(held & keys) for tier, held in tiers}
+        return {tier: count for tier, count in counts.items() if count}
 
     # --- books --------------------------------------------------------------------------------
 
@@ -241,13 +256,13 @@ class PrefixView:
         return reduce(partial(map, or_), [map(table.get, keys, repeat(0)) for table in tables])
 
     def _note(self, matched: dict[WorkerId, int], holders: int, num_blocks: int) -> None:
-        bits = f"{holders:b}"[::-1]
-        slot = bits.find("1")
-        while slot >= 0:
+        # From the highest bit down: numbers get shorter, and few holders cost little.
+        while holders:
+            slot = holders.bit_length() - 1
             holder = self._slots[slot]
             if holder is not None:
                 matched[holder.worker] = num_blocks
-            slot = bits.find("1", slot + 1)
+            holders ^= 1 << slot
 
 
 def _slices(numbers: range) -> Iterator[range]:

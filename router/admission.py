@@ -98,6 +98,7 @@ class Admission:
         Raises:
             InvalidRequest: Names how many outputs it may have.
         """
+        # A reply of one prompt with the most choices is always allowed, however few may run.
         share = max(MAX_CHOICES, self._max_running // 2)
         if num_prompts * num_choices > share:
             raise InvalidRequest(
@@ -123,6 +124,8 @@ class Admission:
         waiter = _Waiter(granted, num_permits)
         self._join(tenant, waiter)
         self._num_queued_tokens += num_tokens
+        # A timer and not `asyncio.timeout`: a grant and the time's end may meet in one turn of the
+        # loop, and the future says which was first.
         timer = loop.call_later(self._queue_wait_s, self._refuse, granted)
         try:
             await granted
@@ -168,6 +171,7 @@ class Admission:
     def _grant_next(self) -> None:
         """Grant free permits in the queue's order: small requests do not overtake a large one."""
         while (waiter := self._waiting.peek()) is not None:
+            # Refused or cancelled, and not yet gone from its queue: its task has not run since.
             if waiter.granted.done():
                 self._waiting.take()
                 continue

@@ -31,6 +31,8 @@ class AttemptState:
     """Called when one of several choices is over: the worker can stop computing it."""
     on_answered: Callable[[AttemptState], None]
     """Called once, with the first tokens: the prompt is computed."""
+    on_handed_over: Callable[[AttemptState], None]
+    """Called once, on path pd, with decode's first tokens: it has the KV."""
     reported_finished: tuple[int, ...] = ()
     """Finished choices at the last of these calls, or before the first."""
     is_answered: bool = False
@@ -50,6 +52,12 @@ class AttemptState:
             self.finished.set_exception(error)
             if suspect is not None:
                 self.run.excluded.add(suspect)
+
+    @property
+    def exposed_transfer_s(self) -> float:
+        """By which decode's announcement of the first token came behind prefill's."""
+        # An attempt before may have left its time: if decode was first, this one exposed nothing.
+        return self.run.exposed_transfer_s if self.prefill_spoke else 0.0
 
     def wanted(self) -> Wanted:
         """Return what is still missing, for a reconnect."""
@@ -89,7 +97,10 @@ class AttemptState:
         except ServingError as error:
             self.fail(error)
             return
-        self.decode_spoke = self.decode_spoke or is_decode or bool(held)
+        had_spoken = self.decode_spoke
+        self.decode_spoke = had_spoken or is_decode or bool(held)
+        if self.decode_spoke and not had_spoken and self.placement.path is Path.PD:
+            self.on_handed_over(self)
         if not self.is_answered:
             self.is_answered = True
             self.on_answered(self)

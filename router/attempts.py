@@ -13,7 +13,7 @@ import asyncio
 import contextlib
 from dataclasses import replace
 
-from core.config import PlacementConfig, RouterConfig
+from core.config import RouterConfig
 from core.containment import contained
 from core.errors import (
     Draining,
@@ -34,6 +34,7 @@ from router.placement import Placement, PlacementConstraints, choose
 from router.prompt_prefixes import PromptNames, PromptPrefixes
 from router.request_state import RequestObserver, RequestState
 from router.retry_budget import RetryBudget
+from router.steering import Steering
 from router.workers.session import WorkerSession
 from router.workers.sessions import WorkerSessions
 
@@ -53,7 +54,6 @@ class Attempts:
         self,
         sessions: WorkerSessions,
         config: RouterConfig,
-        placement: PlacementConfig,
         clock: Clock,
         ids: Ids,
         prefixes: PromptPrefixes,
@@ -62,11 +62,11 @@ class Attempts:
         """Start with the full budget: this router's share of the cluster's."""
         self._sessions = sessions
         self._config = config
-        self._placement = placement
         self._clock = clock
         self._ids = ids
         self._prefixes = prefixes
         self._observer = observer
+        self._steering = Steering()
         # Routers do not hear of one another's retries.
         share = max(1, config.replicas)
         self._budget = RetryBudget(max(1, config.retry_burst // share), config.retry_per_s / share)
@@ -145,6 +145,7 @@ class Attempts:
             started_at=self._clock.now_s(),
             on_choice_finished=self._send_credit,
             on_answered=self._note_answer,
+            on_handed_over=self._note_hand_over,
             reported_finished=run.finished_choices,
         )
         run.placement = placement
@@ -161,6 +162,7 @@ class Attempts:
                 )
                 session.send(submit)
             self._prefixes.sent(run.run_id, placement.prefill, names)
+            self._steering.placed(run.request, placement)
             await attempt.finished
         finally:
             if not attempt.is_answered:
@@ -182,6 +184,13 @@ class Attempts:
                 self._sessions.get(attempt.placement.prefill).measured(
                     num_tokens, run.timings.prefill_s
                 )
+
+    def _note_hand_over(self, attempt: AttemptState) -> None:
+        """Learn how late the KV came."""
+        placement = attempt.placement
+        with contextlib.suppress(WorkerLost):
+            session = self._sessions.get(placement.prefill)
+            session.handed_over(placement.decode, attempt.exposed_transfer_s)
 
     async def _place(
         self, run: RequestState, after: ServingError | None, names: PromptNames
@@ -224,14 +233,12 @@ class Attempts:
     def _constraints(self, run: RequestState) -> PlacementConstraints:
         has_output = any(c.token_ids for c in run.choices)
         return PlacementConstraints(
-            path=run.path,
-            local_below_tokens=self._placement.local_below_tokens,
-            # One transfer carries one sequence, which choices with output no longer are; and of a
-            # single token there is nothing to hand over.
-            must_be_local=(len(run.choices) > 1 and has_output)
-            or run.request.sampling.max_tokens == 1,
+            rules=run.rules,
+            # One transfer carries one sequence, which choices with output no longer are.
+            must_be_local=len(run.choices) > 1 and has_output,
             excluded=frozenset(run.excluded),
             incompatible_pairs=self._sessions.incompatible_pairs,
+            preferred=self._steering.preferred(run.request),
         )
 
     def _submits(

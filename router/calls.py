@@ -49,6 +49,7 @@ class Call:
 
     def refuse(self, code: str, outcome: str = "rejected") -> None:
         """Note why it is refused; the first reason counts."""
+        # A later one is a consequence: a body refused as too long also ends as disconnected.
         if not self.code:
             self.code = code
             self.outcome = outcome
@@ -59,6 +60,8 @@ class Call:
         return address_class(self.address)
 
 
+# A context variable: what refuses a call is deep below the server, and each task inherits its
+# call's.
 _CALL: ContextVar[Call | None] = ContextVar("call", default=None)
 
 
@@ -102,6 +105,7 @@ def outcome_of(error: ServingError | None) -> str:
 def peer_address(peer: str) -> str:
     """Return the address in gRPC's peer: `ipv4:10.0.0.1:5000` or `ipv6:%5B::1%5D:5000`."""
     kind, _, rest = peer.partition(":")
+    # Whoever can open a socket's file is on this machine.
     if kind == "unix":
         return "127.0.0.1"
     return unquote(rest).rpartition(":")[0].strip("[]")
@@ -114,6 +118,7 @@ def network_of(address: str) -> str:
         return ""
     if found.version == 4:
         return str(found)
+    # A host is given a whole /64, so one address of it more costs it nothing.
     return str(ipaddress.ip_network((found, 64), strict=False))
 
 
@@ -132,4 +137,5 @@ def _parsed(address: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
         found = ipaddress.ip_address(address)
     except ValueError:
         return None
+    # A listener on `::` sees IPv4 clients as ::ffff:10.0.0.1; they count as what they are.
     return getattr(found, "ipv4_mapped", None) or found

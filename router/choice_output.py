@@ -98,6 +98,7 @@ class ChoiceOutput:
             InvalidRequest: A resuming client sent another token than was computed.
             WorkerLost: Positions are missing; the attempt is repeated.
         """
+        # A worker computes on until it hears of a stop string: deltas after the end are normal.
         if self.finished is not None:
             return []
         known = len(self.token_ids)
@@ -115,10 +116,13 @@ class ChoiceOutput:
         fresh = delta.token_ids[len(overlap) :]
         self._check_claim(known, fresh)
         text, used = self._decode(
-            fresh, shows_last=delta.finish is not FinishReason.STOP or self._includes_stop
+            # The stop token ended the output; its text is no part of it unless asked for.
+            fresh,
+            shows_last=delta.finish is not FinishReason.STOP or self._includes_stop,
         )
         tail = ""
         if self.finished is None and delta.finish is not None:
+            # An incomplete character at the end becomes text here, and may complete a stop string.
             tail = self._release(self._decoder.flush())
             if self.finished is None:
                 tail += self._held
@@ -132,6 +136,7 @@ class ChoiceOutput:
         if used[first:]:
             logprobs = delta.logprobs[len(overlap) :][first : len(used)]
             events.append(TextDelta(self.choice, known + first, used[first:], text, logprobs))
+        # One position more than tokens: this client has the tail as well.
         has_tail = self._skip > len(self.token_ids)
         if tail and not has_tail:
             events.append(TextDelta(self.choice, len(self.token_ids), (), tail))
@@ -150,6 +155,7 @@ class ChoiceOutput:
             return
         position, token_id = self._claimed
         self._claimed = None
+        # At another position it was computed in an earlier delta of this stream, and compared.
         if position == known and fresh[0] != token_id:
             raise InvalidRequest(
                 "resume_from.tokens",
@@ -181,6 +187,8 @@ class ChoiceOutput:
         if not self._stop or len(self.token_ids) <= self._min_tokens:
             return piece
         self._held += piece
+        # The first in the text, and of two that begin together the longer one: whatever the order
+        # in which the client listed them.
         matches = [(self._held.find(s), -len(s), s) for s in self._stop if s in self._held]
         if matches:
             at, _, stop = min(matches)
@@ -198,6 +206,8 @@ class ChoiceOutput:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
+    # Quadratic in the stop string's length, which is bounded; an automaton would be built for every
+    # request.
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):
             return size

@@ -23,6 +23,7 @@ from router.choice_output import NewDecoder
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport, gauges_of, no_report
+from router.observe.prompt_report import PromptReport
 from router.observe.readiness import Proof
 from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
@@ -32,6 +33,7 @@ from router.observe.storage_gauges import storage_gauges
 from router.observe.telemetry import Telemetry
 from router.orchestrator import Orchestrator
 from router.prompt_prefixes import HeldBlocks, PromptPrefixes
+from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
 from router.request_state import RequestObserver
@@ -77,6 +79,8 @@ class ServiceComponents:
     """Where the members are mirrored."""
     read_certificate_ends: Callable[[], dict[str, int]] = dict
     """End of each certificate (Unix seconds) by its name."""
+    public_prompts: PublicPrompts = field(default_factory=PublicPrompts)
+    """Beginnings of prompts that all tenants share."""
     read_prefix_report: ReadReport = no_report
     """How the router's view of cached blocks is kept."""
 
@@ -104,7 +108,8 @@ def compose(components: RouterComponents, observer: RequestObserver | None = Non
     """Put a router's core together; it follows the members once `sessions.follow` is called."""
     sessions = _sessions(components)
     admission = _admission(components)
-    return _core(components, sessions, admission, observer or RequestObserver())
+    prefixes = _prefixes(components)
+    return _core(components, sessions, admission, prefixes, observer or RequestObserver())
 
 
 def compose_service(components: RouterComponents, parts: ServiceComponents) -> Router:
@@ -145,7 +150,8 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
     log = RequestLog(clock.now_s) if config.log_requests else None
     explanations = Explanations()
     recorder = Recorder(telemetry, Shedding(admission, clock.now_s), explanations, log)
-    core = _core(components, sessions, admission, recorder)
+    prefixes = _prefixes(components)
+    core = _core(components, sessions, admission, prefixes, recorder)
     service = GenerationService(
         parts.model,
         config,
@@ -160,6 +166,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             parts.seed_key,
             lambda: [candidate.descriptor for candidate in sessions.candidates()],
             parts.text,
+            parts.public_prompts,
         ),
         parts.tokenizer,
         parts.text,
@@ -170,6 +177,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
         parts.keyring,
         parts.read_prefix_report,
         explanations,
+        PromptReport(prefixes, sessions.candidates, components.placement, clock),
         clock,
     )
     return Router(core, service, mirror)
@@ -191,20 +199,24 @@ def _admission(components: RouterComponents) -> Admission:
     )
 
 
+def _prefixes(components: RouterComponents) -> PromptPrefixes:
+    return PromptPrefixes(components.view, components.hash_key, components.clock)
+
+
 def _core(
     components: RouterComponents,
     sessions: WorkerSessions,
     admission: Admission,
+    prefixes: PromptPrefixes,
     observer: RequestObserver,
 ) -> RouterCore:
     config = components.config
     attempts = Attempts(
         sessions,
         config,
-        components.placement,
         components.clock,
         components.ids,
-        PromptPrefixes(components.view, components.hash_key, components.clock),
+        prefixes,
         observer,
     )
     orchestrator = Orchestrator(

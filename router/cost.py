@@ -18,10 +18,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 
+from core.config import PlacementConfig
 from core.ids import WorkerId
-from core.session import Load, WorkerDescriptor
+from core.session import Load, Role, WorkerDescriptor
 
-DEFAULT_PREFILL_TOKENS_PER_S = 8_000.0
+DEFAULT_RULES = PlacementConfig()
 WORK_WEIGHT = 1.5
 """A token computed here delays this request once, and those behind it by half as much again."""
 RECENT_S = 60.0
@@ -30,8 +31,13 @@ OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
 """Speeds that differ by less are equal."""
-SEQUENCE_TOKENS = 16
-"""What a decoding sequence takes from a prefill beside it, as tokens of prompt."""
+NOISE_S = 0.005
+"""Routes that are later than the best by less are equal: it is the step in which KV arrives."""
+PREFERENCE = 0.5
+"""A worker that a request's key used before may take that share of the prompt longer than another:
+a key stands for what the view does not know, and where everybody holds nothing it decides."""
+MAX_PREFERENCE_TOKENS = 1_024
+"""Beyond that a key excuses no queue, however long the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,8 @@ class Candidate:
     pending_requests: int = 0
     reported_tokens: int = 0
     """Of the pending tokens, those that the worker's last report counts already."""
+    reported_requests: int = 0
+    """Requests that this router had there when the worker reported."""
     head_tokens: int = 0
     """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
     head_started_s: float = 0.0
@@ -56,29 +64,41 @@ class Candidate:
     prefill_tokens_per_s: float = 0.0
     """As measured; 0: not yet."""
     exposed_transfer_s: float = 0.0
-    """By which its transfers were late, as measured."""
+    """By which its transfers were late, as measured, whoever received."""
+    exposed_by_receiver: Mapping[WorkerId, float] = field(default_factory=dict)
+    """The same for each receiver that is known."""
     recent_work: float = 0.0
     """Logarithm of the tokens computed here of late, were it now the clock's zero."""
+    worker_id: WorkerId = field(init=False)
+    model: str = field(init=False)
+    content_digest: str = field(init=False)
+    block_size_tokens: int = field(init=False)
+    is_prefill: bool = field(init=False)
     queued_tokens: int = field(init=False)
     """Tokens to compute before a prompt that comes now, had the first one only begun."""
     num_running: int = field(init=False)
     num_available: int = field(init=False)
     """Blocks that a request could get."""
+    used_blocks: int = field(init=False)
 
     def __post_init__(self) -> None:
-        """Add up once what every placement reads."""
+        """Work out once what every placement reads: of each worker few words are touched then."""
         load = self.load
+        descriptor = self.descriptor
+        for name in ("worker_id", "model", "content_digest", "block_size_tokens"):
+            object.__setattr__(self, name, getattr(descriptor, name))
+        object.__setattr__(self, "is_prefill", descriptor.role is Role.PREFILL)
         tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
         object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
-        # A report is up to half a second old: what this router has sent there counts at once.
-        num_running = max(load.num_running + load.num_waiting, self.pending_requests)
+        # A report is up to half a second old: what this router has sent there since counts at
+        # once, and what has ended no more. The next turn of a chat often comes before a report.
+        num_reported = load.num_running + load.num_waiting
+        num_of_others = max(0, num_reported - self.reported_requests)
+        num_running = num_of_others + self.pending_requests
         object.__setattr__(self, "num_running", num_running)
-        object.__setattr__(self, "num_available", load.free_blocks + load.cached_blocks)
-
-    @property
-    def worker_id(self) -> WorkerId:
-        """Of the worker."""
-        return self.descriptor.worker_id
+        num_available = load.free_blocks + load.cached_blocks
+        object.__setattr__(self, "num_available", num_available)
+        object.__setattr__(self, "used_blocks", descriptor.num_blocks - num_available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,16 +115,13 @@ class Cost:
     decode_s: float
     weighed_s: float
     """By which workers are ordered: what those who come after will pay is in it."""
+    is_preferred: bool = False
+    """The request's key used it before."""
 
     @property
     def total_s(self) -> float:
         """Seconds to the first token."""
         return self.prefill_s + self.transfer_s + self.decode_s
-
-
-PrefillKey = tuple[float, int, WorkerId, int]
-LocalKey = tuple[bool, float, int, WorkerId]
-DecodeKey = tuple[bool, int, int, WorkerId]
 
 
 class Prediction:
@@ -117,29 +134,34 @@ class Prediction:
         num_choices: int,
         held_blocks: Mapping[WorkerId, int],
         now_s: float,
-        default_tokens_per_s: float = DEFAULT_PREFILL_TOKENS_PER_S,
+        rules: PlacementConfig = DEFAULT_RULES,
+        preferred: frozenset[WorkerId] = frozenset(),
     ) -> None:
         """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
+
+        `preferred` are the workers that the request's key used before.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
         """
         self._num_tokens = num_tokens
         self._num_choices = num_choices
+        self._sequence_tokens = rules.sequence_tokens
         self._held_blocks = held_blocks
         self._now_s = now_s
+        self._preferred = preferred
         speeds = [c.prefill_tokens_per_s for c in candidates if c.prefill_tokens_per_s]
-        usual = sum(speeds) / len(speeds) if speeds else default_tokens_per_s
+        usual = sum(speeds) / len(speeds) if speeds else rules.prefill_tokens_per_s
         self._usual_tokens_per_s = usual
         self._slow_tokens_per_s = usual * (1 - NOISE_SHARE)
         self._fast_tokens_per_s = usual * (1 + NOISE_SHARE)
 
     def cached_tokens(self, c: Candidate) -> int:
         """Tokens of the prompt that the worker need not compute: never the last one."""
-        num_blocks = self._held_blocks.get(c.descriptor.worker_id)
+        num_blocks = self._held_blocks.get(c.worker_id)
         if not num_blocks:
             return 0
-        size = c.descriptor.block_size_tokens
+        size = c.block_size_tokens
         most = (self._num_tokens - 1) // size
         return (num_blocks if num_blocks < most else most) * size
 
@@ -174,86 +196,147 @@ class Prediction:
         uncached_tokens = self._num_tokens - cached_tokens
         queued_tokens = self.queued_tokens(c, tokens_per_s)
         return Cost(
-            worker_id=c.descriptor.worker_id,
+            worker_id=c.worker_id,
             cached_tokens=cached_tokens,
             uncached_tokens=uncached_tokens,
             queued_tokens=round(queued_tokens),
             prefill_s=(queued_tokens + uncached_tokens) / tokens_per_s,
             transfer_s=c.exposed_transfer_s if has_transfer else 0.0,
-            decode_s=c.num_running * SEQUENCE_TOKENS / tokens_per_s if not has_transfer else 0.0,
-            weighed_s=self.prefill_s(c) if has_transfer else self.local_s(c),
+            decode_s=0.0 if has_transfer else c.num_running * self._sequence_tokens / tokens_per_s,
+            weighed_s=self._weights((c,), has_transfer=has_transfer)[0],
+            is_preferred=c.worker_id in self._preferred,
         )
 
-    def prefill_s(self, c: Candidate) -> float:
-        """Weigh a prefill worker: the prediction, and what those who come after lose by it.
+    def _weights(self, pool: Sequence[Candidate], *, has_transfer: bool) -> list[float]:
+        """Weigh workers: the prediction, and what those who come after lose by it.
 
         Without the share of recent work, prompts that come to idle workers would all go to the one
         that first held a block which every prompt begins with.
         """
-        return self._weights((c,))[0]
-
-    def local_s(self, c: Candidate) -> float:
-        """Weigh a worker that would do both phases."""
-        decode_s = SEQUENCE_TOKENS * c.num_running / self.tokens_per_s(c)
-        return self.prefill_s(c) - c.exposed_transfer_s + decode_s
-
-    def prefill_keys(self, pool: Sequence[Candidate]) -> list[PrefillKey]:
-        """Order prefill workers by weight, then by requests; with each one's index."""
-        weights = self._weights(pool)
-        return [
-            (weight, c.pending_requests, c.descriptor.worker_id, index)
-            for index, (weight, c) in enumerate(zip(weights, pool, strict=True))
-        ]
-
-    def _weights(self, pool: Sequence[Candidate]) -> list[float]:
-        """Weigh prefill workers. A router does this for every worker and request: one flat loop."""
+        # A router does this for every worker and request: one flat loop, without calls.
         num_tokens = self._num_tokens
         num_held = self._held_blocks.get
         usual = self._usual_tokens_per_s
         slow = self._slow_tokens_per_s
         fast = self._fast_tokens_per_s
-        now = self._now_s / RECENT_S
+        sequence_tokens = 0 if has_transfer else self._sequence_tokens
+        now_s = self._now_s
+        now = now_s / RECENT_S
         weights = []
         for c in pool:
             own = c.prefill_tokens_per_s
             tokens_per_s = usual if not own or slow <= own <= fast else own
-            queued = self.queued_tokens(c, tokens_per_s) if c.head_tokens else c.queued_tokens
+            queued: float = c.queued_tokens
+            if c.head_tokens:
+                done = (now_s - c.head_started_s) * tokens_per_s
+                if done > 0:
+                    most = c.head_tokens - 1
+                    queued -= done if done < most else most
             uncached = num_tokens
-            descriptor = c.descriptor
-            num_blocks = num_held(descriptor.worker_id)
+            num_blocks = num_held(c.worker_id)
             if num_blocks:
-                size = descriptor.block_size_tokens
+                size = c.block_size_tokens
                 most = (num_tokens - 1) // size
                 uncached -= (num_blocks if num_blocks < most else most) * size
             occupied = OCCUPANCY_WEIGHT * exp(c.recent_work - now)
-            tokens = queued + WORK_WEIGHT * uncached + occupied
-            weights.append(tokens / tokens_per_s + c.exposed_transfer_s)
+            tokens = queued + WORK_WEIGHT * uncached + occupied + c.num_running * sequence_tokens
+            transfer_s = c.exposed_transfer_s if has_transfer else 0.0
+            weights.append(tokens / tokens_per_s + transfer_s)
+        if self._preferred:
+            for index, c in enumerate(pool):
+                if c.worker_id in self._preferred:
+                    tokens = min(PREFERENCE * self.uncached_tokens(c), MAX_PREFERENCE_TOKENS)
+                    weights[index] -= tokens / self.tokens_per_s(c)
         return weights
 
-    def computing_less(self, pool: Sequence[Candidate], num_tokens: int) -> list[Candidate]:
+    def senders(self, pool: Sequence[Candidate], number: int) -> list[Candidate]:
+        """Return the prefill workers that weigh least; of equals those with fewer requests."""
+        weights = self._weights(pool, has_transfer=True)
+        return _least(pool, weights, [c.pending_requests for c in pool], number)
+
+    def computing_less(self, pool: Sequence[Candidate], num_tokens: int) -> Sequence[Candidate]:
         """Find the workers that would have to compute fewer tokens than so many."""
         num_held = self._held_blocks.get
         most_cached = self._num_tokens - max(1, num_tokens)
-        return [
-            c
-            for c in pool
-            if num_held(c.descriptor.worker_id, 0) * c.descriptor.block_size_tokens > most_cached
-        ]
+        if most_cached < 0:
+            return pool
+        return [c for c in pool if num_held(c.worker_id, 0) * c.block_size_tokens > most_cached]
 
-    def local_key(self, c: Candidate) -> LocalKey:
-        """Order workers that would do both phases: by room, by weight, by blocks in use.
+    def local(self, pool: Sequence[Candidate], number: int) -> list[Candidate]:
+        """Return the best workers for both phases: by room, by weight, by blocks in use.
 
         A worker with few sequences may have no blocks left. Where nobody holds any of the prompt,
         all would compute as much of it, and few sequences decide.
         """
-        lacks_room, num_running, used_blocks, worker_id = self.decode_key(c)
-        weight = self.local_s(c) if self._held_blocks else float(num_running)
-        return lacks_room, weight, used_blocks, worker_id
+        found: list[Candidate] = []
+        for some in self._by_room(pool):
+            if len(found) < number:
+                weights = (
+                    self._weights(some, has_transfer=False)
+                    if self._held_blocks
+                    else self._num_sequences(some)
+                )
+                found += _least(some, weights, self._num_blocks(some), number - len(found))
+        return found
 
-    def decode_key(self, c: Candidate) -> DecodeKey:
-        """Order decode workers: by room first, then by sequences, then by blocks in use."""
-        descriptor = c.descriptor
-        num_available = c.num_available
-        num_needed = -(-self._num_tokens // descriptor.block_size_tokens) + self._num_choices
-        used_blocks = descriptor.num_blocks - num_available
-        return num_needed > num_available, c.num_running, used_blocks, descriptor.worker_id
+    def receiver(self, sender: Candidate, pool: Sequence[Candidate]) -> Candidate:
+        """Choose who decodes: by room, by sequences and late transfers, by blocks in use."""
+        roomy, full = self._by_room(pool)
+        pool = roomy or full
+        weights: Sequence[float] = self._num_sequences(pool)
+        known = sender.exposed_by_receiver
+        if known:
+            usual_s = sender.exposed_transfer_s
+            late_s = [known.get(c.worker_id, usual_s) for c in pool]
+            least_s = min(late_s) + NOISE_S
+            # As many sequences as would take that long from a step.
+            per_s = self._usual_tokens_per_s / self._sequence_tokens
+            weights = [
+                running + max(0.0, late - least_s) * per_s
+                for running, late in zip(weights, late_s, strict=True)
+            ]
+        return _least(pool, weights, self._num_blocks(pool), 1)[0]
+
+    def _num_sequences(self, pool: Sequence[Candidate]) -> list[int]:
+        """Count what runs at each worker, one less at that of the request's key."""
+        if not self._preferred:
+            return [c.num_running for c in pool]
+        return [c.num_running - (c.worker_id in self._preferred) for c in pool]
+
+    def _num_blocks(self, pool: Sequence[Candidate]) -> list[int]:
+        """Count the blocks in use at each worker, less those that it holds of the prompt.
+
+        What a receiver holds is not sent again, and its next turn may need no transfer at all.
+        """
+        if not self._held_blocks:
+            return [c.used_blocks for c in pool]
+        num_held = self._held_blocks.get
+        return [c.used_blocks - num_held(c.worker_id, 0) for c in pool]
+
+    def _by_room(self, pool: Sequence[Candidate]) -> tuple[list[Candidate], list[Candidate]]:
+        """Split workers into those that could hold the prompt now, and the others."""
+        num_tokens = self._num_tokens
+        num_choices = self._num_choices
+        roomy = [
+            c
+            for c in pool
+            if -(-num_tokens // c.block_size_tokens) + num_choices <= c.num_available
+        ]
+        if len(roomy) == len(pool):
+            return roomy, []
+        ids = {id(c) for c in roomy}
+        return roomy, [c for c in pool if id(c) not in ids]
+
+
+def _least(
+    pool: Sequence[Candidate], weights: Sequence[float], ties: Sequence[int], number: int
+) -> list[Candidate]:
+    """Return those that weigh least, in order; of equals those of lesser `ties`, then by name."""
+    # Of many workers few can be among them, and only those are compared in full.
+    limit = sorted(weights)[min(number, len(weights)) - 1] if weights else 0.0
+    keys = sorted(
+        (weight, ties[index], pool[index].worker_id, index)
+        for index, weight in enumerate(weights)
+        if weight <= limit
+    )
+    return [pool[key[-1]] for key in keys[:number]]

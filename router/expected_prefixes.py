@@ -76,11 +76,13 @@ class ExpectedPrefixes:
         """Count the leading blocks that each worker will hold, rounded down for long prompts."""
         while self._ends and self._ends[0][0] <= now_s:
             _, run_id, expected = self._ends.popleft()
+            # Not of a later attempt of the same run, which may have gone to another worker.
             if self._prompts.get(run_id) is expected:
                 self.remove(run_id)
         matched: dict[WorkerId, int] = {}
         for position in _positions(len(block_hashes)):
             counts = self._counts.get(block_hashes[position - 1])
+            # Names are chained: where one is unknown, none after it can be known.
             if counts is None:
                 break
             for worker in counts:
@@ -90,6 +92,7 @@ class ExpectedPrefixes:
 
 def _positions(num_blocks: int) -> Iterator[int]:
     """Yield at which blocks a prompt is known: each at first, fewer later."""
+    # A prompt of a thousand blocks keeps some 130 names; a few blocks less hardly change a cost.
     yield from range(1, min(num_blocks, 64) + 1)
     yield from range(72, min(num_blocks, 512) + 1, 8)
     yield from range(576, num_blocks + 1, 64)

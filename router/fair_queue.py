@@ -38,6 +38,7 @@ class FairQueue(Generic[Waiter]):
         longest = self._longest()
         if longest is None or not self.has_room_for(tenant):
             return waiter
+        # The newest: it has waited the least, so it loses the least.
         newest = next(reversed(self._queues[longest]))
         self.leave(longest, newest)
         self._add(tenant, waiter)
@@ -79,6 +80,7 @@ class FairQueue(Generic[Waiter]):
         for tenant, queue in self._queues.items():
             waiter, _ = queue.popitem(last=False)
             self._num_waiting -= 1
+            # Its turn is over: tenants take turns, however much each has waiting.
             self._queues.move_to_end(tenant)
             if not queue:
                 del self._queues[tenant]

@@ -130,6 +130,9 @@ class Orchestrator:
         received_at = now_s if request.received_at is None else request.received_at
         span = self.tracing.open("gateway.request", request.trace, received_at)
         request = replace(request, trace=span.context)
+        rules = self._placement
+        if forced_path is not None:
+            rules = rules.model_copy(update={"path": forced_path.value})
         return RequestState(
             request=request,
             run_id=self._ids.run(request.request_id),
@@ -144,7 +147,7 @@ class Orchestrator:
             ],
             credit=max(request.resume_from, default=0) + self._config.credit_positions,
             has_prompt_scores=any(request.resume_from),
-            path=forced_path.value if forced_path else self._placement.path,
+            rules=rules,
         )
 
     async def _run(self, run: RequestState, run_key: RunKey) -> None:

@@ -5,16 +5,15 @@ Owns the choice of path and workers. Does not know streams, time, or how a cost 
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from core.config import PlacementConfig
 from core.errors import NoWorker
 from core.ids import Incarnation, WorkerId
-from core.session import Role, WorkerDescriptor
+from core.session import WorkerDescriptor
 from core.types import GenerateRequest, Path
-from router.cost import Candidate, Cost, Prediction
+from router.cost import DEFAULT_RULES, Candidate, Cost, Prediction
 
 MAX_SHOWN = 8
 """Workers of each kind whose costs a placement keeps, the cheapest first."""
@@ -41,12 +40,13 @@ class Placement:
 class PlacementConstraints:
     """What placement needs to know of an attempt besides the request."""
 
-    path: Literal["auto", "pd", "local"]
-    local_below_tokens: int
+    rules: PlacementConfig = DEFAULT_RULES
     must_be_local: bool = False
     excluded: frozenset[WorkerId] = frozenset()
     incompatible_pairs: frozenset[tuple[Incarnation, Incarnation]] = frozenset()
     """(prefill, decode) pairs whose KV layouts differ."""
+    preferred: frozenset[WorkerId] = frozenset()
+    """Workers that the request's key used before."""
 
 
 def choose(
@@ -72,33 +72,43 @@ def choose(
     """
     prefill, decode = _by_role(candidates, request.model, constraints.excluded)
     prediction = Prediction(
-        candidates, len(request.token_ids), request.sampling.n, held_blocks, now_s
+        candidates,
+        len(request.token_ids),
+        request.sampling.n,
+        held_blocks,
+        now_s,
+        constraints.rules,
+        preferred=constraints.preferred,
     )
-    may_cross = not constraints.must_be_local and constraints.path != "local"
+    is_single = request.sampling.max_tokens == 1  # of which there is nothing to hand over
+    must_be_local = constraints.must_be_local or is_single
+    may_cross = not must_be_local and constraints.rules.path != "local"
     pair = _best_pair(prefill, decode, prediction, constraints) if may_cross else None
     if pair is None:
-        if constraints.path == "pd" and may_cross:
+        if constraints.rules.path == "pd" and may_cross:
             note = "their KV layouts differ; " if prefill and decode else ""
             raise _no_worker(candidates, constraints, note)
         pool = decode or prefill
         if not pool:
             raise _no_worker(candidates, constraints)
-        if constraints.path == "local":
+        if constraints.rules.path == "local":
             reason = "path local is forced"
+        elif is_single:
+            reason = "a single token is not handed over"
         elif constraints.must_be_local:
             reason = "choices that have output stay together"
         else:
             reason = f"{len(prefill)} prefill and {len(decode)} decode workers match"
-        return _local(pool, prediction, reason, ())
-    if constraints.path == "pd":
+        return _local(prediction.local(pool, MAX_SHOWN), prediction, reason, ())
+    if constraints.rules.path == "pd":
         return _across(pair, prediction, "path pd is forced", ())
     worthwhile = _worthwhile(decode, pair, prediction, constraints)
-    if worthwhile:
-        best = min(worthwhile, key=prediction.local_key)
-        reason = _why_local(best, pair.sender, prediction, constraints)
+    local = prediction.local(worthwhile, MAX_SHOWN)
+    if local:
+        reason = _why_local(local[0], pair.sender, prediction, constraints)
         if reason:
-            return _local(worthwhile, prediction, reason, pair.costs)
-    return _across(pair, prediction, "prompt is worth a transfer", worthwhile)
+            return _local(local, prediction, reason, pair.costs)
+    return _across(pair, prediction, "prompt is worth a transfer", local)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +134,16 @@ def _across(
 
 
 def _local(
-    pool: Sequence[Candidate], prediction: Prediction, reason: str, across: tuple[Cost, ...]
+    best: Sequence[Candidate], prediction: Prediction, reason: str, across: tuple[Cost, ...]
 ) -> Placement:
-    best = min(pool, key=prediction.local_key)
-    uncached_tokens = prediction.uncached_tokens(best)
-    costs = _local_costs(pool, prediction)
-    chosen = best.descriptor
+    chosen = best[0].descriptor
+    uncached_tokens = prediction.uncached_tokens(best[0])
+    costs = _local_costs(best, prediction)
     return Placement(Path.LOCAL, chosen, chosen, reason, uncached_tokens, across, costs)
 
 
-def _local_costs(pool: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
-    cheapest = heapq.nsmallest(MAX_SHOWN, pool, key=prediction.local_key)
-    return tuple(prediction.cost(c, has_transfer=False) for c in cheapest)
+def _local_costs(best: Sequence[Candidate], prediction: Prediction) -> tuple[Cost, ...]:
+    return tuple(prediction.cost(c, has_transfer=False) for c in best)
 
 
 def _worthwhile(
@@ -149,7 +157,7 @@ def _worthwhile(
     Which is every one of them for a short prompt, and the holders of its prefix for a long one.
     """
     num_tokens = prediction.uncached_tokens(pair.sender)
-    return prediction.computing_less(decode, max(constraints.local_below_tokens, num_tokens))
+    return prediction.computing_less(decode, max(constraints.rules.local_below_tokens, num_tokens))
 
 
 def _why_local(
@@ -160,11 +168,11 @@ def _why_local(
 ) -> str:
     """Say why a request that may cross should not; nothing if it should."""
     cost = prediction.cost(local, has_transfer=False)
-    if cost.uncached_tokens < constraints.local_below_tokens:
+    if cost.uncached_tokens < constraints.rules.local_below_tokens:
         tokens = f"{cost.uncached_tokens} tokens"
         if cost.cached_tokens:
             tokens += f", without {cost.cached_tokens} cached at {cost.worker_id},"
-        return f"prompt of {tokens} is below {constraints.local_below_tokens}"
+        return f"prompt of {tokens} is below {constraints.rules.local_below_tokens}"
     across = prediction.cost(sender, has_transfer=True)
     # A prompt that is computed beside decoding sequences delays each of them.
     delay_s = local.num_running * prediction.compute_s(local)
@@ -180,18 +188,16 @@ def _by_role(
     candidates: Sequence[Candidate], model: str, excluded: frozenset[WorkerId]
 ) -> tuple[list[Candidate], list[Candidate]]:
     """Split those that serve the model; drop excluded ones where others are left."""
-    prefill: list[Candidate] = []
-    decode: list[Candidate] = []
-    for c in candidates:
-        if model in ("", c.descriptor.model):
-            (prefill if c.descriptor.role is Role.PREFILL else decode).append(c)
+    serving = [c for c in candidates if c.model == model] if model else candidates
+    prefill = [c for c in serving if c.is_prefill]
+    decode = [c for c in serving if not c.is_prefill]
     if not excluded:
         return prefill, decode
     return _without(prefill, excluded), _without(decode, excluded)
 
 
 def _without(pool: list[Candidate], excluded: frozenset[WorkerId]) -> list[Candidate]:
-    return [c for c in pool if c.descriptor.worker_id not in excluded] or pool
+    return [c for c in pool if c.worker_id not in excluded] or pool
 
 
 def _best_pair(
@@ -204,41 +210,35 @@ def _best_pair(
 
     Linear in workers: partners are looked up by layout, of which there are few.
     """
-    by_layout: dict[tuple[str, int], list[Candidate]] = {}
-    for c in decode:
-        by_layout.setdefault(_layout(c.descriptor), []).append(c)
     partners: dict[tuple[str, int], list[Candidate]] = {}
-    queue = prediction.prefill_keys(prefill)
-    shown = heapq.nsmallest(MAX_SHOWN, queue)
-    # A heap and no sort: nearly always the cheapest has a partner.
-    heapq.heapify(queue)
-    while queue:
-        sender = prefill[heapq.heappop(queue)[-1]]
-        layout = _layout(sender.descriptor)
-        if layout not in partners:
-            compatible = [pool for other, pool in by_layout.items() if _fits(layout, other)]
-            partners[layout] = [c for pool in compatible for c in pool]
-        receivers = partners[layout]
-        excluded = constraints.incompatible_pairs
-        if excluded:
-            incarnation = sender.descriptor.incarnation
-            receivers = [
-                c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
-            ]
-        if receivers:
-            costs = tuple(prediction.cost(prefill[key[-1]], has_transfer=True) for key in shown)
-            return _Pair(sender, min(receivers, key=prediction.decode_key), costs)
+    excluded = constraints.incompatible_pairs
+    # Nearly always the cheapest has a partner; all are put in order only if of these none has.
+    for number in (MAX_SHOWN, len(prefill)):
+        best = prediction.senders(prefill, number)
+        for sender in best:
+            layout = sender.content_digest, sender.block_size_tokens
+            if layout not in partners:
+                partners[layout] = _partners(layout, decode)
+            receivers = partners[layout]
+            if excluded:
+                incarnation = sender.descriptor.incarnation
+                receivers = [
+                    c for c in receivers if (incarnation, c.descriptor.incarnation) not in excluded
+                ]
+            if receivers:
+                shown = best[:MAX_SHOWN]
+                costs = tuple(prediction.cost(c, has_transfer=True) for c in shown)
+                return _Pair(sender, prediction.receiver(sender, receivers), costs)
     return None
 
 
-def _layout(descriptor: WorkerDescriptor) -> tuple[str, int]:
-    return descriptor.content_digest, descriptor.block_size_tokens
-
-
-def _fits(sender: tuple[str, int], receiver: tuple[str, int]) -> bool:
-    """True if KV can go from one to the other."""
-    small, large = sorted((sender[1], receiver[1]))
-    return sender[0] == receiver[0] and large % small == 0
+def _partners(sender: tuple[str, int], decode: Sequence[Candidate]) -> list[Candidate]:
+    """Find the workers that KV of one layout can go to: blocks may be joined, or cut up."""
+    digest, size = sender
+    same = [c for c in decode if c.content_digest == digest]
+    sizes = {c.block_size_tokens for c in same}
+    fitting = {other for other in sizes if max(size, other) % min(size, other) == 0}
+    return same if fitting == sizes else [c for c in same if c.block_size_tokens in fitting]
 
 
 def _no_worker(
@@ -246,7 +246,7 @@ def _no_worker(
 ) -> NoWorker:
     roles = [c.descriptor.role.value for c in candidates]
     return NoWorker(
-        f"no worker for path {constraints.path}: {roles.count('prefill')} prefill and "
+        f"no worker for path {constraints.rules.path}: {roles.count('prefill')} prefill and "
         f"{roles.count('decode')} decode workers are live; {note}try again, or raise "
         "pools.*.replicas"
     )

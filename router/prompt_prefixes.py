@@ -10,9 +10,10 @@ import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
-from core.block_hash import BlockHash, block_hashes, root_hash
+from core.block_hash import BlockHash, naming_of
 from core.ids import RunId, WorkerId
 from core.ports import Clock
+from core.prefix_changes import StorageTier
 from core.session import WorkerDescriptor
 from core.types import GenerateRequest
 from router.expected_prefixes import ExpectedPrefixes
@@ -36,6 +37,12 @@ class HeldBlocks(Protocol):
         """Count the leading blocks that each worker holds."""
         ...
 
+    def count_by_tier(
+        self, worker: WorkerId, block_hashes: Sequence[BlockHash]
+    ) -> dict[StorageTier, int]:
+        """Count those of the blocks that a worker holds in each storage tier."""
+        ...
+
 
 class PromptPrefixes:
     """The router's knowledge of prefixes; without a view there is none, and nothing is hashed."""
@@ -53,6 +60,12 @@ class PromptPrefixes:
         """Name the blocks of a prompt as each of the workers would, but for its last token's."""
         if self._view is None or self._view.is_empty:
             return {}
+        return await self.name_blocks(request, descriptors)
+
+    async def name_blocks(
+        self, request: GenerateRequest, descriptors: Iterable[WorkerDescriptor]
+    ) -> PromptNames:
+        """Name them also while nobody is known to hold any block."""
         kinds = dict.fromkeys((d.content_digest, d.block_size_tokens) for d in descriptors)
         return {kind: await self._hash(request, *kind) for kind in kinds}
 
@@ -61,28 +74,40 @@ class PromptPrefixes:
     ) -> list[BlockHash]:
         # A worker computes the last token always, for its logits.
         num_tokens = len(request.token_ids) - 1
-        parent = root_hash(digest, request.scope, self._hash_key)
+        naming = naming_of(digest, request.scope, block_size_tokens, self._hash_key)
         hashes: list[BlockHash] = []
         slice_tokens = max(1, SLICE_TOKENS // block_size_tokens) * block_size_tokens
         for start in range(0, num_tokens, slice_tokens):
             if start:
                 await asyncio.sleep(0)
             end = min(start + slice_tokens, num_tokens)
-            hashes += block_hashes(parent, request.token_ids[start:end], block_size_tokens)
-            parent = hashes[-1] if hashes else parent
+            naming.extend(hashes, request.token_ids[start:end], block_size_tokens)
         return hashes
 
     def held(self, names: PromptNames) -> dict[WorkerId, int]:
         """Count the leading blocks of a prompt that each worker holds, or will hold in a moment."""
-        held: dict[WorkerId, int] = {}
+        held = self.published(names)
         if self._view is None or self._view.is_empty:
             return held
         now_s = self._clock.now_s()
         for hashes in names.values():
-            held |= self._view.match(hashes)
             for worker, num_blocks in self._expected.match(hashes, now_s).items():
                 held[worker] = max(held.get(worker, 0), num_blocks)
         return held
+
+    def published(self, names: PromptNames) -> dict[WorkerId, int]:
+        """Count the leading blocks that each worker has published."""
+        found: dict[WorkerId, int] = {}
+        if self._view is not None:
+            for hashes in names.values():
+                found |= self._view.match(hashes)
+        return found
+
+    def count_by_tier(
+        self, worker: WorkerId, block_hashes: Sequence[BlockHash]
+    ) -> dict[StorageTier, int]:
+        """Count those of the blocks that a worker has published in each storage tier."""
+        return {} if self._view is None else self._view.count_by_tier(worker, block_hashes)
 
     def sent(self, run_id: RunId, worker: WorkerDescriptor, names: PromptNames) -> None:
         """A prompt goes to a worker: those like it find it there from now on."""

@@ -14,6 +14,7 @@ from core.config import RouterConfig
 from core.errors import DeadlineExceeded, InvalidRequest, ModelNotFound, PromptTooLong
 from core.ids import MAX_REQUEST_ID_CHARACTERS, Ids, RequestId, seed_of
 from core.ports import Clock, Tokenizer
+from core.scopes import scope_of, with_public
 from core.session import WorkerDescriptor
 from core.types import (
     MAX_BAD_WORDS,
@@ -23,11 +24,15 @@ from core.types import (
     SamplingParams,
     outside,
 )
+from router.public_prompts import PublicPrompts
 from router.request_limits import RequestLimits, too_long
 from router.request_params import RequestParams, ServedModel, check_text
 from router.resuming import check_resume
 
 MAX_SALT_CHARACTERS = 256
+MAX_KEY_CHARACTERS = 512
+RETENTIONS = {"": False, "in_memory": False, "in-memory": False, "24h": True}
+"""Values of `prompt_cache_retention`, and whether workers keep such a prompt longer."""
 MAX_BAD_WORD_CHARACTERS = 256
 DEFAULT_COMPLETION_TOKENS = 16
 
@@ -48,7 +53,7 @@ class TokenNames(Protocol):
 class RequestBuilder:
     """Makes requests for one model."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - every check that needs no worker meets here
         self,
         model: ServedModel,
         config: RouterConfig,
@@ -58,6 +63,7 @@ class RequestBuilder:
         seed_key: bytes,
         read_workers: Callable[[], Sequence[WorkerDescriptor]],
         tokens: TokenNames | None = None,
+        public_prompts: PublicPrompts | None = None,
     ) -> None:
         """Build for `model`; `read_workers` lists live ones, whose room limits a request."""
         self._model = model
@@ -68,6 +74,7 @@ class RequestBuilder:
         self._seed_key = seed_key
         self._limits = RequestLimits(model.max_model_len, config.max_prompt_logprobs, read_workers)
         self._tokens = tokens
+        self._public_prompts = public_prompts or PublicPrompts()
         rows = model.vocabulary_size
         special_ids = tokens.special_ids if tokens else {}
         self._special_ids = {text: i for text, i in special_ids.items() if i < rows}
@@ -97,6 +104,8 @@ class RequestBuilder:
         self.check_model(params.model)
         check_text("request_id", params.request_id, MAX_REQUEST_ID_CHARACTERS)
         check_text("cache_salt", params.cache_salt, MAX_SALT_CHARACTERS)
+        affinity = _affinity(params)
+        keeps_prefix = _keeps(params.prompt_cache_retention)
         limit_s = self._config.deadline_s
         if params.time_limit_s is not None:
             limit_s = min(params.time_limit_s, limit_s)
@@ -144,9 +153,11 @@ class RequestBuilder:
             seed=seed,
             deadline_at=received_at + limit_s,
             eos_token_ids=self._eos_token_ids,
-            scope=_scope(params),
+            scope=self._scope(params, token_ids),
             tenant=params.identity.tenant,
             tier=params.identity.tier,
+            affinity=affinity,
+            keeps_prefix=keeps_prefix,
             trace=params.trace,
             operation="chat" if is_chat else "text_completion",
             received_at=received_at,
@@ -157,6 +168,12 @@ class RequestBuilder:
             prompt_text=str(params.prompt) if params.echoes and is_whole_text else "",
             correlation_id=params.correlation_id,
         )
+
+    def _scope(self, params: RequestParams, token_ids: Sequence[int]) -> str:
+        scope = scope_of(params.identity.tenant, params.cache_salt)
+        # A salt asks for a cache of its own, from the first block on.
+        num_public = 0 if params.cache_salt else self._public_prompts.num_tokens(token_ids)
+        return with_public(scope, num_public)
 
     async def _encode_in_time(self, params: RequestParams, deadline_at: float) -> Sequence[int]:
         """Tokenize the prompt before the request's deadline."""
@@ -266,7 +283,23 @@ def _normalized(given: dict[str, Any]) -> dict[str, Any]:
     return given
 
 
-def _scope(params: RequestParams) -> str:
-    """Return the scope in the prefix cache: the tenant's, divided by the request's salt."""
-    tenant = params.identity.tenant
-    return f"{tenant}\n{params.cache_salt}" if tenant else params.cache_salt
+def _affinity(params: RequestParams) -> tuple[str, ...]:
+    """Return the keys by which a request is steered: its session before the wider cache key."""
+    named = (("session", params.session_id), ("cache", params.prompt_cache_key))
+    for kind, key in named:
+        if len(key) > MAX_KEY_CHARACTERS:
+            field = "session_id" if kind == "session" else "prompt_cache_key"
+            raise InvalidRequest(
+                field, f"has {len(key)} characters, the limit is {MAX_KEY_CHARACTERS}"
+            )
+    # With their kinds: a session that happens to be called like a cache key is another thing.
+    return tuple(f"{kind} {key}" for kind, key in named if key)
+
+
+def _keeps(retention: str) -> bool:
+    """Read a prompt's retention."""
+    if retention not in RETENTIONS:
+        raise InvalidRequest(
+            "prompt_cache_retention", f"is {retention[:20]!r}, must be in_memory or 24h"
+        )
+    return RETENTIONS[retention]

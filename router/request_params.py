@@ -57,6 +57,11 @@ class RequestParams:
     """Truncate at the end instead of the beginning."""
     adds_special_tokens: bool = True
     cache_salt: str = ""
+    prompt_cache_key: str = ""
+    """Prompts with one key probably share a prefix."""
+    session_id: str = ""
+    """Prompts of one session probably continue one another."""
+    prompt_cache_retention: str = ""
     echoes: bool = False
     """The prompt is shown before the output."""
     trace: TraceContext | None = None

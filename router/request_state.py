@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
 
+from core.config import PlacementConfig
 from core.errors import ServingError
 from core.ids import RequestId, RunId, WorkerId
 from core.ports import Clock
@@ -56,7 +56,8 @@ class RequestState:
     timeline: Timeline
     choices: list[ChoiceOutput]
     credit: int
-    path: Literal["auto", "pd", "local"]
+    rules: PlacementConfig
+    """How it is placed; the call may force the path."""
     timings: WorkerTiming = field(default_factory=WorkerTiming)
     excluded: set[WorkerId] = field(default_factory=set)
     attempts: list[str] = field(default_factory=list)
@@ -112,11 +113,16 @@ class RequestState:
     def note_timings(self, new: WorkerTiming) -> None:
         """Merge a worker's figures: only one of the workers reports each field."""
         old = self.timings
+        cached_tokens = max(old.cached_tokens, new.cached_tokens)
+        if old.prefill_s:
+            # A later attempt finds what an earlier one computed for this very request.
+            cached_tokens = old.cached_tokens
         self.timings = WorkerTiming(
             queue_s=old.queue_s or new.queue_s,
             prefill_s=old.prefill_s or new.prefill_s,
             decode_s=max(old.decode_s, new.decode_s),
-            cached_tokens=max(old.cached_tokens, new.cached_tokens),
+            # Output that a client or an attempt resumes with is no part of the prompt.
+            cached_tokens=min(cached_tokens, len(self.request.token_ids)),
             kv_bytes=max(old.kv_bytes, new.kv_bytes),
             kv_blocks=max(old.kv_blocks, new.kv_blocks),
             kv_transport=new.kv_transport or old.kv_transport,

@@ -66,6 +66,7 @@ class RequestStream:
         self._runner = runner
         self._wake = wake
         self._events: deque[RequestEvent] = deque()
+        # A resuming client has these positions; without them its credit would begin at nothing.
         self._taken: dict[int, int] = dict(enumerate(request.resume_from))
         self._open_choices = set(range(request.sampling.n))
         self._task = asyncio.get_running_loop().create_task(runner.run(request, self._emit))
@@ -85,6 +86,7 @@ class RequestStream:
                 self._open_choices.discard(event.choice)
             elif isinstance(event, RequestEnded):
                 self.is_over = True
+        # The slowest choice counts: credit is one number for all choices of a request.
         if self._open_choices and self._open_choices <= self._taken.keys():
             # A finished choice needs no credit, and must not hold back the others.
             self._runner.consumed(
@@ -100,6 +102,7 @@ class RequestStream:
         """
         if reason is not None and not self._task.done():
             self._runner.abort(self.request.run_key, reason)
+        # One that waits to take over another's place is in no table yet: only its task can end it.
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
 

@@ -35,9 +35,11 @@ class Progress:
         if isinstance(event, TextDelta):
             end = event.position + len(event.token_ids)
             index = prompt * self._num_choices + event.choice
+            # Text without a token is the tail that was held back; it counts as one position.
             self._positions[index] = end if event.token_ids else end + 1
         elif isinstance(event, ChoiceFinished):
             index = prompt * self._num_choices + event.choice
+            # Past the tail, had there been one: after the end there is nothing to send again.
             self._positions[index] = event.position + 2
 
     @property
@@ -111,6 +113,7 @@ def check_resume(
         raise InvalidRequest(
             "resume_from", f"has {len(positions)} positions, the request has n={sampling.n}"
         )
+    # Two more than tokens: the tail and the end are positions, too.
     if max(positions) > sampling.max_tokens + 2:
         raise InvalidRequest(
             "resume_from",

@@ -33,6 +33,7 @@ class RetryBudget:
         Returns:
             Seconds to wait before starting; None, with nothing taken, if that is too long.
         """
+        # The generic cell rate algorithm: a token bucket in one number, without a refill.
         full_at = max(self._full_at, now_s)
         delay_s = max(0.0, full_at - self._tolerance_s - now_s)
         if delay_s > patience_s:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from core import events
 from core.config import RouterConfig
@@ -22,6 +23,7 @@ from router.admission import Admission
 from router.observe.canary import Canary
 from router.observe.explanations import Explanations
 from router.observe.prefix_report import ReadReport
+from router.observe.prompt_report import PromptReport
 from router.observe.recorder import Recorder
 from router.observe.status import ClusterStatus
 from router.observe.telemetry import Telemetry
@@ -53,11 +55,13 @@ class GenerationService:
         keyring: Keyring,
         read_prefix_report: ReadReport,
         explanations: Explanations,
+        prompt_report: PromptReport,
         clock: Clock,
     ) -> None:
         """Serve with these parts; `start` begins what runs without calls."""
         self.read_prefix_report = read_prefix_report
         self.explanations = explanations
+        self._prompt_report = prompt_report
         self.model = model
         self.config = config
         self.text = text
@@ -96,9 +100,18 @@ class GenerationService:
             self._admission.check_share(len(all_params), num_choices(all_params[0]))
         made: list[GenerateRequest] = []
         for index, params in enumerate(all_params):
+            # Ids that follow from the first: a client that resumes the reply names that one alone.
             request_id = f"{made[0].request_id}-{index}" if index else params.request_id
             made.append(await self._builder.make(replace(params, request_id=request_id)))
         return made
+
+    async def explain_prompt(self, params: RequestParams) -> dict[str, Any]:
+        """Say who holds how much of a prompt, and where its request would go now.
+
+        Raises:
+            ServingError: As for a request with these parameters.
+        """
+        return await self._prompt_report.of(await self.make_request(params))
 
     def open(self, *requests: GenerateRequest) -> StreamGroup:
         """Start requests; their events come through the group."""
@@ -162,6 +175,7 @@ class GenerationService:
 
     async def stop(self, grace_s: float = 5.0) -> None:
         """Refuse new requests, let running ones finish for `grace_s`, then end the rest."""
+        # First of all: `/ready` says so at once, and balancers send the next request elsewhere.
         self._admission.is_draining = True
         events.DRAIN_BEGUN.log(running=self._admission.num_running, grace_s=grace_s)
         await self._canary.stop()

@@ -14,6 +14,7 @@ from core.ids import RequestId, WorkerId, seed_of
 from core.plan import StepPlan
 from core.session import Role
 from core.types import GenerateRequest, RequestEvent, SamplingParams
+from engine.scheduling.sequence import Sequence
 from router.orchestrator import Orchestrator
 from router.workers.sessions import WorkerSessions
 from simulation import worker_node
@@ -45,6 +46,7 @@ class SimCluster(World):
         """When something last happened to a node that may be taken for its death."""
         self.num_steps = 0
         self._everyone: dict[str, Worker] = {}
+        self._publishing: dict[str, asyncio.Task[None]] = {}
         self._num_workers = 0
         self._num_routers = 0
         self.routers: list[SimRouter] = [self._new_router() for _ in range(shape.routers)]
@@ -116,8 +118,13 @@ class SimCluster(World):
         self.runners[node] = made.runner
         self.clocks[node] = made.clock
         self._observe_endings(node, unit)
+        self._observe_blocks(node, unit)
         starting = self.loop.create_task(unit.start(), context=on_node(node))
-        self.membership.join(await starting)
+        descriptor = await starting
+        if made.publisher is not None:
+            publishing = made.publisher.run()
+            self._publishing[node] = self.loop.create_task(publishing, context=on_node(node))
+        self.membership.join(descriptor)
         return node
 
     def _new_router(self) -> SimRouter:
@@ -141,7 +148,29 @@ class SimCluster(World):
 
         unit.attempts.end = observed  # type: ignore[method-assign]
 
-    async def rest(self, patience_s: float = 8.0) -> None:
+    def _observe_blocks(self, node: str, unit: Worker) -> None:
+        supply = unit.scheduler.blocks
+        tables = unit.scheduler.tables
+        take = supply.take
+        register = tables.register
+
+        def taken(sequence: Sequence) -> list[int] | None:
+            hits = take(sequence)
+            if hits is not None:
+                self.observers.blocks_found(node, sequence, hits)
+            return hits
+
+        def registered(sequence: Sequence) -> None:
+            first = len(sequence.parents) - 1
+            register(sequence)
+            for index in range(first, len(sequence.parents) - 1):
+                name = sequence.full_block_hash(index)
+                self.observers.block_stored(node, sequence.request.scope, name)
+
+        supply.take = taken  # type: ignore[method-assign]
+        tables.register = registered  # type: ignore[method-assign]
+
+    async def rest(self, patience_s: float = 3.0) -> None:
         """Wait a while, then check that nothing is left anywhere (L3)."""
         await asyncio.sleep(patience_s)
         for unit in self.units.values():
@@ -152,14 +181,23 @@ class SimCluster(World):
         for router in self.routers:
             if router.is_alive:
                 await router.stop()
-        for unit in list(self.units.values()):
+        for node, unit in list(self.units.items()):
+            await self._stop_publishing(node)
             await unit.stop()
+
+    async def _stop_publishing(self, node: str) -> None:
+        """As a worker's process does: after it has drained, before it stops."""
+        publishing = self._publishing.pop(node, None)
+        if publishing is not None:
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
 
     # --- what can be done to a node ---------------------------------------------------------------
 
     async def kill(self, node: str, lag_s: float = 0.0) -> None:
         """End a worker's node as SIGKILL would, without a word; members drop it after `lag_s`."""
         del self.units[node]
+        self._publishing.pop(node, None)
         self._end(node)
         await asyncio.sleep(lag_s)
         self.membership.leave(WorkerId(node))
@@ -203,6 +241,7 @@ class SimCluster(World):
         is_empty = await self.loop.create_task(unit.drain(grace_s), context=on_node(node))
         if node in self.units:  # it may have been killed meanwhile
             del self.units[node]
+            await self._stop_publishing(node)
             await self.loop.create_task(unit.stop(), context=on_node(node))
             self.membership.leave(WorkerId(node))
         return is_empty

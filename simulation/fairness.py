@@ -111,6 +111,9 @@ class Fairness(ClusterObserver):
         record = self._of(node)
         scheduler = unit.scheduler
         giants = {s.key for s in scheduler.running if _is_giant(s)}
+        if not giants:
+            record.missed_steps.clear()
+            return
         prompts = {s.key for s in scheduler.running if _is_prompt(s)}
         chunks = [item for item in plan.items if item.sequence_key in prompts]
         small = {s.key: s for s in scheduler.waiting if _could_run(s, unit)}

@@ -11,11 +11,11 @@ Generation and epoch are never hashed in: the same tokens give the same content 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 
 from core.kv_layout import KVLayout
 from core.plan import SampleSpec, StepItem, StepPlan, StepResult
-from core.ports import KVBytes, OnLayer, SharedPool
+from core.ports import OnLayer, SharedPool
 from core.types import Logprob
 
 
@@ -64,14 +64,18 @@ class MemoryKV:
         """Return one layer of one block, uint8 [layer_block_bytes], not copied."""
         return self._views[shard][layer][block_id]
 
+    def joined(self, layer: int, block_ids: Iterable[int], shard: int) -> bytes:
+        """Copy one layer of some blocks, back to back."""
+        return b"".join(map(self._views[shard][layer].__getitem__, block_ids))
+
 
 class HashModel:
-    """A runner over `KVBytes`. `cost_s(plan)` is the virtual duration of a step."""
+    """A runner over `MemoryKV`. `cost_s(plan)` is the virtual duration of a step."""
 
     def __init__(
         self,
         layout: KVLayout,
-        kv: KVBytes,
+        kv: MemoryKV,
         vocabulary_size: int,
         wait: Callable[[float], Awaitable[None]],
         cost_s: Callable[[StepPlan], float],
@@ -84,6 +88,8 @@ class HashModel:
         self._cost_s = cost_s
         self._block_size_tokens = layout.block_size_tokens
         self._slot_bytes = layout.slot_bytes
+        self._digest_bytes = min(64, layout.slot_bytes)
+        self._num_repeats = -(-layout.slot_bytes // self._digest_bytes)
 
     async def execute(self, plan: StepPlan, on_layer: OnLayer) -> StepResult:
         """Run one step layer by layer, spreading its cost evenly."""
@@ -127,39 +133,54 @@ class HashModel:
             for shard in range(self._layout.num_shards):
                 self._kv.view(layer, destination, shard)[:] = self._kv.view(layer, source, shard)
 
-    def _slot(self, item: StepItem, layer: int, shard: int, position: int) -> memoryview:
+    def _slot(self, item: StepItem, layer: int, shard: int, position: int) -> bytes:
         block, offset = divmod(position, self._block_size_tokens)
-        size = self._slot_bytes
-        return self._kv.view(layer, item.block_table[block], shard)[
-            offset * size : (offset + 1) * size
-        ]
+        start = offset * self._slot_bytes
+        view = self._kv.view(layer, item.block_table[block], shard)
+        return bytes(view[start : start + self._slot_bytes])
 
     def _write(self, item: StepItem, layer: int) -> None:
+        contents = [token_id.to_bytes(4, "little") for token_id in item.token_ids]
         for shard in range(self._layout.num_shards):
             key = f"{self._layout.model_digest}|{item.scope}|{layer}|{shard}".encode()
             # Read, not remembered: a wrong block before this one changes everything after it.
-            parent = bytes(self._slot(item, layer, shard, item.start - 1)) if item.start else b""
-            for position, token_id in enumerate(item.token_ids, item.start):
-                content = token_id.to_bytes(4, "little") + key
-                digest = hashlib.blake2b(
-                    parent + content, digest_size=min(64, self._slot_bytes)
-                ).digest()
-                parent = (digest * (self._slot_bytes // len(digest) + 1))[: self._slot_bytes]
-                self._slot(item, layer, shard, position)[:] = parent
+            parent = self._slot(item, layer, shard, item.start - 1) if item.start else b""
+            self._put(item, layer, shard, self._chain(parent, contents, key))
+
+    def _chain(self, parent: bytes, contents: list[bytes], key: bytes) -> bytes:
+        """Compute the slots of a chunk, back to back."""
+        slots = []
+        digest_bytes = self._digest_bytes
+        for content in contents:
+            digest = hashlib.blake2b(parent + content + key, digest_size=digest_bytes).digest()
+            parent = (digest * self._num_repeats)[: self._slot_bytes]
+            slots.append(parent)
+        return b"".join(slots)
+
+    def _put(self, item: StepItem, layer: int, shard: int, slots: bytes) -> None:
+        block, offset = divmod(item.start, self._block_size_tokens)
+        block_bytes = self._block_size_tokens * self._slot_bytes
+        at = offset * self._slot_bytes
+        taken = 0
+        while taken < len(slots):
+            size = min(block_bytes - at, len(slots) - taken)
+            view = self._kv.view(layer, item.block_table[block], shard)
+            view[at : at + size] = slots[taken : taken + size]
+            taken += size
+            block += 1
+            at = 0
 
     def _read(self, item: StepItem) -> bytes:
         end = item.start + len(item.token_ids)
         table = item.block_table[: self._layout.blocks_for(end)]
-        seen = hashlib.blake2b(digest_size=16)
-        for layer in range(self._layout.num_layers):
-            for shard in range(self._layout.num_shards):
-                views = [self._kv.view(layer, block_id, shard) for block_id in table]
-                num_whole, rest = divmod(end, self._block_size_tokens)
-                for view in views[:num_whole]:
-                    seen.update(view)
-                if rest:
-                    seen.update(views[num_whole][: rest * self._slot_bytes])
-        return seen.digest()
+        num_bytes = end * self._slot_bytes
+        # In one piece: to hash each block by itself took a third of a simulation's time.
+        seen = [
+            self._kv.joined(layer, table, shard)[:num_bytes]
+            for layer in range(self._layout.num_layers)
+            for shard in range(self._layout.num_shards)
+        ]
+        return hashlib.blake2b(b"".join(seen), digest_size=16).digest()
 
     def _draw(self, seen: bytes, spec: SampleSpec) -> Logprob:
         salt = (

@@ -14,7 +14,7 @@ Does not know clients.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from core.errors import InvariantViolation, NoWorker, ServingError, WorkerDied
 from core.types import RequestEnded, SamplingParams
@@ -24,6 +24,7 @@ from router.request_state import RequestState
 from router.request_stream import RequestStream
 from simulation.cluster import SimCluster
 from simulation.observers import ClusterObserver
+from simulation.prefix_invariants import SETTLED_S, check_views
 from simulation.report import Report
 from simulation.router_node import SimRouter
 from simulation.wait_reasons import WaitReason, wait_reason_of
@@ -41,13 +42,13 @@ class Watch(ClusterObserver):
     """Looks at a cluster every quarter of a second."""
 
     def __init__(
-        self, cluster: SimCluster, report: Report, look_at_fairness: Callable[[], None]
+        self, cluster: SimCluster, report: Report, looks: Sequence[Callable[[], None]]
     ) -> None:
-        """Look on from now; `run` looks at what stands still, and calls `look_at_fairness`."""
+        """Look on from now; `run` looks at what stands still, and calls each of `looks`."""
         cluster.observers.join(self)
         self._cluster = cluster
         self._report = report
-        self._look_at_fairness = look_at_fairness
+        self._looks = looks
         self._suspects: list[str] = []
         self._placing: dict[int, tuple[SimRouter, RequestState, float]] = {}
         self._watched: dict[str, None] = {}
@@ -63,7 +64,8 @@ class Watch(ClusterObserver):
             self._check_bounds()
             self._check_wait_reasons()
             self._check_placing()
-            self._look_at_fairness()
+            for look in self._looks:
+                look()
 
     def _check_bounds(self) -> None:
         """I6: nothing that workers hold for a router outgrows what its requests may have open."""
@@ -94,7 +96,9 @@ class Watch(ClusterObserver):
             key = id(run)
             self._placing[key] = (router, run, asyncio.get_running_loop().time())
             try:
-                return await place(run, after, names)
+                placement = await place(run, after, names)
+                self._cluster.observers.placed(router.name, run, names, placement)
+                return placement
             finally:
                 self._placing.pop(key, None)
 
@@ -129,8 +133,7 @@ class Watch(ClusterObserver):
 
 def _could_place(router: SimRouter, run: RequestState) -> bool:
     constraints = PlacementConstraints(
-        path=run.path,
-        local_below_tokens=1,
+        rules=run.rules.model_copy(update={"local_below_tokens": 1}),
         must_be_local=len(run.choices) > 1 and any(c.token_ids for c in run.choices),
     )
     try:
@@ -164,7 +167,9 @@ async def check_recovery(
     cluster: SimCluster, store_back_at_s: float | None, report: Report
 ) -> None:
     """L2: after the last fault every router serves at the first attempt, and the store is whole."""
-    await asyncio.sleep(RECOVERY_S)
+    await asyncio.sleep(SETTLED_S)
+    check_views(cluster, report)
+    await asyncio.sleep(RECOVERY_S - SETTLED_S)
     for router in cluster.routers:
         _check_sessions(cluster, router, report)
         for number in range(PROBES_PER_ROUTER):
@@ -209,6 +214,7 @@ async def check_rest(cluster: SimCluster, report: Report) -> None:
         await cluster.rest()
     except InvariantViolation as error:
         report.violated(f"L3 {error}")
+    check_views(cluster, report)
     for router in cluster.routers:
         admission = router.admission
         left = {

@@ -15,11 +15,14 @@ from enum import StrEnum
 
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 from core.types import SamplingParams
-from simulation.faults.kinds import Fault, Kind, draw
+from simulation.faults.kinds import Fault, Kind, Part, draw
 from simulation.shape import VOCABULARY, Shape
 
 NUM_REQUESTS = 24
 NUM_FAULTS = 20
+PART_SHARES = {Part.SERVING: 1.0, Part.PREFIX_INDEX: 0.25}
+"""Faults of each part of the cluster, for each one of serving. Drawn apart, so that a new part does
+not thin out the faults of the others."""
 LOAD_S = 4.0
 TIMEOUT_S = 120.0
 MODEL_LEN = 130
@@ -97,11 +100,23 @@ def _draw_faults(
     without = [Kind.INCOMPATIBLE] if shape.placement.path == "pd" else []
     often = 8 * [Kind.RANK_DEATH] if style is Style.ALONE else []
     faults = draw(rng, num_faults, LOAD_S, without, often)
-    if style not in (Style.GIANTS, Style.POOL) or shape.decode == 1 or not faults:
-        return faults
-    # One decode worker among healthy ones stands still from the first burst on.
-    still = Fault(Kind.PAUSE, 0.25, 0.0, rng.uniform(2.0, 2.9))
-    return (still, *(f for f in faults[1:] if f.kind is not Kind.PAUSE))
+    if style in (Style.GIANTS, Style.POOL) and shape.decode > 1 and faults:
+        # One decode worker among healthy ones stands still from the first burst on.
+        still = Fault(Kind.PAUSE, 0.25, 0.0, rng.uniform(2.0, 2.9))
+        faults = (still, *(f for f in faults[1:] if f.kind is not Kind.PAUSE))
+    for part, share in PART_SHARES.items():
+        if part is not Part.SERVING and _is_used(part, shape):
+            faults += draw(rng, round(share * num_faults), LOAD_S, part=part)
+    return tuple(sorted(faults, key=lambda fault: fault.at_s))
+
+
+def _is_used(part: Part, shape: Shape) -> bool:
+    """Can a part fail at all in such a cluster?"""
+    match part:
+        case Part.PREFIX_INDEX:
+            return shape.engine.cache_prefixes
+        case Part.SERVING:
+            return True
 
 
 # --- clusters -------------------------------------------------------------------------------------
@@ -230,10 +245,15 @@ class _Drawing:
         self._style = style
         self._shape = shape
         self._num_requests = num_requests
-        self._shared = self._tokens(24)
+        self._beginnings = [self._tokens(40) for _ in range(2)]
+        self._giant_beginning = self._tokens(240) if style is Style.GIANTS else ()
 
     def _tokens(self, count: int) -> tuple[int, ...]:
         return tuple(self._rng.randrange(1, VOCABULARY) for _ in range(count))
+
+    def _beginning(self, most_tokens: int) -> tuple[int, ...]:
+        """Begin as many prompts do, so that caches hit."""
+        return self._rng.choice(self._beginnings)[: self._rng.choice([8, 16, 24, 40])][:most_tokens]
 
     def orders(self) -> list[Order]:
         """Draw them all."""
@@ -247,6 +267,8 @@ class _Drawing:
     def _mixed(self, i: int) -> Order:
         rng = self._rng
         prompt = self._tokens(rng.randrange(1, 60))
+        if i % 3:
+            prompt = self._beginning(40) + prompt[:40]
         is_scored = rng.random() < 0.12
         sampling = SamplingParams(
             max_tokens=rng.randrange(1, 40),
@@ -257,14 +279,13 @@ class _Drawing:
             * (rng.random() < 0.2),
             prompt_logprobs=rng.choice([0, 5, 20]) if is_scored else None,
         )
-        is_shared = i % 3 == 0  # a third share a prefix, so that caches hit
         timeout_s = TIMEOUT_S
         if self._style is Style.ADMISSION and rng.random() < 0.2:
             timeout_s = rng.uniform(0.2, 3.0)
         return Order(
             start_s=self._burst_s() if self._style is Style.ADMISSION else rng.uniform(0, LOAD_S),
             name=f"r{i}",
-            prompt=self._shared + prompt if is_shared else prompt,
+            prompt=prompt,
             sampling=sampling,
             scope=rng.choice(["", "", "tenant-b"]),
             timeout_s=timeout_s,
@@ -278,11 +299,14 @@ class _Drawing:
         """A steady stream of small requests, and now and then a long answer."""
         rng = self._rng
         is_long = i % 9 == 2
+        prompt = self._tokens(rng.randrange(14, 40) if is_long else rng.randrange(3, 20))
+        if i % 2:
+            prompt = self._beginning(len(prompt) // 2) + prompt[len(prompt) // 2 :]
         is_at_once = self._shape.decode > 1  # so that much goes to the one that stands still
         return Order(
             start_s=rng.uniform(0.2, 1.2) if is_at_once else rng.uniform(0, LOAD_S),
             name=f"r{i}",
-            prompt=self._tokens(rng.randrange(14, 40) if is_long else rng.randrange(3, 20)),
+            prompt=prompt,
             sampling=SamplingParams(
                 max_tokens=rng.randrange(60, 90) if is_long else rng.randrange(4, 20),
                 temperature=0.0,
@@ -294,10 +318,13 @@ class _Drawing:
     def _small_or_giant(self, i: int) -> Order:
         rng = self._rng
         is_giant = i % 8 == 1
+        prompt = self._tokens(rng.randrange(300, 600) if is_giant else rng.randrange(3, 20))
+        if is_giant and rng.random() < 0.5:
+            prompt = self._giant_beginning + prompt[len(self._giant_beginning) :]
         return Order(
             start_s=self._burst_s(),
             name=f"r{i}",
-            prompt=self._tokens(rng.randrange(300, 600) if is_giant else rng.randrange(3, 20)),
+            prompt=prompt,
             sampling=SamplingParams(
                 max_tokens=rng.randrange(2, 24),
                 n=rng.choice([1, 1, 2]),

@@ -12,14 +12,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import gc
 import heapq
 import itertools
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 NODE: contextvars.ContextVar[str] = contextvars.ContextVar("node", default="")
 """The simulated node that the running code belongs to; empty: the world around them."""
+
+
+MAX_CANCELLED = 500
+"""Cancelled timers among those that are kept."""
+
+
+YOUNG_OBJECTS = 50_000
+"""After so many new objects garbage is looked for; Python's own 700 cost a tenth of a run."""
 
 
 class Deadlock(Exception):
@@ -60,17 +69,60 @@ def _is_unretrieved(task: asyncio.Task[Any]) -> bool:
     return bool(task._log_traceback)
 
 
+class _Callback(asyncio.Handle):
+    """asyncio's handle, which asks its loop each time whether it is debugged."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        self._context = contextvars.copy_context() if context is None else context
+        self._loop = loop
+        self._callback = callback
+        self._args = args
+        self._cancelled = False
+        self._repr = None
+        self._source_traceback = None
+
+
+class _TimedCallback(_Callback, asyncio.TimerHandle):
+    """A timer, likewise."""
+
+    __slots__ = ()
+
+    def __init__(
+        self,
+        when: float,
+        callback: Callable[..., object],
+        args: Sequence[Any],
+        loop: asyncio.AbstractEventLoop,
+        context: contextvars.Context | None,
+    ) -> None:
+        _Callback.__init__(self, callback, args, loop, context)
+        self._when = when
+        self._scheduled = True
+
+
 class VirtualLoop(asyncio.BaseEventLoop):
     """Virtual time, starting at 0."""
 
     _ready: Any
-    """asyncio's own queue and heap of handles: nothing public runs one callback at a time."""
-    _scheduled: Any
+    """asyncio's own queue of handles: nothing public runs one callback at a time."""
 
     def __init__(self) -> None:
         """Make the loop; install it with `run_virtual`."""
         super().__init__()
         self._now_s = 0.0
+        # In the place of asyncio's heap, whose handles compare themselves in Python: a tenth of a
+        # simulation's time. By number, timers of one instant come due in the order of their making.
+        self._timers: list[tuple[float, int, asyncio.TimerHandle]] = []
+        self._num_timers = 0
+        self._num_cancelled = 0
         self._paused: dict[str, list[asyncio.Handle]] = {}
         self._paused_at_s: dict[str, float] = {}
         self._dead: set[str] = set()
@@ -87,6 +139,43 @@ class VirtualLoop(asyncio.BaseEventLoop):
     def time(self) -> float:
         """Return virtual seconds."""
         return self._now_s
+
+    # --- what is to run, made and kept without the checks of a loop that has threads --------------
+
+    def call_soon(  # type: ignore[override]
+        self,
+        callback: Callable[..., object],
+        *args: Any,  # noqa: ANN401
+        context: contextvars.Context | None = None,
+    ) -> asyncio.Handle:
+        """Run a callback in the next turn."""
+        handle = _Callback(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,  # noqa: ANN401
+        context: contextvars.Context | None = None,
+    ) -> asyncio.TimerHandle:
+        """Run a callback at an instant."""
+        timer = _TimedCallback(when, callback, args, self, context)
+        self._num_timers += 1
+        heapq.heappush(self._timers, (when, self._num_timers, timer))
+        return timer
+
+    def _timer_handle_cancelled(self, _: asyncio.TimerHandle) -> None:
+        """Drop cancelled timers when they are many: most are deadlines that nobody missed."""
+        self._num_cancelled += 1
+        if self._num_cancelled > MAX_CANCELLED:
+            # Some have come due since: then it is done somewhat early.
+            self._timers = [entry for entry in self._timers if not entry[2].cancelled()]
+            heapq.heapify(self._timers)
+            self._num_cancelled = 0
 
     # --- nodes ------------------------------------------------------------------------------------
 
@@ -133,34 +222,33 @@ class VirtualLoop(asyncio.BaseEventLoop):
     # --- the loop itself --------------------------------------------------------------------------
 
     def _run_once(self) -> None:
-        scheduled = self._scheduled
+        timers = self._timers
         ready = self._ready
-        while scheduled and scheduled[0]._cancelled:
-            heapq.heappop(scheduled)._scheduled = False
+        while timers and timers[0][2].cancelled():
+            heapq.heappop(timers)
         if not ready:
-            if not scheduled:
+            if not timers:
                 raise Deadlock("no timer is set and nothing is ready")
             # Nothing can happen before the next timer. Never backwards: a busy turn may have passed
             # its time already.
-            self._now_s = max(self._now_s, scheduled[0]._when)
+            self._now_s = max(self._now_s, timers[0][0])
         else:  # timers that come due while a turn is under way fall into the same one
             self._now_s += self.turn_s
-        while scheduled and scheduled[0]._when <= self._now_s:
-            handle = heapq.heappop(scheduled)
-            handle._scheduled = False
-            ready.append(handle)
+        while timers and timers[0][0] <= self._now_s:
+            ready.append(heapq.heappop(timers)[2])
         # As asyncio does: what becomes ready in this turn runs in the next one.
         for _ in range(len(ready)):
             handle = ready.popleft()
             if handle._cancelled:
                 continue
-            node = handle._context.get(NODE, "")
-            # Dropped for ever, clean-up included: a killed process runs no `finally`.
-            if node in self._dead:
-                continue
-            if node in self._paused:
-                self._paused[node].append(handle)
-                continue
+            if self._dead or self._paused:
+                node = handle._context.get(NODE, "")
+                # Dropped for ever, clean-up included: a killed process runs no `finally`.
+                if node in self._dead:
+                    continue
+                if node in self._paused:
+                    self._paused[node].append(handle)
+                    continue
             handle._run()
 
     def _write_to_self(self) -> None:
@@ -203,7 +291,8 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
     _NumberedTask._numbers = itertools.count()
     loop = VirtualLoop()
     try:
-        return loop.run_until_complete(main)
+        with _few_collections():
+            return loop.run_until_complete(main)
     finally:
         # A paused task could not be cancelled.
         for node in sorted(loop._paused):
@@ -218,6 +307,17 @@ def run_virtual(main: Coroutine[Any, Any, T]) -> T:
             loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
         loop.run_until_complete(_bury(dead))
         loop.close()
+
+
+@contextlib.contextmanager
+def _few_collections() -> Iterator[None]:
+    """Look for garbage seldom: a run makes much that lives long, and little in cycles."""
+    thresholds = gc.get_threshold()
+    gc.set_threshold(YOUNG_OBJECTS, *thresholds[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
 
 
 async def _bury(dead: list[asyncio.Task[Any]]) -> None:

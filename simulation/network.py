@@ -38,19 +38,28 @@ class SimStream:
         self.peer: SimStream
         self.last_arrival = 0.0
         self._inbox: deque[Any] = deque()
-        self._changed = asyncio.Event()
+        self._waiters: list[asyncio.Future[None]] = []
         self._is_closed = False
         self._num_unread = 0
 
     def _notify(self) -> None:
-        # A new event for the next change: several may wait for this one, reader and senders.
-        self._changed.set()
-        self._changed = asyncio.Event()
+        # Several may wait for one change, reader and senders. Futures, for it happens with every
+        # message, and an event would be made anew each time.
+        waiters = self._waiters
+        self._waiters = []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _changed(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        await waiter
 
     async def send(self, message: Any) -> None:  # noqa: ANN401
         """See `MessageStream`."""
         while self.peer._num_unread >= self.hub.window and not self._is_closed:
-            await self.peer._changed.wait()
+            await self.peer._changed()
         if self._is_closed:
             raise StreamClosed("the stream is closed")
         if self.hub.is_too_large(self, message):
@@ -71,7 +80,7 @@ class SimStream:
         while not self._inbox:
             if self._is_closed:
                 raise StreamClosed("the stream is closed")
-            await self._changed.wait()
+            await self._changed()
         self._num_unread -= 1
         message = self._inbox.popleft()
         self._notify()
@@ -149,6 +158,8 @@ class Hub:
 
     def pass_on(self, stream: SimStream, message: Any) -> list[Any]:  # noqa: ANN401
         """Apply the hooks to one message."""
+        if self.tamper is _unchanged:
+            return self.mangle(stream, message)
         if isinstance(message, Numbered):
             inner = self.tamper(stream, message.message)
             message = None if inner is None else Numbered(message.number, inner)

@@ -6,9 +6,13 @@ what is checked.
 
 from __future__ import annotations
 
+from core.block_hash import BlockHash
 from core.errors import ServingError
 from core.plan import StepPlan
 from core.types import GenerateRequest, RequestEnded
+from engine.scheduling.sequence import Sequence
+from router.placement import Placement
+from router.prompt_prefixes import PromptNames
 from router.request_state import RequestObserver, RequestState
 from worker.attempt import Attempt
 
@@ -21,6 +25,17 @@ class ClusterObserver(RequestObserver):
 
     def attempt_ended(self, node: str, attempt: Attempt) -> None:
         """Note the end of an attempt at a worker."""
+
+    def block_stored(self, node: str, scope: str, name: BlockHash) -> None:
+        """Note that a worker has given a block of a scope its name."""
+
+    def blocks_found(self, node: str, sequence: Sequence, block_ids: list[int]) -> None:
+        """Note which leading blocks of a sequence its worker found cached, as it starts."""
+
+    def placed(
+        self, router: str, run: RequestState, names: PromptNames, placement: Placement
+    ) -> None:
+        """Note that a router has placed a request; `names` are those of its prompt's blocks."""
 
 
 class Observers(ClusterObserver):
@@ -43,6 +58,23 @@ class Observers(ClusterObserver):
         """Pass on."""
         for observer in self._all:
             observer.attempt_ended(node, attempt)
+
+    def block_stored(self, node: str, scope: str, name: BlockHash) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.block_stored(node, scope, name)
+
+    def blocks_found(self, node: str, sequence: Sequence, block_ids: list[int]) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.blocks_found(node, sequence, block_ids)
+
+    def placed(
+        self, router: str, run: RequestState, names: PromptNames, placement: Placement
+    ) -> None:
+        """Pass on."""
+        for observer in self._all:
+            observer.placed(router, run, names, placement)
 
     def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
         """Pass on."""

@@ -52,7 +52,10 @@ class Oracle:
 
     def expected(self, request: GenerateRequest) -> list[Expected]:
         """Compute every choice of a request."""
-        return [self._choice(request, choice) for choice in range(request.sampling.n)]
+        num_choices = request.sampling.n
+        if request.sampling.temperature == 0:  # nothing is drawn: they cannot differ
+            return num_choices * [self._choice(request, 0)]
+        return [self._choice(request, choice) for choice in range(num_choices)]
 
     def scores(self, request: GenerateRequest) -> tuple[Logprob, ...]:
         """Score a request's prompt, from the second token on."""
@@ -73,7 +76,8 @@ class Oracle:
 
     def _choice(self, request: GenerateRequest, choice: int) -> Expected:
         sampling = request.sampling
-        start = 0
+        # What a choice has computed of the prompt, the next one finds in the same blocks.
+        start = len(request.token_ids) - 1 if choice else 0
         tokens = list(request.token_ids)
         output: list[int] = []
         decoder = InlineDecoder()

@@ -20,6 +20,7 @@ from functools import partial
 from typing import cast
 
 from core.block_hash import BlockHash
+from core.config import PlacementConfig
 from core.ids import Incarnation, RequestId, RunId, WorkerId
 from core.prefix_changes import PrefixChange
 from core.session import Load, Role, WorkerDescriptor
@@ -146,7 +147,7 @@ class Replay:
         self._decode = Candidate(decode, Load(free_blocks=decode.num_blocks))
         self._view = PrefixView()
         self._expected = ExpectedPrefixes()
-        self._constraints = PlacementConstraints("pd", 0)
+        self._constraints = PlacementConstraints(PlacementConfig(path="pd", local_below_tokens=0))
         self._turns = itertools.cycle(self._workers)
         self._events: list[tuple[float, int, Callable[[float], None]]] = []
         self._numbers = itertools.count()

@@ -26,6 +26,10 @@ class Report:
     tokens: int = 0
     scored: int = 0
     preemptions: int = 0
+    hits: int = 0
+    """Requests of which a part of the prompt was found cached."""
+    led: int = 0
+    """Placements at a worker that the router thought to hold a part of the prompt."""
     steps: int = 0
     virtual_s: float = 0.0
 

@@ -9,11 +9,14 @@ from __future__ import annotations
 import asyncio
 
 from core.types import GenerateRequest
+from prefix_index.feed import PrefixFeed
 from prefix_index.mirror import MembershipMirror
+from prefix_index.view import PrefixView
 from router.compose import RouterComponents
 from router.compose import compose as compose_router
 from router.request_stream import RequestStream
 from simulation.network import SimNetwork, on_node
+from simulation.shape import HASH_KEY
 from simulation.world import World
 
 
@@ -25,6 +28,14 @@ class SimRouter:
         self.name = name
         self.is_alive = True
         self.context = on_node(name)
+        self.view = PrefixView()
+        self.feed = PrefixFeed(
+            world.prefix_store,
+            self.view,
+            lambda: [(m.worker_id, m.incarnation) for m in world.membership.members()],
+            world.codec,
+            world.clock,
+        )
         self._clients: dict[asyncio.Event, None] = {}
         core = compose_router(
             RouterComponents(
@@ -35,6 +46,8 @@ class SimRouter:
                 clock=world.clock,
                 ids=world.ids,
                 new_decoder=world.traps.decoder,
+                view=self.view,
+                hash_key=HASH_KEY,
             ),
             world.observers,
         )
@@ -49,13 +62,16 @@ class SimRouter:
                 {"worker_id": session.descriptor.worker_id} for session in self.sessions.all()
             ],
         )
-        self._mirroring: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Follow the members and mirror them."""
+        """Follow the members and mirror them, and follow what workers cache."""
         self.context.run(self.sessions.follow)
         loop = asyncio.get_running_loop()
-        self._mirroring = loop.create_task(self.mirror.run(), context=self.context.copy())
+        self._tasks = [
+            loop.create_task(endless, context=self.context.copy())
+            for endless in (self.mirror.run(), self.feed.run())
+        ]
 
     def open(self, request: GenerateRequest, wake: asyncio.Event) -> RequestStream:
         """Start a request as the router's servers do; `wake` is also set when the router dies."""
@@ -74,7 +90,7 @@ class SimRouter:
 
     async def stop(self) -> None:
         """End in good order."""
-        if self._mirroring is not None:
-            self._mirroring.cancel()
-            await asyncio.gather(self._mirroring, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.sessions.close()

@@ -25,7 +25,17 @@ from simulation.trial import run_trial
 
 LINE_LIMIT_BYTES = 1 << 20
 MAX_SHRUNK = 3
-COUNTS = ("requests", "tokens", "retries", "moves", "reconnects", "scored", "preemptions")
+COUNTS = (
+    "requests",
+    "tokens",
+    "retries",
+    "moves",
+    "reconnects",
+    "scored",
+    "preemptions",
+    "hits",
+    "led",
+)
 
 
 @dataclass(slots=True)
@@ -50,6 +60,8 @@ class Summary:
     reconnects: int = 0
     scored: int = 0
     preemptions: int = 0
+    hits: int = 0
+    led: int = 0
     violations: list[str] = field(default_factory=list)
 
     def add(self, line: dict[str, Any]) -> None:
@@ -79,6 +91,8 @@ class Summary:
             "tokens": self.tokens,
             "prompts_scored": self.scored,
             "preemptions": self.preemptions,
+            "prefix_hits": self.hits,
+            "placements_led_by_the_index": self.led,
             "endings": dict(sorted(self.endings.items())),
             "endings_above_capacity": dict(sorted(self.overload_endings.items())),
             "faults": {kind.value: self.faults[kind.value] for kind in Kind},

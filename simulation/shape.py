@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from core.block_hash import hash_key
 from core.config import EngineConfig, PlacementConfig, RouterConfig, TransferConfig
 
 VOCABULARY = 97
 """Each token is one character."""
-HASH_KEY = b"simulation"
+CLUSTER_KEY = "the secret of a simulated cluster"
+HASH_KEY = hash_key(CLUSTER_KEY)
 
 
 @dataclass(slots=True)

@@ -20,7 +20,6 @@ from router.request_state import Emit
 from simulation.ports import InlineDecoder
 from worker.attempts import AttemptTable
 from worker.ports import WorkerRole
-from worker.worker import Worker
 
 CALLBACKS = (
     "transfer_reserved",
@@ -117,20 +116,20 @@ class Traps:
 
         attempts.submit = trapped  # type: ignore[method-assign]
 
-    def trap_role(self, node: str, worker: Worker) -> None:
+    def trap_role(self, node: str, attempts: AttemptTable) -> None:
         """Let what an agent posts to the worker's loop raise."""
-        role: WorkerRole = worker.role
+        role: WorkerRole = attempts.role
         for name in CALLBACKS:
             if (callback := getattr(role, name, None)) is not None:
-                setattr(role, name, self._trapped_callback(node, worker, name, callback))
+                setattr(role, name, self._trapped_callback(node, attempts, name, callback))
 
     def _trapped_callback(
-        self, node: str, worker: Worker, name: str, callback: Callable[..., None]
+        self, node: str, attempts: AttemptTable, name: str, callback: Callable[..., None]
     ) -> Callable[..., None]:
         asking = self.asking.setdefault(node, {})
 
         def trapped(transfer_id: TransferId, *args: Any) -> None:  # noqa: ANN401
-            for key, attempt in worker.attempts.by_run.items():
+            for key, attempt in attempts.by_run.items():
                 if attempt.submit.transfer_id == transfer_id:
                     self.step(Place.CALLBACK, node, key)
                     break

@@ -1,7 +1,7 @@
 """One seed: a load, a fault schedule, and the invariants of reliability checked while it runs.
 
 Owns the course of a trial. Does not know how loads are drawn, how faults are carried out, nor what
-is checked: `loads`, `faults`, `clients`, `invariants` and `fairness` do.
+is checked: `loads`, `faults`, `clients`, `invariants`, `fairness` and `prefix_invariants` do.
 
     I1 tokens, text and scores equal the reference    I2 positions without gap or repeat, one ending
     I3 blocks and requests are conserved              I4, I5 follow from I1: any cross-talk shows
@@ -10,7 +10,7 @@ is checked: `loads`, `faults`, `clients`, `invariants` and `fairness` do.
     L1 every request ends by its deadline             L2 after the last fault, service is whole
     L3 at rest nothing is left                        L4 a ready worker is used
     F1 to F4 bounded overtaking at every worker       X1 no exception is left that nobody caught
-    H1 enough faults bit
+    C1 to C4 cached prefixes, and what routers know   H1 enough faults bit
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from simulation.invariants import Watch, check_recovery, check_rest
 from simulation.loads import Order, Plan
 from simulation.loop import run_virtual
 from simulation.oracle import Oracle
+from simulation.prefix_invariants import PrefixWatch
 from simulation.report import Report
 from simulation.shape import VOCABULARY
 from simulation.traps import Place
@@ -53,7 +54,8 @@ async def _trial(plan: Plan) -> Report:
         clients.append(client)
         await client.run()
 
-    watch = Watch(cluster, report, Fairness(cluster, report).look)
+    looks = [Fairness(cluster, report).look, PrefixWatch(cluster, report).look]
+    watch = Watch(cluster, report, looks)
     watching = asyncio.get_running_loop().create_task(watch.run())
     async with asyncio.TaskGroup() as tasks:
         for index, order in enumerate(plan.orders):

@@ -15,7 +15,9 @@ from core.plan import StepPlan
 from core.prefix_changes import StorageTier
 from core.session import Role
 from decode_worker.role import DecodeRole
+from engine.scheduling.block_changes import BlockChanges
 from prefill_worker.role import PrefillRole
+from prefix_index.publisher import Content, PrefixPublisher
 from simulation.block_store import MemoryBlockStore
 from simulation.hash_runner import MemoryKV
 from simulation.network import SimNetwork, on_node
@@ -53,6 +55,8 @@ class WorkerNode:
     worker: Worker
     runner: SimRunner
     clock: NodeClock
+    publisher: PrefixPublisher | None
+    """None: it caches nothing."""
 
 
 def compose(
@@ -78,6 +82,7 @@ def compose(
     layout = world.layout
     if is_incompatible:
         layout = dataclasses.replace(layout, model_digest="another")
+    changes = BlockChanges() if shape.engine.cache_prefixes else None
     kv = MemoryKV(layout, shape.engine.num_blocks)
     clock = NodeClock()
     runner = SimRunner(
@@ -107,6 +112,7 @@ def compose(
         model="hash",
         frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
         hash_key=HASH_KEY,
+        block_changes=changes,
         stores=_stores(world, node),
     )
     # Tasks and timers belong to the node in whose context they are made.
@@ -115,7 +121,16 @@ def compose(
     worker.descriptor = dataclasses.replace(
         worker.descriptor, content_digest=world.layout.content_digest
     )
-    world.traps.trap_role(node, worker)
+    world.traps.trap_role(node, worker.attempts)
     world.traps.trap_worker(node, worker.attempts)
     world.rare_choices.take_hold(node, worker.scheduler, worker.attempts.wake)
-    return WorkerNode(worker, runner, clock)
+    publisher = None
+    if changes is not None:
+        publisher = PrefixPublisher(
+            world.prefix_store,
+            (components.worker_id, components.incarnation),
+            {StorageTier.POOL: Content(changes, worker.pool.registered, worker.pool.num_blocks)},
+            world.codec,
+            clock,
+        )
+    return WorkerNode(worker, runner, clock, publisher)

@@ -1,6 +1,6 @@
 """What all nodes of a simulated cluster share.
 
-Owns the wire, the members, the store, the ids, the traps and the observers of one run. Does not
+Owns the wire, the members, both stores, the ids, the traps and the observers of one run. Does not
 know nodes.
 """
 
@@ -11,12 +11,14 @@ import random
 from core.clocks import LoopClock
 from core.ids import Ids
 from core.kv_layout import KVLayout
+from prefix_index.entries import EntryCodec, entry_key
 from simulation.block_store import MemoryBlockStore
 from simulation.network import Hub
 from simulation.observers import Observers
 from simulation.ports import MemoryStore, StaticMembership
+from simulation.prefix_store import MemoryPrefixStore
 from simulation.rare_choices import RareChoices
-from simulation.shape import Shape
+from simulation.shape import CLUSTER_KEY, Shape
 from simulation.sizes import message_bytes
 from simulation.traps import Traps
 
@@ -33,6 +35,8 @@ class World:
         self.hub = Hub(self.rng, shape.latency_s, shape.max_message_bytes, message_bytes)
         self.membership = StaticMembership()
         self.store = MemoryStore()
+        self.prefix_store = MemoryPrefixStore()
+        self.codec = EntryCodec(entry_key(CLUSTER_KEY))
         self.clock = LoopClock()
         self.rare_choices = RareChoices(self.rng)
         self.traps = Traps()

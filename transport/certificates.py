@@ -38,6 +38,7 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
         ConfigError: A file exists already.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # P-256: gRPC's BoringSSL and all clients take it, which is not true of Ed25519.
     authority_key = ec.generate_private_key(ec.SECP256R1())
     authority = _sign(
         _name("Baton development authority"),
@@ -47,7 +48,9 @@ def make_certificates(folder: Path, hosts: list[str]) -> list[Path]:
         [],
         is_authority=True,
     )
+    # The authority's key is never written: nobody can steal it to sign a role for himself.
     written = [_write(folder / "ca.pem", authority.public_bytes(serialization.Encoding.PEM), 0o644)]
+    # A router dials workers of both pools by one name; their own names tell the pools apart.
     names = {
         role: [f"{role}.{DOMAIN}", *([f"worker.{DOMAIN}"] if role != "router" else [])]
         for role in ROLES
@@ -93,6 +96,7 @@ def is_signed_by(pem: bytes, authorities: bytes) -> bool:
     Raises:
         ValueError: One of the two holds no certificate.
     """
+    # A chain ends with what the authority signed itself.
     last = x509.load_pem_x509_certificates(pem)[-1]
     for authority in x509.load_pem_x509_certificates(authorities):
         with contextlib.suppress(ValueError, TypeError, InvalidSignature):
@@ -130,6 +134,7 @@ def _sign(
         )
     )
     if not is_authority:
+        # Both for all: a worker is a server to routers and a client of its peers.
         uses = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(
             x509.SubjectAlternativeName([_alternative(h) for h in hostnames]), critical=False

@@ -50,6 +50,7 @@ class Tls:
             given = version
             return self._configuration()
 
+        # Without client authentication a peer needs no certificate, and has no name to check.
         return grpc.dynamic_ssl_server_credentials(
             self._configuration(), renewed, require_client_authentication=True
         )

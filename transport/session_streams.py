@@ -24,6 +24,7 @@ def session_network(
     host: str = "127.0.0.1", tls: Tls | None = None, key: bytes = b""
 ) -> GrpcNetwork:
     """Make the network of session streams; `key` as for `GrpcNetwork`."""
+    # One connection to a worker, for there is one stream to it.
     return GrpcNetwork(
         "/baton.internal.v1.SessionService/Open",
         host,
@@ -48,6 +49,7 @@ def _decode_up(data: bytes) -> Numbered:
         wire = pb.ToWorker.FromString(data)
         return Numbered(wire.number, from_worker_wire(wire))
     except (DecodeError, ValueError) as error:
+        # Cut: the error of an enum quotes the value, which may be as long as a message.
         why = f"a session message of {len(data)} bytes is malformed: {str(error)[:200]}"
         log.warning("a router's stream is ended: %s", why)
         raise StreamClosed(why) from error

@@ -21,6 +21,7 @@ MAC_BYTES = 32
 
 def stream_key(cluster_key: str) -> bytes:
     """Derive the key of the MACs from the secret that the processes of a cluster share."""
+    # With a person of its own: other keys are derived from the same secret, and must differ.
     secret = cluster_key.encode()
     return hashlib.blake2b(secret, digest_size=32, person=b"baton.streams").digest()
 
@@ -64,6 +65,7 @@ class StreamProof:
         return hmac.compare_digest(mac.encode(), self.listener_mac.encode())
 
     def _mac(self, end: str) -> str:
+        # With the end in it, or a listener could send the dialler's own MAC back as proof.
         # A separator that no name contains: two triples must never make one text.
         text = "\0".join((end, *self._names)).encode()
         return hashlib.blake2b(text, key=self._key, digest_size=MAC_BYTES).hexdigest()

@@ -1,11 +1,15 @@
 """A worker's messages to protobuf and back: a pair of functions for each, in the order of a stream.
 
 Owns the translation; proto types stop here. Does not know streams.
+
+To add a field of `Load` or `WorkerTiming`: both are taken by their fields' names, `Load` into
+`Progress`. A name that the message lacks is an error at the first of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import fields
 
 from core.errors import from_wire, to_wire
 from core.ids import Epoch, Incarnation, RequestId, RunId, WorkerId
@@ -28,6 +32,8 @@ from core.session import (
 from core.types import FinishReason, Logprob
 from protos.baton.internal.v1 import session_pb2 as pb
 
+LOAD_FIELDS = tuple(one.name for one in fields(Load))
+TIMING_FIELDS = tuple(one.name for one in fields(WorkerTiming))
 MAX_ERROR_CHARACTERS = 1000
 """Of an error's message: an end must fit into any frame (`worker.attempt.ENDED_BYTES`)."""
 
@@ -193,29 +199,11 @@ def _ended_from_wire(w: pb.AttemptEnded) -> AttemptEnded:
 def _timings_to_wire(t: WorkerTiming | None) -> pb.WorkerTiming | None:
     if t is None:
         return None
-    return pb.WorkerTiming(
-        queue_s=t.queue_s,
-        prefill_s=t.prefill_s,
-        decode_s=t.decode_s,
-        cached_tokens=t.cached_tokens,
-        kv_bytes=t.kv_bytes,
-        kv_blocks=t.kv_blocks,
-        kv_transport=t.kv_transport,
-        kv_fragments_resent=t.kv_fragments_resent,
-    )
+    return pb.WorkerTiming(**{name: getattr(t, name) for name in TIMING_FIELDS})
 
 
 def _timings_from_wire(w: pb.WorkerTiming) -> WorkerTiming:
-    return WorkerTiming(
-        queue_s=w.queue_s,
-        prefill_s=w.prefill_s,
-        decode_s=w.decode_s,
-        cached_tokens=w.cached_tokens,
-        kv_bytes=w.kv_bytes,
-        kv_blocks=w.kv_blocks,
-        kv_transport=w.kv_transport,
-        kv_fragments_resent=w.kv_fragments_resent,
-    )
+    return WorkerTiming(**{name: getattr(w, name) for name in TIMING_FIELDS})
 
 
 # --- Progress -------------------------------------------------------------------------------------
@@ -226,11 +214,6 @@ def _progress_to_wire(m: Progress) -> pb.Progress:
         steps=m.steps,
         layers_done=m.layers_done,
         work_in_hand=m.work_in_hand,
-        num_waiting=m.load.num_waiting,
-        num_running=m.load.num_running,
-        waiting_tokens=m.load.waiting_tokens,
-        free_blocks=m.load.free_blocks,
-        cached_blocks=m.load.cached_blocks,
         rank_pids=m.rank_pids,
         is_ready=m.is_ready,
         is_leaving=m.is_leaving,
@@ -240,6 +223,7 @@ def _progress_to_wire(m: Progress) -> pb.Progress:
             )
             for one in m.storage
         ],
+        **{name: getattr(m.load, name) for name in LOAD_FIELDS},
     )
 
 
@@ -248,13 +232,7 @@ def _progress_from_wire(w: pb.Progress) -> Progress:
         steps=w.steps,
         layers_done=w.layers_done,
         work_in_hand=w.work_in_hand,
-        load=Load(
-            num_waiting=w.num_waiting,
-            num_running=w.num_running,
-            waiting_tokens=w.waiting_tokens,
-            free_blocks=w.free_blocks,
-            cached_blocks=w.cached_blocks,
-        ),
+        load=Load(**{name: getattr(w, name) for name in LOAD_FIELDS}),
         rank_pids=tuple(w.rank_pids),
         is_ready=w.is_ready,
         is_leaving=w.is_leaving,

@@ -132,6 +132,7 @@ def _submit_to_wire(m: Submit) -> pb.Submit:
         eos_token_ids=r.eos_token_ids,
         tier=r.tier,
         scope=r.scope,
+        keeps_prefix=r.keeps_prefix,
         emitted=[pb.TokenIds(ids=ids) for ids in m.emitted],
         finished_choices=m.finished_choices,
         credit=m.credit,
@@ -157,6 +158,7 @@ def _submit_from_wire(w: pb.Submit) -> Submit:
         eos_token_ids=tuple(w.eos_token_ids),
         tier=w.tier,
         scope=w.scope,
+        keeps_prefix=w.keeps_prefix,
         trace=parse_trace(w.traceparent, w.tracestate),
     )
     return Submit(

@@ -42,6 +42,8 @@ class Loops:
         def agent_broke(error: BaseException) -> None:
             loop.call_soon_threadsafe(break_down, error)
 
+        # Watched both ways: asyncio only logs what a call from another thread raises, and the
+        # caller has gone on by then.
         return cls(
             watched(agent_loop.call_soon_threadsafe, agent_broke),
             watched(loop.call_soon_threadsafe, break_down),

@@ -104,6 +104,7 @@ class RayCluster:
             ConfigError: Ray or the application did not come up.
         """
         endpoint = self._init_ray()
+        # One node: nothing of ours leaves the machine, whichever Ray was joined.
         is_loopback = sum(1 for node in ray.nodes() if node["Alive"]) == 1
         check_network(self.config, endpoint, is_loopback=is_loopback)
         for role, pool in pools_of(self.config).items():
@@ -118,6 +119,7 @@ class RayCluster:
         elif self.config.redis.enabled and not self.config.redis.url:
             log.warning("redis.url is empty: a cluster of several machines runs without a store")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        # Serve's own proxy would be one more hop for every token; the routers listen themselves.
         serve.start(proxy_location="Disabled", logging_config=QUIET)
         self._is_deployed = True  # a failed start, too, leaves something to delete
         try:
@@ -132,6 +134,7 @@ class RayCluster:
 
     def _start_redis(self) -> None:
         """Run Redis on this node, the head: it neither moves nor ends with a worker's node."""
+        # On this node and no other: workers and routers reach it by a socket's file.
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         options = {
             "name": REDIS_ACTOR,
@@ -139,6 +142,7 @@ class RayCluster:
             "num_cpus": 0,
             "get_if_exists": True,
         }
+        # In a Ray that goes on without this process the application does, and needs its store.
         lifetime = "detached" if self._address else None
         actor = (
             ray.remote(RedisActor)

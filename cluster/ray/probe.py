@@ -46,6 +46,7 @@ def probe(address: str, environment: Mapping[str, str] | None = None) -> RayEndp
         ConfigError: It answers neither in plain text nor over TLS.
     """
     code = _ask(address, None)
+    # Any answer is plain text understood; a TLS server hangs up on it.
     if code is not grpc.StatusCode.UNAVAILABLE:
         return RayEndpoint(has_tokens=code is grpc.StatusCode.UNAUTHENTICATED, has_tls=False)
     code = _ask(address, _credentials(os.environ if environment is None else environment))
@@ -78,5 +79,6 @@ def _credentials(environment: Mapping[str, str]) -> grpc.ChannelCredentials:
     try:
         found = [Path(environment[name]).read_bytes() for name in names]
     except (KeyError, OSError):
+        # Without the files: the server's own certificate may be signed by a public authority.
         return grpc.ssl_channel_credentials()
     return grpc.ssl_channel_credentials(*found)

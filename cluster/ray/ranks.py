@@ -71,6 +71,7 @@ class ActorRank:
         """Watch a running rank."""
         self.pid = pid
         self._actor = actor
+        # A descriptor of the process: its number may be another's by the time it is killed.
         self._pid_fd = os.pidfd_open(pid)
 
     def poll(self) -> int | None:
@@ -133,6 +134,7 @@ class ActorRanks:
                 server.listen(1)
                 try:
                     async with asyncio.timeout(START_TIMEOUT_S):
+                        # Ray cannot carry descriptors; a socket on the same node can.
                         answer = actor.spawn.remote(path)
                         connection, _ = await loop.sock_accept(server)
                         with connection:

@@ -59,6 +59,8 @@ class ServerBinary:
         lines = LOWEST_SAFE[self.product]
         line = self.version[:2]
         patch = self.version[2]
+        # A line newer than any listed came after the repairs; one that is older and not listed
+        # never got them.
         return line > max(lines) or patch >= lines.get(line, patch + 1)
 
     def __str__(self) -> str:

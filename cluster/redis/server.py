@@ -24,7 +24,7 @@ from process.parent_death import hanging
 
 STOP_TIMEOUT_S = 5.0
 USER = "baton"
-RIGHTS = "~baton:* resetchannels -@all +set +get +hset +hget +xadd +xread +pexpire"
+RIGHTS = "~baton:* resetchannels -@all +set +get +hset +hget +xadd +xread +xrange +pexpire"
 """Only what routers and workers do: no scripts, settings, modules or other keys."""
 LIMITS = (
     "maxmemory 512mb",
@@ -61,11 +61,14 @@ class RedisServer:
         reference.write_text(self.url)
         self.reference = f"file:{reference}"
         """How to name the address where the password must not appear."""
+        # The hash, as Redis' ACL takes it: its settings then hold no password.
         digest = hashlib.sha256(password.encode()).hexdigest()
         settings = [
+            # No TCP at all: only this user of this machine reaches a socket file.
             "port 0",
             f"unixsocket {socket}",
             "unixsocketperm 600",
+            # Nothing on disk: what is in it lives for seconds, and workers write it anew.
             'save ""',
             "appendonly no",
             f"dir {self._folder}",
@@ -149,6 +152,7 @@ def with_redis(config: BatonConfig, url: str) -> BatonConfig:
 def _private_folder() -> Path:
     """Make a folder for this user alone; a socket's path must be short, whatever TMPDIR says."""
     folder = Path(tempfile.mkdtemp(prefix="baton-redis-"))
+    # The kernel's limit on a socket's path; TMPDIR on shared machines is often longer.
     if len(bytes(folder)) > MAX_SOCKET_PATH_BYTES - len("/socket"):
         folder.rmdir()
         folder = Path(tempfile.mkdtemp(prefix="baton-redis-", dir="/tmp"))

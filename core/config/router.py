@@ -70,6 +70,11 @@ class RouterConfig(Node):
         ("enable_thinking", "thinking", "reasoning_effort", "custom_instructions"),
         description="names a request may set in chat_template_kwargs",
     )
+    public_prompts: str = Field(
+        "",
+        description="file with a JSON list of system prompts whose KV blocks all tenants share; "
+        "what follows them, and any other text, stays a tenant's own",
+    )
     trust_request_chat_template: bool = Field(
         default=False, description="let requests bring a chat_template"
     )
@@ -94,4 +99,15 @@ class PlacementConfig(Node):
         ge=0,
         description="auto: a prompt of which the local worker must compute fewer tokens than "
         "this stays local; without a prefix index, every token of a prompt counts",
+    )
+    prefill_tokens_per_s: float = Field(
+        8_000.0,
+        gt=0,
+        description="speed at which workers compute prompts, until it is measured",
+    )
+    sequence_tokens: int = Field(
+        16,
+        ge=1,
+        description="what a decoding sequence takes from a prompt that is computed beside it, in "
+        "tokens of prompt",
     )

@@ -21,7 +21,7 @@ from __future__ import annotations
 import struct
 from array import array
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from core.block_hash import BlockHash
 from core.errors import InvariantViolation
@@ -67,6 +67,11 @@ class BlockIdentities:
         # `forget_all` raises the oldest that counts, and need not clear a million serials.
         return serial if serial >= self._oldest_serial else NO_IDENTITY
 
+    def num_known(self, block_ids: Iterable[int]) -> int:
+        """Count those of some blocks that have an identity."""
+        serials = map(self._serials.__getitem__, block_ids)
+        return sum(map(self._oldest_serial.__le__, serials))
+
     def block_hash(self, block_id: int) -> BlockHash | None:
         """Hash under which a block is registered, if it is."""
         return self.hash_of(block_id) if self.of(block_id) else None
@@ -86,6 +91,15 @@ class BlockIdentities:
         start = block_id * self._record_bytes
         tokens_at = start + self._hash_bytes + _SERIAL_BYTES
         return bytes(self._records[tokens_at : start + self._record_bytes])
+
+    def is_known(self, block_hash: BlockHash) -> bool:
+        """True if any block is registered under a hash."""
+        block_id = self._chains[self._bucket(block_hash)]
+        while block_id != _NOTHING:
+            if self.hash_of(block_id) == block_hash:
+                return True
+            block_id = self._chains[block_id]
+        return False
 
     def root(self, scope: str) -> int:
         """Serial number of a scope's root, or `NO_IDENTITY` if nothing was remembered of it."""

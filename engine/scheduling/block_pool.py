@@ -8,6 +8,8 @@ each block's generation. Does not know tensors or sequences.
                   ▲                                          │
                   └───────────────── share ──────────────────┘
 
+Of the cached blocks those that are kept for somebody (`KeptBlocks`) are evicted last.
+
 All books are integer arrays, so that a pool of a million blocks costs what its numbers take and
 every operation is constant in the pool's size; dropping the cache too, but for clearing a table.
 
@@ -24,6 +26,7 @@ from core.errors import InvariantViolation, PoolExhausted
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_identities import BlockIdentities
 from engine.scheduling.block_lists import BlockLists
+from engine.scheduling.kept_blocks import KeptBlocks
 
 
 class BlockPool:
@@ -42,6 +45,8 @@ class BlockPool:
         self._lists.extend(self._free, range(num_blocks))
         self._num_free = num_blocks
         self._num_cached = 0
+        """In the order of use alone; kept ones are beside them."""
+        self._kept = KeptBlocks(num_blocks)
         self.num_drops = 0
         """How often the whole cache was dropped: what was read for an earlier one is void."""
 
@@ -52,18 +57,18 @@ class BlockPool:
 
     @property
     def num_cached(self) -> int:
-        """Unreferenced blocks kept for a prefix hit."""
-        return self._num_cached
+        """Unreferenced blocks with content for a prefix hit."""
+        return self._num_cached + self._kept.num_kept
 
     @property
     def num_held(self) -> int:
         """Blocks with at least one reference."""
-        return self.num_blocks - self._num_free - self._num_cached
+        return self.num_blocks - self.num_available
 
     @property
     def num_available(self) -> int:
         """Blocks that `allocate` could grant now."""
-        return self._num_free + self._num_cached
+        return self._num_free + self.num_cached
 
     def generation(self, block_id: int) -> int:
         """How often the block has been allocated; fences writes meant for an earlier owner."""
@@ -100,12 +105,16 @@ class BlockPool:
         return block_ids
 
     def _evict(self, num_blocks: int) -> list[int]:
-        block_ids = self._lists.take(self._cached, num_blocks)
-        self._num_cached -= num_blocks
+        num_plain = min(num_blocks, self._num_cached)
+        block_ids = self._lists.take(self._cached, num_plain)
+        self._num_cached -= num_plain
+        block_ids += self._kept.take(num_blocks - num_plain)
         for block_id in block_ids:
-            if self._changes is not None:
-                self._changes.evicted(self._identities.hash_of(block_id))
+            block_hash = self._identities.hash_of(block_id)
             self._identities.forget(block_id)
+            # Its like may be here a second time: computed anew after the block before it had gone.
+            if self._changes is not None and not self._identities.is_known(block_hash):
+                self._changes.evicted(block_hash)
         return block_ids
 
     def share(self, block_id: int) -> None:
@@ -113,12 +122,19 @@ class BlockPool:
         if self._references[block_id] == 0:
             if not self._identities.of(block_id):
                 raise InvariantViolation(f"block {block_id} is free and cannot be shared")
-            self._lists.remove(block_id)
-            self._num_cached -= 1
+            if self._kept.is_marked(block_id):
+                self._kept.remove(block_id)
+            else:
+                self._lists.remove(block_id)
+                self._num_cached -= 1
         self._references[block_id] += 1
 
-    def free(self, block_ids: Iterable[int]) -> None:
+    def free(self, block_ids: Iterable[int], keeper: str | None = None) -> None:
         """Drop one reference each. Later blocks are evicted first: a prefix outlives its tails.
+
+        Args:
+            block_ids: In the order of their content.
+            keeper: For whom those with an identity are kept, as far as the share goes.
 
         Raises:
             InvariantViolation: A block has no reference left; those after it were freed.
@@ -127,6 +143,8 @@ class BlockPool:
         identity_of = self._identities.of
         freed: list[int] = []
         cached: list[int] = []
+        kept: list[int] = []
+        marks = self._kept
         try:
             for block_id in reversed(list(block_ids)):
                 num_references = references[block_id] - 1
@@ -135,11 +153,19 @@ class BlockPool:
                         f"block {block_id} was freed more often than referenced"
                     )
                 references[block_id] = num_references
-                if num_references == 0:
-                    (cached if identity_of(block_id) else freed).append(block_id)
+                is_found = bool(identity_of(block_id))
+                # Marked even if others use it still: the last of them may keep nothing.
+                if keeper is not None and is_found:
+                    marks.mark(block_id, keeper)
+                if num_references == 0 and is_found:
+                    (kept if marks.is_marked(block_id) else cached).append(block_id)
+                elif num_references == 0:
+                    marks.unmark(block_id)
+                    freed.append(block_id)
         # After an error too: what was dropped so far must stand in one of the lists.
         finally:
             self._lists.extend(self._free, freed)
+            cached += marks.add(kept)
             self._lists.extend(self._cached, cached)
             self._num_free += len(freed)
             self._num_cached += len(cached)
@@ -203,6 +229,9 @@ class BlockPool:
 
     def drop_cache(self) -> None:
         """Forget every identity, after the pool's memory was lost."""
+        kept = self._kept.take(self._kept.num_kept)
+        self._lists.extend(self._cached, kept)
+        self._num_cached += len(kept)
         self._lists.splice(self._cached, self._free)
         self._num_free += self._num_cached
         self._num_cached = 0
@@ -221,18 +250,20 @@ class BlockPool:
         """
         free = self._lists.members(self._free)
         cached = self._lists.members(self._cached)
+        is_plain_right = len(cached) == self._num_cached
+        cached += self._kept.check()
         num_unreferenced = self._references.count(0)
         is_balanced = (
             len(free) == self._num_free
-            and len(cached) == self._num_cached
+            and is_plain_right
             and len(free) + len(cached) == num_unreferenced
             and not any(map(self._references.__getitem__, (*free, *cached)))
-            and not any(map(self._identities.of, free))
-            and all(map(self._identities.of, cached))
+            and self._identities.num_known(free) == 0
+            and self._identities.num_known(cached) == len(cached)
         )
         if not is_balanced:
             raise InvariantViolation(
                 f"pool of {self.num_blocks}: {len(free)} of {self._num_free} free, {len(cached)} "
-                f"of {self._num_cached} cached, {num_unreferenced} unreferenced do not add up"
+                f"of {self.num_cached} cached, {num_unreferenced} unreferenced do not add up"
             )
         self._identities.check()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from core.errors import PoolExhausted, PromptTooLong
+from core.scopes import PUBLIC_SCOPE, split_scope, tenant_of
 from core.types import GenerateRequest
 from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
@@ -70,8 +71,10 @@ class BlockTables:
         hits: list[int] = []
         if not self.may_hit(sequence):
             return hits
-        parent = self._pool.root(sequence.request.scope)
+        parent = self._pool.root(_first_scope(sequence))
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
+            if index and index == sequence.naming.num_public_blocks:
+                parent = self._pool.root(_scope_after(sequence, parent))
             block_id = self._pool.find(
                 parent, sequence.full_block_hash(index), sequence.block_tokens(index)
             )
@@ -98,11 +101,37 @@ class BlockTables:
         sequence.block_table = [*hits, *fresh[:num_new]]
         sequence.spare_blocks = fresh[num_new:]
         # Renewed with each use, so that the roots of busy scopes are not forgotten.
-        sequence.parents = [self._pool.remember_root(sequence.request.scope)]
-        sequence.parents += map(self._pool.identity, hits)
-        if self._origins is not None:
-            for block_id in hits:
+        sequence.parents = [self._pool.remember_root(_first_scope(sequence))]
+        for block_id in hits:
+            self._add_parent(sequence, sequence.parents, self._pool.identity(block_id))
+            if self._origins is not None:
                 self._origins.use(block_id, sequence)
+
+    def _add_parent(self, sequence: Sequence, parents: list[int], identity: int) -> None:
+        """Note what comes before the next block: after the last public one its scope's own root."""
+        if len(parents) == sequence.naming.num_public_blocks:
+            identity = self._pool.remember_root(_scope_after(sequence, identity))
+        parents.append(identity)
+
+    def register_loaded(self, sequence: Sequence, hits: list[int], block_ids: list[int]) -> None:
+        """Give held blocks their identities: those behind `hits`, of a sequence anywhere."""
+        parents = [self._pool.remember_root(_first_scope(sequence))]
+        for block_id in hits:
+            self._add_parent(sequence, parents, self._pool.identity(block_id))
+        for index, block_id in enumerate(block_ids, len(hits)):
+            self._add_parent(sequence, parents, self._register(sequence, index, block_id, parents))
+
+    def _register(self, sequence: Sequence, index: int, block_id: int, parents: list[int]) -> int:
+        identity = self._pool.register(
+            block_id,
+            parents[index],
+            sequence.full_block_hash(index),
+            sequence.block_tokens(index),
+        )
+        # A second copy of what another block is stays anonymous: nobody will look for it.
+        if self._origins is not None and self._pool.identity(block_id) == identity:
+            self._origins.note(block_id, sequence, index)
+        return identity
 
     def pin(self, sequence: Sequence) -> list[int]:
         """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
@@ -117,7 +146,9 @@ class BlockTables:
 
     def free(self, sequence: Sequence) -> None:
         """Drop a sequence's own references."""
-        self._pool.free([*sequence.block_table, *sequence.spare_blocks])
+        request = sequence.request
+        keeper = tenant_of(request.scope) if request.keeps_prefix else None
+        self._pool.free([*sequence.block_table, *sequence.spare_blocks], keeper)
         sequence.block_table = []
         sequence.spare_blocks = []
         sequence.parents = []
@@ -130,13 +161,22 @@ class BlockTables:
         # There is one parent more than registered blocks: the root.
         for index in range(len(sequence.parents) - 1, num_full):
             block_id = sequence.block_table[index]
-            identity = self._pool.register(
-                block_id,
-                sequence.parents[index],
-                sequence.full_block_hash(index),
-                sequence.block_tokens(index),
-            )
-            sequence.parents.append(identity)
-            # A second copy of what another block is stays anonymous: nobody will look for it.
-            if self._origins is not None and self._pool.identity(block_id) == identity:
-                self._origins.note(block_id, sequence, index)
+            identity = self._register(sequence, index, block_id, sequence.parents)
+            self._add_parent(sequence, sequence.parents, identity)
+
+
+def _first_scope(sequence: Sequence) -> str:
+    """Name the root of a sequence's first block in its pool."""
+    if sequence.naming.num_public_blocks:
+        return PUBLIC_SCOPE
+    return split_scope(sequence.request.scope)[1]
+
+
+def _scope_after(sequence: Sequence, identity: int) -> str:
+    """Name the root of the first block after public ones: by exactly them, and by its own scope.
+
+    The number of the last public block stands for all of them, as a parent's does; no scope of a
+    request looks like this.
+    """
+    own = split_scope(sequence.request.scope)[1]
+    return f"{PUBLIC_SCOPE}after {identity}{PUBLIC_SCOPE}{own}"

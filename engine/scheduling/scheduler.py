@@ -27,7 +27,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from core.block_hash import BlockHash, root_hash
+from core.block_hash import BlockNaming, naming_of
 from core.errors import InvariantViolation
 from core.ids import Epoch
 from core.plan import StepPlan, StepResult
@@ -145,7 +145,7 @@ class Scheduler:
             epoch=epoch,
             choices=choices,
             token_ids=[*request.token_ids, *emitted],
-            root_hash=self._root(request),
+            naming=self._naming(request),
             block_size_tokens=self.limits.block_size_tokens,
             credit=credit,
             arrived_at=now_s,
@@ -153,8 +153,9 @@ class Scheduler:
             handover=handover,
         )
 
-    def _root(self, request: GenerateRequest) -> BlockHash:
-        return root_hash(self._content_digest, request.scope, self._hash_key)
+    def _naming(self, request: GenerateRequest) -> BlockNaming:
+        size = self.limits.block_size_tokens
+        return naming_of(self._content_digest, request.scope, size, self._hash_key)
 
     def submit(self, sequence: Sequence) -> None:
         """Queue a new sequence; it starts when blocks (and its partner, if it has one) are there.

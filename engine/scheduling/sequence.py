@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 
-from core.block_hash import BlockHash, block_hashes
+from core.block_hash import BlockHash, BlockNaming
 from core.ids import Epoch, WorkerId
 from core.plan import History, SampleSpec
 from core.stored_block import ChainDigest
@@ -65,7 +65,7 @@ class Sequence:
     choices: tuple[int, ...]
     token_ids: list[int]
     """The prompt, then the output."""
-    root_hash: BlockHash
+    naming: BlockNaming
     block_size_tokens: int
     credit: int
     """Output positions below it may be computed."""
@@ -140,9 +140,8 @@ class Sequence:
         known = len(self._hashes)
         if index >= known:
             size = self.block_size_tokens
-            parent = self._hashes[-1] if self._hashes else self.root_hash
             fresh = self.token_ids[known * size : (index + 1) * size]
-            self._hashes += block_hashes(parent, fresh, size)
+            self.naming.extend(self._hashes, fresh, size)
         return self._hashes[index]
 
     def hash_blocks(self) -> None:

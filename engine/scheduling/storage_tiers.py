@@ -247,20 +247,10 @@ class StorageTiers:
 
     def _register(self, loading: Loading, num_read: int) -> None:
         sequence = loading.sequence
-        first = len(loading.hits)
         if not num_read:
             return
-        parent = (
-            self._pool.identity(loading.hits[-1])
-            if loading.hits
-            else self._pool.remember_root(sequence.request.scope)
-        )
-        for index, block_id in enumerate(loading.block_ids[:num_read], first):
-            tokens = sequence.block_tokens(index)
-            parent = self._pool.register(block_id, parent, sequence.full_block_hash(index), tokens)
-            # Another sequence may have computed the same meanwhile: then this copy is nobody's.
-            if self._pool.identity(block_id) == parent:
-                self._origins.note(block_id, sequence, index)
+        # Another sequence may have computed the same meanwhile: then a copy is nobody's.
+        self._tables.register_loaded(sequence, loading.hits, loading.block_ids[:num_read])
         weight = self._origins.weight_of(sequence)
         for tier, one in self.tiers.items():
             read = [entry for source, entry in loading.sources[:num_read] if source is tier]

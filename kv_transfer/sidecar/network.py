@@ -108,6 +108,8 @@ class SidecarNetwork:
                 reason = "the watch over it broke"
             events.CARRIER_ENDED.log(kind=self._kind, reason=reason)
             await client.close()
+            # The other transports serve meanwhile, so there is time: a missing library fails at
+            # every start.
             started = None
             while started is None:
                 await asyncio.sleep(pause_s)

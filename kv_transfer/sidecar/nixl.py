@@ -55,6 +55,7 @@ class NixlPair:
             RuntimeError: The peer did not come.
         """
         del host
+        # Its own log would mix with ours, line by line, on standard error.
         os.environ.setdefault("NIXL_LOG_LEVEL", "ERROR")
         try:
             from nixl._api import (  # noqa: PLC0415 - an extra
@@ -169,6 +170,8 @@ class NixlPair:
         give_up_at = time.monotonic() + self._silence_s
         spins = 0
         while not is_so():
+            # At first without a pause: a small message takes microseconds, and a sleep a
+            # scheduler's tick.
             spins += 1
             if spins > SPINS:
                 time.sleep(POLL_S)

@@ -33,6 +33,7 @@ class BadKeys:
         """Count a mistake; return how long its refusal waits (seconds)."""
         now_s = self._now_s()
         network = network_of(address)
+        # Taken out and put back at the end: the address that is silent longest is forgotten first.
         count, at_s = self._mistakes.pop(network, (0.0, now_s))
         count = max(0.0, count - (now_s - at_s) * FORGIVEN_PER_S) + 1
         self._mistakes[network] = count, now_s
@@ -42,6 +43,8 @@ class BadKeys:
 
     async def hold(self, address: str) -> None:
         """Count a mistake, and wait before its refusal unless too many wait already."""
+        # Counted even when the refusal is not held back, so that a flood is no way around the
+        # delay.
         delay_s = self.delay_s(address)
         if delay_s <= 0 or self.num_held >= MAX_HELD:
             return

@@ -80,6 +80,7 @@ class Keyring:
         if self.is_open:
             return ANYBODY
         self.refresh()
+        # A scheme may be written in any case (RFC 9110).
         scheme, _, token = authorization.partition(" ")
         match = _KEY.fullmatch(token.strip()) if scheme.lower() == "bearer" else None
         name, secret = match.groups() if match else ("", "")
@@ -140,6 +141,7 @@ class Keyring:
         if stamp == self._stamp:
             return True
         if stamp[SIZE] > INLINE_BYTES:
+            # A long file takes milliseconds to parse: in a thread, while the old keys serve.
             self._reading = self._reader.submit(_read, path)
             return False
         self._reload(*_read(path))
@@ -191,6 +193,7 @@ def _read(path: Path) -> tuple[Stamp, dict[str, KeyLine], list[str]]:
 
 
 def _digest(salt: bytes, secret: str) -> bytes:
+    # No slow hash: the secret has 128 random bits, which nobody can guess, and every request pays.
     return hashlib.sha256(salt + secret.encode()).digest()
 
 

@@ -32,6 +32,7 @@ class KeyRole(Enum):
     ADMIN = "admin"
 
 
+# A key that scrapes metrics can generate nothing: such keys lie in monitoring's config files.
 RIGHTS = {
     KeyRole.TENANT: frozenset({Right.ANY_KEY, Right.GENERATE}),
     KeyRole.METRICS: frozenset({Right.ANY_KEY, Right.OBSERVE}),

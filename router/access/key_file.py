@@ -89,6 +89,8 @@ def _lines_of(text: str) -> list[str]:
     """Split into lines; mark a last one without a newline, so that adding one does not admit it."""
     *lines, rest = text.split("\n")
     if rest:
+        # A writer that died, or a full disk, leaves half a line: without its role or expiry a key
+        # would open more.
         lines.append(rest if rest.startswith("#") else rest + _CUT_OFF)
     return lines
 
@@ -255,6 +257,7 @@ def change_keys(
 
 def _replace(path: Path, text: str, facts: os.stat_result) -> None:
     """Replace the file by a new one with its owner and permissions."""
+    # Beside it, so that the replacement is one rename on one file system.
     made, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(made, "w", **_ANY_BYTES) as out:
@@ -285,6 +288,8 @@ def _locked(path: Path, flags: int) -> Iterator[int]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX)
             with contextlib.suppress(FileNotFoundError):
+                # Another writer may have replaced the file while this one waited for the lock on
+                # the old one.
                 if path.stat().st_ino == os.fstat(descriptor).st_ino:
                     yield descriptor
                     return
@@ -299,6 +304,7 @@ def _open_without_waiting(name: str, flags: int) -> int:
 def _check_facts(facts: os.stat_result) -> None:
     if not stat.S_ISREG(facts.st_mode):
         raise ConfigError("security.api_keys is no regular file; make one with `baton keys add`")
+    # Whoever can write to it can give himself a key; who may read it is the operator's affair.
     if facts.st_mode & stat.S_IWOTH:
         raise ConfigError(
             "security.api_keys may be written by every user of this machine; chmod o-w it, and "

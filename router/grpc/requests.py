@@ -55,6 +55,16 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, MutableSequence) else value
 
 
+def _retention(value: int) -> str:
+    """Name a retention as HTTP does; one of a newer version is refused by its number."""
+    names: dict[int, str] = {
+        pb.CACHE_RETENTION_UNSPECIFIED: "",
+        pb.CACHE_RETENTION_IN_MEMORY: "in_memory",
+        pb.CACHE_RETENTION_24H: "24h",
+    }
+    return names.get(value, str(value))
+
+
 def _params(
     request: pb.GenerateRequest | pb.ChatRequest,
     context: Any,
@@ -74,6 +84,9 @@ def _params(
         adds_special_tokens=adds,
         truncate_prompt_tokens=optional(request.prompt, "truncate_tokens", None),
         cache_salt=request.prompt.cache_salt,
+        prompt_cache_key=request.prompt.prompt_cache_key,
+        prompt_cache_retention=_retention(request.prompt.prompt_cache_retention),
+        session_id=request.prompt.session_id,
         resume_from=tuple(request.resume_from.positions),
         resume_tokens=tuple(tuple(t.ids) for t in request.resume_from.tokens),
         trace=parse_trace(

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.struct_pb2 import Struct
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -101,6 +102,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                                     tokens=tokens.get(c, []),
                                     finished=finished[c],
                                 )
+                                # Choices finish in any order, and clients expect them by number.
                                 for c in sorted(finished)
                             ]
                             return pb.GenerateResponse(
@@ -139,6 +141,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
                     await context.write(message(request_id=request_id, **event))
             except TimeoutError:
                 error = slow_reader(limit_s)
+                # Ended with its reason first: `abort` raises, and `close` below would say the
+                # client left.
                 await group.close(error)
                 await abort(context, error)
 
@@ -230,6 +234,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         except ServingError as error:
             await abort(context, error)
         shown_id = made.correlation_id or made.request_id
+        # In the trailers, which an error has as well.
         context.set_trailing_metadata(((REQUEST_ID_KEY, shown_id),))
         return self._service.open(made)
 
@@ -255,6 +260,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServicer):
         if logprob is None:
             return pb.TokenInfo(token_id=token_id)
         text = self._service.text.token_text
+        # Without rivals `ranked` still lists the token itself, which nobody asked for.
         ranked = logprob.ranked if logprob.top else ()
         top = [pb.TopToken(token_id=i, text=text(i), logprob=p) for i, p in ranked]
         return pb.TokenInfo(token_id=token_id, logprob=logprob.logprob, top=top)
@@ -282,6 +288,8 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> p
     if not request.response.timing:
         return None
     phases = {f"{name}_s": seconds for name, seconds in a.phases().items()}
+    why = Struct()
+    why.update(a.why)
     return pb.Timing(
         **phases,
         ttft_s=a.ttft_s,
@@ -297,6 +305,7 @@ def _timing(request: pb.GenerateRequest | pb.ChatRequest, a: RequestTiming) -> p
         cached_tokens=a.cached_tokens,
         kv_transport=a.kv_transport,
         kv_parts_healed=a.kv_fragments_resent,
+        why=why,
     )
 
 
@@ -333,9 +342,12 @@ class GrpcServer:
         options = [
             ("grpc.so_reuseport", 1),
             ("grpc.max_receive_message_length", config.max_body_bytes),
+            # What was asked for limits an answer; one over a limit here would be lost whole.
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            # Idle connections are pinged, too: one whose client has vanished must not stand for
+            # long.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
@@ -350,8 +362,10 @@ class GrpcServer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         names = (SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        # Reflection shows every method to whoever asks; in production clients have the protos.
         if not self._security.production:
             reflection.enable_server_reflection(names, server)
+        # The empty name is the process, which is alive; readiness is the named service's.
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         await self._show_readiness()
         self._following = asyncio.get_running_loop().create_task(self._follow_readiness())

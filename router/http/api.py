@@ -20,10 +20,13 @@ from core.ids import MAX_REQUEST_ID_CHARACTERS
 from core.trace import TraceContext, parse_trace
 from core.types import ChatPrompt
 from router import calls
+from router.access.identities import Right
 from router.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    ExplainBody,
+    ExplainChatBody,
     MeasureBody,
     SamplingBody,
     TokenizeBody,
@@ -98,6 +101,7 @@ def _resumed(
         InvalidRequest: The event id does not fit the body.
     """
     request_id, positions = parse_event_id(last_event)
+    # The seed follows from the id: under another one, the rest would belong to another answer.
     if not is_stream or all_params[0].request_id not in ("", request_id):
         raise InvalidRequest(
             "Last-Event-ID",
@@ -209,6 +213,7 @@ class HttpApi:
             return EventStream(reply, group, headers, limits)
         content = await whole_reply(request.receive, reply, group)
         headers["Server-Timing"] = server_timing(reply.timing)
+        # A prompt's scores may be megabytes of JSON, and this loop has streams to serve.
         if not reply.is_heavy:
             return JSONResponse(content, headers=headers)
         text = await in_reply_thread(dumps, content, UTF8)
@@ -230,6 +235,7 @@ class HttpApi:
                 trusts_template=self.config.trust_request_chat_template,
                 adds_special_tokens=chat.add_special_tokens,
             )
+            # The prompt says itself whether it adds special tokens: most templates write their own.
             ids, names = await self._tokenized(request, chat.model, prompt, adds=False)
             wants_names = chat.return_token_strs
         else:
@@ -323,12 +329,42 @@ class HttpApi:
         """`GET /prefix-index`: how much this router knows of the workers' cached blocks."""
         return self.service.read_prefix_report()
 
+    async def explain_prompt(self, request: Request) -> Response:
+        """`POST /prefix-index/explain`: who holds how much of a prompt, and where it would go.
+
+        Names of blocks differ by tenant: nobody learns what another one has asked.
+        """
+        tree = await self._bodies.read(request)
+        body: ExplainBody | ExplainChatBody
+        if "messages" in tree:
+            body = parse_body(ExplainChatBody, tree)
+            chat = body.chat(
+                self.config.chat_template_kwargs,
+                trusts_template=self.config.trust_request_chat_template,
+                adds_special_tokens=bool(body.add_special_tokens),
+            )
+            all_params = body.all_params(chat, "", None)
+        else:
+            body = parse_body(ExplainBody, tree)
+            all_params = body.all_params("", None)
+        ignored_fields(body, is_strict=self.config.strict)
+        if len(all_params) != 1:
+            raise InvalidRequest("prompt", f"has {len(all_params)} prompts; send one")
+        identity = request.state.identity
+        if body.tenant not in (None, identity.tenant):
+            identity.check(Right.OPERATE)
+            identity = replace(identity, tenant=body.tenant)
+        params = replace(all_params[0], identity=identity)
+        work = self.service.explain_prompt(params)
+        return JSONResponse(await unless_disconnected(request.receive, work))
+
     async def explain(self, request_id: str) -> dict[str, Any]:
         """`GET /explain/{id}`: why a request that has ended went where it did.
 
         The id may be that of a reply.
         """
         explanations = self.service.explanations
+        # As it is first: a client may choose an id that looks like a reply's.
         found = explanations.of(request_id) or explanations.of(request_id_of(request_id))
         if found is None:
             raise HTTPException(404)

@@ -25,6 +25,8 @@ from router.http.bodies import (
     ChatBody,
     CompletionBody,
     DetokenizeBody,
+    ExplainBody,
+    ExplainChatBody,
     MeasureBody,
     TokenizeBody,
     TokenizeChatBody,
@@ -53,6 +55,7 @@ def _schema(*kinds: type[BaseModel]) -> dict[str, Any]:
         for kind in kinds
     ]
     for schema in schemas:
+        # OpenAPI looks for definitions at its own root; here, each body is described by itself.
         schema.pop("$defs", None)
         for field in schema.get("properties", {}).values():
             _without_references(field)
@@ -79,6 +82,7 @@ def _add_error_pages(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http_error(request: Request, error: HTTPException) -> JSONResponse:
+        # Cut and in ASCII: the client wrote it, and it goes into a log line and into a reply.
         path = request.url.path[:80].encode("ascii", "replace").decode()
         facts = {404: f"there is no {path}", 405: f"{request.method[:10]} is not allowed on {path}"}
         codes = {kind.http_status: kind.code for kind in (UNSUPPORTED_ENDPOINT, METHOD_NOT_ALLOWED)}
@@ -121,6 +125,7 @@ def make_app(
         ("/v1/completions", api.completions, _schema(CompletionBody), work),
         ("/tokenize", api.tokenize, _schema(TokenizeBody, TokenizeChatBody), work),
         ("/detokenize", api.detokenize, _schema(DetokenizeBody), work),
+        ("/prefix-index/explain", api.explain_prompt, _schema(ExplainBody, ExplainChatBody), work),
         ("/links", api.measure_kv_routes, _schema(MeasureBody), operate),
     ):
         rights = [Depends(needs(right))]
@@ -149,6 +154,7 @@ def make_app(
         bad_keys=service.bad_keys,
         on_ended=service.recorder.call_ended,
     )
+    # Added last, so that it stands outermost.
     if service.config.cors_origins:
         _allow_origins(app, service.config.cors_origins)
     return app

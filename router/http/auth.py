@@ -62,6 +62,7 @@ class Guard:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
+        # Not for `lifespan`: the router starts and stops by itself what it owns.
         if scope["type"] not in ("http", "websocket"):
             return
         call = Call("http", (scope.get("client") or ("",))[0])
@@ -87,7 +88,9 @@ class Guard:
             call.refuse(InternalError.code, "failed")
             raise
         finally:
+            # Read here, after the application: routing has put the pattern into the scope by now.
             call.route = _route_of(scope)
+            # No response was begun: the client has left, or the reason stands above already.
             if status is None:
                 call.refuse(Cancelled.code, "cancelled")
             elif status >= HTTPStatus.BAD_REQUEST:
@@ -95,6 +98,7 @@ class Guard:
             self._on_ended(call)
 
     async def _pass(self, call: Call, scope: Scope, receive: Receive, send: Send) -> None:
+        # Only the exact paths: what is mounted below a prefix could look like one of them.
         is_open = (
             scope["path"] in OPEN_PATHS
             and scope["method"] in OPEN_METHODS
@@ -109,6 +113,7 @@ class Guard:
                 )
             except ServingError as error:
                 if isinstance(error, Unauthenticated):
+                    # Whatever else is wrong with the call, it guesses no key.
                     await self._bad_keys.hold(call.address)
                 refusal = error_response(error, "")
                 refusal.headers["WWW-Authenticate"] = "Bearer"

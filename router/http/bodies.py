@@ -94,6 +94,15 @@ class SamplingBody(Body):
     cache_salt: StrictStr | None = Field(
         None, description="share prefix cache only with requests of the same salt"
     )
+    prompt_cache_key: StrictStr | None = Field(
+        None, description="prefer the worker that served the same key of this tenant"
+    )
+    prompt_cache_retention: StrictStr | None = Field(
+        None, description="24h: keep the prompt's blocks longer than others; in_memory: do not"
+    )
+    session_id: StrictStr | None = Field(
+        None, description="like prompt_cache_key, and goes before it"
+    )
     return_token_ids: StrictBool | None = Field(None, description="token ids beside the text")
     return_tokens_as_token_ids: StrictBool | None = Field(
         None, description="name tokens `token_id:N` in logprobs"
@@ -130,6 +139,7 @@ class SamplingBody(Body):
         """Put together what the service is asked for."""
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options", "is only allowed with stream: true")
+        # Refused, not ignored: whoever pays for ranking must not get the first choices unranked.
         if self.best_of not in (None, self.n or 1):
             raise InvalidRequest(
                 "best_of", f"is {self.best_of}, must be n = {self.n or 1}: choices are not ranked"
@@ -148,6 +158,9 @@ class SamplingBody(Body):
             keeps_left=self.truncation_side == "right",
             adds_special_tokens=adds_special_tokens,
             cache_salt=self.cache_salt or "",
+            prompt_cache_key=self.prompt_cache_key or "",
+            prompt_cache_retention=self.prompt_cache_retention or "",
+            session_id=self.session_id or "",
             trace=trace,
         )
 
@@ -180,6 +193,7 @@ class CompletionBody(SamplingBody):
         if not prompt:
             raise InvalidRequest("prompt", "is empty; send at least one token")
         token_ids = [entry for entry in prompt if isinstance(entry, int)]
+        # One list of ids is one prompt; lists of lists are several.
         if token_ids:
             return [token_ids]
         if len(prompt) > MAX_PROMPTS:
@@ -199,6 +213,7 @@ class CompletionBody(SamplingBody):
         if self.logprobs is not None:
             given["logprobs"] = self.logprobs
             if self.echo:
+                # As at OpenAI: an echoed prompt has scores as the output has.
                 given.setdefault("prompt_logprobs", self.logprobs)
         if self.is_echo_only:
             # Workers compute one token at least; the reply leaves it out.
@@ -232,6 +247,18 @@ class ChatBody(SamplingBody, Conversation):
         if self.logprobs:
             given["logprobs"] = self.top_logprobs or 0
         return [self.params(chat, given, request_id, trace, adds_special_tokens=False)]
+
+
+class ExplainBody(CompletionBody):
+    """`POST /prefix-index/explain` of a text or of token ids: a completion's body."""
+
+    tenant: StrictStr | None = Field(None, description="whose cache; other than its own: admins")
+
+
+class ExplainChatBody(ChatBody):
+    """`POST /prefix-index/explain` of a conversation: a chat completion's body."""
+
+    tenant: StrictStr | None = Field(None, description="whose cache; other than its own: admins")
 
 
 class TokenizeBody(Body):
@@ -279,4 +306,5 @@ def _bias(given: dict[str, int | float]) -> tuple[tuple[int, float], ...]:
         if not (name.isascii() and name.isdigit() and len(name) <= len(str(2**32))):
             raise InvalidRequest("logit_bias", f"has the key {name[:20]!r}, must be a token id")
         pairs.append((int(name), float(value)))
+    # In one order: equal wishes are equal values, whatever order JSON had.
     return tuple(sorted(pairs))

@@ -144,6 +144,7 @@ class BodyReader:
         return b"".join(chunks)
 
     async def _parse(self, data: bytes, request: Request) -> dict[str, Any]:
+        # A large body may be made to parse slowly, and this loop serves everybody.
         if len(data) > SMALL_BYTES:
             await self._check_in_child(data, request.state.identity.tenant)
         return parse(data)

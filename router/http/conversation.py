@@ -52,6 +52,8 @@ class Message(BaseModel):
             )
         content: Any = self.content
         if isinstance(content, list):
+            # Refused, not dropped: an answer that has not seen the picture would be wrong without a
+            # word.
             odd = next((part.type for part in content if part.words is None), None)
             if odd is not None:
                 raise InvalidRequest(
@@ -59,6 +61,8 @@ class Message(BaseModel):
                     f"has a part of type {odd[:20]!r}; only text is served",
                 )
             content = [{"type": "text", "text": part.words} for part in content]
+        # Other fields go on: templates know tool calls, names and more that no list here could keep
+        # up with.
         return {"role": self.role, "content": content, **(self.model_extra or {})}
 
 
@@ -96,6 +100,7 @@ class Conversation(Body):
                 "continue_final_message", "and add_generation_prompt exclude each other"
             )
         variables = dict(self.chat_template_kwargs or {})
+        # Variables reach into the template: the operator says which ones may.
         unknown = sorted(variables.keys() - set(allowed))
         if unknown:
             raise InvalidRequest(

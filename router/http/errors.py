@@ -42,6 +42,7 @@ def _body(message: str, kind: str, param: str | None, code: str) -> dict[str, An
 def error_response(error: ServingError, request_id: str) -> JSONResponse:
     """Return error object, status and headers."""
     note_error(error)
+    # OpenAI's clients obey this header before they look at the status.
     headers = {"x-should-retry": "true" if error.http_status in RETRIED else "false"}
     if request_id:
         headers["x-request-id"] = request_id
@@ -49,6 +50,7 @@ def error_response(error: ServingError, request_id: str) -> JSONResponse:
         wait_s = min(getattr(error, "retry_after_s", 1.0), MAX_RETRY_AFTER_S)
         headers |= {
             "Retry-After": str(max(1, round(wait_s))),
+            # Both: OpenAI's clients read milliseconds, all others whole seconds.
             "retry-after-ms": str(max(1, round(wait_s * 1000))),
         }
     # Errors may quote what a client sent: a lone surrogate must not break the reply about it.

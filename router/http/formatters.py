@@ -210,6 +210,7 @@ class ChatFormatter(CompletionFormatter):
 
     def first_choice(self, index: int, prompt: PromptText) -> dict[str, Any] | None:
         """Return the opening chunk: the role comes first, once."""
+        # OpenAI's first chunk names the role, and clients begin a message with it.
         delta = {"role": "assistant", "content": ""}
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
@@ -245,6 +246,7 @@ class ChatFormatter(CompletionFormatter):
 
 def request_id_of(reply_id: str) -> str:
     """Return the id of the request that a reply is to; another id stays as it is."""
+    # People copy the id from a reply, where it has the prefix of its endpoint.
     for formatter in (CompletionFormatter, ChatFormatter):
         reply_id = reply_id.removeprefix(f"{formatter.id_prefix}-")
     return reply_id

@@ -33,6 +33,7 @@ class LogprobShapes:
         named: dict[str, float] = {}
         for token_id, logprob in entry.ranked:
             name = self._name(token_id)
+            # Two tokens may have one text, as broken bytes do: a dictionary would lose one of them.
             named[_id_name(token_id) if name in named else name] = logprob
         return named
 
@@ -53,6 +54,7 @@ class LogprobShapes:
         offsets = TextOffsets(self._text, decoder)
         first: Legacy = {
             "text_offset": [offsets.begin(prompt[0])],
+            # Nothing stands before the first token that could predict it; OpenAI sends null.
             "token_logprobs": [None],
             "tokens": [self._name(prompt[0], is_first=True)],
             "top_logprobs": [None],
@@ -80,6 +82,7 @@ class LogprobShapes:
         return [None, *(self._by_id(entry) for entry in scored)]
 
     def _by_id(self, entry: Logprob) -> dict[str, Any]:
+        # The token itself stands first, as in vLLM, also if it is among the likeliest.
         own_first = {entry.token_id: entry.logprob, **dict(entry.top)}
         return {
             str(i): {"logprob": p, "decoded_token": self._name(i)} for i, p in own_first.items()

@@ -50,10 +50,7 @@ OFF: dict[str, tuple[Any, ...]] = {
 FREE = (
     "user",
     "metadata",
-    "prompt_cache_key",
     "safety_identifier",
-    "session_id",
-    "prompt_cache_retention",
     "service_tier",
     "store",
     "verbosity",

@@ -93,6 +93,7 @@ class Reply:
             o.has_logprobs or o.returns_token_ids or o.has_continuous_usage or o.is_echo_only
         )
         have = [p for r in requests for p in r.resume_from or (0,) * self._num_choices]
+        # A resuming client has had its first chunk: role and echo are not repeated.
         self._is_open = [position > 0 for position in have]
         self.progress = Progress(requests[0].request_id, self._num_choices, have)
 
@@ -141,6 +142,7 @@ class Reply:
 
     def _end(self, prompt: int, event: RequestEnded) -> None:
         self._usages[prompt] = event.usage
+        # The first error: those of the other prompts mostly follow from it.
         self.error = self.error or event.error
         self.timing = event.timing
 

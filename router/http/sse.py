@@ -70,6 +70,8 @@ class EventStream(Response):
             events = await self._group.batch(self._limits.keep_alive_s)
             text = await self._text(events)
             if not is_started:
+                # Before the first byte an error still has a status of its own; after it, only an
+                # event.
                 if not text and isinstance(self._reply.error, ServingError):
                     raise self._reply.error
                 await send(
@@ -105,6 +107,8 @@ class EventStream(Response):
         for index, event in events:
             chunk = self._reply.chunks(index, event)
             self._reply.progress.note(index, event)
+            # The id belongs to the event before its blank line; one that sends no chunk moves it
+            # all the same.
             out.append(f"{chunk[:-1]}id: {self._reply.progress.event_id}\n\n" if chunk else "")
         return "".join(out)
 
@@ -157,6 +161,7 @@ async def unless_disconnected(
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     watcher = loop.create_task(watch())
+    # The watcher ends only when the client has left, or is cancelled below.
     watcher.add_done_callback(lambda done: None if done.cancelled() else task.cancel())
     try:
         return await task

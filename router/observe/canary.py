@@ -95,6 +95,7 @@ class Canary:
             changed = self._pools.changed  # before the canary: a change during it counts
             await self._once()
             is_good = self._proof.is_good
+            # While workers start for the first time nothing is wrong: that is no news for a log.
             is_still_starting = was_good is None and self._pools.is_starting()
             if is_good is not was_good and (is_good or not is_still_starting):
                 self._log()
@@ -120,6 +121,7 @@ class Canary:
             self._proof.note_unsent()
             return
         started_at = self._clock.now_s()
+        # Any tokens do: what is proved is that a request gets through, not what it says.
         prompt = tuple(i % self._model.vocabulary_size for i in range(1, 9))
         request = GenerateRequest(
             request_id=self._ids.request(),
@@ -130,6 +132,7 @@ class Canary:
             deadline_at=started_at + CANARY_TIMEOUT_S,
             tier=CANARY_TIER,
         )
+        # Over the transfer if it can be: it is what a local request would not prove.
         crosses = set(self._pools.live_roles()) == {Role.PREFILL, Role.DECODE}
         ended: list[RequestEvent] = []
         await self._runner.run(

@@ -48,6 +48,7 @@ def _candidate(path: str, cost: Cost) -> dict[str, Any]:
         "decode_ms": round(cost.decode_s * 1e3, 3),
         "total_ms": round(cost.total_s * 1e3, 3),
         "weighed_ms": round(cost.weighed_s * 1e3, 3),
+        **({"is_preferred": True} if cost.is_preferred else {}),
     }
 
 

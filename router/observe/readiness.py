@@ -70,6 +70,7 @@ class Proof:
         """Note how a canary ended; with an error it took None."""
         self.took_s = took_s
         self._error = error
+        # Kept after later failures: a router that once worked is no longer starting.
         self.has_passed = self.has_passed or took_s is not None
         self._has_crossed = self._has_crossed or (took_s is not None and crossed)
 
@@ -150,6 +151,7 @@ class ClusterView:
 
     def _pool(self, role: Role) -> list[Problem]:
         num_configured = self.configured.get(role, 0)
+        # By the config, not by who is there: a worker that never came is missed as well.
         num_ready = num_usable(self.workers, role)
         if num_ready >= num_configured:
             return []

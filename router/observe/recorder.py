@@ -36,6 +36,7 @@ class Recorder(RequestObserver):
 
     def request_ended(self, run: RequestState, ended: RequestEnded) -> None:
         """Note the end of a request that began to run; canaries are nobody's."""
+        # Its own requests are none of the service's figures.
         if run.request.tier == CANARY_TIER:
             return
         call = calls.current()

@@ -157,6 +157,8 @@ class ClusterStatus:
             pool["running"] += worker.load.num_running
             pool["waiting"] += worker.load.num_waiting
             pool["waiting_tokens"] += worker.load.waiting_tokens
+            # Cached blocks are given up whenever blocks are needed, so they are free for this
+            # purpose.
             pool["free_blocks"] += worker.load.free_blocks + worker.load.cached_blocks
         running = self._admission.num_running
         queued = self._admission.num_queued

@@ -23,6 +23,7 @@ def timing_of(run: RequestState) -> RequestTiming:
     tokenize_s = min(run.started_at - line.received_at, to_first_s)
     waited_s = to_first_s - tokenize_s
     if line.admitted_at is not None:
+        # Admitted: from here on it was the workers' queue, which the worker reports.
         waited_s = line.admitted_at - run.started_at
     queue_s = min(waited_s + reported.queue_s, to_first_s - tokenize_s)
     prefill_s = min(reported.prefill_s, to_first_s - tokenize_s - queue_s)
@@ -30,6 +31,7 @@ def timing_of(run: RequestState) -> RequestTiming:
     second = line.token_at[1:2]
     last = line.token_at[-1:]
     gap_s = second[0] - first[0] if second else 0.0
+    # Of the first gap at most: that is where a late transfer shows.
     transfer_s = min(run.exposed_transfer_s, gap_s)
     return RequestTiming(
         tokenize_s=tokenize_s,

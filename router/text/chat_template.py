@@ -46,16 +46,21 @@ def _raise(message: str) -> NoReturn:
 
 
 def _to_json(value: object, ensure_ascii: bool = False, **options: Any) -> str:  # noqa: ANN401
+    # As transformers': Jinja's own filter escapes for HTML, which models were not trained on.
     return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+        # Transformers' settings, which every model's template was written for.
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[loopcontrols, Generation],
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _raise
+    # In UTC: the router's zone is none of the client's business, and routers of two zones agree.
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now(
         tz=datetime.UTC
     ).strftime(form)
@@ -87,6 +92,7 @@ class ChatTemplates:
         self._special_tokens = special_tokens(config, _read(folder / "special_tokens_map.json"))
         self._source = config.get("chat_template") or ""
         if isinstance(self._source, list):
+            # Older models have several: one for tools, say, beside the default.
             named = {entry["name"]: entry["template"] for entry in self._source}
             self._source = named.get("default") or next(iter(named.values()), "")
         # Newer models have it in a file of its own, which is the one to trust.
@@ -128,6 +134,7 @@ class ChatTemplates:
         if final is None:
             raise _no_end()
         if continues_final:
+            # The end is marked and found again: what a template puts behind the message is unknown.
             seen[-1] = with_last_text(seen[-1], final + END_OF_FINAL)
         names = {"tools": None, "documents": None, **self._special_tokens, **variables}
         names |= {"messages": seen, "add_generation_prompt": adds_generation_prompt}

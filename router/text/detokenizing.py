@@ -63,6 +63,7 @@ class StreamDecoder:
         """
         self._model = model
         self._skips_special = skips_special
+        # Incremental: tokens split characters, and the rest of one comes with the next token.
         self._utf8 = codecs.getincrementaldecoder("utf-8")(model.broken_bytes)
         self._window: list[int] = []
         self._window_text = ""
@@ -84,6 +85,7 @@ class StreamDecoder:
         return self._without_foreign(self._utf8.decode(b"", final=True))
 
     def _without_foreign(self, text: str) -> str:
+        # What the prompt left unfinished is its own: it is cut from the first text that shows it.
         if not text or not self._foreign:
             return text
         foreign = self._foreign
@@ -98,6 +100,7 @@ class StreamDecoder:
             return self._utf8.decode(data)
         # A text that begins with an ASCII byte loses a leading space, as one with a word does.
         is_first = not self._window and data is not None and data < b"\x80"
+        # A whole token ends what bytes had begun: no later token can complete it.
         if data is None or is_first:
             return self._utf8.decode(b"", final=True) + self._decode_in_window(token_id)
         self._advance(token_id)
@@ -151,6 +154,8 @@ class TextModel:
             ModelLoadError: It is missing or malformed.
         """
         path = folder / "tokenizer.json"
+        # SentencePiece and tiktoken files need libraries of their own; models ship this one beside
+        # them.
         if not path.is_file():
             raise ModelLoadError(
                 f"{folder.name} holds no tokenizer.json; other tokenizer formats are not supported"
@@ -260,6 +265,7 @@ class TextModel:
 
 def _byte_letters() -> dict[str, int]:
     """Return GPT-2's letters for bytes: printable bytes are themselves, others follow U+0100."""
+    # GPT-2's alphabet: a printable byte is its own letter, the others come in order from U+0100 on.
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}

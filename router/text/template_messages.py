@@ -44,11 +44,14 @@ def with_last_text(message: Message, text: str) -> Message:
 
 def _seen(message: Message, index: int, shape: TemplateShape) -> Message:
     """Prepare one message. Nulls go: templates test for the key, and would print null as a word."""
+    # Templates test whether a key is there; OpenAI's clients send null for what they leave out.
     seen = {name: value for name, value in message.items() if value is not None}
     reasoning = next((seen[name] for name in REASONING if name in seen), None)
     if reasoning is not None:
+        # Models' templates disagree about the name; each finds its own.
         seen = {"thinking": reasoning, **seen, "reasoning_content": reasoning}
     if seen.get("role") == "developer" and not shape.knows_developer:
+        # OpenAI renamed the role; many templates refuse the new name.
         seen["role"] = "system"
     seen["content"] = _content(seen.get("content", ""), shape)
     calls = seen.pop("tool_calls", None)
@@ -75,6 +78,7 @@ def _call(call: object, place: str) -> object:
         return call
     arguments = function.get("arguments")
     if not isinstance(arguments, dict):
+        # OpenAI's clients send the arguments as text, and templates walk over them as an object.
         arguments = _object(arguments, f"{place}.function.arguments")
     return {**call, "function": {**function, "arguments": arguments}}
 

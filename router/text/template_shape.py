@@ -69,6 +69,7 @@ class _Reader:
         statements = list(
             tree.find_all((nodes.Assign, nodes.For, nodes.With, nodes.Call))  # what names values
         )
+        # Until nothing changes: a name may be bound before what it is bound to is known.
         for _ in range(MAX_ROUNDS):
             before = dict(self._names)
             for statement in statements:
@@ -85,6 +86,7 @@ class _Reader:
                 return _Kind.CONTENT in self.kinds(source)
             case nodes.Filter(name=name, node=source) if name in PART_FILTERS:
                 return source is not None and _Kind.CONTENT in self.kinds(source)
+            # `content[0].text` reads a part; a slice may as well be of a text.
             case nodes.Getattr(node=nodes.Getitem(node=source, arg=arg)):
                 return not isinstance(arg, nodes.Slice) and _Kind.CONTENT in self.kinds(source)
             case nodes.Getitem(

@@ -59,6 +59,7 @@ def main() -> None:
     tokenizer.no_truncation()  # some files were saved with a training run's settings
     tokenizer.no_padding()
     templates = ChatTemplates(folder)
+    # After the model's files are loaded, which every text shares; a hostile template hits it alone.
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     sys.stdout.write("ready\n")
     sys.stdout.flush()
@@ -69,6 +70,7 @@ def main() -> None:
             reply = {"error": error.message, "is_too_long": True}
         except InvalidRequest as error:
             reply = {"error": error.message, "field": error.field}
+        # Both are answers, not ends: the process goes on with the next text.
         except (MemoryError, RecursionError) as error:
             reply = {
                 "error": f"needs too much memory ({type(error).__name__}); simplify it",

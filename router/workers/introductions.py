@@ -34,6 +34,7 @@ class Introductions:
     def left(self, descriptor: WorkerDescriptor) -> None:
         """Forget a lost worker; if it comes back, it is a newcomer."""
         life = descriptor.worker_id, descriptor.incarnation
+        # A receiver has no address to forget: nobody dials it for KV.
         address = self._senders.pop(life, None)
         if address is not None:
             for receiver in self._receivers.values():

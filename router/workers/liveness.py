@@ -48,6 +48,7 @@ class Liveness:
         if counters != self._counters or not progress.work_in_hand:
             self._counters = counters
             self._moved_at = self._received_at
+        # By the times of messages, not by now: a worker that is silent is `watch`'s to find.
         if self._received_at - self._moved_at > HUNG_S:
             raise WorkerDied(f"worker {self._worker_id} is stuck in a step")
 

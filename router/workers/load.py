@@ -1,16 +1,17 @@
 """How busy one worker is: what it reported last, and what this router has sent it since.
 
-Owns the account of unanswered prompts, the measured speed, and the candidate that placement
-compares. Does not know streams or attempts.
+Owns the account of unanswered prompts, the measured speed and lateness, and the candidate that
+placement compares. Does not know streams or attempts.
 """
 
 from __future__ import annotations
 
 import math
 
-from core.ids import RunId
+from core.ids import RunId, WorkerId
 from core.session import Load, WorkerDescriptor
 from router.cost import RECENT_S, Candidate
+from router.workers.hand_overs import HandOvers
 
 NEWEST_SHARE = 0.2
 """Weight of the newest prompt in a measured speed."""
@@ -31,8 +32,10 @@ class WorkerLoad:
         self._head_started_s = 0.0
         self._num_unanswered_tokens = 0
         self._num_reported_tokens = 0
+        self._num_reported_requests = 0
         self._tokens_per_s = 0.0
         self._recent_work = 0.0
+        self._hand_overs = HandOvers()
         # Placement reads every worker for every request, and few have changed since the last.
         self._candidate: Candidate | None = None
 
@@ -51,18 +54,27 @@ class WorkerLoad:
                 self._num_unanswered_tokens,
                 len(self._pending),
                 reported_tokens=self._num_reported_tokens,
+                reported_requests=self._num_reported_requests,
                 head_tokens=next(iter(self._unanswered.values()), 0),
                 head_started_s=self._head_started_s,
                 prefill_tokens_per_s=self._tokens_per_s,
+                exposed_transfer_s=self._hand_overs.mean_s,
+                exposed_by_receiver=self._hand_overs.by_receiver,
                 recent_work=self._recent_work,
             )
         return self._candidate
 
-    def report(self, load: Load) -> None:
+    def report(self, load: Load, now_s: float = 0.0) -> None:
         """Replace what the worker reported before."""
-        if load != self._reported or self._num_reported_tokens != self._num_unanswered_tokens:
+        if self._hand_overs.forget_old(now_s):
+            self._candidate = None
+        own = self._num_unanswered_tokens, len(self._pending)
+        if load != self._reported or own != (
+            self._num_reported_tokens,
+            self._num_reported_requests,
+        ):
             self._reported = load
-            self._num_reported_tokens = self._num_unanswered_tokens
+            self._num_reported_tokens, self._num_reported_requests = own
             self._candidate = None
 
     def measured(self, num_tokens: int, seconds: float) -> None:
@@ -72,6 +84,11 @@ class WorkerLoad:
         newest = num_tokens / seconds
         known = self._tokens_per_s or newest
         self._tokens_per_s = known + NEWEST_SHARE * (newest - known)
+        self._candidate = None
+
+    def handed_over(self, receiver: WorkerId, exposed_s: float, now_s: float) -> None:
+        """Learn how late the worker's KV came: `exposed_s` behind the first token."""
+        self._hand_overs.note(receiver, exposed_s, now_s)
         self._candidate = None
 
     def add(self, run_id: RunId, num_tokens: int, now_s: float = 0.0) -> None:
@@ -109,4 +126,5 @@ class WorkerLoad:
         self._unanswered.clear()
         self._num_unanswered_tokens = 0
         self._num_reported_tokens = 0
+        self._num_reported_requests = 0
         self._candidate = None

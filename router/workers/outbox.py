@@ -71,10 +71,13 @@ class Outbox:
                 async with asyncio.timeout(HEARTBEAT_S):
                     await self._wake.wait()
             except TimeoutError:
+                # Queued like any message: a slow stream then has one heartbeat waiting, not
+                # several.
                 self._messages.append(RouterHeartbeat())
 
     async def _flush(self, stream: MessageStream) -> None:
         while self._peers or self._messages:
+            # Introductions first: a Submit may name a peer that the worker should know by then.
             if self._peers:
                 addresses = tuple(self._peers)
                 self._peers.clear()

@@ -37,6 +37,7 @@ class KVRoutes:
     def reconnected(self) -> None:
         """Introduce again what was not reported: the message may be lost with its stream."""
         for address in self._introduced:
+            # The worker keeps its routes while a router's session breaks: what is reported stands.
             if address in self.reports:
                 self._outbox.withdraw(address)
             else:

@@ -167,6 +167,10 @@ class WorkerSession:
         """Learn the worker's speed from a prompt of which it computed `num_tokens`."""
         self._load.measured(num_tokens, seconds)
 
+    def handed_over(self, receiver: WorkerDescriptor, exposed_s: float) -> None:
+        """Learn how late the worker's KV came to a receiver, behind the first token."""
+        self._load.handed_over(receiver.worker_id, exposed_s, self._clock.now_s())
+
     def forget(self, run_id: RunId, epoch: Epoch) -> None:
         """Stop listening to a run and cancel it on the worker. Never waits."""
         if self.subscriptions.remove(run_id) and self._state is not SessionState.LOST:
@@ -301,7 +305,7 @@ class WorkerSession:
             WorkerDied: It has work, and no step has advanced for 3 s.
         """
         self.rank_pids = message.rank_pids or self.rank_pids
-        self._load.report(message.load)
+        self._load.report(message.load, self._clock.now_s())
         self._storage = message.storage
         if message.is_leaving:
             if not self._is_leaving:

@@ -93,11 +93,14 @@ class WorkerSessions:
                 if key not in self._members():
                     self._sessions[key].log_left()
                     return
+                # A fresh session: requests of the old one have been told that they lost their
+                # worker.
                 await asyncio.sleep(REDIAL_S)
                 self._sessions[key] = self._new_session(descriptor, was_lost=True)
         finally:
             self._tasks.pop(key, None)
             self._sessions.pop(key, None)
+            # A worker that comes back has another incarnation, perhaps with another layout.
             self._note_incompatible(pair for pair in self.incompatible_pairs if key[1] not in pair)
 
     def _note_state(self, session: WorkerSession) -> None:
@@ -175,6 +178,8 @@ class WorkerSessions:
         receivers = [x for x in live if x.descriptor.role is Role.DECODE]
         found = []
         for receiver in receivers:
+            # One by one: two at a time would share the wire, and neither figure would be the
+            # route's.
             for sender in senders:
                 address = sender.transfer_address
                 try:

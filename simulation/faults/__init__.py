@@ -6,7 +6,8 @@ checked.
 To add a fault:
 
 1. Name it in `kinds.Kind`, and give it a row in `kinds.ODDS`: how long it lasts, how often it is
-   drawn, and where it happens.
+   drawn, where it happens, and for which part of the cluster it is meant. A new part gets a line in
+   `kinds.Part` and its share of a schedule in `loads.PART_SHARES`.
 2. Write what it does, in the module of the place where it happens, and enter the function in that
    module's `FAULTS`:
 
@@ -15,6 +16,7 @@ To add a fault:
        nodes      a whole node: dead, paused, drained, its clock
        workers    inside a worker: blocks, steps, callbacks
        store      the store of members
+       prefix_index  the store of the prefix index, and what stands in it
 
    It gets the `Injection` (the cluster, the seed's randomness) and the `Fault` (its victim's
    number, its duration), and calls `bite` once it has changed something: a fault that touched

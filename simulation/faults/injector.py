@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 
 from simulation.cluster import SimCluster
-from simulation.faults import nodes, store, streams, workers
+from simulation.faults import nodes, prefix_index, store, streams, workers
 from simulation.faults.injection import Inflict, Injection
 from simulation.faults.kinds import ODDS, Fault, Kind, Where
 from simulation.faults.wire import WireFaults
@@ -20,6 +20,7 @@ INFLICT: dict[Kind, Inflict] = {
     **nodes.FAULTS,
     **workers.FAULTS,
     **store.FAULTS,
+    **prefix_index.FAULTS,
 }
 
 

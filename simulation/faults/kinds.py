@@ -48,6 +48,16 @@ class Kind(StrEnum):
     READ_RAISES = "read_raises"
     SUBMIT_RAISES = "submit_raises"
     CALLBACK_RAISES = "callback_raises"
+    INDEX_DOWN = "index_down"
+    INDEX_FROZEN = "index_frozen"
+    INDEX_EMPTY = "index_empty"
+    INDEX_LOST = "index_lost"
+    INDEX_REPEATED = "index_repeated"
+    INDEX_SWAPPED = "index_swapped"
+    INDEX_ANSWER_LOST = "index_answer_lost"
+    INDEX_FORGED = "index_forged"
+    INDEX_DEAD = "index_dead"
+    INDEX_BEHIND = "index_behind"
 
 
 class Where(Enum):
@@ -61,6 +71,13 @@ class Where(Enum):
     """As part of a client's order, drawn with it: nothing is to be done at its time."""
 
 
+class Part(Enum):
+    """Which part of the cluster a fault is meant for: each part has its share of a schedule."""
+
+    SERVING = auto()
+    PREFIX_INDEX = auto()
+
+
 @dataclass(frozen=True, slots=True)
 class Odds:
     """How long a kind lasts, and whether it is drawn less often than others.
@@ -72,6 +89,7 @@ class Odds:
     lasts_s: tuple[float, float] = (0.0, 0.0)
     is_seldom: bool = False
     where: Where = Where.CLUSTER
+    part: Part = Part.SERVING
 
 
 ODDS: dict[Kind, Odds] = {
@@ -111,6 +129,17 @@ ODDS: dict[Kind, Odds] = {
     Kind.EMIT_RAISES: Odds(is_seldom=True, where=Where.CLIENT),
     Kind.SUBMIT_RAISES: Odds(),
     Kind.CALLBACK_RAISES: Odds(),
+    # Longer than the 10 s after which what a worker published expires, and shorter.
+    Kind.INDEX_DOWN: Odds((0.5, 12.0), part=Part.PREFIX_INDEX),
+    Kind.INDEX_FROZEN: Odds((0.5, 6.0), part=Part.PREFIX_INDEX),
+    Kind.INDEX_EMPTY: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_LOST: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_REPEATED: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_SWAPPED: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_ANSWER_LOST: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_FORGED: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_DEAD: Odds(part=Part.PREFIX_INDEX),
+    Kind.INDEX_BEHIND: Odds((0.5, 6.0), part=Part.PREFIX_INDEX),
 }
 
 
@@ -130,10 +159,12 @@ def draw(
     within_s: float,
     without: Collection[Kind] = (),
     often: Sequence[Kind] = (),
+    part: Part = Part.SERVING,
 ) -> tuple[Fault, ...]:
-    """Draw a schedule, sorted by time, without some kinds and with more of others."""
+    """Draw a part's schedule, sorted by time, without some kinds and with more of others."""
     # In the order of the enumeration, which is therefore part of what a seed means.
-    kinds = [k for k in Kind if k not in without for _ in range(1 if ODDS[k].is_seldom else 2)]
+    those = [kind for kind in Kind if ODDS[kind].part is part and kind not in without]
+    kinds = [kind for kind in those for _ in range(1 if ODDS[kind].is_seldom else 2)]
     kinds += often
     faults = []
     for _ in range(num_faults):

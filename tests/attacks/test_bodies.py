@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 from starlette.requests import ClientDisconnect
-from support.http_door import HttpFixture, status
+from support.http_server import HttpFixture, status
 
 from core.errors import (
     Cancelled,

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from support.http_door import HttpFixture, status
+from support.http_server import HttpFixture, status
 
 from router.http.server import listener as http_listener
 from router.http.server.connections import ConnectionTable
@@ -107,7 +107,7 @@ import uvloop
 from core import logs
 from router.descriptors import raise_descriptor_limit
 from router.http.server.listener import make_connection_table
-from support.http_door import HttpFixture
+from support.http_server import HttpFixture
 
 async def main():
     logs.configure("router", "json")

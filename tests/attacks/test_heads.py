@@ -9,8 +9,8 @@ import time
 from collections import Counter
 
 import pytest
-from support.http_door import HttpFixture, SmallApp, read_all, status
-from support.rig import is_long
+from support.http_server import HttpFixture, SmallApp, read_all, status
+from support.process_cluster import is_long
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from router.http.server import protocol as http_protocol

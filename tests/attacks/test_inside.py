@@ -1,27 +1,24 @@
 """The ports inside: strangers, a router in wrong hands, a peer that lies; neighbours unharmed."""
 
 import asyncio
-import contextlib
 import logging
 import random
 
 import grpc
 import pytest
-from support.house import InProcessCluster
-from support.inside import (
+from support.hostile_peers import (
     FETCH,
     KEY,
-    PROMPT,
     SESSION,
     RawRouter,
+    attacked,
     good_submit,
     macs,
     open_stream,
+    settled,
     where_of,
 )
-from support.models import TINY
 
-from core.config import EngineConfig
 from core.ports import StreamClosed
 from core.session import Role
 from protos.baton.internal.v1 import session_pb2 as pb
@@ -29,48 +26,15 @@ from transport import grpc_network
 from transport.grpc_network import GrpcNetwork
 from transport.stream_proof import StreamProof, new_nonce, stream_key
 
-ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
-
-
 DENIED = grpc.StatusCode.PERMISSION_DENIED
-
-
-NEIGHBOUR = {"max_tokens": 24, "ignore_eos": True}
-
-
-PAUSE_S = 0.2
-"""Between two requests of the neighbour, so that attacks have the machine most of the time."""
 
 
 SEED = 13
 
 
-@contextlib.asynccontextmanager
-async def attacked():
-    """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as house:
-        alone = await house.ask(PROMPT, **NEIGHBOUR)
-        over, answers = asyncio.Event(), []
-
-        async def ask_on():
-            while not over.is_set() or not answers:
-                answers.append(await house.ask(PROMPT, **NEIGHBOUR))
-                await asyncio.sleep(PAUSE_S)
-
-        asking = asyncio.create_task(ask_on())
-        try:
-            yield house
-        finally:
-            over.set()
-            await asking
-        assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
-        assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.is_ready for unit in house.units)
-
-
-def ports(house):
+def ports(cluster):
     """(method, address, network) of every port inside."""
-    for unit in house.units:
+    for unit in cluster.units:
         yield SESSION, unit.descriptor.session_address, unit.components.session_network
         yield FETCH, unit.descriptor.transfer_address, unit.components.transfer_network
 
@@ -85,8 +49,8 @@ def refusals(caplog):
 
 async def test_strangers_are_refused_at_every_port_counted_and_told(caplog):
     caplog.set_level(logging.WARNING)
-    async with attacked() as house:
-        for method, address, network in ports(house):
+    async with attacked() as cluster:
+        for method, address, network in ports(cluster):
             nonce, mine = address.partition("@")[0], new_nonce()
             guesses = {
                 "nothing": {},
@@ -179,8 +143,8 @@ async def test_what_is_no_message_ends_its_session_and_nothing_else(caplog):
         pb.ToWorker(number=2**64 - 1, heartbeat=pb.RouterHeartbeat()),
         pb.ToWorker(),
     ]
-    async with attacked() as house:
-        decode = house.of_role(Role.DECODE)[0]
+    async with attacked() as cluster:
+        decode = cluster.of_role(Role.DECODE)[0]
         async with RawRouter(decode.descriptor.session_address) as router:
             for data in [m.SerializeToString() for m in known] + [
                 random_bytes(rng) for _ in range(30)
@@ -218,13 +182,6 @@ async def ended(stream):
         with pytest.raises(StreamClosed):
             while True:
                 await stream.recv()
-
-
-async def settled(unit, run_id):
-    """Wait until a worker has forgotten an attempt."""
-    async with asyncio.timeout(20):
-        while run_id in unit.attempts.by_run:
-            await asyncio.sleep(0.01)
 
 
 def test_where_of_an_address_is_what_a_machine_listens_on():

@@ -1,21 +1,18 @@
 """Commands and transfers inside the cluster whose values cannot be: they harm what they name at most."""
 
-import asyncio
 import contextlib
 import random
 
 import pytest
-from support.house import InProcessCluster
-from support.inside import (
+from support.hostile_peers import (
     KEY,
-    PROMPT,
     RawRouter,
+    attacked,
     good_submit,
+    settled,
 )
-from support.models import TINY
-from support.rig import is_long, note
+from support.process_cluster import is_long, note
 
-from core.config import EngineConfig
 from core.ids import TransferId
 from core.ports import StreamClosed
 from core.session import Role, Task
@@ -23,47 +20,7 @@ from kv_transfer import codec, frames
 from protos.baton.internal.v1 import session_pb2 as pb
 from transport.fetch_streams import fetch_network
 
-ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
-
-
-NEIGHBOUR = {"max_tokens": 24, "ignore_eos": True}
-
-
-PAUSE_S = 0.2
-"""Between two requests of the neighbour, so that attacks have the machine most of the time."""
-
-
 SEED = 13
-
-
-@contextlib.asynccontextmanager
-async def attacked():
-    """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as house:
-        alone = await house.ask(PROMPT, **NEIGHBOUR)
-        over, answers = asyncio.Event(), []
-
-        async def ask_on():
-            while not over.is_set() or not answers:
-                answers.append(await house.ask(PROMPT, **NEIGHBOUR))
-                await asyncio.sleep(PAUSE_S)
-
-        asking = asyncio.create_task(ask_on())
-        try:
-            yield house
-        finally:
-            over.set()
-            await asking
-        assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
-        assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
-        assert all(unit.is_ready for unit in house.units)
-
-
-async def settled(unit, run_id):
-    """Wait until a worker has forgotten an attempt."""
-    async with asyncio.timeout(20):
-        while run_id in unit.attempts.by_run:
-            await asyncio.sleep(0.01)
 
 
 NAN, BIG = float("nan"), 2**32 - 1
@@ -153,8 +110,8 @@ BAD = [
 
 @pytest.mark.parametrize("role", list(Role))
 async def test_a_submit_that_cannot_be_ends_its_attempt_and_names_the_field(role):
-    async with attacked() as house:
-        victim = house.of_role(role)[0]
+    async with attacked() as cluster:
+        victim = cluster.of_role(role)[0]
         async with RawRouter(victim.descriptor.session_address) as router:
             for number, (field, spoil) in enumerate(BAD):
                 submit = good_submit(f"bad{number}")
@@ -203,10 +160,10 @@ def mutate(rng, submit):
 
 async def test_random_mutations_of_a_submit_harm_no_neighbour():
     count, rng, outcomes = 2000 if is_long() else 100, random.Random(SEED), {}
-    async with attacked() as house:
+    async with attacked() as cluster:
         victims = [
             (unit, await RawRouter(unit.descriptor.session_address, f"router-{i}").__aenter__())
-            for i, unit in enumerate(house.units)
+            for i, unit in enumerate(cluster.units)
         ]
         for number in range(count):
             victim, router = victims[number % 2]
@@ -241,8 +198,8 @@ async def test_random_mutations_of_a_submit_harm_no_neighbour():
 
 
 async def test_other_commands_that_cannot_be_harm_what_they_name_at_most(caplog):
-    async with attacked() as house:
-        decode = house.of_role(Role.DECODE)[0]
+    async with attacked() as cluster:
+        decode = cluster.of_role(Role.DECODE)[0]
         async with RawRouter(decode.descriptor.session_address) as router:
             await router.say(submit=good_submit("long", credit=1))
             await router.say(credit=pb.Credit(request_id="long", limit=2, finished_choices=[BIG]))
@@ -311,14 +268,14 @@ def spoiled(rng):
 async def test_what_a_peer_sends_on_the_transfer_port_harms_no_neighbour(monkeypatch):
     monkeypatch.setattr("kv_transfer.probing.MAX_PROBE_BYTES", 1 << 16)
     rng, count = random.Random(SEED), 1000 if is_long() else 60
-    async with attacked() as house:
+    async with attacked() as cluster:
         network = fetch_network(key=KEY)
         for number in range(count):
-            unit = house.units[number % 2]
+            unit = cluster.units[number % 2]
             stream = await network.dial(unit.descriptor.transfer_address)
             with contextlib.suppress(StreamClosed):
                 await stream.send(spoiled(rng))
                 await stream.send(spoiled(rng))
             stream.reset()
         await network.close()
-    assert all(unit.agent.num_live == 0 for unit in house.units)
+    assert all(unit.agent.num_live == 0 for unit in cluster.units)

@@ -7,7 +7,7 @@ import asyncio
 import socket
 
 import pytest
-from support.doors import Doors
+from support.router_servers import RouterServers
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 IMAGE = "data:image/png;base64," + "A" * 100
@@ -66,8 +66,8 @@ ADMIN = (
 
 
 @pytest.fixture()
-async def doors(tmp_path):
-    async with Doors(tmp_path).opened() as opened:
+async def servers(tmp_path):
+    async with RouterServers(tmp_path).opened() as opened:
         yield opened
 
 
@@ -101,9 +101,9 @@ def with_port(tree, port):
 
 
 @pytest.mark.parametrize("name", REFUSED)
-async def test_what_opened_others_is_refused_by_name_and_shortly(doors, lure, name):
+async def test_what_opened_others_is_refused_by_name_and_shortly(servers, lure, name):
     path, body = REFUSED[name]
-    async with doors.web("acme") as http:
+    async with servers.web("acme") as http:
         reply = await http.post(path, json=with_port(body, lure))
     assert reply.status_code == 400, reply.text
     assert reply.json()["error"]["code"] in ("invalid_value", "unsupported_parameter")
@@ -111,16 +111,19 @@ async def test_what_opened_others_is_refused_by_name_and_shortly(doors, lure, na
 
 
 @pytest.mark.parametrize("name", HARMLESS)
-async def test_what_is_taken_goes_the_way_of_any_request(doors, lure, name):
+async def test_what_is_taken_goes_the_way_of_any_request(servers, lure, name):
     path, body = HARMLESS[name]
-    async with doors.web("acme") as http:
+    async with servers.web("acme") as http:
         reply = await http.post(path, json=with_port(body, lure))
     assert reply.json()["error"]["code"] == "no_worker"
 
 
 @pytest.mark.parametrize("field", ["prompt_embeds", "custom_logit_processor"])
 async def test_fields_that_carried_code_elsewhere_are_unknown_here(tmp_path, field):
-    async with Doors(tmp_path, strict=True).opened() as doors, doors.web("acme") as http:
+    async with (
+        RouterServers(tmp_path, strict=True).opened() as servers,
+        servers.web("acme") as http,
+    ):
         path, body = text(**{field: "80049563"})
         reply = await http.post(path, json=body)
     assert reply.status_code == 400
@@ -128,10 +131,10 @@ async def test_fields_that_carried_code_elsewhere_are_unknown_here(tmp_path, fie
 
 
 @pytest.mark.parametrize("path", ADMIN)
-async def test_no_route_of_another_servers_operator_is_here(doors, path):
+async def test_no_route_of_another_servers_operator_is_here(servers, path):
     """Open to strangers in other servers: CVE-2023-48022,
     CVE-2026-27482 and vLLM's own warnings."""
-    async with doors.web() as stranger, doors.web("operator") as operator:
+    async with servers.web() as stranger, servers.web("operator") as operator:
         for method in ("GET", "POST", "DELETE"):
             assert (await stranger.request(method, path)).status_code == 401
             assert (await operator.request(method, path)).status_code in (404, 405)

@@ -1,4 +1,4 @@
-"""Every component test, without asking for it: no house left open,
+"""Every component test, without asking for it: no cluster left open,
 and nothing left in it or on the loop.
 
 An `InProcessCluster` checks at its end that no block, lease, transfer, attempt, permit or
@@ -10,14 +10,14 @@ import contextlib
 import inspect
 
 import pytest
-from support.house import open_houses
+from support.in_process_cluster import open_clusters
 
 
 @pytest.fixture(autouse=True)
-def every_house_is_closed_at_rest():
-    open_houses.clear()
+def every_cluster_is_closed_at_rest():
+    open_clusters.clear()
     yield
-    assert not open_houses, "a house was not closed, so nobody checked that it was at rest"
+    assert not open_clusters, "a cluster was not closed, so nobody checked that it was at rest"
 
 
 @pytest.fixture(autouse=True)

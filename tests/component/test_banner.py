@@ -28,7 +28,7 @@ def make(folder, *hosts):
 
 @pytest.fixture
 def door_of():
-    """Makes doors that speak TLS with the certificate of a folder, and nothing else."""
+    """Makes servers that speak TLS with the certificate of a folder, and nothing else."""
     sockets = []
 
     def serve(listener, context):

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import grpc
 import grpc.aio
 import pytest
-from support.doors import Doors
+from support.router_servers import RouterServers
 
 from core.certificate_files import LOOK_S
 from core.config import SecurityConfig
@@ -117,8 +117,8 @@ async def models(port, roots, key):
 
 
 async def test_the_grpc_door_takes_up_a_new_certificate(pair, tmp_path):
-    async with Doors(tmp_path, certificate=pair.certificate).opened() as doors:
-        key, port, before = doors.keys["acme"], doors.grpc.port, pair.roots
+    async with RouterServers(tmp_path, certificate=pair.certificate).opened() as servers:
+        key, port, before = servers.keys["acme"], servers.grpc.port, pair.roots
         assert await models(port, before, key) == 1
         after = pair.renew()
         pair.now_s += LOOK_S

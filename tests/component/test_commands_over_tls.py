@@ -26,7 +26,7 @@ def tls(tmp_path_factory):
     return folder
 
 
-# --- doors over TLS -------------------------------------------------------------------------------
+# --- servers over TLS -----------------------------------------------------------------------------
 
 
 class Parrot(generation_pb2_grpc.GenerationServicer):
@@ -41,7 +41,7 @@ class Parrot(generation_pb2_grpc.GenerationServicer):
 
 @pytest.fixture
 def grpc_door(tls):
-    """Makes doors: plain, over TLS, or over TLS for those that show a certificate."""
+    """Makes servers: plain, over TLS, or over TLS for those that show a certificate."""
     servers = []
 
     def make(kind):

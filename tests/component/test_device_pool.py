@@ -10,7 +10,7 @@ import asyncio
 import numpy as np
 import pytest
 import torch
-from support.house import InProcessCluster, load
+from support.in_process_cluster import InProcessCluster, load
 from support.models import TINY
 
 from core.config import EngineConfig
@@ -31,11 +31,11 @@ def engine(size=1, chunk=32):
 
 
 async def answers(first, second, **how):
-    async with InProcessCluster(TINY, engine=first, decode_engine=second, **how) as house:
+    async with InProcessCluster(TINY, engine=first, decode_engine=second, **how) as cluster:
         rounds = []
         for _ in range(2):  # the second round hits the prefix caches of both sides
             replies = await asyncio.gather(
-                *(house.ask(p, max_tokens=12, **w) for p in PROMPTS for w in WISHES)
+                *(cluster.ask(p, max_tokens=12, **w) for p in PROMPTS for w in WISHES)
             )
             assert [r.ended.error for r in replies] == [None] * len(replies)
             rounds.append([r.tokens for r in replies])

@@ -10,9 +10,9 @@ import random
 import time
 
 import pytest
-from support.house import InProcessCluster
+from support.in_process_cluster import InProcessCluster
 from support.models import TINY
-from support.rig import is_long, note
+from support.process_cluster import is_long, note
 
 from core.config import EngineConfig
 from core.errors import InvariantViolation
@@ -46,9 +46,9 @@ longest_s: dict[str, float] = {}
 @pytest.mark.parametrize("stage", STAGES)
 async def test_a_client_that_leaves_gives_everything_back(stage):
     rng, is_there = random.Random(5), STAGES[stage]
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", threaded=True) as house:
-        prefill, decode = house.of_role(Role.PREFILL)[0], house.of_role(Role.DECODE)[0]
-        admission = house.orchestrator._admission
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", threaded=True) as cluster:
+        prefill, decode = cluster.of_role(Role.PREFILL)[0], cluster.of_role(Role.DECODE)[0]
+        admission = cluster.orchestrator._admission
         done = 0
         for _ in range(TRIALS * 20):
             if done == TRIALS:
@@ -56,15 +56,17 @@ async def test_a_client_that_leaves_gives_everything_back(stage):
             admission._max_running = 0 if stage == "waiting for a permit" else 64
             events = []
             prompt = [rng.randrange(10, 250) for _ in range(rng.randint(60, 300))]
-            request = house.request(prompt, max_tokens=60, ignore_eos=True, n=rng.choice([1, 1, 2]))
-            task = asyncio.create_task(house.orchestrator.run(request, events.append))
-            while not task.done() and not is_there(prefill, decode, house.orchestrator, events):
+            request = cluster.request(
+                prompt, max_tokens=60, ignore_eos=True, n=rng.choice([1, 1, 2])
+            )
+            task = asyncio.create_task(cluster.orchestrator.run(request, events.append))
+            while not task.done() and not is_there(prefill, decode, cluster.orchestrator, events):
                 await asyncio.sleep(0)
             was_there = not task.done()
             left_at = time.monotonic()
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-            await at_rest(house, 5.0)
+            await at_rest(cluster, 5.0)
             if was_there:
                 done += 1
                 longest_s[stage] = max(longest_s.get(stage, 0.0), time.monotonic() - left_at)
@@ -72,12 +74,12 @@ async def test_a_client_that_leaves_gives_everything_back(stage):
     note("disconnects", {"trials_a_stage": TRIALS, "leaked": 0, "longest_return_s": longest_s})
 
 
-async def at_rest(house, patience_s):
+async def at_rest(cluster, patience_s):
     """Wait until nothing is held anywhere; the last look may raise."""
     until = time.monotonic() + patience_s
     while True:
         try:
-            for unit in house.units:
+            for unit in cluster.units:
                 unit.check_at_rest()
         except InvariantViolation:
             if time.monotonic() > until:

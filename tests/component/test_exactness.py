@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from support.house import InProcessCluster, load
+from support.in_process_cluster import InProcessCluster, load
 from support.models import FAMILIES, TINY, random_model
 
 from core.config import EngineConfig, TransferConfig
@@ -61,15 +61,17 @@ async def test_disaggregated_equals_colocated_equals_bare_engine(dtype, transpor
     ]  # fmt: skip
     got = {}
     for path in ("pd", "local"):
-        async with InProcessCluster(TINY, dtype, engine, path=path, transport=transport) as house:
-            replies = await asyncio.gather(*(house.ask(prompt, **wish) for prompt, wish in wishes))
+        async with InProcessCluster(TINY, dtype, engine, path=path, transport=transport) as cluster:
+            replies = await asyncio.gather(
+                *(cluster.ask(prompt, **wish) for prompt, wish in wishes)
+            )
             assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
             if path == "pd":
                 for reply in replies:
                     blocks = reply.ended.timing.kv_blocks
                     assert (
                         reply.ended.timing.kv_bytes
-                        == blocks * house.spec.layout(block).block_bytes
+                        == blocks * cluster.spec.layout(block).block_bytes
                         > 0
                     )
             got[path] = [r.tokens for r in replies]
@@ -88,12 +90,12 @@ async def test_every_family_disaggregated_equals_colocated_equals_transformers(t
     engine = EngineConfig(block_size_tokens=8, num_blocks=128, max_step_tokens=33)
     got = {}
     for path in ("pd", "local"):
-        async with InProcessCluster(tmp_path, "float32", engine, path=path) as house:
+        async with InProcessCluster(tmp_path, "float32", engine, path=path) as cluster:
             wishes = [
                 {"max_tokens": 16, "ignore_eos": True, "temperature": t, "seed": 5}
                 for t in (0.0, 0.8)
             ]
-            replies = await asyncio.gather(*(house.ask(p, **w) for p in prompts for w in wishes))
+            replies = await asyncio.gather(*(cluster.ask(p, **w) for p in prompts for w in wishes))
             assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
             got[path] = [r.tokens[0] for r in replies]
     assert got["pd"] == got["local"]
@@ -114,12 +116,12 @@ async def test_a_forced_preemption_changes_nothing(dtype, prefill_block):
     engine = EngineConfig(block_size_tokens=8, num_blocks=12, max_step_tokens=32)
     roomy = EngineConfig(block_size_tokens=prefill_block, num_blocks=512 // prefill_block)
     prompts = [PROMPTS[0][: 10 + i] for i in range(6)]
-    async with InProcessCluster(TINY, dtype, roomy, engine) as house:
+    async with InProcessCluster(TINY, dtype, roomy, engine) as cluster:
         replies = await asyncio.gather(
-            *(house.ask(p, max_tokens=40, ignore_eos=True) for p in prompts)
+            *(cluster.ask(p, max_tokens=40, ignore_eos=True) for p in prompts)
         )
-        assert house.of_role(Role.DECODE)[0].scheduler.num_preemptions > 0
-        spec = house.spec
+        assert cluster.of_role(Role.DECODE)[0].scheduler.num_preemptions > 0
+        spec = cluster.spec
     for prompt, reply in zip(prompts, replies, strict=True):
         assert reply.ended.error is None
         expected = bare_engine(prompt, dtype, max_tokens=40)
@@ -130,8 +132,8 @@ async def test_a_forced_preemption_changes_nothing(dtype, prefill_block):
 async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(decode_block):
     engine = EngineConfig(block_size_tokens=8, num_blocks=64, max_step_tokens=8)
     decode = EngineConfig(block_size_tokens=decode_block, num_blocks=512 // decode_block)
-    async with InProcessCluster(TINY, "float32", engine, decode) as house:
-        scheduler = house.of_role(Role.PREFILL)[0].scheduler
+    async with InProcessCluster(TINY, "float32", engine, decode) as cluster:
+        scheduler = cluster.of_role(Role.PREFILL)[0].scheduler
         plan, hits = scheduler.plan, []
 
         def preempting(now_s):
@@ -146,7 +148,7 @@ async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(dec
             return plan(now_s)
 
         scheduler.plan = preempting
-        reply = await house.ask(PROMPTS[2], max_tokens=12, timeout_s=5)
+        reply = await cluster.ask(PROMPTS[2], max_tokens=12, timeout_s=5)
         assert hits and scheduler.num_preemptions == 1
     assert reply.tokens[0] == bare_engine(PROMPTS[2], "float32", max_tokens=12)
 
@@ -154,17 +156,18 @@ async def test_a_prefill_preempted_mid_transfer_restarts_and_changes_nothing(dec
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 async def test_prefix_hits_on_either_side_change_nothing(dtype):
     prompt = PROMPTS[2]
-    async with InProcessCluster(TINY, dtype) as house:
-        cold = await house.ask(prompt, max_tokens=10)
-        warm = await house.ask(prompt, max_tokens=10)
-        longer = await house.ask(prompt + PROMPTS[0], max_tokens=10)
-        house.of_role(Role.DECODE)[0].pool.drop_cache()
-        prefill_only = await house.ask(prompt, max_tokens=10)
-        house.of_role(Role.PREFILL)[0].pool.drop_cache()
-        decode_only = await house.ask(prompt, max_tokens=10)
+    async with InProcessCluster(TINY, dtype) as cluster:
+        cold = await cluster.ask(prompt, max_tokens=10)
+        warm = await cluster.ask(prompt, max_tokens=10)
+        longer = await cluster.ask(prompt + PROMPTS[0], max_tokens=10)
+        cluster.of_role(Role.DECODE)[0].pool.drop_cache()
+        prefill_only = await cluster.ask(prompt, max_tokens=10)
+        cluster.of_role(Role.PREFILL)[0].pool.drop_cache()
+        decode_only = await cluster.ask(prompt, max_tokens=10)
     blocks = [r.ended.timing.kv_blocks for r in (cold, warm, prefill_only, decode_only)]
     assert blocks == [10, 1, 10, 1]
-    assert [r.ended.usage.cached_tokens for r in (cold, warm, prefill_only)] == [0, 144, 144]
+    cached = [r.ended.usage.cached_tokens for r in (cold, warm, prefill_only, decode_only)]
+    assert cached == [0, 144, 144, 0], "what decode holds was computed again"
     expected = bare_engine(prompt, dtype, max_tokens=10)
     for reply in (cold, warm, prefill_only, decode_only):
         assert reply.tokens[0] == expected
@@ -172,9 +175,9 @@ async def test_prefix_hits_on_either_side_change_nothing(dtype):
 
 
 async def test_stop_string_in_the_first_token_ends_at_once():
-    async with InProcessCluster(TINY) as house:
-        first = (await house.ask(PROMPTS[0], max_tokens=5)).tokens[0][0]
-        reply = await house.ask(PROMPTS[0], max_tokens=50, stop=(chr(0x100 + first),))
+    async with InProcessCluster(TINY) as cluster:
+        first = (await cluster.ask(PROMPTS[0], max_tokens=5)).tokens[0][0]
+        reply = await cluster.ask(PROMPTS[0], max_tokens=50, stop=(chr(0x100 + first),))
     assert reply.tokens[0] == [first]
     assert reply.texts.get(0, "") == ""
     assert reply.finish[0].reason is FinishReason.STOP and reply.finish[0].stop_match == chr(
@@ -184,29 +187,29 @@ async def test_stop_string_in_the_first_token_ends_at_once():
 
 
 async def test_stop_string_across_tokens_cuts_text_and_usage():
-    async with InProcessCluster(TINY) as house:
-        full = await house.ask(PROMPTS[0], max_tokens=20)
+    async with InProcessCluster(TINY) as cluster:
+        full = await cluster.ask(PROMPTS[0], max_tokens=20)
         stop = full.texts[0][7:10]
-        reply = await house.ask(PROMPTS[0], max_tokens=20, stop=(stop,))
+        reply = await cluster.ask(PROMPTS[0], max_tokens=20, stop=(stop,))
     at = full.texts[0].index(stop)
     assert reply.texts[0] == full.texts[0][:at]
     assert reply.ended.usage.completion_tokens == at + 3
 
 
 async def test_one_token_makes_no_hand_over():
-    async with InProcessCluster(TINY) as house:
-        reply = await house.ask(PROMPTS[0], max_tokens=1)
-        assert house.of_role(Role.PREFILL)[0].agent.num_sent_bytes == 0
+    async with InProcessCluster(TINY) as cluster:
+        reply = await cluster.ask(PROMPTS[0], max_tokens=1)
+        assert cluster.of_role(Role.PREFILL)[0].agent.num_sent_bytes == 0
     assert reply.tokens[0] == bare_engine(PROMPTS[0], "float32", max_tokens=1)
     assert reply.finish[0].reason is FinishReason.LENGTH
 
 
 async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer():
     """The first token is final: prefill ends the transfer with Finished, decode releases."""
-    async with InProcessCluster(TINY) as house:
-        full = await house.ask(PROMPTS[1], max_tokens=50)
+    async with InProcessCluster(TINY) as cluster:
+        full = await cluster.ask(PROMPTS[1], max_tokens=50)
         before_end = PROMPTS[1] + full.tokens[0][:-1]
-        reply = await house.ask(before_end, max_tokens=50)
+        reply = await cluster.ask(before_end, max_tokens=50)
     assert reply.tokens[0] == [257]
     assert reply.finish[0].reason is FinishReason.STOP
 
@@ -214,19 +217,19 @@ async def test_an_end_of_text_drawn_on_prefill_ends_the_transfer():
 async def test_logprobs_of_the_first_token_cross_the_hand_over():
     replies = {}
     for path in ("pd", "local"):
-        async with InProcessCluster(TINY, path=path) as house:
-            replies[path] = await house.ask(PROMPTS[0], max_tokens=6, logprobs=3)
+        async with InProcessCluster(TINY, path=path) as cluster:
+            replies[path] = await cluster.ask(PROMPTS[0], max_tokens=6, logprobs=3)
     assert replies["pd"].logprobs == replies["local"].logprobs
     assert len(replies["pd"].logprobs[0]) == 6
     assert all(len(entry.top) == 3 and entry.logprob <= 0 for entry in replies["pd"].logprobs[0])
 
 
 async def test_min_tokens_ignore_eos_and_stop_ids():
-    async with InProcessCluster(TINY) as house:
-        plain = await house.ask(PROMPTS[1], max_tokens=60)
-        longer = await house.ask(PROMPTS[1], max_tokens=60, min_tokens=len(plain.tokens[0]) + 3)
-        endless = await house.ask(PROMPTS[1], max_tokens=40, ignore_eos=True)
-        stopped = await house.ask(PROMPTS[1], max_tokens=60, stop_token_ids=(plain.tokens[0][4],))
+    async with InProcessCluster(TINY) as cluster:
+        plain = await cluster.ask(PROMPTS[1], max_tokens=60)
+        longer = await cluster.ask(PROMPTS[1], max_tokens=60, min_tokens=len(plain.tokens[0]) + 3)
+        endless = await cluster.ask(PROMPTS[1], max_tokens=40, ignore_eos=True)
+        stopped = await cluster.ask(PROMPTS[1], max_tokens=60, stop_token_ids=(plain.tokens[0][4],))
     assert plain.tokens[0][-1] == 257 and plain.finish[0].reason is FinishReason.STOP
     assert len(longer.tokens[0]) >= len(plain.tokens[0]) + 3
     assert len(endless.tokens[0]) == 40 and endless.finish[0].reason is FinishReason.LENGTH
@@ -252,9 +255,9 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
     monkeypatch.setattr(codec, "encode_frame", flipping)
     async with InProcessCluster(
         TINY, transport="grpc", threaded=True, transfer=TransferConfig(frame_bytes=1 << 20)
-    ) as house:
-        reply = await house.ask(PROMPTS[0], max_tokens=12)
-        resent = house.of_role(Role.DECODE)[0].agent.num_resent
+    ) as cluster:
+        reply = await cluster.ask(PROMPTS[0], max_tokens=12)
+        resent = cluster.of_role(Role.DECODE)[0].agent.num_resent
     assert len(flipped) == num_flips
     assert reply.ended.error is None
     assert reply.tokens[0] == bare_engine(PROMPTS[0], "float32", max_tokens=12)
@@ -264,11 +267,11 @@ async def test_a_flipped_byte_on_the_real_wire_is_healed_or_the_attempt_redone(
 
 
 async def test_cancels_at_any_moment_leave_nothing_with_real_threads():
-    async with InProcessCluster(TINY, transport="grpc", threaded=True) as house:
+    async with InProcessCluster(TINY, transport="grpc", threaded=True) as cluster:
 
         async def leave(delay_s):
-            request = house.request(PROMPTS[2], max_tokens=500, ignore_eos=True)
-            task = asyncio.create_task(house.orchestrator.run(request, lambda event: None))
+            request = cluster.request(PROMPTS[2], max_tokens=500, ignore_eos=True)
+            task = asyncio.create_task(cluster.orchestrator.run(request, lambda event: None))
             await asyncio.sleep(delay_s)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)

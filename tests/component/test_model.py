@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.house import load
+from support.in_process_cluster import load
 from support.models import FAMILIES, TINY, random_model
 from transformers import AutoModelForCausalLM
 

@@ -1,4 +1,4 @@
-"""The operator's side of processes, files and doors: what is told, reached and returned."""
+"""The operator's side of processes, files and servers: what is told, reached and returned."""
 
 import asyncio
 import datetime
@@ -9,7 +9,7 @@ import re
 import signal
 
 import pytest
-from support.doors import Doors
+from support.router_servers import RouterServers
 
 from cluster.certificate_expiry import CertificateEnds, earliest_end
 from cluster.local import Child, LocalCluster, _log_end
@@ -130,20 +130,20 @@ def test_load_that_is_shed_is_one_line_in_ten_seconds_with_how_much_that_was(tol
 
 
 async def test_both_kinds_of_refusal_count_as_load_that_is_shed(told, tmp_path):
-    doors = Doors(tmp_path)
-    doors.service.recorder.call_ended(Call("http", "127.0.0.1", code=Overloaded.code))
+    servers = RouterServers(tmp_path)
+    servers.service.recorder.call_ended(Call("http", "127.0.0.1", code=Overloaded.code))
     assert "load_shed" in [name for name, _ in told()]
 
 
 async def test_metrics_count_what_is_not_as_configured_by_the_words_of_ready(tmp_path):
-    doors = Doors(
+    servers = RouterServers(
         tmp_path,
         parts={"configured": {Role.PREFILL: 2, Role.DECODE: 1}, "store": MemoryStore()},
     )
-    service = doors.service
+    service = servers.service
     found = {}
     for state in ("down", "ok"):
-        doors.mirror.state = state
+        servers.mirror.state = state
         lines = service.telemetry.text().decode().splitlines()
         counts = (re.fullmatch(r'baton_problems\{code="(\w+)"\} (.*)', line) for line in lines)
         found[state] = {match[1]: float(match[2]) for match in counts if match}
@@ -205,6 +205,6 @@ def test_of_a_chain_the_earliest_end_counts(tmp_path, monkeypatch):
 
 async def test_the_metric_shows_when_each_certificate_ends(tmp_path):
     ends = {"read_certificate_ends": lambda: {"door": 1_900_000_000}}
-    doors = Doors(tmp_path, parts=ends)
+    servers = RouterServers(tmp_path, parts=ends)
     line = 'baton_certificate_expiration_timestamp_seconds{certificate="door"} 1.9e+09'
-    assert line in doors.service.telemetry.text().decode()
+    assert line in servers.service.telemetry.text().decode()

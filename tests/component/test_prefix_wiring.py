@@ -1,6 +1,7 @@
 """A real worker and a real router over a real Redis: what the one caches, the other knows."""
 
 import asyncio
+import json
 
 from typer.testing import CliRunner
 
@@ -17,7 +18,7 @@ KEY = "a secret of sufficient length"
 SIZE = 16
 
 
-async def test_a_worker_publishes_and_a_router_follows():
+async def test_a_worker_publishes_and_a_router_follows(tmp_path):
     server = RedisServer()
     membership = StaticMembership()
     config = BatonConfig.model_validate(
@@ -54,6 +55,17 @@ async def test_a_worker_publishes_and_a_router_follows():
                 CliRunner().invoke, app, ["prefix", command, "--url", url]
             )
             assert result.exit_code == 0 and shown in result.output, result.output
+        ids = tmp_path / "ids"
+        ids.write_text(json.dumps([*tokens, 7]))
+        asked = ["prefix", "explain", "--ids", str(ids), "--url", url]
+        for more, num_blocks in ((["--salt", "t"], 3), ([], 0)):
+            result = await asyncio.to_thread(CliRunner().invoke, app, [*asked, *more, "-o", "json"])
+            found = json.loads(result.output)
+            assert sum(row["tiers"]["pool"] for row in found["workers"]) == num_blocks
+            assert found["blocks"][0]["num_blocks"] == 3
+        assert [row["worker"] for row in found["workers"]] == []
+        table = await asyncio.to_thread(CliRunner().invoke, app, [*asked, "--salt", "t"])
+        assert "3 full blocks of 16 tokens" in table.output and "pool 3" in table.output
         membership.leave(worker.descriptor.worker_id)
         async with asyncio.timeout(60):
             while router.prefix_view.match(names):

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.house import load
+from support.in_process_cluster import load
 from support.models import TINY
-from support.rig import is_gone
+from support.process_cluster import is_gone
 
 from core.config import EngineConfig
 from core.errors import ModelLoadError, WorkerDied, WorkerLost

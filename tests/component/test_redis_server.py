@@ -13,7 +13,7 @@ import pytest
 from redis import asyncio as redis_asyncio
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError, ResponseError
 from support.descriptors import sockets_of
-from support.rig import is_gone
+from support.process_cluster import is_gone
 
 from cluster.redis import binary as redis_binary
 from cluster.redis import server as redis_server

@@ -10,7 +10,8 @@ from dataclasses import replace
 import grpc
 import grpc.aio
 import pytest
-from support.doors import REFUSED_TEXT, Doors, counted, log_lines
+from support.byte_tokenizer import REFUSED_TEXT
+from support.router_servers import RouterServers, counted, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls
@@ -19,14 +20,14 @@ from router.observe import request_log
 
 
 @pytest.fixture
-async def doors(tmp_path):
-    async with Doors(tmp_path, max_body_bytes=4096).opened() as doors:
-        yield doors
+async def servers(tmp_path):
+    async with RouterServers(tmp_path, max_body_bytes=4096).opened() as servers:
+        yield servers
 
 
-def refusals(doors):
+def refusals(servers):
     """Every series of refused calls."""
-    lines = doors.service.telemetry.text().decode().splitlines()
+    lines = servers.service.telemetry.text().decode().splitlines()
     found = [line.rpartition(" ") for line in lines if line.startswith("baton_refusals_total{")]
     return {series: float(value) for series, _, value in found}
 
@@ -79,11 +80,11 @@ HTTP_REFUSALS = {
 
 
 @pytest.mark.parametrize("case", HTTP_REFUSALS)
-async def test_every_refusal_over_http_is_one_line_and_one_count(doors, case):
+async def test_every_refusal_over_http_is_one_line_and_one_count(servers, case):
     name, method, path, body, status, code, route = HTTP_REFUSALS[case]
     content = body if isinstance(body, bytes) or body is None else json.dumps(body)
     with log_lines() as lines:
-        async with doors.web(name, "10.1.2.3") as http:
+        async with servers.web(name, "10.1.2.3") as http:
             reply = await http.request(method, path, content=content)
     assert reply.status_code == status and reply.json()["error"]["code"] == code
     assert len(lines) == 1, lines
@@ -95,9 +96,9 @@ async def test_every_refusal_over_http_is_one_line_and_one_count(doors, case):
     ran = code == "no_worker"
     assert line["event"] == ("request" if ran else "refusal")
     assert route is None or line["route"] == route
-    assert counted(doors, "baton_refusals_total", door="http", code=code) == (not ran)
+    assert counted(servers, "baton_refusals_total", door="http", code=code) == (not ran)
     outcome = "failed" if ran else "rejected"
-    assert counted(doors, "baton_requests_total", outcome=outcome) == 1
+    assert counted(servers, "baton_requests_total", outcome=outcome) == 1
 
 
 GENERATE = pb.GenerateRequest(text="abc", stopping=pb.StoppingOptions(max_tokens=3))
@@ -178,10 +179,10 @@ async def until(is_so):
 
 
 @pytest.mark.parametrize("case", GRPC_REFUSALS)
-async def test_every_refusal_over_grpc_is_one_line_and_one_count(doors, case):
+async def test_every_refusal_over_grpc_is_one_line_and_one_count(servers, case):
     name, method, message, status, code = GRPC_REFUSALS[case]
     with log_lines() as lines:
-        assert await refusal_of(doors.call(method, message, name)) == status
+        assert await refusal_of(servers.call(method, message, name)) == status
         await until(lambda: lines)
         await asyncio.sleep(0.05)
     assert len(lines) == 1, lines
@@ -192,12 +193,12 @@ async def test_every_refusal_over_grpc_is_one_line_and_one_count(doors, case):
     assert line["client"] == ("unknown" if code == "unread" else "loopback")
     ran = code == "no_worker"
     assert ran or line["route"] == f"/baton.v1.Generation/{method}"
-    assert counted(doors, "baton_refusals_total", door="grpc", code=code) == (not ran)
+    assert counted(servers, "baton_refusals_total", door="grpc", code=code) == (not ran)
 
 
-async def test_a_method_that_is_not_there_is_a_refusal_and_says_so_only_with_a_key(doors):
-    call = doors.channel.unary_unary("/baton.v1.Generation/Steal\n{}")
-    key = (("authorization", f"Bearer {doors.keys['acme']}"),)
+async def test_a_method_that_is_not_there_is_a_refusal_and_says_so_only_with_a_key(servers):
+    call = servers.channel.unary_unary("/baton.v1.Generation/Steal\n{}")
+    key = (("authorization", f"Bearer {servers.keys['acme']}"),)
     with log_lines() as lines:
         assert await refusal_of(call(b"")) == "UNAUTHENTICATED"
         assert await refusal_of(call(b"", metadata=key)) == "UNIMPLEMENTED"
@@ -206,67 +207,67 @@ async def test_a_method_that_is_not_there_is_a_refusal_and_says_so_only_with_a_k
     assert [line["route"] for line in lines] == ["", ""]
 
 
-async def test_a_call_that_is_cancelled_before_it_runs_is_told(doors):
+async def test_a_call_that_is_cancelled_before_it_runs_is_told(servers):
     began = asyncio.Event()
 
     async def encode(text, **options):
         began.set()
         await asyncio.Event().wait()
 
-    doors.service._builder._tokenizer.encode = encode
+    servers.service._builder._tokenizer.encode = encode
     with log_lines() as lines:
-        call = doors.call("Generate", GENERATE, "acme")
+        call = servers.call("Generate", GENERATE, "acme")
         waiting = asyncio.ensure_future(_answer(call))
         await began.wait()
         call.cancel()
         await until(lambda: lines)
         await _ended(waiting)
     assert [line["outcome"] for line in lines] == ["cancelled"]
-    assert counted(doors, "baton_requests_total", outcome="cancelled") == 1
+    assert counted(servers, "baton_requests_total", outcome="cancelled") == 1
 
 
-async def test_what_is_answered_leaves_no_refusal_and_probes_are_no_requests(doors):
+async def test_what_is_answered_leaves_no_refusal_and_probes_are_no_requests(servers):
     with log_lines() as lines:
-        async with doors.web("acme") as http:
+        async with servers.web("acme") as http:
             assert (await http.get("/v1/models")).status_code == 200
             assert (await http.get("/ready")).status_code == 503
             assert (await http.get("/health")).status_code == 200
             assert (await http.post("/tokenize", json={"prompt": "a"})).status_code == 200
-        assert (await doors.call("ListModels", pb.ListModelsRequest(), "acme")).models
-        assert (await doors.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
+        assert (await servers.call("ListModels", pb.ListModelsRequest(), "acme")).models
+        assert (await servers.call("Tokenize", pb.TokenizeRequest(text="a"), "acme")).token_ids
         await asyncio.sleep(0.05)
     assert lines == []
-    assert set(refusals(doors).values()) == {0.0}
+    assert set(refusals(servers).values()) == {0.0}
 
 
-async def test_a_bug_is_a_line_too(doors):
+async def test_a_bug_is_a_line_too(servers):
     async def fail(*_):
         raise RuntimeError("boom")
 
-    doors.service._builder.make = fail
+    servers.service._builder.make = fail
     with log_lines() as lines:
-        async with doors.web("acme") as http:
+        async with servers.web("acme") as http:
             assert (await http.post(POST, json=BODY)).status_code == 500
-        assert await refusal_of(doors.call("Generate", GENERATE, "acme")) == "UNKNOWN"
+        assert await refusal_of(servers.call("Generate", GENERATE, "acme")) == "UNKNOWN"
         await until(lambda: len(lines) == 2)
     assert [line["outcome"] for line in lines] == ["internal_error"] * 2
-    assert counted(doors, "baton_requests_total", outcome="failed") == 2
+    assert counted(servers, "baton_requests_total", outcome="failed") == 2
 
 
-async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(doors):
-    doors.service.recorder.call_ended(calls.Call("http", code="never heard of"))
-    before = refusals(doors)
+async def test_nothing_that_a_client_writes_breaks_a_line_or_adds_a_label(servers):
+    servers.service.recorder.call_ended(calls.Call("http", code="never heard of"))
+    before = refusals(servers)
     evil = 'x"}\n{"event":"request","tenant":"acme'
     with log_lines() as lines:
-        async with doors.web("acme") as http:
+        async with servers.web("acme") as http:
             for n in range(40):
                 await http.get(f"/{n}/%0a%7b{n}", headers={"x-request-id": f"id{n}"})
                 await http.post(POST, json={**BODY, "model": f"{evil}{n}"})
         assert len(lines) == 80 and all("\n" not in json.dumps(line) for line in lines)
         assert not any("event" in str(line["route"]) or evil in str(line) for line in lines)
-        text = doors.service.telemetry.text().decode()
-        doors.service.recorder.call_ended(calls.Call("http", code="a code of tomorrow"))
-    assert refusals(doors).keys() == before.keys(), text
+        text = servers.service.telemetry.text().decode()
+        servers.service.recorder.call_ended(calls.Call("http", code="a code of tomorrow"))
+    assert refusals(servers).keys() == before.keys(), text
 
 
 async def _answer(call):
@@ -281,6 +282,7 @@ RIGHTS = {
     "/v1/chat/completions": Right.GENERATE,
     "/v1/completions": Right.GENERATE,
     "/tokenize": Right.GENERATE,
+    "/prefix-index/explain": Right.GENERATE,
     "/detokenize": Right.GENERATE,
     "/v1/models": Right.ANY_KEY,
     "/v1/models/{model_id:path}": Right.ANY_KEY,
@@ -304,11 +306,11 @@ ALLOWED = {
 }
 
 
-async def test_each_key_reaches_the_routes_of_its_role_and_no_other(doors):
-    doors.service.status.measure_routes = lambda mib: asyncio.sleep(0, [])
+async def test_each_key_reaches_the_routes_of_its_role_and_no_other(servers):
+    servers.service.status.measure_routes = lambda mib: asyncio.sleep(0, [])
     routes = {
         (method, route.path)
-        for route in doors.app.routes
+        for route in servers.app.routes
         for method in getattr(route, "methods", None) or ()
         if route.path not in ("/health", "/ping")
     }
@@ -316,37 +318,39 @@ async def test_each_key_reaches_the_routes_of_its_role_and_no_other(doors):
     for method, path in sorted(routes):
         right = RIGHTS.get(path) or (Right.OPERATE if method == "POST" else Right.OBSERVE)
         for name in ("acme", "scraper", "operator"):
-            async with doors.web(name) as http:
+            async with servers.web(name) as http:
                 reply = await http.request(method, path, content=b"{")
             is_refused = reply.status_code == 403
             assert is_refused == (name not in ALLOWED[right]), (method, path, name)
 
 
 async def test_an_open_cluster_needs_no_role(tmp_path):
-    doors = Doors(tmp_path, is_open=True)
-    async with doors.opened(), doors.web() as http:
+    servers = RouterServers(tmp_path, is_open=True)
+    async with servers.opened(), servers.web() as http:
         for path in ("/replicas", "/load", "/metrics", "/links", "/v1/models"):
             assert (await http.get(path)).status_code == 200, path
         assert (await http.post("/links", json={"mib": 1})).status_code == 200
-        assert (await doors.call("ListModels", pb.ListModelsRequest())).models
+        assert (await servers.call("ListModels", pb.ListModelsRequest())).models
 
 
-async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(doors, monkeypatch):
+async def test_strangers_cannot_fill_the_log_and_hide_no_tenants_line(servers, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(doors.service.recorder._log, "_now_s", lambda: now[0])
-    monkeypatch.setattr(doors.service.recorder._log, "_allowed_at", 0.0)
+    monkeypatch.setattr(servers.service.recorder._log, "_now_s", lambda: now[0])
+    monkeypatch.setattr(servers.service.recorder._log, "_allowed_at", 0.0)
     stranger = calls.Call("http", "192.0.2.7")
     tenant = calls.Call("http", "192.0.2.7", identity=Identity("acme"))
     with log_lines() as lines:
         for _ in range(request_log.ANONYMOUS_BURST + 500):
-            doors.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
+            servers.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
         assert len(lines) == request_log.ANONYMOUS_BURST
-        doors.service.recorder.call_ended(replace(tenant, code="invalid_value"))
+        servers.service.recorder.call_ended(replace(tenant, code="invalid_value"))
         now[0] += 10.0
-        doors.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
-        doors.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
+        servers.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
+        servers.service.recorder.call_ended(replace(stranger, code="invalid_api_key"))
     assert [line.get("unlogged") for line in lines[-3:]] == [None, 500, None]
     assert [line["tenant"] for line in lines[-3:]] == ["acme", "", ""]
     total = request_log.ANONYMOUS_BURST + 502
-    assert counted(doors, "baton_bad_keys_total", client="public") == 0, "192.0.2.0/24 is no place"
-    assert counted(doors, "baton_bad_keys_total", client="private") == total
+    assert counted(servers, "baton_bad_keys_total", client="public") == 0, (
+        "192.0.2.0/24 is no place"
+    )
+    assert counted(servers, "baton_bad_keys_total", client="private") == total

@@ -1,4 +1,4 @@
-"""What a router has when its doors open, and lets go of when it stops."""
+"""What a router has when its servers listen, and lets go of when it stops."""
 
 from cluster.router_process import RunningRouter
 from core.config import BatonConfig

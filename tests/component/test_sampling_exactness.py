@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.house import InProcessCluster
+from support.in_process_cluster import InProcessCluster
 from support.models import TINY, random_model
 from transformers import AutoModelForCausalLM, NoBadWordsLogitsProcessor
 
@@ -43,11 +43,11 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 async def ask(path, engine=SMALL, decode=None, copies=1, **case):
-    async with InProcessCluster(TINY, "float32", engine, decode, path=path) as house:
+    async with InProcessCluster(TINY, "float32", engine, decode, path=path) as cluster:
         case = {"max_tokens": 24, "seed": 9, **case}
-        replies = await asyncio.gather(*(house.ask(PROMPT, **case) for _ in range(copies)))
+        replies = await asyncio.gather(*(cluster.ask(PROMPT, **case) for _ in range(copies)))
         assert all(r.ended.error is None and r.ended.timing.path == path for r in replies)
-        return replies, sum(u.scheduler.num_preemptions for u in house.units)
+        return replies, sum(u.scheduler.num_preemptions for u in cluster.units)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -111,9 +111,9 @@ async def test_bad_words_are_those_of_transformers(tmp_path):
         pad_token_id=0,
         logits_processor=[processor],
     )
-    async with InProcessCluster(tmp_path, "float32", SMALL, path="pd") as house:
+    async with InProcessCluster(tmp_path, "float32", SMALL, path="pd") as cluster:
         case = {"bad_words": tuple(map(tuple, words)), "max_tokens": 12, "ignore_eos": True}
-        reply = await house.ask(prompt, **case)
+        reply = await cluster.ask(prompt, **case)
     assert reply.tokens[0] == expected[0].tolist()[30:]
 
 
@@ -122,14 +122,14 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
     reference = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32)
     with torch.no_grad():
         expected = torch.log_softmax(reference(torch.tensor([PROMPT])).logits[0], -1)
-    async with InProcessCluster(TINY, "float32", SMALL, path=path) as house:
-        await house.ask(PROMPT, max_tokens=2)
-        reply = await house.ask(PROMPT, max_tokens=2, prompt_logprobs=3)
+    async with InProcessCluster(TINY, "float32", SMALL, path=path) as cluster:
+        await cluster.ask(PROMPT, max_tokens=2)
+        reply = await cluster.ask(PROMPT, max_tokens=2, prompt_logprobs=3)
         assert reply.ended.usage.cached_tokens == 0  # what is cached has no logits to score
-        again = await house.ask(PROMPT, max_tokens=2)
+        again = await cluster.ask(PROMPT, max_tokens=2)
         assert again.ended.usage.cached_tokens > 0
         assert (
-            house.of_role(Role.PREFILL if path == "pd" else Role.DECODE)[
+            cluster.of_role(Role.PREFILL if path == "pd" else Role.DECODE)[
                 0
             ].scheduler.num_preemptions
             == 0
@@ -142,7 +142,7 @@ async def test_prompt_log_probabilities_are_those_of_transformers_also_after_a_p
 
 @pytest.mark.parametrize("path", ["pd", "local"])
 async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and_harms_nobody(path):
-    async with InProcessCluster(TINY, "float32", SMALL, path=path) as house:
+    async with InProcessCluster(TINY, "float32", SMALL, path=path) as cluster:
         casees = [
             {"allowed_token_ids": (97,), "bad_words": ((97,),)},
             {"allowed_token_ids": (97,), "bad_words": ((97, 97),)},
@@ -150,7 +150,7 @@ async def test_a_request_that_leaves_no_token_to_draw_is_the_clients_mistake_and
             {},
         ]
         replies = await asyncio.gather(
-            *(house.ask(PROMPT, max_tokens=8, **case) for case in casees)
+            *(cluster.ask(PROMPT, max_tokens=8, **case) for case in casees)
         )
     for reply in replies[:3]:
         assert (

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from support.house import NIXL, InProcessCluster, load, load_shards
+from support.in_process_cluster import NIXL, InProcessCluster, load, load_shards
 from support.models import FAMILIES, TINY, random_model
-from support.rig import is_long
+from support.process_cluster import is_long
 from support.samples import sample
 
 from core.config import EngineConfig, TransferConfig
@@ -41,10 +41,10 @@ async def answers(first, second, dtype="float32", transport="inproc", repeat=Fal
         {"temperature": t, "n": n, "max_tokens": 16, "seed": 11, "logprobs": 0}
         for t, n in ((0.0, 1), (0.9, 2))
     ]
-    async with InProcessCluster(TINY, dtype, first, second, transport=transport) as house:
-        replies = await asyncio.gather(*(house.ask(p, **w) for p in PROMPTS for w in wishes))
+    async with InProcessCluster(TINY, dtype, first, second, transport=transport) as cluster:
+        replies = await asyncio.gather(*(cluster.ask(p, **w) for p in PROMPTS for w in wishes))
         if repeat:
-            replies = await asyncio.gather(*(house.ask(p, **w) for p in PROMPTS for w in wishes))
+            replies = await asyncio.gather(*(cluster.ask(p, **w) for p in PROMPTS for w in wishes))
         for reply in replies:
             assert reply.ended.error is None and reply.ended.timing.path == "pd"
         return [r.tokens for r in replies], [r.ended.timing for r in replies]
@@ -101,12 +101,12 @@ async def test_block_sizes_that_divide_one_another_hand_over(first, second):
 
 
 async def test_only_what_decode_lacks_is_sent_whatever_the_shapes():
-    async with InProcessCluster(TINY, "float32", engine(2, 8), engine(4, 16)) as house:
-        first = await house.ask(PROMPTS[1], max_tokens=3)
-        again = await house.ask(PROMPTS[1], max_tokens=3)
+    async with InProcessCluster(TINY, "float32", engine(2, 8), engine(4, 16)) as cluster:
+        first = await cluster.ask(PROMPTS[1], max_tokens=3)
+        again = await cluster.ask(PROMPTS[1], max_tokens=3)
         # 150 tokens: 19 wire blocks of 8; decode keeps 9 whole blocks of 16, so one wire block goes
         # again.
-        part = house.spec.layout(8).block_bytes
+        part = cluster.spec.layout(8).block_bytes
         assert first.ended.timing.kv_bytes == 19 * part and again.ended.timing.kv_bytes == part
         assert first.tokens == again.tokens
 
@@ -309,8 +309,8 @@ def test_every_difference_between_two_identities_is_named():
 async def test_blocks_that_do_not_divide_are_refused_within_a_second_and_other_pairs_go_on():
     async with InProcessCluster(
         TINY, "float32", engine(1, 16), engine(1, 24), transfer=TransferConfig(lease_s=1)
-    ) as house:
-        odd = await house.ask(PROMPTS[0], max_tokens=5)
+    ) as cluster:
+        odd = await cluster.ask(PROMPTS[0], max_tokens=5)
     assert odd.ended.error is not None and odd.ended.timing.e2e_s < 1
 
 

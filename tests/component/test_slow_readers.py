@@ -1,11 +1,11 @@
-"""A client that stops reading: cut in time, and told apart from one that left, at both doors."""
+"""A client that stops reading: cut in time, and told apart from one that left, at both servers."""
 
 import asyncio
 import json
 
 import pytest
-from support.doors import Doors, counted, log_lines
-from support.http_door import HttpFixture
+from support.http_server import HttpFixture
+from support.router_servers import RouterServers, counted, log_lines
 
 from core.metrics import OUTCOMES
 from core.types import ChoiceFinished, FinishReason, TextDelta
@@ -16,11 +16,11 @@ PIECE = "x" * (1 << 15)
 
 
 @pytest.fixture
-async def doors(tmp_path):
-    async with Doors(tmp_path, slow_reader_s=LIMIT_S).opened() as doors:
-        doors.attempts.run = talk
+async def servers(tmp_path):
+    async with RouterServers(tmp_path, slow_reader_s=LIMIT_S).opened() as servers:
+        servers.attempts.run = talk
         async with asyncio.timeout(30):
-            yield doors
+            yield servers
 
 
 async def talk(run):
@@ -32,13 +32,13 @@ async def talk(run):
         await asyncio.sleep(0.001)
 
 
-async def ask_http(doors, port, *, stream=True):
+async def ask_http(servers, port, *, stream=True):
     """Send a request whose answer nobody reads yet."""
     body = json.dumps({"prompt": "abc", "max_tokens": 1000, "stream": stream})
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 10)
     head = (
         "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
-        f"authorization: Bearer {doors.keys['acme']}\r\ncontent-length: {len(body)}\r\n\r\n"
+        f"authorization: Bearer {servers.keys['acme']}\r\ncontent-length: {len(body)}\r\n\r\n"
     )
     writer.write(f"{head}{body}".encode())
     await writer.drain()
@@ -46,11 +46,11 @@ async def ask_http(doors, port, *, stream=True):
     return writer
 
 
-def ask_grpc(doors):
+def ask_grpc(servers):
     """Start a stream that nobody reads yet."""
     message = pb.GenerateRequest(model="tiny", text="abc")
     message.stopping.max_tokens = 1000
-    return doors.call("GenerateStream", message, "acme")
+    return servers.call("GenerateStream", message, "acme")
 
 
 async def told(lines):
@@ -59,18 +59,18 @@ async def told(lines):
         await asyncio.sleep(0.01)
 
 
-async def ended(doors, door, *, leaves):
+async def ended(servers, door, *, leaves):
     """Log line of a stream whose client leaves, or stays and never reads."""
     with log_lines() as lines:
         if door == "grpc":
-            call = ask_grpc(doors)
+            call = ask_grpc(servers)
             await call.initial_metadata()
             call.cancel() if leaves else None
             await told(lines)
             call.cancel()
         else:
-            async with HttpFixture(stall_s=LIMIT_S, app=doors.app) as server:
-                writer = await ask_http(doors, server.port)
+            async with HttpFixture(stall_s=LIMIT_S, app=servers.app) as server:
+                writer = await ask_http(servers, server.port)
                 writer.transport.abort() if leaves else None
                 await told(lines)
                 writer.transport.abort()
@@ -79,22 +79,22 @@ async def ended(doors, door, *, leaves):
 
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_a_client_that_never_reads_is_told_from_one_that_left(doors, door):
-    assert (await ended(doors, door, leaves=False))["outcome"] == "slow_reader"
+async def test_a_client_that_never_reads_is_told_from_one_that_left(servers, door):
+    assert (await ended(servers, door, leaves=False))["outcome"] == "slow_reader"
     errors = {"family": "baton_request_errors_total", "door": door}
-    assert counted(doors, **errors, code="slow_reader") == 1
-    assert counted(doors, **errors, code="cancelled") == 0
-    assert (await ended(doors, door, leaves=True))["outcome"] == "cancelled"
-    assert counted(doors, **errors, code="slow_reader") == 1
-    assert counted(doors, **errors, code="cancelled") == 1
-    assert counted(doors, "baton_requests_total", outcome="cancelled") == 2
+    assert counted(servers, **errors, code="slow_reader") == 1
+    assert counted(servers, **errors, code="cancelled") == 0
+    assert (await ended(servers, door, leaves=True))["outcome"] == "cancelled"
+    assert counted(servers, **errors, code="slow_reader") == 1
+    assert counted(servers, **errors, code="cancelled") == 1
+    assert counted(servers, "baton_requests_total", outcome="cancelled") == 2
 
 
-async def test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not(doors):
+async def test_the_event_stream_itself_cuts_a_reader_that_its_server_does_not(servers):
     """A server that waits longer than the stream does."""
     with log_lines() as lines:
-        async with HttpFixture(stall_s=20.0, app=doors.app) as server:
-            writer = await ask_http(doors, server.port)
+        async with HttpFixture(stall_s=20.0, app=servers.app) as server:
+            writer = await ask_http(servers, server.port)
             await told(lines)
             writer.transport.abort()
     assert [line["outcome"] for line in lines] == ["slow_reader"]
@@ -107,16 +107,16 @@ async def speak(run):
     run.emit(ChoiceFinished(0, FinishReason.STOP))
 
 
-async def test_a_whole_answer_that_nobody_reads_is_one_request(doors):
-    doors.attempts.run = speak
-    refused = doors.service.recorder.connection_refused
+async def test_a_whole_answer_that_nobody_reads_is_one_request(servers):
+    servers.attempts.run = speak
+    refused = servers.service.recorder.connection_refused
     with log_lines() as lines:
-        async with HttpFixture(stall_s=LIMIT_S, app=doors.app, on_refused=refused) as server:
-            writer = await ask_http(doors, server.port, stream=False)
+        async with HttpFixture(stall_s=LIMIT_S, app=servers.app, on_refused=refused) as server:
+            writer = await ask_http(servers, server.port, stream=False)
             while not server.refused["slow_reader"]:
                 await asyncio.sleep(0.01)
             writer.transport.abort()
     assert [line["outcome"] for line in lines] == ["finished", "slow_reader"]
-    assert counted(doors, "baton_refusals_total", door="http", code="slow_reader") == 1
-    ended = {name: counted(doors, "baton_requests_total", outcome=name) for name in OUTCOMES}
+    assert counted(servers, "baton_refusals_total", door="http", code="slow_reader") == 1
+    ended = {name: counted(servers, "baton_requests_total", outcome=name) for name in OUTCOMES}
     assert ended == {"finished": 1, "rejected": 0, "cancelled": 0, "failed": 0}

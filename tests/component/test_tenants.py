@@ -1,11 +1,12 @@
 """Tenants with equal request ids never meet."""
 
 import asyncio
+from types import SimpleNamespace
 
 import grpc
 import grpc.aio
 import pytest
-from support.doors import Doors, log_lines
+from support.router_servers import RouterServers, log_lines
 
 from protos.baton.v1 import generation_pb2 as pb
 from router.access.identities import Identity
@@ -13,9 +14,9 @@ from router.request_params import RequestParams
 
 
 @pytest.fixture
-async def doors(tmp_path):
-    async with Doors(tmp_path, max_body_bytes=4096).opened() as doors:
-        yield doors
+async def servers(tmp_path):
+    async with RouterServers(tmp_path, max_body_bytes=4096).opened() as servers:
+        yield servers
 
 
 POST = "/v1/completions"
@@ -41,12 +42,51 @@ async def until(is_so):
             await asyncio.sleep(0.01)
 
 
+EXPLAIN = "/prefix-index/explain"
+
+
+@pytest.mark.parametrize(
+    ("name", "tenant", "status", "scope"),
+    [
+        ("acme", None, 200, "acme"),
+        ("acme", "acme", 200, "acme"),
+        ("acme", "bulk", 403, None),
+        ("acme", "", 403, None),
+        ("operator", "bulk", 200, "bulk"),
+        ("scraper", None, 403, None),
+    ],
+)
+async def test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybodys(
+    doors, name, tenant, status, scope
+):
+    asked = []
+    report = doors.service._prompt_report
+
+    async def of(request):
+        asked.append(request.scope.split("\n")[0])
+        return await type(report).of(report, request)
+
+    doors.service._prompt_report = SimpleNamespace(of=of)
+    body = {"prompt": "abc"} | ({} if tenant is None else {"tenant": tenant})
+    async with doors.web(name) as http:
+        reply = await http.post(EXPLAIN, json=body)
+        assert reply.status_code == status
+        assert asked == ([] if scope is None else [scope])
+        if scope is not None:
+            assert reply.json()["tenant"] == scope
+            chat = {"messages": [{"role": "user", "content": "abc"}], **body}
+            del chat["prompt"]
+            assert (await http.post(EXPLAIN, json=chat)).json()["prompt_tokens"] == 3
+            several = await http.post(EXPLAIN, json={"prompt": ["a", "b"]})
+            assert several.status_code == 400 and "send one" in several.text
+
+
 @pytest.mark.parametrize("door", ["http", "grpc"])
-async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(doors, door):
-    doors.wait_for_workers()
+async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(servers, door):
+    servers.wait_for_workers()
     names = ("acme", "bulk")
     if door == "http":
-        webs = {name: doors.web(name) for name in names}
+        webs = {name: servers.web(name) for name in names}
         headers = {"idempotency-key": "same"}
         calls = {
             n: asyncio.ensure_future(webs[n].post(POST, json=BODY, headers=headers)) for n in names
@@ -54,29 +94,29 @@ async def test_equal_ids_of_two_tenants_run_beside_each_other_and_end_alone(door
     else:
         message = pb.GenerateRequest(text="abc", request_id="same")
         calls = {
-            n: asyncio.ensure_future(_answer(doors.call("Generate", message, n))) for n in names
+            n: asyncio.ensure_future(_answer(servers.call("Generate", message, n))) for n in names
         }
-    await until(lambda: doors.orchestrator.num_running == 2)
-    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "operator")
+    await until(lambda: servers.orchestrator.num_running == 2)
+    aborted = await servers.call("Abort", pb.AbortRequest(request_id="same"), "operator")
     assert aborted.outcome == pb.ABORT_OUTCOME_NOT_RUNNING, "an id names nothing of another tenant"
     # A double of one tenant is refused and harms neither.
     with log_lines() as lines:
         message = pb.GenerateRequest(text="abc", request_id="same")
-        assert await refusal_of(doors.call("Generate", message, "bulk")) == "ALREADY_EXISTS"
+        assert await refusal_of(servers.call("Generate", message, "bulk")) == "ALREADY_EXISTS"
     assert [(x["outcome"], x["tenant"]) for x in lines] == [("duplicate_request", "bulk")]
-    assert doors.orchestrator.num_running == 2
+    assert servers.orchestrator.num_running == 2
     # A client that comes back takes over its own tenant's run, and no other.
-    back = doors.call("GenerateStream", _resumed(), "bulk")
+    back = servers.call("GenerateStream", _resumed(), "bulk")
     first = asyncio.ensure_future(back.read())
     await asyncio.wait_for(asyncio.shield(_ended(calls["bulk"])), 5)
-    await until(lambda: doors.orchestrator.num_running == 2)
+    await until(lambda: servers.orchestrator.num_running == 2)
     assert not calls["acme"].done()
-    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "bulk")
+    aborted = await servers.call("Abort", pb.AbortRequest(request_id="same"), "bulk")
     assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
     with pytest.raises((grpc.aio.AioRpcError, asyncio.CancelledError)):
         await first
-    assert doors.orchestrator.num_running == 1 and not calls["acme"].done()
-    aborted = await doors.call("Abort", pb.AbortRequest(request_id="same"), "acme")
+    assert servers.orchestrator.num_running == 1 and not calls["acme"].done()
+    aborted = await servers.call("Abort", pb.AbortRequest(request_id="same"), "acme")
     assert aborted.outcome == pb.ABORT_OUTCOME_ABORTED
     await _ended(calls["acme"])
 
@@ -95,13 +135,13 @@ def _resumed():
     return message
 
 
-async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(doors):
+async def test_equal_ids_and_prompts_of_two_tenants_draw_unequal_answers(servers):
     seeds = {}
     for tenant in ("", "acme", "bulk"):
         wish = RequestParams(
             [1, 2], {"max_tokens": 1}, request_id="same", identity=Identity(tenant)
         )
-        made = [await doors.service.make_request(wish) for _ in range(2)]
+        made = [await servers.service.make_request(wish) for _ in range(2)]
         assert made[0].seed == made[1].seed
         seeds[tenant] = made[0].seed
     assert len(set(seeds.values())) == 3

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from support.fault_proxy import FaultProxy
-from support.house import NIXL, shared_pool
+from support.in_process_cluster import NIXL, shared_pool
 from support.in_process_network import InProcessNetwork
 
 from core.kv_layout import KVLayout

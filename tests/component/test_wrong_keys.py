@@ -5,7 +5,7 @@ import asyncio
 import grpc
 import grpc.aio
 import pytest
-from support.doors import Doors, counted
+from support.router_servers import RouterServers, counted
 
 from protos.baton.v1 import generation_pb2 as pb
 from router import calls
@@ -15,9 +15,9 @@ NO_KEY = "bt-00000000-" + "0" * 32
 
 
 @pytest.fixture
-async def doors(tmp_path):
-    async with Doors(tmp_path, max_body_bytes=4096).opened() as doors:
-        yield doors
+async def servers(tmp_path):
+    async with RouterServers(tmp_path, max_body_bytes=4096).opened() as servers:
+        yield servers
 
 
 async def refusal_of(call):
@@ -75,7 +75,7 @@ def test_grpc_names_of_peers(peer, address):
 
 @pytest.mark.parametrize("door", ["http", "grpc"])
 async def test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is(
-    doors, door, monkeypatch
+    servers, door, monkeypatch
 ):
     held = []
     real_sleep = asyncio.sleep
@@ -88,19 +88,23 @@ async def test_many_wrong_keys_are_slowed_and_counted_and_a_good_one_never_is(
     wrong = {"authorization": f"Bearer {NO_KEY}"}
     for n in range(bad_keys.FREE_MISTAKES + 30):
         if door == "http":
-            async with doors.web() as http:
+            async with servers.web() as http:
                 assert (await http.get("/v1/models", headers=wrong)).status_code == 401
-            async with doors.web("acme") as http:
+            async with servers.web("acme") as http:
                 assert (await http.get("/v1/models")).status_code == 200
         else:
             message = pb.ListModelsRequest()
-            assert await refusal_of(doors.call("ListModels", message, **wrong)) == "UNAUTHENTICATED"
-            assert (await doors.call("ListModels", message, "acme")).models
+            assert (
+                await refusal_of(servers.call("ListModels", message, **wrong)) == "UNAUTHENTICATED"
+            )
+            assert (await servers.call("ListModels", message, "acme")).models
     monkeypatch.undo()
     assert len(held) == 30, "the first mistakes are free, and good keys are never held"
     assert held == sorted(held) and held[0] > 0 and held[-1] == bad_keys.MAX_DELAY_S
-    assert doors.service.bad_keys.num_held == 0
-    await until(lambda: counted(doors, "baton_bad_keys_total", client="loopback") == len(held) + 10)
+    assert servers.service.bad_keys.num_held == 0
+    await until(
+        lambda: counted(servers, "baton_bad_keys_total", client="loopback") == len(held) + 10
+    )
 
 
 def test_mistakes_are_forgiven_and_the_table_of_addresses_is_bounded():

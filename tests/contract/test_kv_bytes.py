@@ -3,7 +3,7 @@
 import contextlib
 
 import pytest
-from support.house import shared_pool
+from support.in_process_cluster import shared_pool
 
 from core.kv_layout import KVLayout
 from simulation.hash_runner import MemoryKV

@@ -112,6 +112,17 @@ async def test_renewing_says_whether_all_is_still_there(store):
     assert not await eventually(lambda: store.renew(LIFE, 2, TTL_S))
 
 
+async def test_what_is_added_after_an_entry_that_is_gone_is_said_to_have_failed(store):
+    await eventually(lambda: store.write_whole(LIFE, 1, b"head", [b"a"], TTL_S))
+    first = await eventually(lambda: store.append(LIFE, [b"one"], TTL_S, START))
+    second = await eventually(lambda: store.append(LIFE, [b"two"], TTL_S, first))
+    assert await eventually(lambda: store.renew(LIFE, 1, TTL_S, second))
+    gone = "1-1"  # a position of either store, which no entry has
+    assert not await eventually(lambda: store.renew(LIFE, 1, TTL_S, gone))
+    with pytest.raises(StoreFailed, match="lost"):
+        await store.append(LIFE, [b"three"], TTL_S, gone)
+
+
 async def test_an_empty_whole_content_is_renewed_too(store):
     await eventually(lambda: store.write_whole(LIFE, 3, b"head", [], TTL_S))
     await eventually(lambda: store.append(LIFE, [b"one"], TTL_S))

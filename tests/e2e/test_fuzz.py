@@ -18,7 +18,7 @@ import pytest
 from google.protobuf.struct_pb2 import Struct
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
-from support.rig import is_long
+from support.process_cluster import is_long
 from support.samples import SEED
 from support.up import idle
 
@@ -306,6 +306,9 @@ FIELDS = [
     ("response", "prompt_logprobs", INTS),
     ("prompt", "truncate_tokens", st.sampled_from([-2, -1, 0, 1, 2, 3000])),
     ("prompt", "cache_salt", STRINGS),
+    ("prompt", "prompt_cache_key", STRINGS),
+    ("prompt", "session_id", STRINGS),
+    ("prompt", "prompt_cache_retention", st.sampled_from([0, 1, 2, 7])),
     (None, "request_id", STRINGS),
     (None, "model", STRINGS),
 ]

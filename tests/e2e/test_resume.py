@@ -5,7 +5,7 @@ import json
 
 import httpx
 import pytest
-from support.rig import Answer, ProcessCluster, _take, config_of
+from support.process_cluster import Answer, ProcessCluster, _take, config_of
 
 from client.stream import Client
 from protos.baton.v1 import generation_pb2 as pb
@@ -26,15 +26,17 @@ CHAT = {
 }
 
 
-def url(rig, router, path):
-    return f"http://127.0.0.1:{rig.cluster.addresses[router][0]}{path}"
+def url(cluster, router, path):
+    return f"http://127.0.0.1:{cluster.local.addresses[router][0]}{path}"
 
 
-async def read(rig, router, path, body, headers, limit=10**6):
+async def read(cluster, router, path, body, headers, limit=10**6):
     """Read at most so many events; returns (chunks, last event id)."""
     chunks, last_id = [], ""
     async with httpx.AsyncClient(timeout=30) as http:
-        async with http.stream("POST", url(rig, router, path), json=body, headers=headers) as reply:
+        async with http.stream(
+            "POST", url(cluster, router, path), json=body, headers=headers
+        ) as reply:
             assert reply.status_code == 200, await reply.aread()
             event = {}
             async for line in reply.aiter_lines():
@@ -67,26 +69,26 @@ def joined(chunks):
 
 @pytest.mark.timeout(240)
 async def test_streams_resume_at_another_router_wherever_they_were_cut():
-    async with ProcessCluster(config_of()) as rig:
+    async with ProcessCluster(config_of()) as cluster:
         for path, body in (("/v1/completions", BODY), ("/v1/chat/completions", CHAT)):
             ids = {"idempotency-key": "whole", "x-baton-event-ids": "1"}
-            whole, _ = await read(rig, 0, path, body, ids)
+            whole, _ = await read(cluster, 0, path, body, ids)
             assert len(whole) > 6
             for cut in (1, 2, len(whole) // 2, len(whole) - 1, len(whole)):
-                first, last_id = await read(rig, 0, path, body, ids, cut)
+                first, last_id = await read(cluster, 0, path, body, ids, cut)
                 # cut before any id came: a client has nothing to come back with, and begins anew
                 if not last_id:
                     first = []
-                rest, _ = await read(rig, 1, path, body, {**ids, "last-event-id": last_id})
+                rest, _ = await read(cluster, 1, path, body, {**ids, "last-event-id": last_id})
                 assert joined(first + rest) == joined(whole), (path, cut, last_id)
-        plain, last_id = await read(rig, 0, "/v1/completions", BODY, {})
+        plain, last_id = await read(cluster, 0, "/v1/completions", BODY, {})
         assert last_id == "" and joined(plain), "ids are off unless asked for"
-        await wrong_ids_are_refused(rig)
-        await over_grpc(rig)
-        assert await rig.leaked() == {}
+        await wrong_ids_are_refused(cluster)
+        await over_grpc(cluster)
+        assert await cluster.leaked() == {}
 
 
-async def wrong_ids_are_refused(rig):
+async def wrong_ids_are_refused(cluster):
     async with httpx.AsyncClient(timeout=30) as http:
         for event_id, changes in (
             ("nonsense", {}),
@@ -96,14 +98,14 @@ async def wrong_ids_are_refused(rig):
             ("r:1,1", {"stream": False}),
         ):
             reply = await http.post(
-                url(rig, 0, "/v1/completions"),
+                url(cluster, 0, "/v1/completions"),
                 json={**BODY, **changes},
                 headers={"last-event-id": event_id},
             )
             assert reply.status_code == 400, (event_id, reply.text)
 
 
-async def over_grpc(rig):
+async def over_grpc(cluster):
     """With and without the tokens; a lie about them harms its own answer only."""
     request = pb.GenerateRequest(
         text=BODY["prompt"],
@@ -113,7 +115,7 @@ async def over_grpc(rig):
         response=pb.ResponseOptions(logprobs=1),
     )
     whole = Answer()
-    async with Client(rig.doors) as client:
+    async with Client(cluster.addresses) as client:
         async for message in client.generate(request):
             _take(whole, message)
         for have in ((0, 0), (1, 5), (24, 3), (26, 26)):

@@ -12,7 +12,7 @@ import grpc.aio
 import httpx
 import pytest
 from support.descriptors import LOOPBACK, descendants, listeners
-from support.rig import config_of
+from support.process_cluster import config_of
 
 from client.stream import Client
 from cluster.local import LocalCluster

@@ -3,18 +3,18 @@ so the next may use it."""
 
 import pytest_asyncio
 from support import shared as clusters
-from support.rig import ProcessCluster, config_of, is_long
+from support.process_cluster import ProcessCluster, config_of, is_long
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def shared():
     """A cluster that has answered its requests once without a fault."""
-    async with ProcessCluster(config_of()) as rig:
-        rig.make_requests(48 if is_long() else 24, max_tokens=80)
-        await rig.learn()
-        clusters.children.append(rig.child_pids)
-        yield rig
-        clusters.children.remove(rig.child_pids)
+    async with ProcessCluster(config_of()) as cluster:
+        cluster.make_requests(48 if is_long() else 24, max_tokens=80)
+        await cluster.learn()
+        clusters.children.append(cluster.child_pids)
+        yield cluster
+        clusters.children.remove(cluster.child_pids)
 
 
 @pytest_asyncio.fixture(loop_scope="session")

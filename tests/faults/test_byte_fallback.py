@@ -12,7 +12,7 @@ import random
 import httpx
 import pytest
 from support.byte_fallback import PIECE_IDS, byte_id, write_folder
-from support.rig import ProcessCluster, config_of, is_long, note
+from support.process_cluster import ProcessCluster, config_of, is_long, note
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
@@ -46,7 +46,7 @@ class Attack:
         )  # nearly even, whatever the model thinks
         self.tokens, self.text, self.finish, self.error = [], "", "", ""
 
-    async def over_grpc(self, rig):
+    async def over_grpc(self, cluster):
         sampling = pb.SamplingOptions(temperature=self.temperature, seed=self.number)
         if self.is_biased:
             for token_id in self.token_ids:
@@ -55,12 +55,12 @@ class Attack:
             sampling.allowed_token_ids.extend(self.token_ids)
         stopping = pb.StoppingOptions(max_tokens=OUTPUT_TOKENS, ignore_eos=True)
         request = pb.GenerateRequest(text="th", sampling=sampling, stopping=stopping)
-        answer = await rig.carry(request, TIMEOUT_S)
+        answer = await cluster.carry(request, TIMEOUT_S)
         self.tokens, self.text = answer.tokens.get(0, []), answer.text.get(0, "")
         self.finish = answer.finish.get(0, "") and "length"
         self.error = answer.error or answer.disorder
 
-    async def over_http(self, rig, http):
+    async def over_http(self, cluster, http):
         body = {
             "prompt": "th",
             "max_tokens": OUTPUT_TOKENS,
@@ -74,7 +74,7 @@ class Attack:
             body["logit_bias"] = {str(token_id): 100 for token_id in self.token_ids}
         else:
             body["allowed_token_ids"] = self.token_ids
-        url = f"http://127.0.0.1:{rig.cluster.http_port}/v1/completions"
+        url = f"http://127.0.0.1:{cluster.local.http_port}/v1/completions"
         try:
             async with asyncio.timeout(TIMEOUT_S), http.stream("POST", url, json=body) as reply:
                 async for line in reply.aiter_lines():
@@ -114,34 +114,34 @@ def breaks(tokenizer, token_ids):
     return False
 
 
-async def watch(rig, http, workers, troubles):
+async def watch(cluster, http, workers, troubles):
     """Every worker stays linked and the router ready, all the while."""
-    url = f"http://127.0.0.1:{rig.cluster.http_port}/ready"
+    url = f"http://127.0.0.1:{cluster.local.http_port}/ready"
     while True:
         ready = await http.get(url)
-        live = {r["worker_id"] for r in await rig.replicas() if r["state"] == "live"}
+        live = {r["worker_id"] for r in await cluster.replicas() if r["state"] == "live"}
         if ready.status_code != 200 or live != workers:
             troubles.append((ready.status_code, sorted(workers - live)))
         await asyncio.sleep(0.2)
 
 
-async def attack(rig, http, attacks):
+async def attack(cluster, http, attacks):
     pending = iter(attacks)
 
     async def one():
         for each in pending:
             if each.number % 4 < 2:
-                await each.over_grpc(rig)
+                await each.over_grpc(cluster)
             else:
-                await each.over_http(rig, http)
+                await each.over_http(cluster, http)
 
     await asyncio.gather(*(one() for _ in range(ATTACKERS)))
 
 
-def make_neighbours(rig):
-    """As the rig makes them, but in plain ASCII: what goes wrong with them came from elsewhere."""
-    rig.make_requests(2 * NEIGHBOURS, max_tokens=40)
-    for request in rig.requests:
+def make_neighbours(cluster):
+    """As the cluster makes them, but in plain ASCII: what goes wrong with them came from elsewhere."""
+    cluster.make_requests(2 * NEIGHBOURS, max_tokens=40)
+    for request in cluster.requests:
         request.sampling.allowed_token_ids.extend(map(byte_id, range(0x20, 0x7F)))
 
 
@@ -155,15 +155,15 @@ async def test_answers_of_broken_bytes_harm_nobody(tmp_path):
         pools__prefill__replicas=1,
         pools__decode__replicas=1,
     )
-    async with ProcessCluster(config) as rig, httpx.AsyncClient(timeout=TIMEOUT_S) as http:
-        make_neighbours(rig)
-        await rig.learn()
-        workers = {r["worker_id"] for r in await rig.replicas()}
+    async with ProcessCluster(config) as cluster, httpx.AsyncClient(timeout=TIMEOUT_S) as http:
+        make_neighbours(cluster)
+        await cluster.learn()
+        workers = {r["worker_id"] for r in await cluster.replicas()}
         troubles, attacks = [], [Attack(number) for number in range(ATTACKS)]
-        watcher = asyncio.create_task(watch(rig, http, workers, troubles))
-        attacking = asyncio.create_task(attack(rig, http, attacks))
+        watcher = asyncio.create_task(watch(cluster, http, workers, troubles))
+        attacking = asyncio.create_task(attack(cluster, http, attacks))
         while not attacking.done():
-            await rig.load(2, NEIGHBOURS, TIMEOUT_S)
+            await cluster.load(2, NEIGHBOURS, TIMEOUT_S)
         await attacking
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
@@ -171,7 +171,7 @@ async def test_answers_of_broken_bytes_harm_nobody(tmp_path):
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         wrong = [text for each in attacks if (text := each.wrong())]
         num_breaking = sum(breaks(tokenizer, each.tokens) for each in attacks)
-        verdict = rig.verdict()
+        verdict = cluster.verdict()
         facts = {
             "attacks": len(attacks),
             "breaking": num_breaking,
@@ -187,4 +187,4 @@ async def test_answers_of_broken_bytes_harm_nobody(tmp_path):
         assert wrong == []
         assert num_breaking >= len(attacks) // 4, "the attack did not bite, so nothing was proved"
         assert any("\ufffd" in each.text for each in attacks)
-        assert await rig.leaked() == {}
+        assert await cluster.leaked() == {}

@@ -8,7 +8,7 @@ The control arm runs first on the same cluster. A sample in `make test`, 3,000 a
 import asyncio
 
 import pytest
-from support.rig import ProcessCluster, config_of, is_long, note
+from support.process_cluster import ProcessCluster, config_of, is_long, note
 from support.samples import sample
 
 TARGET = {"float32": 2000, "bfloat16": 1000} if is_long() else {"float32": 20, "bfloat16": 3}
@@ -27,37 +27,37 @@ async def test_kills_and_hangs_of_every_role_lose_repeat_and_change_nothing(lear
 
 @pytest.mark.timeout(2400)
 async def test_kills_and_hangs_change_nothing_in_16_bits():
-    async with ProcessCluster(config_of("bfloat16")) as rig:
-        rig.make_requests(48 if is_long() else 16, max_tokens=80)
-        await rig.learn()
-        await kill_and_hang(rig, "bfloat16")
+    async with ProcessCluster(config_of("bfloat16")) as cluster:
+        cluster.make_requests(48 if is_long() else 16, max_tokens=80)
+        await cluster.learn()
+        await kill_and_hang(cluster, "bfloat16")
 
 
-async def kill_and_hang(rig, dtype):
+async def kill_and_hang(cluster, dtype):
     """Every kind of fault until each touched a request, and all together as many as are wanted."""
     # Control arm: the same load without a fault, and how long its clients wait between two
     # messages.
-    await rig.load(20 if is_long() else 4, 32 if is_long() else 16)
-    assert rig.verdict()["wrong"] == [] and rig.verdict()["affected"] == 0
-    control = _quantiles([a.longest_gap_s for _, a in rig.answers])
+    await cluster.load(20 if is_long() else 4, 32 if is_long() else 16)
+    assert cluster.verdict()["wrong"] == [] and cluster.verdict()["affected"] == 0
+    control = _quantiles([a.longest_gap_s for _, a in cluster.answers])
     kinds = KINDS if is_long() else SAMPLE[dtype]
     figures = {kind: [] for kind in kinds}
     affected = 0
     while untouched := [k for k in kinds if affected < TARGET[dtype] or not figures[k]]:
         for what, role in untouched:
-            rig.answers.clear()
+            cluster.answers.clear()
             load = asyncio.create_task(
-                rig.load(KILL_LOAD_S if what == "kill" else HANG_S + 1, 32 if is_long() else 16)
+                cluster.load(KILL_LOAD_S if what == "kill" else HANG_S + 1, 32 if is_long() else 16)
             )
-            await asyncio.sleep(rig.rng.uniform(0.6, 2.0))
-            await (rig.kill(role) if what == "kill" else rig.hang(role, HANG_S))
+            await asyncio.sleep(cluster.rng.uniform(0.6, 2.0))
+            await (cluster.kill(role) if what == "kill" else cluster.hang(role, HANG_S))
             await load
-            verdict = rig.verdict()
+            verdict = cluster.verdict()
             assert verdict["wrong"] == [], (what, role)
             affected += verdict["affected"]
-            figures[what, role] += [a.longest_gap_s for _, a in rig.answers if a.is_affected]
-            await rig.wait_whole()
-    assert await rig.leaked() == {}
+            figures[what, role] += [a.longest_gap_s for _, a in cluster.answers if a.is_affected]
+            await cluster.wait_whole()
+    assert await cluster.leaked() == {}
     rows = {
         f"{what} {role}": {"affected": len(gaps), **_quantiles(gaps)}
         for (what, role), gaps in figures.items()
@@ -84,17 +84,17 @@ def _quantiles(gaps):
     }
 
 
-async def restart(rig, role, pid):
+async def restart(cluster, role, pid):
     """Terminate a process under load; returns how many requests moved to another worker."""
-    rig.answers.clear()
-    load = asyncio.create_task(rig.load(3, 12))
+    cluster.answers.clear()
+    load = asyncio.create_task(cluster.load(3, 12))
     await asyncio.sleep(1.0)
-    code = await rig.terminate(role, pid)
+    code = await cluster.terminate(role, pid)
     await load
     assert code == 0, f"{role} ended with {code}"
-    assert rig.verdict()["wrong"] == []
-    await rig.wait_whole()
-    return sum(a.attempts[0].endswith("draining") for _, a in rig.answers if a.attempts)
+    assert cluster.verdict()["wrong"] == []
+    await cluster.wait_whole()
+    return sum(a.attempts[0].endswith("draining") for _, a in cluster.answers if a.attempts)
 
 
 @pytest.mark.timeout(300)
@@ -105,10 +105,10 @@ async def test_a_rolling_restart_of_every_process_under_load_is_not_noticed(lear
 
     One process of each role in `make test`.
     """
-    rig, moved = learned, 0
+    cluster, moved = learned, 0
     for role in ("decode", "prefill", "router"):
-        for pid in rig.pids(role)[: None if is_long() else 1]:
-            moved += await restart(rig, role, pid)
+        for pid in cluster.pids(role)[: None if is_long() else 1]:
+            moved += await restart(cluster, role, pid)
     while not moved:  # every client was between two requests, and nothing there to move
-        moved += await restart(rig, "decode", rig.pids("decode")[0])
-    assert await rig.leaked() == {}
+        moved += await restart(cluster, "decode", cluster.pids("decode")[0])
+    assert await cluster.leaked() == {}

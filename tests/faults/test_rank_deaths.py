@@ -10,7 +10,7 @@ import os
 import signal
 
 import pytest
-from support.rig import ProcessCluster, config_of, is_gone, is_long, note
+from support.process_cluster import ProcessCluster, config_of, is_gone, is_long, note
 from support.samples import sample
 
 SECONDS, PERIOD_S = (300, 5.0) if is_long() else (10, 4.0)
@@ -25,16 +25,16 @@ LAYOUTS = {
 VICTIMS = [("pd", "decode"), ("colocated", "decode"), ("pd", "prefill")]
 
 
-async def kill_rank(rig, role):
+async def kill_rank(cluster, role):
     """SIGKILL a rank of a role's worker; returns once another stands in its place."""
-    worker = next(r for r in await rig.replicas() if r["role"] == role)
+    worker = next(r for r in await cluster.replicas() if r["role"] == role)
     (pid,) = worker["rank_pids"]
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(60):
         while not is_gone(pid):
             await asyncio.sleep(0.01)
         while True:
-            now = [r for r in await rig.replicas() if r["role"] == role]
+            now = [r for r in await cluster.replicas() if r["role"] == role]
             pids = [pid for r in now if r["state"] == "live" for pid in r["rank_pids"]]
             if len(pids) == 1 and not is_gone(pids[0]):
                 break
@@ -47,20 +47,20 @@ async def kill_rank(rig, role):
 async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):
     sizes = {"pools__prefill__replicas": 1, "pools__decode__replicas": 1, "router__replicas": 1}
     config = config_of(**{**sizes, **LAYOUTS[layout]})
-    async with ProcessCluster(config, launch_delay_s=LAUNCH_DELAY_S) as rig:
-        rig.make_requests(2 * STREAMS, max_tokens=60)
-        await rig.learn()
+    async with ProcessCluster(config, launch_delay_s=LAUNCH_DELAY_S) as cluster:
+        cluster.make_requests(2 * STREAMS, max_tokens=60)
+        await cluster.learn()
         loop = asyncio.get_running_loop()
-        load = asyncio.create_task(rig.load(SECONDS, STREAMS, TIMEOUT_S))
+        load = asyncio.create_task(cluster.load(SECONDS, STREAMS, TIMEOUT_S))
         began, num_kills, rebuilt = loop.time(), 0, []
         while (due := began + (num_kills + 0.5) * PERIOD_S) < began + SECONDS:
             await asyncio.sleep(max(0.0, due - loop.time()))
             killed_at = loop.time()
-            await kill_rank(rig, role)
+            await kill_rank(cluster, role)
             rebuilt.append(round(loop.time() - killed_at, 2))
             num_kills += 1
         await load
-        verdict = rig.verdict()
+        verdict = cluster.verdict()
         wrong = verdict.pop("wrong")
         facts = {"kills": num_kills, **verdict, "rebuilt_max_s": max(rebuilt), "wrong": len(wrong)}
         print(facts, wrong[:3])
@@ -69,4 +69,4 @@ async def test_a_rank_killed_again_and_again_costs_nobody_a_token(layout, role):
         # A decode rank always has answers in hand; a prefill rank may be between two prompts.
         wanted = num_kills if role == "decode" else 1
         assert verdict["affected"] >= wanted, "kills that touched nobody prove nothing"
-        assert await rig.leaked() == {}
+        assert await cluster.leaked() == {}

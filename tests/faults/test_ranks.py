@@ -6,17 +6,19 @@ import os
 import signal
 
 import pytest
-from support.rig import ProcessCluster, config_of, is_gone, is_long, note, state_of
+from support.process_cluster import ProcessCluster, config_of, is_gone, is_long, note, state_of
 
 ROUNDS = 10 if is_long() else 1
 
 
-async def rank_of(rig, role):
+async def rank_of(cluster, role):
     """A random rank of a random worker of a role; any of the group, not only the first."""
     groups = [
-        r["rank_pids"] for r in await rig.replicas() if r["role"] == role and r["state"] == "live"
+        r["rank_pids"]
+        for r in await cluster.replicas()
+        if r["role"] == role and r["state"] == "live"
     ]
-    return rig.rng.choice([pid for pids in groups for pid in pids])
+    return cluster.rng.choice([pid for pids in groups for pid in pids])
 
 
 @pytest.mark.timeout(1200)
@@ -27,38 +29,38 @@ async def test_a_rank_killed_or_stopped_under_load_costs_nobody_a_token():
     config = config_of(
         pools__decode__engine=engine, pools__prefill={"replicas": 1, "engine": engine}
     )
-    async with ProcessCluster(config) as rig:
-        rig.make_requests(16, max_tokens=40)
-        await rig.learn()
+    async with ProcessCluster(config) as cluster:
+        cluster.make_requests(16, max_tokens=40)
+        await cluster.learn()
         affected, rebuilt = 0, []
         for _ in range(ROUNDS):
             for number in (signal.SIGKILL, signal.SIGSTOP):
-                rig.answers.clear()
-                load = asyncio.create_task(rig.load(6, 8))
-                await asyncio.sleep(rig.rng.uniform(0.5, 1.5))
-                pid = await rank_of(rig, "decode")
+                cluster.answers.clear()
+                load = asyncio.create_task(cluster.load(6, 8))
+                await asyncio.sleep(cluster.rng.uniform(0.5, 1.5))
+                pid = await rank_of(cluster, "decode")
                 os.kill(pid, number)
                 began = asyncio.get_running_loop().time()
                 while number == signal.SIGSTOP and state_of(pid) not in ("T", ""):
                     await asyncio.sleep(0.01)
                 async with asyncio.timeout(60):
-                    while not is_gone(pid) or not await _is_whole(rig):
+                    while not is_gone(pid) or not await _is_whole(cluster):
                         await asyncio.sleep(0.1)
                 rebuilt.append(round(asyncio.get_running_loop().time() - began, 2))
                 await load
-                verdict = rig.verdict()
+                verdict = cluster.verdict()
                 assert verdict["wrong"] == []
                 affected += verdict["affected"]
         assert affected > 0, "no request was touched, so nothing was proved"
-        assert await rig.leaked() == {}
+        assert await cluster.leaked() == {}
     print(affected, "affected, groups rebuilt after", rebuilt, "s")
     note("ranks", {"affected": affected, "lost": 0, "inexact": 0, "rebuilt_after_s": rebuilt})
 
 
-async def _is_whole(rig):
+async def _is_whole(cluster):
     live = [
         r
-        for r in await rig.replicas()
+        for r in await cluster.replicas()
         if r["state"] == "live" and not any(map(is_gone, r["rank_pids"]))
     ]
     return len(live) == 3

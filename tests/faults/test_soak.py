@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.rig import is_gone, is_long, note
+from support.process_cluster import is_gone, is_long, note
 from support.samples import SEED
 
 SECONDS, PERIOD_S = (1200, 10) if is_long() else (12, 5)
@@ -40,62 +40,68 @@ def slope(points):
     return fit.slope, 1.96 * error
 
 
-async def rank_death(rig):
-    replicas = await rig.replicas()
+async def rank_death(cluster):
+    replicas = await cluster.replicas()
     pids = [pid for r in replicas for pid in r["rank_pids"] if not is_gone(pid)]
-    pid = rig.rng.choice(pids)
+    pid = cluster.rng.choice(pids)
     os.kill(pid, signal.SIGKILL)
     async with asyncio.timeout(5):
         while not is_gone(pid):
             await asyncio.sleep(0.01)
 
 
-async def leavers(rig):
+async def leavers(cluster):
     """Twenty clients that leave at once."""
     tasks = [
         asyncio.create_task(
-            rig.ask(rig.rng.randrange(len(rig.requests)), f"leave-{time.monotonic_ns()}-{i}")
+            cluster.ask(
+                cluster.rng.randrange(len(cluster.requests)), f"leave-{time.monotonic_ns()}-{i}"
+            )
         )
         for i in range(20)
     ]
-    await asyncio.sleep(rig.rng.uniform(0.05, 0.8))
+    await asyncio.sleep(cluster.rng.uniform(0.05, 0.8))
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def terminate(rig, role):
-    pids = rig.pids(role)
-    assert await rig.terminate(role, rig.rng.choice(pids)) == 0
+async def terminate(cluster, role):
+    pids = cluster.pids(role)
+    assert await cluster.terminate(role, cluster.rng.choice(pids)) == 0
 
 
 @pytest.mark.timeout(2400)
 @pytest.mark.asyncio(loop_scope="session")
 async def test_soak_with_a_random_fault_every_ten_seconds(learned):
-    rig = learned
-    faults = {f"{what.__name__} {role}": (lambda w=what, r=role: w(r)) for what in (rig.kill,)
+    cluster = learned
+    faults = {f"{what.__name__} {role}": (lambda w=what, r=role: w(r)) for what in (cluster.kill,)
               for role in ("decode", "prefill", "router")}  # fmt: skip
     faults |= {
-        f"hang {role}": (lambda r=role: rig.hang(r, 5)) for role in ("decode", "prefill", "router")
-    }
-    faults |= {
-        f"terminate {role}": (lambda r=role: terminate(rig, r))
+        f"hang {role}": (lambda r=role: cluster.hang(r, 5))
         for role in ("decode", "prefill", "router")
     }
-    faults |= {"rank death": lambda: rank_death(rig), "20 clients leave": lambda: leavers(rig)}
+    faults |= {
+        f"terminate {role}": (lambda r=role: terminate(cluster, r))
+        for role in ("decode", "prefill", "router")
+    }
+    faults |= {
+        "rank death": lambda: rank_death(cluster),
+        "20 clients leave": lambda: leavers(cluster),
+    }
     rng = random.Random(SEED)
     started, log, memory = time.monotonic(), [], []
-    load = asyncio.create_task(rig.load(SECONDS, 8))
+    load = asyncio.create_task(cluster.load(SECONDS, 8))
     while time.monotonic() - started < SECONDS - PERIOD_S:
         at = time.monotonic()
         name = rng.choice(sorted(faults))
         await faults[name]()
-        await rig.wait_whole()
+        await cluster.wait_whole()
         await asyncio.sleep(max(0.0, PERIOD_S - (time.monotonic() - at)))
         now_s = time.monotonic() - started
-        verdict = rig.verdict()
-        routers = rss_mib(rig.pids("router"))
-        workers = rss_mib([*rig.pids("decode"), *rig.pids("prefill")])
+        verdict = cluster.verdict()
+        routers = rss_mib(cluster.pids("router"))
+        workers = rss_mib([*cluster.pids("decode"), *cluster.pids("prefill")])
         memory.append((now_s, routers + workers))
         log.append(
             {
@@ -110,9 +116,9 @@ async def test_soak_with_a_random_fault_every_ten_seconds(learned):
         )
         assert verdict["wrong"] == [], log[-1]
     await load
-    verdict = rig.verdict()
+    verdict = cluster.verdict()
     assert verdict["wrong"] == []
-    assert await rig.leaked() == {}
+    assert await cluster.leaked() == {}
     grows, margin = slope([p for p in memory if p[0] > WARM_UP_S])
     print(len(log), "faults", verdict, f"memory {grows:+.2f} +- {margin:.2f} MiB a minute")
     note(

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from support.rig import is_long, note
+from support.process_cluster import is_long, note
 
 SECONDS = 300 if is_long() else 10
 
@@ -12,16 +12,16 @@ SECONDS = 300 if is_long() else 10
 @pytest.mark.timeout(600)
 @pytest.mark.asyncio(loop_scope="session")
 async def test_starved_processes_are_not_taken_for_dead(learned):
-    rig = learned
+    cluster = learned
     hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
     try:
-        await rig.load(SECONDS, 8)
+        await cluster.load(SECONDS, 8)
         assert all(hog.poll() is None for hog in hogs)
     finally:
         for hog in hogs:
             hog.kill()
             hog.wait()
-    verdict = rig.verdict()
+    verdict = cluster.verdict()
     assert verdict["wrong"] == [] and verdict["affected"] == 0, verdict
     assert verdict["requests"] > 10
     note("starvation", {"seconds": SECONDS, **verdict})

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
-from support.rig import ProcessCluster, config_of, is_gone, is_long, note, state_of
+from support.process_cluster import ProcessCluster, config_of, is_gone, is_long, note, state_of
 
 from cluster.redis.server import RedisServer
 from prefix_index.redis_store import KEY
@@ -17,11 +17,11 @@ from prefix_index.redis_store import KEY
 FROZEN_S = 60 if is_long() else 6
 
 
-async def store_state(rig):
+async def store_state(cluster):
     async with httpx.AsyncClient(timeout=2) as http:
         return [
             (await http.get(f"http://127.0.0.1:{p}/ready")).json()["store"]
-            for p, _ in rig.cluster.addresses
+            for p, _ in cluster.local.addresses
         ]
 
 
@@ -35,20 +35,20 @@ async def until(predicate, timeout_s=15):
 async def test_redis_killed_frozen_and_back_empty_costs_nothing():
     server = RedisServer()
     try:
-        async with ProcessCluster(config_of(redis__url=server.url)) as rig:
-            rig.make_requests(16, max_tokens=30)
-            await rig.learn()
+        async with ProcessCluster(config_of(redis__url=server.url)) as cluster:
+            cluster.make_requests(16, max_tokens=30)
+            await cluster.learn()
             ttft = {}
 
             async def phase(name, seconds, start=lambda: None):
-                rig.answers.clear()
-                load = asyncio.create_task(rig.load(seconds, 6))
+                cluster.answers.clear()
+                load = asyncio.create_task(cluster.load(seconds, 6))
                 await asyncio.sleep(0.3)
                 start()
                 await load
-                verdict = rig.verdict()
+                verdict = cluster.verdict()
                 assert verdict["wrong"] == [] and verdict["affected"] == 0, (name, verdict)
-                times = sorted(a.ttft_s * 1000 for _, a in rig.answers)
+                times = sorted(a.ttft_s * 1000 for _, a in cluster.answers)
                 ttft[name] = {
                     "p50_ms": times[len(times) // 2],
                     "p99_ms": times[int(0.99 * len(times))],
@@ -56,7 +56,7 @@ async def test_redis_killed_frozen_and_back_empty_costs_nothing():
                 }
 
             async def all_in(state):
-                return set(await store_state(rig)) == {state}
+                return set(await store_state(cluster)) == {state}
 
             async def is_held():
                 client = redis_asyncio.Redis.from_url(server.url)

@@ -3,80 +3,83 @@
 import asyncio
 
 import pytest
-from support.rig import ProcessCluster, config_of, is_long, note
+from support.process_cluster import ProcessCluster, config_of, is_long, note
 from support.samples import sample
 
 FLIPS = 200 if is_long() else 12
 
 
-def proxies(rig, kind):
-    return [p for (_, k), p in rig.cluster.proxies.items() if k == kind]
+def proxies(cluster, kind):
+    return [p for (_, k), p in cluster.local.proxies.items() if k == kind]
 
 
-async def under(rig, seconds, start, stop=lambda: None):
-    rig.answers.clear()
-    load = asyncio.create_task(rig.load(seconds, 12))
+async def under(cluster, seconds, start, stop=lambda: None):
+    cluster.answers.clear()
+    load = asyncio.create_task(cluster.load(seconds, 12))
     await asyncio.sleep(0.7)
     start()
     await asyncio.sleep(seconds * 0.6)
     stop()
     await load
-    verdict = rig.verdict()
+    verdict = cluster.verdict()
     assert verdict["wrong"] == []
     return verdict
 
 
 @pytest.mark.timeout(600)
 async def test_flipped_bits_of_kv_are_all_refused_before_a_token():
-    async with ProcessCluster(config_of(placement__path="pd"), proxied=["transfer"]) as rig:
-        rig.make_requests(24, max_tokens=12)
-        await rig.learn()
+    async with ProcessCluster(config_of(placement__path="pd"), proxied=["transfer"]) as cluster:
+        cluster.make_requests(24, max_tokens=12)
+        await cluster.learn()
         flips = 0
         while flips < FLIPS:
-            rig.answers.clear()
-            load = asyncio.create_task(rig.load(3, 8))
+            cluster.answers.clear()
+            load = asyncio.create_task(cluster.load(3, 8))
             while not load.done():
-                for proxy in proxies(rig, "transfer"):
+                for proxy in proxies(cluster, "transfer"):
                     proxy.flips = 1
                 await asyncio.sleep(0.05)
             await load
-            verdict = rig.verdict()
+            verdict = cluster.verdict()
             assert verdict["wrong"] == [] or all(
                 "came damaged twice" in w for w in verdict["wrong"]
             ), verdict["wrong"]
             assert not any("inexact" in w for w in verdict["wrong"])
-            flips = sum(p.bitten["flip"] for p in proxies(rig, "transfer"))
-        assert await rig.leaked() == {}
+            flips = sum(p.bitten["flip"] for p in proxies(cluster, "transfer"))
+        assert await cluster.leaked() == {}
         note("flips", {"flips": flips, "inexact": 0})
 
 
 @pytest.mark.timeout(300)
 async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing():
-    async with ProcessCluster(config_of(), proxied=["transfer", "session"]) as rig:
-        rig.make_requests(24, max_tokens=60)
-        await rig.learn()
+    async with ProcessCluster(config_of(), proxied=["transfer", "session"]) as cluster:
+        cluster.make_requests(24, max_tokens=60)
+        await cluster.learn()
         for kind in sample(["transfer", "session"], 1):
-            wires = proxies(rig, kind)
+            wires = proxies(cluster, kind)
 
             def set_all(name, value, wires=wires):
                 for wire in wires:
                     setattr(wire, name, value)
 
             await under(
-                rig, 2.5, lambda s=set_all: s("delay_s", 0.05), lambda s=set_all: s("delay_s", 0.0)
+                cluster,
+                2.5,
+                lambda s=set_all: s("delay_s", 0.05),
+                lambda s=set_all: s("delay_s", 0.0),
             )
-            await under(rig, 2.5, lambda w=wires: [x.cut() for x in w])
-            await under(rig, 2.5, lambda s=set_all: s("truncate", 1))
+            await under(cluster, 2.5, lambda w=wires: [x.cut() for x in w])
+            await under(cluster, 2.5, lambda s=set_all: s("truncate", 1))
             blocked = sample([("up", "down"), ("up",), ("down",)], 1)
             for route in blocked:
                 # Nobody fetches from a decode worker: a wire that nothing crosses proves nothing.
                 one = next(
                     p
-                    for (seat, k), p in rig.cluster.proxies.items()
+                    for (seat, k), p in cluster.local.proxies.items()
                     if k == kind and seat.startswith("prefill")
                 )
-                await under(rig, 7, lambda o=one, w=route: o.block(*w), one.unblock)
-                await rig.wait_whole()
+                await under(cluster, 7, lambda o=one, w=route: o.block(*w), one.unblock)
+                await cluster.wait_whole()
             bitten = sum((w.bitten for w in wires), start=type(wires[0].bitten)())
             wanted = {
                 "delay",
@@ -85,4 +88,4 @@ async def test_delay_cuts_truncation_blackholes_and_one_way_loss_change_nothing(
                 *(f"blocked {w}" for route in blocked for w in route),
             }
             assert wanted <= {k for k, n in bitten.items() if n}, (kind, bitten)
-        assert await rig.leaked() == {}
+        assert await cluster.leaked() == {}

@@ -30,6 +30,18 @@ EQUIVALENTS: list[Equivalent] = [
         "byte 255 is printable, so it is not among the others either way",
     ),
     Equivalent(
+        "router/text/detokenizing.py",
+        "printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]",
+        "printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 257)]",
+        "256 is no byte, and its letter stands for byte 0, which is written over it",
+    ),
+    Equivalent(
+        "worker/attempts.py",
+        "known = max(old.epoch if old else -1, self._tombstones.get(run_id, -1))",
+        "known = max(old.epoch if old else -1, self._tombstones.get(run_id, -2))",
+        "the other side of the maximum is -1 at least",
+    ),
+    Equivalent(
         "router/choice_output.py",
         "for size in range(min(len(stop) - 1, len(text)), 0, -1):",
         "for size in range(max(len(stop) - 1, len(text)), 0, -1):",
@@ -81,7 +93,7 @@ EQUIVALENTS: list[Equivalent] = [
     ),
     Equivalent(
         "engine/scheduling/block_tables.py",
-        "sequence.parents += map(self._pool.identity, hits)",
+        "self._add_parent(sequence, self._pool.identity(block_id))",
         "pass",
         "`register` goes over the hits then, which keep the identities they have: it takes longer",
     ),
@@ -122,6 +134,8 @@ TUNED = {
     "kv_transfer/receive_agent.py": "MAX_PROBES",
     "kv_transfer/send_agent.py": "TOMBSTONE_S",
     "kv_transfer/parking.py": "MAX_PARKED MAX_PARKED_PER_PEER",
+    "prefix_index/publisher.py": "BATCH_S RENEW_S TTL_S FIRST_PAUSE_S MAX_PAUSE_S "
+    "MAX_BATCHES_SINCE_WHOLE READ_BLOCKS",
     "router/attempts.py": "MAX_MOVES",
     "router/text/detokenizing.py": "CONTEXT_TOKENS",
     "router/workers/outbox.py": "MAX_OUTGOING",

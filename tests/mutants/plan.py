@@ -19,7 +19,8 @@ MODULES = """
 core/awake_clock.py core/change_event.py decode_worker/role.py engine/ranks/plan_wire.py
 engine/scheduling/block_changes.py engine/scheduling/block_identities.py
 engine/scheduling/block_lists.py engine/scheduling/block_pool.py engine/scheduling/block_supply.py
-engine/scheduling/block_tables.py engine/scheduling/queues.py engine/scheduling/results.py
+engine/scheduling/block_tables.py engine/scheduling/kept_blocks.py engine/scheduling/queues.py
+engine/scheduling/results.py
 engine/scheduling/scheduler.py engine/scheduling/sequences.py engine/scheduling/step_budget.py
 engine/scheduling/step_planner.py kv_transfer/agent.py kv_transfer/fenced_pool.py
 kv_transfer/fetch_stream.py kv_transfer/frame_builder.py kv_transfer/parking.py
@@ -29,7 +30,7 @@ kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
 prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
 router/admission.py router/attempt_state.py router/attempts.py router/choice_output.py router/cost.py
 router/expected_prefixes.py router/orchestrator.py router/placement.py router/prompt_prefixes.py
-router/request_state.py router/text/detokenizing.py router/workers/introductions.py
+router/request_state.py router/steering.py router/text/detokenizing.py router/workers/introductions.py
 router/workers/liveness.py router/workers/load.py router/workers/outbox.py
 router/workers/routes.py router/workers/session.py router/workers/sessions.py
 router/workers/subscriptions.py transport/sequenced.py worker/attempt.py worker/attempts.py
@@ -57,8 +58,11 @@ NEAR = {
         "tests/unit/engine/scheduling/test_scheduler_preemption.py",
         "tests/unit/engine/scheduling/test_scheduler.py",
         "tests/unit/engine/scheduling/test_block_pool.py",
+        "tests/unit/engine/scheduling/test_block_pool_rules.py",
         "tests/unit/engine/scheduling/test_block_identities.py",
         "tests/unit/engine/scheduling/test_block_changes.py",
+        "tests/unit/engine/scheduling/test_kept_blocks.py",
+        "tests/unit/engine/scheduling/test_block_tables.py",
         "tests/unit/engine/ranks/test_plan_wire.py",
         "tests/unit/engine/scheduling/test_scheduler_limits.py",
         "tests/unit/engine/scheduling/test_step_budget.py",
@@ -83,6 +87,7 @@ NEAR = {
         "tests/unit/router/test_attempt_state.py",
         "tests/unit/router/test_placement.py",
         "tests/unit/router/test_cost.py",
+        "tests/unit/router/test_steering.py",
         "tests/unit/router/test_resuming.py",
         "tests/unit/router/http/test_replies.py",
         "tests/unit/router/http/test_formatters.py",
@@ -111,7 +116,7 @@ NEAR = {
 EXACT = ["tests/component/test_exactness.py", "-k", "not bare_engine and not every_family"]
 FAR = {
     "engine": ["tests/component/test_sampling_exactness.py", *EXACT],
-    "kv_transfer": ["tests/component/test_transports.py", "tests/component/test_meeting.py"],
+    "kv_transfer": ["tests/component/test_transports.py", "tests/component/test_introductions.py"],
     "router": ["tests/component/test_tokenizing.py"],
     "worker": ["tests/component/test_disconnects.py"],
     "prefill_worker": EXACT,

@@ -125,8 +125,8 @@ FIRST = [
     Bug(
         "a freed block is forgotten",
         "engine/scheduling/block_pool.py",
-        "                    (cached if identity_of(block_id) else freed).append(block_id)\n",
-        "                    cached.extend([block_id] * bool(identity_of(block_id)))\n",
+        "                    marks.unmark(block_id)\n                    freed.append(block_id)\n",
+        "                    marks.unmark(block_id)\n",
         "seeds 0-10",
     ),
     Bug(

@@ -6,7 +6,7 @@ from planted.bug import Bug
 HEADS = "tests/attacks/test_heads.py"
 CONNECTIONS = "tests/attacks/test_connections.py"
 BODIES = "tests/attacks/test_bodies.py"
-GRPC = "tests/attacks/test_grpc_door.py"
+GRPC = "tests/attacks/test_grpc_server.py"
 LIMITS = "tests/unit/router/grpc/test_limits.py"
 POOL = "tests/unit/router/test_child_pool.py"
 BOUNDS = "tests/unit/router/text/test_text_bounds.py"

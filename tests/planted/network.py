@@ -8,7 +8,7 @@ CHECK = "tests/unit/cluster/test_network_check.py::"
 PROBE = "tests/component/test_ray_probe.py::"
 CLUSTER = "tests/component/test_ray_cluster.py::"
 ADDRESSES = "tests/unit/core/test_addresses.py::"
-PORTS = "tests/component/test_door_ports.py::"
+PORTS = "tests/component/test_server_ports.py::"
 KERNELS = "tests/unit/process/test_kernel_cache.py::"
 ON_RAY = (
     "tests/e2e/test_network.py::"

@@ -11,7 +11,7 @@ KEYS = "tests/unit/router/access/test_credentials.py::"
 BANNER = "tests/component/test_banner.py::"
 SLOW = "tests/component/test_slow_readers.py::"
 CONFIG = "tests/unit/core/test_config.py::"
-MEETING = "tests/component/test_meeting.py::"
+MEETING = "tests/component/test_introductions.py::"
 
 BUGS = [
     Bug(

@@ -4,9 +4,41 @@ from planted.bug import Bug
 
 COST = "tests/unit/router/test_cost.py"
 EXPECTED = "tests/unit/router/test_expected_prefixes.py"
+LATENESS = "tests/simulation/test_lateness.py::test_a_route_on_which_kv_comes_late_is_measured_and_left_alone_until_it_may_have_healed"
 LOAD = "tests/unit/router/workers/test_load.py"
+PLACEMENT = "tests/unit/router/test_placement.py"
 REPLAY = "tests/unit/simulation/test_replay.py"
+TENANTS = "tests/component/test_tenants.py::"
+REPORT = "tests/unit/router/observe/test_prompt_report.py::"
 BUGS = [
+    Bug(
+        "a single token is handed over",
+        "router/placement.py",
+        "    is_single = request.sampling.max_tokens == 1",
+        "    is_single = False",
+        f"{PLACEMENT}::test_a_single_token_is_not_handed_over_whatever_the_path",
+    ),
+    Bug(
+        "a tenant may ask who holds what another one asked",
+        "router/http/api.py",
+        "            identity.check(Right.OPERATE)\n",
+        "",
+        TENANTS + "test_a_tenant_sees_who_holds_its_own_prompts_and_an_admin_sees_anybodys",
+    ),
+    Bug(
+        "a prompt that is on its way is shown as published",
+        "router/observe/prompt_report.py",
+        "            num_published = published.get(worker, 0)",
+        "            num_published = held[worker]",
+        REPORT + "test_holders_are_shown_by_tier_with_what_is_on_its_way_and_the_choice",
+    ),
+    Bug(
+        "blocks are counted in the pool's tier alone",
+        "prefix_index/view.py",
+        "        counts = {tier: len(held & keys) for tier, held in tiers}",
+        "        counts = {tier: len(held & keys) for tier, held in tiers[:1]}",
+        "tests/unit/prefix_index/test_view.py::test_blocks_are_counted_by_tier",
+    ),
     Bug(
         "the longest prefix wins",
         "router/cost.py",
@@ -24,8 +56,8 @@ BUGS = [
     Bug(
         "local_below_tokens counts what is cached",
         "router/placement.py",
-        "    if cost.uncached_tokens < constraints.local_below_tokens:",
-        "    if cost.uncached_tokens + cost.cached_tokens < constraints.local_below_tokens:",
+        "    if cost.uncached_tokens < constraints.rules.local_below_tokens:",
+        "    if cost.uncached_tokens + cost.cached_tokens < constraints.rules.local_below_tokens:",
         f"{COST}::test_local_below_tokens_counts_what_the_local_worker_lacks",
     ),
     Bug(
@@ -55,5 +87,70 @@ BUGS = [
         "            change = PrefixChange(*changes.take(len(changes)))",
         "            change = PrefixChange(changes.take(len(changes))[0])",
         f"{REPLAY}::test_nobody_waits_for_a_prefix_that_was_evicted",
+    ),
+    Bug(
+        "the configured speed of workers counts for nobody",
+        "router/cost.py",
+        "if speeds else rules.prefill_tokens_per_s",
+        "if speeds else 8_000.0",
+        f"{COST}::test_until_speeds_are_measured_the_settings_say_what_a_token_costs",
+    ),
+    Bug(
+        "no hand-over is measured",
+        "router/attempts.py",
+        "            session.handed_over(placement.decode, attempt.exposed_transfer_s)",
+        "            del session",
+        LATENESS,
+    ),
+    Bug(
+        "a route that was late once is late for ever",
+        "router/workers/load.py",
+        "        if self._hand_overs.forget_old(now_s):",
+        "        if self._hand_overs.forget_old(0.0):",
+        LATENESS,
+    ),
+    Bug(
+        "receivers are chosen as if KV reached all of them as soon",
+        "router/cost.py",
+        "                running + max(0.0, late - least_s) * per_s\n",
+        "                running\n",
+        f"{COST}::test_a_receiver_is_left_for_one_that_gets_its_kv_sooner",
+    ),
+    Bug(
+        "a step's noise chooses the receiver",
+        "router/cost.py",
+        "            least_s = min(late_s) + NOISE_S",
+        "            least_s = min(late_s)",
+        f"{COST}::test_a_receiver_is_left_for_one_that_gets_its_kv_sooner",
+    ),
+    Bug(
+        "what an earlier attempt exposed counts for one that exposed nothing",
+        "router/attempt_state.py",
+        "        return self.run.exposed_transfer_s if self.prefill_spoke else 0.0",
+        "        return self.run.exposed_transfer_s",
+        "tests/unit/router/test_attempt_state.py"
+        "::test_a_hand_over_is_told_once_with_what_was_exposed_of_it",
+    ),
+    Bug(
+        "workers without a partner hide those that have one",
+        "router/placement.py",
+        "    for number in (MAX_SHOWN, len(prefill)):",
+        "    for number in (MAX_SHOWN,):",
+        f"{PLACEMENT}::test_the_cheapest_with_a_partner_serves_however_many_cheaper_ones_have_none",
+    ),
+    Bug(
+        "KV is sent to blocks that do not fit",
+        "router/placement.py",
+        "    return same if fitting == sizes else",
+        "    return same if fitting else",
+        f"{PLACEMENT}::test_kv_goes_to_blocks_of_a_multiple_and_to_no_others",
+    ),
+    Bug(
+        "of many workers the first are compared, not the best",
+        "router/cost.py",
+        "    return [pool[key[-1]] for key in keys[:number]]",
+        "    return sorted((pool[key[-1]] for key in keys[:number]), key=lambda c: c.worker_id)",
+        f"{PLACEMENT}::"
+        "test_who_serves_both_phases_is_found_by_room_then_sequences_then_blocks_in_use",
     ),
 ]

@@ -3,6 +3,7 @@
 from planted.bug import Bug
 
 POOL = "tests/unit/engine/scheduling/test_block_pool.py"
+RULES = "tests/unit/engine/scheduling/test_block_pool_rules.py"
 IDENTITY = "tests/unit/engine/scheduling/test_block_identities.py"
 
 BUGS: list[Bug] = [
@@ -11,7 +12,7 @@ BUGS: list[Bug] = [
         "engine/scheduling/block_identities.py",
         'i", parent, *token_ids)',
         'i", 0, *token_ids)',
-        f"{POOL}::test_the_same_tokens_after_another_parent_are_another_block_under_any_name",
+        f"{RULES}::test_the_same_tokens_after_another_parent_are_another_block_under_any_name",
     ),
     Bug(
         "whatever falls into a bucket is a hit",
@@ -23,8 +24,8 @@ BUGS: list[Bug] = [
     Bug(
         "names are made without the cluster's key",
         "engine/scheduling/scheduler.py",
-        "root_hash(self._content_digest, request.scope, self._hash_key)",
-        "root_hash(self._content_digest, request.scope)",
+        "naming_of(self._content_digest, request.scope, size, self._hash_key)",
+        "naming_of(self._content_digest, request.scope, size)",
         f"{IDENTITY}::test_every_worker_names_blocks_with_the_clusters_key",
     ),
     Bug(
@@ -39,7 +40,7 @@ BUGS: list[Bug] = [
         "engine/scheduling/block_identities.py",
         "        self._chains[before] = self._chains[block_id]\n",
         "",
-        f"{POOL}::test_a_block_leaves_its_bucket_from_any_place",
+        f"{RULES}::test_a_block_leaves_its_bucket_from_any_place",
     ),
     Bug(
         "dropping the cache forgets no identity",
@@ -54,7 +55,7 @@ BUGS: list[Bug] = [
         "engine/scheduling/block_identities.py",
         "                self._roots.popitem(last=False)\n",
         "                pass\n",
-        f"{POOL}::test_no_more_roots_are_remembered_than_there_are_blocks"
+        f"{RULES}::test_no_more_roots_are_remembered_than_there_are_blocks"
         "_and_the_one_unused_longest_goes",
     ),
 ]

@@ -6,11 +6,41 @@ RULES = "tests/simulation/test_prefix_rules.py::"
 VIEW = "tests/unit/prefix_index/test_view.py::"
 CHANGES = "tests/unit/engine/scheduling/test_block_changes.py::"
 
+POOL = "tests/unit/engine/scheduling/test_block_pool_rules.py::"
+
 BUGS = [
+    Bug(
+        "with an unreachable block its like leaves the index",
+        "engine/scheduling/block_pool.py",
+        "self._changes is not None and not self._identities.is_known(block_hash)",
+        "self._changes is not None",
+        POOL + "test_of_two_blocks_with_one_name_the_first_that_is_evicted_is_no_news",
+    ),
+    Bug(
+        "what a failover lost is never published again",
+        "prefix_index/publisher.py",
+        "self._store.append(self._life, [entry], TTL_S, self._position)",
+        "self._store.append(self._life, [entry], TTL_S)",
+        RULES + "test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good[swapped]",
+    ),
+    Bug(
+        "a worker that has nothing to publish does not look whether its last batch is there",
+        "prefix_index/publisher.py",
+        "self._life, self._whole_number, TTL_S, self._position",
+        "self._life, self._whole_number, TTL_S",
+        RULES + "test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too",
+    ),
+    Bug(
+        "batches are applied again, or late",
+        "prefix_index/feed.py",
+        "        if batch.number <= follower.number:\n",
+        "        if not batch.number:\n",
+        RULES + "test_a_batch_that_comes_twice_or_late_is_not_applied_over_what_came_after_it",
+    ),
     Bug(
         "evicted blocks stay in the index",
         "engine/scheduling/block_pool.py",
-        "                self._changes.evicted(self._identities.hash_of(block_id))\n",
+        "                self._changes.evicted(block_hash)\n",
         "                pass\n",
         RULES + "test_stored_and_evicted_blocks_are_seen_within_50_ms",
     ),
@@ -54,7 +84,7 @@ BUGS = [
         "prefix_index/feed.py",
         "        if batch.number != follower.number + 1:\n",
         "        if batch.number < follower.number:\n",
-        RULES + "test_a_lost_batch_or_answer_is_noticed_by_its_number[loses_next]",
+        RULES + "test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good[lost]",
     ),
     Bug(
         "of a block that came and went, the first word counts",
@@ -66,8 +96,8 @@ BUGS = [
     Bug(
         "a store that forgot is not filled again",
         "prefix_index/publisher.py",
-        "            if not await self._store.renew(self._life, self._whole_number, TTL_S):\n",
-        "            if await self._store.renew(self._life, self._whole_number, TTL_S) is None:\n",
+        "                self._changes.void()\n            self._renewed_at",
+        "                pass\n            self._renewed_at",
         RULES + "test_an_emptied_store_is_filled_again_within_5_s",
     ),
     Bug(
@@ -97,5 +127,54 @@ BUGS = [
         '        with contained("publishing cached blocks"):\n',
         "        if True:\n",
         RULES + "test_a_bug_at_either_end_is_logged_and_the_index_goes_on",
+    ),
+    Bug(
+        "names of blocks are the same in every scope",
+        "core/block_hash.py",
+        "(content_digest, adapter, scope)",
+        "(content_digest, adapter)",
+        "seeds 0-20",
+    ),
+    Bug(
+        "workers that are no members stay in the view",
+        "prefix_index/feed.py",
+        "            self.view.forget(worker, incarnation)\n",
+        "            pass\n",
+        "seeds 0-20",
+    ),
+    Bug(
+        "entries of a worker's earlier life count",
+        "prefix_index/entries.py",
+        'struct.pack("<IQ", len(name), incarnation)',
+        'struct.pack("<IQ", len(name), 0)',
+        "seeds 0-60",
+    ),
+    Bug(
+        "a publisher leaves evictions out",
+        "prefix_index/publisher.py",
+        "PrefixChange(stored, evicted)",
+        "PrefixChange(stored)",
+        "seeds 0-20",
+    ),
+    Bug(
+        "a gap in a log is passed over",
+        "prefix_index/feed.py",
+        "            follower.wanted = batch.number - 1\n",
+        "            pass\n",
+        "seeds 0-60",
+    ),
+    Bug(
+        "what was cached outlives the memory it was in",
+        "engine/scheduling/block_pool.py",
+        "        self._identities.forget_all()\n",
+        "        pass\n",
+        "seeds 0-60",
+    ),
+    Bug(
+        "more tokens are reported as cached than were found",
+        "engine/scheduling/step_planner.py",
+        "            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens\n",
+        "            sequence.num_prefix_hit_tokens, sequence.num_computed_tokens + 1\n",
+        "seeds 0-20",
     ),
 ]

@@ -121,4 +121,29 @@ BUGS: list[Bug] = [
         "tests/component/test_rank_process.py"
         "::test_a_rank_that_dies_between_steps_is_reported_without_a_step",
     ),
+    Bug(
+        "a rank tells of layers that nobody asked about",
+        "engine/ranks/rank.py",
+        "        if plan.report_layers and rank == 0:\n",
+        "        if rank == 0:\n",
+        "tests/contract/test_runner.py"
+        "::test_layers_are_reported_in_order_if_the_plan_asks_and_counted_always",
+    ),
+    Bug(
+        "the hash model copies blocks after it has written",
+        "simulation/hash_runner.py",
+        "        for source, destination in plan.copies:\n"
+        "            self._copy(source, destination)\n"
+        "        # Layer by layer with a wait in each: transfers overlap with the step, as in "
+        "production.\n"
+        "        for layer in range(self._layout.num_layers):\n"
+        "            for item in plan.items:\n"
+        "                self._write(item, layer)\n",
+        "        for layer in range(self._layout.num_layers):\n"
+        "            for item in plan.items:\n"
+        "                self._write(item, layer)\n"
+        "            for source, destination in plan.copies:\n"
+        "                self._copy(source, destination)\n",
+        "tests/contract/test_runner.py::test_blocks_are_copied_before_anything_is_computed",
+    ),
 ]

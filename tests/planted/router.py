@@ -179,8 +179,8 @@ BUGS = [
     Bug(
         "a full decode worker is chosen for its few sequences",
         "router/cost.py",
-        "        return num_needed > num_available, c.num_running,",
-        "        return False, c.num_running,",
+        "        pool = roomy or full\n",
+        "        pool = [*roomy, *full]\n",
         f"{PLACEMENT}::test_room_for_the_prompt_comes_before_few_sequences",
     ),
     Bug(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from support.rig import is_long, note
+from support.process_cluster import is_long, note
 from support.samples import sample
 from support.tree import ROOT, copy_tree
 

@@ -15,6 +15,18 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text().splitlines()) <= MAX_README_LINES
 
 
+def test_the_recipes_name_files_and_tests_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    paths = set(re.findall(r"`((?:\w+/)+\w+\.(?:py|proto))`", text))
+    tests = set(re.findall(r"`(test_\w+)`", text))
+    assert len(paths) > 25 and len(tests) > 4
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    sources = [path.read_text() for path in (ROOT / "tests").rglob("test_*.py")]
+    for name in tests:
+        assert any(f"def {name}(" in source for source in sources), name
+
+
 def test_the_changelog_has_each_kind_once_a_release_and_nothing_outside_them():
     releases = re.split(r"^## ", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)[1:]
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -1,4 +1,4 @@
-"""The house rules that a linter cannot see, and the promises documents make."""
+"""The rules that a linter cannot see, and the promises documents make."""
 
 import ast
 import importlib
@@ -185,6 +185,10 @@ def words_of(name):
     return {w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)}
 
 
+GIVEN = {"_timer_handle_cancelled"}
+"""Names of a library's hooks, which are not ours to choose."""
+
+
 def test_glossary_words_to_avoid_are_avoided():
     avoided = words_to_avoid()
     assert len(avoided) > 20 and {"wish", "meet", "helper", "carrier"} <= avoided
@@ -193,7 +197,7 @@ def test_glossary_words_to_avoid_are_avoided():
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, kinds):
+                if isinstance(node, kinds) and node.name not in GIVEN:
                     wrong = words_of(node.name) & avoided
                     assert not wrong, f"{path.name}: {node.name} has {wrong}"
 

@@ -16,6 +16,8 @@ from core.errors import Cancelled, DeadlineExceeded
 ROOMS = ("core", "decode_worker", "engine", "kv_transfer", "prefill_worker", "router", "transport",
          "worker")  # fmt: skip
 CHANGES = {
+    "by_receiver": "routes used in the last minute",
+    "_used_at": "routes used in the last minute",
     "_tombstones": "cancelled attempts and ended transfers are known for a while",
     "_released": "what ranks forget with the next plan",
     "_roots": "of the cache",

@@ -37,6 +37,19 @@ def test_a_flipped_byte_is_caught_and_healed():
     assert tokens == expected()
 
 
+def test_a_prompt_is_load_where_it_is_computed_and_not_where_it_arrives():
+    async def scenario(cluster):
+        running = asyncio.ensure_future(ask(cluster))
+        while not cluster.orchestrator.num_running:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        pending = {c.descriptor.role: c.pending_tokens for c in cluster.sessions.candidates()}
+        await running
+        return pending
+
+    assert run(scenario) == {Role.PREFILL: len(PROMPT), Role.DECODE: 0}
+
+
 def test_a_part_damaged_twice_redoes_the_attempt():
     async def scenario(cluster):
         target, flips = [], []

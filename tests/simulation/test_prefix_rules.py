@@ -21,7 +21,7 @@ from prefix_index.feed import PrefixFeed
 from prefix_index.publisher import Content, PrefixPublisher
 from prefix_index.view import PrefixView
 from simulation.loop import run_virtual
-from simulation.prefix_store import MemoryPrefixStore
+from simulation.prefix_store import MemoryPrefixStore, Mishap
 
 KEY = entry_key("a secret of sufficient length")
 ROOT = root_hash("m", "t")
@@ -134,7 +134,7 @@ def test_a_store_that_was_away_is_up_to_date_5_s_after_its_return(mode):
             store.mode = mode
             hashes = worker.compute([9, *PROMPT])
             await asyncio.sleep(60.0)
-            assert store.num_bitten > 10 and feed.state == "down" and feed.age_s > 50
+            assert store.num_refused > 10 and feed.state == "down" and feed.age_s > 50
             assert feed.view.num_entries == 10, "the view stays as it was"
             store.mode = "ok"
             await asyncio.sleep(5.0)
@@ -191,26 +191,51 @@ def test_an_emptied_store_is_filled_again_within_5_s():
     run_virtual(main())
 
 
-@pytest.mark.parametrize("fault", ["loses_next", "fails_after_next"])
-def test_a_lost_batch_or_answer_is_noticed_by_its_number(fault):
+@pytest.mark.parametrize("mishap", [Mishap.LOST, Mishap.SWAPPED, Mishap.ANSWER_LOST])
+def test_a_batch_that_is_lost_or_late_is_noticed_by_its_number_and_made_good(mishap):
     async def main():
         store = MemoryPrefixStore()
         worker = Worker(store)
         async with following(worker, store=store) as (feed, _):
-            setattr(store, fault, 1)
+            store.mishaps[mishap] = 1
             worker.compute(PROMPT)
             await asyncio.sleep(TURN_S)
             worker.compute([9, *PROMPT])
             await asyncio.sleep(5.0)
-            assert store.num_bitten == 1 and feed.num_gaps >= 1
-            if fault == "fails_after_next":
-                agrees(feed, worker)
-            else:
-                # What the whole content said before still stands; the next whole mends it.
-                worker.changes.void()
-                worker.compute([8, *PROMPT])
-                await asyncio.sleep(5.0)
-                agrees(feed, worker)
+            assert +store.happened == {mishap: 1} and feed.num_gaps >= 1
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
+def test_a_batch_that_was_lost_is_noticed_by_an_idle_worker_too():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store)
+        async with following(worker, store=store) as (feed, _):
+            store.mishaps[Mishap.LOST] = 1
+            worker.compute(PROMPT)
+            await asyncio.sleep(5.0)
+            assert +store.happened == {Mishap.LOST: 1}
+            agrees(feed, worker)
+
+    run_virtual(main())
+
+
+def test_a_batch_that_comes_twice_or_late_is_not_applied_over_what_came_after_it():
+    async def main():
+        store = MemoryPrefixStore()
+        worker = Worker(store, num_blocks=16)
+        async with following(worker, store=store) as (feed, _):
+            worker.compute(PROMPT)
+            await asyncio.sleep(TURN_S)
+            old = store.log_of(worker.life)[-1][1]
+            worker.compute([n + 1000 for n in PROMPT])
+            await asyncio.sleep(TURN_S)
+            agrees(feed, worker)
+            store.forge(worker.life, old)
+            await asyncio.sleep(1.0)
+            agrees(feed, worker)
 
     run_virtual(main())
 
@@ -329,14 +354,14 @@ def test_whatever_happens_to_the_store_the_view_agrees_5_s_later(seed):
                 elif kind == 7:
                     store.empty()
                 elif kind == 8:
-                    store.fails_after_next += 1
+                    store.mishaps[rng.choice(list(Mishap))] += 1
                 elif kind == 9:
                     worker.pool.drop_cache()
                 else:
                     store.forge(worker.life, rng.randbytes(rng.randrange(60)))
                 await asyncio.sleep(rng.choice([0.0, 0.01, 0.1, 2.0]))
             store.mode = "ok"
-            store.fails_after_next = 0
+            store.mishaps.clear()
             await asyncio.sleep(6.0)
             agrees(feed, *workers)
 

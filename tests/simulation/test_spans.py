@@ -1,6 +1,7 @@
 """What a trace holds of a request: its spans, by whom, when, and whose child each is."""
 
 import asyncio
+import json
 from dataclasses import replace
 
 import pytest
@@ -106,6 +107,9 @@ def test_a_requests_span_says_what_it_cost(path):
     assert gateway["gen_ai.usage.output_tokens"] == 12
     assert gateway["gen_ai.usage.input_tokens"] == len(PROMPT)
     assert gateway["baton.attempts"] == f"0:{path}:ok"
+    why = json.loads(gateway["baton.why"])
+    assert why == ended.timing.why and why["decision"]["path"] == path
+    assert why["decision"]["decode_worker"] == ended.timing.decode_worker
     if path == "pd":
         decode = recorder.one("worker.decode")
         assert decode["baton.kv_blocks"] == 15 and decode["baton.kv_transport"] == "sim"

@@ -2,7 +2,7 @@
 
 Owns the folder's making: 256 byte tokens, a few pieces of text, spaces as U+2581, a decoder that
 takes a run of byte tokens as a whole, so that a later byte can turn a finished character into
-U+FFFD. Called by tests.
+U+FFFD.
 """
 
 import json

@@ -1,7 +1,6 @@
 """Reads one request's events and checks their order.
 
 Owns the rule: positions without gap or repeat, each choice finished at most once, one ending, last.
-Called by tests.
 """
 
 from core.types import ChoiceFinished, RequestEnded, TextDelta

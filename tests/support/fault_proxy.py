@@ -1,7 +1,7 @@
 """A TCP proxy that misbehaves on demand: delay, blackhole, one-way loss, truncation, bit flips.
 
 Owns the two pumps of each connection. The kernel here cannot delay or lose packets by itself, so
-this stands between real processes. Every fault is counted when it bites. Called by the fault suite.
+this stands between real processes. Every fault is counted when it bites.
 """
 
 import asyncio

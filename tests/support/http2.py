@@ -1,7 +1,6 @@
 """Raw HTTP/2 frames: just enough of a client to misbehave.
 
-Owns the bytes of SETTINGS, HEADERS, DATA, PING and RST_STREAM. Called by the attacks on the gRPC
-door.
+Owns the bytes of SETTINGS, HEADERS, DATA, PING and RST_STREAM.
 """
 
 import socket

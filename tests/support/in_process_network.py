@@ -1,7 +1,6 @@
 """The in-process transport: a sender and a receiver in one process, joined by queues.
 
-Owns bounded queues in both directions. Does not know messages. Called by composition roots that
-run several workers in one process, and by tests as the reference transport.
+Owns bounded queues in both directions. Does not know messages.
 """
 
 from __future__ import annotations

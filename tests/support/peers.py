@@ -1,7 +1,7 @@
 """One transfer agent on virtual time, and a peer of it that says exactly what a test wants.
 
 Owns the host that writes down what it is told, real parts of a real pool to send, and the peer's
-two roles. Called by `tests/unit/kv_transfer/test_receiver.py`, `test_sender.py` and `test_agent.py`.
+two roles.
 """
 
 import asyncio
@@ -99,6 +99,14 @@ def run(scenario, host, **world):
         return result
 
     return run_virtual(main())
+
+
+def failure(scenario, **world):
+    """Run a scenario that must end the transfer; returns why. Nothing has arrived."""
+    host = ReceiveCallbacks()
+    run(scenario, host, **world)
+    assert host.names()[-2:] == ["failed", "closed"] and "arrived" not in host.names()
+    return host.error("failed")
 
 
 def fill(kv):

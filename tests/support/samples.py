@@ -2,14 +2,14 @@
 a share that changes every day.
 
 Owns the draw and its seed. A failure is repeated with the seed that the run ends with:
-`SAMPLE=20260131 make test`. Called by the tests that are sampled and by the suite's last lines.
+`SAMPLE=20260131 make test`.
 """
 
 import os
 import random
 from datetime import UTC, datetime
 
-from support.rig import is_long
+from support.process_cluster import is_long
 
 SEED = int(os.environ.get("SAMPLE", datetime.now(UTC).strftime("%Y%m%d")))
 

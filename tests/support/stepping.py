@@ -1,6 +1,6 @@
 """A scheduler over the hash model, stepped by hand.
 
-Owns the engine of unit tests and the requests for it. Called by tests of `engine`.
+Owns the engine of unit tests and the requests for it.
 """
 
 import asyncio
@@ -17,9 +17,18 @@ from simulation.hash_runner import HashModel, MemoryKV
 class Engine:
     """Checks the books at every step and keeps what was drawn, by request and choice."""
 
-    def __init__(self, num_blocks=64, budget=32, block=4, max_sequences=8, cache=True, max_len=400):
+    def __init__(
+        self,
+        num_blocks=64,
+        budget=32,
+        block=4,
+        max_sequences=8,
+        cache=True,
+        max_len=400,
+        changes=None,
+    ):
         layout = KVLayout("m", "uint8", 2, 1, 8, block)
-        self.pool = BlockPool(num_blocks)
+        self.pool = BlockPool(num_blocks, changes)
         self.scheduler = Scheduler(
             self.pool, Limits(block, budget, max_sequences, max_len, cache), layout.content_digest
         )

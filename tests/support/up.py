@@ -75,7 +75,8 @@ def wait_gone(before, timeout_s=15):
 class Up:
     """A running `baton up`."""
 
-    def __init__(self, *arguments, timeout_s=120, **settings):
+    def __init__(self, *arguments, timeout_s=120, key="", **settings):
+        self.headers = {"authorization": f"Bearer {key}"} if key else {}
         self.kind = "local" if "--local" in arguments else "ray"
         self.before = our_processes()
         self.process = subprocess.Popen(
@@ -126,7 +127,7 @@ class Up:
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             try:
-                reply = httpx.get(f"{self.url}/ready")
+                reply = httpx.get(f"{self.url}/ready", headers=self.headers)
                 if reply.status_code == 200:
                     return reply.json()
             except httpx.HTTPError:

@@ -1,7 +1,6 @@
 """A small cluster on virtual time and one request to it.
 
-Owns the start, the check that nothing is left, and the names of the parts. Called by the tests
-under `tests/simulation`.
+Owns the start, the check that nothing is left, and the names of the parts.
 """
 
 from core.config import PlacementConfig

@@ -14,6 +14,12 @@ class FinishReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     FINISH_REASON_STOP: _ClassVar[FinishReason]
     FINISH_REASON_LENGTH: _ClassVar[FinishReason]
 
+class CacheRetention(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CACHE_RETENTION_UNSPECIFIED: _ClassVar[CacheRetention]
+    CACHE_RETENTION_IN_MEMORY: _ClassVar[CacheRetention]
+    CACHE_RETENTION_24H: _ClassVar[CacheRetention]
+
 class AbortOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     ABORT_OUTCOME_UNSPECIFIED: _ClassVar[AbortOutcome]
@@ -22,6 +28,9 @@ class AbortOutcome(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 FINISH_REASON_UNSPECIFIED: FinishReason
 FINISH_REASON_STOP: FinishReason
 FINISH_REASON_LENGTH: FinishReason
+CACHE_RETENTION_UNSPECIFIED: CacheRetention
+CACHE_RETENTION_IN_MEMORY: CacheRetention
+CACHE_RETENTION_24H: CacheRetention
 ABORT_OUTCOME_UNSPECIFIED: AbortOutcome
 ABORT_OUTCOME_ABORTED: AbortOutcome
 ABORT_OUTCOME_NOT_RUNNING: AbortOutcome
@@ -96,14 +105,20 @@ class ResponseOptions(_message.Message):
     def __init__(self, logprobs: _Optional[int] = ..., timing: _Optional[bool] = ..., prompt_logprobs: _Optional[int] = ..., skip_special_tokens: _Optional[bool] = ...) -> None: ...
 
 class PromptOptions(_message.Message):
-    __slots__ = ("truncate_tokens", "add_special_tokens", "cache_salt")
+    __slots__ = ("truncate_tokens", "add_special_tokens", "cache_salt", "prompt_cache_key", "session_id", "prompt_cache_retention")
     TRUNCATE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     ADD_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_KEY_FIELD_NUMBER: _ClassVar[int]
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CACHE_RETENTION_FIELD_NUMBER: _ClassVar[int]
     truncate_tokens: int
     add_special_tokens: bool
     cache_salt: str
-    def __init__(self, truncate_tokens: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    prompt_cache_key: str
+    session_id: str
+    prompt_cache_retention: CacheRetention
+    def __init__(self, truncate_tokens: _Optional[int] = ..., add_special_tokens: _Optional[bool] = ..., cache_salt: _Optional[str] = ..., prompt_cache_key: _Optional[str] = ..., session_id: _Optional[str] = ..., prompt_cache_retention: _Optional[_Union[CacheRetention, str]] = ...) -> None: ...
 
 class ResumeFrom(_message.Message):
     __slots__ = ("positions", "tokens")
@@ -236,7 +251,7 @@ class Usage(_message.Message):
     def __init__(self, prompt_tokens: _Optional[int] = ..., completion_tokens: _Optional[int] = ..., total_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ...) -> None: ...
 
 class Timing(_message.Message):
-    __slots__ = ("queue_s", "prefill_s", "exposed_transfer_s", "decode_s", "ttft_s", "e2e_s", "kv_bytes", "kv_blocks", "path", "prefill_worker", "decode_worker", "prefill_pid", "decode_pid", "attempts", "tokenize_s", "router_s", "first_decode_s", "finish_s", "cached_tokens", "kv_transport", "kv_parts_healed")
+    __slots__ = ("queue_s", "prefill_s", "exposed_transfer_s", "decode_s", "ttft_s", "e2e_s", "kv_bytes", "kv_blocks", "path", "prefill_worker", "decode_worker", "prefill_pid", "decode_pid", "attempts", "tokenize_s", "router_s", "first_decode_s", "finish_s", "cached_tokens", "kv_transport", "kv_parts_healed", "why")
     QUEUE_S_FIELD_NUMBER: _ClassVar[int]
     PREFILL_S_FIELD_NUMBER: _ClassVar[int]
     EXPOSED_TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +273,7 @@ class Timing(_message.Message):
     CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     KV_TRANSPORT_FIELD_NUMBER: _ClassVar[int]
     KV_PARTS_HEALED_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     queue_s: float
     prefill_s: float
     exposed_transfer_s: float
@@ -279,7 +295,8 @@ class Timing(_message.Message):
     cached_tokens: int
     kv_transport: str
     kv_parts_healed: int
-    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., exposed_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., prefill_pid: _Optional[int] = ..., decode_pid: _Optional[int] = ..., attempts: _Optional[_Iterable[str]] = ..., tokenize_s: _Optional[float] = ..., router_s: _Optional[float] = ..., first_decode_s: _Optional[float] = ..., finish_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_parts_healed: _Optional[int] = ...) -> None: ...
+    why: _struct_pb2.Struct
+    def __init__(self, queue_s: _Optional[float] = ..., prefill_s: _Optional[float] = ..., exposed_transfer_s: _Optional[float] = ..., decode_s: _Optional[float] = ..., ttft_s: _Optional[float] = ..., e2e_s: _Optional[float] = ..., kv_bytes: _Optional[int] = ..., kv_blocks: _Optional[int] = ..., path: _Optional[str] = ..., prefill_worker: _Optional[str] = ..., decode_worker: _Optional[str] = ..., prefill_pid: _Optional[int] = ..., decode_pid: _Optional[int] = ..., attempts: _Optional[_Iterable[str]] = ..., tokenize_s: _Optional[float] = ..., router_s: _Optional[float] = ..., first_decode_s: _Optional[float] = ..., finish_s: _Optional[float] = ..., cached_tokens: _Optional[int] = ..., kv_transport: _Optional[str] = ..., kv_parts_healed: _Optional[int] = ..., why: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamResponse(_message.Message):
     __slots__ = ("request_id", "delta", "finished", "summary", "prompt")

@@ -83,6 +83,7 @@ class ConnectionTable:
         Returns:
             The connection; None if even the reserve is full.
         """
+        # The address first: a flood of one host closes its own idle connections, not others'.
         network = network_of(address)
         is_full = (
             self._by_network[network] >= self._limit_per_address and not self.displace(network)
@@ -92,6 +93,7 @@ class ConnectionTable:
         connection = Connection(self, address, close, is_reserved=is_full)
         self._all.add(connection)
         self._by_network[network] += 1
+        # Until its first request; from then on it is busy or idle.
         self._silent[connection] = None
         return connection
 

@@ -46,8 +46,10 @@ class FairReading(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Parse what arrived; if the buffer was full, read the rest in the next turn."""
+        # Copied: the parser may keep a piece of it, and the next connection reads into the buffer.
         self._protocol.data_received(bytes(self._buffer[:nbytes]))
         flow = self._protocol.flow
+        # asyncio reads on at once while a socket has bytes; a fast uploader would keep the loop.
         if nbytes == len(self._buffer) and not flow.read_paused:
             flow.pause_reading()
             self._protocol.loop.call_soon(flow.resume_reading)

@@ -2,9 +2,11 @@
 
 import pytest
 from support.peers import (
+    FIRST,
     TABLE,
     TRANSFER,
     ReceiveCallbacks,
+    failure,
     fetched,
     reserved,
     run,
@@ -21,19 +23,8 @@ from core.errors import (
     WorkerLost,
     to_wire,
 )
-from core.types import Logprob
 from kv_transfer import codec, frames
 from kv_transfer.transitions import Transition
-
-FIRST = {0: Logprob(5, -0.5)}
-
-
-def failure(scenario, **world):
-    """Run a scenario that must end the transfer; returns why. Nothing has arrived."""
-    host = ReceiveCallbacks()
-    run(scenario, host, **world)
-    assert host.names()[-2:] == ["failed", "closed"] and "arrived" not in host.names()
-    return host.error("failed")
 
 
 def test_all_parts_arrive_and_lie_where_they_were_reserved():

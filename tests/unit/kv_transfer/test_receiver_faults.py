@@ -3,8 +3,10 @@
 import asyncio
 
 from support.peers import (
+    FIRST,
     TRANSFER,
     ReceiveCallbacks,
+    failure,
     fetched,
     reserved,
     run,
@@ -17,24 +19,12 @@ from core.errors import (
     PoolExhausted,
 )
 from core.ids import TransferId
-from core.types import Logprob
 from kv_transfer import frames
 from kv_transfer.receiver import FetchOrder, Receiver
 from kv_transfer.reserved_blocks import Reservation
 from kv_transfer.resharding import PoolView
 
-FIRST = {0: Logprob(5, -0.5)}
-
-
 OTHER = TransferId(b"o" * 16)
-
-
-def failure(scenario, **world):
-    """Run a scenario that must end the transfer; returns why. Nothing has arrived."""
-    host = ReceiveCallbacks()
-    run(scenario, host, **world)
-    assert host.names()[-2:] == ["failed", "closed"] and "arrived" not in host.names()
-    return host.error("failed")
 
 
 def test_more_damage_than_may_be_asked_for_again_fails_at_once():

@@ -67,6 +67,17 @@ def test_a_prefix_may_lie_in_several_tiers():
     assert view.match(CHAIN[1:]) == {A: 4}
 
 
+def test_blocks_are_counted_by_tier():
+    view = PrefixView()
+    view.apply(A, ONE, stored(*CHAIN[:2]))
+    view.apply(A, ONE, stored(*CHAIN[1:5], tier=StorageTier.DISK))
+    assert view.count_by_tier(A, CHAIN[:4]) == {StorageTier.POOL: 2, StorageTier.DISK: 3}
+    assert view.count_by_tier(A, CHAIN[3:]) == {StorageTier.DISK: 2}
+    assert view.count_by_tier(B, CHAIN) == {}
+    view.forget(A)
+    assert view.count_by_tier(A, CHAIN) == {}
+
+
 def test_a_whole_change_replaces_all_tiers():
     view = PrefixView()
     view.apply(A, ONE, stored(*CHAIN[:5]))

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from core.config import PlacementConfig
 from core.errors import PoolExhausted, Unavailable, WorkerLost
 from core.session import AttemptEnded, Role, Task, TokenDelta, WorkerDescriptor, WorkerTiming
 from core.timeline import Timeline
@@ -72,7 +73,7 @@ async def new_attempt():
             timeline=Timeline(0.0),
             choices=[ChoiceOutput(0, sampling, Letters())],
             credit=256,
-            path="auto",
+            rules=PlacementConfig(),
         )
         decode = worker(Role.DECODE)
         prefill = worker(Role.PREFILL) if path is Path.PD else decode
@@ -84,6 +85,7 @@ async def new_attempt():
             started_at=0.0,
             on_choice_finished=lambda _: None,
             on_answered=lambda _: None,
+            on_handed_over=lambda _: None,
         )
         return attempt, events
 
@@ -144,6 +146,15 @@ async def test_want_of_room_is_decodes_whoever_reports_it(new_attempt, reporter)
     assert attempt.finished.exception() is error and attempt.run.excluded == {"decode"}
 
 
+@pytest.mark.parametrize(("found", "reported"), [(4, 4), (99, NUM_SCORES + 1)])
+async def test_no_more_is_reported_as_cached_than_the_prompt_has(new_attempt, found, reported):
+    """A client may resume with output, which a worker finds with the prompt."""
+    attempt, _ = new_attempt()
+    timing = WorkerTiming(prefill_s=1.0, cached_tokens=found)
+    attempt.on_ended("prefill", AttemptEnded("r", 0, Task.PREFILL, timing))
+    assert attempt.run.usage().cached_tokens == reported
+
+
 @pytest.mark.parametrize(
     ("order", "exposed_s"),
     [
@@ -161,6 +172,28 @@ async def test_nothing_is_exposed_when_decode_speaks_first(new_attempt, order, e
         now_s += 1.0
         attempt.on_delta(who, letters(0, "x"))
     assert attempt.run.exposed_transfer_s == exposed_s
+
+
+@pytest.mark.parametrize(
+    ("path", "order", "told"),
+    [
+        (Path.PD, ("prefill", "decode", "decode"), [1.0]),
+        (Path.PD, ("decode", "prefill", "decode"), [0.0]),
+        (Path.PD, ("prefill",), []),
+        (Path.LOCAL, ("decode", "decode"), []),
+    ],
+)
+async def test_a_hand_over_is_told_once_with_what_was_exposed_of_it(new_attempt, path, order, told):
+    """A word a second; the attempt before had left 9 s."""
+    now_s = 0.0
+    heard = []
+    attempt, _ = new_attempt(path, now_s=lambda: now_s)
+    attempt.run.exposed_transfer_s = 9.0
+    attempt.on_handed_over = lambda attempt: heard.append(attempt.exposed_transfer_s)
+    for who in order:
+        now_s += 1.0
+        attempt.on_delta(who, letters(0, "x"))
+    assert heard == told
 
 
 @pytest.mark.parametrize(("path", "who"), [(Path.LOCAL, "decode"), (Path.PD, "prefill")])

@@ -6,17 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.config import PlacementConfig
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.cost import WORK_WEIGHT, Candidate, Prediction
+from router.cost import MAX_PREFERENCE_TOKENS, PREFERENCE, WORK_WEIGHT, Candidate, Prediction
 from router.observe.explanations import why_of
 from router.placement import MAX_SHOWN, PlacementConstraints, choose
 from router.workers.load import WorkerLoad
 
 DESCRIPTOR = WorkerDescriptor("w", Role.PREFILL, 1, "a", "b", "m", "digest", 16, 10_000, 65_536)
 PROMPT = GenerateRequest("r", "m", tuple(range(1_000)), SamplingParams(), 1, 0.0)
-PD = PlacementConstraints("pd", 32)
-AUTO = PlacementConstraints("auto", 32)
+PD = PlacementConstraints(PlacementConfig(path="pd"))
+AUTO = PlacementConstraints()
 IDLE = Load(free_blocks=10_000)
 DECODE = Candidate(replace(DESCRIPTOR, worker_id="d", role=Role.DECODE), IDLE)
 
@@ -79,10 +80,56 @@ def test_a_fast_worker_may_have_the_longer_queue():
     assert chosen([replace(fast, prefill_tokens_per_s=1_000.0), slow], {}) == "slow"
 
 
+def test_until_speeds_are_measured_the_settings_say_what_a_token_costs():
+    rules = PlacementConfig(prefill_tokens_per_s=500.0, sequence_tokens=50)
+    busy = replace(DECODE, load=Load(num_running=4, free_blocks=10_000))
+    cost = Prediction([busy], 1_000, 1, {}, 0.0, rules).cost(busy, has_transfer=False)
+    assert (cost.prefill_s, cost.decode_s) == (2.0, 0.4)
+
+
 def test_speeds_that_hardly_differ_do_not_gather_prompts_at_the_fastest():
     a = worker("a", prefill_tokens_per_s=1_000.0, recent_work=5.0)
     b = worker("b", prefill_tokens_per_s=950.0, recent_work=3.0)
     assert chosen([a, b], {}) == "b"
+
+
+def test_a_late_transfer_costs_as_much_as_a_queue_that_long():
+    late = worker("late", exposed_transfer_s=0.5)
+    for queued, name in ((3_999, "queued"), (4_001, "late")):
+        assert chosen([late, worker("queued", pending_tokens=queued)], {}) == name, queued
+    prediction = Prediction([late], 1_000, 1, {}, 0.0)
+    cost = prediction.cost(late, has_transfer=True)
+    assert (cost.transfer_s, cost.total_s) == (0.5, 0.625)
+
+
+def decoders(**running):
+    return [
+        replace(
+            DECODE,
+            descriptor=replace(DECODE.descriptor, worker_id=name),
+            load=replace(IDLE, num_running=number),
+        )
+        for name, number in running.items()
+    ]
+
+
+@pytest.mark.parametrize(
+    ("exposed_s", "running", "name"),
+    [
+        ({"a": 0.300, "b": 0.010}, (0, 9), "b"),
+        ({"a": 0.014, "b": 0.010}, (0, 1), "a"),
+        ({"a": 0.023, "b": 0.010}, (0, 3), "b"),
+        ({"a": 0.023, "b": 0.010}, (0, 5), "a"),
+        ({"a": 0.300}, (0, 9), "b"),
+        ({}, (1, 0), "b"),
+    ],
+    ids=["late", "as late", "four sequences late", "five run there", "the other unknown", "none"],
+)
+def test_a_receiver_is_left_for_one_that_gets_its_kv_sooner(exposed_s, running, name):
+    """One sequence takes 2 ms of a step; and 5 ms are a step's noise."""
+    sender = worker("p", exposed_transfer_s=0.020, exposed_by_receiver=exposed_s)
+    pool = [sender, *decoders(a=running[0], b=running[1])]
+    assert choose(pool, PROMPT, PD).decode.worker_id == name
 
 
 def test_of_equal_workers_the_one_with_less_work_of_late_is_chosen():
@@ -155,3 +202,65 @@ def test_why_says_what_each_candidate_would_have_cost():
     local = why_of(choose([DECODE], PROMPT, AUTO))
     assert [(c["path"], c["worker"]) for c in local["candidates"]] == [("local", "d")]
     assert local["decision"]["reason"] == "0 prefill and 1 decode workers match"
+
+
+def test_a_key_decides_among_equals_and_excuses_a_queue_of_half_the_prompt():
+    for queued, name in ((0, "z"), (499, "z"), (501, "a")):
+        keyed = replace(PD, preferred=frozenset({"z"}))
+        workers = [worker("a"), worker("z", pending_tokens=queued), DECODE]
+        assert choose(workers, PROMPT, keyed).prefill.worker_id == name, queued
+        assert choose(workers, PROMPT, PD).prefill.worker_id == "a"
+
+
+def test_a_key_excuses_less_where_much_is_cached_and_no_more_for_a_long_prompt():
+    keyed = replace(PD, preferred=frozenset({"z"}))
+    held = {"a": 50, "z": 50}
+    for queued, name in ((99, "z"), (101, "a")):
+        workers = [worker("a"), worker("z", pending_tokens=queued), DECODE]
+        assert choose(workers, PROMPT, keyed, held).prefill.worker_id == name
+    long = replace(PROMPT, token_ids=tuple(range(60_000)))
+    for queued, name in ((1_023, "z"), (1_025, "a")):
+        workers = [worker("a"), worker("z", pending_tokens=queued), DECODE]
+        assert choose(workers, long, keyed).prefill.worker_id == name
+    assert (PREFERENCE, MAX_PREFERENCE_TOKENS) == (0.5, 1_024)
+
+
+def test_many_requests_with_one_key_do_not_stay_at_one_worker():
+    loads = [WorkerLoad(replace(DESCRIPTOR, worker_id=f"w{i}")) for i in range(4)]
+    counts = dict.fromkeys((f"w{i}" for i in range(4)), 0)
+    keyed = replace(PD, preferred=frozenset({"w0"}))
+    for number in range(40):
+        candidates = [load.candidate for load in loads]
+        name = choose([*candidates, DECODE], PROMPT, keyed).prefill.worker_id
+        counts[name] += 1
+        loads[int(name[1:])].add(f"r{number}", 1_000, 0.0)
+    assert max(counts.values()) <= 11, counts
+
+
+def test_a_receiver_is_the_keys_or_a_holder_among_equals():
+    busy = Load(num_running=1, free_blocks=10_000)
+    busier = Load(num_running=2, free_blocks=10_000)
+    d1, d2 = (Candidate(replace(DESCRIPTOR, worker_id=n, role=Role.DECODE), IDLE) for n in "de")
+    keyed = replace(PD, preferred=frozenset({"e"}))
+
+    def receiver(second, constraints, held=None):
+        workers = [worker("p"), d1, replace(d2, load=second)]
+        return choose(workers, PROMPT, constraints, held or {}).decode.worker_id
+
+    assert receiver(IDLE, PD) == "d"
+    assert receiver(IDLE, PD, {"e": 10}) == "e" and receiver(busy, PD, {"e": 10}) == "d"
+    assert receiver(IDLE, keyed) == "e"
+    assert receiver(busier, keyed) == "d", "a key is worth one sequence"
+
+
+def test_a_short_prompt_stays_at_its_keys_worker():
+    decode = [
+        Candidate(replace(DESCRIPTOR, worker_id=name, role=Role.DECODE), IDLE) for name in "de"
+    ]
+    short = replace(PROMPT, token_ids=tuple(range(20)))
+    keyed = replace(AUTO, preferred=frozenset({"e"}))
+    assert choose([worker("p"), *decode], short, AUTO).decode.worker_id == "d"
+    placement = choose([worker("p"), *decode], short, keyed)
+    assert (placement.path, placement.decode.worker_id) == (Path.LOCAL, "e")
+    flags = [c.get("is_preferred", False) for c in why_of(placement)["candidates"]]
+    assert flags == [False, True, False], "p, then e before d"

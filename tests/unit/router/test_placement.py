@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from core.config import PlacementConfig
 from core.errors import (
     NoWorker,
 )
@@ -17,7 +18,7 @@ from core.types import (
     SamplingParams,
 )
 from router.cost import Candidate
-from router.placement import PlacementConstraints, choose
+from router.placement import MAX_SHOWN, PlacementConstraints, choose
 
 
 def loaded(name, role, waiting=0, running=0, **more):
@@ -30,7 +31,7 @@ def loaded(name, role, waiting=0, running=0, **more):
 LONG_REQUEST = GenerateRequest("r", "m", tuple(range(100)), SamplingParams(), 1, 0.0)
 
 
-AUTO = PlacementConstraints("auto", 32)
+AUTO = PlacementConstraints()
 
 
 REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
@@ -39,7 +40,7 @@ REQUEST = GenerateRequest("r", "m", tuple(range(40)), SamplingParams(), 1, 0.0)
 DESCRIPTOR = WorkerDescriptor("w", Role.DECODE, 1, "a", "b", "m", "digest", 16, 100, 2048)
 
 
-PD = PlacementConstraints("pd", 32)
+PD = PlacementConstraints(PlacementConfig(path="pd"))
 
 
 def prefill_cost(c):
@@ -49,7 +50,7 @@ def prefill_cost(c):
 def decode_cost(c, request):
     available = c.load.free_blocks + c.load.cached_blocks
     blocks = -(-len(request.token_ids) // c.descriptor.block_size_tokens) + request.sampling.n
-    running = max(c.load.num_running + c.load.num_waiting, c.pending_requests)
+    running = c.load.num_running + c.load.num_waiting + c.pending_requests
     return (
         blocks > available,
         running,
@@ -151,7 +152,7 @@ def test_room_for_the_prompt_comes_before_few_sequences():
     full = worker("d1", free_blocks=3, num_running=1)
     busy = worker("d2", free_blocks=4, num_running=9)
     assert choose([P, full, busy], REQUEST, PD).decode.worker_id == "d2"
-    local = PlacementConstraints("local", 32)
+    local = PlacementConstraints(PlacementConfig(path="local"))
     assert choose([full, busy], REQUEST, local).decode.worker_id == "d2"
     four = replace(REQUEST, sampling=SamplingParams(n=4))
     assert choose([P, full, busy], four, PD).decode.worker_id == "d1", "neither has room"
@@ -159,8 +160,10 @@ def test_room_for_the_prompt_comes_before_few_sequences():
 
 def test_the_prompt_alone_decides_what_stays_local_whatever_is_cached():
     """How many blocks a worker has cached does not say whose prompts they are."""
-    auto = PlacementConstraints("auto", len(REQUEST.token_ids))
-    below = replace(auto, local_below_tokens=len(REQUEST.token_ids) + 1)
+    auto, below = (
+        PlacementConstraints(PlacementConfig(local_below_tokens=len(REQUEST.token_ids) + more))
+        for more in (0, 1)
+    )
     for d in (worker("d"), worker("d", free_blocks=0, cached_blocks=100)):
         assert choose([P, d], REQUEST, auto).path is Path.PD
         placement = choose([P, d], REQUEST, below)
@@ -175,7 +178,7 @@ def test_a_misfit_pair_is_left_out_and_others_go_on():
         PD, incompatible_pairs=frozenset({(P.descriptor.incarnation, d.descriptor.incarnation)})
     )
     assert choose([P, p2, d], REQUEST, constraints).prefill.worker_id == "p2"
-    assert choose([P, d], REQUEST, replace(constraints, path="auto")).path is Path.LOCAL
+    assert choose([P, d], REQUEST, replace(constraints, rules=PlacementConfig())).path is Path.LOCAL
 
 
 def test_placement_takes_the_least_loaded_pair_whatever_the_order():
@@ -196,14 +199,23 @@ def test_placement_paths():
     p, d = loaded("p", Role.PREFILL), loaded("d", Role.DECODE)
     short = replace(LONG_REQUEST, token_ids=(1, 2, 3))
     assert choose([p, d], short, AUTO).path is Path.LOCAL
-    assert choose([p, d], short, PlacementConstraints("pd", 32)).path is Path.PD
-    assert choose([p, d], LONG_REQUEST, PlacementConstraints("local", 32)).decode.worker_id == "d"
+    assert choose([p, d], short, PlacementConstraints(PlacementConfig(path="pd"))).path is Path.PD
+    assert (
+        choose(
+            [p, d], LONG_REQUEST, PlacementConstraints(PlacementConfig(path="local"))
+        ).decode.worker_id
+        == "d"
+    )
     assert choose([p], LONG_REQUEST, AUTO).decode.worker_id == "p", (
         "a prefill loaded decodes when nobody else lives"
     )
     assert choose([d], LONG_REQUEST, AUTO).path is Path.LOCAL
     assert (
-        choose([p, d], LONG_REQUEST, PlacementConstraints("pd", 32, must_be_local=True)).path
+        choose(
+            [p, d],
+            LONG_REQUEST,
+            PlacementConstraints(PlacementConfig(path="pd"), must_be_local=True),
+        ).path
         is Path.LOCAL
     )
     assert (
@@ -212,11 +224,21 @@ def test_placement_paths():
     )
     for candidates, wish in (
         ([], AUTO),
-        ([p], PlacementConstraints("pd", 32)),
-        ([d], PlacementConstraints("pd", 32)),
+        ([p], PlacementConstraints(PlacementConfig(path="pd"))),
+        ([d], PlacementConstraints(PlacementConfig(path="pd"))),
     ):
         with pytest.raises(NoWorker, match="raise pools"):
             choose(candidates, LONG_REQUEST, wish)
+
+
+def test_a_single_token_is_not_handed_over_whatever_the_path():
+    single = replace(LONG_REQUEST, sampling=SamplingParams(max_tokens=1))
+    pool = [loaded("p", Role.PREFILL), loaded("d", Role.DECODE)]
+    for constraints in (AUTO, PD):
+        placement = choose(pool, single, constraints)
+        assert (placement.path, placement.decode.worker_id) == (Path.LOCAL, "d")
+        assert placement.reason == "a single token is not handed over"
+    assert choose(pool, LONG_REQUEST, AUTO).path is Path.PD
 
 
 def test_a_suspect_is_avoided_while_another_is_left():
@@ -225,6 +247,41 @@ def test_a_suspect_is_avoided_while_another_is_left():
         loaded("d1", Role.DECODE),
         loaded("d2", Role.DECODE, running=5),
     )
-    wish = PlacementConstraints("pd", 32, excluded=frozenset({"d1"}))
+    wish = PlacementConstraints(PlacementConfig(path="pd"), excluded=frozenset({"d1"}))
     assert choose([p, d1, d2], LONG_REQUEST, wish).decode.worker_id == "d2"
     assert choose([p, d1], LONG_REQUEST, wish).decode.worker_id == "d1"
+
+
+def test_the_cheapest_with_a_partner_serves_however_many_cheaper_ones_have_none():
+    alone = [loaded(f"a{i}", Role.PREFILL, content_digest="other") for i in range(MAX_SHOWN + 3)]
+    far, near = (loaded(name, Role.PREFILL, waiting=w) for name, w in (("b", 900), ("c", 800)))
+    placement = choose([*alone, far, near, loaded("d", Role.DECODE)], LONG_REQUEST, AUTO)
+    assert (placement.path, placement.prefill.worker_id) == (Path.PD, "c")
+
+
+def test_kv_goes_to_blocks_of_a_multiple_and_to_no_others():
+    """The best receiver has blocks that neither fit into the sender's nor hold them."""
+    receivers = [
+        loaded(f"d{size}", Role.DECODE, running=n, block_size_tokens=size)
+        for n, size in enumerate((24, 64, 16, 8))
+    ]
+    sender = loaded("p", Role.PREFILL)
+    left = list(receivers)
+    for name in ("d64", "d16", "d8"):
+        assert choose([sender, *left], LONG_REQUEST, PD).decode.worker_id == name
+        left = [c for c in left if c.worker_id != name]
+    with pytest.raises(NoWorker, match="layouts differ"):
+        choose([sender, *left], LONG_REQUEST, PD)
+
+
+def test_who_serves_both_phases_is_found_by_room_then_sequences_then_blocks_in_use():
+    """More workers than are shown, of which few have room."""
+    full = [worker(f"f{i}", free_blocks=1) for i in range(MAX_SHOWN + 2)]
+    busy, roomy = worker("busy", num_running=2), worker("roomy", num_running=1)
+    used = worker("a", num_running=1, free_blocks=60)
+    pool = [*full, busy, used, roomy]
+    local = PlacementConstraints(PlacementConfig(path="local"))
+    placement = choose(pool, REQUEST, local)
+    order = [cost.worker_id for cost in placement.local_costs]
+    assert placement.decode.worker_id == "roomy"
+    assert order == ["roomy", "a", "busy", *(f"f{i}" for i in range(MAX_SHOWN - 3))]

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
-from core.block_hash import block_hashes, hash_key, root_hash
+from core.block_hash import block_hashes, hash_key, naming_of, root_hash
 from core.prefix_changes import PrefixChange
+from core.scopes import with_public
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
 from prefix_index.view import PrefixView
@@ -42,6 +43,17 @@ async def test_a_prompt_has_the_names_that_its_worker_gave_its_blocks(length):
     request = replace(REQUEST, token_ids=tuple(range(length)))
     prefixes = prefixes_with("p", as_worker_names(request)[:7])
     assert prefixes.held(await prefixes.names(request, [DESCRIPTOR])) == {"p": 7}
+
+
+@pytest.mark.parametrize("num_public", [100, SLICE_TOKENS, SLICE_TOKENS + 96])
+async def test_a_public_beginning_is_found_whoever_computed_it(num_public):
+    tokens = tuple(range(2 * SLICE_TOKENS))
+    theirs = []
+    naming = naming_of("digest", with_public("other\n", num_public), 16, KEY)
+    naming.extend(theirs, tokens, 16)
+    prefixes = prefixes_with("p", theirs)
+    mine = replace(REQUEST, token_ids=tokens, scope=with_public("acme\n", num_public))
+    assert prefixes.held(await prefixes.names(mine, [DESCRIPTOR])) == {"p": num_public // 16}
 
 
 async def test_others_have_their_turn_while_a_long_prompt_is_hashed():
@@ -102,6 +114,6 @@ async def test_a_longer_turn_goes_to_the_holder_of_the_turn_before():
         Candidate(replace(DESCRIPTOR, worker_id="p2"), idle),
         Candidate(replace(DESCRIPTOR, worker_id="d", role=Role.DECODE), idle),
     ]
-    placement = choose(pool, longer, PlacementConstraints("auto", 32), held)
+    placement = choose(pool, longer, PlacementConstraints(), held)
     assert (placement.path, placement.prefill.worker_id) == (Path.PD, "p2")
     assert placement.uncached_tokens == 40

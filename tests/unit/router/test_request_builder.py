@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
+from support.byte_tokenizer import ByteTokenizer
 
 from core.config import RouterConfig
 from core.errors import (
@@ -13,11 +14,13 @@ from core.errors import (
     PromptTooLong,
 )
 from core.ids import Ids
+from core.scopes import with_public
 from core.session import Role, WorkerDescriptor
 from core.types import ChatPrompt
 from router.access.identities import Identity
 from router.http.bodies import CompletionBody
 from router.http.body_model import parse_body
+from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
 from router.request_params import RequestParams, ServedModel
 
@@ -27,17 +30,11 @@ MODEL = ServedModel("m", 300, 100, (2,), "float32", {"temperature": 0.6, "top_p"
 TALK = ChatPrompt([{"role": "user", "content": "hello"}])
 
 
-class Letters:
-    """A tokenizer of bytes."""
-
-    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
-        return [*([1] if adds_special_tokens else []), *text.encode()]
-
-    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
-        return await self.encode(text, adds_special_tokens=adds_special_tokens), list(text)
+class Talks(ByteTokenizer):
+    """With a chat template that puts each message in brackets."""
 
     async def encode_chat(self, chat, *, tenant="", max_bytes=0):
-        return [5] * sum(len(m["content"]) for m in chat.messages)
+        return [*"".join(f"<{m['content']}>" for m in chat.messages).encode()]
 
 
 class StillClock:
@@ -45,15 +42,16 @@ class StillClock:
         return 50.0
 
 
-def maker(pools=()):
+def maker(pools=(), public=None):
     return RequestBuilder(
         MODEL,
         RouterConfig(deadline_s=30.0),
-        Letters(),
+        ByteTokenizer(),
         StillClock(),
         Ids(),
         b"key",
         lambda: list(pools),
+        public_prompts=public,
     )
 
 
@@ -96,6 +94,42 @@ async def test_ids_seeds_deadlines_and_scopes():
         await make(time_limit_s=500.0)
     ).deadline_at == 80.0
     assert (await make(cache_salt="s")).scope == "s" and (await make()).request_id
+
+
+async def test_a_public_beginning_is_in_the_scope_unless_a_salt_asks_for_ones_own():
+    public = PublicPrompts(["be brief"])
+    await public.start(Talks())
+    build = maker(public=public).make
+    identity = Identity("acme", "standard")
+    begins = [*b"<be brief><"]
+    for prompt, salt, scope in (
+        ([*begins, 7, 8], "", with_public("acme\n", len(begins))),
+        ([*begins], "", with_public("acme\n", len(begins))),
+        ([*begins[:-1], 7], "", "acme\n"),
+        ([7, *begins], "", "acme\n"),
+        ([*begins, 7, 8], "s", "acme\ns"),
+    ):
+        params = RequestParams(prompt, {}, cache_salt=salt, identity=identity)
+        assert (await build(params)).scope == scope, prompt
+
+
+async def test_hints_of_the_cache_steer_and_keep():
+    plain = await make()
+    assert (plain.affinity, plain.keeps_prefix) == ((), False)
+    both = await make(prompt_cache_key="k", session_id="s")
+    assert both.affinity == ("session s", "cache k")
+    assert (await make(session_id="k")).affinity != (await make(prompt_cache_key="k")).affinity
+    assert (await make(prompt_cache_key="é" * 512)).affinity
+    for retention, keeps in (("24h", True), ("in_memory", False), ("in-memory", False)):
+        assert (await make(prompt_cache_retention=retention)).keeps_prefix is keeps
+    for field, value in (
+        ("prompt_cache_key", "k" * 513),
+        ("session_id", "k" * 513),
+        ("prompt_cache_retention", "48h"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            await make(**{field: value})
+        assert caught.value.field == field
 
 
 @pytest.mark.parametrize(
@@ -210,7 +244,7 @@ class Vocabulary:
         return {300: "<|new|>"}.get(token_id, "")
 
 
-class Wide(Letters):
+class Wide(ByteTokenizer):
     """A tokenizer that knows more tokens than the model has rows for."""
 
     async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
@@ -249,7 +283,7 @@ async def test_bad_words_and_ends_that_the_model_cannot_draw_do_not_reach_it():
 
 
 async def test_a_bad_word_that_has_no_tokens_does_not_reach_a_worker():
-    class Silent(Letters):
+    class Silent(ByteTokenizer):
         """A tokenizer that drops what it does not know."""
 
         async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
@@ -276,7 +310,7 @@ async def test_prompt_scores_have_a_limit():
     assert told.value.field == "prompt_logprobs"
 
 
-class Slow(Letters):
+class Slow(ByteTokenizer):
     """A tokenizer that has other work; it remembers for whom it was asked and how much may fit."""
 
     def __init__(self):

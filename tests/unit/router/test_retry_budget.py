@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from core.clocks import LoopClock
-from core.config import PlacementConfig, RouterConfig
+from core.config import RouterConfig
 from router.attempts import Attempts
 from router.prompt_prefixes import PromptPrefixes
 from router.request_state import RequestObserver
@@ -18,7 +18,7 @@ def test_routers_share_the_retries_and_each_has_one_at_least():
     for replicas, burst in ((1, 6), (2, 3), (6, 1), (9, 1)):
         config = RouterConfig(replicas=replicas, retry_burst=6, retry_per_s=18.0)
         prefixes = PromptPrefixes(None, b"", LoopClock())
-        parts = (None, config, PlacementConfig(), LoopClock(), None, prefixes, RequestObserver())
+        parts = (None, config, LoopClock(), None, prefixes, RequestObserver())
         budget = Attempts(*parts)._budget
         delays = [budget.reserve(10.0, 99.0) for _ in range(burst + 1)]
         assert delays == [0.0] * burst + [pytest.approx(replicas / 18)]

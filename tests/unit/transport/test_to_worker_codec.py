@@ -20,6 +20,8 @@ REQUEST = GenerateRequest("r", "m", (1, 2, 3), SamplingParams(), 1, 0.0)
 
 async def test_what_a_router_says_crosses_the_wire_whole():
     request = replace(REQUEST, deadline_at=asyncio.get_running_loop().time() + 9.0)
+    sampling = SamplingParams(seed=1)
+    request = replace(request, sampling=sampling, scope="acme\n", keeps_prefix=True)
     submit = Submit(request, 3, Task.LOCAL, ((),), age_s=2.5)
     wanted = (
         Wanted("r", 3, (4,), 256, num_scores=7, finished_choices=(0,), is_coming=True),
@@ -31,5 +33,7 @@ async def test_what_a_router_says_crosses_the_wire_whole():
         found = from_worker_wire(wire)
         if isinstance(found, Submit):
             assert found.request.deadline_at == pytest.approx(request.deadline_at, abs=5.0)
-            found = replace(found, request=request)
+            deadline_at = found.request.deadline_at
+            request = replace(request, deadline_at=deadline_at)
+            message = replace(submit, request=request)
         assert (wire.number, found) == (5, message)

@@ -5,7 +5,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from support.scripts import WORKER, Script
+from support.scripted_streams import WORKER, Script
 
 from core.clocks import LoopClock
 from core.errors import InternalError

@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from support.rig import ROOT
+from support.process_cluster import ROOT
 
 from core.config import EngineConfig
 from core.errors import ModelLoadError

@@ -6,7 +6,7 @@ import threading
 import time
 
 import pytest
-from support.doors import Doors
+from support.router_servers import RouterServers
 
 from cli.up import check_access
 from core import events
@@ -20,7 +20,7 @@ from simulation.loop import run_virtual
 
 
 def opens(ring, tenant, after_s=2 * RELOAD_S):
-    """Does a tenant's key open the doors, some seconds later?"""
+    """Does a tenant's key open the servers, some seconds later?"""
     ring.now[0] += after_s
     try:
         return ring.identify(f"Bearer {ring.keys[tenant]}").tenant == tenant
@@ -147,14 +147,14 @@ def test_a_file_is_lost_and_back_though_nobody_calls(ring, monkeypatch, caplog):
 async def test_a_router_looks_at_its_key_file_from_start_to_stop(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(credentials, "RELOAD_S", 0.01)
     monkeypatch.setattr(credentials, "LOST_FILE_GRACE_S", 0.05)
-    doors = Doors(tmp_path)
-    doors.service.start()
+    servers = RouterServers(tmp_path)
+    servers.service.start()
     (tmp_path / "keys").unlink()
     async with asyncio.timeout(30):
         while "keys_closed" not in [getattr(r, "event", "") for r in caplog.records]:
             await asyncio.sleep(0.01)
-    await doors.service.stop(0)
-    assert doors.service.keyring._timer.cancelled()
+    await servers.service.stop(0)
+    assert servers.service.keyring._timer.cancelled()
 
 
 def test_a_long_file_is_read_off_the_loop_and_then_holds(ring, monkeypatch):

@@ -46,3 +46,22 @@ def test_over_grpc_too_a_key_names_a_request_and_a_trace_does_not(own, request_i
     metadata[:] = [("x-request-id", "k" * 129)]
     odd = generate_params(pb.GenerateRequest(text="x"), context)
     assert (odd.request_id, odd.correlation_id) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("retention", "expected"),
+    [
+        (pb.CACHE_RETENTION_UNSPECIFIED, ""),
+        (pb.CACHE_RETENTION_IN_MEMORY, "in_memory"),
+        (pb.CACHE_RETENTION_24H, "24h"),
+        (7, "7"),
+    ],
+)
+def test_hints_of_the_cache_are_read(retention, expected):
+    context = SimpleNamespace(invocation_metadata=tuple, time_remaining=lambda: None)
+    options = pb.PromptOptions(
+        prompt_cache_key="k", session_id="s", prompt_cache_retention=retention
+    )
+    params = generate_params(pb.GenerateRequest(text="x", prompt=options), context)
+    assert (params.prompt_cache_key, params.session_id) == ("k", "s")
+    assert params.prompt_cache_retention == expected

@@ -136,3 +136,16 @@ def test_parts_of_a_message_are_text_by_any_of_its_names():
         body = parse_body(ChatBody, {"messages": [{"role": "user", "content": [odd]}]})
         with pytest.raises(InvalidRequest, match="only text"):
             body.chat((), trusts_template=False, adds_special_tokens=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [(CompletionBody, {"prompt": "x"}), (ChatBody, {"messages": []})],
+)
+def test_hints_of_the_cache_are_read_from_both_bodies(kind, content):
+    hints = {"prompt_cache_key": "k", "session_id": "s", "prompt_cache_retention": "24h"}
+    for given, expected in ((hints, hints), ({}, dict.fromkeys(hints, ""))):
+        body = parse_body(kind, {**content, **given})
+        params = body.params("x", {}, "r", None, adds_special_tokens=True)
+        assert {name: getattr(params, name) for name in hints} == expected
+        assert ignored_fields(body) == []

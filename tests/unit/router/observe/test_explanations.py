@@ -21,7 +21,7 @@ class Run:
 def test_the_latest_requests_can_be_explained_and_older_ones_make_room():
     explanations = Explanations(max_explained=2)
     pool = [Candidate(replace(DESCRIPTOR, role=Role.DECODE), Load(free_blocks=1_000))]
-    placement = choose(pool, REQUEST, PlacementConstraints("auto", 32))
+    placement = choose(pool, REQUEST, PlacementConstraints())
     ended = RequestEnded(Usage(161, 4), timing=RequestTiming(ttft_s=0.25, attempts=("0:local:ok",)))
     for name in ("one", "two", "three"):
         explanations.note(Run(name, placement), ended)

@@ -3,7 +3,7 @@
 import asyncio
 from types import SimpleNamespace
 
-from support.scripts import WORKER, Script
+from support.scripted_streams import WORKER, Script
 
 from core.clocks import LoopClock
 from core.errors import WorkerDied

@@ -22,6 +22,25 @@ def test_a_report_is_not_counted_beside_the_prompts_that_it_counts():
     assert load.candidate.pending_tokens == 0
 
 
+def test_what_has_ended_since_a_report_runs_no_more_and_what_was_sent_runs_at_once():
+    load = WorkerLoad(DESCRIPTOR)
+    load.add("r1", 500)
+    assert load.candidate.num_running == 1
+    load.report(Load(num_running=3, num_waiting=1))
+    assert load.candidate.num_running == 4, "this router's, and three of others"
+    load.remove("r1")
+    assert load.candidate.num_running == 3, "before the next report"
+    load.report(Load(num_running=3, num_waiting=1))
+    assert load.candidate.num_running == 4
+    load.add("r2", 500)
+    load.add("r3", 500)
+    assert load.candidate.num_running == 6
+    load.report(Load(num_running=1))
+    assert load.candidate.num_running == 2, "one of them has not reached it yet"
+    load.clear()
+    assert load.candidate.num_running == 1
+
+
 def test_speed_is_learnt_from_prompts_that_took_time():
     load = WorkerLoad(DESCRIPTOR)
     load.measured(1_000, 0.0)
@@ -31,3 +50,14 @@ def test_speed_is_learnt_from_prompts_that_took_time():
     assert load.candidate.prefill_tokens_per_s == 1_000.0
     load.measured(2_000, 1.0)
     assert load.candidate.prefill_tokens_per_s == pytest.approx(1_200.0)
+
+
+def test_lateness_of_transfers_is_forgotten_a_minute_after_the_last():
+    load = WorkerLoad(DESCRIPTOR)
+    load.handed_over("d", 0.5, 10.0)
+    idle = Load()
+    load.report(idle, 69.0)
+    assert load.candidate.exposed_transfer_s == 0.5
+    assert load.candidate.exposed_by_receiver == {"d": 0.5}
+    load.report(idle, 70.0)
+    assert load.candidate.exposed_transfer_s == 0.0 and not load.candidate.exposed_by_receiver

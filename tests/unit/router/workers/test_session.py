@@ -6,7 +6,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from support.scripts import WORKER, Listener, Script, Wire
+from support.scripted_streams import WORKER, Listener, Script, Wire
 
 from core.clocks import LoopClock
 from core.errors import WorkerDied, WorkerLost

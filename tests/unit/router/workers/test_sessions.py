@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from support.scripts import WORKER, Listener, Script, Wire
+from support.scripted_streams import WORKER, Listener, Script, Wire
 
 from core.clocks import LoopClock
 from core.errors import InternalError, WorkerDied, WorkerLost
@@ -28,7 +28,7 @@ from core.session import (
 )
 from router.workers import sessions as router_sessions
 from router.workers.introductions import Introductions
-from router.workers.session import SessionState, WorkerSession
+from router.workers.session import MAX_REFUSED, SessionState, WorkerSession
 from router.workers.sessions import WorkerSessions
 from simulation.loop import run_virtual
 from simulation.ports import StaticMembership
@@ -257,6 +257,30 @@ def test_an_introduction_that_was_lost_with_its_stream_is_made_again():
         return [[m for m in s.sent if isinstance(m, ConnectPeers)] for s in (first, second)]
 
     assert run_virtual(main()) == [[ConnectPeers(("a", "b"))], [ConnectPeers(("b",))]]
+
+
+@pytest.mark.parametrize(("num_refused", "num_introductions"), [(0, 1), (MAX_REFUSED, 2)])
+def test_a_worker_is_introduced_again_after_it_was_lost_not_after_a_cut(
+    num_refused, num_introductions
+):
+    async def main():
+        prefill = replace(WORKER, worker_id="p", role=Role.PREFILL, incarnation=2)
+        prefill = replace(prefill, transfer_address="p")
+        decode_stream = Script(Welcome(WORKER))
+        cut = Script(Welcome(prefill), fails=StreamClosed("cut"))
+        members = StaticMembership()
+        members.join(WORKER)
+        members.join(prefill)
+        refused = [StreamClosed("refused")] * num_refused
+        wire = Wire(decode_stream, cut, *refused, Script(Welcome(prefill)))
+        sessions = WorkerSessions(members, wire, "router", LoopClock())
+        sessions.follow()
+        await asyncio.sleep(2.0)
+        states = [session.state.name for session in sessions.all()]
+        await sessions.close()
+        return states, [m for m in decode_stream.sent if isinstance(m, ConnectPeers)]
+
+    assert run_virtual(main()) == (["LIVE", "LIVE"], [ConnectPeers(("p",))] * num_introductions)
 
 
 def test_so_many_pairs_that_do_not_fit_are_remembered(monkeypatch):

@@ -204,11 +204,11 @@ class Reply:
     prompt: tuple = ()
 
 
-open_houses: list = []
+open_clusters: list = []
 
 
 class InProcessCluster:
-    """Workers and a router: `async with InProcessCluster(...) as house: await house.ask(...)`."""
+    """Workers and a router: `async with InProcessCluster(...) as cluster: await cluster.ask(...)`."""
 
     def __init__(
         self,
@@ -257,7 +257,7 @@ class InProcessCluster:
         self.orchestrator = core.orchestrator
 
     async def __aenter__(self):
-        open_houses.append(self)
+        open_clusters.append(self)
         for role, count in self.counts.items():
             for _ in range(count):
                 await self._add(role)
@@ -369,7 +369,7 @@ class InProcessCluster:
             await unit.stop()
         for kv in self.shared:
             kv.close()
-        open_houses.remove(self)
+        open_clusters.remove(self)
 
 
 def read(events) -> Reply:

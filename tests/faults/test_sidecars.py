@@ -7,9 +7,9 @@ import signal
 import time
 
 import pytest
-from support.house import InProcessCluster
+from support.in_process_cluster import InProcessCluster
 from support.models import TINY
-from support.rig import note
+from support.process_cluster import note
 from support.samples import sample
 
 from core.config import EngineConfig, TransferConfig
@@ -23,8 +23,8 @@ PROMPTS = [[(7 * n + 3 * k) % 200 + 5 for k in range(100)] for n in range(4)]
 WISHES = {"temperature": 0.8, "seed": 5, "max_tokens": 12}
 
 
-async def ask_all(house):
-    replies = await asyncio.gather(*(house.ask(prompt, **WISHES) for prompt in PROMPTS))
+async def ask_all(cluster):
+    replies = await asyncio.gather(*(cluster.ask(prompt, **WISHES) for prompt in PROMPTS))
     assert [r.ended.error for r in replies] == [None] * len(PROMPTS)
     return [r.tokens for r in replies], {r.ended.timing.kv_transport for r in replies}
 
@@ -39,19 +39,19 @@ CASES = [
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("role", "number"), sample(CASES, 1))
 async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monkeypatch):
-    async with InProcessCluster(TINY, engine=ENGINE) as house:
-        expected, _ = await ask_all(house)
+    async with InProcessCluster(TINY, engine=ENGINE) as cluster:
+        expected, _ = await ask_all(cluster)
     transfer = TransferConfig(frame_bytes=4096)
     monkeypatch.setattr(transports, "REST_S", 1.0)
     async with InProcessCluster(
         TINY, engine=ENGINE, transport="gloo+grpc", transfer=transfer
-    ) as house:
+    ) as cluster:
         arrive, accept, hit, hit_at, back_at = SidecarStream.arrive, Receiver._accept, [], [], []
 
         def arrive_and_hit(stream, slot, num_bytes, *, is_last):
             if num_bytes > transfer.frame_bytes and not hit:
                 hit_at.append(time.monotonic())
-                hit.append(house.sidecars[role][0].client)
+                hit.append(cluster.sidecars[role][0].client)
                 os.kill(hit[0]._process.pid, number)
             arrive(stream, slot, num_bytes, is_last=is_last)
 
@@ -65,33 +65,33 @@ async def test_a_carrier_lost_in_mid_transfer_costs_no_token(role, number, monke
         # Prefix caches are empty, so every prompt travels in some dozens of frames, of which a link
         # holds six: when the first has come, most have not.
         async with asyncio.timeout(20):
-            assert (await ask_all(house))[0] == expected
+            assert (await ask_all(cluster))[0] == expected
         assert hit, "no frame came, so nothing was proved"
         async with asyncio.timeout(10):
             await hit[
                 0
             ].died.wait()  # a stopped one is killed once it has shown no pulse for a while
-        assert any(unit.agent._network.num_fallen_back for unit in house.of_role(Role.DECODE))
+        assert any(unit.agent._network.num_fallen_back for unit in cluster.of_role(Role.DECODE))
         took_s = round(back_at[0] - hit_at[0], 3)
         print(f"{role.value} carrier, {number.name}: the first frame over grpc after {took_s} s")
         note(
             f"carriers_{role.value}_{number.name.lower()}",
             {"first_frame_another_way_after_s": took_s},
         )
-        assert await ask_again(house, expected) == {"grpc"}
-        network = house.sidecars[role][0]
+        assert await ask_again(cluster, expected) == {"grpc"}
+        network = cluster.sidecars[role][0]
         async with asyncio.timeout(30):
             while network.client is hit[0] or not network.client.is_ready:
                 await asyncio.sleep(0.05)
         assert network.num_started == 2
         await asyncio.sleep(transports.REST_S)
-        assert await ask_again(house, expected) == {"gloo"}
+        assert await ask_again(cluster, expected) == {"gloo"}
 
 
-async def ask_again(house, expected):
+async def ask_again(cluster, expected):
     """With empty caches, so that everything travels."""
-    for unit in house.units:
+    for unit in cluster.units:
         unit.pool.drop_cache()
-    tokens, transports = await ask_all(house)
+    tokens, transports = await ask_all(cluster)
     assert tokens == expected
     return transports

@@ -4,7 +4,7 @@ measured on demand, and reported."""
 import asyncio
 
 import pytest
-from support.house import InProcessCluster
+from support.in_process_cluster import InProcessCluster
 from support.models import TINY
 
 from cli.doctor import Prompt, _measure, _Router, judge
@@ -18,11 +18,11 @@ from transport.fetch_streams import fetch_network
 ENGINE = EngineConfig(block_size_tokens=16, num_blocks=96, max_step_tokens=64)
 
 
-async def met(house, num_routes):
+async def met(cluster, num_routes):
     """The ways every decode worker has found."""
     async with asyncio.timeout(10):
         while True:
-            links = [x for x in house.sessions.all() if x.descriptor.role is Role.DECODE]
+            links = [x for x in cluster.sessions.all() if x.descriptor.role is Role.DECODE]
             if links and all(len(x.routes.reports) == num_routes for x in links):
                 return [route for x in links for route in x.routes.reports.values()]
             await asyncio.sleep(0.01)
@@ -32,35 +32,35 @@ async def met(house, num_routes):
 async def test_workers_meet_when_they_join_and_no_request_is_first(transport):
     async with InProcessCluster(
         TINY, engine=ENGINE, transport=transport, prefill=2, decode=2
-    ) as house:
-        routes = await met(house, 2)
+    ) as cluster:
+        routes = await met(cluster, 2)
         assert {w.transport for w in routes} == {transport} and not any(w.error for w in routes)
         assert all(w.round_trip_s > 0 and w.gb_per_s == 0 for w in routes)
-        late = house.of_role(Role.PREFILL)[0]
-        await house._add(Role.PREFILL)
-        assert len(await met(house, 3)) == 6, "a worker that joins later is introduced too"
+        late = cluster.of_role(Role.PREFILL)[0]
+        await cluster._add(Role.PREFILL)
+        assert len(await met(cluster, 3)) == 6, "a worker that joins later is introduced too"
         assert late.agent.num_live == 0 and late.agent.num_unknown == 0, "a probe is no transfer"
 
 
 async def test_ways_are_measured_on_demand():
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", prefill=2) as house:
-        await met(house, 2)
-        found = await house.sessions.measure(4 << 20)
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", prefill=2) as cluster:
+        await met(cluster, 2)
+        found = await cluster.sessions.measure(4 << 20)
         assert len(found) == 2 and {sender.worker_id for sender, _, _ in found} == {
             "prefill-0",
             "prefill-1",
         }
         assert all(route.gb_per_s > 0 and not route.error for _, _, route in found)
-        assert sorted(w.gb_per_s for w in await met(house, 2)) == sorted(
+        assert sorted(w.gb_per_s for w in await met(cluster, 2)) == sorted(
             route.gb_per_s for _, _, route in found
         )
 
 
 async def test_a_way_that_does_not_work_says_so():
-    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc") as house:
-        await met(house, 1)
-        await house.of_role(Role.PREFILL)[0].agent._network.close()
-        [(_, _, route)] = await house.sessions.measure(1 << 20)
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc") as cluster:
+        await met(cluster, 1)
+        await cluster.of_role(Role.PREFILL)[0].agent._network.close()
+        [(_, _, route)] = await cluster.sessions.measure(1 << 20)
         assert route.error and route.gb_per_s == 0
 
 
@@ -68,9 +68,9 @@ async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
     monkeypatch.setattr("kv_transfer.probing.MAX_PROBE_BYTES", 1 << 20)
     async with InProcessCluster(
         TINY, engine=ENGINE, transport="grpc", transfer=TransferConfig(frame_bytes=1 << 18)
-    ) as house:
+    ) as cluster:
         network = fetch_network()
-        stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)
+        stream = await network.dial(cluster.of_role(Role.PREFILL)[0].descriptor.transfer_address)
         await stream.send(codec.encode(0, frames.Probe(1 << 62)))
         kinds = []
         with pytest.raises(StreamClosed):
@@ -80,7 +80,7 @@ async def test_a_probe_cannot_ask_for_more_than_its_bound(monkeypatch):
         assert kinds == ["Heartbeat", *["Frame"] * 4, "Finished"]
         # A frame without parts is a probe's alone: in a transfer it ends the stream, and nothing is
         # attached.
-        stream = await network.dial(house.of_role(Role.PREFILL)[0].descriptor.transfer_address)
+        stream = await network.dial(cluster.of_role(Role.PREFILL)[0].descriptor.transfer_address)
         await stream.send(codec.encode(0, frames.Open(TransferId(bytes(16)), "x", 1, "y", 1, 16)))
         assert isinstance(codec.decode(await stream.recv())[1], frames.NotFound)
         await network.close()

@@ -1,4 +1,4 @@
-"""The gRPC door before a key is seen: silent connections, many streams, rapid resets."""
+"""The gRPC server before a key is seen: silent connections, many streams, rapid resets."""
 
 import asyncio
 import itertools
@@ -18,7 +18,7 @@ from support.http2 import (
     RawClient,
     frame,
 )
-from support.rig import is_long, note
+from support.process_cluster import is_long, note
 
 from core.config import RouterConfig, SecurityConfig
 from protos.baton.v1 import generation_pb2 as pb

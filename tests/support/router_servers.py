@@ -1,7 +1,6 @@
-"""Both doors over a real service whose workers never come: what is refused, and what waits.
+"""Both servers over a real service whose workers never come: what is refused, and what waits.
 
-Owns the composition and the keys of two tenants, a scraper and an operator. Called by component
-tests.
+Owns the composition and the keys of two tenants, a scraper and an operator.
 """
 
 import contextlib
@@ -14,7 +13,6 @@ import httpx
 from core import events
 from core.clocks import SystemClock
 from core.config import BatonConfig
-from core.errors import InvalidRequest
 from core.ids import Ids
 from core.logs import JsonFormat
 from protos.baton.v1 import generation_pb2 as pb
@@ -27,7 +25,8 @@ from router.http.body_reading import BodyReader
 from router.request_params import ServedModel
 from router.text.detokenizing import TextModel
 from simulation.ports import StaticMembership
-from support.rig import ROOT
+from support.byte_tokenizer import ByteTokenizer
+from support.process_cluster import ROOT
 
 ROLES = {
     "acme": KeyRole.TENANT,
@@ -35,27 +34,10 @@ ROLES = {
     "scraper": KeyRole.METRICS,
     "operator": KeyRole.ADMIN,
 }
-REFUSED_TEXT = "a text that the tokenizer refuses"
 
 
-class Tokenizer:
-    """One token for each character."""
-
-    async def encode(self, text, *, adds_special_tokens=True, tenant="", max_bytes=0):
-        if text == REFUSED_TEXT:
-            raise InvalidRequest("prompt", "took too long")
-        return [1 + ord(c) % 64 for c in text]
-
-    async def encode_with_tokens(self, text, *, adds_special_tokens, tenant=""):
-        ids = await self.encode(text)
-        return ids, [str(i) for i in ids]
-
-    async def encode_chat(self, chat, *, tenant="", max_bytes=0):
-        return await self.encode("".join(m["content"] for m in chat.messages))
-
-
-class Doors:
-    """A service without a live worker, and both its doors."""
+class RouterServers:
+    """A service without a live worker, and both its servers."""
 
     def __init__(self, folder, is_open=False, certificate=None, parts=None, **router):
         """`parts` are those of the service, `router` keys of the config."""
@@ -80,7 +62,7 @@ class Doors:
             ),
             ServiceComponents(
                 model=ServedModel("tiny", 256, 2048, (), "float32"),
-                tokenizer=Tokenizer(),
+                tokenizer=ByteTokenizer(),
                 text=text,
                 seed_key=b"a key of these tests",
                 keyring=Keyring("" if is_open else str(file), clock.now_s),
@@ -153,10 +135,10 @@ def log_lines():
         events.LOGGER.removeHandler(taker)
 
 
-def counted(doors, family, **labels):
+def counted(servers, family, **labels):
     """Value of one series of the exposition, 0 if it is not there."""
     wanted = {f'{k}="{v}"' for k, v in labels.items()}
-    for line in doors.service.telemetry.text().decode().splitlines():
+    for line in servers.service.telemetry.text().decode().splitlines():
         name, _, rest = line.partition("{")
         if name == family and set(rest.partition("}")[0].split(",")) == wanted:
             return float(line.rpartition(" ")[2])

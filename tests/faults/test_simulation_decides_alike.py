@@ -1,4 +1,4 @@
-"""The simulation's twin: the same schedules on virtual time and on real processes,
+"""The same schedules on virtual time and on real processes,
 the same decisions in order.
 
 A schedule is a row of requests, each with a fault tied to a position of its stream, so that both
@@ -13,7 +13,7 @@ import signal
 from dataclasses import replace
 
 import pytest
-from support.rig import is_gone, is_long, note
+from support.process_cluster import is_gone, is_long, note
 
 from client.stream import Client
 from core.config import PlacementConfig, RouterConfig
@@ -144,16 +144,16 @@ async def simulated_fault(cluster, router, fault):
 # --- on real processes ----------------------------------------------------------------------------
 
 
-async def real(rig, rows):
+async def real(cluster, rows):
     decisions = []
     for number, row in enumerate(rows):
-        decisions.append(await real_request(rig, f"twin-{id(rows)}-{number}", row))
-        await rig.wait_whole()
-        assert await rig.leaked() == {}
+        decisions.append(await real_request(cluster, f"twin-{id(rows)}-{number}", row))
+        await cluster.wait_whole()
+        assert await cluster.leaked() == {}
     return decisions
 
 
-async def real_request(rig, name, row):
+async def real_request(cluster, name, row):
     fault, after, is_long_prompt, n = row
     text = "def main(argv):\n    for value in argv: print(value)\n" * 3 if is_long_prompt else "x"
     request = pb.GenerateRequest(
@@ -164,7 +164,7 @@ async def real_request(rig, name, row):
         response=pb.ResponseOptions(timing=True),
     )
     pending, have = fault, 0
-    async with Client(rig.doors) as client:
+    async with Client(cluster.addresses) as client:
         async for message in client.generate(request):
             kind = message.WhichOneof("event")
             if kind == "delta" and message.delta.choice == 0:
@@ -173,16 +173,16 @@ async def real_request(rig, name, row):
                 pending, todo = "", pending
                 if todo == "leave":
                     return "leave: left"
-                await real_fault(rig, todo)
+                await real_fault(cluster, todo)
             if kind == "summary":
                 attempts = " ".join(message.summary.timing.attempts)
                 return f"{fault}: {attempts} reconnects={client.num_reconnects} finished"
     return f"{fault}: no ending"
 
 
-async def real_fault(rig, fault):
+async def real_fault(cluster, fault):
     await asyncio.sleep(0.7)  # longer than a beat: then routers know who runs it
-    replicas = await rig.replicas()
+    replicas = await cluster.replicas()
     busy = {r["role"]: r for r in replicas if r["load"]["running"]}
     decode = busy.get("decode") or next(r for r in replicas if r["role"] == "decode")
     match fault:
@@ -193,7 +193,7 @@ async def real_fault(rig, fault):
         case "rank death":
             pid = decode["rank_pids"][0]
         case "kill router":
-            pid = rig.cluster._routers[0].process.pid
+            pid = cluster.local._routers[0].process.pid
         case "drain decode":
             os.kill(decode["pid"], signal.SIGTERM)
             return
@@ -210,7 +210,7 @@ async def real_fault(rig, fault):
 async def test_the_simulation_and_real_processes_decide_alike(shared):
     rows = [schedule(seed) for seed in range(NUM_SCHEDULES)]
     expected = await asyncio.to_thread(lambda: [simulated(row) for row in rows])
-    assert shared.cluster.config.placement.local_below_tokens == LOCAL_BELOW
+    assert shared.local.config.placement.local_below_tokens == LOCAL_BELOW
     for row, decisions in zip(rows, expected, strict=True):
         assert await real(shared, row) == decisions
     seen = " ".join(d for row in expected for d in row)

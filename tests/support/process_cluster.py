@@ -2,7 +2,7 @@
 clients of ours, proofs that a fault bit.
 
 Owns the start of the cluster, the load, the comparison with the fault-free answers and the counting
-of affected requests. Called by the fault suite and by the soak.
+of affected requests.
 """
 
 import asyncio
@@ -133,49 +133,49 @@ class Proxied(LocalCluster):
 
 
 class ProcessCluster:
-    """`async with ProcessCluster(config_of()) as rig:`"""
+    """`async with ProcessCluster(config_of()) as cluster:`"""
 
     def __init__(self, config, proxied=(), launch_delay_s=0.0):
         if proxied:
-            self.cluster = Proxied(config, proxied)
+            self.local = Proxied(config, proxied)
         elif launch_delay_s:
-            self.cluster = SlowCluster(config, launch_delay_s)
+            self.local = SlowCluster(config, launch_delay_s)
         else:
-            self.cluster = LocalCluster(config)
+            self.local = LocalCluster(config)
         self.rng = random.Random(7)
         self.requests = []
         self.expected = []
         self.answers = []
 
     async def __aenter__(self):
-        await self.cluster.start()
+        await self.local.start()
         try:
             await self.wait_whole()
         except BaseException:
-            await self.cluster.stop()
+            await self.local.stop()
             raise
         return self
 
     async def __aexit__(self, *_):
-        await self.cluster.stop()
+        await self.local.stop()
 
     # --- the cluster ------------------------------------------------------------------------------
 
     @property
-    def doors(self):
-        return [f"127.0.0.1:{grpc}" for _, grpc in self.cluster.addresses]
+    def addresses(self):
+        return [f"127.0.0.1:{grpc}" for _, grpc in self.local.addresses]
 
     async def replicas(self, router=0):
         async with httpx.AsyncClient(timeout=2) as http:
-            reply = await http.get(f"http://127.0.0.1:{self.cluster.addresses[router][0]}/replicas")
+            reply = await http.get(f"http://127.0.0.1:{self.local.addresses[router][0]}/replicas")
             return reply.json()["replicas"]
 
     async def wait_whole(self, timeout_s=60):
         """Every router is ready and sees every worker live."""
-        pools = self.cluster.config.pools
+        pools = self.local.config.pools
         wanted = pools.prefill.replicas + pools.decode.replicas
         async with asyncio.timeout(timeout_s), httpx.AsyncClient(timeout=2) as http:
-            for index, (port, _) in enumerate(self.cluster.addresses):
+            for index, (port, _) in enumerate(self.local.addresses):
                 while True:
                     with contextlib.suppress(httpx.HTTPError):
                         live = [r for r in await self.replicas(index) if r["state"] == "live"]
@@ -201,9 +201,9 @@ class ProcessCluster:
     def pids(self, role):
         """Live child processes of a role: router, prefill or decode."""
         if role == "router":
-            children = list(self.cluster._routers.values())
+            children = list(self.local._routers.values())
         else:
-            children = [c for seat, c in self.cluster._workers.items() if seat.startswith(role)]
+            children = [c for seat, c in self.local._workers.items() if seat.startswith(role)]
         return [c.process.pid for c in children if c.process.returncode is None]
 
     def child_pids(self):
@@ -234,18 +234,18 @@ class ProcessCluster:
                 )
             )
 
-    async def ask(self, index, request_id, timeout_s=120.0, first_door=0):
+    async def ask(self, index, request_id, timeout_s=120.0, first_router=0):
         """One of the requests, as our client carries it."""
         request = pb.GenerateRequest()
         request.CopyFrom(self.requests[index])
         request.request_id = request_id
-        return await self.carry(request, timeout_s, first_door)
+        return await self.carry(request, timeout_s, first_router)
 
-    async def carry(self, request, timeout_s=120.0, first_door=0):
+    async def carry(self, request, timeout_s=120.0, first_router=0):
         """Any request, as our client carries it."""
         answer, last, started = Answer(), time.monotonic(), time.monotonic()
-        doors = self.doors[first_door:] + self.doors[:first_door]
-        async with Client(doors) as client:
+        addresses = self.addresses[first_router:] + self.addresses[:first_router]
+        async with Client(addresses) as client:
             try:
                 async for message in client.generate(request, timeout_s):
                     now = time.monotonic()
@@ -275,7 +275,7 @@ class ProcessCluster:
                 index = self.rng.choice(free)
                 taken[index] = True
                 answer = await self.ask(
-                    index, f"learn-{index}", timeout_s, first_door=number % len(self.doors)
+                    index, f"learn-{index}", timeout_s, first_router=number % len(self.addresses)
                 )
                 taken[index] = False
                 self.answers.append((index, answer))
@@ -320,7 +320,7 @@ class ProcessCluster:
 
     async def terminate(self, role, pid):
         """SIGTERM one process, as a rolling restart does; returns its exit code."""
-        children = [*self.cluster._workers.values(), *self.cluster._routers.values()]
+        children = [*self.local._workers.values(), *self.local._routers.values()]
         child = next(c for c in children if c.process.pid == pid)
         os.kill(pid, signal.SIGTERM)
         async with asyncio.timeout(20):

@@ -1,7 +1,6 @@
 """A session's streams made by hand, and an attempt that listens to one.
 
-Owns the scripted far end, the network that hands it out, and the listener. Called by tests of
-links.
+Owns the scripted far end, the network that hands it out, and the listener.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
-"""Hostile peers at the ports inside, with and without the cluster's key.
+"""A cluster under attack, and hostile peers at its ports inside, with its key and without.
 
-Owns a router that sends raw bytes, a dialler that sends any metadata, and the good Submit that the
-attacks start from. Called by `tests/attacks/test_inside.py`.
+Owns the neighbours that are asked meanwhile, a router that sends raw bytes, a dialler that sends
+any metadata, and the good Submit that the attacks start from.
 """
 
 import asyncio
@@ -10,8 +10,11 @@ import contextlib
 import grpc
 import grpc.aio
 
+from core.config import EngineConfig
 from core.session import Task
 from protos.baton.internal.v1 import session_pb2 as pb
+from support.in_process_cluster import InProcessCluster
+from support.models import TINY
 from transport.grpc_network import DIALLER_KEY, NONCE_KEY, GrpcNetwork
 
 KEY = b"the key that the processes of this cluster share"
@@ -20,6 +23,40 @@ FETCH = "/baton.internal.v1.KVTransfer/Fetch"
 PROMPT = tuple(range(40, 80))
 ANSWER_S = 60.0
 HEARTBEAT_S = 0.5
+ENGINE = EngineConfig(block_size_tokens=16, num_blocks=128, max_step_tokens=64)
+NEIGHBOUR = {"max_tokens": 24, "ignore_eos": True}
+PAUSE_S = 0.2
+"""Between two requests of the neighbour, so that attacks have the machine most of the time."""
+
+
+@contextlib.asynccontextmanager
+async def attacked():
+    """A cluster under attack: neighbours are asked all the while, and each is answered exactly."""
+    async with InProcessCluster(TINY, engine=ENGINE, transport="grpc", key=KEY) as cluster:
+        alone = await cluster.ask(PROMPT, **NEIGHBOUR)
+        over, answers = asyncio.Event(), []
+
+        async def ask_on():
+            while not over.is_set() or not answers:
+                answers.append(await cluster.ask(PROMPT, **NEIGHBOUR))
+                await asyncio.sleep(PAUSE_S)
+
+        asking = asyncio.create_task(ask_on())
+        try:
+            yield cluster
+        finally:
+            over.set()
+            await asking
+        assert all(a.ended.error is None and a.tokens == alone.tokens for a in answers)
+        assert all(len(a.ended.timing.attempts) == 1 for a in answers), "no attempt was lost"
+        assert all(unit.is_ready for unit in cluster.units)
+
+
+async def settled(unit, run_id):
+    """Wait until a worker has forgotten an attempt."""
+    async with asyncio.timeout(20):
+        while run_id in unit.attempts.by_run:
+            await asyncio.sleep(0.01)
 
 
 def where_of(address):

@@ -1,4 +1,4 @@
-"""Both doors of a real cluster of child processes: answers, streams, errors, and nobody harmed."""
+"""Both servers of a real cluster of child processes: answers, streams, errors, and nobody harmed."""
 
 import json
 import socket

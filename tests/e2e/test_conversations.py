@@ -1,0 +1,153 @@
+"""A chat's next turn goes where its answer was made: 2 prefill and 2 decode workers, embedded Redis."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from support.talk import BLOCK, Talk
+from support.up import Up
+
+from router.access.credentials import new_key
+from router.access.identities import KeyRole
+
+POOLS = {
+    f"BATON_POOLS__{role}__{name}": value
+    for role in ("PREFILL", "DECODE")
+    # Ray would not start four workers on two cores otherwise.
+    for name, value in (("REPLICAS", "2"), ("NUM_CPUS", "0.25"))
+}
+TEMPLATES = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "data" / "chat_templates").glob("*.jinja")
+    if not path.name.startswith("own_")
+)
+PUBLIC = "You answer sailors, in the words of the sea, and never at great length. " * 2
+PUBLISHED_S = 30
+"""Until a view has what was just published, which takes 50 ms on a machine with nothing else."""
+
+
+def web(up, key=""):
+    headers = {"authorization": f"Bearer {key}"} if key else {}
+    return httpx.AsyncClient(base_url=up.url, timeout=60, headers=headers)
+
+
+async def until_view_is_whole(http):
+    """Wait until the view has stopped to change."""
+    last = None
+    async with asyncio.timeout(PUBLISHED_S):
+        while True:
+            report = (await http.get("/prefix-index")).json()
+            if report["entries"] == last and report["state"] == "ok":
+                return report
+            last = report["entries"]
+            await asyncio.sleep(0.3)
+
+
+@pytest.fixture(scope="module", params=["local", "ray"])
+def up(request):
+    """Clusters that render whatever template a request brings."""
+    kind = ["--local"] if request.param == "local" else []
+    cluster = Up(*kind, **POOLS, BATON_ROUTER__TRUST_REQUEST_CHAT_TEMPLATE="true")
+    yield cluster
+    code, left = cluster.end()
+    assert code == 0 and not left
+
+
+async def test_each_turn_goes_to_the_holder_and_finds_the_answer_before_it(up):
+    async with web(up) as http:
+        talk = Talk(http)
+        first = await talk.turn()
+        assert first.decision["path"] == "pd" and first.cached == 0
+        for number in range(3):
+            await until_view_is_whole(http)
+            turn = await talk.turn()
+            assert turn.decision["path"] == "local", (number, turn.decision)
+            assert turn.decision["decode_worker"] == first.decision["decode_worker"]
+            assert turn.cached == turn.foreseen == turn.reusable
+            answer_ends = len(talk.turns[-2].prompt) + len(talk.turns[-2].output)
+            assert turn.cached > answer_ends - 17, "the whole answer but its last block"
+        # The same history in a scope where nothing is cached: the same words.
+        del talk.messages[-2:]
+        fresh = await talk.ask(cache_salt="nobody's")
+        assert fresh.cached == 0 and fresh.output == talk.turns[-1].output
+
+
+async def test_histories_of_real_templates_hit_up_to_the_first_other_token(up):
+    if up.kind == "ray":
+        pytest.skip("templates do not know what runs the workers")
+    found = {}
+    async with web(up) as http:
+        for path in TEMPLATES:
+            talk = Talk(
+                http,
+                f"{path.stem}: tell me of the sea. " * 4,
+                chat_template=path.read_text(),
+                cache_salt=path.stem,
+            )
+            await talk.turn()
+            await until_view_is_whole(http)
+            turn = await talk.turn()
+            assert turn.cached == turn.reusable, path.name
+            found[path.stem] = turn.cached / len(turn.prompt)
+    assert len(found) == len(TEMPLATES) > 12
+    # Some write the history otherwise than they opened the answer; most do not.
+    assert sorted(found.values())[len(found) // 3] > 0.6, found
+
+
+async def test_a_session_stays_with_its_worker_where_nothing_is_cached_and_is_its_tenants(tmp_path):
+    roles = {"acme": KeyRole.TENANT, "bulk": KeyRole.TENANT, "operator": KeyRole.ADMIN}
+    keys = {name: new_key(name, "standard", role) for name, role in roles.items()}
+    (tmp_path / "keys").write_text("".join(line + "\n" for _, line in keys.values()))
+    (tmp_path / "public.json").write_text(json.dumps([PUBLIC]))
+    operator, acme, bulk = (keys[name][0] for name in ("operator", "acme", "bulk"))
+    up = Up(
+        "--local",
+        key=operator,
+        **POOLS,
+        BATON_SECURITY__API_KEYS=str(tmp_path / "keys"),
+        BATON_ROUTER__PUBLIC_PROMPTS=str(tmp_path / "public.json"),
+    )
+    try:
+        async with web(up, operator) as observer, web(up, acme) as acme, web(up, bulk) as bulk:
+            senders = {None: set(), "mine": set()}
+            for session, seen in senders.items():
+                for number in range(8):
+                    # Nothing in common, not even the first block.
+                    talk = Talk(acme, f"{number} {session} says: " * 9, session_id=session)
+                    seen.add((await talk.turn(max_tokens=2)).decision["prefill_worker"])
+            assert len(senders["mine"]) == 1 and len(senders[None]) == 2, senders
+            stranger = await Talk(bulk, "a stranger says: " * 9, session_id="mine").turn()
+            candidates = stranger.timing["why"]["candidates"]
+            assert not any(c.get("is_preferred") for c in candidates)
+
+            talk = Talk(acme, "a secret of ours: " * 9)
+            await talk.turn()
+            await until_view_is_whole(observer)
+            assert (await talk.turn()).cached > 0
+            copied = Talk(bulk, "a secret of ours: " * 9)
+            copied.messages = list(talk.messages)
+            turn = await copied.turn()
+            assert turn.cached == 0
+            assert not any(c["cached_tokens"] for c in turn.timing["why"]["candidates"])
+
+            for system, is_public in ((PUBLIC, True), (PUBLIC + " Or not.", False)):
+                asked = [Talk(http, "What is the sea?") for http in (acme, bulk)]
+                for talk in asked:
+                    talk.messages.insert(0, {"role": "system", "content": system})
+                first = await asked[0].turn()
+                await until_view_is_whole(observer)
+                # One token at most: by path local, where the answer before was made.
+                turn = await asked[1].ask(max_tokens=1)
+                if not is_public:
+                    assert turn.cached == 0, "a public text with more behind it is another text"
+                    continue
+                # Bytes, between begin, system, end and user; both ask the same thing after them.
+                num_public = len(PUBLIC.encode()) + 4
+                assert turn.cached == num_public // BLOCK * BLOCK > 0
+                fresh = await asked[1].ask(max_tokens=1, cache_salt="nobody's")
+                assert fresh.cached == 0 and fresh.output == turn.output == first.output[:1]
+    finally:
+        code, left = up.end()
+    assert code == 0 and not left
