@@ -140,6 +140,6 @@ BUGS = [
         "prefix_index/publisher.py",
         "                await self._append(PrefixChange(stored, evicted, tier))\n",
         "                await self._append(PrefixChange(stored, evicted))\n",
-        "tests/simulation/test_prefix_rules.py::test_each_storage_tier_is_published_by_itself",
+        "tests/simulation/test_tier_publishing.py::test_each_storage_tier_is_published_by_itself",
     ),
 ]

@@ -11,10 +11,8 @@ from core.block_hash import DIGEST_BYTES, BlockHash, block_hashes, root_hash
 from core.clocks import LoopClock
 from core.ids import Incarnation, WorkerId
 from core.prefix_changes import PrefixChange, StorageTier
-from core.stored_block import ChainDigest, StoredBlock
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
-from engine.scheduling.tier_book import TierBook
 from prefix_index import publisher as publisher_module
 from prefix_index.entries import Batch, EntryCodec, entry_key
 from prefix_index.feed import PrefixFeed
@@ -364,57 +362,5 @@ def test_whatever_happens_to_the_store_the_view_agrees_5_s_later(seed):
             store.mishaps.clear()
             await asyncio.sleep(6.0)
             agrees(feed, *workers)
-
-    run_virtual(main())
-
-
-class TieredWorker(Worker):
-    """Beside its pool it has a disk; `keep` writes a block there."""
-
-    def __init__(self, store):
-        super().__init__(store)
-        self.disk_changes = BlockChanges()
-        self.disk = TierBook(8, SIZE, changes=self.disk_changes)
-        self.publisher = PrefixPublisher(
-            store,
-            self.life,
-            {
-                StorageTier.POOL: Content(self.changes, self.pool.registered, 64),
-                StorageTier.DISK: Content(self.disk_changes, self.disk.registered, 8),
-            },
-            EntryCodec(KEY),
-            LoopClock(),
-        )
-
-    def keep(self, name, number):
-        block = StoredBlock(ChainDigest(b"p" * 32), bytes([number]), name, 0)
-        self.disk.written(self.disk.admit(block, 1, 1, 1.0))
-
-
-def test_each_storage_tier_is_published_by_itself():
-    async def main():
-        store = MemoryPrefixStore()
-        worker = TieredWorker(store)
-        me = worker.life[0]
-        early = worker.compute(PROMPT)
-        worker.keep(early[0], 0)
-        async with following(worker, store=store) as (feed, _):
-            # From the whole content.
-            assert feed.view.tiers(me, early[0]) == (StorageTier.POOL, StorageTier.DISK)
-            assert feed.view.tiers(me, early[1]) == (StorageTier.POOL,)
-            # From batches.
-            worker.keep(early[1], 1)
-            await asyncio.sleep(TURN_S)
-            assert feed.view.tiers(me, early[1]) == (StorageTier.POOL, StorageTier.DISK)
-            # The pool's loss takes nothing from the disk.
-            worker.pool.drop_cache()
-            await asyncio.sleep(1.0)
-            assert feed.view.tiers(me, early[0]) == (StorageTier.DISK,)
-            assert feed.view.match(early) == {me: 2}
-            for index in range(8):
-                worker.keep(BlockHash(bytes([index]) * DIGEST_BYTES), 10 + index)
-            await asyncio.sleep(TURN_S)
-            assert feed.view.match(early) == {}, "others took their slots"
-            assert feed.view.num_entries == 8
 
     run_virtual(main())
