@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 #   make demo TORCH="--require-hashes --no-deps --requirement torch.txt"
 TORCH ?= torch==2.13.0
 PYTEST := $(BIN)/python -m pytest
-PACKAGES := core process transport prefix_index engine kv_transfer worker prefill_worker \
+PACKAGES := core process transport prefix_index engine kv_transfer kv_storage worker prefill_worker \
 	decode_worker router cluster simulation client baton bench cli
 PROTOS := $(wildcard protos/baton/v1/*.proto protos/baton/internal/v1/*.proto)
 

@@ -22,12 +22,12 @@ from core.block_hash import block_hashes, root_hash
 from core.clocks import SystemClock
 from core.ids import Incarnation, WorkerId
 from core.ports import START
-from core.prefix_changes import PrefixChange
+from core.prefix_changes import PrefixChange, StorageTier
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
 from prefix_index.entries import Batch, EntryCodec, Head, entry_key
 from prefix_index.feed import PrefixFeed
-from prefix_index.publisher import PrefixPublisher
+from prefix_index.publisher import Content, PrefixPublisher
 from prefix_index.redis_prefix_store import RedisPrefixStore
 from prefix_index.view import PrefixView
 
@@ -142,9 +142,7 @@ async def lateness():
     publisher = PrefixPublisher(
         RedisPrefixStore(server.url, "b"),
         life,
-        changes,
-        pool.registered,
-        2048,
+        {StorageTier.POOL: Content(changes, pool.registered, 2048)},
         CODEC,
         SystemClock(),
     )

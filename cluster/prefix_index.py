@@ -6,30 +6,27 @@ Owns their composition over Redis, and their tasks. Does not know pools, placeme
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from core.clocks import SystemClock
 from core.config import BatonConfig
 from core.ids import WorkerLife
-from engine.scheduling.block_changes import BlockChanges
-from engine.scheduling.block_pool import BlockPool
+from core.prefix_changes import StorageTier
 from prefix_index.entries import EntryCodec, entry_key, namespace_of
 from prefix_index.feed import PrefixFeed
-from prefix_index.publisher import PrefixPublisher
+from prefix_index.publisher import Content, PrefixPublisher
 from prefix_index.redis_prefix_store import RedisPrefixStore
 from prefix_index.view import PrefixView
 
 
 def make_publisher(
-    config: BatonConfig, life: WorkerLife, changes: BlockChanges, pool: BlockPool
+    config: BatonConfig, life: WorkerLife, contents: Mapping[StorageTier, Content]
 ) -> PrefixPublisher:
     """Put together what publishes a worker's cached blocks to Redis."""
     return PrefixPublisher(
         _store(config),
         life,
-        changes,
-        pool.registered,
-        pool.num_blocks,
+        contents,
         _codec(config),
         SystemClock(),
     )

@@ -11,6 +11,7 @@ import sys
 import time
 from typing import assert_never
 
+from cluster.block_stores import make_stores
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pool_of
 from cluster.prefix_index import IndexTask, make_publisher
@@ -20,10 +21,11 @@ from cluster.tracing import make_tracing
 from core import events
 from core.block_hash import hash_key
 from core.clocks import SystemClock
-from core.config import BatonConfig
+from core.config import BatonConfig, weights_of
 from core.errors import ConfigError, ModelLoadError
 from core.ids import Ids, WorkerId
 from core.ports import Network
+from core.prefix_changes import StorageTier
 from core.session import Role, WorkerDescriptor
 from decode_worker.role import DecodeRole
 from engine.ranks.rank_group import Launch, RankGroup, launch_child
@@ -33,6 +35,7 @@ from kv_transfer.sidecar.network import SidecarNetwork
 from kv_transfer.transports.choice import Transports
 from kv_transfer.transports.shared_memory import SharedNetwork
 from prefill_worker.role import PrefillRole
+from prefix_index.publisher import Content
 from transport.fetch_streams import fetch_network
 from transport.session_streams import session_network
 from transport.stream_proof import stream_key
@@ -149,6 +152,8 @@ class RunningWorker:
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
             block_changes=changes,
             exports_kv=exports_kv,
+            stores=make_stores(config, engine, role, layout, is_published=is_published),
+            class_weights=weights_of(config.prefix_cache.tier_weights),
         )
         unit = compose(components, AgentThread())
         descriptor = await unit.start()
@@ -164,7 +169,12 @@ class RunningWorker:
         publishing = None
         if changes is not None:
             life = (components.worker_id, components.incarnation)
-            publishing = IndexTask(make_publisher(config, life, changes, unit.pool))
+            contents = {StorageTier.POOL: Content(changes, unit.pool.registered, engine.num_blocks)}
+            for one in components.stores:
+                if one.changes is not None and unit.stored is not None:
+                    book = unit.stored.tiers.tiers[one.tier].book
+                    contents[one.tier] = Content(one.changes, book.registered, one.num_slots)
+            publishing = IndexTask(make_publisher(config, life, contents))
         return cls(ranks, unit, ends, publishing)
 
     @property

@@ -38,12 +38,17 @@ def root_hash(content_digest: str, scope: str, key: bytes = b"", adapter: str = 
         key: From `hash_key`; empty: names that anybody can work out, for tests and simulation.
         adapter: Of the model's weights, by a name that changes with its content; empty: none.
     """
-    hashed = hashlib.blake2b(key=key, digest_size=DIGEST_BYTES)
+    return BlockHash(hash_root(content_digest, scope, key, adapter, DIGEST_BYTES))
+
+
+def hash_root(content_digest: str, scope: str, key: bytes, adapter: str, num_bytes: int) -> bytes:
+    """Hash what all blocks of a chain depend on, to so many bytes; arguments as `root_hash`."""
+    hashed = hashlib.blake2b(key=key, digest_size=num_bytes)
     hashed.update(NAMING_VERSION.to_bytes(4, "little"))
     for text in (content_digest, adapter, scope):  # each after its length: no two lists look alike
         field = text.encode()
         hashed.update(len(field).to_bytes(4, "little") + field)
-    return BlockHash(hashed.digest())
+    return hashed.digest()
 
 
 def branch_hash(block: BlockHash, root: BlockHash) -> BlockHash:

@@ -191,6 +191,19 @@ RANKS_LOST = Event(
     "a worker's ranks died or stood still; their KV is lost",
     ("worker_id", "reason", "rank_pids", "attempts"),
 )
+BLOCKS_FOUND = Event(
+    "blocks_found",
+    INFO,
+    "a storage tier holds blocks that an earlier life of the worker has written",
+    ("storage", "blocks"),
+)
+STORAGE_FAILED = Event(
+    "storage_failed",
+    WARNING,
+    "a block could not be written to a storage tier, or not be read; it is computed instead, and "
+    "further failures of this kind are only counted",
+    ("storage", "reason"),
+)
 RANKS_RESTARTED = Event(
     "ranks_restarted", INFO, "fresh ranks are ready", ("rank_pids", "exit_codes", "took_s")
 )

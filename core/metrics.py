@@ -181,6 +181,25 @@ WORKER_EXPOSED = Metric(
     "hand-overs; of the others together, the longest",
     ("worker",),
 )
+STORED_BLOCKS = Metric(
+    "baton_storage_blocks",
+    "gauge",
+    "KV blocks that live workers keep below their pools, by storage tier",
+    ("storage",),
+)
+STORED_HITS = Metric(
+    "baton_storage_hit_blocks",
+    "gauge",
+    "blocks that live workers have loaded from a storage tier since they started",
+    ("storage",),
+)
+STORAGE_FAULTS = Metric(
+    "baton_storage_faults",
+    "gauge",
+    "blocks that live workers could not write to a storage tier or read from it since they "
+    "started; each costs a hit",
+    ("reason",),
+)
 ALL = (
     TTFT,
     ITL,
@@ -217,5 +236,8 @@ ALL = (
     WORKER_SEQUENCES,
     WORKER_WAITING_TOKENS,
     WORKER_EXPOSED,
+    STORED_BLOCKS,
+    STORED_HITS,
+    STORAGE_FAULTS,
 )
 OUTCOMES = ("finished", "rejected", "cancelled", "failed")

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 from core.ids import WorkerLife
 from core.plan import StepPlan, StepResult
 from core.session import WorkerDescriptor
+from core.stored_block import StorageFault, StoredBlock
 from core.types import ChatPrompt
 
 
@@ -140,6 +141,57 @@ class KVBytes(Protocol):
 
     def view(self, layer: int, block_id: int, shard: int) -> memoryview:
         """Return one layer of one block, uint8 [layer_block_bytes], writable, not copied."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BlockCopy:
+    """A block that goes between a pool and a slot of a store."""
+
+    block: StoredBlock
+    block_id: int
+    slot: int
+
+
+class BlockStore(Protocol):
+    """Slots for blocks outside the pool: host memory, a disk.
+
+    Which block lies in which slot is the caller's to know, who uses a slot for one thing at a time.
+    The store proves it: a block is read if the slot holds exactly this one, as it was written.
+    """
+
+    async def write(
+        self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
+    ) -> Sequence[StorageFault | None]:
+        """Copy blocks out of the pool; returns one result each, None for a copy that stands.
+
+        Args:
+            copies: Which, and where to.
+            pool: Theirs; others may write to a block that is not theirs any more.
+            is_still: Asked after a block's bytes were taken and before its slot says so, perhaps
+                in another thread: False if they may be another's. Then the slot holds nothing, for
+                this life and the next.
+        """
+        ...
+
+    async def read(
+        self, copies: Sequence[BlockCopy], pool: KVBytes
+    ) -> Sequence[StorageFault | None]:
+        """Copy blocks into the pool, up to the first that fails; returns one result for each tried.
+
+        What a failed copy leaves in its block of the pool is anything.
+        """
+        ...
+
+    async def find(self) -> Sequence[tuple[int, StoredBlock]]:
+        """Return what lies in which slot from an earlier life; called once, before anything else.
+
+        Its bytes are compared when they are read, not now.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Let go of files and threads; copies under way end first."""
         ...
 
 

@@ -9,6 +9,7 @@ never do.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -280,6 +281,19 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageLoad:
+    """A storage tier below a worker's pool."""
+
+    tier: str
+    blocks: int
+    """That it holds now."""
+    hit_blocks: int
+    """Loaded into the pool since the worker's start."""
+    faults: Mapping[str, int] = field(default_factory=dict)
+    """Blocks that could not be written or read since then, by `StorageFault`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Counters sent every 500 ms, idle or busy. Work in hand and no movement for 3 s means hung."""
 
@@ -291,6 +305,7 @@ class Progress:
     is_ready: bool = True
     is_leaving: bool = False
     """It drains, and ends when its requests have moved."""
+    storage: tuple[StorageLoad, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

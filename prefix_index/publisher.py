@@ -2,7 +2,7 @@
 
 Owns when changes are sent, their numbers, and when the whole content is published: at the start,
 after a change was lost, when the store forgot it, and when the log has grown. Does not know the
-pool behind the changes, nor Redis.
+pool behind the changes, what lies below it, nor Redis.
 
 Nothing waits for the store: changes are kept within a bound while it fails, and are void beyond.
 """
@@ -10,7 +10,8 @@ Nothing waits for the store: changes are kept within a bound while it fails, and
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from core.block_hash import BlockHash
@@ -30,7 +31,7 @@ MAX_PAUSE_S = 2.0
 MAX_BATCHES_SINCE_WHOLE = 1_024
 """A quarter of what the log keeps: whoever reads a whole content finds all batches after it."""
 READ_BLOCKS = 2_048
-"""Blocks of the pool that are looked at in one go."""
+"""Blocks of a pool or another tier that are looked at in one go."""
 
 
 class Changes(Protocol):
@@ -50,7 +51,7 @@ class Changes(Protocol):
         ...
 
     def begin_whole(self) -> None:
-        """The caller reads the pool from now on."""
+        """The caller reads the whole content from now on."""
         ...
 
     def void(self) -> None:
@@ -62,6 +63,17 @@ class Changes(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What one storage tier of a worker holds."""
+
+    changes: Changes
+    read_blocks: Callable[[range], Sequence[BlockHash]]
+    """Names of those of some blocks that can be found."""
+    num_blocks: int
+    """Its size."""
+
+
 class PrefixPublisher:
     """Publishes what one life of a worker caches, at most `BATCH_S` and a call late."""
 
@@ -69,9 +81,7 @@ class PrefixPublisher:
         self,
         store: PrefixStore,
         life: WorkerLife,
-        changes: Changes,
-        read_blocks: Callable[[range], Sequence[BlockHash]],
-        num_blocks: int,
+        contents: Mapping[StorageTier, Content],
         codec: EntryCodec,
         clock: Clock,
     ) -> None:
@@ -80,17 +90,13 @@ class PrefixPublisher:
         Args:
             store: Where to.
             life: Whose blocks.
-            changes: What came and went.
-            read_blocks: Names of those of some blocks of the pool that can be found.
-            num_blocks: Size of the pool.
+            contents: What its pool holds, and the storage tiers below it.
             codec: Writes entries.
             clock: For renewals.
         """
         self._store = store
         self._life = life
-        self._changes = changes
-        self._read_blocks = read_blocks
-        self._num_blocks = num_blocks
+        self._contents = dict(contents)
         self._codec = codec
         self._clock = clock
         self._number = 0
@@ -98,7 +104,8 @@ class PrefixPublisher:
         self._position = START
         self._renewed_at = 0.0
         self._wake = asyncio.Event()
-        changes.watch(self._wake.set)
+        for content in self._contents.values():
+            content.changes.watch(self._wake.set)
         self.num_failures = 0
         """Failures of the store in a row."""
         self.num_wholes = 0
@@ -115,7 +122,17 @@ class PrefixPublisher:
 
     @property
     def _has_changes(self) -> bool:
-        return self._changes.is_whole_due or len(self._changes) > 0
+        contents = self._contents.values()
+        return self._is_whole_due or any(len(content.changes) > 0 for content in contents)
+
+    @property
+    def _is_whole_due(self) -> bool:
+        # A whole content is that of all tiers: what was lost of one is read of every one.
+        return any(content.changes.is_whole_due for content in self._contents.values())
+
+    def _void(self) -> None:
+        for content in self._contents.values():
+            content.changes.void()
 
     async def _turn(self) -> float:
         """Publish what there is; returns how long to rest."""
@@ -127,7 +144,7 @@ class PrefixPublisher:
             else:
                 self.num_failures = 0
                 return BATCH_S
-        self._changes.void()  # a batch may be there or not: no number is used again
+        self._void()  # a batch may be there or not: no number is used again
         self.num_failures += 1
         return float(min(FIRST_PAUSE_S * 2 ** min(self.num_failures, 10), MAX_PAUSE_S))
 
@@ -147,19 +164,20 @@ class PrefixPublisher:
         Raises:
             StoreFailed: What was to be published may be lost: the whole content is due.
         """
-        if not self._changes.is_whole_due and self._is_renewal_due:
+        if not self._is_whole_due and self._is_renewal_due:
             if not await self._store.renew(self._life, self._whole_number, TTL_S, self._position):
-                self._changes.void()
+                self._void()
             self._renewed_at = self._clock.now_s()
-        if self._changes.is_whole_due:
+        if self._is_whole_due:
             self._position = START
             # A number is left out, so that who follows the log notices and reads the whole.
             self._number += 1
             await self._publish_whole()
             await self._append(PrefixChange())
-        while len(self._changes) and not self._changes.is_whole_due:
-            stored, evicted = self._changes.take(MAX_BATCH_BLOCKS)
-            await self._append(PrefixChange(stored, evicted))
+        for tier, content in self._contents.items():
+            while len(content.changes) and not self._is_whole_due:
+                stored, evicted = content.changes.take(MAX_BATCH_BLOCKS)
+                await self._append(PrefixChange(stored, evicted, tier))
         if self._number - self._whole_number > MAX_BATCHES_SINCE_WHOLE:
             await self._publish_whole()
 
@@ -177,19 +195,26 @@ class PrefixPublisher:
     async def _publish_whole(self) -> None:
         number = self._number
         head = Head(number, 0, self._position)
-        self._changes.begin_whole()
-        names: list[BlockHash] = []
-        for start in range(0, self._num_blocks, READ_BLOCKS):
-            names += self._read_blocks(range(start, min(start + READ_BLOCKS, self._num_blocks)))
-            await asyncio.sleep(0)
-        slices = [names[at : at + SEGMENT_BLOCKS] for at in range(0, len(names), SEGMENT_BLOCKS)]
-        segments = [
-            self._codec.segment(self._life, number, index, StorageTier.POOL, some)
-            for index, some in enumerate(slices)
-        ]
+        for content in self._contents.values():
+            content.changes.begin_whole()
+        segments: list[bytes] = []
+        for tier, content in self._contents.items():
+            names = await self._read(content)
+            for at in range(0, len(names), SEGMENT_BLOCKS):
+                some = names[at : at + SEGMENT_BLOCKS]
+                entry = self._codec.segment(self._life, number, len(segments), tier, some)
+                segments.append(entry)
         head = Head(number, len(segments), head.position)
         entry = self._codec.head(self._life, head)
         await self._store.write_whole(self._life, number, entry, segments, TTL_S)
         self._whole_number = number
         self._renewed_at = self._clock.now_s()
         self.num_wholes += 1
+
+    async def _read(self, content: Content) -> list[BlockHash]:
+        """Read what a tier holds, in slices between which others run."""
+        names: list[BlockHash] = []
+        for start in range(0, content.num_blocks, READ_BLOCKS):
+            names += content.read_blocks(range(start, min(start + READ_BLOCKS, content.num_blocks)))
+            await asyncio.sleep(0)
+        return names

@@ -29,6 +29,7 @@ from router.observe.recorder import Recorder
 from router.observe.request_log import RequestLog
 from router.observe.shedding import Shedding
 from router.observe.status import ClusterStatus, replica
+from router.observe.storage_gauges import storage_gauges
 from router.observe.telemetry import Telemetry
 from router.observe.worker_gauges import worker_gauges
 from router.orchestrator import Orchestrator
@@ -147,6 +148,7 @@ def compose_service(components: RouterComponents, parts: ServiceComponents) -> R
             metrics.PROBLEMS: status.num_by_problem,
             **gauges_of(parts.read_prefix_report),
             **worker_gauges(sessions.views),
+            **storage_gauges(sessions.views),
         }
     )
     log = RequestLog(clock.now_s) if config.log_requests else None

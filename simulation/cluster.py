@@ -102,6 +102,9 @@ class SimCluster(World):
         """
         self._num_workers += 1
         node = f"{role.value}{self._num_workers}"
+        left = [n for n in self.disks if n not in self.units and n.startswith(role.value)]
+        if left:
+            self.disks[node] = self.disks.pop(left[0])
         is_slow = role is Role.DECODE and self._num_workers == self.shape.prefill + 1
         made = worker_node.compose(
             self,

@@ -41,5 +41,11 @@ class Shape:
     max_message_bytes: int | None = None
     spawn_s: float = 0.05
     load_s: float = 0.45
+    host_blocks: int = 0
+    """Blocks that each worker keeps in host memory below its pool; 0: no such tier."""
+    disk_blocks: int = 0
+    """The same on a disk, which the next worker of the role takes over."""
+    copy_block_s: float = 0.0002
+    """To copy a block out of the pool or into it."""
     slow: float = 1.0
     """How many times slower the first decode worker is than the others."""

@@ -12,24 +12,40 @@ from dataclasses import dataclass
 
 from core.ids import WorkerId
 from core.plan import StepPlan
+from core.prefix_changes import StorageTier
 from core.session import Role
 from decode_worker.role import DecodeRole
 from engine.scheduling.block_changes import BlockChanges
 from prefill_worker.role import PrefillRole
-from prefix_index.publisher import PrefixPublisher
+from prefix_index.publisher import Content, PrefixPublisher
+from simulation.block_store import MemoryBlockStore
 from simulation.hash_runner import MemoryKV
 from simulation.network import SimNetwork, on_node
 from simulation.ports import NodeClock
 from simulation.runner import SimRunner
 from simulation.shape import HASH_KEY, VOCABULARY
 from simulation.world import World
-from worker.components import WorkerComponents
+from worker.components import TierStore, WorkerComponents
 from worker.router_session import FRAME_BYTES
 from worker.worker import Worker
 from worker.worker import compose as compose_worker
 
 ENVELOPE_BYTES = 1 << 10
 """Room in a message for what is around a frame."""
+
+
+def _stores(world: World, node: str) -> tuple[TierStore, ...]:
+    """Make the storage tiers of a worker, as far as the shape has them."""
+    shape = world.shape
+    bytes_per_s = world.layout.block_bytes / max(shape.copy_block_s, 1e-6)
+    stores = []
+    if shape.host_blocks:
+        host = MemoryBlockStore(world.layout, shape.copy_block_s)
+        stores.append(TierStore(StorageTier.HOST, host, shape.host_blocks, bytes_per_s))
+    if shape.disk_blocks:
+        disk = world.disks.setdefault(node, MemoryBlockStore(world.layout, shape.copy_block_s))
+        stores.append(TierStore(StorageTier.DISK, disk, shape.disk_blocks, bytes_per_s))
+    return tuple(stores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +113,7 @@ def compose(
         frame_bytes=min(FRAME_BYTES, (shape.max_message_bytes or FRAME_BYTES) - ENVELOPE_BYTES),
         hash_key=HASH_KEY,
         block_changes=changes,
+        stores=_stores(world, node),
     )
     # Tasks and timers belong to the node in whose context they are made.
     worker = on_node(node).run(compose_worker, components)
@@ -112,9 +129,7 @@ def compose(
         publisher = PrefixPublisher(
             world.prefix_store,
             (components.worker_id, components.incarnation),
-            changes,
-            worker.pool.registered,
-            worker.pool.num_blocks,
+            {StorageTier.POOL: Content(changes, worker.pool.registered, worker.pool.num_blocks)},
             world.codec,
             clock,
         )

@@ -12,6 +12,7 @@ from core.clocks import LoopClock
 from core.ids import Ids
 from core.kv_layout import KVLayout
 from prefix_index.entries import EntryCodec, entry_key
+from simulation.block_store import MemoryBlockStore
 from simulation.network import Hub
 from simulation.observers import Observers
 from simulation.ports import MemoryStore, StaticMembership
@@ -40,4 +41,6 @@ class World:
         self.rare_choices = RareChoices(self.rng)
         self.traps = Traps()
         self.observers = Observers()
+        self.disks: dict[str, MemoryBlockStore] = {}
+        """By the node that has it, or had it last."""
         self.layout = KVLayout("hash", "uint8", shape.layers, 1, 8, shape.engine.block_size_tokens)

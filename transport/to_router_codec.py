@@ -22,6 +22,7 @@ from core.session import (
     Role,
     RouteReport,
     StepFrame,
+    StorageLoad,
     Task,
     TokenDelta,
     ToRouter,
@@ -225,6 +226,12 @@ def _progress_to_wire(m: Progress) -> pb.Progress:
         rank_pids=m.rank_pids,
         is_ready=m.is_ready,
         is_leaving=m.is_leaving,
+        storage=[
+            pb.StorageLoad(
+                tier=one.tier, blocks=one.blocks, hit_blocks=one.hit_blocks, faults=one.faults
+            )
+            for one in m.storage
+        ],
         **{name: getattr(m.load, name) for name in LOAD_FIELDS},
     )
 
@@ -238,6 +245,9 @@ def _progress_from_wire(w: pb.Progress) -> Progress:
         rank_pids=tuple(w.rank_pids),
         is_ready=w.is_ready,
         is_leaving=w.is_leaving,
+        storage=tuple(
+            StorageLoad(one.tier, one.blocks, one.hit_blocks, dict(one.faults)) for one in w.storage
+        ),
     )
 
 

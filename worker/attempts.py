@@ -38,6 +38,7 @@ from worker.components import Loops, WorkerComponents
 from worker.router_session import RouterSessions
 from worker.sequences import add_local_sequences, timing_of
 from worker.step_loop import StepLoop
+from worker.stored_prefixes import StoredPrefixes
 from worker.tracing import trace_attempt
 from worker.transfers import Transfers
 
@@ -55,6 +56,7 @@ class AttemptTable:
         components: WorkerComponents,
         availability: Availability,
         step_loop: StepLoop,
+        stored: StoredPrefixes | None,
         loops: Loops,
     ) -> None:
         """Start with no attempt, and make the role, which works on this table.
@@ -64,6 +66,7 @@ class AttemptTable:
             components: What the worker is made of.
             availability: Whether it takes attempts.
             step_loop: Computes them.
+            stored: Loads what the storage tiers below the pool hold of a prompt.
             loops: The worker's loop and its transfer agent's.
         """
         self.scheduler = scheduler
@@ -72,6 +75,7 @@ class AttemptTable:
         self._clock = components.clock
         self._availability = availability
         self._step_loop = step_loop
+        self._stored = stored
         self.by_run: dict[RunId, Attempt] = {}
         self.sessions = RouterSessions(self.fail, components.frame_bytes)
         self.emptied = asyncio.Event()
@@ -139,10 +143,22 @@ class AttemptTable:
             self.queue(attempt)
 
     def queue(self, attempt: Attempt) -> None:
-        """Queue an attempt's sequences now."""
+        """Queue an attempt's sequences, each when what is stored of its prompt is in the pool."""
         for sequence in attempt.sequences:
+            submit = functools.partial(self._submit, attempt, sequence)
+            if self._stored is None:
+                submit()
+            else:
+                self._stored.load(sequence, submit)
+
+    def _submit(self, attempt: Attempt, sequence: Sequence) -> None:
+        # The attempt may have ended while blocks were loaded for it.
+        if sequence.is_finished:
+            return
+        with contained("queueing a sequence", functools.partial(self.end, attempt)):
             self.scheduler.submit(sequence)
-        self.deliver(self.scheduler.take_events())
+            self.deliver(self.scheduler.take_events())
+        self._step_loop.wake()
 
     def cancel(self, run_id: RunId, epoch: int) -> None:
         """Forget an attempt and older ones; a Cancel before its Submit leaves a tombstone."""

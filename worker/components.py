@@ -7,13 +7,15 @@ together.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from core.config import EngineConfig, TransferConfig
 from core.ids import Incarnation, WorkerId
 from core.kv_layout import KVLayout
-from core.ports import Clock, KVBytes, Network
+from core.ports import BlockStore, Clock, KVBytes, Network
+from core.prefix_changes import StorageTier
 from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
 from engine.scheduling.block_changes import BlockChanges
@@ -74,6 +76,24 @@ class MakeRole(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class TierStore:
+    """A storage tier below the pool, and what goes into it."""
+
+    tier: StorageTier
+    store: BlockStore
+    num_slots: int
+    bytes_per_s: float
+    """How fast blocks are assumed to come back before it was measured."""
+    min_uses: int = 1
+    """Sequences that must have had a block."""
+    pin_uses: int = 0
+    """Blocks that so many sequences used stay, within the quota; 0: none."""
+    max_pinned: int = 0
+    changes: BlockChanges | None = None
+    """Notes which blocks come and go; None: nobody wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerComponents:
     """What a worker is made of, chosen by the composition root."""
 
@@ -104,6 +124,11 @@ class WorkerComponents:
     """Whether `kv` holds what is computed here; a device may keep it to itself."""
     block_changes: BlockChanges | None = None
     """Notes which cached blocks come and go; None: nobody wants to know."""
+
+    stores: tuple[TierStore, ...] = ()
+    """Storage tiers below the pool."""
+    class_weights: Mapping[str, float] = field(default_factory=dict)
+    """What blocks of a class of tenants (`GenerateRequest.tier`) count in them; 1 unless given."""
 
     def describe(self) -> WorkerDescriptor:
         """Describe the worker, which listens nowhere yet."""

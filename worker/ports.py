@@ -102,7 +102,7 @@ class Attempts(Protocol):
         ...
 
     def queue(self, attempt: Attempt) -> None:
-        """Queue an attempt's sequences now."""
+        """Queue an attempt's sequences, each when what is stored of its prompt is in the pool."""
         ...
 
     def phase_timings(self, attempt: Attempt, sequence: Sequence) -> WorkerTiming:

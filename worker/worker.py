@@ -15,13 +15,16 @@ from core.plan import StepPlan
 from core.session import Load, Progress, Task, WorkerDescriptor
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import Limits
+from engine.scheduling.events import SchedulerEvent
 from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.storage_tiers import StorageTiers
 from kv_transfer.agent_thread import AgentThread
 from worker.attempts import AttemptTable
 from worker.availability import Availability
 from worker.components import Loops, WorkerComponents
 from worker.session_server import SessionServer
 from worker.step_loop import StepLoop
+from worker.stored_prefixes import StoredPrefixes, make_origins, make_tiers
 
 LEAVE_S = 0.25
 """How long a draining worker waits for what was placed on it before routers knew of that."""
@@ -43,13 +46,16 @@ def compose(components: WorkerComponents, agent_thread: AgentThread | None = Non
         max_model_len=components.max_model_len,
         is_prefix_cache_on=engine.cache_prefixes,
     )
+    origins = make_origins(components) if components.stores else None
     scheduler = Scheduler(
         BlockPool(engine.num_blocks, components.block_changes),
         limits,
         components.layout.content_digest,
         components.hash_key,
+        origins=origins,
     )
-    return Worker(components, scheduler, agent_thread)
+    tiers = None if origins is None else make_tiers(components, scheduler, origins)
+    return Worker(components, scheduler, agent_thread, tiers)
 
 
 class Worker:
@@ -60,6 +66,7 @@ class Worker:
         components: WorkerComponents,
         scheduler: Scheduler,
         agent_thread: AgentThread | None,
+        tiers: StorageTiers | None,
     ) -> None:
         """Wire everything; nothing listens yet."""
         self.components = components
@@ -69,11 +76,16 @@ class Worker:
         self._thread = agent_thread
         self.availability = Availability()
         self.step_loop = StepLoop(scheduler, components.runner, components.clock)
+        self.stored = None
+        """Its storage tiers below the pool, if it has any."""
+        if tiers is not None:
+            self.stored = StoredPrefixes(tiers, components, scheduler, self.step_loop.wake)
         self.attempts = AttemptTable(
             scheduler,
             components,
             self.availability,
             self.step_loop,
+            self.stored,
             Loops.join(
                 agent_thread.loop if agent_thread else asyncio.get_running_loop(), self.break_down
             ),
@@ -113,6 +125,8 @@ class Worker:
 
     async def start(self) -> WorkerDescriptor:
         """Listen on both ports; returns the descriptor to publish."""
+        if self.stored is not None:
+            await self.stored.start()
         # The agent first: a router that has opened a session may send a Submit at once.
         if self._thread is None:
             transfer_address = await self.transfers.listen()
@@ -123,12 +137,18 @@ class Worker:
             session_address=await self._session_server.listen(),
             transfer_address=transfer_address,
         )
-        steps = self.step_loop.run(self.attempts.deliver, self.role.layer_done, self._ranks_lost)
+        steps = self.step_loop.run(self._deliver, self.role.layer_done, self._ranks_lost)
         for coroutine in (steps, self.step_loop.watch_runner(), self._session_server.watch()):
             task = asyncio.get_running_loop().create_task(coroutine)
             task.add_done_callback(self._task_done)
             self._tasks.append(task)
         return self.descriptor
+
+    def _deliver(self, happened: list[SchedulerEvent]) -> None:
+        """Between two steps: attempts get their tokens, and blocks about to go are kept."""
+        self.attempts.deliver(happened)
+        if self.stored is not None:
+            self.stored.write_back()
 
     def _task_done(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled():
@@ -148,6 +168,8 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.stored is not None:
+            await self.stored.stop()
         # Last: the attempts' ends above still ask the agent to close their transfers.
         if self._thread is None:
             await self.transfers.stop()
@@ -235,6 +257,7 @@ class Worker:
             rank_pids=self._runner.rank_pids(),
             is_ready=self.is_ready,
             is_leaving=self.availability.is_leaving,
+            storage=self.stored.loads() if self.stored is not None else (),
         )
 
     def check_at_rest(self) -> None:
@@ -251,6 +274,7 @@ class Worker:
             "holding": len(self.scheduler.holding),
             "arriving": len(self.scheduler.arriving),
             **self.transfers.left(),
+            "blocks being loaded": self.stored.num_live if self.stored else 0,
         }
         found = {name: count for name, count in left.items() if count}
         if found:

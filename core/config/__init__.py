@@ -5,6 +5,7 @@ component does with its group.
 """
 
 from core.config.pools import EngineConfig, ModelConfig, PoolConfig, PoolsConfig
+from core.config.prefix_cache import PrefixCacheConfig, weights_of
 from core.config.renamed import log_renamed
 from core.config.router import PlacementConfig, RouterConfig
 from core.config.security import SecurityConfig, check_key
@@ -21,6 +22,7 @@ __all__ = [
     "PlacementConfig",
     "PoolConfig",
     "PoolsConfig",
+    "PrefixCacheConfig",
     "RedisConfig",
     "RouterConfig",
     "SecurityConfig",
@@ -30,4 +32,5 @@ __all__ = [
     "known_keys",
     "load_config",
     "log_renamed",
+    "weights_of",
 ]

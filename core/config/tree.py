@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from core.addresses import is_loopback
 from core.config.node import Node
 from core.config.pools import ModelConfig, PoolsConfig
+from core.config.prefix_cache import PrefixCacheConfig
 from core.config.router import PlacementConfig, RouterConfig
 from core.config.security import SecurityConfig, check_key
 from core.config.services import LogConfig, RedisConfig, TracingConfig
@@ -32,6 +33,9 @@ class BatonConfig(Node):
         default_factory=PlacementConfig, description="who serves what"
     )
     transfer: TransferConfig = Field(default_factory=TransferConfig, description="KV hand-over")
+    prefix_cache: PrefixCacheConfig = Field(
+        default_factory=PrefixCacheConfig, description="blocks kept below the KV pools"
+    )
     redis: RedisConfig = Field(default_factory=RedisConfig, description="advisory store")
     tracing: TracingConfig = Field(default_factory=TracingConfig, description="spans")
     log: LogConfig = Field(default_factory=LogConfig, description="events on standard error")

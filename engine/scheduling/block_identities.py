@@ -30,6 +30,7 @@ NO_IDENTITY = 0
 """Serial number of nothing: an anonymous block, an unknown root."""
 MAX_ROOTS = 65_536
 _NOTHING = -1
+_SERIAL_BYTES = 8
 _HASH_BYTES_USED = 8
 """Of a hash, to choose its bucket."""
 
@@ -84,6 +85,12 @@ class BlockIdentities:
         """Hash of a block that is registered; of another, it means nothing."""
         start = block_id * self._record_bytes
         return BlockHash(bytes(self._records[start : start + self._hash_bytes]))
+
+    def tokens_of(self, block_id: int) -> bytes:
+        """Tokens of a block that is registered, 32 bits each; of another, they mean nothing."""
+        start = block_id * self._record_bytes
+        tokens_at = start + self._hash_bytes + _SERIAL_BYTES
+        return bytes(self._records[tokens_at : start + self._record_bytes])
 
     def is_known(self, block_hash: BlockHash) -> bool:
         """True if any block is registered under a hash."""

@@ -47,6 +47,8 @@ class BlockPool:
         self._num_cached = 0
         """In the order of use alone; kept ones are beside them."""
         self._kept = KeptBlocks(num_blocks)
+        self.num_drops = 0
+        """How often the whole cache was dropped: what was read for an earlier one is void."""
 
     @property
     def num_free(self) -> int:
@@ -208,6 +210,14 @@ class BlockPool:
             self._changes.stored(block_hash)
         return identity
 
+    def content(self, block_id: int) -> tuple[BlockHash, bytes]:
+        """Hash and own tokens (32 bits each) of a registered block."""
+        return self._identities.hash_of(block_id), self._identities.tokens_of(block_id)
+
+    def evicted_next(self, num_blocks: int) -> list[int]:
+        """Cached blocks that `allocate` would evict first, at most so many."""
+        return self._lists.first(self._cached, num_blocks)
+
     def registered(self, block_ids: range) -> list[BlockHash]:
         """Return the hashes of those blocks that can be found."""
         hashes = map(self._identities.block_hash, block_ids)
@@ -225,6 +235,7 @@ class BlockPool:
         self._lists.splice(self._cached, self._free)
         self._num_free += self._num_cached
         self._num_cached = 0
+        self.num_drops += 1
         self._identities.forget_all()
         if self._changes is not None:
             self._changes.dropped()

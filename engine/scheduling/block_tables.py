@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from core.errors import PoolExhausted, PromptTooLong
 from core.scopes import PUBLIC_SCOPE, split_scope, tenant_of
 from core.types import GenerateRequest
+from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.sequence import Sequence
 
@@ -28,8 +29,12 @@ class Limits:
 class BlockTables:
     """Arithmetic and book-keeping over one pool."""
 
-    def __init__(self, pool: BlockPool, limits: Limits) -> None:
+    def __init__(
+        self, pool: BlockPool, limits: Limits, origins: BlockOrigins | None = None
+    ) -> None:
+        """Keep the pool; `origins` notes what tiers below it have to know of its blocks."""
         self._pool = pool
+        self._origins = origins
         self._limits = limits
 
     def blocks_for(self, num_tokens: int) -> int:
@@ -57,10 +62,14 @@ class BlockTables:
                 f"holds {self._pool.num_blocks}; lower max_tokens or raise engine.num_blocks"
             )
 
+    def may_hit(self, sequence: Sequence) -> bool:
+        """False for a prompt that is computed whole, whatever is cached."""
+        return self._limits.is_prefix_cache_on and not sequence.needs_prompt_scores
+
     def find_prefix(self, sequence: Sequence) -> list[int]:
         """Cached blocks of the longest known prefix; the last token is always left to compute."""
         hits: list[int] = []
-        if not self._limits.is_prefix_cache_on or sequence.needs_prompt_scores:
+        if not self.may_hit(sequence):
             return hits
         parent = self._pool.root(_first_scope(sequence))
         for index in range((sequence.num_tokens - 1) // self._limits.block_size_tokens):
@@ -94,13 +103,35 @@ class BlockTables:
         # Renewed with each use, so that the roots of busy scopes are not forgotten.
         sequence.parents = [self._pool.remember_root(_first_scope(sequence))]
         for block_id in hits:
-            self._add_parent(sequence, self._pool.identity(block_id))
+            self._add_parent(sequence, sequence.parents, self._pool.identity(block_id))
+            if self._origins is not None:
+                self._origins.use(block_id, sequence)
 
-    def _add_parent(self, sequence: Sequence, identity: int) -> None:
+    def _add_parent(self, sequence: Sequence, parents: list[int], identity: int) -> None:
         """Note what comes before the next block: after the last public one its scope's own root."""
-        if len(sequence.parents) == sequence.naming.num_public_blocks:
+        if len(parents) == sequence.naming.num_public_blocks:
             identity = self._pool.remember_root(_scope_after(sequence, identity))
-        sequence.parents.append(identity)
+        parents.append(identity)
+
+    def register_loaded(self, sequence: Sequence, hits: list[int], block_ids: list[int]) -> None:
+        """Give held blocks their identities: those behind `hits`, of a sequence anywhere."""
+        parents = [self._pool.remember_root(_first_scope(sequence))]
+        for block_id in hits:
+            self._add_parent(sequence, parents, self._pool.identity(block_id))
+        for index, block_id in enumerate(block_ids, len(hits)):
+            self._add_parent(sequence, parents, self._register(sequence, index, block_id, parents))
+
+    def _register(self, sequence: Sequence, index: int, block_id: int, parents: list[int]) -> int:
+        identity = self._pool.register(
+            block_id,
+            parents[index],
+            sequence.full_block_hash(index),
+            sequence.block_tokens(index),
+        )
+        # A second copy of what another block is stays anonymous: nobody will look for it.
+        if self._origins is not None and self._pool.identity(block_id) == identity:
+            self._origins.note(block_id, sequence, index)
+        return identity
 
     def pin(self, sequence: Sequence) -> list[int]:
         """Take a reference of a transfer's own on a sequence's blocks; `unpin` drops it."""
@@ -129,13 +160,9 @@ class BlockTables:
         num_full = sequence.num_computed_tokens // self._limits.block_size_tokens
         # There is one parent more than registered blocks: the root.
         for index in range(len(sequence.parents) - 1, num_full):
-            identity = self._pool.register(
-                sequence.block_table[index],
-                sequence.parents[index],
-                sequence.full_block_hash(index),
-                sequence.block_tokens(index),
-            )
-            self._add_parent(sequence, identity)
+            block_id = sequence.block_table[index]
+            identity = self._register(sequence, index, block_id, sequence.parents)
+            self._add_parent(sequence, sequence.parents, identity)
 
 
 def _first_scope(sequence: Sequence) -> str:

@@ -32,6 +32,7 @@ from core.errors import InvariantViolation
 from core.ids import Epoch
 from core.plan import StepPlan, StepResult
 from core.types import GenerateRequest, Logprob
+from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_supply import BlockSupply
 from engine.scheduling.block_tables import BlockTables, Limits
@@ -60,6 +61,7 @@ class Scheduler:
         content_digest: str,
         hash_key: bytes = b"",
         order: Order | None = None,
+        origins: BlockOrigins | None = None,
     ) -> None:
         """Start empty over a pool that nobody else uses.
 
@@ -69,12 +71,13 @@ class Scheduler:
             content_digest: `KVLayout.content_digest`.
             hash_key: The cluster's, as in `root_hash`.
             order: Who goes first; first come, first served unless given.
+            origins: Notes what storage tiers below the pool have to know of its blocks.
         """
         self.pool = pool
         self.limits = limits
         self._events = HandoverEvents()
         self.budget = StepBudget(limits)
-        self.tables = BlockTables(pool, limits)
+        self.tables = BlockTables(pool, limits, origins)
         self._sequences = Sequences(self.tables)
         self.running = self._sequences.running
         self.waiting = self._sequences.waiting
@@ -97,7 +100,7 @@ class Scheduler:
             self._sequences,
             self._naming,
             limits.block_size_tokens,
-            self._note_arrived,
+            self.loaded,
         )
 
     def take_events(self) -> list[SchedulerEvent]:
@@ -263,11 +266,16 @@ class Scheduler:
         sequence.prompt_done_at = now_s
         self.tables.register(sequence)
         num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
-        self._note_arrived(sequence.block_table[num_here:])
+        self.loaded(sequence.block_table[num_here:])
         return self._results.fork(sequence, first_tokens)
 
-    def _note_arrived(self, block_ids: Iterable[int]) -> None:
-        # A pool on a device has to load them before a step reads them.
+    @property
+    def may_grant_blocks(self) -> bool:
+        """False while a step runs that still reads from a free block."""
+        return not self._sequences.copies_from_free
+
+    def loaded(self, block_ids: Iterable[int]) -> None:
+        """Blocks were written from outside: a pool on a device loads them before its next step."""
         self._arrived.update(dict.fromkeys(block_ids))
 
     # --- leaving ----------------------------------------------------------------------------------

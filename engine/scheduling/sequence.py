@@ -17,6 +17,7 @@ from enum import Enum, auto
 from core.block_hash import BlockHash, BlockNaming
 from core.ids import Epoch, WorkerId
 from core.plan import History, SampleSpec
+from core.stored_block import ChainDigest
 from core.types import FinishReason, GenerateRequest, Logprob
 
 
@@ -88,6 +89,8 @@ class Sequence:
     run_alone: bool = False
     """Nobody else may be in its steps: it is suspected of ending ranks."""
     prompt_logprobs: list[Logprob] = field(default_factory=list)
+    chain: list[ChainDigest] = field(default_factory=list)
+    """Digests of its leading blocks, as far as somebody asked: that of the root first."""
     _hashes: list[BlockHash] = field(default_factory=list)
 
     @property
@@ -163,6 +166,7 @@ class Sequence:
             block_table=list(self.block_table),
             spare_blocks=[],
             parents=list(self.parents),
+            chain=list(self.chain),
             _hashes=list(self._hashes),
         )
 

@@ -19,6 +19,8 @@ class StepBudget:
         """Start with the configured budget."""
         self._limits = limits
         self.num_tokens = limits.max_step_tokens
+        self.token_s = 0.0
+        """What a token of a prompt takes (seconds), as measured; 0: not yet."""
 
     def fit(self, num_tokens: int, took_s: float) -> None:
         """Learn from a step.
@@ -27,6 +29,10 @@ class StepBudget:
             num_tokens: Tokens of the step that just ended.
             took_s: How long it took (seconds).
         """
+        # In a small step the share that does not grow with its tokens would count for each.
+        if num_tokens >= MIN_STEP_TOKENS:
+            token_s = took_s / num_tokens
+            self.token_s += (token_s - self.token_s) / 4 if self.token_s else token_s
         if took_s > MAX_STEP_S:
             # Long steps take time in proportion to their tokens, nearly.
             fitting = int(num_tokens * TARGET_STEP_S / took_s)

@@ -28,6 +28,7 @@ from core.session import (
     PeerReport,
     Progress,
     StepFrame,
+    StorageLoad,
     Submit,
     Welcome,
     WorkerDescriptor,
@@ -91,6 +92,7 @@ class WorkerSession:
         self._has_lived = was_lost
         self._close_reason = ""
         self._is_leaving = False
+        self._storage: tuple[StorageLoad, ...] = ()
 
     @property
     def key(self) -> WorkerLife:
@@ -119,6 +121,7 @@ class WorkerSession:
             self.rank_pids,
             self.routes.reports,
             self._load.candidate.exposed_transfer_s,
+            self._storage,
         )
 
     @property
@@ -305,6 +308,7 @@ class WorkerSession:
         """
         self.rank_pids = message.rank_pids or self.rank_pids
         self._load.report(message.load, self._clock.now_s())
+        self._storage = message.storage
         if message.is_leaving:
             if not self._is_leaving:
                 self._log(events.WORKER_LEAVING)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from core.session import Load, RouteReport, WorkerDescriptor
+from core.session import Load, RouteReport, StorageLoad, WorkerDescriptor
 
 
 class SessionState(Enum):
@@ -36,3 +36,5 @@ class WorkerView:
     """Routes by which KV reaches it, by the sender's transfer address."""
     exposed_transfer_s: float = 0.0
     """By which KV that it sent came behind the first token, smoothed; 0: not measured of late."""
+    storage: tuple[StorageLoad, ...] = ()
+    """What it reported last of the storage tiers below its pool."""

@@ -13,11 +13,12 @@ from core.block_hash import block_hashes, root_hash
 from core.clocks import SystemClock
 from core.ids import Incarnation, WorkerId
 from core.ports import START, StoreFailed
+from core.prefix_changes import StorageTier
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
 from prefix_index.entries import EntryCodec, entry_key
 from prefix_index.feed import PrefixFeed
-from prefix_index.publisher import PrefixPublisher
+from prefix_index.publisher import Content, PrefixPublisher
 from prefix_index.redis_prefix_store import RedisPrefixStore
 from prefix_index.view import PrefixView
 from simulation.prefix_store import MemoryPrefixStore
@@ -159,9 +160,7 @@ class Running:
         self.publisher = PrefixPublisher(
             RedisPrefixStore(server.url, "n"),
             LIFE,
-            self.changes,
-            self.pool.registered,
-            256,
+            {StorageTier.POOL: Content(self.changes, self.pool.registered, 256)},
             EntryCodec(key),
             SystemClock(),
         )

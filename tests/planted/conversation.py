@@ -115,8 +115,8 @@ BUGS = [
     Bug(
         "whatever follows a public beginning is public",
         "engine/scheduling/block_tables.py",
-        "        if len(sequence.parents) == sequence.naming.num_public_blocks:\n",
-        "        if not sequence.parents:\n",
+        "        if len(parents) == sequence.naming.num_public_blocks:\n",
+        "        if not parents:\n",
         TABLES + "test_tenants_share_exactly_the_blocks_that_are_public",
     ),
     Bug(

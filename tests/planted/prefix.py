@@ -97,7 +97,7 @@ BUGS = [
     Bug(
         "a store that forgot is not filled again",
         "prefix_index/publisher.py",
-        "                self._changes.void()\n            self._renewed_at",
+        "                self._void()\n            self._renewed_at",
         "                pass\n            self._renewed_at",
         RULES + "test_an_emptied_store_is_filled_again_within_5_s",
     ),
@@ -153,8 +153,8 @@ BUGS = [
     Bug(
         "a publisher leaves evictions out",
         "prefix_index/publisher.py",
-        "PrefixChange(stored, evicted)",
-        "PrefixChange(stored)",
+        "PrefixChange(stored, evicted, tier)",
+        "PrefixChange(stored, (), tier)",
         RULES + "test_stored_and_evicted_blocks_are_seen_within_50_ms",
     ),
     Bug(

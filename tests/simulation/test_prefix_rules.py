@@ -10,13 +10,13 @@ import pytest
 from core.block_hash import DIGEST_BYTES, BlockHash, block_hashes, root_hash
 from core.clocks import LoopClock
 from core.ids import Incarnation, WorkerId
-from core.prefix_changes import PrefixChange
+from core.prefix_changes import PrefixChange, StorageTier
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
 from prefix_index import publisher as publisher_module
 from prefix_index.entries import Batch, EntryCodec, entry_key
 from prefix_index.feed import PrefixFeed
-from prefix_index.publisher import PrefixPublisher
+from prefix_index.publisher import Content, PrefixPublisher
 from prefix_index.view import PrefixView
 from simulation.loop import run_virtual
 from simulation.prefix_store import MemoryPrefixStore, Mishap
@@ -38,9 +38,7 @@ class Worker:
         self.publisher = PrefixPublisher(
             store,
             self.life,
-            self.changes,
-            self.pool.registered,
-            num_blocks,
+            {StorageTier.POOL: Content(self.changes, self.pool.registered, num_blocks)},
             EntryCodec(KEY),
             LoopClock(),
         )

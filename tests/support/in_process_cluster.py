@@ -224,8 +224,10 @@ class InProcessCluster:
         threaded=False,
         staged=False,
         key=None,
+        stores=lambda layout, role: (),
     ):
         """With a `key` sessions go over gRPC as well, and everybody has to know it."""
+        self.stores = stores
         self.threaded, self.staged, self.key = threaded, staged, key
         self.spec, self.model = load(folder, dtype)
         self.engine = engine or EngineConfig(
@@ -312,6 +314,7 @@ class InProcessCluster:
             model=self.spec.name,
             pid=len(self.units) + 1,
             exports_kv=role is Role.PREFILL or not self.staged,
+            stores=self.stores(layout, role),
         )
         unit = compose_worker(parts, AgentThread() if self.threaded else None)
         self.units.append(unit)

@@ -14,6 +14,7 @@ PACKAGES = [
     "prefix_index",
     "engine",
     "kv_transfer",
+    "kv_storage",
     "worker",
     "prefill_worker",
     "decode_worker",

@@ -392,8 +392,27 @@ class StepFrame(_message.Message):
     ended: _containers.RepeatedCompositeFieldContainer[AttemptEnded]
     def __init__(self, step_id: _Optional[int] = ..., deltas: _Optional[_Iterable[_Union[TokenDelta, _Mapping]]] = ..., ended: _Optional[_Iterable[_Union[AttemptEnded, _Mapping]]] = ...) -> None: ...
 
+class StorageLoad(_message.Message):
+    __slots__ = ("tier", "blocks", "hit_blocks", "faults")
+    class FaultsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    HIT_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    FAULTS_FIELD_NUMBER: _ClassVar[int]
+    tier: str
+    blocks: int
+    hit_blocks: int
+    faults: _containers.ScalarMap[str, int]
+    def __init__(self, tier: _Optional[str] = ..., blocks: _Optional[int] = ..., hit_blocks: _Optional[int] = ..., faults: _Optional[_Mapping[str, int]] = ...) -> None: ...
+
 class Progress(_message.Message):
-    __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready", "is_leaving")
+    __slots__ = ("steps", "layers_done", "work_in_hand", "num_waiting", "num_running", "waiting_tokens", "free_blocks", "cached_blocks", "rank_pids", "is_ready", "is_leaving", "storage")
     STEPS_FIELD_NUMBER: _ClassVar[int]
     LAYERS_DONE_FIELD_NUMBER: _ClassVar[int]
     WORK_IN_HAND_FIELD_NUMBER: _ClassVar[int]
@@ -405,6 +424,7 @@ class Progress(_message.Message):
     RANK_PIDS_FIELD_NUMBER: _ClassVar[int]
     IS_READY_FIELD_NUMBER: _ClassVar[int]
     IS_LEAVING_FIELD_NUMBER: _ClassVar[int]
+    STORAGE_FIELD_NUMBER: _ClassVar[int]
     steps: int
     layers_done: int
     work_in_hand: bool
@@ -416,4 +436,5 @@ class Progress(_message.Message):
     rank_pids: _containers.RepeatedScalarFieldContainer[int]
     is_ready: bool
     is_leaving: bool
-    def __init__(self, steps: _Optional[int] = ..., layers_done: _Optional[int] = ..., work_in_hand: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., is_ready: _Optional[bool] = ..., is_leaving: _Optional[bool] = ...) -> None: ...
+    storage: _containers.RepeatedCompositeFieldContainer[StorageLoad]
+    def __init__(self, steps: _Optional[int] = ..., layers_done: _Optional[int] = ..., work_in_hand: _Optional[bool] = ..., num_waiting: _Optional[int] = ..., num_running: _Optional[int] = ..., waiting_tokens: _Optional[int] = ..., free_blocks: _Optional[int] = ..., cached_blocks: _Optional[int] = ..., rank_pids: _Optional[_Iterable[int]] = ..., is_ready: _Optional[bool] = ..., is_leaving: _Optional[bool] = ..., storage: _Optional[_Iterable[_Union[StorageLoad, _Mapping]]] = ...) -> None: ...

@@ -1,0 +1,216 @@
+"""What is written below a pool, and what is loaded back for whom; without a byte."""
+
+import pytest
+
+from core.prefix_changes import StorageTier
+from core.stored_block import StorageFault
+from core.types import GenerateRequest, SamplingParams
+from engine.scheduling.block_origins import BlockOrigins
+from engine.scheduling.block_pool import BlockPool
+from engine.scheduling.block_tables import Limits
+from engine.scheduling.scheduler import Scheduler
+from engine.scheduling.storage_tiers import StorageTiers, Tier
+from engine.scheduling.tier_book import TierBook
+
+SIZE = 4
+HOST, DISK = StorageTier.HOST, StorageTier.DISK
+
+
+class Engine:
+    """A pool of 16 blocks with tiers; `compute` makes a prompt's blocks cached."""
+
+    def __init__(self, *, disk_min_uses=1, host_slots=50, weights=None):
+        self.pool = BlockPool(16)
+        self.origins = BlockOrigins(16, "m", weights=weights)
+        self.scheduler = Scheduler(self.pool, Limits(SIZE, 64, 8, 400), "m", origins=self.origins)
+        self.tiers = StorageTiers(
+            self.pool,
+            self.scheduler.tables,
+            self.origins,
+            {
+                DISK: Tier(TierBook(50, SIZE), 0.001, disk_min_uses),
+                HOST: Tier(TierBook(host_slots, SIZE), 0.0001),
+            },
+        )
+
+    def sequence(self, tokens, *, tier="standard", **sampling):
+        request = GenerateRequest(
+            "r", "", tuple(tokens), SamplingParams(max_tokens=1, **sampling), 0, 1e9, tier=tier
+        )
+        return self.scheduler.new_sequence(request, 0, (0,), (), 0.0)
+
+    def compute(self, tokens, **how):
+        sequence = self.sequence(tokens, **how)
+        tables = self.scheduler.tables
+        hits = tables.find_prefix(sequence)
+        num_new = tables.blocks_for(len(tokens)) - len(hits)
+        tables.allocate(sequence, hits, num_new, num_spare=0)
+        sequence.num_computed_tokens = len(tokens)
+        tables.register(sequence)
+        tables.free(sequence)
+
+    def write_all(self):
+        written = []
+        while writings := self.tiers.pick_writes(3):
+            for writing in writings:
+                self.tiers.end_write(writing, None)
+            written += writings
+        return written
+
+    def check(self):
+        self.pool.check()
+        self.tiers.check()
+
+
+def prompt(n, blocks=5):
+    return [100 * n + i for i in range(blocks * SIZE + 1)]
+
+
+def full(engine):
+    """Two prompts that leave no more than a third of the pool free."""
+    engine.compute(prompt(1))
+    engine.compute(prompt(2))
+
+
+def test_nothing_is_written_while_much_is_free():
+    engine = Engine()
+    engine.compute(prompt(1))
+    assert engine.pool.num_free == 11 and engine.write_all() == []
+
+
+def test_what_leaves_next_is_written_to_each_tier_once():
+    engine = Engine()
+    full(engine)
+    written = engine.write_all()
+    assert [(w.tier, w.entry.block.depth) for w in written[:4]] == [
+        (HOST, 4),
+        (DISK, 4),
+        (HOST, 3),
+        (DISK, 3),
+    ], "tails first, as the pool evicts them"
+    assert len(engine.tiers.tiers[HOST].book) == len(engine.tiers.tiers[DISK].book) == 10
+    assert engine.write_all() == []
+    engine.check()
+
+
+def test_a_block_goes_to_disk_after_enough_sequences_had_it():
+    engine = Engine(disk_min_uses=2)
+    full(engine)
+    assert {w.tier for w in engine.write_all()} == {HOST}
+    engine.compute(prompt(1))
+    to_disk = [w.entry.block.depth for w in engine.write_all() if w.tier is DISK]
+    assert to_disk == [4, 3, 2, 1, 0], "those of the first prompt"
+
+
+def test_a_block_that_was_given_away_during_its_copy_is_not_kept():
+    engine = Engine()
+    full(engine)
+    [first, *others] = writings = engine.tiers.pick_writes(3)
+    engine.pool.allocate(engine.pool.num_free + 1)  # takes the block that leaves first
+    still = [engine.tiers.is_still(writing) for writing in writings]
+    assert not still[0] and all(still[len(engine.tiers.tiers) :])
+    engine.tiers.end_write(first, StorageFault.REPLACED)
+    for writing in others:
+        engine.tiers.end_write(writing, None)
+    assert engine.tiers.tiers[first.tier].book.find(first.entry.block) is None
+    assert engine.tiers.counts.faults[first.tier, StorageFault.REPLACED] == 1
+    engine.tiers.check()
+
+
+def loaded(engine, tokens, faults=None, token_s=1.0):
+    """Load what is stored of a prompt; returns blocks cached, or None if nothing was tried."""
+    loading = engine.tiers.begin_load(engine.sequence(tokens), token_s)
+    if loading is None:
+        return None
+    return engine.tiers.end_load(loading, faults or [None] * len(loading.sources))
+
+
+def stored(**how):
+    """An engine whose pool has forgotten the first prompt, and whose tiers have not."""
+    engine = Engine(**how)
+    full(engine)
+    engine.write_all()
+    engine.compute(prompt(3))
+    engine.compute(prompt(4))
+    engine.write_all()
+    assert engine.scheduler.tables.find_prefix(engine.sequence(prompt(1))) == []
+    return engine
+
+
+def test_what_was_loaded_is_found_in_the_pool():
+    engine = stored()
+    assert loaded(engine, prompt(1)) == 5
+    sequence = engine.sequence(prompt(1))
+    assert len(engine.scheduler.tables.find_prefix(sequence)) == 5
+    assert +engine.tiers.counts.hit_blocks == {HOST: 5}
+    assert engine.pool.num_held == 0 and engine.tiers.num_loading == 0
+    engine.check()
+
+
+def test_a_fault_ends_the_load_there_and_the_block_is_forgotten():
+    engine = stored()
+    assert loaded(engine, prompt(1), [None, None, StorageFault.DAMAGED]) == 2
+    assert len(engine.scheduler.tables.find_prefix(engine.sequence(prompt(1)))) == 2
+    assert engine.tiers.counts.faults[HOST, StorageFault.DAMAGED] == 1
+    # The next time the disk has it.
+    assert loaded(engine, prompt(1)) == 3
+    assert engine.tiers.counts.hit_blocks == {HOST: 4, DISK: 1}
+    engine.check()
+
+
+def test_a_pool_that_lost_its_memory_takes_nothing_of_a_load():
+    engine = stored()
+    loading = engine.tiers.begin_load(engine.sequence(prompt(1)), 1.0)
+    engine.pool.drop_cache()
+    assert engine.tiers.end_load(loading, [None] * 5) == 0
+    assert engine.scheduler.tables.find_prefix(engine.sequence(prompt(1))) == []
+    engine.check()
+
+
+def test_computing_is_chosen_where_it_is_cheaper():
+    engine = stored()
+    assert loaded(engine, prompt(1), token_s=0.000_001) is None
+    assert engine.tiers.counts.num_computed_instead == 1
+    engine.tiers.learn(HOST, 5, 500.0)
+    assert loaded(engine, prompt(1), token_s=1.0) is None
+    assert loaded(engine, prompt(1), token_s=0.0) == 5, "before a step was measured"
+
+
+def test_a_load_takes_no_more_than_half_of_the_pool():
+    engine = stored()
+    first = engine.tiers.begin_load(engine.sequence(prompt(1)), 1.0)
+    second = engine.tiers.begin_load(engine.sequence(prompt(2)), 1.0)
+    assert (len(first.block_ids), len(second.block_ids)) == (5, 3)
+    assert engine.tiers.begin_load(engine.sequence(prompt(2)), 1.0) is None
+    for loading in (first, second):
+        engine.tiers.end_load(loading, [None] * len(loading.block_ids))
+    engine.check()
+
+
+@pytest.mark.parametrize("how", [{"prompt_logprobs": 1}, {}], ids=["scored", "other scope"])
+def test_prompts_that_may_not_share_load_nothing(how):
+    engine = stored()
+    sequence = engine.sequence(prompt(1), **how)
+    if not how:
+        object.__setattr__(sequence.request, "scope", "another")
+    assert engine.tiers.begin_load(sequence, 1.0) is None
+
+
+def test_equal_tokens_after_another_beginning_are_not_loaded():
+    engine = stored()
+    other = [7] * SIZE + prompt(1)[SIZE:]
+    assert loaded(engine, other) is None
+
+
+def test_blocks_of_a_class_that_counts_less_leave_first():
+    engine = Engine(host_slots=8, weights={"batch": 0.1})
+    engine.compute(prompt(1), tier="batch")
+    engine.compute(prompt(2))
+    engine.write_all()
+    book = engine.tiers.tiers[HOST].book
+    depths = {}
+    for n in (1, 2):
+        sequence = engine.sequence(prompt(n))
+        chain = engine.origins.chain(sequence, 5)
+        depths[n] = sum(digest in book._entries for digest in chain[1:])
+    assert depths == {1: 3, 2: 5}

@@ -1,0 +1,183 @@
+"""Which blocks a storage tier holds, and in which order they leave."""
+
+import random
+
+import pytest
+
+from core.block_hash import BlockHash
+from core.errors import InvariantViolation
+from core.stored_block import ChainDigest, StoredBlock
+from engine.scheduling.block_changes import BlockChanges
+from engine.scheduling.tier_book import TierBook
+
+SIZE = 16
+
+
+def block(name, depth=0):
+    return StoredBlock(ChainDigest(b"p" * 32), name.encode(), BlockHash(name.encode()), depth)
+
+
+def held(book, name, depth=0, *, chain=1, uses=1, weight=1.0):
+    """Enter a block; returns it."""
+    one = block(name, depth)
+    entry = book.admit(one, chain, uses, weight)
+    book.written(entry)
+    return one
+
+
+def names(book, *blocks):
+    return [one.tokens.decode() for one in blocks if book.find(one)]
+
+
+def test_a_block_is_found_when_it_is_written_and_not_before():
+    changes = BlockChanges()
+    book = TierBook(2, SIZE, changes=changes)
+    entry = book.admit(block("a"), 1, 1, 1.0)
+    assert book.find(block("a")) is None and book.has(block("a"))
+    assert changes.take(9) == ([], []) and book.registered(range(2)) == []
+    book.written(entry)
+    assert book.find(block("a")) is entry
+    assert changes.take(9) == ([b"a"], []) and book.registered(range(2)) == [b"a"]
+    assert book.admit(block("a"), 1, 1, 1.0) is None
+    book.drop(entry)
+    assert book.find(block("a")) is None and book.num_free == 2
+    assert changes.take(9) == ([], [b"a"]) and book.registered(range(2)) == []
+    book.check()
+
+
+def test_other_content_under_the_same_digest_is_not_found(monkeypatch):
+    """Nobody can make two contents with one digest; if somebody could, they would be told apart."""
+    book = TierBook(2, SIZE)
+    mine = held(book, "a")
+    other = StoredBlock(mine.parent, b"b", mine.name, mine.depth)
+    object.__setattr__(other, "digest", mine.digest)
+    assert book.find(mine) is not None and book.find(other) is None
+
+
+def test_the_block_used_longest_ago_leaves_first():
+    book = TierBook(3, SIZE)
+    a, b, c = (held(book, name) for name in "abc")
+    book.use([book.find(a)], 1.0)
+    d = held(book, "d")
+    e = held(book, "e")
+    assert names(book, a, b, c, d, e) == ["a", "d", "e"]
+    assert book.num_evicted == 2
+    book.check()
+
+
+def test_of_one_prompt_the_tail_leaves_before_the_head():
+    book = TierBook(8, SIZE)
+    chain = [held(book, f"c{depth}", depth, chain=8) for depth in reversed(range(8))][::-1]
+    book.use([book.find(one) for one in chain], 1.0)
+    for i in range(3):
+        held(book, f"new {i}", chain=8)
+    assert names(book, *chain) == [f"c{depth}" for depth in range(5)]
+
+
+def test_what_costs_more_to_compute_stays_longer_but_not_for_ever():
+    book = TierBook(4, SIZE)
+    long = held(book, "long", chain=4_096)
+    for i in range(10):
+        held(book, f"short {i}", chain=1)
+    assert names(book, long) == ["long"]
+    for i in range(200):
+        held(book, f"later {i}", chain=1)
+    assert names(book, long) == []
+
+
+def test_blocks_of_a_class_that_counts_less_leave_first():
+    book = TierBook(4, SIZE)
+    standard = [held(book, f"s{i}") for i in range(2)]
+    batch = [held(book, f"b{i}", weight=0.25) for i in range(2)]
+    held(book, "x", weight=0.25)
+    held(book, "y", weight=0.25)
+    assert names(book, *standard, *batch) == ["s0", "s1"]
+
+
+def test_what_many_use_is_pinned_within_the_quota():
+    book = TierBook(4, SIZE, pin_uses=3, max_pinned=2)
+    pinned = [held(book, f"p{i}", uses=3) for i in range(3)]
+    assert book.num_pinned == 2
+    for i in range(40):
+        held(book, f"new {i}")
+    assert names(book, *pinned) == ["p0", "p1"]
+    book.drop(book.find(pinned[0]))
+    assert book.num_pinned == 1
+    book.check()
+
+
+def test_a_slot_is_kept_while_somebody_copies_out_of_it():
+    book = TierBook(2, SIZE)
+    a = held(book, "a")
+    entry = book.find(a)
+    book.hold(entry)
+    for i in range(5):
+        held(book, f"new {i}")
+    assert names(book, a) == ["a"]
+    book.drop(entry)
+    assert book.num_free == 0, "its slot is read still"
+    book.check()
+    book.release(entry)
+    assert book.num_free == 1
+    book.check()
+
+
+def test_nothing_is_admitted_while_every_slot_is_read():
+    book = TierBook(1, SIZE)
+    entry = book.find(held(book, "a"))
+    book.hold(entry)
+    assert book.admit(block("b"), 1, 1, 1.0) is None
+    book.release(entry)
+    assert book.admit(block("b"), 1, 1, 1.0) is not None
+
+
+def test_a_slot_that_cannot_be_written_is_given_up():
+    book = TierBook(2, SIZE)
+    book.lose(book.admit(block("a"), 1, 1, 1.0))
+    assert book.num_slots == 1 and book.num_free == 1
+    book.check()
+
+
+def test_what_an_earlier_life_left_is_found_in_its_slot():
+    book = TierBook(4, SIZE)
+    assert book.restore(2, block("a")) and not book.restore(3, block("a"))
+    assert book.find(block("a")).slot == 2 and book.num_free == 3
+    book.check()
+
+
+def test_unbalanced_books_are_noticed():
+    book = TierBook(2, SIZE)
+    held(book, "a")
+    book._free.append(book.find(block("a")).slot)
+    with pytest.raises(InvariantViolation, match="do not add up"):
+        book.check()
+
+
+def test_books_balance_whatever_happens():
+    rng = random.Random(5)
+    book = TierBook(20, SIZE, pin_uses=4, max_pinned=5)
+    writing, reading = [], []
+    for step in range(5_000):
+        name = f"{rng.randrange(60)}"
+        depth = rng.randrange(6)
+        match rng.randrange(7):
+            case 0 | 1:
+                weight = rng.choice([0.25, 1.0, 4.0])
+                entry = book.admit(block(name, depth), depth + 1, rng.randrange(1, 4), weight)
+                if entry is not None:
+                    writing.append(entry)
+            case 2 | 3 if writing:
+                book.written(writing.pop(rng.randrange(len(writing))))
+            case 4 if writing:
+                book.drop(writing.pop())
+            case 5 if (entry := book.find(block(name, depth))) is not None:
+                book.use([entry], 1.0)
+                book.hold(entry)
+                reading.append(entry)
+            case 6 if reading:
+                entry = reading.pop(rng.randrange(len(reading)))
+                if rng.random() < 0.2:
+                    book.drop(entry)
+                book.release(entry)
+        book.check()
+        assert len(book._ranks) <= 4 * (len(book) + 2), step
