@@ -29,7 +29,7 @@ class Asking:
     """Completions by token ids, with their timing."""
 
     def __init__(self, cluster, http):
-        self.url = f"http://127.0.0.1:{cluster.cluster.addresses[0][0]}"
+        self.url = f"http://127.0.0.1:{cluster.local.addresses[0][0]}"
         self.http = http
 
     async def ask(self, token_ids, max_tokens=12, salt=""):
