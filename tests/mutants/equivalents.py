@@ -93,7 +93,7 @@ EQUIVALENTS: list[Equivalent] = [
     ),
     Equivalent(
         "engine/scheduling/block_tables.py",
-        "self._add_parent(sequence, self._pool.identity(block_id))",
+        "self._add_parent(sequence, sequence.parents, self._pool.identity(block_id))",
         "pass",
         "`register` goes over the hits then, which keep the identities they have: it takes longer",
     ),

@@ -9,7 +9,7 @@ from router.workers.view import SessionState, WorkerView
 
 
 def view(name, state, *storage):
-    return WorkerView(SimpleNamespace(worker_id=name), state, True, Load(), (), {}, storage)
+    return WorkerView(SimpleNamespace(worker_id=name), state, True, Load(), (), {}, storage=storage)
 
 
 def test_live_workers_are_summed_up_and_every_label_is_there():
