@@ -78,7 +78,8 @@ def simulated(rows):
 
 async def simulated_request(cluster, name, row):
     fault, after, is_long_prompt, n = row
-    prompt = tuple(range(1, 60)) if is_long_prompt else (5, 6, 7)
+    # Prompts have no beginning in common: what is cached where would decide, and there differ.
+    prompt = (60 + int(name[1:]), *range(1, 59)) if is_long_prompt else (5, 6, 7)
     params = SamplingParams(max_tokens=60, n=n, temperature=0.0, ignore_eos=True)
     request, have, reconnects, pending = cluster.request(name, prompt, params), [0] * n, 0, fault
     while True:
@@ -147,7 +148,7 @@ async def simulated_fault(cluster, router, fault):
 async def real(cluster, rows):
     decisions = []
     for number, row in enumerate(rows):
-        decisions.append(await real_request(cluster, f"twin-{id(rows)}-{number}", row))
+        decisions.append(await real_request(cluster, f"{number}-{id(rows)}", row))
         await cluster.wait_whole()
         assert await cluster.leaked() == {}
     return decisions
@@ -156,6 +157,7 @@ async def real(cluster, rows):
 async def real_request(cluster, name, row):
     fault, after, is_long_prompt, n = row
     text = "def main(argv):\n    for value in argv: print(value)\n" * 3 if is_long_prompt else "x"
+    text = f"{name} {text}" if is_long_prompt else text
     request = pb.GenerateRequest(
         text=text,
         request_id=name,
