@@ -124,8 +124,7 @@ class StoredPrefixes:
         for tier, store in self._stores.items():
             with contained("looking for stored blocks"):
                 book = self._tiers.tiers[tier].book
-                found = await store.find()
-                num_blocks = sum(book.restore(slot, block) for slot, block in found)
+                num_blocks = book.restore(await store.find())
                 if num_blocks:
                     events.BLOCKS_FOUND.log(storage=tier.name.lower(), blocks=num_blocks)
 
