@@ -173,4 +173,11 @@ BUGS = [
         "            if not os.fstat(self._fd).st_size:\n",
         DISK + "test_a_file_that_was_left_half_made_is_made_anew",
     ),
+    Bug(
+        "a load goes on that nobody waits for any more, and holds half of the pool",
+        "worker/stored_prefixes.py",
+        "                if late.is_over:\n",
+        "                if faults[-1:] == [StorageFault.TOO_LATE]:\n",
+        RULES + "test_a_load_that_takes_longer_than_computing_is_not_waited_for",
+    ),
 ]
