@@ -139,7 +139,7 @@ class AttemptTable:
 
     def enter(self, attempt: Attempt) -> None:
         """Queue an attempt's sequences, once a prefix that is fetched for them is here, or not."""
-        if not self.transfers.fetches.begin(attempt):
+        if not self.transfers.begin_fetch(attempt):
             self.queue(attempt)
 
     def queue(self, attempt: Attempt) -> None:

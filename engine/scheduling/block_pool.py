@@ -216,7 +216,9 @@ class BlockPool:
 
     def evicted_next(self, num_blocks: int) -> list[int]:
         """Cached blocks that `allocate` would evict first, at most so many."""
-        return self._lists.first(self._cached, num_blocks)
+        block_ids = self._lists.first(self._cached, num_blocks)
+        # Kept ones go last, and go all the same once there are no others.
+        return block_ids + self._kept.first(num_blocks - len(block_ids))
 
     def registered(self, block_ids: range) -> list[BlockHash]:
         """Return the hashes of those blocks that can be found."""
