@@ -15,7 +15,7 @@ from core.ids import Ids, WorkerId
 from core.ports import Clock
 from core.session import FetchReport, OfferPrefix, PrefixSource
 from core.types import GenerateRequest
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.placement import Placement, PlacementConstraints
 from router.prefix_sources import FetchSpeeds, PrefixSources
 from router.workers.sessions import WorkerSessions

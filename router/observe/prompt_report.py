@@ -15,7 +15,7 @@ from core.config import PlacementConfig
 from core.errors import NoWorker
 from core.ports import Clock
 from core.types import GenerateRequest
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.observe.explanations import why_of
 from router.peer_fetches import PeerFetches
 from router.placement import PlacementConstraints, choose

@@ -8,7 +8,8 @@ import pytest
 from core.config import PlacementConfig
 from core.session import FetchOutcome, FetchReport, Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
-from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S, Candidate
+from router.candidate import Candidate
+from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S
 from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
