@@ -111,7 +111,7 @@ class StoredPrefixes:
         counts = self._tiers.counts
         return tuple(
             StorageLoad(
-                tier.name.lower(),
+                tier.label,
                 len(one.book),
                 counts.hit_blocks[tier],
                 {fault.value: n for (its, fault), n in counts.faults.items() if its is tier},
@@ -127,7 +127,7 @@ class StoredPrefixes:
                 found = await store.find()
                 num_blocks = sum(book.restore(slot, block) for slot, block in found)
                 if num_blocks:
-                    events.BLOCKS_FOUND.log(storage=tier.name.lower(), blocks=num_blocks)
+                    events.BLOCKS_FOUND.log(storage=tier.label, blocks=num_blocks)
 
     async def stop(self) -> None:
         """Wait for copies under way, then let the stores go."""
@@ -235,7 +235,7 @@ class StoredPrefixes:
             if fault in (None, StorageFault.REPLACED) or (tier, fault) in self._reported:
                 continue
             self._reported.add((tier, fault))
-            events.STORAGE_FAILED.log(storage=tier.name.lower(), reason=fault.value)
+            events.STORAGE_FAILED.log(storage=tier.label, reason=fault.value)
 
 
 class _Deadline:
