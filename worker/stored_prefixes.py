@@ -203,7 +203,7 @@ class StoredPrefixes:
             if generation != self._kv.generation:
                 faults = [StorageFault.REPLACED] if faults else []
             num_read = self._tiers.end_load(loading, faults)
-            self._scheduler.loaded(loading.block_ids[:num_read])
+            self._scheduler.note_arrived(loading.block_ids[:num_read])
             for tier, _ in loading.sources[len(faults) - 1 : len(faults)] if faults else ():
                 self._report(tier, faults[-1:])
             self._tiers.counts.num_late += late.is_over

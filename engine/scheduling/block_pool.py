@@ -215,7 +215,7 @@ class BlockPool:
         return self._identities.hash_of(block_id), self._identities.tokens_of(block_id)
 
     def evicted_next(self, num_blocks: int) -> list[int]:
-        """Cached blocks that `allocate` would evict first, at most so many."""
+        """Cached blocks that `allocate` would evict first, at most so many; none that is kept."""
         return self._lists.first(self._cached, num_blocks)
 
     def registered(self, block_ids: range) -> list[BlockHash]:
