@@ -8,6 +8,7 @@ import asyncio
 
 from core.config import EngineConfig, PlacementConfig
 from core.ids import RunId
+from core.prefix_changes import StorageTier
 from core.session import Role
 from core.types import SamplingParams
 from router.prompt_prefixes import PromptPrefixes
@@ -49,6 +50,9 @@ class PoolsView:
             if num_blocks:
                 found[worker_id] = min(num_blocks, len(block_hashes))
         return found
+
+    def leading_tiers(self, worker, block_hashes):
+        return [StorageTier.POOL] * self.match(block_hashes).get(worker, 0)
 
 
 def follow(cluster):
