@@ -16,7 +16,7 @@ from core.prefix_changes import PrefixChange
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
 from prefix_index.view import PrefixView
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.placement import PlacementConstraints, choose
 
 WORKERS = (8, 64, 256, 1_000, 2_000)

@@ -12,6 +12,7 @@ from core.block_hash import hash_key
 from core.config import BatonConfig, EngineConfig
 from core.errors import ModelLoadError
 from core.kv_layout import KVLayout
+from core.ports import BlockStore
 from core.prefix_changes import StorageTier
 from core.session import Role
 from engine.scheduling.block_changes import BlockChanges
@@ -46,42 +47,40 @@ def make_stores(
         ModelLoadError: There is not so much memory.
     """
     cache = config.prefix_cache
-    # On a device only what a prefill worker computes is copied to memory that can be read here.
-    is_readable = engine.device == "cpu" or role is Role.PREFILL
-    if not engine.cache_prefixes or not is_readable:
+    if not engine.cache_prefixes or not exports_kv(engine, role):
         return ()
-    stores = []
+    made: list[tuple[StorageTier, BlockStore, int, float, int]] = []
     if num_slots := cache.host_bytes // layout.block_bytes:
         _check_memory(cache.host_bytes)
         host = HostStore(layout, num_slots)
-        stores.append(
-            TierStore(
-                StorageTier.HOST,
-                host,
-                num_slots,
-                HOST_BYTES_PER_S,
-                changes=BlockChanges() if is_published else None,
-                pin_uses=cache.pin_uses,
-                max_pinned=int(num_slots * cache.pinned_share),
-            )
-        )
+        made.append((StorageTier.HOST, host, num_slots, HOST_BYTES_PER_S, 1))
     if cache.disk_bytes and (num_slots := slots_for(layout, cache.disk_bytes)):
         key = hash_key(config.security.cluster_key)
         folder = Path(cache.disk_folder).expanduser()
         disk = DiskStore(layout, num_slots, folder, key, time.monotonic)
-        stores.append(
-            TierStore(
-                StorageTier.DISK,
-                disk,
-                num_slots,
-                DISK_BYTES_PER_S,
-                changes=BlockChanges() if is_published else None,
-                min_uses=cache.disk_min_uses,
-                pin_uses=cache.pin_uses,
-                max_pinned=int(num_slots * cache.pinned_share),
-            )
+        made.append((StorageTier.DISK, disk, num_slots, DISK_BYTES_PER_S, cache.disk_min_uses))
+    return tuple(
+        TierStore(
+            tier,
+            store,
+            num_slots,
+            bytes_per_s,
+            min_uses=min_uses,
+            pin_uses=cache.pin_uses,
+            max_pinned=int(num_slots * cache.pinned_share),
+            changes=BlockChanges() if is_published else None,
         )
-    return tuple(stores)
+        for tier, store, num_slots, bytes_per_s, min_uses in made
+    )
+
+
+def exports_kv(engine: EngineConfig, role: Role) -> bool:
+    """Return True if a worker's own process can read what its ranks compute.
+
+    A device copies it to the worker's memory for hand-overs alone: for every step of every answer
+    it would cost more than a prefix that is fetched or loaded now and then saves.
+    """
+    return engine.device == "cpu" or role is Role.PREFILL
 
 
 def _check_memory(host_bytes: int) -> None:

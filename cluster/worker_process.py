@@ -11,7 +11,7 @@ import sys
 import time
 from typing import assert_never
 
-from cluster.block_stores import make_stores
+from cluster.block_stores import exports_kv, make_stores
 from cluster.certificate_expiry import CertificateEnds
 from cluster.pools import pool_of
 from cluster.prefix_index import IndexTask, make_publisher
@@ -112,10 +112,8 @@ class RunningWorker:
         began_at = time.monotonic()
         spec = model_of(config)
         engine = pool_of(config, role).engine
-        # A device copies what it computes to the worker's memory for hand-overs alone: for every
-        # step of every answer it would cost more than a prefix that is fetched now and then saves.
-        exports_kv = role is Role.PREFILL or engine.device == "cpu"
-        ranks = RankGroup(spec, engine, launch, exports_kv=exports_kv)
+        is_exported = exports_kv(engine, role)
+        ranks = RankGroup(spec, engine, launch, exports_kv=is_exported)
         try:
             # Before any process is started: the reason then stands in one line, not in a killed
             # child.
@@ -151,7 +149,7 @@ class RunningWorker:
             pid=os.getpid(),
             tracing=make_tracing(config.tracing, f"baton-{role.value}"),
             block_changes=changes,
-            exports_kv=exports_kv,
+            exports_kv=is_exported,
             stores=make_stores(config, engine, role, layout, is_published=is_published),
             class_weights=weights_of(config.prefix_cache.tier_weights),
         )

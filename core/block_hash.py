@@ -12,7 +12,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NewType
+from typing import NewType, cast
 
 from core.scopes import PUBLIC_SCOPE, split_scope
 
@@ -124,18 +124,30 @@ def block_hashes(
     Source: chained block hashes after PagedAttention, arXiv:2309.06180; keyed after
     GHSA-rm76-4mrf-v9r8 (predictable prefix hashes).
     """
-    tokens = array("i", token_ids)
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    packed = tokens.tobytes()
+    return cast("list[BlockHash]", hash_chain(parent, token_ids, block_size_tokens, DIGEST_BYTES))
+
+
+def hash_chain(
+    parent: bytes, token_ids: Sequence[int], block_size_tokens: int, digest_bytes: int
+) -> list[bytes]:
+    """Hash the full blocks of some tokens to so many bytes each; arguments as `block_hashes`."""
+    packed = pack_tokens(token_ids)
     block_bytes = block_size_tokens * _TOKEN_BYTES
     blake2b = hashlib.blake2b
     hashes = []
     for start in range(0, len(packed) - block_bytes + 1, block_bytes):
         payload = parent + packed[start : start + block_bytes]
-        parent = BlockHash(blake2b(payload, digest_size=DIGEST_BYTES).digest())
+        parent = blake2b(payload, digest_size=digest_bytes).digest()
         hashes.append(parent)
     return hashes
+
+
+def pack_tokens(token_ids: Sequence[int]) -> bytes:
+    """Write token ids as they are hashed and stored: 32 bits each, little-endian."""
+    tokens = array("i", token_ids)
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return tokens.tobytes()
 
 
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:

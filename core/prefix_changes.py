@@ -20,6 +20,11 @@ class StorageTier(IntEnum):
     HOST = 1
     DISK = 2
 
+    @property
+    def label(self) -> str:
+        """As metrics, events and reports name it."""
+        return self.name.lower()
+
 
 @dataclass(frozen=True, slots=True)
 class PrefixChange:

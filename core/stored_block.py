@@ -11,14 +11,12 @@ the block's own tokens, whole.
 from __future__ import annotations
 
 import hashlib
-import sys
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NewType
+from typing import NewType, cast
 
-from core.block_hash import BlockHash, hash_root
+from core.block_hash import BlockHash, hash_chain, hash_root
 
 CHAIN_BYTES = 32
 ChainDigest = NewType("ChainDigest", bytes)
@@ -30,26 +28,11 @@ def root_chain(content_digest: str, scope: str, key: bytes = b"") -> ChainDigest
     return ChainDigest(hash_root(content_digest, scope, key, "", CHAIN_BYTES))
 
 
-def pack_tokens(token_ids: Sequence[int]) -> bytes:
-    """Write token ids as they are hashed and stored: 32 bits each, little-endian."""
-    tokens = array("i", token_ids)
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    return tokens.tobytes()
-
-
 def chain_digests(
     parent: ChainDigest, token_ids: Sequence[int], block_size_tokens: int
 ) -> list[ChainDigest]:
     """Digest the full blocks of some tokens, each after the one before it."""
-    packed = pack_tokens(token_ids)
-    size = block_size_tokens * 4
-    digests = []
-    for start in range(0, len(packed) - size + 1, size):
-        content = parent + packed[start : start + size]
-        parent = ChainDigest(hashlib.blake2b(content, digest_size=CHAIN_BYTES).digest())
-        digests.append(parent)
-    return digests
+    return cast("list[ChainDigest]", hash_chain(parent, token_ids, block_size_tokens, CHAIN_BYTES))
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +41,7 @@ class StoredBlock:
 
     parent: ChainDigest
     tokens: bytes
-    """As `pack_tokens` writes them."""
+    """As `core.block_hash.pack_tokens` writes them."""
     name: BlockHash
     """In the prefix index; a hint."""
     depth: int

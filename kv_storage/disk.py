@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from core.block_hash import NAMING_VERSION
 from core.kv_layout import KVLayout
 from core.ports import BlockCopy, KVBytes
 from core.stored_block import StorageFault, StoredBlock
+from kv_storage.batches import copy_in_batches
 from kv_storage.block_bytes import BlockBytes
 from kv_storage.segment_file import (
     FORMAT,
@@ -42,7 +44,8 @@ SEGMENT_BYTES = 64 << 20
 MAX_FOLDERS = 1_024
 PAUSE_S = 5.0
 """After the disk was full or refused, nothing is written for so long."""
-COPY_AT_ONCE_BLOCKS = 8
+BATCH_BLOCKS = 8
+"""Copied in one go: they lie in memory together."""
 
 
 def fingerprint_of(layout: KVLayout, hash_key: bytes, slots_per_segment: int) -> bytes:
@@ -178,11 +181,8 @@ class DiskStore:
         self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`."""
-        loop = asyncio.get_running_loop()
-        faults: list[StorageFault | None] = []
-        for few in _few(copies):
-            faults += await loop.run_in_executor(self._writers, self._write, few, pool, is_still)
-        return faults
+        write = functools.partial(self._write, pool=pool, is_still=is_still)
+        return await copy_in_batches(self._writers, write, copies, BATCH_BLOCKS)
 
     def _write(
         self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
@@ -221,13 +221,8 @@ class DiskStore:
         self, copies: Sequence[BlockCopy], pool: KVBytes
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`."""
-        loop = asyncio.get_running_loop()
-        faults: list[StorageFault | None] = []
-        for few in _few(copies):
-            faults += await loop.run_in_executor(self._readers, self._read, few, pool)
-            if faults[-1] is not None:
-                break
-        return faults
+        read = functools.partial(self._read, pool=pool)
+        return await copy_in_batches(self._readers, read, copies, BATCH_BLOCKS, stops_at_fault=True)
 
     def _read(self, copies: Sequence[BlockCopy], pool: KVBytes) -> list[StorageFault | None]:
         size = self._bytes.payload_bytes
@@ -269,8 +264,3 @@ class DiskStore:
             os.close(self._lock_fd)
             self._lock_fd = None
         self._own = None
-
-
-def _few(copies: Sequence[BlockCopy]) -> list[Sequence[BlockCopy]]:
-    starts = range(0, len(copies), COPY_AT_ONCE_BLOCKS)
-    return [copies[at : at + COPY_AT_ONCE_BLOCKS] for at in starts]

@@ -6,7 +6,7 @@ are kept.
 
 from __future__ import annotations
 
-import asyncio
+import functools
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,10 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from core.kv_layout import KVLayout
 from core.ports import BlockCopy, KVBytes
 from core.stored_block import StorageFault, StoredBlock
+from kv_storage.batches import copy_in_batches
 from kv_storage.block_bytes import BlockBytes
 
-READ_AT_ONCE_BLOCKS = 16
-"""Copied in one go; between two the interpreter is free for the worker's loop."""
+BATCH_BLOCKS = 16
+"""Copied in one go; between two batches the interpreter is free for the worker's loop."""
 
 
 class HostStore:
@@ -37,11 +38,8 @@ class HostStore:
         self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`."""
-        loop = asyncio.get_running_loop()
-        faults: list[StorageFault | None] = []
-        for few in _few(copies):
-            faults += await loop.run_in_executor(self._threads, self._write, few, pool, is_still)
-        return faults
+        write = functools.partial(self._write, pool=pool, is_still=is_still)
+        return await copy_in_batches(self._threads, write, copies, BATCH_BLOCKS)
 
     def _write(
         self, copies: Sequence[BlockCopy], pool: KVBytes, is_still: Callable[[BlockCopy], bool]
@@ -66,13 +64,8 @@ class HostStore:
         self, copies: Sequence[BlockCopy], pool: KVBytes
     ) -> Sequence[StorageFault | None]:
         """See `BlockStore`."""
-        loop = asyncio.get_running_loop()
-        faults: list[StorageFault | None] = []
-        for few in _few(copies):
-            faults += await loop.run_in_executor(self._threads, self._read, few, pool)
-            if faults[-1] is not None:
-                break
-        return faults
+        read = functools.partial(self._read, pool=pool)
+        return await copy_in_batches(self._threads, read, copies, BATCH_BLOCKS, stops_at_fault=True)
 
     def _read(self, copies: Sequence[BlockCopy], pool: KVBytes) -> list[StorageFault | None]:
         target = self._bytes.view(pool.segments())
@@ -105,8 +98,3 @@ class HostStore:
 def _arena(num_bytes: int) -> memoryview:
     # Anonymous: nobody else maps it, and it goes with the process.
     return memoryview(mmap.mmap(-1, num_bytes))
-
-
-def _few(copies: Sequence[BlockCopy]) -> list[Sequence[BlockCopy]]:
-    starts = range(0, len(copies), READ_AT_ONCE_BLOCKS)
-    return [copies[at : at + READ_AT_ONCE_BLOCKS] for at in starts]

@@ -34,7 +34,7 @@ from router.observe.telemetry import Telemetry
 from router.observe.worker_gauges import worker_gauges
 from router.orchestrator import Orchestrator
 from router.peer_fetches import PeerFetches
-from router.prompt_prefixes import HeldBlocks, PromptPrefixes
+from router.prompt_prefixes import PromptPrefixes, PublishedBlocks
 from router.public_prompts import PublicPrompts
 from router.request_builder import RequestBuilder
 from router.request_params import ServedModel
@@ -56,8 +56,8 @@ class RouterComponents:
     ids: Ids
     new_decoder: NewDecoder
     tracing: Tracing = field(default_factory=NoTracing)
-    view: HeldBlocks | None = None
-    """Which worker holds which blocks; None: placement does not ask."""
+    view: PublishedBlocks | None = None
+    """Which worker has published which blocks; None: placement does not ask."""
     hash_key: bytes = b""
     """Of the cluster, as in `root_hash`."""
 

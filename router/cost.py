@@ -1,7 +1,6 @@
 """What a request would cost on each worker, as seconds to its first token.
 
-Owns a worker as the router sees it, the prediction, and the order of workers by it. Does not know
-paths, streams or time.
+Owns the prediction and the order of workers by it. Does not know paths, streams or time.
 
     queued + uncached tokens
     ──────────────────────── + exposed transfer + step time of what decodes there + exposed fetch
@@ -15,19 +14,17 @@ prefix alone would send them all to one worker.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import exp
 
 from core.config import PlacementConfig
 from core.ids import WorkerId
-from core.session import Load, Role, WorkerDescriptor
+from router.candidate import RECENT_S, Candidate
 from router.prefix_sources import Fetch, PrefixSources
 
 DEFAULT_RULES = PlacementConfig()
 WORK_WEIGHT = 1.5
 """A token computed here delays this request once, and those behind it by half as much again."""
-RECENT_S = 60.0
-"""Work this old counts 1/e of what is new."""
 OCCUPANCY_WEIGHT = 0.02
 """A token computed of late holds room in the cache that a newcomer would take."""
 NOISE_SHARE = 0.25
@@ -45,67 +42,6 @@ PREFERENCE = 0.5
 a key stands for what the view does not know, and where everybody holds nothing it decides."""
 MAX_PREFERENCE_TOKENS = 1_024
 """Beyond that a key excuses no queue, however long the prompt."""
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """One live worker as the router sees it.
-
-    `pending_tokens` are those of prompts that this router has sent and the worker has not answered,
-    without what the worker was thought to hold; `pending_requests` are those that this router has
-    there.
-    """
-
-    descriptor: WorkerDescriptor
-    load: Load
-    pending_tokens: int = 0
-    pending_requests: int = 0
-    reported_tokens: int = 0
-    """Of the pending tokens, those that the worker's last report counts already."""
-    reported_requests: int = 0
-    """Requests that this router had there when the worker reported."""
-    head_tokens: int = 0
-    """Of the pending tokens, those of the prompt that was sent first: it is computed now."""
-    head_started_s: float = 0.0
-    """When that one's turn came (seconds, on the router's clock)."""
-    prefill_tokens_per_s: float = 0.0
-    """As measured; 0: not yet."""
-    exposed_transfer_s: float = 0.0
-    """By which its transfers were late, as measured, whoever received."""
-    exposed_by_receiver: Mapping[WorkerId, float] = field(default_factory=dict)
-    """The same for each receiver that is known."""
-    recent_work: float = 0.0
-    """Logarithm of the tokens computed here of late, were it now the clock's zero."""
-    worker_id: WorkerId = field(init=False)
-    model: str = field(init=False)
-    content_digest: str = field(init=False)
-    block_size_tokens: int = field(init=False)
-    is_prefill: bool = field(init=False)
-    queued_tokens: int = field(init=False)
-    """Tokens to compute before a prompt that comes now, had the first one only begun."""
-    num_running: int = field(init=False)
-    num_available: int = field(init=False)
-    """Blocks that a request could get."""
-    used_blocks: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        """Work out once what every placement reads: of each worker few words are touched then."""
-        load = self.load
-        descriptor = self.descriptor
-        for name in ("worker_id", "model", "content_digest", "block_size_tokens"):
-            object.__setattr__(self, name, getattr(descriptor, name))
-        object.__setattr__(self, "is_prefill", descriptor.role is Role.PREFILL)
-        tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)
-        object.__setattr__(self, "queued_tokens", self.pending_tokens + tokens_of_others)
-        # A report is up to half a second old: what this router has sent there since counts at
-        # once, and what has ended no more. The next turn of a chat often comes before a report.
-        num_reported = load.num_running + load.num_waiting
-        num_of_others = max(0, num_reported - self.reported_requests)
-        num_running = num_of_others + self.pending_requests
-        object.__setattr__(self, "num_running", num_running)
-        num_available = load.free_blocks + load.cached_blocks
-        object.__setattr__(self, "num_available", num_available)
-        object.__setattr__(self, "used_blocks", descriptor.num_blocks - num_available)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,13 +87,20 @@ class Prediction:
         preferred: frozenset[WorkerId] = frozenset(),
         sources: PrefixSources | None = None,
     ) -> None:
-        """Take a prompt of so many tokens, and how many of its leading blocks each worker holds.
-
-        `preferred` are the workers that the request's key used before. With `sources`, a worker may
-        fetch what another one holds.
+        """Take what all the questions have in common.
 
         A worker that was not measured yet counts like the others. So does one whose speed is near
         theirs: it is noise, and would send every prompt that comes to idle workers to the same one.
+
+        Args:
+            candidates: Whose speeds are compared.
+            num_tokens: Of the prompt.
+            num_choices: Of the request; each may need a block of its own.
+            held_blocks: Leading blocks of the prompt that each worker holds, or soon will.
+            now_s: On the clock of the candidates' instants.
+            rules: What is assumed while nothing is measured, and what a sequence costs a prompt.
+            preferred: Workers that the request's key used before.
+            sources: From whom a worker may fetch what it lacks; None: from nobody.
         """
         self._num_tokens = num_tokens
         self._num_choices = num_choices

@@ -1,9 +1,9 @@
 """The fetches of prefixes between workers, as the router arranges them.
 
-Owns the question to the holder, and what is learned from the answers. Does not know how a fetch is
+Owns the request to the source, and what is learned from the answers. Does not know how a fetch is
 chosen, or how an attempt is made.
 
-    router ── OfferPrefix ──▶ holder ◀── Fetch stream ── puller ◀── Submit with the source ── router
+    router ── OfferPrefix ──▶ source ◀── Fetch stream ── receiver ◀── Submit ── router
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from core.ids import Ids, WorkerId
 from core.ports import Clock
 from core.session import FetchReport, OfferPrefix, PrefixSource
 from core.types import GenerateRequest
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.placement import Placement, PlacementConstraints
 from router.prefix_sources import FetchSpeeds, PrefixSources
 from router.workers.sessions import WorkerSessions
@@ -57,7 +57,7 @@ class PeerFetches:
         )
 
     def ask(self, request: GenerateRequest, placement: Placement) -> PrefixSource | None:
-        """Ask the holder for what the placed worker is to fetch; None: it fetches nothing."""
+        """Ask the source to offer what the placed worker fetches; None: it fetches nothing."""
         fetch = placement.fetch
         if fetch is None:
             return None

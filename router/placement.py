@@ -13,7 +13,8 @@ from core.errors import NoWorker
 from core.ids import Incarnation, WorkerId
 from core.session import WorkerDescriptor
 from core.types import GenerateRequest, Path
-from router.cost import DEFAULT_RULES, Candidate, Cost, Prediction
+from router.candidate import Candidate
+from router.cost import DEFAULT_RULES, Cost, Prediction
 from router.prefix_sources import Fetch, PrefixSources
 
 MAX_SHOWN = 8

@@ -17,7 +17,7 @@ from core.prefix_changes import StorageTier
 
 UNPUBLISHED = "unpublished"
 """Tier of what a worker found and had not published: it was computed a moment before."""
-HIT_TIERS = (*(tier.name.lower() for tier in StorageTier), UNPUBLISHED)
+HIT_TIERS = (*(tier.label for tier in StorageTier), UNPUBLISHED)
 
 
 class TokenOutcome(StrEnum):
@@ -79,7 +79,7 @@ class Expectation:
         left = self.num_tokens - known - tokens[TokenOutcome.ELSEWHERE]
         tokens[TokenOutcome.NOT_CACHED] = left
         num_blocks = found // self.block_size_tokens
-        hits = Counter(tier.name.lower() for tier in self.tiers[:num_blocks])
+        hits = Counter(tier.label for tier in self.tiers[:num_blocks])
         by_tier = {name: count * self.block_size_tokens for name, count in hits.items()}
         by_tier[UNPUBLISHED] = found - sum(by_tier.values())
         return PromptOutcome(tokens, by_tier, cause)

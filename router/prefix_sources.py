@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 from core.ids import Incarnation, WorkerId
 from core.session import FetchOutcome, FetchReport, WorkerDescriptor
+from router.candidate import Candidate
 
 DEFAULT_TOKENS_PER_S = 50_000.0
 """Of a model of 0.5B parameters over one core, or of a larger one over a fast network."""
@@ -23,20 +23,6 @@ NEWEST_SHARE = 0.2
 REST_S = 5.0
 """For which nobody is sent to a worker that a fetch failed at: each try costs a request a wait."""
 MAX_RESTING = 1_024
-
-
-class Holder(Protocol):
-    """A live worker, as placement sees it."""
-
-    @property
-    def descriptor(self) -> WorkerDescriptor:
-        """Who it is."""
-        ...
-
-    @property
-    def num_running(self) -> int:
-        """Sequences that it serves."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +88,7 @@ class PrefixSources:
 
     def __init__(
         self,
-        candidates: Iterable[Holder],
+        candidates: Iterable[Candidate],
         published_blocks: Mapping[WorkerId, int],
         speeds: FetchSpeeds,
         now_s: float,

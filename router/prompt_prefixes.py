@@ -26,8 +26,8 @@ PromptNames = Mapping[tuple[str, int], Sequence[BlockHash]]
 """Names of a prompt's full blocks, by a worker's content digest and block size."""
 
 
-class HeldBlocks(Protocol):
-    """Which worker holds which blocks."""
+class PublishedBlocks(Protocol):
+    """Which worker has published which blocks: the view of the index."""
 
     @property
     def is_empty(self) -> bool:
@@ -35,20 +35,20 @@ class HeldBlocks(Protocol):
         ...
 
     def match(self, block_hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
-        """Count the leading blocks that each worker holds."""
+        """Count the leading blocks that each worker has published, in any storage tier."""
         ...
 
     def leading_tiers(
         self, worker: WorkerId, block_hashes: Sequence[BlockHash]
     ) -> list[StorageTier]:
-        """Return the fastest storage tier of each leading block that a worker holds."""
+        """Return the fastest storage tier of each leading block that a worker has published."""
         ...
 
 
 class PromptPrefixes:
     """The router's knowledge of prefixes; without a view there is none, and nothing is hashed."""
 
-    def __init__(self, view: HeldBlocks | None, hash_key: bytes, clock: Clock) -> None:
+    def __init__(self, view: PublishedBlocks | None, hash_key: bytes, clock: Clock) -> None:
         """Ask `view`; `hash_key` is that of the workers."""
         self._view = view
         self._hash_key = hash_key
@@ -90,7 +90,9 @@ class PromptPrefixes:
     ) -> dict[WorkerId, int]:
         """Count the leading blocks of a prompt that each worker holds, or will hold in a moment.
 
-        `published` is the answer of the other question, if it was asked just now.
+        Args:
+            names: Of the prompt's blocks.
+            published: The answer of `published`, if it was asked just now.
         """
         held = dict(self.published(names) if published is None else published)
         if self._view is None or self._view.is_empty:

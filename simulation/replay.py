@@ -28,7 +28,8 @@ from core.types import GenerateRequest, SamplingParams
 from engine.scheduling.block_changes import BlockChanges
 from engine.scheduling.block_pool import BlockPool
 from prefix_index.view import PrefixView
-from router.cost import Candidate, Prediction
+from router.candidate import Candidate
+from router.cost import Prediction
 from router.expected_prefixes import ExpectedPrefixes
 from router.placement import PlacementConstraints, choose
 from router.workers.load import WorkerLoad

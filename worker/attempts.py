@@ -138,12 +138,18 @@ class AttemptTable:
             raise WorkerLost(f"this worker takes no {task} attempts")
 
     def enter(self, attempt: Attempt) -> None:
-        """Queue an attempt's sequences, once a prefix that is fetched for them is here, or not."""
+        """Queue an attempt's sequences; a prefix that a peer is to send is fetched before.
+
+        Whatever becomes of the fetch, `queue` follows.
+        """
         if not self.transfers.begin_fetch(attempt):
             self.queue(attempt)
 
     def queue(self, attempt: Attempt) -> None:
-        """Queue an attempt's sequences, each when what is stored of its prompt is in the pool."""
+        """Queue an attempt's sequences; what storage tiers hold of a prompt is loaded before.
+
+        A sequence whose blocks fail to come, or come late, is queued all the same.
+        """
         for sequence in attempt.sequences:
             submit = functools.partial(self._submit, attempt, sequence)
             if self._stored is None:

@@ -98,11 +98,17 @@ class Attempts(Protocol):
         ...
 
     def enter(self, attempt: Attempt) -> None:
-        """Queue an attempt's sequences, once a prefix that is fetched for them is here, or not."""
+        """Queue an attempt's sequences; a prefix that a peer is to send is fetched before.
+
+        Whatever becomes of the fetch, `queue` follows.
+        """
         ...
 
     def queue(self, attempt: Attempt) -> None:
-        """Queue an attempt's sequences, each when what is stored of its prompt is in the pool."""
+        """Queue an attempt's sequences; what storage tiers hold of a prompt is loaded before.
+
+        A sequence whose blocks fail to come, or come late, is queued all the same.
+        """
         ...
 
     def phase_timings(self, attempt: Attempt, sequence: Sequence) -> WorkerTiming:

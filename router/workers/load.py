@@ -10,7 +10,7 @@ import math
 
 from core.ids import RunId, WorkerId
 from core.session import Load, WorkerDescriptor
-from router.cost import RECENT_S, Candidate
+from router.candidate import RECENT_S, Candidate
 from router.workers.hand_overs import HandOvers
 
 NEWEST_SHARE = 0.2

@@ -33,7 +33,7 @@ from core.session import (
     Welcome,
     WorkerDescriptor,
 )
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.workers.liveness import Liveness
 from router.workers.load import WorkerLoad
 from router.workers.outbox import Outbox

@@ -17,7 +17,7 @@ from core.errors import WorkerLost
 from core.ids import Incarnation, RouterId, WorkerLife
 from core.ports import Clock, Membership, Network
 from core.session import Role, RouteReport, WorkerDescriptor
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.workers.introductions import Introductions
 from router.workers.routes import MEASURE_S
 from router.workers.session import WorkerSession

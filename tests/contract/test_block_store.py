@@ -2,10 +2,10 @@
 
 import pytest
 
-from core.block_hash import block_hashes, root_hash
+from core.block_hash import block_hashes, pack_tokens, root_hash
 from core.kv_layout import KVLayout
 from core.ports import BlockCopy, BlockStore
-from core.stored_block import StorageFault, StoredBlock, chain_digests, pack_tokens, root_chain
+from core.stored_block import StorageFault, StoredBlock, chain_digests, root_chain
 from kv_storage.disk import DiskStore
 from kv_storage.host import HostStore
 from simulation.block_store import MemoryBlockStore

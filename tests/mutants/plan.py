@@ -28,8 +28,9 @@ kv_transfer/receive_agent.py kv_transfer/receive_stream.py kv_transfer/receiver.
 kv_transfer/reserved_blocks.py kv_transfer/send_agent.py kv_transfer/send_stream.py
 kv_transfer/sender.py kv_transfer/threadsafe_callbacks.py prefill_worker/role.py
 prefix_index/entries.py prefix_index/feed.py prefix_index/publisher.py prefix_index/view.py
-router/admission.py router/attempt_state.py router/attempts.py router/choice_output.py router/cost.py
-router/expected_prefixes.py router/orchestrator.py router/placement.py router/prompt_prefixes.py
+router/admission.py router/attempt_state.py router/attempts.py router/candidate.py
+router/choice_output.py router/cost.py router/expected_prefixes.py router/orchestrator.py
+router/placement.py router/prompt_prefixes.py
 router/request_state.py router/steering.py router/submits.py router/text/detokenizing.py
 router/workers/introductions.py
 router/workers/liveness.py router/workers/load.py router/workers/outbox.py

@@ -40,7 +40,7 @@ BUGS = [
     ),
     Bug(
         "a turn that has ended runs until the next report",
-        "router/cost.py",
+        "router/candidate.py",
         "        num_running = num_of_others + self.pending_requests\n",
         "        num_running = max(num_reported, self.pending_requests)\n",
         "tests/unit/router/workers/test_load.py::"

@@ -63,7 +63,7 @@ BUGS = [
     ),
     Bug(
         "a report counts beside the prompts that it counts",
-        "router/cost.py",
+        "router/candidate.py",
         "        tokens_of_others = max(0, load.waiting_tokens - self.reported_tokens)",
         "        tokens_of_others = load.waiting_tokens",
         f"{LOAD}::test_a_report_is_not_counted_beside_the_prompts_that_it_counts",

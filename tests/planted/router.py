@@ -185,7 +185,7 @@ BUGS = [
     ),
     Bug(
         "tokens that were sent are not counted",
-        "router/cost.py",
+        "router/candidate.py",
         "self.pending_tokens + tokens_of_others",
         "tokens_of_others",
         f"{PLACEMENT}::test_tokens_that_were_sent_and_not_answered_count_as_prefill_load",

@@ -151,7 +151,7 @@ def test_an_offer_that_is_lost_on_its_way_costs_a_short_wait():
     computed(ended, "late", tokens)
 
 
-def test_a_puller_without_room_computes():
+def test_a_receiver_without_room_computes():
     async def scenario(cluster):
         holder, view = await held_elsewhere(cluster)
         view.claims = dict.fromkeys(ids(cluster, Role.DECODE), 0)
@@ -222,19 +222,19 @@ def test_a_request_that_leaves_while_its_prefix_comes_leaves_nothing_behind():
     assert any(before) and not any(after) and not any(num_read)
 
 
-@pytest.mark.parametrize("side", ["puller", "holder"])
+@pytest.mark.parametrize("side", ["receiver", "source"])
 def test_a_pool_that_is_replaced_in_mid_fetch_is_neither_read_nor_attached(side):
     async def scenario(cluster):
         holder, view = await held_elsewhere(cluster)
         view.claims = dict.fromkeys(ids(cluster, Role.DECODE), 0)
         [other] = [name for name in ids(cluster, Role.PREFILL) if name != holder]
-        target = by_id(cluster, holder if side == "holder" else other)
+        target = by_id(cluster, holder if side == "source" else other)
         replaced = []
 
         def replace(stream, message):
             is_frame = isinstance(message, bytes) and codec.decode(message)
             kind = type(is_frame[1]).__name__ if is_frame else ""
-            if kind == ("Reserved" if side == "holder" else "Commit") and not replaced:
+            if kind == ("Reserved" if side == "source" else "Commit") and not replaced:
                 if stream.peer.node.startswith("prefill"):
                     replaced.append(kind)
                     target.components.kv.generation += 1

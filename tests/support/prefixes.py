@@ -26,7 +26,7 @@ GREEDY = SamplingParams(max_tokens=12, temperature=0.0)
 
 
 class PoolsView:
-    """A `HeldBlocks` over workers of this process."""
+    """A `PublishedBlocks` over workers of this process."""
 
     is_empty = False
 

@@ -7,9 +7,10 @@ import random
 
 import pytest
 
+from core.block_hash import pack_tokens
 from core.kv_layout import KVLayout
 from core.ports import BlockCopy
-from core.stored_block import StorageFault, StoredBlock, pack_tokens, root_chain
+from core.stored_block import StorageFault, StoredBlock, root_chain
 from kv_storage import disk as disk_module
 from kv_storage.disk import DiskStore, slots_for
 from kv_storage.segment_file import PAGE_BYTES

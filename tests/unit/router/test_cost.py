@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from core.config import PlacementConfig
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
-from router.cost import MAX_PREFERENCE_TOKENS, PREFERENCE, WORK_WEIGHT, Candidate, Prediction
+from router.candidate import Candidate
+from router.cost import MAX_PREFERENCE_TOKENS, PREFERENCE, WORK_WEIGHT, Prediction
 from router.observe.explanations import why_of
 from router.placement import MAX_SHOWN, PlacementConstraints, choose
 from router.workers.load import WorkerLoad

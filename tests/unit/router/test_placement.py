@@ -17,7 +17,7 @@ from core.types import (
     Path,
     SamplingParams,
 )
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.placement import MAX_SHOWN, PlacementConstraints, choose
 
 

@@ -8,7 +8,8 @@ import pytest
 from core.config import PlacementConfig
 from core.session import FetchOutcome, FetchReport, Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
-from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S, Candidate
+from router.candidate import Candidate
+from router.cost import FETCH_WEIGHT, MAX_FETCH_WAIT_S
 from router.observe.explanations import why_of
 from router.placement import PlacementConstraints, choose
 from router.prefix_sources import (
@@ -92,7 +93,7 @@ def test_a_fetch_behind_a_queue_costs_nothing():
     assert fetch.exposed_s == 0.0 and fetch.wait_s == MAX_FETCH_WAIT_S
 
 
-def test_the_last_token_is_never_fetched_and_blocks_go_by_the_pullers_size():
+def test_the_last_token_is_never_fetched_and_blocks_go_by_the_receivers_size():
     busy = Candidate(HOLDER.descriptor, IDLE, 100_000, prefill_tokens_per_s=SPEED)
     assert placed([busy, IDLER], {"holder": 99}).fetch.num_tokens == 992
     large = replace(IDLER, descriptor=replace(IDLER.descriptor, block_size_tokens=64))

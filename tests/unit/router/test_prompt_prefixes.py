@@ -11,7 +11,7 @@ from core.scopes import with_public
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
 from prefix_index.view import PrefixView
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.placement import PlacementConstraints, choose
 from router.prompt_prefixes import SLICE_TOKENS, PromptPrefixes
 

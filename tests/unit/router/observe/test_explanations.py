@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, RequestEnded, RequestTiming, SamplingParams, Usage
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.observe.explanations import Explanations
 from router.placement import PlacementConstraints, choose
 

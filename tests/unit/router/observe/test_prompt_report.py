@@ -11,7 +11,7 @@ from core.prefix_changes import PrefixChange, StorageTier
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, SamplingParams
 from prefix_index.view import PrefixView
-from router.cost import Candidate
+from router.candidate import Candidate
 from router.observe import prompt_report
 from router.observe.prompt_report import PromptReport
 from router.peer_fetches import PeerFetches
