@@ -74,6 +74,14 @@ def test_of_one_prompt_the_tail_leaves_before_the_head():
     assert names(book, *chain) == [f"c{depth}" for depth in range(5)]
 
 
+def test_ranks_that_no_longer_count_are_swept():
+    book = TierBook(4, SIZE)
+    used = held(book, "used")
+    for _ in range(1_000):
+        book.use([book.find(used)], 1.0)
+    assert len(book._ranks) <= 10
+
+
 def test_a_use_by_a_class_that_counts_less_takes_nothing_from_a_block():
     book = TierBook(3, SIZE)
     a, b, c = (held(book, name, weight=4.0) for name in "abc")
