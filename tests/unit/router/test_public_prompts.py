@@ -31,6 +31,7 @@ async def test_all_of_a_public_prompt_is_public_and_what_the_template_puts_aroun
         ("<system:be brief and kind><user:hello>", "<system:be brief and kind><user:"),
         ("<system:be brief and odd><user:hello>", ""),
         ("<system:be brief", ""),
+        ("<system:be brief><user?", ""),
         ("<user:hello>", ""),
         ("", ""),
     ):

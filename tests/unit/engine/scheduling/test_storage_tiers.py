@@ -194,6 +194,35 @@ def test_computing_is_chosen_where_it_is_cheaper():
     assert loaded(engine, prompt(1), token_s=0.0) == 5, "before a step was measured"
 
 
+def test_a_load_behind_others_waits_for_them_and_so_may_cost_more_than_computing():
+    engine = stored()
+    first = engine.tiers.begin_load(engine.sequence(prompt(1)), 1.0)
+    # Five blocks of 4 tokens in 0.5 ms, and in 1 ms behind five others.
+    assert loaded(engine, prompt(2), token_s=0.000_04) is None
+    engine.tiers.end_load(first, [None] * 5)
+    assert loaded(engine, prompt(2), token_s=0.000_04) is not None
+    engine.check()
+
+
+def test_a_load_takes_no_block_that_its_own_beginning_needs():
+    engine = stored()
+    loaded(engine, prompt(1), [None, None, StorageFault.TRUNCATED])
+    engine.tiers.learn(HOST, 1, 0.0)
+    pool = engine.pool
+    hits = engine.scheduler.tables.find_prefix(engine.sequence(prompt(1)))
+    assert len(hits) == 2
+    for block_id in hits:  # used just now: they are the last that others are given
+        pool.share(block_id)
+    pool.free(hits)
+    taken = pool.allocate(pool.num_available - 3)
+    loading = engine.tiers.begin_load(engine.sequence(prompt(1)), 1.0)
+    assert (loading.hits, len(loading.block_ids)) == (hits, 1)
+    engine.tiers.end_load(loading, [None])
+    pool.free(taken)
+    assert pool.num_held == 0
+    engine.check()
+
+
 def test_a_load_takes_no_more_than_half_of_the_pool():
     engine = stored()
     first = engine.tiers.begin_load(engine.sequence(prompt(1)), 1.0)

@@ -74,6 +74,31 @@ def test_of_one_prompt_the_tail_leaves_before_the_head():
     assert names(book, *chain) == [f"c{depth}" for depth in range(5)]
 
 
+def test_ranks_that_no_longer_count_are_swept():
+    book = TierBook(4, SIZE)
+    used = held(book, "used")
+    for _ in range(1_000):
+        book.use([book.find(used)], 1.0)
+    assert len(book._ranks) <= 10
+
+
+def test_a_use_by_a_class_that_counts_less_takes_nothing_from_a_block():
+    book = TierBook(3, SIZE)
+    a, b, c = (held(book, name, weight=4.0) for name in "abc")
+    book.use([book.find(a)], 0.25)
+    d = held(book, "d", weight=4.0)
+    assert names(book, a, b, c, d) == ["a", "c", "d"]
+
+
+def test_a_use_in_a_short_prompt_takes_nothing_from_a_block_of_a_long_one():
+    book = TierBook(2, SIZE)
+    long = held(book, "long", chain=4_096)
+    short = held(book, "short", chain=400)
+    book.use([book.find(long)], 1.0)
+    new = held(book, "new", chain=400)
+    assert names(book, long, short, new) == ["long", "new"]
+
+
 def test_what_costs_more_to_compute_stays_longer_but_not_for_ever():
     book = TierBook(4, SIZE)
     long = held(book, "long", chain=4_096)
