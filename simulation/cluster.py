@@ -171,8 +171,11 @@ class SimCluster(World):
         supply.take = taken  # type: ignore[method-assign]
         tables.register = registered  # type: ignore[method-assign]
 
-    async def rest(self, patience_s: float = 3.0) -> None:
-        """Wait a while, then check that nothing is left anywhere (L3)."""
+    async def rest(self, patience_s: float = 8.0) -> None:
+        """Wait a while, then check that nothing is left anywhere (L3).
+
+        A transfer whose peer is gone, or never came, is over with its lease: that takes 5 s.
+        """
         await asyncio.sleep(patience_s)
         for unit in self.units.values():
             unit.check_at_rest()

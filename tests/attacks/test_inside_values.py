@@ -138,7 +138,13 @@ def mutate(rng, submit):
         if field.name in ("request_id", "task", "epoch", "sampling"):
             continue
         kind, is_list = field.type, field.is_repeated
-        if kind == field.TYPE_MESSAGE:
+        if field.name == "prefix_source":
+            source = submit.prefix_source
+            source.transfer_id = rng.randbytes(rng.choice((0, 15, 16, 17)))
+            source.peer_address = "\0" * rng.choice((0, 1, 300, 5000))
+            source.num_tokens = rng.choice(numbers) % 2**32
+            source.wait_s = rng.choice(reals)
+        elif kind == field.TYPE_MESSAGE:
             made = pb.TokenIds(ids=rng.choices(numbers, k=rng.randint(0, 40)))
             if field.name == "logit_bias":
                 made = pb.TokenBias(token_id=rng.choice(numbers), bias=rng.choice(reals))

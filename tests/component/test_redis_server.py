@@ -72,7 +72,7 @@ async def test_routers_write_and_read_our_keys_and_may_do_nothing_else(server):
             ("SHUTDOWN",),
             ("REPLICAOF", "a", "1"),
             ("XGROUP", "CREATE", KEY, "g", "0"),
-            ("XRANGE", KEY, "-", "+"),
+            ("XREVRANGE", KEY, "+", "-"),
             ("HGETALL", KEY),
             ("XADD", "log", "*", "a", "b"),
             ("SUBSCRIBE", "x"),

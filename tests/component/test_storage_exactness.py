@@ -5,7 +5,7 @@ import random
 import time
 
 import pytest
-from support.house import InProcessCluster
+from support.in_process_cluster import InProcessCluster
 from support.models import TINY
 
 from core.config import EngineConfig

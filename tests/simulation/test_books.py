@@ -16,6 +16,9 @@ from core.errors import Cancelled, DeadlineExceeded
 ROOMS = ("core", "decode_worker", "engine", "kv_transfer", "prefill_worker", "router", "transport",
          "worker")  # fmt: skip
 CHANGES = {
+    "_prompts": "prompts that are expected at a worker until it has published them",
+    "_counts": "of expected prompts",
+    "_ends": "of expected prompts",
     "by_receiver": "routes used in the last minute",
     "_used_at": "routes used in the last minute",
     "_tombstones": "cancelled attempts and ended transfers are known for a while",
@@ -42,8 +45,17 @@ CHANGES = {
     "num_sent_bytes": "a total",
     "transitions": "totals",
 }
-BEGINS_ABOVE_0 = {"_num_sent", "_num_blocks", "_num_free", "num_blocks", "num_layers", "num_shards",
-                  "num_kv_heads", "num_tokens"}  # fmt: skip
+BEGINS_ABOVE_0 = {
+    "_num_sent",
+    "_num_blocks",
+    "_num_most",
+    "_num_free",
+    "num_blocks",
+    "num_layers",
+    "num_shards",
+    "num_kv_heads",
+    "num_tokens",
+}
 
 
 def books(roots):

@@ -5,7 +5,7 @@ import asyncio
 import random
 
 import pytest
-from support.prefix_index import KEY, SIZE, TURN_S, Worker, agrees, following
+from support.indexed_pool import KEY, SIZE, TURN_S, Worker, agrees, following
 
 from core.block_hash import DIGEST_BYTES, BlockHash
 from core.clocks import LoopClock

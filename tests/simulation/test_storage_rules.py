@@ -140,6 +140,10 @@ def test_a_full_disk_costs_hits_alone():
     assert not counts.hit_blocks
 
 
+NUM_STORED = 19
+"""Blocks of a prompt on the disk."""
+
+
 def test_a_load_that_takes_longer_than_computing_is_not_waited_for():
     async def scenario(cluster):
         await ask_all(cluster)
@@ -152,13 +156,13 @@ def test_a_load_that_takes_longer_than_computing_is_not_waited_for():
         began_at = cluster.clock.now_s()
         tokens, ended = await ask(cluster, "slow", PROMPTS[0])
         slow_s = cluster.clock.now_s() - began_at
-        await asyncio.sleep(19 * 0.2)  # the load under way holds its blocks until it is done
+        await asyncio.sleep(NUM_STORED * 0.2)  # the load ends, and gives its blocks back
         return took_s, slow_s, tokens, ended, stored(cluster).counts
 
     took_s, slow_s, tokens, ended, counts = tiered(scenario, **DISK)
     assert ended.error is None and tokens == computed()[0]
     assert counts.num_late >= 1
-    assert slow_s < 19 * 0.2, "the load was not waited for"
+    assert slow_s < NUM_STORED * 0.2, "the load was not waited for"
 
 
 def test_once_loads_were_slow_computing_is_chosen_at_once():
