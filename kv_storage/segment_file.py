@@ -90,14 +90,15 @@ class SegmentFile:
         self.file_bytes = self._payloads_at + num_slots * self._slot_bytes
         head = _HEAD.pack(MAGIC, FORMAT, num_slots, payload_bytes, fingerprint)
         try:
-            is_new = not path.exists()
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
             raise StorageRefused(fault_of(error)) from error
         try:
-            if is_new:
+            found = os.pread(self._fd, len(head), 0)
+            # Without a header it is new, or was left half made: a disk was full, a worker killed.
+            if not any(found):
                 self._make(head)
-            elif os.pread(self._fd, len(head), 0) != head:
+            elif found != head:
                 raise StorageRefused(StorageFault.FOREIGN)
         except OSError as error:
             self.close()

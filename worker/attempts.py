@@ -142,7 +142,7 @@ class AttemptTable:
 
         Whatever becomes of the fetch, `queue` follows.
         """
-        if not self.transfers.fetches.begin(attempt):
+        if not self.transfers.begin_fetch(attempt):
             self.queue(attempt)
 
     def queue(self, attempt: Attempt) -> None:

@@ -32,6 +32,8 @@ from worker.components import WorkerComponents
 
 MAX_WRITE_BLOCKS = 64
 """Written at a time; the next are chosen when these are done."""
+READ_AT_ONCE_BLOCKS = 8
+"""Between two reads a load ends that nobody waits for any more."""
 MIN_LOAD_WAIT_S = 0.02
 MAX_LOAD_WAIT_S = 2.0
 """A prompt waits at least and at most so long for its blocks."""
@@ -124,8 +126,7 @@ class StoredPrefixes:
         for tier, store in self._stores.items():
             with contained("looking for stored blocks"):
                 book = self._tiers.tiers[tier].book
-                found = await store.find()
-                num_blocks = sum(book.restore(slot, block) for slot, block in found)
+                num_blocks = book.restore(await store.find())
                 if num_blocks:
                     events.BLOCKS_FOUND.log(storage=tier.label, blocks=num_blocks)
 
@@ -197,7 +198,7 @@ class StoredPrefixes:
         generation = self._kv.generation
         try:
             with contained("loading blocks from a storage tier"):
-                await self._read(loading, faults)
+                await self._read(loading, faults, late)
         finally:
             # What was read before the memory was replaced lies in none.
             if generation != self._kv.generation:
@@ -210,17 +211,24 @@ class StoredPrefixes:
             late.submit()
             self._wake()
 
-    async def _read(self, loading: Loading, faults: list[StorageFault | None]) -> None:
-        """Read runs of one tier, one after the other, until something fails."""
+    async def _read(
+        self, loading: Loading, faults: list[StorageFault | None], late: _Deadline
+    ) -> None:
+        """Read runs of one tier, one after the other, until something fails or it is too late."""
         pairs = zip(loading.block_ids, loading.sources, strict=True)
         for tier, run in groupby(pairs, key=lambda pair: pair[1][0]):
             copies = [BlockCopy(entry.block, block_id, entry.slot) for block_id, (_, entry) in run]
-            began_at = self._clock.now_s()
-            results = await self._stores[tier].read(copies, self._kv)
-            faults += results
-            if results[-1] is not None:
-                return
-            self._tiers.learn(tier, len(copies), self._clock.now_s() - began_at)
+            for at in range(0, len(copies), READ_AT_ONCE_BLOCKS):
+                # The prompt computes the others itself, and the pool has need of their blocks.
+                if late.is_over:
+                    return
+                some = copies[at : at + READ_AT_ONCE_BLOCKS]
+                began_at = self._clock.now_s()
+                results = await self._stores[tier].read(some, self._kv)
+                faults += results
+                if results[-1] is not None:
+                    return
+                self._tiers.learn(tier, len(some), self._clock.now_s() - began_at)
 
     # --- tasks ------------------------------------------------------------------------------------
 

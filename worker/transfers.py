@@ -91,6 +91,14 @@ class Transfers:
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         self.role.begin(attempt)
 
+    def begin_fetch(self, attempt: Attempt) -> bool:
+        """Fetch the prefix of an attempt; False if there is nothing to wait for."""
+        source = attempt.submit.prefix_source
+        # Another's transfer of that id would be taken for the fetch, and never end.
+        if source is None or self._is_here(source.transfer_id):
+            return False
+        return self.fetches.begin(attempt)
+
     def offer_prefix(self, message: OfferPrefix) -> None:
         """Let a peer fetch blocks that are cached here.
 
@@ -98,9 +106,13 @@ class Transfers:
             InvalidRequest: The message holds what no offer can; nothing was changed.
         """
         check_offer(message, self._vocabulary_size)
-        if self.role.has_transfer(message.transfer_id) or message.transfer_id in self.fetches:
+        if self._is_here(message.transfer_id):
             raise InvalidRequest("transfer_id", "names a transfer that is here already")
         self.offers.offer(message)
+
+    def _is_here(self, transfer_id: TransferId) -> bool:
+        is_prefix = transfer_id in self.offers or transfer_id in self.fetches
+        return is_prefix or self.role.has_transfer(transfer_id)
 
     # --- what agents report -----------------------------------------------------------------------
 

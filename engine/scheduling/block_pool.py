@@ -215,8 +215,10 @@ class BlockPool:
         return self._identities.hash_of(block_id), self._identities.tokens_of(block_id)
 
     def evicted_next(self, num_blocks: int) -> list[int]:
-        """Cached blocks that `allocate` would evict first, at most so many; none that is kept."""
-        return self._lists.first(self._cached, num_blocks)
+        """Cached blocks that `allocate` would evict first, at most so many."""
+        block_ids = self._lists.first(self._cached, num_blocks)
+        # Kept ones go last, and go all the same once there are no others.
+        return block_ids + self._kept.first(num_blocks - len(block_ids))
 
     def registered(self, block_ids: range) -> list[BlockHash]:
         """Return the hashes of those blocks that can be found."""

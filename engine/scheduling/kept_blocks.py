@@ -82,6 +82,10 @@ class KeptBlocks:
         self._counts[self._owner_of[block_id]] -= 1
         self.num_kept -= 1
 
+    def first(self, num_blocks: int) -> list[int]:
+        """Return those that were used longest ago, at most so many."""
+        return self._all.first(self._head, num_blocks)
+
     def take(self, num_blocks: int) -> list[int]:
         """Take so many of those that were used longest ago; their marks are gone."""
         return [self._pop(self._all, self._head) for _ in range(num_blocks)]

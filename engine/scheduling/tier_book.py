@@ -200,16 +200,24 @@ class TierBook:
         else:
             self._free.append(entry.slot)
 
-    def restore(self, slot: int, block: StoredBlock) -> bool:
-        """Take over what was found in a free slot when the worker started; False: it is known."""
-        if self.has(block):
-            return False
-        self._free.remove(slot)
-        # Equal for all of them: what it was part of is not known, and the deepest goes first.
-        entry = Entry(block, slot, self._age + 1.0, num_uses=1, weight=1.0)
-        self._entries[block.digest] = entry
-        self.written(entry)
-        return True
+    def restore(self, found: Iterable[tuple[int, StoredBlock]]) -> int:
+        """Take over what was found in free slots when the worker started.
+
+        Returns:
+            How many blocks; one that is known already keeps its first slot.
+        """
+        taken = set()
+        for slot, block in found:
+            if self.has(block) or slot in taken:
+                continue
+            taken.add(slot)
+            # Equal for all of them: what it was part of is not known, and the deepest goes first.
+            entry = Entry(block, slot, self._age + 1.0, num_uses=1, weight=1.0)
+            self._entries[block.digest] = entry
+            self.written(entry)
+        # Once for all: a disk of a million slots would be searched a million times.
+        self._free = [slot for slot in self._free if slot not in taken]
+        return len(taken)
 
     # --- ranks --------------------------------------------------------------------------------
 
@@ -222,7 +230,7 @@ class TierBook:
 
     def _rank(self, entry: Entry, rank: float) -> None:
         entry.rank = rank
-        if not entry.is_written:
+        if not entry.is_written or entry.is_pinned:
             return
         self._turn += 1
         entry.turn = self._turn
@@ -233,9 +241,12 @@ class TierBook:
 
     @staticmethod
     def _counts(ranked: tuple[float, int, int, Entry]) -> bool:
-        """True unless the block has left or ranks otherwise by now."""
+        """True unless the block has left, ranks otherwise by now, or is pinned, which never ends.
+
+        Pinned ones sink below all others: each eviction would have to step over every one of them.
+        """
         entry = ranked[-1]
-        return not entry.is_dropped and entry.turn == ranked[2]
+        return not (entry.is_dropped or entry.is_pinned) and entry.turn == ranked[2]
 
     def _evict(self) -> bool:
         """Let the lowest block leave that is not pinned or read; False if there is none."""
@@ -246,7 +257,7 @@ class TierBook:
             entry = lowest[-1]
             if not self._counts(lowest):
                 continue
-            if entry.is_pinned or entry.num_readers:
+            if entry.num_readers:
                 passed_over.append(lowest)
                 continue
             is_found = True

@@ -124,8 +124,7 @@ BUGS = [
     Bug(
         "an offer takes the id of a hand-over under way",
         "worker/transfers.py",
-        "        if self.role.has_transfer(message.transfer_id) or message.transfer_id in "
-        "self.fetches:\n",
+        "        if self._is_here(message.transfer_id):\n",
         "        if message.transfer_id in self.fetches:\n",
         FAULTS + "test_a_transfer_has_one_id_whatever_it_carries",
     ),
@@ -158,5 +157,12 @@ BUGS = [
         "                    doubled = FETCH_WEIGHT * fetch.num_gained\n",
         "",
         SOURCES + "test_a_prefix_stays_with_its_holder_until_that_is_busier_than_a_copy_is_dear",
+    ),
+    Bug(
+        "a fetch under the id of a hand-over takes what is reported of it",
+        "worker/transfers.py",
+        "        if source is None or self._is_here(source.transfer_id):\n",
+        "        if source is None:\n",
+        FAULTS + "test_a_fetch_under_the_id_of_a_hand_over_leaves_it_alone",
     ),
 ]

@@ -68,8 +68,8 @@ BUGS = [
     Bug(
         "a slot is given away while it is read",
         "engine/scheduling/tier_book.py",
-        "            if entry.is_pinned or entry.num_readers:\n",
-        "            if entry.is_pinned:\n",
+        "            if entry.num_readers:\n",
+        "            if entry.num_readers < 0:\n",
         BOOK + "test_a_slot_is_kept_while_somebody_copies_out_of_it",
     ),
     Bug(
@@ -110,8 +110,8 @@ BUGS = [
     Bug(
         "files of another cluster are opened",
         "kv_storage/segment_file.py",
-        "            elif os.pread(self._fd, len(head), 0) != head:\n",
-        "            elif not os.pread(self._fd, len(head), 0):\n",
+        "            elif found != head:\n",
+        "            elif not found:\n",
         DISK + "test_a_file_moved_here_from_another_cluster_is_foreign",
     ),
     Bug(
@@ -141,5 +141,43 @@ BUGS = [
         "                await self._append(PrefixChange(stored, evicted, tier))\n",
         "                await self._append(PrefixChange(stored, evicted))\n",
         "tests/simulation/test_tier_publishing.py::test_each_storage_tier_is_published_by_itself",
+    ),
+    Bug(
+        "each block that is found at the start is searched for among all free slots",
+        "engine/scheduling/tier_book.py",
+        "            taken.add(slot)\n",
+        "            taken.add(slot)\n            self._free.remove(slot)\n",
+        BOOK + "test_a_full_disk_is_entered_without_a_search_for_each_slot",
+    ),
+    Bug(
+        "each eviction steps over all pinned blocks",
+        "engine/scheduling/tier_book.py",
+        "            self.drop(entry)\n        for ranked in passed_over:\n",
+        "            self.drop(entry)\n"
+        "        pinned = [entry for entry in self._entries.values() if entry.is_pinned]\n"
+        "        passed_over += [(entry.rank, 0, entry.turn, entry) for entry in pinned]\n"
+        "        for ranked in passed_over:\n",
+        BOOK + "test_pinned_blocks_are_not_looked_at_again_when_others_leave",
+    ),
+    Bug(
+        "kept blocks are evicted without having been written",
+        "engine/scheduling/block_pool.py",
+        "        return block_ids + self._kept.first(num_blocks - len(block_ids))\n",
+        "        return block_ids\n",
+        TIERS + "test_blocks_that_the_pool_keeps_are_written_last_but_written",
+    ),
+    Bug(
+        "a file that was left half made keeps its slots for ever",
+        "kv_storage/segment_file.py",
+        "            if not any(found):\n",
+        "            if not os.fstat(self._fd).st_size:\n",
+        DISK + "test_a_file_that_was_left_half_made_is_made_anew",
+    ),
+    Bug(
+        "a load goes on that nobody waits for any more, and holds half of the pool",
+        "worker/stored_prefixes.py",
+        "                if late.is_over:\n",
+        "                if faults[-1:] == [StorageFault.TOO_LATE]:\n",
+        RULES + "test_a_load_that_takes_longer_than_computing_is_not_waited_for",
     ),
 ]

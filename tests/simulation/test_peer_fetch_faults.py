@@ -5,6 +5,7 @@ lost.
 """
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 from support.prefixes import (
@@ -26,7 +27,7 @@ from support.virtual import ask
 
 from core.config import TransferConfig
 from core.errors import InvalidRequest
-from core.session import OfferPrefix, Role
+from core.session import OfferPrefix, PrefixSource, Role, Task
 from kv_transfer import codec
 from kv_transfer.transitions import Transition
 from worker.prefix_fetches import PrefixFetches
@@ -343,3 +344,40 @@ def test_a_transfer_has_one_id_whatever_it_carries(is_first):
         assert "invalid" in ended.error.code
     else:
         assert ended.error is None and ended.timing.attempts == ("0:pd:ok",)
+
+
+def test_a_fetch_under_the_id_of_a_hand_over_leaves_it_alone():
+    """Both come in through one agent: what it reports of the one is never the other's."""
+
+    async def scenario(cluster):
+        await ask(cluster, "first", LONG)
+        decode = next(u for u in cluster.units.values() if u.descriptor.role is Role.DECODE)
+        prefill = next(u for u in cluster.units.values() if u.descriptor.role is Role.PREFILL)
+        seen = []
+        inner = decode.attempts.submit
+
+        def submit(router_id, message):
+            inner(router_id, message)
+            source = PrefixSource(
+                message.transfer_id, prefill.descriptor.transfer_address, SHARED, 2.0
+            )
+            request = replace(message.request, request_id="x" * 16, token_ids=LONG[::-1])
+            other = replace(
+                message, request=request, task=Task.LOCAL, prefix_source=source, emitted=((),)
+            )
+            inner("another router", other)
+            seen.append(decode.attempts.by_run[other.run_id])
+
+        decode.attempts.submit = submit
+        tokens, ended = await ask(cluster, "second", TAIL)
+        del decode.attempts.submit
+        await asyncio.sleep(3.0)
+        [attempt] = seen
+        answered = attempt.ended, len(attempt.logs[0].tokens)
+        decode.attempts.cancel(attempt.run_id, attempt.epoch)
+        return tokens, ended, answered
+
+    tokens, ended, (other, num_tokens) = fetching(scenario, prefill=1)
+    assert ended.error is None and ended.timing.attempts == ("0:pd:ok",)
+    assert tokens == plain(TAIL)
+    assert other.error is None and num_tokens > 0, "it is computed"

@@ -156,10 +156,12 @@ def test_a_load_that_takes_longer_than_computing_is_not_waited_for():
         began_at = cluster.clock.now_s()
         tokens, ended = await ask(cluster, "slow", PROMPTS[0])
         slow_s = cluster.clock.now_s() - began_at
-        await asyncio.sleep(NUM_STORED * 0.2)  # the load ends, and gives its blocks back
-        return took_s, slow_s, tokens, ended, stored(cluster).counts
+        await asyncio.sleep(8 * 0.2)  # what was being read when it was too late
+        num_held = unit(cluster, Role.PREFILL).pool.num_held
+        return took_s, slow_s, tokens, ended, stored(cluster).counts, num_held
 
-    took_s, slow_s, tokens, ended, counts = tiered(scenario, **DISK)
+    took_s, slow_s, tokens, ended, counts, num_held = tiered(scenario, **DISK)
+    assert num_held == 0, "what nobody waits for any more holds no blocks"
     assert ended.error is None and tokens == computed()[0]
     assert counts.num_late >= 1
     assert slow_s < NUM_STORED * 0.2, "the load was not waited for"

@@ -122,6 +122,20 @@ async def test_a_file_moved_here_from_another_cluster_is_foreign(tmp_path, kv):
     assert mine.read_bytes() == path.read_bytes(), "what is not ours stays as it is"
 
 
+@pytest.mark.parametrize("content", [b"", bytes(3 * PAGE_BYTES)], ids=["empty", "no header"])
+async def test_a_file_that_was_left_half_made_is_made_anew(tmp_path, kv, content):
+    """Its header comes last: a worker that is killed before leaves a file that is nobody's."""
+    path = await fill(tmp_path, kv)
+    size = path.stat().st_size
+    path.write_bytes(content)
+    store = disk(tmp_path)
+    assert list(await store.find()) == []
+    assert list(await store.write(COPIES, kv, still)) == [None] * len(COPIES)
+    assert path.stat().st_size == size, "its whole space is its own"
+    await store.close()
+    assert len(await found_by(disk(tmp_path))) == len(COPIES)
+
+
 @pytest.mark.parametrize("left_share", [0.9, 0.7, 0.05, 0.0])
 async def test_a_truncated_file_has_what_is_left_of_it(tmp_path, kv, left_share):
     path = await fill(tmp_path, kv)

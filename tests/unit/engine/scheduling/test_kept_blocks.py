@@ -82,7 +82,10 @@ def test_kept_blocks_are_evicted_after_all_others_and_in_their_order():
     kept = cache(pool, 0, 4, "a")
     plain = cache(pool, 100, 28)
     assert pool.num_cached == 32
+    assert pool.evicted_next(28) == plain[::-1]
+    assert pool.evicted_next(31) == plain[::-1] + kept[:0:-1]
     assert pool.allocate(28) == plain[::-1]
+    assert pool.evicted_next(9) == kept[::-1]
     assert pool.allocate(4) == kept[::-1], "tails first, as among others"
 
 

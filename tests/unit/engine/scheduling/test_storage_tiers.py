@@ -33,9 +33,16 @@ class Engine:
             },
         )
 
-    def sequence(self, tokens, *, tier="standard", **sampling):
+    def sequence(self, tokens, *, tier="standard", keeps_prefix=False, **sampling):
         request = GenerateRequest(
-            "r", "", tuple(tokens), SamplingParams(max_tokens=1, **sampling), 0, 1e9, tier=tier
+            "r",
+            "",
+            tuple(tokens),
+            SamplingParams(max_tokens=1, **sampling),
+            0,
+            1e9,
+            tier=tier,
+            keeps_prefix=keeps_prefix,
         )
         return self.scheduler.new_sequence(request, 0, (0,), (), 0.0)
 
@@ -91,6 +98,17 @@ def test_what_leaves_next_is_written_to_each_tier_once():
     assert len(engine.tiers.tiers[HOST].book) == len(engine.tiers.tiers[DISK].book) == 10
     assert engine.write_all() == []
     engine.check()
+
+
+def test_blocks_that_the_pool_keeps_are_written_last_but_written():
+    """They leave the pool last; a worker that starts again has none of what was in its pool."""
+    engine = Engine()
+    engine.compute(prompt(1), keeps_prefix=True)
+    engine.compute(prompt(2))
+    kept = engine.pool.num_blocks // 8
+    written = [w.block_id for w in engine.write_all() if w.tier is HOST]
+    assert len(written) == len(set(written)) == 10
+    assert engine.pool.allocate(engine.pool.num_available)[-kept:] == written[-kept:]
 
 
 def test_a_block_goes_to_disk_after_enough_sequences_had_it():

@@ -140,8 +140,46 @@ def test_a_slot_that_cannot_be_written_is_given_up():
 
 def test_what_an_earlier_life_left_is_found_in_its_slot():
     book = TierBook(4, SIZE)
-    assert book.restore(2, block("a")) and not book.restore(3, block("a"))
-    assert book.find(block("a")).slot == 2 and book.num_free == 3
+    found = [(2, block("a")), (3, block("a")), (2, block("b")), (0, block("c"))]
+    assert book.restore(found) == 2
+    assert book.find(block("a")).slot == 2 and book.find(block("c")).slot == 0
+    assert not book.find(block("b")) and book.num_free == 2
+    book.check()
+
+
+def test_a_full_disk_is_entered_without_a_search_for_each_slot():
+    """A disk of 100 GB holds half a million blocks, and the worker does nothing else meanwhile."""
+    compared = []
+
+    class Slot(int):
+        __hash__ = int.__hash__
+
+        def __eq__(self, other):
+            compared.append(other)
+            return int(self) == other
+
+    num_slots = 200
+    book = TierBook(num_slots, SIZE)
+    book._free = list(map(Slot, book._free))
+    assert book.restore((slot, block(str(slot))) for slot in range(num_slots)) == num_slots
+    assert len(compared) <= 2 * num_slots and book.num_free == 0
+    book.check()
+
+
+def test_pinned_blocks_are_not_looked_at_again_when_others_leave(monkeypatch):
+    book = TierBook(40, SIZE, pin_uses=2, max_pinned=20)
+    pinned = [held(book, f"p{i}", uses=2) for i in range(20)]
+    for i in range(20):
+        held(book, f"a{i}")
+    looked_at = []
+    counts = TierBook._counts
+    monkeypatch.setattr(
+        TierBook, "_counts", staticmethod(lambda one: looked_at.append(one) or counts(one))
+    )
+    for i in range(10):
+        held(book, f"b{i}")
+    assert len(names(book, *pinned)) == 20 and book.num_evicted == 10
+    assert len(looked_at) <= 20 + 10, "each pinned one once at most"
     book.check()
 
 
