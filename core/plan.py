@@ -79,8 +79,8 @@ class StepPlan:
     `released` are the keys of sequences that ended or gave up their blocks since the last executed
     plan: what is remembered of them is forgotten before the items are read, in which such a key may
     stand again with a new table. Every key that was in an executed plan is released once it is out;
-    keys that never were may be named too. `arrived` blocks were written by a transfer since the
-    last executed plan; then `copies` (source, destination block) are done.
+    keys that never were may be named too. `arrived` blocks came from another worker or
+    a storage tier since the last executed plan; then `copies` (source, destination block) are done.
     """
 
     step_id: int
