@@ -52,6 +52,7 @@ def top(
     if output == "json":
         typer.echo(json.dumps([{"worker_id": name, "blocks": n} for name, n in most], indent=2))
         return
+    typer.echo(f"{'blocks':>10}  worker")
     for name, num_blocks in most:
         typer.echo(f"{num_blocks:>10}  {name}")
 
@@ -81,20 +82,32 @@ def explain(  # noqa: PLR0913 - options of a command
     if sum((bool(prompt), ids is not None, messages is not None)) != 1:
         raise typer.BadParameter("give one of PROMPT, --ids and --messages")
     if ids is not None:
-        body["prompt"] = _json_of(ids)
+        body["prompt"] = _list_of(ids)
     elif messages is not None:
-        body["messages"] = _json_of(messages)
+        body["messages"] = _list_of(messages)
     else:
-        text = Path(prompt[1:]).expanduser().read_text() if prompt.startswith("@") else prompt
+        text = _text_of(Path(prompt[1:])) if prompt.startswith("@") else prompt
         body |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
     explain_prompt(url, body, Endpoints(ca, cert, key), as_json=output == "json")
 
 
-def _json_of(file: Path) -> object:
+def _text_of(file: Path) -> str:
     try:
-        found: object = json.loads(file.expanduser().read_text())
-    except ValueError as error:
+        return file.expanduser().read_text(encoding="utf-8")
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"{file} is no text in UTF-8: {error}") from error
+
+
+def _list_of(file: Path) -> list[Any]:
+    text = _text_of(file)
+    try:
+        found: object = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise typer.BadParameter(f"{file} is no JSON: {error}") from error
+    if not isinstance(found, list):
+        raise typer.BadParameter(f"{file} holds no JSON list")
     return found
 
 

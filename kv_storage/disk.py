@@ -133,7 +133,7 @@ class DiskStore:
         """Lock the first folder that no other worker has; the lock ends with the process."""
         for number in range(MAX_FOLDERS):
             folder = self._folder / str(number)
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _make_private(folder)
             fd = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -264,3 +264,13 @@ class DiskStore:
             os.close(self._lock_fd)
             self._lock_fd = None
         self._own = None
+
+
+def _make_private(folder: Path) -> None:
+    """Make a folder and those above it that are missing, for this user alone.
+
+    `mkdir(parents=True)` gives its mode to the last one only.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    for each in reversed(missing):
+        each.mkdir(mode=0o700, exist_ok=True)
