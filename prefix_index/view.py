@@ -15,7 +15,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from itertools import repeat
@@ -81,6 +81,11 @@ class PrefixView:
         """True if no worker has published anything."""
         return not self._holders
 
+    @property
+    def has_stored(self) -> bool:
+        """True if anybody holds blocks below its pool."""
+        return any(blocks for tier, blocks in self._blocks.items() if tier is not StorageTier.POOL)
+
     def workers(self) -> dict[WorkerId, int]:
         """Return the entries of each worker known."""
         return {worker: holder.num_entries for worker, holder in self._holders.items()}
@@ -140,20 +145,25 @@ class PrefixView:
 
     # --- questions ----------------------------------------------------------------------------
 
-    def match(self, block_hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
-        """Count the leading blocks that each worker holds in any tier; who has none is left out.
+    def match(
+        self, block_hashes: Sequence[BlockHash], tier: StorageTier | None = None
+    ) -> dict[WorkerId, int]:
+        """Count the leading blocks that each worker holds; who has none is left out.
 
         Args:
             block_hashes: Of a prompt's full blocks, in order. Gaps past the first `NUM_EXACT` may
                 be overlooked.
+            tier: Where they lie; None: in any tier, each in its own.
         """
+        tables = [blocks for each, blocks in self._blocks.items() if tier in (None, each)]
+        tables = [blocks for blocks in tables if blocks] or [{}]
         matched: dict[WorkerId, int] = {}
         holding = self._live
         start = 0
-        for end, seen in self._probes(block_hashes):
+        for end, seen in self._probes(block_hashes, tables):
             if holding & seen != holding:
                 # A span of one block has been looked up already.
-                inside = self._held_by(block_hashes[start:end]) if end - start > 1 else (seen,)
+                inside = _held_by(block_hashes[start:end], tables) if end - start > 1 else (seen,)
                 for index, held_by in enumerate(inside, start):
                     left = holding & ~held_by
                     if left:
@@ -241,22 +251,17 @@ class PrefixView:
             else:
                 del blocks[key]
 
-    def _probes(self, block_hashes: Sequence[BlockHash]) -> Iterator[tuple[int, int]]:
+    def _probes(
+        self, block_hashes: Sequence[BlockHash], tables: Sequence[Mapping[int, int]]
+    ) -> Iterator[tuple[int, int]]:
         """Yield the ends of spans that cover the blocks, with the holders of each span's last."""
         num_blocks = len(block_hashes)
         fine = range(1, min(num_blocks, NUM_EXACT) + 1)
         coarse = range(NUM_EXACT + SPAN_BLOCKS, num_blocks, SPAN_BLOCKS)
         last = (num_blocks,) if num_blocks > NUM_EXACT else ()
         for ends in (*_slices(fine), *_slices(coarse), last):
-            yield from zip(
-                ends, self._held_by([block_hashes[end - 1] for end in ends]), strict=True
-            )
-
-    def _held_by(self, block_hashes: Sequence[BlockHash]) -> Iterable[int]:
-        """Return the holders of each block in any tier, as bits."""
-        keys = _keys(block_hashes)
-        tables = [blocks for blocks in self._blocks.values() if blocks] or [{}]
-        return reduce(partial(map, or_), [map(table.get, keys, repeat(0)) for table in tables])
+            held_by = _held_by([block_hashes[end - 1] for end in ends], tables)
+            yield from zip(ends, held_by, strict=True)
 
     def _note(self, matched: dict[WorkerId, int], holders: int, num_blocks: int) -> None:
         # From the highest bit down: numbers get shorter, and few holders cost little.
@@ -264,6 +269,14 @@ class PrefixView:
             slot = holders.bit_length() - 1
             matched[self._names[slot]] = num_blocks
             holders ^= 1 << slot
+
+
+def _held_by(
+    block_hashes: Sequence[BlockHash], tables: Sequence[Mapping[int, int]]
+) -> Iterable[int]:
+    """Return the holders of each block in any of the tables, as bits."""
+    keys = _keys(block_hashes)
+    return reduce(partial(map, or_), [map(table.get, keys, repeat(0)) for table in tables])
 
 
 def _slices(numbers: range) -> Iterator[range]:

@@ -252,7 +252,8 @@ class Attempts:
         candidates = self._sessions.candidates()
         published = self._prefixes.published(names)
         constraints = self._constraints(run)
-        sources = self._fetches.sources(candidates, published, constraints)
+        in_pools = self._prefixes.in_pools(names, published)
+        sources = self._fetches.sources(candidates, in_pools, constraints)
         if run.awaits_prompt_scores:
             sources = None  # cached blocks have no scores to give
         held = self._prefixes.held(names, published)

@@ -41,7 +41,7 @@ class PeerFetches:
 
         Args:
             candidates: Live workers.
-            published_blocks: How many leading blocks each has published: what is only on its way
+            published_blocks: How many leading blocks each has in its pool: what is only on its way
                 to a worker cannot be fetched from there.
             constraints: Whether anything is fetched, and from whom nothing: those that have failed
                 the request.

@@ -34,8 +34,15 @@ class PublishedBlocks(Protocol):
         """True if no worker has published anything."""
         ...
 
-    def match(self, block_hashes: Sequence[BlockHash]) -> dict[WorkerId, int]:
-        """Count the leading blocks that each worker has published, in any storage tier."""
+    @property
+    def has_stored(self) -> bool:
+        """True if anybody has published blocks below its pool."""
+        ...
+
+    def match(
+        self, block_hashes: Sequence[BlockHash], tier: StorageTier | None = None
+    ) -> dict[WorkerId, int]:
+        """Count the leading blocks that each worker has published, in one tier or in any."""
         ...
 
     def leading_tiers(
@@ -109,6 +116,17 @@ class PromptPrefixes:
         if self._view is not None:
             for hashes in names.values():
                 found |= self._view.match(hashes)
+        return found
+
+    def in_pools(
+        self, names: PromptNames, published: Mapping[WorkerId, int]
+    ) -> Mapping[WorkerId, int]:
+        """Count those of the published ones that lie in pools: only from there do peers read."""
+        if self._view is None or not self._view.has_stored:
+            return published
+        found: dict[WorkerId, int] = {}
+        for hashes in names.values():
+            found |= self._view.match(hashes, StorageTier.POOL)
         return found
 
     def leading_tiers(

@@ -95,6 +95,7 @@ class PromptReport:
         candidates = self._read_candidates()
         constraints = PlacementConstraints(self._rules)
         published = self._prefixes.published(names)
+        in_pools = self._prefixes.in_pools(names, published)
         try:
             placement = choose(
                 candidates,
@@ -102,7 +103,7 @@ class PromptReport:
                 constraints,
                 self._prefixes.held(names, published),
                 self._clock.now_s(),
-                self._fetches.sources(candidates, published, constraints),
+                self._fetches.sources(candidates, in_pools, constraints),
             )
         except NoWorker as error:
             return {"error": error.message}

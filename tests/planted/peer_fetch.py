@@ -165,4 +165,12 @@ BUGS = [
         "        if source is None:\n",
         FAULTS + "test_a_fetch_under_the_id_of_a_hand_over_leaves_it_alone",
     ),
+    Bug(
+        "a prefix is fetched from a holder's disk",
+        "router/prompt_prefixes.py",
+        "found |= self._view.match(hashes, StorageTier.POOL)",
+        "found |= self._view.match(hashes)",
+        "tests/unit/router/test_prompt_prefixes.py"
+        "::test_what_lies_on_a_holders_disk_alone_is_held_and_is_no_source",
+    ),
 ]

@@ -29,6 +29,7 @@ class PoolsView:
     """A `PublishedBlocks` over workers of this process."""
 
     is_empty = False
+    has_stored = False
 
     def __init__(self, workers):
         """`workers()` are those that live."""
@@ -36,7 +37,7 @@ class PoolsView:
         self.claims = {}
         """Leading blocks by worker id, whatever the pool says."""
 
-    def match(self, block_hashes):
+    def match(self, block_hashes, tier=None):
         found = {}
         for worker in self.workers():
             pool = worker.pool

@@ -62,9 +62,13 @@ def test_a_prefix_may_lie_in_several_tiers():
     assert view.match(CHAIN) == {A: 5}
     assert view.tiers(A, CHAIN[1]) == (StorageTier.POOL, StorageTier.DISK)
     assert view.tiers(B, CHAIN[1]) == ()
+    assert view.has_stored and view.match(CHAIN, StorageTier.POOL) == {A: 2}
     view.apply(A, ONE, evicted(*CHAIN[:2]))
     assert view.match(CHAIN) == {}
     assert view.match(CHAIN[1:]) == {A: 4}
+    assert view.match(CHAIN[1:], StorageTier.POOL) == {}
+    view.apply(A, ONE, evicted(*CHAIN[1:5], tier=StorageTier.DISK))
+    assert not view.has_stored
 
 
 def test_each_leading_block_lies_in_the_fastest_of_its_tiers():
@@ -172,4 +176,11 @@ def test_any_order_of_changes_leaves_what_simple_sets_hold(seed, monkeypatch):
             if count:
                 expected[name] = count
         assert view.match(CHAIN[:12]) == expected
+        in_pools = {}
+        for name, tiers in books.items():
+            held = tiers.get(StorageTier.POOL, set())
+            count = next((i for i, h in enumerate(CHAIN[:12]) if h not in held), 12)
+            if count:
+                in_pools[name] = count
+        assert view.match(CHAIN[:12], StorageTier.POOL) == in_pools
         assert view.num_entries == sum(len(s) for t in books.values() for s in t.values())

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from core.block_hash import block_hashes, hash_key, naming_of, root_hash
-from core.prefix_changes import PrefixChange
+from core.prefix_changes import PrefixChange, StorageTier
 from core.scopes import with_public
 from core.session import Load, Role, WorkerDescriptor
 from core.types import GenerateRequest, Path, SamplingParams
@@ -54,6 +54,22 @@ async def test_a_public_beginning_is_found_whoever_computed_it(num_public):
     prefixes = prefixes_with("p", theirs)
     mine = replace(REQUEST, token_ids=tokens, scope=with_public("acme\n", num_public))
     assert prefixes.held(await prefixes.names(mine, [DESCRIPTOR])) == {"p": num_public // 16}
+
+
+async def test_what_lies_on_a_holders_disk_alone_is_held_and_is_no_source():
+    """A peer reads pools: it would decline, and the prompt would have waited for nothing."""
+    hashes = as_worker_names(REQUEST)
+    view = PrefixView()
+    view.apply("p", 1, PrefixChange(hashes[:3]))
+    view.apply("q", 1, PrefixChange(hashes[:2]))
+    prefixes = PromptPrefixes(view, KEY, Clock())
+    names = await prefixes.names(REQUEST, [DESCRIPTOR])
+    assert prefixes.in_pools(names, prefixes.published(names)) == {"p": 3, "q": 2}
+    view.apply("p", 1, PrefixChange(hashes[:7], tier=StorageTier.DISK))
+    view.apply("p", 1, PrefixChange(evicted=hashes[1:3]))
+    published = prefixes.published(names)
+    assert published == {"p": 7, "q": 2}
+    assert prefixes.in_pools(names, published) == {"p": 1, "q": 2}
 
 
 async def test_others_have_their_turn_while_a_long_prompt_is_hashed():
