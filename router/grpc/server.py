@@ -346,8 +346,7 @@ class GrpcServer:
             ("grpc.max_send_message_length", -1),
             ("grpc.max_metadata_size", 16 << 10),
             ("grpc.keepalive_time_ms", KEEPALIVE_MS),
-            # Idle connections are pinged, too: one whose client has vanished must not stand for
-            # long.
+            # Idle connections are pinged, too: a vanished client's must not stand for long.
             ("grpc.keepalive_permit_without_calls", 1),
             ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MS),
             ("grpc.server_handshake_timeout_ms", HANDSHAKE_TIMEOUT_MS),
