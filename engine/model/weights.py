@@ -5,8 +5,9 @@ Owns loading and the two product recipes. Does not know the model's structure.
 Batch invariance on CPU (ADR 2 has the measurements): fp32 products with prepacked oneDNN weights
 are bitwise equal for every number of rows from 2 up; bf16 ones are not on every CPU (AMX changes
 its summation with the number of rows), but are for a fixed number of rows. So fp32 is padded to 4
-rows, bf16 is computed in tiles of exactly 32 rows. fp16 weights are kept as fp32 on CPU, which has
-no fp16 products: sums are fp32 and every result is rounded to fp16, as on a GPU.
+rows, bf16 is computed in tiles of exactly 32 rows. Weights of a dtype of which the CPU has no
+products are kept as fp32: sums are fp32 and every result is rounded, as on a GPU. That is fp16 on
+every CPU, and bf16 on those without AVX-512.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ TILE_ROWS = 32
 MIN_ROWS = 4
 _linear_pointwise = torch.ops.mkldnn._linear_pointwise.default
 """The overload itself: looking it up by arguments costs microseconds a call."""
+HAS_ONEDNN = torch.backends.mkldnn.is_available()
+HAS_BF16_PRODUCTS = not HAS_ONEDNN or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Without oneDNN torch has slow ones of its own."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,12 +69,19 @@ def _read(opened: Any, name: str, cut: Cut | None) -> Tensor:  # noqa: ANN401 - 
     return torch.cat(parts, dim=cut.axis)
 
 
+def is_widened(dtype: torch.dtype, device: torch.device) -> bool:
+    """Tell whether products of this dtype are computed in fp32 and rounded."""
+    if device.type != "cpu":
+        return False
+    return dtype is torch.float16 or (dtype is torch.bfloat16 and not HAS_BF16_PRODUCTS)
+
+
 def padded_rows(num_rows: int, dtype: torch.dtype, device: torch.device) -> int:
     """Rows to compute so that products of this dtype are batch-invariant."""
     if device.type != "cpu":
         return num_rows
     # Without oneDNN no kernel is known to be invariant, so fp32 is tiled, too.
-    if dtype is not torch.bfloat16 and torch.backends.mkldnn.is_available():
+    if HAS_ONEDNN and (dtype is torch.float32 or is_widened(dtype, device)):
         return max(num_rows, MIN_ROWS)
     return -(-num_rows // TILE_ROWS) * TILE_ROWS
 
@@ -82,10 +93,10 @@ class Linear:
         """Prepack a weight [out, in] for this device."""
         is_cpu = weight.device.type == "cpu"
         self._dtype = weight.dtype
-        self._is_widened = is_cpu and weight.dtype is torch.float16
+        self._is_widened = is_widened(weight.dtype, weight.device)
         if self._is_widened:
             weight, bias = weight.float(), None if bias is None else bias.float()
-        self._is_packed = is_cpu and torch.backends.mkldnn.is_available()
+        self._is_packed = is_cpu and HAS_ONEDNN
         self._is_tiled = is_cpu and not (self._is_packed and weight.dtype is torch.float32)
         self._bias = bias
         # A private copy: prepacking may keep a reference, and the embedding must stay plain.
