@@ -1,6 +1,6 @@
 """Redis as the store of the prefix index.
 
-Owns the keys, the commands, and the bound on each call. Does not know what is in the entries.
+Owns the keys and the commands. Does not know what is in the entries.
 
     baton:{NAMESPACE}:WORKER:INCARNATION:log      stream, one field an entry
     baton:{NAMESPACE}:WORKER:INCARNATION:head     string
@@ -12,18 +12,17 @@ scripts.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-from collections.abc import Awaitable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from redis import asyncio as redis_asyncio
 from redis.exceptions import RedisError
 
+from cluster.redis.client import CALL_TIMEOUT_S, bounded, new_client
 from core.ids import WorkerLife
 from core.ports import START, StoreFailed
 
-CALL_TIMEOUT_S = 0.05
 TIMER_S = 0.15
 """How late a server may answer a call that waits: it looks at its timers ten times a second."""
 LOG_ENTRIES = 4_096
@@ -33,7 +32,6 @@ FIELD = "e"
 COUNT = "n"
 """Field of a whole content that says how many segments it has."""
 OLDEST = "0-0"
-Answer = TypeVar("Answer")
 
 
 class RedisPrefixStore:
@@ -43,7 +41,7 @@ class RedisPrefixStore:
         """Prepare clients; nothing is sent yet. Calls that wait have one of their own."""
         self._prefix = f"baton:{{{namespace}}}"
         self._url = url
-        self._client = self._new_client(CALL_TIMEOUT_S)
+        self._client = new_client(url)
         self._waiting: tuple[float, redis_asyncio.Redis] | None = None
         self._answered_s = 0.0
         """When it last answered a call that waits, by its own clock."""
@@ -65,7 +63,7 @@ class RedisPrefixStore:
         for batch in batches:
             pipeline.xadd(key, {FIELD: batch}, maxlen=LOG_ENTRIES, approximate=True)
         pipeline.pexpire(key, int(ttl_s * 1000))
-        answers = await _bounded(pipeline.execute())
+        answers = await bounded(pipeline.execute())
         if after != START and not answers[0]:
             raise StoreFailed("the log has lost what was added last, as after a failover")
         return _text(answers[-2])
@@ -82,8 +80,8 @@ class RedisPrefixStore:
             pipeline = self._client.pipeline(transaction=False)
             pipeline.hset(key, name, value)
             pipeline.pexpire(key, ttl_ms)
-            await _bounded(pipeline.execute())
-        await _bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))
+            await bounded(pipeline.execute())
+        await bounded(self._client.set(self._key(life, "head"), head, px=ttl_ms))
 
     async def renew(self, life: WorkerLife, number: int, ttl_s: float, after: str = START) -> bool:
         """See `PrefixStore`."""
@@ -92,16 +90,16 @@ class RedisPrefixStore:
             pipeline.xrange(self._key(life, "log"), after, after, count=1)
         for name in ("log", "head", str(number)):
             pipeline.pexpire(self._key(life, name), int(ttl_s * 1000))
-        return all(await _bounded(pipeline.execute()))
+        return all(await bounded(pipeline.execute()))
 
     async def read_head(self, life: WorkerLife) -> bytes | None:
         """See `PrefixStore`."""
-        return _bytes(await _bounded(self._client.get(self._key(life, "head"))))
+        return _bytes(await bounded(self._client.get(self._key(life, "head"))))
 
     async def read_segment(self, life: WorkerLife, number: int, index: int) -> bytes | None:
         """See `PrefixStore`."""
         call: Any = self._client.hget(self._key(life, str(number)), str(index))
-        return _bytes(await _bounded(call))
+        return _bytes(await bounded(call))
 
     async def read_log(
         self, positions: Mapping[WorkerLife, str], wait_s: float
@@ -115,7 +113,7 @@ class RedisPrefixStore:
         pipeline.xread(streams, count=READ_ENTRIES, block=max(1, int(wait_s * 1000)))
         pipeline.time()
         call = pipeline.execute(raise_on_error=False)
-        answer, time = await _bounded(call, wait_s + TIMER_S)
+        answer, time = await bounded(call, wait_s + TIMER_S)
         if isinstance(answer, RedisError):
             raise StoreFailed(str(answer))
         # A Redis of others may not allow it: then nothing is known to be late.
@@ -140,26 +138,10 @@ class RedisPrefixStore:
         worker, incarnation = life
         return f"{self._prefix}:{worker}:{incarnation}:{name}"
 
-    def _new_client(self, timeout_s: float) -> redis_asyncio.Redis:
-        return redis_asyncio.Redis.from_url(
-            self._url,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=CALL_TIMEOUT_S,
-            retry_on_timeout=False,
-        )
-
     def _client_that_waits(self, wait_s: float) -> redis_asyncio.Redis:
         if self._waiting is None or self._waiting[0] < wait_s:
-            self._waiting = (wait_s, self._new_client(wait_s + TIMER_S + CALL_TIMEOUT_S))
+            self._waiting = (wait_s, new_client(self._url, wait_s + TIMER_S + CALL_TIMEOUT_S))
         return self._waiting[1]
-
-
-async def _bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
-    try:
-        async with asyncio.timeout(wait_s + 2 * CALL_TIMEOUT_S):
-            return await call
-    except (RedisError, OSError, TimeoutError, ValueError) as error:
-        raise StoreFailed(str(error) or type(error).__name__) from error
 
 
 def _entries(entries: Any) -> list[tuple[Any, dict[bytes, Any]]]:  # noqa: ANN401 - what Redis sent

@@ -1,0 +1,41 @@
+"""The Redis client behind every store, and the bound on each of its calls.
+
+Owns the timeouts, and which failures are a store's. Does not know keys or values.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from redis import asyncio as redis_asyncio
+from redis.exceptions import RedisError
+
+from core.ports import StoreFailed
+
+CALL_TIMEOUT_S = 0.05
+Answer = TypeVar("Answer")
+
+
+def new_client(url: str, timeout_s: float = CALL_TIMEOUT_S) -> redis_asyncio.Redis:
+    """Prepare a client that waits `timeout_s` for an answer; nothing is sent yet."""
+    return redis_asyncio.Redis.from_url(
+        url,
+        socket_timeout=timeout_s,
+        socket_connect_timeout=CALL_TIMEOUT_S,
+        retry_on_timeout=False,
+    )
+
+
+async def bounded(call: Awaitable[Answer], wait_s: float = 0.0) -> Answer:
+    """Await a call for at most 100 ms, and `wait_s` more for one that waits at the server.
+
+    Raises:
+        StoreFailed: It took longer, or failed.
+    """
+    try:
+        async with asyncio.timeout(wait_s + 2 * CALL_TIMEOUT_S):
+            return await call
+    except (RedisError, OSError, TimeoutError, ValueError) as error:
+        raise StoreFailed(str(error) or type(error).__name__) from error
