@@ -68,44 +68,42 @@ class Ledger:
         runs: Mapping[str, Run] | None = None,
     ) -> None:
         """Keep copies of what is known; `router` is who writes here."""
-        self._router = router
+        self.router = router
         self.slots = dict(slots or {})
         self.runs = dict(runs or {})
 
     def copy(self) -> Ledger:
         """Return a ledger that can be written without changing this one."""
-        return Ledger(self._router, self.slots, self.runs)
+        return Ledger(self.router, self.slots, self.runs)
 
     # --- what is written --------------------------------------------------------------------------
 
     def charge(self, second: int, amount: Amount) -> None:
         """Add to what this router has charged in a second."""
-        old = self.slots.get((self._router, second), Slot())
-        self.slots[self._router, second] = old._replace(
+        old = self.slots.get((self.router, second), Slot())
+        self.slots[self.router, second] = old._replace(
             requests=old.requests + amount.requests, tokens=old.tokens + amount.tokens
         )
 
     def refund(self, second: int, amount: Amount) -> None:
         """Give back what was charged in a second, and no more; nothing if it left the window."""
-        old = self.slots.get((self._router, second))
+        old = self.slots.get((self.router, second))
         if old is not None:
-            self.slots[self._router, second] = old._replace(
+            self.slots[self.router, second] = old._replace(
                 refunded_requests=min(old.requests, old.refunded_requests + amount.requests),
                 refunded_tokens=min(old.tokens, old.refunded_tokens + amount.tokens),
             )
 
-    def begin(self, name: str, owner: str, amount: Amount, now_ms: int) -> Amount:
-        """Note a run of a named request.
+    def paid(self, name: str) -> Amount:
+        """Return what earlier runs of a named request have paid, which is not charged again."""
+        last = self.runs.get(name)
+        return NOTHING if last is None else Amount(last.requests, last.tokens)
 
-        Returns:
-            What earlier runs have paid, which is not charged again.
-        """
+    def begin(self, name: str, owner: str, amount: Amount, now_ms: int) -> None:
+        """Note a run of a named request that has paid up to `amount`."""
         last = self.runs.get(name) or Run(0, "", True, 0, 0, now_ms)
-        paid = Amount(last.requests, last.tokens)
-        self.runs[name] = Run(
-            last.number + 1, owner, False, *map(max, paid, amount), last.charged_ms
-        )
-        return paid
+        requests, tokens = map(max, self.paid(name), amount)
+        self.runs[name] = Run(last.number + 1, owner, False, requests, tokens, last.charged_ms)
 
     def settle(self, name: str, owner: str, used: Amount) -> bool:
         """Note what a named request has used, over all its runs.
@@ -154,7 +152,7 @@ class Ledger:
 
     def own_used(self, now_s: int) -> Amount:
         """Return what this router has."""
-        return total(self.by_second(now_s, self._router).values())
+        return total(self.by_second(now_s, self.router).values())
 
     def by_second(self, now_s: int, router: str | None = None) -> dict[int, Amount]:
         """Return what counts of each second, oldest first.

@@ -171,13 +171,20 @@ def test_all_is_reset_when_the_last_of_it_has_left():
 # --- requests that their clients have named -------------------------------------------------------
 
 
+def began(ledger, name, owner, tokens, now_ms):
+    """What a run finds paid."""
+    paid = ledger.paid(name)
+    ledger.begin(name, owner, Amount(1, tokens), now_ms)
+    return paid
+
+
 def test_a_further_run_pays_only_what_the_earlier_ones_have_not():
     ledger = Ledger("a")
-    assert ledger.begin("x", "one", Amount(1, 100), 5_000) == NOTHING
-    assert ledger.begin("x", "two", Amount(1, 100), 6_000) == (1, 100)
-    assert ledger.begin("x", "three", Amount(1, 150), 7_000) == (1, 100)
-    assert ledger.begin("x", "four", Amount(1, 20), 8_000) == (1, 150)
-    assert ledger.begin("y", "five", Amount(1, 7), 8_000) == NOTHING
+    assert began(ledger, "x", "one", 100, 5_000) == NOTHING
+    assert began(ledger, "x", "two", 100, 6_000) == (1, 100)
+    assert began(ledger, "x", "three", 150, 7_000) == (1, 100)
+    assert began(ledger, "x", "four", 20, 8_000) == (1, 150)
+    assert began(ledger, "y", "five", 7, 8_000) == NOTHING
 
 
 def test_only_the_last_run_may_refund():
@@ -186,7 +193,7 @@ def test_only_the_last_run_may_refund():
     ledger.begin("x", "two", Amount(1, 100), 6_000)
     assert not ledger.settle("x", "one", Amount(1, 10))
     assert ledger.settle("x", "two", Amount(1, 30))
-    assert ledger.begin("x", "three", Amount(1, 100), 7_000) == (1, 30)
+    assert ledger.paid("x") == (1, 30)
 
 
 def test_runs_are_charged_anew_once_the_first_charge_has_left_the_window():
@@ -194,9 +201,9 @@ def test_runs_are_charged_anew_once_the_first_charge_has_left_the_window():
     ledger.begin("x", "one", Amount(1, 100), 5_000)
     ledger.begin("x", "two", Amount(1, 100), 60_000)
     ledger.prune(65)
-    assert ledger.begin("x", "three", Amount(1, 100), 65_000) == (1, 100)
+    assert ledger.paid("x") == (1, 100)
     ledger.prune(66)
-    assert ledger.begin("x", "four", Amount(1, 100), 66_000) == NOTHING
+    assert ledger.paid("x") == NOTHING
 
 
 def test_a_run_that_was_forgotten_refunds_what_it_has_not_used():
@@ -235,4 +242,4 @@ def test_a_ledger_moves_to_another_clock_as_a_whole():
     ledger.shift(1000)
     assert ledger.by_second(1010) == {1010: (1, 5)}
     ledger.prune(1010)
-    assert ledger.begin("x", "two", Amount(1, 5), 1_010_000) == (1, 5)
+    assert ledger.paid("x") == (1, 5)
