@@ -26,6 +26,7 @@ from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
 from core.types import Logprob
 from engine.scheduling.events import HandoverEvent, Reserved
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence, Status
 from kv_transfer.receiver import Arrival, FetchOrder, ReceiverCallbacks
 from kv_transfer.reserved_blocks import Reservation
@@ -57,15 +58,20 @@ class DecodeRole:
     """Hand-overs come in here; none goes out."""
 
     def __init__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: Attempts,
+        agents: TransferAgents,
     ) -> None:
         """Join a worker."""
-        self._scheduler = attempts.scheduler
+        self._scheduler = scheduler
         self._attempts = attempts
         self._kv = components.kv
         self._layout = components.layout
         self._clock = components.clock
         self._post = agents.post
+        self._vocabulary_size = components.vocabulary_size
         self._reserve_wait_s = components.transfer.reserve_wait_s
         self._worker_id = components.worker_id
         self._incarnation = components.incarnation
@@ -231,7 +237,7 @@ class DecodeRole:
             self._attempts.end(attempt, error)
             return
         try:
-            check_first_tokens(first_tokens.values(), self._attempts.vocabulary_size)
+            check_first_tokens(first_tokens.values(), self._vocabulary_size)
         except KVTransferError as error:
             self._attempts.end(attempt, error)
             return

@@ -16,6 +16,7 @@ from core.ids import TransferId
 from core.plan import StepPlan
 from core.session import ConnectPeers, Role, Task
 from engine.scheduling.events import Announced, HandoverEvent, Preempted, Reserved, Started
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Handover, Sequence, Status
 from kv_transfer.sender import Blocks, Offer, SenderCallbacks
 from worker.attempt import Attempt
@@ -51,10 +52,14 @@ class PrefillRole:
     """Hand-overs go out from here; none comes in."""
 
     def __init__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: Attempts,
+        agents: TransferAgents,
     ) -> None:
         """Join a worker."""
-        self._scheduler = attempts.scheduler
+        self._scheduler = scheduler
         self._attempts = attempts
         self._kv = components.kv
         self._layout = components.layout

@@ -83,7 +83,7 @@ class AttemptTable:
         self.num_stale = 0
         self.num_attempts = 0
         self._tombstones: OrderedDict[RunId, Epoch] = OrderedDict()
-        self.transfers = Transfers(components, self, loops)
+        self.transfers = Transfers(components, scheduler, self, loops)
         self.role = self.transfers.role
 
     def wake(self) -> None:

@@ -19,6 +19,7 @@ from core.prefix_changes import StorageTier
 from core.session import Role, WorkerDescriptor
 from core.trace import NoTracing, Tracing
 from engine.scheduling.block_changes import BlockChanges
+from engine.scheduling.scheduler import Scheduler
 from kv_transfer.agent import OnFault
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.send_agent import SendAgent
@@ -69,7 +70,12 @@ class MakeRole(Protocol):
     """Where its workers belong."""
 
     def __call__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents, /
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: Attempts,
+        agents: TransferAgents,
+        /,
     ) -> WorkerRole:
         """Make the role of one worker."""
         ...

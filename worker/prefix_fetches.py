@@ -22,6 +22,7 @@ from core.errors import PoolExhausted, ServingError, TransferNotFound
 from core.ids import TransferId
 from core.session import FetchOutcome, FetchReport, PrefixSource
 from core.types import Logprob
+from engine.scheduling.scheduler import Scheduler
 from engine.scheduling.sequence import Sequence
 from kv_transfer.receiver import Arrival, FetchOrder
 from kv_transfer.reserved_blocks import Reservation
@@ -51,12 +52,16 @@ class PrefixFetches:
     """The prefixes that one worker fetches from others."""
 
     def __init__(
-        self, components: WorkerComponents, attempts: Attempts, agents: TransferAgents
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: Attempts,
+        agents: TransferAgents,
     ) -> None:
         """Fetch nothing yet."""
         self._attempts = attempts
-        self._prefixes = attempts.scheduler.prefixes
-        self._pool = attempts.scheduler.pool
+        self._prefixes = scheduler.prefixes
+        self._pool = scheduler.pool
         self._is_cache_on = components.engine.cache_prefixes
         self._kv = components.kv
         self._layout = components.layout

@@ -9,6 +9,7 @@ from __future__ import annotations
 from core.errors import InvalidRequest, ServingError
 from core.ids import TransferId
 from core.session import OfferPrefix
+from engine.scheduling.scheduler import Scheduler
 from kv_transfer.receive_agent import ReceiveAgent
 from kv_transfer.receiver import ReceiverCallbacks
 from kv_transfer.send_agent import SendAgent
@@ -25,7 +26,13 @@ from worker.prefix_offers import PrefixOffers
 class Transfers:
     """The transfers of one worker."""
 
-    def __init__(self, components: WorkerComponents, attempts: Attempts, loops: Loops) -> None:
+    def __init__(
+        self,
+        components: WorkerComponents,
+        scheduler: Scheduler,
+        attempts: Attempts,
+        loops: Loops,
+    ) -> None:
         """Make the agents and all that they work for; nothing listens yet."""
         self._attempts = attempts
         self._vocabulary_size = components.vocabulary_size
@@ -46,15 +53,15 @@ class Transfers:
                 components.kv,
                 components.layout,
                 components.transfer,
-                attempts.scheduler.pool.generation,
+                scheduler.pool.generation,
                 components.clock.now_s,
                 loops.agent_broke,
             ),
             loops.to_agent,
         )
-        self.role = components.role(components, attempts, self._agents)
-        self.offers = PrefixOffers(components, attempts.scheduler.prefixes, self._agents)
-        self.fetches = PrefixFetches(components, attempts, self._agents)
+        self.role = components.role(components, scheduler, attempts, self._agents)
+        self.offers = PrefixOffers(components, scheduler.prefixes, self._agents)
+        self.fetches = PrefixFetches(components, scheduler, attempts, self._agents)
 
     @property
     def agents(self) -> tuple[SendAgent, ReceiveAgent]:

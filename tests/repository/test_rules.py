@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from support.tree import PACKAGES
 
-from benchmarks.house import of_request
+from benchmarks.house import imports_of, longest_chain, of_request
 from cli.sbom import bill, canonical
 from core import metrics
 from router import refusals
@@ -323,3 +323,14 @@ def test_what_runs_anyway_is_no_part_of_a_request():
     quiet = [{beat: 3, both: 1}, {beat: 4}]
     asked = {beat: 4, both: 3, own: 1, f"{own}.<locals>.<genexpr>": 9, f"{own}.<locals>.inner": 1}
     assert of_request([*quiet, asked]) == {both: 2, own: 1, f"{own}.<locals>.inner": 1}
+
+
+def test_the_import_chain_is_counted_with_types_and_without(tmp_path):
+    top = "from middle import T\nif TYPE_CHECKING:\n    import low\ndef f(x: T) -> low.T: ...\n"
+    modules = {"top": top, "middle": "import low\nT = low.T\n", "low": "T = int\n"}
+    paths = {name: tmp_path / f"{name}.py" for name in modules}
+    for name, path in paths.items():
+        path.write_text(modules[name])
+    assert imports_of(ast.parse(top), paths) == {"middle": {"T"}, "low": {"low"}}
+    assert longest_chain(paths, with_types=True) == ["top", "middle", "low"]
+    assert longest_chain(paths, with_types=False) == ["middle", "low"]
