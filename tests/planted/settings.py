@@ -3,6 +3,7 @@
 from planted.bug import Bug
 
 BY = "tests/unit/core/config/test_renamed.py::"
+CONFIG = "tests/unit/core/test_config.py::"
 CHECK = "tests/unit/cluster/test_machine_check.py::"
 BUGS: list[Bug] = [
     Bug(
@@ -53,5 +54,12 @@ BUGS: list[Bug] = [
         "    with_read_secrets(config)\n",
         "",
         CHECK + "test_what_a_start_would_refuse_is_refused_before_it",
+    ),
+    Bug(
+        "a wrong setting is told of in the validator's words",
+        "core/validation_words.py",
+        '    if error["type"] in WORDS:\n',
+        "    if False:\n",
+        CONFIG + "test_a_wrong_value_is_told_of_in_plain_words",
     ),
 ]
